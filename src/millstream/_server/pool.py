@@ -34,6 +34,7 @@ class Pool(Share):
     Args:
         maximum: Number of places.
         on_wait: Called when a request starts to wait, to give back a place that isn't in use.
+        several: Whether there's more than one owner, if that's known before the second one comes.
 
     Example:
         >>> if not await processes.acquire(call.owner):
@@ -44,13 +45,13 @@ class Pool(Share):
         ...     processes.leave(call.owner)
     """
 
-    def __init__(self, maximum: int, *, on_wait: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, maximum: int, *, on_wait: Callable[[], object] = lambda: None, several: bool = False) -> None:
         super().__init__(maximum, each=maximum)
         self.waiting: Share = Share(_MAX_WAITING)
         """The waiting requests."""
         self._on_wait = on_wait
         self._first_owner = ""
-        self.several: bool = False
+        self.several: bool = several
         """Whether there's more than one owner. Set it if that's known before the second one comes."""
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting owners, the one served last at the end."""

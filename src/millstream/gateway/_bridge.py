@@ -12,8 +12,8 @@ import asyncio
 import contextlib
 import logging
 import re
-from collections.abc import Awaitable, Collection, Coroutine, Mapping
-from functools import lru_cache
+from collections.abc import Awaitable, Collection, Mapping
+from functools import lru_cache, partial
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
+from millstream._override import override
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -37,7 +38,7 @@ from millstream.client import (
 from millstream.client.lowlevel import NO_HANDSHAKE, RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, Cycle, extend_path
-from millstream.gateway._parked_calls import CALL_OVER, Ticket
+from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, Ticket
 from millstream.gateway._relay import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
@@ -155,13 +156,6 @@ class StoredTask(Struct, array_like=True, tag=True):
 _State = Ticket | _Rounds | _Urls | StoredTask | _SavedResult
 
 
-class _SavedState(Struct, array_like=True):
-    """Sealed state of a forwarded call between the requests of its client."""
-
-    upstream: str
-    state: _State
-
-
 class _ToolResult(Struct, rename="camel"):
     is_error: bool = False
 
@@ -172,7 +166,8 @@ class _Elicitations(Struct):
     elicitations: list[Json]
 
 
-_decode_state = msgspec.json.Decoder(_SavedState).decode
+_decode_state = msgspec.json.Decoder(tuple[str, _State]).decode
+"""Decodes the upstream's name and the state of a forwarded call, which are sealed between its client's requests."""
 _decode_tool_result = decoder(_ToolResult)
 
 
@@ -299,7 +294,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         await credentials.prepare(call)
     level, requested_level = await _find_log_level(call)
     forwarding = _ForwardedCall(call, upstream, ask, level=level)
-    link, relay, previous, breaker = None, forwarding.relay, forwarding.previous, upstream.breaker
+    link, previous, breaker = None, forwarding.previous, upstream.breaker
     if isinstance(previous, _SavedResult):
         return bytes(previous.result)
     if previous is None and (refusal := breaker.refusal(call, method, name)):
@@ -307,16 +302,16 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     started, answered = perf_counter(), False
     try:
         if isinstance(previous, Ticket):
-            work: Awaitable[bytes] = upstream.gateway.parked_calls.resume(call, relay, previous, forwarding.ask)
+            work: Awaitable[bytes] = upstream.gateway.parked_calls.resume(forwarding, previous)
         else:
-            link = await _connect(call, upstream, relay.abilities, name)
+            link = await _connect(call, upstream, forwarding.abilities, name)
             link.calls += 1
             source = link.conversation.negotiated.revision
             if requested_level and source.handshake:
                 await _set_level(upstream, link, requested_level)
-            ask.meta = _meta(call, upstream, source, relay.abilities, relay.level)
+            ask.meta = _meta(call, upstream, source, forwarding.abilities, level)
             work = forwarding.run(link)
-        result = await _await_in_order(relay, work)
+        result = await forwarding.outbox.settle_after(work)
         answered = True
         if not (
             (_cannot_ask(result) or _NEEDS_EXTENSION in result) and _try_other_era(call, upstream, link, ask, result)
@@ -406,20 +401,6 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
     return link
 
 
-async def _await_in_order(relay: Relay, work: Awaitable[bytes]) -> bytes:
-    """Return the result after all messages that preceded it."""
-    try:
-        result = await work
-    except (Exception, InputRequired):
-        await relay.outbox.settle()
-        raise
-    except BaseException:  # the client has disconnected
-        relay.outbox.stop()
-        raise
-    await relay.outbox.settle()
-    return result
-
-
 async def _find_log_level(call: Call) -> tuple[str, str]:
     """Return the minimum log level that the client wants, and the one it set."""
     if call.revision.log_level_per_request:
@@ -459,10 +440,10 @@ def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = F
     return encode(members)[1:-1]
 
 
-class _ForwardedCall:
+class _ForwardedCall(Relay):
     """A call that is being forwarded to an upstream, and its state, carried by its client's retries."""
 
-    __slots__ = ("_ask", "_call", "_link", "_slot", "_source", "_upstream", "previous", "relay")
+    __slots__ = ("_ask", "_link", "_send", "_slot", "_source", "_upstream", "previous")
 
     def __init__(
         self,
@@ -484,23 +465,22 @@ class _ForwardedCall:
         Raises:
             ProtocolError: The state belongs to another upstream.
         """
-        self._call = call
+        super().__init__(call, upstream.abilities(call), level, upstream.policy.redactor(ask.method, ask.name))
         self._upstream = upstream
         self._ask = ask
         self._source = source
         self._slot = f"gateway {ask.method} {ask.name}"
         self._link: Link
-        self.relay: Relay = Relay(call, upstream.abilities(call), level, upstream.policy.redactor(ask.method, ask.name))
         self.previous: _State | None = None
         raw = call.saved_value(self._slot)
         if raw is not None:
-            saved = _decode_state(raw)
-            if saved.upstream != upstream.name:
+            name, self.previous = _decode_state(raw)
+            if name != upstream.name:
                 raise ProtocolError(INVALID_PARAMS, CALL_OVER)
-            self.previous = saved.state
 
-    def ask(self, questions: Mapping[str, Any], state: _State) -> InputRequired:
-        """Return the exception that ends the client's request with questions, sealing a state for its retry."""
+    @override
+    def end_request(self, questions: Mapping[str, Any], state: _State) -> InputRequired:
+        """See `Relay.end_request`."""
         self._save(state)
         return InputRequired(questions)
 
@@ -511,23 +491,20 @@ class _ForwardedCall:
 
     def _save(self, state: _State) -> None:
         """Save a state for the next run of the call."""
-        self._call.save_value(self._slot, encode(_SavedState(self._upstream.name, state)))
+        self.call.save_value(self._slot, encode((self._upstream.name, state)))
 
     def run(self, link: Link) -> Awaitable[bytes]:
         """Return the raw result."""
         self._link, self._source = link, link.conversation.negotiated.revision
+        self._send = partial(_send, link, self._ask)
         if self._source.handshake:
-            return self._send(self.relay) if self._call.revision.handshake else self._forward_parked()
+            return self._send(self) if self.call.revision.handshake else self._forward_parked()
         has_tasks = self._ask.method == "tools/call" and self._upstream.has_tasks
         return self._run_with_task() if has_tasks else self._run_rounds()
 
-    def _send(self, recipient: Recipient, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
-        """Send the request once, with `extra` members in its parameters."""
-        return _send(self._link, self._ask, recipient, extra)
-
     def _answers(self, keys: Collection[str]) -> Json:
         """Return the client's answers to some questions."""
-        return {key: raw for key, raw in (self._call.responses or {}).items() if key in keys}
+        return {key: raw for key, raw in (self.call.responses or {}).items() if key in keys}
 
     # Handshake-era upstreams
 
@@ -535,17 +512,17 @@ class _ForwardedCall:
         """Forward a call whose questions are answered by the client's next request."""
         if isinstance(self.previous, _Urls):
             self._check_urls(self.previous)
-        if not can_ask(self.relay.abilities):
-            return await self._send(self.relay)
+        if not can_ask(self.abilities):
+            return await self._send(self)
         calls, size = self._upstream.gateway.parked_calls, len(self._ask.params)
-        return await calls.run(self._call, self.relay, self._source, size, self._send, self.ask)
+        return await calls.run(ParkedCall(self, self._source, size, self._send, calls), self)
 
     def _check_urls(self, previous: _Urls) -> None:
         """Check that the user agreed to open every URL that the upstream requested."""
-        answers = self._call.responses or {}
+        answers = self.call.responses or {}
         for key, question in previous.questions.items():
             if key not in answers:
-                raise self.ask({key: question}, previous)
+                raise self.end_request({key: question}, previous)
             try:
                 action = _decode_elicit(bytes(answers[key])).action
             except MALFORMED as exc:
@@ -561,10 +538,10 @@ class _ForwardedCall:
 
         A client is asked on the stream of its call, or in the per-request era, by the call's result.
         """
-        call, members, loop = self._call, self._earlier_rounds(), asyncio.get_running_loop()
+        call, members, loop = self.call, self._earlier_rounds(), asyncio.get_running_loop()
         latest = loop.time() + self._upstream.config.timeout
         for number in range(1, call.services.settings.max_rounds + 1):
-            result = await self._send(self.relay, encode(members)[1:-1])
+            result = await self._send(self, encode(members)[1:-1])
             required = _input_required(result)
             if required is None:
                 return result
@@ -585,7 +562,7 @@ class _ForwardedCall:
 
     def _earlier_rounds(self) -> Json:
         """Return the members of parameters that continue the earlier rounds of a client."""
-        call, before = self._call, self.previous
+        call, before = self.call, self.previous
         if not isinstance(before, _Rounds):
             return {"inputResponses": dict(call.responses)} if call.responses and not call.state else {}
         answers = self._answers(before.keys)
@@ -594,10 +571,10 @@ class _ForwardedCall:
 
     async def _answer(self, question: ForwardedQuestion) -> Raw:
         try:
-            return project_answer(question, await self.relay.ask(question), self._source)
+            return project_answer(question, await self.ask(question), self._source)
         except ProtocolError as exc:
             raise call_error(
-                self._call, f"The server asked the client, but didn't get an answer: {exc.message}"
+                self.call, f"The server asked the client, but didn't get an answer: {exc.message}"
             ) from exc
 
     # Tasks of upstreams
@@ -608,7 +585,7 @@ class _ForwardedCall:
         A client that supports tasks gets a task of the gateway. It stores the id of the upstream's task, so it survives
         questions and can continue in another worker.
         """
-        call = self._call
+        call = self.call
         if isinstance(task := self.previous, StoredTask):
             if answers := self._answers(task.asked_keys):
                 await self._ask_task("tasks/update", task.id, {"inputResponses": answers})
@@ -624,7 +601,7 @@ class _ForwardedCall:
         return await self._follow_task(task)
 
     async def _follow_task(self, stored: StoredTask) -> bytes:
-        call, message, count = self._call, "", 0
+        call, message, count = self.call, "", 0
         try:
             while True:
                 task = _read_task(await self._ask_task("tasks/get", stored.id, {}))
@@ -634,13 +611,13 @@ class _ForwardedCall:
                     return task.raw_outcome()
                 if task.status_message and task.status_message != message:
                     message, count = task.status_message, count + 1
-                    self.relay.progress(count, None, message)
+                    self.progress(count, None, message)
                 new = {key: each for key, each in task.input_requests.items() if key not in stored.asked_keys}
                 if new:
                     stored.asked_keys += new
                     questions = self._questions(new)
                     if not call.revision.handshake:
-                        raise self.ask({key: each.request for key, each in questions.items()}, stored)
+                        raise self.end_request({key: each.request for key, each in questions.items()}, stored)
                     answers = {key: await self._answer(each) for key, each in questions.items()}
                     await self._ask_task("tasks/update", stored.id, {"inputResponses": answers})
                 await asyncio.sleep(task.pause)
@@ -659,7 +636,7 @@ class _ForwardedCall:
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
         """Return the exception that ends the client's request with the questions of an upstream's result."""
         questions = {key: each.request for key, each in self._questions(required.input_requests).items()}
-        return self.ask(questions, _Rounds(required.request_state, list(questions)))
+        return self.end_request(questions, _Rounds(required.request_state, list(questions)))
 
     def _questions(self, requests: Mapping[str, InputRequest]) -> dict[str, ForwardedQuestion]:
         """Return questions of the upstream in the client's revision.
@@ -672,17 +649,17 @@ class _ForwardedCall:
         name = self._upstream.name
         try:
             return {
-                key: project_question(each.method, bytes(each.params), self.relay, self._source, name)
+                key: project_question(each.method, bytes(each.params), self, self._source, name)
                 for key, each in requests.items()
             }
         except ProtocolError as exc:
             raise call_error(
-                self._call, f"The server asked something that this client can't answer: {exc.message}"
+                self.call, f"The server asked something that this client can't answer: {exc.message}"
             ) from exc
 
     def convert_error(self, exc: ServerError | AccessDenied) -> BaseException:
         """Return the upstream's own error in the client's revision."""
-        call = self._call
+        call = self.call
         if isinstance(exc, AccessDenied):
             return no_response_error(call, self._upstream, exc)
         if exc.code == URL_ELICITATION_REQUIRED:
@@ -695,7 +672,7 @@ class _ForwardedCall:
 
     def _convert_url_error(self, exc: ServerError) -> BaseException:
         """Return the error that asks the user to open URLs first."""
-        call, policy, name = self._call, self._upstream.policy, self._upstream.name
+        call, policy, name = self.call, self._upstream.policy, self._upstream.name
         try:
             urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
         except msgspec.ValidationError:
@@ -705,24 +682,27 @@ class _ForwardedCall:
         if call.revision.url_error:
             named = [{**each, "message": f"[{name}] {each.get('message', '')}"} for each in urls]
             return ProtocolError(exc.code, exc.message, {"elicitations": named})
-        declared = declare(self.relay.abilities, call.revision)
+        declared = declare(self.abilities, call.revision)
         if not call.revision.handshake and urls and declares(declared, {"elicitation": {"url": {}}}):
             try:
                 questions = {
                     f"url{number}": project_question(
-                        "elicitation/create", encode({**each, "mode": "url"}), self.relay, call.revision, name
+                        "elicitation/create", encode({**each, "mode": "url"}), self, call.revision, name
                     ).request
                     for number, each in enumerate(urls, 1)
                 }
             except ProtocolError:
                 return no_response_error(call, self._upstream, exc)
-            return self.ask(questions, _Urls(questions))
+            return self.end_request(questions, _Urls(questions))
         addresses = " ".join(str(each.get("url", "")) for each in urls)
         return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
 
 
-async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes) -> bytes:
-    """Send a request once. A parked call holds only this coroutine, and no reference to its client's request."""
+async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes = b"") -> bytes:
+    """Send a request once, with `extra` members in its parameters.
+
+    A parked call holds only this coroutine, and no reference to its client's request.
+    """
     requests, relays, places, owner, answered = link.conversation.requests, link.relays, link.places, ask.owner, False
     params = ask.params
     if extra:
@@ -754,10 +734,8 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
     Raises:
         InvalidResponse: The result is malformed.
     """
-    if _INPUT_REQUIRED not in result:
-        return None
     try:
-        if _decode_type(result).result_type != "input_required":
+        if _INPUT_REQUIRED not in result or _decode_type(result).result_type != "input_required":
             return None
         found = _decode_required(result)
     except MALFORMED as exc:
@@ -773,10 +751,8 @@ def _created_task(result: bytes) -> Task | None:
     Raises:
         InvalidResponse: It can't be read.
     """
-    if _TASK_MARKER not in result:
-        return None
     try:
-        return _read_task(result) if _decode_type(result).result_type == "task" else None
+        return _read_task(result) if _TASK_MARKER in result and _decode_type(result).result_type == "task" else None
     except MALFORMED:
         return None
 
@@ -811,16 +787,17 @@ def no_response_error(call: Call, upstream: Upstream, exc: ClientError) -> ToolE
 
 _NO_EFFECT = "so the call wasn't sent. Try again in a minute."
 _EFFECT = "The call may have had an effect: check that before you call again."
-_PROCESS_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
+_Texts = tuple[tuple[type[ClientError], str], ...]
+_PROCESS_ERRORS: _Texts = (
     (ConnectFailed, f"can't be started, {_NO_EFFECT}"),
     (TargetError, "can't be started, so the call wasn't sent. Its operator has to correct the command."),
     (ConnectionLost, f"exited during the call. {_EFFECT}"),
 )
-_CONNECTION_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
+_CONNECTION_ERRORS: _Texts = (
     (ConnectFailed, f"can't be reached, {_NO_EFFECT}"),
     (ConnectionLost, f"closed the connection during the call. {_EFFECT}"),
 )
-_ERRORS: tuple[tuple[type[ClientError], str], ...] = (
+_ERRORS: _Texts = (
     (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
     (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),

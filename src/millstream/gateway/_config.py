@@ -76,11 +76,11 @@ class ConfigValue(Struct, frozen=True):
     """A value of a configuration file, and its place in the file."""
 
     path: Path
-    root: Any
-    """All values of the file, as written."""
     line: Callable[[KeyPath], int]
     environ: Mapping[str, str]
     value: Any
+    original: Any
+    """The value as written in the file. In errors, variables aren't expanded, because they may be secrets."""
     where: KeyPath = ()
 
     def error(self, what: str) -> ConfigError:
@@ -88,17 +88,10 @@ class ConfigValue(Struct, frozen=True):
         name = f"{'.'.join(self.where)}: " if self.where else ""
         return ConfigError(f"{self.path}, line {self.line(self.where)}: {name}{what}")
 
-    @property
-    def written(self) -> str:
-        """The value as written in the file, for an error. Variables aren't expanded, because they may be secrets."""
-        value = self.root
-        for name in self.where:
-            value = members(value).get(name)
-        return f"{value!r:.60}"
-
     def member(self, name: str) -> "ConfigValue":
         """Return a member of a table; its value is None if it's missing."""
-        return structs.replace(self, value=members(self.value).get(name), where=(*self.where, name))
+        value, original = (members(each).get(name) for each in (self.value, self.original))
+        return structs.replace(self, value=value, original=original, where=(*self.where, name))
 
     def table(self) -> "dict[str, ConfigValue]":
         """Return the members of a table.
@@ -107,7 +100,7 @@ class ConfigValue(Struct, frozen=True):
             ConfigError: The value isn't a table.
         """
         if not is_object(self.value):
-            raise self.error(f"it must be a table of options, not {self.written}.")
+            raise self.error(f"it must be a table of options, not {self.original!r:.60}.")
         return {name: self.member(name) for name in self.value}
 
     def options(self, known: Mapping[str, FieldInfo]) -> "dict[str, ConfigValue]":
@@ -202,7 +195,7 @@ class ConfigValue(Struct, frozen=True):
                 with suppress(MissingExtra):  # reported when the gateway starts
                     Redactor(converted)
         except msgspec.ValidationError:
-            raise self.error(f"it must be {_describe(kind)}, not {self.written}.") from None
+            raise self.error(f"it must be {_describe(kind)}, not {self.original!r:.60}.") from None
         except ValueError as exc:
             raise self.error(str(exc)) from None
         return converted
@@ -248,7 +241,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
     variables = os.environ if environ is None else environ
     if path.suffix == ".json" or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
         return _load_servers(_json_source(path, text, variables))
-    return _load_gateway(_toml_source(path, text, variables))
+    return _load_gateway(path, text, variables)
 
 
 def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
@@ -263,18 +256,7 @@ def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigVal
             node = node.members.get(name, node)
         return text.count("\n", 0, node.name_start) + 1
 
-    return ConfigValue(path, root.value, line, environ, root.value)
-
-
-def _toml_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigValue:
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as exc:
-        hint = (
-            "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
-        )
-        raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
-    return ConfigValue(path, values, partial(_toml_line, text, values), environ, values)
+    return ConfigValue(path, line, environ, root.value, root.value)
 
 
 def _toml_line(text: str, values: Any, where: KeyPath) -> int:
@@ -341,7 +323,15 @@ def upstream_options() -> Mapping[str, FieldInfo]:
     return {**options_of(_Target), **common}
 
 
-def _load_gateway(root: ConfigValue) -> GatewayConfig:
+def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayConfig:
+    try:
+        written = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
+        hint = (
+            "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
+        )
+        raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
+    root = ConfigValue(path, partial(_toml_line, text, written), environ, written, written)
     values = root.read(
         options_of(GatewayConfig),
         settings=lambda each: each.read(options_of(Settings)),
@@ -365,14 +355,12 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
         policy = structs.replace(policy, pins=str(entry.path.with_suffix(".lock")))
     if shared is not None:
         policy = structs.replace(policy, shared=shared)
-    target, api = _pop_target(entry, values)
-    return UpstreamConfig(
-        **values, name=name, target=target, openapi=api, policy=policy if policy != UpstreamPolicy() else None
-    )
+    target = _pop_target(entry, values)
+    return UpstreamConfig(**values, name=name, target=target, policy=policy if policy != UpstreamPolicy() else None)
 
 
-def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
-    """Remove and return the fields that say where an upstream is."""
+def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> Any:
+    """Remove the fields that say where an upstream is, and return its target, or set its `openapi`."""
     url, command, args, api = (values.pop(key, None) for key in ("url", "command", "args", "openapi"))
     present = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
     if len(present) != 1:
@@ -381,13 +369,14 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> tuple[Any, Any]:
     if args and not command:
         raise entry.member("args").error(f"args requires a command, but this upstream has {present[0]}.")
     if api:
-        return None, _load_openapi(structs.replace(entry.member("openapi"), value=api))
+        values["openapi"] = _load_openapi(structs.replace(entry.member("openapi"), value=api))
+        return None
     if url:
         _check_url(entry.member("url"), url)
-        return url, None
+        return url
     if isinstance(command, str) and not args:
-        return command, None
-    return [*([command] if isinstance(command, str) else command or ()), *(args or ())], None
+        return command
+    return [*([command] if isinstance(command, str) else command or ()), *(args or ())]
 
 
 def _check_url(written: ConfigValue, url: str) -> None:

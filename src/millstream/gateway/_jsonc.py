@@ -167,10 +167,10 @@ class _Style:
         self._text = text
         self.end = "\r\n" if "\r\n" in text else "\n"
         first = next(iter(root.members.values()), None)
-        if first is not None and "\n" not in text[root.start : root.end]:
-            self.unit = ""  # everything is on one line
-        else:
-            self.unit = (self.margin(first.name_start) if first is not None else "") or "  "
+        self.unit = "  "
+        if first is not None:
+            # Without line breaks, everything is on one line.
+            self.unit = (self.margin(first.name_start) or "  ") if "\n" in text[root.start : root.end] else ""
 
     def margin(self, place: int) -> str:
         """Return the indentation of the line at a position."""

@@ -84,45 +84,34 @@ class Link(Struct, eq=False):
         return not self.calls and self.open_task is None and self.key != SHARED_KEY
 
 
-def http_places(*, several: bool = False) -> Pool:
-    """Return the places for calls that share the HTTP connections to one upstream."""
-    places = Pool(MAX_HTTP_CALLS)
-    places.several = several
-    return places
+class Links(Struct, eq=False):
+    """The connections to one upstream; `open` makes them."""
 
-
-class Links:
-    """The connections to one upstream."""
-
-    def __init__(self, connect: Callable[[LinkKey, str], Link], *, max_connections: int, idle_seconds: float) -> None:
-        """Create the pool; `open` makes connections.
-
-        Args:
-            connect: Creates a connection of an owner that isn't started yet.
-            max_connections: Maximum open connections. An owner that may not have another one loses an idle one of its
-                own or of an owner that holds more, see `Pool`.
-            idle_seconds: Seconds after which an idle connection is closed.
-        """
-        self._connect = connect
-        self._idle_seconds = idle_seconds
-        self.places: Pool = Pool(max_connections)
-        self._open: dict[LinkKey, Link] = {}
-        self._to_close: set[Link] = set()
-        """Connections to close when their last call ends, because their user has reconnected or disconnected."""
-        self._close_tasks = Tasks()
+    connect: Callable[[LinkKey, str], Link]
+    """Creates a connection of an owner that isn't started yet."""
+    places: Pool
+    """Places for open connections. An owner that may not have another one loses an idle one of its own or of an owner
+    that holds more.
+    """
+    idle_seconds: float
+    """Seconds after which an idle connection is closed."""
+    links: dict[LinkKey, Link] = {}
+    retired: set[Link] = set()
+    """Connections to close when their last call ends, because their user has reconnected or disconnected."""
+    close_tasks: Tasks = field(default_factory=Tasks)
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self.links)
 
     def ready(self, key: LinkKey) -> Link | None:
         """Return the open connection of a key, or None."""
-        link = self._open.get(key)
+        link = self.links.get(key)
         return link if link is not None and link.open_task is None else None
 
     @property
     def has_handshake(self) -> bool:
         """Whether there's a connection that began with a handshake."""
-        return any(key.handshake and link.open_task is None for key, link in self._open.items())
+        return any(key.handshake and link.open_task is None for key, link in self.links.items())
 
     async def open(self, key: LinkKey, owner: str = "") -> Link:
         """Return the connection of a key, opening it if necessary.
@@ -136,12 +125,12 @@ class Links:
             ClientError: The upstream can't be reached.
         """
         for _ in range(_ATTEMPTS):
-            link = self._open.get(key)
+            link = self.links.get(key)
             if link is None:
                 if not (key.principal or key.affinity):
                     owner = ""  # several callers share it
                 self._take_place(owner)
-                link = self._open[key] = self._connect(key, owner)
+                link = self.links[key] = self.connect(key, owner)
                 link.open_task = asyncio.get_running_loop().create_task(self._start(link))
                 link.open_task.add_done_callback(has_failed)
             opening = link.open_task
@@ -150,7 +139,7 @@ class Links:
             await asyncio.wait([opening])
             if not opening.cancelled():
                 opening.result()
-            if self._open.get(key) is link:  # another caller may have closed it
+            if self.links.get(key) is link:  # another caller may have closed it
                 return link
         raise ConnectionLost("The connection was closed while it was being opened.")
 
@@ -159,8 +148,8 @@ class Links:
             await link.conversation.start()
             link.open_task = None
         except BaseException:
-            if self._open.get(link.key) is link:
-                del self._open[link.key]
+            if self.links.get(link.key) is link:
+                del self.links[link.key]
                 self.places.leave(link.owner)
             raise
 
@@ -170,7 +159,7 @@ class Links:
         while not self.places.take(owner):
             idle = [
                 link
-                for link in self._open.values()
+                for link in self.links.values()
                 if link.is_idle and (link.owner in ("", owner) or count(link.owner) > count(owner))
             ]
             if not idle:
@@ -179,28 +168,28 @@ class Links:
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""
-        if self._open.get(link.key) is link:
-            del self._open[link.key]
+        if self.links.get(link.key) is link:
+            del self.links[link.key]
         self.places.leave(link.owner)
-        self._close_tasks.spawn(_close(link))
+        self.close_tasks.spawn(_close(link))
 
     def end_links_of(self, owner: str) -> None:
         """Close the connections with one user's credentials once their calls have finished."""
-        for key, link in list(self._open.items()):
+        for key, link in list(self.links.items()):
             if key.credentials.partition("\n")[0] != owner:
                 continue
             if link.calls and key.principal:  # without a principal, it's the connection for lists
-                del self._open[key]
-                self._to_close.add(link)
+                del self.links[key]
+                self.retired.add(link)
             else:
                 self.end(link)
 
     def retire(self, *, handshake: bool) -> None:
         """Close the connections with or without `LinkKey.handshake` once their calls have finished."""
-        for key, link in list(self._open.items()):
+        for key, link in list(self.links.items()):
             if key.handshake is handshake:
-                del self._open[key]
-                self._to_close.add(link)
+                del self.links[key]
+                self.retired.add(link)
 
     def end_idle(self, now: float) -> None:
         """Close connections that have been idle for too long, and those marked for closing. Call it once a second.
@@ -208,20 +197,20 @@ class Links:
         Args:
             now: Current time of `time.monotonic`.
         """
-        for link in [each for each in self._to_close if not each.calls]:
-            self._to_close.discard(link)
+        for link in [each for each in self.retired if not each.calls]:
+            self.retired.discard(link)
             self.end(link)
-        for link in list(self._open.values()):
-            if link.is_idle and now - link.last_used > self._idle_seconds:
+        for link in list(self.links.values()):
+            if link.is_idle and now - link.last_used > self.idle_seconds:
                 self.end(link)
 
     async def close(self) -> None:
         """Close all connections."""
-        for link in [*self._open.values(), *self._to_close]:
+        for link in [*self.links.values(), *self.retired]:
             self.end(link)
-        self._to_close.clear()
-        while self._close_tasks:
-            await self._close_tasks.settle(None)
+        self.retired.clear()
+        while self.close_tasks:
+            await self.close_tasks.settle(None)
 
 
 async def _close(link: Link) -> None:
@@ -245,34 +234,27 @@ _RETRY = 15.0
 """Seconds before a failed subscription is retried."""
 
 
-class ResourceWatches:
-    """Watches resources of one upstream."""
+class ResourceWatches(Struct, eq=False):
+    """Watches resources of one upstream. `start` begins those that are already followed."""
 
-    def __init__(
-        self, name: str, connect: Callable[[], Awaitable[Conversation]], on_update: Callable[[str], None]
-    ) -> None:
-        """Create the watches. `start` begins those that are already followed.
-
-        Args:
-            name: Name of the upstream.
-            connect: Returns the conversation to watch on.
-            on_update: Called with the upstream's own URI of a resource that has or may have changed.
-        """
-        self._name = name
-        self._connect = connect
-        self._on_update = on_update
-        self._share = Share(100 * _MAX_SIZE, each=_MAX_SIZE // 2)
-        """Characters of each caller's URIs."""
-        self._watched: dict[str, Counter[str]] = {}
-        """Upstream's URI -> caller -> number of its streams and connections that follow it."""
-        self._size = 0
-        """Characters of the watched URIs."""
-        self._decisions: dict[str, asyncio.Event] = {}
-        """Upstream's URI -> set once the upstream has granted or refused its subscription."""
-        self._tasks: dict[str, asyncio.Task[None]] = {}
-        """In the handshake era: upstream's URI -> task. In the per-request era, one task watches all of them."""
-        self._changed = asyncio.Event()
-        """Set when that task should watch other resources."""
+    name: str
+    """Name of the upstream."""
+    connect: Callable[[], Awaitable[Conversation]]
+    """Returns the conversation to watch on."""
+    on_update: Callable[[str], None]
+    """Called with the upstream's own URI of a resource that has or may have changed."""
+    share: Share = field(default_factory=lambda: Share(100 * _MAX_SIZE, each=_MAX_SIZE // 2))
+    """Characters of each caller's URIs."""
+    watched: dict[str, Counter[str]] = {}
+    """Upstream's URI -> caller -> number of its streams and connections that follow it."""
+    size: int = 0
+    """Characters of the watched URIs."""
+    decisions: dict[str, asyncio.Event] = {}
+    """Upstream's URI -> set once the upstream has granted or refused its subscription."""
+    tasks: dict[str, asyncio.Task[None]] = {}
+    """In the handshake era: upstream's URI -> task. In the per-request era, one task watches all of them."""
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when that task should watch other resources."""
 
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """Check that a caller can watch more resources.
@@ -280,40 +262,44 @@ class ResourceWatches:
         Raises:
             ProtocolError: The caller's share is used up, or the maximum for all callers.
         """
-        new = [uri for uri in uris if owner not in self._watched.get(uri, ())]
-        if not self._share.has_room(owner, sum(map(_size_of, new))):
-            held = sum(owner in callers for callers in self._watched.values())
+        new = [uri for uri in uris if owner not in self.watched.get(uri, ())]
+        if not self.share.has_room(owner, sum(map(_size_of, new))):
+            held = sum(owner in callers for callers in self.watched.values())
             raise ProtocolError(
                 INVALID_REQUEST,
-                f"You watch {held} resources of {self._name!r}. The maximum is {MAX_WATCHED // 2}, and less if their "
+                f"You watch {held} resources of {self.name!r}. The maximum is {MAX_WATCHED // 2}, and less if their "
                 "URIs are long. Unsubscribe from some.",
             )
-        if self._size + sum(_size_of(uri) for uri in new if uri not in self._watched) > _MAX_SIZE:
-            text = f"Other callers watch too many resources of {self._name!r}. Try again later."
+        if self.size + sum(_size_of(uri) for uri in new if uri not in self.watched) > _MAX_SIZE:
+            text = f"Other callers watch too many resources of {self.name!r}. Try again later."
             raise ProtocolError(OVERLOADED, text, status=503)
 
     def take(self, owner: str, uri: str) -> bool:
         """Watch a resource for one more stream or connection of a caller. Return False if there's no room."""
-        callers = self._watched.get(uri, Counter())
+        callers = self.watched.get(uri, Counter())
         if owner not in callers:
             growth = 0 if callers else _size_of(uri)
-            if self._size + growth > _MAX_SIZE or not self._share.take(owner, _size_of(uri)):
+            if self.size + growth > _MAX_SIZE or not self.share.take(owner, _size_of(uri)):
                 return False
-            self._size += growth
-            self._watched[uri] = callers
+            self.size += growth
+            self.watched[uri] = callers
+            if not callers:
+                self.decisions[uri] = asyncio.Event()
+                self.changed.set()
         callers[owner] += 1
         return True
 
     def leave(self, owner: str, uri: str) -> None:
         """Give back what `take` has counted."""
-        callers = self._watched[uri]
+        callers = self.watched[uri]
         callers[owner] -= 1
         if not callers[owner]:
             del callers[owner]
-            self._share.leave(owner, _size_of(uri))
+            self.share.leave(owner, _size_of(uri))
         if not callers:
-            del self._watched[uri]
-            self._size -= _size_of(uri)
+            del self.watched[uri], self.decisions[uri]
+            self.size -= _size_of(uri)
+            self.changed.set()
 
     def start(self, *, handshake: bool) -> None:
         """Watch the resources that were taken, and no others.
@@ -321,37 +307,33 @@ class ResourceWatches:
         Args:
             handshake: Whether the upstream uses the handshake era.
         """
-        uris = self._watched.keys()
-        if uris != self._decisions.keys():
-            self._changed.set()
-        self._decisions = {uri: self._decisions.get(uri) or asyncio.Event() for uri in uris}
-        wanted = set(uris) if handshake or not uris else {""}
-        for key in self._tasks.keys() - wanted:
-            self._tasks.pop(key).cancel()
-        for key in wanted - self._tasks.keys():
+        wanted = set(self.watched) if handshake or not self.watched else {""}
+        for key in self.tasks.keys() - wanted:
+            self.tasks.pop(key).cancel()
+        for key in wanted - self.tasks.keys():
             work = self._watch([key], asyncio.Event(), ()) if key else self._watch_jointly()
-            self._tasks[key] = asyncio.get_running_loop().create_task(work)
+            self.tasks[key] = asyncio.get_running_loop().create_task(work)
 
     async def wait_until_settled(self, uris: Collection[str], seconds: float) -> None:
         """Wait until the upstream has granted or refused the subscriptions, for at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for uri in uris:
-                    if (event := self._decisions.get(uri)) is not None:
+                    if (event := self.decisions.get(uri)) is not None:
                         await event.wait()
 
     async def _watch_jointly(self) -> None:
         """Watch all resources with one subscription. Once the upstream grants the next one, the last one ends."""
         tasks: list[asyncio.Task[None]] = []
-        self._changed.set()
+        self.changed.set()
         try:
-            while await self._changed.wait():
-                self._changed.clear()
+            while await self.changed.wait():
+                self.changed.clear()
                 tasks = [each for each in tasks if not each.cancelling()]
                 for refused in tasks[1:]:
                     refused.cancel()
                 settled = asyncio.Event()
-                newest = asyncio.create_task(self._watch(sorted(self._watched), settled, tasks[:1]))
+                newest = asyncio.create_task(self._watch(sorted(self.watched), settled, tasks[:1]))
                 tasks = [*tasks[:1], newest]
                 await settled.wait()
         finally:
@@ -361,17 +343,17 @@ class ResourceWatches:
     async def _watch(self, uris: list[str], settled: asyncio.Event, older: Collection[asyncio.Task[None]]) -> None:
         while True:
             try:
-                conversation = await self._connect()
+                conversation = await self.connect()
                 async with conversation.watch(SubscriptionFilter(False, False, False, uris)) as changes:
                     for task in older:
                         task.cancel()
                     self._settle(uris, settled)
                     async for change in changes:
                         if change.kind == "resource":
-                            self._on_update(change.uri)
+                            self.on_update(change.uri)
                         elif change.kind == "again":
                             for uri in uris:
-                                self._on_update(uri)
+                                self.on_update(uri)
             except ClientError as exc:
                 logger.debug("The subscription to %d resources ended: %s", len(uris), exc)
                 self._settle(uris, settled)
@@ -380,13 +362,13 @@ class ResourceWatches:
     def _settle(self, uris: list[str], settled: asyncio.Event) -> None:
         settled.set()
         for uri in uris:
-            if (event := self._decisions.get(uri)) is not None:
+            if (event := self.decisions.get(uri)) is not None:
                 event.set()
 
     async def close(self) -> None:
         """Stop watching."""
-        tasks = list(self._tasks.values())
-        self._tasks.clear()
+        tasks = list(self.tasks.values())
+        self.tasks.clear()
         await cancel_all(*tasks)
 
 

@@ -27,7 +27,7 @@ from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials import StaticHeaders
 from millstream.gateway._items import UpstreamTool
-from millstream.gateway._links import MAX_HTTP_CALLS, InUse, http_places
+from millstream.gateway._links import MAX_HTTP_CALLS, InUse
 from millstream.gateway._openapi import (
     LOCAL_URL,
     ApiRequest,
@@ -47,7 +47,7 @@ from millstream.gateway._openapi import (
 )
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
 from millstream.http import ConnectionPool, Endpoint, Inflow, Url, parse_url
-from millstream.parts import Call, encode_result
+from millstream.parts import Call, Pool, encode_result
 from millstream.protocol import NEWEST, encode, exceeds_limits
 
 logger = logging.getLogger("millstream.gateway")
@@ -153,7 +153,7 @@ class ApiUpstream(Upstream):
         self._client: Any = None
         """HTTP client of an application in this process."""
         self._pools: dict[str, ConnectionPool] = {}
-        self._places = http_places(several=gateway.pool.places.several)
+        self._places = Pool(MAX_HTTP_CALLS, several=gateway.pool.places.several)
 
     @override
     async def open(self) -> None:

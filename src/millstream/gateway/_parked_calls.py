@@ -21,7 +21,6 @@ from millstream.client import ClientError, RequestTimeout, ServerError
 from millstream.gateway._relay import (
     COMPLETE,
     MAX_OPEN_QUESTIONS,
-    Backlog,
     ForwardedQuestion,
     NotificationQueue,
     Recipient,
@@ -29,11 +28,10 @@ from millstream.gateway._relay import (
     project_answer,
 )
 from millstream.gateway._results import call_error
-from millstream.parts import Call, PartMessage, Services, Tasks, call_binding, cancel_all, has_failed
+from millstream.parts import PartMessage, Services, Tasks, call_binding, cancel_all, has_failed
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
-    InputRequired,
     Json,
     LocalError,
     Revision,
@@ -96,7 +94,6 @@ _Letter = WakeCall | LeaveCall | CallNews
 _decode_message = msgspec.msgpack.Decoder(_Letter).decode
 _PART = "gateway"
 
-AskClient = Callable[[Mapping[str, Any], Ticket], InputRequired]
 Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
 
 
@@ -121,15 +118,17 @@ class _Questions(_Message):
 
 
 class _Refusal(_Message):
-    """The gateway's error. `data` is JSON."""
+    """The client's request doesn't fit the call."""
+
+    message: str
+
+
+class _Failure(_Message):
+    """The upstream's error. `data` is JSON."""
 
     code: int
     message: str
     data: bytes
-
-
-class _Failure(_Refusal):
-    """The upstream's error."""
 
 
 class _NoResult(_Message):
@@ -158,32 +157,24 @@ class ParkedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
     __slots__ = (
-        "_backlog", "_calls", "_change", "_keys", "_notify", "_open", "binding", "id", "round", "size", "source",
-        "task", "timer",
+        "_backlog", "_calls", "_change", "_keys", "_notify", "_open", "admitted", "binding", "id", "round", "size",
+        "source", "task", "timer",
     )  # fmt: skip
 
-    def __init__(
-        self,
-        call: Call,
-        relay: Relay,
-        source: Revision,
-        size: int,
-        exchange: Exchange,
-        calls: "ParkedCalls",
-    ) -> None:
+    def __init__(self, relay: Relay, source: Revision, size: int, exchange: Exchange, calls: "ParkedCalls") -> None:
         """Start the call to the upstream.
 
         Args:
-            call: The client's call.
-            relay: Relay to the client.
+            relay: The client's call.
             source: Revision of the upstream.
             size: Bytes of the request to the upstream.
-            exchange: See `ParkedCalls.run`.
+            exchange: Runs the call, with the `Recipient` of the upstream's messages.
             calls: The parked calls of this worker.
         """
-        super().__init__(call, relay.abilities, relay.redactor)
-        self.id: str = ""
-        """Id once it's parked; empty before."""
+        super().__init__(relay.call, relay.abilities, relay.redactor)
+        self.id: str = secrets.token_hex(16)
+        self.admitted: bool = False
+        """Whether there's room for it to be parked."""
         self.source: Revision = source
         self.size: int = size
         self.binding: bytes = b""
@@ -197,7 +188,7 @@ class ParkedCall(Recipient):
         self._open: dict[str, _OpenQuestion] = {}
         self._change = asyncio.Event()
         self._notify: Notify | None = relay.notify
-        self._backlog = Backlog()
+        self._backlog = NotificationQueue()
         """Notifications that arrived while no client request was waiting."""
         self.task: asyncio.Task[bytes] = asyncio.get_running_loop().create_task(exchange(self))
         self.task.add_done_callback(self._on_task_done)
@@ -301,7 +292,6 @@ class ParkedCalls:
         self._calls: dict[str, ParkedCall] = {}
         self._share = Share(services.settings.max_pending_inputs)
         self._bytes = Share(MAX_BYTES)
-        self._running: set[ParkedCall] = set()
         self._numbers = count(1)
         self._remote: dict[int, _Remote] = {}
         """Calls on other workers, by this worker's number."""
@@ -314,11 +304,11 @@ class ParkedCalls:
         peers.on_workers(self._drop_calls_of_dead_workers)
 
     def __len__(self) -> int:
-        return len(self._calls)
+        return self._share.used
 
     async def close(self) -> None:
         """End all calls."""
-        running = list(self._running)
+        running = list(self._calls.values())
         for parked in running:
             self._drop(parked)
         await self._tasks.close()
@@ -326,34 +316,25 @@ class ParkedCalls:
 
     # On this worker
 
-    async def run(
-        self,
-        call: Call,
-        relay: Relay,
-        source: Revision,
-        size: int,
-        exchange: Exchange,
-        ask_client: AskClient,
-    ) -> bytes:
-        """Run a call to an upstream whose questions end the client's request.
+    async def run(self, parked: ParkedCall, relay: Relay) -> bytes:
+        """Wait for the result of a call to an upstream. Its questions end the client's request, with a `Ticket`.
 
         Args:
-            call: The client's call.
-            relay: Relay to the client, whose outbox the caller settles.
-            source: Revision of the upstream.
-            size: Bytes of the request to the upstream.
-            exchange: Runs the call, with the `Recipient` of the upstream's messages.
-            ask_client: Returns the exception that ends the client's request with questions and a ticket for `resume`.
+            parked: The call to the upstream.
+            relay: The client's call. The caller settles its outbox.
 
         Raises:
             InputRequired: The upstream asks a question.
             ClientError: There's no result.
         """
-        parked = ParkedCall(call, relay, source, size, exchange, self)
-        self._running.add(parked)
-        return await self._finish(parked, call, ask_client)
+        self._calls[parked.id] = parked
+        asked = await self._follow(parked)
+        if asked is None:
+            return parked.task.result()
+        parked.binding = call_binding(relay.call)
+        raise relay.end_request(*asked)
 
-    async def resume(self, call: Call, relay: Relay, ticket: Ticket, ask_client: AskClient) -> bytes:
+    async def resume(self, relay: Relay, ticket: Ticket) -> bytes:
         """Continue a call with the answers of a retry. Also raises what `run` raises.
 
         Raises:
@@ -361,23 +342,16 @@ class ParkedCalls:
             ToolError: The worker that held it has stopped.
         """
         if ticket.worker != self._services.store.workers.me:
-            return await self._resume_there(call, relay, ticket, ask_client)
+            return await self._resume_there(relay, ticket)
         parked = self._find(ticket.id)
-        parked.wake(ticket.round, call_binding(call), call.responses or {}, relay.notify)
-        return await self._finish(parked, call, ask_client)
+        parked.wake(ticket.round, call_binding(relay.call), relay.call.responses or {}, relay.notify)
+        return await self.run(parked, relay)
 
     def _find(self, parked_id: str) -> ParkedCall:
         parked = self._calls.get(parked_id)
         if parked is None:
             raise ProtocolError(INVALID_PARAMS, CALL_OVER)
         return parked
-
-    async def _finish(self, parked: ParkedCall, call: Call, ask_client: AskClient) -> bytes:
-        asked = await self._follow(parked)
-        if asked is None:
-            return parked.task.result()
-        parked.binding = call_binding(call)
-        raise ask_client(*asked)
 
     async def _follow(self, parked: ParkedCall) -> tuple[Json, Ticket] | None:
         """Return the next questions of a call, and the ticket that resumes it; None once the call has ended."""
@@ -399,33 +373,32 @@ class ParkedCalls:
         Raises:
             ProtocolError: Too many calls are parked, for this owner or in total.
         """
-        if parked.id:
+        if parked.admitted:
             return
         if not self._bytes.has_room(parked.owner, parked.size) or not self._share.take(parked.owner):
             yours = self._share.count(parked.owner)
             text = f"Too many questions are open, {yours} of them yours. Answer them, or try again later."
             raise ProtocolError(INTERNAL_ERROR, text)
         self._bytes.take(parked.owner, parked.size)
-        parked.id = secrets.token_hex(16)
-        self._calls[parked.id] = parked
+        parked.admitted = True
 
     def _drop(self, parked: ParkedCall) -> None:
         """Remove a call, and cancel it at the upstream if it's running."""
         parked.task.cancel()
         if parked.timer is not None:
             parked.timer.cancel()
-        self._running.discard(parked)
-        if self._calls.pop(parked.id, None) is not None:
+        if self._calls.pop(parked.id, None) is not None and parked.admitted:
             self._share.leave(parked.owner)
             self._bytes.leave(parked.owner, parked.size)
 
     # On another worker
 
-    async def _resume_there(self, call: Call, relay: Relay, ticket: Ticket, ask_client: AskClient) -> bytes:
+    async def _resume_there(self, relay: Relay, ticket: Ticket) -> bytes:
         # A lease may outlive its worker for a while, so the wait for the first message of that worker is short. After
         # it, the wait lasts as long as the call. If the client leaves, the call must end there: a state works only
         # once, so no later request could resume it.
-        number, worker, limit = next(self._numbers), ticket.worker, asyncio.timeout(_WAKE_TIMEOUT)
+        call, number, worker = relay.call, next(self._numbers), ticket.worker
+        limit = asyncio.timeout(_WAKE_TIMEOUT)
         remote = _Remote(worker, relay.notify, limit, asyncio.get_running_loop().create_future())
         self._remote[number] = remote
         responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})
@@ -449,14 +422,15 @@ class ParkedCalls:
             case _Result():
                 return outcome.body
             case _Questions():
-                raise ask_client(decode_object(outcome.questions), outcome.ticket)
+                raise relay.end_request(decode_object(outcome.questions), outcome.ticket)
             case _LostCall():
                 raise call_error(call, CALL_LOST)
             case _NoResult():
                 raise (RequestTimeout if outcome.late else ClientError)(outcome.message)
-            case _:
-                error = ServerError if isinstance(outcome, _Failure) else ProtocolError
-                raise error(outcome.code, outcome.message, msgspec.json.decode(outcome.data))
+            case _Failure():
+                raise ServerError(outcome.code, outcome.message, msgspec.json.decode(outcome.data))
+            case _Refusal():
+                raise ProtocolError(INVALID_PARAMS, outcome.message)
 
     async def _send(self, worker: str, message: _Letter) -> bool:
         return await self._services.peers.send(worker, PartMessage(_PART, msgspec.msgpack.encode(message)))
@@ -523,8 +497,7 @@ class ParkedCalls:
             parked = self._find(message.id)
             parked.wake(message.round, message.binding, decode_members(message.responses), outbox.put)
         except ProtocolError as exc:
-            refusal = _Refusal(exc.code, exc.message, encode(exc.data))
-            self._send_soon(worker, CallNews(number, _encode_news(refusal)))
+            self._send_soon(worker, CallNews(number, _encode_news(_Refusal(exc.message))))
             return
         # One follower for each parked call, so the owner's share of parked calls bounds its followers.
         self._followed[worker, number] = parked
@@ -534,12 +507,9 @@ class ParkedCalls:
         """Send a resumed call's messages to the worker with its client's request."""
         try:
             await self._send(worker, CallNews(number, b"", more=True))
-            asked = await self._follow(parked)
-            await outbox.settle()
-            if asked is None:
-                await self._report(worker, number, outcome_of(parked.task))
-            else:
-                await self._report(worker, number, _Questions(asked[1], encode(asked[0])))
+            asked = await outbox.settle_after(self._follow(parked))
+            news = outcome_of(parked.task) if asked is None else _Questions(asked[1], encode(asked[0]))
+            await self._report(worker, number, news)
         except (LocalError, OSError):
             self._drop(parked)
         finally:

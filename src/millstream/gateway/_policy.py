@@ -47,7 +47,6 @@ from millstream.protocol import (
 
 CHARACTERS_PER_TOKEN = 4
 """Characters of JSON per token, as in ``millstream tokens``."""
-RESULT_SECONDS = 3600.0
 _MAX_URI_FORMS = 4
 
 
@@ -206,7 +205,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     hidden: Mapping[str, Any] = {}
     budget: int = 0
     """Maximum bytes of a result; 0 for no limit."""
-    seconds: float = RESULT_SECONDS
+    result_seconds: float = 3600.0
     arguments: Redactor | None = None
     results: Redactor | None = None
     rules_of: "Callable[[str], ItemRules | None] | None" = None
@@ -299,9 +298,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             item.timeout = self.timeout or None
             item.plain = item.plain and not (self.timeout or self.visible)
         if isinstance(item, Template) and self.rules_of is not None:
-            rules_of = self.rules_of
-            item.template = RestrictedPattern(item.template, lambda uri: rules_of(uri) is not None)
-            item.run = _with_uri_rules(item.run, rules_of)
+            item.template = RestrictedPattern(item.template, self.rules_of)
+            item.run = _with_uri_rules(item.run, self.rules_of)
         if self.changes_arguments or self.results is not None or self.budget:
             item.run = self._wrap(item.run, keep, item.parameters)
         item.run = require_scopes(item.run, self.scopes)
@@ -314,7 +312,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
             result = await (work if self.results is None else self.results.redact(work, call))
             if not self.budget or len(result) <= self.budget:
                 return result
-            return preview(result, self.budget, await keep(call, result, self.seconds))
+            return preview(result, self.budget, await keep(call, result, self.result_seconds))
 
         return run_by_rules
 
@@ -352,7 +350,8 @@ class RestrictedPattern(Struct, frozen=True):
     """The URIs of a template, without those that aren't offered."""
 
     pattern: Pattern
-    offers: Callable[[str], bool]
+    offers: Callable[[str], object]
+    """Returns a false value for a URI that isn't offered."""
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -407,19 +406,19 @@ class Policy:
         self._names = names
         self.questions: frozenset[str] = frozenset[str](_QUESTIONS).intersection(*(each.questions for each in layers))
         """Kinds of questions that the upstream may ask."""
-        self._redactors: dict[tuple[str | Redaction, ...], Redactor] = {}
         every = [
             rules
             for layer in layers
             for rules in (layer, *layer.tools.values(), *layer.prompts.values(), *layer.resources.values())
         ]
-        self.has_budgets: bool = any(_budget(structs.asdict(rules)) for rules in every)
+        merged = _merge(every)
+        self.has_budgets: bool = _budget(merged) > 0
         """Whether any tool has a budget for its results."""
         self._has_uris = any(each.allow or each.deny or each.resources for each in layers)
         """Whether some URIs have different rules than their template."""
         for rules in every:
-            self._redactor(getattr(rules, "redact_arguments", None))
-        self._all_results = self._redactor(_merge(every).get("redact_results"))
+            _redactor(getattr(rules, "redact_arguments", None))
+        self._all_results = _redactor(merged.get("redact_results"))
         self.redactor: Callable[[str, str], Redactor | None] = lru_cache(1024)(self._find_redactor)
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
@@ -441,10 +440,6 @@ class Policy:
         if any(layer.denies(kind, each) for layer in self._layers for each in forms):
             return None
         found = [rules for layer in self._layers for each in forms for rules in layer.rules(kind, each)]
-        return self._compile(kind, found, name)
-
-    def _compile(self, kind: str, found: Sequence[CommonRules], name: str = "") -> ItemRules:
-        """Return the rules of one item, by the rules that match its name or URI."""
         merged, is_tool = _merge(found), kind == "tools"
         return ItemRules(
             name="" if kind in ("resources", "templates") else merged.get("name", name),
@@ -453,9 +448,8 @@ class Policy:
             tags=frozenset(merged.get("tags", ())),
             rules_of=self.rules_of if kind == "templates" and self._has_uris else None,
             budget=_budget(merged) if is_tool else 0,
-            seconds=merged.get("result_seconds", RESULT_SECONDS),
-            arguments=self._redactor(merged.get("redact_arguments")) if is_tool else None,
-            results=self._redactor(merged.get("redact_results")),
+            arguments=_redactor(merged.get("redact_arguments")) if is_tool else None,
+            results=_redactor(merged.get("redact_results")),
             **{name: merged[name] for name in _COPIED & merged.keys()},
         )
 
@@ -487,51 +481,48 @@ class Policy:
         if self._is_empty:
             return _NO_RULES
         original = self._names.original_uri(uri)
-        if original is None:
-            return None
-        if not all(self.allows("resources", each) for each in _spellings(original)):
+        if original is None or not all(self.allows("resources", each) for each in _spellings(original)):
             return None
         return self.item("resources", original)  # other forms can only deny, so the upstream's own stays allowed
 
-    def _redactor(self, patterns: tuple[str | Redaction, ...] | None) -> Redactor | None:
-        if not patterns:
-            return None
-        if patterns not in self._redactors:
-            self._redactors[patterns] = Redactor(patterns)
-        return self._redactors[patterns]
-
 
 _MAX_SHARED = 8
-_COPIED = {"title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden"}
+_MAX_MATCHERS = 16_384
+_COPIED = {
+    "title", "description", "limit", "cost", "concurrency", "timeout", "annotations", "defaults", "hidden",
+    "result_seconds",
+}  # fmt: skip
 
 
-class _Layer:
-    """One policy with its patterns compiled. They match names as `names` returns them."""
+class _Layer(Struct, frozen=True):
+    """One policy. Its patterns match names as `names` returns them."""
 
-    def __init__(self, policy: UpstreamPolicy, names: Names) -> None:
-        self._policy = policy
-        self._names = names
-        self._allow = _matcher(policy.allow or ("*",))
-        self._deny = _matcher(policy.deny)
-        self._patterns: dict[str, list[tuple[Callable[[str], Any], CommonRules]]] = {
-            kind: [(_matcher((pattern,)), rules) for pattern, rules in getattr(policy, kind).items()]
-            for kind in ("tools", "prompts", "resources")
-        }
+    policy: UpstreamPolicy
+    names: Names
 
     def allows(self, kind: str, name: str) -> bool:
-        return not self.denies(kind, name) and self._allow(self._names.qualify(kind, name)) is not None
+        return not self.denies(kind, name) and self._match(self.policy.allow or ("*",), kind, name)
 
     def denies(self, kind: str, name: str) -> bool:
-        return self._deny(self._names.qualify(kind, name)) is not None
+        return self._match(self.policy.deny, kind, name)
 
     def rules(self, kind: str, name: str) -> list[CommonRules]:
         """Return the rules of an item, the most general ones first."""
-        some, full_name = self._patterns["resources" if kind == "templates" else kind], self._names.qualify(kind, name)
-        return [self._policy, *(rules for matches, rules in some if matches(full_name))]
+        some: Mapping[str, CommonRules] = getattr(self.policy, "resources" if kind == "templates" else kind)
+        return [self.policy, *(rules for pattern, rules in some.items() if self._match((pattern,), kind, name))]
+
+    def _match(self, patterns: Texts, kind: str, name: str) -> bool:
+        return _matcher(patterns)(self.names.qualify(kind, name)) is not None
 
 
-def _matcher(patterns: Collection[str]) -> Callable[[str], Any]:
+@lru_cache(_MAX_MATCHERS)
+def _matcher(patterns: Texts) -> Callable[[str], re.Match[str] | None]:
     return re.compile("|".join(map(translate, patterns)) or "(?!)").match
+
+
+@lru_cache(256)
+def _redactor(patterns: tuple[str | Redaction, ...] | None) -> Redactor | None:
+    return Redactor(patterns) if patterns else None
 
 
 def uri_forms(uri: str) -> set[str]:

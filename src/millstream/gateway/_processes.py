@@ -14,6 +14,7 @@ import signal
 import sys
 from collections import Counter, deque
 from functools import partial
+from mmap import PAGESIZE
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
@@ -34,7 +35,7 @@ from millstream.client import (
 from millstream.client.lowlevel import Command, DuplexTransport, StdioTransport
 from millstream.gateway._links import InUse
 from millstream.http import RateMeter
-from millstream.parts import Pool, Recent, Tasks, cancel_all, retry_delay
+from millstream.parts import Pool, Recent, Tasks, retry_delay
 from millstream.protocol import Envelope, Share
 
 _logger = logging.getLogger("millstream.gateway.processes")
@@ -156,17 +157,15 @@ class UpstreamProcesses:
         self.running: set[ProcessTransport] = set()
         """Processes that are running, starting, or stopping."""
         self.min_idle_seconds: float = pool.min_idle_seconds
-        self.places: Pool = Pool(config.max_processes, on_wait=partial(_make_room, self))
-        self.places.several = pool.places.several
+        self.places: Pool = Pool(config.max_processes, on_wait=partial(_make_room, self), several=pool.places.several)
         self.log: ErrorLog = ErrorLog(config.name)
         self.spares: deque[ProcessTransport] = deque()
-        self._refill_task: asyncio.Task[None] | None = None
+        self._refills = Tasks()
         self.crashes: Recent[str, _Crashes] = Recent(_MAX_KEYS)
         self.last_crash: ProcessTransport | None = None
         """Last process that crashed."""
         self._waiting = 0
         self.counts: Counter[str] = Counter()
-        self._closed = False
 
     def target(self, key: str = "", *, owner: str = "") -> ProcessTarget:
         """Return a target for a client.
@@ -184,12 +183,12 @@ class UpstreamProcesses:
 
     def warm_up(self) -> None:
         """Start the configured number of spare processes in the background, if there's room."""
-        if self._may_warm_up() and (self._refill_task is None or self._refill_task.done()):
-            self._refill_task = self.pool.background.spawn(self._start_spares())
+        if not self._refills and self._may_warm_up():
+            self._refills.spawn(self._start_spares())
 
     def _may_warm_up(self) -> bool:
         has_room = self.places.has_room("") and self.pool.places.has_room("") and not self._waiting
-        return has_room and len(self.spares) < self.config.spare_processes and not self._closed and not self._delay("")
+        return has_room and len(self.spares) < self.config.spare_processes and not self._delay("")
 
     async def _start_spares(self) -> None:
         while self._may_warm_up():
@@ -216,21 +215,19 @@ class UpstreamProcesses:
                 f"The process of {self.config.name} exited {self.crashes[transport.key].count} times and restarts in "
                 f"{math.ceil(delay)} s. {self._last_error}".rstrip()
             )
-        owner, pool, reserved = transport.owner, self.pool, list[Pool]()
+        owner, pool = transport.owner, self.pool
         self._waiting += 1
         try:
-            for places, what in (
-                (self.places, "its {} processes"),
-                (pool.places, "this gateway's {} processes"),
-                (pool.starts, "the {} processes that this gateway may start at a time"),
-            ):
-                if not await places.acquire(owner):
-                    raise InUse(places, owner, what, remedy="Raise max_processes.")
-                reserved.append(places)
-        except BaseException:
-            for places in reserved:
-                places.leave(owner)
-            raise
+            with contextlib.ExitStack() as reserved:
+                for places, what in (
+                    (self.places, "its {} processes"),
+                    (pool.places, "this gateway's {} processes"),
+                    (pool.starts, "the {} processes that this gateway may start at a time"),
+                ):
+                    if not await places.acquire(owner):
+                        raise InUse(places, owner, what, remedy="Raise max_processes.")
+                    reserved.callback(places.leave, owner)
+                reserved.pop_all()
         finally:
             self._waiting -= 1
         self.running.add(transport)
@@ -265,15 +262,14 @@ class UpstreamProcesses:
             started=self.counts["started"],
             crashed=self.counts["crashed"],
             ended_idle=self.counts["ended_idle"],
-            memory=sum(_resident_memory(each.pid) for each in self.running if each.pid),
+            memory=sum(_resident_memory(each.pid) for each in self.running),
             retry_seconds=max((self._delay(key) for key in self.crashes), default=0.0),
             last_error=self._last_error,
         )
 
     async def close(self) -> None:
         """Stop all processes, and start no more."""
-        self._closed = True
-        await cancel_all(self._refill_task)
+        await self._refills.close()
         await asyncio.gather(*(transport.close() for transport in list(self.running)))
 
 
@@ -342,8 +338,6 @@ class ProcessTransport(StdioTransport):
     """Whether a client uses it."""
     closing: bool = False
     """Whether the pool is stopping it."""
-    retired: bool = False
-    """Whether the pool stopped it, rather than its client."""
     boot_owner: str | None = None
     """The owner whose share of starting processes it uses; None if it isn't starting."""
     started_at: float = 0.0
@@ -422,15 +416,14 @@ class ProcessTransport(StdioTransport):
 
     def idle_seconds(self, now: float) -> float:
         """Return the seconds since it was last used; negative while in use."""
-        if self.closing or self.exited.is_set() or not self.pid:
-            return -1.0
-        if self.waiting or not self.writable.is_set() or self.relay.subscribed.is_set():
-            return -1.0
-        return now - self.last_used
+        stops = self.closing or self.exited.is_set() or not self.pid
+        works = self.waiting or not self.writable.is_set() or self.relay.subscribed.is_set()
+        return -1.0 if stops or works else now - self.last_used
 
     def retire(self) -> None:
         """Stop the process in the background. Its connection gets another one when used again."""
-        self.closing = self.retired = True
+        self.closing = True
+        self._processes.counts["ended_idle"] += 1
         self.end(SessionLost(f"The process of {self._processes.config.name} was stopped because it was idle."))
         self._processes.pool.background.spawn(self.close())
 
@@ -496,7 +489,6 @@ class ProcessTransport(StdioTransport):
         processes.pool.watchdog.discard(self.pid)
         self._forget()
         if self.closing:
-            processes.counts["ended_idle"] += self.retired
             return
         processes.counts["crashed"] += 1
         processes.last_crash = self
@@ -507,7 +499,7 @@ class ProcessTransport(StdioTransport):
             was_calling = self.has_served and self.waiting > 0
             longest = _LONGEST_DELAY_AFTER_CALL if was_calling else _LONGEST_DELAY
             crashes.retry_at = now + retry_delay(crashes.count - 2, _FIRST_DELAY, longest)
-        exit_code = None if self.process is None else self.process.get_returncode()
+        exit_code = self.process and self.process.get_returncode()
         _logger.warning("%s: process %d exited with code %s", processes.config.name, self.pid, exit_code)
 
     def _forget(self) -> None:
@@ -680,8 +672,5 @@ def _limit_memory(pid: int, limit: int, name: str) -> None:
 def _resident_memory(pid: int) -> int:
     """Return the resident memory of a process in bytes; 0 if unknown."""
     with contextlib.suppress(OSError, IndexError, ValueError):
-        import resource  # noqa: PLC0415  not on Windows
-
-        pages = int(Path(f"/proc/{pid}/statm").read_bytes().split()[1])
-        return pages * resource.getpagesize()
+        return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * PAGESIZE
     return 0

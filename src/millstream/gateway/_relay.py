@@ -15,10 +15,10 @@ import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct, field
+from msgspec import Raw, Struct
 
 from millstream import Context, Declined, Message, ProtocolError, ToolError
 from millstream._override import override
@@ -34,6 +34,7 @@ from millstream.protocol import (
     MAX_MEMBERS,
     METHOD_NOT_FOUND,
     NOTIFICATIONS,
+    InputRequired,
     Json,
     ListRootsResult,
     Revision,
@@ -52,6 +53,7 @@ from millstream.protocol import (
     too_many_members,
 )
 
+T = TypeVar("T")
 PROGRESS = "notifications/progress"
 UI = "io.modelcontextprotocol/ui"
 """The only extension that passes a gateway unchanged: it only adds members to results and resources."""
@@ -337,22 +339,18 @@ def _read_form(question: ForwardedQuestion, raw: bytes) -> Raw:
     return Raw(encode(answer))
 
 
-class _Sample(Struct):
-    content: Any
-
-
-_decode_sample = decoder(_Sample)
-
-
 def _read_sample(raw: bytes, source: Revision) -> Raw:
-    content = _decode_sample(raw).content
+    sample = decode_object(raw)
+    if "content" not in sample:
+        raise ValueError
+    content = sample["content"]
     if source.sampling_tools or not is_array(content):
         return Raw(raw)
     # Answers of older revisions have one block.
     blocks = msgspec.convert(content, list[Json])
     texts = [block["text"] for block in blocks if isinstance(block.get("text"), str)]
     one: Json = blocks[0] if len(blocks) == 1 else {"type": "text", "text": "\n".join(texts)}
-    return Raw(encode({**decode_object(raw), "content": one}))
+    return Raw(encode({**sample, "content": one}))
 
 
 logger = logging.getLogger("millstream.gateway")
@@ -369,35 +367,43 @@ REJECTED_CODE = -1
 """Error code of a sampling request that the user or client refused."""
 
 
-class _Level(Struct):
-    level: str
+class _Details(Struct, rename="camel"):
+    """Members of a notification: of a log message, or of the completion of a URL elicitation."""
 
-
-class _Complete(Struct):
-    elicitation_id: str = field(name="elicitationId")
+    level: str = ""
+    elicitation_id: str | None = None
 
 
 _decode_step = decoder(ProgressStep)
-_decode_level = decoder(_Level)
-_decode_complete = decoder(_Complete)
+_decode_details = decoder(_Details)
 
 
-class Backlog:
-    """A bounded queue of notifications that drops the oldest."""
+class NotificationQueue:
+    """A bounded queue of notifications about one call, which sends them in the background, in order."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Callable[[str, bytes], Awaitable[None]] | None = None) -> None:
+        """Create an empty queue.
+
+        Args:
+            send: Sends the method and parameters of one notification, waiting while its receiver is slow. Without it,
+                they wait until they're taken.
+        """
+        self._send = send
         self._waiting: deque[tuple[str, bytes]] = deque()
         self._size = 0
+        self._sender: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def put(self, method: str, params: bytes) -> None:
-        """Add a notification."""
+        """Queue a notification. If the queue is full, the oldest one is dropped."""
         self._waiting.append((method, params))
         self._size += len(params)
-        while len(self._waiting) > MAX_QUEUED or self._size > MAX_QUEUED_BYTES:
+        while len(self) > MAX_QUEUED or self._size > MAX_QUEUED_BYTES:
             self.take()
+        if self._send is not None and (self._sender is None or self._sender.done()):
+            self._sender = asyncio.get_running_loop().create_task(self._run())
 
     def take(self) -> tuple[str, bytes]:
         """Remove and return the oldest notification."""
@@ -405,30 +411,22 @@ class Backlog:
         self._size -= len(params)
         return method, params
 
-
-class NotificationQueue(Backlog):
-    """Sends notifications about one call in the background, in order."""
-
-    def __init__(self, send: Callable[[str, bytes], Awaitable[None]]) -> None:
-        """Create an empty queue.
-
-        Args:
-            send: Sends the method and parameters of one notification, waiting while its receiver is slow.
-        """
-        super().__init__()
-        self._send = send
-        self._sender: asyncio.Task[None] | None = None
-
-    @override
-    def put(self, method: str, params: bytes) -> None:
-        """Queue a notification. If the queue is full, the oldest one is dropped."""
-        super().put(method, params)
-        if self._sender is None or self._sender.done():
-            self._sender = asyncio.get_running_loop().create_task(self._run())
-
     async def _run(self) -> None:
-        while self:
+        while self._send is not None and self:
             await self._send(*self.take())
+
+    async def settle_after(self, work: Awaitable[T]) -> T:
+        """Return the result of `work`, after everything that was queued before it."""
+        try:
+            result = await work
+        except (Exception, InputRequired):
+            await self.settle()
+            raise
+        except BaseException:  # the client has disconnected
+            self.stop()
+            raise
+        await self.settle()
+        return result
 
     async def settle(self) -> None:
         """Wait until everything is sent, so that the result follows it."""
@@ -447,7 +445,7 @@ class NotificationQueue(Backlog):
 class Relay(Recipient):
     """The client of a call that runs on this worker."""
 
-    __slots__ = ("_call", "_min_level", "_urls", "level", "outbox")
+    __slots__ = ("_levels", "_urls", "call", "level", "outbox")
 
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """Create a relay.
@@ -457,9 +455,9 @@ class Relay(Recipient):
             level: Minimum level of log messages that the client wants; empty for none.
         """
         super().__init__(call, abilities, redactor)
-        self._call = call
+        self.call: Call = call
         self.level: str = level
-        self._min_level = LOG_LEVELS.index(level) if level else len(LOG_LEVELS)
+        self._levels = LOG_LEVELS[LOG_LEVELS.index(level) :] if level else ()
         self.outbox: NotificationQueue = NotificationQueue(partial(_send, call))
         """Notifications to the client. Settle it before the result."""
         self._urls: set[str] = set()
@@ -481,13 +479,11 @@ class Relay(Recipient):
 
     def _wants(self, method: str, params: bytes) -> bool:
         if method == LOG:
-            level = _decode_level(params).level
-            return level in LOG_LEVELS and LOG_LEVELS.index(level) >= self._min_level
+            return _decode_details(params).level in self._levels
         if method == COMPLETE:
-            return _decode_complete(params).elicitation_id in self._urls
-        return method == PROGRESS or not self._call.services.forwarded_extensions.isdisjoint(
-            self._call.client.extensions
-        )
+            return _decode_details(params).elicitation_id in self._urls
+        call = self.call
+        return method == PROGRESS or not call.services.forwarded_extensions.isdisjoint(call.client.extensions)
 
     @override
     async def ask(self, question: ForwardedQuestion) -> bytes:
@@ -496,7 +492,7 @@ class Relay(Recipient):
         Raises:
             ProtocolError: The client can't be asked, refused, or didn't respond.
         """
-        call = self._call
+        call = self.call
         if call.over or call.cancelled:
             raise ProtocolError(INVALID_REQUEST, "The call that asked has ended.")
         if not call.open_reply_channel().asks:
@@ -515,6 +511,10 @@ class Relay(Recipient):
         except ToolError as exc:
             raise ProtocolError(INTERNAL_ERROR, str(exc)) from None
 
+    def end_request(self, questions: Mapping[str, Any], state: Any) -> InputRequired:
+        """Return the exception that ends the client's request with questions, sealing a state for its retry."""
+        raise NotImplementedError
+
 
 async def _send(call: Call, method: str, params: bytes) -> None:
     if method == PROGRESS:
@@ -526,6 +526,14 @@ async def _send(call: Call, method: str, params: bytes) -> None:
 
 class Relays:
     """The calls that run on one connection, and the upstream's messages about them."""
+
+    conversation: Conversation
+    """Conversation with the upstream; set before it starts."""
+    level: str = ""
+    """Minimum log level requested from the upstream."""
+    _warned = False
+    _transport: object = None
+    """The process or connection that `_users` used."""
 
     def __init__(
         self, name: str, abilities: bytes, *, in_process: bool, log: Callable[[str, int], object] | None
@@ -542,19 +550,12 @@ class Relays:
         self._abilities = abilities
         self._in_process = in_process
         self._log = log
-        self._warned = False
         self._users: set[str] = set()
         """Owners that may have caused a message: principals that have called, and others that gave up a call. Two are
         enough to know that the connection has several.
         """
-        self._transport: object = None
-        """The process or connection that they used."""
         self.recipients: dict[int, Recipient] = {}
         """Request id -> the client that it's forwarded for."""
-        self.level: str = ""
-        """Minimum log level requested from the upstream."""
-        self.conversation: Conversation
-        """Conversation with the upstream; set before it starts."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> Json:
         """Return the capabilities to declare in a revision."""

@@ -49,17 +49,16 @@ from millstream.gateway._links import (
     Links,
     NoCredentials,
     ResourceWatches,
-    http_places,
 )
 from millstream.gateway._names import PREFIX, PREFIX_RULE, Names, UpstreamPattern
 from millstream.gateway._parked_calls import ParkedCalls
 from millstream.gateway._policy import Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs import library_of
-from millstream.gateway._programs.program import Program, ProgramOfCaller, caller_of, upstream_of
+from millstream.gateway._programs.program import Program, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
 from millstream.http import ArrivingBytes, Inflow
-from millstream.parts import Call, Host, Item, Recent, ServerChange, cancel_all, retry_delay
+from millstream.parts import Call, Host, Item, Pool, Recent, ServerChange, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
     NEWEST_HANDSHAKE,
@@ -333,9 +332,8 @@ class Upstream:
         self._era = Era()
         self.plain_metas: Recent[tuple[bytes, str], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by that of the client and its revision."""
-        self.links: Links = Links(
-            self._make_link, max_connections=config.max_connections, idle_seconds=config.idle_seconds
-        )
+        places = Pool(config.max_connections, several=gateway.pool.places.several)
+        self.links: Links = Links(self._make_link, places, config.idle_seconds)
         self.watches: ResourceWatches = ResourceWatches(
             config.name,
             self._shared_conversation,
@@ -359,7 +357,6 @@ class Upstream:
     async def open(self) -> None:
         """Start connecting, in the background."""
         config, pool = self.config, self.gateway.pool
-        self.links.places.several = pool.places.several
         match find_server(self._target, env=config.env, cwd=config.cwd):
             case Remote() as remote:
                 self._uses_http = remote.url.scheme in ("http", "https")
@@ -497,7 +494,7 @@ class Upstream:
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
         elif isinstance(target, Program):
-            target = ProgramOfCaller(target, key.principal)
+            target = structs.replace(target, caller=key.principal)
         conversation = relays.conversation = Conversation(
             target,
             relays,
@@ -519,7 +516,7 @@ class Upstream:
             era=self._era,
         )
         shared = self._uses_http and not owner
-        places = http_places(several=self.links.places.several) if shared else None
+        places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if shared else None
         return Link(key, owner, conversation, relays, places)
 
     async def _shared_conversation(self) -> Conversation:

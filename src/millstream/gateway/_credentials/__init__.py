@@ -54,11 +54,11 @@ class Secret(
         if sum(map(bool, (self.env, self.file, self.text))) != 1:
             raise ValueError("A secret requires either env, the name of a variable, or file, the path of a file.")
 
-    def read(self, owner: str) -> str:
+    def read(self, upstream: str) -> str:
         """Return the secret, stripped of whitespace.
 
         Args:
-            owner: Owner for error messages, such as ``the upstream 'shop'``.
+            upstream: Name of the upstream, for errors.
 
         Raises:
             LocalError: The secret is missing, or can't be sent in a header.
@@ -74,26 +74,20 @@ class Secret(
                     value = file.read(_MAX_SECRET)
             except (OSError, UnicodeDecodeError) as exc:
                 reason = exc.strerror if isinstance(exc, OSError) else "it isn't UTF-8"
-                raise LocalError(f"{where}, which holds a secret of {owner}, can't be read: {reason}.") from None
+                raise LocalError(
+                    f"{where}, which holds a secret of the upstream {upstream!r}, can't be read: {reason}."
+                ) from None
         value = value.strip()
         if not value:
-            raise LocalError(f"{where} has no secret for {owner}. Set it before the server starts.")
+            raise LocalError(f"{where} has no secret for the upstream {upstream!r}. Set it before the server starts.")
         return value
 
 
-def secret(value: "str | Secret | None", env: str = "", file: str = "") -> Secret | None:
-    """Return a `Secret` for a string, a variable, or a file; None if all are empty.
-
-    Raises:
-        ValueError: More than one is set.
-    """
+def secret(value: str | Secret) -> Secret | None:
+    """Return a `Secret` for a string; None if it's empty."""
     if isinstance(value, Secret):
-        if env or file:
-            raise ValueError("Pass only one of the secret's text, env=, and file=.")
         return value
-    if not (value or env or file):
-        return None
-    return Secret(env=env, file=file, text=SecretText(value) if value else None)
+    return Secret(text=SecretText(value)) if value else None
 
 
 class BearerToken(Secret, frozen=True, kw_only=True, tag_field="kind", tag="bearer"):
@@ -214,10 +208,13 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
     Raises:
         ValueError: Not exactly one of them is set.
     """
-    found = secret(token, env, file)
-    if found is None:
+    if isinstance(token, Secret):
+        if env or file:
+            raise ValueError("Pass only one of the secret's text, env=, and file=.")
+        return BearerToken(**structs.asdict(token))
+    if not (token or env or file):
         raise ValueError("bearer() requires a token: bearer(env='NAME')")
-    return BearerToken(**structs.asdict(found))
+    return BearerToken(env=env, file=file, text=SecretText(token) if token else None)
 
 
 def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:

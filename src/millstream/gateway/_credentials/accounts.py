@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +30,7 @@ from millstream.client import (
 )
 from millstream.client.oauth import PendingAuthorization, fetch, parse_redirect, wants_nonce
 from millstream.gateway._credentials import PerUserOAuth
-from millstream.gateway._credentials.source import (
-    LinkCaller,
-    logger,
-    outbound_for,
-)
+from millstream.gateway._credentials.source import LinkCaller, digest_of, logger, outbound_for
 from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, StoredGrant, TokenCredentials, make_grant
 from millstream.gateway._results import call_error
 from millstream.http import Url, parse_url
@@ -96,13 +91,12 @@ class PersonalCredentials(TokenCredentials):
         """
         # Another URL or client id is another connection.
         parts = (upstream, str(url), options.issuer, options.client_id)
-        self._id = sha256("\n".join(parts).encode()).hexdigest()[:32]
+        self._id = digest_of("\n".join(parts))
         super().__init__(upstream, forward, host.services, f"connection:{self._id}:")
         self.url: Url = parse_url("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
         self.options: PerUserOAuth = options
-        self._input_timeout = host.settings.input_timeout
         secret = options.client_secret
-        self._secret = "" if secret is None else secret.read(f"the upstream {upstream!r}")
+        self._secret = "" if secret is None else secret.read(upstream)
         self._outbound = outbound_for(url, private_addresses=options.private_addresses)
         self._base = _configured_base(host)
         if host.services.secrets.source in ("store", "process"):
@@ -115,15 +109,13 @@ class PersonalCredentials(TokenCredentials):
         """Events of calls that wait for their user to connect -> owner."""
         self._list_failures: Recent[str, float] = Recent(_MAX_LISTERS)
         """Owner -> time of the last failure to read the lists with this connection."""
-        self._user_change = asyncio.Event()
-        """Set after a user has connected or disconnected."""
 
     @override
     def _on_change(self, name: str) -> None:
         for event, owner in self._waiting.items():
             if name in ("", owner):
                 event.set()
-        self._user_change.set()
+        self._lister_event.set()
         if name:
             self.on_change(name)
 
@@ -133,12 +125,12 @@ class PersonalCredentials(TokenCredentials):
     async def lister(self) -> str:
         """Return the link key of a connected user, waiting for one if necessary."""
         while True:
-            self._user_change.clear()
+            self._lister_event.clear()
             listers = await self._listers()
             for owner in sorted(listers, key=lambda each: self._list_failures.get(each, 0)):
                 if await self.load(owner) is not None:
                     return owner
-            await self._user_change.wait()
+            await self._lister_event.wait()
 
     @override
     def avoid_lister(self, link_key: str) -> None:
@@ -159,7 +151,7 @@ class PersonalCredentials(TokenCredentials):
                 f"The server {self.upstream!r} behind this gateway requires your account there, but this call is "
                 "anonymous. Sign in to this server first.",
             )
-        return LinkCaller(owner_of(principal.id))
+        return LinkCaller(digest_of(principal.id))
 
     @override
     async def prepare(self, call: Call) -> None:
@@ -231,7 +223,7 @@ class PersonalCredentials(TokenCredentials):
                 )
             except (Declined, Cancelled):
                 raise call_error(call, f"{reason} You haven't connected it. {instruction}") from None
-            seconds = self._input_timeout
+            seconds = call.services.settings.input_timeout
             try:
                 async with asyncio.timeout(seconds if revision.handshake else min(seconds, _ROUND_TIMEOUT)):
                     while (found := await self.load(owner)) is None or (before and found.token == before.token):
@@ -250,8 +242,7 @@ class PersonalCredentials(TokenCredentials):
         """Return the base URL of this server, from its sign-in or a request; empty if unknown."""
         scheme = getattr(request, "scheme", "").replace("ws", "http")
         authority = headers.get(b"host", b"").decode("latin-1")
-        found = f"{scheme}://{authority}{request.root_path}" if scheme and authority else ""
-        return self._base or found
+        return self._base or (f"{scheme}://{authority}{request.root_path}" if scheme and authority else "")
 
     # The page
 
@@ -259,7 +250,7 @@ class PersonalCredentials(TokenCredentials):
         """Return the authorization request for a user.
 
         Args:
-            owner: See `owner_of`.
+            owner: Digest of the id of the user's principal.
             base: Base URL of this server for the user's browser.
 
         Raises:
@@ -368,12 +359,7 @@ class PersonalCredentials(TokenCredentials):
         return (oauth if self._outbound.dial is None else oauth.with_connector(self._outbound.dial)), store
 
     def _registration_key(self, base: str) -> str:
-        return f"gateway-client:{sha256(f'{self._id} {base}{CALLBACK}'.encode()).hexdigest()}"
-
-
-def owner_of(principal_id: str) -> str:
-    """Return the owner key of a user's connections."""
-    return sha256(principal_id.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        return f"gateway-client:{digest_of(f'{self._id} {base}{CALLBACK}')}"
 
 
 def _configured_base(host: Host) -> str:
@@ -461,7 +447,7 @@ class ConnectionsPage:
         connection = self._connections.get(name)
         if connection is None or action not in ("connect", "disconnect"):
             return _MALFORMED_FORM
-        owner = owner_of(principal.id)
+        owner = digest_of(principal.id)
         if action == "connect":
             return await self._begin(request, name, connection, owner)
         await connection.disconnect(owner)
@@ -481,7 +467,7 @@ class ConnectionsPage:
             return await self._page(request, f"{name} or its authorization server took too long. Try again.", 504)
         except ClientError as exc:
             return await self._page(request, pages.quote_foreign(str(exc)), 502)
-        pending = PendingConnection(name, owner, owner_of(browser), base, authorization)
+        pending = PendingConnection(name, owner, digest_of(browser), base, authorization)
         await self._vault.put_pending(_PENDING, authorization.state, pending, _LOGIN_SECONDS)
         return pages.redirect_page(authorization.url, f"Continue to {connection.url.host}", cookie)
 
@@ -513,7 +499,7 @@ class ConnectionsPage:
             or not pending.answer
             or principal is None
             or connection is None
-            or pending.owner != owner_of(principal.id)
+            or pending.owner != digest_of(principal.id)
             or not self._is_browser_of(request, pending)
         ):
             return await self._page(request, _LOGIN_OVER, 403)
@@ -549,7 +535,7 @@ class ConnectionsPage:
     # Helpers
 
     def _is_browser_of(self, request: HttpRequest, pending: PendingConnection) -> bool:
-        browser = owner_of(pages.get_cookie(request, _cookie_name(pending.base)))
+        browser = digest_of(pages.get_cookie(request, _cookie_name(pending.base)))
         return hmac.compare_digest(browser, pending.browser)
 
     async def _page(self, request: HttpRequest, notice: str = "", status: int = 200, *, first: str = "") -> Response:
@@ -557,7 +543,7 @@ class ConnectionsPage:
         if principal is None:
             text = "Sign in to this server first: a connection belongs to a user."
             return pages.not_signed_in_page(request, "/sign-in", text, 403)
-        owner = owner_of(principal.id)
+        owner = digest_of(principal.id)
         rows = [(name, each.url, await each.load(owner)) for name, each in self._connections.items()]
         rows.sort(key=lambda row: row[0] != first)
         return pages.render(

@@ -67,7 +67,7 @@ class UpstreamCredentials:
         """
         # Configuration
         self.upstream: str = upstream
-        self._forward: tuple[tuple[bytes, str], ...] = tuple((each.encode(), each) for each in forward)
+        self._forward = forward
         self.on_change: Callable[[str], None] = lambda link_key: None
         """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
         # State
@@ -83,7 +83,8 @@ class UpstreamCredentials:
         """
         headers = self.forwarded_headers(call)
         caller = self._identify(call)
-        key = f"{caller.owner}\n{_digest(headers)}" if headers else caller.owner
+        values = "\n".join(f"{name}:{value}" for name, value in headers.items())
+        key = f"{caller.owner}\n{digest_of(values)}" if headers else caller.owner
         existing = self._callers.get(key)
         if existing is None:
             self._callers.keep(key, caller)
@@ -154,7 +155,7 @@ class UpstreamCredentials:
         headers = call.headers
         if not self._forward or not headers:
             return {}
-        return {name: headers[raw].decode("latin-1") for raw, name in self._forward if raw in headers}
+        return {name: headers[raw].decode("latin-1") for name in self._forward if (raw := name.encode()) in headers}
 
 
 class LinkAuth(Struct, eq=False):
@@ -213,12 +214,11 @@ class FixedCredentials(UpstreamCredentials):
         self._headers = self._read()
 
     def _read(self) -> dict[str, str]:
-        owner = f"the upstream {self.upstream!r}"
-        found = {name: self._prefix + each.read(owner) for name, each in self._secrets.items()}
+        found = {name: self._prefix + each.read(self.upstream) for name, each in self._secrets.items()}
         try:
             check_headers(found)
         except TargetError as exc:
-            raise LocalError(f"The credentials of {owner} can't be sent: {exc}") from None
+            raise LocalError(f"The credentials of the upstream {self.upstream!r} can't be sent: {exc}") from None
         return found
 
     @override
@@ -296,5 +296,6 @@ def _is_private(host: str) -> bool:
         return is_this_machine(host) or host.endswith(_PRIVATE_NAMES) or "." not in host
 
 
-def _digest(headers: Mapping[str, str]) -> str:
-    return sha256("\n".join(f"{name}:{value}" for name, value in headers.items()).encode("latin-1")).hexdigest()
+def digest_of(text: str) -> str:
+    """Return a hash in place of a text that can be long or secret."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

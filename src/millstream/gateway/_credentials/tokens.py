@@ -11,8 +11,6 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
-from hashlib import sha256
 from math import inf
 
 import msgspec
@@ -31,7 +29,7 @@ from millstream.client.oauth import (
     with_private_key,
 )
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
-from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, outbound_for
+from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, digest_of, outbound_for
 from millstream.gateway._results import call_error
 from millstream.http import Url
 from millstream.parts import Call, Recent, Services, SingleFlight
@@ -108,8 +106,10 @@ class TokenCredentials(UpstreamCredentials):
         self._renewals = SingleFlight[StoredGrant | None]()
         self._renewal_times: Recent[str, float] = Recent(_MAX_CACHED)
         """Name -> time of this worker's last renewal after a refusal."""
+        self._lister_event = asyncio.Event()
+        """Set when another account or token may be able to read the lists."""
         self._topic = f"gateway-token:{prefix}"
-        self._stop = self._vault.bus.subscribe(self._topic, self._on_message, interrupted=self._forget_all)
+        self._stop = self._vault.bus.subscribe(self._topic, self._on_message, interrupted=self._on_message)
 
     @override
     async def close(self) -> None:
@@ -135,19 +135,18 @@ class TokenCredentials(UpstreamCredentials):
 
     # Stored grants
 
-    def _forget_all(self) -> None:
-        self._change_count += 1
-        self._grants.clear()
-        self._on_change("")
-
-    def _on_message(self, data: bytes) -> None:
+    def _on_message(self, data: bytes = b"") -> None:
         name = data.decode("utf-8", "replace")
         self._forget(name)
         self._on_change(name)
 
     def _forget(self, name: str) -> None:
+        """Read a grant again from the store when it's needed. An empty name means any grant."""
         self._change_count += 1
-        self._grants.pop(name, None)
+        if name:
+            self._grants.pop(name, None)
+        else:
+            self._grants.clear()
 
     async def load(self, name: str) -> StoredGrant | None:
         """Return the stored grant of a name, even if it has expired."""
@@ -298,15 +297,15 @@ class _IssuedCredentials(TokenCredentials):
         self._target = options.resource or str(url)
         parts = (upstream, str(url), type(options).__name__, options.issuer, options.token_url, options.client_id,
                  " ".join(options.scope), self._target)  # fmt: skip
-        digest = sha256("\n".join(parts).encode()).hexdigest()[:32]
+        digest = digest_of("\n".join(parts))
         super().__init__(upstream, forward, services, f"gateway-token:{digest}:")
         self._outbound = outbound_for(url, private_addresses=options.private_addresses)
         self._read_secrets()
 
     def _read_secrets(self) -> None:
-        options, owner = self._options, f"the upstream {self.upstream!r}"
-        secret = options.client_secret.read(owner) if options.client_secret is not None else ""
-        key = options.private_key.read(owner) if options.private_key is not None else ""
+        options = self._options
+        secret = options.client_secret.read(self.upstream) if options.client_secret is not None else ""
+        key = options.private_key.read(self.upstream) if options.private_key is not None else ""
         method = "none"
         if secret:
             method = "client_secret_post" if options.secret_in_form else "client_secret_basic"
@@ -314,7 +313,7 @@ class _IssuedCredentials(TokenCredentials):
         try:
             self._registration = with_private_key(registration, key, options.key_id) if key else registration
         except ValueError as exc:
-            raise LocalError(f"The private_key of {owner} can't sign. {exc}") from None
+            raise LocalError(f"The private_key of the upstream {self.upstream!r} can't sign. {exc}") from None
 
     async def _ask(self, lifetime: float, until: float, **form: str) -> StoredGrant:
         """Request a token.
@@ -367,11 +366,6 @@ class ExchangedCredentials(_IssuedCredentials):
     _failed_key = ""
     """Link key whose token failed to read the lists."""
 
-    @cached_property
-    def _caller_event(self) -> asyncio.Event:
-        """Set when there's a caller."""
-        return asyncio.Event()
-
     @override
     def _identify(self, call: Call) -> LinkCaller:
         principal, headers = call.principal, call.headers
@@ -388,7 +382,7 @@ class ExchangedCredentials(_IssuedCredentials):
                 f"The server {self.upstream!r} behind this gateway requires your access token. Sign in with one.",
             )
         # A program with fewer scopes must not get the token of another program of the same user.
-        rights = sha256(" ".join(sorted(principal.scopes)).encode()).hexdigest()[:16]
+        rights = digest_of(" ".join(sorted(principal.scopes)))
         exp = principal.claims.get("exp")
         until = min(principal.expires_at, float(exp)) if isinstance(exp, int | float) else principal.expires_at
         return LinkCaller(f"{principal.binding.hex()}:{rights}", token.strip().decode("ascii"), until)
@@ -397,12 +391,12 @@ class ExchangedCredentials(_IssuedCredentials):
     def link_key(self, call: Call) -> str:
         """See `UpstreamCredentials.link_key`."""
         key = self._last_key = super().link_key(call)
-        self._caller_event.set()
+        self._lister_event.set()
         return key
 
     def observe(self, call: Call, seconds: float, answer: bytes) -> None:
         """Store a caller whose token can read the lists, if there's none yet."""
-        if not self._caller_event.is_set():
+        if not self._lister_event.is_set():
             with suppress(ToolError, ProtocolError):
                 self.link_key(call)
 
@@ -412,17 +406,17 @@ class ExchangedCredentials(_IssuedCredentials):
         while True:
             key = self._last_key
             caller = self._callers.get(key)
-            self._caller_event.clear()
+            self._lister_event.clear()
             if caller is not None and caller.until > time.time():
                 if key != self._failed_key:
                     return key
                 try:
                     async with asyncio.timeout(_LIST_RETRY_SECONDS):
-                        await self._caller_event.wait()
+                        await self._lister_event.wait()
                 except TimeoutError:
                     self._failed_key = ""  # there may be no other caller
             else:
-                await self._caller_event.wait()
+                await self._lister_event.wait()
 
     @override
     def avoid_lister(self, link_key: str) -> None:
@@ -433,7 +427,7 @@ class ExchangedCredentials(_IssuedCredentials):
     def _name(self, caller: LinkCaller) -> str:
         if caller.until <= time.time():
             raise AccessDenied("The caller's access token has expired.", 401)
-        return sha256(f"{caller.owner}\n{caller.token}".encode()).hexdigest()
+        return digest_of(f"{caller.owner}\n{caller.token}")
 
     @override
     async def _request(self, caller: LinkCaller, old: StoredGrant | None) -> StoredGrant:

@@ -16,10 +16,9 @@ from importlib import import_module, metadata
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
 
-import msgspec
 from anyio import BrokenResourceError, ClosedResourceError, create_memory_object_stream
 from anyio.abc import ObjectReceiveStream, ObjectSendStream
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream import Principal
 from millstream._override import override
@@ -30,36 +29,28 @@ from millstream.parts import Recent, Tasks, cancel_all
 from millstream.protocol import METHOD_NOT_FOUND, Envelope, Json, Revision, decode_object, decoder, encode
 
 
-class Messages:
-    """Creates and reads messages of the installed SDK."""
+def message_maker() -> Callable[[bytes], Any]:
+    """Return a function that converts a complete JSON-RPC message to an object of the installed SDK."""
+    types: Any = import_module("mcp.types")
+    session_message: Any = import_module("mcp.shared.message").SessionMessage
+    # In 1.x, the type is a model around the kinds of messages; in 2.x, their union.
+    parse: Any = import_module("pydantic").TypeAdapter(types.JSONRPCMessage).validate_python
+    return lambda data: session_message(parse(decode_object(data)))
 
-    def __init__(self) -> None:
-        types: Any = import_module("mcp.types")
-        self._session_message: Any = import_module("mcp.shared.message").SessionMessage
-        # In 1.x, the type is a model around the kinds of messages; in 2.x, their union.
-        self._parse: Any = import_module("pydantic").TypeAdapter(types.JSONRPCMessage).validate_python
 
-    def make(self, data: bytes) -> Any:
-        """Return a message as an object of the SDK.
-
-        Args:
-            data: Complete JSON-RPC message.
-        """
-        return self._session_message(self._parse(decode_object(data)))
-
-    def read(self, message: Any) -> tuple[Envelope, int]:
-        """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""
-        content = message.message
-        content = getattr(content, "root", content)
-        request_id = getattr(content, "id", None)
-        method: str | None = getattr(content, "method", None)
-        if method is not None:
-            related: object = getattr(message.metadata, "related_request_id", None)
-            envelope = Envelope(request_id, method, b"" if content.params is None else encode_members(content.params))
-            return envelope, related if isinstance(related, int) else 0
-        if hasattr(content, "result"):
-            return Envelope(request_id, "", b"", encode_members(content.result)), 0
-        return Envelope(request_id, "", b"", error=encode_error(content.error)), 0
+def read_message(message: Any) -> tuple[Envelope, int]:
+    """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""
+    content = message.message
+    content = getattr(content, "root", content)
+    request_id = getattr(content, "id", None)
+    method: str | None = getattr(content, "method", None)
+    if method is not None:
+        related: object = getattr(message.metadata, "related_request_id", None)
+        envelope = Envelope(request_id, method, b"" if content.params is None else encode_members(content.params))
+        return envelope, related if isinstance(related, int) else 0
+    if hasattr(content, "result"):
+        return Envelope(request_id, "", b"", encode_members(content.result)), 0
+    return Envelope(request_id, "", b"", error=encode_error(content.error)), 0
 
 
 def encode_members(value: Any) -> bytes:
@@ -85,7 +76,7 @@ Deliver = Callable[[Envelope, int], None]
 """Delivers a notification: ``deliver(notification, request id)``."""
 
 
-class _Request(msgspec.Struct):
+class _Request(Struct):
     params: Json = {}
 
 
@@ -141,7 +132,7 @@ class SingleExchange:
         return Envelope(request_id, "", b"", encode_members(result))
 
 
-class _DispatchContext(msgspec.Struct):
+class _DispatchContext(Struct):
     """One request as the SDK's handlers see it: `mcp.shared.dispatcher.DispatchContext`."""
 
     transport: Any
@@ -151,7 +142,7 @@ class _DispatchContext(msgspec.Struct):
     deliver: Deliver
     refusal: Any
     """Raised when a handler asks the client."""
-    cancel_requested: asyncio.Event = msgspec.field(default_factory=asyncio.Event)
+    cancel_requested: asyncio.Event = field(default_factory=asyncio.Event)
     """Never set: canceling a request cancels its task."""
     closed: bool = False
     can_send_request: ClassVar[bool] = False
@@ -225,8 +216,8 @@ class HttpSide:
         self.required_scopes: tuple[str, ...] = tuple(getattr(endpoint, "required_scopes", None) or ())
         """Scopes that every caller needs."""
         options: list[Mapping[str, Any]] = [each.kwargs for each in application.user_middleware]
-        backends = [each["backend"] for each in options if hasattr(each.get("backend"), "authenticate")]
-        self.backend: Any = backends[0] if backends else None
+        backends = (each["backend"] for each in options if hasattr(each.get("backend"), "authenticate"))
+        self.backend: Any = next(backends, None)
         """Starlette's `AuthenticationBackend` that checks tokens; None if the program doesn't."""
         self.protected: bool = hasattr(endpoint, "app") or self.backend is not None
         """Whether callers need a token."""
@@ -314,16 +305,14 @@ class ProgramTransport(DuplexTransport):
 
     name = "memory"
 
-    def __init__(self, program: "Program", caller: str, listener: Listener, background: Tasks) -> None:
+    def __init__(self, program: "Program", listener: Listener, background: Tasks) -> None:
         super().__init__(listener, background)
         self._program = program
-        self._caller = caller
         self._run: ProgramRun
         self._stack = AsyncExitStack()
         self._revision: Revision | None = None
         self._input: ObjectSendStream[tuple[Context, Any]] | None = None
-        self._session: asyncio.Task[None] | None = None
-        """The session; None if the client has only sent requests that need none."""
+        """Messages for the session; None if the client has only sent requests that need none."""
         self._requests = Tasks()
         """Requests that need no session."""
 
@@ -345,9 +334,9 @@ class ProgramTransport(DuplexTransport):
     def _context_of_caller(self) -> Context:
         """Return a context in which functions of the program see the caller's token."""
         context = self._run.context.copy()
-        if self._caller:
+        if self._program.caller:
             user_variable: Any = import_module("mcp.server.auth.middleware.auth_context").auth_context_var
-            context.run(user_variable.set, self._program.users.get(self._caller))
+            context.run(user_variable.set, self._program.users.get(self._program.caller))
         return context
 
     async def _serve(self, messages: ObjectReceiveStream[tuple[Context, Any]]) -> None:
@@ -363,8 +352,7 @@ class ProgramTransport(DuplexTransport):
 
     def _deliver(self, message: Any) -> bool:
         if self.fault is None:
-            envelope, caused_by = self._program.messages.read(message)
-            self.deliver(envelope, caused_by)
+            self.deliver(*read_message(message))
         return self.fault is None
 
     @override
@@ -396,7 +384,7 @@ class ProgramTransport(DuplexTransport):
     @override
     async def send(self, message: bytes, method: str) -> None:
         """Send a notification or a response. Without a session, there's nothing to send it to."""
-        if self._session is not None:
+        if self._input is not None:
             await super().send(message, method)
 
     @override
@@ -404,9 +392,13 @@ class ProgramTransport(DuplexTransport):
         context = self._context_of_caller()
         if self._input is None:
             self._input, messages = create_memory_object_stream[tuple[Context, Any]](_MAX_QUEUED)
-            self._session = context.run(self._background.spawn, self._serve(messages))
+            session = context.run(self._background.spawn, self._serve(messages))
+            # In reverse order: the session ends on its own once it has no more messages.
+            self._stack.push_async_callback(cancel_all, session)
+            self._stack.push_async_callback(asyncio.wait, [session], timeout=_GRACE)
+            self._stack.push_async_callback(self._input.aclose)
         try:
-            await self._input.send((context, self._program.messages.make(message)))
+            await self._input.send((context, self._program.make_message(message)))
         except (BrokenResourceError, ClosedResourceError):
             raise ConnectionLost("The program ended the session.") from None
 
@@ -415,11 +407,6 @@ class ProgramTransport(DuplexTransport):
         """End the session."""
         self.end(ConnectionLost("The client was closed."))
         await self._requests.close()
-        if self._input is not None:
-            await self._input.aclose()
-        if self._session is not None:
-            await asyncio.wait([self._session], timeout=_GRACE)
-        await cancel_all(self._session)
         await self._stack.aclose()
 
 
@@ -469,31 +456,28 @@ class ProgramRun:
             self.ready.exception()  # already raised to the waiter
 
 
-class Program:
+class Program(Struct, eq=False):
     """A program of another library, as a target for `Client` and ``Server.upstream``.
 
-    Its lifespan runs while sessions are open.
+    Its lifespan runs while sessions are open. It starts with the first one.
     """
 
-    def __init__(self, name: str, version: str, open: Open, side: HttpSide | None, *, handshake_only: bool) -> None:
-        """Create the program; it starts with the first session.
-
-        Args:
-            name: Name of the server.
-            version: Version of the server.
-            open: Runs the program.
-            side: Its HTTP side; None for a low-level server, which has none.
-            handshake_only: Whether it doesn't support the per-request era.
-        """
-        self.name: str = name
-        self.version: str = version
-        self.side: HttpSide | None = side
-        self.handshake_only: bool = handshake_only
-        self.messages: Messages = Messages()
-        self._open = open
-        self.users: Recent[str, Any] = Recent(MAX_USERS)
-        """The library's user objects for the sessions of callers, see `caller_of`."""
-        self._running: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = WeakKeyDictionary()
+    name: str
+    """Name of the server."""
+    version: str
+    """Version of the server."""
+    open: Open
+    """Runs the program."""
+    side: HttpSide | None
+    """Its HTTP side; None for a low-level server, which has none."""
+    handshake_only: bool
+    """Whether it doesn't support the per-request era."""
+    caller: str = ""
+    """The caller that its sessions belong to, see `caller_of`; empty for an anonymous one."""
+    make_message: Callable[[bytes], Any] = field(default_factory=message_maker)
+    users: Recent[str, Any] = field(default_factory=lambda: Recent(MAX_USERS))
+    """The library's user objects for the sessions of callers, see `caller_of`."""
+    runs: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = field(default_factory=WeakKeyDictionary)
 
     @property
     def protected(self) -> bool:
@@ -501,8 +485,8 @@ class Program:
         return self.side is not None and self.side.protected
 
     def new_transport(self, listener: Listener, background: Tasks) -> ProgramTransport:
-        """Return a transport to an anonymous session."""
-        return ProgramTransport(self, "", listener, background)
+        """Return a transport to a new session."""
+        return ProgramTransport(self, listener, background)
 
     @asynccontextmanager
     async def use(self) -> AsyncGenerator[ProgramRun]:
@@ -513,10 +497,10 @@ class Program:
         """
         loop = asyncio.get_running_loop()
         await self.settle()
-        run = self._running.get(loop)
+        run = self.runs.get(loop)
         if run is None:
-            run = self._running[loop] = ProgramRun(self._open)
-            run.task.add_done_callback(lambda _: self._running.pop(loop))
+            run = self.runs[loop] = ProgramRun(self.open)
+            run.task.add_done_callback(lambda _: self.runs.pop(loop))
         run.user_count += 1
         try:
             await asyncio.shield(run.ready)
@@ -530,21 +514,9 @@ class Program:
 
     async def settle(self) -> None:
         """Wait until the program has stopped, if it's stopping."""
-        run = self._running.get(asyncio.get_running_loop())
+        run = self.runs.get(asyncio.get_running_loop())
         if run is not None and not run.user_count:
             await asyncio.wait([run.task])
-
-
-class ProgramOfCaller(Struct, frozen=True):
-    """A program as a target for the sessions of one caller."""
-
-    program: Program
-    caller: str
-    """See `caller_of`; empty for an anonymous caller."""
-
-    def new_transport(self, listener: Listener, background: Tasks) -> ProgramTransport:
-        """Return a transport to a new session."""
-        return ProgramTransport(self.program, self.caller, listener, background)
 
 
 def caller_of(principal: Principal) -> str:
@@ -586,7 +558,7 @@ def program_of(value: Any) -> Program:
         if library == "fastmcp"
         else partial(_low_level, low_level, serve)
     )
-    return Program(name, str(version or ""), open, side, handshake_only=serve is None)
+    return Program(name, str(version or ""), open, side, serve is None)
 
 
 def upstream_of(value: Any) -> Program:
