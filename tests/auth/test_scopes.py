@@ -188,7 +188,9 @@ async def test_callers_over_stdio_have_no_principal(tmp_path: Path) -> None:
     """
     file = tmp_path / "shop.py"
     file.write_text(dedent(program))
-    async with Client([sys.executable, "-m", "millstream", "run", str(file)], timeout=WAIT) as client:
+    async with Client(
+        [sys.executable, "-m", "millstream", "run", str(file), "--transport", "stdio"], timeout=WAIT
+    ) as client:
         assert (await client.call("who")).text == "None"
 
 
