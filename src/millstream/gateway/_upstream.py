@@ -154,8 +154,9 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """The target as a string that is the same in all workers; empty for a server object of this process."""
-        return "" if hasattr(self.target, "running") else repr(self.target)
+        """The target as a string that is the same in all workers; empty for an object of this process."""
+        target = self.target if self.openapi is None else getattr(self.openapi, "document", self.openapi)
+        return "" if hasattr(target, "running") or callable(target) else repr(target)
 
     def check(self) -> None:
         """Check the configuration.
