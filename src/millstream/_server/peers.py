@@ -360,8 +360,9 @@ class Peers:
 
     async def _fetch(self, key: str) -> None:
         with suppress(LocalError, OSError):
-            self._receive(await self._store.kv.get(key) or b"")
-            await self._store.kv.delete(key)
+            if data := await self._store.kv.get(key):
+                self._receive(data)
+                await self._store.kv.delete(key)
 
     async def _acknowledge(self, letter: _Letter) -> None:
         with suppress(LocalError, OSError):
