@@ -125,6 +125,14 @@ class WorkerStore:
         self._awake.clear()
         self.end_lease()
 
+    def pause(self) -> None:
+        """Suspend the worker for less than its lease. Its operations wait until `resume`."""
+        self._awake.clear()
+
+    def resume(self) -> None:
+        """Resume the worker under its name."""
+        self._awake.set()
+
     def wake(self) -> None:
         """Resume the worker under a new name."""
         self._awake.set()

@@ -1,13 +1,17 @@
 import asyncio
 import json
+import sys
+from pathlib import Path
+from textwrap import dedent
 from typing import Any
 
 import pytest
 
 from auth_world import ALICE, BOB, ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
-from millstream import Server, Settings
+from millstream import Client, Server, Settings
 from millstream.testing import connect
+from patience import WAIT
 from wire import POST, per_request, request
 
 LISTS = {
@@ -170,6 +174,24 @@ async def test_stdio_parents_have_all_scopes_and_anonymous_http_none() -> None:
         assert (await world.post(None, request("tools/list"))).message["result"]["tools"] == []
     async with connect(server) as client:
         assert (await client.call("order")).text == "ordered"
+
+
+@pytest.mark.server
+async def test_callers_over_stdio_have_no_principal(tmp_path: Path) -> None:
+    program = """
+        from millstream import Context, Server, auth
+        mcp = Server("shop", auth=auth.keys("a-key-of-some-length"))
+
+        @mcp.tool
+        async def who(ctx: Context) -> str:
+            return f"{ctx.principal}"
+    """
+    file = tmp_path / "shop.py"
+    file.write_text(dedent(program))
+    async with Client(
+        [sys.executable, "-m", "millstream", "run", str(file), "--transport", "stdio"], timeout=WAIT
+    ) as client:
+        assert (await client.call("who")).text == "None"
 
 
 @for_each("scopes", ["orders", [1], [""], ["a b"], ['a"'], {"a": 1}, 5])

@@ -2,6 +2,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,6 +10,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from http_peer import serve
 from millstream import Server, Settings
 from millstream.client import Client
+from millstream.gateway import OpenApi
 from patience import WAIT
 from processes import free_port, run_command, run_server
 from scripts.docs import ROOT
@@ -99,3 +101,48 @@ async def test_upstream_that_claims_the_id_of_a_gateway_hides_only_its_own_items
                         await anext(changes)
                 assert {tool.name for tool in await client.tools(fresh=True)} == {"inner_shop_order", "inner_shop_new"}
                 assert (await client.call("inner_shop_order")).text == "ordered"
+
+
+class _Application:
+    """An application of another framework in this process."""
+
+    def openapi(self) -> dict[str, Any]:
+        return {"openapi": "3.1.0", "info": {"title": "Shop", "version": "1"}, "paths": {}}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("selected", [False, True])
+async def test_gateway_to_applications_of_this_process_is_not_announced(*, selected: bool) -> None:
+    application = _Application()
+    mcp = Server("front")
+    mcp.upstream("shop", openapi=OpenApi(document=application) if selected else application, start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        assert "experimental" not in client.conversation.negotiated.capabilities
+
+
+async def test_gateways_to_different_apis_have_different_ids(tmp_path: Path) -> None:
+    ids = set()
+    for name in ("shop.json", "bank.json"):
+        (tmp_path / name).write_text(
+            json.dumps({**_Application().openapi(), "servers": [{"url": "http://127.0.0.1:9"}]})
+        )
+        mcp = Server("front", settings=Settings(secret_key="a secret of the tests that is long enough"))
+        mcp.upstream("api", openapi=str(tmp_path / name), start_timeout=WAIT)
+        async with Client(mcp, timeout=WAIT) as client:
+            ids.add(client.conversation.negotiated.capabilities["experimental"]["millstream.gateway"]["id"])
+    assert len(ids) == 2
+
+
+async def test_scrape_does_not_describe_the_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their description counts items and processes, and a scrape reads a few figures of each."""
+    mcp, shop = Server("front", serve="metrics"), Server("shop")
+    mcp.upstream("shop", shop, start_timeout=WAIT)
+    async with mcp.running(), serve(mcp) as running:
+        monkeypatch.delattr("millstream.gateway._upstream.Upstream.describe")
+        peer = await running.connect()
+        await peer.send(b"GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        status, _, body = await peer.reply()
+        peer.close()
+    assert (status, b'gateway_links{upstream="shop"}' in body) == (200, True)

@@ -1,29 +1,31 @@
+import asyncio
 import json
 
 import pytest
 
+from auth_world import ALICE, BOB, make_server
 from bad_input.shop import make_shop
 from cases import for_each
 from fleet import EventStream, Worker, fleet, settle, until
 from millstream import Principal
 from millstream.parts import HttpRequest
 from millstream.stores import StoreFull
-from wire import LATEST_HANDSHAKE, request
+from wire import LATEST_HANDSHAKE, POST, request
 
 JSON = {"content-type": "application/json"}
 OPENING = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
 
 
-async def connect(worker: Worker) -> tuple[EventStream, str]:
+async def connect(worker: Worker, **headers: str) -> tuple[EventStream, str]:
     """An open stream, and the path for messages."""
-    stream = EventStream(await worker.http.fetch("GET", "/sse", {"accept": "text/event-stream"}))
+    stream = EventStream(await worker.http.fetch("GET", "/sse", {"accept": "text/event-stream", **headers}))
     await until(lambda: stream.events)
     return stream, stream.events.pop(0).data
 
 
-async def say(worker: Worker, path: str, message: object) -> int:
+async def say(worker: Worker, path: str, message: object, **headers: str) -> int:
     """The status that a message gets."""
-    reply = await worker.http.fetch("POST", path, JSON, json.dumps(message).encode())
+    reply = await worker.http.fetch("POST", path, {**JSON, **headers}, json.dumps(message).encode())
     await reply.body()
     return reply.status
 
@@ -121,4 +123,54 @@ async def test_streams_of_renamed_workers_end() -> None:
         stream, path = await connect(first)
         assert await say(second, path, request("initialize", OPENING, 0)) == 202
         await stream.until(1)
+        stream.close()
+
+
+@for_each("size", [0, 20_000])
+async def test_messages_are_accepted_once_their_worker_has_received_them(size: int) -> None:
+    ping = {**request("ping"), "params": {"_meta": {"note": "x" * size}}}
+    async with fleet(make_shop) as (first, second):
+        stream, path = await connect(first)
+        first.store.pause()
+        saying = asyncio.create_task(say(second, path, ping))
+        await settle()
+        assert not saying.done()
+        first.store.resume()
+        assert await saying == 202
+        assert (await stream.until(1))[0]["id"] == 1
+        first.store.pause()
+        saying = asyncio.create_task(say(second, path, ping))
+        await settle()
+        first.store.end_lease()
+        assert await saying == 404
+        stream.close()
+
+
+@for_each("size", [0, 20_000])
+async def test_messages_of_another_owner_displace_no_answer(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a worker is busy, one owner sends more than its share to it. Another one's answer still arrives."""
+    monkeypatch.setattr("millstream._server.peers.MAX_UNRECEIVED", 20 if size else 6)
+    note, alice = {"jsonrpc": "2.0", "method": "notifications/x", "params": {"note": "x" * size}}, f"Bearer {ALICE}"
+    async with fleet(make_server) as (first, second):
+        first.store.core.kv.max_bytes = 8 * size or 10_000  # all workers' large messages
+        stream, path = await connect(first, authorization=alice)
+        bob = {"authorization": f"Bearer {BOB}", **POST}
+        opening = {**OPENING, "capabilities": {"elicitation": {}}}
+        opened = await first.post(request("initialize", opening, 0), bob)
+        bob["mcp-session-id"] = opened.headers["mcp-session-id"]
+        call = EventStream(await first.post(request("tools/call", {"name": "asks", "arguments": {}}, 7), bob))
+        (question,) = await call.until(1)
+        first.store.pause()
+        saying = [asyncio.create_task(say(second, path, note, authorization=alice)) for _ in range(5)]
+        await until(lambda: sum(each.done() for each in saying) == 2)
+        assert {each.result() for each in saying if each.done()} == {503}
+        result = {"action": "accept", "content": {"n": 1}, "_meta": {"note": "x" * size}}
+        answering = asyncio.create_task(second.post({"jsonrpc": "2.0", "id": question["id"], "result": result}, bob))
+        await settle()
+        first.store.resume()
+        assert (await answering).status == 202
+        assert (await call.end())[-1]["result"]["content"][0]["text"] == "asked"
+        assert sorted([await each for each in saying]) == [202, 202, 202, 503, 503]
+        assert await say(second, path, note, authorization=alice) == 202, "its share is free again"
+        assert not await first.store.core.kv.keys("letter:")
         stream.close()

@@ -102,6 +102,16 @@ async def test_forwarded_answers_are_capped() -> None:
         assert statuses == [202] * PER_SECOND + [503] * 5
 
 
+async def test_cancellations_with_huge_ids_are_not_sent_to_all_workers() -> None:
+    async with fleet(make_shop) as (first, second):
+        headers = await first.initialize()
+        second.store.operations.clear()
+        for id, sent in (("x" * 2_000, 0), ("x", 1)):
+            note = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": id}}
+            assert (await second.post(note, headers)).status == 202
+            assert second.store.operations["publish"] == sent
+
+
 async def test_cancellations_reach_calls_on_another_worker() -> None:
     async with fleet(make_slow, 3) as (first, second, third):
         headers = await first.initialize()

@@ -2,12 +2,15 @@ import re
 import subprocess
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from cases import for_each
 from millstream import Client, Context, Server, SyncContext, ToolError
 from millstream.client import BlockingClient, ServerError, TargetError, ToolFailed
 from millstream.parts import HttpRequest as PlainRequest
@@ -213,3 +216,9 @@ def test_servers_show_their_name_and_items() -> None:
         return ""
 
     assert repr(mcp) == "<Server 'shop': 1 tools, 0 resources, 0 templates, 0 prompts>"
+
+
+@for_each("make", [connect, Client])
+async def test_awaiting_a_client_says_to_write_a_block(make: Callable[[Server], Any]) -> None:
+    with pytest.raises(TypeError, match=r"Instead of await, write: async with … as client:"):
+        await make(shop())

@@ -108,6 +108,21 @@ async def test_the_address_names_the_mcp_url_if_pages_are_off(*, lane: bool) -> 
         assert found == [(404, told), (404, f"Not found. MCP is served at {where}.\n")]
 
 
+async def test_misspelled_paths_suggest_the_right_one() -> None:
+    """Paths of the program may be private, so they aren't suggested."""
+    mcp = Server("shop", serve="all")
+
+    @mcp.route("/ledger")
+    async def ledger(request: Request) -> Response:
+        return PlainTextResponse("ledger")
+
+    found = await texts(mcp, "/event", "/dashbord/", "/doc", "/ledgers")
+    hints = ["Use /events.", "Use /dashboard.", "Use /docs.", "MCP is served at /mcp."]
+    assert found == [(404, f"Not found. {hint}\n") for hint in hints]
+    ((_, told),) = await texts(Server("shop"), "/event")
+    assert "doesn't serve /events. Start it with --serve hub" in told
+
+
 async def outer(request: Request) -> Response:
     """A page of the application around the server."""
     return PlainTextResponse("outer")

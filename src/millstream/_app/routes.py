@@ -23,7 +23,7 @@ from millstream._http.message import (
     wants_page,
 )
 from millstream._parts import Route, RouteRegistry
-from millstream._protocol.errors import ProtocolError
+from millstream._protocol.errors import ProtocolError, closest_name
 from millstream._server.calls.services import ObserveMessage
 from millstream._server.control import RequestGate
 
@@ -187,9 +187,11 @@ class Routes:
     def _missing(self, method: str, path: str) -> Handler | None:
         """Return the 404 of a path. None for a method of programs that send a body, which is then ignored."""
         bare = path.rstrip("/")
-        part = next((name for name, paths in _BY_PART.items() if bare in paths), "")
+        if len(bare) <= _MAX_MISSPELLED and bare not in self._exact and bare not in _HINTS:
+            bare = closest_name(bare, _KNOWN_PATHS) or bare
+        part = _KNOWN_PATHS.get(bare)
         if part and self._exact.keys().isdisjoint(_BY_PART[part]):
-            text = f"This server doesn't serve {{root}}{path}. Start it with --serve {part} or --serve all, or use "
+            text = f"This server doesn't serve {{root}}{bare}. Start it with --serve {part} or --serve all, or use "
             return self._for_browsers(_refuse(404, f"{text}Server(serve={part!r})."))
         if method not in ("GET", "HEAD", "POST"):
             return None
@@ -310,7 +312,11 @@ _BY_PART = {
     "metrics": ("/metrics",),
 }
 """Part -> well-known paths that it would serve."""
+_KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
+"""Paths that are suggested for similar ones. A program's own paths may be private, so they aren't."""
 
+_MAX_MISSPELLED = 64
+"""Maximum characters of a path that is compared with others, which takes longer the longer it is."""
 _HINTS = {
     "/tools": "Each tool has its own path: POST the arguments to {root}/tools/NAME. {root}/docs lists the tools.",
     "/mcp/tools": "POST to {root}/mcp/tools/list or {root}/mcp/tools/call.",

@@ -146,6 +146,8 @@ PER_SECOND = 100
 """Messages to other workers that a session can cause per second. More cancellations are ignored, more answers
 refused.
 """
+_MAX_ID = 1024
+"""Maximum bytes of a request's id that all workers receive, to cancel the request."""
 
 
 class Control:
@@ -195,10 +197,11 @@ class Control:
         request_id = self.notify(message, session_id)
         if request_id is None or not session_id:
             return
-        if self._peers.shared and not self._allowance.take(session_id):
-            await self._peers.tell(CancelCall(session_id, encode(request_id)))
+        encoded = encode(request_id)
+        if self._peers.shared and len(encoded) <= _MAX_ID and not self._allowance.take(session_id):
+            await self._peers.tell(CancelCall(session_id, encoded))
 
-    async def answer_anywhere(self, message: Envelope, session_id: str) -> None:
+    async def answer_anywhere(self, message: Envelope, session_id: str, owner: str) -> None:
         """Pass a client's answer to the call that asked. A late answer is ignored, because the client can't know.
 
         See https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
@@ -217,7 +220,8 @@ class Control:
             )
         assert isinstance(message.id, str)  # noqa: S101  it has a worker's name in it
         try:
-            there = await self._peers.send(worker, AnswerMessage(session_id, message.id, message.result, message.error))
+            answer = AnswerMessage(session_id, message.id, message.result, message.error)
+            there = await self._peers.deliver(worker, answer, owner)
         except LocalError as exc:
             raise ProtocolError(
                 SERVER_ERROR, "The worker of the call that asked is unreachable at the moment. Try again.", status=503

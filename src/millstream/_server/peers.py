@@ -3,21 +3,28 @@
 Data that must not be lost is in the store. A message announces it, or asks for work on a running call. Each message has
 a MAC with the server's secret, so access to the store isn't enough to forge one. A store that isn't shared has no other
 workers, and costs nothing here.
+
+Logs drop their oldest messages, whose owner may be another client. Messages with what a client wrote are therefore
+delivered with a receipt (`Peers.deliver`), and large ones wait in the map, which has a share for each owner.
 """
 
 import asyncio
 import hmac
 import logging
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
+from millstream._protocol.principal import Share
 from millstream._recent import Recent
-from millstream._stores.base import Store
-from millstream._tasks import cancel_all
+from millstream._stores.base import Store, StoreFull, StoreUnavailable
+from millstream._stores.rates import share_for
+from millstream._tasks import Tasks, cancel_all
 
 
 class PeerMessage(Struct, frozen=True, array_like=True):
@@ -138,6 +145,18 @@ class PartMessage(PeerMessage, frozen=True, tag="part"):
     body: bytes
 
 
+class StoredMessage(PeerMessage, frozen=True, tag="stored"):
+    """A large message for the receiver is in the map."""
+
+    key: str
+
+
+class Receipt(PeerMessage, frozen=True, tag="receipt"):
+    """The sender has received a message."""
+
+    stamp: int
+
+
 Message = (
     RecordUpdate
     | AnswerMessage
@@ -155,6 +174,8 @@ Message = (
     | StatsRequest
     | StatsReply
     | PartMessage
+    | StoredMessage
+    | Receipt
 )
 
 
@@ -171,6 +192,12 @@ _LABEL = b"millstream worker messages v1"
 _MAC_BYTES = 16
 _MAX_WAITING = 10_000
 _MAX_SEEN = 50_000
+MAX_UNRECEIVED = 1_000
+"""Maximum messages without a receipt; half of them for one owner."""
+_LARGE = 16 * 1024
+"""Minimum bytes of a message that waits in the map."""
+RECEIPT_TIMEOUT = 30.0
+"""Seconds to wait for a receipt."""
 
 _logger = logging.getLogger("millstream")
 
@@ -183,6 +210,8 @@ class _Letter(Struct, frozen=True, array_like=True):
     """The receiving worker, or empty for all."""
     stamp: int
     message: Message
+    receipt: bool = False
+    """Whether the sender waits for a receipt."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -210,7 +239,7 @@ class Peers:
         """Message types for which this worker's own messages are received, too."""
         self._interrupted: list[Callable[[], None]] = []
         self._on_loss: list[Callable[[], None]] = []
-        self._worker_checks: list[Callable[[], Awaitable[None]]] = []
+        self._worker_checks: list[Callable[[], Awaitable[None]]] = [self._check_receivers]
         # Process
         self._stamp = 0
         self._mute = False
@@ -219,6 +248,10 @@ class Peers:
         """Direct messages, and messages whose order matters. Each is processed once, although a repaired store can
         repeat it.
         """
+        self._unreceived: dict[int, tuple[str, asyncio.Future[bool]]] = {}
+        """Stamp of a message that waits for a receipt -> its receiver, and whether it was received."""
+        self._share = Share(MAX_UNRECEIVED)
+        self._tasks = Tasks()
         self._outbox: dict[Message, None] = {}
         self._send_task: asyncio.Task[None] | None = None
         self._check_task: asyncio.Task[None] | None = None
@@ -269,6 +302,7 @@ class Peers:
         """Stop receiving, and drop messages that wait to be sent."""
         for stop in self._stops:
             stop()
+        await self._tasks.close()
         await cancel_all(self._send_task, self._check_task)
         self._send_task = self._check_task = None
 
@@ -307,7 +341,15 @@ class Peers:
         letter = self._open_letter(data)
         if letter is not None:
             self._stamp = max(self._stamp, letter.stamp)
-            self._hand_out(letter.message, letter.sender)
+            match letter.message:
+                case StoredMessage(key):
+                    self._tasks.spawn(self._fetch(key))
+                case Receipt(stamp) if stamp in self._unreceived:
+                    self._settle(stamp, received=True)
+                case message:
+                    self._hand_out(message, letter.sender)
+            if letter.receipt:
+                self._tasks.spawn(self._acknowledge(letter))
 
     def _hand_out(self, message: Message, sender: str) -> None:
         for receive in self._receivers.get(type(message), ()):
@@ -315,6 +357,28 @@ class Peers:
                 receive(message, sender)
             except Exception:
                 _logger.exception("A message of another worker couldn't be processed.")
+
+    async def _fetch(self, key: str) -> None:
+        with suppress(LocalError, OSError):
+            if data := await self._store.kv.get(key):
+                self._receive(data)
+                await self._store.kv.delete(key)
+
+    async def _acknowledge(self, letter: _Letter) -> None:
+        with suppress(LocalError, OSError):
+            await self.send(letter.sender, Receipt(letter.stamp))
+
+    def _settle(self, stamp: int, *, received: bool) -> None:
+        future = self._unreceived[stamp][1]
+        if not future.done():
+            future.set_result(received)
+
+    async def _check_receivers(self) -> None:
+        for worker in {worker for worker, _ in self._unreceived.values()}:
+            if not await self._store.workers.alive(worker):
+                for stamp, (each, _) in self._unreceived.items():
+                    if each == worker:
+                        self._settle(stamp, received=False)
 
     def _open_letter(self, data: bytes) -> _Letter | None:
         """Return a valid message of another worker, or of this one if it's wanted; None for anything else."""
@@ -423,8 +487,42 @@ class Peers:
             return False
         return await self._store.bus.send(worker, _TOPIC, self._seal(worker, message))
 
-    def _seal(self, to: str, message: Message) -> bytes:
-        body = _encode(_Letter(self._store.workers.me, to, self.stamp(), message))
+    async def deliver(self, worker: str, message: Message, owner: str) -> bool:
+        """Send what a client wrote to one worker, and wait until it has received it. Return False if its lease is over
+        or it's unknown.
+
+        Args:
+            worker: The worker.
+            message: The message.
+            owner: The client's owner, whose share the message uses until then.
+
+        Raises:
+            StoreFull: The owner has too many messages to other workers.
+            LocalError: The worker or the store doesn't respond.
+        """
+        if not self.shared or worker == self._store.workers.me:
+            return False
+        if not self._share.take(owner):
+            raise StoreFull("Too many messages wait for another worker.")
+        stamp = self.stamp()
+        future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._unreceived[stamp] = worker, future
+        try:
+            async with asyncio.timeout(RECEIPT_TIMEOUT):
+                data = self._seal(worker, message, stamp, receipt=True)
+                if len(data) >= _LARGE:
+                    key = f"letter:{share_for(owner)}.{secrets.token_hex(16)}"
+                    await self._store.kv.put(key, data, WINDOW)
+                    data = self._seal(worker, StoredMessage(key), self.stamp())
+                return await self._store.bus.send(worker, _TOPIC, data) and await future
+        except TimeoutError as exc:
+            raise StoreUnavailable("The other worker doesn't respond.") from exc
+        finally:
+            del self._unreceived[stamp]
+            self._share.leave(owner)
+
+    def _seal(self, to: str, message: Message, stamp: int = 0, *, receipt: bool = False) -> bytes:
+        body = _encode(_Letter(self._store.workers.me, to, stamp or self.stamp(), message, receipt))
         return _mac(self._keys[0], body) + body
 
 

@@ -21,6 +21,7 @@ KINDS_WITH_SHARES = frozenset(
         "task",
         "taskcall",
         "result",
+        "letter",
         "oauth-new",
         "oauth-pending",
         "connection-pending",

@@ -126,7 +126,7 @@ class HttpSse:
             found[0].receive(request.body)
             return _ACCEPTED
         try:
-            there = await self._services.peers.send(worker, PostedMessage(session_id, request.body))
+            there = await self._services.peers.deliver(worker, PostedMessage(session_id, request.body), request.owner)
         except (StoreUnavailable, StoreFull):
             return _UNREACHABLE
         return _ACCEPTED if there else _UNKNOWN

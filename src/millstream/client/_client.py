@@ -200,6 +200,13 @@ class Client:
     async def __aexit__(self, *exc: object) -> None:
         await self.conversation.close()
 
+    if not TYPE_CHECKING:  # type checkers report it themselves
+
+        def __await__(self) -> NoReturn:
+            raise TypeError(
+                "A client is opened and closed by a block. Instead of await, write: async with … as client:"
+            )
+
     @property
     def server(self) -> ServerInfo:
         """Name, version, and other information about the server."""

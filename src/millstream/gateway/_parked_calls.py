@@ -404,9 +404,9 @@ class ParkedCalls:
         responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})
         try:
             async with limit:
-                if not await self._send(
-                    worker, WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
-                ):
+                wake = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
+                message = PartMessage(_PART, msgspec.msgpack.encode(wake))
+                if not await self._services.peers.deliver(worker, message, call.owner):
                     raise call_error(call, CALL_LOST)
                 outcome = await remote.outcome
         except (LocalError, OSError) as exc:  # a timeout is an OSError, too

@@ -321,7 +321,10 @@ class GatewayPart:
             return {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()}
 
         def figures(figure: str) -> dict[tuple[str, ...], float]:
-            return {(name,): upstream.describe().get(figure, 0) for name, upstream in self.upstreams.items()}
+            return {(name,): upstream.breaker.describe().get(figure, 0) for name, upstream in self.upstreams.items()}
+
+        def links() -> dict[tuple[str, ...], float]:
+            return {(name,): len(upstream.links) for name, upstream in self.upstreams.items()}
 
         read, label = host.metrics.read, ("upstream",)
         read("gauge", "gateway_up", "Whether an upstream can be reached.", up_states, label, merge="min")
@@ -331,7 +334,7 @@ class GatewayPart:
             ("refused", "Calls not sent, because earlier ones have failed."),
         ):
             read("counter", f"gateway_{name}_total", text, partial(figures, name), label)
-        read("gauge", "gateway_links", "Open connections.", partial(figures, "links"), label)
+        read("gauge", "gateway_links", "Open connections.", links, label)
         for share in ("p50_ms", "p99_ms"):
             text = f"{share[:3]} of the response times of recent calls."
             read("gauge", f"gateway_{share}", text, partial(figures, share), label, merge="max")

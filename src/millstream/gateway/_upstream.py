@@ -149,11 +149,11 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """Text for the target or document that is the same in all workers; empty for a `Server` of this process."""
-        target = self.target if self.openapi is None else getattr(self.openapi, "document", self.openapi)
+        """Text for the target or document that is the same in all workers; empty for an object of this process."""
+        target: object = self.target if self.openapi is None else getattr(self.openapi, "document", self.openapi)
         if isinstance(target, str | Path | Sequence | Mapping):
-            return repr(target)
-        return "" if hasattr(target, "running") else type(target).__name__
+            return repr(cast("object", target))
+        return "" if hasattr(target, "running") or callable(target) else type(target).__name__
 
     def check(self) -> None:
         """Check the configuration.

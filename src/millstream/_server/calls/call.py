@@ -395,7 +395,7 @@ class CallInfo:
 
     @property
     def principal(self) -> Principal | None:
-        """The authenticated caller, such as ``ctx.principal.subject``, or None without authentication."""
+        """The authenticated caller, such as ``ctx.principal.subject``, or None without sign-in, as over stdio."""
         return self._call.principal
 
     @property

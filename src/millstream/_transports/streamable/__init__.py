@@ -644,7 +644,7 @@ class _Batch(Struct, eq=False):
                 return None, b""
             self.exchange.note("response", self.session)
             try:
-                await dispatcher.control.answer_anywhere(message, self.scope)
+                await dispatcher.control.answer_anywhere(message, self.scope, self.exchange.request.owner)
             except ProtocolError as exc:
                 return None, self._refuse(None, "response", exc)
             return None, b""

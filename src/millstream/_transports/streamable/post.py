@@ -161,7 +161,7 @@ async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Respo
     if endpoint.sessions is None or b"mcp-session-id" not in request.headers:
         raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)
     session = await endpoint.sessions.find(request)
-    await endpoint.dispatcher.control.answer_anywhere(message, session.id)
+    await endpoint.dispatcher.control.answer_anywhere(message, session.id, request.owner)
     exchange.note("response", session)
     return _ACCEPTED
 
