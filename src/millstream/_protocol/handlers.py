@@ -55,10 +55,7 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
             order.append(True)
         elif decode is None and parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             order.append(False)
-            try:
-                decode = decoder(annotation)
-            except TypeError as exc:
-                raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
+            decode = _decoder(annotation, name)
         else:
             raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}.")
 
@@ -71,6 +68,13 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
         return await result if inspect.isawaitable(result) else result
 
     return run
+
+
+def _decoder(annotation: Any, name: str) -> Callable[[bytes], Any]:
+    try:
+        return decoder(annotation)
+    except TypeError as exc:
+        raise TypeError(f"{name}: msgspec can't read the type of its parameters: {exc}.") from exc
 
 
 def result_object(value: Any) -> Json:

@@ -54,10 +54,8 @@ from millstream._server.functions.problems import (
     find_problems,
 )
 
-Invoker = Callable[..., Any]
-"""``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator. With
-dependencies, ``call(arguments, context, values)`` takes their values by parameter, too.
-"""
+Invoker = Callable[[Any, Any], Any]
+"""``call(arguments, context)``: returns the function's result, which can be an awaitable or a generator."""
 
 
 class Plan(Struct, frozen=True):
@@ -87,7 +85,7 @@ class Plan(Struct, frozen=True):
     """Whether calling returns an awaitable."""
     is_generator: bool
     """Whether calling returns an iterator, asynchronous if `is_async` is true."""
-    call: Invoker
+    call: Callable[..., Any]
     code: CodeType | None
     """The code of the function."""
     untyped: tuple[str, ...] = ()

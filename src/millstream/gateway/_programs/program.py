@@ -477,7 +477,9 @@ class Program(Struct, eq=False):
     make_message: Callable[[bytes], Any] = field(default_factory=message_maker)
     users: Recent[str, Any] = field(default_factory=lambda: Recent(MAX_USERS))
     """The library's user objects for the sessions of callers, see `caller_of`."""
-    runs: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = field(default_factory=WeakKeyDictionary)
+    runs: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = field(
+        default_factory=WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun]
+    )
 
     @property
     def protected(self) -> bool:
