@@ -60,7 +60,7 @@ class Replicas:
         self._receiving = False
         """Set while a change from another worker is applied, so that it isn't sent again."""
         self._catching_up = self._renewing = False
-        self.tasks = Tasks()
+        self.tasks: Tasks = Tasks()
         peers = services.peers
         self._tell_soon = peers.tell_soon
         peers.on(

@@ -248,12 +248,12 @@ class LeasedWorker(_Worker):
         super().__init__()
         # Configuration
         self._backend = backend
-        self.lease = backend.lease
+        self.lease: float = backend.lease
         # Process
         self.on_rename: Callable[[], None] = never
         """Callback for when this worker lost its lease and was renamed."""
         self._changed = Watchers()
-        self.watch = self._changed.watch
+        self.watch: Callable[[Callable[[], None]], Callable[[], None]] = self._changed.watch
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
             _logger, "The lease of this worker can't be renewed; retrying", "The lease of this worker has been renewed."
