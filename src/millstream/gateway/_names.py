@@ -9,8 +9,9 @@ import hashlib
 import hmac
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 from msgspec import Raw
@@ -138,6 +139,10 @@ CAPABILITY = "millstream.gateway"
 """Experimental capability with an `Announcement`."""
 MAX_HOPS = 8
 """Maximum gateways that a call may pass."""
+MAX_LOOPS = 64
+"""Maximum ways back to this gateway that are compared with each item of an upstream. Calls over others end at
+`extend_path`.
+"""
 _MAX_ID = 32
 _MAX_ANNOUNCEMENT = 64 * 1024
 """Maximum bytes of an upstream's announcement; a larger one is ignored."""
@@ -198,20 +203,27 @@ def _read(found: Mapping[str, Any], gateway_id: str, hops: int) -> Announcement:
     return {"id": found["id"][:_MAX_ID], "upstreams": upstreams}
 
 
-def find_loops(announcement: Announcement, gateway_id: str) -> list[tuple[str, ...]]:
-    """Return the prefixes, outermost first, of the items of an upstream that come from this gateway."""
+def find_loops(announcement: Announcement, gateway_id: str) -> list[tuple[Names, ...]]:
+    """Return the prefixes, outermost first, of the items of an upstream that come from this gateway; at most
+    `MAX_LOOPS` of them.
+    """
+    return list(islice(_loops(announcement, gateway_id), MAX_LOOPS))
+
+
+def _loops(announcement: Announcement, gateway_id: str) -> Iterator[tuple[Names, ...]]:
     if announcement.get("id") == gateway_id:
-        return [()]
-    upstreams = announcement.get("upstreams", {}).items()
-    return [(prefix, *rest) for prefix, each in upstreams for rest in find_loops(each, gateway_id)]
+        yield ()
+    for prefix, each in announcement.get("upstreams", {}).items():
+        for rest in _loops(each, gateway_id):
+            yield (Names(prefix), *rest)
 
 
-def leads_back(loops: Iterable[Iterable[str]], kind: str, name: str) -> bool:
+def leads_back(loops: Iterable[Iterable[Names]], kind: str, name: str) -> bool:
     """Return whether an item of an upstream has one of the prefixes of `find_loops`."""
     for prefixes in loops:
         original: str | None = name
-        for prefix in prefixes:
-            original = None if original is None else Names(prefix).original(kind, original)
+        for names in prefixes:
+            original = None if original is None else names.original(kind, original)
         if original is not None:
             return True
     return False
