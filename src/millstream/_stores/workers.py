@@ -253,7 +253,6 @@ class LeasedWorker(_Worker):
         self.on_rename: Callable[[], None] = never
         """Callback for when this worker lost its lease and was renamed."""
         self._changed = Watchers()
-        self.watch: Callable[[Callable[[], None]], Callable[[], None]] = self._changed.watch
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
             _logger, "The lease of this worker can't be renewed; retrying", "The lease of this worker has been renewed."
@@ -262,6 +261,9 @@ class LeasedWorker(_Worker):
         """The reader of the log of all workers, and that of the inbox."""
 
     # The lease
+
+    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        return self._changed.watch(changed)
 
     async def alive(self, worker: str) -> bool:
         await self.read()
