@@ -9,6 +9,7 @@ from math import inf
 from typing import cast
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._limits import StoreLimiter
@@ -20,18 +21,18 @@ from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
-from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities
+from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     CALLBACK,
     INTROSPECT,
     KEYS,
+    LOCAL,
     REGISTER,
     REVOKE,
     SHARED,
     TOKEN,
     IssuerConfig,
-    Targets,
     check_issuer_url,
     login_methods_of,
     metadata,
@@ -49,7 +50,7 @@ from millstream.auth._authorization_server.tickets import (
     pack,
     read,
 )
-from millstream.auth._authorization_server.users import LOCAL, Accounts, LoginThrottle, UserFile
+from millstream.auth._authorization_server.users import LoginThrottle, UserFile
 from millstream.auth._jose import Claims, TokenRules, judge, scopes_of
 from millstream.auth._key_file import check_scopes
 from millstream.auth._method import (
@@ -88,7 +89,9 @@ class Issuer(Struct, frozen=True, eq=False):
             name: Name of that server.
             known: Returns the scopes that the server currently uses.
         """
-        return RunningIssuer(self.config, services, name, known)
+        config = self.config
+        audience = config.audience or config.base + services.settings.path.rstrip("/")
+        return RunningIssuer(replace(config, audience=audience, known=known), services, name)
 
 
 class IssuerEndpoints(AuthMethod):
@@ -192,14 +195,12 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
 
     recalls = True
 
-    def __init__(self, config: IssuerConfig, services: Services, name: str, known: KnownScopes) -> None:
-        vault, accounts = Vault(services), Accounts(config)
-        self.resource: str = config.audience or config.base + services.settings.path.rstrip("/")
-        targets = Targets(config, self.resource, known)
+    def __init__(self, config: IssuerConfig, services: Services, name: str) -> None:
+        vault = Vault(services)
+        self.resource: str = config.audience
         tickets = Tickets(vault, secure=config.secure)
         pending_logins = PendingLogins(vault, tickets, config.base)
         super().__init__(config, vault)
-        self._accounts = accounts
         self._tickets = tickets
         self._pending_logins = pending_logins
         self._rules = TokenRules(config.url, self.resource, config.implied)
@@ -208,20 +209,15 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self.by_password: bool = config.passwords is not None
         self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
         self.scopes: tuple[str, ...] = config.scopes
-        self._known = known
         self.signing: TokenSigner = TokenSigner(vault)
         clients = Clients(config, vault)
-        proof = ClientProof(config, clients, vault)
-        self._identities = Identities(config, vault)
-        self._token = TokenEndpoints(config, vault, self.signing, clients, proof, targets, accounts, self._identities)
+        self._token = TokenEndpoints(config, vault, self.signing, clients)
         self._authorize = AuthorizationEndpoint(
             config,
             clients,
-            targets,
             vault,
             self._token,
-            accounts,
-            throttle=LoginThrottle(accounts, vault),
+            throttle=LoginThrottle(config.passwords, vault),
             tickets=tickets,
             pending_logins=pending_logins,
             brand=lambda: (name, self.icon),
@@ -236,7 +232,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     async def prefetch(self) -> None:
         """See `AuthMethod.prefetch`."""
         upstreams = (each for each in self._config.upstreams.values() if isinstance(each, Prefetchable))
-        await prefetch_all([self._identities, *upstreams])
+        await prefetch_all([*self._token.clients.identity_keys.values(), *upstreams])
 
     @override
     def tell(self, refused: Callable[[str], None]) -> None:
@@ -271,7 +267,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
 
     def _remember_grant(self, id: str, grant: Grant | None) -> None:
         before = self._recent_grants.get(id)
-        if before is not None and self._accounts.user_of_grant(before) is None:
+        if before is not None and self._config.user_of_grant(before) is None:
             # The password has changed, so close earlier streams, even if the user has already signed in again.
             self._revoked_since_epoch.add(id)
         self._recent_grants.keep(id, grant)
@@ -284,7 +280,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         if not super().holds(id) or id not in self._recent_grants:
             return False
         grant = self._recent_grants[id]
-        return grant is None or self._accounts.user_of_grant(grant) is not None
+        return grant is None or self._config.user_of_grant(grant) is not None
 
     @override
     def count(self) -> int:
@@ -348,19 +344,19 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
         """See `UpstreamPageMethod.finish_login`."""
-        who = await self._accounts.from_upstream(login, callback)
+        who = await self._config.from_upstream(login, callback)
         return pack(Grant(self._pages.id, who.subject, who.name, login, who.scopes, (), since=who.since)), inf
 
     @override
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
         grant = read(kept, Grant)
-        if grant is None or (user := self._accounts.user_of_grant(grant)) is None:
+        if grant is None or (user := self._config.user_of_grant(grant)) is None:
             return None
         scopes = await self._scopes(user)
         claims: Claims = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
         # The account may have been removed in the meantime, and the result is cached.
-        if self._accounts.user_of_grant(grant) != user:
+        if self._config.user_of_grant(grant) != user:
             return None
         said = {**claims, "iss": self._config.url, "sub": user.subject}
         principal = Principal(user.subject, self._config.url, scopes=scopes, claims=said)
@@ -368,8 +364,8 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         return Identity(principal, self._rules.believed)
 
     async def _scopes(self, user: User) -> frozenset[str]:
-        wanted = self._token.targets.scopes().union(user.scopes)
-        granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
+        wanted = self._config.existing_scopes().union(user.scopes)
+        granted = set(await self._config.grantable(user, self._pages, tuple(sorted(wanted))))
         found = scopes_of({"scope": list(granted)}, self._config.implied)
         # A user gets `*` only if no scope was denied.
         return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
@@ -395,7 +391,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def metadata(self, request: HttpRequest) -> Response:
         """See `IssuerEndpoints.metadata`."""
-        return Response(encode(metadata(self._config, self._known)), 200, _PUBLIC)
+        return Response(encode(metadata(self._config)), 200, _PUBLIC)
 
     async def _keys(self, request: HttpRequest) -> Response:
         return Response(encode(await self.signing.public()), 200, _PUBLIC)
