@@ -31,7 +31,7 @@ from millstream.auth._authorization_server.records import (
     see,
     shown_host,
 )
-from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, Vault
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, Tickets, Vault
 from millstream.auth._authorization_server.users import SLOW, WRONG, LoginThrottle
 from millstream.auth._method import NotAdmitted, Unavailable
 from millstream.auth._pages import cross_origin_text, is_same_origin
@@ -166,7 +166,6 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
     grants: TokenEndpoints
     throttle: LoginThrottle
     tickets: Tickets
-    pending_logins: PendingLogins
     brand: Callable[[], tuple[str, str]]
     """Returns the server's name and icon."""
     consent_limiter: Limiter
@@ -357,7 +356,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in is no longer available.")
         try:
-            return await self.pending_logins.begin(request, upstream, authorization=authorization)
+            return await self.tickets.begin(request, upstream, authorization=authorization)
         except SignInFailed as exc:
             said = str(exc)
         return await self._page(request, client, authorization, None, said=said, status=503)

@@ -24,7 +24,6 @@ from millstream.auth._authorization_server.authorize import CONSENT_RATE, Author
 from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
-    CALLBACK,
     INTROSPECT,
     KEYS,
     LOCAL,
@@ -43,7 +42,6 @@ from millstream.auth._authorization_server.records import Grant, OAuthClient, OA
 from millstream.auth._authorization_server.tickets import (
     STORE_AWAY,
     PendingLogin,
-    PendingLogins,
     Tickets,
     UpstreamPageMethod,
     Vault,
@@ -198,11 +196,9 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     def __init__(self, config: IssuerConfig, services: Services, name: str) -> None:
         vault = Vault(services)
         self.resource: str = config.audience
-        tickets = Tickets(vault, secure=config.secure)
-        pending_logins = PendingLogins(vault, tickets, config.base)
         super().__init__(config, vault)
-        self._tickets = tickets
-        self._pending_logins = pending_logins
+        self._tickets = Tickets(vault, config.base)
+        self._upstreams = config.upstreams
         self._rules = TokenRules(config.url, self.resource, config.implied)
         # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
@@ -218,8 +214,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             vault,
             self._token,
             throttle=LoginThrottle(config.passwords, vault),
-            tickets=tickets,
-            pending_logins=pending_logins,
+            tickets=self._tickets,
             brand=lambda: (name, self.icon),
             consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
@@ -330,11 +325,6 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         return self._tickets.forget()
 
     @override
-    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
-        """See `PageMethod.redirect_to_login`."""
-        return await self._pending_logins.begin_for_page(request, self._config.upstreams[login], page)
-
-    @override
     async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         """Handle an upstream's callback after consent, or to one of our pages."""
         if pending.authorization is not None:
@@ -384,9 +374,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         }
         if self._config.registration:
             ends[REGISTER] = {"POST": self._token.clients.register}
-        for name in self._config.upstreams:
-            ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self.handle_callback)}
-        return ends
+        return {**ends, **self.callbacks()}
 
     @override
     async def metadata(self, request: HttpRequest) -> Response:
