@@ -203,7 +203,7 @@ class AuthGuard:
         # Configuration
         self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
         """Methods that verify locally come first, so that their credentials aren't sent elsewhere."""
-        self.on_failure: Callable[[str], None] | None = None
+        self.on_failure: Callable[[str], None] = lambda address: None
         """Called with the address of every invalid credential."""
         self.note: ObserveMessage = ignore_message
         """Observes messages that are refused for their scopes."""
@@ -352,8 +352,7 @@ class AuthGuard:
 
     def record_failure(self, address: str) -> None:
         """Count an invalid credential from an address."""
-        if self.on_failure is not None:
-            self.on_failure(address)
+        self.on_failure(address)
         self._failures.report(peer_network(address))
 
     def tell(self, told: Callable[[str], None]) -> None:

@@ -14,7 +14,7 @@ from millstream._http.client.pool import OutboundError, allow_any, check_url, fe
 from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
-from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.json_schema import is_array, members
 from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
@@ -183,19 +183,11 @@ class CodeFlow:
             raise SignInFailed(f"The response isn't from {self._title}. Start again.")
         code = code_of(callback.query, self._title)
         kept = msgspec.json.decode(callback.state_data, type=_FlowState)
-        given = await self._exchange(metadata, code, callback.url, kept.verifier)
-        claims, access = await self._open(given.get("id_token"), kept.nonce), given.get("access_token")
-        return claims, access if isinstance(access, str) else ""
-
-    async def _exchange(
-        self, metadata: Mapping[str, Any], code: str, callback: str, verifier: str
-    ) -> Mapping[str, Any]:
-        """Return the token response for a code."""
         form = {
             "grant_type": "authorization_code",
             "code": code,
-            "redirect_uri": callback,
-            "code_verifier": verifier,
+            "redirect_uri": callback.url,
+            "code_verifier": kept.verifier,
             **self._also,
         }
         headers: dict[str, str] = {}
@@ -206,8 +198,9 @@ class CodeFlow:
             headers["authorization"] = basic_credentials(self._client_id, self._client_secret)
         else:
             form |= {"client_id": self._client_id, "client_secret": self._client_secret}
-        found = await ask(await self.endpoint("token_endpoint"), self._title, form=form, headers=headers)
-        return found if is_object(found) else {}
+        given = members(await ask(await self.endpoint("token_endpoint"), self._title, form=form, headers=headers))
+        claims, access = await self._open(given.get("id_token"), kept.nonce), given.get("access_token")
+        return claims, access if isinstance(access, str) else ""
 
     async def _open(self, token: object, nonce: str) -> Claims:
         """Return the claims of an ID token."""

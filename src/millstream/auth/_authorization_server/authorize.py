@@ -8,6 +8,7 @@ clients whose redirects another program on the user's device could intercept (RF
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from msgspec import Struct, structs
@@ -26,7 +27,10 @@ from millstream.auth._authorization_server.records import (
     Parameters,
     digest,
     form_of,
+    form_target,
+    is_app,
     is_identified,
+    is_loopback,
     named_by,
     see,
     shown_host,
@@ -166,8 +170,8 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
     grants: TokenEndpoints
     throttle: LoginThrottle
     tickets: Tickets
-    brand: Callable[[], tuple[str, str]]
-    """Returns the server's name and icon."""
+    brand: Callable[[], Mapping[str, Any]]
+    """Returns what identifies the server on its pages."""
     consent_limiter: Limiter
 
     # The browser arrives
@@ -241,22 +245,44 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         status: int = 200,
         head: bytes = b"",
     ) -> Response:
+        """Return the page where a user signs in and approves a client.
+
+        Args:
+            request: The request.
+            client: The client.
+            authorization: Its authorization request.
+            user: The signed-in user of this browser.
+            said: Error of the previous attempt.
+            name: Name from the previous attempt.
+            status: Status of the response.
+            head: Additional header lines.
+        """
         browser, cookie = self.tickets.browser(request)
         scopes = await self.config.grantable(user, client, authorization.scopes) if user else authorization.scopes
-        return pages.consent(
-            client,
-            authorization.redirect_uri,
+        uri, brand, passwords = authorization.redirect_uri, self.brand(), self.config.passwords is not None
+        facts = {"Opens the app" if is_app(uri) else "Takes you back to": shown_host(uri)}
+        if authorization.resources != (self.config.audience,):
+            facts = {"Would use": ", ".join(each.partition("://")[2] for each in authorization.resources), **facts}
+        if client.source == "document":
+            facts = {"Described by": client.id.partition("://")[2].partition("/")[0], **facts}
+        return pages.render(
+            "consent.html",
             status,
             cookie + head,
-            brand=self.brand(),
-            elsewhere=() if authorization.resources == (self.config.audience,) else authorization.resources,
+            target=form_target(uri),
+            images=pages.DATA if brand["icon"] else "",
+            client=client,
+            facts=facts,
+            warning=_warning(client, uri),
             user=user,
-            passwords=self.config.passwords is not None,
+            passwords=passwords,
+            focused=passwords and user is None,
             upstreams=self.config.upstreams.values(),
             ticket=self.tickets.seal_request(browser, structs.replace(authorization, user=user and user.subject)),
             scope_descriptions={each: self.config.described.get(each, "") or each for each in scopes},
             notice=said,
             typed=name,
+            **brand,
         )
 
     # The user submits the form
@@ -377,6 +403,17 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         return await self._finish(
             client, authorization, person, pending.login, self.tickets.keep(person, pending.login)
         )
+
+
+def _warning(client: OAuthClient, uri: str) -> str:
+    if is_loopback(uri):
+        return "It runs on your computer, where any program could use that name. Continue only if you just started it."
+    if not is_identified(uri):
+        return (
+            "Your browser will open an app on your device, and any app could have taken that name. "
+            "Continue only if you just started it."
+        )
+    return "Its name isn't verified. Continue only if you know this address." if client.source == "registered" else ""
 
 
 def _agreed_key(user: User, client: OAuthClient) -> str:

@@ -144,16 +144,10 @@ class TokenSigner(Struct, eq=False):
                     "tokens become invalid. To keep tokens valid, don't change MILLSTREAM_SECRET_KEY."
                 )
             keys = advance(kept or (), now)
-            if keys == kept:
-                self._use(keys, now)
-                return
-            sealed = self._vault.seal(_KIND, keys).encode()
-            if await self._vault.exchange(_KEY, raw, sealed, _TTL):
-                self._use(keys, now)
-                return
-        raise RuntimeError("The token signing keys change too fast to be read.")
-
-    def _use(self, keys: tuple[SigningKey, ...], now: float) -> None:
+            if keys == kept or await self._vault.exchange(_KEY, raw, self._vault.seal(_KIND, keys).encode(), _TTL):
+                break
+        else:
+            raise RuntimeError("The token signing keys change too fast to be read.")
         self._looked = now
         if keys == self._keys:
             return
@@ -481,7 +475,12 @@ class TokenEndpoints(Struct, frozen=True):
     async def _from_client(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
             raise OAuthError("unauthorized_client", "Only a client with a secret or keys can act for itself.")
-        scopes = self._grantable_scopes(form.get("scope"), client.scopes)
+        asked, most = form.get("scope"), {*self.config.scopes, *client.scopes}
+        # Clients often request every scope that a server lists; the response contains the actual ones (RFC 6749 §3.3).
+        wanted = self.config.requested_scopes(asked) if asked else client.scopes
+        if asked and most.isdisjoint(asked.split()):
+            raise OAuthError("invalid_scope", "This client may not have these scopes.")
+        scopes = tuple(each for each in dict.fromkeys((*self.config.scopes, *wanted)) if each in most)
         resources = self.config.requested_resources(form.all("resource"))
         return await self.access_token(client, client.id, scopes, resources)
 
@@ -507,17 +506,6 @@ class TokenEndpoints(Struct, frozen=True):
         id = new_secret()[:22]
         await self.vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
         return await self._answer(client, id, grant, scopes, resources, refresh="")
-
-    def _grantable_scopes(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the default scopes and the requested ones that are allowed, or all allowed ones if none are requested.
-
-        Clients often request every scope that a server lists; the response contains the actual ones (RFC 6749 §3.3).
-        """
-        wanted = self.config.requested_scopes(asked) if asked else allowed
-        most = {*self.config.scopes, *allowed}
-        if asked and most.isdisjoint(asked.split()):
-            raise OAuthError("invalid_scope", "This client may not have these scopes.")
-        return tuple(each for each in dict.fromkeys((*self.config.scopes, *wanted)) if each in most)
 
     async def _answer(
         self,

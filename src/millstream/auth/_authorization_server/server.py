@@ -60,8 +60,9 @@ from millstream.auth._method import (
     Unavailable,
     prefetch_all,
 )
+from millstream.auth._pages import brand
 from millstream.auth._tokens import inclusions, rules_of, several
-from millstream.auth.providers import Callback, LoginMethod, Provider, User
+from millstream.auth.providers import Callback, LoginMethod, Provider
 
 logger = logging.getLogger("millstream")
 
@@ -215,7 +216,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             self._token,
             throttle=LoginThrottle(config.passwords, vault),
             tickets=self._tickets,
-            brand=lambda: (name, self.icon),
+            brand=lambda: brand(name, self.icon),
             consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
         self._recent_grants: Recent[str, Grant | None] = Recent(_MAX_RECENT_GRANTS)
@@ -343,7 +344,12 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         grant = read(kept, Grant)
         if grant is None or (user := self._config.user_of_grant(grant)) is None:
             return None
-        scopes = await self._scopes(user)
+        wanted = self._config.existing_scopes().union(user.scopes)
+        granted = set(await self._config.grantable(user, self._pages, tuple(sorted(wanted))))
+        scopes = scopes_of({"scope": list(granted)}, self._config.implied)
+        # A user gets `*` only if no scope was denied.
+        if EVERYTHING in granted and granted >= wanted:
+            scopes |= {EVERYTHING}
         claims: Claims = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
         # The account may have been removed in the meantime, and the result is cached.
         if self._config.user_of_grant(grant) != user:
@@ -352,13 +358,6 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         principal = Principal(user.subject, self._config.url, scopes=scopes, claims=said)
         self._remember_grant(principal.id, grant)
         return Identity(principal, self._rules.believed)
-
-    async def _scopes(self, user: User) -> frozenset[str]:
-        wanted = self._config.existing_scopes().union(user.scopes)
-        granted = set(await self._config.grantable(user, self._pages, tuple(sorted(wanted))))
-        found = scopes_of({"scope": list(granted)}, self._config.implied)
-        # A user gets `*` only if no scope was denied.
-        return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
 
     # HTTP
 

@@ -125,18 +125,13 @@ class UserFile(RecordFile[StoredUser]):
     # As a login method
 
     async def check(self, name: str, password: str) -> User | None:
-        """Return the user with a name and password."""
-        self.epoch()
-        known = self.users.get(name.casefold())
-        right = await self._verify(password, None if known is None else known.password)
-        return None if known is None or not right else self.find(known.name)
-
-    async def _verify(self, password: str, kept: str | None) -> bool:
-        """See `verify_password`. Runs in a thread, with limited concurrency.
+        """Return the user with a name and password. Passwords are verified in threads, with limited concurrency.
 
         Raises:
             SignInFailed: Too many checks are waiting.
         """
+        self.epoch()
+        known = self.users.get(name.casefold())
         if self._waiting >= _MAX_WAITING:
             raise SignInFailed("Too many people are signing in at the moment. Try again in a minute.")
         loop = asyncio.get_running_loop()
@@ -145,9 +140,10 @@ class UserFile(RecordFile[StoredUser]):
         self._waiting += 1
         try:
             async with self._semaphores.setdefault(loop, asyncio.Semaphore(_MAX_CONCURRENT_CHECKS)):
-                return await asyncio.to_thread(verify_password, password, kept)
+                right = await asyncio.to_thread(verify_password, password, None if known is None else known.password)
         finally:
             self._waiting -= 1
+        return None if known is None or not right else self.find(known.name)
 
     def find(self, subject: str) -> User | None:
         """Return the user with a name."""
