@@ -332,11 +332,9 @@ class KeyMethod(AuthMethod):
                 found = each
         if found is None:
             return None
-        left = _VERDICT_SECONDS if found.expires is None else min(_VERDICT_SECONDS, found.expires - now)
         until = inf if found.expires is None else found.expires
-        return Identity(
-            Principal(found.name, client=found.name, scopes=frozenset(found.scopes), expires_at=until), left
-        )
+        principal = Principal(found.name, client=found.name, scopes=frozenset(found.scopes), expires_at=until)
+        return Identity(principal, min(_VERDICT_SECONDS, until - now))
 
     def _all(self) -> tuple[StoredKey, ...]:
         return self._fixed_keys if self._file is None else (*self._fixed_keys, *self._file.records)

@@ -14,7 +14,7 @@ from millstream._http.client.pool import OutboundError, allow_any, check_url, fe
 from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
-from millstream._protocol.json_schema import is_array, members
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
@@ -169,6 +169,25 @@ class CodeFlow:
 
     # Callback
 
+    async def userinfo(self, token: str, subject: str) -> Claims:
+        """Return more claims about a user.
+
+        Args:
+            token: The access token; empty if there's none.
+            subject: The ID token's subject.
+
+        Raises:
+            SignInFailed: The request failed, or the response is about another user.
+        """
+        if not token:
+            raise SignInFailed(f"{self._title} didn't identify you. Try again later.")
+        headers = {"authorization": f"Bearer {token}"}
+        found = await ask(await self.endpoint("userinfo_endpoint"), self._title, headers=headers)
+        # OpenID Connect Core §5.3.4: the response could be about another user.
+        if not is_object(found) or found.get("sub") != subject:
+            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
+        return found
+
     async def finish(self, callback: Callback) -> tuple[Claims, str]:
         """Exchange the code of a callback. Return the ID token's claims, and the access token; empty if there's none.
 
@@ -256,7 +275,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
         self.name: str = NAME
         title = urlsplit(rules.issuer).netloc
         self.label: str = f"Continue with {title}"
-        self.logins = {NAME: self.label}
+        self.logins = {NAME: self}
         self._title = title
         self._known = known
         parts = urlsplit(rules.audience)
@@ -273,7 +292,6 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
             also={"resource": rules.audience},  # RFC 8707
         )
         self._tickets = Tickets(vault, base)
-        self._upstreams = {NAME: self}
 
     # HTTP
 

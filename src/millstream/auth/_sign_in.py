@@ -126,7 +126,7 @@ class SignIn:
         passwords = any(each.by_password for each in people)
         self._values: Mapping[str, Any] = {
             "passwords": passwords,
-            "logins": {name: label for each in people for name, label in each.logins.items()},
+            "logins": {name: login for each in people for name, login in each.logins.items()},
             "credentials": bool(others),
             # Issuers without a login for these pages
             "unknown": dict.fromkeys(

@@ -35,7 +35,7 @@ from millstream.auth._authorization_server.records import (
     see,
     shown_host,
 )
-from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, Tickets, Vault
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, Tickets, Vault, callback_error
 from millstream.auth._authorization_server.users import SLOW, WRONG, LoginThrottle
 from millstream.auth._method import NotAdmitted, Unavailable
 from millstream.auth._pages import cross_origin_text, is_same_origin
@@ -393,13 +393,13 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         """Handle the callback of an upstream after consent."""
         client = await self._still_there(request, authorization)
         if client is None:
-            return pages.wrong(
-                "Start again", "The program is no longer registered. Go back to it and connect again.", up="../../"
+            return callback_error(
+                "Start again", "The program is no longer registered. Go back to it and connect again."
             )
         try:
             person = await self.config.from_upstream(pending.login, callback)
         except SignInFailed as exc:
-            return pages.wrong("You are not signed in", str(exc), 403, up="../../")
+            return callback_error("You are not signed in", str(exc), 403)
         return await self._finish(
             client, authorization, person, pending.login, self.tickets.keep(person, pending.login)
         )

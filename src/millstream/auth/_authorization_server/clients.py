@@ -100,34 +100,9 @@ def check_id(url: str) -> None:
         parts = check_url(url)
     except OutboundError as exc:
         raise Unavailable(f"The client id isn't a valid client URL. {exc}") from None
-    dots = any(
-        each in (".", "..") or each.lower() in ("%2e", "%2e%2e", ".%2e", "%2e.") for each in parts.path.split("/")
-    )
+    dots = any(each.lower() in (".", "..", "%2e", "%2e%2e", ".%2e", "%2e.") for each in parts.path.split("/"))
     if parts.path in ("", "/") or "#" in url or dots:
         raise Unavailable("The client id must be a URL with a path, without a fragment or dot segments.")
-
-
-def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
-    """Return the client that a document describes.
-
-    Raises:
-        Unavailable: The document is invalid, or describes another client.
-    """
-    kind = media_type(answer.headers)
-    if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
-        raise Unavailable("The client's metadata document is not JSON.")
-    try:
-        said = decode_object(answer.body)
-    except MALFORMED:
-        raise Unavailable("The client's metadata document is not JSON.") from None
-    if said.get("client_id") != url:
-        raise Unavailable("The client's metadata document describes another client.")
-    if "client_secret" in said or "client_secret_expires_at" in said:
-        raise Unavailable("The client's metadata document is public, but contains a secret. Remove it.")
-    try:
-        return client_of(url, said, "document", methods=("none", "private_key_jwt"), default="none")
-    except OAuthError as exc:
-        raise Unavailable(f"The client's metadata document is invalid. {exc}") from None
 
 
 def client_of(
@@ -224,8 +199,6 @@ _PROOFS = Rate(600, 60)
 _MAX_KEYS = 256
 _BASIC = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n'
 """Challenge for a client that used this header to authenticate (RFC 6749 §5.2)."""
-
-
 _GRANT_TYPE = "oauth-id-jag+jwt"
 _MAX_GRANT_SECONDS = 600.0
 """Maximum lifetime of a grant in seconds."""
@@ -318,7 +291,21 @@ class Clients:
             answer = await fetch(url, is_allowed=self._judges["document"], max_bytes=MAX_BYTES)
         except OutboundError as exc:
             raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
-        client = read_document(url, answer)
+        kind = media_type(answer.headers)
+        if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+            raise Unavailable("The client's metadata document is not JSON.")
+        try:
+            said = decode_object(answer.body)
+        except MALFORMED:
+            raise Unavailable("The client's metadata document is not JSON.") from None
+        if said.get("client_id") != url:
+            raise Unavailable("The client's metadata document describes another client.")
+        if "client_secret" in said or "client_secret_expires_at" in said:
+            raise Unavailable("The client's metadata document is public, but contains a secret. Remove it.")
+        try:
+            client = client_of(url, said, "document", methods=("none", "private_key_jwt"), default="none")
+        except OAuthError as exc:
+            raise Unavailable(f"The client's metadata document is invalid. {exc}") from None
         self._documents.keep(url, (self._vault.clock() + _age_of(answer), client))
         return client
 
@@ -567,7 +554,7 @@ class Clients:
         return asked, claims
 
     async def spend_grant(self, claims: Claims) -> None:
-        """Mark an identity provider's grant as used.
+        """Mark a verified grant as used, with its claims from `read_grant`.
 
         Raises:
             OAuthError: The grant was already used.

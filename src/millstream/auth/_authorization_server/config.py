@@ -201,25 +201,6 @@ def identity_provider(issuer: str, *, scopes: Names = ()) -> TrustedIdentityProv
     return TrustedIdentityProvider(issuer, names, fingerprint(names, issuer))
 
 
-def check_issuer_url(url: str) -> None:
-    """Check an issuer's identifier.
-
-    Raises:
-        ValueError: It isn't a URL of a server.
-    """
-    parts = urlsplit(url)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.netloc
-        or parts.path.endswith("//")
-        or "?" in url
-        or "#" in url
-    ):
-        raise ValueError(
-            f"The issuer must be a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
-        )
-
-
 def login_methods_of(
     url: str, users: LoginMethod | Sequence[LoginMethod]
 ) -> tuple[Passwords | None, Mapping[str, UpstreamLogin], Mapping[str, TrustedIdentityProvider]]:

@@ -96,6 +96,7 @@ class TokenSigner(Struct, eq=False):
 
     _vault: Vault
     _keys: tuple[SigningKey, ...] = ()
+    _public_set: Json = {}
     _public: list[PublicKey] = []
     _looked: float = -inf
     _loaded: dict[str, Any] = {}
@@ -127,7 +128,7 @@ class TokenSigner(Struct, eq=False):
     async def public(self) -> Json:
         """Return the public key set."""
         await self._refresh(_FRESH)
-        return {"keys": [public_part(each.key) for each in self._keys]}
+        return self._public_set
 
     async def _refresh(self, age: float) -> None:
         now = self._vault.clock()
@@ -155,7 +156,8 @@ class TokenSigner(Struct, eq=False):
             self.epoch += 1
         self._keys = keys
         self._loaded = {each.kid: load_private_key(each.key) for each in keys}
-        self._public = read_keys({"keys": [public_part(each.key) for each in keys]})
+        self._public_set = {"keys": [public_part(each.key) for each in keys]}
+        self._public = read_keys(self._public_set)
 
 
 def advance(keys: tuple[SigningKey, ...], now: float) -> tuple[SigningKey, ...]:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import cast
+from urllib.parse import urlsplit
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -32,7 +33,6 @@ from millstream.auth._authorization_server.config import (
     SHARED,
     TOKEN,
     IssuerConfig,
-    check_issuer_url,
     login_methods_of,
     metadata,
     places,
@@ -57,6 +57,7 @@ from millstream.auth._method import (
     KnownScopes,
     Paths,
     Prefetchable,
+    RedirectTarget,
     Unavailable,
     prefetch_all,
 )
@@ -199,12 +200,11 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self.resource: str = config.audience
         super().__init__(config, vault)
         self._tickets = Tickets(vault, config.base)
-        self._upstreams = config.upstreams
         self._rules = TokenRules(config.url, self.resource, config.implied)
         # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
         self.by_password: bool = config.passwords is not None
-        self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
+        self.logins: Mapping[str, RedirectTarget] = config.upstreams
         self.scopes: tuple[str, ...] = config.scopes
         self.signing: TokenSigner = TokenSigner(vault)
         clients = Clients(config, vault)
@@ -426,7 +426,17 @@ def issuer(  # noqa: PLR0913  the options of an issuer
     Example:
         ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
     """
-    check_issuer_url(url)
+    parts = urlsplit(url)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.netloc
+        or parts.path.endswith("//")
+        or "?" in url
+        or "#" in url
+    ):
+        raise ValueError(
+            f"The issuer must be a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
+        )
     passwords, upstreams, identities = login_methods_of(url, users)
     if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, OAuthClient)]:
         raise TypeError(f"clients must be a list of auth.client(…), but {strange[0]!r} isn't one.")

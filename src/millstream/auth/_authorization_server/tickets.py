@@ -4,9 +4,9 @@ Cookies and form fields (browser ids, logins, known devices, and requests) are s
 page needs no storage. A form is bound to the browser that it was shown in; other browsers can't submit it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from msgspec import Struct, field
@@ -28,10 +28,9 @@ from millstream.auth._authorization_server.records import (
     fits,
     new_secret,
 )
-from millstream.auth._method import Clock, NotAdmitted, PageMethod, Paths
+from millstream.auth._method import Clock, NotAdmitted, PageMethod, Paths, RedirectTarget
 from millstream.auth._pages import get_cookie, is_at_host
 from millstream.auth.providers import (
-    AuthorizationRedirect,
     Callback,
     SignInFailed,
     UpstreamWithPrompt,
@@ -197,8 +196,6 @@ DEVICE_SECONDS = 180 * 86_400.0
 PERSON_SECONDS = 8 * 3600.0
 _QUESTION, _PERSON, _DEVICE = b"oauth question", b"oauth person", b"oauth device"
 _MAX = 16 * 1024
-
-
 TOO_OLD = "This page is too old, or was opened in another browser. Go back to the program and start again."
 STORE_AWAY = "The server's store isn't available. Try again later."
 _PENDING_SECONDS = 600.0
@@ -218,17 +215,6 @@ class PendingLogin(Struct, frozen=True, omit_defaults=True):
     """The client's request that the user has consented to; None for logins without a client."""
     page: str = ""
     """The page of this server to open afterwards."""
-
-
-class RedirectTarget(Protocol):
-    """A target for redirects."""
-
-    name: str
-    label: str
-
-    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """See `UpstreamLogin.begin`."""
-        ...
 
 
 class Tickets(Struct, eq=False):
@@ -338,31 +324,34 @@ class Tickets(Struct, eq=False):
         return pages.redirect_page(redirect.url, target.label, cookie)
 
 
+callback_error = partial(pages.wrong, up="../../")
+"""Returns an error page of a callback, which is two levels below the authorization server."""
+
+
 class UpstreamPageMethod(PageMethod):
     """A method whose users sign in to the pages at an upstream."""
 
     _tickets: Tickets
-    _upstreams: Mapping[str, RedirectTarget]
 
     def callbacks(self) -> Paths:
         """Return the handler of each upstream's callback, by path and method."""
-        return {CALLBACK + name: {"GET": partial(self._return, name)} for name in self._upstreams}
+        return {CALLBACK + name: {"GET": partial(self._return, name)} for name in self.logins}
 
     async def _return(self, name: str, request: HttpRequest) -> Response:
         """Find the pending login of an upstream's callback by its state."""
         try:
             given = Parameters(request.query)
         except OAuthError as exc:
-            return pages.wrong("This link doesn't work", str(exc), exc.status, up="../../")
+            return callback_error("This link doesn't work", str(exc), exc.status)
         tickets = self._tickets
         try:
             pending = await tickets.vault.take_pending(_PENDING_KIND, given.get("state"), PendingLogin)
         except LocalError:
-            return pages.wrong("Start again", STORE_AWAY, 503, up="../../")
+            return callback_error("Start again", STORE_AWAY, 503)
         if pending is None or pending.login != name or given.repeated:
-            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
+            return callback_error("Start again", TOO_OLD)
         if not fits(tickets.known_browser(request), pending.browser):
-            return pages.wrong("Start again", TOO_OLD, 403, up="../../")
+            return callback_error("Start again", TOO_OLD, 403)
         callback = Callback(given.values(), f"{tickets.base}{CALLBACK}{name}", pending.state_data)
         return await self.handle_callback(request, pending, callback)
 
@@ -373,7 +362,7 @@ class UpstreamPageMethod(PageMethod):
         if not is_at_host(request, base):
             raise NotAdmitted(f"You can only sign in at {base}{page}. Open that address.", 400)
         try:
-            return await self._tickets.begin(request, self._upstreams[login], page=page)
+            return await self._tickets.begin(request, self.logins[login], page=page)
         except (SignInFailed, LocalError) as exc:
             said = str(exc) if isinstance(exc, SignInFailed) else STORE_AWAY
             raise NotAdmitted(said, 503) from None
@@ -389,5 +378,5 @@ class UpstreamPageMethod(PageMethod):
     async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         """Handle an upstream's callback to one of our pages. No client is involved, so no consent is needed."""
         if self.landing is None:
-            return pages.wrong("Start again", TOO_OLD, 400, up="../../")
+            return callback_error("Start again", TOO_OLD)
         return await self.landing(request, self, pending.page, self.finish_login(pending.login, callback))

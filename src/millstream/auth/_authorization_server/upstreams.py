@@ -229,7 +229,6 @@ class OpenIdUpstream(SelectiveUpstream, kw_only=True):
     lacks from the userinfo endpoint.
     """
 
-    title: str
     names_of: NamesOf
     flow: CodeFlow
 
@@ -250,20 +249,10 @@ class OpenIdUpstream(SelectiveUpstream, kw_only=True):
         claims, token = await self.flow.finish(callback)
         subject = str(claims["sub"])
         if "email_verified" not in claims and "userinfo_endpoint" in await self.flow.metadata():
-            claims = await self._userinfo(token, subject)
+            claims = await self.flow.userinfo(token, subject)
         name, email = text(claims.get("name")), text(claims.get("email"))
         allowed = self.allowlist.find(self.names_of(claims), email or name or subject)
         return User(subject, name or email or subject, *allowed)
-
-    async def _userinfo(self, token: str, subject: str) -> Claims:
-        if not token:
-            raise SignInFailed(f"{self.title} didn't identify you. Try again later.")
-        headers = {"authorization": f"Bearer {token}"}
-        found = await ask(await self.flow.endpoint("userinfo_endpoint"), self.title, headers=headers)
-        # OpenID Connect Core §5.3.4: the response could be about another user.
-        if not is_object(found) or found.get("sub") != subject:
-            raise SignInFailed(f"The response from {self.title} could not be verified. Start again.")
-        return found
 
 
 _EMAILS = "['ada@example.com'], ['@example.com'] for a whole domain"
@@ -357,7 +346,6 @@ def login_provider(
         name=name,
         label=f"Continue with {title}",
         allowlist=allowlist,
-        title=title,
         names_of=known.names_of,
         flow=CodeFlow(url, client_id=client_id, client_secret=client_secret, title=title, parameters=known.parameters),
     )

@@ -21,10 +21,7 @@ from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotGranted
-from millstream.auth._authorization_server.clients import (
-    Clients,
-    client_of,
-)
+from millstream.auth._authorization_server.clients import Clients, client_of
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     REGISTER,
