@@ -127,7 +127,7 @@ async def test_intercepted_codes_are_useless(desk: Desk) -> None:
 
 async def test_repeated_logins_do_not_evict_those_of_others(desk: Desks) -> None:
     for worker in desk.workers:
-        worker.running._pending_logins._leaving.clock = lambda: 0.0  # on a slow machine, the limiter may allow more
+        worker.running._tickets._leaving.clock = lambda: 0.0  # on a slow machine, the limiter may allow more
     victim, flooder = Browser(desk), Browser(desk)
     link = await away(desk, victim)
     id = (await desk.register())["client_id"]

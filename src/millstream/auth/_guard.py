@@ -113,7 +113,10 @@ class ChallengeResponses(Struct, kw_only=True):
         return self._challenge(error, scopes) + _NO_STORE
 
     def _challenge(self, error: str, scopes: Collection[str]) -> bytes:
-        metadata = metadata_url(self.resource, self._root) if self.resource else ""
+        # The well-known path precedes the resource's path (RFC 9728 §3), and follows the one of a mounted server.
+        at, root = urlsplit(self.resource), self._root
+        path = f"{root}{METADATA_PATH}{at.path.removeprefix(root).rstrip('/')}"
+        metadata = f"{at.scheme}://{at.netloc}{path}" if self.resource else ""
         parts = {"error": error, "scope": " ".join(sorted({*scopes})), "resource_metadata": metadata}
         said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
         return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
@@ -121,14 +124,6 @@ class ChallengeResponses(Struct, kw_only=True):
 
 def _missing_scope_text(needed: Collection[str]) -> str:
     return f"Your key or token lacks a required scope: {' and '.join(sorted(needed))}."
-
-
-def metadata_url(resource: str, root: str = "") -> str:
-    """Return the URL of a resource's metadata. The well-known path precedes the resource's path (RFC 9728 §3), and
-    follows `root` for a mounted server.
-    """
-    parts = urlsplit(resource)
-    return f"{parts.scheme}://{parts.netloc}{root}{METADATA_PATH}{parts.path.removeprefix(root).rstrip('/')}"
 
 
 def metadata_paths(
@@ -203,7 +198,7 @@ class AuthGuard:
         # Configuration
         self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
         """Methods that verify locally come first, so that their credentials aren't sent elsewhere."""
-        self.on_failure: Callable[[str], None] | None = None
+        self.on_failure: Callable[[str], None] = lambda address: None
         """Called with the address of every invalid credential."""
         self.note: ObserveMessage = ignore_message
         """Observes messages that are refused for their scopes."""
@@ -352,8 +347,7 @@ class AuthGuard:
 
     def record_failure(self, address: str) -> None:
         """Count an invalid credential from an address."""
-        if self.on_failure is not None:
-            self.on_failure(address)
+        self.on_failure(address)
         self._failures.report(peer_network(address))
 
     def tell(self, told: Callable[[str], None]) -> None:

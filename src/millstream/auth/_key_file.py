@@ -26,29 +26,6 @@ from millstream.auth._method import AuthMethod, Clock, Identity
 from millstream.files import Stamp, stamp_of, write_private
 
 
-def read_file(path: Path, kind: str, remedy: str) -> tuple[bytes, Stamp]:
-    """Return a file's content and stamp.
-
-    Args:
-        path: Path of the file.
-        kind: What the file is, for error messages, such as ``key file``.
-        remedy: Command that creates one.
-
-    Raises:
-        LocalError: The file is missing, or other users may write to it.
-    """
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            raw = file.read()
-    except OSError as exc:
-        fix = "Use the path of a file." if path.is_dir() else f"Create one: {remedy} --file {path}"
-        raise LocalError(f"The {kind} {path} can't be read: {exc.strerror}. {fix}") from exc
-    if os.name == "posix" and status.st_mode & 0o022:
-        raise LocalError(f"Other users may write to the {kind} {path}. Run: chmod 600 {path}")
-    return raw, (status.st_mtime_ns, status.st_size, status.st_ino)
-
-
 @contextlib.contextmanager
 def lock(path: Path) -> Generator[None, None, None]:
     """Hold an exclusive lock on a file; without effect on Windows."""
@@ -190,13 +167,21 @@ class RecordFile(Generic[R]):
         Raises:
             LocalError: The file is missing or malformed, or other users may write to it.
         """
-        command = f"millstream {self.kind}s add NAME"
-        raw, stamp = read_file(self.path, f"{self.kind} file", command)
+        path, command = self.path, f"millstream {self.kind}s add NAME"
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                raw = file.read()
+        except OSError as exc:
+            fix = "Use the path of a file." if path.is_dir() else f"Create one: {command} --file {path}"
+            raise LocalError(f"The {self.kind} file {path} can't be read: {exc.strerror}. {fix}") from exc
+        if os.name == "posix" and status.st_mode & 0o022:
+            raise LocalError(f"Other users may write to the {self.kind} file {path}. Run: chmod 600 {path}")
         try:
             self.use(getattr(msgspec.json.decode(raw, type=self.contents), f"{self.kind}s"))
         except msgspec.DecodeError as exc:
-            raise LocalError(f"{self.path} isn't a {self.kind} file: {exc}. `{command}` writes one.") from exc
-        self._seen = stamp
+            raise LocalError(f"{path} isn't a {self.kind} file: {exc}. `{command}` writes one.") from exc
+        self._seen = status.st_mtime_ns, status.st_size, status.st_ino
 
     def use(self, records: tuple[R, ...]) -> None:
         """Use these records until the file is read again."""
@@ -347,11 +332,9 @@ class KeyMethod(AuthMethod):
                 found = each
         if found is None:
             return None
-        left = _VERDICT_SECONDS if found.expires is None else min(_VERDICT_SECONDS, found.expires - now)
         until = inf if found.expires is None else found.expires
-        return Identity(
-            Principal(found.name, client=found.name, scopes=frozenset(found.scopes), expires_at=until), left
-        )
+        principal = Principal(found.name, client=found.name, scopes=frozenset(found.scopes), expires_at=until)
+        return Identity(principal, min(_VERDICT_SECONDS, until - now))
 
     def _all(self) -> tuple[StoredKey, ...]:
         return self._fixed_keys if self._file is None else (*self._fixed_keys, *self._file.records)

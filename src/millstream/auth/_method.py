@@ -18,6 +18,7 @@ from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
+from millstream.auth.providers import AuthorizationRedirect
 
 
 class Identity(Struct, frozen=True):
@@ -180,11 +181,22 @@ maximum lifetime of the cookie. A `SignInFailed` has the reason why the user isn
 """
 
 
+class RedirectTarget(Protocol):
+    """An external login."""
+
+    name: str
+    label: str
+
+    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
+        """See `UpstreamLogin.begin`."""
+        ...
+
+
 class PageMethod(AuthMethod):
     """A method that people can use to sign in to the server's own pages."""
 
-    logins: Mapping[str, str] = {}
-    """Name -> button label of each external login."""
+    logins: Mapping[str, RedirectTarget] = {}
+    """Name -> external login."""
     by_password: bool = False
     """Whether people have a name and password here."""
     recalls: bool = False

@@ -11,17 +11,15 @@ import msgspec
 from msgspec import Struct
 
 from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
-from millstream._http.message import HttpRequest, Response
 from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
-from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
-from millstream.auth._authorization_server.config import CALLBACK
 from millstream.auth._authorization_server.records import new_secret
-from millstream.auth._authorization_server.tickets import PendingLogins, Tickets, UpstreamPageMethod, Vault
+from millstream.auth._authorization_server.tickets import Tickets, UpstreamPageMethod, Vault
 from millstream.auth._jose import ASYMMETRIC, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, KnownScopes, Paths, Unavailable, Unbound
 from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer, issuer_keys, rules_of, several
@@ -80,17 +78,6 @@ class _FlowState(Struct, frozen=True):
     verifier: str
 
 
-class CodeResult(Struct, frozen=True):
-    """The issuer's response to a code."""
-
-    claims: Claims
-    """Claims of the ID token."""
-    access_token: str
-    """Empty if there's none."""
-    metadata: Mapping[str, Any]
-    """Metadata of the issuer."""
-
-
 class CodeFlow:
     """The code flow with one issuer.
 
@@ -140,7 +127,7 @@ class CodeFlow:
         Raises:
             SignInFailed: The issuer isn't available.
         """
-        endpoint = self.endpoint(await self.metadata(), "authorization_endpoint")
+        endpoint = await self.endpoint("authorization_endpoint")
         kept = _FlowState(new_secret(), new_secret())
         asked = {
             "response_type": "code",
@@ -167,13 +154,13 @@ class CodeFlow:
         except Unavailable as exc:
             raise SignInFailed(f"{self._title} isn't responding. Try again later.") from exc
 
-    def endpoint(self, metadata: Mapping[str, Any], name: str) -> str:
+    async def endpoint(self, name: str) -> str:
         """Return the URL of an endpoint.
 
         Raises:
-            SignInFailed: The metadata has no valid URL for it.
+            SignInFailed: The metadata isn't available, or has no valid URL for it.
         """
-        url = metadata.get(name)
+        url = (await self.metadata()).get(name)
         try:
             return check_url(url if isinstance(url, str) else "").geturl()
         except OutboundError as exc:
@@ -182,8 +169,27 @@ class CodeFlow:
 
     # Callback
 
-    async def finish(self, callback: Callback) -> CodeResult:
-        """Exchange the code of a callback for tokens.
+    async def userinfo(self, token: str, subject: str) -> Claims:
+        """Return more claims about a user.
+
+        Args:
+            token: The access token; empty if there's none.
+            subject: The ID token's subject.
+
+        Raises:
+            SignInFailed: The request failed, or the response is about another user.
+        """
+        if not token:
+            raise SignInFailed(f"{self._title} didn't identify you. Try again later.")
+        headers = {"authorization": f"Bearer {token}"}
+        found = await ask(await self.endpoint("userinfo_endpoint"), self._title, headers=headers)
+        # OpenID Connect Core §5.3.4: the response could be about another user.
+        if not is_object(found) or found.get("sub") != subject:
+            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
+        return found
+
+    async def finish(self, callback: Callback) -> tuple[Claims, str]:
+        """Exchange the code of a callback. Return the ID token's claims, and the access token; empty if there's none.
 
         Raises:
             SignInFailed: The exchange failed, or the response failed verification.
@@ -196,19 +202,11 @@ class CodeFlow:
             raise SignInFailed(f"The response isn't from {self._title}. Start again.")
         code = code_of(callback.query, self._title)
         kept = msgspec.json.decode(callback.state_data, type=_FlowState)
-        given = await self._exchange(metadata, code, callback.url, kept.verifier)
-        claims, access = await self._open(given.get("id_token"), kept.nonce), given.get("access_token")
-        return CodeResult(claims, access if isinstance(access, str) else "", metadata)
-
-    async def _exchange(
-        self, metadata: Mapping[str, Any], code: str, callback: str, verifier: str
-    ) -> Mapping[str, Any]:
-        """Return the token response for a code."""
         form = {
             "grant_type": "authorization_code",
             "code": code,
-            "redirect_uri": callback,
-            "code_verifier": verifier,
+            "redirect_uri": callback.url,
+            "code_verifier": kept.verifier,
             **self._also,
         }
         headers: dict[str, str] = {}
@@ -219,8 +217,9 @@ class CodeFlow:
             headers["authorization"] = basic_credentials(self._client_id, self._client_secret)
         else:
             form |= {"client_id": self._client_id, "client_secret": self._client_secret}
-        found = await ask(self.endpoint(metadata, "token_endpoint"), self._title, form=form, headers=headers)
-        return found if is_object(found) else {}
+        given = members(await ask(await self.endpoint("token_endpoint"), self._title, form=form, headers=headers))
+        claims, access = await self._open(given.get("id_token"), kept.nonce), given.get("access_token")
+        return claims, access if isinstance(access, str) else ""
 
     async def _open(self, token: object, nonce: str) -> Claims:
         """Return the claims of an ID token."""
@@ -276,11 +275,11 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
         self.name: str = NAME
         title = urlsplit(rules.issuer).netloc
         self.label: str = f"Continue with {title}"
-        self.logins = {NAME: self.label}
+        self.logins = {NAME: self}
         self._title = title
         self._known = known
         parts = urlsplit(rules.audience)
-        self._base = f"{parts.scheme}://{parts.netloc}" + parts.path.rstrip("/").removesuffix(
+        base = f"{parts.scheme}://{parts.netloc}" + parts.path.rstrip("/").removesuffix(
             services.settings.path.rstrip("/")
         )
         vault = Vault(services)
@@ -292,16 +291,15 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
             title=title,
             also={"resource": rules.audience},  # RFC 8707
         )
-        self._pending_logins = PendingLogins(vault, Tickets(vault, secure=parts.scheme == "https"), self._base)
+        self._tickets = Tickets(vault, base)
 
     # HTTP
 
     @override
     def paths(self) -> Paths:
         """Return the callback's handler, below the server's path and at the root."""
-        handler = self._pending_logins.callback_handler(NAME, self.handle_callback)
-        prefixes = {"", urlsplit(self._base).path}
-        return {f"{prefix}{CALLBACK}{NAME}": {"GET": handler} for prefix in prefixes}
+        prefixes = {"", urlsplit(self._tickets.base).path}
+        return {prefix + path: each for prefix in prefixes for path, each in self.callbacks().items()}
 
     # At the server's own pages
 
@@ -311,14 +309,9 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 
     @override
-    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
-        """See `PageMethod.redirect_to_login`."""
-        return await self._pending_logins.begin_for_page(request, self, page)
-
-    @override
     async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
         """Return the user's token and its remaining lifetime."""
-        token = (await self._flow.finish(callback)).access_token
+        _, token = await self._flow.finish(callback)
         try:
             found = await self.identify(token)
         except Unavailable as exc:

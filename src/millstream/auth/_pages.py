@@ -4,7 +4,7 @@ Jinja2 escapes all untrusted text, and the content security policy allows only o
 authorization server are relative, so its pages work below any path.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from secrets import token_urlsafe
@@ -12,20 +12,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from zlib import crc32
 
-from msgspec import Struct
-
 from millstream._http.hosts import is_own_origin
 from millstream._http.message import HttpRequest, Response
 from millstream.auth._authorization_server.records import (
     NO_STORE,
-    OAuthClient,
-    form_target,
-    is_app,
-    is_identified,
-    is_loopback,
-    shown_host,
 )
-from millstream.auth.providers import User
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -115,97 +106,7 @@ def browser_cookie(
 
 
 _ID_LENGTH = 43
-_PAGES = {
-    "/dashboard": "dashboard",
-    "/gateway": "gateway",
-    "/inspect": "inspector",
-    "/docs": "docs",
-    "/chat": "chat",
-    "/connections": "connections",
-}
-
 _MAX_QUOTED = 400
-
-
-class LoginOptions(Struct, frozen=True):
-    """The login methods of a server's own pages."""
-
-    server: str
-    """Name of the server."""
-    passwords: bool = False
-    """Whether people have a name and password here."""
-    logins: Mapping[str, str] = {}
-    """Name -> label of the button."""
-    credentials: bool = True
-    """Whether keys or tokens are accepted."""
-    unknown: Iterable[str] = ()
-    """Hosts of issuers without a login for these pages."""
-    icon: str = ""
-    """Icon of the server, as a data URI."""
-
-
-# The authorization server
-
-
-def consent(
-    client: OAuthClient,
-    uri: str,
-    status: int,
-    head: bytes,
-    *,
-    brand: tuple[str, str],
-    elsewhere: Iterable[str],
-    user: User | None,
-    passwords: bool,
-    **shown: Any,
-) -> Response:
-    """Return the page where a user signs in and approves a client.
-
-    Args:
-        client: The client.
-        uri: Its redirect URI.
-        status: Status of the response.
-        head: Additional header lines.
-        brand: Name of the server, and its icon as a data URI.
-        elsewhere: Resources of the token; empty if it's only for this server.
-        user: The signed-in user of this browser.
-        passwords: Whether people have a name and password here.
-        shown: Other variables of the template: the sealed request (`ticket`), the `upstreams`, descriptions of the
-            scopes that the client can get, and the error (`notice`) and name (`typed`) of the previous attempt.
-    """
-    server, icon = brand
-    facts = {"Opens the app" if is_app(uri) else "Takes you back to": shown_host(uri)}
-    if elsewhere:
-        facts = {"Would use": ", ".join(each.partition("://")[2] for each in elsewhere), **facts}
-    if client.source == "document":
-        facts = {"Described by": client.id.partition("://")[2].partition("/")[0], **facts}
-    return render(
-        "consent.html",
-        status,
-        head,
-        target=form_target(uri),
-        images=_DATA if icon else "",
-        client=client,
-        facts=facts,
-        warning=_warning(client, uri),
-        user=user,
-        passwords=passwords,
-        focused=passwords and user is None,
-        server=server,
-        **_brand(server, icon),
-        **shown,
-    )
-
-
-def _warning(client: OAuthClient, uri: str) -> str:
-    if is_loopback(uri):
-        return "It runs on your computer, where any program could use that name. Continue only if you just started it."
-    if not is_identified(uri):
-        return (
-            "Your browser will open an app on your device, and any app could have taken that name. "
-            "Continue only if you just started it."
-        )
-    return "Its name isn't verified. Continue only if you know this address." if client.source == "registered" else ""
 
 
 def wrong(title: str, text: str, status: int = 400, *, up: str = "") -> Response:
@@ -231,38 +132,6 @@ def redirect_page(url: str, label: str, head: bytes = b"") -> Response:
         head: Additional header lines.
     """
     return render("message.html", 200, head, title="One moment", leads_to=url, href=url, label=label, primary=True)
-
-
-# The server's own pages
-
-
-def sign_in(
-    request: HttpRequest, offered: LoginOptions, page: str, notice: str, status: int, *, typed: str = ""
-) -> Response:
-    """Return the sign-in form.
-
-    Args:
-        request: Request of the page, or of the form.
-        offered: Login methods.
-        page: Page to open afterwards.
-        notice: Error of the previous attempt.
-        status: Status of the response.
-        typed: Name from the previous attempt.
-    """
-    purpose = f" to open the {_PAGES[page]}" if page in _PAGES else ""
-    return render(
-        "sign_in.html",
-        status,
-        root=f"{request.root_path}/",
-        offered=offered,
-        page=page,
-        notice=notice,
-        typed=typed,
-        purpose=purpose,
-        images=_DATA if offered.icon else IMAGES,
-        focused=offered.passwords or not offered.logins,
-        **_brand(offered.server, offered.icon),
-    )
 
 
 def continue_page(request: HttpRequest, page: str, head: bytes = b"", *, title: str = "You are signed in") -> Response:
@@ -347,13 +216,13 @@ def _template(name: str | Path) -> "Template":
     return _environment().from_string(name.read_text("utf-8"))
 
 
-def _brand(server: str, icon: str) -> Mapping[str, Any]:
-    """Return what identifies a server on its pages: its icon, or its first letter on its color."""
+def brand(server: str, icon: str) -> Mapping[str, Any]:
+    """Return what identifies a server on its pages: its name, and its icon or its first letter on its color."""
     letter = next((each.upper() for each in server if each.isalnum()), "")
-    return {"icon": icon, "letter": letter, "series": crc32(server.encode()) % 5 + 1}
+    return {"server": server, "icon": icon, "letter": letter, "series": crc32(server.encode()) % 5 + 1}
 
 
-_DATA = "img-src 'self' data:; "
+DATA = "img-src 'self' data:; "
 IMAGES = "img-src 'self'; "
 """Image policy of the server's own pages, which may have an icon."""
 _DEFAULTS: Mapping[str, Any] = {

@@ -28,7 +28,16 @@ from millstream.auth._authorization_server.records import MAX_FORM, digest, repl
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._guard import AuthGuard
 from millstream.auth._method import Identity, NotAdmitted, PageMethod, Unavailable, Verdict
-from millstream.auth._pages import LoginOptions, continue_page, cross_origin_text, get_cookie, is_same_origin, sign_in
+from millstream.auth._pages import (
+    DATA,
+    IMAGES,
+    brand,
+    continue_page,
+    cross_origin_text,
+    get_cookie,
+    is_same_origin,
+    render,
+)
 from millstream.auth.providers import SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -62,6 +71,15 @@ _TOO_MANY = refusal(400, "This form has too many fields.")
 _TOO_LARGE = refusal(413, "This form is too large.")
 _INSECURE = refusal(403, "Sign in over https. Over plain http, others on the network could read the key.")
 
+_PAGES = {
+    "/dashboard": "dashboard",
+    "/gateway": "gateway",
+    "/inspect": "inspector",
+    "/docs": "docs",
+    "/chat": "chat",
+    "/connections": "connections",
+}
+"""Pages that the form names."""
 _DEFAULT_PAGES = ("/connect", "/inspect", "/docs", "/dashboard", "/chat")
 """Pages to open by default, in order of preference."""
 
@@ -105,16 +123,20 @@ class SignIn:
             self._login_methods |= dict.fromkeys(each.logins, each)
         self._sign_out_limiter = Limiter("sign-out", _SIGN_OUT_RATE)
         others = [each for each in guard.methods if each not in people]
-        self._options = LoginOptions(
-            server,
-            icon=icon,
-            passwords=any(each.by_password for each in people),
-            logins={name: label for each in people for name, label in each.logins.items()},
-            credentials=bool(others),
-            unknown=dict.fromkeys(
+        passwords = any(each.by_password for each in people)
+        self._values: Mapping[str, Any] = {
+            "passwords": passwords,
+            "logins": {name: login for each in people for name, login in each.logins.items()},
+            "credentials": bool(others),
+            # Issuers without a login for these pages
+            "unknown": dict.fromkeys(
                 urlsplit(issuer).netloc for each in others if not each.paths() for issuer in each.issuers
             ),
-        )
+            "images": DATA if icon else IMAGES,
+            "focused": passwords or not self._login_methods,
+            **brand(server, icon),
+        }
+        """What all forms show."""
 
     def page(self, request: HttpRequest) -> Response | None:
         """Return the form in place of a page if the browser isn't signed in; None for other requests."""
@@ -275,7 +297,26 @@ class SignIn:
         return called and is_same_origin(request)
 
     def _form(self, request: HttpRequest, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
-        return sign_in(request, self._options, wanted if self._is_page(wanted) else "", said, status, typed=typed)
+        """Return the form.
+
+        Args:
+            request: Request of the page, or of the form.
+            wanted: Page to open afterwards, if it's one of ours.
+            said: Error of the previous attempt.
+            status: Status of the response.
+            typed: Name from the previous attempt.
+        """
+        page = wanted if self._is_page(wanted) else ""
+        return render(
+            "sign_in.html",
+            status,
+            root=f"{request.root_path}/",
+            page=page,
+            notice=said,
+            typed=typed,
+            purpose=f" to open the {_PAGES[page]}" if page in _PAGES else "",
+            **self._values,
+        )
 
     async def _land(
         self, request: HttpRequest, method: PageMethod, page: str, finished: Awaitable[tuple[bytes, float]]

@@ -343,7 +343,7 @@ async def test_unknown_application_types_are_ignored(desk: Desk, kind: Any) -> N
 
 async def test_clients_that_wait_too_long_get_a_retry_error(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.auth._method.PATIENCE", 0)
-    checks = desk.running._token.proof._checks
+    checks = desk.running._token.clients._checks
     async with AsyncExitStack() as stack:
         for _ in range(checks._at_once):
             await stack.enter_async_context(checks.hold(desk.peer))

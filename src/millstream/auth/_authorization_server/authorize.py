@@ -8,6 +8,7 @@ clients whose redirects another program on the user's device could intercept (RF
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from msgspec import Struct, structs
@@ -16,8 +17,8 @@ from millstream._http.message import HttpRequest, Response
 from millstream._limits import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.clients import Clients
-from millstream.auth._authorization_server.config import IssuerConfig, Targets
-from millstream.auth._authorization_server.grants import Grants
+from millstream.auth._authorization_server.config import LOCAL, IssuerConfig
+from millstream.auth._authorization_server.grants import TokenEndpoints
 from millstream.auth._authorization_server.records import (
     CODE,
     AuthorizationRequest,
@@ -26,13 +27,16 @@ from millstream.auth._authorization_server.records import (
     Parameters,
     digest,
     form_of,
+    form_target,
+    is_app,
     is_identified,
+    is_loopback,
     named_by,
     see,
     shown_host,
 )
-from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, PendingLogins, Tickets, Vault
-from millstream.auth._authorization_server.users import LOCAL, SLOW, WRONG, Accounts, LoginThrottle
+from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, Tickets, Vault, callback_error
+from millstream.auth._authorization_server.users import SLOW, WRONG, LoginThrottle
 from millstream.auth._method import NotAdmitted, Unavailable
 from millstream.auth._pages import cross_origin_text, is_same_origin
 from millstream.auth.providers import Callback, SignInFailed, User
@@ -41,10 +45,6 @@ CHALLENGE = re.compile(r"[A-Za-z0-9_-]{43}")
 """Base64url of a SHA-256."""
 _MAX_STATE = 4096
 _PROMPTS = {"none", "login", "consent", "select_account"}
-
-
-class NotAClient(Exception):
-    """The client is unknown, or the redirect URI isn't its own. Shown only to the user."""
 
 
 class NotGranted(Exception):
@@ -63,13 +63,12 @@ class AuthorizationRequests(Struct, frozen=True):
 
     config: IssuerConfig
     clients: Clients
-    targets: Targets
 
     async def read(self, given: Parameters, request: HttpRequest) -> tuple[OAuthClient, AuthorizationRequest]:
         """Return the client and its authorization request.
 
         Raises:
-            NotAClient: The client or its redirect URI is invalid; the message is for the user.
+            OAuthError: The client or its redirect URI is invalid; the message is for the user.
             NotGranted: The request is invalid; contains the response for the client.
         """
         client, redirect = await self._client(given, request)
@@ -101,22 +100,26 @@ class AuthorizationRequests(Struct, frozen=True):
 
     async def _client(self, given: Parameters, request: HttpRequest) -> tuple[OAuthClient, str]:
         if {"client_id", "redirect_uri"} & set(given.repeated):
-            raise NotAClient(
-                "The program that sent you here repeated its id or its address. Report this to its developer."
+            raise OAuthError(
+                "invalid_request",
+                "The program that sent you here repeated its id or its address. Report this to its developer.",
             )
         try:
             client = await self.clients.find(given.get("client_id"), request)
         except Unavailable as exc:
-            raise NotAClient(str(exc)) from None
+            raise OAuthError("invalid_request", str(exc)) from None
         if client is None:
-            raise NotAClient("The program that sent you here is unknown. Go back to it and connect again.")
+            raise OAuthError(
+                "invalid_request", "The program that sent you here is unknown. Go back to it and connect again."
+            )
         redirect = given.get("redirect_uri")
         if not redirect and len(client.redirect_uris) == 1:
             return client, client.redirect_uris[0]
         if not named_by(client.redirect_uris, redirect):
-            raise NotAClient(
+            raise OAuthError(
+                "invalid_request",
                 "The program that sent you here isn't registered for the address that it would send you back to. Close "
-                "this page, or connect again if you trust the program."
+                "this page, or connect again if you trust the program.",
             )
         return client, redirect
 
@@ -147,8 +150,8 @@ class AuthorizationRequests(Struct, frozen=True):
             client.id,
             redirect,
             given.get("code_challenge"),
-            self.targets.resources(given.all("resource")),
-            self.targets.requested_scopes(given.get("scope")),
+            self.config.requested_resources(given.all("resource")),
+            self.config.requested_scopes(given.get("scope")),
             state,
             bool(given.get("redirect_uri")),
             prompt,
@@ -164,13 +167,11 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
     """The authorization endpoint."""
 
     vault: Vault
-    grants: Grants
-    accounts: Accounts
+    grants: TokenEndpoints
     throttle: LoginThrottle
     tickets: Tickets
-    pending_logins: PendingLogins
-    brand: Callable[[], tuple[str, str]]
-    """Returns the server's name and icon."""
+    brand: Callable[[], Mapping[str, Any]]
+    """Returns what identifies the server on its pages."""
     consent_limiter: Limiter
 
     # The browser arrives
@@ -179,7 +180,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         """Handle `GET /authorize`: show the consent page, or redirect if the user has already consented."""
         try:
             client, authorization = await self.read(Parameters(request.query), request)
-        except (NotAClient, OAuthError) as exc:
+        except OAuthError as exc:
             return pages.wrong("This link doesn't work", str(exc))
         except NotGranted as exc:
             return await self._refuse(request, exc)
@@ -187,7 +188,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         if authorization.renewal:
             user = None
         if user and "consent" not in authorization.prompt:
-            scopes = await self.accounts.grantable(user, client, authorization.scopes)
+            scopes = await self.config.grantable(user, client, authorization.scopes)
             if await self._may_skip(user, client, authorization, scopes):
                 return await self._go_back(authorization, user, login, scopes)
         if "none" in authorization.prompt:
@@ -216,7 +217,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
 
     def _signed_in(self, request: HttpRequest) -> tuple[User | None, str]:
         user, login = self.tickets.person(request) or (None, LOCAL)
-        return user and self.accounts.current_user(user, login), login
+        return user and self.config.current_user(user, login), login
 
     async def _may_skip(
         self, user: User, client: OAuthClient, authorization: AuthorizationRequest, scopes: tuple[str, ...]
@@ -244,22 +245,44 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         status: int = 200,
         head: bytes = b"",
     ) -> Response:
+        """Return the page where a user signs in and approves a client.
+
+        Args:
+            request: The request.
+            client: The client.
+            authorization: Its authorization request.
+            user: The signed-in user of this browser.
+            said: Error of the previous attempt.
+            name: Name from the previous attempt.
+            status: Status of the response.
+            head: Additional header lines.
+        """
         browser, cookie = self.tickets.browser(request)
-        scopes = await self.accounts.grantable(user, client, authorization.scopes) if user else authorization.scopes
-        return pages.consent(
-            client,
-            authorization.redirect_uri,
+        scopes = await self.config.grantable(user, client, authorization.scopes) if user else authorization.scopes
+        uri, brand, passwords = authorization.redirect_uri, self.brand(), self.config.passwords is not None
+        facts = {"Opens the app" if is_app(uri) else "Takes you back to": shown_host(uri)}
+        if authorization.resources != (self.config.audience,):
+            facts = {"Would use": ", ".join(each.partition("://")[2] for each in authorization.resources), **facts}
+        if client.source == "document":
+            facts = {"Described by": client.id.partition("://")[2].partition("/")[0], **facts}
+        return pages.render(
+            "consent.html",
             status,
             cookie + head,
-            brand=self.brand(),
-            elsewhere=() if authorization.resources == (self.targets.own,) else authorization.resources,
+            target=form_target(uri),
+            images=pages.DATA if brand["icon"] else "",
+            client=client,
+            facts=facts,
+            warning=_warning(client, uri),
             user=user,
-            passwords=self.config.passwords is not None,
+            passwords=passwords,
+            focused=passwords and user is None,
             upstreams=self.config.upstreams.values(),
             ticket=self.tickets.seal_request(browser, structs.replace(authorization, user=user and user.subject)),
             scope_descriptions={each: self.config.described.get(each, "") or each for each in scopes},
             notice=said,
             typed=name,
+            **brand,
         )
 
     # The user submits the form
@@ -336,7 +359,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
             return pages.wrong(
                 "Wait a little", "You have approved too many requests in the last hour. Try again later.", 429
             )
-        scopes = await self.accounts.grantable(user, client, authorization.scopes)
+        scopes = await self.config.grantable(user, client, authorization.scopes)
         agreed = await self._agreed_to(user, client)
         agreed |= {each: tuple(dict.fromkeys((*agreed.get(each, ()), *scopes))) for each in authorization.resources}
         await self.vault.put(_agreed_key(user, client), agreed, REMEMBERED, lossy=True)
@@ -359,7 +382,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         if upstream is None:
             return pages.wrong("Start again", "This way to sign in is no longer available.")
         try:
-            return await self.pending_logins.begin(request, upstream, authorization=authorization)
+            return await self.tickets.begin(request, upstream, authorization=authorization)
         except SignInFailed as exc:
             said = str(exc)
         return await self._page(request, client, authorization, None, said=said, status=503)
@@ -370,16 +393,27 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         """Handle the callback of an upstream after consent."""
         client = await self._still_there(request, authorization)
         if client is None:
-            return pages.wrong(
-                "Start again", "The program is no longer registered. Go back to it and connect again.", up="../../"
+            return callback_error(
+                "Start again", "The program is no longer registered. Go back to it and connect again."
             )
         try:
-            person = await self.accounts.from_upstream(pending.login, callback)
+            person = await self.config.from_upstream(pending.login, callback)
         except SignInFailed as exc:
-            return pages.wrong("You are not signed in", str(exc), 403, up="../../")
+            return callback_error("You are not signed in", str(exc), 403)
         return await self._finish(
             client, authorization, person, pending.login, self.tickets.keep(person, pending.login)
         )
+
+
+def _warning(client: OAuthClient, uri: str) -> str:
+    if is_loopback(uri):
+        return "It runs on your computer, where any program could use that name. Continue only if you just started it."
+    if not is_identified(uri):
+        return (
+            "Your browser will open an app on your device, and any app could have taken that name. "
+            "Continue only if you just started it."
+        )
+    return "Its name isn't verified. Continue only if you know this address." if client.source == "registered" else ""
 
 
 def _agreed_key(user: User, client: OAuthClient) -> str:

@@ -13,8 +13,6 @@ from ipaddress import ip_address
 from typing import Any
 from urllib.parse import unquote_plus
 
-from msgspec import Struct
-
 from millstream._http.client.pool import (
     AddressCheck,
     FetchedDocument,
@@ -38,12 +36,14 @@ from millstream.auth._authorization_server.records import (
     CODE,
     METHODS,
     REFRESH,
+    Grant,
     OAuthClient,
     OAuthError,
     Parameters,
     check_redirect,
     digest,
     fits,
+    form_of,
     new_secret,
     reply,
 )
@@ -64,7 +64,7 @@ from millstream.auth._jose import (
     select_keys,
     verify_any,
 )
-from millstream.auth._method import KeyedSemaphore, Unavailable, prefetch_all
+from millstream.auth._method import KeyedSemaphore, Unavailable
 from millstream.auth._tokens import issuer_keys
 from millstream.auth.providers import RegistrationDenied
 
@@ -100,34 +100,9 @@ def check_id(url: str) -> None:
         parts = check_url(url)
     except OutboundError as exc:
         raise Unavailable(f"The client id isn't a valid client URL. {exc}") from None
-    dots = any(
-        each in (".", "..") or each.lower() in ("%2e", "%2e%2e", ".%2e", "%2e.") for each in parts.path.split("/")
-    )
+    dots = any(each.lower() in (".", "..", "%2e", "%2e%2e", ".%2e", "%2e.") for each in parts.path.split("/"))
     if parts.path in ("", "/") or "#" in url or dots:
         raise Unavailable("The client id must be a URL with a path, without a fragment or dot segments.")
-
-
-def read_document(url: str, answer: FetchedDocument) -> OAuthClient:
-    """Return the client that a document describes.
-
-    Raises:
-        Unavailable: The document is invalid, or describes another client.
-    """
-    kind = media_type(answer.headers)
-    if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
-        raise Unavailable("The client's metadata document is not JSON.")
-    try:
-        said = decode_object(answer.body)
-    except MALFORMED:
-        raise Unavailable("The client's metadata document is not JSON.") from None
-    if said.get("client_id") != url:
-        raise Unavailable("The client's metadata document describes another client.")
-    if "client_secret" in said or "client_secret_expires_at" in said:
-        raise Unavailable("The client's metadata document is public, but contains a secret. Remove it.")
-    try:
-        return client_of(url, said, "document", methods=("none", "private_key_jwt"), default="none")
-    except OAuthError as exc:
-        raise Unavailable(f"The client's metadata document is invalid. {exc}") from None
 
 
 def client_of(
@@ -211,6 +186,25 @@ _LOOKUPS = Rate(60, 60)
 """Maximum fetches of documents and their key sets caused by one address."""
 
 
+ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+_TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
+"""Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
+_MAX_ASSERTION_SECONDS = 600.0
+"""Maximum lifetime of an assertion in seconds."""
+_FAILURES = Rate(30, 60)
+_MAX_CONCURRENT_CHECKS = 8
+"""Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
+_PROOFS = Rate(600, 60)
+"""Maximum assertions per address from clients that the operator hasn't configured, because each use is stored."""
+_MAX_KEYS = 256
+_BASIC = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n'
+"""Challenge for a client that used this header to authenticate (RFC 6749 §5.2)."""
+_GRANT_TYPE = "oauth-id-jag+jwt"
+_MAX_GRANT_SECONDS = 600.0
+"""Maximum lifetime of a grant in seconds."""
+_MAX_TEXT = 255
+
+
 class Clients:
     """All clients.
 
@@ -218,20 +212,39 @@ class Clients:
     Documents are fetched over https from public addresses, without redirects and with a small size limit. A development
     server may also fetch from its own machine. Each worker caches documents according to their Cache-Control; failures
     aren't cached.
+
+    A client with a secret or keys must use them to authenticate; its id alone isn't enough. A request with several
+    methods is refused.
     """
 
     def __init__(self, config: IssuerConfig, vault: Vault, *, provided: bool = False) -> None:
         """Create the lookup. `provided` means that the provider finds all clients."""
-        self._lookups = vault.limiter("client-lookup", _LOOKUPS)
-        self._registrations = vault.limiter("register", _REGISTRATIONS)
+        # Configuration
         self._config = config
         self._vault = vault
         self._provided = provided
-        self.judge: Callable[[str], bool] = judge_of(here=not config.secure)
-        """Returns whether an IP address may be contacted for a client's metadata document."""
+        self._judges: dict[str, AddressCheck] = {
+            # Only the operator may configure a URL on a private network.
+            "given": allow_any,
+            "document": judge_of(here=not config.secure),
+            "registered": is_public,
+        }
+        """Source of clients -> whether an IP address may be contacted for their documents and keys."""
+        # State
+        self.identity_keys: dict[str, FetchedKeys] = {issuer: issuer_keys(issuer) for issuer in config.identities}
+        """Issuer of each identity provider -> its keys."""
+        self._lookups = vault.limiter("client-lookup", _LOOKUPS)
+        self._registrations = vault.limiter("register", _REGISTRATIONS)
+        self._failures = vault.limiter("client-sign-in", _FAILURES)
+        self._proofs = Limiter("client-proof", _PROOFS)
+        self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._documents: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
         """URL -> expiry and client; the oldest are dropped first."""
         self._flight = SingleFlight[OAuthClient]()
+        self._keys = {source: Recent[str, FetchedKeys](_MAX_KEYS) for source in self._judges}
+        """Source of clients -> URL -> keys, so that other clients can't displace keys of configured ones. The oldest
+        of each source are dropped first.
+        """
 
     async def find(self, client_id: str, request: HttpRequest) -> OAuthClient | None:
         """Return a client; None if the id is unknown.
@@ -269,20 +282,34 @@ class Clients:
             return kept[1]
         check_id(url)
         flight = self._flight
-        if not flight.runs(url) and (len(flight) >= _MAX_CONCURRENT_FETCHES or not self.may_fetch(request)):
+        if not flight.runs(url) and (len(flight) >= _MAX_CONCURRENT_FETCHES or not self._may_fetch(request)):
             raise Unavailable(TOO_MANY)
         return await flight.run(url, lambda: self._fetch(url))
 
     async def _fetch(self, url: str) -> OAuthClient:
         try:
-            answer = await fetch(url, is_allowed=self.judge, max_bytes=MAX_BYTES)
+            answer = await fetch(url, is_allowed=self._judges["document"], max_bytes=MAX_BYTES)
         except OutboundError as exc:
             raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
-        client = read_document(url, answer)
+        kind = media_type(answer.headers)
+        if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+            raise Unavailable("The client's metadata document is not JSON.")
+        try:
+            said = decode_object(answer.body)
+        except MALFORMED:
+            raise Unavailable("The client's metadata document is not JSON.") from None
+        if said.get("client_id") != url:
+            raise Unavailable("The client's metadata document describes another client.")
+        if "client_secret" in said or "client_secret_expires_at" in said:
+            raise Unavailable("The client's metadata document is public, but contains a secret. Remove it.")
+        try:
+            client = client_of(url, said, "document", methods=("none", "private_key_jwt"), default="none")
+        except OAuthError as exc:
+            raise Unavailable(f"The client's metadata document is invalid. {exc}") from None
         self._documents.keep(url, (self._vault.clock() + _age_of(answer), client))
         return client
 
-    def may_fetch(self, request: HttpRequest) -> bool:
+    def _may_fetch(self, request: HttpRequest) -> bool:
         """Count a fetch for a request, and return whether it's allowed. At a development server, only callers on this
         machine may cause one.
         """
@@ -354,50 +381,19 @@ class Clients:
             await self._vault.put(f"oauth-client:{client.id}", client, USED)
             await self._vault.kv.delete(f"oauth-new:{client.id}")
 
+    # Authentication
 
-ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
-"""Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
-_MAX_ASSERTION_SECONDS = 600.0
-"""Maximum lifetime of an assertion in seconds."""
-_FAILURES = Rate(30, 60)
-_MAX_CONCURRENT_CHECKS = 8
-"""Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
-_PROOFS = Rate(600, 60)
-"""Maximum assertions per address from clients that the operator hasn't configured, because each use is stored."""
-_MAX_KEYS = 256
-_BASIC = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n'
-"""Challenge for a client that used this header to authenticate (RFC 6749 §5.2)."""
+    async def read_token(self, request: HttpRequest) -> tuple[OAuthClient, str]:
+        """Return the authenticated client of a request, and the token that it names."""
+        form = form_of(request)
+        client = await self.authenticate(request, form)
+        token = form.get("token")
+        if not token:
+            raise OAuthError("invalid_request", "token is missing.")
+        return client, token
 
-
-class ClientProof:
-    """Authenticates clients.
-
-    A client with a secret or keys must use them; its id alone isn't enough. A request with several methods is refused.
-    """
-
-    def __init__(self, config: IssuerConfig, clients: Clients, vault: Vault) -> None:
-        # Configuration
-        self._audiences = (config.url, config.base + TOKEN)
-        self._clients = clients
-        self._vault = vault
-        self._judges: dict[str, AddressCheck] = {
-            # Only the operator may configure a URL on a private network.
-            "given": allow_any,
-            "document": clients.judge,
-            "registered": is_public,
-        }
-        # State
-        self._failures = vault.limiter("client-sign-in", _FAILURES)
-        self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
-        self._proofs = Limiter("client-proof", _PROOFS)
-        self._keys = {source: Recent[str, FetchedKeys](_MAX_KEYS) for source in self._judges}
-        """Source of clients -> URL -> keys, so that other clients can't displace keys of configured ones. The oldest
-        of each source are dropped first.
-        """
-
-    async def client(self, request: HttpRequest, form: Parameters) -> OAuthClient:
-        """Return the authenticated client.
+    async def authenticate(self, request: HttpRequest, form: Parameters) -> OAuthClient:
+        """Return the authenticated client of a request.
 
         Raises:
             OAuthError: The client is unknown or fails authentication.
@@ -412,7 +408,7 @@ class ClientProof:
             if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
                 raise OAuthError("invalid_request", "The Authorization header is repeated.")
             try:
-                return await self._client(request, header, form)
+                return await self._authenticate(request, header, form)
             except OAuthError as exc:
                 if exc.status == 401:
                     exc.head = b"" if header is None else _BASIC
@@ -420,7 +416,7 @@ class ClientProof:
                     self._vault.refused(request.peer)
                 raise
 
-    async def _client(self, request: HttpRequest, header: bytes | None, form: Parameters) -> OAuthClient:
+    async def _authenticate(self, request: HttpRequest, header: bytes | None, form: Parameters) -> OAuthClient:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
             raise OAuthError("invalid_request", "The client uses more than one authentication method. Use only one.")
@@ -430,14 +426,14 @@ class ClientProof:
             return await self._by_assertion(request, form)
         if secret:
             return await self._by_secret(request, form.get("client_id"), secret)
-        client = await self._find(request, form.get("client_id"))
+        client = await self._find_known(request, form.get("client_id"))
         if client.method != "none":
             raise _invalid_client("This client has to authenticate.")
         return client
 
-    async def _find(self, request: HttpRequest, client_id: str) -> OAuthClient:
+    async def _find_known(self, request: HttpRequest, client_id: str) -> OAuthClient:
         try:
-            client = await self._clients.find(client_id, request)
+            client = await self.find(client_id, request)
         except Unavailable as exc:
             raise _invalid_client(str(exc)) from None
         if client is None:
@@ -445,7 +441,7 @@ class ClientProof:
         return client
 
     async def _by_secret(self, request: HttpRequest, client_id: str, secret: str) -> OAuthClient:
-        client = await self._find(request, client_id)
+        client = await self._find_known(request, client_id)
         if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
             raise _invalid_client("The client's secret is wrong.")
         return client
@@ -462,7 +458,7 @@ class ClientProof:
         if header.typ not in _TYPES:
             raise _invalid_client("The assertion is a JWT of another type.")
         claimed = subject if isinstance(subject, str) else ""
-        client = await self._find(request, form.get("client_id") or claimed)
+        client = await self._find_known(request, form.get("client_id") or claimed)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
             raise _invalid_client("The assertion isn't from this client.")
         address = peer_network(request.peer)
@@ -480,7 +476,7 @@ class ClientProof:
         if (
             claims.get("iss") != client.id
             or claims.get("sub") != client.id
-            or _audience_of(claims) not in self._audiences
+            or _audience_of(claims) not in (self._config.url, self._config.base + TOKEN)
         ):
             raise _invalid_client("The assertion has another subject, issuer, or audience.")
         if not is_time(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
@@ -500,11 +496,90 @@ class ClientProof:
         known = self._keys[client.source]
         keys = known.get(client.keys_url)
         if keys is None:
-            if client.source != "given" and not self._clients.may_fetch(request):
+            if client.source != "given" and not self._may_fetch(request):
                 raise Unavailable(TOO_MANY)
             keys = FetchedKeys(client.keys_url, partial(fetch, is_allowed=self._judges[client.source]))
             known.keep(client.keys_url, keys)
         return await keys.find(header.kid, header.alg)
+
+    # Grants from identity providers
+
+    async def read_grant(self, assertion: str, client: OAuthClient) -> tuple[Grant, Claims]:
+        """Verify an identity provider's grant. Return what it asks for, as a grant of ours, and its claims.
+
+        With such a grant, members of an organization use a client here without a login page. It's a JWT signed by a
+        configured provider for this issuer and one client, valid once within a few minutes:
+        draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
+        https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx.
+
+        Args:
+            assertion: The grant.
+            client: The authenticated client.
+
+        Raises:
+            OAuthError: The grant isn't valid here.
+            Unavailable: The provider's keys can't be fetched.
+        """
+        try:
+            header, issuer = read_header(assertion), read_payload(assertion).get("iss")
+        except InvalidToken as exc:
+            raise _invalid_grant(f"The grant is malformed. {exc}") from None
+        if header.typ != _GRANT_TYPE or header.alg not in ASYMMETRIC:
+            raise _invalid_grant(f"The grant must be a signed JWT of the type {_GRANT_TYPE}.")
+        keys = self.identity_keys.get(issuer) if isinstance(issuer, str) else None
+        if keys is None:
+            raise _invalid_grant("This server doesn't accept grants from this identity provider.")
+        claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
+        if claims is None:
+            raise _invalid_grant("The grant's signature is wrong.")
+        self._check_grant(claims, client)
+        scope, resource = claims.get("scope", ""), claims.get("resource", [])
+        name: Any = claims.get("name", claims.get("email"))
+        resources = [resource] if isinstance(resource, str) else resource
+        if (
+            not isinstance(scope, str)
+            or not is_array(resources)
+            or not all(isinstance(each, str) for each in resources)
+        ):
+            raise _invalid_grant("The grant's scope must be a string, and its resource one or more URLs.")
+        asked = Grant(
+            client.id,
+            f"{claims['iss']}#{claims['sub']}",  # unique across providers and local accounts
+            name if _is_text(name) else "",
+            claims["iss"],
+            tuple(dict.fromkeys(scope.split())),
+            tuple(str(each) for each in resources),
+            since=self._config.identities[claims["iss"]].number,
+        )
+        return asked, claims
+
+    async def spend_grant(self, claims: Claims) -> None:
+        """Mark a verified grant as used, with its claims from `read_grant`.
+
+        Raises:
+            OAuthError: The grant was already used.
+        """
+        once = "oauth-jag:" + digest(f"{claims['iss']} {claims['jti']}")
+        if not await self._vault.exchange(once, None, b"1", claims["exp"] - self._vault.clock() + 2 * LEEWAY):
+            raise _invalid_grant("The grant has already been used.")
+
+    def _check_grant(self, claims: Claims, client: OAuthClient) -> None:
+        if _audience_of(claims) != self._config.url:
+            raise _invalid_grant("The grant is for another authorization server.")
+        if claims.get("client_id") != client.id:
+            raise _invalid_grant("The grant is for another client.")
+        _check_time(claims, self._vault.clock())
+        if not _is_text(claims.get("jti")):
+            raise _invalid_grant("The grant has no jti, so it could be replayed.")
+        if not _is_text(claims.get("sub")):
+            raise _invalid_grant("The grant has no subject.")
+        if "tenant" in claims:
+            # Subjects are unique only within a tenant, and anyone can create a tenant at such a provider.
+            raise _invalid_grant(
+                "The grant names a tenant. Use a provider that has a separate issuer for each organization."
+            )
+        if claims.get("cnf") is not None:
+            raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")
 
 
 def _audience_of(claims: Claims) -> Any:
@@ -536,100 +611,6 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
     return name, secret
 
 
-_TYPE = "oauth-id-jag+jwt"
-_MAX_GRANT_SECONDS = 600.0
-"""Maximum lifetime of a grant in seconds."""
-_MAX_TEXT = 255
-
-
-class IdentityGrant(Struct, frozen=True):
-    """The content of a verified grant."""
-
-    provider: str
-    subject: str
-    """The user's `sub` in our tokens, unique across providers and local accounts."""
-    name: str
-    scopes: tuple[str, ...]
-    resources: tuple[str, ...]
-    """Resources that the grant names; may be empty."""
-    once: str
-    """Store key that records that the grant was used."""
-    until: float
-
-
-class Identities:
-    """Verifies grants from identity providers.
-
-    With a grant, members of an organization use a client here without a login page. It's a JWT signed by a configured
-    provider for this issuer and one client, valid once within a few minutes:
-    draft-ietf-oauth-identity-assertion-authz-grant (ID-JAG), as profiled by MCP's extension:
-    https://github.com/modelcontextprotocol/ext-auth, specification/stable/enterprise-managed-authorization.mdx.
-    """
-
-    def __init__(self, config: IssuerConfig, vault: Vault) -> None:
-        self._own = config.url
-        self._vault = vault
-        self._keys = {issuer: issuer_keys(issuer) for issuer in config.identities}
-
-    async def prefetch(self) -> None:
-        """See `Prefetchable.prefetch`."""
-        await prefetch_all(self._keys.values())
-
-    async def read(self, assertion: str, client: OAuthClient) -> IdentityGrant:
-        """Verify a grant and return its content.
-
-        Args:
-            assertion: The grant.
-            client: The authenticated client.
-
-        Raises:
-            OAuthError: The grant isn't valid here.
-            Unavailable: The provider's keys can't be fetched.
-        """
-        try:
-            header, issuer = read_header(assertion), read_payload(assertion).get("iss")
-        except InvalidToken as exc:
-            raise _invalid_grant(f"The grant is malformed. {exc}") from None
-        if header.typ != _TYPE or header.alg not in ASYMMETRIC:
-            raise _invalid_grant(f"The grant must be a signed JWT of the type {_TYPE}.")
-        keys = self._keys.get(issuer) if isinstance(issuer, str) else None
-        if keys is None:
-            raise _invalid_grant("This server doesn't accept grants from this identity provider.")
-        claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
-        if claims is None:
-            raise _invalid_grant("The grant's signature is wrong.")
-        self._check(claims, client)
-        return _read_grant(claims)
-
-    async def count(self, granted: IdentityGrant) -> None:
-        """Mark a grant as used.
-
-        Raises:
-            OAuthError: The grant was already used.
-        """
-        seconds = granted.until - self._vault.clock() + 2 * LEEWAY
-        if not await self._vault.exchange(granted.once, None, b"1", seconds):
-            raise _invalid_grant("The grant has already been used.")
-
-    def _check(self, claims: Claims, client: OAuthClient) -> None:
-        if _audience_of(claims) != self._own:
-            raise _invalid_grant("The grant is for another authorization server.")
-        if claims.get("client_id") != client.id:
-            raise _invalid_grant("The grant is for another client.")
-        _check_time(claims, self._vault.clock())
-        if not _is_text(claims.get("jti")):
-            raise _invalid_grant("The grant has no jti, so it could be replayed.")
-        if not _is_text(claims.get("sub")):
-            raise _invalid_grant("The grant has no subject.")
-        if "tenant" in claims:
-            # Subjects are unique only within a tenant, and anyone can create a tenant at such a provider.
-            raise _invalid_grant(
-                "The grant names a tenant. Use a provider that has a separate issuer for each organization."
-            )
-        if claims.get("cnf") is not None:
-            raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")
-
-
 def _check_time(claims: Claims, now: float) -> None:
     begins, until = claims.get("iat"), claims.get("exp")
     if not (is_time(begins) and is_time(until)):
@@ -640,22 +621,6 @@ def _check_time(claims: Claims, now: float) -> None:
         raise _invalid_grant("The grant has expired.")
     if until - begins > _MAX_GRANT_SECONDS:
         raise _invalid_grant("The grant's lifetime exceeds ten minutes.")
-
-
-def _read_grant(claims: Claims) -> IdentityGrant:
-    scope, resource, name = claims.get("scope", ""), claims.get("resource", []), claims.get("name", claims.get("email"))
-    resources = [resource] if isinstance(resource, str) else resource
-    if not isinstance(scope, str) or not is_array(resources) or not all(isinstance(each, str) for each in resources):
-        raise _invalid_grant("The grant's scope must be a string, and its resource one or more URLs.")
-    return IdentityGrant(
-        claims["iss"],
-        f"{claims['iss']}#{claims['sub']}",
-        name if _is_text(name) else "",
-        tuple(dict.fromkeys(scope.split())),
-        tuple(str(each) for each in resources),
-        "oauth-jag:" + digest(f"{claims['iss']} {claims['jti']}"),
-        float(claims["exp"]),
-    )
 
 
 def _is_text(value: Any) -> bool:

@@ -1,5 +1,7 @@
 """The configuration of an authorization server and its clients, from ``auth.issuer(…)``, and its metadata.
 
+The configuration also says which tokens a request may ask for, and which users may still sign in.
+
 The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose paths are defined here.
 """
 
@@ -9,6 +11,7 @@ from typing import Any, TypedDict, cast
 from urllib.parse import urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._http.client.pool import check_url
 from millstream._protocol.errors import refuse_unknown, suggest_keywords
@@ -20,6 +23,7 @@ from millstream.auth._authorization_server.records import (
     CODE,
     METHODS,
     REFRESH,
+    Grant,
     OAuthClient,
     OAuthError,
     check_redirect,
@@ -31,17 +35,32 @@ from millstream.auth._key_file import SCOPE, check_scopes
 from millstream.auth._method import KnownScopes
 from millstream.auth._tokens import rules_of, several
 from millstream.auth.providers import (
+    Callback,
     LoginMethod,
     Passwords,
     Provider,
+    Selective,
     TrustedIdentityProvider,
     UpstreamLogin,
+    User,
 )
 
 ACCESS_SECONDS = 900
 """Seconds for which an access token is valid."""
 REFRESH_SECONDS = 30 * 86_400
 """Seconds before an unused refresh token expires."""
+LOCAL = ""
+"""Login method of users who have a password on this server."""
+_MAX_SCOPES = 64
+
+
+def canonical(resource: str) -> str:
+    """Return a resource in the form for comparison: lowercase scheme and host, no trailing slash (MCP,
+    basic/authorization).
+    """
+    parts = urlsplit(resource)
+    rest = resource[len(parts.scheme) + len("://") + len(parts.netloc) :]
+    return f"{parts.scheme.lower()}://{parts.netloc.lower()}{rest.rstrip('/')}"
 
 
 class IssuerConfig(Struct, frozen=True):
@@ -50,7 +69,7 @@ class IssuerConfig(Struct, frozen=True):
     url: str
     """Exact issuer identifier, as in ``iss``."""
     audience: str
-    """URL of the MCP endpoint for which it issues tokens; empty for its own server's endpoint."""
+    """URL of the MCP endpoint for which it issues tokens; until the server runs, empty for its own endpoint."""
     resources: tuple[str, ...]
     """URLs of other servers for which it may issue tokens."""
     scopes: tuple[str, ...]
@@ -68,6 +87,8 @@ class IssuerConfig(Struct, frozen=True):
     """Whether clients may describe themselves at a URL, which the server fetches."""
     identities: Mapping[str, TrustedIdentityProvider] = {}
     """Identity providers whose grants are accepted, by issuer."""
+    known: KnownScopes = frozenset
+    """Returns the scopes that the running server currently uses."""
 
     @property
     def secure(self) -> bool:
@@ -84,45 +105,25 @@ class IssuerConfig(Struct, frozen=True):
         """Base URL of the endpoints."""
         return self.url.rstrip("/")
 
+    # Tokens
 
-def canonical(resource: str) -> str:
-    """Return a resource in the form for comparison: lowercase scheme and host, no trailing slash (MCP,
-    basic/authorization).
-    """
-    parts = urlsplit(resource)
-    rest = resource[len(parts.scheme) + len("://") + len(parts.netloc) :]
-    return f"{parts.scheme.lower()}://{parts.netloc.lower()}{rest.rstrip('/')}"
-
-
-_MAX_SCOPES = 64
-
-
-class Targets(Struct):
-    """The resources and scopes that tokens can have."""
-
-    config: IssuerConfig
-    own: str
-    """This server, as a resource."""
-    known: KnownScopes
-    """Returns the scopes that the server currently uses."""
-
-    def scopes(self) -> set[str]:
+    def existing_scopes(self) -> set[str]:
         """Return all current scopes."""
-        return {*self.known(), *self.config.described, *self.config.scopes}
+        return {*self.known(), *self.described, *self.scopes}
 
-    def resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+    def requested_resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
         """Return the requested resources; this server if none are named.
 
         Raises:
             OAuthError: No tokens are issued for a resource.
         """
-        known = {canonical(each): each for each in (self.own, *self.config.resources)}
+        known = {canonical(each): each for each in (self.audience, *self.resources)}
         found = tuple(dict.fromkeys(known.get(canonical(each) if "://" in each else "", "") for each in asked))
         if "" in found:
             raise OAuthError(
                 "invalid_target", "resource must be the URL of a server for which this server issues tokens."
             )
-        return found or (self.own,)
+        return found or (self.audience,)
 
     def requested_scopes(self, text: str) -> tuple[str, ...]:
         """Return the default scopes and the requested scopes that exist.
@@ -133,11 +134,42 @@ class Targets(Struct):
         names = text.split(" ") if text else []
         if len(names) > _MAX_SCOPES or not all(SCOPE.fullmatch(each) for each in names):
             raise OAuthError("invalid_scope", "scope must be a list of scopes separated by single spaces.")
-        there = self.scopes()
+        there = self.existing_scopes()
         found = [each for each in names if each in there]
         if names and not found:
             raise OAuthError("invalid_scope", "None of these scopes exist on this server.")
-        return tuple(dict.fromkeys((*self.config.scopes, *found)))
+        return tuple(dict.fromkeys((*self.scopes, *found)))
+
+    # Users
+
+    def current_user(self, user: User, login: str) -> User | None:
+        """Return a user's current state; None if they may no longer sign in."""
+        if login in self.identities:
+            return user if user.since == self.identities[login].number else None
+        if login != LOCAL:
+            upstream = self.upstreams.get(login)
+            stays = upstream is not None and not (isinstance(upstream, Selective) and not upstream.still(user))
+            return user if stays else None
+        found = None if self.passwords is None else self.passwords.find(user.subject)
+        return found if found is not None and found.since == user.since else None
+
+    def user_of_grant(self, grant: Grant) -> User | None:
+        """Return the user who approved a grant, with the scopes at that time; None if they may no longer sign in."""
+        return self.current_user(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
+
+    async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the scopes that the client can get: the default ones, and the ones that the user may grant."""
+        allowed = {*self.scopes, *await self.provider.grantable(user, client, scopes)}
+        return tuple(each for each in scopes if each in allowed)
+
+    async def from_upstream(self, name: str, callback: Callback) -> User:
+        """Return the user who returned from an upstream, with a subject that is unique across login methods.
+
+        Raises:
+            SignInFailed: The login failed.
+        """
+        user = await self.upstreams[name].finish(callback)
+        return replace(user, subject=f"{name}:{user.subject}")
 
 
 _ID = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")
@@ -167,25 +199,6 @@ def identity_provider(issuer: str, *, scopes: Names = ()) -> TrustedIdentityProv
     rules_of(issuer, issuer, (), None)
     names = check_scopes(several("scopes", scopes))
     return TrustedIdentityProvider(issuer, names, fingerprint(names, issuer))
-
-
-def check_issuer_url(url: str) -> None:
-    """Check an issuer's identifier.
-
-    Raises:
-        ValueError: It isn't a URL of a server.
-    """
-    parts = urlsplit(url)
-    if (
-        parts.scheme not in ("http", "https")
-        or not parts.netloc
-        or parts.path.endswith("//")
-        or "?" in url
-        or "#" in url
-    ):
-        raise ValueError(
-            f"The issuer must be a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
-        )
 
 
 def login_methods_of(
@@ -336,10 +349,9 @@ def places(config: IssuerConfig) -> list[str]:
     return list(dict.fromkeys([OAUTH, OPENID, OAUTH + path, OPENID + path, path + OPENID]))
 
 
-def metadata(config: IssuerConfig, known: KnownScopes) -> Json:
+def metadata(config: IssuerConfig) -> Json:
     """Return the metadata document."""
     base = config.base
-    scopes = {*config.scopes, *config.described, *known()} - {"offline_access"}
     algorithms = [each for each in ASYMMETRIC if each != "EdDSA"]
     methods = list(METHODS)
     members: Json = {
@@ -349,7 +361,7 @@ def metadata(config: IssuerConfig, known: KnownScopes) -> Json:
         "jwks_uri": base + KEYS,
         "revocation_endpoint": base + REVOKE,
         "introspection_endpoint": base + INTROSPECT,
-        "scopes_supported": sorted(scopes),
+        "scopes_supported": sorted(config.existing_scopes() - {"offline_access"}),
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],
         "grant_types_supported": [CODE, REFRESH, CLIENT],

@@ -19,16 +19,16 @@ from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from typing import Any
 
-import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
 from millstream._override import override
 from millstream._protocol.jsonrpc import Json
 from millstream._tasks import SingleFlight
-from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities
-from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig, Targets
+from millstream.auth._authorization_server.clients import Clients
+from millstream.auth._authorization_server.config import ACCESS_SECONDS, REFRESH_SECONDS, IssuerConfig
 from millstream.auth._authorization_server.records import (
     ASSERTED,
     CLIENT,
@@ -47,7 +47,6 @@ from millstream.auth._authorization_server.records import (
     reply,
 )
 from millstream.auth._authorization_server.tickets import TOMBSTONE, Vault, read
-from millstream.auth._authorization_server.users import Accounts
 from millstream.auth._jose import (
     Claims,
     PublicKey,
@@ -97,6 +96,7 @@ class TokenSigner(Struct, eq=False):
 
     _vault: Vault
     _keys: tuple[SigningKey, ...] = ()
+    _public_set: Json = {}
     _public: list[PublicKey] = []
     _looked: float = -inf
     _loaded: dict[str, Any] = {}
@@ -128,7 +128,7 @@ class TokenSigner(Struct, eq=False):
     async def public(self) -> Json:
         """Return the public key set."""
         await self._refresh(_FRESH)
-        return {"keys": [public_part(each.key) for each in self._keys]}
+        return self._public_set
 
     async def _refresh(self, age: float) -> None:
         now = self._vault.clock()
@@ -145,16 +145,10 @@ class TokenSigner(Struct, eq=False):
                     "tokens become invalid. To keep tokens valid, don't change MILLSTREAM_SECRET_KEY."
                 )
             keys = advance(kept or (), now)
-            if keys == kept:
-                self._use(keys, now)
-                return
-            sealed = self._vault.seal(_KIND, keys).encode()
-            if await self._vault.exchange(_KEY, raw, sealed, _TTL):
-                self._use(keys, now)
-                return
-        raise RuntimeError("The token signing keys change too fast to be read.")
-
-    def _use(self, keys: tuple[SigningKey, ...], now: float) -> None:
+            if keys == kept or await self._vault.exchange(_KEY, raw, self._vault.seal(_KIND, keys).encode(), _TTL):
+                break
+        else:
+            raise RuntimeError("The token signing keys change too fast to be read.")
         self._looked = now
         if keys == self._keys:
             return
@@ -162,7 +156,8 @@ class TokenSigner(Struct, eq=False):
             self.epoch += 1
         self._keys = keys
         self._loaded = {each.kid: load_private_key(each.key) for each in keys}
-        self._public = read_keys({"keys": [public_part(each.key) for each in keys]})
+        self._public_set = {"keys": [public_part(each.key) for each in keys]}
+        self._public = read_keys(self._public_set)
 
 
 def advance(keys: tuple[SigningKey, ...], now: float) -> tuple[SigningKey, ...]:
@@ -205,7 +200,7 @@ class TokenReuse(OAuthError):
         """Whether this reuse revoked the grant: True once per grant, even for concurrent reuses."""
 
 
-class RefreshToken(msgspec.Struct, frozen=True, array_like=True):
+class RefreshToken(Struct, frozen=True, array_like=True):
     """The sealed content of a refresh token."""
 
     grant: str
@@ -213,12 +208,31 @@ class RefreshToken(msgspec.Struct, frozen=True, array_like=True):
     secret: str
 
 
-class Grants(Struct, frozen=True):
-    """All grants."""
+def _code_key(code: str) -> str:
+    return f"oauth-code:{digest(code)}"
+
+
+def _revoked_key(claims: Claims) -> str:
+    """Return the store key that records the revocation of an access token without a grant."""
+    return f"oauth-revoked:{claims.get('jti')}"
+
+
+def _grant_key(id: str) -> str:
+    return f"oauth-grant:{id}"
+
+
+_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
+"""Syntax of a code verifier (RFC 7636 §4.1)."""
+_Answer = Mapping[str, object]
+
+
+class TokenEndpoints(Struct, frozen=True):
+    """All grants, the endpoints for tokens, and the guard's check of our own tokens."""
 
     config: IssuerConfig
     vault: Vault
     signing: TokenSigner
+    clients: Clients
 
     # Codes
 
@@ -233,31 +247,6 @@ class Grants(Struct, frozen=True):
         kept = Code(authorization, new_secret()[:22], grant, until)
         await self.vault.put(_code_key(code), kept, _USED_SECONDS)
         return code
-
-    async def redeem(self, code: str, kept: Code, raw: bytes | None, *, refreshable: bool) -> tuple[Grant, str]:
-        """Exchange a code for its grant: return the grant, and a refresh token if the client uses them.
-
-        Args:
-            code: The code.
-            kept: Its record.
-            raw: Its stored bytes.
-            refreshable: Whether the client uses refresh tokens.
-
-        Raises:
-            TokenReuse: The code was used before, which revokes the grant.
-            OAuthError: The code has expired.
-        """
-        used = msgspec.structs.replace(kept, used=True)
-        if kept.used or not await self.vault.exchange(_code_key(code), raw, used, _USED_SECONDS):
-            raise await self._handle_reuse(kept.id, kept.grant.subject, "The code has already been used.")
-        if kept.until < self.vault.clock():
-            raise OAuthError("invalid_grant", "The code has expired.")
-        secret = new_secret() if refreshable else ""
-        grant = msgspec.structs.replace(kept.grant, proof=digest(secret) if secret else "")
-        ttl = REFRESH_SECONDS if secret else ACCESS_SECONDS * 2
-        if not await self.vault.exchange(_grant_key(kept.id), None, grant, ttl):
-            raise TokenReuse("The code has already been used.", ended=True)
-        return grant, self._refresh_token(kept.id, 0, secret) if secret else ""
 
     # Refresh tokens
 
@@ -292,7 +281,7 @@ class Grants(Struct, frozen=True):
             if said.generation != grant.generation:
                 text = "The refresh token has already been used. Its grant and all tokens are revoked. Sign in again."
                 raise await self._handle_reuse(said.grant, grant.subject, text)
-            after = msgspec.structs.replace(grant, generation=grant.generation + 1, rotated_at=now)
+            after = replace(grant, generation=grant.generation + 1, rotated_at=now)
             if await self.vault.exchange(_grant_key(said.grant), raw, after, REFRESH_SECONDS):
                 return self._refresh_token(said.grant, after.generation, said.secret)
         raise OAuthError("invalid_grant", "The refresh token is no longer valid. Sign in again.")
@@ -353,44 +342,6 @@ class Grants(Struct, frozen=True):
             "scope": " ".join(scopes),
         }
 
-
-def _code_key(code: str) -> str:
-    return f"oauth-code:{digest(code)}"
-
-
-def _revoked_key(claims: Claims) -> str:
-    """Return the store key that records the revocation of an access token without a grant."""
-    return f"oauth-revoked:{claims.get('jti')}"
-
-
-def _grant_key(id: str) -> str:
-    return f"oauth-grant:{id}"
-
-
-_VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
-"""Syntax of a code verifier (RFC 7636 §4.1)."""
-_Answer = Mapping[str, object]
-
-
-async def read_token(request: HttpRequest, proof: ClientProof) -> tuple[OAuthClient, str]:
-    """Return the authenticated client of a request, and the token that it names."""
-    form = form_of(request)
-    client = await proof.client(request, form)
-    token = form.get("token")
-    if not token:
-        raise OAuthError("invalid_request", "token is missing.")
-    return client, token
-
-
-class TokenEndpoints(Grants, frozen=True):
-    """The endpoints for tokens, and the guard's check of our own tokens."""
-
-    clients: Clients
-    proof: ClientProof
-    targets: Targets
-    accounts: Accounts
-    identities: Identities
-
     # Issued tokens
 
     async def grant_of(self, claims: Claims) -> Grant | bool:
@@ -398,14 +349,14 @@ class TokenEndpoints(Grants, frozen=True):
         id = claims.get("grant_id")
         if id is not None:
             grant = await self.get_grant(str(id))
-            return grant if grant is not None and self.accounts.user_of_grant(grant) is not None else False
+            return grant if grant is not None and self.config.user_of_grant(grant) is not None else False
         client = str(claims.get("client_id"))
         known = self.config.clients.get(client) or await self.config.provider.find_client(client)
         return known is not None and await self.vault.kv.get(_revoked_key(claims)) is None
 
     async def introspect(self, request: HttpRequest) -> Response:
         """Return whether a token is active. Configured clients may query any token, others only their own."""
-        client, token = await read_token(request, self.proof)
+        client, token = await self.clients.read_token(request)
         if client.method == "none":
             raise OAuthError("invalid_client", "Only authenticated clients may introspect tokens.", 401)
         said = await self._claims_of(token)
@@ -417,7 +368,7 @@ class TokenEndpoints(Grants, frozen=True):
         found = await self.find_refresh_token(token)
         if found is not None:
             said, grant = found
-            if said.generation != grant.generation or self.accounts.user_of_grant(grant) is None:
+            if said.generation != grant.generation or self.config.user_of_grant(grant) is None:
                 return None
             return {
                 "client_id": grant.client,
@@ -438,7 +389,7 @@ class TokenEndpoints(Grants, frozen=True):
 
     async def revoke(self, request: HttpRequest) -> Response:
         """Revoke a token and its grant. Succeeds for unknown tokens, too."""
-        client, token = await read_token(request, self.proof)
+        client, token = await self.clients.read_token(request)
         if (found := await self.find_refresh_token(token)) is not None:
             said, grant = found
             if grant.client == client.id:
@@ -469,7 +420,7 @@ class TokenEndpoints(Grants, frozen=True):
         give = by_type.get(kind)
         if give is None:
             raise OAuthError("unsupported_grant_type", f"grant_type must be one of {', '.join(by_type)}.")
-        client = await self.proof.client(request, form)
+        client = await self.clients.authenticate(request, form)
         if kind not in client.grant_types:
             raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
         try:
@@ -490,7 +441,18 @@ class TokenEndpoints(Grants, frozen=True):
         check_redirect(kept.authorization.redirect_uri, form, named=kept.authorization.named_redirect)
         check_verifier(form, kept.authorization.challenge)
         resources = self._select_resources(form, kept.authorization.resources)
-        grant, refresh = await self.redeem(code, kept, raw, refreshable=REFRESH in client.grant_types)
+        used = replace(kept, used=True)
+        if kept.used or not await self.vault.exchange(_code_key(code), raw, used, _USED_SECONDS):
+            raise await self._handle_reuse(kept.id, kept.grant.subject, "The code has already been used.")
+        if kept.until < self.vault.clock():
+            raise OAuthError("invalid_grant", "The code has expired.")
+        grant, ttl, refresh = kept.grant, ACCESS_SECONDS * 2, ""
+        if REFRESH in client.grant_types:
+            secret = new_secret()
+            grant, ttl = replace(grant, proof=digest(secret)), REFRESH_SECONDS
+            refresh = self._refresh_token(kept.id, 0, secret)
+        if not await self.vault.exchange(_grant_key(kept.id), None, grant, ttl):
+            raise TokenReuse("The code has already been used.", ended=True)
         await self.clients.renew(client)
         return await self._answer(client, kept.id, grant, grant.scopes, resources, refresh=refresh)
 
@@ -499,7 +461,7 @@ class TokenEndpoints(Grants, frozen=True):
         if found is None or found[1].client != client.id:
             raise OAuthError("invalid_grant", "The refresh token is unknown or no longer valid. Sign in again.")
         said, grant = found
-        user = self.accounts.user_of_grant(grant)
+        user = self.config.user_of_grant(grant)
         if user is None:
             await self.end_grant(said.grant, grant.subject)
             raise OAuthError("invalid_grant", "The user may no longer sign in.")
@@ -507,7 +469,7 @@ class TokenEndpoints(Grants, frozen=True):
         if not set(scopes) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")
         resources = self._select_resources(form, grant.resources)
-        scopes = await self.accounts.grantable(user, client, scopes)
+        scopes = await self.config.grantable(user, client, scopes)
         refresh = await self.rotate(said)
         await self.clients.renew(client)
         return await self._answer(client, said.grant, grant, scopes, resources, refresh=refresh)
@@ -515,8 +477,13 @@ class TokenEndpoints(Grants, frozen=True):
     async def _from_client(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
             raise OAuthError("unauthorized_client", "Only a client with a secret or keys can act for itself.")
-        scopes = self._grantable_scopes(form.get("scope"), client.scopes)
-        resources = self.targets.resources(form.all("resource"))
+        asked, most = form.get("scope"), {*self.config.scopes, *client.scopes}
+        # Clients often request every scope that a server lists; the response contains the actual ones (RFC 6749 §3.3).
+        wanted = self.config.requested_scopes(asked) if asked else client.scopes
+        if asked and most.isdisjoint(asked.split()):
+            raise OAuthError("invalid_scope", "This client may not have these scopes.")
+        scopes = tuple(each for each in dict.fromkeys((*self.config.scopes, *wanted)) if each in most)
+        resources = self.config.requested_resources(form.all("resource"))
         return await self.access_token(client, client.id, scopes, resources)
 
     async def _from_identity(self, client: OAuthClient, form: Parameters) -> _Answer:
@@ -527,32 +494,20 @@ class TokenEndpoints(Grants, frozen=True):
         assertion = form.get("assertion")
         if not assertion:
             raise OAuthError("invalid_request", "assertion is missing.")
-        said = await self.identities.read(assertion, client)
-        provider = self.config.identities[said.provider]
-        granted = self.targets.resources(said.resources)
+        said, claims = await self.clients.read_grant(assertion, client)
+        granted = self.config.requested_resources(said.resources)
         resources = self._select_resources(form, granted)
-        asked, there = form.get("scope").split(), self.targets.scopes()
+        asked, there = form.get("scope").split(), self.config.existing_scopes()
         if asked and {*said.scopes, *self.config.scopes}.isdisjoint(asked):
             raise OAuthError("invalid_scope", "The identity provider's grant has none of these scopes.")
         wanted = [each for each in said.scopes if each in there and (not asked or each in asked)]
-        user = User(said.subject, said.name, provider.scopes, provider.number)
-        scopes = await self.accounts.grantable(user, client, tuple(dict.fromkeys((*self.config.scopes, *wanted))))
-        await self.identities.count(said)
-        grant = Grant(client.id, user.subject, user.name, said.provider, scopes, granted, since=user.since)
+        user = User(said.subject, said.name, self.config.identities[said.login].scopes, said.since)
+        scopes = await self.config.grantable(user, client, tuple(dict.fromkeys((*self.config.scopes, *wanted))))
+        await self.clients.spend_grant(claims)
+        grant = replace(said, scopes=scopes, resources=granted)
         id = new_secret()[:22]
         await self.vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
         return await self._answer(client, id, grant, scopes, resources, refresh="")
-
-    def _grantable_scopes(self, asked: str, allowed: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the default scopes and the requested ones that are allowed, or all allowed ones if none are requested.
-
-        Clients often request every scope that a server lists; the response contains the actual ones (RFC 6749 §3.3).
-        """
-        wanted = self.targets.requested_scopes(asked) if asked else allowed
-        most = {*self.config.scopes, *allowed}
-        if asked and most.isdisjoint(asked.split()):
-            raise OAuthError("invalid_scope", "This client may not have these scopes.")
-        return tuple(each for each in dict.fromkeys((*self.config.scopes, *wanted)) if each in most)
 
     async def _answer(
         self,
@@ -564,7 +519,7 @@ class TokenEndpoints(Grants, frozen=True):
         *,
         refresh: str,
     ) -> _Answer:
-        user = self.accounts.user_of_grant(grant)
+        user = self.config.user_of_grant(grant)
         more = dict(await self.config.provider.claims(user, client)) if user is not None else {}
         if grant.name:
             more.setdefault("name", grant.name)
@@ -575,7 +530,7 @@ class TokenEndpoints(Grants, frozen=True):
         """Return the resources of the token: the requested ones, or all granted ones (RFC 8707 §2.2)."""
         if not form.all("resource"):
             return granted
-        asked = self.targets.resources(form.all("resource"))
+        asked = self.config.requested_resources(form.all("resource"))
         if not set(asked) <= set(granted):
             raise OAuthError("invalid_target", "The grant isn't valid for this resource.")
         return asked

@@ -255,10 +255,16 @@ def check_redirect(uri: str, *, web: bool = False) -> None:
     Raises:
         ValueError: The URI isn't allowed; the message gives the reason.
     """
-    parts = _split(uri)
+    if not 0 < len(uri) <= _MAX or not uri.isascii() or not uri.isprintable() or re.search(r"[\s\"'<>\\^`{|}*#]", uri):
+        raise ValueError("A redirect URI must be a URL of up to 2000 characters, without a fragment or wildcard.")
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port
+    except ValueError:
+        raise ValueError("A redirect URI must be a URL.") from None
     if not _ANSWERS.isdisjoint(parse_qs(parts.query, keep_blank_values=True)):
         raise ValueError("The query of a redirect URI must not contain response parameters, such as code or state.")
-    if parts.scheme in ("http", "https"):
+    if not is_app(uri):
         authority = _AUTHORITY.fullmatch(parts.netloc)
         if authority is None:
             raise ValueError("A redirect URI must have a plain host name, without a user name.")
@@ -281,17 +287,6 @@ def _is_of_app(parts: SplitResult) -> bool:
     if _SCHEME.fullmatch(scheme):
         return True
     return bool(_WORD.fullmatch(scheme) and _AUTHORITY.fullmatch(parts.netloc))
-
-
-def _split(uri: str) -> SplitResult:
-    if not 0 < len(uri) <= _MAX or not uri.isascii() or not uri.isprintable() or re.search(r"[\s\"'<>\\^`{|}*#]", uri):
-        raise ValueError("A redirect URI must be a URL of up to 2000 characters, without a fragment or wildcard.")
-    try:
-        parts = urlsplit(uri)
-        _ = parts.port
-    except ValueError:
-        raise ValueError("A redirect URI must be a URL.") from None
-    return parts
 
 
 def is_loopback(uri: str) -> bool:
@@ -333,7 +328,7 @@ def form_target(uri: str) -> str:
     """Return the Content-Security-Policy source expression for a form that redirects to a URI."""
     parts = urlsplit(uri)
     # Policies have no syntax for IPv6 addresses.
-    web = parts.scheme in ("http", "https") and not parts.netloc.startswith("[")
+    web = not is_app(uri) and not parts.netloc.startswith("[")
     return f"{parts.scheme}://{parts.netloc}" if web else f"{parts.scheme}:"
 
 

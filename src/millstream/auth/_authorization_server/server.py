@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from typing import cast
+from urllib.parse import urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
 from millstream._limits import StoreLimiter
@@ -20,19 +22,17 @@ from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.authorize import CONSENT_RATE, AuthorizationEndpoint
-from millstream.auth._authorization_server.clients import ClientProof, Clients, Identities
+from millstream.auth._authorization_server.clients import Clients
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
-    CALLBACK,
     INTROSPECT,
     KEYS,
+    LOCAL,
     REGISTER,
     REVOKE,
     SHARED,
     TOKEN,
     IssuerConfig,
-    Targets,
-    check_issuer_url,
     login_methods_of,
     metadata,
     places,
@@ -42,14 +42,13 @@ from millstream.auth._authorization_server.records import Grant, OAuthClient, OA
 from millstream.auth._authorization_server.tickets import (
     STORE_AWAY,
     PendingLogin,
-    PendingLogins,
     Tickets,
     UpstreamPageMethod,
     Vault,
     pack,
     read,
 )
-from millstream.auth._authorization_server.users import LOCAL, Accounts, LoginThrottle, UserFile
+from millstream.auth._authorization_server.users import LoginThrottle, UserFile
 from millstream.auth._jose import Claims, TokenRules, judge, scopes_of
 from millstream.auth._key_file import check_scopes
 from millstream.auth._method import (
@@ -58,11 +57,13 @@ from millstream.auth._method import (
     KnownScopes,
     Paths,
     Prefetchable,
+    RedirectTarget,
     Unavailable,
     prefetch_all,
 )
+from millstream.auth._pages import brand
 from millstream.auth._tokens import inclusions, rules_of, several
-from millstream.auth.providers import Callback, LoginMethod, Provider, User
+from millstream.auth.providers import Callback, LoginMethod, Provider
 
 logger = logging.getLogger("millstream")
 
@@ -88,7 +89,9 @@ class Issuer(Struct, frozen=True, eq=False):
             name: Name of that server.
             known: Returns the scopes that the server currently uses.
         """
-        return RunningIssuer(self.config, services, name, known)
+        config = self.config
+        audience = config.audience or config.base + services.settings.path.rstrip("/")
+        return RunningIssuer(replace(config, audience=audience, known=known), services, name)
 
 
 class IssuerEndpoints(AuthMethod):
@@ -192,39 +195,28 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
 
     recalls = True
 
-    def __init__(self, config: IssuerConfig, services: Services, name: str, known: KnownScopes) -> None:
-        vault, accounts = Vault(services), Accounts(config)
-        self.resource: str = config.audience or config.base + services.settings.path.rstrip("/")
-        targets = Targets(config, self.resource, known)
-        tickets = Tickets(vault, secure=config.secure)
-        pending_logins = PendingLogins(vault, tickets, config.base)
+    def __init__(self, config: IssuerConfig, services: Services, name: str) -> None:
+        vault = Vault(services)
+        self.resource: str = config.audience
         super().__init__(config, vault)
-        self._accounts = accounts
-        self._tickets = tickets
-        self._pending_logins = pending_logins
+        self._tickets = Tickets(vault, config.base)
         self._rules = TokenRules(config.url, self.resource, config.implied)
         # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
         self.by_password: bool = config.passwords is not None
-        self.logins: Mapping[str, str] = {name: each.label for name, each in config.upstreams.items()}
+        self.logins: Mapping[str, RedirectTarget] = config.upstreams
         self.scopes: tuple[str, ...] = config.scopes
-        self._known = known
         self.signing: TokenSigner = TokenSigner(vault)
         clients = Clients(config, vault)
-        proof = ClientProof(config, clients, vault)
-        self._identities = Identities(config, vault)
-        self._token = TokenEndpoints(config, vault, self.signing, clients, proof, targets, accounts, self._identities)
+        self._token = TokenEndpoints(config, vault, self.signing, clients)
         self._authorize = AuthorizationEndpoint(
             config,
             clients,
-            targets,
             vault,
             self._token,
-            accounts,
-            throttle=LoginThrottle(accounts, vault),
-            tickets=tickets,
-            pending_logins=pending_logins,
-            brand=lambda: (name, self.icon),
+            throttle=LoginThrottle(config.passwords, vault),
+            tickets=self._tickets,
+            brand=lambda: brand(name, self.icon),
             consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
         self._recent_grants: Recent[str, Grant | None] = Recent(_MAX_RECENT_GRANTS)
@@ -236,7 +228,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     async def prefetch(self) -> None:
         """See `AuthMethod.prefetch`."""
         upstreams = (each for each in self._config.upstreams.values() if isinstance(each, Prefetchable))
-        await prefetch_all([self._identities, *upstreams])
+        await prefetch_all([*self._token.clients.identity_keys.values(), *upstreams])
 
     @override
     def tell(self, refused: Callable[[str], None]) -> None:
@@ -271,7 +263,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
 
     def _remember_grant(self, id: str, grant: Grant | None) -> None:
         before = self._recent_grants.get(id)
-        if before is not None and self._accounts.user_of_grant(before) is None:
+        if before is not None and self._config.user_of_grant(before) is None:
             # The password has changed, so close earlier streams, even if the user has already signed in again.
             self._revoked_since_epoch.add(id)
         self._recent_grants.keep(id, grant)
@@ -284,7 +276,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         if not super().holds(id) or id not in self._recent_grants:
             return False
         grant = self._recent_grants[id]
-        return grant is None or self._accounts.user_of_grant(grant) is not None
+        return grant is None or self._config.user_of_grant(grant) is not None
 
     @override
     def count(self) -> int:
@@ -334,11 +326,6 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         return self._tickets.forget()
 
     @override
-    async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
-        """See `PageMethod.redirect_to_login`."""
-        return await self._pending_logins.begin_for_page(request, self._config.upstreams[login], page)
-
-    @override
     async def handle_callback(self, request: HttpRequest, pending: PendingLogin, callback: Callback) -> Response:
         """Handle an upstream's callback after consent, or to one of our pages."""
         if pending.authorization is not None:
@@ -348,31 +335,29 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
         """See `UpstreamPageMethod.finish_login`."""
-        who = await self._accounts.from_upstream(login, callback)
+        who = await self._config.from_upstream(login, callback)
         return pack(Grant(self._pages.id, who.subject, who.name, login, who.scopes, (), since=who.since)), inf
 
     @override
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
         grant = read(kept, Grant)
-        if grant is None or (user := self._accounts.user_of_grant(grant)) is None:
+        if grant is None or (user := self._config.user_of_grant(grant)) is None:
             return None
-        scopes = await self._scopes(user)
+        wanted = self._config.existing_scopes().union(user.scopes)
+        granted = set(await self._config.grantable(user, self._pages, tuple(sorted(wanted))))
+        scopes = scopes_of({"scope": list(granted)}, self._config.implied)
+        # A user gets `*` only if no scope was denied.
+        if EVERYTHING in granted and granted >= wanted:
+            scopes |= {EVERYTHING}
         claims: Claims = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
         # The account may have been removed in the meantime, and the result is cached.
-        if self._accounts.user_of_grant(grant) != user:
+        if self._config.user_of_grant(grant) != user:
             return None
         said = {**claims, "iss": self._config.url, "sub": user.subject}
         principal = Principal(user.subject, self._config.url, scopes=scopes, claims=said)
         self._remember_grant(principal.id, grant)
         return Identity(principal, self._rules.believed)
-
-    async def _scopes(self, user: User) -> frozenset[str]:
-        wanted = self._token.targets.scopes().union(user.scopes)
-        granted = set(await self._accounts.grantable(user, self._pages, tuple(sorted(wanted))))
-        found = scopes_of({"scope": list(granted)}, self._config.implied)
-        # A user gets `*` only if no scope was denied.
-        return found | {EVERYTHING} if EVERYTHING in granted and granted >= wanted else found
 
     # HTTP
 
@@ -388,14 +373,12 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         }
         if self._config.registration:
             ends[REGISTER] = {"POST": self._token.clients.register}
-        for name in self._config.upstreams:
-            ends[CALLBACK + name] = {"GET": self._pending_logins.callback_handler(name, self.handle_callback)}
-        return ends
+        return {**ends, **self.callbacks()}
 
     @override
     async def metadata(self, request: HttpRequest) -> Response:
         """See `IssuerEndpoints.metadata`."""
-        return Response(encode(metadata(self._config, self._known)), 200, _PUBLIC)
+        return Response(encode(metadata(self._config)), 200, _PUBLIC)
 
     async def _keys(self, request: HttpRequest) -> Response:
         return Response(encode(await self.signing.public()), 200, _PUBLIC)
@@ -443,7 +426,17 @@ def issuer(  # noqa: PLR0913  the options of an issuer
     Example:
         ``Server("shop", auth=auth.issuer("https://mcp.example.com", users=auth.users(file="users.json")))``
     """
-    check_issuer_url(url)
+    parts = urlsplit(url)
+    if (
+        parts.scheme not in ("http", "https")
+        or not parts.netloc
+        or parts.path.endswith("//")
+        or "?" in url
+        or "#" in url
+    ):
+        raise ValueError(
+            f"The issuer must be a URL without a query or fragment, such as https://mcp.example.com, not {url!r}."
+        )
     passwords, upstreams, identities = login_methods_of(url, users)
     if strange := [each for each in cast("Sequence[object]", clients) if not isinstance(each, OAuthClient)]:
         raise TypeError(f"clients must be a list of auth.client(…), but {strange[0]!r} isn't one.")

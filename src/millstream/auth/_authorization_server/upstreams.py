@@ -41,14 +41,6 @@ Allow = Names | Mapping[str, Names]
 """Entries of the list, or a mapping of entries to the scopes that their users may grant to clients."""
 
 
-class AllowlistEntry(Struct, frozen=True):
-    """An entry of the list."""
-
-    scopes: tuple[str, ...]
-    number: float
-    """Hash of the entry, its scopes, and the upstream."""
-
-
 class Allowlist:
     """The users who may sign in.
 
@@ -67,18 +59,20 @@ class Allowlist:
         if not given:
             raise ValueError(f"allow must list who may sign in: {examples}.")
         pairs = given if isinstance(given, Mapping) else dict.fromkeys(several("allow", given), ())
-        self._entries: dict[str, AllowlistEntry] = {}
+        self._entries: dict[str, tuple[tuple[str, ...], float]] = {}
+        """Entry -> its scopes, and a hash of the entry, its scopes, and the upstream."""
         for name, scopes in pairs.items():
             if name != EVERYBODY and not re.fullmatch(form, name):
                 raise ValueError(f"allow can't contain {name!r}. Valid entries: {examples}.")
             if isinstance(cast("object", scopes), str):
                 raise TypeError(f"The scopes of {name!r} must be a list: [{scopes!r}]")
             key, allowed = lower(name), check_scopes(scopes)
-            self._entries[key] = AllowlistEntry(allowed, fingerprint(allowed, at, key))
-        self.numbers: set[float] = {each.number for each in self._entries.values()}
+            self._entries[key] = allowed, fingerprint(allowed, at, key)
+        self.numbers: set[float] = {number for _, number in self._entries.values()}
 
-    def find(self, names: Collection[str], shown: str) -> AllowlistEntry:
-        """Return the first entry that equals one of the names. `shown` is the user's name in error messages.
+    def find(self, names: Collection[str], shown: str) -> tuple[tuple[str, ...], float]:
+        """Return the scopes and the hash of the first entry that equals one of the names. `shown` is the user's name in
+        error messages.
 
         Raises:
             SignInFailed: No entry matches.
@@ -176,8 +170,8 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
         number, login = person.get("id"), text(person.get("login"))
         if not isinstance(number, int) or isinstance(number, bool) or not login:
             raise SignInFailed(f"{_TITLE} didn't identify you. Try again later.")
-        entry = self.allowlist.find({login, *await self._more(token)}, login)
-        return User(str(number), text(person.get("name")) or login, entry.scopes, entry.number)
+        allowed = self.allowlist.find({login, *await self._more(token)}, login)
+        return User(str(number), text(person.get("name")) or login, *allowed)
 
     async def _more(self, token: str) -> set[str]:
         """Return the user's organizations and verified e-mail addresses, if `allow` needs them."""
@@ -235,7 +229,6 @@ class OpenIdUpstream(SelectiveUpstream, kw_only=True):
     lacks from the userinfo endpoint.
     """
 
-    title: str
     names_of: NamesOf
     flow: CodeFlow
 
@@ -253,24 +246,13 @@ class OpenIdUpstream(SelectiveUpstream, kw_only=True):
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who signed in."""
-        found = await self.flow.finish(callback)
-        claims = found.claims
+        claims, token = await self.flow.finish(callback)
         subject = str(claims["sub"])
-        if "email_verified" not in claims and "userinfo_endpoint" in found.metadata:
-            claims = await self._userinfo(found.metadata, found.access_token, subject)
+        if "email_verified" not in claims and "userinfo_endpoint" in await self.flow.metadata():
+            claims = await self.flow.userinfo(token, subject)
         name, email = text(claims.get("name")), text(claims.get("email"))
-        entry = self.allowlist.find(self.names_of(claims), email or name or subject)
-        return User(subject, name or email or subject, entry.scopes, entry.number)
-
-    async def _userinfo(self, metadata: Mapping[str, Any], token: str, subject: str) -> Claims:
-        if not token:
-            raise SignInFailed(f"{self.title} didn't identify you. Try again later.")
-        headers = {"authorization": f"Bearer {token}"}
-        found = await ask(self.flow.endpoint(metadata, "userinfo_endpoint"), self.title, headers=headers)
-        # OpenID Connect Core §5.3.4: the response could be about another user.
-        if not is_object(found) or found.get("sub") != subject:
-            raise SignInFailed(f"The response from {self.title} could not be verified. Start again.")
-        return found
+        allowed = self.allowlist.find(self.names_of(claims), email or name or subject)
+        return User(subject, name or email or subject, *allowed)
 
 
 _EMAILS = "['ada@example.com'], ['@example.com'] for a whole domain"
@@ -364,7 +346,6 @@ def login_provider(
         name=name,
         label=f"Continue with {title}",
         allowlist=allowlist,
-        title=title,
         names_of=known.names_of,
         flow=CodeFlow(url, client_id=client_id, client_secret=client_secret, title=title, parameters=known.parameters),
     )

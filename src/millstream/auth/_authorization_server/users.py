@@ -1,4 +1,4 @@
-"""User accounts: login methods, state, and grantable scopes, the file of password hashes, and limits on failed logins.
+"""User accounts: the file of password hashes, and limits on failed logins.
 
 Attempts in progress count as failures until they finish, so parallel guesses get no more tries than sequential ones.
 There is one slot for each remaining failure. An attempt takes a slot, waiting for one if necessary, and a correct
@@ -28,55 +28,10 @@ from millstream._override import override
 from millstream._protocol.errors import suggest_keywords
 from millstream._stores.rates import ConcurrencySlot
 from millstream._tasks import retry_delay
-from millstream.auth._authorization_server.config import IssuerConfig
-from millstream.auth._authorization_server.records import Grant, OAuthClient
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._key_file import RecordFile, check_scopes
 from millstream.auth._method import PATIENCE
-from millstream.auth.providers import Callback, Selective, SignInFailed, User
-
-LOCAL = ""
-"""Login method of users who have a password on this server."""
-
-
-class Accounts(Struct, frozen=True):
-    """All accounts that can sign in."""
-
-    config: IssuerConfig
-
-    async def check(self, name: str, password: str) -> User | None:
-        """Return the user with a name and password."""
-        return None if self.config.passwords is None else await self.config.passwords.check(name, password)
-
-    def current_user(self, user: User, login: str) -> User | None:
-        """Return a user's current state; None if they may no longer sign in."""
-        if login in self.config.identities:
-            return user if user.since == self.config.identities[login].number else None
-        if login != LOCAL:
-            upstream = self.config.upstreams.get(login)
-            stays = upstream is not None and not (isinstance(upstream, Selective) and not upstream.still(user))
-            return user if stays else None
-        found = None if self.config.passwords is None else self.config.passwords.find(user.subject)
-        return found if found is not None and found.since == user.since else None
-
-    def user_of_grant(self, grant: Grant) -> User | None:
-        """Return the user who approved a grant, with the scopes at that time; None if they may no longer sign in."""
-        return self.current_user(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
-
-    async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the scopes that the client can get: the default ones, and the ones that the user may grant."""
-        allowed = {*self.config.scopes, *await self.config.provider.grantable(user, client, scopes)}
-        return tuple(each for each in scopes if each in allowed)
-
-    async def from_upstream(self, name: str, callback: Callback) -> User:
-        """Return the user who returned from an upstream, with a subject that is unique across login methods.
-
-        Raises:
-            SignInFailed: The login failed.
-        """
-        user = await self.config.upstreams[name].finish(callback)
-        return msgspec.structs.replace(user, subject=f"{name}:{user.subject}")
-
+from millstream.auth.providers import Passwords, SignInFailed, User
 
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
@@ -170,18 +125,13 @@ class UserFile(RecordFile[StoredUser]):
     # As a login method
 
     async def check(self, name: str, password: str) -> User | None:
-        """Return the user with a name and password."""
-        self.epoch()
-        known = self.users.get(name.casefold())
-        right = await self._verify(password, None if known is None else known.password)
-        return None if known is None or not right else self.find(known.name)
-
-    async def _verify(self, password: str, kept: str | None) -> bool:
-        """See `verify_password`. Runs in a thread, with limited concurrency.
+        """Return the user with a name and password. Passwords are verified in threads, with limited concurrency.
 
         Raises:
             SignInFailed: Too many checks are waiting.
         """
+        self.epoch()
+        known = self.users.get(name.casefold())
         if self._waiting >= _MAX_WAITING:
             raise SignInFailed("Too many people are signing in at the moment. Try again in a minute.")
         loop = asyncio.get_running_loop()
@@ -190,9 +140,10 @@ class UserFile(RecordFile[StoredUser]):
         self._waiting += 1
         try:
             async with self._semaphores.setdefault(loop, asyncio.Semaphore(_MAX_CONCURRENT_CHECKS)):
-                return await asyncio.to_thread(verify_password, password, kept)
+                right = await asyncio.to_thread(verify_password, password, None if known is None else known.password)
         finally:
             self._waiting -= 1
+        return None if known is None or not right else self.find(known.name)
 
     def find(self, subject: str) -> User | None:
         """Return the user with a name."""
@@ -429,8 +380,8 @@ class LoginThrottle:
     few attackers can't keep the user out of a new browser, either.
     """
 
-    def __init__(self, accounts: Accounts, vault: Vault) -> None:
-        self._accounts = accounts
+    def __init__(self, passwords: Passwords | None, vault: Vault) -> None:
+        self._passwords = passwords
         rates = {"sign-in-password": _FAILURES, "sign-in-network": _FROM_NETWORK, "sign-in-name": _NAMED}
         self._attempts = FailureLimiter(rates, vault)
         self._before = FailureLimiter({"sign-in-before": _BEFORE}, vault)
@@ -463,7 +414,7 @@ class LoginThrottle:
             if not may:
                 return SLOW
             try:
-                user = await self._accounts.check(name, password)
+                user = None if self._passwords is None else await self._passwords.check(name, password)
             except SignInFailed as exc:
                 return str(exc)
             if user is None:

@@ -20,23 +20,18 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._server.calls.services import Services
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotAClient, NotGranted
-from millstream.auth._authorization_server.clients import (
-    ClientProof,
-    Clients,
-    client_of,
-)
+from millstream.auth._authorization_server.authorize import AuthorizationRequests, NotGranted
+from millstream.auth._authorization_server.clients import Clients, client_of
 from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     REGISTER,
     REVOKE,
     TOKEN,
     IssuerConfig,
-    Targets,
     canonical,
     metadata,
 )
-from millstream.auth._authorization_server.grants import ENDED, check_redirect, check_verifier, read_token
+from millstream.auth._authorization_server.grants import ENDED, check_redirect, check_verifier
 from millstream.auth._authorization_server.records import (
     CODE,
     REFRESH,
@@ -98,7 +93,7 @@ class ServedProvider:
         settings = self._settings
         origin = "://".join(urlsplit(self.issuer)[:2])
         registration = settings.client_registration_options
-        plan = IssuerConfig(
+        plan = _Config(
             url=self.issuer,
             audience=str(settings.resource_server_url or origin).rstrip("/"),
             # Clients may send the URL that they connect to instead of the audience.
@@ -126,9 +121,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         self._provider = provider
         self._settings = settings
         clients = self._clients = Clients(plan, vault, provided=True)
-        self._targets = _Targets(plan, self.resource, frozenset)
-        self._asking = AuthorizationRequests(plan, clients, self._targets)
-        self._proof = ClientProof(plan, clients, vault)
+        self._asking = AuthorizationRequests(plan, clients)
         self._revokes = bool(getattr(settings.revocation_options, "enabled", False))
 
     @override
@@ -149,7 +142,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         """See `IssuerEndpoints.metadata`."""
         said = {
             name: value
-            for name, value in metadata(self._config, frozenset).items()
+            for name, value in metadata(self._config).items()
             if not name.startswith(_NOT_SERVED) and not name.endswith("signing_alg_values_supported")
         }
         said |= {"grant_types_supported": [CODE, REFRESH], "token_endpoint_auth_methods_supported": METHODS}
@@ -187,8 +180,6 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         given = Parameters(request.query) if request.method in ("GET", "HEAD") else form_of(request)
         try:
             client, asked = await self._asking.read(given, request)
-        except NotAClient as exc:
-            raise OAuthError("invalid_request", str(exc)) from None
         except NotGranted as exc:
             # Anyone can register, so an automatic redirect would make this server an open redirector.
             if self._config.registration and is_identified(exc.redirect):
@@ -237,10 +228,10 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         if give is None:
             error = "unsupported_grant_type" if kind else "invalid_request"
             raise OAuthError(error, f"grant_type must be {CODE} or {REFRESH}.")
-        client = await self._proof.client(request, form)
+        client = await self._clients.authenticate(request, form)
         if kind not in client.grant_types:
             raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
-        self._targets.resources(form.all("resource"))
+        self._config.requested_resources(form.all("resource"))
         tokens = await give(client, await self._theirs(client), form)
         return reply(tokens.model_dump(mode="json", exclude_none=True))
 
@@ -272,7 +263,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         return await self._provider.exchange_refresh_token(theirs, found, scopes)
 
     async def _revoke(self, request: HttpRequest) -> Response:
-        client, token = await read_token(request, self._proof)
+        client, token = await self._clients.read_token(request)
         theirs = await self._theirs(client)
         found = await self._provider.load_access_token(token)
         accessed = found is not None
@@ -309,7 +300,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         return reply(theirs.model_dump(mode="json", exclude_none=True), 201)
 
 
-class _Targets(Targets):
+class _Config(IssuerConfig, frozen=True):
     """Accepts all scopes; the caller compares them with the client's registration."""
 
     @override
