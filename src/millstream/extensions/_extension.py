@@ -12,9 +12,8 @@ from millstream._parts import Host
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import NotificationMessage
 from millstream._server.features import Middleware
-from millstream._server.features.registry import RegisteredExtension as Registered
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
-from millstream.extensions._host import EVERY_REVISION, ServerHost
+from millstream.extensions._host import ServerHost
 
 if TYPE_CHECKING:
     from millstream import Server
@@ -241,10 +240,9 @@ class ExtensionPart:
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
         server_host = ServerHost(host, extension.name, extension.revisions, experimental=extension.experimental)
-        revisions = frozenset(extension.revisions or EVERY_REVISION)
         members = ("extensions", "experimental") if extension.experimental else ("extensions",)
         for member in members if extension.settings is not None else ():
-            host.extend(Registered(member, {extension.name: dict(extension.settings or {})}, {}, revisions))
+            server_host.capability(extension.settings or {}, member=member)
         for marked, handler in marked_methods(extension, "server"):
             if marked.request:
                 server_host.method(

@@ -317,11 +317,9 @@ class ServerHost:
             member: Member of the server's capabilities: ``extensions``, ``experimental``, or empty for the top level.
             revisions: Dates of the revisions that announce it; by default the extension's.
         """
-        key = name or self._name
+        key, members = name or self._name, {**value}
         dates = self._effective_revisions(revisions)
-        self._host.extend(
-            Registered(member, {key: value}, {}, dates) if member else Registered(key, {**value}, {}, dates)
-        )
+        self._host.extend(Registered(member or key, {key: members} if member else members, {}, dates))
 
     def serves(self, method: str, revision: str = NEWEST.date) -> bool:
         """Return whether clients of a revision can call a method.

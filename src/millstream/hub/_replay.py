@@ -61,20 +61,13 @@ class _History(Struct):
 class CatchUp:
     """The replay for one subscriber."""
 
-    def __init__(
-        self,
-        delivery: Delivery,
-        subscription: Subscription,
-        *,
-        replays: Limiter,
-        others: Sequence[Subscription],
-    ) -> None:
+    def __init__(self, delivery: Delivery, subscription: Subscription, replays: Limiter) -> None:
         self._delivery = delivery
         self._journal = journal = delivery.journal
         self._reader = delivery.reader
         self._replays = replays
         self._subscription = subscription
-        self._others = others
+        self._others = [each for each in delivery.audience.on(subscription.outlet) if each.joined]
         """Other subscriptions of the same outlet."""
         self._wants = cache(subscription.matches)
         """Whether a channel is wanted. Patterns are matched once per channel."""
@@ -367,7 +360,7 @@ class CatchUp:
         """Wait for space in the outlet, after every `_CHUNK` bytes."""
         if self._unread >= _CHUNK:
             self._unread = 0
-            await self._delivery.backlog.drain(self._subscription.outlet)
+            await self._delivery.drain(self._subscription.outlet)
 
     def _is_missing(self, offset: int, channel: str) -> bool:
         """Return whether the subscriber wants an event that no other subscription writes to its outlet."""

@@ -18,9 +18,7 @@ from millstream._http.server.connection import (
     HEAD,
     IDLE,
     TOO_MANY_CONNECTIONS,
-    Continue,
     Event,
-    Refusal,
     ServerConnection,
     ServerExchange,
     ServerState,
@@ -145,10 +143,10 @@ class HttpProtocol(asyncio.Protocol):
     def _carry_out(self, event: Event) -> None:
         if isinstance(event, ServerExchange):
             self._begin(event)
-        elif isinstance(event, Continue):
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif isinstance(event, Refusal):
-            self._close_with(event.response)
+        elif isinstance(event, bytes):
+            self.transport.write(event)
+        elif isinstance(event, Response):
+            self._close_with(event)
         else:
             self._upgrade(event)
 

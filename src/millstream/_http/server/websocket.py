@@ -303,12 +303,15 @@ class WebSocketProtocol(asyncio.Protocol):
         conn.receive_data(data)
         frames = [event for event in conn.events_received() if isinstance(event, Frame)]
         failed = conn.state is not State.OPEN and not any(each.opcode is Opcode.CLOSE for each in frames)
-        if failed and self._flush():
+        if failed and b"" in self._flush():
             # The bytes aren't valid frames, and the parser has written the close frame.
             self._fail(CloseCode.PROTOCOL_ERROR)
             return 0
         if any(each.opcode is Opcode.PING for each in frames):
-            self._flush_pongs()
+            pongs = sum(map(len, self._flush()))
+            self._pongs = 0 if self.room.is_set() else self._pongs + pongs
+            if self._pongs > MAX_UNREAD:
+                self.transport.abort()
         self._frame_bytes += len(data)
         for frame in frames:
             self._frame_bytes -= _wire_size(frame)
@@ -450,22 +453,13 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # Writing
 
-    def _flush(self) -> bool:
-        """Write the parser's output. Return whether it's the last."""
+    def _flush(self) -> list[bytes]:
+        """Write the parser's output, and return it. An empty part means that it's the last."""
         output = self._conn.data_to_send()
         data = b"".join(output)
         if data and not self.transport.is_closing():
             self.transport.write(data)
-        return b"" in output
-
-    def _flush_pongs(self) -> None:
-        """Write pongs. Abort if too many are unread."""
-        pongs = b"".join(self._conn.data_to_send())
-        if pongs and not self.transport.is_closing():
-            self.transport.write(pongs)
-            self._pongs = 0 if self.room.is_set() else self._pongs + len(pongs)
-            if self._pongs > MAX_UNREAD:
-                self.transport.abort()
+        return output
 
     @override
     def pause_writing(self) -> None:

@@ -13,7 +13,7 @@ from msgspec import Raw, Struct, field
 from millstream import Context, ProtocolError
 from millstream._override import override
 from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
-from millstream.extensions.tasks._runner import CHANGE_TOPIC, TaskRecord, TaskRecords, TaskRunner, logger, name_of
+from millstream.extensions.tasks._runner import CHANGE_TOPIC, TaskRecord, TaskRunner, logger, name_of
 from millstream.parts import cancel_all
 from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS, Json
 
@@ -93,7 +93,7 @@ class TasksExtension(Extension):
     # Methods
 
     async def _get(self, params: TaskParams, ctx: Context) -> Json:
-        record = await self._runner.get(name_of(params.task_id, ctx.principal))
+        record = await self._runner.get_settled(name_of(params.task_id, ctx.principal))
         if record is None:
             raise _unknown_task()
         return record.describe()
@@ -121,10 +121,12 @@ class TasksExtension(Extension):
         limit = self._host.settings.max_subscriptions
         if len(ids) > limit:
             raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {limit} tasks.")
-        names, records = {name_of(each, ctx.principal): each for each in ids}, TaskRecords(self._host)
-        existing = {name: each for name, each in names.items() if await records.get(name) is not None}
+        names = {name_of(each, ctx.principal): each for each in ids}
+        existing = {name: each for name, each in names.items() if await self._runner.get(name) is not None}
         if existing:
-            follower = _Follower(self._runner.get, subscription, frozenset(existing), dict.fromkeys(existing, True))
+            follower = _Follower(
+                self._runner.get_settled, subscription, frozenset(existing), dict.fromkeys(existing, True)
+            )
             self._followers[follower] = asyncio.get_running_loop().create_task(follower.run())
 
             def stop() -> None:
