@@ -353,8 +353,7 @@ def not_a_socket(handler: Handler, *, served: bool) -> Handler:
     """
 
     async def handle(request: HttpRequest) -> Response | Sink | None:
-        asked = request.headers.get(b"upgrade")
-        if asked is not None and b"websocket" in (each.strip() for each in asked.lower().split(b",")):
+        if b"websocket" in map(bytes.strip, request.headers.get(b"upgrade", b"").lower().split(b",")):
             return no_websocket(request.root_path, served=served)
         return await handler(request)
 

@@ -222,12 +222,10 @@ _HOOKS = ("on_call", "on_read", "on_prompt", "on_list", "on_message")
 class ExtensionPart:
     """Opens an extension with the server."""
 
-    def __init__(self, extension: Extension, server: "Server | None" = None) -> None:
-        """Create the part. `server` is the server of the extension; None for the extensions in this package."""
+    def __init__(self, extension: Extension) -> None:
         self.extension: Extension = extension
         self.name: str = extension.name
         self.needs: Collection[str] = extension.needs
-        self._server = server
 
     async def open(self, host: Host) -> None:
         """Announce the capability, and register the methods.
@@ -235,8 +233,8 @@ class ExtensionPart:
         Raises:
             LocalError: The server's configuration lacks something that the extension needs.
         """
-        extension = self.extension
-        lacking = "" if self._server is None else extension.unmet(self._server)
+        extension, server = self.extension, self.extension._server  # the extensions in this package have none
+        lacking = "" if server is None else extension.unmet(server)
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
         server_host = ServerHost(host, extension.name, extension.revisions, experimental=extension.experimental)

@@ -22,7 +22,7 @@ from millstream._recent import Recent
 from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._stores.tail import Tail
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, LimitExceeded, is_pattern, topic_for
-from millstream.hub._event import Event, cut, gap, position_id
+from millstream.hub._event import Event, cut, gap
 from millstream.hub._journal import JOURNAL, Journal
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._presence import STREAM, PresenceChanges
@@ -276,7 +276,7 @@ class Delivery:
     async def pass_published(self) -> None:
         """Move past this worker's own events, which don't concern a subscriber that comes after them."""
         published, self.published = self.published, None
-        if published is not None and position_id(published.epoch, published.offset) != self.journal.current_id():
+        if published is not None and published != Position(self.journal.epoch, self.journal.offset):
             await self.event_tail.settle()
 
     async def catch_up(self) -> None:
@@ -285,7 +285,7 @@ class Delivery:
         await self.change_tail.settle()
 
     def _deliver_entries(self, entries: Sequence[Entry]) -> None:
-        take, write = self.journal.add, self._write
+        take, write = self.journal.add, self.write
         for entry in entries:
             event = take(entry)
             write(event, event.channel)
@@ -299,7 +299,7 @@ class Delivery:
         journal = self.journal
         for entry in entries:
             event = self.presence_changes.add(entry, journal.epoch, journal.offset)
-            self._write(event, event.channel)
+            self.write(event, event.channel)
 
     def _on_gap(self, loss: Gap) -> None:
         self.journal.reset(loss)
@@ -317,11 +317,7 @@ class Delivery:
             "Entries of the hub's %s were dropped before this worker read them. Its subscribers receive a gap event.",
             stream,
         )
-        self._write(gap("lost"), None)
-
-    def send_position(self) -> None:
-        """Write the id of the current position to all subscribers."""
-        self._write(self.position_event(), None)
+        self.write(gap("lost"), None)
 
     def position_event(self) -> Event:
         """Return an event with this worker's position, so subscribers can resume before their first event."""
@@ -330,7 +326,7 @@ class Delivery:
             "", None, None, self.presence_changes.resume_id(journal.current_id(), journal.offset), journal.offset
         )
 
-    def _write(self, event: Event, channel: str | None) -> None:
+    def write(self, event: Event, channel: str | None) -> None:
         """Write an event to the subscribers of a channel, or to all subscribers if it's None."""
         limit = self._max_buffered
         written = 0

@@ -239,7 +239,7 @@ class Hub:
             member=member,
             principal=principal,
             address=address,
-            authorize=self.admission.reach,
+            authorize=self.admission.reaches,
             transport=transport,
         )
         return await self._start(subscription, last_event_id, history)
@@ -409,10 +409,11 @@ class Hub:
         Args:
             read: Whether to read missed messages first.
         """
-        self._delivery.interest.sweep()
-        await (self._delivery.catch_up() if read else self._delivery.event_tail.settle())
+        delivery = self._delivery
+        delivery.interest.sweep()
+        await (delivery.catch_up() if read else delivery.event_tail.settle())
         await self._presence.refresh()
-        self._delivery.send_position()
+        delivery.write(delivery.position_event(), None)
 
     # Internals
 
@@ -450,8 +451,7 @@ class Hub:
         if last_event_id:
             await replay.resume(last_event_id)
         elif mailbox:
-            seen = await delivery.mailboxes.read_offset(mailbox)
-            await replay.mailbox(mailbox, seen, await delivery.mailboxes.oldest_undelivered(mailbox))
+            await replay.mailbox(mailbox)
         elif history:
             await replay.newest(history)
         replay.finish()

@@ -55,7 +55,7 @@ class _History(Struct):
     @property
     def first(self) -> int:
         """The oldest offset within the limits."""
-        return self.index.offsets[self.start] if self.start < len(self.index.offsets) else sys.maxsize
+        return min(self.index.offsets[self.start :], default=sys.maxsize)
 
 
 class CatchUp:
@@ -115,9 +115,11 @@ class CatchUp:
                 self._subscription.last_change = number
         await self._write_new()
 
-    async def mailbox(self, client_id: str, seen: int, undelivered: tuple[int, float]) -> None:
-        """Write a client's messages after the offset `seen`, given its oldest undelivered message (offset and time)."""
-        oldest, at = undelivered
+    async def mailbox(self, client_id: str) -> None:
+        """Write a client's messages after the last one that it received."""
+        mailboxes = self._delivery.mailboxes
+        seen = await mailboxes.read_offset(client_id)
+        oldest, at = await mailboxes.oldest_undelivered(client_id)
         await self._read_until(max(seen, oldest))
         end = self._journal.offset
         channel = CLIENT + client_id

@@ -891,9 +891,8 @@ def _split_target(target: bytes) -> tuple[str, bytes] | None:
     return (unquote(path) if "%" in path else path, url.query or b"") if path else None
 
 
-async def _not_found(_request: HttpRequest) -> Response:
-    return NOT_FOUND
-
-
 async def _reply(response: Response, _request: HttpRequest) -> Response:
     return response
+
+
+_not_found = partial(_reply, NOT_FOUND)

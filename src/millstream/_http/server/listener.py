@@ -27,6 +27,9 @@ from millstream._http.server.connection import (
 from millstream._http.server.guard import ConnectionGuard, peer_of
 from millstream._override import override
 
+_MAX_LINGERING = 256
+"""Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
+
 
 class HttpProtocol(asyncio.Protocol):
     """One connection of a `SocketListener`.
@@ -74,7 +77,7 @@ class HttpProtocol(asyncio.Protocol):
             # Over TCP, a connection without a peer has been reset. Its requests would escape every limit.
             self.transport.abort()
         elif not self.guard.admit(self, is_proxy=proxies is not None):
-            if self.guard.overrun:
+            if len(self.state.connections) > self.guard.limits.max_connections + _MAX_LINGERING:
                 self.transport.abort()
             else:
                 self.refuse(self.connection.over_cap or TOO_MANY_CONNECTIONS)
@@ -169,12 +172,11 @@ class HttpProtocol(asyncio.Protocol):
         """Continue as a WebSocket."""
         from millstream._http.server.websocket import WebSocketProtocol  # noqa: PLC0415  loaded with the first one
 
-        socket = WebSocketProtocol(self._table, self.state, self.guard, self._proxies)
+        socket = WebSocketProtocol(self.transport, self._table, self.state, self.guard, self._proxies)
         self.guard.transfer(self, socket)
         self._leave()
         self.state.connections.discard(self)
         self.transport.set_protocol(socket)
-        socket.connection_made(self.transport)
         socket.open(event.handshake)
         if event.ahead and not self.transport.is_closing():
             socket.data_received(event.ahead)
@@ -366,12 +368,11 @@ class ConnectionDrainer(Struct, eq=False):
         over = [each for each, start in since.items() if now - start >= linger]
         sockets = {each: each.transport.get_extra_info("socket") for each in over if each.idle}
         unread = readable(sockets.values())
-        for connection in over:
-            if connection.idle:
-                if sockets[connection].fileno() in unread:
-                    waiting = True
-                else:
-                    connection.transport.close()
+        for connection, sock in sockets.items():
+            if sock.fileno() in unread:
+                waiting = True
+            else:
+                connection.transport.close()
         return waiting or len(over) < len(since)
 
     def abort_closed(self) -> None:

@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 
@@ -176,7 +176,6 @@ class Outbox(Struct, eq=False):
     _running_counts: Counter[object] = field(default_factory=Counter[object])
     """Running deliveries by host, by principal, and by both."""
     _start: asyncio.Handle | None = None
-    _jobs: list[asyncio.Task[None]] = []
     _is_closed: bool = False
 
     def schedule(self, message: OutgoingMessage, delay: float = 0.0) -> None:
@@ -267,17 +266,12 @@ class Outbox(Struct, eq=False):
             message.is_running = False
         message.job.settle(message, answer)
 
-    def open(self, jobs: Sequence["EventDelivery"]) -> None:
-        """Start the deliveries of event types."""
-        self._jobs = [asyncio.get_running_loop().create_task(job.run()) for job in jobs]
-
     async def close(self, seconds: float = 0.0) -> None:
         """Start no further deliveries, wait up to `seconds` for running ones, and stop the rest. Idempotent."""
         self._is_closed = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
         await cancel_all(*self._running)
-        await cancel_all(*self._jobs)
 
 
 class EventDelivery(Struct, eq=False):

@@ -124,9 +124,7 @@ class TasksExtension(Extension):
         names = {name_of(each, ctx.principal): each for each in ids}
         existing = {name: each for name, each in names.items() if await self._runner.get(name) is not None}
         if existing:
-            follower = _Follower(
-                self._runner.get_settled, subscription, frozenset(existing), dict.fromkeys(existing, True)
-            )
+            follower = _Follower(self._runner.get_settled, subscription, frozenset(existing), dict.fromkeys(existing))
             self._followers[follower] = asyncio.get_running_loop().create_task(follower.run())
 
             def stop() -> None:
@@ -147,7 +145,7 @@ class _Follower(Struct, eq=False):
     get: Callable[[str], Awaitable[TaskRecord | None]]
     subscription: ListenSubscription
     names: frozenset[str]
-    changed_names: dict[str, bool]
+    changed_names: dict[str, None]
     """Names of tasks with a state to push, in order."""
     change_event: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -155,7 +153,7 @@ class _Follower(Struct, eq=False):
         """Push the state of a task if the subscription includes it, or of all its tasks without a name."""
         changed = self.names.intersection((name,)) if name else self.names
         if changed:
-            self.changed_names.update(dict.fromkeys(changed, True))
+            self.changed_names.update(dict.fromkeys(changed))
             self.change_event.set()
 
     async def run(self) -> None:

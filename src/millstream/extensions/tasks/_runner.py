@@ -12,7 +12,7 @@ comes from the notifications that the task's function sends.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -211,11 +211,6 @@ class TaskRecords:
     async def unmark(self, name: str, worker: str) -> None:
         """Delete the marker."""
         await self._map.delete(f"taskrun:{worker}:{name}")
-
-    async def running_tasks(self) -> Sequence[tuple[str, str]]:
-        """Return the worker and name of every task that has a marker."""
-        keys = await self._map.keys("taskrun:")
-        return [(worker, name) for _, worker, name in (key.split(":", 2) for key in keys)]
 
 
 _MAX_TEXT = 1_000
@@ -473,8 +468,11 @@ class TaskRunner(TaskRecords):
                 text = "Too many concurrent calls. Try again when one has ended."
             else:
                 settings = self._settings
-                per_caller, total = settings.max_tasks_per_caller, settings.max_tasks
-                text = f"{per_caller:,} of your tasks" if reached.key else f"{total:,} tasks"
+                text = (
+                    f"{settings.max_tasks_per_caller:,} of your tasks"
+                    if reached.key
+                    else f"{settings.max_tasks:,} tasks"
+                )
                 text += " run already, which is the limit. Try again later."
             raise ProtocolError(RATE_LIMITED, text, status=429) from reached
 
@@ -625,7 +623,8 @@ class TaskRunner(TaskRecords):
 
     async def _sweep(self) -> None:
         alive: dict[str, bool] = {self._me: True, HANDED_OVER: False}
-        for worker, name in await self.running_tasks():
+        for key in await self._map.keys("taskrun:"):
+            _, worker, name = key.split(":", 2)
             if worker not in alive:
                 alive[worker] = await self._host.alive(worker)
             if not alive[worker]:
