@@ -233,7 +233,8 @@ class ExtensionPart:
         Raises:
             LocalError: The server's configuration lacks something that the extension needs.
         """
-        extension, server = self.extension, self.extension._server  # the extensions in this package have none
+        extension = self.extension
+        server = extension._server  # pyright: ignore[reportPrivateUsage]  None for the extensions in this package
         lacking = "" if server is None else extension.unmet(server)
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
