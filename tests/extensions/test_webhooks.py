@@ -268,6 +268,23 @@ async def test_webhook_subscriptions_are_limited(tmp_path: Path) -> None:
         await _expect_error(subscribe_all(), -32025)
 
 
+async def test_refresh_keeps_the_count_of_subscriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, put = asyncio.Queue[bytes](), MemoryMap.put
+
+    async def record(self: MemoryMap, key: str, value: bytes, ttl: float, **options: Any) -> None:
+        if key.startswith("events:count."):
+            counts.put_nowait(value)
+        await put(self, key, value, ttl, **options)
+
+    monkeypatch.setattr(MemoryMap, "put", record)
+    async with asyncio.timeout(WAIT), run_delivery(tmp_path) as (world, receiver):
+        client, secret = world.client(), receiver.secret()
+        for _ in range(2):  # without the second one, the count would expire before the subscription
+            await client.subscribe(receiver.url(), secret)
+            while await counts.get() != b"1":
+                pass
+
+
 async def test_subscription_can_start_with_past_events(tmp_path: Path) -> None:
     async with run_delivery(tmp_path) as (world, receiver):
         client = world.client()

@@ -193,7 +193,7 @@ async def test_probe_connections_are_few_and_short(start: Start, monkeypatch: py
 
 
 async def test_excess_connections_are_dropped_without_a_reply(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream._http.server.guard._MAX_LINGERING", 0)
+    monkeypatch.setattr("millstream._http.server.listener._MAX_LINGERING", 0)
     monkeypatch.setattr("millstream._http.server.guard._MAX_SPARES", 0)
     server = await start(max_connections=1)
     first = await server.connect()

@@ -185,9 +185,8 @@ class Fed:
                 one.handled += 1
                 super()._handle(frame)
 
-        self.protocol = Counted(table, self.state, self.guard)
         self.transport = Transport()
-        self.protocol.connection_made(self.transport)
+        self.protocol = Counted(self.transport, table, self.state, self.guard)
 
     @property
     def unfinished(self) -> Share:

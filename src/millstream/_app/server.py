@@ -340,7 +340,7 @@ class Server:
         from millstream.extensions._extension import ExtensionPart  # noqa: PLC0415  as above
 
         self._extensions.append(extension)
-        self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension, self))
+        self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension))
         extension.bind_server(self)
 
     @override

@@ -557,13 +557,11 @@ class _Reply(Struct, eq=False):
         pairs = [(bytes(name).lower(), bytes(value)) for name, value in headers]
         if any(each in part for pair in pairs for part in pair for each in _LINE_BREAKS):
             raise ValueError("A header of the reply contains a line break.")
-        length = next((value for name, value in pairs if name == b"content-length"), b"")
-        names = {name for name, _ in pairs}
+        fields = dict(pairs)
+        length = fields.get(b"content-length", b"")
         # Replies whose head begins with a text type may be compressed later, but parts of a file must not be.
-        if status == 200 and b"content-encoding" not in names:
-            pairs.sort(key=lambda pair: pair[0] != b"content-type")
-        else:
-            pairs.sort(key=lambda pair: pair[0] == b"content-type")
+        may_compress = status == 200 and b"content-encoding" not in fields
+        pairs.sort(key=lambda pair: (pair[0] == b"content-type") != may_compress)
         self.status = status
         self.head = b"".join(b"%b: %b\r\n" % pair for pair in pairs if pair[0] not in _SENDER_HEADERS)
         self.collects = length.isdigit() and int(length) <= MAX_COLLECTED

@@ -173,18 +173,14 @@ class HostPolicy:
 
     def check(self, method: str, headers: Headers, raw_headers: Collection[Header], peer: str = "") -> Response | None:
         """Return the refusal for a request, or `None` if its Host and Origin are allowed."""
-        host = headers.get(b"host")
-        if host is None:
-            return refusal(400, "The Host header is missing.")
-        if len(headers) != len(raw_headers):
+        host, origin = headers.get(b"host"), headers.get(b"origin")
+        if host is not None and len(headers) != len(raw_headers):
             for single in (b"host", b"origin"):
                 if sum(name == single for name, _ in raw_headers) > 1:
                     return refusal(400, f"The request has more than one {single.decode().title()} header.")
-        if host not in self.good:
-            wrong = self._check_host(host)
-            if wrong is not None:
-                return wrong
-        origin = headers.get(b"origin")
+        wrong = self._check_host(host)
+        if host is None or wrong is not None:
+            return wrong
         if origin is None:
             return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
         if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
@@ -252,8 +248,7 @@ class HostPolicy:
 
     def _screen_public(self, request: HttpRequest) -> tuple[Response | None, bytes]:
         """Check a request to a public path, which any origin may use under an allowed Host."""
-        origin = {name: value for name, value in request.headers.items() if name != b"origin"}
-        wrong = self.check("GET", origin, origin.items(), request.peer)
+        wrong = self._check_host(request.headers.get(b"host"))
         cors = b"access-control-allow-origin: *\r\n"
         if wrong is None and request.method == "OPTIONS":
             methods = b"GET" if request.path.startswith(METADATA) else b"GET, POST"
@@ -279,7 +274,11 @@ class HostPolicy:
         head = _PREFLIGHT + b"access-control-allow-headers: " + allowed + b"\r\n"
         return Response(status=204, head=head)
 
-    def _check_host(self, host: bytes) -> Response | None:
+    def _check_host(self, host: bytes | None) -> Response | None:
+        if host is None:
+            return refusal(400, "The Host header is missing.")
+        if host in self.good:
+            return None
         authority = parse_authority(host)
         if authority is None:
             return refusal(400, "The Host header is malformed.")
@@ -354,8 +353,7 @@ def not_a_socket(handler: Handler, *, served: bool) -> Handler:
     """
 
     async def handle(request: HttpRequest) -> Response | Sink | None:
-        asked = request.headers.get(b"upgrade")
-        if asked is not None and b"websocket" in (each.strip() for each in asked.lower().split(b",")):
+        if b"websocket" in map(bytes.strip, request.headers.get(b"upgrade", b"").lower().split(b",")):
             return no_websocket(request.root_path, served=served)
         return await handler(request)
 

@@ -353,8 +353,6 @@ class LastFrame(Struct, gc=False):
 
     data: bytes = b""
     framed: bytes = b""
-    is_large: bool = False
-    """Whether it has more than `LARGE` bytes."""
 
 
 def failure(exc: BaseException, method: str, path: str) -> Response:

@@ -172,9 +172,8 @@ class DirectSocket(SocketBase, eq=False):
         if _last.data is not message:
             _last.framed = text_frame(message)
             _last.data = message
-            _last.is_large = len(message) > LARGE
         transport.write(_last.framed)
-        if _last.is_large:
+        if len(message) > LARGE:
             self.wire.count_unsent(len(message))
         return True
 

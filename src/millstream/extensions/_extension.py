@@ -12,9 +12,8 @@ from millstream._parts import Host
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import NotificationMessage
 from millstream._server.features import Middleware
-from millstream._server.features.registry import RegisteredExtension as Registered
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
-from millstream.extensions._host import EVERY_REVISION, ServerHost
+from millstream.extensions._host import ServerHost
 
 if TYPE_CHECKING:
     from millstream import Server
@@ -223,12 +222,10 @@ _HOOKS = ("on_call", "on_read", "on_prompt", "on_list", "on_message")
 class ExtensionPart:
     """Opens an extension with the server."""
 
-    def __init__(self, extension: Extension, server: "Server | None" = None) -> None:
-        """Create the part. `server` is the server of the extension; None for the extensions in this package."""
+    def __init__(self, extension: Extension) -> None:
         self.extension: Extension = extension
         self.name: str = extension.name
         self.needs: Collection[str] = extension.needs
-        self._server = server
 
     async def open(self, host: Host) -> None:
         """Announce the capability, and register the methods.
@@ -237,14 +234,14 @@ class ExtensionPart:
             LocalError: The server's configuration lacks something that the extension needs.
         """
         extension = self.extension
-        lacking = "" if self._server is None else extension.unmet(self._server)
+        server = extension._server  # pyright: ignore[reportPrivateUsage]  None for the extensions in this package
+        lacking = "" if server is None else extension.unmet(server)
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
         server_host = ServerHost(host, extension.name, extension.revisions, experimental=extension.experimental)
-        revisions = frozenset(extension.revisions or EVERY_REVISION)
         members = ("extensions", "experimental") if extension.experimental else ("extensions",)
         for member in members if extension.settings is not None else ():
-            host.extend(Registered(member, {extension.name: dict(extension.settings or {})}, {}, revisions))
+            server_host.capability(extension.settings or {}, member=member)
         for marked, handler in marked_methods(extension, "server"):
             if marked.request:
                 server_host.method(

@@ -259,11 +259,11 @@ class ServerHost:
             ValueError: MCP or another extension already defines the method.
             TypeError: The handler has parameters other than params and a context.
         """
-        run, required = with_decoded_params(handler, CallContext), self._required_capability
+        run = with_decoded_params(handler, CallContext)
 
         async def answer(call: Call) -> bytes:
             if declared:
-                self._check_declared(call, required)
+                self._check_declared(call)
             if not call.revision.handshake and call.params:
                 take_rounds(call, _decode_rounds(call.params))
             result = result_object(await run(call.params, CallContext(call)))
@@ -317,11 +317,9 @@ class ServerHost:
             member: Member of the server's capabilities: ``extensions``, ``experimental``, or empty for the top level.
             revisions: Dates of the revisions that announce it; by default the extension's.
         """
-        key = name or self._name
+        key, members = name or self._name, {**value}
         dates = self._effective_revisions(revisions)
-        self._host.extend(
-            Registered(member, {key: value}, {}, dates) if member else Registered(key, {**value}, {}, dates)
-        )
+        self._host.extend(Registered(member or key, {key: members} if member else members, {}, dates))
 
     def serves(self, method: str, revision: str = NEWEST.date) -> bool:
         """Return whether clients of a revision can call a method.
@@ -493,7 +491,7 @@ class ServerHost:
 
         async def serve(wanted: Any, call: Call, push: Callable[[bytes], bool]) -> tuple[Any, Callable[[], None]]:
             if declared:
-                self._check_declared(call, self._required_capability)
+                self._check_declared(call)
             subscription = ListenSubscription(call, push)
             agreed = await open(wanted, subscription, CallContext(call))
             return agreed, subscription.end
@@ -528,12 +526,12 @@ class ServerHost:
             self._host.services.changes.emit(Broadcast("broadcast", "", message.to, message.message))
 
     def _effective_revisions(self, revisions: Collection[str]) -> frozenset[str]:
-        return frozenset(revisions) if revisions else self._revisions
+        return frozenset(revisions or self._revisions)
 
-    def _check_declared(self, call: Call, required: Mapping[str, Any]) -> None:
+    def _check_declared(self, call: Call) -> None:
         if self._experimental and self._name in call.client.experimental:
             return
-        require_capabilities(call.client.capabilities, required)
+        require_capabilities(call.client.capabilities, self._required_capability)
 
     # Time
 

@@ -60,13 +60,8 @@ class AccessRules(Struct, eq=False):
         """Add a rule for the channels that a peer subscribes to or that its patterns match."""
         self._rules.append(rule)
 
-    @property
-    def reach(self) -> Authorize | None:
-        """The check for each channel that a pattern matches, or None if a subscription receives all of them."""
-        return self._reaches if self._rules else self._authorize
-
-    def _reaches(self, principal: Principal | None, action: str, channel: str) -> bool:
-        """Return whether the hook and the rules allow a channel."""
+    def reaches(self, principal: Principal | None, action: str, channel: str) -> bool:
+        """Return whether the hook and the rules allow a channel that a subscription's pattern matches."""
         hook = self._authorize
         return (hook is None or hook(principal, action, channel)) and self._obeys_rules(principal, channel)
 

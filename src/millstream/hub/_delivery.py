@@ -12,7 +12,6 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from heapq import nlargest
 
 from msgspec import Struct, field
 
@@ -23,7 +22,7 @@ from millstream._recent import Recent
 from millstream._stores.base import Entry, Gap, Position, Store
 from millstream._stores.tail import Tail
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, LimitExceeded, is_pattern, topic_for
-from millstream.hub._event import Event, cut, gap, position_id
+from millstream.hub._event import Event, cut, gap
 from millstream.hub._journal import JOURNAL, Journal
 from millstream.hub._mailbox import Mailboxes
 from millstream.hub._presence import STREAM, PresenceChanges
@@ -36,6 +35,8 @@ _MAX_UNUSED = 1_000
 """Maximum number of topics that are followed without subscribers."""
 _MAX_PLANS = 4096
 """Maximum number of cached plans."""
+_COUNTS_PER_LIMIT = 4
+"""Number of counts of the unread bytes while a write of the maximum size is in progress."""
 
 
 class Audience:
@@ -44,43 +45,20 @@ class Audience:
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
         self._share = Share(limits.max_connections or sys.maxsize)
-        self._subscriptions: dict[Subscription, str | None] = {}
-        """Subscription -> the owner whose share it uses; None for the server's own above the cap."""
+        self.subscriptions: dict[Subscription, str | None] = {}
+        """All subscribers, including those still catching up, each with the owner whose share it uses; None for the
+        server's own above the cap.
+        """
         self._by_address = Share()
-        self._by_channel = Share()
-        self._by_transport: Counter[str] = Counter()
-        self._by_outlet: dict[OutputStream, tuple[Subscription, ...]] = {}
+        self.by_channel = Share()
+        """Number of subscribers per channel and pattern."""
+        self.by_transport: Counter[str] = Counter()
+        """Number of subscribers per transport, including 0 for transports used earlier."""
+        self.by_outlet: dict[OutputStream, tuple[Subscription, ...]] = {}
+        """The subscribers that share an outlet, in order of arrival."""
         self._exact: dict[str, dict[Subscription, None]] = {}
         self._wild = PatternIndex()
         self._plans: Recent[str, FanOut] = Recent(_MAX_PLANS)
-
-    def __len__(self) -> int:
-        return len(self._subscriptions)
-
-    def all(self) -> list[Subscription]:
-        """Return all subscribers, including those still catching up."""
-        return list(self._subscriptions)
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of subscribers per channel and pattern."""
-        return self._by_channel.counts()
-
-    def transports(self) -> dict[str, int]:
-        """Return the number of subscribers per transport, including 0 for transports used earlier."""
-        return dict(self._by_transport)
-
-    def outlets(self) -> Iterable[OutputStream]:
-        """Return every outlet once."""
-        return self._by_outlet
-
-    def queued_bytes(self) -> int:
-        """Return the unread bytes of all outlets. Iterates over all of them."""
-        return sum(outlet.buffered for outlet in self._by_outlet)
-
-    def slowest(self, count: int) -> list[tuple[Subscription, ...]]:
-        """Return the subscriptions of the outlets with the most unread bytes. Iterates over all outlets."""
-        outlets = nlargest(count, self._by_outlet, key=lambda outlet: outlet.buffered)
-        return [self._by_outlet[outlet] for outlet in outlets]
 
     def check_room(self, channels: Sequence[str], address: str, principal: Principal | None) -> None:
         """Check that one more subscriber is within the caps.
@@ -89,7 +67,7 @@ class Audience:
             LimitExceeded: A cap is reached.
         """
         limits = self._limits
-        if limits.max_connections and len(self._subscriptions) >= limits.max_connections:
+        if limits.max_connections and len(self.subscriptions) >= limits.max_connections:
             raise LimitExceeded("connections", limits.max_connections)
         cap = limits.max_connections_per_address
         if cap and address and self._by_address.count(peer_network(address)) >= cap:
@@ -97,19 +75,19 @@ class Audience:
         if not self._share.has_room(_owner(address, principal)):
             raise LimitExceeded("yours", self._share.each)
         cap = limits.max_subscribers_per_channel
-        if cap and any(self._by_channel.count(channel) >= cap for channel in channels):
+        if cap and any(self.by_channel.count(channel) >= cap for channel in channels):
             raise LimitExceeded("channel", cap)
 
     def enter(self, subscription: Subscription) -> None:
         """Count a subscriber."""
         owner = _owner(subscription.address, subscription.principal)
-        self._subscriptions[subscription] = owner if self._share.take(owner) else None
-        self._by_transport[subscription.transport] += 1
-        self._by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
+        self.subscriptions[subscription] = owner if self._share.take(owner) else None
+        self.by_transport[subscription.transport] += 1
+        self.by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
         if subscription.address:
             self._by_address.take(peer_network(subscription.address))
         for channel in subscription.channels:
-            self._by_channel.take(channel)
+            self.by_channel.take(channel)
 
     def join(self, subscription: Subscription) -> None:
         """Deliver future events to a subscriber."""
@@ -123,20 +101,20 @@ class Audience:
 
     def leave(self, subscription: Subscription) -> bool:
         """Remove a subscriber. Return False if it was already removed."""
-        if subscription not in self._subscriptions:
+        if subscription not in self.subscriptions:
             return False
-        owner = self._subscriptions.pop(subscription)
+        owner = self.subscriptions.pop(subscription)
         if owner is not None:
             self._share.leave(owner)
-        self._by_transport[subscription.transport] -= 1
+        self.by_transport[subscription.transport] -= 1
         outlet = subscription.outlet
-        others = tuple(each for each in self._by_outlet.pop(outlet) if each is not subscription)
+        others = tuple(each for each in self.by_outlet.pop(outlet) if each is not subscription)
         if others:
-            self._by_outlet[outlet] = others
+            self.by_outlet[outlet] = others
         if subscription.address:
             self._by_address.leave(peer_network(subscription.address))
         for channel in subscription.channels:
-            self._by_channel.leave(channel)
+            self.by_channel.leave(channel)
             subscribers = self._exact.get(channel)
             if subscribers is not None:
                 subscribers.pop(subscription, None)
@@ -160,11 +138,11 @@ class Audience:
 
     def everyone(self) -> FanOut:
         """Return the outlets of all subscribers that have caught up."""
-        return _group(each for each in self._subscriptions if each.joined)
+        return _group(each for each in self.subscriptions if each.joined)
 
     def on(self, outlet: OutputStream) -> tuple[Subscription, ...]:
         """Return the subscribers that share an outlet, in order of arrival."""
-        return self._by_outlet.get(outlet, ())
+        return self.by_outlet.get(outlet, ())
 
     def _forget_plans(self, subscription: Subscription) -> None:
         if subscription.has_wildcard:
@@ -186,62 +164,6 @@ def _group(subscriptions: Iterable[Subscription]) -> FanOut:
     for each in subscriptions:
         groups.setdefault(each.encode, {})[each.outlet] = None
     return [(encode, list(outlets)) for encode, outlets in groups.items()]
-
-
-_COUNTS_PER_LIMIT = 4
-"""Number of counts of the unread bytes while a write of the maximum size is in progress."""
-
-
-class UnreadBacklog(Struct, eq=False):
-    """The unread bytes of one worker."""
-
-    _max_bytes: int
-    _outlets: Callable[[], Iterable[OutputStream]]
-    """Returns all outlets."""
-    _cut: Callable[[OutputStream], None]
-    """Closes a slow outlet."""
-    _bytes_since_count: int = 0
-    """Bytes written since the unread bytes were last counted."""
-    _waiting: dict[OutputStream, int] = {}
-    """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
-    _waiting_bytes: int = 0
-
-    def add(self, size: int) -> None:
-        """Count written bytes, and cut the slowest outlets if too much is unread."""
-        self._bytes_since_count += size
-        if self._bytes_since_count * _COUNTS_PER_LIMIT < self._max_bytes:
-            return
-        self._bytes_since_count = 0
-        behind = [(outlet.buffered, number, outlet) for number, outlet in enumerate(self._outlets())]
-        unread = sum(each for each, _, _ in behind)
-        if unread <= self._max_bytes:
-            return
-        behind.sort(reverse=True)
-        for buffered, _, outlet in behind:
-            self._cut(outlet)
-            unread -= buffered
-            if unread <= self._max_bytes:
-                return
-
-    async def drain(self, outlet: OutputStream) -> None:
-        """Wait until an outlet that is catching up has space. Cut the longest waiting outlets if too much is unread."""
-        unread = outlet.buffered
-        if outlet in self._waiting:  # another subscription of this outlet already waits
-            await outlet.drain()
-            return
-        self._waiting[outlet] = unread
-        self._waiting_bytes += unread
-        try:
-            while self._waiting_bytes * 2 > self._max_bytes and len(self._waiting) > 1:
-                longest = next(iter(self._waiting))
-                self._forget(longest)
-                self._cut(longest)
-            await outlet.drain()
-        finally:
-            self._forget(outlet)
-
-    def _forget(self, outlet: OutputStream) -> None:
-        self._waiting_bytes -= self._waiting.pop(outlet, 0)
 
 
 class Interest(Struct, eq=False):
@@ -309,7 +231,7 @@ class Delivery:
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration
         self._store = store
-        self._max_buffered = limits.max_buffered
+        self._max_buffered, self._max_unread = limits.max_buffered, limits.max_unread
         # process
         self.journal = Journal(store, limits, clock)
         self.reader = JournalReader(store, self.journal)
@@ -318,7 +240,11 @@ class Delivery:
         self.audience = Audience(limits)
         self.published: Position | None = None
         """The position of this worker's last event without a subscriber here."""
-        self.backlog = UnreadBacklog(limits.max_unread, self.audience.outlets, self.disconnect)
+        self._bytes_since_count = 0
+        """Bytes written since the unread bytes were last counted."""
+        self._waiting: dict[OutputStream, int] = {}
+        """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
+        self._waiting_bytes = 0
         self.delivered = 0
         self.gaps = 0
         self.cut: Counter[str] = Counter()
@@ -350,7 +276,7 @@ class Delivery:
     async def pass_published(self) -> None:
         """Move past this worker's own events, which don't concern a subscriber that comes after them."""
         published, self.published = self.published, None
-        if published is not None and position_id(published.epoch, published.offset) != self.journal.current_id():
+        if published is not None and published != Position(self.journal.epoch, self.journal.offset):
             await self.event_tail.settle()
 
     async def catch_up(self) -> None:
@@ -359,7 +285,7 @@ class Delivery:
         await self.change_tail.settle()
 
     def _deliver_entries(self, entries: Sequence[Entry]) -> None:
-        take, write = self.journal.add, self._write
+        take, write = self.journal.add, self.write
         for entry in entries:
             event = take(entry)
             write(event, event.channel)
@@ -373,7 +299,7 @@ class Delivery:
         journal = self.journal
         for entry in entries:
             event = self.presence_changes.add(entry, journal.epoch, journal.offset)
-            self._write(event, event.channel)
+            self.write(event, event.channel)
 
     def _on_gap(self, loss: Gap) -> None:
         self.journal.reset(loss)
@@ -391,11 +317,7 @@ class Delivery:
             "Entries of the hub's %s were dropped before this worker read them. Its subscribers receive a gap event.",
             stream,
         )
-        self._write(gap("lost"), None)
-
-    def send_position(self) -> None:
-        """Write the id of the current position to all subscribers."""
-        self._write(self.position_event(), None)
+        self.write(gap("lost"), None)
 
     def position_event(self) -> Event:
         """Return an event with this worker's position, so subscribers can resume before their first event."""
@@ -404,7 +326,7 @@ class Delivery:
             "", None, None, self.presence_changes.resume_id(journal.current_id(), journal.offset), journal.offset
         )
 
-    def _write(self, event: Event, channel: str | None) -> None:
+    def write(self, event: Event, channel: str | None) -> None:
         """Write an event to the subscribers of a channel, or to all subscribers if it's None."""
         limit = self._max_buffered
         written = 0
@@ -421,7 +343,39 @@ class Delivery:
             written += len(chunk) * len(outlets)
         for outlet in slow:
             self.disconnect(outlet)
-        self.backlog.add(written)
+        self.count_written(written)
+
+    def count_written(self, size: int) -> None:
+        """Count written bytes, and cut the slowest outlets if too much is unread."""
+        self._bytes_since_count += size
+        if self._bytes_since_count * _COUNTS_PER_LIMIT < self._max_unread:
+            return
+        self._bytes_since_count, outlets = 0, self.audience.by_outlet
+        unread = sum(outlet.buffered for outlet in outlets)
+        if unread <= self._max_unread:
+            return
+        for outlet in sorted(outlets, key=lambda outlet: outlet.buffered, reverse=True):
+            unread -= outlet.buffered
+            self.disconnect(outlet)
+            if unread <= self._max_unread:
+                return
+
+    async def drain(self, outlet: OutputStream) -> None:
+        """Wait until an outlet that is catching up has space. Cut the longest waiting outlets if too much is unread."""
+        waiting = self._waiting
+        if outlet in waiting:  # another subscription of this outlet already waits
+            await outlet.drain()
+            return
+        waiting[outlet] = unread = outlet.buffered
+        self._waiting_bytes += unread
+        try:
+            while self._waiting_bytes * 2 > self._max_unread and len(waiting) > 1:
+                longest = next(iter(waiting))
+                self._waiting_bytes -= waiting.pop(longest)
+                self.disconnect(longest)
+            await outlet.drain()
+        finally:
+            self._waiting_bytes -= waiting.pop(outlet, 0)
 
     def disconnect(self, outlet: OutputStream) -> None:
         """End the subscriptions of an outlet that reads too slowly."""

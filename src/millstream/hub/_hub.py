@@ -7,6 +7,7 @@ and mailboxes and presence track clients. This module does no network I/O.
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
+from heapq import nlargest
 from itertools import count
 from typing import Any
 
@@ -138,7 +139,7 @@ class Hub:
         tasks, self._tasks = self._tasks, []
         await cancel_all(*tasks)
         await self._delivery.close()
-        for subscription in self._audience.all():
+        for subscription in list(self._audience.subscriptions):
             subscription.close()
         await self._delivery.mailboxes.save()
         await self._presence.leave_all()
@@ -238,7 +239,7 @@ class Hub:
             member=member,
             principal=principal,
             address=address,
-            authorize=self.admission.reach,
+            authorize=self.admission.reaches,
             transport=transport,
         )
         return await self._start(subscription, last_event_id, history)
@@ -356,15 +357,15 @@ class Hub:
 
     def stats(self) -> HubStats:
         """Return the statistics of this worker's hub."""
-        delivery = self._delivery
+        delivery, audience = self._delivery, self._audience
         return HubStats(
-            len(self._audience),
-            self._audience.counts(),
+            len(audience.subscriptions),
+            audience.by_channel.counts(),
             self._published,
             delivery.delivered,
             dict(delivery.cut),
             delivery.gaps,
-            self._audience.transports(),
+            dict(audience.by_transport),
             dict(self._replays),
         )
 
@@ -374,11 +375,11 @@ class Hub:
         Args:
             count: Maximum number of subscribers.
         """
-        return self._audience.slowest(count)
+        return nlargest(count, self._audience.by_outlet.values(), key=lambda each: each[0].outlet.buffered)
 
     def queued_bytes(self) -> int:
         """Return the bytes that subscribers haven't read yet. Iterates over all subscribers."""
-        return self._audience.queued_bytes()
+        return sum(outlet.buffered for outlet in self._audience.by_outlet)
 
     def count_delivered(self, events: int, written: int = 0) -> None:
         """Count what an encoder has written to outlets directly: ``hub.count_delivered(3, 3 * len(chunk))``.
@@ -388,7 +389,7 @@ class Hub:
             written: Number of bytes, for `HubLimits.max_unread`.
         """
         self._delivery.delivered += events
-        self._delivery.backlog.add(written)
+        self._delivery.count_written(written)
 
     def disconnect(self, outlet: OutputStream) -> None:
         """End the subscriptions of an outlet that reads too slowly, after a last event with the reason.
@@ -408,10 +409,11 @@ class Hub:
         Args:
             read: Whether to read missed messages first.
         """
-        self._delivery.interest.sweep()
-        await (self._delivery.catch_up() if read else self._delivery.event_tail.settle())
+        delivery = self._delivery
+        delivery.interest.sweep()
+        await (delivery.catch_up() if read else delivery.event_tail.settle())
         await self._presence.refresh()
-        self._delivery.send_position()
+        delivery.write(delivery.position_event(), None)
 
     # Internals
 
@@ -445,13 +447,11 @@ class Hub:
         finally:  # at once, if the outlet is closed, and then the channels are removed
             outlet.on_close(subscription.handle_close)
         await delivery.pass_published()
-        others = [each for each in self._audience.on(outlet) if each.joined]
-        replay = CatchUp(delivery, subscription, replays=self._replay_limiter, others=others)
+        replay = CatchUp(delivery, subscription, self._replay_limiter)
         if last_event_id:
             await replay.resume(last_event_id)
         elif mailbox:
-            seen = await delivery.mailboxes.read_offset(mailbox)
-            await replay.mailbox(mailbox, seen, await delivery.mailboxes.oldest_undelivered(mailbox))
+            await replay.mailbox(mailbox)
         elif history:
             await replay.newest(history)
         replay.finish()

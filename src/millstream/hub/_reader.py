@@ -17,7 +17,7 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct, field
 
 from millstream._stores.base import Entry, Gap, Position, Store
-from millstream._tasks import Tasks, cancel_all, has_failed
+from millstream._tasks import Tasks, has_failed
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import unpack_header
 from millstream.hub._journal import JOURNAL, Journal, history_stream
@@ -158,7 +158,6 @@ class JournalReader:
         self.forget()
         await self._pages.tasks.close()
         await self._indexes.tasks.close()
-        await cancel_all(self._id_search)
 
     async def index(self, channel: str, newest: int = 0) -> HistoryIndex:
         """Return the index of a channel's history, or of its newest events.
@@ -254,7 +253,7 @@ class JournalReader:
             if any(map(wants, journal.ids.get(id, ()))) or not floor or (epoch == journal.epoch and searched >= floor):
                 break
             if self._id_search is None or self._id_search.done():
-                self._id_search = asyncio.create_task(self._index_journal(journal.epoch, journal.offset))
+                self._id_search = self._pages.tasks.spawn(self._index_journal(journal.epoch, journal.offset))
             await asyncio.shield(self._id_search)
         return max((at for channel, at in journal.ids.get(id, {}).items() if wants(channel)), default=None)
 

@@ -55,26 +55,19 @@ class _History(Struct):
     @property
     def first(self) -> int:
         """The oldest offset within the limits."""
-        return self.index.offsets[self.start] if self.start < len(self.index.offsets) else sys.maxsize
+        return min(self.index.offsets[self.start :], default=sys.maxsize)
 
 
 class CatchUp:
     """The replay for one subscriber."""
 
-    def __init__(
-        self,
-        delivery: Delivery,
-        subscription: Subscription,
-        *,
-        replays: Limiter,
-        others: Sequence[Subscription],
-    ) -> None:
+    def __init__(self, delivery: Delivery, subscription: Subscription, replays: Limiter) -> None:
         self._delivery = delivery
         self._journal = journal = delivery.journal
         self._reader = delivery.reader
         self._replays = replays
         self._subscription = subscription
-        self._others = others
+        self._others = [each for each in delivery.audience.on(subscription.outlet) if each.joined]
         """Other subscriptions of the same outlet."""
         self._wants = cache(subscription.matches)
         """Whether a channel is wanted. Patterns are matched once per channel."""
@@ -122,9 +115,11 @@ class CatchUp:
                 self._subscription.last_change = number
         await self._write_new()
 
-    async def mailbox(self, client_id: str, seen: int, undelivered: tuple[int, float]) -> None:
-        """Write a client's messages after the offset `seen`, given its oldest undelivered message (offset and time)."""
-        oldest, at = undelivered
+    async def mailbox(self, client_id: str) -> None:
+        """Write a client's messages after the last one that it received."""
+        mailboxes = self._delivery.mailboxes
+        seen = await mailboxes.read_offset(client_id)
+        oldest, at = await mailboxes.oldest_undelivered(client_id)
         await self._read_until(max(seen, oldest))
         end = self._journal.offset
         channel = CLIENT + client_id
@@ -367,7 +362,7 @@ class CatchUp:
         """Wait for space in the outlet, after every `_CHUNK` bytes."""
         if self._unread >= _CHUNK:
             self._unread = 0
-            await self._delivery.backlog.drain(self._subscription.outlet)
+            await self._delivery.drain(self._subscription.outlet)
 
     def _is_missing(self, offset: int, channel: str) -> bool:
         """Return whether the subscriber wants an event that no other subscription writes to its outlet."""

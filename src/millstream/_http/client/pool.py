@@ -131,8 +131,9 @@ def guard_dial(is_allowed: AddressCheck, owner: str = "") -> Dial[Any]:
         )
         if (is_local and is_allowed is is_public) or not all(checks):
             raise AddressRefused(f"Requests to the address of {host} aren't allowed.")
-        name = host if tls is not None else None
-        _, protocol = await loop.create_connection(make, addresses[0], url.port, ssl=tls, server_hostname=name)
+        _, protocol = await loop.create_connection(
+            make, addresses[0], url.port, ssl=tls, server_hostname=None if tls is None else host
+        )
         return protocol
 
     return connect
@@ -285,10 +286,10 @@ class ConnectionPool:
         try:
             connection = await self._dial()
         except BaseException:
-            self._connecting -= 1
             self._wake()  # lets the next waiter try
             raise
-        self._connecting -= 1
+        finally:
+            self._connecting -= 1
         if self._closed:
             connection.abort()
             raise ConnectionLost("The client is closed.")
@@ -301,14 +302,13 @@ class ConnectionPool:
             async with asyncio.timeout(self._timeout):
                 if proxy is not None:
                     return await self._connect_through(proxy)
-                connection = await self._dial_function(self._connection, url, self._tls)
+                return await self._dial_function(self._connection, url, self._tls)
         except TimeoutError as exc:
             hint = " Use http:// if the server has no TLS." if url.secure else ""
             text = f"{url.origin} didn't accept a connection within {self._timeout:g} seconds.{hint}"
             raise ConnectFailed(text) from exc
         except OSError as exc:
             raise connect_error(url, exc) from exc
-        return connection
 
     def _connection(self) -> HttpConnection:
         return HttpConnection(self._loop, self._max_body, self._release, self._inflow)

@@ -9,8 +9,8 @@ state after. They change only by a lookup there, so an illegal transition raises
 
 Most requests are read by the fast head reader (`HeaderLineCache`), all others by httptools, of which a connection has a
 parser from its first such request on. Between two requests, the parser has no state, so either can read the next one.
-Every limit is checked while a request is parsed. A request that exceeds one becomes a `Refusal`, the last event of its
-connection.
+Every limit is checked while a request is parsed. A request that exceeds one becomes its refusal, a `Response`, the
+last event of its connection.
 """
 
 import asyncio
@@ -247,21 +247,18 @@ class HttpReplyStream(CloseSignal, eq=False):
         """Write a chunk. Cut off a client that is already too far behind."""
         if self.closed or not data or self.mute:
             return
-        transport = self.transport
+        transport, framed = self.transport, data
         if transport.get_write_buffer_size() > self.limit:
             self.cut()
-        elif not self.chunked:
-            transport.write(data)
-            if len(data) > LARGE:
-                self.protocol.count_unsent(len(data))
-        else:
+            return
+        if self.chunked:
             if _last.data is not data:
                 _last.framed = b"%x\r\n%b\r\n" % (len(data), data)
                 _last.data = data
-                _last.is_large = len(data) > LARGE
-            transport.write(_last.framed)
-            if _last.is_large:
-                self.protocol.count_unsent(len(data))
+            framed = _last.framed
+        transport.write(framed)
+        if len(data) > LARGE:
+            self.protocol.count_unsent(len(data))
 
     async def drain(self) -> None:
         protocol = self.protocol
@@ -307,11 +304,6 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
     def ends_call(self) -> bool:
         """See `HttpRequest`."""
         return self.disconnected
-
-    @property
-    def response_started(self) -> bool:
-        """Whether the head of the reply is written."""
-        return self.response_complete or self.sink is not None
 
     @override
     def open(self, status: int, head: bytes) -> Sink:
@@ -446,12 +438,6 @@ _POLICY_HEADERS = frozenset({b"origin", b"sec-fetch-site"})
 _FORWARDED_HEADERS = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
-class Refusal(Struct, frozen=True):
-    """Write this reply and close the connection."""
-
-    response: Response
-
-
 class Upgrade(Struct, frozen=True):
     """Continue as a WebSocket, with the handshake and any frames received after it."""
 
@@ -459,13 +445,10 @@ class Upgrade(Struct, frozen=True):
     ahead: bytes
 
 
-class Continue(Struct, frozen=True):
-    """Write ``100 Continue``."""
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-
-CONTINUE = Continue()
-
-Event = ServerExchange | Refusal | Upgrade | Continue
+Event = ServerExchange | Response | Upgrade | bytes
+"""What to do next: answer a request, refuse it and close, continue as a WebSocket, or write bytes."""
 
 
 class ServerConnection:
@@ -507,7 +490,7 @@ class ServerConnection:
         """Start of the current wait, by the clock of the last sweep."""
         self.held = False
         """Whether events are withheld because the client doesn't read its replies."""
-        self.queue: deque[ServerExchange | Refusal | Upgrade] = deque()
+        self.queue: deque[ServerExchange | Response | Upgrade] = deque()
         """Events that wait for an earlier reply."""
         self.newest: ServerExchange | None = None
         """The request that arrived last, until its reply is written."""
@@ -630,12 +613,12 @@ class ServerConnection:
         """Stop reading, and queue a refusal behind pending replies."""
         if self.reading != DONE:
             self._stop()
-            self.queue.append(Refusal(response))
+            self.queue.append(response)
 
     def announce_close(self) -> None:
         """Make the last pending reply announce the close, or the next reply if that one's head is already written."""
         self.fast = None  # The fast head reader keeps every connection open.
-        if self.newest is not None and not self.newest.response_started:
+        if self.newest is not None and self.newest.sink is None:
             self.close_after_newest()
 
     def close_after_newest(self) -> bool:
@@ -753,7 +736,7 @@ class ServerConnection:
         """Process a header, or a trailer if it follows the body."""
         self._headers.append((name.lower(), value))
 
-    def on_headers_complete(self) -> None:  # noqa: C901, PLR0912  the checks of a head, in their order
+    def on_headers_complete(self) -> None:  # noqa: C901  the checks of a head, in their order
         if self.reading == DONE or self._is_excessive():
             return
         headers, table, parser = self._headers, self._table, self._parser
@@ -792,8 +775,8 @@ class ServerConnection:
                 self.refuse(BAD_TARGET)
                 return
             path, query = split
-            handler = None
             name = method.decode("ascii")
+            handler = table.find(name, path)
         else:
             handler, name, path = found
         persistent = parser.get_http_version() != "1.0"
@@ -807,7 +790,7 @@ class ServerConnection:
         )  # fmt: skip
         if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
-        self._ignores_body = False
+        self._ignores_body = handler is None
         if (
             fields.get(b"host") not in table.policy.good
             or len(fields) != len(headers)
@@ -817,10 +800,6 @@ class ServerConnection:
             if reply is not None:
                 exchange.handler = partial(_reply, reply)
                 self._ignores_body = True
-        if handler is None and not self._ignores_body:
-            handler = table.find(name, path)
-            exchange.handler = handler or _not_found
-            self._ignores_body = handler is None
         self.reading = TAKEN[self.reading]
         self._bytes_since_body = self._body_bytes = 0
         if persistent and fields.get(b"expect", b"").strip().lower() == b"100-continue":
@@ -912,9 +891,8 @@ def _split_target(target: bytes) -> tuple[str, bytes] | None:
     return (unquote(path) if "%" in path else path, url.query or b"") if path else None
 
 
-async def _not_found(_request: HttpRequest) -> Response:
-    return NOT_FOUND
-
-
 async def _reply(response: Response, _request: HttpRequest) -> Response:
     return response
+
+
+_not_found = partial(_reply, NOT_FOUND)

@@ -47,8 +47,6 @@ _CLOSES_PER_YIELD = 4
 """Connections that a sweep closes before it yields."""
 _MAX_ITERATIONS = 500
 """Maximum event loop iterations per sweep, so it finishes before the next one begins."""
-_MAX_LINGERING = 256
-"""Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
 
 
 def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
@@ -113,10 +111,8 @@ class ConnectionGuard:
         """The budget for replies that clients haven't read."""
         self.leaving = False
         """Whether the server is stopping. Each connection gets at most one more reply, which announces the close."""
-        self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = (
-            partial(cast("Any", asyncio.Task), loop=loop, eager_start=True)
-            if sys.version_info >= (3, 12)
-            else partial(cast("Any", asyncio.Task), loop=loop)
+        self.start: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = partial(
+            cast("Any", asyncio.Task), loop=loop, **({"eager_start": True} if sys.version_info >= (3, 12) else {})
         )
         """Function that starts a call in a task, eagerly on Python 3.12 and newer."""
 
@@ -148,11 +144,6 @@ class ConnectionGuard:
             return False
         self._spares.add(connection)
         return True
-
-    @property
-    def overrun(self) -> bool:
-        """Whether to close a new connection without a reply, because too many are already being refused."""
-        return len(self._state.connections) > self.limits.max_connections + _MAX_LINGERING
 
     def release(self, connection: Carrier) -> None:
         """Stop watching a connection that is lost."""

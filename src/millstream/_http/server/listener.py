@@ -18,9 +18,7 @@ from millstream._http.server.connection import (
     HEAD,
     IDLE,
     TOO_MANY_CONNECTIONS,
-    Continue,
     Event,
-    Refusal,
     ServerConnection,
     ServerExchange,
     ServerState,
@@ -28,6 +26,9 @@ from millstream._http.server.connection import (
 )
 from millstream._http.server.guard import ConnectionGuard, peer_of
 from millstream._override import override
+
+_MAX_LINGERING = 256
+"""Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
 
 
 class HttpProtocol(asyncio.Protocol):
@@ -76,7 +77,7 @@ class HttpProtocol(asyncio.Protocol):
             # Over TCP, a connection without a peer has been reset. Its requests would escape every limit.
             self.transport.abort()
         elif not self.guard.admit(self, is_proxy=proxies is not None):
-            if self.guard.overrun:
+            if len(self.state.connections) > self.guard.limits.max_connections + _MAX_LINGERING:
                 self.transport.abort()
             else:
                 self.refuse(self.connection.over_cap or TOO_MANY_CONNECTIONS)
@@ -145,10 +146,10 @@ class HttpProtocol(asyncio.Protocol):
     def _carry_out(self, event: Event) -> None:
         if isinstance(event, ServerExchange):
             self._begin(event)
-        elif isinstance(event, Continue):
-            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        elif isinstance(event, Refusal):
-            self._close_with(event.response)
+        elif isinstance(event, bytes):
+            self.transport.write(event)
+        elif isinstance(event, Response):
+            self._close_with(event)
         else:
             self._upgrade(event)
 
@@ -171,12 +172,11 @@ class HttpProtocol(asyncio.Protocol):
         """Continue as a WebSocket."""
         from millstream._http.server.websocket import WebSocketProtocol  # noqa: PLC0415  loaded with the first one
 
-        socket = WebSocketProtocol(self._table, self.state, self.guard, self._proxies)
+        socket = WebSocketProtocol(self.transport, self._table, self.state, self.guard, self._proxies)
         self.guard.transfer(self, socket)
         self._leave()
         self.state.connections.discard(self)
         self.transport.set_protocol(socket)
-        socket.connection_made(self.transport)
         socket.open(event.handshake)
         if event.ahead and not self.transport.is_closing():
             socket.data_received(event.ahead)
@@ -368,12 +368,11 @@ class ConnectionDrainer(Struct, eq=False):
         over = [each for each, start in since.items() if now - start >= linger]
         sockets = {each: each.transport.get_extra_info("socket") for each in over if each.idle}
         unread = readable(sockets.values())
-        for connection in over:
-            if connection.idle:
-                if sockets[connection].fileno() in unread:
-                    waiting = True
-                else:
-                    connection.transport.close()
+        for connection, sock in sockets.items():
+            if sock.fileno() in unread:
+                waiting = True
+            else:
+                connection.transport.close()
         return waiting or len(over) < len(since)
 
     def abort_closed(self) -> None:

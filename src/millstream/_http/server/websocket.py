@@ -18,7 +18,6 @@ import logging
 from http import HTTPStatus
 from math import inf
 from secrets import token_bytes
-from typing import cast
 from urllib.parse import unquote
 
 from websockets.datastructures import Headers
@@ -68,14 +67,18 @@ class WebSocketProtocol(asyncio.Protocol):
         "owner", "peer", "room", "transport",
     )  # fmt: skip
 
-    transport: asyncio.Transport
-
     # The application ends a WebSocket with a close frame.
     idle = arriving = answering = False
 
-    def __init__(
-        self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
+    def __init__(  # noqa: PLR0915  each attribute of a connection
+        self,
+        transport: asyncio.Transport,
+        table: Endpoints,
+        state: ServerState,
+        guard: ConnectionGuard,
+        proxies: TrustedProxies | None = None,
     ) -> None:
+        """Take over the socket of an HTTP connection."""
         # Configuration
         self._table = table
         self._proxies = proxies
@@ -83,10 +86,12 @@ class WebSocketProtocol(asyncio.Protocol):
         self._state = state
         self._guard = guard
         self._loop = asyncio.get_running_loop()
+        state.connections.add(self)
         guard.unfinished.fit(table.max_message)
         # Connection
-        self.peer = ""
-        self.owner = ""
+        self.transport = transport
+        self.peer = peer_of(transport)[0]
+        self.owner = peer_network(self.peer)
         """The caller, see `HttpRequest.owner`."""
         self._conn = ServerProtocol(max_size=table.max_message, logger=_silent_logger)
         self._answer: Response | None = None
@@ -133,14 +138,6 @@ class WebSocketProtocol(asyncio.Protocol):
         """Bytes before the ping when the client last read."""
 
     # The connection
-
-    @override
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take over the socket of an HTTP connection."""
-        self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
-        self._state.connections.add(self)
-        self.peer = peer_of(self.transport)[0]
-        self.owner = peer_network(self.peer)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
@@ -303,12 +300,15 @@ class WebSocketProtocol(asyncio.Protocol):
         conn.receive_data(data)
         frames = [event for event in conn.events_received() if isinstance(event, Frame)]
         failed = conn.state is not State.OPEN and not any(each.opcode is Opcode.CLOSE for each in frames)
-        if failed and self._flush():
+        if failed and b"" in self._flush():
             # The bytes aren't valid frames, and the parser has written the close frame.
             self._fail(CloseCode.PROTOCOL_ERROR)
             return 0
         if any(each.opcode is Opcode.PING for each in frames):
-            self._flush_pongs()
+            pongs = sum(map(len, self._flush()))
+            self._pongs = 0 if self.room.is_set() else self._pongs + pongs
+            if self._pongs > MAX_UNREAD:
+                self.transport.abort()
         self._frame_bytes += len(data)
         for frame in frames:
             self._frame_bytes -= _wire_size(frame)
@@ -445,27 +445,18 @@ class WebSocketProtocol(asyncio.Protocol):
         self.transport.close()
         self._watch_unread()
 
-    def _queue_disconnect(self, code: int, reason: str = "") -> None:
+    def _queue_disconnect(self, code: int = CloseCode.ABNORMAL_CLOSURE, reason: str = "") -> None:
         self._messages.put_nowait({"type": "websocket.disconnect", "code": int(code), "reason": reason})
 
     # Writing
 
-    def _flush(self) -> bool:
-        """Write the parser's output. Return whether it's the last."""
+    def _flush(self) -> list[bytes]:
+        """Write the parser's output, and return it. An empty part means that it's the last."""
         output = self._conn.data_to_send()
         data = b"".join(output)
         if data and not self.transport.is_closing():
             self.transport.write(data)
-        return b"" in output
-
-    def _flush_pongs(self) -> None:
-        """Write pongs. Abort if too many are unread."""
-        pongs = b"".join(self._conn.data_to_send())
-        if pongs and not self.transport.is_closing():
-            self.transport.write(pongs)
-            self._pongs = 0 if self.room.is_set() else self._pongs + len(pongs)
-            if self._pongs > MAX_UNREAD:
-                self.transport.abort()
+        return output
 
     @override
     def pause_writing(self) -> None:
@@ -575,7 +566,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def hang_up(self) -> None:
         """Make `receive` return a disconnect, because the application ends the connection itself."""
-        self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
+        self._queue_disconnect()
 
     async def receive(self) -> Message:
         """Return the next message for the application. Resume reading after the last one."""
@@ -603,7 +594,7 @@ class WebSocketProtocol(asyncio.Protocol):
         elif opening and kind == "websocket.accept":
             self._accept(message)
         elif opening and kind == "websocket.close":
-            self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
+            self._queue_disconnect()
             self._refuse(self._conn.reject(HTTPStatus.FORBIDDEN, ""))
         elif opening and kind == "websocket.http.response.start":
             phrase = PHRASES.get(message["status"], b"").decode()
@@ -614,10 +605,9 @@ class WebSocketProtocol(asyncio.Protocol):
                     self._close(message.get("code", 1000), message.get("reason") or "")
                 elif message.get("bytes") is not None:
                     self._conn.send_binary(message["bytes"])
-                    self._flush()
                 elif message.get("text") is not None:
                     self._conn.send_text(message["text"].encode())
-                    self._flush()
+                self._flush()
             except InvalidState:
                 raise ClientDisconnected from None
         else:
@@ -643,7 +633,7 @@ class WebSocketProtocol(asyncio.Protocol):
         denial.headers.setdefault("Connection", "close")
         denial.headers.setdefault("Content-Length", str(len(denial.body)))
         denial.headers.setdefault("Content-Type", "text/plain; charset=utf-8")
-        self._queue_disconnect(CloseCode.ABNORMAL_CLOSURE)
+        self._queue_disconnect()
         self._refuse(denial)
 
     def _close(self, code: int, reason: str) -> None:

@@ -117,8 +117,7 @@ class Events(Extension):
         self._poll_pause = poll_pause
         self._max_ttl = max_ttl
         self._limits = max_subscriptions, max_subscriptions_each
-        self._private_callbacks = private_callbacks
-        self._tls = tls
+        self._sender = WebhookSender(allow_any if private_callbacks else is_public, tls)
         self._retry_delay = retry_delay
         self._hub: Hub
         self._outbox: Outbox | None = None
@@ -215,9 +214,7 @@ class Events(Extension):
         """Register the methods and start the deliveries."""
         self._hub = host.hub
         self._hub.admission.restrict(self.catalog.allows_channel)
-        modes = ["poll", "push"]
-        if self._webhooks:
-            modes.insert(0, "webhook")
+        modes = ["webhook", "poll", "push"] if self._webhooks else ["poll", "push"]
         methods = EventMethods(self.catalog, host, modes, self._poll_pause)
         host.capability({}, name="events", member="")  # for clients of an earlier draft
         host.method("events/list", methods.list_types)
@@ -225,16 +222,15 @@ class Events(Extension):
         host.method("events/stream", methods.stream, revisions=PER_REQUEST)
         if not self._webhooks:
             return
-        sender = WebhookSender(judge=allow_any if self._private_callbacks else is_public, tls=self._tls)
         subscriptions = SubscriptionStore(host, host.map, *self._limits)
-        webhooks = WebhookMethods(self.catalog, host, subscriptions, sender, self._max_ttl)
+        webhooks = WebhookMethods(self.catalog, host, subscriptions, self._sender, self._max_ttl)
         host.method("events/subscribe", webhooks.subscribe)
         host.method("events/unsubscribe", webhooks.unsubscribe)
-        self._outbox = outbox = Outbox(sender, host.now, self._retry_delay)
-        jobs = [EventDelivery(kind, host, subscriptions, outbox, FilterIndex(kind)) for kind in self.catalog]
-        for job in jobs:
+        self._outbox = outbox = Outbox(self._sender, host.now, self._retry_delay)
+        for kind in self.catalog:
+            job = EventDelivery(kind, host, subscriptions, outbox, FilterIndex(kind))
             host.on_revocation(job.recheck)
-        outbox.open(jobs)
+            host.run(job.run())
         host.on_drain(outbox.close)
 
     @override

@@ -10,7 +10,7 @@ import logging
 import random
 import secrets
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 
@@ -176,7 +176,6 @@ class Outbox(Struct, eq=False):
     _running_counts: Counter[object] = field(default_factory=Counter[object])
     """Running deliveries by host, by principal, and by both."""
     _start: asyncio.Handle | None = None
-    _jobs: list[asyncio.Task[None]] = []
     _is_closed: bool = False
 
     def schedule(self, message: OutgoingMessage, delay: float = 0.0) -> None:
@@ -267,17 +266,12 @@ class Outbox(Struct, eq=False):
             message.is_running = False
         message.job.settle(message, answer)
 
-    def open(self, jobs: Sequence["EventDelivery"]) -> None:
-        """Start the deliveries of event types."""
-        self._jobs = [asyncio.get_running_loop().create_task(job.run()) for job in jobs]
-
     async def close(self, seconds: float = 0.0) -> None:
         """Start no further deliveries, wait up to `seconds` for running ones, and stop the rest. Idempotent."""
         self._is_closed = True
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
         await cancel_all(*self._running)
-        await cancel_all(*self._jobs)
 
 
 class EventDelivery(Struct, eq=False):
@@ -298,7 +292,6 @@ class EventDelivery(Struct, eq=False):
     """Offset up to which every event is queued for every subscription that receives it."""
     _epoch: str = ""
     _saved_cursor: str = ""
-    _saved_count: int = -1
     _changed_ids: set[str] = set()
     _reload: bool = False
     _change_event: asyncio.Event = field(default_factory=asyncio.Event)
@@ -382,7 +375,7 @@ class EventDelivery(Struct, eq=False):
             await subscriptions.put_position(name, cursor)
         self._saved_cursor = cursor
         self._epoch, self._position = split_cursor(cursor)
-        self._queued_position, self._saved_count = self._position, -1
+        self._queued_position = self._position
         records = await subscriptions.all(name)
         self._recheck_tokens = True
         undelivered = await subscriptions.find_undelivered([record.id for record in records])
@@ -391,6 +384,7 @@ class EventDelivery(Struct, eq=False):
             target = await self._add_target(record)
             if target is not None and record.id in undelivered:
                 await self._resume(target, undelivered[record.id], events)
+        self._change_event.set()
         return cursor
 
     async def _resume(self, target: Target, undelivered: UndeliveredEvents, events: dict[int, Event | None]) -> None:
@@ -436,7 +430,9 @@ class EventDelivery(Struct, eq=False):
                 self._changed_ids.update(record.id for record in await self._subscriptions.all(self.kind.name))
             while self._changed_ids:
                 await self._reload_subscription(self._changed_ids.pop())
-            await self._save_count()
+            with suppress(StoreFull):  # then there's no room for a subscription beyond the limit either
+                # Also after a refresh, or the count would expire before the subscriptions.
+                await self._subscriptions.put_count(self.kind.name, len(self._targets))
 
     async def _reload_subscription(self, id: str) -> None:
         record, _ = await self._subscriptions.get(self.kind.name, id)
@@ -504,6 +500,7 @@ class EventDelivery(Struct, eq=False):
         if target is None:
             return
         target.is_removed = True
+        self._change_event.set()  # saves the count
         self._index.discard(target)
         self._drop_events(target)
         if target.gap is not None:
@@ -700,7 +697,6 @@ class EventDelivery(Struct, eq=False):
             if target.has_unsaved_status:
                 target.has_unsaved_status, target.status_saved_at = False, now
                 await subscriptions.put_status(record.id, target.status)
-        await self._save_count()
 
     async def _find_revoked(self) -> set[str]:
         """Return the revoked credentials. Only checks after a possible revocation."""
@@ -713,12 +709,6 @@ class EventDelivery(Struct, eq=False):
         except BaseException:
             self._recheck_tokens = True
             raise
-
-    async def _save_count(self) -> None:
-        count = len(self._targets)
-        if count != self._saved_count:
-            await self._subscriptions.put_count(self.kind.name, count)
-            self._saved_count = count
 
     async def _clear_initial_cursor(self, target: Target) -> None:
         """Clear the initial cursor of a subscription, which from now on has the position of its event type."""

@@ -349,7 +349,7 @@ class EventMethods(Struct, eq=False):
         """
         reader, hub = self._open(params, ctx), self._host.hub
         kind, mark = reader.kind, {"_meta": {SUBSCRIPTION_KEY: ctx.request_id}}
-        live = self._streams.get(kind.name) or self._streams.setdefault(kind.name, LiveStreams(kind, hub))
+        live = self._streams.setdefault(kind.name, LiveStreams(kind, hub))
 
         def on_live(feed: Feed) -> Encode:
             live.add(feed, reader)

@@ -106,8 +106,7 @@ class SkillFolder:
     def read(self, path: str) -> tuple[bytes, str] | None:
         """Return the bytes and the media type of a file by the rest of its URI; None if it isn't served."""
         uri = f"skill://{quote(path)}"
-        snapshot = self.snapshot()
-        file = snapshot.files.get(uri)
+        file = self.snapshot().files.get(uri)
         resolved = None if file is None else self._find(file.place)
         if resolved is None:
             return None

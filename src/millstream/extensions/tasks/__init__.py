@@ -13,7 +13,7 @@ from msgspec import Raw, Struct, field
 from millstream import Context, ProtocolError
 from millstream._override import override
 from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
-from millstream.extensions.tasks._runner import CHANGE_TOPIC, TaskRecord, TaskRecords, TaskRunner, logger, name_of
+from millstream.extensions.tasks._runner import CHANGE_TOPIC, TaskRecord, TaskRunner, logger, name_of
 from millstream.parts import cancel_all
 from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS, Json
 
@@ -93,7 +93,7 @@ class TasksExtension(Extension):
     # Methods
 
     async def _get(self, params: TaskParams, ctx: Context) -> Json:
-        record = await self._runner.get(name_of(params.task_id, ctx.principal))
+        record = await self._runner.get_settled(name_of(params.task_id, ctx.principal))
         if record is None:
             raise _unknown_task()
         return record.describe()
@@ -121,10 +121,10 @@ class TasksExtension(Extension):
         limit = self._host.settings.max_subscriptions
         if len(ids) > limit:
             raise ProtocolError(INVALID_REQUEST, f"A subscription can't have more than {limit} tasks.")
-        names, records = {name_of(each, ctx.principal): each for each in ids}, TaskRecords(self._host)
-        existing = {name: each for name, each in names.items() if await records.get(name) is not None}
+        names = {name_of(each, ctx.principal): each for each in ids}
+        existing = {name: each for name, each in names.items() if await self._runner.get(name) is not None}
         if existing:
-            follower = _Follower(self._runner.get, subscription, frozenset(existing), dict.fromkeys(existing, True))
+            follower = _Follower(self._runner.get_settled, subscription, frozenset(existing), dict.fromkeys(existing))
             self._followers[follower] = asyncio.get_running_loop().create_task(follower.run())
 
             def stop() -> None:
@@ -145,7 +145,7 @@ class _Follower(Struct, eq=False):
     get: Callable[[str], Awaitable[TaskRecord | None]]
     subscription: ListenSubscription
     names: frozenset[str]
-    changed_names: dict[str, bool]
+    changed_names: dict[str, None]
     """Names of tasks with a state to push, in order."""
     change_event: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -153,7 +153,7 @@ class _Follower(Struct, eq=False):
         """Push the state of a task if the subscription includes it, or of all its tasks without a name."""
         changed = self.names.intersection((name,)) if name else self.names
         if changed:
-            self.changed_names.update(dict.fromkeys(changed, True))
+            self.changed_names.update(dict.fromkeys(changed))
             self.change_event.set()
 
     async def run(self) -> None:

@@ -12,7 +12,7 @@ comes from the notifications that the task's function sends.
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -137,9 +137,8 @@ class TaskRecords:
     """The tasks of one store."""
 
     def __init__(self, host: ServerHost) -> None:
+        self._host = host
         self._map = host.map
-        self._bus = host.bus
-        self._clock = host.now
 
     # Tasks
 
@@ -167,7 +166,7 @@ class TaskRecords:
         if raw is None:
             return None
         record = _decode_record(raw)
-        return record if record.expires > self._clock() else None
+        return record if record.expires > self._host.now() else None
 
     async def call_of(self, name: str) -> SavedCall | None:
         """Return the saved call of a task."""
@@ -191,7 +190,7 @@ class TaskRecords:
         for attempt in count():
             raw = await read_again(kv, key, attempt)
             record = None if raw is None else _decode_record(raw)
-            now = self._clock()
+            now = self._host.now()
             if record is None or record.over or record.expires <= now:
                 return None
             changed = change(record)
@@ -199,7 +198,7 @@ class TaskRecords:
                 return None
             changed = replace(changed, updated=max(now, record.updated), room=b"" if changed.over else _ROOM)
             if await kv.compare_and_set(key, raw, _encode(changed), changed.expires - now):
-                await self._bus.publish(CHANGE_TOPIC, name.encode())
+                await self._host.bus.publish(CHANGE_TOPIC, name.encode())
                 return changed
         return None
 
@@ -207,16 +206,11 @@ class TaskRecords:
 
     async def mark(self, name: str, worker: str, expires: float) -> None:
         """Mark a task as run by a worker. The marker precedes the record, so no task of a dead worker is missed."""
-        await self._map.put(f"taskrun:{worker}:{name}", b"", max(1.0, expires - self._clock()))
+        await self._map.put(f"taskrun:{worker}:{name}", b"", max(1.0, expires - self._host.now()))
 
     async def unmark(self, name: str, worker: str) -> None:
         """Delete the marker."""
         await self._map.delete(f"taskrun:{worker}:{name}")
-
-    async def running_tasks(self) -> Sequence[tuple[str, str]]:
-        """Return the worker and name of every task that has a marker."""
-        keys = await self._map.keys("taskrun:")
-        return [(worker, name) for _, worker, name in (key.split(":", 2) for key in keys)]
 
 
 _MAX_TEXT = 1_000
@@ -307,14 +301,13 @@ class _Run(Struct, eq=False):
         return self.record.retry and self.call.halted
 
 
-class TaskRunner:
-    """The tasks of one worker."""
+class TaskRunner(TaskRecords):
+    """The tasks of one worker, which runs some of those in the store."""
 
     def __init__(self, host: ServerHost) -> None:
         """Create a runner of the host's calls. `open` starts it."""
-        self._host = host
+        super().__init__(host)
         self._settings = host.settings
-        self._records = TaskRecords(host)
         self._me = host.worker
         self._running: dict[str, _Run] = {}
         self._closing = False
@@ -375,7 +368,7 @@ class TaskRunner:
             responses=call.responses,
         )
         try:
-            await self._records.create(name, record, saved)
+            await self.create(name, record, saved)
         except BaseException as exc:
             self._host.release_slots(slots)
             if isinstance(exc, StoreFull):
@@ -404,11 +397,11 @@ class TaskRunner:
                 return replace(record, requests=rest, responses=answers)
             return replace(record, status=WORKING, message="", worker=me, requests={}, responses=answers)
 
-        record = await self._records.get(name)
+        record = await self.get(name)
         if record is None or change(record) is None:
             return record is not None
         self._check_open()
-        saved = await self._records.call_of(name)
+        saved = await self.call_of(name)
         if saved is None:
             return False
         slots = await self._take_slots(record.id, saved.owner, saved)
@@ -424,25 +417,25 @@ class TaskRunner:
 
     async def cancel(self, name: str) -> bool:
         """Cancel a task unless it has ended. Return False if the task doesn't exist."""
-        changed = await self._records.update(
+        changed = await self.update(
             name,
             lambda record: replace(
                 record, status=CANCELLED, message="Canceled by the client.", requests={}, responses={}
             ),
         )
         if changed is None:
-            return await self._records.get(name) is not None
+            return await self.get(name) is not None
         if changed.worker in ("", HANDED_OVER):
-            await self._records.forget_call(name)
+            await self.forget_call(name)
         elif changed.worker == self._me:
             self._cancel_here(name.encode())
         else:
             await self._host.bus.send(changed.worker, CANCEL_TOPIC, name.encode())
         return True
 
-    async def get(self, name: str) -> TaskRecord | None:
+    async def get_settled(self, name: str) -> TaskRecord | None:
         """Return the current state of a task. If its worker is dead, settle it first."""
-        record = await self._records.get(name)
+        record = await self.get(name)
         if (
             record is not None
             and record.status == WORKING
@@ -450,7 +443,7 @@ class TaskRunner:
             and not await self._host.alive(record.worker)
         ):
             await self._recover(record.worker, name)
-            record = await self._records.get(name)
+            record = await self.get(name)
         return record
 
     def _check_open(self) -> None:
@@ -475,8 +468,11 @@ class TaskRunner:
                 text = "Too many concurrent calls. Try again when one has ended."
             else:
                 settings = self._settings
-                per_caller, total = settings.max_tasks_per_caller, settings.max_tasks
-                text = f"{per_caller:,} of your tasks" if reached.key else f"{total:,} tasks"
+                text = (
+                    f"{settings.max_tasks_per_caller:,} of your tasks"
+                    if reached.key
+                    else f"{settings.max_tasks:,} tasks"
+                )
                 text += " run already, which is the limit. Try again later."
             raise ProtocolError(RATE_LIMITED, text, status=429) from reached
 
@@ -550,11 +546,11 @@ class TaskRunner:
     async def _finish(self, run: _Run, change: Change) -> TaskRecord | None:
         name, worker = run.name, run.record.worker
         if run.hands_over:
-            await self._records.mark(name, HANDED_OVER, run.record.expires)
-        written = await self._records.update(name, change)
-        await self._records.unmark(name, worker)
+            await self.mark(name, HANDED_OVER, run.record.expires)
+        written = await self.update(name, change)
+        await self.unmark(name, worker)
         if written is not None and written.over:
-            await self._records.forget_call(name)
+            await self.forget_call(name)
         return written
 
     def _record_change(self, run: _Run, outcome: RunOutcome) -> Change:
@@ -589,7 +585,7 @@ class TaskRunner:
         while run.status_message:
             text, run.status_message = run.status_message, ""
             try:
-                await self._records.update(run.name, run.change(message=text))
+                await self.update(run.name, run.change(message=text))
             except LocalError:
                 logger.debug("The status message of a task couldn't be stored", exc_info=True)
             await asyncio.sleep(_STATUS_INTERVAL)
@@ -609,7 +605,7 @@ class TaskRunner:
     async def _stop_cancelled(self) -> None:
         for run in list(self._running.values()):
             try:
-                record = await self._records.get(run.name)
+                record = await self.get(run.name)
             except (LocalError, OSError):
                 logger.debug("A running task can't be read", exc_info=True)
                 return
@@ -627,19 +623,20 @@ class TaskRunner:
 
     async def _sweep(self) -> None:
         alive: dict[str, bool] = {self._me: True, HANDED_OVER: False}
-        for worker, name in await self._records.running_tasks():
+        for key in await self._map.keys("taskrun:"):
+            _, worker, name = key.split(":", 2)
             if worker not in alive:
                 alive[worker] = await self._host.alive(worker)
             if not alive[worker]:
                 await self._recover(worker, name)
-                await self._records.unmark(name, worker)
+                await self.unmark(name, worker)
 
     async def _recover(self, worker: str, name: str) -> None:
         """Settle the task of a dead worker: run it again, or fail it."""
-        record = await self._records.get(name)
+        record = await self.get(name)
         if record is None or record.over or record.worker != worker:
             return
-        saved = await self._records.call_of(name)
+        saved = await self.call_of(name)
         handed = worker == HANDED_OVER
         if saved is None or not self._host.has_tool(saved.tool):
             text = _TOOL_MISSING
@@ -664,20 +661,20 @@ class TaskRunner:
                 self._run(name, claimed, saved, None)
             return
         logger.warning("A task of %s failed: %s", "a tool" if saved is None else saved.tool, text)
-        await self._records.update(
+        await self.update(
             name,
             lambda record: replace(record, **_failure(INTERNAL_ERROR, text)) if record.worker == worker else None,
         )
-        await self._records.forget_call(name)
+        await self.forget_call(name)
 
     async def _claim(self, name: str, me: str, expires: float, change: Change) -> TaskRecord | None:
         """Change a record so that this worker runs the task. Return it, or None if the task isn't this worker's."""
-        await self._records.mark(name, me, expires)
-        changed = await self._records.update(name, change)
+        await self.mark(name, me, expires)
+        changed = await self.update(name, change)
         if changed is not None and changed.worker == me:
             return changed
         if name not in self._running:
-            await self._records.unmark(name, me)
+            await self.unmark(name, me)
         return None
 
 
