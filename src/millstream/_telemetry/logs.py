@@ -34,8 +34,7 @@ MAX_TEXT = 8192
 MAX_DEPTH = 6
 MAX_ITEMS = 100
 
-_LEVEL_NAMES = ("debug", "info", "warning", "error", "critical")
-LEVELS = {name: logging.getLevelNamesMapping()[name.upper()] for name in _LEVEL_NAMES}
+LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error", "critical")}
 UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 _SECRET_NAME = re.compile(
@@ -292,9 +291,11 @@ def redact(value: Any, name: str = "", depth: int = 0) -> Any:
     if isinstance(value, Mapping | list | tuple) and depth >= MAX_DEPTH:
         return "…"
     if isinstance(value, Mapping):
-        return {redact_text(str(key)): redact(item, str(key), depth + 1) for key, item in _first(value.items())}
+        return {
+            redact_text(str(key)): redact(item, str(key), depth + 1) for key, item in islice(value.items(), MAX_ITEMS)
+        }
     if isinstance(value, list | tuple):
-        return [redact(item, "", depth + 1) for item in _first(value)]
+        return [redact(item, "", depth + 1) for item in islice(value, MAX_ITEMS)]
     if value is None or isinstance(value, int | float):
         return value
     return redact_text(repr(value))
@@ -320,10 +321,6 @@ def redact_text(text: str) -> str:
 def escape(text: str) -> str:
     """Return `text` on one line, with control characters and invisible ones escaped."""
     return escape_invisible(text.translate(_ESCAPES))
-
-
-def _first(items: Any) -> list[Any]:
-    return list(islice(items, MAX_ITEMS))
 
 
 def _plain(value: Any) -> str:
@@ -354,14 +351,13 @@ def capture_prints(listener: logging.Handler) -> Callable[[], None]:
     return restore
 
 
-class _Tee:
+class _Tee(msgspec.Struct, eq=False):
     """A text stream that also turns written lines into log records."""
 
-    def __init__(self, stream: TextIO, name: str, listener: logging.Handler) -> None:
-        self._stream = stream
-        self._name = name
-        self._listener = listener
-        self._rest = ""
+    _stream: TextIO
+    _name: str
+    _listener: logging.Handler
+    _rest: str = ""
 
     def write(self, text: str) -> int:
         """Write, and pass on complete lines."""

@@ -143,8 +143,8 @@ class MessageLog:
         self._outlet = TextOutlet(stream)
         self._worker = worker or str(os.getpid())
         self._json = (not stream.isatty()) if json is None else json
-        self._color = stream.isatty() and "NO_COLOR" not in os.environ
-        self._dim = ("\x1b[2m", "\x1b[0m") if self._color else ("", "")
+        color = stream.isatty() and "NO_COLOR" not in os.environ
+        self._dim = ("\x1b[2m", "\x1b[0m") if color else ("", "")
         # Process
         self.lost: int = 0
         """Number of lines that the stream didn't accept."""
@@ -216,7 +216,7 @@ class MessageLog:
             dim, plain = self._dim
             who = " ".join(each for each in (line["client"] or line["transport"], line["principal"]) if each)
             about = f"{line['method']} {line['target']}" if line["target"] else line["method"]
-            mark = f"\x1b[{_COLORS[line['level']]}m" if self._color else ""
+            mark = f"\x1b[{_COLORS[line['level']]}m" if dim else ""
             return f"{mark}{line['status']:<10}{plain} {about}  ", f" ms  {dim}{who}{plain}\n", ""
         text = "".join(f',"{name}":{_encode(value).decode()}' for name, value in line.items())
         before, mark, rest = text.partition(',"duration_ms":null')
@@ -329,13 +329,12 @@ class AuditLog:
             raise OSError("the disk is full")
         self.seq, self.hash = self.seq + 1, digest
 
-    def sync(self) -> None:
-        """Flush written lines to disk."""
-        os.fsync(self._fd)
-
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Flush written lines to disk, and close the file."""
+        try:
+            os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
 
 
 def _open(path: Path) -> tuple[Path, int]:
@@ -410,15 +409,15 @@ def verify(path: Path) -> tuple[int, str]:
         BrokenAuditLog: A line was changed, removed, inserted, or moved.
         OSError: The file can't be read.
     """
-    seq, previous = 0, START
+    number, previous = 0, START
     for number, line in enumerate(_lines(path), 1):
         found = _check(line)
         if found is None:
             raise BrokenAuditLog(f"Line {number} of {path} was changed.")
-        if found.get("prev") != previous or found.get("seq") != seq + 1:
+        if found.get("prev") != previous or found.get("seq") != number:
             raise BrokenAuditLog(f"Before line {number} of {path}, lines were removed, inserted, or reordered.")
-        seq, previous = seq + 1, str(found["hash"])
-    return seq, previous
+        previous = str(found["hash"])
+    return number, previous
 
 
 def _lines(path: Path) -> Iterator[bytes]:

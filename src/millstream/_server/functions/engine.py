@@ -10,6 +10,7 @@ resource; `None` is empty content. Everything else (dataclass, Struct, pydantic 
 structured, with the same JSON as text for clients without structured content.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
@@ -49,8 +50,6 @@ from millstream._server.functions.problems import (
     problem_text,
 )
 
-_MORE_WORKS = " (with pydantic, more types work: pip install 'millstream[pydantic]')"
-
 
 def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
     """Choose and build the engine of a function.
@@ -73,7 +72,7 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
         module = import_module("millstream._server.functions.pydantic_engine")
     except ImportError:
         assert failed is not None  # noqa: S101  types of pydantic come with pydantic
-        raise type(failed)(f"{failed}{_MORE_WORKS}") from failed
+        raise type(failed)(f"{failed} (with pydantic, more types work: pip install 'millstream[pydantic]')") from failed
     try:
         return _build(module.PydanticEngine, arguments, returns)
     except (ParameterError, OutputError) as error:
@@ -161,9 +160,7 @@ class SchemaCheck:
         except ImportError:
             raise MissingExtra("Validating arguments against a handwritten schema", "schema") from None
         patterns = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS)
-        compiled: Callable[[Schema], Any] = lambda each: jsonschema_rs.Draft202012Validator(  # noqa: E731
-            each, offline=True, pattern_options=patterns
-        )
+        compiled = partial(jsonschema_rs.Draft202012Validator, offline=True, pattern_options=patterns)
         try:
             validator = compiled(schema)
         except jsonschema_rs.ValidationError as error:
@@ -192,7 +189,10 @@ class SchemaCheck:
         return problem_text(found, whole=self._whole, most=MAX_REASONS)
 
 
-PICTURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
+_PICTURE = re.compile(
+    rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|(?P<webp>RIFF.{4}WEBP)", re.DOTALL
+)
+"""The beginning of an image. Its group is named like the media subtype."""
 CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
@@ -299,11 +299,8 @@ def _block(item: Any) -> Content:
     if isinstance(item, BLOCKS):
         return item  # type: ignore[return-value]  # BLOCKS are the members of Content
     if isinstance(item, bytes):
-        for start, mime_type in PICTURES:
-            if item.startswith(start):
-                return Image(item, mime_type)
-        if item[:4] == b"RIFF" and item[8:12] == b"WEBP":
-            return Image(item, "image/webp")
+        if (picture := _PICTURE.match(item)) is not None:
+            return Image(item, f"image/{picture.lastgroup}")
         return EmbeddedResource(BYTES_URI, blob=item, mime_type="application/octet-stream")
     return Text(as_text(item))
 

@@ -237,16 +237,16 @@ class MsgspecEngine(Engine):
             del schema["required"]
         _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
-        self._exact = has_decimals(schema)
-        self.typed = None if self._exact else self.struct
-        self.decode = self._decode_exactly if self._exact else self._decoder.decode
-        self.max_values = MAX_VALUES if self._exact else MAX_BUILT if is_slow_to_build(schema) else 0
+        exact = has_decimals(schema)
+        self.typed = None if exact else self.struct
+        self.decode = self._decode_exactly if exact else self._decoder.decode
+        self.max_values = MAX_VALUES if exact else MAX_BUILT if is_slow_to_build(schema) else 0
         self.output = None if returns is None else output_of(returns)
 
     @override
     def convert(self, values: Json, *, lax: bool = False) -> Any:
         """See `Engine`."""
-        if self._exact:
+        if self.typed is None:
             self._check_exactly(values, lax=lax)
         return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook)
 

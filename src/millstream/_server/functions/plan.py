@@ -67,8 +67,6 @@ class Plan(Struct, frozen=True):
     kind: Kind
     description: str
     """The docstring up to its first section."""
-    parameters: tuple[str, ...]
-    """Wire names in the order of the signature, without the context."""
     engine: Engine
     """The engine that reads arguments and encodes results."""
     decode: Callable[[Any], Any]
@@ -94,11 +92,6 @@ class Plan(Struct, frozen=True):
     """Parameters without an annotation. Clients see only their names."""
     coerce: bool = False
     """Whether arguments are accepted in other forms. See `plan`."""
-
-    @property
-    def output_schema(self) -> Schema | None:
-        """The output schema, if the result is structured."""
-        return None if self.output is None else self.output.schema
 
 
 def plan(
@@ -180,7 +173,6 @@ def plan(
         name=name,
         kind=kind,
         description=text,
-        parameters=tuple(each.wire for each in parameters),
         engine=engine,
         decode=decode_object if whole else engine.decode,
         input_schema=schema,

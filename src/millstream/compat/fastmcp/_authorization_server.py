@@ -70,8 +70,8 @@ _CODE_SECONDS = 3600.0
 """Seconds for which a used code is stored."""
 
 
-class ServedProvider:
-    """A provider whose endpoints this server serves."""
+class ServedProvider(Provider):
+    """A provider whose endpoints this server serves. It finds the clients."""
 
     def __init__(self, provider: Any, settings: Any) -> None:
         """Check the issuer's URL.
@@ -111,9 +111,31 @@ class ServedProvider:
             clients={},
             registration=bool(getattr(registration, "enabled", False)),
             metadata_documents=False,
-            provider=_ProviderClients(self._provider),
+            provider=self,
         )
         return RunningProvider(self._provider, settings, plan, Vault(services))
+
+    @override
+    async def find_client(self, client_id: str) -> OAuthClient | None:
+        """Return the provider's client as an `OAuthClient`; None if it's unknown or its secret has expired."""
+        theirs = await self._provider.get_client(client_id)
+        if theirs is None:
+            return None
+        secret, method = theirs.client_secret, theirs.token_endpoint_auth_method or "none"
+        until = theirs.client_secret_expires_at
+        if secret and until and until < time.time():
+            return None
+        if secret or method != "none":
+            method = "client_secret_post"  # without a secret, authentication always fails
+        return OAuthClient(
+            client_id,
+            name=theirs.client_name or "",
+            redirect_uris=tuple(map(str, theirs.redirect_uris or ())),
+            method=method,
+            secret_hash=digest(secret) if secret else "",
+            grant_types=tuple(theirs.grant_types),
+            source="registered",
+        )
 
 
 class RunningProvider(IssuerEndpoints, VerifierMethod):
@@ -315,35 +337,6 @@ class _Targets(Targets):
     @override
     def requested_scopes(self, text: str) -> tuple[str, ...]:
         return tuple(text.split())
-
-
-class _ProviderClients(Provider):
-    """The clients of a provider."""
-
-    def __init__(self, provider: Any) -> None:
-        self._provider = provider
-
-    @override
-    async def find_client(self, client_id: str) -> OAuthClient | None:
-        """Return the provider's client as an `OAuthClient`; None if it's unknown or its secret has expired."""
-        theirs = await self._provider.get_client(client_id)
-        if theirs is None:
-            return None
-        secret, method = theirs.client_secret, theirs.token_endpoint_auth_method or "none"
-        until = theirs.client_secret_expires_at
-        if secret and until and until < time.time():
-            return None
-        if secret or method != "none":
-            method = "client_secret_post"  # without a secret, authentication always fails
-        return OAuthClient(
-            client_id,
-            name=theirs.client_name or "",
-            redirect_uris=tuple(map(str, theirs.redirect_uris or ())),
-            method=method,
-            secret_hash=digest(secret) if secret else "",
-            grant_types=tuple(theirs.grant_types),
-            source="registered",
-        )
 
 
 def _credentials(client: OAuthClient, options: Any) -> dict[str, Any]:
