@@ -43,7 +43,6 @@ class TextOutlet:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._descriptor = -1
         self._poll: select.poll | None = None
         """None if writing doesn't block: for files and in-memory streams, and on Windows, where this can't be
         checked.
@@ -54,7 +53,6 @@ class TextOutlet:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 self._poll = select.poll()
                 self._poll.register(descriptor, select.POLLOUT)
-                self._descriptor = descriptor
 
     def write(self, text: str, *, wait_ms: int = 0) -> bool:
         """Write `text`, or keep it for later if the stream blocks for more than `wait_ms`. Return False if it was lost.
@@ -71,7 +69,7 @@ class TextOutlet:
         rest = memoryview(self.unsent + data if taken else self.unsent)
         self.unsent = b""
         while rest and self._poll.poll(wait_ms):
-            rest = rest[os.write(self._descriptor, rest[:_PIECE]) :]
+            rest = rest[os.write(self._stream.fileno(), rest[:_PIECE]) :]
         self.unsent = bytes(rest)
         return taken
 

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard, get_args, get_origin
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream._protocol.errors import LocalError, MissingExtra
@@ -34,6 +34,7 @@ from millstream._server.functions.msgspec_engine import (
     output_error,
 )
 from millstream._server.functions.parameters import (
+    UNIONS,
     WHAT_WORKS,
     ArgumentList,
     Parameter,
@@ -212,6 +213,27 @@ class ToolResult(Struct, frozen=True):
     meta: dict[str, Any] | None = None
 
 
+def may_be_content(annotation: Any) -> bool:
+    """Return whether values of a type are or can contain content. They have no output schema then."""
+    return _is_content(annotation) or _may_hold_content(annotation)
+
+
+def _is_content(annotation: Any) -> bool:
+    if annotation is ToolResult or annotation in CONTENT:
+        return True
+    return get_origin(annotation) is not dict and any(map(_is_content, get_args(annotation)))
+
+
+def _may_hold_content(annotation: Any) -> bool:
+    """Return whether a type is, or has as an alternative, a list or tuple of unknown items."""
+    if annotation in (list, tuple):
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (list, tuple):
+        return any(part in (Any, object) for part in parts)
+    return origin in (*UNIONS, Annotated) and any(map(_may_hold_content, parts))
+
+
 def output_from_schema(schema: Schema) -> Output:
     """Return the output of a handwritten schema.
 
@@ -266,17 +288,14 @@ def _encode_structured(value: Any, output: Output | None) -> bytes:
 
 
 def _explicit(result: ToolResult, output: Output | None) -> bytes:
-    if output is not None and not result.is_error:
-        if result.structured is UNSET:
-            raise output_error("it has no structured value")
-        result = msgspec.structs.replace(result, structured=Raw(output.encode(result.structured)))
     items = result.content if isinstance(result.content, list) else [result.content]
-    if result.structured is not UNSET and not items:
-        members = _encode_structured(result.structured, None)
-    else:
-        members = b'"content":%b' % encode([_block(item) for item in items])
-        if result.structured is not UNSET:
-            members += b',"structuredContent":%b' % encode(result.structured)
+    structured = b""
+    if result.structured is not UNSET:
+        data = encode_value(result.structured, None if result.is_error else output)
+        structured, items = b',"structuredContent":%b' % data, items or [data.decode()]
+    elif output is not None and not result.is_error:
+        raise output_error("it has no structured value")
+    members = b'"content":%b%b' % (encode([_block(item) for item in items]), structured)
     return members + b',"isError":true' if result.is_error else members
 
 

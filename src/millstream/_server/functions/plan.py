@@ -34,8 +34,8 @@ from millstream._server.functions.dependencies import (
     warn_author,
 )
 from millstream._server.functions.description import describe
-from millstream._server.functions.engine import SchemaCheck, ToolResult, engine_of, output_from_schema
-from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError, may_be_content
+from millstream._server.functions.engine import SchemaCheck, engine_of, may_be_content, output_from_schema
+from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError
 from millstream._server.functions.parameters import (
     ArgumentList,
     Kind,
@@ -159,7 +159,7 @@ def plan(
         parameters = [] if whole else parameters
     with _about(f"{name}: output_schema"):
         by_hand = output_from_schema(output_schema) if output_schema is not None else None
-    if by_hand or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns, (ToolResult,)):
+    if by_hand or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns):
         returns = None
     arguments = ArgumentList(name, parameters, closed if check else kind == "tool" and not coerce)
     code = getattr(target, "__code__", None)
