@@ -36,7 +36,7 @@ class Request:
         ``async def on_call(self, request: Request, next: Next): ...``
     """
 
-    __slots__ = ("_arguments", "_before", "_call", "_original", "context", "method", "name")
+    __slots__ = ("_arguments", "_before", "_original", "context", "method", "name")
 
     def __init__(self, method: str, name: str, given: Any, context: Context) -> None:
         self.method: str = method
@@ -46,7 +46,6 @@ class Request:
         self.context: Context = context
         """The call. ``context.state`` is a dict shared by middleware and the function."""
         self._original = given
-        self._call: Call
         self._arguments: Json | None = None
         self._before = b""
 
@@ -247,18 +246,28 @@ def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) ->
                 raise ToolError(str(exc)) from exc
             raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
 
-    async def inside(request: Request) -> Any:
-        call = request._call
+    async def inside(request: _HookRun) -> Any:
+        call = request.call
         return await run(request.final_arguments(lambda arguments: reread(arguments, call)), call)
 
     chain = chain_hooks(mine, inside)
 
     def run_hooked(arguments: Any, call: Call) -> Awaitable[Any]:
-        request = Request(method, call.name if about == "read" else name, arguments, shared_context(call, home))
-        request._call = call
-        return chain(request)
+        return chain(
+            _HookRun(method, call.name if about == "read" else name, arguments, shared_context(call, home), call)
+        )
 
     return run_hooked
+
+
+class _HookRun(Request):
+    """A request with its call, for the code inside of all hooks."""
+
+    __slots__ = ("call",)
+
+    def __init__(self, method: str, name: str, given: Any, context: Context, call: Call) -> None:
+        super().__init__(method, name, given, context)
+        self.call = call
 
 
 def _texts(arguments: Mapping[str, Any]) -> Json:

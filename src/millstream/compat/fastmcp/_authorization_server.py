@@ -314,8 +314,19 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         try:
             asked = {"grant_types": [CODE, REFRESH], **said}
             client = client_of(str(uuid4()), asked, "registered", methods=METHODS, default="client_secret_post")
+            now, seconds = int(time.time()), options.client_secret_expiry_seconds
+            secret = client.method != "none"
             theirs = OAuthClientInformationFull.model_validate(
-                {"scope": " ".join(options.default_scopes or ()) or None, **said, **_credentials(client, options)}
+                {
+                    "scope": " ".join(options.default_scopes or ()) or None,
+                    **said,
+                    "client_id": client.id,
+                    "client_id_issued_at": now,
+                    "token_endpoint_auth_method": client.method,
+                    "grant_types": client.grant_types,
+                    "client_secret": new_secret() if secret else None,
+                    "client_secret_expires_at": (now + seconds if seconds is not None else 0) if secret else None,
+                }
             )
         except ValidationError as exc:
             raise OAuthError(
@@ -337,22 +348,6 @@ class _Targets(Targets):
     @override
     def requested_scopes(self, text: str) -> tuple[str, ...]:
         return tuple(text.split())
-
-
-def _credentials(client: OAuthClient, options: Any) -> dict[str, Any]:
-    now = int(time.time())
-    made: dict[str, Any] = {
-        "client_id": client.id,
-        "client_id_issued_at": now,
-        "token_endpoint_auth_method": client.method,
-        "grant_types": client.grant_types,
-        "client_secret": None,
-        "client_secret_expires_at": None,
-    }
-    if client.method != "none":
-        seconds = options.client_secret_expiry_seconds
-        made |= {"client_secret": new_secret(), "client_secret_expires_at": 0 if seconds is None else now + seconds}
-    return made
 
 
 def _refusal(exc: Exception) -> OAuthError | None:

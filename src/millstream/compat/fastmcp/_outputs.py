@@ -189,7 +189,7 @@ class Audio(_Media):
 
 def is_result(value: Any) -> bool:
     """Return whether a value is the protocol's `CallToolResult`."""
-    return isinstance(value, BaseModel) and type(value).__name__ == "CallToolResult"
+    return isinstance(value, BaseModel) and _is_result(type(value))
 
 
 def is_content(value: Any) -> bool:
