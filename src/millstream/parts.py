@@ -28,10 +28,10 @@ from millstream._server.calls.call import Call, check_scopes, granted_scopes
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.pending_questions import ClientRefusal
 from millstream._server.calls.services import ServerChange, Services
-from millstream._server.features import Hooks, Run
+from millstream._server.features import Hooks, Read, Run
 from millstream._server.features.registry import RegisteredExtension, sees
 from millstream._server.features.resources import Pattern, Prompt, Readable, Resource, Template
-from millstream._server.features.sources import Item, ItemSource, Read, require_scopes
+from millstream._server.features.sources import Item, ItemSource, require_scopes
 from millstream._server.features.tools import NAMES_THAT_WORK, TaskRules, Tool, check_tool_name, works_everywhere
 from millstream._server.functions.engine import encode_result
 from millstream._server.functions.plan import ArgumentError

@@ -7,7 +7,7 @@ import pytest
 
 from cases import for_each
 from millstream import Field
-from plans import plan
+from plans import plan, schema_of_result
 from signature_types import CONTEXTS, Address, Color, Context, Model, run
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def test_signatures_become_closed_object_schemas() -> None:
 
     made = plan(order)
     assert (made.name, made.kind, made.description) == ("order", "tool", "Order a book.")
-    assert made.parameters == ("isbn", "copies")
+    assert tuple(made.input_schema["properties"]) == ("isbn", "copies")
     assert made.input_schema == {
         "type": "object",
         "properties": {
@@ -31,7 +31,7 @@ def test_signatures_become_closed_object_schemas() -> None:
         "required": ["isbn"],
         "additionalProperties": False,
     }
-    assert made.output_schema == {"type": "object", "additionalProperties": {"type": "integer"}}
+    assert schema_of_result(made) == {"type": "object", "additionalProperties": {"type": "integer"}}
 
 
 def test_functions_without_parameters_accept_only_an_empty_object() -> None:

@@ -12,6 +12,7 @@ from millstream._protocol.content import Image, Text
 from millstream._protocol.json_schema import Schema
 from millstream._server.functions.engine import ToolResult
 from millstream._server.functions.plan import ArgumentError, Plan, plan, read_texts
+from plans import schema_of_result
 from signature_types import CONTEXT, CONTEXTS, Address, Color, Context, Model, Movie, Node, Point, SyncContext, run
 
 # What functions promise.
@@ -40,8 +41,8 @@ def returning(annotation: Any) -> Plan:
 def test_structured_return_annotations_become_output_schemas(annotation: Any, expected: Schema) -> None:
     """MCP 2025-11-25, server/tools."""
     made = returning(annotation)
-    assert made.output_schema == expected
-    Draft202012Validator.check_schema(made.output_schema)
+    assert schema_of_result(made) == expected
+    Draft202012Validator.check_schema(schema_of_result(made))
 
 
 @for_each(
@@ -52,13 +53,13 @@ def test_structured_return_annotations_become_output_schemas(annotation: Any, ex
     ],
 )  # fmt: skip
 def test_text_and_content_annotations_have_no_output_schema(annotation: Any) -> None:
-    assert returning(annotation).output_schema is None
+    assert schema_of_result(returning(annotation)) is None
 
 
 @for_each("annotation", [range, "Missing", [int], 5, Iterator[int], dict[str, range]])
 def test_undescribable_return_annotations_warn(annotation: Any) -> None:
     with pytest.warns(UserWarning, match="tool: the tool has no output schema, because its return type") as caught:
-        assert returning(annotation).output_schema is None
+        assert schema_of_result(returning(annotation)) is None
     assert caught[0].filename == __file__
 
 
@@ -76,15 +77,15 @@ def test_generators_have_the_schema_of_their_items() -> None:
         return iter(())
 
     made = plan(counting)
-    assert (made.is_async, made.is_generator, made.output_schema) == (True, True, {"type": "integer"})
+    assert (made.is_async, made.is_generator, schema_of_result(made)) == (True, True, {"type": "integer"})
     made = plan(talking)
-    assert (made.is_async, made.is_generator, made.output_schema) == (False, True, None)
+    assert (made.is_async, made.is_generator, schema_of_result(made)) == (False, True, None)
     assert plan(bare).is_generator
     assert not plan(listing).is_generator
 
 
 def test_text_blocks_stay_content_with_any_annotation() -> None:
-    assert returning(Text | dict[str, int]).output_schema is None
+    assert schema_of_result(returning(Text | dict[str, int])) is None
 
 
 # How the function is called.
@@ -178,12 +179,12 @@ def test_every_kind_of_callable_can_be_registered() -> None:
     assert run(Counter().add, {"by": 1}) == 2
     assert plan(Counter().add).name == "add"
     called = plan(Counter())
-    assert (called.name, called.is_async, called.parameters) == ("Counter", True, ("by",))
+    assert (called.name, called.is_async, tuple(called.input_schema["properties"])) == ("Counter", True, ("by",))
     partial = functools.partial(add, b=3)
     assert run(partial, {"a": 1}) == 4
     assert plan(partial).name == "add"
     wrapped = plan(wrapper)
-    assert (wrapped.name, wrapped.is_async, wrapped.parameters) == ("add", True, ("a", "b"))
+    assert (wrapped.name, wrapped.is_async, tuple(wrapped.input_schema["properties"])) == ("add", True, ("a", "b"))
 
 
 # Schemas written by hand.
@@ -239,7 +240,7 @@ def test_hand_written_schemas_replace_the_annotation() -> None:
 
     with pytest.raises(ValueError, match="root"):
         plan(tool, input_schema={"type": "array"})
-    assert plan(tool, output_schema={"type": "number"}).output_schema == {"type": "number"}
+    assert schema_of_result(plan(tool, output_schema={"type": "number"})) == {"type": "number"}
 
 
 # Prompts and resources.

@@ -226,7 +226,7 @@ def test_aliases_are_wire_names() -> None:
         return user_id, at
 
     made = plan(tool)
-    assert made.parameters == ("userId", "from")
+    assert tuple(made.input_schema["properties"]) == ("userId", "from")
     assert list(made.input_schema["properties"]) == ["userId", "from"]
     assert run(tool, {"userId": 1, "from": "y"}) == (1, "y")
     with pytest.raises(ArgumentError, match="missing 'userId'; unknown 'user_id'"):
@@ -316,8 +316,8 @@ def test_unions_list_their_members_in_both_schemas() -> None:
     made = plan(tool)
     names = [part["properties"].keys() for part in made.input_schema["properties"]["pet"]["anyOf"]]
     assert list(map(list, names)) == [["name", "lives"], ["name", "tricks"]]
-    assert made.output_schema is not None
-    assert len(made.output_schema["anyOf"]) == 2
+    assert made.output is not None
+    assert len(made.output.schema["anyOf"]) == 2
 
 
 class Opaque:

@@ -11,6 +11,7 @@ from millstream import Principal, Server, ToolError
 from millstream._app.parts.web import DashboardQueries
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import FIRST, NEWEST, NEWEST_HANDSHAKE
+from millstream._server.calls.services import SESSION_OVER
 from millstream._server.calls.sessions import Session
 from millstream._server.observability import dashboard_values
 from millstream._server.observability.observer import Observer
@@ -167,7 +168,7 @@ def test_sessions_are_counted_by_activity() -> None:
     assert '"one"' not in text
     clock.now += 7
     observer(make_call(revision=FIRST, session=Session("two", FIRST, client), transport="sse"), 0.1, b"")
-    observer.session_ended("one")
+    observer.note(SESSION_OVER, "sse", Session("one", FIRST, client))
     clock.now += IDLE_SECONDS + 1
     assert "mcp_server_sessions_active" not in render(observer.registry).decode()
     text = render(observer.registry).decode()
@@ -284,7 +285,7 @@ async def test_observer_samples_the_event_loop(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(process, "INTERVAL", 0.0)
     observer = Observer(())
     assert page(observer)["event_loop_lag_ms"] == {"last": 0.0, "worst": 0.0, "blocked": 0.0}
-    task = asyncio.create_task(observer.run())
+    task = asyncio.create_task(observer.lag.run())
     for _ in range(5):
         await asyncio.sleep(0)
     task.cancel()

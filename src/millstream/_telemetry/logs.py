@@ -34,8 +34,7 @@ MAX_TEXT = 8192
 MAX_DEPTH = 6
 MAX_ITEMS = 100
 
-_LEVEL_NAMES = ("debug", "info", "warning", "error", "critical")
-LEVELS = {name: logging.getLevelNamesMapping()[name.upper()] for name in _LEVEL_NAMES}
+LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error", "critical")}
 UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
 _SECRET_NAME = re.compile(
@@ -354,14 +353,13 @@ def capture_prints(listener: logging.Handler) -> Callable[[], None]:
     return restore
 
 
-class _Tee:
+class _Tee(msgspec.Struct, eq=False):
     """A text stream that also turns written lines into log records."""
 
-    def __init__(self, stream: TextIO, name: str, listener: logging.Handler) -> None:
-        self._stream = stream
-        self._name = name
-        self._listener = listener
-        self._rest = ""
+    _stream: TextIO
+    _name: str
+    _listener: logging.Handler
+    _rest: str = ""
 
     def write(self, text: str) -> int:
         """Write, and pass on complete lines."""

@@ -43,7 +43,6 @@ class TextOutlet:
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._descriptor = -1
         self._poll: select.poll | None = None
         """None if writing doesn't block: for files and in-memory streams, and on Windows, where this can't be
         checked.
@@ -54,7 +53,6 @@ class TextOutlet:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 self._poll = select.poll()
                 self._poll.register(descriptor, select.POLLOUT)
-                self._descriptor = descriptor
 
     def write(self, text: str, *, wait_ms: int = 0) -> bool:
         """Write `text`, or keep it for later if the stream blocks for more than `wait_ms`. Return False if it was lost.
@@ -71,7 +69,7 @@ class TextOutlet:
         rest = memoryview(self.unsent + data if taken else self.unsent)
         self.unsent = b""
         while rest and self._poll.poll(wait_ms):
-            rest = rest[os.write(self._descriptor, rest[:_PIECE]) :]
+            rest = rest[os.write(self._stream.fileno(), rest[:_PIECE]) :]
         self.unsent = bytes(rest)
         return taken
 
@@ -143,8 +141,8 @@ class MessageLog:
         self._outlet = TextOutlet(stream)
         self._worker = worker or str(os.getpid())
         self._json = (not stream.isatty()) if json is None else json
-        self._color = stream.isatty() and "NO_COLOR" not in os.environ
-        self._dim = ("\x1b[2m", "\x1b[0m") if self._color else ("", "")
+        color = stream.isatty() and "NO_COLOR" not in os.environ
+        self._dim = ("\x1b[2m", "\x1b[0m") if color else ("", "")
         # Process
         self.lost: int = 0
         """Number of lines that the stream didn't accept."""
@@ -216,7 +214,7 @@ class MessageLog:
             dim, plain = self._dim
             who = " ".join(each for each in (line["client"] or line["transport"], line["principal"]) if each)
             about = f"{line['method']} {line['target']}" if line["target"] else line["method"]
-            mark = f"\x1b[{_COLORS[line['level']]}m" if self._color else ""
+            mark = f"\x1b[{_COLORS[line['level']]}m" if dim else ""
             return f"{mark}{line['status']:<10}{plain} {about}  ", f" ms  {dim}{who}{plain}\n", ""
         text = "".join(f',"{name}":{_encode(value).decode()}' for name, value in line.items())
         before, mark, rest = text.partition(',"duration_ms":null')
@@ -329,13 +327,12 @@ class AuditLog:
             raise OSError("the disk is full")
         self.seq, self.hash = self.seq + 1, digest
 
-    def sync(self) -> None:
-        """Flush written lines to disk."""
-        os.fsync(self._fd)
-
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        """Flush written lines to disk, and close the file."""
+        try:
+            os.fsync(self._fd)
+        finally:
+            os.close(self._fd)
 
 
 def _open(path: Path) -> tuple[Path, int]:
@@ -410,15 +407,15 @@ def verify(path: Path) -> tuple[int, str]:
         BrokenAuditLog: A line was changed, removed, inserted, or moved.
         OSError: The file can't be read.
     """
-    seq, previous = 0, START
+    number, previous = 0, START
     for number, line in enumerate(_lines(path), 1):
         found = _check(line)
         if found is None:
             raise BrokenAuditLog(f"Line {number} of {path} was changed.")
-        if found.get("prev") != previous or found.get("seq") != seq + 1:
+        if found.get("prev") != previous or found.get("seq") != number:
             raise BrokenAuditLog(f"Before line {number} of {path}, lines were removed, inserted, or reordered.")
-        seq, previous = seq + 1, str(found["hash"])
-    return seq, previous
+        previous = str(found["hash"])
+    return number, previous
 
 
 def _lines(path: Path) -> Iterator[bytes]:

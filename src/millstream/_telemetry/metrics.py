@@ -47,7 +47,15 @@ class Family(Struct, frozen=True):
     name: str
     help: str
     labels: tuple[str, ...]
-    max_series: int = MAX_SERIES
+
+    def __post_init__(self) -> None:
+        if not _METRIC_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} isn't a valid metric name.")
+        for label in self.labels:
+            if not _LABEL_NAME.fullmatch(label):
+                raise ValueError(f"{label!r} isn't a valid label name.")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"{self.name} has the same label twice.")
 
     def admit(self, labels: Labels, held: int) -> Labels:
         """Return the series for new label values: the values, or ``_other`` if there are already too many series.
@@ -57,7 +65,7 @@ class Family(Struct, frozen=True):
         """
         if len(labels) != len(self.labels):
             raise ValueError(f"{self.name} needs values for the labels {self.labels}, but got {len(labels)} values.")
-        return labels if held < self.max_series or not labels else (OTHER,) * len(labels)
+        return labels if held < MAX_SERIES or not labels else (OTHER,) * len(labels)
 
 
 class Reading(Struct, array_like=True):
@@ -176,7 +184,7 @@ class Metrics:
         Raises:
             ValueError: The name is taken or invalid. The other methods raise the same.
         """
-        return self._add(Counter(_family(name, help, labels)))
+        return self._add(Counter(Family(name, help, labels)))
 
     def histogram(
         self,
@@ -190,11 +198,11 @@ class Metrics:
         """Create a histogram. The exposition omits `finer` bounds, which only serve `quantile`."""
         if "le" in labels:
             raise ValueError("The label 'le' is reserved in histograms.")
-        return self._add(Histogram(_family(name, help, labels), bounds, finer))
+        return self._add(Histogram(Family(name, help, labels), bounds, finer))
 
     def read(self, kind: Kind, name: str, help: str, read: Read, labels: Labels = (), *, merge: Merge = "sum") -> None:
         """Create a counter or gauge whose values `read` returns for each exposition."""
-        self._add(ReadMetric(_family(name, help, labels), kind, read, merge))
+        self._add(ReadMetric(Family(name, help, labels), kind, read, merge))
 
     def readings(self) -> list[Reading]:
         """Return all metrics at this moment."""
@@ -236,17 +244,6 @@ def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, flo
     number = sum(counts) or 1
     found = {name: quantile(bounds, counts, (ceil(share * number) - 0.5) / number) for name, share in SHARES}
     return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
-
-
-def _family(name: str, help: str, labels: Labels) -> Family:
-    if not _METRIC_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} isn't a valid metric name.")
-    for label in labels:
-        if not _LABEL_NAME.fullmatch(label):
-            raise ValueError(f"{label!r} isn't a valid label name.")
-    if len(set(labels)) != len(labels):
-        raise ValueError(f"{name} has the same label twice.")
-    return Family(name, help, labels)
 
 
 def _to_reading(family: Family, kind: str, merge: Merge, values: Mapping[Labels, float]) -> Reading:

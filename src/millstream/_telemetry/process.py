@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
-from millstream._telemetry.metrics import Labels, Metrics, Series
+from millstream._telemetry.metrics import Labels, Metrics, Series, process_values
 
 SLOT = 10
 """Seconds of a slot."""
@@ -114,7 +114,6 @@ class History:
         self._counted: dict[Labels, list[int]] = {}
         """Series -> its counts at the last call of `take`."""
         self._numbers: dict[Key, int] = {REST: 0}
-        self._keys: list[Key] = [REST]
         self._last: int | None = None
         """The second of the last call of `take`."""
 
@@ -140,26 +139,13 @@ class History:
 
     def _growth(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, OperationTally]]:
         for labels, each in series.items():
-            known = self._counted.get(labels)
-            if known == each.counts:
-                continue
-            counts = list(each.counts)
-            before = known if known is not None else [0] * len(counts)
-            self._counted[labels] = counts
-            grown = enumerate(zip(counts, before, strict=True))
-            buckets = {place: now - then for place, (now, then) in grown if now != then}
-            if buckets:
-                yield (
-                    self._number((labels[0], labels[1])),
-                    OperationTally(sum(buckets.values()) if labels[2] else 0, buckets),
-                )
-
-    def _number(self, key: Key) -> int:
-        number = self._numbers.get(key)
-        if number is None:
-            number = self._numbers[key] = len(self._keys)
-            self._keys.append(key)
-        return number
+            before, counts = self._counted.get(labels, [0] * len(each.counts)), each.counts
+            if before != counts:
+                self._counted[labels] = [*counts]
+                grown = enumerate(zip(counts, before, strict=True))
+                buckets = {place: now - then for place, (now, then) in grown if now != then}
+                number = self._numbers.setdefault((labels[0], labels[1]), len(self._numbers))
+                yield number, OperationTally(sum(buckets.values()) if labels[2] else 0, buckets)
 
     def look(self, seconds: int, chosen: Key | None = None) -> HistoryWindow:
         """Return the last `seconds` of the history. Call it in a thread, because many operations take a while.
@@ -172,6 +158,7 @@ class History:
         past = HistoryWindow(step, until, self.bounds, {}, {}, {})
         number = self._numbers.get(chosen, -1) if chosen is not None else -1
         slots = list(self._ring) if self._slot is None else [*self._ring, _pack(self._slot)]
+        keys = list(self._numbers)  # after the slots, because this runs in a thread and new operations get numbers
         for slot in map(_unpack, slots):
             at = slot.at // step * step
             if at + step <= until - seconds:
@@ -180,7 +167,7 @@ class History:
             past.points[at] = whole, gauges.with_(slot.gauges)
             for each, tally in _limit_operations(slot.tallies).items():
                 whole.add(tally)
-                past.operations.setdefault(self._keys[each], OperationTally()).add(tally)
+                past.operations.setdefault(keys[each], OperationTally()).add(tally)
             if number in slot.tallies:
                 past.chosen.setdefault(at, OperationTally()).add(slot.tallies[number])
         return past
@@ -193,12 +180,11 @@ def _limit_operations(tallies: dict[int, OperationTally]) -> dict[int, Operation
     def hurts(number: int) -> tuple[int, int]:
         return tallies[number].errors, sum(tallies[number].buckets.values())
 
-    kept = set(nlargest(MAX_OPERATIONS, (number for number in tallies if number), key=hurts))
-    rest = tallies.get(0, OperationTally())
-    for number, tally in tallies.items():
-        if number and number not in kept:
-            rest.add(tally)
-    return {0: rest, **{number: tallies[number] for number in tallies if number in kept}}
+    kept = {number: tallies[number] for number in nlargest(MAX_OPERATIONS, filter(None, tallies), key=hurts)}
+    rest = OperationTally()
+    for number in tallies.keys() - kept.keys():
+        rest.add(tallies[number])
+    return {0: rest, **kept}
 
 
 IDLE_SECONDS = 300.0
@@ -318,8 +304,6 @@ class ProcessFigures:
 
     def now(self) -> dict[str, float | None]:
         """Return the figures for a page. `cpu_percent` is relative to one core and to the time since the last call."""
-        from millstream._telemetry.metrics import process_values  # noqa: PLC0415  pages and metrics alone need it
-
         now, cpu = self._clock(), time.process_time()
         passed = now - self._last_read
         percent = 100 * (cpu - self._cpu) / passed if passed > 0 else 0.0

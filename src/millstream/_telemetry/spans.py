@@ -15,7 +15,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 Attributes = Mapping[str, str | int]
 
-_KEYS = ("traceparent", "tracestate")
 _propagator = TraceContextTextMapPropagator()
 
 
@@ -54,7 +53,7 @@ class Spans(Struct, frozen=True):
             name,
             trace.set_span_in_context(trace.NonRecordingSpan(around)) if around.is_valid else None,
             trace.SpanKind.SERVER,
-            dict(attributes),
+            attributes,
             links,
         )
         own = span.get_span_context()
@@ -69,7 +68,7 @@ class Spans(Struct, frozen=True):
         """End a span in the task that started it, and add attributes known only at the end."""
         context.detach(opened.token)
         span = opened.span
-        span.set_attributes(dict(attributes))
+        span.set_attributes(attributes)
         if failed:
             span.set_status(trace.StatusCode.ERROR)
         span.end()
@@ -83,7 +82,7 @@ def open_spans(version: str) -> Spans | None:
 
 
 def _remote(carrier: Mapping[str, object]) -> trace.SpanContext:
-    texts = {key: value for key in _KEYS if isinstance(value := carrier.get(key), str)}
+    texts = {key: value for key in _propagator.fields if isinstance(value := carrier.get(key), str)}
     if not texts:
         return trace.INVALID_SPAN_CONTEXT
     return trace.get_current_span(_propagator.extract(texts, context.Context())).get_span_context()

@@ -86,32 +86,42 @@ class AudioContent(_Block):
     mimeType: str
 
 
-class ResourceLink(_Block):
-    """A link to a resource."""
-
-    type: Literal["resource_link"] = "resource_link"
-    uri: Url
+class _ListItem(_WithMeta):
     name: str
     title: str | None = None
     description: str | None = None
-    mimeType: str | None = None
-    size: int | None = None
     icons: list[Icon] | None = None
 
 
-class TextResourceContents(_WithMeta):
-    """The text of a resource."""
+class Resource(_ListItem):
+    """A resource as clients see it."""
 
     uri: Url
     mimeType: str | None = None
+    size: int | None = None
+    annotations: Annotations | None = None
+
+
+class ResourceLink(Resource):
+    """A link to a resource."""
+
+    type: Literal["resource_link"] = "resource_link"
+
+
+class _Contents(_WithMeta):
+    uri: Url
+    mimeType: str | None = None
+
+
+class TextResourceContents(_Contents):
+    """The text of a resource."""
+
     text: str
 
 
-class BlobResourceContents(_WithMeta):
+class BlobResourceContents(_Contents):
     """The bytes of a resource, as base64."""
 
-    uri: Url
-    mimeType: str | None = None
     blob: str
 
 
@@ -199,28 +209,12 @@ class PromptArgument(Wire):
     required: bool | None = None
 
 
-class _ListItem(_WithMeta):
-    name: str
-    title: str | None = None
-    description: str | None = None
-    icons: list[Icon] | None = None
-
-
 class Tool(_ListItem):
     """A tool as clients see it."""
 
     inputSchema: Json
     outputSchema: Json | None = None
     annotations: ToolAnnotations | None = None
-
-
-class Resource(_ListItem):
-    """A resource as clients see it."""
-
-    uri: Url
-    mimeType: str | None = None
-    size: int | None = None
-    annotations: Annotations | None = None
 
 
 class ResourceTemplate(_ListItem):

@@ -195,7 +195,7 @@ class ObservationPart(OwnPart):
         host.services.note = observer.note
         host.report("sessions", observer.sessions)
         host.on_close(observer.close)
-        host.run(observer.run())
+        host.run(observer.lag.run())
 
 
 class RestPart(HttpPart):

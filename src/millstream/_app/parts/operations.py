@@ -76,10 +76,7 @@ class AuditPart(OwnPart):
     @override
     async def close(self) -> None:
         """Write pending lines, and close the file."""
-        try:
-            self._log.sync()
-        finally:
-            self._log.close()
+        self._log.close()
 
     def _observe(self, call: Call, seconds: float, answer: bytes) -> None:
         failure = call.failure

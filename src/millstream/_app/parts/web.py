@@ -141,7 +141,7 @@ class DashboardQueries:
         """Record the counts since the last call as those of this second."""
         cpu = time.process_time()
         used, self._cpu = cpu - self._cpu, cpu
-        gauges = Gauges(self.observer.lag(), used, resident_bytes() or 0, len(self.streams))
+        gauges = Gauges(self.observer.lag.worst_of(1.0), used, resident_bytes() or 0, len(self.streams))
         self._history.take(second, self.observer.calls(), gauges)
 
     # Queries of the pages

@@ -173,7 +173,7 @@ class Registry:
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
         if item.visible is not None:
-            self.conditional = {**self.conditional, kind: (*self.conditional.get(kind, ()), key)}
+            self.conditional[kind] = (*self.conditional.get(kind, ()), key)
         self._touch(kind)
 
     def _prepare(self, kind: str, key: str, item: Any) -> None:
@@ -202,13 +202,12 @@ class Registry:
         Raises:
             KeyError: No item has that name.
         """
-        if key not in self.disabled[kind]:
-            if key not in getattr(self, kind):
-                raise KeyError(f"There is no {_noun(kind)} {key!r}.")
-            self.disable(kind, key)
-        del self.disabled[kind][key], self._places[kind, key]
-        if kind in _KINDS_WITH_ARGUMENTS:
-            self.completers = {at: completer for at, completer in self.completers.items() if at[0] != key}
+        if not self.has(kind, key):
+            raise KeyError(f"There is no {_noun(kind)} {key!r}.")
+        enabled = key not in self.disabled[kind]
+        self.exchange(kind, (key,), {})
+        if enabled:
+            self._touch(kind)
 
     def disable(self, kind: str, key: str) -> None:
         """Disable an item until `enable`. Raises KeyError if it isn't enabled."""
@@ -266,9 +265,9 @@ class Registry:
         """
         items: dict[str, Any] = getattr(self, kind)
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
-        conditional = tuple(name for name, item in items.items() if item.visible is not None)
-        others = {each: names for each, names in self.conditional.items() if each != kind}
-        self.conditional = {**others, kind: conditional} if conditional else others
+        self.conditional.pop(kind, None)
+        if conditional := tuple(name for name, item in items.items() if item.visible is not None):
+            self.conditional[kind] = conditional
 
     def _touch(self, kind: str) -> None:
         change = _KINDS[kind]

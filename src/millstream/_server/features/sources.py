@@ -9,7 +9,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AsyncExitStack, ExitStack
 from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, ClassVar, Self
@@ -24,7 +24,7 @@ from millstream._protocol.principal import Principal
 from millstream._server.calls.call import Call, check_scopes
 from millstream._server.calls.context import Context, send_progress, shared_context
 from millstream._server.calls.sync_context import SyncContext, Waits
-from millstream._server.features import Hooks, Run, wrap_with_hooks
+from millstream._server.features import Hooks, Read, Run, wrap_with_hooks
 from millstream._server.functions.dependencies import (
     Dependency,
     PlannedDependency,
@@ -40,7 +40,6 @@ from millstream._server.functions.parameters import Kind
 from millstream._server.functions.plan import Invoker, Plan, decode_of, plan, read_arguments, read_texts
 
 CONTEXTS = (Context, SyncContext)
-Exit = Callable[[BaseException | None], Awaitable[Any]]
 
 
 async def call_with_dependencies(
@@ -50,21 +49,12 @@ async def call_with_dependencies(
     work: Callable[[dict[str, Any]], Awaitable[Any]],
 ) -> Any:
     """Run the work of a call with the values of its dependencies, and close what was opened for it."""
-    resolution, result, failed = _Resolution(call, home), None, None
-    try:
-        result = await work(await resolution.values(dependencies))
-    except BaseException as exc:
-        failed = exc
-    try:
-        failed = await resolution.close(failed)
-        if failed is not None:
-            raise failed
-    finally:
-        del failed  # its traceback refers to this frame
-    return result
+    async with AsyncExitStack() as exits:
+        resolution = _Resolution(call, shared_context(call, home), call.services.overrides_of(home), exits)
+        return await work(await resolution.resolve(dependencies))
 
 
-class _Resolution:
+class _Resolution(Struct, eq=False):
     """The dependencies of one call.
 
     The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
@@ -73,88 +63,72 @@ class _Resolution:
     error doesn't turn the failure into a success.
     """
 
-    def __init__(self, call: Call, home: object) -> None:
-        self._call = call
-        self._context = shared_context(call, home)
-        self._overrides = call.services.overrides_of(home)
-        self._values: dict[Callable[..., Any], Any] = {}
-        self._exits: list[Exit] = []
-        self._waits: Waits | None = None
+    call: Call
+    context: Context
+    overrides: Mapping[Callable[..., Any], Callable[..., Any]]
+    exits: AsyncExitStack
+    """Closes the opened dependencies."""
+    values: dict[Callable[..., Any], Any] = {}
+    sync_context: SyncContext | None = None
+    """The context of functions in threads."""
 
-    async def values(self, dependencies: Mapping[str, PlannedDependency]) -> dict[str, Any]:
+    async def resolve(self, dependencies: Mapping[str, PlannedDependency]) -> dict[str, Any]:
         """Return the values of parameters."""
         return {name: await self._value(planned) for name, planned in dependencies.items()}
 
-    async def close(self, failed: BaseException | None) -> BaseException | None:
-        """Close the opened dependencies.
-
-        Args:
-            failed: The error that ended the call, if any.
-
-        Returns:
-            The same error, or the one raised while closing.
-        """
-        while self._exits:
-            try:
-                await self._exits.pop()(failed)
-            except BaseException as exc:
-                failed = exc
-        if self._waits is not None:
-            self._waits.abandon()
-        return failed
-
     async def _value(self, planned: PlannedDependency) -> Any:
-        if planned.key in self._overrides:
-            planned = _override(self._overrides[planned.key])
-        if planned.key not in self._values:
-            self._values[planned.key] = await self._make(planned)
-        return self._values[planned.key]
+        if planned.key in self.overrides:
+            planned = _override(self.overrides[planned.key])
+        if planned.key not in self.values:
+            self.values[planned.key] = await self._make(planned)
+        return self.values[planned.key]
 
     async def _make(self, planned: PlannedDependency) -> Any:
-        arguments = await self.values(planned.dependencies)
+        arguments = await self.resolve(planned.dependencies)
         if planned.context is not None:
-            arguments[planned.context] = self._sync_context() if planned.threaded else self._context
+            arguments[planned.context] = self._sync() if planned.threaded else self.context
+        make = partial(planned.make, **arguments)
         if planned.how == "awaitable":
-            return await planned.make(**arguments)
+            return await make()
         if planned.how == "async manager":
-            manager = planned.make(**arguments)
+            manager = make()
+
+            async def leave(*exc: Any) -> None:
+                await manager.__aexit__(*exc)
+
             value = await manager.__aenter__()
-            self._exits.append(lambda exc: manager.__aexit__(*_exc_info(exc)))
+            self.exits.push_async_exit(leave)
             return value
         if planned.how == "manager":
-            return await self._enter(planned, arguments)
-        if planned.threaded:
-            return await self._call.services.threads.run(partial(planned.make, **arguments), owner=self._call.owner)
-        return planned.make(**arguments)
+            return await self._enter(make, threaded=planned.threaded)
+        return await self.call.services.threads.run(make, owner=self.call.owner) if planned.threaded else make()
 
-    async def _enter(self, planned: PlannedDependency, arguments: Mapping[str, Any]) -> Any:
-        threads, stack, lock = self._call.services.threads, ExitStack(), threading.Lock()
+    def _sync(self) -> SyncContext:
+        if self.sync_context is None:
+            waits = Waits(self.context, asyncio.get_running_loop())
+            self.exits.callback(waits.abandon)
+            self.sync_context = SyncContext(self.context, waits)
+        return self.sync_context
+
+    async def _enter(self, make: Callable[[], Any], *, threaded: bool) -> Any:
+        threads, stack, lock = self.call.services.threads, ExitStack(), threading.Lock()
 
         def enter() -> Any:
             with lock:
-                return stack.enter_context(planned.make(**arguments))
+                return stack.enter_context(make())
 
-        def leave(exc: BaseException | None) -> None:
+        def leave(*exc: Any) -> None:
             with lock:  # wait until the opening thread is done, even if the call is canceled
-                stack.__exit__(*_exc_info(exc))
+                stack.__exit__(*exc)
 
-        async def close(exc: BaseException | None) -> None:
-            if planned.threaded:
-                await threads.run_anyway(leave, exc)
+        async def close(*exc: Any) -> None:
+            if threaded:
+                await threads.run_anyway(leave, *exc)
             else:
-                leave(exc)
+                leave(*exc)
 
-        self._exits.append(close)
-        return await threads.run(enter, owner=self._call.owner) if planned.threaded else enter()
-
-    def _sync_context(self) -> SyncContext:
-        if self._waits is None:
-            self._waits = Waits(self._context, asyncio.get_running_loop())
-        return SyncContext(self._context, self._waits)
-
-
-def _exc_info(exc: BaseException | None) -> tuple[Any, Any, Any]:
-    return (None, None, None) if exc is None else (type(exc), exc, exc.__traceback__)
+        self.exits.push_async_exit(close)
+        return await threads.run(enter, owner=self.call.owner) if threaded else enter()
 
 
 @lru_cache(maxsize=1024)
@@ -194,12 +168,6 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
         return await call_with_dependencies(call, home, planned, ask)
 
     return CompleterFunction(run)
-
-
-Read = Callable[[Any], Any]
-"""Reads arguments: the JSON of a tool, or the strings of a prompt or template. Raises `ArgumentError` if they're
-invalid.
-"""
 
 
 def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
@@ -382,11 +350,11 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
     Raises:
         TypeError: The function takes the wrong kind of context.
     """
-    call_function, wants_context = plan.call, plan.context_parameter is not None
+    call_function = plan.call
     threaded = thread and not plan.is_async
-    if wants_context and plan.context_type is SyncContext and not threaded:
+    if plan.context_type is SyncContext and not threaded:
         raise TypeError(f"{plan.name}: SyncContext is for `def` functions in a worker thread. Annotate ctx: Context.")
-    if wants_context and plan.context_type is Context and threaded:
+    if plan.context_type is Context and threaded:
         raise TypeError(
             f"{plan.name}: a `def` function runs in a worker thread and can't await. Annotate ctx: SyncContext, "
             "or make it `async def`."
@@ -399,7 +367,7 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
         return _run_generator(plan, home, call_function)
     if not plan.is_async:
         return _plain(plan, home, call_function)
-    if wants_context:
+    if plan.context_type is not None:
         return lambda arguments, call: call_function(arguments, Context(call, home))
     return call_function  # it ignores the context argument
 

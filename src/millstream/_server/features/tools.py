@@ -115,10 +115,10 @@ class Tool(Item):
         annotations: ToolAnnotations | Mapping[str, Any] | None = None,
         **labels: Unpack[Labels],
     ) -> None:
-        _check_required(source, requires or {})
+        needed = dict(requires or {})
+        _check_required(source, needed)
         if task is not None and task.required:
-            extensions: Mapping[str, Any] = (requires or {}).get("extensions", {})
-            requires = {**(requires or {}), "extensions": {**extensions, TASKS: {}}}
+            needed["extensions"] = {**needed.get("extensions", {}), TASKS: {}}
         super().__init__(source.name, source, scopes, labels)
         self.code: CodeType | None = source.code
         """The code of its function, to locate warnings."""
@@ -132,7 +132,7 @@ class Tool(Item):
         self.cost: float = 1.0 if cost is None else float(cost)
         self.task: TaskRules | None = task
         """Rules for turning calls into tasks, or None if they never become tasks."""
-        self.requires: Mapping[str, Any] = requires or {}
+        self.requires: Mapping[str, Any] = needed
         """Client capabilities that a call requires."""
         self.struct: type[Struct] | None = source.struct
         """The result type of `decode` for well-formed arguments. None if reading them takes more than decoding."""
@@ -250,13 +250,13 @@ def _title(source: ItemSource, given: str | None, annotations: Any) -> str | Non
     return title_of(source.name)
 
 
-def _unclear(source: ItemSource, describe_item: Mapping[str, Any]) -> str:
+def _unclear(source: ItemSource, described: Mapping[str, Any]) -> str:
     """Return a warning about information that models need but the function lacks."""
     found: list[str] = []
     if source.untyped:
         names = ", ".join(map(repr, source.untyped))
         found.append(f"clients see no type for {names}. Annotate the parameters, as in {source.untyped[0]}: int")
-    if source.code is not None and "description" not in describe_item:
+    if source.code is not None and "description" not in described:
         found.append("models see no description. Write a docstring")
     return "; ".join(found)
 

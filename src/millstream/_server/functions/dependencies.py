@@ -122,8 +122,11 @@ def context_in(
     Raises:
         TypeError: Two parameters receive the context.
     """
-    marked = [(parameter, _context_type(hints.get(parameter), contexts)) for parameter in signature.parameters]
-    found = [(parameter, kind) for parameter, kind in marked if kind is not None]
+    found = [
+        (parameter, kind)
+        for parameter in signature.parameters
+        if (kind := _context_type(hints.get(parameter), contexts)) is not None
+    ]
     if len(found) > 1:
         raise TypeError(f"{name}: only one can be the context, not {' and '.join(each for each, _ in found)}.")
     return found[0] if found else (None, None)

@@ -10,14 +10,15 @@ resource; `None` is empty content. Everything else (dataclass, Struct, pydantic 
 structured, with the same JSON as text for clients without structured content.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from itertools import islice
-from typing import Any, TypeGuard
+from typing import Annotated, Any, TypeGuard, get_args, get_origin
 
 import msgspec
-from msgspec import UNSET, Raw, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType
 
 from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
 from millstream._protocol.errors import LocalError, MissingExtra
@@ -33,6 +34,7 @@ from millstream._server.functions.msgspec_engine import (
     output_error,
 )
 from millstream._server.functions.parameters import (
+    UNIONS,
     WHAT_WORKS,
     ArgumentList,
     Parameter,
@@ -48,8 +50,6 @@ from millstream._server.functions.problems import (
     place,
     problem_text,
 )
-
-_MORE_WORKS = " (with pydantic, more types work: pip install 'millstream[pydantic]')"
 
 
 def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
@@ -73,7 +73,7 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
         module = import_module("millstream._server.functions.pydantic_engine")
     except ImportError:
         assert failed is not None  # noqa: S101  types of pydantic come with pydantic
-        raise type(failed)(f"{failed}{_MORE_WORKS}") from failed
+        raise type(failed)(f"{failed} (with pydantic, more types work: pip install 'millstream[pydantic]')") from failed
     try:
         return _build(module.PydanticEngine, arguments, returns)
     except (ParameterError, OutputError) as error:
@@ -161,9 +161,7 @@ class SchemaCheck:
         except ImportError:
             raise MissingExtra("Validating arguments against a handwritten schema", "schema") from None
         patterns = jsonschema_rs.FancyRegexOptions(backtrack_limit=MAX_BACKTRACKS)
-        compiled: Callable[[Schema], Any] = lambda each: jsonschema_rs.Draft202012Validator(  # noqa: E731
-            each, offline=True, pattern_options=patterns
-        )
+        compiled = partial(jsonschema_rs.Draft202012Validator, offline=True, pattern_options=patterns)
         try:
             validator = compiled(schema)
         except jsonschema_rs.ValidationError as error:
@@ -192,7 +190,10 @@ class SchemaCheck:
         return problem_text(found, whole=self._whole, most=MAX_REASONS)
 
 
-PICTURES = ((b"\x89PNG\r\n\x1a\n", "image/png"), (b"\xff\xd8\xff", "image/jpeg"), (b"GIF8", "image/gif"))
+_PICTURE = re.compile(
+    rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|(?P<webp>RIFF.{4}WEBP)", re.DOTALL
+)
+"""The beginning of an image. Its group is named like the media subtype."""
 CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
@@ -210,6 +211,27 @@ class ToolResult(Struct, frozen=True):
     structured: Any | UnsetType = UNSET
     is_error: bool = False
     meta: dict[str, Any] | None = None
+
+
+def may_be_content(annotation: Any) -> bool:
+    """Return whether values of a type are or can contain content. They have no output schema then."""
+    return _is_content(annotation) or _may_hold_content(annotation)
+
+
+def _is_content(annotation: Any) -> bool:
+    if annotation is ToolResult or annotation in CONTENT:
+        return True
+    return get_origin(annotation) is not dict and any(map(_is_content, get_args(annotation)))
+
+
+def _may_hold_content(annotation: Any) -> bool:
+    """Return whether a type is, or has as an alternative, a list or tuple of unknown items."""
+    if annotation in (list, tuple):
+        return True
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (list, tuple):
+        return any(part in (Any, object) for part in parts)
+    return origin in (*UNIONS, Annotated) and any(map(_may_hold_content, parts))
 
 
 def output_from_schema(schema: Schema) -> Output:
@@ -266,17 +288,14 @@ def _encode_structured(value: Any, output: Output | None) -> bytes:
 
 
 def _explicit(result: ToolResult, output: Output | None) -> bytes:
-    if output is not None and not result.is_error:
-        if result.structured is UNSET:
-            raise output_error("it has no structured value")
-        result = msgspec.structs.replace(result, structured=Raw(output.encode(result.structured)))
     items = result.content if isinstance(result.content, list) else [result.content]
-    if result.structured is not UNSET and not items:
-        members = _encode_structured(result.structured, None)
-    else:
-        members = b'"content":%b' % encode([_block(item) for item in items])
-        if result.structured is not UNSET:
-            members += b',"structuredContent":%b' % encode(result.structured)
+    structured = b""
+    if result.structured is not UNSET:
+        data = encode_value(result.structured, None if result.is_error else output)
+        structured, items = b',"structuredContent":%b' % data, items or [data.decode()]
+    elif output is not None and not result.is_error:
+        raise output_error("it has no structured value")
+    members = b'"content":%b%b' % (encode([_block(item) for item in items]), structured)
     return members + b',"isError":true' if result.is_error else members
 
 
@@ -299,11 +318,8 @@ def _block(item: Any) -> Content:
     if isinstance(item, BLOCKS):
         return item  # type: ignore[return-value]  # BLOCKS are the members of Content
     if isinstance(item, bytes):
-        for start, mime_type in PICTURES:
-            if item.startswith(start):
-                return Image(item, mime_type)
-        if item[:4] == b"RIFF" and item[8:12] == b"WEBP":
-            return Image(item, "image/webp")
+        if (picture := _PICTURE.match(item)) is not None:
+            return Image(item, f"image/{picture.lastgroup}")
         return EmbeddedResource(BYTES_URI, blob=item, mime_type="application/octet-stream")
     return Text(as_text(item))
 

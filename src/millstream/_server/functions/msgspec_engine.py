@@ -9,13 +9,12 @@ from contextlib import suppress
 from functools import lru_cache, wraps
 from math import inf
 from pathlib import Path, PurePath
-from typing import Annotated, Any, Protocol, TypeVar, cast, get_args, get_origin
+from typing import Any, Protocol, TypeVar, cast
 
 import msgspec
 from msgspec import NODEFAULT, Struct
 
 from millstream._override import override
-from millstream._protocol.content import BLOCKS
 from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import (
     DECIMAL,
@@ -27,7 +26,6 @@ from millstream._protocol.json_schema import (
 from millstream._protocol.jsonrpc import Json
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.parameters import (
-    UNIONS,
     ArgumentList,
     Parameter,
     finish_schema,
@@ -94,27 +92,6 @@ encode = msgspec.json.Encoder(enc_hook=enc_hook).encode
 def output_error(why: str) -> LocalError:
     """Return the error for a result that doesn't match its schema."""
     return LocalError(f"the result doesn't match the output schema: {why}")
-
-
-def may_be_content(annotation: Any, content: tuple[Any, ...]) -> bool:
-    """Return whether values of a type are or can contain content. They have no output schema then."""
-    return _is_content(annotation, (bytes, *content, *BLOCKS)) or _may_hold_content(annotation)
-
-
-def _is_content(annotation: Any, content: tuple[Any, ...]) -> bool:
-    if annotation in content:
-        return True
-    return get_origin(annotation) is not dict and any(_is_content(part, content) for part in get_args(annotation))
-
-
-def _may_hold_content(annotation: Any) -> bool:
-    """Return whether a type is, or has as an alternative, a list or tuple of unknown items."""
-    if annotation in (list, tuple):
-        return True
-    origin, parts = get_origin(annotation), get_args(annotation)
-    if origin in (list, tuple):
-        return any(part in (Any, object) for part in parts)
-    return origin in (*UNIONS, Annotated) and any(_may_hold_content(part) for part in parts)
 
 
 def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
@@ -237,16 +214,16 @@ class MsgspecEngine(Engine):
             del schema["required"]
         _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
-        self._exact = has_decimals(schema)
-        self.typed = None if self._exact else self.struct
-        self.decode = self._decode_exactly if self._exact else self._decoder.decode
-        self.max_values = MAX_VALUES if self._exact else MAX_BUILT if is_slow_to_build(schema) else 0
+        exact = has_decimals(schema)
+        self.typed = None if exact else self.struct
+        self.decode = self._decode_exactly if exact else self._decoder.decode
+        self.max_values = MAX_VALUES if exact else MAX_BUILT if is_slow_to_build(schema) else 0
         self.output = None if returns is None else output_of(returns)
 
     @override
     def convert(self, values: Json, *, lax: bool = False) -> Any:
         """See `Engine`."""
-        if self._exact:
+        if self.typed is None:
             self._check_exactly(values, lax=lax)
         return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook)
 

@@ -34,8 +34,8 @@ from millstream._server.functions.dependencies import (
     warn_author,
 )
 from millstream._server.functions.description import describe
-from millstream._server.functions.engine import SchemaCheck, ToolResult, engine_of, output_from_schema
-from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError, may_be_content
+from millstream._server.functions.engine import SchemaCheck, engine_of, may_be_content, output_from_schema
+from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError
 from millstream._server.functions.parameters import (
     ArgumentList,
     Kind,
@@ -65,8 +65,6 @@ class Plan(Struct, frozen=True):
     kind: Kind
     description: str
     """The docstring up to its first section."""
-    parameters: tuple[str, ...]
-    """Wire names in the order of the signature, without the context."""
     engine: Engine
     """The engine that reads arguments and encodes results."""
     decode: Callable[[Any], Any]
@@ -92,11 +90,6 @@ class Plan(Struct, frozen=True):
     """Parameters without an annotation. Clients see only their names."""
     coerce: bool = False
     """Whether arguments are accepted in other forms. See `plan`."""
-
-    @property
-    def output_schema(self) -> Schema | None:
-        """The output schema, if the result is structured."""
-        return None if self.output is None else self.output.schema
 
 
 def plan(
@@ -164,7 +157,7 @@ def plan(
         parameters = [] if whole else parameters
     with _about(f"{name}: output_schema"):
         by_hand = output_from_schema(output_schema) if output_schema is not None else None
-    if by_hand or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns, (ToolResult,)):
+    if by_hand or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns):
         returns = None
     arguments = ArgumentList(name, parameters, closed if check else kind == "tool" and not coerce)
     code = getattr(target, "__code__", None)
@@ -178,7 +171,6 @@ def plan(
         name=name,
         kind=kind,
         description=text,
-        parameters=tuple(each.wire for each in parameters),
         engine=engine,
         decode=decode_object if whole else engine.decode,
         input_schema=schema,

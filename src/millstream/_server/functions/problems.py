@@ -281,14 +281,14 @@ class _Comparison:
         if kind in ("integer", "number"):
             for keyword, (sign, fits) in _NUMERIC.items():
                 if keyword in node and not fits(value, node[keyword]):
-                    return f"{words([kind])} {sign} {node[keyword]}"
+                    return f"{words(kind)} {sign} {node[keyword]}"
             return None
         if kind in _SIZES and "contentEncoding" not in node:
             low, high = _SIZES[kind]
             if len(value) < node.get(low, 0):
-                return f"{words([kind])} of length >= {node[low]}"
+                return f"{words(kind)} of length >= {node[low]}"
             if len(value) > node.get(high, len(value)):
-                return f"{words([kind])} of length <= {node[high]}"
+                return f"{words(kind)} of length <= {node[high]}"
         if not isinstance(value, str):
             return None
         if self._matches is None:
@@ -332,7 +332,7 @@ def _what(node: Schema) -> str:
     if choices := _choices(node):
         return " or ".join(map(_json, choices[:MAX_LISTED]))
     kind = node.get("type", "object" if "$ref" in node else "any value")
-    return words(kind if is_array(kind) else [kind])
+    return words(kind)
 
 
 def _unreadable(node: Schema, text: str) -> str | None:
@@ -360,7 +360,7 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
         node: Its schema.
         typed: Also include its type.
     """
-    kind = words([_kind_of(value)]) if typed else ""
+    kind = words(_kind_of(value)) if typed else ""
     text = _json(value)
     names = [each for each in path if isinstance(each, str)]
     options: list[Any] = [node, *node.get("anyOf", ())]
@@ -373,9 +373,13 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
     return f", got {'the ' + kind.partition(' ')[2] + ' ' if kind.startswith(('a ', 'an ')) else ''}{text}"
 
 
-def words(kinds: Sequence[str]) -> str:
-    """Return type names as words."""
-    return " or ".join(WORDS.get(each, each) for each in kinds)
+def words(kinds: str | Sequence[str]) -> str:
+    """Return a type name, or several, as words."""
+    return " or ".join(WORDS.get(each, each) for each in _listed(kinds))
+
+
+def _listed(kinds: str | Sequence[str]) -> Sequence[str]:
+    return [kinds] if isinstance(kinds, str) else kinds
 
 
 def list_names(names: list[str]) -> str:
@@ -409,8 +413,7 @@ def _kind(node: Any) -> str:
     kind = node.get("type", "object" if "$ref" in node else "any")
     if kind == "array" and is_object(node.get("items")):
         return f"array of {_kind(node['items'])}"
-    kinds: list[str] = [kind] if isinstance(kind, str) else kind
-    return " | ".join(kinds)
+    return " | ".join(_listed(kind))
 
 
 def _json(value: Any) -> str:

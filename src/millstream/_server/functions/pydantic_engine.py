@@ -15,7 +15,6 @@ import msgspec
 import pydantic
 import pydantic_core
 from msgspec import NODEFAULT, Meta, Struct
-from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import PydanticSerializationError, SchemaError, core_schema
@@ -72,9 +71,7 @@ MAX_ERRORS = 1_000
 """Above this number of problems, none is listed, because listing one means building all."""
 MAX_NAMED = 20
 _UNREADABLE = (
-    pydantic.errors.PydanticUserError,
-    pydantic.errors.PydanticSchemaGenerationError,
-    PydanticInvalidForJsonSchema,
+    pydantic.PydanticUserError,
     SchemaError,
     TypeError,
     RecursionError,

@@ -164,7 +164,18 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
     """
     own, every = workers[here], list(workers.values())
     operations = merge_all((_comparable(each, own.bounds) for each in every), _merge)
-    rows = [_row(key, operations[key], own.bounds) for key in sorted(operations)]
+    rows: list[Json] = [
+        {
+            "method": method,
+            "name": name,
+            "calls": each.calls,
+            "errors": each.errors,
+            "per_second": round(each.per_second, 2),
+            "rate": None if each.rate is None else round(each.rate, 2),
+            **percentiles(own.bounds, each.grown),
+        }
+        for (method, name), each in sorted(operations.items())
+    ]
     return {
         "at_seconds": round(own.uptime, 3),
         "uptime_seconds": round(max(each.uptime for each in every), 3),
@@ -185,21 +196,18 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
         "hub": reduce(_sum, [each.hub for each in every]),
         "store": store,
         "workers": [
-            _worker(name, each) for name, each in sorted(workers.items(), key=lambda item: (item[1].since, item[0]))
+            {
+                "name": name,
+                "pid": each.pid,
+                "host": each.host,
+                "calls_per_second": each.per_second[-1] if each.per_second else 0,
+                "streams": sum(each.connections.values()),
+                "memory_bytes": each.process.get("resident_bytes"),
+                "lag_ms": each.lag[0],
+                "since": each.since,
+            }
+            for name, each in sorted(workers.items(), key=lambda item: (item[1].since, item[0]))
         ],
-    }
-
-
-def _worker(name: str, figures: Figures) -> Json:
-    return {
-        "name": name,
-        "pid": figures.pid,
-        "host": figures.host,
-        "calls_per_second": figures.per_second[-1] if figures.per_second else 0,
-        "streams": sum(figures.connections.values()),
-        "memory_bytes": figures.process.get("resident_bytes"),
-        "lag_ms": figures.lag[0],
-        "since": figures.since,
     }
 
 
@@ -229,18 +237,6 @@ def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
         one.per_second + other.per_second,
         _sum(one.rate, other.rate),
     )
-
-
-def _row(key: tuple[str, str], operation: OperationFigures, bounds: Sequence[float]) -> Json:
-    return {
-        "method": key[0],
-        "name": key[1],
-        "calls": operation.calls,
-        "errors": operation.errors,
-        "per_second": round(operation.per_second, 2),
-        "rate": None if operation.rate is None else round(operation.rate, 2),
-        **percentiles(bounds, operation.grown),
-    }
 
 
 def _history(several: Sequence[Sequence[int]]) -> list[int]:

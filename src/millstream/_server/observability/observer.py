@@ -17,8 +17,9 @@ import sys
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Container, Mapping
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
+
+from msgspec import Struct
 
 from millstream._protocol.admission import Handshake
 from millstream._protocol.json_schema import members
@@ -57,12 +58,11 @@ def load_spans(version: str) -> "Spans | None":
     return spans
 
 
-class Tracer:
+class Tracer(Struct, frozen=True, eq=False):
     """The open spans of calls in flight."""
 
-    def __init__(self, spans: "Spans") -> None:
-        self._spans = spans
-        self._open: dict[Call, OpenSpan] = {}
+    spans: "Spans"
+    _open: "dict[Call, OpenSpan]" = {}
 
     def begin(self, call: Call) -> None:
         """Start the span of a call, in the task that runs it."""
@@ -85,7 +85,7 @@ class Tracer:
             attributes[target] = _short(name)
         if call.method == "tools/call":
             attributes["gen_ai.operation.name"] = "execute_tool"
-        self._open[call] = self._spans.start(
+        self._open[call] = self.spans.start(
             f"{_short(call.method)} {_short(name)}" if target is not None and name else _short(call.method),
             attributes,
             meta=members(meta),
@@ -104,7 +104,7 @@ class Tracer:
             attributes["error.type"] = outcome
             if outcome.lstrip("-").isdigit():
                 attributes["rpc.response.status_code"] = outcome
-        self._spans.end(opened, attributes=attributes, failed=bool(outcome))
+        self.spans.end(opened, attributes=attributes, failed=bool(outcome))
         return opened.trace_id, opened.span_id
 
 
@@ -137,7 +137,7 @@ class Observer:
         self,
         tools: Container[str],
         *,
-        connections: Mapping[Labels, float] = MappingProxyType({}),
+        connections: Mapping[Labels, float] = {},
         log: MessageLog | None = None,
         tracing: Tracer | None = None,
         metrics: Metrics | None = None,
@@ -216,11 +216,8 @@ class Observer:
                 lambda: {(): log.lost},
             )
         self._process = ProcessFigures(registry, clock=clock)
-        self._lag = LoopLag(registry)
-
-    async def run(self) -> None:
-        """Sample the event loop until canceled. The runtime owns the task."""
-        await self._lag.run()
+        self.lag: LoopLag = LoopLag(registry)
+        """The lag of the event loop. The runtime runs its measurement."""
 
     def close(self) -> None:
         """Flush the access log."""
@@ -291,10 +288,10 @@ class Observer:
         address: str = "",
         opening: Handshake | None = None,
     ) -> None:
-        """See `ObserveMessage`."""
+        """Record a message that isn't a call, or the end of a session. See `ObserveMessage`."""
         if method == SESSION_OVER:
             if session is not None:
-                self.session_ended(session.id)
+                self._sessions.over(session.id)
             return
         # Neither has been validated yet, and lines wait for their batch.
         method, target = method[:_MAX_TEXT] or OTHER, target[:_MAX_TEXT]
@@ -312,10 +309,6 @@ class Observer:
     def sessions(self) -> int:
         """Return the number of sessions active in the last five minutes."""
         return sum(self._sessions.count(self._clock()).values())
-
-    def session_ended(self, session_id: str) -> None:
-        """Record the end of a session by its client or with its connection."""
-        self._sessions.over(session_id)
 
     def _clean(self, labels: Labels) -> Labels:
         """Return labels, each with a bounded number of values."""
@@ -343,10 +336,6 @@ class Observer:
     def calls(self) -> dict[Labels, Series]:
         """Return the durations of calls without subscriptions, whose duration depends on the client."""
         return {labels: series for labels, series in self.durations.series.items() if labels[0] != LISTEN}
-
-    def lag(self) -> float:
-        """Return the worst lag of the event loop in the last second, in seconds."""
-        return self._lag.worst_of(1.0)
 
     def figures(self, *, hub: dict[str, Any] | None = None) -> Figures:
         """Return the measurements so far. Call it about once per second for all viewers, because rates are since the
@@ -383,10 +372,10 @@ class Observer:
             self._per_second.last(int(now), HISTORY_SECONDS),
             self._sessions.count(now),
             {labels: int(count) for labels, count in self._connections.items()},
-            (round(self._lag.last * 1000, 3), round(self._lag.worst * 1000, 3)),
+            (round(self.lag.last * 1000, 3), round(self.lag.worst * 1000, 3)),
             self._process.now(),
             hub,
-            round(self._lag.blocked * 1000, 3),
+            round(self.lag.blocked * 1000, 3),
         )
 
     def _sums(self) -> tuple[dict[tuple[str, str], list[int]], dict[tuple[str, str], int]]:

@@ -96,51 +96,48 @@ def construct_redirect_uri(redirect_uri_base: str, **params: str | None) -> str:
     return parts._replace(query=urlencode(pairs)).geturl()
 
 
-class AuthorizationParams(BaseModel):
-    """An authorization request."""
-
-    state: str | None = None
-    scopes: list[str] | None = None
+class _Authorization(BaseModel):
     code_challenge: str
     redirect_uri: Url
     redirect_uri_provided_explicitly: bool = True
     resource: str | None = None
 
 
-class AuthorizationCode(BaseModel):
+class AuthorizationParams(_Authorization):
+    """An authorization request."""
+
+    state: str | None = None
+    scopes: list[str] | None = None
+
+
+class AuthorizationCode(_Authorization):
     """A code that a client exchanges for tokens."""
 
     code: str
     scopes: list[str]
     expires_at: float
     client_id: str
-    code_challenge: str
-    redirect_uri: Url
-    redirect_uri_provided_explicitly: bool = True
+    subject: str | None = None
+
+
+class _Token(BaseModel):
+    token: str
+    client_id: str
+    expires_at: int | None = None
     resource: str | None = None
     subject: str | None = None
 
 
-class RefreshToken(BaseModel):
+class RefreshToken(_Token):
     """A token that a client exchanges for new tokens."""
 
-    token: str
-    client_id: str
     scopes: list[str]
-    expires_at: int | None = None
-    resource: str | None = None
-    subject: str | None = None
 
 
-class AccessToken(BaseModel):
+class AccessToken(_Token):
     """A verified token."""
 
-    token: str
-    client_id: str
     scopes: list[str] = Field(default_factory=list[str])
-    expires_at: int | None = None
-    resource: str | None = None
-    subject: str | None = None
     claims: Json | None = None
 
 
@@ -274,11 +271,11 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
         """
 
 
+@dataclass(eq=False)
 class ProviderTokenVerifier:
     """Verifies a provider's tokens."""
 
-    def __init__(self, provider: Any) -> None:
-        self._provider = provider
+    provider: Any
 
     async def verify_token(self, token: str) -> Any:
         """Return the provider's record of a token.
@@ -286,7 +283,7 @@ class ProviderTokenVerifier:
         Args:
             token: The token from the ``Authorization`` header.
         """
-        return await self._provider.load_access_token(token)
+        return await self.provider.load_access_token(token)
 
 
 class VerifierMethod(AuthMethod):
@@ -315,12 +312,10 @@ class VerifierMethod(AuthMethod):
             raise Unavailable("The token can't be verified at the moment. Try again later.") from error
         if found is None or (self._checks_resource and str(found.resource or "").rstrip("/") != self.resource):
             return None
-        seconds, until = _SECONDS, inf
-        if found.expires_at is not None:
-            until = float(found.expires_at)
-            seconds = min(seconds, until - time.time())
-            if seconds <= 0:
-                return None
+        until = inf if found.expires_at is None else float(found.expires_at)
+        seconds = min(_SECONDS, until - time.time())
+        if seconds <= 0:
+            return None
         subject = getattr(found, "subject", None) or found.client_id
         client, scopes = str(found.client_id), frozenset[str](found.scopes)
         principal = Principal(

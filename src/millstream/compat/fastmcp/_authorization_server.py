@@ -65,8 +65,8 @@ _CODE_SECONDS = 3600.0
 """Seconds for which a used code is stored."""
 
 
-class ServedProvider:
-    """A provider whose endpoints this server serves."""
+class ServedProvider(Provider):
+    """A provider whose endpoints this server serves. It finds the clients."""
 
     def __init__(self, provider: Any, settings: Any) -> None:
         """Check the issuer's URL.
@@ -106,9 +106,31 @@ class ServedProvider:
             clients={},
             registration=bool(getattr(registration, "enabled", False)),
             metadata_documents=False,
-            provider=_ProviderClients(self._provider),
+            provider=self,
         )
         return RunningProvider(self._provider, settings, plan, Vault(services))
+
+    @override
+    async def find_client(self, client_id: str) -> OAuthClient | None:
+        """Return the provider's client as an `OAuthClient`; None if it's unknown or its secret has expired."""
+        theirs = await self._provider.get_client(client_id)
+        if theirs is None:
+            return None
+        secret, method = theirs.client_secret, theirs.token_endpoint_auth_method or "none"
+        until = theirs.client_secret_expires_at
+        if secret and until and until < time.time():
+            return None
+        if secret or method != "none":
+            method = "client_secret_post"  # without a secret, authentication always fails
+        return OAuthClient(
+            client_id,
+            name=theirs.client_name or "",
+            redirect_uris=tuple(map(str, theirs.redirect_uris or ())),
+            method=method,
+            secret_hash=digest(secret) if secret else "",
+            grant_types=tuple(theirs.grant_types),
+            source="registered",
+        )
 
 
 class RunningProvider(IssuerEndpoints, VerifierMethod):
@@ -283,8 +305,19 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         try:
             asked = {"grant_types": [CODE, REFRESH], **said}
             client = client_of(str(uuid4()), asked, "registered", methods=METHODS, default="client_secret_post")
+            now, seconds = int(time.time()), options.client_secret_expiry_seconds
+            secret = client.method != "none"
             theirs = OAuthClientInformationFull.model_validate(
-                {"scope": " ".join(options.default_scopes or ()) or None, **said, **_credentials(client, options)}
+                {
+                    "scope": " ".join(options.default_scopes or ()) or None,
+                    **said,
+                    "client_id": client.id,
+                    "client_id_issued_at": now,
+                    "token_endpoint_auth_method": client.method,
+                    "grant_types": client.grant_types,
+                    "client_secret": new_secret() if secret else None,
+                    "client_secret_expires_at": (now + seconds if seconds is not None else 0) if secret else None,
+                }
             )
         except ValidationError as exc:
             raise OAuthError(
@@ -306,51 +339,6 @@ class _Config(IssuerConfig, frozen=True):
     @override
     def requested_scopes(self, text: str) -> tuple[str, ...]:
         return tuple(text.split())
-
-
-class _ProviderClients(Provider):
-    """The clients of a provider."""
-
-    def __init__(self, provider: Any) -> None:
-        self._provider = provider
-
-    @override
-    async def find_client(self, client_id: str) -> OAuthClient | None:
-        """Return the provider's client as an `OAuthClient`; None if it's unknown or its secret has expired."""
-        theirs = await self._provider.get_client(client_id)
-        if theirs is None:
-            return None
-        secret, method = theirs.client_secret, theirs.token_endpoint_auth_method or "none"
-        until = theirs.client_secret_expires_at
-        if secret and until and until < time.time():
-            return None
-        if secret or method != "none":
-            method = "client_secret_post"  # without a secret, authentication always fails
-        return OAuthClient(
-            client_id,
-            name=theirs.client_name or "",
-            redirect_uris=tuple(map(str, theirs.redirect_uris or ())),
-            method=method,
-            secret_hash=digest(secret) if secret else "",
-            grant_types=tuple(theirs.grant_types),
-            source="registered",
-        )
-
-
-def _credentials(client: OAuthClient, options: Any) -> dict[str, Any]:
-    now = int(time.time())
-    made: dict[str, Any] = {
-        "client_id": client.id,
-        "client_id_issued_at": now,
-        "token_endpoint_auth_method": client.method,
-        "grant_types": client.grant_types,
-        "client_secret": None,
-        "client_secret_expires_at": None,
-    }
-    if client.method != "none":
-        seconds = options.client_secret_expiry_seconds
-        made |= {"client_secret": new_secret(), "client_secret_expires_at": 0 if seconds is None else now + seconds}
-    return made
 
 
 def _refusal(exc: Exception) -> OAuthError | None:

@@ -573,12 +573,10 @@ class UriPattern:
     """The URI of a template: ``{name}`` matches a segment without slashes."""
 
     def __init__(self, template: str) -> None:
-        self.variables: tuple[str, ...] = tuple(_VARIABLE.findall(template))
-        pieces = re.split(r"(\{\w+\})", template)
+        pieces = _VARIABLE.split(template)  # every second one is a name
+        self.variables: tuple[str, ...] = tuple(pieces[1::2])
         self._regex = re.compile(
-            "".join(
-                f"(?P<{found[1]}>[^/]+)" if (found := _VARIABLE.fullmatch(each)) else re.escape(each) for each in pieces
-            )
+            "".join(f"(?P<{each}>[^/]+)" if place % 2 else re.escape(each) for place, each in enumerate(pieces))
         )
 
     def match(self, uri: str) -> dict[str, Any] | None:

@@ -189,7 +189,7 @@ class Audio(_Media):
 
 def is_result(value: Any) -> bool:
     """Return whether a value is the protocol's `CallToolResult`."""
-    return isinstance(value, BaseModel) and type(value).__name__ == "CallToolResult"
+    return isinstance(value, BaseModel) and _is_result(type(value))
 
 
 def is_content(value: Any) -> bool:
@@ -241,21 +241,15 @@ def to_text(value: Any) -> str:
 _PLAIN = (str, int, float, bool, bytes, type(None))
 
 
-class Output(Struct, frozen=True):
+class Output(msgspec_engine.Output, frozen=True):
     """The output type of a tool."""
 
-    output: msgspec_engine.Output
     wrapped: bool
     """Whether values are wrapped in `result`."""
 
-    @property
-    def schema(self) -> Json:
-        """JSON Schema of structured content."""
-        return self.output.schema
-
     def structure(self, value: Any) -> Json:
         """Convert a value to structured content. Raises LocalError if it doesn't match the schema."""
-        return msgspec.json.decode(self.output.encode({"result": value} if self.wrapped else value), type=Json)
+        return msgspec.json.decode(self.encode({"result": value} if self.wrapped else value), type=Json)
 
 
 def output_of(returns: Any, name: str, *, structured: bool | None = None) -> Output | None:
@@ -306,7 +300,7 @@ def _output(returns: Any, name: str) -> Output | None:
         output = engine_output_of(returns)
     except TypeError:
         return None
-    return None if output is None else Output(output, wrapped)
+    return None if output is None else Output(output.schema, output.encode, wrapped)
 
 
 def _is_result(annotation: Any) -> bool:

@@ -5,6 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -99,7 +100,6 @@ class FastMCP(Generic[LifespanT]):
         self._items: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         """Kind, as in the registry -> name or URI -> `Tool`, `Resource`, `ResourceTemplate`, or `Prompt`."""
         self._custom_routes: list[Route] = []
-        self._session_manager: SessionManager | None = None
         for tool in tools:
             self._add("tools", tool.name, tool)
 
@@ -400,12 +400,10 @@ class FastMCP(Generic[LifespanT]):
 
     # Serving
 
-    @property
+    @cached_property
     def session_manager(self) -> "SessionManager":
         """Runs the server inside a larger application."""
-        if self._session_manager is None:
-            self._session_manager = SessionManager(self.engine)
-        return self._session_manager
+        return SessionManager(self.engine)
 
     def streamable_http_app(self) -> Starlette:
         """Return the server as a Starlette application with Streamable HTTP at `streamable_http_path`."""
