@@ -157,7 +157,7 @@ class Handlers:
     async def _list(self, kind: str, call: Call) -> bytes:
         """Return one page of the descriptions of a kind: the cached page, or one created for the call."""
         registry = self._registry
-        audience = registry.audience(kind, call.principal, granted_scopes(call))
+        audience = registry.audience(kind, call.principal, partial(granted_scopes, call))
         return registry.page(kind, call.revision, read(PaginatedRequestParams, call).cursor, audience)
 
     async def _call_tool(self, call: Call) -> bytes:

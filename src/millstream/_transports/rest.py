@@ -9,6 +9,7 @@ answers in the handshake era's shape, for which such scripts were written.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -210,7 +211,7 @@ class RestRoutes:
         """`GET /openapi.json`, encoded on the first request and again after the tools change."""
         root = request.root_path
         registry = self._registry
-        audience = registry.audience("tools", request.principal, scopes_of(request.principal))
+        audience = registry.audience("tools", request.principal, partial(scopes_of, request.principal))
         page = registry.page("tools", NEWEST, None, audience)
         key = (root, audience)
         made_from, found = self._described.get(key, (b"", None))

@@ -180,7 +180,7 @@ class SearchPart:
             # An upstream's thousands of tools take seconds.
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
-        visible = registry.visible("tools", registry.audience("tools", call.principal, granted_scopes(call)))
+        visible = registry.visible("tools", registry.audience("tools", call.principal, partial(granted_scopes, call)))
         matches = [visible[name].describe() for name in index.search(arguments.query) if name in visible]
         found = matches[: max(1, min(arguments.limit, MAX_RESULTS))]
         result: Json = {

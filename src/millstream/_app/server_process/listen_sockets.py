@@ -171,6 +171,8 @@ class Certificate:
         self._cert = Path(cert)
         self._key = Path(key or cert)
         try:
+            for each in (self._cert, self._key):
+                each.stat()  # the error names a missing file
             self._seen = self._stamps()
             self.context = self._load()
         except (OSError, ssl.SSLError, ValueError) as exc:

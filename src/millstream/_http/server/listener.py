@@ -347,13 +347,15 @@ class ConnectionDrainer(Struct, eq=False):
     _state: ServerState
     _guard: ConnectionGuard
     _clock: Callable[[], float]
+    _announced: set[Any] = set()
     _idle_since: dict[Any, float] = {}
     """Time at which a connection was first seen waiting for its client."""
 
     def announce(self) -> None:
         """Make every reply from now on announce that its connection closes."""
         self._guard.leaving = True
-        for connection in self._state.connections:
+        for connection in self._state.connections - self._announced:
+            self._announced.add(connection)
             connection.announce_close()
 
     def close_idle(self, linger: float) -> bool:

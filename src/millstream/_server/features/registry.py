@@ -437,17 +437,22 @@ class Registry:
             self._pages.keep(key, made)
         return made
 
-    def audience(self, kind: str, principal: Principal | None, granted: frozenset[str] | None) -> Audience:
+    def audience(
+        self, kind: str, principal: Principal | None, granted: Callable[[], frozenset[str] | None]
+    ) -> Audience:
         """Return what decides which items of a kind a caller sees. Callers with equal ones share cached pages.
 
         Args:
             kind: The kind of items.
             principal: The caller.
-            granted: The caller's scopes, or None for full access.
+            granted: Returns the caller's scopes, or None for full access.
         """
-        items, needed = getattr(self, kind), self._scopes.get(kind)
-        hidden = (name for name in self.conditional.get(kind, ()) if not items[name].visible(principal))
-        return None if granted is None or not needed else granted & needed, frozenset(hidden)
+        needed, names = self._scopes.get(kind), self.conditional.get(kind, ())
+        if not (needed or names):
+            return _EVERYTHING
+        items, scopes = getattr(self, kind), granted()
+        hidden = frozenset(name for name in names if not items[name].visible(principal))
+        return None if scopes is None or not needed else scopes & needed, hidden
 
     def visible(self, kind: str, audience: Audience) -> dict[str, Any]:
         """Return the items of a kind that a caller sees in lists, see `audience`."""
