@@ -51,14 +51,14 @@ class PendingRequest(Struct, eq=False):
 
     def extend(self, now: float) -> None:
         """Restart the clock after progress."""
-        if self._latest != math.inf and not self._holds and not self._expired:
+        if not self._holds and not self._expired:
             self.when = min(now + self._seconds, self._latest)
             self._owner.wake_at(self.when)
 
     def hold(self) -> None:
         """Pause the clock while the server waits for an answer from us."""
         self._holds += 1
-        if self._latest != math.inf and not self._expired:
+        if not self._expired:
             self.when = self._latest
 
     def release(self, now: float) -> None:
