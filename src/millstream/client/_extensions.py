@@ -57,8 +57,6 @@ class ClientHost:
     def __init__(self, client: "Client", questions: Questions) -> None:
         self.client: Client = client
         """The client, which isn't connected yet."""
-        self.declared: list[DeclaredCapability] = []
-        """The capabilities that extensions declare."""
         self._questions = questions
         self._wraps: list[Wrap] = []
 
@@ -94,7 +92,8 @@ class ClientHost:
             member: Member of the client's capabilities: ``extensions`` or ``experimental``.
             revisions: Dates of the revisions that declare it; by default all.
         """
-        self.declared.append(DeclaredCapability(member, name, value, frozenset(revisions)))
+        declared = DeclaredCapability(member, name, value, frozenset(revisions))
+        self.client.conversation.requests.declared.append(declared)
 
     def notification(self, name: str, handler: Handler) -> None:
         """Handle a server notification: ``handler(params, client)``, called in order of arrival.

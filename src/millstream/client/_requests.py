@@ -11,7 +11,7 @@ One `Requests` handles all concurrent calls of a client. It doesn't depend on th
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -45,7 +45,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
-from millstream._tasks import Tasks, retry_delay
+from millstream._tasks import retry_delay
 from millstream._version import __version__
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
@@ -215,9 +215,6 @@ _MAX_RESTARTS = 3
 
 _decode_required = foreign_decoder(InputRequiredResult)
 
-OnReconnect = Callable[[Connection], Awaitable[None]]
-"""Restores the state of the old connection on a new one."""
-
 
 class RawRequest(Struct, kw_only=True):
     """One request, as specified by the caller: ``RawRequest(method="tools/call", params=body, name="add")``."""
@@ -255,18 +252,17 @@ class Requests(Struct, kw_only=True):
     place: Place
     options: Options
     questions: QuestionHandler
-    declared: Sequence[DeclaredCapability]
     incoming: ServerMessages
-    background: Tasks
     pinned: Revision | None
     headers: Mapping[str, str]
     timeout: float
     inflow: Inflow
     era: Era
+    declared: list[DeclaredCapability] = []
+    """Capabilities of extensions."""
     ids: Iterator[int] = msgspec.field(default_factory=lambda: count(1))
     stderr_lines: list[str] = []
     """Standard error of the server since the connection was opened."""
-    on_reconnect: OnReconnect | None = None
     around: Callable[[RawRequest], Awaitable[bytes]] | None = None
     """Hooks of extensions around each request."""
     connection: Connection | None = None
@@ -302,10 +298,13 @@ class Requests(Struct, kw_only=True):
                 self.incoming.on_interruption(ended.transport, SessionLost("The next request reconnects, if possible."))
                 await ended.transport.close()
             connection = self.connection = self.last = await self._open_again(_MAX_RESTARTS if reconnecting else 0)
-        if reconnecting and self.on_reconnect is not None:
+        if reconnecting:
             with contextlib.suppress(ServerError):
-                await self.on_reconnect(connection)
+                await self.restore(connection)
         return connection
+
+    async def restore(self, connection: Connection) -> None:
+        """Restore the state of the old connection on a new one."""
 
     async def _open_again(self, more: int) -> Connection:
         for attempt in range(more):
@@ -453,7 +452,8 @@ class Requests(Struct, kw_only=True):
             return connection
 
     def _new_transport(self, *, sse: bool) -> Transport:
-        place, options, incoming, background = self.place, self.options, self.incoming, self.background
+        place, options, incoming = self.place, self.options, self.incoming
+        background = incoming.background
         if isinstance(place, Command):
             show = line_printer(options.stderr)
             if show is not None:

@@ -139,13 +139,14 @@ class ServerMessages(Struct, eq=False):
     before their timeout, so most individual timers would be set up just to be canceled.
     """
 
-    _background: Tasks
     _questions: QuestionHandler
     on_log: OnLog | None
     on_change: OnChange | None
     options: Options
     observer: Callable[[Notification], object] | None = None
     """Callback for every notification, before its handler."""
+    background: Tasks = field(default_factory=Tasks)
+    """Owns the tasks of the client."""
     custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
     """Extension notification -> its handler."""
     filters: NotificationFilters | None = None
@@ -305,7 +306,7 @@ class ServerMessages(Struct, eq=False):
             )
         self._queue.append(rest)
         if self._worker is None or self._worker.done():
-            self._worker = self._background.spawn(self._work())
+            self._worker = self.background.spawn(self._work())
 
     async def _work(self) -> None:
         try:
@@ -327,7 +328,7 @@ class ServerMessages(Struct, eq=False):
             raise TooManyMessages(f"The server asked {_MAX_QUESTIONS} questions at once.")
         if message.id in self._answer_tasks:
             return  # a resumed stream repeats messages
-        task = self._background.spawn(self._answer(message, transport, request_id))
+        task = self.background.spawn(self._answer(message, transport, request_id))
         self._answer_tasks[message.id] = task
         task.add_done_callback(lambda _: self._answer_tasks.pop(message.id, None))
 
