@@ -13,14 +13,14 @@ import msgspec
 from millstream._app.server import Server
 from millstream._protocol.content import Text
 from millstream._protocol.errors import suggest, suggest_keywords
-from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
+from millstream._protocol.notifications import CreateMessageRequestParams, InputRequest, SampleResult
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream._tasks import Tasks
 from millstream._transports.connection import MemoryPipe
 from millstream.client._client import Client
 from millstream.client._errors import ServerError, ToolFailed
-from millstream.client._questions import Elicit, ObservedQuestion, Questions
+from millstream.client._questions import Elicit, Questions
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification
 from millstream.client._transports import Listener, Options
@@ -61,7 +61,7 @@ class TestClient(Client):
         params = msgspec.json.decode(notification.params)
         self.notifications.append({"jsonrpc": "2.0", "method": notification.method, "params": params})
 
-    def _note_question(self, question: ObservedQuestion) -> None:
+    def _note_question(self, question: InputRequest) -> None:
         self.questions.append({"method": question.method, "params": msgspec.json.decode(question.params)})
 
 

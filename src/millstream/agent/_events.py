@@ -198,15 +198,14 @@ _ROOM = 256
 """Maximum unread events."""
 
 
-class AnswerQueue:
+class AnswerQueue(Struct, eq=False):
     """Runs the answers of one conversation, one after the other."""
 
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.stopping: bool = False
-        """Whether the current answer is being stopped, because it has no reader."""
-        self.emit: Emit | None = None
-        """Receives events of the current answer."""
+    task: asyncio.Task[None] | None = None
+    stopping: bool = False
+    """Whether the current answer is being stopped, because it has no reader."""
+    emit: Emit | None = None
+    """Receives events of the current answer."""
 
     async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
         """Start an answer, once a stopped one has ended.

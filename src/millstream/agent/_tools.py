@@ -43,34 +43,21 @@ class AgentTool(Struct, frozen=True, eq=False):
     description: ToolDescription
 
 
-class Toolbox:
+class Toolbox(list[AgentTool]):
     """The tools of one round."""
 
     def __init__(self, found: Sequence[tuple[ConnectedServer, Sequence[ToolDescription]]]) -> None:
-        several = len(found) > 1
-        self._tools: dict[str, AgentTool] = {}
+        names = set[str]()
         for server, tools in found:
             for tool in tools:
-                name = self._free(fit(f"{server.name}__{tool.name}" if several else tool.name))
-                self._tools[name] = AgentTool(name, server, tool)
-        self.specs: list[Json] = [_spec(tool) for tool in self._tools.values()]
+                name = free = fit(f"{server.name}__{tool.name}" if len(found) > 1 else tool.name)
+                number = 2
+                while free in names:
+                    free, number = f"{name[: _LONGEST - 4]}_{number}", number + 1
+                names.add(free)
+                self.append(AgentTool(free, server, tool))
+        self.specs: list[Json] = [_spec(tool) for tool in self]
         """Tools in the format of the API."""
-
-    def _free(self, name: str) -> str:
-        number, free = 2, name
-        while free in self._tools:
-            free, number = f"{name[: _LONGEST - 4]}_{number}", number + 1
-        return free
-
-    def get(self, name: str) -> AgentTool | None:
-        """Return the tool with this name, or None."""
-        return self._tools.get(name)
-
-    def __iter__(self) -> Any:
-        return iter(self._tools.values())
-
-    def __len__(self) -> int:
-        return len(self._tools)
 
 
 def fit(name: str) -> str:
@@ -120,7 +107,7 @@ class ToolCaller(Struct, frozen=True):
 
     async def call(self, call: ToolCall) -> CallOutcome:
         """Execute a call. The outcome's text says why, if it can't be executed."""
-        tool = self.toolbox.get(call.name)
+        tool = next((each for each in self.toolbox if each.name == call.name), None)
         called = await self._execute(call, tool)
         server = "" if tool is None else tool.server.name
         name = call.name if tool is None or called.outcome == "invalid" else tool.description.name

@@ -481,11 +481,7 @@ class Client:
         """
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
-        uri = skill.uri_of(path)
-        _skills.check_listed(skill, uri)
-        data = _skills.bytes_of(uri, await self.read(uri, fresh=True))
-        await asyncio.to_thread(_skills.check_file, skill, uri, data)
-        return data
+        return await _skills.read_file(self, skill, path)
 
     # Other requests
 

@@ -1,13 +1,12 @@
 """Client extensions: capabilities, message handlers, and hooks around requests."""
 
-import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._protocol.handlers import Handler, NotificationFilter, NotificationFilters, Run, with_decoded_params
+from millstream._protocol.handlers import Handler, NotificationFilter, Run, with_decoded_params
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, encode
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
@@ -17,8 +16,6 @@ from millstream.client._requests import DeclaredCapability, RawRequest
 
 if TYPE_CHECKING:
     from millstream import Client
-
-_logger = logging.getLogger("millstream")
 
 _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *revision.requests)) | frozenset(
     NOTIFICATIONS
@@ -148,10 +145,7 @@ class ClientHost:
         Args:
             each: Returns the notification, a changed one, or None to drop it. It must not block.
         """
-        incoming = self.client.conversation.incoming
-        if incoming.filters is None:
-            incoming.filters = NotificationFilters(_logger.error)
-        incoming.filters.add(each)
+        self.client.conversation.incoming.filters.add(each)
 
     def _handler(self, name: str, handler: Handler) -> Run:
         taken = {*self.client.conversation.incoming.custom, *self._questions.custom}

@@ -67,7 +67,6 @@ from millstream.client._transports import (
     Transport,
     TransportFactory,
     TransportRequest,
-    apply_filters,
     log_message,
 )
 from millstream.client._transports.http import HttpSseTransport, StreamableTransport
@@ -442,14 +441,11 @@ class Requests(Struct, kw_only=True):
             return await self._connect_with()
         except (NotMcp, InvalidResponse, ConnectionLost) as exc:
             try:
-                connection = await self._connect_with(sse=True)
+                return await self._connect_with(sse=True)
             except AccessDenied:
                 raise
             except ClientError:
                 raise exc from None
-            if self.pinned is None:
-                self.era.name = "http+sse"
-            return connection
 
     def _new_transport(self, *, sse: bool) -> Transport:
         place, options, incoming = self.place, self.options, self.incoming
@@ -555,7 +551,7 @@ class Requests(Struct, kw_only=True):
                 handshake = not handshake
             else:
                 if pinned is None and connection.revision.handshake:
-                    era.name = era.name or "handshake"
+                    era.name = "http+sse" if sse else era.name or "handshake"
                 return connection
         raise AssertionError
 
@@ -564,7 +560,7 @@ class Requests(Struct, kw_only=True):
         if pinned is not None:
             if pinned.handshake:
                 return await self._initialize(transport, pinned)
-            found = await self._probe(transport, pinned, alone=True)
+            found = await self._probe(transport, pinned)
             if found is None:
                 raise UnknownVersion(f"The server doesn't support revision {pinned.date}.")
             return found
@@ -585,8 +581,8 @@ class Requests(Struct, kw_only=True):
                 ) from exc
             return found
 
-    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Connection | None:
-        """Send `server/discover`. Return None if the method is unknown or, unless `alone`, if there's no response."""
+    async def _probe(self, transport: Transport, revision: Revision) -> Connection | None:
+        """Send `server/discover`. Return None if the method is unknown or, unless pinned, if there's no response."""
         seconds = self.options.connect_timeout + self.options.probe_timeout
         for _ in (0, 1):
             try:
@@ -604,7 +600,7 @@ class Requests(Struct, kw_only=True):
             except (NotMcp, InvalidResponse, *MALFORMED):
                 return None
             except (ConnectionLost, RequestTimeout) as exc:
-                if alone or (isinstance(exc, ConnectionLost) and transport.lost):
+                if self.pinned is not None or (isinstance(exc, ConnectionLost) and transport.lost):
                     raise
                 return None  # for example a status 500 from a server that didn't expect the method
             agreed = newest(offer.supported_versions)
@@ -646,7 +642,7 @@ class Requests(Struct, kw_only=True):
             RequestTimeout: The server didn't accept it in time.
             ClientError: It couldn't be sent.
         """
-        if not (message := apply_filters(self.incoming, notification_message(method, params))):
+        if not (message := self.incoming.filters.filter_outgoing(notification_message(method, params))):
             return
         try:
             log_message("sent", message)

@@ -149,8 +149,10 @@ class ServerMessages(Struct, eq=False):
     """Owns the tasks of the client."""
     custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
     """Extension notification -> its handler."""
-    filters: NotificationFilters | None = None
-    """Filters of notifications in both directions, if an extension has one."""
+    filters: NotificationFilters = field(
+        default_factory=lambda: NotificationFilters(logging.getLogger("millstream").error)
+    )
+    """Filters of notifications in both directions, for extensions."""
     _timer: asyncio.TimerHandle | None = None
     _wakes_at: float = math.inf
     """When the timer fires, at the latest at the first deadline."""
@@ -175,11 +177,10 @@ class ServerMessages(Struct, eq=False):
         if message.id is not None:
             self._handle_request(message, transport, request_id)
             return
-        if self.filters is not None:
-            kept = self.filters.filter_incoming(message)
-            if kept is None:
-                return
-            message = kept
+        kept = self.filters.filter_incoming(message)
+        if kept is None:
+            return
+        message = kept
         if self.observer is not None:
             self.observer(Notification(message.method, Raw(message.params or b"{}"), request_id))
         handler = self._HANDLERS.get(message.method)

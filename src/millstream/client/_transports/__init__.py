@@ -97,11 +97,10 @@ def answered_id(data: bytes) -> int:
         return 0
 
 
-class SkipLog:
+class SkipLog(Struct):
     """Logs the first message of a connection that was skipped: servers that send one often send many."""
 
-    def __init__(self) -> None:
-        self._logged = False
+    _logged: bool = False
 
     def __call__(self, why: str, data: bytes = b"") -> None:
         """Log why a message was skipped, unless another one was logged."""
@@ -146,7 +145,7 @@ class Listener(Protocol):
 
     @property
     def filters(self) -> NotificationFilters | None:
-        """Filters of notifications, if an extension has one."""
+        """Filters of notifications, if there may be extensions."""
         ...
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
@@ -234,15 +233,13 @@ _CLIPPED_RESPONSE = re.compile(
 """Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
 
 
-def apply_filters(listener: Listener, message: bytes) -> bytes:
-    """Return a notification as the filters of extensions leave it; empty if they drop it."""
-    return message if listener.filters is None else listener.filters.filter_outgoing(message)
-
-
 async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
     """Notify the server that the caller of a request has stopped waiting."""
     method = "notifications/cancelled"
-    if message := apply_filters(listener, notification_message(method, {"requestId": request_id})):
+    message = notification_message(method, {"requestId": request_id})
+    if listener.filters is not None:
+        message = listener.filters.filter_outgoing(message)
+    if message:
         with contextlib.suppress(ClientError):  # the request ended with the connection
             await transport.send(message, method)
 
