@@ -69,16 +69,16 @@ def _ignore_progress(value: float, total: float | None, message: str | None) -> 
     """Ignore progress, whose notification is already recorded."""
 
 
-class _SignedIn:
+class _SignedIn(msgspec.Struct):
     """A server for a caller who has signed in, as over a network."""
 
-    def __init__(self, server: Server, principal: Principal) -> None:
-        self._server = server
-        self._pipe = partial(MemoryPipe, principal=principal, transport="test")
+    _server: Server
+    _principal: Principal
 
     def new_transport(self, listener: Listener, background: Tasks) -> MemoryTransport:
         """Return a transport whose calls have the principal, and only its scopes."""
-        return MemoryTransport(self._server, listener, background, pipe=self._pipe)
+        pipe = partial(MemoryPipe, principal=self._principal, transport="test")
+        return MemoryTransport(self._server, listener, background, pipe=pipe)
 
 
 _ELSEWHERE: dict[str, str] = dict.fromkeys(

@@ -308,16 +308,15 @@ class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
 _PASSING = (TextDelta, ToolProgress)
 
 
-class Transcript:
+class Transcript(Struct, eq=False):
     """The transcript of one conversation.
 
     It's JSON Lines: one object per event, with the time (`at`), the `type`, and the event's members. Text chunks and
     progress are omitted, because complete answers and results follow.
     """
 
-    def __init__(self) -> None:
-        self._lines: list[bytes] = []
-        self._saved: set[Path] = set()
+    _lines: list[bytes] = []
+    _saved: set[Path] = set()
 
     def note(self, event: Event) -> None:
         """Add an event."""

@@ -91,10 +91,6 @@ class CallOutcome(Struct):
     """Arguments for the conversation, always a JSON object because some APIs decode them."""
 
 
-class Unreadable(Exception):
-    """The model's arguments aren't a JSON object."""
-
-
 class ToolCaller(Struct, frozen=True):
     """Executes the tool calls of one answer."""
 
@@ -118,10 +114,9 @@ class ToolCaller(Struct, frozen=True):
         if tool is None:
             names = ", ".join(each.name for each in self.toolbox) or "none"
             return CallOutcome(f"There is no tool {call.name!r}. The tools are: {names}.", "invalid")
-        try:
-            arguments = read_arguments(call.arguments)
-        except Unreadable as exc:
-            return CallOutcome(f"{exc} Call {call.name} again.", "invalid")
+        arguments = read_arguments(call.arguments)
+        if isinstance(arguments, str):
+            return CallOutcome(f"{arguments} Call {call.name} again.", "invalid")
         encoded = json.dumps(arguments, ensure_ascii=False)
         if not await self._is_allowed(tool, arguments):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
@@ -163,22 +158,18 @@ class ToolCaller(Struct, frozen=True):
         )
 
 
-def read_arguments(text: str) -> Json:
-    """Decode the arguments; an empty text means no arguments.
-
-    Raises:
-        Unreadable: The arguments are malformed; the message is for the model.
-    """
+def read_arguments(text: str) -> Json | str:
+    """Return the decoded arguments, or for the model why they can't be decoded. An empty text means no arguments."""
     if not text.strip():
         return {}
     try:
         found: Any = json.loads(text)
     except MALFORMED as exc:
-        raise Unreadable(f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}.") from exc
+        return f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}."
     if not is_object(found):
-        raise Unreadable(f"The arguments must be a JSON object, not {text[:_SHOWN]!r}.")
+        return f"The arguments must be a JSON object, not {text[:_SHOWN]!r}."
     try:
         encode(found)
     except MALFORMED as exc:
-        raise Unreadable(f"The arguments contain a character that can't be encoded ({exc}).") from exc
+        return f"The arguments contain a character that can't be encoded ({exc})."
     return found

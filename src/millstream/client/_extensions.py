@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._protocol.handlers import Handler, NotificationFilter, Run, with_decoded_params
+from millstream._protocol.handlers import Handler, NotificationFilter, with_decoded_params
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, encode
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
@@ -48,14 +48,13 @@ class ClientExtension(Protocol):
         """Register everything on a client."""
 
 
-class ClientHost:
+class ClientHost(Struct, eq=False):
     """A client to configure in `Extension.connect`."""
 
-    def __init__(self, client: "Client", questions: Questions) -> None:
-        self.client: Client = client
-        """The client, which isn't connected yet."""
-        self._questions = questions
-        self._wraps: list[Wrap] = []
+    client: "Client"
+    """The client, which isn't connected yet."""
+    _questions: Questions
+    _wraps: list[Wrap] = []
 
     def add(self, extensions: Iterable[ClientExtension]) -> None:
         """Add the extensions of a client.
@@ -102,13 +101,7 @@ class ClientHost:
         Raises:
             ValueError: The notification belongs to MCP or another extension.
         """
-        run = self._handler(name, handler)
-        custom = self.client.conversation.incoming.custom
-
-        async def handle(params: bytes) -> None:
-            await run(params, self.client)
-
-        custom[name] = handle
+        self.client.conversation.incoming.custom[name] = self._handler(name, handler)
 
     def method(self, name: str, handler: Handler) -> None:
         """Answer a server request: ``handler(params, client)`` returns the members of the result.
@@ -120,13 +113,7 @@ class ClientHost:
         Raises:
             ValueError: The method belongs to MCP or another extension.
         """
-        run = self._handler(name, handler)
-
-        async def answer(params: bytes) -> Any:
-            value = await run(params, self.client)
-            return {} if value is None else value
-
-        self._questions.custom[name] = answer
+        self._questions.custom[name] = self._handler(name, handler)
 
     def wrap(self, wrap: Wrap) -> None:
         """Wrap every request: ``await wrap(request, next)`` returns the members of the result.
@@ -147,11 +134,17 @@ class ClientHost:
         """
         self.client.conversation.incoming.filters.add(each)
 
-    def _handler(self, name: str, handler: Handler) -> Run:
+    def _handler(self, name: str, handler: Handler) -> Callable[[bytes], Awaitable[Any]]:
         taken = {*self.client.conversation.incoming.custom, *self._questions.custom}
         if name in _CORE or name in taken:
             raise ValueError(f"The method {name!r} already exists.")
-        return with_decoded_params(handler, type(self.client))
+        run = with_decoded_params(handler, type(self.client))
+
+        async def handle(params: bytes) -> Any:
+            value = await run(params, self.client)
+            return {} if value is None else value
+
+        return handle
 
     async def _around(self, ask: RawRequest) -> bytes:
         before = decode_object(ask.params)

@@ -431,7 +431,7 @@ class Requests(Struct, kw_only=True):
         if not isinstance(place, Remote) or place.url.scheme in ("ws", "wss"):
             return await self._connect_with()
         only_sse = place.kind == "sse"
-        if only_sse or (self.pinned is None and self.era.name == "http+sse"):
+        if only_sse or self.era.name == "http+sse":
             try:
                 return await self._connect_with(sse=True)
             except ClientError:
@@ -530,7 +530,7 @@ class Requests(Struct, kw_only=True):
         A server that exits on an unknown method, or isn't of the era that it was, is tried a second time.
         """
         era, pinned = self.era, self.pinned
-        handshake = pinned is None and era.name != ""
+        handshake = era.name != ""
         self.stderr_lines = []
         for attempt in (0, 1):
             transport = self._new_transport(sse=sse)
@@ -539,9 +539,9 @@ class Requests(Struct, kw_only=True):
                 connection = await self._agree(transport, handshake=handshake)
             except BaseException as exc:
                 await transport.close()
+                era.name = ""
                 if pinned is not None:
                     raise
-                era.name = ""
                 if isinstance(exc, ConnectionLost):
                     again = transport.lost and not getattr(self.place, "ours", False)
                 else:
@@ -550,7 +550,7 @@ class Requests(Struct, kw_only=True):
                     raise
                 handshake = not handshake
             else:
-                if pinned is None and connection.revision.handshake:
+                if connection.revision.handshake:
                     era.name = "http+sse" if sse else era.name or "handshake"
                 return connection
         raise AssertionError

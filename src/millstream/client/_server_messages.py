@@ -14,7 +14,7 @@ from msgspec import Raw, Struct, field
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.handlers import NotificationFilters
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, RequestId, encode, error_message, result_message
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import (
     LoggingMessageNotificationParams,
@@ -336,21 +336,18 @@ class ServerMessages(Struct, eq=False):
     async def _answer(self, message: Envelope, transport: Transport, request_id: int) -> None:
         assert message.id is not None  # noqa: S101  it's a request
         try:
-            await transport.send(await self._answer_to(message, message.id, request_id), "")
+            try:
+                with self.pause_timeouts(request_id):
+                    result = await self._questions.answer(message.method, message.params, request_id)
+                answer = result_message(message.id, encode(result))
+            except ProtocolError as exc:
+                answer = error_message(message.id, exc.code, exc.message, exc.data)
+            except (TypeError, ValueError, RecursionError):
+                _logger.exception("A handler of the client returned a value that JSON can't represent.")
+                answer = error_message(message.id, INTERNAL_ERROR, "The client couldn't answer")
+            await transport.send(answer, "")
         except ClientError as exc:
             _logger.info("The answer to %s couldn't be sent to the server: %s", message.method, exc)
-
-    async def _answer_to(self, message: Envelope, question_id: RequestId, request_id: int) -> bytes:
-        """Return the encoded answer to a question."""
-        try:
-            with self.pause_timeouts(request_id):
-                result = await self._questions.answer(message.method, message.params, request_id)
-            return result_message(question_id, encode(result))
-        except ProtocolError as exc:
-            return error_message(question_id, exc.code, exc.message, exc.data)
-        except (TypeError, ValueError, RecursionError):
-            _logger.exception("A handler of the client returned a value that JSON can't represent.")
-            return error_message(question_id, INTERNAL_ERROR, "The client couldn't answer")
 
     @contextmanager
     def pause_timeouts(self, request_id: int = 0) -> Generator[None]:

@@ -49,7 +49,18 @@ def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Ski
     """List the skills of a server without reading their files. The list is empty without the extension."""
 
     def valid(result: _Skills) -> list[Skill]:
-        return [skill for raw in result.skills if (skill := _valid(bytes(raw))) is not None]
+        found: list[Skill] = []
+        for raw in result.skills:
+            try:
+                skill = _decode_skill(bytes(raw))
+            except MALFORMED as exc:
+                _logger.warning("Skipped a skill that can't be decoded: %s", exc)
+                continue
+            if problem := problem_of(skill):
+                _logger.warning("Skipped the skill %.200s: %s", skill.uri, problem)
+            else:
+                found.append(skill)
+        return found
 
     return conversation.list(
         "skills/list",
@@ -58,19 +69,6 @@ def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Ski
         fresh=fresh,
         offered=lambda: SKILLS in members(conversation.negotiated.capabilities.get("extensions")),
     )
-
-
-def _valid(raw: bytes) -> Skill | None:
-    """Return the entry, or None if it's invalid."""
-    try:
-        skill = _decode_skill(raw)
-    except MALFORMED as exc:
-        _logger.warning("Skipped a skill that can't be decoded: %s", exc)
-        return None
-    problem = problem_of(skill)
-    if problem:
-        _logger.warning("Skipped the skill %.200s: %s", skill.uri, problem)
-    return None if problem else skill
 
 
 def problem_of(skill: Skill) -> str:

@@ -590,8 +590,8 @@ def with_private_key(who: Registration, key: str, key_id: str = "") -> Registrat
     Raises:
         ValueError: The key can't sign.
     """
-    from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
+    from millstream.client._oauth.signing import load_key  # noqa: PLC0415  needed only for signatures
 
-    check_key(key)
+    load_key(key)  # checks it
     changes = {"token_endpoint_auth_method": PRIVATE_KEY_JWT, "private_key": key, "key_id": key_id}
     return msgspec.structs.replace(who, **changes)
