@@ -669,12 +669,12 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 def _about(info: Any) -> ServerInfo:
     """Return a server's name, version, and other information, without invalid members: nothing depends on them."""
     found = members(info)
-    texts = {name: each for name, each in found.items() if isinstance(each, str) and name != "icons"}
+    texts = {name: each for name, each in found.items() if isinstance(each, str)}
     try:
         icons = msgspec.convert(drop_nulls(found.get("icons") or (), Icon), tuple[Icon, ...])
     except msgspec.ValidationError:
         icons = ()
-    return msgspec.structs.replace(msgspec.convert(texts, ServerInfo), icons=icons)
+    return msgspec.convert({**texts, "icons": icons}, ServerInfo)
 
 
 def versions(refusal: ServerError) -> list[str]:

@@ -27,7 +27,7 @@ from millstream.client._requests import RawRequest
 from millstream.client._results import PaginatedList, read
 
 if TYPE_CHECKING:
-    from millstream.client._client import Client
+    from millstream import Client
 
 _logger = logging.getLogger(__name__)
 

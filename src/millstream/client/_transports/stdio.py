@@ -30,14 +30,14 @@ _START = re.compile(r"Failed to validate request: \d+\b")
 _REST = re.compile(r"$|\w+Request(\.\S*)?$|\s+(?!\s|(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)")
 
 
-class ProbeErrors:
+class ProbeErrors(Struct):
     """The report that servers with the official SDK 1.x write about `server/discover`: up to 200 lines.
 
     It isn't shown, because the connection continues with the handshake.
     """
 
-    def __init__(self) -> None:
-        self._started = self._ended = False
+    _started: bool = False
+    _ended: bool = False
 
     def contain(self, line: str) -> bool:
         """Return whether the next line of standard error belongs to the report."""
