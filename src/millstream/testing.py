@@ -13,14 +13,14 @@ import msgspec
 from millstream._app.server import Server
 from millstream._protocol.content import Text
 from millstream._protocol.errors import suggest, suggest_keywords
-from millstream._protocol.notifications import CreateMessageRequestParams, SampleResult
+from millstream._protocol.notifications import CreateMessageRequestParams, InputRequest, SampleResult
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream._tasks import Tasks
 from millstream._transports.connection import MemoryPipe
 from millstream.client._client import Client
 from millstream.client._errors import ServerError, ToolFailed
-from millstream.client._questions import Elicit, ObservedQuestion, Questions
+from millstream.client._questions import Elicit, Questions
 from millstream.client._results import Result
 from millstream.client._server_messages import Notification
 from millstream.client._transports import Listener, Options
@@ -61,7 +61,7 @@ class TestClient(Client):
         params = msgspec.json.decode(notification.params)
         self.notifications.append({"jsonrpc": "2.0", "method": notification.method, "params": params})
 
-    def _note_question(self, question: ObservedQuestion) -> None:
+    def _note_question(self, question: InputRequest) -> None:
         self.questions.append({"method": question.method, "params": msgspec.json.decode(question.params)})
 
 
@@ -69,16 +69,16 @@ def _ignore_progress(value: float, total: float | None, message: str | None) -> 
     """Ignore progress, whose notification is already recorded."""
 
 
-class _SignedIn:
+class _SignedIn(msgspec.Struct):
     """A server for a caller who has signed in, as over a network."""
 
-    def __init__(self, server: Server, principal: Principal) -> None:
-        self._server = server
-        self._pipe = partial(MemoryPipe, principal=principal, transport="test")
+    _server: Server
+    _principal: Principal
 
     def new_transport(self, listener: Listener, background: Tasks) -> MemoryTransport:
         """Return a transport whose calls have the principal, and only its scopes."""
-        return MemoryTransport(self._server, listener, background, pipe=self._pipe)
+        pipe = partial(MemoryPipe, principal=self._principal, transport="test")
+        return MemoryTransport(self._server, listener, background, pipe=pipe)
 
 
 _ELSEWHERE: dict[str, str] = dict.fromkeys(

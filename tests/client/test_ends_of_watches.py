@@ -179,7 +179,7 @@ async def test_closing_during_reconnect_leaves_nothing(
             monkeypatch.setattr(watching, "_LONGEST_WAIT", NEVER)
         cut.set()
         if during == "a wait":
-            await wait_until(lambda: client.conversation._watches._task)
+            await wait_until(lambda: requests._task)
             assert requests.connection is not None
         else:
             await wait_until(lambda: requests.connection is None)

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 
 import pytest
 
@@ -243,6 +244,27 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
         with pytest.raises(RequestTimeout):
             await client.call("x", timeout=WAIT / 2, progress=note)
     assert len(steps) > 2
+
+
+async def test_progress_extends_the_timeout_of_a_call_without_a_limit() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.stream()
+        params = {"progressToken": asked.message["params"]["_meta"]["progressToken"], "progress": 1}
+        note = {"jsonrpc": "2.0", "method": "notifications/progress", "params": params}
+        for _ in range(4):
+            await asked.event(json.dumps(note).encode())
+            await noted.acquire()
+        await asked.event(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "result": DONE}).encode())
+
+    noted = asyncio.Semaphore(0)
+
+    def note(value: float, total: float | None, text: str | None) -> None:
+        advance_clock(WAIT / 4)
+        noted.release()
+
+    options = Options(max_call_seconds=math.inf)
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+        assert (await client.call("x", timeout=WAIT / 2, progress=note)).text == "done"
 
 
 async def test_server_errors_raise_with_code_and_data() -> None:

@@ -58,34 +58,6 @@ _REJECTED = -1
 _STOPS = {"stop": "endTurn", "length": "maxTokens"}
 
 
-async def sample(
-    server: str, params: CreateMessageRequestParams, model: Model, person: Person, limits: Limits
-) -> SampleResult:
-    """Send a server's request to the model.
-
-    Raises:
-        ProtocolError: The user refused, the model gave no answer, or the request includes tools.
-    """
-    if params.tools:
-        raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests.")
-    messages = chat_messages(params.messages, limits.max_result)
-    text = "\n".join(str(message["content"]) for message in messages)
-    if not await person.allows(Approval(kind="sampling", server=server, text=text)):
-        raise ProtocolError(_REJECTED, "The user did not allow the server to use the model.")
-    system: list[Message] = [{"role": "system", "content": params.system_prompt}] if params.system_prompt else []
-    request = ModelRequest(
-        messages=[*system, *messages],
-        max_tokens=params.max_tokens,
-        temperature=params.temperature,
-        stop=params.stop_sequences or (),
-    )
-    try:
-        reply = await listen(model, request)
-    except ModelError as exc:
-        raise ProtocolError(INTERNAL_ERROR, str(exc)) from exc
-    return SampleResult("assistant", Text(reply.text), model.name, _STOPS.get(reply.stop, reply.stop))
-
-
 async def _ignore(chunk: str) -> None:
     """Do nothing with a chunk of the text."""
 
@@ -245,10 +217,7 @@ class Agent:
             return await self._person.answer(self._name_of(client), question)
 
         async def complete(params: CreateMessageRequestParams) -> SampleResult:
-            name = self._name_of(client)
-            result = await sample(name, params, self.model, self._person, self.limits)
-            await self._emit(SamplingResult(name, result.text))
-            return result
+            return await self._sample(self._name_of(client), params)
 
         client = Client(
             place.target,
@@ -261,6 +230,32 @@ class Agent:
             options=place.options,
         )
         return client
+
+    async def _sample(self, server: str, params: CreateMessageRequestParams) -> SampleResult:
+        """Send a server's request to the model.
+
+        Raises:
+            ProtocolError: The user refused, the model gave no answer, or the request includes tools.
+        """
+        if params.tools:
+            raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests.")
+        messages = chat_messages(params.messages, self.limits.max_result)
+        text = "\n".join(str(message["content"]) for message in messages)
+        if not await self._person.allows(Approval(kind="sampling", server=server, text=text)):
+            raise ProtocolError(_REJECTED, "The user did not allow the server to use the model.")
+        system: list[Message] = [{"role": "system", "content": params.system_prompt}] if params.system_prompt else []
+        request = ModelRequest(
+            messages=[*system, *messages],
+            max_tokens=params.max_tokens,
+            temperature=params.temperature,
+            stop=params.stop_sequences or (),
+        )
+        try:
+            reply = await listen(self.model, request)
+        except ModelError as exc:
+            raise ProtocolError(INTERNAL_ERROR, str(exc)) from exc
+        await self._emit(SamplingResult(server, reply.text))
+        return SampleResult("assistant", Text(reply.text), self.model.name, _STOPS.get(reply.stop, reply.stop))
 
     def _name_of(self, client: Client) -> str:
         return next((each.name for each in self.servers if each.client is client), "the server")

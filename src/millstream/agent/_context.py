@@ -40,17 +40,6 @@ def show_blocks(blocks: Iterable[Any], limit: int) -> tuple[str, list[Part]]:
     return cut(text, limit), [part for _, part in shown if part is not None]
 
 
-def show_contents(source: str, contents: Sequence[ResourceContents], limit: int) -> list[Part]:
-    """Convert an attached resource to message parts."""
-    parts: list[Part] = []
-    for each in contents:
-        text, part = _show_resource(each)
-        parts.append(text_part(cut(f"Content of {source}:\n{text}" if text else f"Content of {source}:", limit)))
-        if part is not None:
-            parts.append(part)
-    return parts
-
-
 def text_part(text: str) -> Part:
     """Return text as a message part."""
     return {"type": "text", "text": text}
@@ -128,9 +117,16 @@ async def read(server: ConnectedServer, uri: str, limit: int) -> list[Part]:
         ContextError: The resource can't be read.
     """
     try:
-        return show_contents(uri, await server.client.read(uri), limit)
+        contents = await server.client.read(uri)
     except ClientError as exc:
         raise ContextError(f"{server.name} can't provide {uri}: {exc}") from exc
+    parts: list[Part] = []
+    for each in contents:
+        text, part = _show_resource(each)
+        parts.append(text_part(cut(f"Content of {uri}:\n{text}" if text else f"Content of {uri}:", limit)))
+        if part is not None:
+            parts.append(part)
+    return parts
 
 
 async def find_prompt(name: str, servers: Sequence[ConnectedServer]) -> tuple[ConnectedServer, PromptDescription]:

@@ -198,15 +198,14 @@ _ROOM = 256
 """Maximum unread events."""
 
 
-class AnswerQueue:
+class AnswerQueue(Struct, eq=False):
     """Runs the answers of one conversation, one after the other."""
 
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        self.stopping: bool = False
-        """Whether the current answer is being stopped, because it has no reader."""
-        self.emit: Emit | None = None
-        """Receives events of the current answer."""
+    task: asyncio.Task[None] | None = None
+    stopping: bool = False
+    """Whether the current answer is being stopped, because it has no reader."""
+    emit: Emit | None = None
+    """Receives events of the current answer."""
 
     async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
         """Start an answer, once a stopped one has ended.
@@ -309,16 +308,15 @@ class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
 _PASSING = (TextDelta, ToolProgress)
 
 
-class Transcript:
+class Transcript(Struct, eq=False):
     """The transcript of one conversation.
 
     It's JSON Lines: one object per event, with the time (`at`), the `type`, and the event's members. Text chunks and
     progress are omitted, because complete answers and results follow.
     """
 
-    def __init__(self) -> None:
-        self._lines: list[bytes] = []
-        self._saved: set[Path] = set()
+    _lines: list[bytes] = []
+    _saved: set[Path] = set()
 
     def note(self, event: Event) -> None:
         """Add an event."""

@@ -43,34 +43,21 @@ class AgentTool(Struct, frozen=True, eq=False):
     description: ToolDescription
 
 
-class Toolbox:
+class Toolbox(list[AgentTool]):
     """The tools of one round."""
 
     def __init__(self, found: Sequence[tuple[ConnectedServer, Sequence[ToolDescription]]]) -> None:
-        several = len(found) > 1
-        self._tools: dict[str, AgentTool] = {}
+        names = set[str]()
         for server, tools in found:
             for tool in tools:
-                name = self._free(fit(f"{server.name}__{tool.name}" if several else tool.name))
-                self._tools[name] = AgentTool(name, server, tool)
-        self.specs: list[Json] = [_spec(tool) for tool in self._tools.values()]
+                name = free = fit(f"{server.name}__{tool.name}" if len(found) > 1 else tool.name)
+                number = 2
+                while free in names:
+                    free, number = f"{name[: _LONGEST - 4]}_{number}", number + 1
+                names.add(free)
+                self.append(AgentTool(free, server, tool))
+        self.specs: list[Json] = [_spec(tool) for tool in self]
         """Tools in the format of the API."""
-
-    def _free(self, name: str) -> str:
-        number, free = 2, name
-        while free in self._tools:
-            free, number = f"{name[: _LONGEST - 4]}_{number}", number + 1
-        return free
-
-    def get(self, name: str) -> AgentTool | None:
-        """Return the tool with this name, or None."""
-        return self._tools.get(name)
-
-    def __iter__(self) -> Any:
-        return iter(self._tools.values())
-
-    def __len__(self) -> int:
-        return len(self._tools)
 
 
 def fit(name: str) -> str:
@@ -104,10 +91,6 @@ class CallOutcome(Struct):
     """Arguments for the conversation, always a JSON object because some APIs decode them."""
 
 
-class Unreadable(Exception):
-    """The model's arguments aren't a JSON object."""
-
-
 class ToolCaller(Struct, frozen=True):
     """Executes the tool calls of one answer."""
 
@@ -120,7 +103,7 @@ class ToolCaller(Struct, frozen=True):
 
     async def call(self, call: ToolCall) -> CallOutcome:
         """Execute a call. The outcome's text says why, if it can't be executed."""
-        tool = self.toolbox.get(call.name)
+        tool = next((each for each in self.toolbox if each.name == call.name), None)
         called = await self._execute(call, tool)
         server = "" if tool is None else tool.server.name
         name = call.name if tool is None or called.outcome == "invalid" else tool.description.name
@@ -131,10 +114,9 @@ class ToolCaller(Struct, frozen=True):
         if tool is None:
             names = ", ".join(each.name for each in self.toolbox) or "none"
             return CallOutcome(f"There is no tool {call.name!r}. The tools are: {names}.", "invalid")
-        try:
-            arguments = read_arguments(call.arguments)
-        except Unreadable as exc:
-            return CallOutcome(f"{exc} Call {call.name} again.", "invalid")
+        arguments = read_arguments(call.arguments)
+        if isinstance(arguments, str):
+            return CallOutcome(f"{arguments} Call {call.name} again.", "invalid")
         encoded = json.dumps(arguments, ensure_ascii=False)
         if not await self._is_allowed(tool, arguments):
             text = "The user didn't allow this call. Don't try again unless they ask for it."
@@ -176,22 +158,18 @@ class ToolCaller(Struct, frozen=True):
         )
 
 
-def read_arguments(text: str) -> Json:
-    """Decode the arguments; an empty text means no arguments.
-
-    Raises:
-        Unreadable: The arguments are malformed; the message is for the model.
-    """
+def read_arguments(text: str) -> Json | str:
+    """Return the decoded arguments, or for the model why they can't be decoded. An empty text means no arguments."""
     if not text.strip():
         return {}
     try:
         found: Any = json.loads(text)
     except MALFORMED as exc:
-        raise Unreadable(f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}.") from exc
+        return f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}."
     if not is_object(found):
-        raise Unreadable(f"The arguments must be a JSON object, not {text[:_SHOWN]!r}.")
+        return f"The arguments must be a JSON object, not {text[:_SHOWN]!r}."
     try:
         encode(found)
     except MALFORMED as exc:
-        raise Unreadable(f"The arguments contain a character that can't be encoded ({exc}).") from exc
+        return f"The arguments contain a character that can't be encoded ({exc})."
     return found

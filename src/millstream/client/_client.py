@@ -52,7 +52,7 @@ from millstream.client._watches import Changes
 if TYPE_CHECKING:
     from millstream._protocol.skills import Skill
     from millstream.client._events import ClientEvents
-    from millstream.client._extensions import ClientExtension, ClientHost
+    from millstream.client._extensions import ClientExtension
     from millstream.client._tasks import ClientTasks
 
 
@@ -164,11 +164,6 @@ class Client:
     ) -> None:
         _check_arguments(timeout, headers, roots, options)
         questions = Questions(elicit, sample, roots)
-        host: ClientHost | None = None
-        if extensions:
-            from millstream.client import _extensions  # noqa: PLC0415  few clients have extensions
-
-            host = _extensions.ClientHost(self, questions)
         self.conversation: Conversation = Conversation(
             target,
             questions,
@@ -178,11 +173,12 @@ class Client:
             timeout=timeout,
             on_log=on_log,
             on_change=on_change,
-            declared=() if host is None else host.declared,
         )
         """Internal state, for code that builds on the client. It can change in any release."""
-        if host is not None:
-            host.add(extensions)
+        if extensions:
+            from millstream.client._extensions import ClientHost  # noqa: PLC0415  few clients have extensions
+
+            ClientHost(self, questions).add(extensions)
         self._progress: OnProgress | None = None
         """Handler for the progress of calls that don't have their own."""
 
@@ -492,11 +488,7 @@ class Client:
         """
         from millstream.client import _skills  # noqa: PLC0415  few clients use skills
 
-        uri = skill.uri_of(path)
-        _skills.check_listed(skill, uri)
-        data = _skills.bytes_of(uri, await self.read(uri, fresh=True))
-        await asyncio.to_thread(_skills.check_file, skill, uri, data)
-        return data
+        return await _skills.read_file(self, skill, path)
 
     # Other requests
 

@@ -1,7 +1,7 @@
 """The state behind `Client`: handlers, requests, cache, and shutdown."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from millstream._http.client import Inflow
@@ -17,23 +17,20 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._protocol.revisions import BY_DATE
-from millstream._tasks import Tasks
 from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import (
     NOT_CONNECTED,
     Connection,
-    DeclaredCapability,
     Era,
     RawRequest,
-    Requests,
     ToolHeaders,
 )
 from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import Notification, OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find_server
 from millstream.client._transports import Options, Transport
-from millstream.client._watches import Changes, Watches
+from millstream.client._watches import Changes, WatchingRequests
 
 T = TypeVar("T")
 L = TypeVar("L", bound=PaginatedResult)
@@ -58,7 +55,6 @@ class Conversation:
         timeout: Seconds to wait for a response.
         on_log: Handler for log messages.
         on_change: Handler for changes that a handshake-era server reports.
-        declared: Capabilities of extensions.
         inflow: Counts bytes that arrive.
         observer: Called with each notification, before its handlers.
         era: What earlier connections learned about the server.
@@ -78,7 +74,6 @@ class Conversation:
         timeout: float,
         on_log: OnLog | None = None,
         on_change: OnChange | None = None,
-        declared: Sequence[DeclaredCapability] = (),
         inflow: Inflow | None = None,
         observer: Callable[[Notification], object] | None = None,
         era: Era | None = None,
@@ -88,35 +83,28 @@ class Conversation:
         # Configuration
         self._options = options
         self.questions: QuestionHandler = questions
-        self.log_level: str = options.log_level
         # State
-        self._background = Tasks()
-        self.incoming: ServerMessages = ServerMessages(
-            self._background, questions, on_log, on_change, options, observer
-        )
-        self.requests: Requests = Requests(
+        self.incoming: ServerMessages = ServerMessages(questions, on_log, on_change, options, observer)
+        self.requests: WatchingRequests = WatchingRequests(
             place=find_server(target, env=options.env, cwd=options.cwd),
             options=options,
             questions=questions,
-            declared=declared,
             incoming=self.incoming,
-            background=self._background,
             pinned=BY_DATE[revision] if revision is not None else None,
             headers=headers,
             timeout=timeout,
             inflow=inflow or Inflow(),
             era=era or Era(),
-            on_reconnect=self._restore,
+            log_level=options.log_level,
         )
         self.tool_headers: ToolHeaders = ToolHeaders()
-        self._watches = Watches(self.requests, self.incoming, self._background, always=on_change is not None)
         self._cache = Cache()
         self.incoming.watchers.add(self._cache.invalidate)
 
     async def start(self) -> None:
         """Connect and negotiate."""
         try:
-            await self._restore(await self.requests.connect(first=True))
+            await self.requests.restore(await self.requests.connect(first=True))
         except BaseException:
             await self.close()
             raise
@@ -124,21 +112,13 @@ class Conversation:
     async def close(self) -> None:
         """Close the session, the connections, the process, and every task."""
         try:
-            await self._background.settle(0)
-            await self._watches.close()
+            await self.incoming.background.settle(0)
+            await self.requests.stop_watching()
         finally:  # even if `close` is canceled, to leave no process behind
             try:
                 await self.requests.close()
             finally:
-                await self._background.close()
-
-    async def _restore(self, connection: Connection) -> None:
-        """Restore log level and subscriptions on a new handshake-era connection."""
-        await self._watches.restore(connection)
-        if connection.revision.handshake and self.log_level and "logging" in connection.capabilities:
-            await self.requests.send(
-                connection, RawRequest(method="logging/setLevel", params=encode({"level": self.log_level}))
-            )
+                await self.incoming.background.close()
 
     @property
     def connection(self) -> Connection:
@@ -225,7 +205,7 @@ class Conversation:
         if not revision.handshake:
             raise NotSupported(f"Revision {revision.date} has no log level per session. Set Options(log_level=…).")
         await self.requests.ask(RawRequest(method="logging/setLevel", params=encode({"level": level})))
-        self.log_level = level
+        self.requests.log_level = level
 
     def watch(self, wanted: SubscriptionFilter) -> Changes:
         """Return a subscription that isn't open yet: ``async with conversation.watch(wanted) as changes: …``.
@@ -233,7 +213,7 @@ class Conversation:
         Args:
             wanted: The changes to report.
         """
-        return Changes(self.requests, self.incoming, wanted, self._watches)
+        return Changes(self.requests, wanted)
 
     # Lists and cached results
 

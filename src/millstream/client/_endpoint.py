@@ -141,7 +141,7 @@ class Endpoint:
                 nonce_retried = True
             elif reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
-                    raise access_denied(self.url, reply, challenge, has_auth=self._has_auth)
+                    raise self._access_denied(reply, challenge)
                 retried = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
                 redirects += 1
@@ -158,6 +158,24 @@ class Endpoint:
             return False
         with self._waiting():
             return await self._auth.handle_challenge(self.url, status, challenge)
+
+    def _access_denied(self, reply: HttpReply, challenge: str) -> AccessDenied:
+        """Return the error for a 401 or 403, with what to do about it."""
+        url = self.url
+        if reply.status == 401:
+            if not self._has_auth:
+                remedy = "Send credentials: set auth or headers."
+                return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
+            text = f"{url} rejected these credentials (401){problem_detail(reply)}."
+        elif "insufficient_scope" in challenge:
+            scope = re.search(r'scope="([^"]*)', challenge)
+            text = f"{url} requires more permissions than these credentials have (403)"
+            text += f": {brief(scope[1])}." if scope else "."
+        else:
+            reason = problem_detail(reply)
+            what = "refused the request" if reason else "rejected these credentials, or this host or origin"
+            text = f"{url} {what} (403){reason}."
+        return AccessDenied(text, reply.status, challenge)
 
     def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
         start = self._starts.get((method, url.target))
@@ -186,24 +204,6 @@ def _redirect_target(url: Url, method: str, reply: HttpReply, count: int) -> Url
     if count > _MAX_REDIRECTS or (method != "GET" and reply.status not in _KEEPS_METHOD):
         raise NotMcp(f"{url} redirects to {target} in a way that drops the message.", remedy="Check the path.")
     return target
-
-
-def access_denied(url: Url, reply: HttpReply, challenge: str, *, has_auth: bool) -> AccessDenied:
-    """Return the error for a 401 or 403, with what to do about it."""
-    if reply.status == 401:
-        if not has_auth:
-            remedy = "Send credentials: set auth or headers."
-            return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
-        text = f"{url} rejected these credentials (401){problem_detail(reply)}."
-    elif "insufficient_scope" in challenge:
-        scope = re.search(r'scope="([^"]*)', challenge)
-        text = f"{url} requires more permissions than these credentials have (403)"
-        text += f": {brief(scope[1])}." if scope else "."
-    else:
-        reason = problem_detail(reply)
-        what = "refused the request" if reason else "rejected these credentials, or this host or origin"
-        text = f"{url} {what} (403){reason}."
-    return AccessDenied(text, reply.status, challenge)
 
 
 class _Problem(Struct):

@@ -16,25 +16,15 @@ from millstream._http.client import (
     TooMuchArriving,
 )
 
-__all__ = [
-    "AccessDenied",
+__all__ = [  # the imported ones; all others are defined here
     "ClientError",
     "ConnectFailed",
     "ConnectionLost",
     "InvalidResponse",
-    "NotMcp",
-    "NotSupported",
-    "RequestTimeout",
-    "ServerError",
-    "SessionLost",
-    "SkillMismatch",
     "TargetError",
     "TlsFailed",
     "TooLarge",
-    "TooManyMessages",
     "TooMuchArriving",
-    "ToolFailed",
-    "UnknownVersion",
 ]
 
 

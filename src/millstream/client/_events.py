@@ -22,7 +22,7 @@ from millstream._protocol.notifications import PaginatedResult
 from millstream._tasks import cancel_all
 from millstream.client._conversation import Conversation
 from millstream.client._errors import ConnectionLost, NotSupported, ServerError
-from millstream.client._requests import RawRequest, Requests, failure
+from millstream.client._requests import RawRequest, failure
 from millstream.client._results import read
 from millstream.client._watches import ClientSubscription
 
@@ -106,16 +106,16 @@ _decode_event = foreign_decoder(ServerEvent)
 _decode_webhook = foreign_decoder(Webhook)
 
 
-class ClientEvents:
+class ClientEvents(Struct, eq=False):
     """``client.events``: the events of the server."""
 
-    def __init__(self, conversation: Conversation) -> None:
-        self.requests: Requests = conversation.requests
-        self._conversation = conversation
-        self.streams: dict[int, EventSubscription] = {}
-        """Open streams by the id of their request."""
+    conversation: Conversation
+    streams: "dict[int, EventSubscription]" = {}
+    """Open streams by the id of their request."""
+
+    def __post_init__(self) -> None:
         for kind in ("active", "event", "heartbeat", "error", "terminated"):
-            conversation.incoming.custom[PREFIX + kind] = partial(self._receive, kind)
+            self.conversation.incoming.custom[PREFIX + kind] = partial(self._receive, kind)
 
     async def list(self) -> list[EventDescription]:
         """Return the event types that the server offers to this client.
@@ -125,7 +125,7 @@ class ClientEvents:
             ClientError: There was no response.
         """
         try:
-            return await self._conversation.list(
+            return await self.conversation.list(
                 "events/list", _decode_list, lambda result: result.events, fresh=True, offered=lambda: True
             )
         except ServerError as exc:
@@ -206,14 +206,14 @@ class ClientEvents:
     async def ask(self, method: str, params: Json, decode: Any) -> Any:
         """Send a request of the extension and return its decoded result."""
         ask = RawRequest(method=method, params=encode(params), repeatable=True)
-        return read(method, decode, await self.requests.ask(ask))
+        return read(method, decode, await self.conversation.requests.ask(ask))
 
     async def mode_of(self, name: str) -> Mode:
         """Return the delivery mode to use for an event type."""
         offered = next((each.delivery for each in await self.list() if each.name == name), None)
         if offered is None:
             raise NotSupported(f"The server has no event {name!r}.")
-        if "push" in offered and not self._conversation.negotiated.revision.handshake:
+        if "push" in offered and not self.conversation.negotiated.revision.handshake:
             return "push"
         if "poll" in offered:
             return "poll"
@@ -329,7 +329,7 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
     async def _listen(self) -> NoReturn:
         """Open the stream once. It ends when it's silent for too long, too."""
         await self._space.wait()
-        requests, streams = self._events.requests, self._events.streams
+        requests, streams = self._events.conversation.requests, self._events.streams
         stream = next(requests.ids)
         connection = await requests.connect()
         params = encode({**self._params, "cursor": self._received})

@@ -1,13 +1,12 @@
 """Client extensions: capabilities, message handlers, and hooks around requests."""
 
-import logging
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._protocol.handlers import Handler, NotificationFilter, NotificationFilters, Run, with_decoded_params
+from millstream._protocol.handlers import Handler, NotificationFilter, with_decoded_params
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, encode
 from millstream._protocol.notifications import NOTIFICATIONS
 from millstream._protocol.revisions import ALL
@@ -17,8 +16,6 @@ from millstream.client._requests import DeclaredCapability, RawRequest
 
 if TYPE_CHECKING:
     from millstream import Client
-
-_logger = logging.getLogger("millstream")
 
 _CORE = frozenset(method for revision in ALL for method in (*revision.asks, *revision.requests)) | frozenset(
     NOTIFICATIONS
@@ -51,16 +48,13 @@ class ClientExtension(Protocol):
         """Register everything on a client."""
 
 
-class ClientHost:
+class ClientHost(Struct, eq=False):
     """A client to configure in `Extension.connect`."""
 
-    def __init__(self, client: "Client", questions: Questions) -> None:
-        self.client: Client = client
-        """The client, which isn't connected yet."""
-        self.declared: list[DeclaredCapability] = []
-        """The capabilities that extensions declare."""
-        self._questions = questions
-        self._wraps: list[Wrap] = []
+    client: "Client"
+    """The client, which isn't connected yet."""
+    _questions: Questions
+    _wraps: list[Wrap] = []
 
     def add(self, extensions: Iterable[ClientExtension]) -> None:
         """Add the extensions of a client.
@@ -94,7 +88,8 @@ class ClientHost:
             member: Member of the client's capabilities: ``extensions`` or ``experimental``.
             revisions: Dates of the revisions that declare it; by default all.
         """
-        self.declared.append(DeclaredCapability(member, name, value, frozenset(revisions)))
+        declared = DeclaredCapability(member, name, value, frozenset(revisions))
+        self.client.conversation.requests.declared.append(declared)
 
     def notification(self, name: str, handler: Handler) -> None:
         """Handle a server notification: ``handler(params, client)``, called in order of arrival.
@@ -106,13 +101,7 @@ class ClientHost:
         Raises:
             ValueError: The notification belongs to MCP or another extension.
         """
-        run = self._handler(name, handler)
-        custom = self.client.conversation.incoming.custom
-
-        async def handle(params: bytes) -> None:
-            await run(params, self.client)
-
-        custom[name] = handle
+        self.client.conversation.incoming.custom[name] = self._handler(name, handler)
 
     def method(self, name: str, handler: Handler) -> None:
         """Answer a server request: ``handler(params, client)`` returns the members of the result.
@@ -124,13 +113,7 @@ class ClientHost:
         Raises:
             ValueError: The method belongs to MCP or another extension.
         """
-        run = self._handler(name, handler)
-
-        async def answer(params: bytes) -> Any:
-            value = await run(params, self.client)
-            return {} if value is None else value
-
-        self._questions.custom[name] = answer
+        self._questions.custom[name] = self._handler(name, handler)
 
     def wrap(self, wrap: Wrap) -> None:
         """Wrap every request: ``await wrap(request, next)`` returns the members of the result.
@@ -149,16 +132,19 @@ class ClientHost:
         Args:
             each: Returns the notification, a changed one, or None to drop it. It must not block.
         """
-        incoming = self.client.conversation.incoming
-        if incoming.filters is None:
-            incoming.filters = NotificationFilters(_logger.error)
-        incoming.filters.add(each)
+        self.client.conversation.incoming.filters.add(each)
 
-    def _handler(self, name: str, handler: Handler) -> Run:
+    def _handler(self, name: str, handler: Handler) -> Callable[[bytes], Awaitable[Any]]:
         taken = {*self.client.conversation.incoming.custom, *self._questions.custom}
         if name in _CORE or name in taken:
             raise ValueError(f"The method {name!r} already exists.")
-        return with_decoded_params(handler, type(self.client))
+        run = with_decoded_params(handler, type(self.client))
+
+        async def handle(params: bytes) -> Any:
+            value = await run(params, self.client)
+            return {} if value is None else value
+
+        return handle
 
     async def _around(self, ask: RawRequest) -> bytes:
         before = decode_object(ask.params)

@@ -53,13 +53,6 @@ _decode_form = foreign_decoder(Question)
 _decode_sample = foreign_decoder(CreateMessageRequestParams)
 
 
-class ObservedQuestion(Struct, frozen=True):
-    """One question as received, for observers."""
-
-    method: str
-    params: Raw
-
-
 class QuestionHandler(Protocol):
     """Answers the questions of one server: ``Conversation(url, handler, options, …)``."""
 
@@ -94,7 +87,7 @@ class Questions(Struct, eq=False):
     _roots: Roots | None
     custom: dict[str, Callable[[bytes], Awaitable[Any]]] = {}
     """Extension request -> its handler."""
-    observer: Callable[[ObservedQuestion], object] | None = None
+    observer: Callable[[InputRequest], object] | None = None
     """Observer that receives each question before it's answered."""
 
     def __post_init__(self) -> None:
@@ -133,7 +126,7 @@ class Questions(Struct, eq=False):
             ProtocolError: There's no handler, the question is malformed, or the handler failed.
         """
         if self.observer is not None:
-            self.observer(ObservedQuestion(method, Raw(params or b"{}")))
+            self.observer(InputRequest(method, Raw(params or b"{}")))
         custom = self.custom.get(method)
         if custom is not None:
             return await custom(params)

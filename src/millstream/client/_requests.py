@@ -11,7 +11,7 @@ One `Requests` handles all concurrent calls of a client. It doesn't depend on th
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -45,7 +45,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
-from millstream._tasks import Tasks, retry_delay
+from millstream._tasks import retry_delay
 from millstream._version import __version__
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
@@ -67,7 +67,6 @@ from millstream.client._transports import (
     Transport,
     TransportFactory,
     TransportRequest,
-    apply_filters,
     log_message,
 )
 from millstream.client._transports.http import HttpSseTransport, StreamableTransport
@@ -215,9 +214,6 @@ _MAX_RESTARTS = 3
 
 _decode_required = foreign_decoder(InputRequiredResult)
 
-OnReconnect = Callable[[Connection], Awaitable[None]]
-"""Restores the state of the old connection on a new one."""
-
 
 class RawRequest(Struct, kw_only=True):
     """One request, as specified by the caller: ``RawRequest(method="tools/call", params=body, name="add")``."""
@@ -255,18 +251,17 @@ class Requests(Struct, kw_only=True):
     place: Place
     options: Options
     questions: QuestionHandler
-    declared: Sequence[DeclaredCapability]
     incoming: ServerMessages
-    background: Tasks
     pinned: Revision | None
     headers: Mapping[str, str]
     timeout: float
     inflow: Inflow
     era: Era
+    declared: list[DeclaredCapability] = []
+    """Capabilities of extensions."""
     ids: Iterator[int] = msgspec.field(default_factory=lambda: count(1))
     stderr_lines: list[str] = []
     """Standard error of the server since the connection was opened."""
-    on_reconnect: OnReconnect | None = None
     around: Callable[[RawRequest], Awaitable[bytes]] | None = None
     """Hooks of extensions around each request."""
     connection: Connection | None = None
@@ -302,10 +297,13 @@ class Requests(Struct, kw_only=True):
                 self.incoming.on_interruption(ended.transport, SessionLost("The next request reconnects, if possible."))
                 await ended.transport.close()
             connection = self.connection = self.last = await self._open_again(_MAX_RESTARTS if reconnecting else 0)
-        if reconnecting and self.on_reconnect is not None:
+        if reconnecting:
             with contextlib.suppress(ServerError):
-                await self.on_reconnect(connection)
+                await self.restore(connection)
         return connection
+
+    async def restore(self, connection: Connection) -> None:
+        """Restore the state of the old connection on a new one."""
 
     async def _open_again(self, more: int) -> Connection:
         for attempt in range(more):
@@ -433,7 +431,7 @@ class Requests(Struct, kw_only=True):
         if not isinstance(place, Remote) or place.url.scheme in ("ws", "wss"):
             return await self._connect_with()
         only_sse = place.kind == "sse"
-        if only_sse or (self.pinned is None and self.era.name == "http+sse"):
+        if only_sse or self.era.name == "http+sse":
             try:
                 return await self._connect_with(sse=True)
             except ClientError:
@@ -443,17 +441,15 @@ class Requests(Struct, kw_only=True):
             return await self._connect_with()
         except (NotMcp, InvalidResponse, ConnectionLost) as exc:
             try:
-                connection = await self._connect_with(sse=True)
+                return await self._connect_with(sse=True)
             except AccessDenied:
                 raise
             except ClientError:
                 raise exc from None
-            if self.pinned is None:
-                self.era.name = "http+sse"
-            return connection
 
     def _new_transport(self, *, sse: bool) -> Transport:
-        place, options, incoming, background = self.place, self.options, self.incoming, self.background
+        place, options, incoming = self.place, self.options, self.incoming
+        background = incoming.background
         if isinstance(place, Command):
             show = line_printer(options.stderr)
             if show is not None:
@@ -534,7 +530,7 @@ class Requests(Struct, kw_only=True):
         A server that exits on an unknown method, or isn't of the era that it was, is tried a second time.
         """
         era, pinned = self.era, self.pinned
-        handshake = pinned is None and era.name != ""
+        handshake = era.name != ""
         self.stderr_lines = []
         for attempt in (0, 1):
             transport = self._new_transport(sse=sse)
@@ -543,9 +539,9 @@ class Requests(Struct, kw_only=True):
                 connection = await self._agree(transport, handshake=handshake)
             except BaseException as exc:
                 await transport.close()
+                era.name = ""
                 if pinned is not None:
                     raise
-                era.name = ""
                 if isinstance(exc, ConnectionLost):
                     again = transport.lost and not getattr(self.place, "ours", False)
                 else:
@@ -554,8 +550,8 @@ class Requests(Struct, kw_only=True):
                     raise
                 handshake = not handshake
             else:
-                if pinned is None and connection.revision.handshake:
-                    era.name = era.name or "handshake"
+                if connection.revision.handshake:
+                    era.name = "http+sse" if sse else era.name or "handshake"
                 return connection
         raise AssertionError
 
@@ -564,7 +560,7 @@ class Requests(Struct, kw_only=True):
         if pinned is not None:
             if pinned.handshake:
                 return await self._initialize(transport, pinned)
-            found = await self._probe(transport, pinned, alone=True)
+            found = await self._probe(transport, pinned)
             if found is None:
                 raise UnknownVersion(f"The server doesn't support revision {pinned.date}.")
             return found
@@ -585,8 +581,8 @@ class Requests(Struct, kw_only=True):
                 ) from exc
             return found
 
-    async def _probe(self, transport: Transport, revision: Revision, *, alone: bool = False) -> Connection | None:
-        """Send `server/discover`. Return None if the method is unknown or, unless `alone`, if there's no response."""
+    async def _probe(self, transport: Transport, revision: Revision) -> Connection | None:
+        """Send `server/discover`. Return None if the method is unknown or, unless pinned, if there's no response."""
         seconds = self.options.connect_timeout + self.options.probe_timeout
         for _ in (0, 1):
             try:
@@ -604,7 +600,7 @@ class Requests(Struct, kw_only=True):
             except (NotMcp, InvalidResponse, *MALFORMED):
                 return None
             except (ConnectionLost, RequestTimeout) as exc:
-                if alone or (isinstance(exc, ConnectionLost) and transport.lost):
+                if self.pinned is not None or (isinstance(exc, ConnectionLost) and transport.lost):
                     raise
                 return None  # for example a status 500 from a server that didn't expect the method
             agreed = newest(offer.supported_versions)
@@ -646,7 +642,7 @@ class Requests(Struct, kw_only=True):
             RequestTimeout: The server didn't accept it in time.
             ClientError: It couldn't be sent.
         """
-        if not (message := apply_filters(self.incoming, notification_message(method, params))):
+        if not (message := self.incoming.filters.filter_outgoing(notification_message(method, params))):
             return
         try:
             log_message("sent", message)
@@ -673,12 +669,12 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 def _about(info: Any) -> ServerInfo:
     """Return a server's name, version, and other information, without invalid members: nothing depends on them."""
     found = members(info)
-    texts = {name: each for name, each in found.items() if isinstance(each, str) and name != "icons"}
+    texts = {name: each for name, each in found.items() if isinstance(each, str)}
     try:
         icons = msgspec.convert(drop_nulls(found.get("icons") or (), Icon), tuple[Icon, ...])
     except msgspec.ValidationError:
         icons = ()
-    return msgspec.structs.replace(msgspec.convert(texts, ServerInfo), icons=icons)
+    return msgspec.convert({**texts, "icons": icons}, ServerInfo)
 
 
 def versions(refusal: ServerError) -> list[str]:

@@ -14,7 +14,7 @@ from msgspec import Raw, Struct, field
 from millstream._protocol.errors import INTERNAL_ERROR, ProtocolError
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.handlers import NotificationFilters
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, RequestId, encode, error_message, result_message
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, encode, error_message, result_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import (
     LoggingMessageNotificationParams,
@@ -51,14 +51,14 @@ class PendingRequest(Struct, eq=False):
 
     def extend(self, now: float) -> None:
         """Restart the clock after progress."""
-        if self._latest != math.inf and not self._holds and not self._expired:
+        if not self._holds and not self._expired:
             self.when = min(now + self._seconds, self._latest)
             self._owner.wake_at(self.when)
 
     def hold(self) -> None:
         """Pause the clock while the server waits for an answer from us."""
         self._holds += 1
-        if self._latest != math.inf and not self._expired:
+        if not self._expired:
             self.when = self._latest
 
     def release(self, now: float) -> None:
@@ -139,17 +139,20 @@ class ServerMessages(Struct, eq=False):
     before their timeout, so most individual timers would be set up just to be canceled.
     """
 
-    _background: Tasks
     _questions: QuestionHandler
     on_log: OnLog | None
     on_change: OnChange | None
     options: Options
     observer: Callable[[Notification], object] | None = None
     """Callback for every notification, before its handler."""
+    background: Tasks = field(default_factory=Tasks)
+    """Owns the tasks of the client."""
     custom: dict[str, Callable[[bytes], Awaitable[None] | None]] = {}
     """Extension notification -> its handler."""
-    filters: NotificationFilters | None = None
-    """Filters of notifications in both directions, if an extension has one."""
+    filters: NotificationFilters = field(
+        default_factory=lambda: NotificationFilters(logging.getLogger("millstream").error)
+    )
+    """Filters of notifications in both directions, for extensions."""
     _timer: asyncio.TimerHandle | None = None
     _wakes_at: float = math.inf
     """When the timer fires, at the latest at the first deadline."""
@@ -174,11 +177,10 @@ class ServerMessages(Struct, eq=False):
         if message.id is not None:
             self._handle_request(message, transport, request_id)
             return
-        if self.filters is not None:
-            kept = self.filters.filter_incoming(message)
-            if kept is None:
-                return
-            message = kept
+        kept = self.filters.filter_incoming(message)
+        if kept is None:
+            return
+        message = kept
         if self.observer is not None:
             self.observer(Notification(message.method, Raw(message.params or b"{}"), request_id))
         handler = self._HANDLERS.get(message.method)
@@ -305,7 +307,7 @@ class ServerMessages(Struct, eq=False):
             )
         self._queue.append(rest)
         if self._worker is None or self._worker.done():
-            self._worker = self._background.spawn(self._work())
+            self._worker = self.background.spawn(self._work())
 
     async def _work(self) -> None:
         try:
@@ -327,28 +329,25 @@ class ServerMessages(Struct, eq=False):
             raise TooManyMessages(f"The server asked {_MAX_QUESTIONS} questions at once.")
         if message.id in self._answer_tasks:
             return  # a resumed stream repeats messages
-        task = self._background.spawn(self._answer(message, transport, request_id))
+        task = self.background.spawn(self._answer(message, transport, request_id))
         self._answer_tasks[message.id] = task
         task.add_done_callback(lambda _: self._answer_tasks.pop(message.id, None))
 
     async def _answer(self, message: Envelope, transport: Transport, request_id: int) -> None:
         assert message.id is not None  # noqa: S101  it's a request
         try:
-            await transport.send(await self._answer_to(message, message.id, request_id), "")
+            try:
+                with self.pause_timeouts(request_id):
+                    result = await self._questions.answer(message.method, message.params, request_id)
+                answer = result_message(message.id, encode(result))
+            except ProtocolError as exc:
+                answer = error_message(message.id, exc.code, exc.message, exc.data)
+            except (TypeError, ValueError, RecursionError):
+                _logger.exception("A handler of the client returned a value that JSON can't represent.")
+                answer = error_message(message.id, INTERNAL_ERROR, "The client couldn't answer")
+            await transport.send(answer, "")
         except ClientError as exc:
             _logger.info("The answer to %s couldn't be sent to the server: %s", message.method, exc)
-
-    async def _answer_to(self, message: Envelope, question_id: RequestId, request_id: int) -> bytes:
-        """Return the encoded answer to a question."""
-        try:
-            with self.pause_timeouts(request_id):
-                result = await self._questions.answer(message.method, message.params, request_id)
-            return result_message(question_id, encode(result))
-        except ProtocolError as exc:
-            return error_message(question_id, exc.code, exc.message, exc.data)
-        except (TypeError, ValueError, RecursionError):
-            _logger.exception("A handler of the client returned a value that JSON can't represent.")
-            return error_message(question_id, INTERNAL_ERROR, "The client couldn't answer")
 
     @contextmanager
     def pause_timeouts(self, request_id: int = 0) -> Generator[None]:

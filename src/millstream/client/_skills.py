@@ -1,11 +1,12 @@
 """Client side of skills: listing, checking, and reading them (``io.modelcontextprotocol/skills``)."""
 
+import asyncio
 import logging
+from typing import TYPE_CHECKING
 
 from msgspec import Raw
 
 from millstream._frontmatter import FrontmatterError, read_frontmatter
-from millstream._protocol.content import ResourceContents
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, encode
@@ -16,6 +17,7 @@ from millstream._protocol.skills import (
     SKILL_FILE,
     SKILLS,
     Skill,
+    SkillResource,
     mismatch,
     name_problem,
 )
@@ -23,6 +25,9 @@ from millstream.client._conversation import Conversation
 from millstream.client._errors import SkillMismatch
 from millstream.client._requests import RawRequest
 from millstream.client._results import PaginatedList, read
+
+if TYPE_CHECKING:
+    from millstream import Client
 
 _logger = logging.getLogger(__name__)
 
@@ -44,7 +49,18 @@ def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Ski
     """List the skills of a server without reading their files. The list is empty without the extension."""
 
     def valid(result: _Skills) -> list[Skill]:
-        return [skill for raw in result.skills if (skill := _valid(bytes(raw))) is not None]
+        found: list[Skill] = []
+        for raw in result.skills:
+            try:
+                skill = _decode_skill(bytes(raw))
+            except MALFORMED as exc:
+                _logger.warning("Skipped a skill that can't be decoded: %s", exc)
+                continue
+            if problem := problem_of(skill):
+                _logger.warning("Skipped the skill %.200s: %s", skill.uri, problem)
+            else:
+                found.append(skill)
+        return found
 
     return conversation.list(
         "skills/list",
@@ -53,19 +69,6 @@ def list_skills(conversation: Conversation, *, fresh: bool) -> PaginatedList[Ski
         fresh=fresh,
         offered=lambda: SKILLS in members(conversation.negotiated.capabilities.get("extensions")),
     )
-
-
-def _valid(raw: bytes) -> Skill | None:
-    """Return the entry, or None if it's invalid."""
-    try:
-        skill = _decode_skill(raw)
-    except MALFORMED as exc:
-        _logger.warning("Skipped a skill that can't be decoded: %s", exc)
-        return None
-    problem = problem_of(skill)
-    if problem:
-        _logger.warning("Skipped the skill %.200s: %s", skill.uri, problem)
-    return None if problem else skill
 
 
 def problem_of(skill: Skill) -> str:
@@ -98,47 +101,37 @@ async def get_skill(conversation: Conversation, uri: str) -> Skill:
     return result.skill
 
 
-def check_listed(skill: Skill, uri: str) -> None:
-    """Check that the manifest lists a file, before the file is read.
-
-    Raises:
-        SkillMismatch: The file isn't listed.
-    """
-    if not isinstance(skill.resources, str) and skill.entry(uri) is None:
-        raise SkillMismatch(f"The manifest of the skill {skill.name!r} doesn't list {uri}.")
-
-
-def bytes_of(uri: str, contents: list[ResourceContents]) -> bytes:
-    """Return the bytes of a resource that consists of one file.
-
-    Raises:
-        SkillMismatch: The resource isn't a single file.
-    """
-    if len(contents) != 1:
-        raise SkillMismatch(f"The server returned {len(contents)} files for {uri} instead of one.")
-    text, blob = contents[0].text, contents[0].blob
-    return text.encode() if text is not None else blob or b""
-
-
-def check_file(skill: Skill, uri: str, data: bytes) -> None:
-    """Check that a file matches its manifest.
+async def read_file(client: "Client", skill: Skill, path: str) -> bytes:
+    """Read a file of a skill and check it against the manifest.
 
     Raises:
         SkillMismatch: The file differs, or the manifest doesn't list it.
     """
-    problem = ""
-    if not isinstance(skill.resources, str):
-        entry = skill.entry(uri)
-        problem = f"{uri} isn't in its manifest" if entry is None else mismatch(entry, data)
-    elif len(data) > MAX_SKILL_BYTES:
-        problem = f"{uri} has more than {MAX_SKILL_BYTES:,} bytes"
-    if not problem and uri == skill.uri:
-        problem = _frontmatter_problem(skill, data)
+    uri = skill.uri_of(path)
+    entry = skill.entry(uri)
+    if entry is None and not isinstance(skill.resources, str):
+        raise SkillMismatch(f"The manifest of the skill {skill.name!r} doesn't list {uri}.")
+    contents = await client.read(uri, fresh=True)
+    if len(contents) != 1:
+        raise SkillMismatch(f"The server returned {len(contents)} files for {uri} instead of one.")
+    text, blob = contents[0].text, contents[0].blob
+    data = text.encode() if text is not None else blob or b""
+    problem = await asyncio.to_thread(_problem_of_file, skill, entry, uri, data)
     if problem:
         raise SkillMismatch(
             f"The skill {skill.name!r} differs from what the server announced: {problem}.",
             remedy="It may have changed. Get its entry again, and review it before you use it.",
         )
+    return data
+
+
+def _problem_of_file(skill: Skill, entry: SkillResource | None, uri: str, data: bytes) -> str:
+    problem = ""
+    if entry is not None:
+        problem = mismatch(entry, data)
+    elif len(data) > MAX_SKILL_BYTES:
+        problem = f"{uri} has more than {MAX_SKILL_BYTES:,} bytes"
+    return problem or (_frontmatter_problem(skill, data) if uri == skill.uri else "")
 
 
 def _frontmatter_problem(skill: Skill, data: bytes) -> str:

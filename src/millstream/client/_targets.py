@@ -76,7 +76,8 @@ def _text(text: str, base: Command) -> Place:
         raise TargetError("There is no server to connect to: the target is empty.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
         return Remote(parse(text))
-    source, name = _split(text)
+    split = re.fullmatch(r"(.*\.py):([^\W\d]\w*)|([^#]*)#(.*)", text)  # "shop.py:admin" or "servers.json#web"
+    source, name = (split[1] or split[3], split[2] or split[4]) if split else (text, "")
     path = Path(source)
     if path.suffix in _FILES and (not re.search(r"\s", text) or path.is_file()):
         return _file(path, name, base)
@@ -89,14 +90,6 @@ def _text(text: str, base: Command) -> Place:
     except ValueError as exc:
         raise TargetError(f"The command {text!r} can't be parsed: {exc}.") from exc
     return _command(words, base)
-
-
-def _split(text: str) -> tuple[str, str]:
-    """Split ``"servers.json#web"`` or ``"shop.py:admin"`` into a file and a server name."""
-    found = re.fullmatch(r"(.*\.py):([^\W\d]\w*)|([^#]*)#(.*)", text)
-    if found is None:
-        return text, ""
-    return (found[1], found[2]) if found[1] else (found[3], found[4])
 
 
 def _check_no_file(text: str) -> None:
@@ -141,7 +134,12 @@ def _file(path: Path, name: str, base: Command) -> Place:
             return replace(base, argv=argv, ours=True)
         if name:
             raise TargetError(f"{path} doesn't import millstream, so it has no servers to choose from.")
-        return replace(base, argv=(sys.executable, str(path)), advice=_hint(path, text))
+        advice = (
+            f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'
+        )
+        if _IMPORTS_OTHER_LIBRARY.search(text):
+            advice = ""
+        return replace(base, argv=(sys.executable, str(path)), advice=advice)
     if path.suffix in _SCRIPTS:
         return replace(base, argv=("node", str(path)))
     return replace(base, argv=(str(path),))
@@ -161,13 +159,6 @@ def is_run_by_us(text: str) -> bool:
     return not any(Path(each, "server", "fastmcp", "__init__.py").is_file() for each in places)  # 2.x has a stub
 
 
-def _hint(path: Path, text: str) -> str:
-    """Return a hint for a script that imports no MCP library; empty if it imports one."""
-    if _IMPORTS_OTHER_LIBRARY.search(text):
-        return ""
-    return f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'
-
-
 def mcp_servers(configuration: Any, source: str = "The configuration") -> dict[str, Any]:
     """Return the entries of `mcpServers`, by name: ``mcp_servers(json.loads(text), "mcp.json")``.
 
@@ -185,6 +176,7 @@ def mcp_servers(configuration: Any, source: str = "The configuration") -> dict[s
 
 
 def _from_configuration(given: Any, name: str, source: str, base: Command) -> Place:
+    """Resolve one server of a configuration, in the format of desktop applications."""
     entries = mcp_servers(given, source)
     if not name:
         if len(entries) > 1:
@@ -196,11 +188,7 @@ def _from_configuration(given: Any, name: str, source: str, base: Command) -> Pl
         name = next(iter(entries))
     if name not in entries:
         raise TargetError(f"{source} has no server {name!r}. It has: {', '.join(entries)}.")
-    return _entry(entries[name], name, source, base)
-
-
-def _entry(entry: Any, name: str, source: str, base: Command) -> Place:
-    """Resolve one server of a configuration, in the format of desktop applications."""
+    entry = entries[name]
     if not isinstance(entry, Mapping):
         raise TargetError(f'The server {name!r} of {source} must be an object: {{"url": …}} or {{"command": …}}.')
     fields = cast("Mapping[str, Any]", entry)

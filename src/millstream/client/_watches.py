@@ -23,7 +23,7 @@ from millstream._protocol.notifications import (
     SubscriptionFilter,
     SubscriptionsListenRequestParams,
 )
-from millstream._tasks import Tasks, cancel_all, retry_delay
+from millstream._tasks import cancel_all, retry_delay
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
@@ -32,7 +32,7 @@ from millstream.client._errors import (
     ServerError,
 )
 from millstream.client._requests import Connection, RawRequest, Requests
-from millstream.client._server_messages import Change, ServerMessages
+from millstream.client._server_messages import Change
 from millstream.client._transports import Transport
 
 _logger = logging.getLogger(__name__)
@@ -132,10 +132,8 @@ class Changes(ClientSubscription[Change], eq=False):
     refuses permanently, the loop raises a `ClientError`.
     """
 
-    _requests: Requests
-    _incoming: ServerMessages
+    _requests: "WatchingRequests"
     _filter: SubscriptionFilter
-    _watches: "Watches"
     _subscription: int = 0
     _has_changes: bool = True
     """Whether the server has confirmed any of the changes."""
@@ -147,10 +145,10 @@ class Changes(ClientSubscription[Change], eq=False):
             ClientError: The server refused.
         """
         connection = await self._requests.connect()
-        self._incoming.watchers.add(self._on_change)
+        self._requests.incoming.watchers.add(self._on_change)
         try:
             if connection.revision.handshake:
-                self._watches.add(self)
+                self._requests.add(self)
                 for ask in self._asks("resources/subscribe"):
                     await self._requests.ask(ask)
             else:
@@ -161,8 +159,8 @@ class Changes(ClientSubscription[Change], eq=False):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        self._incoming.watchers.discard(self._on_change)
-        self._watches.discard(self)
+        self._requests.incoming.watchers.discard(self._on_change)
+        self._requests.discard(self)
         if self._task is not None:
             await cancel_all(self._task)
             return
@@ -206,7 +204,7 @@ class Changes(ClientSubscription[Change], eq=False):
         except ServerError as exc:
             if is_temporary(exc):
                 raise
-            self._watches.discard(self)
+            self._requests.discard(self)
             self.fail(exc)
 
     def _asks(self, method: str) -> Iterator[RawRequest]:
@@ -224,7 +222,7 @@ class Changes(ClientSubscription[Change], eq=False):
     @override
     async def _listen(self) -> NoReturn:
         subscription = next(self._requests.ids)
-        self._incoming.acknowledgments[subscription] = self._acknowledge
+        self._requests.incoming.acknowledgments[subscription] = self._acknowledge
         self._subscription = subscription
         params = encode(SubscriptionsListenRequestParams(self._filter))
         try:
@@ -232,105 +230,109 @@ class Changes(ClientSubscription[Change], eq=False):
             ask = RawRequest(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
             await self._requests.send(connection, ask)
         finally:
-            del self._incoming.acknowledgments[subscription]
+            del self._requests.incoming.acknowledgments[subscription]
         if not self._has_changes and self._filter.resource_subscriptions:  # a list may get its first item later
             raise ClientError("The server doesn't report these changes, at least not to these credentials.")
         raise ConnectionLost("The server ended the subscription.")
 
 
-class Watches(Struct, eq=False):
-    """Watchers of the handshake era. A lost connection is reopened while there are any."""
+class WatchingRequests(Requests, eq=False, kw_only=True):
+    """Requests whose session keeps its log level and subscriptions on new connections.
 
-    _requests: Requests
-    _incoming: ServerMessages
-    _background: Tasks
-    always: bool
-    """Whether an `on_change` callback watches as well."""
-    _open: set[Changes] = set()
+    A lost connection of the handshake era is reopened while there are watchers, or an `on_change` callback.
+    """
+
+    log_level: str
+    """Minimum severity of log messages; empty leaves it to the server."""
+    _watchers: set[Changes] = field(default_factory=set[Changes])
     _restored_connection: Connection | None = None
     """The connection with all subscriptions."""
-    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _restore_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     _task: asyncio.Task[None] | None = None
     _failures: int = 0
     _reconnected_at: float = -math.inf
     """When the connection was last reopened, in the loop's time."""
 
     def __post_init__(self) -> None:
-        self._incoming.interruption_callback = self._on_interruption
+        self.incoming.interruption_callback = self._on_interruption
 
     def add(self, changes: Changes) -> None:
         """Add a watcher."""
-        self._open.add(changes)
-        self._incoming.subscribed.set()
+        self._watchers.add(changes)
+        self.incoming.subscribed.set()
         self._keep()
 
     def discard(self, changes: Changes) -> None:
         """Remove a watcher."""
-        self._open.discard(changes)
-        if not self._open and not self.always:
-            self._incoming.subscribed.clear()
+        self._watchers.discard(changes)
+        if not self._watchers and self.incoming.on_change is None:
+            self.incoming.subscribed.clear()
 
+    @override
     async def restore(self, connection: Connection) -> None:
-        """Subscribe on a new connection, and report that changes may have been missed."""
-        if self.always:
-            self._incoming.subscribed.set()
+        """Subscribe on a new connection, report that changes may have been missed, and set the log level."""
+        if self.incoming.on_change is not None:
+            self.incoming.subscribed.set()
         try:
-            async with self._lock:
+            async with self._restore_lock:
                 if self._restored_connection is connection:
                     return
-                for changes in list(self._open):
+                for changes in list(self._watchers):
                     await changes.restore(connection)
                 before, self._restored_connection = self._restored_connection, connection
             if before is not None and before.revision.handshake:  # otherwise, each watch reports this
-                self._incoming.report_change(Change("again"))
+                self.incoming.report_change(Change("again"))
+            if connection.revision.handshake and self.log_level and "logging" in connection.capabilities:
+                ask = RawRequest(method="logging/setLevel", params=encode({"level": self.log_level}))
+                await self.send(connection, ask)
         finally:
             self._keep()  # in case it's lost again or only partly restored
 
-    async def close(self) -> None:
+    async def stop_watching(self) -> None:
         """Stop reconnecting."""
-        self._incoming.subscribed.clear()
+        self.incoming.subscribed.clear()
         await cancel_all(self._task)
 
     def _on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
-        last = self._requests.last
+        last = self.last
         if last is None or last.transport is not transport:
             return  # never opened
         if fault is None:
-            self._incoming.report_change(Change("again"))
+            self.incoming.report_change(Change("again"))
         elif isinstance(fault, ConnectionLost):
             self._keep()
         else:
             self._fail(fault)
 
     def _fail(self, fault: ClientError) -> None:
-        for changes in self._open:
+        for changes in self._watchers:
             changes.fail(fault)
-        self._open.clear()
-        if self.always:
+        self._watchers.clear()
+        if self.incoming.on_change is not None:
             _logger.warning("The subscription to changes on the server ended. %s", fault)
-        self._incoming.subscribed.clear()
+        self.incoming.subscribed.clear()
 
     @property
     def _broken(self) -> bool:
-        last = self._requests.last
+        last = self.last
         if last is None or not last.revision.handshake:
             return False
-        return self._requests.connection is not last or last.transport.lost or self._restored_connection is not last
+        return self.connection is not last or last.transport.lost or self._restored_connection is not last
 
     def _keep(self) -> None:
-        if self._broken and self._incoming.subscribed.is_set() and (self._task is None or self._task.done()):
-            self._task = self._background.spawn(self._connect())
+        if self._broken and self.incoming.subscribed.is_set() and (self._task is None or self._task.done()):
+            self._task = self.incoming.background.spawn(self._connect())
 
     async def _connect(self) -> None:
         """Reconnect while there are watchers."""
         now = asyncio.get_running_loop().time
         if now() - self._reconnected_at > _LONGEST_WAIT:
             self._failures = 0  # it was stable
-        while self._broken and self._incoming.subscribed.is_set():
+        while self._broken and self.incoming.subscribed.is_set():
             await asyncio.sleep(retry_pause(self._failures))
             self._failures += 1
             try:
-                await self.restore(await self._requests.connect())
+                await self.restore(await self.connect())
                 self._reconnected_at = now()
             except ClientError as exc:
                 if not is_temporary(exc):

@@ -392,9 +392,9 @@ class ProcessTransport(StdioTransport):
             raise
 
     @override
-    def process_started(self, process: asyncio.SubprocessTransport) -> None:
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Record the start of the process, and limit its memory."""
-        super().process_started(process)
+        super().connection_made(transport)
         processes = self._processes
         processes.counts["started"] += 1
         if processes.config.memory_limit is not None:
@@ -482,9 +482,9 @@ class ProcessTransport(StdioTransport):
             asyncio.get_running_loop().call_later(seconds, pipe.resume_reading)
 
     @override
-    def process_ended(self) -> None:
+    def process_exited(self) -> None:
         """Record that the process has exited and was reaped."""
-        super().process_ended()
+        super().process_exited()
         processes = self._processes
         processes.pool.watchdog.discard(self.pid)
         self._forget()

@@ -72,7 +72,7 @@ class MemoryTokenStore:
     """A store in memory. ``OAuth(store=MemoryTokenStore())``"""
 
     def __init__(self) -> None:
-        self._credentials = StoredCredentials({}, {})
+        self._credentials = StoredCredentials()
 
     def load(self) -> StoredCredentials:
         """Return the stored credentials."""
@@ -107,7 +107,7 @@ class FileTokenStore:
         try:
             return msgspec.json.decode(self.path.read_bytes(), type=StoredCredentials)
         except (OSError, ValueError, RecursionError):
-            return StoredCredentials({}, {})
+            return StoredCredentials()
 
     def save(self, credentials: StoredCredentials) -> None:
         """Save tokens and registrations.

@@ -24,7 +24,7 @@ from millstream._http.client.url import Url, parse
 from millstream._oauth import basic_credentials
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
-from millstream.client._oauth import ES256, PRIVATE_KEY_JWT, Registration, Tokens
+from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
 
 if TYPE_CHECKING:
     from millstream.client._oauth.signing import ProofKey
@@ -407,30 +407,6 @@ class Proofs:
         return True
 
 
-def key_for(
-    issuer: IssuerMetadata,
-    resource: ProtectedResource | None,
-    challenge: str,
-    before: Tokens | None,
-    proofs: Proofs,
-    *,
-    wanted: bool,
-) -> str:
-    """Return the private key in PEM to bind a token to, or an empty string for a bearer token.
-
-    A token is bound if the issuer supports DPoP, and the server accepts it or we require it. Reuse the previous key if
-    there is one.
-    """
-    accepted = wanted or (
-        resource is not None
-        and (resource.dpop_bound_access_tokens_required or ES256 in resource.dpop_signing_alg_values_supported)
-    )
-    if ES256 not in issuer.dpop_signing_alg_values_supported or not (accepted or challenged_for_proofs(challenge)):
-        return ""
-    known = before.proof_key if before is not None and before.issuer == issuer.issuer else ""
-    return known or proofs.new()
-
-
 def challenged_for_proofs(challenge: str) -> bool:
     """Return whether a challenge offers DPoP, alone or among other schemes."""
     return SCHEME.lower() in read_challenges(challenge).schemes
@@ -551,8 +527,7 @@ async def ask_token(
     proofs = proofs or Proofs()
     where, response = issuer.token_endpoint, TokenResponse()
     for _ in range(2):
-        fields, headers = authenticate(issuer, who, form)
-        reply = await post_form(where, fields, {**headers, **proofs.headers(key, "POST", where)}, outbound)
+        reply = await post_as(who, issuer, where, form, outbound, proofs.headers(key, "POST", where))
         try:
             response = read_object(reply.body, TokenResponse)
         except (ValueError, RecursionError):
@@ -570,31 +545,38 @@ async def revoke(issuer: IssuerMetadata, who: Registration, tokens: Tokens, outb
     revoked = True
     for kind, token in {"refresh_token": tokens.refresh_token, "access_token": tokens.access_token}.items():
         if token:
-            fields, headers = authenticate(issuer, who, {"token": token, "token_type_hint": kind})
-            reply = await post_form(issuer.revocation_endpoint, fields, headers, outbound)
+            form = {"token": token, "token_type_hint": kind}
+            reply = await post_as(who, issuer, issuer.revocation_endpoint, form, outbound, {})
             revoked = reply.status == 200 and revoked
     return revoked
 
 
-def authenticate(
-    issuer: IssuerMetadata, who: Registration, form: Mapping[str, str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the form fields and headers that authenticate the client for one request.
+async def post_as(
+    who: Registration,
+    issuer: IssuerMetadata,
+    url: str,
+    form: Mapping[str, str],
+    outbound: Outbound,
+    proof: Mapping[str, str],
+) -> HttpReply:
+    """Send a form to an endpoint of an issuer, with the fields and headers that authenticate the client.
 
     Raises:
         AccessDenied: The issuer doesn't accept signatures by our key.
+        ClientError: There was no response.
     """
-    method = method_of(issuer, who)
+    method, fields, headers = method_of(issuer, who), dict(form), dict(proof)
     if method == "client_secret_basic":
-        return {**form}, {"Authorization": basic_credentials(who.client_id, who.client_secret)}
-    fields = {**form, **({"client_id": who.client_id} if who.client_id else {})}
+        headers["Authorization"] = basic_credentials(who.client_id, who.client_secret)
+    elif who.client_id:
+        fields["client_id"] = who.client_id
     if method == "client_secret_post":
         fields["client_secret"] = who.client_secret
     if method == PRIVATE_KEY_JWT and who.private_key:
         from millstream.client._oauth.signing import assertion  # noqa: PLC0415  needed only for signatures
 
         fields |= assertion(issuer.issuer, issuer.token_endpoint_auth_signing_alg_values_supported, who)
-    return fields, {}
+    return await post_form(url, fields, headers, outbound)
 
 
 def with_private_key(who: Registration, key: str, key_id: str = "") -> Registration:
@@ -608,8 +590,8 @@ def with_private_key(who: Registration, key: str, key_id: str = "") -> Registrat
     Raises:
         ValueError: The key can't sign.
     """
-    from millstream.client._oauth.signing import check_key  # noqa: PLC0415  needed only for signatures
+    from millstream.client._oauth.signing import load_key  # noqa: PLC0415  needed only for signatures
 
-    check_key(key)
+    load_key(key)  # checks it
     changes = {"token_endpoint_auth_method": PRIVATE_KEY_JWT, "private_key": key, "key_id": key_id}
     return msgspec.structs.replace(who, **changes)

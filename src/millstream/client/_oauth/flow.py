@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
-from msgspec import Struct, structs
+from msgspec import Struct, field, structs
 
 from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
@@ -34,7 +34,7 @@ from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import suggest_keywords
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._oauth import FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
+from millstream.client._oauth import ES256, FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
 from millstream.client._oauth.endpoints import (
     IssuerMetadata,
     Outbound,
@@ -42,10 +42,10 @@ from millstream.client._oauth.endpoints import (
     ProtectedResource,
     TokenResponse,
     ask_token,
+    challenged_for_proofs,
     find_at_origin,
     find_issuer,
     find_resource,
-    key_for,
     parse_secure,
     read_challenges,
     refuse_local,
@@ -139,12 +139,11 @@ class Loopback(Struct, eq=False):
     """A local HTTP server that receives the redirect."""
 
     _server: asyncio.Server | None = None
-    _redirect: asyncio.Future[str] | None = None
+    _redirect: asyncio.Future[str] = field(default_factory=asyncio.Future[str])
     _writers: set[asyncio.StreamWriter] = set()
 
     async def open(self) -> str:
         """Start listening, and return the redirect URI."""
-        self._redirect = asyncio.get_running_loop().create_future()
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=16 * 1024)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/callback"
 
@@ -154,7 +153,6 @@ class Loopback(Struct, eq=False):
         Raises:
             AccessDenied: The login wasn't completed in time.
         """
-        assert self._redirect is not None  # noqa: S101  set in `open`
         if await asyncio.to_thread(webbrowser.open, url) is False:
             _logger.warning("The browser couldn't be opened. Open this address in a browser on this machine: %s", url)
         try:
@@ -184,7 +182,7 @@ class Loopback(Struct, eq=False):
             head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n"
             writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
             await writer.drain()
-            if ours and self._redirect is not None and not self._redirect.done():
+            if ours and not self._redirect.done():
                 self._redirect.set_result(target)
         except (TimeoutError, ValueError, ConnectionError):
             pass  # another program connected
@@ -511,7 +509,7 @@ class OAuth:
                 with suppress(ClientError):
                     if await self._refresh(url, issuer, before, target):
                         return True
-            key = key_for(issuer, resource, challenge, before, self._proofs, wanted=self._use_dpop)
+            key = self._key_for(issuer, resource, challenge, before)
             who, form = self._configured, dict[str, str]()
             if self._identity is not None:
                 form |= await self._identity.grant(issuer, target, wanted, self._outbound)
@@ -648,6 +646,24 @@ class OAuth:
         scopes = dict.fromkeys([*current, *(self._scope.split() or named), *offline])
         target = resource.resource if resource is not None else ""
         return resource, issuer, target or str(url), " ".join(scopes)
+
+    def _key_for(
+        self, issuer: IssuerMetadata, resource: ProtectedResource | None, challenge: str, before: Tokens | None
+    ) -> str:
+        """Return the private key in PEM to bind a token to, or an empty string for a bearer token.
+
+        A token is bound if the issuer supports DPoP, and the server accepts it or we require it. Reuse the previous key
+        if there is one.
+        """
+        accepted = self._use_dpop or challenged_for_proofs(challenge)
+        if resource is not None:
+            accepted |= (
+                resource.dpop_bound_access_tokens_required or ES256 in resource.dpop_signing_alg_values_supported
+            )
+        if not accepted or ES256 not in issuer.dpop_signing_alg_values_supported:
+            return ""
+        known = before.proof_key if before is not None and before.issuer == issuer.issuer else ""
+        return known or self._proofs.new()
 
     async def _find_issuer(self, url: Url, resource: ProtectedResource | None) -> IssuerMetadata:
         named = self._bound_issuer

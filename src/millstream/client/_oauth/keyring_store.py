@@ -16,16 +16,11 @@ _PIECE = 1000
 _MAX_PIECES = 200
 
 
-class KeyringTokenStore:
+class KeyringTokenStore(msgspec.Struct):
     """A token store in the key ring that falls back to a file."""
 
-    def __init__(self, file: FileTokenStore) -> None:
-        """Create the store.
-
-        Args:
-            file: Used if there's no key ring, and read if the key ring is empty.
-        """
-        self._file = file
+    _file: FileTokenStore
+    """Used if there's no key ring, and read if the key ring is empty."""
 
     def load(self) -> StoredCredentials:
         """Return the stored credentials."""
@@ -38,7 +33,7 @@ class KeyringTokenStore:
         try:
             return msgspec.json.decode(text, type=StoredCredentials)
         except msgspec.MsgspecError:
-            return StoredCredentials({}, {})
+            return StoredCredentials()
 
     def save(self, credentials: StoredCredentials) -> None:
         """Save tokens and registrations."""

@@ -40,7 +40,7 @@ def assertion(issuer: str, supported: Sequence[str], who: Registration) -> dict[
     Raises:
         AccessDenied: The issuer supports no algorithm of the key.
     """
-    key, algorithms = _load(who.private_key)
+    key, algorithms = load_key(who.private_key)
     algorithm = next((each for each in algorithms if not supported or each in supported), "")
     if not algorithm:
         theirs, ours = ", ".join(supported), " or ".join(algorithms)
@@ -56,15 +56,6 @@ def assertion(issuer: str, supported: Sequence[str], who: Registration) -> dict[
     }
     header = {"alg": algorithm, "typ": "JWT", **({"kid": who.key_id} if who.key_id else {})}
     return {"client_assertion_type": _ASSERTION, "client_assertion": _sign(header, claims, key)}
-
-
-def check_key(pem: str) -> None:
-    """Check that a private key in PEM can sign.
-
-    Raises:
-        ValueError: The key can't sign.
-    """
-    _load(pem)
 
 
 class ProofKey:
@@ -111,8 +102,12 @@ class ProofKey:
         return _sign(self._header, claims, self._key)
 
 
-def _load(pem: str) -> tuple[_Key, tuple[str, ...]]:
-    """Return a private key, and the algorithms it signs with."""
+def load_key(pem: str) -> tuple[_Key, tuple[str, ...]]:
+    """Return a private key in PEM, and the algorithms it signs with.
+
+    Raises:
+        ValueError: The key can't sign.
+    """
     key: _Key | None = None
     for kind in (ECKey, RSAKey, OKPKey):
         with suppress(JoseError, ValueError, TypeError):

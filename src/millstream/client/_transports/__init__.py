@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import UNSET, Struct, UnsetType, field
 
 from millstream._http.client import Body
 from millstream._http.client.connection import too_large
@@ -97,11 +97,10 @@ def answered_id(data: bytes) -> int:
         return 0
 
 
-class SkipLog:
+class SkipLog(Struct):
     """Logs the first message of a connection that was skipped: servers that send one often send many."""
 
-    def __init__(self) -> None:
-        self._logged = False
+    _logged: bool = False
 
     def __call__(self, why: str, data: bytes = b"") -> None:
         """Log why a message was skipped, unless another one was logged."""
@@ -146,7 +145,7 @@ class Listener(Protocol):
 
     @property
     def filters(self) -> NotificationFilters | None:
-        """Filters of notifications, if an extension has one."""
+        """Filters of notifications, if there may be extensions."""
         ...
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
@@ -234,15 +233,13 @@ _CLIPPED_RESPONSE = re.compile(
 """Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
 
 
-def apply_filters(listener: Listener, message: bytes) -> bytes:
-    """Return a notification as the filters of extensions leave it; empty if they drop it."""
-    return message if listener.filters is None else listener.filters.filter_outgoing(message)
-
-
 async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
     """Notify the server that the caller of a request has stopped waiting."""
     method = "notifications/cancelled"
-    if message := apply_filters(listener, notification_message(method, {"requestId": request_id})):
+    message = notification_message(method, {"requestId": request_id})
+    if listener.filters is not None:
+        message = listener.filters.filter_outgoing(message)
+    if message:
         with contextlib.suppress(ClientError):  # the request ended with the connection
             await transport.send(message, method)
 
@@ -411,24 +408,24 @@ _MIN_WAIT = 0.1
 """Minimum seconds between connections, even if the server requests less."""
 
 
-class EventReader:
+class EventReader(Struct, eq=False):
     """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
 
-    def __init__(self, max_bytes: int, skip: SkipLog | None = None, request_id: int = 0) -> None:
-        self._max = max_bytes
-        self._skip = skip or SkipLog()
-        self._request_id = request_id
-        self._retry_ms: int | None = None
-        self.last_event_id = ""
-        self.attempts = 0
-        """Connection attempts since the last message."""
-        self._stream: Body | None = None
-        self._decoder = Decoder(max_bytes)
-        self._events: deque[SseEvent] = deque()
-        self._counted_bytes = 0
-        """Bytes of the event in arrival."""
-        self.response: Envelope | None = None
-        """The response, if it arrived on another stream."""
+    _max: int
+    _skip: SkipLog = field(default_factory=SkipLog)
+    _request_id: int = 0
+    _retry_ms: int | None = None
+    last_event_id: str = ""
+    attempts: int = 0
+    """Connection attempts since the last message."""
+    _stream: Body | None = None
+    _decoder: Decoder | None = None
+    """Set as long as the stream."""
+    _events: deque[SseEvent] = field(default_factory=deque[SseEvent])
+    _counted_bytes: int = 0
+    """Bytes of the event in arrival."""
+    response: Envelope | None = None
+    """The response, if it arrived on another stream."""
 
     def set_response(self, answer: Envelope) -> None:
         """Provide the response from another stream, and stop reading."""
@@ -458,20 +455,20 @@ class EventReader:
             ConnectionLost: The connection broke.
         """
         while not self._events:
-            stream = self._stream
+            stream, decoder = self._stream, self._decoder
             chunk = await stream.read() if stream is not None else b""
-            if stream is None or stream is not self._stream or not chunk:
+            if stream is None or decoder is None or stream is not self._stream or not chunk:
                 return None
             try:
-                self._events.extend(self._decoder.feed(chunk))
+                self._events.extend(decoder.feed(chunk))
             except ProtocolError as exc:
                 raise too_large(self._max) from exc
-            self._counted_bytes = stream.count(self._counted_bytes, self._decoder.unfinished_bytes)
-            if self._decoder.retry_ms is not None:
-                self._retry_ms = self._decoder.retry_ms
+            self._counted_bytes = stream.count(self._counted_bytes, decoder.unfinished_bytes)
+            if decoder.retry_ms is not None:
+                self._retry_ms = decoder.retry_ms
             if not self._events:
-                self.last_event_id = self._decoder.last_event_id or self.last_event_id
-            lines, self._decoder.line_count = self._decoder.line_count, 0
+                self.last_event_id = decoder.last_event_id or self.last_event_id
+            lines, decoder.line_count = decoder.line_count, 0
             if pause := stream.inflow.lines.take(lines, asyncio.get_running_loop().time()):
                 await asyncio.sleep(pause)
         event = self._events.popleft()

@@ -30,14 +30,14 @@ _START = re.compile(r"Failed to validate request: \d+\b")
 _REST = re.compile(r"$|\w+Request(\.\S*)?$|\s+(?!\s|(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)")
 
 
-class ProbeErrors:
+class ProbeErrors(Struct):
     """The report that servers with the official SDK 1.x write about `server/discover`: up to 200 lines.
 
     It isn't shown, because the connection continues with the handshake.
     """
 
-    def __init__(self) -> None:
-        self._started = self._ended = False
+    _started: bool = False
+    _ended: bool = False
 
     def contain(self, line: str) -> bool:
         """Return whether the next line of standard error belongs to the report."""
@@ -119,50 +119,7 @@ class Command(Struct, frozen=True):
     """What to do if it exits without serving."""
 
 
-class _Pipes(asyncio.SubprocessProtocol):
-    """Forwards events of the process to its transport."""
-
-    def __init__(self, owner: "StdioTransport") -> None:
-        self._owner = owner
-
-    @override
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._owner.process_started(cast("asyncio.SubprocessTransport", transport))
-
-    @override
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        if fd == 1:
-            self._owner.feed_stdout(data)
-        else:
-            self._owner.feed_stderr(data)
-
-    @override
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        if fd == 1:
-            self._owner.handle_eof()
-
-    @override
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._owner.show_rest()
-        self._owner.output_ended.set()
-        self._owner.report_exit()
-        if self._owner.process is not None:
-            self._owner.process.close()
-
-    @override
-    def process_exited(self) -> None:
-        self._owner.process_ended()
-
-    @override
-    def pause_writing(self) -> None:
-        self._owner.writable.clear()
-
-    @override
-    def resume_writing(self) -> None:
-        self._owner.writable.set()
-
-
-class StdioTransport(DuplexTransport):
+class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
     """One process, started by `open` and ended by `close`: ``StdioTransport(command, listener, tasks, 2**20)``.
 
     Args:
@@ -229,7 +186,7 @@ class StdioTransport(DuplexTransport):
         loop = asyncio.get_running_loop()
         try:
             await loop.subprocess_exec(
-                lambda: _Pipes(self),
+                lambda: self,
                 program,
                 *command.argv[1:],
                 env=environment,
@@ -267,13 +224,27 @@ class StdioTransport(DuplexTransport):
 
     # Events of the process
 
-    def process_started(self, process: asyncio.SubprocessTransport) -> None:
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Store the process, before any of its output arrives.
 
         Args:
-            process: The process.
+            transport: The process.
         """
-        self.process = process
+        self.process = cast("asyncio.SubprocessTransport", transport)
+
+    @override
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        """Process a chunk of standard output or standard error.
+
+        Args:
+            fd: 1 for standard output, or 2.
+            data: Bytes of the output.
+        """
+        if fd == 1:
+            self.feed_stdout(data)
+        else:
+            self.feed_stderr(data)
 
     def feed_stdout(self, data: bytes) -> None:
         """Process a chunk of standard output.
@@ -320,15 +291,30 @@ class StdioTransport(DuplexTransport):
                 if not self._probe_errors.contain(text):
                     self._show(text)
 
-    def show_rest(self) -> None:
-        """Show a last line that doesn't end with a newline."""
+    @override
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
+        """Wait for the exit code and last output after the end of standard output: the process is probably exiting.
+
+        Args:
+            fd: 1 for standard output.
+            exc: Why the pipe broke, if it did.
+        """
+        if fd == 1:
+            asyncio.get_running_loop().call_later(_OUTPUT_TIMEOUT, self.report_exit)
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Show a last line that doesn't end with a newline, and end the connection.
+
+        Args:
+            exc: Why the pipes broke, if they did.
+        """
         if self._show is not None and self._partial_line:
             self._show(self._partial_line.decode("utf-8", "replace"))
-        self._partial_line = b""
-
-    def handle_eof(self) -> None:
-        """Wait for the exit code and last output, because the process is probably exiting."""
-        asyncio.get_running_loop().call_later(_OUTPUT_TIMEOUT, self.report_exit)
+        self.output_ended.set()
+        self.report_exit()
+        if self.process is not None:
+            self.process.close()
 
     def report_exit(self) -> ClientError:
         """End the connection, and return its error."""
@@ -341,6 +327,16 @@ class StdioTransport(DuplexTransport):
         self.writable.set()
         return fault
 
+    @override
+    def pause_writing(self) -> None:
+        """Stop writing while the process reads slowly."""
+        self.writable.clear()
+
+    @override
+    def resume_writing(self) -> None:
+        """Write again."""
+        self.writable.set()
+
     def _hint(self, code: int | None, last: str) -> str:
         """Return a hint about a process that exited without sending a message."""
         command = self._command
@@ -348,11 +344,12 @@ class StdioTransport(DuplexTransport):
             return f"Install the module into the environment of {sys.executable}. {command.advice}".rstrip()
         return command.advice or (_NEVER_SERVED if code == 0 else "")
 
-    def process_ended(self) -> None:
+    @override
+    def process_exited(self) -> None:
         """Kill the rest of the process group."""
         self.kill(signal.SIGKILL)
         self.exited.set()
-        self.handle_eof()  # a process outside the group may keep the pipes open
+        self.pipe_connection_lost(1, None)  # a process outside the group may keep the pipes open
 
     # Shutdown: https://modelcontextprotocol.io/specification/2025-11-25/basic/lifecycle#shutdown
 
