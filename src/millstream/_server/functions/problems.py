@@ -375,10 +375,10 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
 
 def words(kinds: str | Sequence[str]) -> str:
     """Return a type name, or several, as words."""
-    return " or ".join(WORDS.get(each, each) for each in _listed(kinds))
+    return " or ".join(WORDS.get(each, each) for each in _as_list(kinds))
 
 
-def _listed(kinds: str | Sequence[str]) -> Sequence[str]:
+def _as_list(kinds: str | Sequence[str]) -> Sequence[str]:
     return [kinds] if isinstance(kinds, str) else kinds
 
 
@@ -413,7 +413,7 @@ def _kind(node: Any) -> str:
     kind = node.get("type", "object" if "$ref" in node else "any")
     if kind == "array" and is_object(node.get("items")):
         return f"array of {_kind(node['items'])}"
-    return " | ".join(_listed(kind))
+    return " | ".join(_as_list(kind))
 
 
 def _json(value: Any) -> str:
