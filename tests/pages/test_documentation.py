@@ -22,30 +22,14 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def opened(open_page: OpenPage, url: str, width: int, scheme: str) -> Page:
     """A page of the site, with its diagrams drawn."""
     page: Page = open_page(url, width=width, height=900, color_scheme=scheme, fresh=True)
-    wait_for_diagrams(page)
+    for diagram in page.locator(".diagram").all():
+        expect(diagram.locator("svg")).to_be_visible()
     return page
 
 
-def load(page: Page, url: str) -> None:
-    """Load another page of the site, with its diagrams drawn."""
-    page.goto(url)
-    wait_for_diagrams(page)
-
-
-def wait_for_diagrams(page: Page) -> None:
-    """Wait until the diagrams of a page are drawn."""
-    for diagram in page.locator(".diagram").all():
-        expect(diagram.locator("svg")).to_be_visible()
-
-
 def test_pages_pass_axe_and_need_no_horizontal_scrolling(site: str, open_page: OpenPage) -> None:
-    page = opened(open_page, f"{site}/{SHOWN[0]}", 390, "light")
-    # The search isn't used here, and each page would index the whole site for it.
-    page.route("**/search_index.json", lambda route: route.fulfill(json={"config": {"lang": ["en"]}, "docs": []}))
     for name in SHOWN:
-        page.set_viewport_size(ViewportSize(width=390, height=900))
-        page.evaluate("localStorage.clear()")  # which keeps the dark scheme of the page before
-        load(page, f"{site}/{name}")
+        page = opened(open_page, f"{site}/{name}", 390, "light")
         for width, scheme in ((390, "light"), (1440, "light"), (1440, "dark")):
             page.set_viewport_size(ViewportSize(width=width, height=900))
             if scheme == "dark":
@@ -55,6 +39,7 @@ def test_pages_pass_axe_and_need_no_horizontal_scrolling(site: str, open_page: O
                     expect(diagram).to_have_attribute("data-drawn", "slate")
             assert run_axe(page, colors=scheme == "dark") == [], (name, width, scheme)
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, (name, width, scheme)
+        page.close()
 
 
 def test_site_asks_no_other_host(site: str, open_page: OpenPage) -> None:
@@ -62,7 +47,9 @@ def test_site_asks_no_other_host(site: str, open_page: OpenPage) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     for name in SHOWN:
-        load(page, f"{site}/{name}")
+        page.goto(f"{site}/{name}")
+        for diagram in page.locator(".diagram").all():
+            expect(diagram.locator("svg")).to_be_visible()
     assert any("mermaid" in url for url in asked)
     assert [url for url in asked if not url.startswith((f"{site}/", "data:", "blob:"))] == []
 

@@ -282,7 +282,7 @@ async def http_calls(stack: AsyncExitStack) -> Shared:
     there, mcp = Server("there"), make_server()
     started, running = add_work(there), await run(stack, there)
     url = f"http://127.0.0.1:{running.port}/mcp"
-    stack.enter_context(patch("millstream.gateway._links.MAX_HTTP_CALLS", 8))
+    stack.enter_context(patch("millstream.gateway._upstream.MAX_HTTP_CALLS", 8))
     mcp.upstream("there", url, prefix="", start_timeout=WAIT, timeout=WAIT)
     error = r"in use, not down: you hold \d of its 8 connections"
     running = await run(stack, mcp)
@@ -293,7 +293,7 @@ async def api_calls(stack: AsyncExitStack) -> Shared:
     """HTTP connections to an API, which all callers share."""
     there, mcp = Server("there", serve="rest"), make_server()
     started, running = add_work(there), await run(stack, there)
-    stack.enter_context(patch("millstream.gateway._links.MAX_HTTP_CALLS", 8))
+    stack.enter_context(patch("millstream.gateway._openapi_upstream.MAX_HTTP_CALLS", 8))
     mcp.upstream("there", openapi=f"http://127.0.0.1:{running.port}/openapi.json", prefix="", start_timeout=WAIT)
     error = r"in use, not down: you hold \d of its 8 connections"
     running = await run(stack, mcp)

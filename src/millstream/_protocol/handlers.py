@@ -126,22 +126,23 @@ class NotificationFilters:
 
     def __init__(self, log_error: Callable[..., object]) -> None:
         self._log_error = log_error
-        self._filters: list[NotificationFilter] = []
+        self.functions: list[NotificationFilter] = []
+        """The filters, outermost first."""
 
     def __len__(self) -> int:
-        return len(self._filters)
+        return len(self.functions)
 
     def add(self, each: NotificationFilter) -> None:
         """Add an innermost filter: it runs last for incoming notifications and first for outgoing ones."""
-        self._filters.append(each)
+        self.functions.append(each)
 
     def remove(self, each: NotificationFilter) -> None:
         """Remove a filter."""
-        self._filters.remove(each)
+        self.functions.remove(each)
 
     def filter_incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
         """Return a notification from the peer after filtering, or None to drop it."""
-        if not self._filters:
+        if not self.functions:
             return message
         passed = self._pass(message.method, message.params, principal, incoming=True)
         if passed is None:
@@ -150,7 +151,7 @@ class NotificationFilters:
 
     def filter_outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
         """Return a message after filtering, or empty bytes to drop it. Requests and answers aren't filtered."""
-        if not self._filters or not message.startswith(_HEAD):
+        if not self.functions or not message.startswith(_HEAD):
             return message
         sent = _decode_outgoing(message)
         passed = self._pass(sent.method, bytes(sent.params), principal, incoming=False)
@@ -164,7 +165,7 @@ class NotificationFilters:
         except MALFORMED:
             return None  # params are an object, or missing
         try:
-            for each in self._filters if incoming else reversed(self._filters):
+            for each in self.functions if incoming else reversed(self.functions):
                 kept = each(message)
                 if kept is None:
                     return None

@@ -181,7 +181,8 @@ class BackendStore:
         """End the lease and all subscriptions, and close the backend. Idempotent."""
         self._stop_watching()
         opened, self._tasks = self._tasks, []
-        await cancel_all(*opened)
+        if opened:  # without a loop, there are none
+            await cancel_all(*opened)
         await self.workers.end()
         if opened and isinstance(self.workers, LeasedWorker):
             await self.workers.exit()
