@@ -200,7 +200,7 @@ class ActiveSessions(Struct, eq=False):
     """
 
     ended: Callable[[Labels, float], None]
-    """Called with the labels (transport, revision) and duration in seconds of each session that is over."""
+    """Called when a session ends, with its labels (transport, revision) and its duration in seconds."""
     max_sessions: int = MAX_SESSIONS
     _seen: dict[str, tuple[float, float, Labels]] = {}
 

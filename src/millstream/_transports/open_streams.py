@@ -33,7 +33,7 @@ from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import COMMENT, retry
 from millstream._recent import Recent
-from millstream._server.calls.call import NOBODY, Call, ReplyChannel
+from millstream._server.calls.call import UNKNOWN_CLIENT, Call, ReplyChannel
 from millstream._server.calls.services import expiry_of, principal_id
 from millstream._stores.base import Log, StreamSealed
 from millstream._stores.memory.log import SLACK, ExpiryHeap
@@ -51,7 +51,9 @@ NULL_REPLY = NullReplyChannel()
 
 def silent_call(revision: Revision, method: str, params: bytes, *, id: RequestId = 0, **way: Any) -> Call:
     """Return a call without a client, for `Dispatcher.outcome`. `way` has the transport's fields."""
-    return Call(revision=revision, id=id, method=method, params=params, client=NOBODY, reply_channel=NULL_REPLY, **way)
+    return Call(
+        revision=revision, id=id, method=method, params=params, client=UNKNOWN_CLIENT, reply_channel=NULL_REPLY, **way
+    )
 
 
 _MAX_UNENDED = 10_000

@@ -30,7 +30,7 @@ from millstream._server.calls.sessions import Session
 DEFERRED = "deferred"
 RUNNING = "running"
 """Values of `Call.task`."""
-NOBODY = ClientInfo()
+UNKNOWN_CLIENT = ClientInfo()
 """A client without information about itself."""
 
 
@@ -466,7 +466,7 @@ def _declared_client(message: Envelope) -> ClientInfo:
     try:
         return decode_params_with_meta(message.params or b"{}").meta.read_client()
     except MALFORMED:
-        return NOBODY
+        return UNKNOWN_CLIENT
 
 
 def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
@@ -482,7 +482,7 @@ def handshake_call(message: Envelope, session: Session | None, revision: Revisio
         method=message.method,
         params=message.params,
         token=progress_token(message.params),
-        client=NOBODY if session is None else session.client,
+        client=UNKNOWN_CLIENT if session is None else session.client,
         session=session,
         **way,
     )

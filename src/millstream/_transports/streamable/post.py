@@ -26,7 +26,7 @@ from millstream._protocol.jsonrpc import (
 )
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
-from millstream._server.calls.call import NOBODY, Call
+from millstream._server.calls.call import UNKNOWN_CLIENT, Call
 from millstream._server.calls.sessions import Session
 from millstream._server.control import LIGHT
 from millstream._server.features.tools import (
@@ -275,7 +275,7 @@ class Streamable:
             revision=revision,
             id=envelope.id,
             method="tools/call",
-            client=NOBODY if session is None else session.client,
+            client=UNKNOWN_CLIENT if session is None else session.client,
             open_reply=self._open_line,
             origin=request,
             session=session,
@@ -321,7 +321,7 @@ class Streamable:
             id=message.id,
             method=method,
             params=params,
-            client=NOBODY if session is None else session.client,
+            client=UNKNOWN_CLIENT if session is None else session.client,
             open_reply=self._open_line,
             origin=request,
             session=session,
