@@ -2,7 +2,7 @@
 
 It starts on first use, once for each test process, and is replaced after a failure. Callers need a key; `Wire` adds one
 if the test doesn't. Each connection comes from another loopback address, so wrong keys of one test don't throttle
-another, and any of the four workers may accept it.
+another, and any of the four workers may accept it. Two workers can also share a SQLite file, or NATS.
 """
 
 import atexit
@@ -24,6 +24,9 @@ from processes import ROOT, SharedServer, run_command
 FOUR = "four"
 """Parameter value for this server, beside those for a server in the test's own process."""
 ON_FOUR = pytest.param(FOUR, marks=pytest.mark.server)
+SQLITE, NATS = "two on SQLite", "two on NATS"
+"""Parameter values for servers with two workers on these stores."""
+ON_OTHERS = [pytest.param(kind, marks=pytest.mark.server) for kind in (SQLITE, NATS)]
 ALLOWED_ORIGIN = "https://friend.example"
 """An allowed Origin."""
 ADMIN_KEY = "key-of-an-attacker-0123456789"
@@ -60,11 +63,12 @@ def make_attacked_server(keys: str) -> Any:
 
 
 class FourWorkers:
-    """The process group, and its shared Redis."""
+    """The process group, and the store that its workers share: Redis, a SQLite file, or NATS."""
 
-    _servers: ClassVar["FourWorkers | None"] = None
+    _servers: ClassVar[dict[str, "FourWorkers"]] = {}
 
-    def __init__(self) -> None:
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
         self._redis: Any = None
         self._folder = tempfile.TemporaryDirectory(prefix="millstream-four-")
         folder = Path(self._folder.name)
@@ -75,12 +79,20 @@ class FourWorkers:
 
     def _command(self, port: int) -> list[str]:
         from issuer_world import AUDIENCE, ISSUER, key_set  # noqa: PLC0415  it makes keys
-        from redis_parts import RedisServer  # noqa: PLC0415  it needs hiredis
 
         self._keys.write_text(json.dumps({"issuer": ISSUER, "audience": AUDIENCE, "jwks": key_set()}))
         self._end_redis()
-        self._redis = RedisServer()
-        return run_command(str(self._program), port, "--workers", "4", "--store", self._redis.url)
+        if self._kind == FOUR:
+            from redis_parts import RedisServer  # noqa: PLC0415  it needs hiredis
+
+            self._redis = RedisServer()
+            return run_command(str(self._program), port, "--workers", "4", "--store", self._redis.url)
+        url = f"sqlite:///{self._folder.name}/{port}.db"
+        if self._kind == NATS:
+            from nats_parts import shared_url  # noqa: PLC0415  it needs nats-py
+
+            url = shared_url()
+        return run_command(str(self._program), port, "--workers", "2", "--store", url)
 
     def port(self) -> int:
         """The port of the server."""
@@ -97,12 +109,12 @@ class FourWorkers:
             self._redis.close()
 
     @classmethod
-    def of_this_process(cls) -> "FourWorkers":
+    def of_this_process(cls, kind: str) -> "FourWorkers":
         """Return the instance of this test process."""
-        if cls._servers is None:
-            cls._servers = cls()
-            atexit.register(cls._servers.close)
-        return cls._servers
+        if kind not in cls._servers:
+            cls._servers[kind] = cls(kind)
+            atexit.register(cls._servers[kind].close)
+        return cls._servers[kind]
 
 
 _numbers = itertools.count(os.getpid() * 251)
@@ -114,6 +126,6 @@ def next_address() -> str:
     return f"127.{1 + number // 62500 % 250}.{1 + number // 250 % 250}.{1 + number % 250}"
 
 
-def connect_to_four() -> RunningServer:
+def connect_to_four(kind: str = FOUR) -> RunningServer:
     """Return access to the server. `drop_connections` ends the connections."""
-    return RunningServer(ServerState(), FourWorkers.of_this_process().port(), source_address=next_address)
+    return RunningServer(ServerState(), FourWorkers.of_this_process(kind).port(), source_address=next_address)

@@ -16,7 +16,7 @@ import nats
 from millstream._stores.nats.link import NatsAddress, parse_address
 from millstream._stores.nats.store import NatsBackend
 from millstream._stores.store import BackendStore
-from redis_parts import until
+from redis_parts import until, wait_until
 
 SERVER = Path(sys.executable).with_name("nats-server")
 LEASE = 2.0
@@ -63,8 +63,13 @@ class NatsServer:
     async def wait(self) -> None:
         """Wait until the node listens."""
         await until(lambda: any(each.stat().st_size for each in self.folder.glob("*.ports")))
+        self.read_port()
+
+    def read_port(self) -> int:
+        """Read the port of a node that listens."""
         (ports,) = self.folder.glob("*.ports")
         self.port = int(json.loads(ports.read_text())["nats"][0].rpartition(":")[2])
+        return self.port
 
     def kill(self) -> None:
         """Kill the node with SIGKILL."""
@@ -122,6 +127,13 @@ def shared_server() -> NatsServer:
         atexit.register(folder.cleanup)
         atexit.register(_shared[1].close)
     return _shared[1]
+
+
+def shared_url() -> str:
+    """Wait until the shared node listens, and return the URL of a new namespace on it."""
+    server = shared_server()
+    wait_until(lambda: any(each.stat().st_size for each in server.folder.glob("*.ports")))
+    return f"nats://127.0.0.1:{server.read_port()}?namespace=t{secrets.token_hex(6)}"
 
 
 class NatsBacking:

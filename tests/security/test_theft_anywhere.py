@@ -11,7 +11,7 @@ import pytest
 from auth_world import ALICE, BOB, make_server
 from behavior.exchanges import Exchange, LaneHttp
 from fleet import EventStream, Worker, real_fleet, settle, until
-from four_workers import FOUR, ON_FOUR, connect_to_four
+from four_workers import FOUR, NATS, ON_FOUR, ON_OTHERS, SQLITE, connect_to_four
 from patience import WAIT
 from security.forged_tokens import FORGED, judging
 from store_parts import BACKINGS
@@ -37,18 +37,18 @@ class Sockets(LaneHttp):
 
 
 @asynccontextmanager
-async def processes() -> AsyncIterator[list[Any]]:
-    """Yield the four workers of `millstream run`; the kernel selects one for each connection."""
-    running = connect_to_four()
+async def processes(kind: str) -> AsyncIterator[list[Any]]:
+    """Yield the workers of `millstream run`; the kernel selects one for each connection."""
+    running = connect_to_four(kind)
     yield [SimpleNamespace(http=Sockets(running))] * 4
     running.drop_connections()
 
 
-@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server), ON_FOUR])
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.server), ON_FOUR, *ON_OTHERS])
 async def workers(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
-    """Yield one worker, or four."""
-    if request.param == FOUR:
-        async with processes() as workers:
+    """Yield one worker, or several."""
+    if request.param in (FOUR, SQLITE, NATS):
+        async with processes(request.param) as workers:
             yield workers
         return
     backing = BACKINGS[request.param]()
@@ -207,7 +207,7 @@ async def test_replies_never_cross_between_callers(workers: list[Worker]) -> Non
 async def judges(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
     """Yield one worker that accepts tokens, or four."""
     if request.param == FOUR:
-        async with processes() as workers:
+        async with processes(FOUR) as workers:
             yield workers
         return
     backing = BACKINGS[request.param]()
