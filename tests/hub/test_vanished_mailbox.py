@@ -2,6 +2,7 @@ from typing import Any
 
 from cases import for_each
 from hub_parts import Clock, DelayedStore, MemoryStore, listen, open_hub, receive, turns
+from millstream import Principal
 from millstream.hub import Hub, HubLimits
 
 SMALL = 20_000
@@ -143,6 +144,25 @@ async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
         assert store.kv.kinds["debt"].size <= 20_000
         await store.kv.put("session:ada", bytes(10_000), 60.0)
         assert (await receive(hub, "made-up-0")).data == ["x"], "the message itself is the log's"
+
+
+async def test_records_of_invented_clients_evict_only_those_of_their_owner() -> None:
+    clock = Clock()
+    store = MemoryStore(clock=clock, max_value_bytes=20_000)
+    alice, bob = Principal("alice"), Principal("bob")
+    async with open_hub(store, clock=clock, mailbox_age=60.0) as hub:
+        await hub.send("read", "x", principal=bob)
+        (await receive(hub, "read", principal=bob)).close()
+        await turns()
+        await hub.send("unread", "x", principal=bob)
+        for number in range(200):
+            await hub.send(f"made-up-{number}", "x", principal=alice)
+            (await receive(hub, f"made-up-{number}", principal=alice)).close()
+            await turns()
+            await hub.send(f"made-up-{number}", "y", principal=alice)
+        assert (await receive(hub, "read", principal=bob)).data == []
+        clock.now += 100
+        assert (await receive(hub, "unread", principal=bob)).gaps == ["expired"]
 
 
 async def test_cursors_of_invented_clients_evict_the_oldest() -> None:

@@ -202,9 +202,8 @@ async def test_lossy_values_of_a_full_share_evict_its_oldest(store: Store) -> No
 
 
 async def test_shares_apply_only_to_declared_kinds() -> None:
-    assert [owner_for(key) for key in ("session:a.b", "session:a", "session:.b", "debt:a.b", "a.b", "session")] == [
-        "a", "", "", "", "", "",
-    ]  # fmt: skip
+    keys = ("session:a.b", "session:a", "session:.b", "debt:a.b", "debt:a/b", "other:a.b", "a.b", "session")
+    assert [owner_for(key) for key in keys] == ["a", "", "", "", "a", "", "", ""]
 
 
 async def test_values_are_returned_in_request_order(store: Store) -> None:

@@ -22,13 +22,17 @@ KINDS_WITH_SHARES = frozenset(
         "taskcall",
         "result",
         "letter",
+        "seen",
+        "debt",
         "oauth-new",
         "oauth-pending",
         "connection-pending",
         "inspect-pending",
     }
 )
-"""Kinds of values with shares. A key has its share between the colon and the first dot."""
+"""Kinds of values with shares. A key has its share between the colon and the first dot; a hub client's key, before the
+slash that ends the owner.
+"""
 PART = 2
 """The divisor of a kind's space that gives the maximum for one share."""
 MARK_BYTES = 16
@@ -46,8 +50,8 @@ def owner_for(key: str) -> str:
         key: A key of a `Map`.
     """
     kind, _, rest = key.partition(":")
-    share, dot, _ = rest.partition(".")
-    return share if dot and kind in KINDS_WITH_SHARES else ""
+    share, mark, _ = rest.partition("/" if kind in ("seen", "debt") else ".")
+    return share if mark and kind in KINDS_WITH_SHARES else ""
 
 
 def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[str, int]:

@@ -8,7 +8,7 @@ be repeated after a worker crashes. If a connection breaks, the client resumes f
 Messages can expire before the client returns, leaving no trace in the log. So the oldest undelivered message is
 recorded separately and kept longer than the messages. A client that can't get that message receives a `gap`.
 
-Clients choose their ids, so these records are lossy: a flood of ids evicts only other records of the same kind.
+Clients choose their ids, so these records are lossy: a flood of ids evicts only records of the same kind and owner.
 
 The events of a name are read by the worker that has its lease, from the position that the store keeps. The position is
 saved by compare-and-set after each event, so a worker that lost its lease can't move it.
