@@ -1,11 +1,14 @@
 import json
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from app_peer import ask
 from cases import for_each
-from millstream import Principal, Server, Settings, ToolError, auth
+from fleet import until
+from http_peer import serve
+from millstream import Client, Principal, Server, Settings, ToolError, auth
 from millstream.protocol import BY_DATE, NEWEST
 from millstream.testing import ServerError, TestClient, connect
 from wire import POST, per_request, routing
@@ -209,6 +212,87 @@ async def test_failing_conditions_hide_their_item() -> None:
                 said = str(exc)
             assert "seen" not in said
             assert "Unknown" not in said
+
+
+def changing_shop(staff: set[str], **options: Any) -> Server:
+    """Return a server with a resource for its staff, which changes, and one for everyone."""
+    mcp = Server("shop", serve="rest", **options)
+
+    @mcp.resource("shop://sales", visible=lambda principal: principal is not None and principal.subject in staff)
+    async def sales() -> str:
+        return "100"
+
+    @mcp.resource("shop://sign")
+    async def sign() -> str:
+        return "open"
+
+    return mcp
+
+
+async def updated(client: TestClient, mcp: Server, *uris: str) -> list[str]:
+    """Return the resources whose updates a client hears of, up to that of the sign."""
+    client.notifications.clear()
+    for uri in (*uris, "shop://sign"):
+        await mcp.resource_updated(uri)
+    await until(lambda: any(each["params"].get("uri") == "shop://sign" for each in client.notifications))
+    return [each["params"]["uri"] for each in client.notifications if "uri" in each["params"]]
+
+
+@REVISIONS
+async def test_updates_end_when_a_resource_becomes_hidden(revision: str) -> None:
+    staff = {"bob"}
+    mcp = changing_shop(staff)
+    async with connect(mcp, revision=revision, principal="bob") as bob, bob.watch("shop://sales", "shop://sign"):
+        assert await updated(bob, mcp, "shop://sales") == ["shop://sales", "shop://sign"]
+        staff.clear()
+        assert await updated(bob, mcp, "shop://sales") == ["shop://sign"]
+        mcp.remove_resource("shop://sales")
+        mcp.resource("shop://sales", name="sales", scopes=["sales"])(lambda: "100")
+        assert await updated(bob, mcp, "shop://sales") == ["shop://sign"]
+        staff.add("bob")
+        mcp.remove_resource("shop://sales")
+        assert await updated(bob, mcp, "shop://sales") == ["shop://sales", "shop://sign"]
+
+
+async def test_updates_over_http_end_when_a_resource_becomes_hidden() -> None:
+    staff = {"bob"}
+    mcp = changing_shop(staff, auth=auth.keys(named_keys={"alice": ALICE, "bob": BOB}))
+    async with mcp.running(), serve(mcp) as running:
+        url, head = f"http://127.0.0.1:{running.port}/mcp", {"authorization": f"Bearer {BOB}"}
+        for revision in (NEWEST.date, "2025-11-25"):
+            client = Client(url, headers=head, revision=revision)
+            async with client as bob, bob.watch("shop://sales", "shop://sign") as changes:
+                for mine in (["shop://sales", "shop://sign"], ["shop://sign"]):
+                    await mcp.resource_updated("shop://sales")
+                    await mcp.resource_updated("shop://sign")
+                    assert [change.uri async for change in up_to_the_sign(changes)] == mine
+                    staff.clear()
+            staff.add("bob")
+
+
+async def up_to_the_sign(changes: Any) -> AsyncIterator[Any]:
+    """Yield changes, and stop after that of the sign."""
+    async for change in changes:
+        yield change
+        if change.uri == "shop://sign":
+            return
+
+
+async def test_failing_conditions_of_one_caller_keep_updates_for_others() -> None:
+    mcp, failing = Server("shop"), set[str]()
+
+    @mcp.resource(
+        "shop://sign",
+        visible=lambda principal: (principal is not None and principal.subject not in failing) or bool(1 // 0),
+    )
+    async def sign() -> str:
+        return "open"
+
+    one, two = connect(mcp, principal="alice"), connect(mcp, principal="bob")
+    async with one as alice, two as bob, alice.watch("shop://sign"), bob.watch("shop://sign"):
+        failing.add("alice")
+        assert await updated(bob, mcp) == ["shop://sign"]
+        assert not alice.notifications[1:]
 
 
 def test_invalid_switch_options_are_refused() -> None:

@@ -309,7 +309,7 @@ class Handlers:
     async def _listen(self, call: Call) -> bytes:
         """Acknowledge, then push changes until the call is canceled or the server closes the reply channel."""
         wanted = read(SubscriptionsListenRequestParams, call).notifications
-        services, owner, find = self._services, call.owner, self._registry.find_readable
+        services, owner = self._services, call.owner
         changes, endings, most = services.changes, services.endings, services.settings.max_subscriptions
         if len(wanted.resource_subscriptions) > most:
             raise ProtocolError(INVALID_REQUEST, f"A subscription can have at most {most} resources.")
@@ -344,10 +344,8 @@ class Handlers:
             if granted == SubscriptionFilter() and not agreed:
                 await call.send_to_caller(acknowledgment)
                 return b""
-            # Updates of a hidden resource would reveal that it exists.
-            uris = frozenset(
-                uri for uri in granted.resource_subscriptions if (item := find(uri)[0]) is None or sees(call, item)
-            )
+            reports = partial(self._registry.reports, call)
+            uris = frozenset(filter(reports, granted.resource_subscriptions))
             lists = {
                 kind: notification_message(ServerChange(kind).method, NotificationParams(mark))
                 for kind in ("tools", "prompts", "resources")
@@ -358,7 +356,7 @@ class Handlers:
             def watcher(change: ServerChange, message: bytes) -> None:
                 if change.kind in lists:
                     pushes.push(lists[change.kind])
-                for uri in affected_uris(change, uris):
+                for uri in filter(reports, affected_uris(change, uris)):
                     pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
 
             ends.callback(changes.watch(watcher))

@@ -252,7 +252,8 @@ class ClientConnection(Struct, eq=False):
         session = self.session
         assert session is not None  # noqa: S101  watched only in a session
         assert session.record is not None  # noqa: S101  sessions of connections have one
-        for each in session_messages(change, message, session.client, session.record.subscriptions):
+        reports = partial(self._dispatcher.registry.reports, self)
+        for each in session_messages(change, message, session.client, session.record.subscriptions, reports):
             self._notify(each)
 
     def _notify(self, message: bytes) -> None:

@@ -501,7 +501,8 @@ def granted_scopes(call: Call) -> frozenset[str] | None:
     Example:
         ``scopes = granted_scopes(call)``, and then ``scopes is None or "orders:read" in scopes``.
     """
-    return None if call.transport in _DIRECT else scopes_of(call.principal)
+    # `Registry.reports` also passes requests, which have no transport.
+    return None if getattr(call, "transport", "") in _DIRECT else scopes_of(call.principal)
 
 
 def scopes_of(principal: Principal | None) -> frozenset[str] | None:

@@ -37,6 +37,7 @@ LIST_CHANGED = {
 }
 UPDATED = "notifications/resources/updated"
 
+_logger = logging.getLogger("millstream")
 _LIST_MESSAGES = {kind: notification_message(method) for kind, method in LIST_CHANGED.items()}
 
 
@@ -80,7 +81,11 @@ def affected_uris(change: ServerChange, watched: Collection[str]) -> Collection[
 
 
 def session_messages(
-    change: ServerChange, message: bytes, client: ClientInfo, subscribed: Collection[str]
+    change: ServerChange,
+    message: bytes,
+    client: ClientInfo,
+    subscribed: Collection[str],
+    reports: Callable[[str], bool],
 ) -> Iterator[bytes]:
     """Yield the notifications that a session gets about a change.
 
@@ -89,9 +94,10 @@ def session_messages(
         message: Its encoded notification.
         client: The client of the session.
         subscribed: The resources that it has subscribed to.
+        reports: Returns whether the caller may know of an update, which can change after the subscription.
     """
     if change.kind == "updated":
-        for uri in affected_uris(change, subscribed):
+        for uri in filter(reports, affected_uris(change, subscribed)):
             yield message if uri == change.uri else encode_change(ServerChange("updated", uri))
     elif not isinstance(change, Broadcast) or change.reaches(client):
         yield message
@@ -162,7 +168,10 @@ class ChangeFeed:
             return
         message = encode_change(change)
         for watcher in list(self._watchers.values()):
-            watcher(change, message)
+            try:
+                watcher(change, message)
+            except Exception:  # such as one of a `visible` function, which must not affect other callers
+                _logger.exception("A change can't be reported to a client.")
 
 
 SESSION_OVER = "$session over"
@@ -260,7 +269,7 @@ class Services:
         """``tasks(call, tool, run)`` turns a call into a task if its tool allows that, or returns None if it stays a
         call. ``run(call, tool)`` runs it as a call.
         """
-        self.notification_filters: NotificationFilters = NotificationFilters(logging.getLogger("millstream").error)
+        self.notification_filters: NotificationFilters = NotificationFilters(_logger.error)
         """Extensions' filters of notifications in both directions."""
         self.attach_stream: Callable[[Any], None] | None = None
         """Attaches the hub client's stream to a call, if the hub is enabled."""

@@ -21,7 +21,7 @@ from millstream._protocol.notifications import NOTIFICATIONS, CompleteRequestPar
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._recent import Recent
-from millstream._server.calls.call import Call
+from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import PreparedCall, Tool
@@ -489,6 +489,16 @@ class Registry:
                 found = None if self.find_resource is None else self.find_resource(uri)
                 resource = found if found is not None and seen(found) else None
         return resource, {}
+
+    def reports(self, caller: Any, uri: str) -> bool:
+        """Return whether a caller may know that a resource was updated. Updates of a hidden one would reveal it.
+
+        Args:
+            caller: A call, request, or connection.
+            uri: The resource, which may not exist.
+        """
+        item, scopes = self.find_readable(uri)[0], granted_scopes(caller)
+        return item is None or (sees(caller, item) and (scopes is None or item.scopes <= scopes))
 
     def check_completers(self) -> None:
         """Check that every completer has a target.

@@ -1,7 +1,7 @@
 """GET and DELETE of Streamable HTTP: opening and resuming streams, and ending sessions."""
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 from msgspec import Struct, field
@@ -201,6 +201,8 @@ class _StandaloneStream(_NewestStream, eq=False):
     client: ClientInfo
     services: Services
     request: HttpRequest
+    reports: Callable[[str], bool]
+    """Returns whether the caller may know of an update."""
     subscribed: frozenset[str] = frozenset()
     has_news: bool = False
     """Whether a newer record than that of the opening has arrived, or is being read."""
@@ -244,7 +246,7 @@ class _StandaloneStream(_NewestStream, eq=False):
                 self.held[:] = [(ANY_UPDATE, b"")]
             self.held.append((change, message))
         else:
-            for each in session_messages(change, message, self.client, self.subscribed):
+            for each in session_messages(change, message, self.client, self.subscribed, self.reports):
                 self.write(each)
 
     def begin(self, record: SessionRecord) -> None:
@@ -290,7 +292,9 @@ class StandaloneStreams(_NewestStreams):
         """Open the stream and send changes until it closes."""
         services = self._endpoint.services
         stream = f"{services.store.epoch}.{_STAND_ALONE}{secrets.token_hex(8)}"
-        standing = _StandaloneStream(stream, session.client, services, request)
+        registry = self._endpoint.dispatcher.registry
+        reports = partial(registry.reports, request)
+        standing = _StandaloneStream(stream, session.client, services, request, reports)
         stop = services.changes.watch(standing.watcher)
         services.records.watch(session.id, standing.update_record)
         try:
@@ -304,9 +308,8 @@ class StandaloneStreams(_NewestStreams):
             sink.write(sse.prime(standing.mark()) if session.revision.priming else sse.COMMENT)
             standing.begin(record)
             if resumed:  # everything may have changed while the client was disconnected
-                offers = self._endpoint.dispatcher.registry.offers
-                changes = [ServerChange(kind) for kind in ("tools", "prompts", "resources") if offers(kind)]
-                uris = sorted(standing.subscribed or record.subscriptions)
+                changes = [ServerChange(kind) for kind in ("tools", "prompts", "resources") if registry.offers(kind)]
+                uris = filter(reports, sorted(standing.subscribed or record.subscriptions))
                 for change in changes + [ServerChange("updated", uri) for uri in uris]:
                     standing.write(encode_change(change))
             await sink.wait_closed()
