@@ -173,10 +173,8 @@ async def for_a_client(world: World) -> None:
         id = (await client.post("/register", json=about)).json()["client_id"]
         asked = {"response_type": "code", "client_id": id, "redirect_uri": BACK, "code_challenge": challenge(),
                  "code_challenge_method": "S256"}  # fmt: skip
-        page = await browser.get("/authorize", params=asked)
-        ticket = re.search(r'name="ticket" value="([^"]+)"', page.text)
-        assert ticket, page.text
-        away = await browser.post("/authorize", data={"ticket": unescape(ticket[1]), "way": "elsewhere"})
+        ticket = ticket_of(await browser.get("/authorize", params=asked))
+        away = await browser.post("/authorize", data={"ticket": ticket, "way": "elsewhere"})
         query = {"state": queried(led_to(away))["state"], "code": "eve"}
         back = await browser.get("/sign-in/callback/elsewhere", params=query)
         assert back.status_code == 303, back.text
@@ -207,6 +205,62 @@ async def at_another_server(world: World) -> None:
         assert (await browser.post("/inspect/via/1", json=CALL)).status_code == 401
 
 
+async def stolen_steps(world: World) -> None:
+    """Refuse states, tickets, codes, and tokens of another browser or client, and forms of another site."""
+    async with world.browser() as browser, world.browser() as thief, world.browser() as client:
+        ids = []
+        for _ in range(2):
+            about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "none",
+                     "grant_types": ["authorization_code", "refresh_token"]}  # fmt: skip
+            ids.append((await client.post("/register", json=about)).json()["client_id"])
+        asked = {"response_type": "code", "client_id": ids[0], "redirect_uri": BACK, "code_challenge": challenge(),
+                 "code_challenge_method": "S256"}  # fmt: skip
+        tickets = [ticket_of(await each.get("/authorize", params=asked)) for each in (browser, thief)]
+        signed = {"ticket": tickets[0], "name": "ada", "password": "correct horse"}
+        for who, form in ((thief, signed), (browser, {**signed, "ticket": tickets[1]})):
+            assert (await who.post("/authorize", data=form)).status_code == 403
+        for path, form in (("/authorize", signed), ("/sign-in", signed), ("/sign-out", {})):
+            for origin in ("http://127.0.0.1:1", "null"):
+                reply = await browser.post(path, data=form, headers={"origin": origin})
+                assert (reply.status_code, "set-cookie" in reply.headers) == (403, False)
+        # The thief's own login is taken no further by the other browser, and the other way round.
+        for victim, other in ((browser, thief), (thief, browser)):
+            away = await victim.post("/sign-in", data={"way": "elsewhere", "next": "/dashboard"})
+            query = {"state": queried(led_to(away))["state"], "code": "grace"}
+            assert (await other.get("/sign-in/callback/elsewhere", params=query)).status_code == 403
+            assert "millstream" not in other.cookies
+        # A consent page of one user isn't answered by another who has signed in at the same browser since.
+        await thief.post("/authorize", data={**signed, "ticket": tickets[1]})
+        ticket = ticket_of(await thief.get("/authorize", params={**asked, "prompt": "consent"}))
+        away = await thief.post("/authorize", data={"ticket": ticket, "way": "elsewhere"})
+        query = {"state": queried(led_to(away))["state"], "code": "eve"}
+        assert (await thief.get("/sign-in/callback/elsewhere", params=query)).status_code == 303
+        assert (await thief.post("/authorize", data={"ticket": ticket, "answer": "allow"})).status_code == 403
+        back = await browser.post("/authorize", data=signed)
+        form = {"grant_type": "authorization_code", "client_id": ids[0], "code_verifier": VERIFIER,
+                "code": queried(back.headers["location"])["code"]}  # fmt: skip
+        for wrong in ({"client_id": ids[1]}, {"code_verifier": "w" * 43}):
+            refused = await client.post("/token", data={**form, **wrong})
+            assert (refused.status_code, refused.json()["error"]) == (400, "invalid_grant")
+        given = (await client.post("/token", data=form)).json()
+        form = {"grant_type": "refresh_token", "client_id": ids[1], "refresh_token": given["refresh_token"]}
+        assert (await client.post("/token", data=form)).json()["error"] == "invalid_grant"
+        assert "access_token" in (await client.post("/token", data={**form, "client_id": ids[0]})).json()
+        # The inspector's sign-in belongs to the browser that began it.
+        for each in (browser, thief):
+            each.headers["authorization"] = "Bearer " + "k" * 20
+        begun = await browser.post("/inspect/sign-in/1", json={"challenge": 'Bearer scope="books:read"'})
+        query = {"state": queried(begun.json()["url"])["state"], "code": "c", "iss": world.other.origin}
+        assert (await thief.get("/inspect/callback", params=query)).status_code == 403
+
+
+def ticket_of(page: httpx2.Response) -> str:
+    """Return the sealed request in a consent page."""
+    found = re.search(r'name="ticket" value="([^"]+)"', page.text)
+    assert found, page.text
+    return unescape(found[1])
+
+
 def led_to(reply: httpx2.Response) -> str:
     """Return the page's redirect target."""
     found = re.search(r'content="0;url=([^"]+)"', reply.text)
@@ -227,7 +281,7 @@ async def opened(browser: httpx2.AsyncClient, page: str = "/dashboard") -> int:
 
 
 WAYS: list[Callable[[World], Awaitable[None]]] = [
-    by_password, out_again, by_an_upstream, by_another_issuer, for_a_client, at_another_server,
+    by_password, out_again, by_an_upstream, by_another_issuer, for_a_client, at_another_server, stolen_steps,
 ]  # fmt: skip
 
 
