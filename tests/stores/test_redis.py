@@ -321,6 +321,36 @@ async def test_publish_and_log_need_one_command_each(server: RedisServer, monkey
         assert len(clients) == 2
 
 
+async def test_large_entries_leave_a_stream_before_it_fills_redis(server: RedisServer) -> None:
+    async with open_worker(server.url) as store:
+        room = 2_000_000
+        store.backend.log._room = room // 8
+        await append(store, STREAM, *[b"small"] * 50)
+        positions = await append(store, STREAM, *[bytes(100_000)] * 60)
+        kept = await read_all(store, STREAM)
+        assert room // 4 < sum(len(entry.data) for entry in kept) < room
+        assert kept[-1].position == positions[-1]
+        with pytest.raises(Gap):
+            await store.log.read(STREAM, positions[0])
+
+
+async def test_large_streams_of_one_owner_drop_only_their_own(server: RedisServer) -> None:
+    async with open_worker(server.url) as store:
+        room = 2_000_000
+        store.backend.log._room = room // 8
+        await append(store, "call:bob.1:a", b"first", b"second")
+        await append(store, "inbox:worker", *[bytes(100_000)] * 60)
+        for number in range(60):
+            name = f"call:alice.{number}:a"
+            await append(store, name, bytes(100_000))
+            assert len(await read_all(store, name)) == 1
+        kept = [len(await read_all(store, f"call:alice.{number}:a")) for number in range(60)]
+        assert kept == [0] * (60 - sum(kept)) + [1] * sum(kept)
+        assert 4 < sum(kept) <= room // 2 // 100_000
+        assert data_of(await read_all(store, "call:bob.1:a")) == [b"first", b"second"]
+        assert len(await read_all(store, "inbox:worker")) == 60
+
+
 async def test_concurrent_appends_to_a_stream_share_a_script(server: RedisServer) -> None:
     async with open_worker(server.url, lease=600.0) as store:
         await warm_up(store)

@@ -22,6 +22,7 @@ KINDS_WITH_SHARES = frozenset(
         "taskcall",
         "result",
         "letter",
+        "call",
         "seen",
         "debt",
         "oauth-new",

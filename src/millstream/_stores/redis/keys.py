@@ -69,6 +69,12 @@ class RedisKeys:
         part = f"{kind}.{owner_for(name)}"
         return [f"{self._prefix}{tag}:o:{part}", f"{self._prefix}{tag}:s:{part}"]
 
+    def rooms(self, stream: str) -> list[str]:
+        """Return the keys of the accounting of a stream's owner, if it has one, and of its kind."""
+        kind = f"log.{stream.partition(':')[0]}"
+        wide = [self.order(kind), self.sizes(kind)]
+        return [*(self.share(stream) if owner_for(stream) else wide), *wide]
+
     def once(self, stream: str, text: str) -> str:
         """Return the key of a string that entries of a stream must not repeat."""
         return f"{self.hub}i:{stream}:{sha256(text.encode()).hexdigest()[:32]}"

@@ -220,6 +220,10 @@ class PushReader(Struct, eq=False):
 
 ROOM = 64 * 1024 * 1024
 """Maximum bytes of the lossy values of one kind, or of its indexes."""
+_LOG_ROOMS = 8
+"""How many times as much all other streams of one kind may take, half of it for those of one owner. One stream takes at
+most about three quarters of that. Messages between workers aren't counted.
+"""
 _SILENT_MARK = 2.0
 """Seconds without a mark after which a connection counts as broken."""
 _MAX_BATCH = 64
@@ -313,9 +317,10 @@ class RedisLog(Listeners[Entry]):
         """Send an append, to which entries are added until it's written."""
         backend, keys = self._backend, self._keys
         place, number = backend.take_place()
-        names = [*keys.stream(stream), keys.places(backend.id), keys.generation]
-        args: list[Argument] = [place, number, backend.epoch, *bounds, self._room, INDEX_STREAMS, keys.channel(stream)]
+        names = [*keys.stream(stream), keys.places(backend.id), keys.generation, *keys.rooms(stream)]
         confirm = stream.partition(":")[0] not in EPHEMERAL
+        rooms = self._room, INDEX_STREAMS, keys.channel(stream), _LOG_ROOMS * self._room * confirm
+        args: list[Argument] = [place, number, backend.epoch, *bounds, *rooms]
         batch = _Batch(self._client.send("append", names, args, confirm=confirm), bounds)
 
         batch.request.reply.add_done_callback(partial(self._settle, stream, place, batch))

@@ -124,6 +124,23 @@ local function fits(order, sizes, key, size, room, mark, ttl)
   return true
 end
 
+-- How many entries a stream may have so that it takes at most three quarters of a room: the rest is for others of its
+-- kind. `known` has its bytes and entries.
+local function entries_in(known, room, most)
+  local bytes, entries = string.match(known or '', '^(%d+) (%d+)$')
+  if bytes and room > 0 and tonumber(bytes) > room * 3 / 4 then
+    return math.max(1, math.min(tonumber(most), math.floor(tonumber(entries) * room * 3 / 4 / tonumber(bytes))))
+  end
+  return most
+end
+
+-- The bytes and entries of a stream that has had so many. Nothing tells the bytes of what was trimmed away: they count as
+-- the average.
+local function kept(stream, bytes, entries)
+  local length = redis.call('XLEN', stream)
+  return math.floor(bytes * math.min(1, length / entries)), length
+end
+
 -- Keep an entry in an index too. What alone is larger than the room is left out.
 local function index(stream, order, sizes, offset, data, ttl, most, room, streams)
   local cost = #data + 200
@@ -137,13 +154,8 @@ local function index(stream, order, sizes, offset, data, ttl, most, room, stream
     redis.call('XADD', stream, 'MAXLEN', '~', most, offset .. '-0', 'd', data)
   end
   redis.call('PEXPIRE', stream, ttl)
-  local length = redis.call('XLEN', stream)
   local known = redis.call('HGET', sizes, stream)
-  local size = cost + #stream + 600
-  if known then
-    local bytes, entries = string.match(known, '^(%d+) (%d+)$')
-    -- Nothing tells the bytes of what was trimmed away: they count as the average.
-    size = (tonumber(bytes) + cost) * math.min(1, length / (tonumber(entries) + 1))
-  end
-  account(order, sizes, stream, known, math.floor(size), ' ' .. length, ttl, room, streams)
+  local bytes, entries = string.match(known or '', '^(%d+) (%d+)$')
+  local size, length = kept(stream, (bytes or #stream + 600) + cost, (entries or 0) + 1)
+  account(order, sizes, stream, known, size, ' ' .. length, ttl, room, streams)
 end
