@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -646,13 +646,18 @@ def _program(folder: Path, receiver: Receiver) -> Path:
         f"""
 import os, ssl, sys
 sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
-from extensions.event_shop import OrderPaid, events_of, make_shop
+from extensions.event_shop import OrderPaid, Refunded, events_of, make_shop
 tls = ssl.create_default_context(cafile={str(folder / "c.pem")!r})
 mcp = make_shop(private_callbacks=True, tls=tls)
 
 @mcp.tool
 async def pay(order: str) -> int:
     await events_of(mcp).publish(OrderPaid(order), id=order)
+    return os.getpid()
+
+@mcp.tool
+async def refund(order: str, customer: str) -> int:
+    await events_of(mcp).publish(Refunded(order, customer, 5.0), id=order)
     return os.getpid()
 
 @mcp.tool
@@ -664,11 +669,11 @@ async def who() -> int:
 
 
 @asynccontextmanager
-async def _run_two_workers(folder: Path) -> AsyncGenerator[tuple[Receiver, SepClient]]:
+async def _run_two_workers(folder: Path, *options: str) -> AsyncGenerator[tuple[Receiver, SepClient]]:
     """Run two workers on one store, a receiver, and a client whose requests reach either worker."""
     async with run_receiver(folder) as receiver:
         port = free_port()
-        command = run_command(str(_program(folder, receiver)), port, "--workers", "2")
+        command = run_command(str(_program(folder, receiver)), port, "--workers", "2", *options)
         with run_server(command, port, folder / "log"):
             limits = httpx2.Limits(max_keepalive_connections=0)
             async with httpx2.AsyncClient(timeout=WAIT, trust_env=False, limits=limits) as http:
@@ -701,6 +706,56 @@ async def test_two_workers_deliver_each_event_once(tmp_path: Path) -> None:
         assert sorted(each.id for each in receiver.messages) == sorted(
             [*(f"evt_{number}" for number in range(1, 21)), "evt_end"]
         )
+
+
+@pytest.mark.server
+async def test_principals_cannot_touch_webhooks_and_events_of_others(tmp_path: Path) -> None:
+    async with _run_two_workers(tmp_path, "--store", f"sqlite:///{tmp_path}/store.db") as (receiver, ada):
+        bob = SepClient(ada._http, ada._url, BOB)
+        url, secrets = receiver.url(), {name: receiver.secret() for name in ("ada", "bob")}
+        owners: dict[str, str] = {}
+        cursors: dict[str, str] = {}
+        for name, client in (("ada", ada), ("bob", bob), ("ada", ada), ("bob", bob)):
+            for event in ("order.refunded", "order.paid"):
+                result = await client.subscribe(url, secrets[name], name=event)
+                owners[result["id"]] = name
+                cursors.setdefault(name, result["cursor"])
+        assert len(owners) == 4
+        for event in ("order.refunded", "order.paid"):
+            delivery = {"mode": "webhook", "url": url, "secret": secrets["bob"]}
+            await bob.request("events/unsubscribe", name=event, delivery=delivery)
+            with pytest.raises(RpcError, match="no such subscription"):
+                await bob.request("events/unsubscribe", name=event, delivery=delivery)
+        for number in range(4):
+            for customer in ("ada", "bob"):
+                await _call(ada, "refund", order=f"{customer}-{number}", customer=customer)
+        await _call(ada, "pay", order="end")
+        await receiver.wait_until(lambda: len({each.id for each in receiver.messages}) >= 5)
+        assert {each.id for each in receiver.messages} == {"end", *(f"ada-{number}" for number in range(4))}
+        for message in receiver.messages:
+            assert owners[message.headers["x-mcp-subscription-id"]] == "ada"
+            assert message.signed_with(secrets["ada"])
+        for client, mine in ((ada, "ada"), (bob, "bob")):
+            page = await client.request("events/poll", name="order.refunded", cursor=cursors["ada"])
+            assert [each["data"]["customer"] for each in page["events"]] == [mine] * 4
+        for wanted, count in (("order.refunded", 0), ("order.*", 1), (">", 1), ("order.paid", 1)):
+            head = {"authorization": f"Bearer {BOB}", "accept": "text/event-stream", "last-event-id": cursors["ada"]}
+            root = ada._url.removesuffix("/mcp")
+            async with bob._http.stream("GET", f"{root}/events?channel={wanted}", headers=head) as reply:
+                assert reply.status_code == (200 if count else 403)
+                if count:
+                    lines = [line async for line in until_data(reply.aiter_lines(), "end")]
+                    assert not [line for line in lines if "customer" in line and '"order":"end"' not in line], lines
+        with pytest.raises(RpcError, match="no event"):
+            await bob.subscribe(url, secrets["bob"], name="audit.noted")
+
+
+async def until_data(lines: AsyncIterator[str], text: str) -> AsyncIterator[str]:
+    """Yield lines up to one that contains a text."""
+    async for line in lines:
+        yield line
+        if text in line:
+            return
 
 
 @pytest.mark.server
