@@ -64,6 +64,8 @@ _EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 _FRESH = 1.0
 """Seconds for which the size of a kind is cached."""
 _SHARE_FRESH = 30.0
+MAX_SIZES = 10_000
+"""Maximum cached sizes. Callers without sign-in can have any number of shares."""
 _AT_ONCE = 64
 _PAUSE = 0.002
 
@@ -218,6 +220,8 @@ class NatsMap(Struct, eq=False):
 
     async def _share_size(self, key: str, growth: int) -> int:
         name, now = self._share(key), time.monotonic()
+        if len(self._sizes) > MAX_SIZES:
+            self._sizes.clear()
         size = self._sizes.setdefault(name, _Size())
         if now - size.at > _SHARE_FRESH or size.bytes + growth > ROOM // PART:
             size.bytes, size.at = 0, now

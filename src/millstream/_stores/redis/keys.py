@@ -73,7 +73,7 @@ class RedisKeys:
         """Return the keys of the accounting of a stream's owner, if it has one, and of its kind."""
         kind = f"log.{stream.partition(':')[0]}"
         wide = [self.order(kind), self.sizes(kind)]
-        return [*(self.share(stream) if owner_for(stream) else wide), *wide]
+        return (self.share(stream) if owner_for(stream) else wide) + wide
 
     def once(self, stream: str, text: str) -> str:
         """Return the key of a string that entries of a stream must not repeat."""
