@@ -234,7 +234,8 @@ async def test_updates_use_the_newest_record() -> None:
     changes = SimpleNamespace(source=SimpleNamespace(follow=lambda *_: None))
     services = SimpleNamespace(changes=changes, notification_filters=NotificationFilters(print))
     request = SimpleNamespace(owner="ada", principal=None)
-    stream = _StandaloneStream("main", ClientInfo(), cast("Any", services), cast("Any", request))
+    shown = cast("Any", request), lambda uri: True
+    stream = _StandaloneStream("main", ClientInfo(), cast("Any", services), *shown)
     sign = ServerChange("updated", "shop://sign")
     said: list[bytes] = []
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
