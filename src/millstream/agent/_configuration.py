@@ -29,8 +29,9 @@ from msgspec import Struct, field
 
 from millstream.agent._events import ConfigurationError
 from millstream.agent._model import LanguageModel, provider_of
-from millstream.client import Client, ElicitAnswer, Options, Question, Target, mcp_servers
+from millstream.client import Client, ElicitAnswer, Options, Question, Target, TargetError, mcp_servers
 from millstream.files import EnvFileError, read_env_file
+from millstream.http import parse_url
 
 
 class Approval(Struct, frozen=True, kw_only=True):
@@ -311,18 +312,16 @@ def _bearer(key: str) -> dict[str, str]:
 
 
 def _with_path(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-        raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. Use one like {_DEFAULT_SERVER}.")
-    return url if parts.path.strip("/") else urlunsplit(parts._replace(path="/sse"))
-
-
-def _origin(url: str) -> tuple[str, str, int | None]:
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return ("", "", None)
-    secure = parts.scheme in ("https", "wss")
-    loopback = "localhost" if host in ("127.0.0.1", "::1") else host
-    return ("https" if secure else "http", loopback, port or (443 if secure else 80))
+        path = parse_url(url).target.partition("?")[0]
+    except TargetError as exc:
+        raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. Use one like {_DEFAULT_SERVER}.") from exc
+    return url if path.strip("/") else urlunsplit(urlsplit(url)._replace(path="/sse"))
+
+
+def _origin(url: str) -> tuple[bool, str, int] | None:
+    try:
+        found = parse_url(url)
+    except TargetError:
+        return None
+    return found.secure, "localhost" if found.host in ("127.0.0.1", "::1") else found.host, found.port
