@@ -285,7 +285,12 @@ class Configuration:
         if not self.get(_SERVER.url) and not self.get(_SERVER.key):
             return None
         key, url = self._pair(_SERVER)
-        return ServerConfig(_with_path(url), headers=_bearer(key))
+        try:
+            path = parse_url(url).target.partition("?")[0]
+        except TargetError as exc:
+            raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. Use one like {_DEFAULT_SERVER}.") from exc
+        target = url if path.strip("/") else urlunsplit(urlsplit(url)._replace(path="/sse"))
+        return ServerConfig(target, headers=_bearer(key))
 
     def headers_for(self, url: str) -> dict[str, str]:
         """Return headers with the server's key, or none unless the URL has the origin of MCP_SERVER_URL.
@@ -309,14 +314,6 @@ class Configuration:
 
 def _bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
-
-
-def _with_path(url: str) -> str:
-    try:
-        path = parse_url(url).target.partition("?")[0]
-    except TargetError as exc:
-        raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. Use one like {_DEFAULT_SERVER}.") from exc
-    return url if path.strip("/") else urlunsplit(urlsplit(url)._replace(path="/sse"))
 
 
 def _origin(url: str) -> tuple[bool, str, int] | None:
