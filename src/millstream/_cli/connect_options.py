@@ -142,16 +142,12 @@ def _key_for(target: str) -> str:
 
     Other servers never receive it.
     """
-    key = os.environ.get("MCP_SERVER_AUTH_KEY", "")
-    if not key or "://" not in target:
-        return ""
-    default = os.environ.get("MCP_SERVER_URL", "")
     try:
         url = parse(target)
-        own = is_loopback(url.host) or ("://" in default and parse(default).origin == url.origin)
-    except TargetError:
+        own = is_loopback(url.host) or parse(os.environ.get("MCP_SERVER_URL", "")).origin == url.origin
+    except TargetError:  # one of them isn't a URL
         return ""
-    return key if own else ""
+    return os.environ.get("MCP_SERVER_AUTH_KEY", "") if own else ""
 
 
 def _is_program(target: str) -> bool:

@@ -299,7 +299,7 @@ class Configuration:
             url: URL of a server.
         """
         key, server_url = self._pair(_SERVER)
-        return _bearer(key) if key and _origin(url) == _origin(server_url) else {}
+        return _bearer(key) if _origin(url) == _origin(server_url) else {}
 
     def _pair(self, family: _Family, url: str = "") -> tuple[str, str]:
         key, found = self.get(family.key), url or self.get(family.url) or family.default
