@@ -291,11 +291,9 @@ def redact(value: Any, name: str = "", depth: int = 0) -> Any:
     if isinstance(value, Mapping | list | tuple) and depth >= MAX_DEPTH:
         return "…"
     if isinstance(value, Mapping):
-        return {
-            redact_text(str(key)): redact(item, str(key), depth + 1) for key, item in islice(value.items(), MAX_ITEMS)
-        }
+        return {redact_text(str(key)): redact(item, str(key), depth + 1) for key, item in _first(value.items())}
     if isinstance(value, list | tuple):
-        return [redact(item, "", depth + 1) for item in islice(value, MAX_ITEMS)]
+        return [redact(item, "", depth + 1) for item in _first(value)]
     if value is None or isinstance(value, int | float):
         return value
     return redact_text(repr(value))
@@ -321,6 +319,10 @@ def redact_text(text: str) -> str:
 def escape(text: str) -> str:
     """Return `text` on one line, with control characters and invisible ones escaped."""
     return escape_invisible(text.translate(_ESCAPES))
+
+
+def _first(items: Any) -> list[Any]:
+    return list(islice(items, MAX_ITEMS))
 
 
 def _plain(value: Any) -> str:
