@@ -48,7 +48,8 @@ class CliRunner:
         self, app: App, words: list[str], input: str | bytes | None = None, env: Mapping[str, str | None] | None = None
     ) -> Result:
         """Run a command. Errors that `main` would report are in `exception`. A variable that's None is unset."""
-        return _run(lambda: run_command(app, words), input, env)
+        with mock.patch.object(sys, "argv", ["millstream", *words]):
+            return _run(lambda: run_command(app, words), input, env)
 
 
 def run_in_process(*words: str, input: str = "", env: Mapping[str, str | None] | None = None) -> Result:

@@ -80,8 +80,9 @@ def test_seed_configuration_selects_its_server() -> None:
     keyed = configured({"MCP_SERVER_AUTH_KEY": "k"}, {}).server()
     assert keyed is not None
     assert keyed.target == "http://localhost:8000/sse"
-    with pytest.raises(ConfigurationError, match="isn't a URL"):
-        configured({"MCP_SERVER_URL": "localhost", "MCP_SERVER_AUTH_KEY": "k"}).server()
+    for url in ("localhost", "http://["):
+        with pytest.raises(ConfigurationError, match="isn't a URL"):
+            configured({"MCP_SERVER_URL": url, "MCP_SERVER_AUTH_KEY": "k"}).server()
 
 
 def test_server_keys_are_sent_only_to_that_server() -> None:

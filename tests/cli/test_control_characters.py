@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from millstream._cli.chat import _print
+from millstream._cli.chat.conversation import show_rows
 from millstream._cli.chat.screen import JsonScreen
 from millstream._cli.connect_options import run_to_exit
 from millstream._cli.tables import fill_in, print_json, print_text, safe
@@ -57,7 +57,7 @@ def asks_bad() -> None:
     [
         lambda: print_json({"text": BAD}),
         lambda: JsonScreen().show(ToolEnd("1", "shop", BAD, BAD, "done")),
-        lambda: _print([(BAD, "")]),
+        lambda: show_rows([(BAD, "")]),
         lambda: print_text(BAD),
         lambda: print_line(BAD),
         says_bad,

@@ -80,16 +80,17 @@ from millstream._cli import main; main()
 BEFORE_THE_ANSWER = """
 import asyncio, os, signal, sys, threading, time
 
-begin, begun = asyncio.run_coroutine_threadsafe, []
+call, begun = asyncio.BaseEventLoop.call_soon_threadsafe, []
 
-def slow(work, loop):
-    begun.append(work)
-    if len(begun) == 2:
-        loop.call_soon_threadsafe(time.sleep, 1)
-        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    return begin(work, loop)
+def slow(loop, callback, *args, **more):
+    if callback.__name__ == "begin":
+        begun.append(callback)
+        if len(begun) == 2:
+            call(loop, time.sleep, 1)
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    return call(loop, callback, *args, **more)
 
-asyncio.run_coroutine_threadsafe = slow
+asyncio.BaseEventLoop.call_soon_threadsafe = slow
 sys.argv[0] = "millstream"
 from millstream._cli import main; main()
 """

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 
-from millstream._cli.errors import as_json, open_streams, status_without_output, tell, wants_json
+from millstream._cli.errors import open_streams, status_without_output, tell, wants_json
 from millstream._cli.help import OVERVIEW, print_version, show
 from millstream._cli.signals import INTERRUPTED, ending_in_order
 
@@ -122,10 +122,8 @@ def main() -> None:
 
         if not isinstance(exc, CommandError):
             raise
-        if wants_json(arguments):
-            before = as_json.set(True)
+        if wants_json():
             tell(exc.what, 1, why=exc.why, remedy=exc.fix)
-            as_json.reset(before)
         else:
             report(exc)
         sys.exit(1)

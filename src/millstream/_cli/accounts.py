@@ -166,7 +166,7 @@ def _end(key: StoredKey) -> str:
     return f"{day(key.expires)}{'' if key.valid(time.time()) else ' (expired)'}"
 
 
-USER_FILE = "users.json"
+USER_FILE = Path("users.json")
 
 users = App(name="users", help="Add, list, and remove users.")
 
@@ -198,7 +198,7 @@ def add_user(
     /,
     *,
     scope: tuple[str, ...] = (),
-    file: UserFileOption = Path(USER_FILE),
+    file: UserFileOption = USER_FILE,
     json: Json = False,
 ) -> None:
     """Add a user. The password is read from the terminal, or from the first line of standard input.
@@ -218,7 +218,7 @@ def add_user(
 
 
 @users.command(name="list")
-def list_users(*, file: UserFileOption = Path(USER_FILE), json: Json = False) -> None:
+def list_users(*, file: UserFileOption = USER_FILE, json: Json = False) -> None:
     """List the users: names and scopes.
 
     **Example**
@@ -237,7 +237,7 @@ def list_users(*, file: UserFileOption = Path(USER_FILE), json: Json = False) ->
 
 
 @users.command
-def remove(name: UserName, /, *, file: UserFileOption = Path(USER_FILE), json: Json = False) -> None:
+def remove(name: UserName, /, *, file: UserFileOption = USER_FILE, json: Json = False) -> None:
     """Remove a user. Running servers refuse their tokens within a second, and close their streams.
 
     **Example**
@@ -250,7 +250,7 @@ def remove(name: UserName, /, *, file: UserFileOption = Path(USER_FILE), json: J
 
 
 @users.command
-def password(name: UserName, /, *, file: UserFileOption = Path(USER_FILE), json: Json = False) -> None:
+def password(name: UserName, /, *, file: UserFileOption = USER_FILE, json: Json = False) -> None:
     """Change a user's password. Clients that the user has approved have to sign in again.
 
     **Example**

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
 
-from millstream._cli.errors import UsageError, as_json, close_stderr, more_than_nothing, tell
+from millstream._cli.errors import UsageError, close_stderr, more_than_nothing, tell, wants_json
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse
@@ -142,16 +142,12 @@ def _key_for(target: str) -> str:
 
     Other servers never receive it.
     """
-    key = os.environ.get("MCP_SERVER_AUTH_KEY", "")
-    if not key or "://" not in target:
-        return ""
-    default = os.environ.get("MCP_SERVER_URL", "")
     try:
         url = parse(target)
-        own = is_loopback(url.host) or ("://" in default and parse(default).origin == url.origin)
-    except TargetError:
+        own = is_loopback(url.host) or parse(os.environ.get("MCP_SERVER_URL", "")).origin == url.origin
+    except TargetError:  # one of them isn't a URL
         return ""
-    return key if own else ""
+    return os.environ.get("MCP_SERVER_AUTH_KEY", "") if own else ""
 
 
 def _is_program(target: str) -> bool:
@@ -194,7 +190,7 @@ def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
 
 def _fail(text: str, why: str = "", remedy: str = "", *, status: int) -> None:
     """Print a failure in one line, or as JSON with separate cause and remedy."""
-    if as_json.get():
+    if wants_json():
         tell(brief(text), status, why=brief(why), remedy=brief(remedy))
     elif text:
         tell(safe(brief(f"{text} {why} {remedy}")), status)
@@ -221,7 +217,7 @@ def explain(error: ClientError) -> tuple[str, str, str]:
         text, remedy = f"{text.rstrip('.')} ({error.code}).", remedy or (again + when).strip()
         if limit := members(error.data).get("limit"):
             why = f"The limit is {limit}."
-    elif isinstance(error, ConnectionLost) and _ServerOutput.shown and not as_json.get():
+    elif isinstance(error, ConnectionLost) and _ServerOutput.shown and not wants_json():
         text = "" if _ServerOutput.explained else text.partition(LAST_OUTPUT)[0]
     return text, why, remedy
 

@@ -32,7 +32,7 @@ from millstream._cli.errors import finite
 from millstream._cli.items import check_resource
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
-from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text
+from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, value_of
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text
 from millstream._http.client.url import Url, proxy_for
 from millstream._protocol.notifications import ToolDescription
@@ -289,11 +289,7 @@ def cost(tool: ToolDescription) -> int:
     A token is estimated as four characters of the JSON that a model receives (name, description, and input schema).
     Tokenizers differ by up to a third for such text, so the figures are for comparing tools.
     """
-    return _cost(tool.name, tool.description or "", tool.input_schema)
-
-
-def _cost(name: str, description: str, schema: dict[str, Any]) -> int:
-    shown = {"name": name, "description": description, "input_schema": schema}
+    shown = {"name": tool.name, "description": tool.description or "", "input_schema": tool.input_schema}
     return -(-len(msgspec.json.encode(shown).decode()) // _CHARACTERS)
 
 
@@ -318,8 +314,8 @@ async def tokens(target: Target, /, *, options: ConnectOptions = DEFAULTS, json:
         costs = sorted(((cost(tool), tool.name) for tool in await client.tools()), reverse=True)
         instructions = -(-len(client.instructions) // _CHARACTERS)
         total = sum(each for each, _ in costs) + instructions
-        both = ((SEARCH, SEARCH_DESCRIPTION), (CALL, CALL_DESCRIPTION))
-        searched = instructions + sum(_cost(name, about["description"], about["inputSchema"]) for name, about in both)
+        both = ({"name": SEARCH, **SEARCH_DESCRIPTION}, {"name": CALL, **CALL_DESCRIPTION})
+        searched = instructions + sum(map(cost, msgspec.convert(both, list[ToolDescription])))
         if json:
             tools = [{"name": name, "tokens": each} for each, name in costs]
             print_json({"tools": tools, "instructions": instructions, "total": total, "with_search": searched})
@@ -428,7 +424,7 @@ async def channel(
         select_events,
     )
 
-    arguments = {name: _value(text) for name, text in pairs(where, "=", "--where must be NAME=VALUE").items()}
+    arguments = {name: value_of(text, None) for name, text in pairs(where, "=", "--where must be NAME=VALUE").items()}
 
     with suppress(asyncio.CancelledError):
         async with options.client(target) as client, AsyncExitStack() as stack:
@@ -445,11 +441,3 @@ async def channel(
                 raise next((each for each in group.exceptions if isinstance(each, ClientError)), group) from group
             finally:
                 await cancel_all(*both)
-
-
-def _value(text: str) -> Any:
-    """Return the value of JSON, or other text unchanged."""
-    try:
-        return msgspec.json.decode(text)
-    except msgspec.DecodeError:
-        return text

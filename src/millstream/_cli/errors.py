@@ -12,19 +12,15 @@ import shutil
 import sys
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from contextvars import ContextVar
+from itertools import chain, takewhile
 from typing import Any
 
 from millstream._cli.help import COMMANDS
 
-as_json: ContextVar[bool] = ContextVar("millstream_json", default=False)
-"""Whether the command was called with ``--json``."""
 
-
-def wants_json(arguments: Sequence[str]) -> bool:
-    """Return whether these arguments request JSON."""
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return "--json" in options
+def wants_json() -> bool:
+    """Return whether this command was called with ``--json``."""
+    return "--json" in takewhile(lambda word: word != "--", sys.argv)
 
 
 def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str = "") -> None:
@@ -33,7 +29,7 @@ def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str
     The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
-    if not as_json.get():
+    if not wants_json():
         colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         text = shown or f"{_RED_ERROR if colored else 'Error:'} {error}"
         text += f"\n  Cause: {why}" if why else ""
@@ -89,6 +85,7 @@ _OTHER_OPTIONS = {
 }
 """The same for options."""
 _OPTIONED = ("install", "run")
+_COMMANDS = set(chain(*COMMANDS.values()))
 _CLIENTS = {name for heading, names in COMMANDS.items() if "a server" in heading for name in names} - {"record"}
 """Commands whose first argument is a server."""
 _SERVERS = (".py", ".js", ".mjs", ".cjs", ".json", ".toml")
@@ -156,7 +153,6 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
         UnusedCliTokensError,
     )
 
-    before = as_json.set(wants_json(arguments))
     try:
         if arguments[0] in _CLIENTS and len(arguments) > 2 and arguments[2].endswith(_SERVERS):
             _check_order(*arguments[:3])
@@ -170,20 +166,18 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
             _fail(f"Unexpected argument: {extra}.", arguments, remedy=remedy)
         _fail(f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.", arguments)
     except UnknownCommandError as exc:
-        _fail(_unknown(arguments) or " ".join(str(exc).split()), arguments)
+        _fail(_unknown(arguments) or str(exc), arguments)
     except MissingArgumentError as exc:
-        chain = exc.command_chain or ()
-        text = " ".join(str(exc).split())  # for an option without its value
-        if exc.keyword is None and exc.argument is not None and chain:
+        names = exc.command_chain or ()
+        text = str(exc)  # for an option without its value
+        if exc.keyword is None and exc.argument is not None and names:
             text = f"Missing argument: {exc.argument.name}."
-        _fail(text, arguments, chain)
+        _fail(text, arguments, names)
     except (CycloptsError, UsageError) as exc:
-        _fail(" ".join(str(exc).split()), arguments)
+        _fail(str(exc), arguments)
     except EOFError:  # Ctrl-D at a question
         tell("Aborted.", 1, shown="Aborted.")
         sys.exit(1)
-    finally:
-        as_json.reset(before)
 
 
 def _check_order(command: str, first: str, server: str) -> None:
@@ -219,7 +213,7 @@ def _unknown(arguments: Sequence[str]) -> str:
     """Return the error for an unknown command with the right one, or an empty string if that's unclear."""
     word = arguments[0]
     if word.startswith("-"):
-        command = next((each for each in arguments if any(each in group for group in COMMANDS.values())), "run")
+        command = next((each for each in arguments if each in _COMMANDS), "run")
         option = _OTHER_OPTIONS.get(word.lstrip("-"), "") if command in _OPTIONED else ""
         return f"{word} comes after the command: millstream {command} {f'--{option}' if option else word}"
     other = _OTHER_NAMES.get(word)
@@ -232,10 +226,11 @@ def _unknown(arguments: Sequence[str]) -> str:
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
 
 
-def _fail(text: str, arguments: Sequence[str], chain: Sequence[str] = (), remedy: str = "") -> None:
+def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy: str = "") -> None:
+    text = " ".join(text.split())
     for pattern, ours in _WORDS:
         text = pattern.sub(ours, text)
-    command = " ".join(chain) or (arguments[0] if any(arguments[0] in group for group in COMMANDS.values()) else "")
+    command = " ".join(names) or (arguments[0] if arguments[0] in _COMMANDS else "")
     remedy = remedy or (f"millstream {command} --help" if command else "millstream --help")
     if found := _UNKNOWN.match(text):
         if other := _other_option(command, found, arguments):

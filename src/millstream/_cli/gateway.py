@@ -133,13 +133,15 @@ async def _lists(config: UpstreamConfig) -> catalog.Catalog:
 
 def _show(kind: str, name: str, before: catalog.Description | None, after: catalog.Description) -> None:
     print(f"{kind} {escape(name)}:")
-    lines = difflib.unified_diff(_lines(before), _lines(after), "accepted", "offered", lineterm="")
-    print("\n".join(lines if before is not None else _lines(after)))
+    lines = _lines(after)
+    if before is not None:
+        lines = list(difflib.unified_diff(_lines(before), lines, "accepted", "offered", lineterm=""))
+    print("\n".join(lines))
 
 
-def _lines(definition: catalog.Description | None) -> list[str]:
+def _lines(definition: catalog.Description) -> list[str]:
     text = msgspec.json.format(msgspec.json.encode(definition, order="sorted"), indent=2).decode()
-    return [] if definition is None else [escape(line) for line in text.splitlines()]
+    return [escape(line) for line in text.splitlines()]
 
 
 def _confirm() -> bool:

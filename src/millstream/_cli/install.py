@@ -30,7 +30,7 @@ from millstream._cli.connect_options import Header, pairs
 from millstream._cli.errors import tell
 from millstream._cli.load import split_target
 from millstream._cli.program import Editable, Json, Packages, Yes
-from millstream._cli.serve import find_uv, read_file, with_packages
+from millstream._cli.serve import read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
@@ -110,7 +110,7 @@ def launch_of(
         raise CommandError(f"{path} is a folder." if path.is_dir() else f"There is no file {path}.", fix=fix)
     words = _words(path.resolve(), name, "python" if packages or editable else sys.executable)
     if packages or editable:
-        words = with_packages(find_uv(), packages, editable) + words
+        words = with_packages(packages, editable) + words
     if headers:
         raise CommandError("Headers can't be sent to a server in a file.", fix="Set variables: --env NAME=VALUE")
     return Launch(command=words[0], args=tuple(words[1:]), env=env)
@@ -394,7 +394,7 @@ _ABSENT = "-absent"
 """Suffix of a backup if the file didn't exist."""
 
 
-class FileChange(Struct, frozen=True, kw_only=True):
+class FileChange(Struct, frozen=True):
     """The old and new content of a file that differs in one entry."""
 
     path: Path
@@ -410,7 +410,7 @@ class FileChange(Struct, frozen=True, kw_only=True):
     def diff(self) -> str:
         """Return the change to the entry as a diff, without the rest of the file, which may contain others' keys."""
         old, new = (self._entry(each or "") for each in (self.before, self.after))
-        return "".join(difflib.unified_diff(old, new, str(self.path), str(self.path), n=3))
+        return "".join(difflib.unified_diff(old, new, str(self.path), str(self.path)))
 
     def _entry(self, text: str) -> list[str]:
         """Return the lines of a file that has only the entry."""
@@ -436,7 +436,7 @@ def prepare(path: Path, under: Sequence[str], merge: Callable[[Any], Entry]) -> 
         old = _entry_in(text, under)
         new = merge(old)
         after = text if new == old else jsonc.put(text, under, new)  # if equal, keep the user's formatting
-    return FileChange(path=path, under=under, before=before, after=after)
+    return FileChange(path, under, before, after)
 
 
 def write(change: FileChange, name: str) -> None:
@@ -491,7 +491,7 @@ def prepare_undo(path: Path, under: Sequence[str]) -> FileChange:
         with _refuse_broken(path):
             entry = _entry_in(old, under)
             after = jsonc.take(now, under) if entry is None else jsonc.put(now, under, entry)
-    return FileChange(path=path, under=under, before=now, after=after, copy=copy)
+    return FileChange(path, under, now, after, copy)
 
 
 def read(path: Path) -> str | None:
@@ -540,11 +540,7 @@ def _copy_path(path: Path, name: str, written: str, *, absent: bool) -> Path:
 
 def _copies(path: Path, name: str) -> list[Path]:
     start = f"{path.name}.before-{quote(name, '')}."
-    if not path.parent.is_dir():
-        return []
-    return [
-        each for each in path.parent.iterdir() if each.name.startswith(start) and "." not in each.name[len(start) :]
-    ]
+    return [each for each in path.parent.glob(f"{start}*") if "." not in each.name[len(start) :]]
 
 
 @contextmanager
@@ -627,7 +623,7 @@ def install(  # noqa: PLR0913  the options of the command
         headers = pairs(header, ":", '--header must be "Name: value"')
         launch = launch_of(target, env=env, headers=headers, packages=packages, editable=editable)
         if key == PRINTED:
-            called = hyphenate(name) if name else name_of(target)
+            called = hyphenate(name or name_of(target))
             _tell_name("some applications", called, name, json=json)
             entry = APPLICATIONS["claude-code"].entry(called, launch)
             sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
@@ -681,7 +677,13 @@ def only_one_here(system: System) -> str:
     Raises:
         CommandError: No application, or more than one, was found.
     """
-    here = [key for key, application in APPLICATIONS.items() if _is_there(application, system)]
+    places = {key: application.place(system) for key, application in APPLICATIONS.items()}
+    # The home folder always exists.
+    here = [
+        key
+        for key, place in places.items()
+        if place.is_file() or (place.parent != system.home and place.parent.is_dir())
+    ]
     if len(here) == 1:
         return here[0]
     if here:
@@ -693,11 +695,6 @@ def only_one_here(system: System) -> str:
         why=f"Looked for {', '.join(APPLICATIONS)}.",
         fix=f"Name yours, as in --client claude. For other applications, print the entry: --client {PRINTED}",
     )
-
-
-def _is_there(application: ConfigurableApp, system: System) -> bool:
-    place = application.place(system)
-    return place.is_file() or (place.parent != system.home and place.parent.is_dir())
 
 
 def place_of(key: str, *, project: bool) -> tuple[Path, ConfigurableApp]:

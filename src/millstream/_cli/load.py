@@ -69,9 +69,14 @@ def load(target: str) -> Server:
 
 def _import(source: str, name: str) -> Server:
     try:
-        module = load_file(Path(source)) if _is_path(source) else load_module(source)
+        with mark_import(source):
+            module = load_file(Path(source)) if _is_path(source) else load_module(source)
     except RunCalled as call:
         return _server(call.server) or _adopt(call.server, source)
+    except CommandError:
+        raise
+    except (Exception, SystemExit) as exc:
+        raise _import_failure(source, exc) from exc
     return pick(vars(module), name, source)
 
 
@@ -136,7 +141,7 @@ def split_target(target: str) -> tuple[str, str]:
 def load_file(path: Path) -> ModuleType:
     """Import a file, with its directory first on the path, like ``python FILE``."""
     _check_file(path)
-    source, path = str(path), path.resolve()
+    path = path.resolve()
     if path.stem == "millstream":
         sys.stderr.write(
             "Warning: Rename millstream.py. Otherwise, `python millstream.py` and other files in the folder import it "
@@ -152,21 +157,8 @@ def load_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(from_source(spec))
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
-    with _convert_errors(source):
-        spec.loader.exec_module(module)
+    spec.loader.exec_module(module)
     return module
-
-
-@contextmanager
-def _convert_errors(source: str) -> Generator[None]:
-    """Convert errors of the program that is imported inside the block."""
-    try:
-        with mark_import(source):
-            yield
-    except CommandError:
-        raise
-    except (Exception, SystemExit) as exc:
-        raise _import_failure(source, exc) from exc
 
 
 def _check_file(path: Path) -> None:
@@ -183,17 +175,16 @@ def _check_file(path: Path) -> None:
 def load_module(name: str) -> ModuleType:
     """Import a module by its dotted name, looking in the current directory first."""
     sys.path.insert(0, str(Path.cwd()))
-    with _convert_errors(name):
-        try:
-            return import_module(name)
-        except ModuleNotFoundError as exc:
-            if not exc.name or not f"{name}.".startswith(f"{exc.name}."):
-                raise
-            raise CommandError(
-                f"There is no module {name}.",
-                why=f"Looked in {Path.cwd()} and in the packages of {sys.executable}.",
-                fix=f"Check the spelling, or use the file: millstream run {name.replace('.', '/')}.py",
-            ) from exc
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as exc:
+        if not exc.name or not f"{name}.".startswith(f"{exc.name}."):
+            raise
+        raise CommandError(
+            f"There is no module {name}.",
+            why=f"Looked in {Path.cwd()} and in the packages of {sys.executable}.",
+            fix=f"Check the spelling, or use the file: millstream run {name.replace('.', '/')}.py",
+        ) from exc
 
 
 def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:

@@ -19,13 +19,7 @@ from millstream._cli.program import Editable, EnvFile, Packages, Port
 LISTEN, MCP, SECURITY = (Group(name, sort_key=at) for at, name in enumerate(("Listening", "HTTP", "Security"), start=2))
 
 
-class TransportChoice(StrEnum):
-    http = "http"
-    stdio = "stdio"
-    sse = "sse"
-    streamable_http = "streamable-http"
-
-
+TransportChoice = StrEnum("TransportChoice", "http stdio sse streamable_http")
 LogLevel = StrEnum("LogLevel", "debug info warning error")
 
 

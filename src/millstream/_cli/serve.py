@@ -147,9 +147,13 @@ def find_uv() -> str:
     return found
 
 
-def with_packages(uv: str, packages: Sequence[str], editable: Sequence[str]) -> list[str]:
-    """Return the start of a command that runs in this environment with additional packages."""
-    words = [uv, "run", "--quiet", "--no-project", "--python", sys.executable]
+def with_packages(packages: Sequence[str], editable: Sequence[str]) -> list[str]:
+    """Return the start of a command that runs in this environment with additional packages.
+
+    Raises:
+        CommandError: Uv or a folder doesn't exist.
+    """
+    words = [find_uv(), "run", "--quiet", "--no-project", "--python", sys.executable]
     for each in packages:
         words += ["--with", each]
     for each in editable:
@@ -173,7 +177,7 @@ def run_with(packages: Sequence[str], editable: Sequence[str]) -> None:
         return
     count = len(sys.argv) - 1
     start, arguments = sys.orig_argv[1 : len(sys.orig_argv) - count], sys.argv[1:]
-    words = [*with_packages(find_uv(), packages, editable), "python", *start, *without_packages(arguments)]
+    words = [*with_packages(packages, editable), "python", *start, *without_packages(arguments)]
     sys.stdout.flush()
     sys.stderr.flush()
     if os.name == "posix":

@@ -11,7 +11,7 @@ from functools import cache
 from hashlib import sha256
 from html import escape
 from http import HTTPStatus
-from importlib import resources
+from pathlib import Path
 from string import Template
 from typing import Any
 
@@ -19,7 +19,7 @@ import msgspec
 
 from millstream.parts import HttpRequest, Response
 
-_FOLDER = resources.files("millstream._web")
+_FOLDER = Path(__file__).parent
 _TITLES = {
     401: "Sign in first",
     403: "You don't have access",

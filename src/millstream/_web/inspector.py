@@ -193,9 +193,10 @@ class SignIns:
         if tokens is None:
             return ""
         soon = 0 < tokens.expires_at < time.time() + _REFRESH_MARGIN
-        if tokens.refresh_token and (soon or rejected == _bearer(tokens)):
+        if tokens.refresh_token and (soon or rejected == f"Bearer {tokens.access_token}"):
             tokens = await self._refresh(request, url, tokens) or tokens
-        return "" if _bearer(tokens) == rejected else _bearer(tokens)
+        found = f"Bearer {tokens.access_token}"
+        return "" if found == rejected else found
 
     async def _refresh(self, request: HttpRequest, url: Url, old: Tokens) -> Tokens | None:
         """Return renewed tokens. Many refresh tokens are valid only once, so one worker at a time uses them."""
@@ -278,10 +279,6 @@ def _key(request: HttpRequest, browser: str, url: Url, owner: str | None = None)
     owner = principal_id(request.principal) if owner is None else owner
     parts = "\n".join((browser, owner, _base(request), str(url)))
     return f"inspect-session:{sha256(parts.encode('utf-8', 'surrogatepass')).hexdigest()}"
-
-
-def _bearer(tokens: Tokens) -> str:
-    return f"Bearer {tokens.access_token}"
 
 
 def _display_name(token: str) -> str:

@@ -20,10 +20,9 @@ server, and replaces itself with it.
 import hashlib
 import posixpath
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
-from importlib import resources
-from importlib.resources.abc import Traversable
+from pathlib import Path
 
 from msgspec import Struct
 
@@ -105,8 +104,8 @@ _PRIVATE = {"/dashboard": WATCH, "/gateway": WATCH, "/chat": "", "/inspect": ""}
 """Page -> its required scope. Without sign-in, only programs on this machine can reach these."""
 _EMBEDDING_PAGES = {"inspect.html"}
 """Pages that embed the document of `show_app`."""
-_FOLDER = resources.files("millstream._web") / "assets"
-_PARTS = resources.files("millstream._web") / "parts"
+_FOLDER = Path(__file__).with_name("assets")
+_PARTS = Path(__file__).with_name("parts")
 _MODULE = re.compile(rb'<script type="module" src="assets/([\w./-]+)">')
 _LINK = re.compile(rb'(?<=")assets/([\w./-]+)(?=")')
 _PART = re.compile(rb"<!-- (\w+) -->")
@@ -151,21 +150,15 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     }
 
 
-def add_pages(
-    routes: RouteRegistry, shown: Collection[str] | None = None, *, without: Collection[str] = (), account: bool = False
-) -> None:
+def add_pages(routes: RouteRegistry, shown: Collection[str], *, account: bool) -> None:
     """Add a route for each page and file that doesn't have one yet.
 
     Args:
         routes: Routes of the server. The sign-in pages of an authorization server share some of the files.
-        shown: Names of the pages; by default all.
-        without: Names of pages to leave out.
+        shown: Names of the pages.
         account: Whether people sign in. The bar then says who has, and signs out.
     """
-    shown = set(page_names() if shown is None else shown).difference(without)
-    if account:
-        shown.add("account")
-    for path, route in pages(shown).items():
+    for path, route in pages((*shown, "account") if account else shown).items():
         if path not in routes.exact or not path.startswith("/assets/"):
             routes.add(path, route)
 
@@ -210,15 +203,8 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
 @cache
 def _files() -> dict[str, bytes]:
     """Return the content of every file by its name, such as ``shell/theme.js``."""
-    return add_digests(dict(sorted((name, each.read_bytes()) for name, each in _walk(_FOLDER, ""))), _digest)
-
-
-def _walk(folder: Traversable, prefix: str) -> Iterator[tuple[str, Traversable]]:
-    for each in folder.iterdir():
-        if each.is_dir():
-            yield from _walk(each, f"{prefix}{each.name}/")
-        elif each.name.rpartition(".")[2] in TYPES:
-            yield prefix + each.name, each
+    found = [each for each in sorted(_FOLDER.rglob("*")) if each.suffix[1:] in TYPES]
+    return add_digests({each.relative_to(_FOLDER).as_posix(): each.read_bytes() for each in found}, _digest)
 
 
 @cache

@@ -58,12 +58,8 @@ _REJECTED = -1
 _STOPS = {"stop": "endTurn", "length": "maxTokens"}
 
 
-async def _ignore(chunk: str) -> None:
-    """Do nothing with a chunk of the text."""
-
-
 async def listen(
-    model: Model, request: ModelRequest, on_chunk: Callable[[str], Awaitable[None]] = _ignore
+    model: Model, request: ModelRequest, on_chunk: Callable[[str], Awaitable[None]] | None = None
 ) -> ModelResponse:
     """Return the reply to one request.
 
@@ -74,7 +70,8 @@ async def listen(
         async for piece in pieces:
             if isinstance(piece, ModelResponse):
                 return piece
-            await on_chunk(piece)
+            if on_chunk is not None:
+                await on_chunk(piece)
     raise ModelError("The model ended its answer without a reply.")
 
 

@@ -29,8 +29,9 @@ from msgspec import Struct, field
 
 from millstream.agent._events import ConfigurationError
 from millstream.agent._model import LanguageModel, provider_of
-from millstream.client import Client, ElicitAnswer, Options, Question, Target, mcp_servers
+from millstream.client import Client, ElicitAnswer, Options, Question, Target, TargetError, mcp_servers
 from millstream.files import EnvFileError, read_env_file
+from millstream.http import parse_url
 
 
 class Approval(Struct, frozen=True, kw_only=True):
@@ -284,7 +285,12 @@ class Configuration:
         if not self.get(_SERVER.url) and not self.get(_SERVER.key):
             return None
         key, url = self._pair(_SERVER)
-        return ServerConfig(_with_path(url), headers=_bearer(key))
+        try:
+            path = parse_url(url).target.partition("?")[0]
+        except TargetError as exc:
+            raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. Use one like {_DEFAULT_SERVER}.") from exc
+        target = url if path.strip("/") else urlunsplit(urlsplit(url)._replace(path="/sse"))
+        return ServerConfig(target, headers=_bearer(key))
 
     def headers_for(self, url: str) -> dict[str, str]:
         """Return headers with the server's key, or none unless the URL has the origin of MCP_SERVER_URL.
@@ -293,7 +299,7 @@ class Configuration:
             url: URL of a server.
         """
         key, server_url = self._pair(_SERVER)
-        return _bearer(key) if key and _origin(url) == _origin(server_url) else {}
+        return _bearer(key) if _origin(url) == _origin(server_url) else {}
 
     def _pair(self, family: _Family, url: str = "") -> tuple[str, str]:
         key, found = self.get(family.key), url or self.get(family.url) or family.default
@@ -310,19 +316,9 @@ def _bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-def _with_path(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-        raise ConfigurationError(f"MCP_SERVER_URL isn't a URL: {url!r}. Use one like {_DEFAULT_SERVER}.")
-    return url if parts.path.strip("/") else urlunsplit(parts._replace(path="/sse"))
-
-
-def _origin(url: str) -> tuple[str, str, int | None]:
+def _origin(url: str) -> tuple[bool, str, int] | None:
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return ("", "", None)
-    secure = parts.scheme in ("https", "wss")
-    loopback = "localhost" if host in ("127.0.0.1", "::1") else host
-    return ("https" if secure else "http", loopback, port or (443 if secure else 80))
+        found = parse_url(url)
+    except TargetError:
+        return None
+    return found.secure, "localhost" if found.host in ("127.0.0.1", "::1") else found.host, found.port

@@ -252,7 +252,16 @@ class AgentRun:
             raise StopAsyncIteration
         if self._task is None:
             work, waiting = self._work, self._waiting  # the task must not keep this object alive
-            self._task = await self._line.begin(lambda: _run_to_end(work, waiting), waiting.put)
+
+            async def run_to_end() -> None:
+                try:
+                    await work()
+                finally:
+                    running = asyncio.current_task()
+                    if running is None or not running.cancelling():
+                        await waiting.put(None)
+
+            self._task = await self._line.begin(run_to_end, waiting.put)
         try:
             event = await self._waiting.get()
             if event is not None:
@@ -277,15 +286,6 @@ class AgentRun:
         if task is not None and not task.done() and (loop := task.get_loop()).is_running():
             loop.call_soon_threadsafe(self._line.stop, task)
             self._line.stopping = True
-
-
-async def _run_to_end(work: Callable[[], Coroutine[Any, Any, None]], waiting: "asyncio.Queue[Event | None]") -> None:
-    try:
-        await work()
-    finally:
-        running = asyncio.current_task()
-        if running is None or not running.cancelling():
-            await waiting.put(None)
 
 
 class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):

@@ -273,10 +273,11 @@ class LanguageModel:
             return ModelServerError(
                 f"The model at {self.url} didn't respond within {self._timeout:g} seconds.", temporary=started
             )
+        lost = ModelServerError("The connection to the model was lost.", temporary=True)
         if not isinstance(exc, exceptions.ModelAPIError):  # raised by a provider's own client while reading the stream
-            return _lost_connection() if started else ModelServerError(f"The model failed: {_short(str(exc))}.")
+            return lost if started else ModelServerError(f"The model failed: {_short(str(exc))}.")
         if isinstance(exc, exceptions.ModelConnectionError):
-            return _lost_connection() if started else self._explain_connection(exc)
+            return lost if started else self._explain_connection(exc)
         if not started and isinstance(exc.__cause__, ValueError):
             return ModelServerError(f"{self.url} sent a response that isn't JSON. {_HINT}")
         return ModelServerError(f"The model failed: {_reason(exc)}.", temporary=started)
@@ -424,10 +425,6 @@ def _reason(exc: Any) -> str:
 
 def _short(text: str) -> str:
     return _one_line(text)[:_MAX_REASON].rstrip(".")
-
-
-def _lost_connection() -> ModelError:
-    return ModelServerError("The connection to the model was lost.", temporary=True)
 
 
 def _is_url(text: str) -> bool:

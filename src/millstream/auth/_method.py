@@ -18,7 +18,7 @@ from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
-from millstream.auth.providers import AuthorizationRedirect
+from millstream.auth.providers import RedirectTarget
 
 
 class Identity(Struct, frozen=True):
@@ -179,17 +179,6 @@ PageLanding = Callable[[HttpRequest, "PageMethod", str, Awaitable[tuple[bytes, f
 """The last step of an external login to one of the server's own pages, from its callback. Awaits the content and the
 maximum lifetime of the cookie. A `SignInFailed` has the reason why the user isn't signed in.
 """
-
-
-class RedirectTarget(Protocol):
-    """An external login."""
-
-    name: str
-    label: str
-
-    async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """See `UpstreamLogin.begin`."""
-        ...
 
 
 class PageMethod(AuthMethod):

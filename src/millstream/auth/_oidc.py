@@ -247,7 +247,7 @@ NAME = "oidc"
 """Name in the redirect URI: ``…/sign-in/callback/oidc``."""
 
 
-class OidcAtPages(Struct, frozen=True, kw_only=True):
+class OidcAtPages(Struct, frozen=True):
     """The method before the server starts. Created by ``auth.oidc(…, client_id=…)``."""
 
     rules: TokenRules
@@ -360,4 +360,4 @@ def oidc(
         raise ValueError("auth.oidc() requires client_id if you set client_secret.")
     if not client_id:
         return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
-    return OidcAtPages(rules=rules, keys=keys, algorithms=allowed, scopes=scopes, client=(client_id, client_secret))
+    return OidcAtPages(rules, keys, allowed, scopes, (client_id, client_secret))

@@ -95,9 +95,8 @@ class Callback(Struct, frozen=True):
     """State from `begin`."""
 
 
-@runtime_checkable
-class UpstreamLogin(Protocol):
-    """An external login."""
+class RedirectTarget(Protocol):
+    """A site that browsers are redirected to."""
 
     name: str
     """Name in the callback's URL: lower-case letters, digits, and dashes."""
@@ -115,6 +114,11 @@ class UpstreamLogin(Protocol):
             SignInFailed: The upstream isn't available.
         """
         ...
+
+
+@runtime_checkable
+class UpstreamLogin(RedirectTarget, Protocol):
+    """An external login."""
 
     async def finish(self, callback: Callback) -> User:
         """Return the user who returned from the login.

@@ -17,7 +17,6 @@ from millstream._protocol.skills import (
     SKILL_FILE,
     SKILLS,
     Skill,
-    SkillResource,
     mismatch,
     name_problem,
 )
@@ -116,22 +115,21 @@ async def read_file(client: "Client", skill: Skill, path: str) -> bytes:
         raise SkillMismatch(f"The server returned {len(contents)} files for {uri} instead of one.")
     text, blob = contents[0].text, contents[0].blob
     data = text.encode() if text is not None else blob or b""
-    problem = await asyncio.to_thread(_problem_of_file, skill, entry, uri, data)
-    if problem:
+
+    def find_problem() -> str:
+        problem = ""
+        if entry is not None:
+            problem = mismatch(entry, data)
+        elif len(data) > MAX_SKILL_BYTES:
+            problem = f"{uri} has more than {MAX_SKILL_BYTES:,} bytes"
+        return problem or (_frontmatter_problem(skill, data) if uri == skill.uri else "")
+
+    if problem := await asyncio.to_thread(find_problem):
         raise SkillMismatch(
             f"The skill {skill.name!r} differs from what the server announced: {problem}.",
             remedy="It may have changed. Get its entry again, and review it before you use it.",
         )
     return data
-
-
-def _problem_of_file(skill: Skill, entry: SkillResource | None, uri: str, data: bytes) -> str:
-    problem = ""
-    if entry is not None:
-        problem = mismatch(entry, data)
-    elif len(data) > MAX_SKILL_BYTES:
-        problem = f"{uri} has more than {MAX_SKILL_BYTES:,} bytes"
-    return problem or (_frontmatter_problem(skill, data) if uri == skill.uri else "")
 
 
 def _frontmatter_problem(skill: Skill, data: bytes) -> str:

@@ -377,9 +377,9 @@ def _serve(host: Host, definition: Definition) -> None:
 
     routes = host.routes
     missing = () if host.gateway is not None else ("gateway",)
-    add_pages(routes, without=missing, account=host.guard is not None)
-    routes.home = "/connect", routes.exact["/connect"].handlers["GET"]
     shown = [each for each in page_names() if each not in missing]
+    add_pages(routes, shown, account=host.guard is not None)
+    routes.home = "/connect", routes.exact["/connect"].handlers["GET"]
     public = [each for each in shown if not routes.exact[f"/{each}"].private]
     facts = connect_handler(host, shown, public=public)
     routes.add("/connect/server", Route({"GET": facts}))

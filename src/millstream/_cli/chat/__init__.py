@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from msgspec import structs
 
-from millstream._cli.chat.conversation import AnswerStopped, ChatSession, ConsolePrompts, Rows
+from millstream._cli.chat.conversation import AnswerStopped, ChatSession, ConsolePrompts, read_line
 from millstream._cli.chat.screen import (
     JsonScreen,
     PlainScreen,
@@ -36,8 +36,8 @@ from millstream._cli.connect_options import (
 )
 from millstream._cli.errors import close_stderr
 from millstream._cli.program import Json
-from millstream._cli.signals import INTERRUPTED, interrupt_reads
-from millstream._cli.tables import ask, one_line, print_rows, print_text
+from millstream._cli.signals import INTERRUPTED
+from millstream._cli.tables import one_line
 from millstream._http.hosts import is_loopback
 from millstream.agent import (
     Agent,
@@ -119,25 +119,22 @@ def chat(  # noqa: PLR0913  the options of the command
         found = find_server(places[0].target, env={}, cwd=None)
         remote = isinstance(found, Remote) and not is_loopback(found.url.host)
         if len(places) > 1 or remote:  # what one of them returns could reach another
-            places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
+            places = [structs.replace(each, trusts_hints=lambda tool: False) for each in places]
         chosen = configuration.model(model, api_url)
         if isinstance(screen, Steps):
             screen.tell_all(steps_of_configuration(chosen, places))
         limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
         attended = sys.stdin.isatty() and sys.stderr.isatty()
-        prompts = ConsolePrompts(screen, _read_line if attended else None, yes=yes)
-
-        def make() -> Agent:
+        prompts = ConsolePrompts(screen, read_line if attended else None, yes=yes)
+        with ChatSession(screen) as conversation:
             elicit = conversation.in_main(prompts.fill_in) if attended else None
             approve = conversation.in_main(prompts.approve)
-            return Agent(chosen, places, system=system, limits=limits, approve=approve, elicit=elicit)
-
-        with ChatSession(screen) as conversation:
-            agent, tools = conversation.open(make)
+            agent = Agent(chosen, places, system=system, limits=limits, approve=approve, elicit=elicit)
+            tools = conversation.open(agent)
             if isinstance(screen, Steps):
                 screen.tell_all(steps_of_connection(agent, places, tools))
             if question:
-                conversation.answer(question)
+                conversation.answer(agent.say(question))
                 return
             with suppress(ImportError):  # for arrow keys and history
                 import_module("readline")
@@ -145,7 +142,7 @@ def chat(  # noqa: PLR0913  the options of the command
             count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
             screen.note(f"{chosen.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
             screen.note(f"Your messages are sent to {chosen.url}.")
-            conversation.converse(_read_line, _print)
+            conversation.converse(agent)
     except (ClientError, AgentError) as exc:
         text = " ".join(explain(exc)) if isinstance(exc, ClientError) else str(exc)
         screen.fail(one_line(text))
@@ -154,10 +151,6 @@ def chat(  # noqa: PLR0913  the options of the command
         close_stderr()
     except AnswerStopped as exc:
         raise SystemExit(INTERRUPTED) from exc
-
-
-def _trust_none(tool: str) -> bool:
-    return False
 
 
 def _places(
@@ -185,21 +178,6 @@ def _places(
             key = configuration.headers_for(text) if "://" in text else {}
             places.append(reach(text, "", headers={**key, **headers}))
     return places
-
-
-def _read_line(prompt: str) -> str:
-    """Read a line from the user. The prompt is only written to a terminal."""
-    if not sys.stdout.isatty():
-        return ask(prompt)
-    with interrupt_reads():
-        return input(prompt)
-
-
-def _print(rows: Rows) -> None:
-    if any(about for _, about in rows):
-        print_rows(rows, ["NAME", "DESCRIPTION"])
-    else:
-        print_text("\n".join(name for name, _ in rows) or "There are none.")
 
 
 def _status(exc: Exception) -> int:

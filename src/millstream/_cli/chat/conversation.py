@@ -10,6 +10,7 @@ import asyncio
 import json
 import queue
 import shlex
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import Future
@@ -20,8 +21,9 @@ from typing import Any, Self, TypeVar
 from msgspec import Struct
 
 from millstream._cli.chat.screen import Screen
-from millstream._cli.signals import TerminationSignal
-from millstream._cli.tables import fill_in, one_line, safe
+from millstream._cli.signals import TerminationSignal, interrupt_reads
+from millstream._cli.tables import ask, fill_in, one_line, print_rows, print_text, safe
+from millstream._tasks import has_failed
 from millstream.agent import Agent, AgentError, AgentRun
 from millstream.agent._configuration import Approval, ConnectedServer
 from millstream.agent._tools import Toolbox
@@ -81,6 +83,14 @@ def _describe(request: Approval) -> list[str]:
         f"  {one_line(name)}: {safe(one_line(json.dumps(value, ensure_ascii=False)))}"
         for name, value in request.arguments.items()
     ]
+
+
+def read_line(prompt: str) -> str:
+    """Read a line from the user. The prompt is only written to a terminal."""
+    if not sys.stdout.isatty():
+        return ask(prompt)
+    with interrupt_reads():
+        return input(prompt)
 
 
 HELP = """\
@@ -176,6 +186,14 @@ async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Row
         return []
 
 
+def show_rows(rows: Rows) -> None:
+    """Print the result of a slash command."""
+    if any(about for _, about in rows):
+        print_rows(rows, ["NAME", "DESCRIPTION"])
+    else:
+        print_text("\n".join(name for name, _ in rows) or "There are none.")
+
+
 T = TypeVar("T")
 _TICK = 0.5
 """Seconds between checks for Ctrl-C on Windows, where waits can't be interrupted."""
@@ -188,7 +206,7 @@ class AnswerStopped(Exception):
 
 
 class ChatSession:
-    """A conversation: ``with ChatSession(screen) as chat: chat.open(make_agent)``, then `answer` or `converse`."""
+    """A conversation: ``with ChatSession(screen) as chat: chat.open(agent)``, then `answer` or `converse`."""
 
     def __init__(self, screen: Screen) -> None:
         self._screen = screen
@@ -217,24 +235,34 @@ class ChatSession:
         """Return an async function for the agent's thread that asks the user in the main thread."""
 
         async def ask_on_main_thread(*what: Any) -> T:
-            answer: Future[T] = Future()
-            self._jobs.put(partial(_settle, answer, ask, what))
+            answer: Future[Any] = Future()
+
+            def settle() -> None:
+                if not answer.set_running_or_notify_cancel():
+                    return
+                try:
+                    answer.set_result(ask(*what))
+                except EOFError:
+                    answer.set_result(False)
+                except Exception as exc:
+                    answer.set_exception(exc)
+
+            self._jobs.put(settle)
             return await asyncio.wrap_future(answer)
 
         return ask_on_main_thread
 
     # Main thread
 
-    def open(self, make: Callable[[], Agent]) -> tuple[Agent, Toolbox]:
-        """Connect.
+    def open(self, agent: Agent) -> Toolbox:
+        """Connect, and return the tools.
 
         Raises:
             ClientError, AgentError: The connection failed.
             AnswerStopped: The user pressed Ctrl-C.
         """
 
-        async def open_agent() -> tuple[Agent, Toolbox]:
-            agent = make()
+        async def connect() -> Toolbox:
             await agent.__aenter__()
             try:
                 tools = await agent.tools()
@@ -242,33 +270,28 @@ class ChatSession:
                 await agent.__aexit__()
                 raise
             self._agent = agent
-            return agent, tools
+            return tools
 
-        return self._wait(open_agent())
+        return self._wait(connect())
 
-    def answer(self, text: str) -> None:
+    def answer(self, run: AgentRun) -> None:
         """Show one answer while it arrives.
 
         Raises:
             ClientError, AgentError: There was no answer.
             AnswerStopped: The user stopped it.
         """
-        assert self._agent is not None  # noqa: S101  set in `open`
-        agent = self._agent
-        self._answer(lambda: agent.say(text))
-
-    def _answer(self, begin: Callable[[], AgentRun]) -> None:
         try:
-            self._wait(self._show(begin))
+            self._wait(self._show(run))
         finally:
             self._screen.pause()
 
-    def converse(self, read: Callable[[str], str], show_rows: Callable[[Rows], None]) -> None:
+    def converse(self, agent: Agent) -> None:
         """Answer line by line until the user leaves."""
         interrupted = False
         while True:
             try:
-                line = read("> ").strip()
+                line = read_line("> ").strip()
             except EOFError:
                 return
             except TerminationSignal:
@@ -283,17 +306,16 @@ class ChatSession:
             if line in ("/quit", "/exit"):
                 return
             if line:
-                self._respond(line, show_rows)
+                self._respond(agent, line)
 
-    def _respond(self, line: str, show_rows: Callable[[Rows], None]) -> None:
-        assert self._agent is not None  # noqa: S101  set in `open`
+    def _respond(self, agent: Agent, line: str) -> None:
         try:
             if not line.startswith("/"):
-                self.answer(line)
-            elif isinstance(found := self._wait(run_slash_command(self._agent, line)), list):
+                self.answer(agent.say(line))
+            elif isinstance(found := self._wait(run_slash_command(agent, line)), list):
                 show_rows(found)
             else:
-                self._answer(lambda: found)
+                self.answer(found)
         except (ClientError, AgentError) as exc:
             self._screen.fail(str(exc))
         except AnswerStopped:
@@ -301,9 +323,14 @@ class ChatSession:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run work in the agent's thread. Show its output and ask its questions in this one."""
-        stoppable = _Stoppable()
-        future = asyncio.run_coroutine_threadsafe(stoppable.run(work), self._loop)
-        future.add_done_callback(lambda _: self._jobs.put(None))
+        tasks: list[asyncio.Task[T]] = []
+
+        def begin() -> None:
+            tasks.append(self._loop.create_task(work))
+            tasks[0].add_done_callback(has_failed)  # otherwise, asyncio logs errors of stopped answers
+            tasks[0].add_done_callback(lambda _: self._jobs.put(None))
+
+        self._loop.call_soon_threadsafe(begin)
         stopping: KeyboardInterrupt | None = None
         while True:
             try:
@@ -311,9 +338,9 @@ class ChatSession:
                 if job is None:
                     if isinstance(stopping, TerminationSignal):
                         raise stopping
-                    if stopping is not None or future.cancelled():  # even if the answer is complete
+                    if stopping is not None or tasks[0].cancelled():  # even if the answer is complete
                         raise AnswerStopped
-                    return future.result()
+                    return tasks[0].result()
                 if stopping is None:  # otherwise, a full pipe would block again
                     job()
             except queue.Empty:
@@ -322,7 +349,7 @@ class ChatSession:
                 if stopping is not None:
                     raise
                 stopping = exc
-                self._loop.call_soon_threadsafe(stoppable.stop)
+                self._loop.call_soon_threadsafe(lambda: tasks[0].cancel())  # noqa: PLW0108  it may not exist yet
 
     # Agent's thread
 
@@ -330,38 +357,7 @@ class ChatSession:
         with self._runner:  # cancels leftover tasks, whose finalization at exit can crash Python
             self._loop.run_forever()
 
-    async def _show(self, begin: Callable[[], AgentRun]) -> None:
-        async with aclosing(begin()) as events:
+    async def _show(self, run: AgentRun) -> None:
+        async with aclosing(run) as events:
             async for event in events:
                 self._jobs.put(partial(self._screen.show, event))
-
-
-class _Stoppable:
-    """Work in the agent's thread that can be stopped, even before it starts."""
-
-    def __init__(self) -> None:
-        self._task: asyncio.Task[Any] | None = None
-        self._stopped = False
-
-    async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        self._task = asyncio.current_task()
-        if self._stopped and self._task is not None:
-            self._task.cancel()
-        return await work
-
-    def stop(self) -> None:
-        self._stopped = True
-        if self._task is not None:
-            self._task.cancel()
-
-
-def _settle(answer: "Future[Any]", ask: Callable[..., Any], what: tuple[Any, ...]) -> None:
-    """Ask the user, and pass the answer or error to the waiting task."""
-    if not answer.set_running_or_notify_cancel():
-        return
-    try:
-        answer.set_result(ask(*what))
-    except EOFError:
-        answer.set_result(False)
-    except Exception as exc:
-        answer.set_exception(exc)

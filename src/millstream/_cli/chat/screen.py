@@ -242,7 +242,7 @@ class TerminalScreen:
             case TextDelta():
                 self._write(safe(event.text))
             case AssistantMessage():
-                self._flush()
+                self.pause()
             case RoundStart():
                 self._draw(Text("…", style="dim"))
             case ToolProgress():
@@ -263,28 +263,29 @@ class TerminalScreen:
 
     def note(self, text: str) -> None:
         """See `PlainScreen`."""
-        self._flush()
+        self.pause()
         self._console.print(Text(safe(text), style="yellow"))
 
     def fail(self, text: str) -> None:
         """See `PlainScreen`."""
-        self._flush()
+        self.pause()
         self._console.print(Text.assemble(("Error: ", "bold red"), safe(text)))
 
     def pause(self) -> None:
         """See `PlainScreen`."""
-        self._flush()
+        self._stop()
+        if self._block.strip():
+            self._put(self._block)
+        self._block = ""
 
     # Drawing
 
     def _print(self, text: str, style: str) -> None:
-        self._flush()
+        self.pause()
         self._console.print(self._line(text, style))
 
     def _line(self, text: str, style: str) -> Text:
-        line = Text(safe(one_line(text)), style=style, no_wrap=True, overflow="ellipsis")
-        line.truncate(self._console.width, overflow="ellipsis")
-        return line
+        return Text(safe(one_line(text)), style=style, no_wrap=True, overflow="ellipsis")
 
     def _write(self, text: str) -> None:
         """Add text to the answer. Finished blocks stay unchanged."""
@@ -298,12 +299,6 @@ class TerminalScreen:
         if self._block.strip() and due:
             self._draw(self._render(self._block))
             self._drawn = now
-
-    def _flush(self) -> None:
-        self._stop()
-        if self._block.strip():
-            self._put(self._block)
-        self._block = ""
 
     def _put(self, block: str) -> None:
         """Print a block and one empty line, regardless of the spacing of its elements."""

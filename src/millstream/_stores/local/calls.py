@@ -14,11 +14,12 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from struct import Struct as Format
-from typing import Any, Final, Protocol, TypeVar, Union, cast, get_type_hints
+from typing import Any, Final, Protocol, Union, cast, get_type_hints
 from zlib import crc32
 
 import msgspec
@@ -40,8 +41,6 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
-
-T = TypeVar("T")
 
 VERSION = 7
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
@@ -177,16 +176,13 @@ _PARTS = (("session", StoreSession), ("backend", DataSource), ("backend", Backen
 """The protocols whose methods a worker can call, by what implements them in the parent."""
 
 
-def _calls() -> Iterator[StoreCall]:
-    tag = 0
-    for part, protocol in _PARTS:
-        for name, function in vars(protocol).items():
-            if inspect.iscoroutinefunction(function) and name not in _LOCAL.get(part, ()):
-                yield StoreCall(part, name, function, tag)
-                tag += 1
-
-
-CALLS = list(_calls())
+_tags = count()
+CALLS = [
+    StoreCall(part, name, function, next(_tags))
+    for part, protocol in _PARTS
+    for name, function in vars(protocol).items()
+    if inspect.iscoroutinefunction(function) and name not in _LOCAL.get(part, ())
+]
 BY_REQUEST: Final[dict[type[Struct], StoreCall]] = {call.request: call for call in CALLS}
 HELLO = CALLS[0]
 
@@ -196,10 +192,6 @@ _encode_into = msgspec.msgpack.Encoder().encode_into
 def calls(part: str) -> dict[str, StoreCall]:
     """Return the methods of ``session``, ``backend``, ``kv``, or ``log`` by name."""
     return {call.name: call for call in CALLS if call.part == part}
-
-
-class WireError(Exception):
-    """The other side sent something that isn't a frame or a message."""
 
 
 class Frame:
@@ -249,14 +241,14 @@ class Frames(Struct, eq=False):
         """Return the content of each frame that `data` completes.
 
         Raises:
-            WireError: A frame is too large.
+            ValueError: A frame is too large.
         """
         rest, found, start = self._rest, list[bytes](), 0
         rest += data
         while len(rest) - start >= _LENGTH.size:
             (length,) = _LENGTH.unpack_from(rest, start)
             if length > self._max:
-                raise WireError(f"A frame of {length} bytes is too large.")
+                raise ValueError(f"A frame of {length} bytes is too large.")
             end = start + _LENGTH.size + length
             if end > len(rest):
                 break
@@ -306,22 +298,11 @@ class FrameConnection(asyncio.Protocol):
             self._transport.write(self._out.take())
 
 
-def _reader(decode: Callable[[bytes], list[T]]) -> Callable[[bytes], list[T]]:
-    """Return a function that decodes the messages of a frame. It raises `WireError` if they're invalid."""
-
-    def read(content: bytes) -> list[T]:
-        try:
-            return decode(content)
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise WireError(str(exc)) from None
-
-    return read
-
-
-read_requests: Callable[[bytes], list[Any]] = _reader(
-    msgspec.msgpack.Decoder(list[Union[tuple(BY_REQUEST)]]).decode  # type: ignore[misc]  # noqa: UP007
-)
-read_answers = _reader(msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | EntryPush | DropNotice]).decode)
+# Both raise a `ValueError` if a frame contains something else.
+read_requests: Callable[[bytes], list[Any]] = msgspec.msgpack.Decoder(
+    list[Union[tuple(BY_REQUEST)]]  # type: ignore[misc]  # noqa: UP007
+).decode
+read_answers = msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | EntryPush | DropNotice]).decode
 
 
 _PREFIX = f"millstream-{crc32(socket.gethostname().encode()):08x}-"

@@ -31,7 +31,6 @@ from millstream._stores.local.calls import (
     Greeting,
     StoreFailure,
     StoreReply,
-    WireError,
     private_socket,
     read_requests,
     sweep,
@@ -105,7 +104,7 @@ class WorkerConnection(FrameConnection):
         try:
             for content in self._frames.feed(data):
                 self._waiting.extend(read_requests(content))
-        except WireError:
+        except ValueError:  # it isn't a frame of ours
             self.abort()
             return
         self._work()

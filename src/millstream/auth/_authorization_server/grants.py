@@ -255,12 +255,8 @@ class TokenEndpoints(Struct, frozen=True):
         said = self.vault.open(_REFRESH_KIND, token.removeprefix(_PREFIX), RefreshToken)
         if said is None:
             return None
-        grant = await self.get_grant(said.grant)
+        grant = await self.vault.get(_grant_key(said.grant), Grant)
         return (said, grant) if grant is not None and fits(said.secret, grant.proof) else None
-
-    async def get_grant(self, id: str) -> Grant | None:
-        """Return a grant; None if it was revoked or has expired."""
-        return await self.vault.get(_grant_key(id), Grant)
 
     async def rotate(self, said: RefreshToken) -> str:
         """Return the successor of a refresh token.
@@ -348,7 +344,7 @@ class TokenEndpoints(Struct, frozen=True):
         """Return the grant of an access token, True for a token without one, or False if it was revoked."""
         id = claims.get("grant_id")
         if id is not None:
-            grant = await self.get_grant(str(id))
+            grant = await self.vault.get(_grant_key(str(id)), Grant)
             return grant if grant is not None and self.config.user_of_grant(grant) is not None else False
         client = str(claims.get("client_id"))
         known = self.config.clients.get(client) or await self.config.provider.find_client(client)

@@ -57,13 +57,12 @@ from millstream.auth._method import (
     KnownScopes,
     Paths,
     Prefetchable,
-    RedirectTarget,
     Unavailable,
     prefetch_all,
 )
 from millstream.auth._pages import brand
 from millstream.auth._tokens import inclusions, rules_of, several
-from millstream.auth.providers import Callback, LoginMethod, Provider
+from millstream.auth.providers import Callback, LoginMethod, Provider, RedirectTarget
 
 logger = logging.getLogger("millstream")
 

@@ -28,10 +28,11 @@ from millstream.auth._authorization_server.records import (
     fits,
     new_secret,
 )
-from millstream.auth._method import Clock, NotAdmitted, PageMethod, Paths, RedirectTarget
+from millstream.auth._method import Clock, NotAdmitted, PageMethod, Paths
 from millstream.auth._pages import get_cookie, is_at_host
 from millstream.auth.providers import (
     Callback,
+    RedirectTarget,
     SignInFailed,
     UpstreamWithPrompt,
     User,
