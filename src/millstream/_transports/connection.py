@@ -39,7 +39,7 @@ from millstream._server.calls.call import Call, handshake_call, notification_cal
 from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
-from millstream._tasks import has_failed
+from millstream._tasks import has_failed, is_canceled
 
 Write = Callable[[bytes], bool]
 """Queues one message without waiting. Returns False if the peer is gone or was cut for reading too slowly."""
@@ -363,8 +363,7 @@ MAX_ITEMS = 50
 
 async def settle_task() -> None:
     """Consume a cancellation that a function left behind for its task, so the task can still return its result."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if is_canceled():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
 
