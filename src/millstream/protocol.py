@@ -50,6 +50,7 @@ from millstream._protocol.jsonrpc import (
     decoder,
     encode,
     exceeds_limits,
+    format_time,
     notification_message,
     too_many_members,
 )
@@ -197,6 +198,7 @@ __all__ = [
     "find_annotations",
     "fits_keyword",
     "foreign_decoder",
+    "format_time",
     "inline_references",
     "is_array",
     "is_object",

@@ -20,7 +20,6 @@ from millstream.extensions.events._catalog import (
     forbidden_error,
     invalid,
     sees,
-    timestamp,
 )
 from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
 from millstream.parts import cancel_all
@@ -32,6 +31,7 @@ from millstream.protocol import (
     SUBSCRIPTION_KEY,
     Json,
     decode_object,
+    format_time,
 )
 
 _LOW_WATER = 64 * 1024
@@ -270,7 +270,7 @@ def occurrence(name: str, event: Event, cursor: str | None) -> Json:
     written = {
         "eventId": event.id,
         "name": name,
-        "timestamp": timestamp(event.timestamp),
+        "timestamp": format_time(event.timestamp),
         "data": Raw(event.data or b""),
     }
     return written if cursor is None else {**written, "cursor": cursor}
