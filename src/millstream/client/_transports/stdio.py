@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from millstream._http.client.connection import too_large
 from millstream._override import override
-from millstream._protocol.errors import INVISIBLE
+from millstream._protocol.errors import INVISIBLE, Confidential
 from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
 from millstream._tasks import Tasks, is_canceled
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
@@ -107,7 +107,7 @@ INHERITED_VARIABLES = (
 """Environment variables that a server inherits. Others may contain secrets."""
 
 
-class Command(Struct, frozen=True):
+class Command(Confidential, Struct, frozen=True):
     """How to start a server: ``Command(("uvx", "mcp-server-time"))``."""
 
     argv: tuple[str, ...]

@@ -40,7 +40,7 @@ from millstream.extensions.events._event_methods import (
 )
 from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
 from millstream.parts import Limiter, Rate
-from millstream.protocol import MALFORMED, Json, decoder, encode, format_time
+from millstream.protocol import MALFORMED, Confidential, Json, decoder, encode, format_time
 from millstream.stores import Map, StoreFull, read_again
 
 VERIFIED_SECONDS = 24 * 3600.0
@@ -53,7 +53,7 @@ _CHUNK = 200
 _ATTEMPTS = 20
 
 
-class WebhookSubscription(Struct, frozen=True, array_like=True):
+class WebhookSubscription(Confidential, Struct, frozen=True, array_like=True):
     """One webhook subscription."""
 
     id: str
@@ -366,7 +366,7 @@ class _Echo(Struct):
 _decode_echo = decoder(_Echo)
 
 
-class DeliveryParams(Struct):
+class DeliveryParams(Confidential, Struct):
     url: str
     mode: str = "webhook"
     secret: str = ""
