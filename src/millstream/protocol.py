@@ -51,7 +51,6 @@ from millstream._protocol.jsonrpc import (
     decoder,
     encode,
     exceeds_limits,
-    format_time,
     notification_message,
     too_many_members,
 )
@@ -200,7 +199,6 @@ __all__ = [
     "find_annotations",
     "fits_keyword",
     "foreign_decoder",
-    "format_time",
     "inline_references",
     "is_array",
     "is_object",

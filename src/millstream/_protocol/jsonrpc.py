@@ -12,7 +12,6 @@ seconds. Each step is one linear pass, without a loop in Python.
 import functools
 import re
 from collections.abc import Callable
-from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any, Literal, TypeVar
 
@@ -130,11 +129,6 @@ encode: Callable[[Any], bytes] = msgspec.json.Encoder().encode
 """Return the compact JSON of builtins, Structs, and dataclasses."""
 MALFORMED = (ValueError, RecursionError)
 """Errors that a decoder raises: ``except MALFORMED``. msgspec's errors and UnicodeDecodeError are ValueErrors."""
-
-
-def format_time(seconds: float) -> str:
-    """Return a Unix time as ISO 8601, in UTC with milliseconds: ``format_time(time.time())``."""
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def decoder(kind: type[T]) -> Callable[[bytes | str], T]:

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct, field
 from msgspec.structs import replace
 
 from millstream import ProtocolError
-from millstream.extensions import CallContext, ServerHost
+from millstream.extensions import CallContext, ServerHost, format_time
 from millstream.extensions.events._catalog import (
     EventCatalog,
     EventType,
@@ -31,7 +31,6 @@ from millstream.protocol import (
     SUBSCRIPTION_KEY,
     Json,
     decode_object,
-    format_time,
 )
 
 _LOW_WATER = 64 * 1024

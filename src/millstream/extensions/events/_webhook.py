@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
-from millstream.extensions import CallContext, ServerHost, Share
+from millstream.extensions import CallContext, ServerHost, Share, format_time
 from millstream.extensions.events._catalog import (
     CALLBACK_ENDPOINT_ERROR,
     NOT_FOUND,
@@ -40,7 +40,7 @@ from millstream.extensions.events._event_methods import (
 )
 from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
 from millstream.parts import Limiter, Rate
-from millstream.protocol import MALFORMED, Confidential, Json, decoder, encode, format_time
+from millstream.protocol import MALFORMED, Confidential, Json, decoder, encode
 from millstream.stores import Map, StoreFull, read_again
 
 VERIFIED_SECONDS = 24 * 3600.0

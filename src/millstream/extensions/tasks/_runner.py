@@ -35,10 +35,11 @@ from millstream.extensions import (
     ServerHost,
     SlotLimit,
     Slots,
+    format_time,
     run_on,
 )
 from millstream.parts import Tasks
-from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, Json, encode, format_time
+from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, Json, encode
 from millstream.stores import StoreFull, read_again
 
 WORKING = "working"
