@@ -1,6 +1,5 @@
 """Credentials don't show in the `repr` of the values that hold them, which ends up in logs and tracebacks."""
 
-import dataclasses
 import pkgutil
 import re
 from collections.abc import Iterator
@@ -60,16 +59,15 @@ def subclasses(base: type) -> Iterator[type]:
 
 def shown_fields(kind: Any) -> list[str]:
     """Return the fields of text in the generated `repr` of a Struct or dataclass."""
-    if issubclass(kind, Struct):
+    names: tuple[str, ...] = ()
+    if "__struct_fields__" in dir(kind):
         names = kind.__struct_fields__ if kind.__repr__ is Struct.__repr__ else ()
-    else:
-        generated = dataclasses.is_dataclass(kind) and kind.__dataclass_params__.repr
-        names = tuple(field.name for field in dataclasses.fields(kind) if field.repr) if generated else ()
-    types = {
-        name: str(text)
-        for base in reversed(kind.__mro__)
-        for name, text in vars(base).get("__annotations__", {}).items()
-    }
+    elif getattr(getattr(kind, "__dataclass_params__", None), "repr", False):
+        names = tuple(field.name for field in kind.__dataclass_fields__.values() if field.repr)
+    types: dict[str, str] = {}
+    bases: list[Any] = list(reversed(kind.__mro__))
+    for base in bases:
+        types |= {str(name): str(text) for name, text in getattr(base, "__annotations__", {}).items()}
     return [name for name in names if re.search(r"\b(str|bytes|Raw)\b", types[name])]
 
 
@@ -89,7 +87,7 @@ def test_no_type_shows_fields_that_may_contain_credentials() -> None:
     "value",
     [
         Settings(secret_key=SECRET),
-        ServerConfig("https://example.com", {"Authorization": SECRET}),
+        ServerConfig("https://example.com", headers={"Authorization": SECRET}),
         RefreshToken("grant", 1, SECRET),
         SigningKey("one", {"d": SECRET}, 0.0),
         StoredUser("ada", SECRET, 0.0),
