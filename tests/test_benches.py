@@ -46,9 +46,12 @@ def test_bench_requests_have_matching_ids(kind: Kind) -> None:
 
 
 def test_recordings_name_their_client_and_accept_compression() -> None:
-    for path in REQUESTS.glob("*.http"):
+    paths = list(REQUESTS.glob("*.http"))
+    assert paths
+    for path in paths:
         source, _, requests = path.read_text("utf-8").partition("\n\n")
         assert re.match(r"# \S+ v?\d+\.\d+", source), path
+        assert "### " in requests, path
         for request in requests.split("### ")[1:]:
             method, head = request.split("\n", 1)
             assert head.startswith("POST /mcp HTTP/1.1\n"), path
@@ -184,9 +187,9 @@ def test_cpu_ratios_decide_if_the_budget_says_so() -> None:
 def test_table_rows_have_a_cell_per_column() -> None:
     failed = {name: Figures(error="did not start") for name in ("ours", "rust")}
     text = report.tables({"call": failed, "broadcast-100": {"ours-hub": failed["ours"], "nchan": figures(1)}})
-    for table in text.split("\n\n"):
-        rows = [line.count("|") for line in table.splitlines() if line.startswith("|")]
-        assert len(set(rows)) <= 1, table
+    tables = [[line.count("|") for line in part.splitlines() if line.startswith("|")] for part in text.split("\n\n")]
+    assert max(map(len, tables)) > 2
+    assert all(len(set(rows)) <= 1 for rows in tables), text
 
 
 def test_unavailable_rivals_are_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ HANDSHAKE = (
 def sources(*folders: str) -> tuple[Path, ...]:
     """Every Python file below the folders, without installed packages."""
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    assert found, f"There are no files in {folders}, so their test would check nothing."
     return tuple(sorted(path for path in found if not UNTRACKED & set(path.relative_to(ROOT).parts)))
 
 

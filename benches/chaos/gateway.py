@@ -9,7 +9,7 @@ from millstream import Server
 STEADY = ("steady0", "steady1", "steady2")
 MISBEHAVING = ("hanging", "flooding", "lying", "changing")
 TIMEOUT = 2.0
-"""Seconds that an upstream has for an answer."""
+"""Seconds that an upstream has for an answer, if it may fail."""
 START = 120.0
 """Seconds that the gateway waits for the first lists of each."""
 
@@ -28,7 +28,7 @@ def command(mode: str) -> list[str]:
 
 
 for name in STEADY:
-    mcp.upstream(name, command("steady"), start_timeout=START)
+    mcp.upstream(name, command("steady"), timeout=START, start_timeout=START)
 mcp.upstream("killed", command("killed"), timeout=TIMEOUT, start_timeout=START)
 mcp.upstream(
     "sessions", command("sessions"), isolation="per_session", max_processes=4, timeout=TIMEOUT, start_timeout=START

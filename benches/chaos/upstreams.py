@@ -8,7 +8,7 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from benches.endurance import slope
 from benches.processes import family, resident
 from millstream import Client
 from millstream.client import ClientError
+from millstream.protocol import ToolDescription
 
 GOOD = ("", *STEADY)
 BAD = ("killed", "sessions", *MISBEHAVING)
@@ -61,14 +62,19 @@ async def torment(
 ) -> None:
     """Call every upstream from clients of every revision while one process after the other is killed.
 
+    It begins once all tools are listed. On a busy machine, the first lists of some take longer than `TIMEOUT`.
+
     Args:
         running: serves `gateway.py`.
         report: takes what came out.
         clients: how many call upstreams that behave; a fifth as many call each of the others.
         rate: calls of each client a second.
-        every: seconds between two kills.
+        every: minimum seconds between two kills. After each, one of the killed upstreams has to answer a call.
         until: true when it's enough.
     """
+    async with asyncio.timeout(PATIENCE), Client(f"http://127.0.0.1:{running.port}/mcp", timeout=PATIENCE) as client:
+        while _missing(await client.tools(fresh=True)):  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
     async with asyncio.TaskGroup() as tasks:
         revisions = itertools.cycle(REVISIONS)
         callers = [
@@ -118,19 +124,26 @@ async def _call(
 async def _list(client: Client, report: UpstreamReport) -> None:
     """A list never gets shorter because an upstream is down."""
     try:
-        tools = {tool.name for tool in await client.tools(fresh=True)}
+        missing = _missing(await client.tools(fresh=True))
     except ClientError as exc:
         report.wrong.append(f"tools/list: {exc}")
         return
-    missing = ({"echo"} | {f"{name}_echo" for name in (*STEADY, *BAD)}) - tools
     if missing:
         report.wrong.append(f"missing in the list: {', '.join(sorted(missing))}")
+
+
+def _missing(tools: Iterable[ToolDescription]) -> set[str]:
+    """The tools that every list has, without those of this one."""
+    return {"echo", *(f"{name}_echo" for name in (*STEADY, *BAD))} - {tool.name for tool in tools}
 
 
 async def _kill(running: Cluster, every: float, report: UpstreamReport) -> None:
     """SIGKILL for one process of those that are killed, again and again."""
     while True:
+        results = report.calls["killed"] + report.calls["sessions"]
         await asyncio.sleep(every)
+        while report.calls["killed"] + report.calls["sessions"] == results:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
         found = [pid for pid in family(running.process.pid) if _arguments(pid)[-1:] in KILLED]
         if found:
             with contextlib.suppress(ProcessLookupError):

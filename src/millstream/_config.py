@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast
 import msgspec
 from msgspec import Meta, Struct
 
-from millstream._protocol.errors import SuggestionMeta, closest_name, unknown_name_message
+from millstream._protocol.errors import Confidential, SuggestionMeta, closest_name, unknown_name_message
 
 PREFIX = "MILLSTREAM_"
 _OTHER_NAMES = {"MAX_CONNECTIONS": "hub_connections", "MCP_SERVER_AUTH_KEY": "auth_key"}
@@ -64,7 +64,7 @@ class VariableError(ValueError):
     """An environment variable is invalid. The operator has to fix it, not the program."""
 
 
-class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
+class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
     """Operational settings: ``Server("shop", settings=Settings(tool_timeout=10))``.
 
     Times are seconds, sizes are bytes.

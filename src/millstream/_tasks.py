@@ -71,6 +71,16 @@ def has_failed(task: asyncio.Future[Any]) -> bool:
     return task.done() and (task.cancelled() or task.exception() is not None)
 
 
+def is_canceled() -> bool:
+    """Return whether this task was canceled, even if a library swallowed that: ``while not is_canceled(): ...``.
+
+    On Python 3.11, `asyncio.wait_for` returns a result that arrives at the same time instead of raising the
+    cancellation.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 async def cancel_all(*tasks: asyncio.Future[Any] | None) -> None:
     """Cancel tasks and wait for them to end: ``await cancel_all(self._reader, self._writer)``.
 

@@ -16,6 +16,7 @@ __all__ = [
     "PRIVATE",
     "EnvFileError",
     "Stamp",
+    "find_file",
     "read_env",
     "read_env_file",
     "stamp_of",
@@ -26,6 +27,21 @@ PRIVATE = 0o600
 """The mode of a file that only its user can read and write."""
 Stamp = tuple[int, int, int]
 """What changes with a file: the time of its last change, its size, and its inode."""
+
+
+def find_file(folder: Path, path: Path) -> Path | None:
+    """Return a file below a folder: ``find_file(root, root / "a.txt")``. None if it's missing, hidden, or outside.
+
+    Args:
+        folder: The folder, without links in its path.
+        path: The path of the file. The result has no links in its path.
+    """
+    try:
+        found = path.resolve()
+        hidden = any(each.startswith(".") for each in found.relative_to(folder).parts)
+        return None if hidden or not found.is_file() else found
+    except (OSError, ValueError, RuntimeError):
+        return None  # outside, a loop of links, or an invalid file name
 
 
 def stamp_of(path: Path) -> Stamp | None:

@@ -1,4 +1,5 @@
 import sys
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -231,6 +232,15 @@ async def test_retry_after_may_be_a_date() -> None:
     assert [each.seconds for each in of(ModelRetry, events)] == [0]
     error = await failed(refuses(429, "Come back later.", retry_after="Wed, 21 Oct 2133 07:28:00 GMT"))
     assert isinstance(error, ModelRateLimited)
+
+
+@for_each(("header", "seconds"), [("7", 7), ("0.5", 0), ("7.5", 0), ("soon", 0)])
+async def test_retry_after_is_a_whole_number_of_seconds(header: str, seconds: float) -> None:
+    """RFC 9110 §10.2.3. For other values, the agent chooses the pause."""
+    with ScriptedModel(refuses(429, "Slow down.", retry_after=header)) as api:
+        async with Agent(model(api), [make()]) as agent, aclosing(agent.say("Hello")) as events:
+            first = await anext(event async for event in events if isinstance(event, ModelRetry))
+    assert first.seconds == seconds
 
 
 async def test_split_characters_do_not_end_the_conversation() -> None:

@@ -104,8 +104,9 @@ def test_pages_quote_real_messages() -> None:
     pages = "".join((ROOT / "docs" / "guides" / f"{name}.md").read_text("utf-8") for name in (
         "authentication-with-keys", "accept-tokens", "rate-limits-and-quotas", "audit-log", "https",
     ))  # fmt: skip
-    for name in re.findall(r"auth\.(\w+)\(", pages):
-        assert name in auth.__all__
+    functions, variables = re.findall(r"auth\.(\w+)\(", pages), re.findall(r"MILLSTREAM_(\w+)", pages)
+    assert "keys" in functions
+    assert set(functions) <= set(auth.__all__)
     settings = {field.upper() for field in json.loads(json.dumps(Server("x").settings.__struct_fields__))}
-    for name in re.findall(r"MILLSTREAM_(\w+)", pages):
-        assert name in settings
+    assert variables
+    assert set(variables) <= settings

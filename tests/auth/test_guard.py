@@ -120,7 +120,7 @@ async def test_header_spelling_variants_are_not_cached_separately() -> None:
         schemes = [f"{''.join(letters)} " for letters in product(*zip("bearer", "BEARER", strict=True))]
         for value in [f"{each}{ALICE}" for each in (*schemes, *(f"Bearer{' ' * count}" for count in range(1, 50)))]:
             assert (await world.post(None, request("ping"), authorization=value)).status == 200
-        assert len(guard.verdicts) <= 2
+        assert 1 <= len(guard.verdicts) <= 2
 
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])

@@ -105,7 +105,9 @@ def test_grafana_dashboard_uses_existing_metrics() -> None:
         re.findall(r"^\| `(\w+)`", (ROOT / "docs" / "reference" / "metrics.md").read_text("utf-8"), re.MULTILINE)
     )
     board = json.loads((ROOT / "deploy" / "grafana.json").read_text("utf-8"))
+    assert board["panels"]
     for panel in board["panels"]:
+        assert panel["targets"], panel["title"]
         for target in panel["targets"]:
             names = re.findall(
                 r"\b((?:mcp_server|hub|process|millstream)_\w+?)(?:_bucket|_count|_sum)?\{", target["expr"]

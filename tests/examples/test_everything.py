@@ -36,8 +36,9 @@ async def test_first_listed_items_can_be_used(connect: Any, revision: str) -> No
 async def test_listed_items_have_descriptions(connect: Any, revision: str) -> None:
     async with connect(MCP, revision) as client:
         for kind in ("tools", "prompts"):
-            for item in (await client.request(f"{kind}/list"))[kind]:
-                assert item["description"]
+            listed = (await client.request(f"{kind}/list"))[kind]
+            assert listed
+            assert all(item["description"] for item in listed)
 
 
 async def test_hand_written_schema_is_listed_unchanged(connect: Any, revision: str) -> None:

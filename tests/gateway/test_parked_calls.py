@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -297,6 +298,36 @@ async def test_worker_death_ends_the_waiting_request(world: World) -> None:
         lost = (await stream.end())[-1]["result"]
         assert lost["isError"]
         assert "stopped" in text(lost)
+
+
+async def test_messages_that_the_store_refuses_leave_no_unretrieved_error(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def late(ctx: Context) -> str:
+        """Ask a question, log a message, and log two more during the outage, each after the last one has failed."""
+        await ctx.elicit("Go?", FORM)
+        await ctx.warning("before")
+        await world.go.wait()
+        for number in range(2):
+            await ctx.warning(f"during {number}")
+            await settle()
+        world.ended.append("returned")
+        return "done"
+
+    world.server.tool(late)
+    async with world.workers(2) as (first, second):
+        asked = await send(first, name="late")
+        message, headers = prepare("tools/call", "late", None, then=answer(asked), key="", token="")
+        stream = EventStream(await second.post(message, headers))
+        await stream.until(1)
+        first.store.down = True
+        world.go.set()
+        await until(lambda: world.ended and count_parked(first) == 0)
+        first.store.down = False
+        await settle()
+        stream.close()
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
 async def test_lost_messages_end_request_and_call(world: World) -> None:

@@ -11,6 +11,7 @@ from benches.chaos.run import cluster
 from benches.chaos.upstream import __file__ as upstream
 from benches.chaos.upstreams import UpstreamReport, torment
 from benches.processes import family, resident
+from fleet import until
 from millstream import Client, Server
 from patience import WAIT
 
@@ -33,7 +34,7 @@ async def test_misbehaving_upstreams_do_not_affect_others(tmp_path: Path) -> Non
         await torment(running, report, clients=5, rate=20, every=0.5, until=is_enough)
         processes = family(running.process.pid)
     assert not report.wrong, report.wrong[:5]
-    assert not any(map(resident, processes))
+    await until(lambda: not any(map(resident, processes)))
 
 
 async def serve_sessions(*, sessions: int, upstreams: int, rounds: int) -> list[tuple[int, float]]:

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from backend_stores import LocalStore, MemoryStore
 from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for
 from millstream._stores.base import StoreFull
-from millstream._stores.health import StoreHealth
+from millstream._stores.health import LogOnce, StoreHealth, run_on
 from millstream._stores.local.server import LocalServer
 from millstream._stores.sqlite import store
 from patience import WAIT
@@ -77,6 +78,22 @@ async def test_health_checks_query_the_store_once_a_second() -> None:
     clock.now += 1
     await health.look()
     assert values.asked == 2
+
+
+async def test_repeated_work_ends_although_a_library_swallowed_its_cancellation() -> None:
+    requested, works = asyncio.Event(), asyncio.Event()
+    requested.set()
+
+    async def work() -> None:
+        works.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+    repeated = asyncio.create_task(run_on(requested, work, LogOnce(logging.getLogger("millstream"), "down", "up")))
+    await works.wait()
+    repeated.cancel()
+    await asyncio.wait([repeated], timeout=WAIT)
+    assert repeated.done()
 
 
 async def test_full_file_degrades_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,14 @@
-"""The connection that receives what Redis publishes, when redis-py swallows a cancellation."""
+"""What reads from Redis, when redis-py swallows a cancellation."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from millstream._stores.redis.address import parse_address
+from millstream._stores.redis.client import RedisClient
 from millstream._stores.redis.store import PushReader
+from millstream._tasks import cancel_all
 from redis_parts import until
 
 
@@ -76,3 +79,27 @@ async def test_a_reader_that_is_stopped_while_it_connects_does_not_read() -> Non
     await asyncio.wait([task])
     await until(lambda: asyncio.all_tasks() == before)
     assert not client.connections[0].sends.is_set()
+
+
+class Keys:
+    """A Redis whose list of keys completes although it's canceled."""
+
+    def __init__(self) -> None:
+        self.lists = asyncio.Event()
+
+    async def scan_iter(self, **options: object) -> AsyncIterator[bytes]:
+        """List one key once canceled."""
+        del options
+        self.lists.set()
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        yield b"key"
+
+
+async def test_a_canceled_list_of_keys_stays_canceled() -> None:
+    client = RedisClient(parse_address("redis://127.0.0.1"), "key")
+    client._redis = keys = Keys()
+    listing = asyncio.create_task(client.scan("*", 10))
+    await keys.lists.wait()
+    await cancel_all(listing)
+    assert listing.cancelled()

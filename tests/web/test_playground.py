@@ -214,6 +214,31 @@ async def test_sizes_and_conversations_are_bounded(api: Any) -> None:
             await each.close()
 
 
+async def test_each_conversation_reads_the_env_file(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = [api(says("first"), says("first again")), api(says("second"))]
+    for name in ("API_URL", "API_KEY", "DEFAULT_MODEL"):
+        monkeypatch.delenv(name)
+
+    async def answer(socket: ClientConnection) -> str:
+        await send(socket, type="say", text="Hello")
+        return str(one("assistant_message", await until(socket, "idle"))["text"])
+
+    async with running(shop()) as address, talking(address) as before:
+        await send(before, type="say", text="Hello")
+        assert "No model is configured" in one("failed", await until(before, "idle"))["reason"]
+        write_env_file(models[0])
+        assert await answer(before) == "first"
+        write_env_file(models[1])
+        async with talking(address) as after:
+            assert await answer(after) == "second"
+        assert await answer(before) == "first again"
+
+
+def write_env_file(model: ScriptedModel) -> None:
+    """Name a model in the file of the working directory."""
+    Path(".env").write_text(f"API_URL={model.url}\nAPI_KEY={MODEL_KEY}\nDEFAULT_MODEL=test-model\n")
+
+
 async def test_a_conversation_without_messages_ends_quietly(api: Any, caplog: pytest.LogCaptureFixture) -> None:
     api()
     async with running(shop()) as address, talking(address):

@@ -21,6 +21,7 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import Json
 from millstream._server.features.resources import ResourceLabels, resource_of
 from millstream._server.features.sources import completer_of
+from millstream.files import find_file
 
 MAX_BYTES = 10 * 1024 * 1024
 """Maximum bytes of one file."""
@@ -85,14 +86,7 @@ class Folder:
         """Return the file of a path; None if it doesn't exist or may not be read."""
         if any(each.startswith(".") for each in path.replace("\\", "/").split("/")):
             return None
-        try:
-            found = (self._root / path).resolve()
-            inside = found.is_relative_to(self._root) and not any(
-                each.startswith(".") for each in found.relative_to(self._root).parts
-            )
-            return found if inside and found.is_file() else None
-        except (OSError, ValueError, RuntimeError):
-            return None  # a loop of links, or an invalid file name
+        return find_file(self._root, self._root / path)
 
 
 def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels) -> None:

@@ -56,7 +56,7 @@ Timeout = Annotated[float, Parameter(metavar="SECONDS", validator=more_than_noth
 
 
 @Parameter(name="*", group=Group("Connection", sort_key=2))
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ConnectOptions:
     """Options to connect to a server. Each field is an option of a command with a parameter of this type.
 

@@ -119,7 +119,7 @@ class DiagnosticStep(Struct, frozen=True):
     remedy: str = ""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class _PatientOptions(ConnectOptions):
     timeout: Timeout = 20
 

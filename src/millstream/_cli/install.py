@@ -34,7 +34,7 @@ from millstream._cli.serve import read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
 from millstream._http.client.url import parse
 from millstream._http.hosts import is_loopback
-from millstream._protocol.errors import closest_name
+from millstream._protocol.errors import Confidential, closest_name
 from millstream._protocol.json_schema import value_at
 from millstream.client._errors import TargetError
 from millstream.client._targets import is_run_by_us
@@ -47,7 +47,7 @@ Entry = dict[str, Any]
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
-class Launch(Struct, frozen=True, kw_only=True):
+class Launch(Confidential, Struct, frozen=True, kw_only=True):
     """How to reach a server, with the details that any application needs."""
 
     command: str = ""

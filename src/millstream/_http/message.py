@@ -22,6 +22,7 @@ from urllib.parse import parse_qs
 
 from msgspec import Struct, convert
 
+from millstream._protocol.errors import Confidential
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 
@@ -159,7 +160,7 @@ def peer_network(address: str) -> str:
     return f"{IPv6Address(network)}/{_IPV6_PREFIX}"
 
 
-class HttpRequest(Struct, eq=False):
+class HttpRequest(Confidential, Struct, eq=False):
     """An HTTP request with its complete body. It's a Struct, so creating one needs no Python call.
 
     The adapters' subclasses implement `open`.

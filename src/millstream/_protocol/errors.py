@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec import StructMeta
 
+from millstream._override import override
+
 PARSE_ERROR = -32700
 INVALID_REQUEST = -32600
 METHOD_NOT_FOUND = -32601
@@ -284,6 +286,19 @@ def suggest_keywords(function: F, elsewhere: Alternatives | None = None) -> F:
         return function(*positional, **given)
 
     return check_keywords  # type: ignore[return-value]  # it takes and gives what the function does
+
+
+class Confidential:
+    """Shows no values in its `repr`, because some are credentials: ``class Account(Confidential, Struct): …``.
+
+    A Struct or dataclass that contains it shows none either. For dataclasses, pass ``repr=False``.
+    """
+
+    __slots__ = ()
+
+    @override
+    def __repr__(self) -> str:
+        return object.__repr__(self)
 
 
 if TYPE_CHECKING:

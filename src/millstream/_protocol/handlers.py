@@ -129,9 +129,6 @@ class NotificationFilters:
         self.functions: list[NotificationFilter] = []
         """The filters, outermost first."""
 
-    def __len__(self) -> int:
-        return len(self.functions)
-
     def add(self, each: NotificationFilter) -> None:
         """Add an innermost filter: it runs last for incoming notifications and first for outgoing ones."""
         self.functions.append(each)

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Store
+from millstream._tasks import is_canceled
 
 FRESH_SECONDS = 1.0
 BOUND_SECONDS = 0.5
@@ -83,18 +84,16 @@ class LogOnce(Struct, eq=False):
     def __exit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if failure is None:
-            if self.lasts:
-                self.logger.warning("%s", self.over)
+        if isinstance(failure, LocalError | OSError):
+            if not self.lasts:
+                why = (isinstance(failure, OSError) and failure.strerror) or failure
+                self.logger.warning("%s: %s", self.what, why)
+            self.lasts = True
+            return True
+        if failure is None and self.lasts:
+            self.logger.warning("%s", self.over)
             self.lasts = False
-            return False
-        if not isinstance(failure, LocalError | OSError):
-            return False
-        if not self.lasts:
-            why = (isinstance(failure, OSError) and failure.strerror) or failure
-            self.logger.warning("%s: %s", self.what, why)
-        self.lasts = True
-        return True
+        return False
 
 
 async def run_on(
@@ -116,7 +115,7 @@ async def run_on(
         every: Seconds after which the work is done without a request.
         pause: Seconds before a retry, `PAUSE` by default.
     """
-    while True:
+    while not is_canceled():
         with suppress(TimeoutError):
             async with asyncio.timeout(every):
                 await event.wait()

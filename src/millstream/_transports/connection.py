@@ -15,7 +15,6 @@ from typing import Any
 from msgspec import Struct, field
 
 from millstream._http.message import Callback, Headers, peer_network
-from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.admission import (
     admit_per_request,
@@ -23,7 +22,7 @@ from millstream._protocol.admission import (
     is_per_request,
     read_initialize,
 )
-from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
+from millstream._protocol.errors import INVALID_REQUEST, Confidential, ProtocolError
 from millstream._protocol.jsonrpc import (
     Envelope,
     check_text,
@@ -39,7 +38,7 @@ from millstream._server.calls.call import Call, handshake_call, notification_cal
 from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher
-from millstream._tasks import has_failed
+from millstream._tasks import has_failed, is_canceled
 
 Write = Callable[[bytes], bool]
 """Queues one message without waiting. Returns False if the peer is gone or was cut for reading too slowly."""
@@ -47,7 +46,7 @@ Drain = Callable[[], Awaitable[None]]
 _LISTEN = "subscriptions/listen"
 
 
-class ClientConnection(Struct, eq=False):
+class ClientConnection(Confidential, Struct, eq=False):
     """A client on one connection, and the `ReplyChannel` of all its calls."""
 
     _dispatcher: Dispatcher
@@ -68,10 +67,6 @@ class ClientConnection(Struct, eq=False):
     _stop_watching: Callback | None = None
     _ends: set[Callback] = set()
     """Functions that end the connection's subscriptions with their results."""
-
-    @override
-    def __repr__(self) -> str:
-        return object.__repr__(self)  # shows no credential
 
     # Reply channel
 
@@ -364,8 +359,7 @@ MAX_ITEMS = 50
 
 async def settle_task() -> None:
     """Consume a cancellation that a function left behind for its task, so the task can still return its result."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
+    if is_canceled():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
 

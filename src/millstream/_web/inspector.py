@@ -11,6 +11,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.message import Sink, plain_problem
+from millstream._protocol.errors import Confidential
 from millstream._server.calls.services import principal_id
 from millstream._web.live import reply
 from millstream.auth._jose import InvalidToken, read_payload
@@ -79,7 +80,7 @@ class PendingSignIn(Struct, frozen=True):
     client: Registration
 
 
-class SignInRequest(Struct):
+class SignInRequest(Confidential, Struct):
     """The page's request to begin a sign-in."""
 
     status: int = 401

@@ -32,6 +32,7 @@ from millstream.agent._model import LanguageModel, provider_of
 from millstream.client import Client, ElicitAnswer, Options, Question, Target, TargetError, mcp_servers
 from millstream.files import EnvFileError, read_env_file
 from millstream.http import parse_url
+from millstream.protocol import Confidential
 
 
 class Approval(Struct, frozen=True, kw_only=True):
@@ -84,7 +85,7 @@ class Person(Struct, frozen=True):
 _UNFIT = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
-class ServerConfig(Struct, frozen=True):
+class ServerConfig(Confidential, Struct, frozen=True):
     """A server and how to reach it: ``ServerConfig(url, headers={"Authorization": "Bearer …"})``."""
 
     target: Target

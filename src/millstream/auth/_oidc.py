@@ -13,7 +13,7 @@ from msgspec import Struct
 from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
 from millstream._oauth import authorization_url, basic_credentials, s256
 from millstream._override import override
-from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._server.calls.services import Services
@@ -71,7 +71,7 @@ def text(value: object) -> str:
 _TYPES = frozenset(("jwt", ""))
 
 
-class _FlowState(Struct, frozen=True):
+class _FlowState(Confidential, Struct, frozen=True):
     """State of a pending login, for the callback."""
 
     nonce: str

@@ -146,7 +146,6 @@ class Conversation:
         arguments: Mapping[str, Any],
         progress: OnProgress | None,
         timeout: float,
-        meta: Mapping[str, Any] | None = None,
         *,
         declared: bytes = b"",
     ) -> bytes:
@@ -157,13 +156,11 @@ class Conversation:
             arguments: Arguments of the call.
             progress: Handler for progress reports.
             timeout: Seconds to wait; 0 for the default.
-            meta: `_meta` of the request.
             declared: `_meta` members as JSON without braces, instead of the connection's default ones.
         """
-        params = {"name": tool, "arguments": arguments}
         ask = RawRequest(
             method="tools/call",
-            params=encode({**params, "_meta": meta} if meta else params),
+            params=encode({"name": tool, "arguments": arguments}),
             name=tool,
             headers=self.tool_headers.of(tool, arguments),
             timeout=timeout,

@@ -20,9 +20,8 @@ from msgspec import Struct
 
 from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
-from millstream._override import override
 from millstream._protocol.content import Icon
-from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, shorten
+from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, Confidential, shorten
 from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Json, PeerError, decoder, encode, notification_message
@@ -245,7 +244,7 @@ class RawRequest(Struct, kw_only=True):
 NOT_CONNECTED = "The client isn't connected. Use `async with Client(…) as client:`."
 
 
-class Requests(Struct, kw_only=True):
+class Requests(Confidential, Struct, kw_only=True):
     """Connects to one server, and sends it requests."""
 
     place: Place
@@ -268,10 +267,6 @@ class Requests(Struct, kw_only=True):
     last: Connection | None = None
     """The newest connection, even after it was lost."""
     lock: asyncio.Lock = msgspec.field(default_factory=asyncio.Lock)
-
-    @override
-    def __repr__(self) -> str:
-        return object.__repr__(self)  # shows no credential
 
     async def connect(self, *, first: bool = False) -> Connection:
         """Return the connection, reconnecting if the last one was lost.

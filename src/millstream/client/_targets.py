@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.client.url import Url, parse
-from millstream._protocol.errors import closest_name
+from millstream._protocol.errors import Confidential, closest_name
 from millstream.client._errors import TargetError
 from millstream.client._transports import ServerObject, TransportFactory
 from millstream.client._transports.stdio import Command
@@ -30,7 +30,7 @@ _SCRIPTS = (".js", ".mjs", ".cjs")
 _FILES = (".py", ".toml", ".json", *_SCRIPTS)
 
 
-class Remote(Struct, frozen=True):
+class Remote(Confidential, Struct, frozen=True):
     """A server at a URL: ``Remote(parse_url("https://example.com/mcp"))``."""
 
     url: Url

@@ -26,6 +26,7 @@ from millstream.extensions._calls import (
     SavedCall,
     SlotLimit,
     Slots,
+    format_time,
 )
 from millstream.extensions._extension import Extension, method, notification
 from millstream.extensions._host import ListenSubscription, ServerHost
@@ -59,6 +60,7 @@ __all__ = [
     "Slots",
     "TaskRules",
     "ToolOptions",
+    "format_time",
     "method",
     "notification",
     "run_on",

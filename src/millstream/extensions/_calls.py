@@ -6,6 +6,7 @@ converts between JSON and a declared type.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any, Self
 
 import msgspec
@@ -358,3 +359,12 @@ _decode_questions = decoder(_RoundAnswers)
 
 Slots = Sequence[Any]
 """Slots taken by `ServerHost.acquire_slots`, to release with `ServerHost.release_slots`."""
+
+
+def format_time(seconds: float) -> str:
+    """Return a time as ISO 8601, in UTC with milliseconds: ``format_time(host.now())``.
+
+    Args:
+        seconds: Unix time.
+    """
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -30,7 +30,16 @@ from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
 from millstream.http import parse_url
-from millstream.protocol import LocalError, MissingExtra, closest_name, is_array, is_object, members, suggest
+from millstream.protocol import (
+    Confidential,
+    LocalError,
+    MissingExtra,
+    closest_name,
+    is_array,
+    is_object,
+    members,
+    suggest,
+)
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
@@ -447,7 +456,7 @@ def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
 # mcpServers
 
 
-class _Server(Struct, frozen=True, kw_only=True):
+class _Server(Confidential, Struct, frozen=True, kw_only=True):
     """An entry of `mcpServers` or `servers`. Other members have no effect, and are named in a warning."""
 
     url: str = ""

@@ -33,6 +33,7 @@ from millstream.parts import (
 )
 from millstream.protocol import (
     INTERNAL_ERROR,
+    Confidential,
     Json,
     SuggestionMeta,
     decode_object,
@@ -456,7 +457,7 @@ class RouteMap(Struct, frozen=True):
         return method and re.search(self.pattern, operation.path) is not None and self.tags <= set(operation.tags)
 
 
-class ApiRequest(Struct, frozen=True):
+class ApiRequest(Confidential, Struct, frozen=True):
     """A request to an API."""
 
     method: str

@@ -14,6 +14,7 @@ import logging
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
@@ -37,6 +38,7 @@ from millstream.protocol import (
     InputRequired,
     Json,
     ListRootsResult,
+    LocalError,
     Revision,
     declares,
     decode_object,
@@ -412,8 +414,9 @@ class NotificationQueue:
         return method, params
 
     async def _run(self) -> None:
-        while self._send is not None and self:
-            await self._send(*self.take())
+        with suppress(LocalError, OSError):  # the store or the other worker doesn't respond
+            while self._send is not None and self:
+                await self._send(*self.take())
 
     async def settle_after(self, work: Awaitable[T]) -> T:
         """Return the result of `work`, after everything that was queued before it."""

@@ -29,6 +29,7 @@ from millstream._app.server_process import CommandError
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import listen
 from millstream._override import override
+from millstream._protocol.errors import Confidential
 from millstream._stores.workers import use_parent
 from millstream._tasks import run_in_thread
 
@@ -46,7 +47,7 @@ class WorkerMessage(Struct, frozen=True, tag_field="type", tag=str.lower):
     """Base class of the messages, tagged with the name of the class."""
 
 
-class Hello(WorkerMessage, frozen=True, kw_only=True):
+class Hello(Confidential, WorkerMessage, frozen=True, kw_only=True):
     """Parent to worker, sent first: its role."""
 
     worker: int

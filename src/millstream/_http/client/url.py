@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from millstream._http.client import ConnectFailed, TargetError
 from millstream._override import override
+from millstream._protocol.errors import Confidential
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -101,7 +102,7 @@ def parse(text: str) -> Url:
 _MAX_HEAD = 64 * 1024
 
 
-class Proxy(Struct, frozen=True):
+class Proxy(Confidential, Struct, frozen=True):
     """A proxy and its credentials."""
 
     host: str

@@ -19,7 +19,7 @@ from msgspec import Struct, field
 
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, Header, HttpLimits
-from millstream._override import override
+from millstream._protocol.errors import Confidential
 
 _CACHED_NAMES = frozenset({
     b"accept", b"accept-encoding", b"accept-language", b"cache-control", b"cdn-loop", b"cf-connecting-ip",
@@ -47,15 +47,11 @@ _MAX_CREDENTIALS = 512
 """Maximum number of cached credential lines, two for each credential. Further ones are read each time."""
 
 
-class HeaderLineCache(OrderedDict[bytes, Header]):
+class HeaderLineCache(Confidential, OrderedDict[bytes, Header]):
     """Line without its end -> (lower-case name, value). The connections of a server share one; its size is bounded.
 
     It stores the lines that clients send with nearly every request, and keeps no secrets except valid credentials.
     """
-
-    @override
-    def __repr__(self) -> str:
-        return object.__repr__(self)  # shows no credential
 
     def __init__(self) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct
 
 from millstream._http.message import peer_network
 from millstream._protocol.admission import Admission
-from millstream._protocol.errors import ProtocolError, no_attribute
+from millstream._protocol.errors import Confidential, ProtocolError, no_attribute
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, RequestId, decoder
 from millstream._protocol.metadata import ClientInfo, ProgressToken, decode_params_with_meta
@@ -113,7 +113,7 @@ class CallProgress(Struct, gc=False):
     """Whether a heartbeat has reported progress."""
 
 
-class Call(Struct, eq=False, kw_only=True):
+class Call(Confidential, Struct, eq=False, kw_only=True):
     """A request in flight. User code accesses it through `Context`.
 
     A Struct, because creating one takes no Python call.

@@ -35,7 +35,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable, StreamSealed
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.keys import Script, script
-from millstream._tasks import cancel_all, retry_delay
+from millstream._tasks import cancel_all, is_canceled, retry_delay
 
 PATIENCE = 5.0
 """Seconds that a caller waits for an unavailable store."""
@@ -172,11 +172,14 @@ class RedisClient(Struct, eq=False):
             raise _unavailable("it's closed")
         try:
             async with asyncio.timeout(PATIENCE):
-                found = [name async for name in self._redis.scan_iter(match=pattern, count=page)]
+                names = self._redis.scan_iter(match=pattern, count=page)
+                found = [name.decode("utf-8", "surrogateescape") async for name in names]
         except (*_BROKEN, RedisError) as failure:
             why = str(_explain(failure, self.address) or failure)
             raise _unavailable(why or "its keys can't be listed") from None
-        return [name.decode("utf-8", "surrogateescape") for name in found]
+        if is_canceled():
+            raise asyncio.CancelledError  # redis-py can swallow it
+        return found
 
     @asynccontextmanager
     async def connection(self, key: str) -> AsyncGenerator[Any, None]:

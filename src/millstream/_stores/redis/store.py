@@ -53,7 +53,7 @@ from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.client import ALLOW, PATIENCE, SILENCE, Argument, RedisClient, RedisRequest
 from millstream._stores.redis.keys import HUB, RedisKeys, tag_of
 from millstream._stores.tail import Listeners, Watchers, never
-from millstream._tasks import cancel_all, has_failed
+from millstream._tasks import cancel_all, has_failed, is_canceled
 
 _PAUSE = 0.2
 _PAUSES = 10
@@ -143,7 +143,7 @@ class PushReader(Struct, eq=False):
                 failures = failures + 1 if outage.lasts and not self._is_complete else 0
                 await asyncio.sleep(_PAUSE * min(failures, _PAUSES))
         finally:
-            reading, self._read_task = self._read_task, None
+            reading = self._read_task
             while reading is not None and not reading.done():
                 reading.cancel()  # redis-py ignores it while it connects
                 await asyncio.wait([reading], timeout=_CANCEL)
@@ -151,7 +151,7 @@ class PushReader(Struct, eq=False):
     async def _read(self) -> None:
         self._is_complete = False
         async with self._client.connection(self._key) as connection:
-            if self._read_task is None:  # `run` has ended, and redis-py ignored the cancellation
+            if is_canceled():
                 return
             self._begin()
             sending = asyncio.create_task(self._send(connection))
@@ -189,8 +189,7 @@ class PushReader(Struct, eq=False):
             self._commands.put_nowait((command, *channels))
 
     async def _send(self, connection: Any) -> None:
-        number = self.number
-        while self._is_open and self.number == number:  # a timeout of redis-py can swallow a cancellation
+        while not is_canceled():
             await connection.send_command(*await self._commands.get(), check_health=False)
 
     def _take(self, message: Any) -> None:

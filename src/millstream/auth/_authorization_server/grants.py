@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from millstream._http.message import HttpRequest, Response
 from millstream._oauth import s256
-from millstream._override import override
+from millstream._protocol.errors import Confidential
 from millstream._protocol.jsonrpc import Json
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.clients import Clients
@@ -76,7 +76,7 @@ _TTL = 10 * 365 * 86_400.0
 _TRIES = 8
 
 
-class SigningKey(Struct, frozen=True):
+class SigningKey(Confidential, Struct, frozen=True):
     """A signing key."""
 
     kid: str
@@ -86,7 +86,7 @@ class SigningKey(Struct, frozen=True):
     """Time from which it signs, until the next key's."""
 
 
-class TokenSigner(Struct, eq=False):
+class TokenSigner(Confidential, Struct, eq=False):
     """Signs tokens with the current key.
 
     Keys are created on first use, shared in the store, and rotated every month. A new key is published a day before its
@@ -103,10 +103,6 @@ class TokenSigner(Struct, eq=False):
     _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
     epoch: int = 0
     """Number that changes when a key is removed."""
-
-    @override
-    def __repr__(self) -> str:
-        return object.__repr__(self)  # shows no private key
 
     async def sign(self, claims: Claims) -> str:
         """Return a signed access token."""
@@ -200,7 +196,7 @@ class TokenReuse(OAuthError):
         """Whether this reuse revoked the grant: True once per grant, even for concurrent reuses."""
 
 
-class RefreshToken(Struct, frozen=True, array_like=True):
+class RefreshToken(Confidential, Struct, frozen=True, array_like=True):
     """The sealed content of a refresh token."""
 
     grant: str

@@ -13,8 +13,7 @@ from msgspec import Struct
 
 from millstream._http.client.pool import OutboundError, check_url
 from millstream._oauth import authorization_url, s256
-from millstream._override import override
-from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.config import CALLBACK, IssuerOptions, check_options
@@ -101,16 +100,12 @@ ORGANIZATION = "org:"
 _TITLE = "GitHub"
 
 
-class SelectiveUpstream(Struct, kw_only=True):
+class SelectiveUpstream(Confidential, Struct, kw_only=True):
     """An upstream with a list of the users who may sign in."""
 
     name: str
     label: str
     allowlist: Allowlist
-
-    @override
-    def __repr__(self) -> str:
-        return object.__repr__(self)  # shows no secret
 
     def still(self, user: User) -> bool:
         """Return whether the user's `allow` entry still exists, with the same scopes."""

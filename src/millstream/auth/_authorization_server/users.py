@@ -25,7 +25,7 @@ from msgspec import Struct
 from millstream._http.message import peer_network
 from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._override import override
-from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._stores.rates import ConcurrencySlot
 from millstream._tasks import retry_delay
 from millstream.auth._authorization_server.tickets import Vault
@@ -84,7 +84,7 @@ def _bytes_of(password: str) -> bytes:
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,63}")
 
 
-class StoredUser(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class StoredUser(Confidential, Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One account in the file."""
 
     name: str

@@ -8,6 +8,7 @@ from typing import Protocol
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.errors import Confidential
 from millstream.files import write_private
 
 PRIVATE_KEY_JWT = "private_key_jwt"
@@ -18,7 +19,7 @@ ES256 = "ES256"
 _logger = logging.getLogger(__name__)
 
 
-class Registration(Struct, omit_defaults=True):
+class Registration(Confidential, Struct, omit_defaults=True):
     """The client's identity at one issuer: ``credentials.registrations["https://login.example.com"].client_id``."""
 
     client_id: str = ""
@@ -29,7 +30,7 @@ class Registration(Struct, omit_defaults=True):
     key_id: str = ""
 
 
-class Tokens(Struct, omit_defaults=True):
+class Tokens(Confidential, Struct, omit_defaults=True):
     """Tokens from one issuer for one server: ``credentials.tokens["https://example.com/mcp"].expires_at``."""
 
     access_token: str

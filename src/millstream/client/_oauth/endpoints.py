@@ -22,6 +22,7 @@ from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import AddressRefused, Dial, is_public, request
 from millstream._http.client.url import Url, parse
 from millstream._oauth import basic_credentials
+from millstream._protocol.errors import Confidential
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
@@ -427,7 +428,7 @@ def wants_nonce(challenge: str) -> bool:
 _REMEDY = "Pass OAuth a client_id that the issuer knows."
 
 
-class TokenResponse(Struct):
+class TokenResponse(Confidential, Struct):
     """The response of a token endpoint: ``response.check(issuer.issuer)`` raises its error."""
 
     access_token: str = ""

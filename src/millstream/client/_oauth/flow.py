@@ -31,7 +31,7 @@ from msgspec import Struct, field, structs
 from millstream._http.client.pool import Dial
 from millstream._http.client.url import Url
 from millstream._oauth import authorization_url, s256
-from millstream._protocol.errors import suggest_keywords
+from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ClientError
 from millstream.client._oauth import ES256, FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
@@ -56,7 +56,7 @@ from millstream.client._oauth.endpoints import (
 )
 
 
-class PendingAuthorization(Struct, frozen=True):
+class PendingAuthorization(Confidential, Struct, frozen=True):
     """One authorization request (RFC 6749 §4.1.1, RFC 7636), kept until the user returns.
 
     ``request = await oauth.ask(url, 401, challenge)`` creates it. Send the browser to `url`, and pass the answer to

@@ -19,7 +19,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 
 from millstream._http.client import Body
 from millstream._http.client.connection import too_large
-from millstream._protocol.errors import ProtocolError, SuggestionMeta
+from millstream._protocol.errors import Confidential, ProtocolError, SuggestionMeta
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.handlers import NotificationFilters
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, notification_message, split_batch
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from millstream._server.dispatch import Dispatcher
 
 
-class Options(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
+class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """Limits, names, and connection details. ``Client(url, options=Options(connect_timeout=3))``"""
 
     name: str = "millstream"

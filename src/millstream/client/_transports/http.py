@@ -15,7 +15,7 @@ from msgspec import Struct, field
 from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply, lines
 from millstream._override import override
-from millstream._protocol.errors import ProtocolError
+from millstream._protocol.errors import Confidential, ProtocolError
 from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
@@ -59,7 +59,7 @@ _DELETE_TIMEOUT = 2.0
 """Seconds that the DELETE request of a session may take."""
 
 
-class StreamableTransport(Struct, eq=False):
+class StreamableTransport(Confidential, Struct, eq=False):
     """One endpoint, and its session if a handshake-era server creates one."""
 
     _endpoint: Endpoint
@@ -77,10 +77,6 @@ class StreamableTransport(Struct, eq=False):
     lost: bool = False
     """Whether the session has expired, as reported by the stand-alone stream. HTTP has no connection to lose."""
     name = "streamable-http"
-
-    @override
-    def __repr__(self) -> str:
-        return object.__repr__(self)  # shows no session id
 
     async def open(self) -> None:
         """Do nothing: the first request connects."""

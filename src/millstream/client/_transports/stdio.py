@@ -20,9 +20,9 @@ from msgspec import Struct
 
 from millstream._http.client.connection import too_large
 from millstream._override import override
-from millstream._protocol.errors import INVISIBLE
+from millstream._protocol.errors import INVISIBLE, Confidential
 from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, is_canceled
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 from millstream.client._transports import DuplexTransport, Listener, TransportRequest
 
@@ -107,7 +107,7 @@ INHERITED_VARIABLES = (
 """Environment variables that a server inherits. Others may contain secrets."""
 
 
-class Command(Struct, frozen=True):
+class Command(Confidential, Struct, frozen=True):
     """How to start a server: ``Command(("uvx", "mcp-server-time"))``."""
 
     argv: tuple[str, ...]
@@ -365,8 +365,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
             stdin = process.get_pipe_transport(0)
             if stdin is not None:
                 stdin.close()
-            task = asyncio.current_task()
-            grace = _SHORT_GRACE if task is not None and task.cancelling() else _GRACE
+            grace = _SHORT_GRACE if is_canceled() else _GRACE
             if not await self._wait_for_exit(grace) and sys.platform != "win32":
                 self.kill(signal.SIGTERM)
                 await self._wait_for_exit(grace)

@@ -7,7 +7,6 @@ those that SEP-3415 requests. They are provisional until it's accepted.
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -291,11 +290,6 @@ class FilterIndex(Struct, Generic[T], eq=False):
             if self._kind.matches(payload, data, reader.arguments, reader.principal):
                 found.append(subscriber)
         return found
-
-
-def timestamp(at: float) -> str:
-    """Return a Unix time as ISO 8601, in UTC with milliseconds."""
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _summary(payload: Any) -> str:

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct, field
 from msgspec.structs import replace
 
 from millstream import ProtocolError
-from millstream.extensions import CallContext, ServerHost
+from millstream.extensions import CallContext, ServerHost, format_time
 from millstream.extensions.events._catalog import (
     EventCatalog,
     EventType,
@@ -20,7 +20,6 @@ from millstream.extensions.events._catalog import (
     forbidden_error,
     invalid,
     sees,
-    timestamp,
 )
 from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
 from millstream.parts import cancel_all
@@ -270,7 +269,7 @@ def occurrence(name: str, event: Event, cursor: str | None) -> Json:
     written = {
         "eventId": event.id,
         "name": name,
-        "timestamp": timestamp(event.timestamp),
+        "timestamp": format_time(event.timestamp),
         "data": Raw(event.data or b""),
     }
     return written if cursor is None else {**written, "cursor": cursor}

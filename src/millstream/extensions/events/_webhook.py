@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
-from millstream.extensions import CallContext, ServerHost, Share
+from millstream.extensions import CallContext, ServerHost, Share, format_time
 from millstream.extensions.events._catalog import (
     CALLBACK_ENDPOINT_ERROR,
     NOT_FOUND,
@@ -30,7 +30,6 @@ from millstream.extensions.events._catalog import (
     forbidden_error,
     invalid,
     limit_error,
-    timestamp,
 )
 from millstream.extensions.events._event_methods import (
     ReadParams,
@@ -41,7 +40,7 @@ from millstream.extensions.events._event_methods import (
 )
 from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
 from millstream.parts import Limiter, Rate
-from millstream.protocol import MALFORMED, Json, decoder, encode
+from millstream.protocol import MALFORMED, Confidential, Json, decoder, encode
 from millstream.stores import Map, StoreFull, read_again
 
 VERIFIED_SECONDS = 24 * 3600.0
@@ -54,7 +53,7 @@ _CHUNK = 200
 _ATTEMPTS = 20
 
 
-class WebhookSubscription(Struct, frozen=True, array_like=True):
+class WebhookSubscription(Confidential, Struct, frozen=True, array_like=True):
     """One webhook subscription."""
 
     id: str
@@ -367,7 +366,7 @@ class _Echo(Struct):
 _decode_echo = decoder(_Echo)
 
 
-class DeliveryParams(Struct):
+class DeliveryParams(Confidential, Struct):
     url: str
     mode: str = "webhook"
     secret: str = ""
@@ -433,7 +432,7 @@ class WebhookMethods(Struct, eq=False):
                 raise limit_error("subscriptions") from error
             raise
         await subscriptions.announce_change(params.name, id)
-        granted: Json = {"id": id, "refreshBefore": timestamp(expires)}
+        granted: Json = {"id": id, "refreshBefore": format_time(expires)}
         if existing is None:
             return {**granted, "cursor": since, "truncated": truncated}
         return {
@@ -545,7 +544,7 @@ class WebhookMethods(Struct, eq=False):
 def _describe_status(status: Status) -> Json:
     described: Json = {
         "active": True,
-        "lastDeliveryAt": timestamp(status.last_delivery) if status.last_delivery else None,
+        "lastDeliveryAt": format_time(status.last_delivery) if status.last_delivery else None,
         "lastError": status.last_error or None,
     }
-    return {**described, "failedSince": timestamp(status.failed_since)} if status.failed_since else described
+    return {**described, "failedSince": format_time(status.failed_since)} if status.failed_since else described

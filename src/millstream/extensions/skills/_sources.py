@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 from msgspec import Struct
 
+from millstream.files import find_file
 from millstream.protocol import (
     MAX_SKILL_BYTES,
     MAX_SKILL_FILES,
@@ -107,7 +108,7 @@ class SkillFolder:
         """Return the bytes and the media type of a file by the rest of its URI; None if it isn't served."""
         uri = f"skill://{quote(path)}"
         file = self.snapshot().files.get(uri)
-        resolved = None if file is None else self._find(file.place)
+        resolved = None if file is None else find_file(self._root, file.place)
         if resolved is None:
             return None
         with suppress(OSError), resolved.open("rb") as opened:
@@ -147,17 +148,8 @@ class SkillFolder:
                 if remaining < 0:
                     return
                 path = Path(directory, name)
-                if not name.startswith(".") and (resolved := self._find(path)) is not None:
+                if not name.startswith(".") and (resolved := find_file(self._root, path)) is not None:
                     yield path, resolved
-
-    def _find(self, path: Path) -> Path | None:
-        """Return the file at a path; None if it's outside the folder, hidden, or not a file."""
-        try:
-            found = path.resolve()
-            below = found.relative_to(self._root)
-        except (OSError, ValueError, RuntimeError):
-            return None  # outside, or a loop of links
-        return found if not any(each.startswith(".") for each in below.parts) and found.is_file() else None
 
     def _skill(self, root: Path, paths: dict[Path, Path], before: Snapshot, files: dict[str, File]) -> Skill:
         if len(paths) > MAX_SKILL_FILES:

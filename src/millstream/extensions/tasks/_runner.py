@@ -14,7 +14,6 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import partial
 from itertools import count
 from typing import Any
@@ -36,6 +35,7 @@ from millstream.extensions import (
     ServerHost,
     SlotLimit,
     Slots,
+    format_time,
     run_on,
 )
 from millstream.parts import Tasks
@@ -100,8 +100,8 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
         task: Json = {"taskId": self.id, "status": self.status}
         if self.message:
             task["statusMessage"] = self.message
-        task["createdAt"] = _moment(self.created)
-        task["lastUpdatedAt"] = _moment(self.updated)
+        task["createdAt"] = format_time(self.created)
+        task["lastUpdatedAt"] = format_time(self.updated)
         task["ttlMs"] = round(self.ttl * 1000)
         task["pollIntervalMs"] = max(1, round(self.poll * 1000))
         if not detailed:
@@ -127,10 +127,6 @@ def name_of(task_id: str, principal: Principal | None) -> str:
     """Return the common part of a task's store keys. It includes the principal, so others don't find the task."""
     share = _ANONYMOUS if principal is None else principal.binding.hex()
     return f"{share}.{task_id}"
-
-
-def _moment(seconds: float) -> str:
-    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 class TaskRecords:

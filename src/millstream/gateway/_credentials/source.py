@@ -20,7 +20,7 @@ from millstream.gateway._links import NoCredentials
 from millstream.gateway._results import call_error
 from millstream.http import Url, check_headers, guard_dial, is_public, is_this_machine
 from millstream.parts import Call, Recent
-from millstream.protocol import LocalError
+from millstream.protocol import Confidential, LocalError
 
 T = TypeVar("T")
 logger = logging.getLogger("millstream.gateway")
@@ -39,7 +39,7 @@ _SENT = ContextVar[Mapping[str, str]]("millstream_sent_credentials")
 """Credentials of this task's request. Another request on its connection may have newer ones."""
 
 
-class LinkCaller(Struct):
+class LinkCaller(Confidential, Struct):
     """The callers with one link key."""
 
     owner: str = ""
