@@ -52,6 +52,11 @@ def test_backoff_grows_in_crash_loops_and_resets() -> None:
     assert waits.record_death() == 0.0
 
 
+def test_backoff_survives_a_night_of_crashes() -> None:
+    waits = BackOff(lambda: 0.0)
+    assert [waits.record_death() for _ in range(1_100)][-1] == LONGEST
+
+
 def test_killed_workers_are_replaced_at_once() -> None:
     now = [0.0]
     waits = BackOff(lambda: now[0])

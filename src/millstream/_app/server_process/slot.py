@@ -30,7 +30,7 @@ from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import listen
 from millstream._override import override
 from millstream._stores.workers import use_parent
-from millstream._tasks import run_in_thread
+from millstream._tasks import retry_delay, run_in_thread
 
 logger = logging.getLogger("millstream")
 
@@ -394,7 +394,7 @@ class BackOff:
             self._deaths = 0
         self._since = None
         self._deaths += 1
-        return 0.0 if self._deaths == 1 else min(LONGEST, FIRST * 2.0 ** (self._deaths - 2))
+        return 0.0 if self._deaths == 1 else retry_delay(self._deaths - 2, FIRST, LONGEST, jitter=0)
 
 
 def own_command() -> list[str]:
