@@ -192,7 +192,7 @@ def test_missing_store_location_is_explained() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         slots = slots_of([listener], 2, passed=False)
-        supervisor = Supervisor([], slots, host="127.0.0.1", run=1, store=store)
+        supervisor = Supervisor([], slots, host="127.0.0.1", run_number=1, store=store)
         with pytest.raises(CommandError, match="can't create the socket") as raised:
             asyncio.run(supervisor.run())
     assert "TMPDIR" in raised.value.fix
