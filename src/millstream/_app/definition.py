@@ -452,12 +452,12 @@ class Definition:
         if other in self.around():
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}, because it would contain itself.")
         self._check_everywhere(other.name)
-        parts = {
+        features = {
             "a lifespan": other.has_lifespan(),
             "middleware for messages or lists": other.has_wide_hooks(),
             "routes": any(other.paths()),
         }
-        for what, exists in parts.items():
+        for what, exists in features.items():
             if exists and self._runs():
                 raise ValueError(
                     f"{other.name!r} has {what}, but {self.name!r} is already running. Mount it before, or in a "

@@ -277,12 +277,8 @@ class Runtime:
             if definition.has_wide_hooks():
                 hooks = definition.hooks or Hooks(definition)
                 self.dispatcher.around = MiddlewareChain(hooks, definition.registry)
-            self.sweep = Sweep(
-                self.dispatcher,
-                beat=self.streams.beat,
-                touch=lambda: self.streams.touch(self.store.log, LOG_TTL),
-                each_tick=self._each_second,
-            )
+            self.sweep = Sweep(self.dispatcher)
+            self.sweep.beats += (self.streams.beat, self._extend_logs)
             self.host = host = Host(
                 self.dispatcher, self.streams, self.sweep, self.store_health, draining=lambda: self.draining
             )
@@ -292,6 +288,7 @@ class Runtime:
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)
+            self.sweep.ticks += (lambda now: self.streams.end_expired(), self._watch_idleness)
             await self.replicas.join()
             self._busy = self.sweep.clock()
             self.sweep.open()
@@ -375,7 +372,7 @@ class Runtime:
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
         self.dispatcher.stopping = True
-        await self.dispatcher.stop_notifications()
+        await self.dispatcher.notification_tasks.close(1.0)
         await self.sweep.close()
         self._end_subscriptions()
         calls, clock = self.dispatcher.calls, self.sweep.clock
@@ -414,11 +411,8 @@ class Runtime:
         for end in list(self.services.endings):
             end()
 
-    def _each_second(self, now: float) -> None:
-        for work in self.host.sweeps:
-            work(now)
-        self.streams.end_expired()
-        self._watch_idleness(now)
+    def _extend_logs(self) -> None:
+        self.sweep.run_in_background("logs", self.streams.touch(self.store.log, LOG_TTL))
 
     def _watch_idleness(self, now: float) -> None:
         requests = 0 if self.adapter is None else self.adapter.requests

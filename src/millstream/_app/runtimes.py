@@ -161,9 +161,7 @@ class HubAccess:
         self._runtimes = runtimes
 
     async def _open(self) -> "Hub":
-        hub = self._runtimes.hub
-        if hub is None:
-            hub = (await self._runtimes.start()).hub
+        hub = self._runtimes.hub or (await self._runtimes.start()).hub
         if hub is None:
             raise no_hub(self._runtimes.definition.name)
         return hub

@@ -538,7 +538,7 @@ class Server:
 
     def _switch(self, kind: Kind | None, name: str, tag: str, *, on: bool) -> None:
         definition = self.definition
-        if (kind is not None and bool(name)) is bool(tag) or (kind is not None and not name):
+        if (kind is None) is not bool(tag) or (kind is not None and not name):
             raise TypeError('Pass either a kind and a name, as in ("tool", "order"), or tag="beta".')
         meant = (
             [(each, key) for each, key, item, _ in definition.items() if tag in item.tags]

@@ -91,7 +91,7 @@ _TAKEN = {
     "/sign-out",
     "/mcp",
 } - {"/tools"}
-"""Paths that Millstream serves itself, or would with another part or setting. Tools are below `/tools`."""
+"""Paths that Millstream serves itself, or would with another part or setting. `/tools` has only paths below it."""
 _TAKEN_BELOW = (
     "/mcp/",
     "/tools/",
