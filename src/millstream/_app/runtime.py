@@ -288,7 +288,7 @@ class Runtime:
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)
-            self.sweep.ticks += (lambda now: self.streams.end_expired(), self._watch_idleness)
+            self.sweep.ticks.extend((lambda now: self.streams.end_expired(), self._watch_idleness))
             await self.replicas.join()
             self._busy = self.sweep.clock()
             self.sweep.open()

@@ -339,7 +339,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
-    if isinstance(kind, type) and issubclass(kind, Struct):
+    if _is_struct(kind):
         if needs_pydantic(annotation):
             raise RegistrationError(
                 f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
@@ -367,6 +367,10 @@ def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
 """Generic types that pydantic doesn't support -> the type to use instead."""
+
+
+def _is_struct(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct)
 
 
 def _is_old_typed_dict(kind: Any) -> bool:
