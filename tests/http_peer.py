@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState as UvicornState
 
 from millstream import Server
+from millstream._app.routes import Routes
 from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
 from millstream._http.asgi import AsgiAdapter
@@ -29,6 +30,12 @@ __all__ = ["STREAM_HEAD", "Endpoints", "HostPolicy", "HttpLimits", "SocketListen
 HEAD = b"Host: 127.0.0.1\r\n"
 NO_TRUST = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """A TLS context without certificates, for plain HTTP: loading the system's takes longer than most tests."""
+
+
+def listed_paths(routes: Routes) -> dict[str, tuple[str, ...]]:
+    """Return every path with its methods, and every prefix followed by a star."""
+    below = [(f"{prefix}*", handlers) for prefix, handlers in routes._prefixes]
+    return {path: tuple(handlers) for path, handlers in (*routes._exact.items(), *below)}
 
 
 class ToyApp:

@@ -32,7 +32,7 @@ from millstream._stores.rates import (
     drop_paces,
     pace_wait,
 )
-from millstream._tasks import Tasks, cancel_all
+from millstream._tasks import Tasks
 
 PATIENCE = 2.0
 """Seconds that a call waits for the store."""
@@ -58,7 +58,7 @@ class StoreLimiter(Struct, eq=False):
     _until: float = 0.0
     _trying: bool = False
     _leaving: dict[tuple[str, str], ConcurrencySlot] = {}
-    _task: asyncio.Task[None] | None = None
+    _returning: Tasks = field(default_factory=Tasks)
     _reporting: Tasks = field(default_factory=Tasks)
 
     async def take(self, charges: Sequence[Charge]) -> Decision | None:
@@ -87,8 +87,8 @@ class StoreLimiter(Struct, eq=False):
         """Return slots in the background."""
         for slot in slots:
             self._leaving[slot.key, slot.holder] = slot
-        if self._leaving and (self._task is None or self._task.done()):
-            self._task = asyncio.get_running_loop().create_task(self._leave())
+        if self._leaving:
+            self._returning.spawn_once(self._leave)
 
     async def give_back(self, slots: Sequence[ConcurrencySlot]) -> None:
         """Return slots now, so they can be taken again. If the store doesn't respond, return them later."""
@@ -108,9 +108,8 @@ class StoreLimiter(Struct, eq=False):
     async def close(self) -> None:
         """Return all pending slots if the store answers."""
         await self._reporting.close()
-        if self._task is not None and not self._task.done():
-            await asyncio.wait([self._task], timeout=self.patience)
-        await cancel_all(self._task)
+        await self._returning.settle(self.patience)
+        await self._returning.close()
 
     async def _leave(self) -> None:
         while self._leaving:

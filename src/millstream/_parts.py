@@ -202,7 +202,6 @@ class Host:
         """Paths that pages of any origin may use, because cookies are ignored there."""
         self.request_gates: list[RequestGate] = []
         self.http: list[Callable[[], None]] = []
-        self.sweeps: list[Callable[[float], None]] = []
         self.drains: list[Callable[[float], Awaitable[None]]] = []
         self.changes: list[Callable[[str], None]] = []
         self.reports: dict[str, Callable[[], Any]] = {}
@@ -318,7 +317,7 @@ class Host:
         Args:
             work: Called once a second, with a monotonic time.
         """
-        self.sweeps.append(work)
+        self.sweep.ticks.append(work)
 
     def run(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a coroutine in the background.

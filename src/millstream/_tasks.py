@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from random import uniform
 from threading import Thread
 from typing import Any, Generic, TypeVar
+from weakref import WeakValueDictionary
 
 T = TypeVar("T")
 
@@ -18,6 +19,8 @@ class Tasks:
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()
+        self._single = WeakValueDictionary[object, asyncio.Task[None]]()
+        """Function and arguments of `spawn_once` -> its task, as long as it runs."""
         self._closed = False
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -32,6 +35,18 @@ class Tasks:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def spawn_once(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        """Start a task, unless the one for this function and these arguments is still running.
+
+        Args:
+            work: The function, which must handle its own errors.
+            arguments: Its arguments.
+        """
+        key = (work, *arguments)
+        task = self._single.get(key)
+        if task is None or task.done():
+            self._single[key] = self.spawn(work(*arguments))
 
     def __len__(self) -> int:
         return len(self._tasks)

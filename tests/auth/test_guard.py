@@ -10,6 +10,7 @@ from websockets.exceptions import InvalidStatus
 from auth_world import ALICE, BOB, ROOT, GuardedServer, make_server, run_guarded
 from cases import for_each
 from fleet import until
+from http_peer import listed_paths
 from millstream import Server, Settings, auth
 from millstream._limits import Rate
 from millstream._protocol.principal import Principal
@@ -27,7 +28,7 @@ empty document.
 
 def paths(world: GuardedServer) -> list[tuple[str, str]]:
     """Return all methods and paths, with an example for each prefix."""
-    served = world.runtime.serve_http().paths
+    served = listed_paths(world.runtime.serve_http())
     return [(method, path.replace("*", "x")) for path, methods in served.items() for method in methods]
 
 

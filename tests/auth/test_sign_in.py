@@ -9,6 +9,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from account_parts import KeyFile
 from auth_world import ALICE, BOB, ROOT, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
+from http_peer import listed_paths
 from millstream import Server, auth
 from wire import POST, Reply, encode_headers, encode_request
 
@@ -360,7 +361,7 @@ async def test_no_route_does_anything_for_a_foreign_page_with_the_cookie(
 ) -> None:
     async with run_guarded(own_site(tmp_path)) as world:
         jar = await cookie(world)
-        routes = world.runtime.serve_http().paths
+        routes = listed_paths(world.runtime.serve_http())
         anybody = ("/assets/", "/health", "/livez", "/readyz", "/inspect/app", "/inspect/callback", "/sign-in", "/hook")
         tried = 0
         for path, methods in routes.items():

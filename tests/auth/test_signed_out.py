@@ -89,7 +89,7 @@ async def test_missed_sign_outs_restart_cookie_streams(
         told["signed-out"]()
         assert (await world.ask(None, "GET", "/docs", cookie=copied)).status == 401
         assert (await world.ask(None, "GET", "/docs", cookie=other)).status == 200
-        world.runtime._each_second(0.0)
+        world.runtime.sweep.tick(0.0)
         for each in streams:
             assert b"retry: " in await rest_of(each)
         assert len(world.runtime.streams) == 1
@@ -174,7 +174,7 @@ async def test_signing_out_everywhere_ends_every_cookie_and_stream_of_the_user()
         await world.ask(None, "POST", "/sign-out", b"everywhere=1", cookie=mine, **OWN)
         statuses = [(await world.ask(None, "GET", "/docs", cookie=jar)).status for jar in (mine, copied, other)]
         assert statuses == [401, 401, 200]
-        world.runtime._each_second(0.0)
+        world.runtime.sweep.tick(0.0)
         for each in streams[:2]:
             await rest_of(each)
         assert len(world.runtime.streams) == 1

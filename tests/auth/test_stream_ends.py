@@ -122,7 +122,7 @@ async def test_store_clock_skew_ends_no_stream() -> None:
     async with world_of_tokens() as world:
         stream = await open_stream(world, lasting(600), "/mcp")
         world.runtime.services.clock = lambda: time.time() + 700
-        world.runtime._each_second(0.0)
+        world.runtime.sweep.tick(0.0)
         assert len(world.runtime.streams) == 1
         stream.close()
 
@@ -190,7 +190,7 @@ async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
             assert (reply.status, reply.headers[b"location"]) == (303, b"/sign-in")
         assert (await world.ask(None, "GET", "/docs", cookie=copied, **OWN)).status == 401
         assert (await world.ask(None, "GET", "/docs", cookie=other, **OWN)).status == 200
-        world.runtime._each_second(0.0)
+        world.runtime.sweep.tick(0.0)
         assert b"retry: " in await rest_of(opened)
         assert len(world.runtime.streams) == 1
         by_key.close()

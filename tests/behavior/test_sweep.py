@@ -141,7 +141,9 @@ async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: py
             ticks[0] += 1
             raise ValueError("nor a tick")
 
-        sweep = sweeps.Sweep(dispatcher, beat=beat, touch=no_touch, each_tick=tick)
+        sweep = sweeps.Sweep(dispatcher)
+        sweep.beats.append(beat)
+        sweep.ticks.append(tick)
         sweep.open()
         while ticks[0] < 3 or beats[0] < 3:  # noqa: ASYNC110  counts tell nobody
             await asyncio.sleep(0.002)
@@ -150,10 +152,6 @@ async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: py
         await asyncio.gather(*tasks)
         await sweep.close()
     assert "no line for you" in caplog.text
-
-
-async def no_touch() -> None:
-    return None
 
 
 async def test_blocking_functions_warn_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:

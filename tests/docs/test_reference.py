@@ -11,6 +11,7 @@ from msgspec.structs import FieldInfo, fields
 
 from cases import for_each
 from command_line import commands, long_options
+from http_peer import listed_paths
 from millstream import Client, Context, Server
 from millstream._app.routes import Routes
 from millstream._config import Settings
@@ -136,15 +137,15 @@ async def test_routes_are_listed_with_methods_and_parts(parts: str) -> None:
 
 def served_paths(routes: Routes) -> set[str]:
     """Return paths and prefixes without a final slash, with all page files as one."""
-    paths = {path.rstrip("*") for path in routes.paths if path not in EXEMPT}
+    paths = {path.rstrip("*") for path in listed_paths(routes) if path not in EXEMPT}
     return {re.sub("^/assets/.*", "/assets", path).rstrip("/") for path in paths}
 
 
 async def test_every_metric_is_listed_with_its_kind_and_labels() -> None:
     listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, (_, kind, labels, _) in metric_rows().items()}
     async with Server("listed", serve="all", settings=Settings(access_log=True)).running() as runtime:
-        assert runtime.observer is not None
-        metrics = runtime.observer.registry
+        assert runtime.host.observer is not None
+        metrics = runtime.host.observer.registry
         labels = {name: set(each.family.labels) for name, each in metrics._metrics.items()}
         kinds = {each.name: each.kind for each in msgspec.msgpack.decode(dump(metrics), type=list[Reading])}
         of_process = {"python_gc_objects_collected_total", "python_gc_objects_uncollectable_total"}

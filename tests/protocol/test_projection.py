@@ -52,10 +52,12 @@ def test_server_info_matches_the_revision() -> None:
 
 def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
     link = ResourceLink(uri="a:b", name="n", description="d")
-    shown = revisions.blocks([link, Audio(b"x", "audio/wav"), Image(b"y", "image/png"), Text("t")], L1)
+    shown = [
+        revisions.block(each, L1) for each in (link, Audio(b"x", "audio/wav"), Image(b"y", "image/png"), Text("t"))
+    ]
     assert shown[0] == Text("n: a:b\nd")
     assert isinstance(shown[1], EmbeddedResource)
-    assert revisions.blocks([link], L3) == [link]
+    assert revisions.block(link, L3) == link
     assert revisions.block(ResourceLink(uri="a:b", name="n", title="T"), L2) == Text("T: a:b")
 
 

@@ -207,7 +207,7 @@ async def test_unstored_stream_ends_are_written_later(*, full: bool) -> None:
         await first.runtime.streams.touch(first.store.log, 300.0)
         (message,) = await followed.end()
         assert "Try again" in message["error"]["message"]
-        assert not first.runtime.streams._unended
+        assert not first.runtime.streams.unended
 
 
 async def test_logs_of_silent_calls_are_renewed_together() -> None:

@@ -56,8 +56,8 @@ class World:
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the log lines since the last call."""
-        assert self.runtime.observer is not None
-        self.runtime.observer.close()
+        assert self.runtime.host.observer is not None
+        self.runtime.host.observer.close()
         shown = [json.loads(line) for line in self._capture.readouterr().err.splitlines() if line.startswith("{")]
         return [line for line in shown if line["logger"] == "millstream.access"]
 
@@ -67,8 +67,8 @@ class World:
 
     def metrics(self) -> str:
         """Return the metrics text."""
-        assert self.runtime.observer is not None
-        return render(self.runtime.observer.registry).decode()
+        assert self.runtime.host.observer is not None
+        return render(self.runtime.host.observer.registry).decode()
 
 
 @pytest.fixture

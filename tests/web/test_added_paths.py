@@ -17,7 +17,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Mount
 
 from cases import for_each
-from http_peer import NO_TRUST, serve
+from http_peer import NO_TRUST, listed_paths, serve
 from millstream import Server, Settings, auth
 from millstream._app.routes import LocalOnly, Routes
 from millstream._app.server_process.entry import prepare
@@ -261,7 +261,7 @@ async def test_reserved_and_invalid_paths_are_refused() -> None:
     mcp = Server("taken", serve="all", auth=auth.keys("a-key-for-the-pages-0123456789"))
     async with mcp.running() as runtime:
         routes = runtime.serve_http()
-        own = {path.replace("*", "x") for path in routes.paths} - {"/"}
+        own = {path.replace("*", "x") for path in listed_paths(routes)} - {"/"}
     for path in own:
         with pytest.raises(ValueError, match="of Millstream's own"):
             Server("x").route(path)(home_page)

@@ -52,6 +52,11 @@ def test_backoff_grows_in_crash_loops_and_resets() -> None:
     assert waits.record_death() == 0.0
 
 
+def test_backoff_survives_a_night_of_crashes() -> None:
+    waits = BackOff(lambda: 0.0)
+    assert [waits.record_death() for _ in range(1_100)][-1] == LONGEST
+
+
 def test_killed_workers_are_replaced_at_once() -> None:
     now = [0.0]
     waits = BackOff(lambda: now[0])
@@ -187,7 +192,7 @@ def test_missing_store_location_is_explained() -> None:
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         slots = slots_of([listener], 2, passed=False)
-        supervisor = Supervisor([], slots, host="127.0.0.1", run=1, store=store)
+        supervisor = Supervisor([], slots, host="127.0.0.1", run_number=1, store=store)
         with pytest.raises(CommandError, match="can't create the socket") as raised:
             asyncio.run(supervisor.run())
     assert "TMPDIR" in raised.value.fix

@@ -322,11 +322,7 @@ class Definition:
             raise TypeError(f"{noun!r} isn't a kind: use 'tool', 'resource' or 'prompt'.")
         return f"{noun}s"
 
-    def find_tagged(self, tag: str) -> "list[tuple[str, str]]":
-        """Return kind and name of each item with a tag, enabled or not."""
-        return [(kind, key) for kind, key, item, _ in self._items() if tag in item.tags]
-
-    def _items(self) -> "Iterator[tuple[str, str, Any, bool]]":
+    def items(self) -> "Iterator[tuple[str, str, Any, bool]]":
         """Yield kind, name, and item, and whether it's enabled."""
         for kind in KINDS:
             for on, items in ((True, getattr(self.registry, kind)), (False, self.registry.disabled[kind])):
@@ -344,7 +340,7 @@ class Definition:
             place.registry.offer("completions")
 
     def _check_everywhere(self, what: str) -> None:
-        several = any(runtime.shared for each in self._around() for runtime in each.listeners)
+        several = any(runtime.shared for each in self.around() for runtime in each.listeners)
         if several and not _ON_EACH_WORKER.get():
             raise OneWorkerOnly(
                 f"{what!r} would be registered on one worker only, because the server is running and shares its store "
@@ -384,29 +380,33 @@ class Definition:
         self._check_addable(f"the upstream {config.name!r}")
         self.upstreams.append(config)
 
-    def check_extensible(self, name: str, *, hooks: bool) -> None:
-        """Check that an extension can be added now.
+    def admit_extension(self, name: str, hooks: object | None) -> None:
+        """Check that an extension can be added now, and add its hooks inside the existing ones, around items that are
+        registered from now on.
+
+        Args:
+            name: Name of the extension.
+            hooks: The object with its hooks, or None if it has none.
 
         Raises:
             LocalError: The server is running, is mounted on another one, or already has middleware and items.
         """
         self._check_addable(f"the extension {name!r}")
-        if hooks and self.hooks is not None and any(getattr(self.registry, kind) for kind in KINDS):
+        if hooks is None:
+            return
+        if self.hooks is not None and any(getattr(self.registry, kind) for kind in KINDS):
             raise LocalError(
                 f"The extension {name!r} has hooks, but comes after the items that they wrap. Add it when the "
                 f"server is created: Server({self.name!r}, extensions=[…])"
             )
+        self.middleware = (*self.middleware, hooks)
+        self.hooks = hooks_of(self.middleware, self)
 
     def _check_addable(self, what: str) -> None:
         if self._runs():
             raise LocalError(f"The server is already running. Add {what} before it runs.")
         for parent, _ in self._mounted_on:
             raise LocalError(f"{self.name!r} is mounted on {parent.name!r}. Add {what} there.")
-
-    def add_middleware(self, middleware: object) -> None:
-        """Add hooks inside the existing ones, around items that are registered from now on."""
-        self.middleware = (*self.middleware, middleware)
-        self.hooks = hooks_of(self.middleware, self)
 
     # Mounting
 
@@ -423,7 +423,7 @@ class Definition:
             LocalError: The server runs in several workers, and only this one would have the items.
         """
         self._check_mounted(other)
-        items = list(other._items())
+        items = list(other.items())
         for kind, key, *_ in items:
             self._check_free(kind, prefix_name(kind, key, prefix))
         if prefix and not works_everywhere(prefix):
@@ -449,14 +449,20 @@ class Definition:
                 f"{other.name!r} has upstreams, which can't run in a mounted server. Add them to {self.name!r} "
                 "instead, with upstream(…)."
             )
-        if other in self._around():
+        if other in self.around():
             raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}, because it would contain itself.")
         self._check_everywhere(other.name)
-        if self._runs() and (other.has_lifespan() or other.has_wide_hooks()):
-            what = "a lifespan" if other.has_lifespan() else "middleware for messages or lists"
-            raise ValueError(
-                f"{other.name!r} has {what}, but {self.name!r} is already running. Mount it before, or in a lifespan."
-            )
+        features = {
+            "a lifespan": other.has_lifespan(),
+            "middleware for messages or lists": other.has_wide_hooks(),
+            "routes": any(other.paths()),
+        }
+        for what, exists in features.items():
+            if exists and self._runs():
+                raise ValueError(
+                    f"{other.name!r} has {what}, but {self.name!r} is already running. Mount it before, or in a "
+                    "lifespan."
+                )
 
     def _join(self, other: "Definition", prefix: str) -> None:
         """Link two servers, unless their paths conflict."""
@@ -464,10 +470,6 @@ class Definition:
         other._mounted_on.append((self, prefix))
         if any(other.paths()):
             try:
-                if self._runs():
-                    raise ValueError(
-                        f"{other.name!r} has routes, but {self.name!r} is already running. Mount it before."
-                    )
                 self._check_paths()
             except ValueError:
                 self.mounted.remove(other)
@@ -532,7 +534,7 @@ class Definition:
             elif works_everywhere(tool) and works_everywhere(prefix):
                 yield name  # otherwise already reported for another tool or prefix
 
-    def _around(self) -> "Iterator[Definition]":
+    def around(self) -> "Iterator[Definition]":
         """Yield this server, then those that it's mounted on, the nearest first."""
         found = [self]
         for each in found:
@@ -546,7 +548,7 @@ class Definition:
             yield from each._inside()
 
     def _runs(self) -> bool:
-        return any(each.listeners for each in self._around())
+        return any(each.listeners for each in self.around())
 
     def has_lifespan(self) -> bool:
         """Return whether this server, or one mounted on it, has a lifespan."""
@@ -555,10 +557,6 @@ class Definition:
     def has_wide_hooks(self) -> bool:
         """Return whether this server, or one mounted on it, has middleware around messages or lists."""
         return any(each.hooks is not None and each.hooks.wide for each in self._inside())
-
-    def nearest(self, values: Mapping[Any, Any]) -> Any:
-        """Return the value of this server, or of the nearest ancestor that has one."""
-        return next((values[each] for each in self._around() if each in values), None)
 
     def all_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
         """Return the dependency overrides here: this server's, and those of its ancestors."""

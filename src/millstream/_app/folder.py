@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from mimetypes import guess_type
@@ -68,7 +68,7 @@ class Folder:
             inside = place.resolve() == place and place.is_relative_to(self._root)
         except (OSError, ValueError, RuntimeError):
             inside = False  # a loop of links, or an invalid file name
-        if inside and not any(each.startswith(".") for each in start.split("/")):
+        if inside and not _has_hidden(start.split("/")):
             yield from (path for path, _ in self._walk(place, name))
 
     def _walk(self, folder: Path, start: str = "") -> Iterator[tuple[str, Path]]:
@@ -84,9 +84,13 @@ class Folder:
 
     def find(self, path: str) -> Path | None:
         """Return the file of a path; None if it doesn't exist or may not be read."""
-        if any(each.startswith(".") for each in path.replace("\\", "/").split("/")):
+        if _has_hidden(path.replace("\\", "/").split("/")):
             return None
         return find_file(self._root, self._root / path)
+
+
+def _has_hidden(names: Iterable[str]) -> bool:
+    return any(each.startswith(".") for each in names)
 
 
 def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels) -> None:

@@ -158,12 +158,6 @@ class Routes:
             redirects = protect(Route({"GET": redirect}, private=table.exact[page].private))
             self._exact["/"] = {"GET": _as_if(page, redirects["GET"])}
 
-    @property
-    def paths(self) -> dict[str, Collection[str]]:
-        """Every path with its methods, and every prefix followed by a star."""
-        below = ((f"{prefix}*", handlers) for prefix, handlers in self._prefixes)
-        return {path: tuple(handlers) for path, handlers in (*self._exact.items(), *below)}
-
     def find(self, method: str, path: str) -> Handler | None:
         """Return the handler of a path below the mount point; None for 404."""
         exact = self._exact.get(path)
@@ -188,8 +182,8 @@ class Routes:
         """Return the 404 of a path. None for a method of programs that send a body, which is then ignored."""
         bare = path.rstrip("/")
         if len(bare) <= _MAX_MISSPELLED and bare not in self._exact and bare not in _HINTS:
-            bare = closest_name(bare, _KNOWN_PATHS) or bare
-        part = _KNOWN_PATHS.get(bare)
+            bare = closest_name(bare, KNOWN_PATHS) or bare
+        part = KNOWN_PATHS.get(bare)
         if part and self._exact.keys().isdisjoint(_BY_PART[part]):
             text = f"This server doesn't serve {{root}}{bare}. Start it with --serve {part} or --serve all, or use "
             return self._for_browsers(_refuse(404, f"{text}Server(serve={part!r})."))
@@ -312,7 +306,7 @@ _BY_PART = {
     "metrics": ("/metrics",),
 }
 """Part -> well-known paths that it would serve."""
-_KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
+KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
 """Paths that are suggested for similar ones. A program's own paths may be private, so they aren't."""
 
 _MAX_MISSPELLED = 64

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterable
+from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +35,12 @@ from millstream._transports.streamable import TTL as LOG_TTL
 
 if TYPE_CHECKING:
     from millstream._app.routes import Routes
-    from millstream._server.observability.observer import Observer
+    from millstream._http.server import Endpoints
     from millstream.auth._guard import AuthGuard
     from millstream.hub import Hub
 
 
-_logger = logging.getLogger("millstream")
+logger = logging.getLogger("millstream")
 
 
 class Replicas:
@@ -59,7 +60,6 @@ class Replicas:
         """Items that this worker's program added while it ran alone."""
         self._receiving = False
         """Set while a change from another worker is applied, so that it isn't sent again."""
-        self._catching_up = self._renewing = False
         self.tasks: Tasks = Tasks()
         peers = services.peers
         self._tell_soon = peers.tell_soon
@@ -68,14 +68,14 @@ class Replicas:
             lambda message, worker: services.changes.emit(ServerChange("updated", message.uri)),
             own=True,
         )
-        peers.on(ItemRemoval, lambda message, worker: self._remove(message))
-        peers.on(ItemSwitch, lambda message, worker: self._switch(message))
+        peers.on(ItemRemoval, self._remove)
+        peers.on(ItemSwitch, self._switch)
         peers.on(WorkerStart, self._welcome)
         peers.on(LossNotice, lambda message, worker: self._inform(worker))
         peers.on(WorkerGreeting, lambda message, worker: self._others.add(worker))
         peers.on_workers(self._count)
-        peers.on_interruption(self._catch_up_soon)
-        peers.on_loss(self._renew_soon)
+        peers.on_interruption(partial(self.tasks.spawn_once, self._catch_up))
+        peers.on_loss(partial(self.tasks.spawn_once, self._renew))
 
     async def join(self) -> None:
         """Ask the others what was removed."""
@@ -124,21 +124,16 @@ class Replicas:
 
     # Remote changes
 
-    def _catch_up_soon(self) -> None:
-        """Resynchronize after messages may have been lost. Several parts of a store can report that."""
-        if not self._catching_up:
-            self._catching_up = True
-            self.tasks.spawn(self._catch_up())
-
     async def _catch_up(self) -> None:
-        """Assume that any resource has changed, any item was removed, and a worker has joined."""
-        await asyncio.sleep(PAUSE)
-        self._catching_up = False
+        """Resynchronize after messages may have been lost: assume that any resource has changed, any item was removed,
+        and a worker has joined.
+        """
+        await asyncio.sleep(PAUSE)  # several parts of a store can report that
         self._services.changes.emit(ANY_UPDATE)
         self._tell_what_is_gone()
         self._tell_soon(LossNotice())
 
-    def _remove(self, message: ItemRemoval) -> None:
+    def _remove(self, message: ItemRemoval, worker: str) -> None:
         if not self._definition.registry.has(message.kind, message.key):
             return
         self._definition.switched.pop((message.kind, message.key), None)
@@ -149,7 +144,7 @@ class Replicas:
         finally:
             self._receiving = False
 
-    def _switch(self, message: ItemSwitch) -> None:
+    def _switch(self, message: ItemSwitch, worker: str) -> None:
         known = self._definition.switched.get((message.kind, message.key))
         if known is None or (known.at, known.on) < (message.at, message.on):
             self._apply(message)
@@ -170,7 +165,7 @@ class Replicas:
 
     def _welcome(self, message: WorkerStart, worker: str) -> None:
         if self._added:
-            _logger.warning(
+            logger.warning(
                 "Another worker started without what this one has registered since its start: %s. Register it before "
                 "the server runs, or in its lifespan.",
                 ", ".join(self._added),
@@ -192,27 +187,17 @@ class Replicas:
 
     # Secret
 
-    def _renew_soon(self) -> None:
-        if not self._renewing:
-            self._renewing = True
-            self.tasks.spawn(self._renew())
-
     async def _renew(self) -> None:
         services = self._services
         trouble = LogOnce(
-            _logger, "The secret can't be written to the store, and will be retried", "The secret is in the store."
+            logger, "The secret can't be written to the store, and will be retried", "The secret is in the store."
         )
-        try:
-            while services.store.shared:
-                with trouble:
-                    services.use(await agree(services.store, services.settings.secret_key, services.secrets))
-                    return
-                await asyncio.sleep(PAUSE)
-        finally:
-            self._renewing = False
+        while services.store.shared:
+            with trouble:
+                services.use(await agree(services.store, services.settings.secret_key, services.secrets))
+                return
+            await asyncio.sleep(PAUSE)
 
-
-logger = logging.getLogger("millstream")
 
 IDLE_SECONDS = 60.0
 HALT_SECONDS = 1.0
@@ -258,6 +243,8 @@ class Runtime:
         self.routes: Routes | None = None
         self.adapter: Any = None
         """The ASGI adapter, once HTTP is served."""
+        self.endpoints: Endpoints | None = None
+        """The same for our own server."""
         self._stack = contextlib.AsyncExitStack()
         self._busy = 0.0
         self._requests = 0
@@ -290,12 +277,8 @@ class Runtime:
             if definition.has_wide_hooks():
                 hooks = definition.hooks or Hooks(definition)
                 self.dispatcher.around = MiddlewareChain(hooks, definition.registry)
-            self.sweep = Sweep(
-                self.dispatcher,
-                beat=self.streams.beat,
-                touch=lambda: self.streams.touch(self.store.log, LOG_TTL),
-                each_tick=self._each_second,
-            )
+            self.sweep = Sweep(self.dispatcher)
+            self.sweep.beats += (self.streams.beat, self._extend_logs)
             self.host = host = Host(
                 self.dispatcher, self.streams, self.sweep, self.store_health, draining=lambda: self.draining
             )
@@ -305,6 +288,7 @@ class Runtime:
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)
+            self.sweep.ticks.extend((lambda now: self.streams.end_expired(), self._watch_idleness))
             await self.replicas.join()
             self._busy = self.sweep.clock()
             self.sweep.open()
@@ -364,11 +348,6 @@ class Runtime:
         return self.host.guard
 
     @property
-    def observer(self) -> "Observer | None":
-        """The observer of calls, if there's one."""
-        return self.host.observer
-
-    @property
     def shared(self) -> bool:
         """Whether other workers are known to serve the same clients."""
         return self.store.shared and not self.replicas.alone
@@ -393,7 +372,7 @@ class Runtime:
     async def close(self) -> None:
         """End every stream and task, then the lifespan and the store."""
         self.dispatcher.stopping = True
-        await self.dispatcher.stop_notifications()
+        await self.dispatcher.notification_tasks.close(1.0)
         await self.sweep.close()
         self._end_subscriptions()
         calls, clock = self.dispatcher.calls, self.sweep.clock
@@ -432,11 +411,8 @@ class Runtime:
         for end in list(self.services.endings):
             end()
 
-    def _each_second(self, now: float) -> None:
-        for work in self.host.sweeps:
-            work(now)
-        self.streams.end_expired()
-        self._watch_idleness(now)
+    def _extend_logs(self) -> None:
+        self.sweep.run_in_background("logs", self.streams.touch(self.store.log, LOG_TTL))
 
     def _watch_idleness(self, now: float) -> None:
         requests = 0 if self.adapter is None else self.adapter.requests

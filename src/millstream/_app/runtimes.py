@@ -12,7 +12,6 @@ from millstream._tasks import SingleFlight, Tasks
 
 if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
-    from millstream._http.server import Endpoints
     from millstream._protocol.principal import Principal
     from millstream.hub import Event, Hub, HubStats, Member, PublishResult
 
@@ -41,8 +40,6 @@ class Runtimes:
         """The store of each loop, which outlives idle runtimes along with session state."""
         self.current: Runtime | None = None
         """The runtime that serves HTTP."""
-        self.endpoints: Endpoints | None = None
-        """Endpoints of `current`, for our own server."""
 
     async def start(self, *, supervised: bool = False) -> "Runtime":
         """Return the runtime of this event loop, opening it if necessary. Concurrent callers share the attempt;
@@ -125,14 +122,6 @@ class Runtimes:
             await self.stop()
 
     @property
-    def here(self) -> "Runtime | None":
-        """Return the runtime of this loop, or the running one if this isn't a loop's thread."""
-        try:
-            return self._living.get(asyncio.get_running_loop())
-        except RuntimeError:
-            return self.current or next(iter(self._living.values()), None)
-
-    @property
     def calls(self) -> int:
         """Return the number of running calls."""
         return sum(runtime.dispatcher.load.running for runtime in self._by_loop.values())
@@ -144,8 +133,11 @@ class Runtimes:
 
     @property
     def hub(self) -> "Hub | None":
-        """Return the hub of `here`, once it's open."""
-        runtime = self.here
+        """Return the hub of this loop, or of the running loop if this isn't a loop's thread, once it's open."""
+        try:
+            runtime = self._living.get(asyncio.get_running_loop())
+        except RuntimeError:
+            runtime = self.current or next(iter(self._living.values()), None)
         return None if runtime is None else runtime.hub
 
 
@@ -169,9 +161,7 @@ class HubAccess:
         self._runtimes = runtimes
 
     async def _open(self) -> "Hub":
-        hub = self._runtimes.hub
-        if hub is None:
-            hub = (await self._runtimes.start()).hub
+        hub = self._runtimes.hub or (await self._runtimes.start()).hub
         if hub is None:
             raise no_hub(self._runtimes.definition.name)
         return hub

@@ -47,20 +47,16 @@ if TYPE_CHECKING:
     Page = Callable[[Request], Response | Awaitable[Response]]
 
 _LIFESPAN = "write @asynccontextmanager above `async def lifespan(server):`, with a `yield` inside"
-_KINDS: dict[str, str] = {
-    "version": "a string",
-    "instructions": "a string",
-    "store": "a URL as a string, such as sqlite:///shop.db",
-}
 
 
-def check_arguments(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]], **texts: Any) -> None:
+def check_arguments(name: Any, lifespan: Any, info: Any, settings: Any, **texts: Any) -> None:
     """Check the arguments of a server.
 
     Args:
         name: Name of the server.
         lifespan: A function, or None.
-        kinds: Argument -> its value and required class; None skips it.
+        info: An `Info`, or None.
+        settings: `Settings`, or None.
         texts: Arguments that must be strings.
 
     Raises:
@@ -73,8 +69,9 @@ def check_arguments(name: Any, lifespan: Any, kinds: dict[str, tuple[Any, type]]
         raise ValueError('The name of the server is empty. Clients show it, so write one, as in Server("shop").')
     for argument, value in texts.items():
         if not isinstance(value, str):
-            raise TypeError(f"Server({name!r}): {argument} must be {_KINDS[argument]}, not {value!r}.")
-    for argument, (value, kind) in kinds.items():
+            what = "a URL as a string, such as sqlite:///shop.db" if argument == "store" else "a string"
+            raise TypeError(f"Server({name!r}): {argument} must be {what}, not {value!r}.")
+    for argument, value, kind in (("info", info, Info), ("settings", settings, Settings)):
         if value is not None and not isinstance(value, kind):
             home = f"millstream.{kind.__name__}"
             raise TypeError(f"Server({name!r}): {argument} must be {home}(…), not a {type(value).__name__}.")
@@ -277,15 +274,7 @@ class Server:
         extensions: "Sequence[Extension]" = (),
         settings: Settings | None = None,
     ) -> None:
-        added: tuple[Extension, ...] = ()
-        hooked: list[Extension] = []
-        if extensions != ():
-            from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
-
-            added = check_extensions(extensions)
-            hooked = [each for each in added if has_hooks(each)]
-        kinds: dict[str, tuple[Any, type]] = {"info": (info, Info), "settings": (settings, Settings)}
-        check_arguments(name, lifespan, kinds, version=version, instructions=instructions, store=store)
+        check_arguments(name, lifespan, info, settings, version=version, instructions=instructions, store=store)
         self.definition: Definition = Definition(
             name,
             version=version,
@@ -297,15 +286,17 @@ class Server:
             authorize_channel=authorize_channel,
             settings=settings if settings is not None else Settings.load(),
             auth=check_auth(auth),
-            middleware=(*check_middleware(middleware), *hooked),
+            middleware=check_middleware(middleware),
             extra_parts=check_parts(parts),
         )
         """Definition of the server."""
         self.runtimes: Runtimes = Runtimes(self.definition)
         """Runtimes of the server."""
         self._extensions: list[Extension] = []
-        for each in added:
-            self._plug_in(each)
+        if extensions != ():
+            from millstream.extensions._extension import check_extensions  # noqa: PLC0415  few servers have some
+
+            self._plug_in(check_extensions(extensions))
 
     def extend(self, extension: E) -> E:
         """Add an MCP extension before the server runs, and return it: ``stock = mcp.extend(Stock())``.
@@ -319,13 +310,10 @@ class Server:
             ValueError: An extension with that identifier exists.
             LocalError: The server is running, is mounted on another one, or already has middleware and items.
         """
-        from millstream.extensions._extension import check_extensions, has_hooks  # noqa: PLC0415  few servers have some
+        from millstream.extensions._extension import check_extensions  # noqa: PLC0415  few servers have some
 
         check_extensions([*self._extensions, extension])
-        self.definition.check_extensible(extension.name, hooks=has_hooks(extension))
-        if has_hooks(extension):
-            self.definition.add_middleware(extension)
-        self._plug_in(extension)
+        self._plug_in([extension])
         return extension
 
     def extension(self, kind: "type[E]") -> "E | None":
@@ -336,12 +324,15 @@ class Server:
         """
         return next((each for each in self._extensions if isinstance(each, kind)), None)
 
-    def _plug_in(self, extension: "Extension") -> None:
-        from millstream.extensions._extension import ExtensionPart  # noqa: PLC0415  as above
+    def _plug_in(self, extensions: "Sequence[Extension]") -> None:
+        from millstream.extensions._extension import ExtensionPart, has_hooks  # noqa: PLC0415  as above
 
-        self._extensions.append(extension)
-        self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(extension))
-        extension.bind_server(self)
+        for each in extensions:  # their hooks are there before the items that they register
+            self.definition.admit_extension(each.name, each if has_hooks(each) else None)
+        for each in extensions:
+            self._extensions.append(each)
+            self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(each))
+            each.bind_server(self)
 
     @override
     def __repr__(self) -> str:
@@ -547,9 +538,13 @@ class Server:
 
     def _switch(self, kind: Kind | None, name: str, tag: str, *, on: bool) -> None:
         definition = self.definition
-        if (kind is not None and bool(name)) is bool(tag) or (kind is not None and not name):
+        if (kind is None) is not bool(tag) or (kind is not None and not name):
             raise TypeError('Pass either a kind and a name, as in ("tool", "order"), or tag="beta".')
-        meant = definition.find_tagged(tag) if kind is None else [(definition.kind_of(kind, name), name)]
+        meant = (
+            [(each, key) for each, key, item, _ in definition.items() if tag in item.tags]
+            if kind is None
+            else [(definition.kind_of(kind, name), name)]
+        )
         for each, key in meant:
             definition.switch(each, key, on=on)
 

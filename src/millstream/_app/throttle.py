@@ -113,7 +113,9 @@ class Throttle:
         owner = call.owner
         peer = "" if call.origin is None else peer_network(call.origin.peer)
         is_tool_call = call.method == "tools/call"
-        tool = self._tool(call) if is_tool_call else None
+        tool: Tool | None = call.tool
+        if is_tool_call and tool is None:
+            tool = self._registry.find("tools", call.name or target_name(call.method, call.params), call)
         paces = self._paces(owner, peer, tool, is_tool_call=is_tool_call)
         self._refuse_early(paces)
         charges = self._more(tool, owner) if is_tool_call else []
@@ -202,12 +204,6 @@ class Throttle:
                     raise self._full(policy, charge)
                 assert self._quota is not None  # noqa: S101  it made the charge
                 raise self._refusal(policy, self._quota.rate, int(taken.remaining), taken.wait)
-
-    def _tool(self, call: Call) -> Tool | None:
-        tool: Tool | None = call.tool
-        if tool is None:
-            tool = self._registry.find("tools", call.name or target_name(call.method, call.params), call)
-        return tool
 
     def _of(self, name: str, rate: str) -> Limiter | SharedLimiter | None:
         return self._limiter(name, Rate.of(rate)) if rate else None

@@ -21,7 +21,9 @@ from starlette.requests import Request as PageRequest
 from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
+from millstream._app.routes import KNOWN_PATHS
 from millstream._http.asgi import Application, BrokenReply, HostedApplication
+from millstream._http.hosts import EXEMPT
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
@@ -78,31 +80,18 @@ def _files(folder: str, *, max_age: int, shared: bool) -> Application:
 
 logger = logging.getLogger("millstream")
 
-_TAKEN = frozenset(
-    (
-        "/sse",
-        "/messages",
-        "/message",
-        "/health",
-        "/livez",
-        "/readyz",
-        "/events",
-        "/publish",
-        "/ws",
-        "/openapi.json",
-        "/docs",
-        "/connect",
-        "/dashboard",
-        "/chat",
-        "/inspect",
-        "/metrics",
-        "/sign-in",
-        "/sign-in/account",
-        "/sign-out",
-        "/mcp",
-    )
-)
-"""Paths that Millstream serves itself, or would with another part or setting."""
+_TAKEN = {
+    *EXEMPT,
+    *KNOWN_PATHS,
+    "/sse",
+    "/messages",
+    "/message",
+    "/sign-in",
+    "/sign-in/account",
+    "/sign-out",
+    "/mcp",
+} - {"/tools"}
+"""Paths that Millstream serves itself, or would with another part or setting. `/tools` has only paths below it."""
 _TAKEN_BELOW = (
     "/mcp/",
     "/tools/",

@@ -179,11 +179,11 @@ class AsgiAdapter:
         *,
         limits: HttpLimits,
         policy: HostPolicy,
-        hot: Mapping[tuple[str, str], Handler] | None = None,
+        hot: Mapping[tuple[str, str], Handler] = {},
         root_path: str = "",
     ) -> None:
         self.route = route
-        self.hot = hot or {}
+        self.hot = hot
         """Handlers by (method, path), found without a Python call."""
         self.policy = policy
         self.root_path = root_path

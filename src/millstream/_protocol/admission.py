@@ -78,7 +78,7 @@ def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
         ProtocolError: An `initialize` request names a revision without a handshake in its header.
     """
     try:  # the types of other values don't matter
-        meta = metadata.decode_loose_params(message.params).meta if message.params else metadata.NO_META
+        meta = metadata.decode_loose_params(message.params or b"{}").meta
     except MALFORMED:
         meta = metadata.NO_META
     enveloped = meta.version is not UNSET

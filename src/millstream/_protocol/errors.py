@@ -6,12 +6,12 @@ before 3.13 suggest nothing.
 """
 
 import difflib
-import inspect
 import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from importlib.util import find_spec
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from msgspec import StructMeta
@@ -265,13 +265,12 @@ def suggest_keywords(function: F, elsewhere: Alternatives | None = None) -> F:
         elsewhere = getattr(function, "_ELSEWHERE", None)
         setattr(function, "__init__", suggest_keywords(vars(function)["__init__"], elsewhere))  # noqa: B010  no checker lets one assign it
         return cast("F", function)
-    parameters = inspect.signature(function).parameters.values()
-    named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    names = tuple(each.name for each in parameters if each.kind in named and each.name != "self")
-    only = [f"{each.name}=…" for each in parameters if each.kind is inspect.Parameter.KEYWORD_ONLY]
-    if any(each.kind is inspect.Parameter.VAR_POSITIONAL for each in parameters):
+    kinds = {name: each.kind for name, each in signature(function).parameters.items()}
+    bound = kinds.pop("self", None) is not None
+    names = [name for name, kind in kinds.items() if kind in (Parameter.KEYWORD_ONLY, Parameter.POSITIONAL_OR_KEYWORD)]
+    only = [f"{name}=…" for name, kind in kinds.items() if kind is Parameter.KEYWORD_ONLY]
+    if Parameter.VAR_POSITIONAL in kinds.values():
         only = []
-    bound = int("self" in inspect.signature(function).parameters)
     most = len(names) - len(only)
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     _, house, *private = function.__module__.split(".")

@@ -41,17 +41,15 @@ def read_foreign(body: bytes) -> Envelope:
         import json  # noqa: PLC0415  few servers need it
 
         try:
-            text = json.dumps(json.loads(body.decode("utf-8-sig"), parse_constant=_no_number), ensure_ascii=False)
+            text = json.dumps(
+                json.loads(body.decode("utf-8-sig"), parse_constant=lambda name: None), ensure_ascii=False
+            )
         except MALFORMED:
             raise exc from None
         envelope = read(_HALVES.sub("\ufffd", text).encode(), allow_null=True)
     if envelope.is_answer and isinstance(envelope.id, str) and _NUMBER.fullmatch(envelope.id):
         return replace(envelope, id=int(envelope.id))
     return envelope
-
-
-def _no_number(name: str) -> None:
-    """Return what NaN and Infinity become."""
 
 
 _MAX_REPAIRED = 2 * 1024 * 1024
@@ -191,28 +189,23 @@ def _repair_keyword(key: str, value: Any) -> Any:
         value = [each for each in value if isinstance(each, str)] or None
     elif key == "required" and is_array(value):
         value = [each for each in value if isinstance(each, str)]
-    elif not isinstance(value, KEYWORD_TYPES.get(key, object)) or (isinstance(value, bool) and key in KEYWORD_TYPES):
+    elif not _has_right_type(key, value):
         value = None
     return UNSET if value is None else value
 
 
 _DATA = frozenset({"const", "default"})
 """Keywords whose value can be anything."""
-KEYWORD_TYPES: dict[str, Any] = {
-    **dict.fromkeys(MAPS, dict),
-    **dict.fromkeys(("enum", "examples", "required"), list),
-    **dict.fromkeys(("$dynamicRef", "$ref", "description", "format", "pattern", "title", "type"), str),
-    **dict.fromkeys(("maxItems", "maxLength", "minItems", "minLength"), int),
+_VALUE_TYPES: dict[str, Any] = {
+    **dict.fromkeys(MAPS | SUBSCHEMAS, dict),
+    **dict.fromkeys({"enum", "examples", "required"} | SUBSCHEMA_LISTS, list),
+    **dict.fromkeys(
+        ("$dynamicRef", "$ref", "contentEncoding", "description", "format", "pattern", "title", "type"), str
+    ),
+    **dict.fromkeys(("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"), int),
     **dict.fromkeys(("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"), (int, float)),
 }
-"""Keyword -> type of its value."""
-_VALUE_TYPES: dict[str, Any] = {
-    **KEYWORD_TYPES,
-    **dict.fromkeys(SUBSCHEMAS, dict | bool),
-    **dict.fromkeys(SUBSCHEMA_LISTS, list),
-    **dict.fromkeys(("minProperties", "maxProperties"), int),
-    "contentEncoding": str,
-}
+"""Keyword -> type of its value. A subschema can also be a boolean."""
 _TYPES = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
 
 
@@ -229,6 +222,10 @@ def fits_keyword(keyword: str, value: Any) -> bool:
         return is_array(value) and all(isinstance(each, str) for each in value)
     if keyword == "type":
         return all(isinstance(each, str) and each in _TYPES for each in (value if is_array(value) else [value]))
-    if keyword not in _VALUE_TYPES:
-        return True
-    return keyword in SUBSCHEMAS if isinstance(value, bool) else isinstance(value, _VALUE_TYPES[keyword])
+    return _has_right_type(keyword, value)
+
+
+def _has_right_type(keyword: str, value: Any) -> bool:
+    if isinstance(value, bool) and keyword in _VALUE_TYPES:
+        return keyword in SUBSCHEMAS
+    return isinstance(value, _VALUE_TYPES.get(keyword, object))

@@ -117,29 +117,22 @@ class _SentMessage(Struct, gc=False):
 _decode_outgoing = decoder(_SentMessage)
 
 
-class NotificationFilters:
-    """The filters of one server or client.
+class NotificationFilters(list[NotificationFilter]):
+    """The filters of one server or client, outermost first.
+
+    An appended filter is the innermost one: it runs last for incoming notifications and first for outgoing ones.
 
     Args:
         log_error: The `error` method of a logger. If a filter raises, it's logged, and the notification is dropped.
     """
 
     def __init__(self, log_error: Callable[..., object]) -> None:
+        super().__init__()
         self._log_error = log_error
-        self.functions: list[NotificationFilter] = []
-        """The filters, outermost first."""
-
-    def add(self, each: NotificationFilter) -> None:
-        """Add an innermost filter: it runs last for incoming notifications and first for outgoing ones."""
-        self.functions.append(each)
-
-    def remove(self, each: NotificationFilter) -> None:
-        """Remove a filter."""
-        self.functions.remove(each)
 
     def filter_incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
         """Return a notification from the peer after filtering, or None to drop it."""
-        if not self.functions:
+        if not self:
             return message
         passed = self._pass(message.method, message.params, principal, incoming=True)
         if passed is None:
@@ -148,7 +141,7 @@ class NotificationFilters:
 
     def filter_outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
         """Return a message after filtering, or empty bytes to drop it. Requests and answers aren't filtered."""
-        if not self.functions or not message.startswith(_HEAD):
+        if not self or not message.startswith(_HEAD):
             return message
         sent = _decode_outgoing(message)
         passed = self._pass(sent.method, bytes(sent.params), principal, incoming=False)
@@ -162,7 +155,7 @@ class NotificationFilters:
         except MALFORMED:
             return None  # params are an object, or missing
         try:
-            for each in self.functions if incoming else reversed(self.functions):
+            for each in self if incoming else reversed(self):
                 kept = each(message)
                 if kept is None:
                     return None

@@ -183,18 +183,10 @@ whole life, so a client must not be able to fill a server with them.
 """
 
 
-class _KnownCapabilities(Struct, gc=False):
-    """The capabilities that a server asks for, undecoded. Other members are skipped."""
-
-    roots: Raw | UnsetType = UNSET
-    sampling: Raw | UnsetType = UNSET
-    elicitation: Raw | UnsetType = UNSET
-    tasks: Raw | UnsetType = UNSET
-    extensions: Raw | UnsetType = UNSET
-    experimental: Raw | UnsetType = UNSET
-
-
-_decode_known = decoder(_KnownCapabilities)
+_decode_known = decoder(
+    msgspec.defstruct("_KnownCapabilities", [(name, Raw | UnsetType, UNSET) for name in CLIENT_CAPABILITIES])
+)
+"""Decodes the capabilities that a server asks for, with their settings undecoded, and skips other members."""
 
 
 def read_capabilities(raw: bytes) -> Json:

@@ -256,13 +256,8 @@ def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
     return {key: value for key, value in offered.items() if key != "completions" or revision.completions_capability}
 
 
-def blocks(content: Sequence[Content], revision: Revision) -> list[Content]:
-    """Return content blocks, with those that the revision lacks converted to text."""
-    return [block(each, revision) for each in content]
-
-
 def block(each: Content, revision: Revision) -> Content:
-    """Return a content block for a revision."""
+    """Return a content block for a revision, converted to text if the revision lacks it."""
     if isinstance(each, ResourceLink) and "resource_link" not in revision.content:
         title = each.title or each.name
         return Text(f"{title}: {each.uri}" + (f"\n{each.description}" if each.description else ""))
@@ -297,7 +292,7 @@ def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = Fal
         wraps: Whether the tool's output schema is wrapped, so that objects are wrapped, too.
     """
     result = _decode_result(b"{%b}" % members)
-    parts = [b'"content":%b' % encode(blocks(result.content, revision))]
+    parts = [b'"content":%b' % encode([block(each, revision) for each in result.content])]
     if result.structured_content is not UNSET and revision.structured != "none":
         value = bytes(result.structured_content)
         wrapped = revision.structured == "object" and (wraps or value[:1] != b"{")

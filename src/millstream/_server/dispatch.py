@@ -175,7 +175,8 @@ class Dispatcher:
         self.by_id: dict[tuple[str, RequestId], Call] = self.control.by_id
         """(scope, request id) -> call, for calls that a later message can cancel."""
         self.load: Load = Load(self.calls, services)
-        self._notification_tasks = Tasks()
+        self.notification_tasks: Tasks = Tasks()
+        """The running handlers of notifications."""
         self._notification_share = Share(self.load.max_calls, each=self.load.max_each)
 
     def instruct(self, instructions: str) -> None:
@@ -390,7 +391,7 @@ class Dispatcher:
         """
         owner, share = call.owner, self._notification_share
         if share.take(owner):
-            task = self._notification_tasks.spawn(self._run_notification(call))
+            task = self.notification_tasks.spawn(self._run_notification(call))
             task.add_done_callback(lambda _: share.leave(owner))
         else:
             logger.debug("Dropped a client's %s: too many notifications are being handled.", call.method)
@@ -411,10 +412,6 @@ class Dispatcher:
             call.over = True
             if call.release is not None:
                 call.release()
-
-    async def stop_notifications(self) -> None:
-        """Stop the running handlers of notifications."""
-        await self._notification_tasks.close(1.0)
 
 
 def _log_incident(call: Call, what: str, exc: BaseException | None = None) -> str:

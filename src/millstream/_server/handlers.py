@@ -137,12 +137,9 @@ class Handlers:
         self._services.read_resource = self._read_inside
         dispatcher.serve(
             {
-                "tools/list": partial(self._list, "tools"),
+                **{method: partial(self._list, kind) for method, (kind, *_) in _LISTS.items()},
                 "tools/call": self._call_tool,
-                "prompts/list": partial(self._list, "prompts"),
                 "prompts/get": self._get_prompt,
-                "resources/list": partial(self._list, "resources"),
-                "resources/templates/list": partial(self._list, "templates"),
                 "resources/read": self._read_resource,
                 "resources/subscribe": self._subscribe,
                 "resources/unsubscribe": self._unsubscribe,

@@ -24,7 +24,7 @@ from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._stores.base import Store, StoreFull, StoreUnavailable
 from millstream._stores.rates import share_for
-from millstream._tasks import Tasks, cancel_all
+from millstream._tasks import Tasks
 
 
 class PeerMessage(Struct, frozen=True, array_like=True):
@@ -253,8 +253,6 @@ class Peers:
         self._share = Share(MAX_UNRECEIVED)
         self._tasks = Tasks()
         self._outbox: dict[Message, None] = {}
-        self._send_task: asyncio.Task[None] | None = None
-        self._check_task: asyncio.Task[None] | None = None
         self._workers_changed = False
         """Whether workers joined or left since the last check."""
         self._stops: list[Callable[[], None]] = []
@@ -303,8 +301,6 @@ class Peers:
         for stop in self._stops:
             stop()
         await self._tasks.close()
-        await cancel_all(self._send_task, self._check_task)
-        self._send_task = self._check_task = None
 
     def _miss(self) -> None:
         for forget in self._interrupted:
@@ -317,8 +313,7 @@ class Peers:
 
     def _look_soon(self) -> None:
         self._workers_changed = True
-        if self._check_task is None:
-            self._check_task = asyncio.get_running_loop().create_task(self._look())
+        self._tasks.spawn_once(self._look)
 
     async def _look(self) -> None:
         failing = False
@@ -335,7 +330,6 @@ class Peers:
                 failing = self._workers_changed = True
             if self._workers_changed:
                 await asyncio.sleep(PAUSE)
-        self._check_task = None
 
     def _receive(self, data: bytes) -> None:
         letter = self._open_letter(data)
@@ -454,8 +448,7 @@ class Peers:
             oldest = next((each for each in self._outbox if type(each) in self._own), next(iter(self._outbox)))
             del self._outbox[oldest]
         self._outbox[message] = None
-        if self._send_task is None:
-            self._send_task = asyncio.get_running_loop().create_task(self._send_waiting())
+        self._tasks.spawn_once(self._send_waiting)
 
     async def _send_waiting(self) -> None:
         while self._outbox:
@@ -471,7 +464,6 @@ class Peers:
                     self._hear_alone(message)
                 self._outbox = {message: None, **self._outbox}
                 await asyncio.sleep(PAUSE)
-        self._send_task = None
 
     def _hear_alone(self, message: Message) -> None:
         if type(message) in self._own:

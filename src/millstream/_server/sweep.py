@@ -30,27 +30,14 @@ SILENCE = 5.0
 class Sweep:
     """A task that checks every call once per tick, from `open` to `close`."""
 
-    def __init__(
-        self,
-        dispatcher: Dispatcher,
-        *,
-        beat: Callable[[], None],
-        touch: Callable[[], Coroutine[Any, Any, None]],
-        each_tick: Callable[[float], None],
-    ) -> None:
-        """Create the task. It runs from `open` on.
-
-        Args:
-            dispatcher: The dispatcher of the calls.
-            beat: Called at every heartbeat, to keep streams alive.
-            touch: Called at every heartbeat, to extend stored logs.
-            each_tick: Called with the time at the end of each tick.
-        """
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        """Create the task. It runs from `open` on."""
         # Configuration
         self._dispatcher = dispatcher
-        self._beat = beat
-        self._touch = touch
-        self._each_tick = each_tick
+        self.beats: list[Callable[[], None]] = []
+        """Functions called at every heartbeat."""
+        self.ticks: list[Callable[[float], None]] = []
+        """Functions called with the time at the end of each tick."""
         self.clock: Callable[[], float] = time.monotonic
         # Process
         self.started: float = self.clock()
@@ -86,10 +73,15 @@ class Sweep:
             self.look_at_calls(now)
             if now - beat >= services.settings.heartbeat:
                 beat = now
-                _attempt(self._beat)
-                self.run_in_background("logs", self._touch())
+                for each in self.beats:
+                    _attempt(each)
                 self.report_progress()
-            _attempt(self._each_tick, now)
+            self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """Do the periodic work of one tick."""
+        for each in self.ticks:
+            _attempt(each, now)
 
     def report_stall(self, now: float) -> None:
         """Warn that a function blocked the event loop."""

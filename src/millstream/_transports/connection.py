@@ -103,7 +103,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         try:
             check_text(data)
             if is_batch(data):
-                self._start(self._batch(data))
+                self.start(self._batch(data))
                 return
             message = read(data)
             call = self._open(message)
@@ -111,12 +111,14 @@ class ClientConnection(Confidential, Struct, eq=False):
             self._write(self._refuse(exc, message))
             return
         if call is not None:
-            self._start(self._answer(call), call)
+            self.start(self._answer(call), call)
 
-    def _start(self, work: Coroutine[Any, Any, None], call: Call | None = None) -> None:
+    def start(self, work: Coroutine[Any, Any, None], call: Call | None = None) -> asyncio.Task[None]:
+        """Run a call, or a batch of them, as a task that ends with the connection."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks[task] = call
         task.add_done_callback(self._tasks.pop)
+        return task
 
     async def _answer(self, call: Call) -> None:
         answer = await self._run(call)
@@ -304,8 +306,6 @@ class MemoryPipe:
 
     It's for tests and embedding: client and server run in one process and event loop.
     """
-
-    __slots__ = ("_connection", "_messages", "closed")
 
     def __init__(
         self,

@@ -221,26 +221,22 @@ class HubRoutes(Struct, frozen=True):
 
 
 _USAGE = 'Send an event: {"channel": "news", "data": …}.'
-_STATUS: dict[type[Exception], tuple[int, bytes]] = {
-    InvalidName: (400, b""),
-    Forbidden: (403, b""),
-    EventTooLarge: (413, b""),
-    LimitExceeded: (503, _RETRY_AFTER),
-    StoreFull: (503, _RETRY_AFTER),
-    StoreUnavailable: (503, _RETRY_AFTER),
+_REFUSALS: dict[type[Exception], tuple[int, str]] = {
+    InvalidName: (400, ""),
+    Forbidden: (403, ""),
+    EventTooLarge: (413, ""),
+    LimitExceeded: (503, ""),
+    StoreFull: (503, "The store is full. The event was not published."),
+    StoreUnavailable: (503, "The store didn't respond in time. The event may or may not be published."),
 }
-
-
-_SAID: dict[type[Exception], str] = {
-    StoreFull: "The store is full. The event was not published.",
-    StoreUnavailable: "The store didn't respond in time. The event may or may not be published.",
-}
-"""Texts for clients instead of the errors' own, which are for operators and can contain a server name."""
+"""Error -> status, and the text for clients instead of the error's own, which is for operators and can contain a server
+name.
+"""
 
 
 def _refusal(exc: Exception) -> Response:
-    status, head = _STATUS[type(exc)]
-    return plain_problem(status, _SAID.get(type(exc)) or str(exc), head)
+    status, text = _REFUSALS[type(exc)]
+    return plain_problem(status, text or str(exc), _RETRY_AFTER if status == 503 else b"")
 
 
 _NAMES = ("channel", "client_id", "name", "history", "last_event_id")

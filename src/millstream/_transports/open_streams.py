@@ -106,8 +106,10 @@ class OpenStreams(Struct, eq=False):
     """Number of streams per transport and revision."""
     lines: dict[str, TakeoverListener] = {}
     """Log name -> the reply channel of a running call, which leaves when another connection resumes the stream."""
-    _unended: Recent[str, Callable[[], Awaitable[None]]] = field(default_factory=lambda: Recent(_MAX_UNENDED))
-    """Log name -> a function that writes the log's end, which the store hasn't accepted yet."""
+    unended: Recent[str, Callable[[], Awaitable[None]]] = field(default_factory=lambda: Recent(_MAX_UNENDED))
+    """Log name -> a function that writes the log's end, which the store hasn't accepted yet. It's tried again at each
+    heartbeat.
+    """
 
     def __len__(self) -> int:
         return len(self._numbered)
@@ -219,18 +221,14 @@ class OpenStreams(Struct, eq=False):
             if (each := self._numbered.get(number)) is not None:
                 self._send_away(each, each.dismiss)
 
-    def end_later(self, log: str, end: Callable[[], Awaitable[None]]) -> None:
-        """Write the end of a call's log once the store accepts it. Above the limit, the oldest ends are dropped."""
-        self._unended.keep(log, end)
-
     async def touch(self, log: Log, ttl: float) -> None:
         """Extend the logs of running calls, so a call that ends later can still be resumed. Write pending ends of
         logs.
         """
-        for name, end in list(self._unended.items()):
+        for name, end in list(self.unended.items()):
             with suppress(StreamSealed):
                 await end()
-            self._unended.pop(name, None)
+            self.unended.pop(name, None)
         done = await asyncio.gather(*(log.touch(name, ttl) for name in self.lines), return_exceptions=True)
         for failure in done:
             if isinstance(failure, BaseException):

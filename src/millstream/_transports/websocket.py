@@ -56,7 +56,7 @@ from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
-from millstream._transports.connection import ClientConnection
+from millstream._transports.connection import ClientConnection, is_batch
 from millstream._transports.open_streams import OpenStreams, silent_call
 from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded, Subscription
 from millstream.hub._channels import DEFAULT, check_encoded_size
@@ -142,7 +142,6 @@ class Dialect(Struct, eq=False):
     _gates: Sequence[RequestGate]
     """Functions called before each subscription and publication."""
     _subscriptions: dict[str, Subscription] = {}
-    _tasks: dict[asyncio.Task[None], Call] = {}
 
     def __post_init__(self) -> None:
         hello = {"type": "connected", "client_id": self._connection.id, "server": self._dispatcher.info}
@@ -154,11 +153,7 @@ class Dialect(Struct, eq=False):
         try:
             check_text(data)
             require_json(data)
-            if data.lstrip(b" \t\r\n")[:1] == b"[":
-                self._connection.receive(data)
-                return
-            head = _decode_head(data)
-            if head.jsonrpc:
+            if is_batch(data) or (head := _decode_head(data)).jsonrpc:
                 self._connection.receive(data)
                 return
             found = _VERBS.get(head.type)
@@ -179,14 +174,7 @@ class Dialect(Struct, eq=False):
             self._note(head, code)
 
     async def close(self) -> None:
-        """Stop all work of a closed socket."""
-        tasks = dict(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for call in tasks.values():
-            if not call.over:
-                self._dispatcher.abandon(call)
+        """Do nothing, because the calls belong to the connection."""
 
     def _reply(self, id: Raw, kind: str, **members: Any) -> None:
         known = {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
@@ -235,10 +223,7 @@ class Dialect(Struct, eq=False):
             client_id=self._connection.id,
         )
         load.take(call, len(call.params) + len(bytes(id)))
-        task = asyncio.create_task(self._call(call, message.tool, id.copy()))
-        call.stop = task.cancel
-        self._tasks[task] = call
-        task.add_done_callback(self._tasks.pop)
+        call.stop = self._connection.start(self._call(call, message.tool, id.copy()), call).cancel
 
     async def _call(self, call: Call, tool: str, id: Raw) -> None:
         outcome = await self._dispatcher.outcome(call)

@@ -132,7 +132,7 @@ class ClientHost(Struct, eq=False):
         Args:
             each: Returns the notification, a changed one, or None to drop it. It must not block.
         """
-        self.client.conversation.incoming.filters.add(each)
+        self.client.conversation.incoming.filters.append(each)
 
     def _handler(self, name: str, handler: Handler) -> Callable[[bytes], Awaitable[Any]]:
         taken = {*self.client.conversation.incoming.custom, *self._questions.custom}

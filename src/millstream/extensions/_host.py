@@ -303,7 +303,7 @@ class ServerHost:
             each: Returns the notification, a changed one, or None to drop it. It must not block.
         """
         filters = self._host.services.notification_filters
-        filters.add(each)
+        filters.append(each)
         self.on_close(lambda: filters.remove(each))
 
     def capability(

@@ -56,7 +56,7 @@ class LifespanPart(OwnPart):
         """
         host.runs_while_idle |= self.definition.has_lifespan()
         values: dict[Definition, Any] = {}
-        host.services.lifespan_of = lambda home: home.nearest(values)
+        host.services.lifespan_of = lambda home: next((values[each] for each in home.around() if each in values), None)
 
         async def enter(definition: Definition) -> None:
             if definition.lifespan is not None and definition not in values:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 import msgspec
 from msgspec import Struct
 
-from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
 from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
 from millstream._override import override
@@ -55,11 +54,9 @@ class AuditPart(OwnPart):
     """
 
     name: str = "audit"
-
-    def __init__(self, definition: Definition) -> None:
-        super().__init__(definition)
-        self._failed = False
-        self._log: AuditLog
+    _log: AuditLog
+    _failed = False
+    """Whether the last line couldn't be written."""
 
     async def open(self, host: Host) -> None:
         """Open the file.

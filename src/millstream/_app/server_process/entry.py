@@ -73,8 +73,8 @@ async def _lifespan(application: ServerApplication, receive: Any, send: Any) -> 
 
 def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
     """Build the HTTP side of a runtime, register it for the requests of its loop, and return its endpoints."""
-    runtimes, definition = application.runtimes, runtime.definition
-    if runtime.routes is None:
+    definition = runtime.definition
+    if runtime.endpoints is None:
         routes, limits = runtime.serve_http(), HttpLimits.of(definition.settings)
         if runtime.bind.loopback is None:
             missing = (*_OWN_SERVER, _OWN_SOCKETS) if runtime.host.sockets else _OWN_SERVER
@@ -91,7 +91,7 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
             hot={(method, path): handler for handler, method, path in routes.hot.values()},
             root_path=definition.settings.root_path,
         )
-        runtimes.endpoints = Endpoints(
+        runtime.endpoints = Endpoints(
             find,
             limits=limits,
             policy=runtime.policy,
@@ -102,9 +102,8 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
             root_path=definition.settings.root_path,
             header_lines=None if runtime.guard is None else runtime.guard.header_lines,
         )
-    runtimes.current = runtime
-    assert runtimes.endpoints is not None  # noqa: S101  built with the first runtime
-    return runtimes.endpoints
+    application.runtimes.current = runtime
+    return runtime.endpoints
 
 
 def look_ahead(runtime: Runtime) -> None:

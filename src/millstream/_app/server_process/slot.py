@@ -31,7 +31,7 @@ from millstream._app.server_process.listen_sockets import listen
 from millstream._override import override
 from millstream._protocol.errors import Confidential
 from millstream._stores.workers import use_parent
-from millstream._tasks import run_in_thread
+from millstream._tasks import Tasks, retry_delay, run_in_thread
 
 logger = logging.getLogger("millstream")
 
@@ -184,12 +184,12 @@ class SocketTakeover:
         self._wanted: frozenset[int] = frozenset()
         self._serving: dict[int, list[Callable[[], None]]] = {}
         """Slot -> function that stops accepting for it."""
-        self._task: asyncio.Task[None] | None = None
+        self._tasks = Tasks()
 
     def begin(self, accept: Accept) -> None:
         """Start taking over, because this worker serves from now on."""
         self._accept = accept
-        self._go()
+        self._tasks.spawn_once(self._settle)
 
     def end(self) -> None:
         """Stop taking over. Connections accepted so far end with this worker's own sockets."""
@@ -204,11 +204,7 @@ class SocketTakeover:
     def look(self, workers: Collection[WorkerState]) -> None:
         """Update the state of all workers."""
         self._wanted = frozenset(place for place in self._others if stands_in(place, workers) == self._me)
-        self._go()
-
-    def _go(self) -> None:
-        if self._task is None or self._task.done():
-            self._task = asyncio.get_running_loop().create_task(self._settle())
+        self._tasks.spawn_once(self._settle)
 
     async def _settle(self) -> None:
         while (accept := self._accept) is not None and self._wanted != frozenset(self._serving):
@@ -395,7 +391,7 @@ class BackOff:
             self._deaths = 0
         self._since = None
         self._deaths += 1
-        return 0.0 if self._deaths == 1 else min(LONGEST, FIRST * 2.0 ** (self._deaths - 2))
+        return 0.0 if self._deaths == 1 else retry_delay(self._deaths - 2, FIRST, LONGEST, jitter=0)
 
 
 def own_command() -> list[str]:

@@ -14,6 +14,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -112,6 +113,7 @@ version, and frequent requests must not keep a good one from getting ready.
 """
 
 
+@dataclass(eq=False)
 class Supervisor:
     """One run of several workers: it starts their processes, replaces those that die, and restarts them.
 
@@ -119,46 +121,35 @@ class Supervisor:
     kernel, it says that the terminal is gone, and a server started in it ends, as it does without workers.
     """
 
-    def __init__(
-        self,
-        command: Sequence[str],
-        slots: Sequence[Slot],
-        *,
-        host: str,
-        run: int,
-        store: Callable[[], AbstractAsyncContextManager[str]],
-        watched: Path | None = None,
-        told: Callable[[Facts], None] = show,
-    ) -> None:
-        """Create the supervisor; `run` starts the workers.
+    command: Sequence[str]
+    """Command that starts a worker."""
+    slots: Sequence[Slot]
+    """One for each worker."""
+    host: str
+    """Configured address, which decides who counts as local."""
+    run_number: int
+    """Number of this ``run()`` call in the program."""
+    store: Callable[[], AbstractAsyncContextManager[str]]
+    """Opens the shared store for the whole run, and yields its address."""
+    watched: Path | None = None
+    """Folder; when a Python file in it changes, all workers restart."""
+    told: Callable[[Facts], None] = show
+    """Called once when the workers serve."""
 
-        Args:
-            command: Command that starts a worker.
-            slots: One for each worker.
-            host: Configured address, which decides who counts as local.
-            run: Number of this ``run()`` call in the program.
-            store: Opens the shared store for the whole run, and yields its address.
-            watched: Folder; when a Python file in it changes, all workers restart.
-            told: Called once when the workers serve.
-        """
-        self._command = command
-        self._slots = slots
+    def __post_init__(self) -> None:
         self._hello = Hello(
             worker=0,
-            workers=len(slots),
-            host=host,
-            port=slots[0].listeners[0].getsockname()[1],
+            workers=len(self.slots),
+            host=self.host,
+            port=self.slots[0].listeners[0].getsockname()[1],
             listeners=[],
-            run=run,
-            reloads=watched is not None,
+            run=self.run_number,
+            reloads=self.watched is not None,
             key=secrets.token_urlsafe(32),
         )
         """Common part of the workers' roles."""
-        self._store = store
-        self._watched = watched
         # Python treats compiled code as fresh if the file has the recorded size and modification second.
-        self._environment = {} if watched is None else {"PYTHONDONTWRITEBYTECODE": "1"}
-        self._told = told
+        self._environment = {} if self.watched is None else {"PYTHONDONTWRITEBYTECODE": "1"}
         self._children: list[WorkerProcess] = []
         """All processes that haven't ended, including those that are exiting."""
         self._tasks = Tasks()
@@ -208,7 +199,7 @@ class Supervisor:
     async def _serve(self, stack: AsyncExitStack) -> None:
         """Open the store, start the workers, and restart them on request."""
         try:
-            store = await stack.enter_async_context(self._store())
+            store = await stack.enter_async_context(self.store())
         except OSError as exc:
             raise CommandError(
                 "The workers' parent process can't create the socket of its store.",
@@ -216,12 +207,12 @@ class Supervisor:
                 fix="Set TMPDIR to a folder that this program may write to.",
             ) from exc
         self._hello = msgspec.structs.replace(self._hello, store=store)
-        first, *others = self._slots
+        first, *others = self.slots
         # Watch from before the first worker imports the program.
-        changed = None if self._watched is None else changes(self._watched)
+        changed = None if self.watched is None else changes(self.watched)
         ready = await (await self._start(first)).ready()
         await asyncio.gather(*[self._start(slot) for slot in others])
-        self._told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
+        self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
             self._tasks.spawn(self._restart_after(changed))
         while True:
@@ -244,7 +235,7 @@ class Supervisor:
         try:
             while empty := self._empty_slots(new):  # one that was ready may have died since
                 slot = empty[0]
-                if len(new) >= STARTS * len(self._slots):
+                if len(new) >= STARTS * len(self.slots):
                     what = f"Each new process for worker {slot.number} was killed before all were ready."
                     raise NotStarted(what, why=KILLED)
                 if slot.mending is not None:
@@ -268,7 +259,7 @@ class Supervisor:
     def _empty_slots(self, among: Iterable[WorkerProcess]) -> list[Slot]:
         """Return the slots without a serving process among some."""
         served = [child.slot for child in among if child.state == READY]
-        return [slot for slot in self._slots if slot not in served]
+        return [slot for slot in self.slots if slot not in served]
 
     async def _start_before_next(self, slot: Slot) -> WorkerProcess:
         """Start a worker, unless the next restart is requested before it's ready.
@@ -338,12 +329,12 @@ class Supervisor:
         Raises:
             NotStarted: The system can't start another process.
         """
-        numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self._slots}
+        numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self.slots}
         mine = numbers.pop(slot.number)
         others = numbers if slot.own else {}  # with a shared socket, no takeover is needed
         hello = msgspec.structs.replace(self._hello, worker=slot.number, listeners=mine, others=others)
         try:
-            child = WorkerProcess(self._command, hello, slot, environment=self._environment)
+            child = WorkerProcess(self.command, hello, slot, environment=self._environment)
         except OSError as exc:
             raise NotStarted(f"Worker {slot.number} couldn't be started.", why=str(exc)) from exc
         self._children.append(child)
@@ -362,7 +353,7 @@ class Supervisor:
 
     def _fill(self) -> None:
         """Start replacements in all slots without a process."""
-        for slot in self._slots:
+        for slot in self.slots:
             self._mend(slot, f"Worker {slot.number} is missing")
 
     async def _end(self) -> None:
@@ -371,13 +362,13 @@ class Supervisor:
         The sockets are closed when no process accepts any more, so that connections are refused instead of waiting.
         """
         self._stopping = True
-        for slot in self._slots:
+        for slot in self.slots:
             if slot.mending is not None:
                 slot.mending.cancel()
         children = list(self._children)
         self._leave(children, replaced=False)
         await asyncio.gather(*[child.left.wait() for child in children])
-        for slot in self._slots:
+        for slot in self.slots:
             for each in slot.listeners:
                 each.close()
         await asyncio.gather(*[child.ended for child in children])
@@ -464,7 +455,7 @@ def supervise(
     try:
         slots = slots_of(sockets, workers, passed=bool(passed))
         store = partial(run_local_server, backend_for)
-        supervisor = Supervisor(command, slots, host=host, run=run, watched=watched, store=store, told=told)
+        supervisor = Supervisor(command, slots, host, run, store, watched, told)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())
     finally:

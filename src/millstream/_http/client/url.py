@@ -15,6 +15,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from msgspec import Struct
 
 from millstream._http.client import ConnectFailed, TargetError
+from millstream._http.hosts import is_loopback
 from millstream._override import override
 from millstream._protocol.errors import Confidential
 
@@ -139,7 +140,7 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
     name, value = _variable(variables, f"{scheme}_proxy")
     if not value:
         name, value = _variable(variables, "all_proxy")
-    is_local = url.host in ("localhost", "::1") or url.host.endswith(".localhost") or url.host.startswith("127.")
+    is_local = is_loopback(url.host) or url.host.endswith(".localhost")
     if not value or is_local or _is_excluded(url, _variable(variables, "no_proxy")[1]):
         return None
     try:

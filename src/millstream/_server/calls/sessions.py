@@ -23,7 +23,7 @@ from millstream._recent import Recent
 from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
 from millstream._stores.base import OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
 from millstream._stores.workers import read_again
-from millstream._tasks import cancel_all
+from millstream._tasks import Tasks
 
 _PREFIX = "session:"
 MAX_RECORD = 128 * 1024
@@ -111,7 +111,8 @@ class SessionRecords:
         self._ttl = ttl
         self._peers = peers
         self._resize = resize
-        self._forgotten: list[Callable[[], None]] = []
+        self.on_forget: Callable[[], None] = lambda: None
+        """Called whenever knowledge about sessions becomes uncertain."""
         # Knowledge about sessions
         self.known: set[str] = set()
         """Sessions that have or had a record."""
@@ -125,7 +126,7 @@ class SessionRecords:
         """Session -> its pending read of the store. Removed if newer information arrives first."""
         # Open streams
         self._watchers: dict[str, OnRecord] = {}
-        self._reading: dict[str, asyncio.Task[None]] = {}
+        self._tasks = Tasks()
         peers.on(RecordUpdate, lambda message, worker: self._on_activity(message.session))
         peers.on(SessionEnd, lambda message, worker: self._on_activity(message.session))
         peers.on_interruption(self.forget)
@@ -136,11 +137,7 @@ class SessionRecords:
 
     async def close(self) -> None:
         """Stop reading records for open streams."""
-        await cancel_all(*self._reading.values())
-
-    def on_forget(self, forgotten: Callable[[], None]) -> None:
-        """Call `forgotten` whenever knowledge about sessions becomes uncertain."""
-        self._forgotten.append(forgotten)
+        await self._tasks.close()
 
     def forget(self) -> None:
         """Forget all knowledge, because messages may have been lost. The store is asked again about every session."""
@@ -149,8 +146,7 @@ class SessionRecords:
         self._absent.clear()
         self._cache.clear()
         self.open()
-        for forgotten in self._forgotten:
-            forgotten()
+        self.on_forget()
         for session_id in self._watchers:
             self._read_soon(session_id)
 
@@ -286,28 +282,23 @@ class SessionRecords:
     def _read_soon(self, session_id: str) -> None:
         """Read a record that another worker changed, for the stream that is open here."""
         self._watchers[session_id](None)
-        if session_id not in self._reading:
-            self._reading[session_id] = asyncio.get_running_loop().create_task(self._read(session_id))
+        self._tasks.spawn_once(self._read, session_id)
 
     async def _read(self, session_id: str) -> None:
-        try:
-            while session_id in self._watchers:
-                failed = None
-                try:
-                    raw, newest = await self._look(session_id)
-                except (LocalError, OSError) as exc:
-                    raw, newest, failed = None, False, exc
-                watcher = self._watchers.get(session_id)
-                if newest:
-                    if watcher is not None:
-                        watcher(NO_RECORD if raw is None else _decode(raw))
-                    return
-                if failed is not None:
-                    _logger.warning("Couldn't read the record of a session; retrying: %s", failed)
-                    await asyncio.sleep(PAUSE)
-        finally:
-            # Removed here and not in a done callback, because changes that arrive in between must be read, too.
-            self._reading.pop(session_id, None)
+        while session_id in self._watchers:
+            failed = None
+            try:
+                raw, newest = await self._look(session_id)
+            except (LocalError, OSError) as exc:
+                raw, newest, failed = None, False, exc
+            watcher = self._watchers.get(session_id)
+            if newest:
+                if watcher is not None:
+                    watcher(NO_RECORD if raw is None else _decode(raw))
+                return
+            if failed is not None:
+                _logger.warning("Couldn't read the record of a session; retrying: %s", failed)
+                await asyncio.sleep(PAUSE)
 
 
 @contextlib.contextmanager

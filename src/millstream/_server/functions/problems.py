@@ -6,6 +6,7 @@ and for types for which Python accepts more strings than their schema.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Context, Decimal
 from itertools import islice
@@ -197,7 +198,8 @@ class _Comparison:
         """Yield the problems of a schema's own keywords, without combinators."""
         kind = node.get("type", "")
         if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
-            value = _from_text(value, _SCALARS[kind])
+            with suppress(msgspec.ValidationError):
+                value = msgspec.convert(value, _SCALARS[kind], strict=False)
         choices = _choices(node)
         alike = (value == each and isinstance(value, bool) == isinstance(each, bool) for each in choices)
         if choices and not any(alike):
@@ -297,13 +299,6 @@ class _Comparison:
         return f"a string matching regex {pattern!r}" if pattern and not self._matches(pattern, value) else None
 
 
-def _from_text(text: str, kind: Any) -> Any:
-    try:
-        return msgspec.convert(text, kind, strict=False)
-    except msgspec.ValidationError:
-        return text
-
-
 def _kind_of(value: Any) -> str:
     return KINDS.get(cast("type[object]", type(value)), "")
 
@@ -369,7 +364,7 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
     )
     if hidden or (text[0] in "[{" and SECRET.search(text)):
         return f", got {kind}" if kind else ""
-    text = text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+    text = shorten(text, MAX_SHOWN)
     return f", got {'the ' + kind.partition(' ')[2] + ' ' if kind.startswith(('a ', 'an ')) else ''}{text}"
 
 

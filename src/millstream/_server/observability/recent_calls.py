@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.errors import shorten
 from millstream._protocol.jsonrpc import MALFORMED, Json, decoder
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, RawParams, value_of
@@ -240,7 +241,7 @@ def _recent(kept: tuple[Any, ...]) -> RecentCall:
 
 
 def _short(text: str) -> str:
-    return redact_text(text if len(text) <= MAX_NAME else f"{text[:MAX_NAME]}…")
+    return redact_text(shorten(text, MAX_NAME))
 
 
 _VARIABLE_PARTS = re.compile(r"\b(?:[0-9a-f]{8,}(?:-[0-9a-f]{4,}){0,8}|\d+(?:[.,:]\d+){0,8})\b", re.IGNORECASE)
@@ -284,7 +285,7 @@ def redact_arguments(call: Call) -> str | None:
         text = "" if given is None else msgspec.json.encode(redact(given), enc_hook=repr).decode()
     except (TypeError, *MALFORMED):
         return None
-    return text if len(text) <= MAX_ARGUMENTS else f"{text[:MAX_ARGUMENTS]}…"
+    return shorten(text, MAX_ARGUMENTS)
 
 
 def redact_error(call: Call, answer: bytes) -> str:
@@ -301,4 +302,4 @@ def redact_error(call: Call, answer: bytes) -> str:
         blocks = found.content if found.result is None else found.result.content
         text = blocks[0].text if blocks else ""
     text = _headline(text)
-    return redact_text(text if len(text) <= MAX_ERROR else f"{text[:MAX_ERROR]}…")
+    return redact_text(shorten(text, MAX_ERROR))

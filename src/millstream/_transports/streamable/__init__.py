@@ -175,7 +175,7 @@ class StreamLog(Struct, eq=False):
                 )
             self.kept = False
             if mark == END:
-                streams.end_later(self.name, self.end)
+                streams.unended.keep(self.name, self.end)
         return None
 
     async def end(self) -> None:
@@ -342,7 +342,7 @@ class HttpSessions:
         """Bytes of capabilities stored in it."""
         self._ended = Share()
         """Sessions that have ended in it."""
-        services.records.on_forget(self._remembered.clear)
+        services.records.on_forget = self._remembered.clear
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
         """Create a session for a handshake, and return it with its sealed id. The store gets only data that doesn't fit

@@ -305,7 +305,7 @@ class Streamable:
             if (
                 not method.startswith("notifications/")
                 or method == "notifications/cancelled"
-                or services.notification_filters.functions
+                or services.notification_filters
                 or method in self._dispatcher.registry.notification_handlers
             ):
                 return None
