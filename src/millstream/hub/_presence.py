@@ -203,11 +203,6 @@ class PresenceChanges:
         self._last_dropped = replace(self.last, journal_offset=offset, announced=0)
         self._changes.clear()
 
-    def resume_id(self, place: str, offset: int) -> str:
-        """Return the id of a journal position, with the number of the last change after it, if any."""
-        last = self.last
-        return f"{place}-{last.number}" if last.after(offset, None) else place
-
     def since(self, offset: int, number: int | None) -> tuple[deque[PresenceChange], bool]:
         """Return the changes after an event id, and whether they are complete."""
         changes = deque(change for change in self._changes if change.after(offset, number))

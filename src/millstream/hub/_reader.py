@@ -140,7 +140,9 @@ class JournalReader:
         self._store = store
         self._journal = journal
         self._pages = SharedReads[Page](_page_size)
-        self._indexes = SharedReads[HistoryIndex](_index_size)
+        self._indexes = SharedReads[HistoryIndex](
+            lambda index: _INDEX_OVERHEAD + len(index.offsets) * _INDEX_ENTRY_BYTES
+        )
         self._id_search: asyncio.Task[None] | None = None
         """The search of the journal for publisher-assigned ids."""
         self._searched = "", 0
@@ -310,10 +312,6 @@ def _offset(entry: Entry) -> int:
 
 def _page_size(page: Page) -> int:
     return sum(len(entry.data) for entry in page)
-
-
-def _index_size(index: HistoryIndex) -> int:
-    return _INDEX_OVERHEAD + len(index.offsets) * _INDEX_ENTRY_BYTES
 
 
 def _is_full(page: Page) -> bool:

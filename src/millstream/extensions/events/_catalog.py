@@ -49,7 +49,7 @@ MAX_ARGUMENTS = 16 * 1024
 Match = Callable[[Any, Any, Principal | None], bool]
 """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
 
-_logger = logging.getLogger("millstream.events")
+logger = logging.getLogger("millstream.events")
 _encode_canonical = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -208,7 +208,7 @@ class EventType:
         try:
             return bool(self._match(payload, arguments.value, principal))
         except Exception:
-            _logger.exception("The match function of the event %r failed; the event isn't delivered", self.name)
+            logger.exception("The match function of the event %r failed; the event isn't delivered", self.name)
             return False
 
 

@@ -78,11 +78,6 @@ class WebhookSubscription(Struct, frozen=True, array_like=True):
     credential: str = ""
     """Revocation id of the last refresh's token, see `ServerHost.is_revoked`."""
 
-    def signing_keys(self, now: float) -> list[bytes]:
-        """Return the current signing keys, newest first."""
-        old = self.old_secret if now < self.old_until else ""
-        return [read_secret(each) for each in (self.secret, old) if each]
-
 
 class Status(Struct, frozen=True, array_like=True):
     """Delivery status of a subscription."""
@@ -324,14 +319,15 @@ class WebhookSender(Struct, frozen=True):
         """POST a message and return the outcome, including failures of the endpoint.
 
         Args:
-            subscription: Has the signing keys, and the principal whose share the request uses.
+            subscription: Has the secrets, and the principal whose share the request uses.
             url: URL of the endpoint.
             message_id: Id of the message, the same for each attempt.
             body: JSON body.
             now: Current Unix time.
         """
         signed = b"%b.%d.%b" % (message_id.encode(), now, body)
-        signatures = [hmac.digest(key, signed, sha256) for key in subscription.signing_keys(now)]
+        keys = subscription.secret, subscription.old_secret if now < subscription.old_until else ""
+        signatures = [hmac.digest(read_secret(each), signed, sha256) for each in keys if each]
         headers = {
             "content-type": "application/json",
             "user-agent": "millstream",
