@@ -48,7 +48,7 @@ def check_target(channel: str) -> None:
         raise Forbidden("publish", channel)
 
 
-class AccessRules(Struct, eq=False):
+class AccessRules(Struct):
     """The access checks of one hub. They change nothing."""
 
     _audience: Audience

@@ -165,7 +165,7 @@ def _group(subscriptions: Iterable[Subscription]) -> FanOut:
     return [(encode, list(outlets)) for encode, outlets in groups.items()]
 
 
-class Interest(Struct, eq=False):
+class Interest(Struct):
     """The topics of the journal that this worker follows, because it has subscribers for them."""
 
     _tail: Tail
@@ -224,6 +224,13 @@ class Delivery:
     change_tail: Tail
     """The reader of presence changes."""
     interest: Interest
+    published: Position | None = None
+    """The position of this worker's last event without a subscriber here."""
+    delivered = 0
+    gaps = 0
+    _bytes_since_count = 0
+    """Bytes written since the unread bytes were last counted."""
+    _waiting_bytes = 0
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration
@@ -235,15 +242,8 @@ class Delivery:
         self.presence_changes = PresenceChanges(store)
         self.mailboxes = Mailboxes(store.kv, self.journal, limits)
         self.audience = Audience(limits)
-        self.published: Position | None = None
-        """The position of this worker's last event without a subscriber here."""
-        self._bytes_since_count = 0
-        """Bytes written since the unread bytes were last counted."""
         self._waiting: dict[OutputStream, int] = {}
         """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
-        self._waiting_bytes = 0
-        self.delivered = 0
-        self.gaps = 0
         self.cut: Counter[str] = Counter()
 
     async def open(self) -> None:

@@ -91,6 +91,8 @@ class Hub:
         >>> await hub.publish("broadcast", {"text": "hello"})
     """
 
+    _published = 0
+
     def __init__(
         self,
         store: Store,
@@ -121,7 +123,6 @@ class Hub:
         self._replay_limiter = Limiter("replays", REPLAYS, clock=lambda: asyncio.get_running_loop().time())
         self._replays = {"full": 0, "gap": 0}
         self._tasks: list[asyncio.Task[None]] = []
-        self._published = 0
 
     async def open(self) -> None:
         """Find the end of the journal and start listening. The store must be open."""

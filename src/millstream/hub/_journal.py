@@ -30,7 +30,7 @@ _MAX_RECENT = 2_000
 _MAX_RECENT_BYTES = 4 * 1024 * 1024
 
 
-class Journal(Struct, eq=False):
+class Journal(Struct):
     """The journal and histories, as written and read by one worker."""
 
     _store: Store

@@ -55,7 +55,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(UndeliveredMessage).decode
 
 
-class Mailboxes(Struct, eq=False):
+class Mailboxes(Struct):
     """The offsets and undelivered messages of clients."""
 
     _kv: Map
@@ -162,6 +162,13 @@ _RETRY = 1.0
 class EventListener:
     """The events of a pattern."""
 
+    _saved: bytes | None = None
+    """The position as it's saved."""
+    _completed: bytes | None = None
+    """The position to save. It differs from `_saved` while it's being saved."""
+    _listens = False
+    """Whether the store reports every append."""
+
     def __init__(self, store: Store, pattern: str, name: str, is_open: Callable[[], bool]) -> None:
         """Create it. Arguments and errors are those of `Hub.listen`; it ends once `is_open` returns False."""
         check_pattern(pattern)
@@ -178,12 +185,6 @@ class EventListener:
         # Process
         self._holds = not name
         """Whether this listener may read: always without a name, or else while it has the lease."""
-        self._saved: bytes | None = None
-        """The position as it's saved."""
-        self._completed: bytes | None = None
-        """The position to save. It differs from `_saved` while it's being saved."""
-        self._listens = False
-        """Whether the store reports every append."""
         self._wakeup = asyncio.Event()
         self._outage = LogOnce(
             logger, f"Events of {pattern!r} can't be read; retrying", f"Events of {pattern!r} can be read again."

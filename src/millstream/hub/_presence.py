@@ -39,7 +39,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Member).decode
 
 
-class Presence(Struct, eq=False):
+class Presence(Struct):
     """The members of all channels, as registered by one worker.
 
     Each channel is a member group in the store. A worker registers its connected clients there under its lease. If the

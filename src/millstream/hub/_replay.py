@@ -61,6 +61,17 @@ class _History(Struct):
 class CatchUp:
     """The replay for one subscriber."""
 
+    gap_sent = False
+    """Whether a gap event was sent. It's sent only once."""
+    wrote = False
+    """Whether any event was written."""
+    _last_written = 0
+    """The offset of the last written event."""
+    _page: int | None = None
+    """The start of the last journal page that was read."""
+    _unread = 0
+    """Bytes written since the last check for space in the outlet."""
+
     def __init__(self, delivery: Delivery, subscription: Subscription, replays: Limiter) -> None:
         self._delivery = delivery
         self._journal = journal = delivery.journal
@@ -73,26 +84,16 @@ class CatchUp:
         """Whether a channel is wanted. Patterns are matched once per channel."""
         self._position = subscription.since = journal.offset
         """The offset up to which all wanted events are written."""
-        self._last_written = 0
-        """The offset of the last written event."""
         subscription.last_change = delivery.presence_changes.last.number
         self._changes_after: tuple[int, int | None] = 0, subscription.last_change
         """The journal offset and number of the last presence change that the subscriber received."""
         self._epoch = journal.epoch
         self._last_dropped: dict[str, int] = {}
         """Offset of the newest event that each channel's history has dropped."""
-        self.gap_sent = False
-        """Whether a gap event was sent. It's sent only once."""
-        self._page: int | None = None
-        """The start of the last journal page that was read."""
         self._cursors: list[HistoryCursor] = []
         """Positions in the histories of the channels."""
-        self._unread = 0
-        """Bytes written since the last check for space in the outlet."""
         self._pending_changes: deque[PresenceChange] = deque()
         """Presence changes to write before the next event."""
-        self.wrote = False
-        """Whether any event was written."""
 
     async def resume(self, id: str) -> None:
         """Continue after the event with this id."""

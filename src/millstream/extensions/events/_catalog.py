@@ -212,7 +212,7 @@ class EventType:
             return False
 
 
-class Reader(Struct, eq=False):
+class Reader(Struct):
     """What one subscription receives of an event type."""
 
     kind: EventType
@@ -239,7 +239,7 @@ class Reader(Struct, eq=False):
 T = TypeVar("T")
 
 
-class FilterIndex(Struct, Generic[T], eq=False):
+class FilterIndex(Struct, Generic[T]):
     """An index of an event type's subscribers by the values in their filters.
 
     Finding the subscribers of an event takes no longer if more others exist.
@@ -322,7 +322,7 @@ def _filters_of(payload: Json) -> Json:
     return {**schema, "$defs": payload["$defs"]} if "$defs" in payload else schema
 
 
-class EventCatalog(Struct, eq=False):
+class EventCatalog(Struct):
     """Event types by name and by the class of their payload."""
 
     _by_name: dict[str, EventType] = {}

@@ -154,7 +154,7 @@ class OutgoingMessage(Struct, eq=False):
         return encode(occurrence(self.job.kind.name, self.content, position(self.job.hub, settled)))
 
 
-class Outbox(Struct, eq=False):
+class Outbox(Struct):
     """The scheduled and running deliveries of one worker."""
 
     _sender: WebhookSender
@@ -269,7 +269,7 @@ class Outbox(Struct, eq=False):
         await cancel_all(*self._running)
 
 
-class EventDelivery(Struct, eq=False):
+class EventDelivery(Struct):
     """The deliveries of one event type on one worker, active while the worker has the lease."""
 
     kind: EventType

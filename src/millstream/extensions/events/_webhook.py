@@ -111,7 +111,7 @@ _decode_undelivered = msgspec.msgpack.Decoder(UndeliveredEvents).decode
 _decode_expirations = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
-class SubscriptionStore(Struct, eq=False):
+class SubscriptionStore(Struct):
     """The subscriptions of all workers."""
 
     _host: ServerHost
@@ -376,7 +376,7 @@ class SubscribeParams(ReadParams, kw_only=True):
     ttl_ms: float | UnsetType | None = UNSET
 
 
-class WebhookMethods(Struct, eq=False):
+class WebhookMethods(Struct):
     """The methods that change webhook subscriptions."""
 
     _catalog: EventCatalog

@@ -261,7 +261,7 @@ _STATUS_INTERVAL = 1.0
 _WORKER_STOPPED = "The worker that ran this task stopped before the task was done. Call the tool again."
 
 
-class _Run(Struct, eq=False):
+class _Run(Struct):
     """A task on this worker."""
 
     name: str
@@ -300,13 +300,14 @@ class _Run(Struct, eq=False):
 class TaskRunner(TaskRecords):
     """The tasks of one worker, which runs some of those in the store."""
 
+    _closing = False
+
     def __init__(self, host: ServerHost) -> None:
         """Create a runner of the host's calls. `open` starts it."""
         super().__init__(host)
         self._settings = host.settings
         self._me = host.worker
         self._running: dict[str, _Run] = {}
-        self._closing = False
         self._sweep_event = asyncio.Event()
         """Set to search for tasks of dead workers."""
         self._tasks = Tasks()
