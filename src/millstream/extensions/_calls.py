@@ -54,12 +54,11 @@ class ReplyStream:
         ``await stream.wait_closed()``.
     """
 
-    __slots__ = ("_call", "_closed_event", "_unregister")
+    _unregister: Callable[[], None]
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._closed_event = asyncio.Event()
-        self._unregister: Callable[[], None]
 
     async def __aenter__(self) -> Self:
         """Open the stream.

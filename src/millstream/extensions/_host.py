@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Raw, Struct
@@ -18,11 +19,11 @@ from millstream._protocol.handlers import (
     result_object,
     with_decoded_params,
 )
-from millstream._protocol.jsonrpc import Json, decoder, encode, notification_message
+from millstream._protocol.jsonrpc import decoder, encode, notification_message
 from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import InputResponseRequestParams
 from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import ALL, BY_DATE, NEWEST
+from millstream._protocol.revisions import BY_DATE, NEWEST
 from millstream._protocol.seal import Rounds, RoundState
 from millstream._server.calls.call import RUNNING, Call
 from millstream._server.calls.services import Broadcast
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from millstream.hub import Hub
 
 T = TypeVar("T")
-EVERY_REVISION = frozenset(revision.date for revision in ALL)
 _decode_rounds = decoder(InputResponseRequestParams)
 
 
@@ -77,7 +77,6 @@ class ListenSubscription(Struct, eq=False):
             close()
 
 
-BeginTask = Callable[[PendingCall], Awaitable[bytes] | None]
 OpenFilter = Callable[[Any, ListenSubscription, CallContext], Awaitable[Any]]
 """``open(wanted, subscription, ctx)`` returns the accepted filter as JSON, or None to reject it."""
 
@@ -89,8 +88,7 @@ class ServerHost:
         self._host = host
         self._name = name
         self._experimental = experimental
-        self._revisions = frozenset(revisions or EVERY_REVISION)
-        self._required_capability: Json = {"extensions": {name: {}}}
+        self._revisions = frozenset(revisions or BY_DATE)
         host.services.peers.on(ExtensionBroadcast, self._deliver_broadcast, own=True)
 
     # State of the server
@@ -233,7 +231,7 @@ class ServerHost:
     @property
     def capabilities(self) -> Mapping[str, Any]:
         """The capabilities that the server announces in the newest revision."""
-        return self._host.registry.capabilities(ALL[-1])
+        return self._host.registry.capabilities(NEWEST)
 
     # The protocol
 
@@ -274,7 +272,8 @@ class ServerHost:
             return encode(result)[1:-1]
 
         names = {name: header} if header else {}
-        self._host.extend(Registered("", {}, {name: answer}, self._effective_revisions(revisions), header_params=names))
+        dates = frozenset(revisions or self._revisions)
+        self._host.extend(Registered("", {}, {name: answer}, dates, header_params=names))
 
     def notification(self, name: str, handler: Handler, *, revisions: Collection[str] = ()) -> None:
         """Handle a notification of clients. The arguments are those of the decorator `notification`.
@@ -288,7 +287,7 @@ class ServerHost:
             ValueError: MCP or another extension already defines the notification.
             TypeError: The handler has parameters other than params and a context.
         """
-        run, dates = with_decoded_params(handler, CallContext), self._effective_revisions(revisions)
+        run, dates = with_decoded_params(handler, CallContext), frozenset(revisions or self._revisions)
 
         async def handle(call: Call) -> None:
             if call.revision.date in dates:
@@ -318,7 +317,7 @@ class ServerHost:
             revisions: Dates of the revisions that announce it; by default the extension's.
         """
         key, members = name or self._name, {**value}
-        dates = self._effective_revisions(revisions)
+        dates = frozenset(revisions or self._revisions)
         self._host.extend(Registered(member or key, {key: members} if member else members, {}, dates))
 
     def serves(self, method: str, revision: str = NEWEST.date) -> bool:
@@ -379,7 +378,7 @@ class ServerHost:
         """
         return name in self._host.registry.tools
 
-    def on_task_call(self, begin: "BeginTask") -> None:
+    def on_task_call(self, begin: Callable[[PendingCall], Awaitable[bytes] | None]) -> None:
         """Call ``begin(call)`` before each call of a tool with ``task=``.
 
         It returns None to let the call run as usual, or an awaitable that either returns the result of
@@ -396,11 +395,7 @@ class ServerHost:
 
         services = self._host.services
         services.tasks = begin_pending
-
-        def forget() -> None:
-            services.tasks = None
-
-        self._host.on_close(forget)
+        self._host.on_close(partial(setattr, services, "tasks", None))
 
     def run_call(
         self,
@@ -493,8 +488,7 @@ class ServerHost:
             if declared:
                 self._check_declared(call)
             subscription = ListenSubscription(call, push)
-            agreed = await open(wanted, subscription, CallContext(call))
-            return agreed, subscription.end
+            return await open(wanted, subscription, CallContext(call)), subscription.end
 
         self._host.extend(Registered("", {}, {}, self._revisions, filters={member: serve}))
 
@@ -525,13 +519,10 @@ class ServerHost:
         if message.source == self._name:
             self._host.services.changes.emit(Broadcast("broadcast", "", message.to, message.message))
 
-    def _effective_revisions(self, revisions: Collection[str]) -> frozenset[str]:
-        return frozenset(revisions or self._revisions)
-
     def _check_declared(self, call: Call) -> None:
         if self._experimental and self._name in call.client.experimental:
             return
-        require_capabilities(call.client.capabilities, self._required_capability)
+        require_capabilities(call.client.capabilities, {"extensions": {self._name: {}}})
 
     # Time
 

@@ -91,11 +91,7 @@ async def post(
         )
     except TlsFailed:
         raise PostFailed("tls_error") from None
-    except TimeoutError:
-        raise PostFailed("timeout") from None
-    except ClientError as error:
-        late = isinstance(error.__cause__, TimeoutError)
+    except (AddressRefused, ClientError, OSError, UnicodeError) as error:
+        late = isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError)
         raise PostFailed("timeout" if late else "connection_refused") from None
-    except (AddressRefused, OSError, UnicodeError):
-        raise PostFailed("connection_refused") from None
     return PostReply(reply.status, reply.body)

@@ -10,11 +10,10 @@
 
 import asyncio
 import contextlib
-import logging
 import re
 from collections.abc import Awaitable, Collection, Mapping
 from functools import lru_cache, partial
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Any
 
 import msgspec
@@ -38,7 +37,7 @@ from millstream.client import (
 from millstream.client.lowlevel import NO_HANDSHAKE, RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, Cycle, extend_path
-from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, Ticket
+from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, Tagged, Ticket
 from millstream.gateway._relay import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
@@ -46,6 +45,7 @@ from millstream.gateway._relay import (
     Relay,
     can_ask,
     declare,
+    logger,
     project_answer,
     project_question,
 )
@@ -84,12 +84,9 @@ from millstream.protocol import (
     foreign_decoder,
 )
 
-logger = logging.getLogger("millstream.gateway")
-
 NAME = "millstream-gateway"
 """Name and version that the gateway sends to upstreams."""
 
-_NO_HEADERS: Mapping[str, str] = {}
 _MAX_LINKS_PER_KEY, _MAX_HTTP_LINKS_PER_KEY = 64, 8
 """Maximum concurrent connections for the calls with one key. A separate connection shows which call a question belongs
 to. On Streamable HTTP, fewer are needed, because most questions name their call.
@@ -128,24 +125,24 @@ _decode_task = foreign_decoder(Task)
 _decode_elicit = decoder(ElicitResult)
 
 
-class _Rounds(Struct, array_like=True, tag=True):
+class _Rounds(Tagged):
     """State that an upstream of the per-request era expects back."""
 
     state: str | None
     keys: list[str]
 
 
-class _Urls(Struct, array_like=True, tag=True):
+class _Urls(Tagged):
     """Questions whether the user has opened URLs, by key."""
 
     questions: Json
 
 
-class _SavedResult(Struct, array_like=True, tag=True):
+class _SavedResult(Tagged):
     result: Raw
 
 
-class StoredTask(Struct, array_like=True, tag=True):
+class StoredTask(Tagged):
     """A task of an upstream, between two client requests or two runs of the gateway's own task."""
 
     id: str
@@ -178,7 +175,7 @@ def forward(
     params: bytes,
     name: str,
     *,
-    headers: Mapping[str, str] = _NO_HEADERS,
+    headers: Mapping[str, str] = {},
 ) -> Awaitable[bytes]:
     """Send a request to an upstream and return the raw JSON object of its result.
 
@@ -299,7 +296,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         return bytes(previous.result)
     if previous is None and (refusal := breaker.refusal(call, method, name)):
         raise refused_error(call, upstream, refusal)
-    started, answered = perf_counter(), False
+    started, answered = monotonic(), False
     try:
         if isinstance(previous, Ticket):
             work: Awaitable[bytes] = upstream.gateway.parked_calls.resume(forwarding, previous)
@@ -331,7 +328,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         if link is not None:
             link.calls -= 1
         if answered:
-            breaker.succeed(perf_counter() - started, call, method, name)
+            breaker.succeed(monotonic() - started, call, method, name)
     if denied is not None:
         if recovered or credentials is None or not await credentials.recover(call, denied):
             raise no_response_error(call, upstream, denied)
@@ -426,7 +423,7 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
 
 
 @lru_cache(256)
-def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = False) -> bytes:
+def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool) -> bytes:
     declared = declare(abilities, source)
     if tasks:
         declared["extensions"] = {**declared.get("extensions", {}), TASKS: {}}
@@ -443,7 +440,8 @@ def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool = F
 class _ForwardedCall(Relay):
     """A call that is being forwarded to an upstream, and its state, carried by its client's retries."""
 
-    __slots__ = ("_ask", "_link", "_send", "_slot", "_source", "_upstream", "previous")
+    previous: _State | None = None
+    _link: Link
 
     def __init__(
         self,
@@ -470,8 +468,6 @@ class _ForwardedCall(Relay):
         self._ask = ask
         self._source = source
         self._slot = f"gateway {ask.method} {ask.name}"
-        self._link: Link
-        self.previous: _State | None = None
         raw = call.saved_value(self._slot)
         if raw is not None:
             name, self.previous = _decode_state(raw)

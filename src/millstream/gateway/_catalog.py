@@ -145,6 +145,9 @@ _decode_catalog = decoder(Catalog)
 class StoredCatalog:
     """The copy of one upstream's catalog in the store, shared by all workers of a server."""
 
+    _last_hash = b""
+    """Hash of the copy that this worker last read or wrote."""
+
     def __init__(self, store: Store, server: str, name: str, address: str) -> None:
         """Create it without reading anything; see `load`.
 
@@ -160,8 +163,6 @@ class StoredCatalog:
         """Whether other workers use the same copy."""
         self.time: Callable[[], float] = store.time if store.shared else time
         """Clock for `Catalog.taken_at`, in Unix time."""
-        self._last_hash = b""
-        """Hash of the copy that this worker last read or wrote."""
 
     async def load(self) -> Catalog | None:
         """Return the copy, or None if it's missing or unreadable, or the store is unavailable."""
@@ -178,7 +179,7 @@ class StoredCatalog:
         self._last_hash = _hash_of(found)
         return found
 
-    async def save(self, catalog: Catalog, *, renew: bool = False) -> None:
+    async def save(self, catalog: Catalog, *, renew: bool) -> None:
         """Write a copy, unless it's stored already.
 
         Args:
@@ -335,10 +336,6 @@ INSTRUCTIONS = "server", "instructions"
 """Kind and name of the upstream's instructions, which models follow like tool descriptions."""
 
 
-class PinsUnavailable(ClientError):
-    """The accepted definitions can't be read at the moment."""
-
-
 class QuarantinedItem(Struct, frozen=True):
     """An item that isn't offered, because its definition isn't the accepted one."""
 
@@ -361,9 +358,10 @@ def pinned_items(catalog: Catalog) -> Iterator[tuple[str, str, Description]]:
 class AcceptedFile:
     """The file of accepted definitions: upstream -> kind -> name -> definition."""
 
+    _stamp: object = None
+
     def __init__(self, path: str | Path) -> None:
         self.path: Path = Path(path)
-        self._stamp: object = None
         self._definitions: dict[str, AcceptedDefinitions] = {}
 
     def of(self, upstream: str) -> AcceptedDefinitions:
@@ -422,7 +420,7 @@ class Pins:
         """Split a catalog into accepted items and quarantined ones.
 
         Raises:
-            PinsUnavailable: The store or the file can't be read.
+            ClientError: The store or the file can't be read at the moment.
         """
         items, found = list(pinned_items(catalog)), list[QuarantinedItem]()
         kept: dict[str, dict[str, Description]] = {kind: {} for kind in (*METHODS, INSTRUCTIONS[0])}
@@ -450,7 +448,7 @@ class Pins:
                 else:
                     found.append(QuarantinedItem(kind, name, definition, pinned))
         except LocalError as exc:
-            raise PinsUnavailable(str(exc)) from exc
+            raise ClientError(str(exc)) from exc
         instructions = catalog.instructions if kept.pop(INSTRUCTIONS[0]) else ""
         return structs.replace(catalog, instructions=instructions, **kept), found
 

@@ -121,8 +121,7 @@ class ConfigValue(Struct, frozen=True):
         table = self.table()
         for key, each in table.items():
             if key not in known:
-                near = closest_name(key, known)
-                hint = suggest(key, tuple(known)) if near else f"use one of {', '.join(known)}."
+                hint = suggest(key, tuple(known)) if closest_name(key, known) else f"use one of {', '.join(known)}."
                 if key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
                 elif len(self.where) == 2 and key in ("document", "base_url", "operations"):
@@ -483,14 +482,15 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
     ignored: dict[str, None] = {}
     for name, entry in root.member(servers).table().items():
         table = entry.table()
-        values = {key: each.expand().convert(options[key].type) for key, each in table.items() if key in options}
-        if values.get("disabled"):
+        server = _Server(
+            **{key: each.expand().convert(options[key].type) for key, each in table.items() if key in options}
+        )
+        if server.disabled:
             continue
         unknown = [key for key in table if key not in options]
         ignored |= dict.fromkeys(unknown)
-        server = _Server(**values)
-        url_field = next((key for key in ("url", "httpUrl", "serverUrl") if values.get(key)), "")
-        url = values.get(url_field, "")
+        url_field = next((key for key in ("url", "httpUrl", "serverUrl") if getattr(server, key)), "")
+        url: str = getattr(server, url_field, "")
         if bool(url) == bool(server.command):
             likely = ((key, closest_name(key, ("command", "url"))) for key in unknown)
             hint = next((f" (did you mean {near} instead of {key}?)" for key, near in likely if near), "")

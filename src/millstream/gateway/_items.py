@@ -8,7 +8,6 @@ policy has no rules for unknown methods. Skills have a known shape, so those of 
 """
 
 import copy
-import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -20,7 +19,7 @@ from millstream.client import InvalidResponse
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
 from millstream.gateway._names import MatchedUri, Names, UpstreamPattern, with_origin
-from millstream.gateway._relay import UI
+from millstream.gateway._relay import UI, logger
 from millstream.gateway._results import split_result
 from millstream.gateway._upstream import Upstream
 from millstream.parts import (
@@ -105,16 +104,13 @@ def _identity(values: Any) -> Any:
 
 def _with_view(description: Description, names: Names) -> Description:
     """Return the description of a tool with the prefix in the URI of its view, see ``io.modelcontextprotocol/ui``."""
-    meta = members(description.get("_meta"))
-    if not names.prefix or not meta:
-        return description
-    changed = dict(meta)
+    meta = dict(members(description.get("_meta")))
     if isinstance(uri := meta.get(_LEGACY_VIEW_KEY), str):
-        changed[_LEGACY_VIEW_KEY] = names.uri(uri)
+        meta[_LEGACY_VIEW_KEY] = names.uri(uri)
     ui = members(meta.get("ui"))
     if isinstance(uri := ui.get("resourceUri"), str):
-        changed["ui"] = {**ui, "resourceUri": names.uri(uri)}
-    return {**description, "_meta": changed}
+        meta["ui"] = {**ui, "resourceUri": names.uri(uri)}
+    return {**description, "_meta": meta}
 
 
 _LEGACY_VIEW_KEY = "ui/resourceUri"
@@ -222,17 +218,13 @@ class UpstreamTool(_UpstreamItem, Tool):
         try:
             members, call.meta = split_result(value, "content", upstream.link_uri if upstream.names.prefix else None)
             if upstream.catalog.revision > revision.date:
-                wraps = self.wraps and not _is_wrapped(members)
+                value = decode_object(b"{%b}" % members).get("structuredContent") if self.wraps else None
+                # A value in an object was wrapped already, as for a call of an older revision.
+                wraps = self.wraps and not (is_object(value) and [*value] == ["result"])
                 members = project_tool_result(members, revision, wraps=wraps)
         except MALFORMED as exc:
             raise _malformed_error(call, upstream, exc) from None
         return members
-
-
-def _is_wrapped(members: bytes) -> bool:
-    """Return whether the structured value is already wrapped in an object, as for a call of an older revision."""
-    value = decode_object(b"{%b}" % members).get("structuredContent")
-    return is_object(value) and [*value] == ["result"]
 
 
 class UpstreamPrompt(_UpstreamItem, Prompt):
@@ -369,7 +361,6 @@ Hides = Callable[[Upstream, str], bool]
 """``hides(upstream, uri)`` returns whether a URI on this server belongs to another upstream or isn't offered."""
 _SEPARATOR = " "
 _FORWARDED_MEMBERS = ("nextCursor", "ttlMs")
-_logger = logging.getLogger("millstream.gateway")
 
 
 class _Params(Struct):
@@ -396,11 +387,12 @@ class ExtensionForwarding:
         hides: See `Hides`.
     """
 
+    _skilled: Sequence[Upstream] = ()
+    """Upstreams whose skills are merged, in the order of the list."""
+
     def __init__(self, host: Host, hides: Hides) -> None:
         self._host = host
         self._hides = hides
-        self._skilled: Sequence[Upstream] = ()
-        """Upstreams whose skills are merged, in the order of the list."""
         self._skill_methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
             "skills/list": self._list,
             "skills/get": self._get,
@@ -487,11 +479,10 @@ class ExtensionForwarding:
             except (ProtocolError, ToolError) as exc:
                 if not remaining:
                     raise
-                _logger.debug("Skipped the skills of the upstream %s: %s", upstream.name, exc)
+                logger.debug("Skipped the skills of the upstream %s: %s", upstream.name, exc)
                 upstream, upstream_cursor = remaining.pop(0), ""
         result = self._hints(upstream, page)
-        skills = [self._skill(call, upstream, each) for each in _objects(page.get("skills"))]
-        result["skills"] = [each for each in skills if each is not None]
+        result["skills"] = self._visible_skills(call, upstream, page.get("skills"))
         next_cursor = page.get("nextCursor")
         if isinstance(next_cursor, str) and next_cursor:
             result["nextCursor"] = f"{upstream.name}{_SEPARATOR}{next_cursor}"
@@ -504,8 +495,8 @@ class ExtensionForwarding:
         upstream, original_uri = self._resolve(uri)
         if upstream is not None and self._can_read(call, upstream, uri):
             page = await self._ask(call, upstream, uri=original_uri)
-            if (skill := self._skill(call, upstream, page.get("skill"))) is not None:
-                return encode({**self._hints(upstream, page), "skill": skill})[1:-1]
+            if skills := self._visible_skills(call, upstream, [page.get("skill")]):
+                return encode({**self._hints(upstream, page), "skill": skills[0]})[1:-1]
         raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(uri)}.")
 
     async def _read_directory(self, call: Call) -> bytes:
@@ -523,8 +514,7 @@ class ExtensionForwarding:
         try:
             return decode_object(raw)
         except MALFORMED as exc:
-            text = f"The server {upstream.name!r} returned an invalid result"
-            raise ProtocolError(INTERNAL_ERROR, text) from exc
+            raise ProtocolError(INTERNAL_ERROR, f"The server {upstream.name!r} returned an invalid result.") from exc
 
     # Entries
 
@@ -536,21 +526,19 @@ class ExtensionForwarding:
                 return upstream, original_uri
         return None, ""
 
-    def _skill(self, call: Call, upstream: Upstream, skill: Any) -> Json | None:
-        """Return a skill as the caller sees it; None if it's hidden from the caller."""
-        uri = skill.get("uri") if is_object(skill) else None
-        if not isinstance(uri, str) or not self._can_read(call, upstream, prefixed_uri := upstream.names.uri(uri)):
-            return None
-        visible = {**skill, "uri": prefixed_uri}
-        if is_array(skill.get("resources")):
-            visible["resources"] = self._entries(call, upstream, skill["resources"])
-        return visible
+    def _visible_skills(self, call: Call, upstream: Upstream, skills: Any) -> list[Json]:
+        """Return skills as the caller sees them, without those that are hidden from the caller."""
+        found = self._entries(call, upstream, skills)
+        for skill in found:
+            if is_array(skill.get("resources")):
+                skill["resources"] = self._entries(call, upstream, skill["resources"])
+        return found
 
     def _entries(self, call: Call, upstream: Upstream, entries: Any) -> list[Json]:
         found = [
             {**each, "uri": upstream.names.uri(each["uri"])}
-            for each in _objects(entries)
-            if isinstance(each.get("uri"), str)
+            for each in (entries if is_array(entries) else ())
+            if is_object(each) and isinstance(each.get("uri"), str)
         ]
         return [each for each in found if self._can_read(call, upstream, each["uri"])]
 
@@ -573,18 +561,13 @@ def _read(call: Call) -> _Params:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
 
 
-def _objects(value: Any) -> list[Json]:
-    return [each for each in value if is_object(each)] if is_array(value) else []
-
-
 async def _forward(call: Call, upstream: Upstream) -> bytes:
     if not call.revision.handshake and call.params:
         take_rounds(call, _decode_rounds(call.params))
     params = {
         name: value for name, value in decode_members(call.params or b"{}").items() if name not in _RESERVED_PARAMS
     }
-    header = (call.headers or {}).get(b"mcp-name", b"")
-    name = decode_name(header.strip(b" \t"))
+    name = decode_name((call.headers or {}).get(b"mcp-name", b"").strip(b" \t"))
     result = await forward(call, upstream, call.method, encode(params), name)
     try:
         members_of_result = decode_object(result)

@@ -163,11 +163,12 @@ def _insert(text: str, root: Node, node: Node, name: str, value: Any) -> str:
 class _Style:
     """The formatting style of a document."""
 
+    unit = "  "
+
     def __init__(self, text: str, root: Node) -> None:
         self._text = text
         self.end = "\r\n" if "\r\n" in text else "\n"
         first = next(iter(root.members.values()), None)
-        self.unit = "  "
         if first is not None:
             # Without line breaks, everything is on one line.
             self.unit = (self.margin(first.name_start) or "  ") if "\n" in text[root.start : root.end] else ""
@@ -182,5 +183,4 @@ class _Style:
         if margin is None or not self.unit:
             separators = (", ", ": ") if self.unit else (",", ":")
             return json.dumps(value, ensure_ascii=False, separators=separators)
-        lines = json.dumps(value, ensure_ascii=False, indent=self.unit).split("\n")
-        return f"{self.end}{margin}".join(lines)
+        return json.dumps(value, ensure_ascii=False, indent=self.unit).replace("\n", f"{self.end}{margin}")

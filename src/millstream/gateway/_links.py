@@ -7,7 +7,6 @@ Clients never see an upstream's session id.
 
 import asyncio
 import contextlib
-import logging
 import math
 import random
 from collections import Counter, deque
@@ -19,7 +18,7 @@ from msgspec import Struct, field
 from millstream import ProtocolError
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client.lowlevel import Conversation
-from millstream.gateway._relay import Relays
+from millstream.gateway._relay import Relays, logger
 from millstream.parts import Call, Pool, Tasks, cancel_all, has_failed, retry_delay
 from millstream.protocol import INVALID_REQUEST, OVERLOADED, Json, Share, SubscriptionFilter
 
@@ -84,7 +83,7 @@ class Link(Struct, eq=False):
         return not self.calls and self.open_task is None and self.key != SHARED_KEY
 
 
-class Links(Struct, eq=False):
+class Links(Struct):
     """The connections to one upstream; `open` makes them."""
 
     connect: Callable[[LinkKey, str], Link]
@@ -223,8 +222,6 @@ async def _close(link: Link) -> None:
     await link.conversation.close()
 
 
-logger = logging.getLogger("millstream.gateway")
-
 MAX_WATCHED = 1000
 """Maximum watched resources of one upstream, half of them per caller. Callers can watch the same ones."""
 _MIN_SIZE = 131
@@ -234,7 +231,7 @@ _RETRY = 15.0
 """Seconds before a failed subscription is retried."""
 
 
-class ResourceWatches(Struct, eq=False):
+class ResourceWatches(Struct):
     """Watches resources of one upstream. `start` begins those that are already followed."""
 
     name: str
@@ -333,8 +330,7 @@ class ResourceWatches(Struct, eq=False):
                 for refused in tasks[1:]:
                     refused.cancel()
                 settled = asyncio.Event()
-                newest = asyncio.create_task(self._watch(sorted(self.watched), settled, tasks[:1]))
-                tasks = [*tasks[:1], newest]
+                tasks = [*tasks[:1], asyncio.create_task(self._watch(sorted(self.watched), settled, tasks[:1]))]
                 await settled.wait()
         finally:
             for task in tasks:

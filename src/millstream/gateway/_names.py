@@ -102,8 +102,7 @@ class Names:
         if separator and _SEPARATOR not in scheme:
             return f"{scheme}{_SEPARATOR}{rest}"
         # A URI with an authority carries the prefix there, so no two upstreams claim the same one.
-        has_prefix = _SEPARATOR not in uri and uri.startswith(self._scheme)
-        return uri[len(self._scheme) :] if has_prefix else None
+        return uri.removeprefix(self._scheme) if _SEPARATOR not in uri and uri.startswith(self._scheme) else None
 
 
 class MatchedUri(dict[str, Any]):

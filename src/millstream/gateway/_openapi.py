@@ -50,7 +50,7 @@ from millstream.protocol import (
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"
-_PLACES = frozenset(("path", "query", "header", "cookie"))
+_PLACES = "path", "query", "header", "cookie"
 _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema whose definitions are inlined."""
 _MAX_NAME = 56
@@ -348,8 +348,7 @@ class _Conversion(Struct):
         if not target:
             return {}
         if id(target) not in self.names:
-            plain = re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).rpartition("/")[2])
-            name = unused_name(plain, self.definitions)
+            name = unused_name(re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).rpartition("/")[2]), self.definitions)
             self.names[id(target)], self.definitions[name] = name, {}
             self.pending.append((name, target))
         return {"$ref": f"#/$defs/{self.names[id(target)]}"}
@@ -422,7 +421,6 @@ def _content_of(holder: Json, other_types: tuple[str, ...]) -> tuple[str, Json]:
     return "", {}
 
 
-_FIRST_ERROR_STATUS, _TOO_MANY_REQUESTS = 400, 429
 _TIMEOUT = 30.0
 
 
@@ -516,9 +514,9 @@ def check_response(response: Any) -> Any:
     Raises:
         ToolError: It's an error.
     """
-    if response.status_code == _TOO_MANY_REQUESTS:
+    if response.status_code == 429:
         raise ToolError("The API is rate limiting this server. Try again later.")
-    if response.status_code >= _FIRST_ERROR_STATUS:
+    if response.status_code >= 400:
         reason = f" {response.reason_phrase}" if response.reason_phrase else ""
         body = shorten(str(_response_value(response)), _MAX_ERROR_TEXT)
         raise ToolError(f"HTTP error {response.status_code}:{reason} - {body}")
@@ -717,7 +715,13 @@ def register(
         ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
     """
     document = Document(spec)
-    client = client if client is not None else _client_of_url(document.url)
+    if client is None:
+        url = document.url
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(
+                f"The document has no absolute server URL ({url!r}): pass client=httpx2.AsyncClient(base_url=…)"
+            )
+        client = _http().AsyncClient(base_url=url, timeout=_TIMEOUT)
     used_names: set[str] = set()
     for operation in document.operations():
         kind = next((each for each in routes if each.matches(operation)), RouteMap()).kind
@@ -751,14 +755,6 @@ def _http() -> Any:
         except ImportError:
             continue
     raise ImportError("from_openapi and from_fastapi require an HTTP client: pip install httpx2")
-
-
-def _client_of_url(url: str) -> Any:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(
-            f"The document has no absolute server URL ({url!r}): pass client=httpx2.AsyncClient(base_url=…)"
-        )
-    return _http().AsyncClient(base_url=url, timeout=_TIMEOUT)
 
 
 LOCAL_URL = "http://localhost"

@@ -6,7 +6,6 @@ leave the base URL. Requests use the outbound engine of the client.
 
 import asyncio
 import contextlib
-import logging
 import random
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -50,11 +49,8 @@ from millstream.http import ConnectionPool, Endpoint, Inflow, Url, parse_url
 from millstream.parts import Call, Pool, encode_result
 from millstream.protocol import NEWEST, encode, exceeds_limits
 
-logger = logging.getLogger("millstream.gateway")
-
 MAX_DEPTH = 64
 MAX_OPERATIONS = 1000
-_OK = 200
 _PATH = re.compile(r"/(?!/)[^\s?#\\]*")
 _HEADER = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -129,6 +125,14 @@ class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
     item_classes: ClassVar = {"tools": ApiTool}
+    _digest = b""
+    """Digest of the text that the operations were read from."""
+    _skipped: frozenset[str] = frozenset()
+    """Operations that the last document has but that aren't offered."""
+    _base: Url
+    """Base URL of all requests, set before any tool exists."""
+    _client: Any = None
+    """HTTP client of an application in this process."""
 
     def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
         """See `Upstream`."""
@@ -144,14 +148,6 @@ class ApiUpstream(Upstream):
         names = (*config.forward_headers, *config.headers, *static_headers)
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
         """Headers that arguments can't set, because the operator configures them."""
-        self._digest = b""
-        """Digest of the text that the operations were read from."""
-        self._skipped: frozenset[str] = frozenset()
-        """Operations that the last document has but that aren't offered."""
-        self._base: Url
-        """Base URL of all requests, set before any tool exists."""
-        self._client: Any = None
-        """HTTP client of an application in this process."""
         self._pools: dict[str, ConnectionPool] = {}
         self._places = Pool(MAX_HTTP_CALLS, several=gateway.pool.places.several)
 
@@ -334,7 +330,7 @@ class ApiUpstream(Upstream):
         async with asyncio.timeout(self.config.timeout):
             reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
         reply.discard()
-        if reply.status != _OK or reply.stream is not None:
+        if reply.status != 200 or reply.stream is not None:
             raise ValueError(f"{url} returned status {reply.status} instead of a document.")
         return reply.body
 

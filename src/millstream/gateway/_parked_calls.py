@@ -55,7 +55,11 @@ _WAKE_TIMEOUT = 30.0
 Notify = Callable[[str, bytes], None]
 
 
-class Ticket(Struct, array_like=True, tag=True):
+class Tagged(Struct, array_like=True, tag=True):
+    """Data that other workers or later requests decode: an array that begins with the name of its class."""
+
+
+class Ticket(Tagged):
     """Identifies the call that a retry resumes."""
 
     worker: str
@@ -63,7 +67,7 @@ class Ticket(Struct, array_like=True, tag=True):
     round: int
 
 
-class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
+class WakeCall(Tagged, tag="wake"):
     """A client's answers to the questions of a forwarded call, which waits on the receiver."""
 
     number: int
@@ -75,13 +79,13 @@ class WakeCall(Struct, frozen=True, array_like=True, tag="wake"):
     """JSON: answers by the keys of their questions."""
 
 
-class LeaveCall(Struct, frozen=True, array_like=True, tag="leave"):
+class LeaveCall(Tagged, tag="leave"):
     """The client that resumed a call canceled it."""
 
     number: int
 
 
-class CallNews(Struct, frozen=True, array_like=True, tag="news"):
+class CallNews(Tagged, tag="news"):
     """A message about a resumed call, for the worker with its client's request."""
 
     number: int
@@ -91,39 +95,37 @@ class CallNews(Struct, frozen=True, array_like=True, tag="news"):
 
 
 _Letter = WakeCall | LeaveCall | CallNews
-_decode_message = msgspec.msgpack.Decoder(_Letter).decode
+_decode_letter = msgspec.msgpack.Decoder(_Letter).decode
 _PART = "gateway"
 
 Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
 
 
-class _Message(Struct, array_like=True, tag=True):
-    """A message about a call, from the worker that holds it."""
+class _Notification(Tagged):
+    """Progress or a log message of the call."""
 
-
-class _Notification(_Message):
     method: str
     params: bytes
 
 
-class _Result(_Message):
+class _Result(Tagged):
     body: bytes
 
 
-class _Questions(_Message):
+class _Questions(Tagged):
     """The call waits for answers to these questions, which are JSON by key."""
 
     ticket: Ticket
     questions: bytes
 
 
-class _Refusal(_Message):
+class _Refusal(Tagged):
     """The client's request doesn't fit the call."""
 
     message: str
 
 
-class _Failure(_Message):
+class _Failure(Tagged):
     """The upstream's error. `data` is JSON."""
 
     code: int
@@ -131,20 +133,21 @@ class _Failure(_Message):
     data: bytes
 
 
-class _NoResult(_Message):
+class _NoResult(Tagged):
     """The call to the upstream has failed."""
 
     message: str
     late: bool
 
 
-class _LostCall(_Message):
+class _LostCall(Tagged):
     """The call was canceled, or its worker has stopped."""
 
 
 _Outcome = _Result | _Questions | _Refusal | _Failure | _NoResult | _LostCall
 _News = _Notification | _Outcome
-_encode_news = msgspec.msgpack.encode
+"""What the worker that holds a call says about it."""
+_encode = msgspec.msgpack.encode
 _decode_news: Callable[[bytes], _News] = msgspec.msgpack.Decoder(_News).decode
 
 
@@ -156,10 +159,14 @@ class _OpenQuestion(Struct):
 class ParkedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
-    __slots__ = (
-        "_backlog", "_calls", "_change", "_keys", "_notify", "_open", "admitted", "binding", "id", "round", "size",
-        "source", "task", "timer",
-    )  # fmt: skip
+    admitted: bool = False
+    """Whether there's room for it to be parked."""
+    binding: bytes = b""
+    """Hash of principal, method, name, and arguments."""
+    round: int = 0
+    """Number of rounds of questions so far."""
+    timer: asyncio.TimerHandle | None = None
+    """Ends the call if the client doesn't answer; None while a client request is waiting for the call."""
 
     def __init__(self, relay: Relay, source: Revision, size: int, exchange: Exchange, calls: "ParkedCalls") -> None:
         """Start the call to the upstream.
@@ -173,16 +180,8 @@ class ParkedCall(Recipient):
         """
         super().__init__(relay.call, relay.abilities, relay.redactor)
         self.id: str = secrets.token_hex(16)
-        self.admitted: bool = False
-        """Whether there's room for it to be parked."""
         self.source: Revision = source
         self.size: int = size
-        self.binding: bytes = b""
-        """Hash of principal, method, name, and arguments."""
-        self.round: int = 0
-        """Number of rounds of questions so far."""
-        self.timer: asyncio.TimerHandle | None = None
-        """Ends the call if the client doesn't answer; None while a client request is waiting for the call."""
         self._calls = calls
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}
@@ -267,7 +266,7 @@ class ParkedCall(Recipient):
             notify(*self._backlog.take())
 
 
-class _Remote(Struct, eq=False):
+class _Remote(Struct):
     """A call on another worker, resumed by a request on this one."""
 
     worker: str
@@ -405,8 +404,7 @@ class ParkedCalls:
         try:
             async with limit:
                 wake = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
-                message = PartMessage(_PART, msgspec.msgpack.encode(wake))
-                if not await self._services.peers.deliver(worker, message, call.owner):
+                if not await self._services.peers.deliver(worker, PartMessage(_PART, _encode(wake)), call.owner):
                     raise call_error(call, CALL_LOST)
                 outcome = await remote.outcome
         except (LocalError, OSError) as exc:  # a timeout is an OSError, too
@@ -433,7 +431,7 @@ class ParkedCalls:
                 raise ProtocolError(INVALID_PARAMS, outcome.message)
 
     async def _send(self, worker: str, message: _Letter) -> bool:
-        return await self._services.peers.send(worker, PartMessage(_PART, msgspec.msgpack.encode(message)))
+        return await self._services.peers.send(worker, PartMessage(_PART, _encode(message)))
 
     def _send_soon(self, worker: str, message: LeaveCall | CallNews) -> None:
         async def send() -> None:
@@ -445,7 +443,7 @@ class ParkedCalls:
     def _receive(self, letter: PartMessage, worker: str) -> None:
         if letter.part != _PART:
             return
-        message: _Letter = _decode_message(letter.body)
+        message: _Letter = _decode_letter(letter.body)
         match message:
             case WakeCall():
                 self._on_wake_call(message, worker)
@@ -497,7 +495,7 @@ class ParkedCalls:
             parked = self._find(message.id)
             parked.wake(message.round, message.binding, decode_members(message.responses), outbox.put)
         except ProtocolError as exc:
-            self._send_soon(worker, CallNews(number, _encode_news(_Refusal(exc.message))))
+            self._send_soon(worker, CallNews(number, _encode(_Refusal(exc.message))))
             return
         # One follower for each parked call, so the owner's share of parked calls bounds its followers.
         self._followed[worker, number] = parked
@@ -517,7 +515,7 @@ class ParkedCalls:
             outbox.stop()
 
     async def _report(self, worker: str, number: int, message: _News) -> None:
-        body = _encode_news(message)
+        body = _encode(message)
         for at in range(0, len(body), _MAX_MESSAGE):
             news = CallNews(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
             if not await self._send(worker, news):

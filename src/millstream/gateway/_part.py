@@ -71,13 +71,13 @@ class GatewayPart:
 
     name: str = "gateway"
     needs: Collection[str] = ("lifespan",)
+    _name_conflict = ""
+    """Error message about an upstream's item that conflicts with this server's own."""
 
     def __init__(self, definition: GatewayDefinition) -> None:
         self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
 
-        self._name_conflict = ""
-        """Error message about an upstream's item that conflicts with this server's own."""
         self._announcement: Announcement = {"id": "", "upstreams": {}}
         """See `_names`."""
 
@@ -189,15 +189,15 @@ class GatewayPart:
             raise LocalError(
                 f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…."
             )
-        url, configured = server.url, dict(config.headers)
+        url, configured = server.url, [*config.headers]
         if isinstance(auth, StaticHeaders):
-            configured |= dict.fromkeys(auth.headers, "")
+            configured += auth.headers
         elif auth is not None:
             if any(each.lower() == "authorization" for each in config.headers):
                 raise LocalError(
                     f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them."
                 )
-            configured["authorization"] = ""
+            configured.append("authorization")
         forward = check_forwarded(name, config.forward_headers, configured)
         if isinstance(auth, TokenExchange | PerUserOAuth) and host.guard is None:
             kind = auth.__struct_config__.tag
@@ -261,7 +261,7 @@ class GatewayPart:
             for name, each in self.upstreams.items()
             if isinstance(each.credentials, PersonalCredentials)
         }
-        ConnectionsPage(self._host, connections, server=self.definition.title).serve()
+        ConnectionsPage(self._host, connections, server=self.definition.title)
 
     async def _wait_for_lists(self) -> None:
         """Wait for the first lists, up to each upstream's `start_timeout`."""
@@ -317,24 +317,31 @@ class GatewayPart:
         if host.metrics is None:
             return
 
-        def up_states() -> dict[tuple[str, ...], float]:
-            return {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()}
-
         def figures(figure: str) -> dict[tuple[str, ...], float]:
             return {(name,): upstream.breaker.describe().get(figure, 0) for name, upstream in self.upstreams.items()}
 
-        def links() -> dict[tuple[str, ...], float]:
-            return {(name,): len(upstream.links) for name, upstream in self.upstreams.items()}
-
         read, label = host.metrics.read, ("upstream",)
-        read("gauge", "gateway_up", "Whether an upstream can be reached.", up_states, label, merge="min")
+        read(
+            "gauge",
+            "gateway_up",
+            "Whether an upstream can be reached.",
+            lambda: {(name,): float(upstream.state == "ready") for name, upstream in self.upstreams.items()},
+            label,
+            merge="min",
+        )
         for name, text in (
             ("calls", "Calls sent to an upstream."),
             ("unanswered", "Calls sent to an upstream that got no usable response."),
             ("refused", "Calls not sent, because earlier ones have failed."),
         ):
             read("counter", f"gateway_{name}_total", text, partial(figures, name), label)
-        read("gauge", "gateway_links", "Open connections.", links, label)
+        read(
+            "gauge",
+            "gateway_links",
+            "Open connections.",
+            lambda: {(name,): len(upstream.links) for name, upstream in self.upstreams.items()},
+            label,
+        )
         for share in ("p50_ms", "p99_ms"):
             text = f"{share[:3]} of the response times of recent calls."
             read("gauge", f"gateway_{share}", text, partial(figures, share), label, merge="max")
@@ -490,9 +497,10 @@ class GatewayPart:
 
         This prevents an upstream from receiving calls that are meant for another one.
         """
-        length = len(upstream.names.prefix)
-        others = (each for each in self.upstreams.values() if len(each.names.prefix) > length)
-        return next((each for each in others if each.names.original(kind, name) is not None), None)
+        for each in self.upstreams.values():
+            if len(each.names.prefix) > len(upstream.names.prefix) and each.names.original(kind, name) is not None:
+                return each
+        return None
 
     def _report_name_conflict(self, upstream: Upstream, kind: str, name: str) -> None:
         """Log an item whose name is taken. The first item stays registered."""
@@ -524,8 +532,7 @@ class GatewayPart:
         """Find the upstream of an unlisted URI, because results may link to it."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
-            listed = "resources" in upstream.catalog.capabilities
-            if own_uri is None or not listed or self._hides(upstream, uri):
+            if own_uri is None or "resources" not in upstream.catalog.capabilities or self._hides(upstream, uri):
                 continue
             rules = upstream.policy.rules_of(uri)
             if rules is not None:

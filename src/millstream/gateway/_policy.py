@@ -176,8 +176,7 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
 
 
 def _has_claim(claim: Any, value: Any) -> bool:
-    items = claim if is_array(claim) else (claim,)
-    return any(type(each) is type(value) and each == value for each in items)
+    return any(type(each) is type(value) and each == value for each in (claim if is_array(claim) else (claim,)))
 
 
 SaveResult = Callable[[Call, bytes, float], Awaitable[Json | None]]

@@ -150,6 +150,10 @@ class ProcessTarget(Struct, frozen=True):
 class UpstreamProcesses:
     """The processes of one upstream, created by `ProcessPool.add`."""
 
+    last_crash: "ProcessTransport | None" = None
+    """Last process that crashed."""
+    _waiting = 0
+
     def __init__(self, pool: "ProcessPool", config: ProcessOptions, command: Command) -> None:
         self.pool: ProcessPool = pool
         self.config: ProcessOptions = config
@@ -162,9 +166,6 @@ class UpstreamProcesses:
         self.spares: deque[ProcessTransport] = deque()
         self._refills = Tasks()
         self.crashes: Recent[str, _Crashes] = Recent(_MAX_KEYS)
-        self.last_crash: ProcessTransport | None = None
-        """Last process that crashed."""
-        self._waiting = 0
         self.counts: Counter[str] = Counter()
 
     def target(self, key: str = "", *, owner: str = "") -> ProcessTarget:
@@ -496,8 +497,7 @@ class ProcessTransport(StdioTransport):
         processes.crashes.keep(self.key, crashes)
         crashes.count = max(0, crashes.count - int((now - self.started_at) / _UPTIME_PER_CRASH)) + 1
         if crashes.count > 1:  # the first restart is immediate
-            was_calling = self.has_served and self.waiting > 0
-            longest = _LONGEST_DELAY_AFTER_CALL if was_calling else _LONGEST_DELAY
+            longest = _LONGEST_DELAY_AFTER_CALL if self.has_served and self.waiting > 0 else _LONGEST_DELAY
             crashes.retry_at = now + retry_delay(crashes.count - 2, _FIRST_DELAY, longest)
         exit_code = self.process and self.process.get_returncode()
         _logger.warning("%s: process %d exited with code %s", processes.config.name, self.pid, exit_code)
@@ -541,10 +541,11 @@ class ListenerRelay(Struct, eq=False):
 class ErrorLog:
     """A rate-limited log of the standard error of one upstream's processes."""
 
+    _dropped_count = 0
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._lines = Share(_ERROR_LINES_PER_SECOND)
-        self._dropped_count = 0
 
     def write(self, line: str, pid: int, owner: str = "") -> None:
         """Log one line of an owner's process, truncated and without control characters."""
@@ -570,13 +571,14 @@ class Watchdog:
     reach child processes (``npx``, ``uv run``), exists only on Linux, and takes effect when the starting thread ends.
     """
 
+    _process: asyncio.subprocess.Process | None = None
+    _closing = False
+
     def __init__(self) -> None:
         self.mark: tuple[str, str] = ("_MILLSTREAM_GATEWAY", token_hex(16))
         """A variable in the environment of all processes to end."""
         self._groups: set[int] = set()
-        self._process: asyncio.subprocess.Process | None = None
         self._lock = asyncio.Lock()
-        self._closing = False
 
     @property
     def _input(self) -> asyncio.StreamWriter | None:

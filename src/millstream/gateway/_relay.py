@@ -173,8 +173,6 @@ class ProgressStep(Struct, omit_defaults=True):
 class Recipient:
     """The client of one forwarded call, as seen by a connection to an upstream."""
 
-    __slots__ = ("abilities", "owner", "redactor", "revision", "session", "signed_in", "wants_progress")
-
     def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
         """Store what's known of the client.
 
@@ -293,8 +291,7 @@ def _project_sampling(params: Json, declared: Json, source: Revision, target: Re
     if source.content <= target.content and source.sampling_tools <= target.sampling_tools:
         return params
     try:
-        messages = _decode_messages(encode(params.get("messages")))
-        return {**params, "messages": project_conversation(messages, target)}
+        return {**params, "messages": project_conversation(_decode_messages(encode(params.get("messages"))), target)}
     except (msgspec.ValidationError, RecursionError) as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     except ToolError as exc:
@@ -383,6 +380,9 @@ _decode_details = decoder(_Details)
 class NotificationQueue:
     """A bounded queue of notifications about one call, which sends them in the background, in order."""
 
+    _size = 0
+    _sender: asyncio.Task[None] | None = None
+
     def __init__(self, send: Callable[[str, bytes], Awaitable[None]] | None = None) -> None:
         """Create an empty queue.
 
@@ -392,8 +392,6 @@ class NotificationQueue:
         """
         self._send = send
         self._waiting: deque[tuple[str, bytes]] = deque()
-        self._size = 0
-        self._sender: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -447,8 +445,6 @@ class NotificationQueue:
 
 class Relay(Recipient):
     """The client of a call that runs on this worker."""
-
-    __slots__ = ("_levels", "_urls", "call", "level", "outbox")
 
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """Create a relay.

@@ -133,9 +133,10 @@ class SearchPart:
 
     name: str = "search"
     needs: Collection[str] = ()
+    _index: asyncio.Future[ToolIndex] | None = None
 
     def __init__(self, definition: object) -> None:
-        self._index: asyncio.Future[ToolIndex] | None = None
+        """Create the part. It needs nothing of the definition."""
 
     async def open(self, host: Host) -> None:
         """Register both tools, and hide the others from the list.

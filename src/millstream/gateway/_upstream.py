@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import logging
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
@@ -56,7 +55,7 @@ from millstream.gateway._policy import Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
-from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities
+from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities, logger
 from millstream.http import ArrivingBytes, Inflow
 from millstream.parts import Call, Host, Item, Pool, Recent, ServerChange, cancel_all, retry_delay
 from millstream.protocol import (
@@ -73,8 +72,6 @@ from millstream.protocol import (
 if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
 
-logger = logging.getLogger("millstream.gateway")
-
 State = Literal["connecting", "ready", "degraded"]
 
 CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
@@ -86,7 +83,7 @@ _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
 _MAX_WARNINGS = 1000
 _MAX_PLAIN_METAS = 256
-_WEB_SCHEMES = frozenset({"data", "http", "https", "mailto"})
+_WEB_SCHEMES = "data", "http", "https", "mailto"
 """Schemes of links that clients open themselves."""
 
 
@@ -397,8 +394,8 @@ class Upstream:
             principal = call.principal.id if program is None else caller_of(call.principal)
         per_request = not self.revision.handshake
         if self._shares_processes:
-            own_process = self.config.isolation == "per_principal"
-            return LinkKey(principal if own_process else "", handshake=self._in_sessions)
+            owner = principal if self.config.isolation == "per_principal" else ""
+            return LinkKey(owner, handshake=self._in_sessions)
         # Many servers with both eras can ask questions in only one of them, so each client gets its own era.
         # Tasks exist only in the newer era.
         handshake = (
@@ -421,10 +418,7 @@ class Upstream:
 
     def abilities(self, call: Call) -> bytes:
         """Return what the upstream may ask the client of a call, see `_relay.abilities_of`."""
-        return self._limit_abilities(abilities_of(call))
-
-    def _limit_abilities(self, abilities: bytes) -> bytes:
-        return limit_abilities(abilities, self.policy.questions)
+        return limit_abilities(abilities_of(call), self.policy.questions)
 
     @property
     def has_tasks(self) -> bool:
@@ -445,7 +439,7 @@ class Upstream:
         newer = not link.conversation.negotiated.revision.handshake
         if not (newer and self._shares_processes and self.has_handshake):
             return ""
-        if not can_ask(self._limit_abilities(ALL_ABILITIES)):
+        if not can_ask(limit_abilities(ALL_ABILITIES, self.policy.questions)):
             return "The gateway's policy refuses its questions."
         remedy = "It restarts to be able to. Call again."
         if self.catalog.asks_by_handshake:
@@ -486,7 +480,7 @@ class Upstream:
         config, everything = self.config, self._shares_processes or key == self.lister
         relays = Relays(
             config.name,
-            self._limit_abilities(ALL_ABILITIES) if everything else key.capabilities,
+            limit_abilities(ALL_ABILITIES, self.policy.questions) if everything else key.capabilities,
             in_process=isinstance(self._target, _SharedServer),
             log=None if self.processes is None else self.processes.log.write,
         )
@@ -515,8 +509,7 @@ class Upstream:
             observer=relays.receive,
             era=self._era,
         )
-        shared = self._uses_http and not owner
-        places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if shared else None
+        places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if self._uses_http and not owner else None
         return Link(key, owner, conversation, relays, places)
 
     async def _shared_conversation(self) -> Conversation:

@@ -28,7 +28,7 @@ from millstream.hub._channels import (
 from millstream.hub._delivery import Audience
 from millstream.hub._subscriber import Authorize
 
-_logger = logging.getLogger("millstream.hub")
+logger = logging.getLogger("millstream.hub")
 
 SubscribeRule = Callable[[Principal | None, str], bool]
 """``rule(principal, channel)`` returns whether a peer may receive a channel without filtering. It must not block or
@@ -48,7 +48,7 @@ def check_target(channel: str) -> None:
         raise Forbidden("publish", channel)
 
 
-class AccessRules(Struct, eq=False):
+class AccessRules(Struct):
     """The access checks of one hub. They change nothing."""
 
     _audience: Audience
@@ -148,7 +148,7 @@ def deny_on_errors(authorize: Authorize) -> Authorize:
         except Exception as exc:
             if type(exc) not in logged:
                 logged.add(type(exc))
-                _logger.exception(
+                logger.exception(
                     "The authorization hook failed, so access was denied. Later failures of this kind aren't logged."
                 )
             return False

@@ -8,7 +8,6 @@ outlet has its own bound, but there can be thousands, so the bytes that all of t
 that, the slowest outlets are cut.
 """
 
-import logging
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +23,7 @@ from millstream._stores.tail import Tail
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, LimitExceeded, is_pattern, topic_for
 from millstream.hub._event import Event, cut, gap
 from millstream.hub._journal import JOURNAL, Journal
-from millstream.hub._mailbox import Mailboxes
+from millstream.hub._mailbox import Mailboxes, logger
 from millstream.hub._presence import STREAM, PresenceChanges
 from millstream.hub._reader import JournalReader
 from millstream.hub._subscriber import Encode, PatternIndex, Subscription
@@ -166,7 +165,7 @@ def _group(subscriptions: Iterable[Subscription]) -> FanOut:
     return [(encode, list(outlets)) for encode, outlets in groups.items()]
 
 
-class Interest(Struct, eq=False):
+class Interest(Struct):
     """The topics of the journal that this worker follows, because it has subscribers for them."""
 
     _tail: Tail
@@ -216,8 +215,6 @@ class Interest(Struct, eq=False):
 
 SLOW = "slow"
 
-_logger = logging.getLogger("millstream.hub")
-
 
 class Delivery:
     """Reads the journal and presence changes, and writes them to the audience."""
@@ -227,6 +224,13 @@ class Delivery:
     change_tail: Tail
     """The reader of presence changes."""
     interest: Interest
+    published: Position | None = None
+    """The position of this worker's last event without a subscriber here."""
+    delivered = 0
+    gaps = 0
+    _bytes_since_count = 0
+    """Bytes written since the unread bytes were last counted."""
+    _waiting_bytes = 0
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
         # configuration
@@ -238,15 +242,8 @@ class Delivery:
         self.presence_changes = PresenceChanges(store)
         self.mailboxes = Mailboxes(store.kv, self.journal, limits)
         self.audience = Audience(limits)
-        self.published: Position | None = None
-        """The position of this worker's last event without a subscriber here."""
-        self._bytes_since_count = 0
-        """Bytes written since the unread bytes were last counted."""
         self._waiting: dict[OutputStream, int] = {}
         """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
-        self._waiting_bytes = 0
-        self.delivered = 0
-        self.gaps = 0
         self.cut: Counter[str] = Counter()
 
     async def open(self) -> None:
@@ -313,7 +310,7 @@ class Delivery:
 
     def _send_gap(self, stream: str) -> None:
         self.gaps += 1
-        _logger.warning(
+        logger.warning(
             "Entries of the hub's %s were dropped before this worker read them. Its subscribers receive a gap event.",
             stream,
         )
@@ -321,10 +318,8 @@ class Delivery:
 
     def position_event(self) -> Event:
         """Return an event with this worker's position, so subscribers can resume before their first event."""
-        journal = self.journal
-        return Event(
-            "", None, None, self.presence_changes.resume_id(journal.current_id(), journal.offset), journal.offset
-        )
+        offset, id, last = self.journal.offset, self.journal.current_id(), self.presence_changes.last
+        return Event("", None, None, f"{id}-{last.number}" if last.after(offset, None) else id, offset)
 
     def write(self, event: Event, channel: str | None) -> None:
         """Write an event to the subscribers of a channel, or to all subscribers if it's None."""

@@ -5,7 +5,6 @@ and mailboxes and presence track clients. This module does no network I/O.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from heapq import nlargest
 from itertools import count
@@ -39,7 +38,7 @@ from millstream.hub._event import (
     encode_data,
     position_id,
 )
-from millstream.hub._mailbox import EventListener
+from millstream.hub._mailbox import EventListener, logger
 from millstream.hub._presence import Member, Place, Presence
 from millstream.hub._replay import REPLAYS, CatchUp
 from millstream.hub._subscriber import Authorize, Encode, Subscription
@@ -50,8 +49,6 @@ interruptions, so this is rarely needed, and it costs an idle worker two command
 """
 _PUBLICATIONS_PER_YIELD = 32
 """Publications after which the hub yields to the event loop, so sockets can send."""
-
-_logger = logging.getLogger("millstream.hub")
 
 
 Caller = Principal | None
@@ -94,6 +91,8 @@ class Hub:
         >>> await hub.publish("broadcast", {"text": "hello"})
     """
 
+    _published = 0
+
     def __init__(
         self,
         store: Store,
@@ -117,14 +116,13 @@ class Hub:
         self._departures: asyncio.Queue[Sequence[Place]] = asyncio.Queue()
         """Departures to publish in the background. Bounded by the number of subscribers."""
         self._presence_outage = LogOnce(
-            _logger,
+            logger,
             "The hub can't publish presence events; retrying",
             "The hub can publish presence events again.",
         )
         self._replay_limiter = Limiter("replays", REPLAYS, clock=lambda: asyncio.get_running_loop().time())
         self._replays = {"full": 0, "gap": 0}
         self._tasks: list[asyncio.Task[None]] = []
-        self._published = 0
 
     async def open(self) -> None:
         """Find the end of the journal and start listening. The store must be open."""
@@ -507,7 +505,7 @@ class Hub:
 
     async def _run_refreshes(self) -> None:
         trouble = LogOnce(
-            _logger, "The hub can't refresh its records; retrying", "The hub can refresh its records again."
+            logger, "The hub can't refresh its records; retrying", "The hub can refresh its records again."
         )
         for number in count(1):
             await asyncio.sleep(self.limits.refresh)

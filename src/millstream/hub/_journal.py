@@ -30,7 +30,7 @@ _MAX_RECENT = 2_000
 _MAX_RECENT_BYTES = 4 * 1024 * 1024
 
 
-class Journal(Struct, eq=False):
+class Journal(Struct):
     """The journal and histories, as written and read by one worker."""
 
     _store: Store
@@ -158,7 +158,7 @@ class Journal(Struct, eq=False):
                 return events, event.offset
         return events, self.offset
 
-    def recent_events(self, after: int = 0) -> Iterator[Event]:
+    def recent_events(self, after: int) -> Iterator[Event]:
         """Iterate over the cached events after an offset. No event must be added during the iteration."""
         recent = self._recent
         return islice(recent, bisect_right(recent, after, key=_offset), None)
@@ -182,15 +182,7 @@ class Journal(Struct, eq=False):
         """Return whether an entry belongs to the current epoch."""
         return entry.position.epoch == self.epoch
 
-    async def has_history(self, channel: str) -> bool:
-        """Return whether a channel has any history."""
-        return bool(await self._store.log.newest(history_stream(channel), 1))
-
-    def is_expired(self, event: Event) -> bool:
-        """Return whether an event is too old for its channel's history."""
-        return self.is_expired_time(event.channel, event.timestamp)
-
-    def is_expired_time(self, channel: str, at: float) -> bool:
+    def is_expired(self, channel: str, at: float) -> bool:
         """Return whether a time of publication is too old for a channel's history."""
         return at < self._clock() - self.bounds(channel)[1]
 

@@ -40,7 +40,7 @@ _TTL_FACTOR = 4
 """How much longer these records are kept than messages."""
 _BATCH_SIZE = 64
 
-_logger = logging.getLogger("millstream.hub")
+logger = logging.getLogger("millstream.hub")
 
 
 class UndeliveredMessage(Struct, frozen=True, array_like=True):
@@ -55,7 +55,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(UndeliveredMessage).decode
 
 
-class Mailboxes(Struct, eq=False):
+class Mailboxes(Struct):
     """The offsets and undelivered messages of clients."""
 
     _kv: Map
@@ -133,7 +133,7 @@ class Mailboxes(Struct, eq=False):
     async def run_saves(self) -> None:
         """Save pending offsets until canceled. Retry when the store fails."""
         outage = LogOnce(
-            _logger,
+            logger,
             "The hub can't save the mailbox positions of clients; retrying",
             "The hub can save the mailbox positions of clients again.",
         )
@@ -145,7 +145,7 @@ class Mailboxes(Struct, eq=False):
             if record is not None and parse_offset(_decode(record).place, self._journal.epoch) <= offset:
                 # The record stays if another worker has changed it.
                 await self._kv.compare_and_set(_UNDELIVERED_KEY + client_id, record, None, self._limits.mailbox_age)
-            if not await self._journal.has_history(CLIENT + client_id):
+            if not await self._journal.history(CLIENT + client_id, 1):
                 return  # made-up client ids must not leave records
         place = position_id(self._journal.epoch, offset).encode()
         await self._kv.put(_OFFSET_KEY + client_id, place, self._limits.mailbox_age * _TTL_FACTOR, lossy=True)
@@ -161,6 +161,13 @@ _RETRY = 1.0
 
 class EventListener:
     """The events of a pattern."""
+
+    _saved: bytes | None = None
+    """The position as it's saved."""
+    _completed: bytes | None = None
+    """The position to save. It differs from `_saved` while it's being saved."""
+    _listens = False
+    """Whether the store reports every append."""
 
     def __init__(self, store: Store, pattern: str, name: str, is_open: Callable[[], bool]) -> None:
         """Create it. Arguments and errors are those of `Hub.listen`; it ends once `is_open` returns False."""
@@ -178,15 +185,9 @@ class EventListener:
         # Process
         self._holds = not name
         """Whether this listener may read: always without a name, or else while it has the lease."""
-        self._saved: bytes | None = None
-        """The position as it's saved."""
-        self._completed: bytes | None = None
-        """The position to save. It differs from `_saved` while it's being saved."""
-        self._listens = False
-        """Whether the store reports every append."""
         self._wakeup = asyncio.Event()
         self._outage = LogOnce(
-            _logger, f"Events of {pattern!r} can't be read; retrying", f"Events of {pattern!r} can be read again."
+            logger, f"Events of {pattern!r} can't be read; retrying", f"Events of {pattern!r} can be read again."
         )
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -237,7 +238,7 @@ class EventListener:
         try:
             return await self._store.log.read(JOURNAL, position, _PAGE)
         except Gap as loss:
-            _logger.warning("Events of %r may be missing, because the journal dropped them.", self._pattern)
+            logger.warning("Events of %r may be missing, because the journal dropped them.", self._pattern)
             await self._save(loss.resume_from(position))
             return ()
 

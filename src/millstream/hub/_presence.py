@@ -39,7 +39,7 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Member).decode
 
 
-class Presence(Struct, eq=False):
+class Presence(Struct):
     """The members of all channels, as registered by one worker.
 
     Each channel is a member group in the store. A worker registers its connected clients there under its lease. If the
@@ -202,11 +202,6 @@ class PresenceChanges:
         """Drop all changes, because some were lost. The journal is at `offset`."""
         self._last_dropped = replace(self.last, journal_offset=offset, announced=0)
         self._changes.clear()
-
-    def resume_id(self, place: str, offset: int) -> str:
-        """Return the id of a journal position, with the number of the last change after it, if any."""
-        last = self.last
-        return f"{place}-{last.number}" if last.after(offset, None) else place
 
     def since(self, offset: int, number: int | None) -> tuple[deque[PresenceChange], bool]:
         """Return the changes after an event id, and whether they are complete."""

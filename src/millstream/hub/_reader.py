@@ -28,7 +28,7 @@ MAX_CACHE_BYTES = 16 * 1024 * 1024
 T = TypeVar("T")
 
 
-class _Read(Struct, Generic[T], eq=False):
+class _Read(Struct, Generic[T]):
     """A read in progress, or its cached result."""
 
     since: int
@@ -136,15 +136,18 @@ class HistoryIndex(Struct):
 class JournalReader:
     """The reads of one worker."""
 
+    _id_search: asyncio.Task[None] | None = None
+    """The search of the journal for publisher-assigned ids."""
+    _searched = "", 0
+    """The epoch and offset up to which the journal was searched."""
+
     def __init__(self, store: Store, journal: Journal) -> None:
         self._store = store
         self._journal = journal
         self._pages = SharedReads[Page](_page_size)
-        self._indexes = SharedReads[HistoryIndex](_index_size)
-        self._id_search: asyncio.Task[None] | None = None
-        """The search of the journal for publisher-assigned ids."""
-        self._searched = "", 0
-        """The epoch and offset up to which the journal was searched."""
+        self._indexes = SharedReads[HistoryIndex](
+            lambda index: _INDEX_OVERHEAD + len(index.offsets) * _INDEX_ENTRY_BYTES
+        )
         self.slots = asyncio.Semaphore(MAX_READERS)
         """Acquired while a subscriber keeps pages, and released while it waits for its connection."""
 
@@ -280,7 +283,7 @@ class JournalReader:
         self._searched = epoch, until
 
 
-class HistoryCursor(Struct, eq=False):
+class HistoryCursor(Struct):
     """The position of one subscriber in one history."""
 
     _reader: JournalReader
@@ -310,10 +313,6 @@ def _offset(entry: Entry) -> int:
 
 def _page_size(page: Page) -> int:
     return sum(len(entry.data) for entry in page)
-
-
-def _index_size(index: HistoryIndex) -> int:
-    return _INDEX_OVERHEAD + len(index.offsets) * _INDEX_ENTRY_BYTES
 
 
 def _is_full(page: Page) -> bool:

@@ -61,6 +61,17 @@ class _History(Struct):
 class CatchUp:
     """The replay for one subscriber."""
 
+    gap_sent = False
+    """Whether a gap event was sent. It's sent only once."""
+    wrote = False
+    """Whether any event was written."""
+    _last_written = 0
+    """The offset of the last written event."""
+    _page: int | None = None
+    """The start of the last journal page that was read."""
+    _unread = 0
+    """Bytes written since the last check for space in the outlet."""
+
     def __init__(self, delivery: Delivery, subscription: Subscription, replays: Limiter) -> None:
         self._delivery = delivery
         self._journal = journal = delivery.journal
@@ -73,26 +84,16 @@ class CatchUp:
         """Whether a channel is wanted. Patterns are matched once per channel."""
         self._position = subscription.since = journal.offset
         """The offset up to which all wanted events are written."""
-        self._last_written = 0
-        """The offset of the last written event."""
         subscription.last_change = delivery.presence_changes.last.number
         self._changes_after: tuple[int, int | None] = 0, subscription.last_change
         """The journal offset and number of the last presence change that the subscriber received."""
         self._epoch = journal.epoch
         self._last_dropped: dict[str, int] = {}
         """Offset of the newest event that each channel's history has dropped."""
-        self.gap_sent = False
-        """Whether a gap event was sent. It's sent only once."""
-        self._page: int | None = None
-        """The start of the last journal page that was read."""
         self._cursors: list[HistoryCursor] = []
         """Positions in the histories of the channels."""
-        self._unread = 0
-        """Bytes written since the last check for space in the outlet."""
         self._pending_changes: deque[PresenceChange] = deque()
         """Presence changes to write before the next event."""
-        self.wrote = False
-        """Whether any event was written."""
 
     async def resume(self, id: str) -> None:
         """Continue after the event with this id."""
@@ -126,7 +127,7 @@ class CatchUp:
         plan = self._merge(await self._histories(), seen, end)
         first = next(plan, None)
         if oldest > seen and (first is None or first[0] > oldest):
-            self._send_gap("expired" if self._journal.is_expired_time(channel, at) else "trimmed")
+            self._send_gap("expired" if self._journal.is_expired(channel, at) else "trimmed")
         elif self._last_dropped[channel] > seen:
             self._send_gap("trimmed")
         await self._write(first, plan)
@@ -177,7 +178,7 @@ class CatchUp:
                 subscription.last_change = change.number - 1
             self._changes_after = 0, change.number
             event = change.event
-            if self._is_missing(event.offset, event.channel) and not journal.is_expired(event):
+            if self._is_missing(event.offset, event.channel) and not journal.is_expired(event.channel, event.timestamp):
                 place = position_id(journal.epoch, max(change.journal_offset, self._last_written))
                 subscription.write(replace(event, id=f"{place}-{change.number}"))
 
@@ -191,7 +192,10 @@ class CatchUp:
         journal, outlet = self._journal, self._subscription.outlet
         while not outlet.closed:
             if journal.epoch != self._epoch or journal.offset < self._position:
-                self._skip_lost()
+                # This worker has lost events. Skip to where it restarted, like connected subscribers.
+                self._send_gap("epoch" if journal.epoch != self._epoch else "lost")
+                self._epoch, self._position, self._page = journal.epoch, journal.start_offset, None
+                self._subscription.since = journal.start_offset
             elif self._position == journal.offset:
                 return
             elif (
@@ -205,13 +209,6 @@ class CatchUp:
             elif not await self._write_page() and journal.epoch == self._epoch:
                 await self._write_from_histories()
             await self._wait_for_space()
-
-    def _skip_lost(self) -> None:
-        """Skip to the position where this worker restarted after losing events, like connected subscribers."""
-        journal = self._journal
-        self._send_gap("epoch" if journal.epoch != self._epoch else "lost")
-        self._epoch, self._position, self._page = journal.epoch, journal.start_offset, None
-        self._subscription.since = journal.start_offset
 
     async def _write_page(self) -> bool:
         """Write a page of events after `_position`. Return False if some were trimmed or the store has a new epoch."""
@@ -275,7 +272,7 @@ class CatchUp:
                 index = await self._reader.index(channel, newest and min(newest, limit) + 1)
             count = len(index.offsets)
             start = max(0, count - limit)
-            while start < count and journal.is_expired_time(channel, index.times[start]):
+            while start < count and journal.is_expired(channel, index.times[start]):
                 start += 1
             histories.append(_History(channel, index, start))
         return histories
@@ -300,7 +297,7 @@ class CatchUp:
             if (
                 event.offset > dropped
                 and self._is_missing(event.offset, event.channel)
-                and not journal.is_expired(event)
+                and not journal.is_expired(event.channel, event.timestamp)
             ):
                 cached.append(event.offset)
         sources.append(zip(cached, repeat(_CACHED)))
@@ -344,7 +341,7 @@ class CatchUp:
 
     def _write_unexpired(self, event: Event) -> None:
         """Write an event, or a gap if it's too old."""
-        if self._journal.is_expired(event):
+        if self._journal.is_expired(event.channel, event.timestamp):
             self._send_gap("expired")
         else:
             self._write_event(event)

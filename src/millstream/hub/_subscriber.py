@@ -94,7 +94,7 @@ class Subscription(Struct, eq=False):
         self._leave(self)
 
 
-class PatternIndex(Struct, eq=False):
+class PatternIndex(Struct):
     """The subscribers with patterns: those whose patterns start with the same segments, or all of them."""
 
     _children: dict[str, "PatternIndex"] = {}

@@ -104,25 +104,23 @@ class Apps(Extension):
             ValueError: The file or folder doesn't exist, or the URI or an option is invalid.
         """
         path = Path(source)
-        meta = metadata_of(options)
         if path.is_dir():
             base = uri.rstrip("/") or f"ui://{_check_name(path.resolve().name)}"
             files = sorted(each for each in path.glob("*.html") if each.is_file())
             if not files:
                 raise ValueError(f"{str(source)!r} contains no .html file. Add one for each view.")
             for each in files:
-                self._serve(each, f"{base}/{_check_name(each.stem)}", meta, options)
+                self._serve(each, f"{base}/{_check_name(each.stem)}", options)
         elif path.is_file():
             self._serve(
                 path,
                 uri or f"ui://{_check_name(path.resolve().parent.name)}/{_check_name(path.stem)}",
-                meta,
                 options,
             )
         else:
             raise ValueError(f"There is no file or folder {str(source)!r} in {Path.cwd()}.")
 
-    def _serve(self, file: Path, uri: str, meta: Json, options: AppOptions) -> None:
+    def _serve(self, file: Path, uri: str, options: AppOptions) -> None:
         check_uri(uri)
         path = file.resolve()
         read_view(path)
@@ -134,7 +132,8 @@ class Apps(Extension):
             except (OSError, ValueError) as exc:
                 raise LocalError(f"The view {path.name} can't be read: {exc}.") from exc
 
-        self.server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta or None, **labels)(view)
+        meta = metadata_of(options) or None
+        self.server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta, **labels)(view)
 
     def tool(
         self, uri: str, *, visibility: Sequence[Literal["model", "app"]] | None = None, **options: Unpack[ToolOptions]

@@ -88,6 +88,8 @@ class Events(Extension):
 
     name = "io.modelcontextprotocol/events"
     needs: Collection[str] = ("hub",)
+    _hub: Hub
+    _outbox: Outbox | None = None
 
     def __init__(
         self,
@@ -119,8 +121,6 @@ class Events(Extension):
         self._limits = max_subscriptions, max_subscriptions_each
         self._sender = WebhookSender(allow_any if private_callbacks else is_public, tls)
         self._retry_delay = retry_delay
-        self._hub: Hub
-        self._outbox: Outbox | None = None
 
     # Declarations
 

@@ -48,7 +48,7 @@ MAX_ARGUMENTS = 16 * 1024
 Match = Callable[[Any, Any, Principal | None], bool]
 """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
 
-_logger = logging.getLogger("millstream.events")
+logger = logging.getLogger("millstream.events")
 _encode_canonical = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -207,11 +207,11 @@ class EventType:
         try:
             return bool(self._match(payload, arguments.value, principal))
         except Exception:
-            _logger.exception("The match function of the event %r failed; the event isn't delivered", self.name)
+            logger.exception("The match function of the event %r failed; the event isn't delivered", self.name)
             return False
 
 
-class Reader(Struct, eq=False):
+class Reader(Struct):
     """What one subscription receives of an event type."""
 
     kind: EventType
@@ -238,7 +238,7 @@ class Reader(Struct, eq=False):
 T = TypeVar("T")
 
 
-class FilterIndex(Struct, Generic[T], eq=False):
+class FilterIndex(Struct, Generic[T]):
     """An index of an event type's subscribers by the values in their filters.
 
     Finding the subscribers of an event takes no longer if more others exist.
@@ -316,7 +316,7 @@ def _filters_of(payload: Json) -> Json:
     return {**schema, "$defs": payload["$defs"]} if "$defs" in payload else schema
 
 
-class EventCatalog(Struct, eq=False):
+class EventCatalog(Struct):
     """Event types by name and by the class of their payload."""
 
     _by_name: dict[str, EventType] = {}

@@ -31,11 +31,11 @@ class ClaudeChannel(Extension):
 
     name = "claude/channel"
     experimental = True
+    _host: ServerHost | None = None
 
     def __init__(self, events: Sequence[EventSubscription]) -> None:
         self._events = events
         self._ready = asyncio.Event()
-        self._host: ServerHost | None = None
 
     @override
     async def open(self, host: ServerHost) -> None:

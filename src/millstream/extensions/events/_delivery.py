@@ -6,7 +6,6 @@ deliveries of the last second, with the same ``webhook-id``.
 """
 
 import asyncio
-import logging
 import random
 import secrets
 from collections import Counter
@@ -19,7 +18,7 @@ from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
 from millstream.extensions import LocalError, LogOnce, ServerHost, Share, scopes_of
-from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, EventType, FilterIndex, Reader, sees
+from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, EventType, FilterIndex, Reader, logger, sees
 from millstream.extensions.events._event_methods import (
     Feed,
     epoch_of,
@@ -68,7 +67,6 @@ _TERMINATED: Json = {
     "type": "terminated",
     "error": {"code": FORBIDDEN, "message": "Forbidden", "data": {"reason": "Access revoked"}},
 }
-_logger = logging.getLogger("millstream.events")
 
 
 def retry_delay(attempts: int) -> float:
@@ -111,10 +109,6 @@ class Target(Struct, eq=False):
     def place(self) -> Place:
         return (self.url.host, self.url.port), self.principal.id
 
-    def watermark(self, offset: int) -> int:
-        """Return the offset up to which every event will be settled once the event at `offset` is."""
-        return min((each - 1 for each in self.pending if each < offset), default=offset)
-
     def messages(self) -> list["OutgoingMessage"]:
         """Return what the endpoint hasn't accepted yet, the oldest event first."""
         events = [self.pending[offset] for offset in sorted(self.pending)]
@@ -155,11 +149,12 @@ class OutgoingMessage(Struct, eq=False):
         """Return the message."""
         if not isinstance(self.content, Event):
             return encode(self.content)
-        cursor = position(self.job.hub, self.target.watermark(self.offset))
-        return encode(occurrence(self.job.kind.name, self.content, cursor))
+        # Once this event is settled, every event up to there is.
+        settled = min((each - 1 for each in self.target.pending if each < self.offset), default=self.offset)
+        return encode(occurrence(self.job.kind.name, self.content, position(self.job.hub, settled)))
 
 
-class Outbox(Struct, eq=False):
+class Outbox(Struct):
     """The scheduled and running deliveries of one worker."""
 
     _sender: WebhookSender
@@ -249,7 +244,7 @@ class Outbox(Struct, eq=False):
                 del self._running_counts[key]
         self._wake()
         if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("A webhook delivery failed", exc_info=error)
+            logger.error("A webhook delivery failed", exc_info=error)
 
     async def _attempt(self, message: OutgoingMessage) -> None:
         now, target = self.clock(), message.target
@@ -258,7 +253,7 @@ class Outbox(Struct, eq=False):
         body = message.body()
         try:
             if len(body) > MAX_BODY:
-                _logger.warning("The event %s of %r is too large for webhooks", message.id, message.job.kind.name)
+                logger.warning("The event %s of %r is too large for webhooks", message.id, message.job.kind.name)
                 answer = AttemptResult(413, "http_4xx")
             else:
                 answer = await self._sender.send(target.record, target.url, message.id, body, now)
@@ -274,7 +269,7 @@ class Outbox(Struct, eq=False):
         await cancel_all(*self._running)
 
 
-class EventDelivery(Struct, eq=False):
+class EventDelivery(Struct):
     """The deliveries of one event type on one worker, active while the worker has the lease."""
 
     kind: EventType
@@ -305,7 +300,7 @@ class EventDelivery(Struct, eq=False):
     async def run(self) -> None:
         """Deliver whenever this worker gets the lease, until canceled."""
         trouble = LogOnce(
-            _logger,
+            logger,
             f"Webhooks of {self.kind.name!r} can't be delivered; retrying",
             f"Webhooks of {self.kind.name!r} are delivered again.",
         )
@@ -452,7 +447,7 @@ class EventDelivery(Struct, eq=False):
             reader = Reader(self.kind, self.kind.read_arguments(record.arguments), record.principal, record.oldest)
             target = Target(record, reader, self._position, read_url(record.url))
         except ProtocolError:
-            _logger.warning(
+            logger.warning(
                 "Dropped the subscription %s, because it no longer fits the event %r", record.id, record.name
             )
             await self._subscriptions.delete(record.principal, record.name, record.id)
@@ -518,8 +513,11 @@ class EventDelivery(Struct, eq=False):
                 continue
             before, epoch = self._position, epoch_of(self.hub)
             if epoch != self._epoch:
-                before = 0
-                self._forget_epoch(epoch)
+                # The store lost data, and offsets restarted.
+                before, self._epoch = 0, epoch
+                for target in self._targets.values():
+                    target.after, target.undelivered_offsets = 0, frozenset()
+                    self._drop_events(target)
             self._position = event.offset
             if gap:
                 gap = False
@@ -530,18 +528,11 @@ class EventDelivery(Struct, eq=False):
             self._queued_position = event.offset
         # The feed fell behind: restart at the saved position.
 
-    def _forget_epoch(self, epoch: str) -> None:
-        """Drop all pending events, because the store lost data and offsets restarted."""
-        self._epoch = epoch
-        for target in self._targets.values():
-            target.after, target.undelivered_offsets = 0, frozenset()
-            self._drop_events(target)
-
     async def _queue_for_all(self, event: Event) -> None:
         try:
             targets = self._index.find(event.data or b"")
         except MALFORMED as error:
-            _logger.warning("An event on the channel %r isn't delivered: %s", self.kind.name, str(error)[:300])
+            logger.warning("An event on the channel %r isn't delivered: %s", self.kind.name, str(error)[:300])
             return
         now = self._outbox.clock()
         for number, target in enumerate(targets, 1):
@@ -642,7 +633,7 @@ class EventDelivery(Struct, eq=False):
                 each.is_stored = False
             if not isinstance(error, StoreFull):
                 raise
-            _logger.debug("The pending events of the subscription %s weren't saved: %s", target.record.id, error)
+            logger.debug("The pending events of the subscription %s weren't saved: %s", target.record.id, error)
 
     def _update_status(self, target: Target, answer: AttemptResult, now: float) -> None:
         before = target.status
@@ -658,7 +649,7 @@ class EventDelivery(Struct, eq=False):
     async def _maintain(self) -> None:
         """Renew the lease and save the progress."""
         trouble = LogOnce(
-            _logger,
+            logger,
             f"The progress of webhooks of {self.kind.name!r} can't be stored; retrying",
             f"The progress of webhooks of {self.kind.name!r} can be stored again.",
         )

@@ -294,7 +294,7 @@ def open_reader(catalog: EventCatalog, params: ReadParams, ctx: CallContext, now
     return Reader(kind, kind.read_arguments(params.arguments), ctx.principal, oldest)
 
 
-class EventMethods(Struct, eq=False):
+class EventMethods(Struct):
     """The methods that read events. They are stateless."""
 
     _catalog: EventCatalog

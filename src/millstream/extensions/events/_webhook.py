@@ -77,11 +77,6 @@ class WebhookSubscription(Confidential, Struct, frozen=True, array_like=True):
     credential: str = ""
     """Revocation id of the last refresh's token, see `ServerHost.is_revoked`."""
 
-    def signing_keys(self, now: float) -> list[bytes]:
-        """Return the current signing keys, newest first."""
-        old = self.old_secret if now < self.old_until else ""
-        return [read_secret(each) for each in (self.secret, old) if each]
-
 
 class Status(Struct, frozen=True, array_like=True):
     """Delivery status of a subscription."""
@@ -115,7 +110,7 @@ _decode_undelivered = msgspec.msgpack.Decoder(UndeliveredEvents).decode
 _decode_expirations = msgspec.msgpack.Decoder(dict[str, float]).decode
 
 
-class SubscriptionStore(Struct, eq=False):
+class SubscriptionStore(Struct):
     """The subscriptions of all workers."""
 
     _host: ServerHost
@@ -323,14 +318,15 @@ class WebhookSender(Struct, frozen=True):
         """POST a message and return the outcome, including failures of the endpoint.
 
         Args:
-            subscription: Has the signing keys, and the principal whose share the request uses.
+            subscription: Has the secrets, and the principal whose share the request uses.
             url: URL of the endpoint.
             message_id: Id of the message, the same for each attempt.
             body: JSON body.
             now: Current Unix time.
         """
         signed = b"%b.%d.%b" % (message_id.encode(), now, body)
-        signatures = [hmac.digest(key, signed, sha256) for key in subscription.signing_keys(now)]
+        keys = subscription.secret, subscription.old_secret if now < subscription.old_until else ""
+        signatures = [hmac.digest(read_secret(each), signed, sha256) for each in keys if each]
         headers = {
             "content-type": "application/json",
             "user-agent": "millstream",
@@ -379,7 +375,7 @@ class SubscribeParams(ReadParams, kw_only=True):
     ttl_ms: float | UnsetType | None = UNSET
 
 
-class WebhookMethods(Struct, eq=False):
+class WebhookMethods(Struct):
     """The methods that change webhook subscriptions."""
 
     _catalog: EventCatalog

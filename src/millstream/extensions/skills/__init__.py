@@ -53,12 +53,12 @@ class Skills(Extension):
 
     name = SKILLS
     settings: Mapping[str, Any] | None = {"directoryRead": True}
+    _page_size = 0
 
     def __init__(self) -> None:
         self._folders: list[SkillFolder] = []
         self._functions: dict[str, FunctionSkill] = {}
         """URI of the `SKILL.md` -> skill."""
-        self._page_size = 0
         self._hints: Json = {}
 
     @override

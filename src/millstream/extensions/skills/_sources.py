@@ -207,7 +207,6 @@ def media_type(name: str) -> str:
     return guess_type(name)[0] or "text/plain"
 
 
-_PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9 ,.'/()-]*")
 _FILE = re.compile(r"(?!\.)[^/\\\x00]+(?:/(?!\.)[^/\\\x00]+)*")
 
 
@@ -256,7 +255,9 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
         check_frontmatter(frontmatter, name)
     except SkillError as exc:
         raise SkillError(f"The skill {name!r} is invalid: {exc}.") from exc
-    head = _head(frontmatter)
+    # The values are JSON, which is valid YAML.
+    lines = "".join(f"{encode(key).decode()}: {encode(value).decode()}\n" for key, value in frontmatter.items())
+    head = f"---\n{lines}---\n\n"
     prefix = options.get("prefix", "").strip("/")
     base = f"skill://{quote(f'{prefix}/{name}'.lstrip('/'))}"
     uri = f"{base}/{SKILL_FILE}"
@@ -290,9 +291,3 @@ def _files(name: str, base: str, files: Mapping[str, str | bytes]) -> dict[str, 
             raise SkillError(f"The skill {name!r} has a file {path!r}. Write a relative path, such as 'a/b.md'.")
         content[f"{base}/{quote(path)}"] = data.encode() if isinstance(data, str) else data
     return content
-
-
-def _head(frontmatter: Mapping[str, Any]) -> str:
-    """Return frontmatter as JSON, which is valid YAML."""
-    lines = "".join(f"{encode(name).decode()}: {encode(value).decode()}\n" for name, value in frontmatter.items())
-    return f"---\n{lines}---\n\n"

@@ -41,10 +41,10 @@ class TasksExtension(Extension):
     name: str = TASKS
     settings: Mapping[str, Any] | None = None
     revisions: Collection[str] = PER_REQUEST
+    _host: ServerHost
+    _runner: TaskRunner
 
     def __init__(self) -> None:
-        self._host: ServerHost
-        self._runner: TaskRunner
         self._followers: dict[_Follower, asyncio.Task[None]] = {}
 
     @override

@@ -255,13 +255,9 @@ RETRY_DELAY = 1.0
 _STATUS_INTERVAL = 1.0
 """Minimum seconds between two status messages of a task."""
 _WORKER_STOPPED = "The worker that ran this task stopped before the task was done. Call the tool again."
-_SERVER_STOPPED = "The server stopped before this task was done. Call the tool again."
-_TOO_MANY_ATTEMPTS = f"The worker that ran this task stopped {MAX_ATTEMPTS} times before the task was done."
-_TOOL_MISSING = "The server no longer has this tool."
-_RESULT_TOO_LARGE = "The store has no room for the result of this task."
 
 
-class _Run(Struct, eq=False):
+class _Run(Struct):
     """A task on this worker."""
 
     name: str
@@ -300,13 +296,14 @@ class _Run(Struct, eq=False):
 class TaskRunner(TaskRecords):
     """The tasks of one worker, which runs some of those in the store."""
 
+    _closing = False
+
     def __init__(self, host: ServerHost) -> None:
         """Create a runner of the host's calls. `open` starts it."""
         super().__init__(host)
         self._settings = host.settings
         self._me = host.worker
         self._running: dict[str, _Run] = {}
-        self._closing = False
         self._sweep_event = asyncio.Event()
         """Set to search for tasks of dead workers."""
         self._tasks = Tasks()
@@ -531,7 +528,7 @@ class TaskRunner(TaskRecords):
                     written = await self._finish(run, change)
                 except StoreFull:
                     logger.warning("%s: the store has no room for the result of the task", run.saved_call.tool)
-                    change = run.fail(OVERLOADED, _RESULT_TOO_LARGE)
+                    change = run.fail(OVERLOADED, "The store has no room for the result of this task.")
                     continue
             if not trouble.lasts:
                 break
@@ -557,7 +554,7 @@ class TaskRunner(TaskRecords):
         if run.lease_lost:
             return run.fail(INTERNAL_ERROR, _WORKER_STOPPED)
         if run.call.halted:
-            return run.fail(OVERLOADED, _SERVER_STOPPED)
+            return run.fail(OVERLOADED, "The server stopped before this task was done. Call the tool again.")
         if error is not None:
             return run.fail(error.code, error.message, error.data)
         if outcome.requests:
@@ -635,11 +632,11 @@ class TaskRunner(TaskRecords):
         saved = await self.call_of(name)
         handed = worker == HANDED_OVER
         if saved is None or not self._host.has_tool(saved.tool):
-            text = _TOOL_MISSING
+            text = "The server no longer has this tool."
         elif not record.retry:
             text = _WORKER_STOPPED
         elif record.attempts >= MAX_ATTEMPTS and not handed:
-            text = _TOO_MANY_ATTEMPTS
+            text = f"The worker that ran this task stopped {MAX_ATTEMPTS} times before the task was done."
         elif self._closing or self._host.stopping:
             return
         else:

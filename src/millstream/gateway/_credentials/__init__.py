@@ -90,7 +90,7 @@ def secret(value: str | Secret) -> Secret | None:
     return Secret(text=SecretText(value)) if value else None
 
 
-class BearerToken(Secret, frozen=True, kw_only=True, tag_field="kind", tag="bearer"):
+class BearerToken(Secret, frozen=True, tag_field="kind", tag="bearer"):
     """One token for all callers: ``{kind = "bearer", env = "SHOP_TOKEN"}``."""
 
 
@@ -160,7 +160,7 @@ class _MachineGrant(_Grant, frozen=True, kw_only=True):
             raise ValueError("A private_key requires a client_id, and no client_secret.")
 
 
-class ClientCredentials(_MachineGrant, frozen=True, kw_only=True, tag="client_credentials"):
+class ClientCredentials(_MachineGrant, frozen=True, tag="client_credentials"):
     """The gateway's own access token, the same for all callers (RFC 6749 §4.4)."""
 
     @override

@@ -90,15 +90,17 @@ class PersonalCredentials(TokenCredentials):
             LocalError: A secret is missing.
         """
         # Another URL or client id is another connection.
-        parts = (upstream, str(url), options.issuer, options.client_id)
-        self._id = digest_of("\n".join(parts))
+        self._id = digest_of("\n".join((upstream, str(url), options.issuer, options.client_id)))
         super().__init__(upstream, forward, host.services, f"connection:{self._id}:")
         self.url: Url = parse_url("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
         self.options: PerUserOAuth = options
         secret = options.client_secret
         self._secret = "" if secret is None else secret.read(upstream)
         self._outbound = outbound_for(url, private_addresses=options.private_addresses)
-        self._base = _configured_base(host)
+        guard = host.guard
+        resource = next((each.resource for each in guard.methods if each.resource), "") if guard is not None else ""
+        self._base = resource.rstrip("/").removesuffix(host.settings.path.rstrip("/"))
+        """Base URL of this server, if its sign-in configures one."""
         if host.services.secrets.source in ("store", "process"):
             logger.warning(
                 "Accounts that users connect to upstream %s are sealed with a key that %s. Set MILLSTREAM_SECRET_KEY.",
@@ -126,8 +128,7 @@ class PersonalCredentials(TokenCredentials):
         """Return the link key of a connected user, waiting for one if necessary."""
         while True:
             self._lister_event.clear()
-            listers = await self._listers()
-            for owner in sorted(listers, key=lambda each: self._list_failures.get(each, 0)):
+            for owner in sorted(await self._listers(), key=lambda each: self._list_failures.get(each, 0)):
                 if await self.load(owner) is not None:
                     return owner
             await self._lister_event.wait()
@@ -362,13 +363,6 @@ class PersonalCredentials(TokenCredentials):
         return f"gateway-client:{digest_of(f'{self._id} {base}{CALLBACK}')}"
 
 
-def _configured_base(host: Host) -> str:
-    """Return the base URL of this server, if its sign-in configures one."""
-    guard = host.guard
-    resource = next((each.resource for each in guard.methods if each.resource), "") if guard is not None else ""
-    return resource.rstrip("/").removesuffix(host.settings.path.rstrip("/"))
-
-
 _TEMPLATE = Path(__file__).parent / "templates" / "connections.html"
 _LOGIN_SECONDS = 600.0
 _ANSWER_SECONDS = 120.0
@@ -406,22 +400,18 @@ class ConnectionsPage:
     """
 
     def __init__(self, host: Host, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
-        """Create the page; `serve` adds its paths.
+        """Create the page, and add its paths.
 
         Args:
             host: The running server.
             connections: Connections by name of the upstream.
             server: Name of the server.
         """
-        self._host = host
         self._connections = connections
         self._server = server
         self._vault = Vault(host.services)
         self._login_limiter = Limiter("connect", _LOGIN_RATE)
-
-    def serve(self) -> None:
-        """Add the paths of the page."""
-        routes = self._host.routes
+        routes = host.routes
         routes.add(PAGE, Route({"GET": self.show, "POST": self.submit}, reserved=True))
         # The redirect comes from another site, without the cookie of the user's sign-in.
         routes.add(CALLBACK, Route({"GET": self.handle_callback}, public=True, reserved=True))

@@ -5,10 +5,10 @@ a caller's credentials never appear on another caller's connection.
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from hashlib import sha256
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from msgspec import Struct
 
@@ -237,13 +237,13 @@ class FixedCredentials(UpstreamCredentials):
         return found != sent
 
 
-def check_forwarded(upstream: str, names: Sequence[str], configured: Mapping[str, Any]) -> tuple[str, ...]:
+def check_forwarded(upstream: str, names: Sequence[str], configured: Collection[str]) -> tuple[str, ...]:
     """Return the names of headers to forward, in lower case.
 
     Args:
         upstream: Name of the upstream, for errors.
         names: The operator's list.
-        configured: Headers that the upstream's own configuration sets.
+        configured: Names of headers that the upstream's own configuration sets.
 
     Raises:
         LocalError: A header must not be forwarded.

@@ -86,6 +86,8 @@ class TokenCredentials(UpstreamCredentials):
     """Seconds for which a grant without an expiry is kept."""
     _lossy: bool = True
     """Whether a grant can be obtained again without a user."""
+    _change_count = 0
+    """Counter of possible changes in the store."""
 
     def __init__(self, upstream: str, forward: Sequence[str], services: Services, prefix: str) -> None:
         """Create the credentials without any I/O.
@@ -101,8 +103,6 @@ class TokenCredentials(UpstreamCredentials):
         self._prefix = prefix
         self._proofs = Proofs()
         self._grants: Recent[str, StoredGrant] = Recent(_MAX_CACHED)
-        self._change_count = 0
-        """Counter of possible changes in the store."""
         self._renewals = SingleFlight[StoredGrant | None]()
         self._renewal_times: Recent[str, float] = Recent(_MAX_CACHED)
         """Name -> time of this worker's last renewal after a refusal."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import logging
 import time
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -14,11 +13,9 @@ from starlette.requests import HTTPConnection
 from millstream import Principal
 from millstream._override import override
 from millstream.auth import AuthMethod, Identity, Unavailable
-from millstream.gateway._programs.program import SIGN_IN, TOKEN, HttpSide, OwnPath, Program, caller_of
+from millstream.gateway._programs.program import SIGN_IN, TOKEN, HttpSide, OwnPath, Program, caller_of, logger
 from millstream.parts import Handler, HostedApplication, HttpRequest
 from millstream.protocol import is_array, members
-
-logger = logging.getLogger("millstream.gateway")
 
 _VERDICT_SECONDS = 10.0
 """Seconds for which a program's verdict is valid, unless the token expires earlier."""

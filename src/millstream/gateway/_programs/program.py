@@ -175,14 +175,12 @@ _NO_DISCOVERY = encode({"code": METHOD_NOT_FOUND, "message": "Method not found"}
 
 SIGN_IN = "/.well-known/oauth-"
 """Prefix of the sign-in metadata paths."""
-_KNOWN_MIDDLEWARE = frozenset(
-    (
-        "AuthContextMiddleware",
-        "AuthenticationMiddleware",
-        "CORSMiddleware",
-        "HostOriginGuardMiddleware",
-        "RequestContextMiddleware",
-    )
+_KNOWN_MIDDLEWARE = (
+    "AuthContextMiddleware",
+    "AuthenticationMiddleware",
+    "CORSMiddleware",
+    "HostOriginGuardMiddleware",
+    "RequestContextMiddleware",
 )
 """Middleware that may wrap MCP. This server replaces it: it checks tokens, Host, and Origin, and sends CORS headers
 to the origins that the program allows.
@@ -279,6 +277,8 @@ class _Input(ObjectReceiveStream[Any]):
 class _Output(ObjectSendStream[Any]):
     """Messages from the server, each of which reaches the waiting request within `send`, without another task."""
 
+    _closed = False
+
     def __init__(self, deliver: Callable[[Any], bool]) -> None:
         """Create an open stream.
 
@@ -286,7 +286,6 @@ class _Output(ObjectSendStream[Any]):
             deliver: Receives a message; returns False if the connection is closed.
         """
         self._deliver = deliver
-        self._closed = False
 
     @override
     async def send(self, item: Any) -> None:
@@ -304,15 +303,15 @@ class ProgramTransport(DuplexTransport):
     """One session of a program."""
 
     name = "memory"
+    _run: "ProgramRun"
+    _revision: Revision | None = None
+    _input: ObjectSendStream[tuple[Context, Any]] | None = None
+    """Messages for the session; None if the client has only sent requests that need none."""
 
     def __init__(self, program: "Program", listener: Listener, background: Tasks) -> None:
         super().__init__(listener, background)
         self._program = program
-        self._run: ProgramRun
         self._stack = AsyncExitStack()
-        self._revision: Revision | None = None
-        self._input: ObjectSendStream[tuple[Context, Any]] | None = None
-        """Messages for the session; None if the client has only sent requests that need none."""
         self._requests = Tasks()
         """Requests that need no session."""
 
@@ -430,13 +429,14 @@ TOKEN = "access_token"  # noqa: S105  the name of a claim
 class ProgramRun:
     """A program running in one event loop, for as long as it has users."""
 
+    user_count = 0
+    """Number of sessions and other users of the program."""
+    context: Context
+    """Context variables set by the program's lifespan."""
+    server: ProgramServer
+
     def __init__(self, open: Open) -> None:
         loop = asyncio.get_running_loop()
-        self.user_count = 0
-        """Number of sessions and other users of the program."""
-        self.context: Context
-        """Context variables set by the program's lifespan."""
-        self.server: ProgramServer
         self.ready: asyncio.Future[None] = loop.create_future()
         """Done once the program has started, or failed to."""
         self.stop: asyncio.Event = asyncio.Event()
