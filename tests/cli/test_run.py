@@ -279,6 +279,7 @@ def test_help_shows_examples() -> None:
         (["run", "--help", "--transport", "stdio"], None),
         (["run", "shop.py", "--transport", "stdio", "--log-level", "loud"], None),
         (["run", "--transport"], None),
+        (["run", "shop.py", "--transport", "stdio", "--log-level"], None),
         (["dev", "shop.py", "--transport", "stdio"], None),
         ([], None),
     ],
@@ -292,23 +293,37 @@ def test_plain_stdio_command_skips_the_command_line_library(
 @pytest.mark.parametrize(
     ("words", "plain"),
     [
-        ("run shop.py", ("shop.py", None, None, None)),
-        ("run shop.py --port 9000", ("shop.py", None, 9000, None)),
-        ("run -p 0 shop.py --host=0.0.0.0", ("shop.py", "0.0.0.0", 0, None)),  # noqa: S104  it isn't opened
-        ("run shop.py --log-level debug", ("shop.py", None, None, "debug")),
+        ("run shop.py", ("shop.py", None, None, {})),
+        ("run shop.py --port 9000", ("shop.py", None, 9000, {})),
+        ("run -p 0 shop.py --host=0.0.0.0", ("shop.py", "0.0.0.0", 0, {})),  # noqa: S104  it isn't opened
+        ("run shop.py --log-level debug", ("shop.py", None, None, {"settings": {"log_level": "debug"}})),
+        ("run shop.py --workers 2", ("shop.py", None, None, {"workers": 2})),
+        ("run shop.py --serve=hub,web", ("shop.py", None, None, {"serve": "hub,web"})),
+        ("run --store redis://cache shop.py", ("shop.py", None, None, {"store": "redis://cache"})),
+        ("run shop.py --workers 0", None),
+        ("run shop.py --workers 1001", None),
+        ("run shop.py --workers many", None),
+        ("run shop.py --serve", None),
+        ("run shop.py --serve --workers 2", None),
+        ("run shop.py --store=", None),
         ("run shop.py --log-level critical", None),
         ("run shop.py --port http", None),
         ("run shop.py --port", None),
         ("run shop.py --port 1 --port 2", None),
         ("run shop.py --host=", None),
-        ("run shop.py --workers 2", None),
+        ("run shop.py --path /api", None),
         ("run shop.py other.py", None),
         ("run --help", None),
         ("run", None),
         ("dev shop.py", None),
     ],
 )
-def test_plain_http_command_skips_the_command_line_library(words: str, plain: object) -> None:
+def test_plain_http_command_skips_the_command_line_library(
+    words: str, plain: tuple[str, str | None, int | None, dict[str, object]] | None
+) -> None:
+    if plain is not None:
+        defaults: dict[str, object] = {"workers": 1, "serve": "", "store": "", "settings": {"log_level": None}}
+        plain = (*plain[:3], defaults | plain[3])
     assert plain_http(words.split()) == plain
 
 

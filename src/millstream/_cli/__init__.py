@@ -9,6 +9,7 @@ import gc
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 from millstream._cli.errors import open_streams, status_without_output, tell, wants_json
 from millstream._cli.help import OVERVIEW, print_version, show
@@ -16,7 +17,7 @@ from millstream._cli.signals import INTERRUPTED, ending_in_order
 
 LEVELS = ("debug", "info", "warning", "error", "critical")
 OPTIONS = ("--transport", "--log-level")
-HTTP_OPTIONS = ("--host", "--port", "-p", "--log-level")
+HTTP_OPTIONS = ("--host", "--port", "-p", "--workers", "--serve", "--store", "--log-level")
 _AT_TERMINAL = (
     "Waiting for an MCP client on standard input. Clients usually start this command. To serve HTTP, leave out "
     "--transport stdio. Press Ctrl-C to stop.\n"
@@ -31,17 +32,20 @@ def plain_stdio(arguments: Sequence[str]) -> tuple[str, str] | None:
     return (target, level) if plain else None
 
 
-def plain_http(arguments: Sequence[str]) -> tuple[str, str | None, int | None, str | None] | None:
-    """Return the target, host, port, and log level of ``run TARGET`` with no other options, or None for others."""
+def plain_http(arguments: Sequence[str]) -> tuple[str, str | None, int | None, dict[str, Any]] | None:
+    """Return the arguments of `serve_http` for ``run TARGET`` with options that are parsed here, or None for others."""
     target, options = _plain_run(arguments, HTTP_OPTIONS)
-    port = options.get("--port", options.get("-p"))
-    host, level = options.get("--host"), options.get("--log-level")
-    plain = target and host != "" and level in (None, *LEVELS[:-1]) and (port is None or port.isdecimal())
-    return (target, host, None if port is None else int(port), level) if plain else None
+    port, workers = options.get("--port", options.get("-p")), options.get("--workers", "1")
+    level = options.get("--log-level")
+    plain = target and f"{port or 0}{workers}".isdecimal() and 1 <= int(workers) <= 1000
+    if not plain or level not in (None, *LEVELS[:-1]):
+        return None
+    more = {"serve": options.get("--serve", ""), "store": options.get("--store", ""), "settings": {"log_level": level}}
+    return target, options.get("--host"), None if port is None else int(port), {"workers": int(workers), **more}
 
 
 def _plain_run(arguments: Sequence[str], known: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Return the target and options of ``run``, or an empty target if there are others, or an option is repeated."""
+    """Return the target and options of ``run``, or an empty target if one is unknown, repeated, or has no value."""
     options: dict[str, str] = {}
     targets: list[str] = []
     rest = iter(arguments[1:])
@@ -51,8 +55,8 @@ def _plain_run(arguments: Sequence[str], known: Sequence[str]) -> tuple[str, dic
             options[name] = value if equals else next(rest, "")
         else:
             targets.append(argument)
-    plain = arguments[:1] == ["run"] and len(targets) == 1 and not targets[0].startswith("-")
-    return targets[0] if plain else "", options
+    complete = all(value[:1] not in ("", "-") for value in (*targets, *options.values()))
+    return targets[0] if arguments[:1] == ["run"] and len(targets) == 1 and complete else "", options
 
 
 def serve_stdio(target: str, log_level: str, *, settings: Mapping[str, object] = {}) -> None:
@@ -142,8 +146,8 @@ def _obey(arguments: Sequence[str]) -> None:
         with gc_paused():
             from millstream._cli.serve import serve_http  # noqa: PLC0415 - see above
 
-        target, host, port, level = http
-        serve_http(target, host, port, settings={"log_level": level})
+        target, host, port, options = http
+        serve_http(target, host, port, **options)
         return
     with gc_paused():
         from millstream._cli.program import print_help, program, run_command  # noqa: PLC0415 - see above

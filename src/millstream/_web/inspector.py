@@ -14,7 +14,6 @@ from millstream._http.message import Sink, plain_problem
 from millstream._protocol.errors import Confidential
 from millstream._server.calls.services import principal_id
 from millstream._web.live import reply
-from millstream.auth._jose import InvalidToken, read_payload
 from millstream.auth.pages import (
     Vault,
     browser_cookie,
@@ -284,6 +283,8 @@ def _key(request: HttpRequest, browser: str, url: Url, owner: str | None = None)
 
 def _display_name(token: str) -> str:
     """Return the user's name from a JWT (RFC 9068). Only for display, because the token isn't verified."""
+    from millstream.auth._jose import InvalidToken, read_payload  # noqa: PLC0415  its import is slow, and rarely needed
+
     try:
         claims = read_payload(token)
     except InvalidToken:

@@ -131,7 +131,7 @@ class Asset(Struct, frozen=True):
 
 def page_names() -> list[str]:
     """Return the names of all pages: ``docs`` for ``docs.html``."""
-    return [path[1:] for path in _load(None) if path.count("/") == 1]
+    return [name.removesuffix(".html") for name in _files() if name.endswith(".html")]
 
 
 def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:

@@ -336,7 +336,6 @@ def check_options(where: str, given: Collection[str]) -> None:
 
 AUTHORIZE, TOKEN, REGISTER = "/authorize", "/token", "/register"
 REVOKE, INTROSPECT, KEYS = "/revoke", "/introspect", "/.well-known/jwks.json"
-CALLBACK = "/sign-in/callback/"
 OAUTH, OPENID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
 PROFILE = "urn:ietf:params:oauth:grant-profile:id-jag"
 SHARED = (TOKEN, REGISTER, REVOKE, KEYS, OPENID, OAUTH)

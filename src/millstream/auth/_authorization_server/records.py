@@ -30,6 +30,8 @@ ASSERTED = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 """Grant type for grants from identity providers (RFC 7523 §2.1)."""
 METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
 """Client authentication methods of the token endpoint (RFC 7591 §2)."""
+CALLBACK = "/sign-in/callback/"
+"""Path of the redirect URI that other providers use, before their name."""
 
 
 class OAuthClient(Struct, frozen=True, omit_defaults=True):

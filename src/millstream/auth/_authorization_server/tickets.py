@@ -19,8 +19,8 @@ from millstream._server.calls.services import Services
 from millstream._stores.base import Bus, Map
 from millstream._stores.rates import share_for
 from millstream.auth import _pages as pages
-from millstream.auth._authorization_server.config import CALLBACK
 from millstream.auth._authorization_server.records import (
+    CALLBACK,
     AuthorizationRequest,
     OAuthError,
     Parameters,

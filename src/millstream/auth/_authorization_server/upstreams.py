@@ -16,8 +16,8 @@ from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._server.functions.description import Names
-from millstream.auth._authorization_server.config import CALLBACK, IssuerOptions, check_options
-from millstream.auth._authorization_server.records import fingerprint, new_secret
+from millstream.auth._authorization_server.config import IssuerOptions, check_options
+from millstream.auth._authorization_server.records import CALLBACK, fingerprint, new_secret
 from millstream.auth._authorization_server.server import Issuer, issuer
 from millstream.auth._jose import Claims
 from millstream.auth._key_file import check_scopes
