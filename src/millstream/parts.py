@@ -39,7 +39,7 @@ from millstream._server.functions.problems import describe_problems
 from millstream._server.handlers import take_rounds
 from millstream._server.peers import PartMessage
 from millstream._server.pool import Pool
-from millstream._tasks import SingleFlight, Tasks, cancel_all, has_failed, retry_delay
+from millstream._tasks import SingleFlight, Tasks, cancel_all, has_failed, is_canceled, retry_delay
 
 __all__ = [
     "NAMES_THAT_WORK",
@@ -89,6 +89,7 @@ __all__ = [
     "granted_scopes",
     "has_failed",
     "header_lines",
+    "is_canceled",
     "query_value",
     "refusal",
     "require_scopes",

@@ -42,6 +42,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "adv_26": {"": CLIENT},
     "adv_27": {"test_state_expires": GIVEN},
     "adv_28": {"": "Redis itself is asked what was run in it"},
+    "credentials_in_reprs": {"": PURE},
     "crowds": {"test_slow_senders": GIVEN, "test_unknown_key_ids": INSIDE},
     "behind_nginx": {"test_people_sign_in": GIVEN},
     "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},

@@ -54,7 +54,7 @@ class Sweep:
 
     def open(self) -> None:
         """Start the task."""
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
         """End the task and all background work."""
@@ -101,7 +101,7 @@ class Sweep:
         if key in self._pending:
             work.close()
             return
-        task = self._pending[key] = asyncio.get_running_loop().create_task(work)
+        task = self._pending[key] = asyncio.create_task(work)
         task.add_done_callback(partial(self._settle, key))
 
     def _settle(self, key: object, task: asyncio.Task[None]) -> None:

@@ -236,7 +236,7 @@ class Tail:
 
     def start(self) -> None:
         """Deliver entries in a task, until `stop`."""
-        self._task = asyncio.get_running_loop().create_task(self.run())
+        self._task = asyncio.create_task(self.run())
 
     def stop(self) -> None:
         """Stop listening. Idempotent."""

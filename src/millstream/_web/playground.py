@@ -229,7 +229,7 @@ class PlaygroundConversation(Struct, eq=False):
             self._fail(reason)
             return
         self._turns += 1
-        self._task = asyncio.get_running_loop().create_task(self._answer(text))
+        self._task = asyncio.create_task(self._answer(text))
 
     def _rejection_reason(self, text: str) -> str:
         if self._task is not None and not self._task.done():

@@ -37,7 +37,7 @@ from millstream.client import (
 from millstream.client.lowlevel import NO_HANDSHAKE, RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, Cycle, extend_path
-from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, Tagged, Ticket
+from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, TaggedRecord, Ticket
 from millstream.gateway._relay import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
@@ -125,24 +125,24 @@ _decode_task = foreign_decoder(Task)
 _decode_elicit = decoder(ElicitResult)
 
 
-class _Rounds(Tagged):
+class _Rounds(TaggedRecord):
     """State that an upstream of the per-request era expects back."""
 
     state: str | None
     keys: list[str]
 
 
-class _Urls(Tagged):
+class _Urls(TaggedRecord):
     """Questions whether the user has opened URLs, by key."""
 
     questions: Json
 
 
-class _SavedResult(Tagged):
+class _SavedResult(TaggedRecord):
     result: Raw
 
 
-class StoredTask(Tagged):
+class StoredTask(TaggedRecord):
     """A task of an upstream, between two client requests or two runs of the gateway's own task."""
 
     id: str

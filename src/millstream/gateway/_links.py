@@ -130,7 +130,7 @@ class Links(Struct):
                     owner = ""  # several callers share it
                 self._take_place(owner)
                 link = self.links[key] = self.connect(key, owner)
-                link.open_task = asyncio.get_running_loop().create_task(self._start(link))
+                link.open_task = asyncio.create_task(self._start(link))
                 link.open_task.add_done_callback(has_failed)
             opening = link.open_task
             if opening is None:

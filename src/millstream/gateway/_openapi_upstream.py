@@ -161,7 +161,7 @@ class ApiUpstream(Upstream):
                 await self._stack.enter_async_context(context(application))
             self._client = client_of_app(application)
             self._stack.push_async_callback(self._client.aclose)
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._tasks.spawn(self._run())
 
     @override
     async def close(self) -> None:

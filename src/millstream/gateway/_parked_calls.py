@@ -55,11 +55,11 @@ _WAKE_TIMEOUT = 30.0
 Notify = Callable[[str, bytes], None]
 
 
-class Tagged(Struct, array_like=True, tag=True):
+class TaggedRecord(Struct, array_like=True, tag=True):
     """Data that other workers or later requests decode: an array that begins with the name of its class."""
 
 
-class Ticket(Tagged):
+class Ticket(TaggedRecord):
     """Identifies the call that a retry resumes."""
 
     worker: str
@@ -67,7 +67,7 @@ class Ticket(Tagged):
     round: int
 
 
-class WakeCall(Tagged, tag="wake"):
+class WakeCall(TaggedRecord, tag="wake"):
     """A client's answers to the questions of a forwarded call, which waits on the receiver."""
 
     number: int
@@ -79,13 +79,13 @@ class WakeCall(Tagged, tag="wake"):
     """JSON: answers by the keys of their questions."""
 
 
-class LeaveCall(Tagged, tag="leave"):
+class LeaveCall(TaggedRecord, tag="leave"):
     """The client that resumed a call canceled it."""
 
     number: int
 
 
-class CallNews(Tagged, tag="news"):
+class CallNews(TaggedRecord, tag="news"):
     """A message about a resumed call, for the worker with its client's request."""
 
     number: int
@@ -101,31 +101,31 @@ _PART = "gateway"
 Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
 
 
-class _Notification(Tagged):
+class _Notification(TaggedRecord):
     """Progress or a log message of the call."""
 
     method: str
     params: bytes
 
 
-class _Result(Tagged):
+class _Result(TaggedRecord):
     body: bytes
 
 
-class _Questions(Tagged):
+class _Questions(TaggedRecord):
     """The call waits for answers to these questions, which are JSON by key."""
 
     ticket: Ticket
     questions: bytes
 
 
-class _Refusal(Tagged):
+class _Refusal(TaggedRecord):
     """The client's request doesn't fit the call."""
 
     message: str
 
 
-class _Failure(Tagged):
+class _Failure(TaggedRecord):
     """The upstream's error. `data` is JSON."""
 
     code: int
@@ -133,14 +133,14 @@ class _Failure(Tagged):
     data: bytes
 
 
-class _NoResult(Tagged):
+class _NoResult(TaggedRecord):
     """The call to the upstream has failed."""
 
     message: str
     late: bool
 
 
-class _LostCall(Tagged):
+class _LostCall(TaggedRecord):
     """The call was canceled, or its worker has stopped."""
 
 

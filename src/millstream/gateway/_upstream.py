@@ -57,7 +57,7 @@ from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities, logger
 from millstream.http import ArrivingBytes, Inflow
-from millstream.parts import Call, Host, Item, Pool, Recent, ServerChange, cancel_all, retry_delay
+from millstream.parts import Call, Host, Item, Pool, Recent, ServerChange, Tasks, cancel_all, retry_delay
 from millstream.protocol import (
     BY_DATE,
     NEWEST_HANDSHAKE,
@@ -295,8 +295,6 @@ class Upstream:
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
-    _task: asyncio.Task[None] | None = None
-    _check_task: asyncio.Task[None] | None = None
 
     def __init__(self, config: UpstreamConfig, gateway: Gateway) -> None:
         """Create the upstream; `open` connects to it.
@@ -327,6 +325,7 @@ class Upstream:
         self.quarantined: list[QuarantinedItem] = []
         """Items that aren't offered, because their definition isn't the accepted one."""
         self._era = Era()
+        self._tasks = Tasks()
         self.plain_metas: Recent[tuple[bytes, str], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by that of the client and its revision."""
         places = Pool(config.max_connections, several=gateway.pool.places.several)
@@ -369,11 +368,11 @@ class Upstream:
                 self._target = _SharedServer(lambda: nullcontext(running))
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._tasks.spawn(self._run())
 
     async def close(self) -> None:
         """Close all connections."""
-        await cancel_all(self._task, self._check_task)
+        await self._tasks.close()
         await self._stack.aclose()
 
     @property
@@ -526,7 +525,7 @@ class Upstream:
                 link = await self.links.open(self.lister)
                 link.calls += 1  # it's in use even while idle
                 subscribed = asyncio.Event()
-                watching = asyncio.get_running_loop().create_task(self._watch(link.conversation, subscribed))
+                watching = asyncio.create_task(self._watch(link.conversation, subscribed))
                 try:
                     with contextlib.suppress(TimeoutError):  # before the lists, so that no change is missed
                         async with asyncio.timeout(_SUBSCRIBE_SECONDS):
@@ -715,8 +714,7 @@ class Upstream:
             not self.breaker.fail(call, method, name, responded=not isinstance(error, CONNECTION_FAILURES)) or separate
         ):
             return
-        if self._check_task is None or self._check_task.done():
-            self._check_task = asyncio.get_running_loop().create_task(self._check())
+        self._tasks.spawn_once(self._check)
 
     async def _check(self) -> None:
         """Open the breaker if the upstream doesn't respond to the gateway either."""

@@ -119,7 +119,7 @@ def chat(  # noqa: PLR0913  the options of the command
         found = find_server(places[0].target, env={}, cwd=None)
         remote = isinstance(found, Remote) and not is_loopback(found.url.host)
         if len(places) > 1 or remote:  # what one of them returns could reach another
-            places = [structs.replace(each, trusts_hints=lambda tool: False) for each in places]
+            places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
         chosen = configuration.model(model, api_url)
         if isinstance(screen, Steps):
             screen.tell_all(steps_of_configuration(chosen, places))
@@ -151,6 +151,10 @@ def chat(  # noqa: PLR0913  the options of the command
         close_stderr()
     except AnswerStopped as exc:
         raise SystemExit(INTERRUPTED) from exc
+
+
+def _trust_none(tool: str) -> bool:
+    return False
 
 
 def _places(

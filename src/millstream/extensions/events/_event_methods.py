@@ -238,7 +238,7 @@ def open_feed(
         if on_live is not None and not feed.closed:
             subscription.encode = on_live(feed)
 
-    return feed, asyncio.get_running_loop().create_task(follow())
+    return feed, asyncio.create_task(follow())
 
 
 MAX_EVENTS = 100

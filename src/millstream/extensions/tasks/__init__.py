@@ -125,7 +125,7 @@ class TasksExtension(Extension):
         existing = {name: each for name, each in names.items() if await self._runner.get(name) is not None}
         if existing:
             follower = _Follower(self._runner.get_settled, subscription, frozenset(existing), dict.fromkeys(existing))
-            self._followers[follower] = asyncio.get_running_loop().create_task(follower.run())
+            self._followers[follower] = asyncio.create_task(follower.run())
 
             def stop() -> None:
                 self._followers.pop(follower).cancel()

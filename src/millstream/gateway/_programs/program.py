@@ -25,7 +25,7 @@ from millstream._override import override
 from millstream.client import ConnectFailed, ConnectionLost, Listener, TransportRequest
 from millstream.client.lowlevel import DuplexTransport
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
-from millstream.parts import Recent, Tasks, cancel_all
+from millstream.parts import Recent, Tasks, cancel_all, is_canceled
 from millstream.protocol import METHOD_NOT_FOUND, Envelope, Json, Revision, decode_object, decoder, encode
 
 
@@ -375,8 +375,7 @@ class ProgramTransport(DuplexTransport):
             # Canceling the caller cancels it.
             return await self._context_of_caller().run(self._requests.spawn, answer)
         except asyncio.CancelledError:
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
+            if is_canceled():
                 raise
             raise ConnectionLost("The client was closed.") from None
 
