@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import json
+import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,16 @@ async def test_one_thread_makes_the_index_for_all_searches(monkeypatch: pytest.M
     assert all("list_branches" in each.text for each in found)
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
+
+
+def test_index_closes_its_table() -> None:
+    index = ToolIndex({"find": {"description": "Finds orders."}})
+    table = index._table
+    assert index.search("orders") == ["find"]
+    del index
+    gc.collect()
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        table.execute("SELECT 1")
 
 
 async def test_upstream_tools_are_found_after_listing() -> None:

@@ -309,7 +309,7 @@ class ResourceWatches(Struct):
             self.tasks.pop(key).cancel()
         for key in wanted - self.tasks.keys():
             work = self._watch([key], asyncio.Event(), ()) if key else self._watch_jointly()
-            self.tasks[key] = asyncio.get_running_loop().create_task(work)
+            self.tasks[key] = asyncio.create_task(work)
 
     async def wait_until_settled(self, uris: Collection[str], seconds: float) -> None:
         """Wait until the upstream has granted or refused the subscriptions, for at most `seconds`."""

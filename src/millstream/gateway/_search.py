@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
+from weakref import finalize
 
 import msgspec
 from msgspec import Raw, Struct
@@ -100,6 +101,7 @@ class ToolIndex:
     def __init__(self, tools: Mapping[str, Mapping[str, Any]]) -> None:
         self._names = list(tools)
         self._table = sqlite3.connect(":memory:", check_same_thread=False)
+        finalize(self, self._table.close)
         self._table.execute(
             "CREATE VIRTUAL TABLE tools USING fts5(name, title, about, arguments, tokenize='porter unicode61')"
         )

@@ -230,7 +230,7 @@ class Outbox(Struct):
             return True
         message.is_running = True
         counts.update((host, owner, place))
-        task = asyncio.get_running_loop().create_task(self._attempt(message))
+        task = asyncio.create_task(self._attempt(message))
         self._running[task] = message
         task.add_done_callback(self._on_delivery_done)
         return True
