@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 
-from agent.shop import make
+from agent.shop import READ, make
 from agent_world import ScriptedModel, calls, collect, hangs, model, of, repeats, says
 from cases import for_each
 from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
+from millstream import EmbeddedResource, Server
 from millstream._cli.chat.conversation import run_slash_command
 from millstream.agent import (
     Agent,
@@ -151,6 +152,26 @@ async def test_content_of_every_kind_reaches_the_model() -> None:
     assert [part["type"] for part in parts] == ["text", "image_url", "input_audio"]
     assert parts[1]["image_url"]["url"].startswith("data:image/png;base64,iVBOR")
     assert parts[2]["input_audio"] == {"data": "UklGRg==", "format": "wav"}
+
+
+async def test_text_in_binary_resources_reaches_the_model() -> None:
+    """Servers send files as `blob`, even if their media type is text."""
+    mcp = Server("files")
+    files = [
+        ("text/csv", b"a,b"), ("Text/Plain; charset=utf-8", "caf\u00e9".encode()), ("application/json", b"[1]"),
+        ("application/atom+xml", b"<feed/>"), ("application/zip", b"PK"),
+    ]  # fmt: skip
+
+    @mcp.tool(annotations=READ)
+    async def export() -> list[EmbeddedResource]:
+        """Return the files."""
+        return [EmbeddedResource("file:///f", blob=data, mime_type=media) for media, data in files]
+
+    with ScriptedModel(calls(("export", "{}")), says("So.")) as api:
+        async with Agent(model(api), [mcp]) as agent:
+            [result] = of(ToolEnd, await collect(agent.say("Export them")))
+    shown = [line for line in result.text.splitlines() if line != "[resource file:///f]"]
+    assert shown == ["a,b", "caf\u00e9", "[1]", "<feed/>", "[application/zip, 2 bytes]"]
 
 
 async def test_long_results_are_truncated_with_a_notice() -> None:

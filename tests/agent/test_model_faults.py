@@ -80,6 +80,17 @@ async def test_busy_apis_are_retried_without_retry_after() -> None:
     assert [each.attempt for each in of(ModelRetry, events)] == [1, 2]
 
 
+async def test_pauses_never_exceed_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn_module, "_FIRST_WAIT", 600.0)
+    limits = Limits(longest_wait=20)
+    for choose, seconds in ((min, 15), (max, 20)):
+        with monkeypatch.context() as patch, ScriptedModel(refuses(503, "Overloaded")) as api:
+            patch.setattr("random.uniform", lambda *bounds, choose=choose: choose(bounds))
+            async with Agent(model(api), [make()], limits=limits) as agent, aclosing(agent.say("Hello")) as events:
+                first = await anext(event async for event in events if isinstance(event, ModelRetry))
+        assert first.seconds == seconds
+
+
 async def test_login_throttle_end() -> None:
     error = await failed(BUSY, BUSY, limits=Limits(max_attempts=2))
     assert isinstance(error, ModelRateLimited)

@@ -136,6 +136,15 @@ async def test_log_messages_reach_their_handler(revision: str) -> None:
     assert [(message.level, message.data) for message in heard] == [("info", "hello")]
 
 
+@for_each("revision", BY_DATE)
+async def test_servers_send_no_log_messages_below_the_requested_level(revision: str) -> None:
+    heard: list[LogMessage] = []
+    async with Client(mcp, revision=revision, on_log=heard.append, options=Options(log_level="error")) as client:
+        await client.call("say", text="hello")
+        await client.conversation.incoming.wait_for_handlers()
+    assert heard == []
+
+
 async def test_log_level_requires_a_session() -> None:
     async with Client(mcp, revision=HANDSHAKE) as client:
         await client.set_log_level("error")

@@ -257,6 +257,16 @@ async def test_unusual_server_info_is_accepted(about: object) -> None:
         assert (await client.call("x")).text == "done"
 
 
+async def test_servers_without_logging_receive_no_log_level() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result(DONE)
+
+    options = Options(log_level="error")
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, options=options) as client:
+        assert (await client.call("x")).text == "done"
+        assert "logging/setLevel" not in [asked.method for asked in server.requests]
+
+
 async def test_unaccepted_notifications_do_not_block() -> None:
     taken = ["notifications/initialized"]
 

@@ -15,7 +15,13 @@ from compat.test_programs import programs, started
 from issuing_world import VERIFIER, challenge
 from millstream import Client
 from millstream.client import MemoryTokenStore, OAuth, Options
-from millstream.compat.fastmcp import AuthSettings, FastMCP, OAuthAuthorizationServerProvider
+from millstream.compat.fastmcp import (
+    AuthorizationParams,
+    AuthSettings,
+    FastMCP,
+    OAuthAuthorizationServerProvider,
+    OAuthClientInformationFull,
+)
 from millstream.stores import StoreUnavailable
 from patience import WAIT
 
@@ -244,6 +250,32 @@ def test_invalid_issuers_are_refused(issuer: str) -> None:
 
     with pytest.raises(ValueError, match="issuer_url"):
         FastMCP("x", auth_server_provider=Nobody(), auth=AuthSettings(issuer_url=issuer))
+
+
+async def test_provider_receives_the_requested_resource() -> None:
+    """RFC 8707 §2.1."""
+    received: list[AuthorizationParams] = []
+
+    class Recorder(OAuthAuthorizationServerProvider[Any, Any, Any]):
+        async def get_client(self, client_id: str) -> OAuthClientInformationFull:
+            return OAuthClientInformationFull(
+                client_id=client_id, redirect_uris=[BACK], scope="myscope", token_endpoint_auth_method="none"
+            )
+
+        async def authorize(self, client: OAuthClientInformationFull, params: AuthorizationParams) -> str:
+            received.append(params)
+            return "https://shop.example/login"
+
+    mcp = FastMCP("x", auth_server_provider=Recorder(), auth=AuthSettings(issuer_url="https://shop.example"))
+    transport = httpx2.ASGITransport(app=mcp.streamable_http_app())
+    async with (
+        mcp.session_manager.run(),
+        httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http,
+    ):
+        for resource in ("https://shop.example/mcp", "", None):
+            answer = await http.get("/authorize", params=asking({"client_id": "a"}, resource=resource))
+            assert answer.headers["location"] == "https://shop.example/login"
+    assert [params.resource for params in received] == ["https://shop.example/mcp", None, None]
 
 
 async def test_optional_endpoints_are_served_only_if_enabled() -> None:

@@ -50,6 +50,18 @@ async def test_presence_counts_a_client_once() -> None:
         assert await names(hub) == []
 
 
+async def test_subscription_closed_before_joining_leaves_presence_unchanged() -> None:
+    async with open_hub() as hub:
+        watcher = await listen(hub, "$presence.chat")
+        await listen(hub, "chat", client_id="ann")
+        ended = Outlet()
+        ended.close()
+        await hub.subscribe(("chat",), ended, encode=encode_line, client_id="ann")
+        await turns()
+        assert await names(hub) == ["ann"]
+        assert len(watcher.data) == 1
+
+
 async def test_leave_event_matches_the_join_event() -> None:
     clock, store = Clock(), MemoryStore()
     async with open_hub(store, clock=clock) as one, open_hub(second_worker(store), clock=clock) as two:

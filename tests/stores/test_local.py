@@ -146,6 +146,25 @@ async def test_stalled_workers_lose_pushes_but_not_messages(backing: LocalBackin
     assert len(await read_all(slow, STREAM)) == 61
 
 
+async def test_stalled_workers_are_notified_of_a_trimmed_stream(backing: LocalBacking) -> None:
+    slow, busy = await backing.worker(), await backing.worker()
+    interrupted = asyncio.Event()
+    slow.log.listen(STREAM, MessageRecorder(), interrupted=interrupted.set)
+    await slow.log.wait_until_listening(STREAM)
+    await append(busy, "other", *[bytes(2**20)] * 8)
+    await append(busy, STREAM, b"trimmed")
+    await stop_reading(slow)
+    page = asyncio.create_task(slow.log.read("other", None, max_bytes=2**23))
+    (own,) = [each for each in backing.server.peers if each.worker == slow.workers.me]
+    await until(lambda: own._paused)
+    await busy.log.trim(STREAM)
+    assert not interrupted.is_set()
+    go_on(slow)
+    assert len(await page) == 8
+    assert await slow.kv.get("key") is None  # its reply follows the notice
+    assert interrupted.is_set()
+
+
 async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None:
     cut, other = await backing.worker(), await backing.worker()
     old = cut.workers.me
