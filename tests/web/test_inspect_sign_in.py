@@ -120,7 +120,7 @@ async def test_unknown_states_are_refused() -> None:
 
 async def test_malformed_forms_are_refused() -> None:
     bodies = ["[]", '{"status": "x"}']
-    if sys.version_info < (3, 14):  # newer versions skip members of any depth
+    if sys.version_info < (3, 12):  # newer versions skip deeper members, too
         bodies.append('{"x": %s}' % ("[" * 6000 + "]" * 6000))
     async with guarded() as other, inspecting(other) as browser:
         for body in bodies:
