@@ -230,7 +230,7 @@ def changing_shop(staff: set[str], **options: Any) -> Server:
 
 
 async def updated(client: TestClient, mcp: Server, *uris: str) -> list[str]:
-    """Return the resources whose updates a client hears of, up to that of the sign."""
+    """Return the resources whose updates a client receives, ending with ``shop://sign``."""
     client.notifications.clear()
     for uri in (*uris, "shop://sign"):
         await mcp.resource_updated(uri)
@@ -271,7 +271,7 @@ async def test_updates_over_http_end_when_a_resource_becomes_hidden() -> None:
 
 
 async def up_to_the_sign(changes: Any) -> AsyncIterator[Any]:
-    """Yield changes, and stop after that of the sign."""
+    """Yield changes up to that of ``shop://sign``."""
     async for change in changes:
         yield change
         if change.uri == "shop://sign":

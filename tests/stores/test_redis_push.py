@@ -88,7 +88,7 @@ class Keys:
         self.lists = asyncio.Event()
 
     async def scan_iter(self, **options: object) -> AsyncIterator[bytes]:
-        """List one key once canceled."""
+        """Yield one key when the task is canceled."""
         del options
         self.lists.set()
         with suppress(asyncio.CancelledError):

@@ -229,9 +229,7 @@ _REFUSALS: dict[type[Exception], tuple[int, str]] = {
     StoreFull: (503, "The store is full. The event was not published."),
     StoreUnavailable: (503, "The store didn't respond in time. The event may or may not be published."),
 }
-"""Error -> status, and the text for clients instead of the error's own, which is for operators and can contain a server
-name.
-"""
+"""Error -> status and text. An empty text means the error's own. The others replace it, as it may name a server."""
 
 
 def _refusal(exc: Exception) -> Response:

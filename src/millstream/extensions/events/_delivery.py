@@ -149,7 +149,7 @@ class OutgoingMessage(Struct, eq=False):
         """Return the message."""
         if not isinstance(self.content, Event):
             return encode(self.content)
-        # Once this event is settled, every event up to there is.
+        # All events up to this offset are settled when this one is.
         settled = min((each - 1 for each in self.target.pending if each < self.offset), default=self.offset)
         return encode(occurrence(self.job.kind.name, self.content, position(self.job.hub, settled)))
 
