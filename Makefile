@@ -125,7 +125,7 @@ bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Mil
 	$(if $(ARGS),,@scripts/apt chromium && $(BIN)/python -m benches.frames)
 
 fuzz: .venv-fuzz/.ready ## feed every parser and every route with damaged input for MINUTES=10
-	cd tests && ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
+	cd tests && PYTHONPATH=support ../.venv-fuzz/bin/python -m fuzz $(MINUTES)
 
 chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each STORE=, restart them under CALLS=1000000, a storm, then kill -9 and failing disks
 	@scripts/apt strace redis-server

@@ -24,7 +24,10 @@ from typing import Any, NamedTuple
 from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT / "tests")  # in place of scripts, whose seeds.py would hide tests/seeds
+sys.path[:1] = [
+    str(ROOT / "tests" / "support"),
+    str(ROOT / "tests"),
+]  # not scripts, whose seeds.py would hide tests/seeds
 
 from agent_world import KEY, ScriptedModel, calls, repeats  # noqa: E402  it needs the path
 from empty_environment import Environment, build_wheel  # noqa: E402  as above

@@ -184,8 +184,10 @@ def test_guests_use_the_public_interface() -> None:
     assert [line for line in private if not line.endswith(" millstream._override.override")] == []
 
 
-MAX_FILES_THAT_IMPORT_INSIDE = 199
-"""Maximum number of test files that import private modules of other subjects. It may only fall."""
+MAX_FILES_THAT_IMPORT_INSIDE = 248
+"""Maximum number of files of the tests, helpers included, that import private modules of other subjects. It may only
+fall.
+"""
 
 
 def test_test_files_import_the_private_module_they_are_named_after() -> None:
@@ -193,7 +195,7 @@ def test_test_files_import_the_private_module_they_are_named_after() -> None:
     inside: list[str] = []
     for path in sources("tests"):
         own = path.stem.removeprefix("test_")
-        for name in imported(path) if path.name.startswith("test_") else ():
+        for name in imported(path):
             parts = [part.strip("_") for part in name.split(".")]
             if parts[0] == "millstream" and re.search(r"\._(?!_|override\.)", name) and own not in parts:
                 inside.append(f"{path.relative_to(ROOT)} imports {name}")

@@ -12,7 +12,7 @@ import pytest
 from agent_world import KEY, RATE_LIMITED, ScriptedModel, Step, calls, hangs, repeats, says
 from command_line import CliRunner, program
 from patience import WAIT
-from processes import ROOT, SharedServer, free_port, run_command, share_server
+from processes import ROOT, TEST_PATH, SharedServer, free_port, run_command, share_server
 from terminal_world import COMMAND
 
 pytestmark = pytest.mark.server
@@ -52,7 +52,7 @@ def start(*arguments: str, folder: Path, api: ScriptedModel, dotenv: str = "") -
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [*COMMAND, "chat", *arguments], stdin=pipe, stdout=pipe, stderr=pipe, text=True, cwd=folder,
-        env={**kept, "PYTHONPATH": str(ROOT / "tests")},
+        env={**kept, "PYTHONPATH": TEST_PATH},
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def test_rounds_are_limited(tmp_path: Path) -> None:
 
 def test_several_servers_and_a_configuration_can_be_combined(tmp_path: Path) -> None:
     entry = {"command": COMMAND[0], "args": [*COMMAND[1:], "run", SHOP, "--transport", "stdio"]}
-    entry["env"] = {"PYTHONPATH": str(ROOT / "tests")}  # type: ignore[assignment]
+    entry["env"] = {"PYTHONPATH": TEST_PATH}  # type: ignore[assignment]
     (tmp_path / "mcp.json").write_text(json.dumps({"mcpServers": {"north": entry, "south": entry}}))
     script = (calls(("south__price", '{"isbn": "1"}')), says("So."))
     done = chat("mcp.json", "-m", "How much?", "--yes", folder=tmp_path, script=script)

@@ -12,7 +12,7 @@ from millstream._cli.chat.conversation import ConsolePrompts
 from millstream._cli.chat.screen import PlainScreen, TerminalScreen
 from millstream.agent._configuration import Approval
 from millstream.agent._events import TextDelta
-from processes import ROOT
+from processes import ROOT, TEST_PATH
 from terminal_world import Terminal, needs_tmux, terminal
 
 pytestmark = [pytest.mark.server, needs_tmux]
@@ -50,7 +50,7 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
             lines = f"API_URL={api.url}\nAPI_KEY=sk-right\nDEFAULT_MODEL=test-model\n"
             (tmp_path / ".env").write_text(lines)
             # Coverage of the tests' own run would look for its settings in this folder.
-            env = {"PYTHONPATH": str(ROOT / "tests"), "TERM": "xterm-256color"}
+            env = {"PYTHONPATH": TEST_PATH, "TERM": "xterm-256color"}
             opened = terminal(["chat", SHOP, *options], tmp_path, columns=columns, env=env)
             return stack.enter_context(opened)
 

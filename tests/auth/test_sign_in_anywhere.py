@@ -1,4 +1,5 @@
 import asyncio
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,7 +17,7 @@ from http_peer import NO_TRUST
 from issuer_world import Issuer, claims, run_issuer, token
 from issuing_world import VERIFIER, challenge
 from patience import WAIT
-from processes import ROOT, free_port, run_command
+from processes import TEST_PATH, free_port, run_command
 from property_settings import NIGHTLY
 from redis_parts import RedisServer
 from web.token_server import Guarded, guarded
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("quick_hashes")]
 
 PROGRAM = f"""
 import os, sys
-sys.path.insert(0, {str(ROOT / "tests")!r})
+sys.path[:0] = {TEST_PATH.split(os.pathsep)!r}
 from auth.test_pages_elsewhere import Elsewhere
 from millstream import Server, Settings, auth
 from millstream._http.client import pool as fetch

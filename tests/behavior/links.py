@@ -19,7 +19,7 @@ from behavior.exchanges import Event, Exchange, Http
 from millstream._app.runtime import Runtime
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from patience import WAIT
-from processes import RunState
+from processes import TEST_PATH, RunState
 
 Json = dict[str, Any]
 Take = Callable[[Json | list[Json], "Json | None", int], None]
@@ -86,7 +86,7 @@ class Process:
         with log.open("wb") as stderr:
             self.popen = subprocess.Popen(
                 [*command, "run", target, "--transport", "stdio"], cwd=ROOT, stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, stderr=stderr, bufsize=0, env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
+                stdout=subprocess.PIPE, stderr=stderr, bufsize=0, env={**os.environ, "PYTHONPATH": TEST_PATH},
             )  # fmt: skip
         self.log = log
         self.failures = RunState.failures

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from patience import WAIT
-from processes import ROOT, SharedServer, free_port, run_command, share_server
+from processes import ROOT, TEST_PATH, SharedServer, free_port, run_command, share_server
 from programs import find_program, needs
 
 TMUX = find_program("tmux")
@@ -59,7 +59,7 @@ class Screen:
 
         In bash, because other login shells would end at Ctrl-C with the command.
         """
-        given = {"PYTHONPATH": str(ROOT / "tests"), "HOME": str(self._folder), "PATH": os.environ["PATH"], **variables}
+        given = {"PYTHONPATH": TEST_PATH, "HOME": str(self._folder), "PATH": os.environ["PATH"], **variables}
         environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
         command = shlex.join([sys.executable, "-m", "millstream", *words])
         self.tmux(

@@ -20,11 +20,11 @@ from millstream._cli.program import MODULES
 from millstream._http.client.url import parse
 from millstream.client import ConnectFailed
 from patience import WAIT
-from processes import ROOT, SharedServer, free_port, run_command, share_server
+from processes import ROOT, TEST_PATH, SharedServer, free_port, run_command, share_server
 
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
-OWN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": str(ROOT / "tests")}
+OWN = {**os.environ, "COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": TEST_PATH}
 
 
 def run(*arguments: str, given: str = "") -> Result:

@@ -18,7 +18,7 @@ import pytest
 from agent_world import KEY, ScriptedModel, hangs, says
 from millstream._cli import signals as ending
 from patience import WAIT
-from processes import ROOT
+from processes import TEST_PATH
 from terminal_world import COMMAND
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and terminals of POSIX")
@@ -109,7 +109,7 @@ class AtTerminal:
         self.terminal, self.theirs = os.openpty()
         self.settings = termios.tcgetattr(self.theirs)
         self.pipe, into = os.pipe() if read_by else (-1, self.theirs)
-        environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "tests"), **more}
+        environment = {"HOME": str(folder), "PATH": os.environ["PATH"], "PYTHONPATH": TEST_PATH, **more}
         self.process = subprocess.Popen(
             [*start, *words], cwd=folder, env=environment, start_new_session=True, pass_fds=[self.theirs],
             stdin=self.theirs, stdout=into, stderr=into if read_by == "us" else self.theirs,

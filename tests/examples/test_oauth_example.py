@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from patience import WAIT
-from processes import ROOT, free_port, run_server
+from processes import ROOT, TEST_PATH, free_port, run_server
 
 pytestmark = pytest.mark.server
 
@@ -21,7 +21,7 @@ def test_client_signs_in_and_steps_up(tmp_path: Path) -> None:
     port = free_port()
     server = [sys.executable, str(OAUTH / "server.py"), "--port", str(port), "--users", str(users)]
     browser = f"{sys.executable} {ROOT / 'tests' / 'examples' / 'browser.py'} %s"
-    env = {**os.environ, "BROWSER": browser, "PYTHONPATH": str(ROOT / "tests"), "HOME": str(tmp_path)}
+    env = {**os.environ, "BROWSER": browser, "PYTHONPATH": TEST_PATH, "HOME": str(tmp_path)}
     client = [sys.executable, str(OAUTH / "client.py"), f"http://127.0.0.1:{port}/mcp"]
     with run_server(server, port, tmp_path / "log"):
         done = subprocess.run(client, env=env, capture_output=True, text=True, timeout=WAIT, check=False)

@@ -44,7 +44,7 @@ from millstream.extensions.events._catalog import RESOURCE_EXHAUSTED
 from millstream.hub import Hub, Subscription
 from millstream.stores import MemoryMap, StoreFull, StoreUnavailable
 from patience import WAIT
-from processes import ROOT, free_port, run_command, run_server
+from processes import ROOT, TEST_PATH, free_port, run_command, run_server
 
 
 def delay_one_hour(attempts: int) -> float:
@@ -645,7 +645,7 @@ def _program(folder: Path, receiver: Receiver) -> Path:
     program.write_text(
         f"""
 import os, ssl, sys
-sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
+sys.path[:0] = [*{TEST_PATH.split(os.pathsep)!r}, {str(ROOT)!r}]
 from extensions.event_shop import OrderPaid, Refunded, events_of, make_shop
 tls = ssl.create_default_context(cafile={str(folder / "c.pem")!r})
 mcp = make_shop(private_callbacks=True, tls=tls)

@@ -16,7 +16,7 @@ from pathlib import Path
 from fuzz import oauth_routes, plausible, routes
 from fuzz.parsers import PARSERS
 from fuzz.servers import SERVERS
-from processes import free_port, run_command
+from processes import TEST_PATH, free_port, run_command
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "results" / "fuzz"
@@ -31,7 +31,7 @@ def fuzz(name: str, seconds: int) -> tuple[str, int, str]:
         capture_output=True,
         timeout=seconds + 300,
         cwd=ROOT / "tests",
-        env=os.environ | {"MILLSTREAM_ACCESS_LOG": "true"},
+        env=os.environ | {"MILLSTREAM_ACCESS_LOG": "true", "PYTHONPATH": TEST_PATH},
         check=False,
     )
     said = done.stderr.decode("utf-8", "replace") + done.stdout.decode("utf-8", "replace")
@@ -48,7 +48,8 @@ def operations(seconds: int) -> tuple[str, int, str]:
     with log.open("wb") as sink:
         server = subprocess.Popen(
             run_command("../examples/hub.py", port, "--serve", "all"), cwd=ROOT / "tests",
-            env=os.environ | {"MILLSTREAM_ACCESS_LOG": "true"}, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+            env=os.environ | {"MILLSTREAM_ACCESS_LOG": "true", "PYTHONPATH": TEST_PATH},
+            stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
         )  # fmt: skip
     try:
         routes._wait(server, port)

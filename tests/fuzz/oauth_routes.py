@@ -17,7 +17,7 @@ from typing import Any
 from fuzz.people import BACK, CLIENT, KEY, SECRET, People, authorization
 from issuing_world import VERIFIER
 from patience import WAIT
-from processes import ROOT
+from processes import TEST_PATH
 
 CHECKS = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
 _FORM, _JSON, _HTML = "application/x-www-form-urlencoded", "application/json", "text/html"
@@ -141,7 +141,7 @@ def run(port: int, folder: Path, *options: str, seconds: float = 5 * WAIT) -> tu
     about, answers = folder.resolve() / "oauth.json", folder.resolve() / "oauth-answers"
     about.write_text(json.dumps(document(People(f"http://127.0.0.1:{port}").good)))
     answers.write_text("")
-    env = {**os.environ, "SCHEMATHESIS_HOOKS": "fuzz.oauth_hooks", "PYTHONPATH": str(ROOT / "tests"),
+    env = {**os.environ, "SCHEMATHESIS_HOOKS": "fuzz.oauth_hooks", "PYTHONPATH": TEST_PATH,
            "OAUTH_ANSWERS": str(answers)}  # fmt: skip
     command = [
         str(Path(sys.executable).parent / "schemathesis"), "run", str(about), "--url", f"http://127.0.0.1:{port}",

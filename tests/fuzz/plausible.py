@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fuzz.damage import Damage, cuts, damage_request, damages, request_bytes
 from fuzz.people import RECIPES, People, address
 from fuzz.routes import Routes
-from processes import ROOT, free_port, run_command, run_server
+from processes import TEST_PATH, free_port, run_command, run_server
 
 _RENEWED = 250
 """Inputs after which everything that is good is fetched anew."""
@@ -71,9 +71,8 @@ def run(asking: Plausible, *, examples: int, until: float = float("inf"), seed: 
 def shop(folder: Path) -> Iterator[tuple[int, Path]]:
     """Run the server during the block. Yields its port and its log."""
     port, log = free_port(), folder / "plausible-server.log"
-    tests = str(ROOT / "tests")
     known = {"SHOP_URL": f"http://127.0.0.1:{port}", "MILLSTREAM_SECRET_KEY": "f" * 40,
-             "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+             "PYTHONPATH": os.pathsep.join([TEST_PATH, os.environ.get("PYTHONPATH", "")])}  # fmt: skip
     before = {name: os.environ.get(name) for name in known}
     os.environ.update(known)
     try:

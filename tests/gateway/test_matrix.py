@@ -14,7 +14,7 @@ from gateway.matrix_world import build
 from http_peer import serve
 from millstream import Server, Settings
 from patience import WAIT
-from processes import ROOT
+from processes import ROOT, TEST_PATH
 
 FOLDER = Path(__file__).parent
 PAGE = ROOT / "docs" / "reference" / "gateway-matrix.md"
@@ -121,7 +121,7 @@ class Matrix:
         needed = dict.fromkeys(up for each, up in self.pairs if each == down)
         environment = {
             "MATRIX": json.dumps([(up.name, up.revision, self._targets[up]) for up in needed]),
-            "PYTHONPATH": str(FOLDER.parent),
+            "PYTHONPATH": TEST_PATH,
         }
         start = "from gateway.test_matrix import make_child_gateway; make_child_gateway().run('stdio')"
         return {"mcpServers": {"front": {"command": sys.executable, "args": ["-c", start], "env": environment}}}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from patience import WAIT
-from processes import NODE, ROOT, SharedServer, run_command, share_server
+from processes import NODE, ROOT, TEST_PATH, SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
 
@@ -96,7 +96,7 @@ def walk(servers: Servers, client: str, transport: str, mode: str) -> dict[str, 
         runs = [run for run in RUNS if run[0] == client] if "python" in client else [(client, transport, mode)]
         given = [arguments(servers, *run[1:]) for run in runs]
         command = [*CLIENTS[client], *([json.dumps(given)] if "python" in client else given[0])]
-        own = {**os.environ, "PYTHONPATH": str(ROOT / "tests"), "WAIT": str(WAIT)}
+        own = {**os.environ, "PYTHONPATH": TEST_PATH, "WAIT": str(WAIT)}
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=5 * WAIT, check=False, env=own
         )  # the program waits often

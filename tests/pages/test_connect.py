@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from pages_world import OpenPage, find_layout_problems
-from processes import SharedServer, free_port, run_command, run_server
+from processes import TEST_PATH, SharedServer, free_port, run_command, run_server
 from proxies import NEEDS_NGINX, nginx
 
 pytestmark = pytest.mark.server
@@ -80,7 +80,7 @@ def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, ope
 def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
     command = run_command("tests/pages/guarded_shop.py", port)
-    path = {"PYTHONPATH": str(Path(__file__).parents[1]), "MILLSTREAM_ROOT_PATH": "/tools"}
+    path = {"PYTHONPATH": TEST_PATH, "MILLSTREAM_ROOT_PATH": "/tools"}
     with nginx(tmp_path / "front", port, at="/tools") as front:
         here = f"http://127.0.0.1:{front}/tools"
         with run_server(run_command("examples/greet.py", port, "--serve", "web"), port, tmp_path / "plain", **path):

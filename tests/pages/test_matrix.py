@@ -12,7 +12,7 @@ from issuing_world import challenge
 from pages_matrix import LEFT_OUT, PAGES, STATES, find_problems, pages_in
 from pages_world import OpenPage, call
 from patience import WAIT
-from processes import SharedServer, free_port, run_command, run_server
+from processes import TEST_PATH, SharedServer, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -125,7 +125,7 @@ class Shop:
 def test_sign_in_and_consent_work_with_unusual_content(tmp_path: Path, open_page: OpenPage) -> None:
     shop, found = Shop(), list[str]()
     pages: dict[str, Page] = {}
-    tests = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    tests = os.pathsep.join([TEST_PATH, os.environ.get("PYTHONPATH", "")])
     command = run_command("tests/pages/upstream_shop.py", shop.port)
     more = {"SHOP_URL": shop.url, "UPSTREAM_URL": shop.url, "PYTHONPATH": tests}
     states = {"empty": ("", ""), "long texts": ("W" * 80, "shop:use orders:write")}

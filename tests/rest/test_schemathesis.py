@@ -31,7 +31,7 @@ def run(port: int, folder: Path, *options: str) -> str:
 
 def test_tools_conform_to_the_document(tmp_path: Path) -> None:
     port = free_port()
-    command = uvicorn_command("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests")
+    command = uvicorn_command("rest_world:app", port, "--lifespan", "off", "--app-dir", "tests/support")
     with run_server(command, port, tmp_path / "log"):
         report = run(port, tmp_path)
     assert "14 selected / 14 total" in report

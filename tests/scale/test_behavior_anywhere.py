@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from clocks import Clocks
-from processes import ROOT, free_port, run_command, run_server
+from processes import ROOT, TEST_PATH, free_port, run_command, run_server
 from proxies import NEEDS_NGINX, nginx
 from redis_parts import RedisServer
 
@@ -53,7 +53,7 @@ def judge(folder: Path, front: int, chosen: str, shared: dict[str, str]) -> int:
 def board(folder: Path) -> dict[str, str]:
     """The environment that the server and its judges share."""
     (folder / "board").mkdir()
-    return {"BEHAVIOR_FOLDER": str(folder / "board"), "PYTHONPATH": str(ROOT / "tests"), "BEHAVIOR_THREADS": "40"}
+    return {"BEHAVIOR_FOLDER": str(folder / "board"), "PYTHONPATH": TEST_PATH, "BEHAVIOR_THREADS": "40"}
 
 
 def test_four_workers_behind_nginx_behave_like_one(tmp_path: Path) -> None:

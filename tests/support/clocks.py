@@ -9,7 +9,7 @@ from pathlib import Path
 from programs import require_program
 
 _ROWS = 64
-_SOURCE = Path(__file__).parent / "scale" / "shifted_clock.c"
+_SOURCE = Path(__file__).parents[1] / "scale" / "shifted_clock.c"
 
 
 def clock_library(folder: Path) -> Path:

@@ -164,7 +164,7 @@ def count_calls(address: str, tool: str = "") -> int:
     return sum(count for labels, count in found if '"subscriptions/listen"' not in labels)
 
 
-_AXE = Path(__file__).parent / "pages" / "node_modules" / "axe-core" / "axe.min.js"
+_AXE = Path(__file__).parents[1] / "pages" / "node_modules" / "axe-core" / "axe.min.js"
 # Wait for finite animations: a dialog that fades in has less contrast.
 _RUN = """async (colors) => {
   if (!("axe" in window)) return null;

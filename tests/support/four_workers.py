@@ -19,7 +19,7 @@ from starlette.responses import PlainTextResponse
 
 from http_peer import RunningServer
 from millstream._http.server.connection import ServerState
-from processes import ROOT, SharedServer, run_command
+from processes import ROOT, TEST_PATH, SharedServer, run_command
 
 FOUR = "four"
 """Parameter value for this server, beside those for a server in the test's own process."""
@@ -33,7 +33,7 @@ ADMIN_KEY = "key-of-an-attacker-0123456789"
 """A key with all scopes."""
 _PROGRAM = f"""
 import sys
-sys.path[:0] = [{str(ROOT / "tests")!r}, {str(ROOT)!r}]
+sys.path[:0] = [*{TEST_PATH.split(os.pathsep)!r}, {str(ROOT)!r}]
 from four_workers import make_attacked_server
 mcp = make_attacked_server({{keys!r}})
 """
