@@ -17,7 +17,7 @@ from command_line import Result, commands, options, overview, parameters, run_in
 from millstream._cli.diagnosis import check_certificate
 from millstream._cli.help import COMMANDS
 from millstream._cli.program import MODULES
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse_url
 from millstream.client import ConnectFailed
 from patience import WAIT
 from processes import ROOT, TEST_PATH, SharedServer, free_port, run_command, share_server
@@ -316,7 +316,7 @@ def test_doctor_takes_the_file_of_a_gateway(tmp_path: Path) -> None:
 
 async def test_doctor_certificate_check_has_a_timeout() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        url = parse(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")
+        url = parse_url(f"https://127.0.0.1:{silent.getsockname()[1]}/mcp")
         with pytest.raises(ConnectFailed, match=r"sent no certificate within 0\.05 seconds\. Use http://"):
             await check_certificate(url, 0.05)
 

@@ -18,7 +18,7 @@ from joserfc.jwk import ECKey
 from cases import for_each
 from issuer_world import Issuer, run_issuer
 from millstream._http.client.pool import ConnectionPool
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse_url
 from millstream.client import AccessDenied, IdentityProvider, MemoryTokenStore, OAuth, WorkloadIdentity
 from millstream.client._endpoint import Endpoint
 from millstream.client._oauth.endpoints import Proofs, challenged_for_proofs, wants_nonce
@@ -109,7 +109,7 @@ def oauth() -> OAuth:
 async def test_tokens_are_bound_if_both_servers_support_it() -> None:
     given = {"access_token": "bound", "token_type": "DPoP", "expires_in": 3600}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
-        url, credentials = parse(urls["mcp"]), oauth()
+        url, credentials = parse_url(urls["mcp"]), oauth()
         assert await credentials.handle_challenge(url, 401, 'DPoP algs="ES256"')
         head, claims = opened(header_of(issuer.requests[-1], b"dpop"))
         assert (claims["htm"], claims["htu"]) == ("POST", f"{issuer.url}/token")
@@ -129,8 +129,8 @@ async def test_unbound_tokens_are_sent_as_bearer(challenge: str, algorithms: lis
     given = {"access_token": "plain", "token_type": kind}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=algorithms) as (_, urls):
         credentials = oauth()
-        assert await credentials.handle_challenge(parse(urls["mcp"]), 401, challenge)
-        assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer plain"}
+        assert await credentials.handle_challenge(parse_url(urls["mcp"]), 401, challenge)
+        assert await credentials.headers(parse_url(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer plain"}
 
 
 async def test_known_token_endpoint_nonces_are_sent() -> None:
@@ -145,17 +145,17 @@ async def test_known_token_endpoint_nonces_are_sent() -> None:
 
     async with authorization_server(wanting, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
         credentials = oauth()
-        assert await credentials.handle_challenge(parse(urls["mcp"]), 401, "DPoP")
+        assert await credentials.handle_challenge(parse_url(urls["mcp"]), 401, "DPoP")
         assert issuer.request_counts["/token"] == 2
-        assert credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
-        assert credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
-        assert not credentials.learn_nonce(parse(urls["mcp"]), "next", 'DPoP error="invalid_token"')
-        assert not credentials.learn_nonce(parse(urls["mcp"]), "", 'DPoP error="use_dpop_nonce"')
+        assert credentials.learn_nonce(parse_url(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
+        assert credentials.learn_nonce(parse_url(urls["mcp"]), "next", 'DPoP error="use_dpop_nonce"')
+        assert not credentials.learn_nonce(parse_url(urls["mcp"]), "next", 'DPoP error="invalid_token"')
+        assert not credentials.learn_nonce(parse_url(urls["mcp"]), "", 'DPoP error="use_dpop_nonce"')
         issuer.answers["/token"] = lambda _: (
             b'HTTP/1.1 400 Bad\r\nDPoP-Nonce: other\r\ncontent-length: 26\r\n\r\n{"error":"use_dpop_nonce"}'
         )
         with pytest.raises(AccessDenied, match="use_dpop_nonce"):
-            await oauth().handle_challenge(parse(urls["mcp"]), 401, "DPoP")
+            await oauth().handle_challenge(parse_url(urls["mcp"]), 401, "DPoP")
         assert issuer.request_counts["/token"] == 4
 
 
@@ -169,7 +169,7 @@ async def test_concurrent_requests_share_a_nonce() -> None:
 
     given = {"access_token": "bound", "token_type": "DPoP", "expires_in": 3600}
     async with authorization_server(lambda _: given, dpop_signing_alg_values_supported=["ES256"]) as (issuer, urls):
-        url, credentials = parse(urls["mcp"]), oauth()
+        url, credentials = parse_url(urls["mcp"]), oauth()
         assert await credentials.handle_challenge(url, 401, "DPoP")
         issuer.answers["/mcp"], issuer.gate = wanting, asyncio.Event()
         pool = ConnectionPool(url, max_connections=2, max_body=1000, connect_timeout=WAIT, tls=None)
@@ -198,7 +198,7 @@ async def test_deeply_nested_responses_are_refused(path: str) -> None:
             )
         issuer.answers[path] = deep
         with pytest.raises(AccessDenied):
-            await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
+            await credentials.handle_challenge(parse_url(urls["mcp"]), 401, "Bearer")
         assert issuer.request_counts[path] >= 1
 
 
@@ -215,7 +215,7 @@ async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
         credentials = OAuth(store=MemoryTokenStore(), client_id="desk", client_secret="s" * 32).with_identity_provider(
             identity
         )
-        assert await credentials.handle_challenge(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
+        assert await credentials.handle_challenge(parse_url(urls["mcp"]), 401, 'Bearer scope="orders:read"')
         asked = parse_qs(home.requests[-1].partition(b"\r\n\r\n")[2].decode())
         assert asked == {
             "grant_type": ["urn:ietf:params:oauth:grant-type:token-exchange"], "requested_token_type": [JAG],
@@ -229,7 +229,7 @@ async def test_identity_provider_token_is_sent_only_to_the_provider() -> None:
         )  # fmt: skip
         assert header_of(issuer.requests[-1], b"authorization").startswith("Basic ")
         assert not any(b"the-id-token" in each for each in issuer.requests)
-        assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer granted"}
+        assert await credentials.headers(parse_url(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer granted"}
 
 
 @for_each(
@@ -248,7 +248,7 @@ async def test_invalid_grants_are_not_sent(answer: Any) -> None:
         identity = IdentityProvider(home.url, id_token="t", client_id="desk-at-home")
         credentials = OAuth(store=MemoryTokenStore(), client_id="desk").with_identity_provider(identity)
         with pytest.raises(AccessDenied, match="didn't issue a grant for"):
-            await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
+            await credentials.handle_challenge(parse_url(urls["mcp"]), 401, "Bearer")
         assert issuer.request_counts["/token"] == 0
 
 
@@ -261,16 +261,16 @@ async def test_workload_token_is_read_again_each_time(tmp_path: Path) -> None:
         credentials = OAuth(store=MemoryTokenStore()).with_identity_provider(WorkloadIdentity(issuer.url, token=file))
         for said in ("first", "second"):
             file.write_text(f"{said}\n", "utf-8")
-            assert await credentials.handle_challenge(parse(urls["mcp"]), 401, 'Bearer scope="orders:read"')
+            assert await credentials.handle_challenge(parse_url(urls["mcp"]), 401, 'Bearer scope="orders:read"')
             asked = parse_qs(issuer.requests[-1].partition(b"\r\n\r\n")[2].decode())
             assert asked == {
                 "grant_type": ["urn:ietf:params:oauth:grant-type:jwt-bearer"], "assertion": [said],
                 "resource": [urls["mcp"]], "scope": ["orders:read"],
             }  # fmt: skip
-        assert await credentials.headers(parse(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer granted"}
+        assert await credentials.headers(parse_url(urls["mcp"]), "POST", "/mcp") == {"Authorization": "Bearer granted"}
         file.unlink()
         with pytest.raises(AccessDenied, match="identity can't be read"):
-            await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
+            await credentials.handle_challenge(parse_url(urls["mcp"]), 401, "Bearer")
 
 
 async def test_workload_token_is_sent_only_to_its_issuer() -> None:
@@ -279,5 +279,5 @@ async def test_workload_token_is_sent_only_to_its_issuer() -> None:
             WorkloadIdentity("https://login.example", token="t")
         )
         with pytest.raises(AccessDenied, match=r"is for https://login\.example"):
-            await credentials.handle_challenge(parse(urls["mcp"]), 401, "Bearer")
+            await credentials.handle_challenge(parse_url(urls["mcp"]), 401, "Bearer")
         assert issuer.request_counts["/token"] == 0

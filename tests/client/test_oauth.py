@@ -18,7 +18,7 @@ from cases import for_each
 from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from client.test_proxies import proxying, secure
 from millstream import Client
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse_url
 from millstream.client import AccessDenied, Options
 from millstream.client._oauth import (
     FileTokenStore,
@@ -207,7 +207,7 @@ async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_
         results = await asyncio.gather(*(client.call("x") for _ in range(10)))
         assert {result.text for result in results} == {"done"}
         assert (visits, registrations, renewals) == (1, 1, 1)
-        assert store.load().tokens[str(parse(server.url))].refresh_token == "r"
+        assert store.load().tokens[str(parse_url(server.url))].refresh_token == "r"
 
 
 async def test_tokens_of_other_resources_are_not_requested() -> None:
@@ -261,7 +261,7 @@ async def test_remote_servers_cannot_open_loopback_urls(
         async with secure(tmp_path, served(**named)) as (port, trusting), proxying(port) as proxy:
             monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
             credentials = OAuth(store=MemoryTokenStore(), tls=trusting)
-            asking = credentials.ask(parse("https://mcp.test/mcp"), 401, challenge)
+            asking = credentials.ask(parse_url("https://mcp.test/mcp"), 401, challenge)
             if evil:
                 with pytest.raises(AccessDenied, match="on this machine"):
                     await asking
@@ -285,6 +285,6 @@ async def test_servers_name_nothing_closer_than_themselves() -> None:
             place = f"https://{host}/authorize"
             for server in refused:
                 with pytest.raises(AccessDenied, match=text):
-                    refuse_local(place, parse(f"https://{server}/mcp"))
+                    refuse_local(place, parse_url(f"https://{server}/mcp"))
             for server in allowed:
-                assert refuse_local(place, parse(f"https://{server}/mcp")) == place
+                assert refuse_local(place, parse_url(f"https://{server}/mcp")) == place

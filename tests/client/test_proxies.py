@@ -24,7 +24,7 @@ from client.misbehaving_servers import (
     with_discovery,
 )
 from millstream import Client
-from millstream._http.client.url import parse, proxy_for
+from millstream._http.client.url import parse_url, proxy_for
 from millstream.client import Options
 from millstream.client._errors import ClientError, ConnectFailed, TargetError
 from processes import free_port
@@ -54,7 +54,7 @@ HERE = "http://proxy.example:3128"
     ],
 )
 def test_environment_selects_the_proxy_by_url(url: str, variables: dict[str, str], found: str | None) -> None:
-    proxy = proxy_for(parse(url), variables)
+    proxy = proxy_for(parse_url(url), variables)
     assert (None if proxy is None else str(proxy)) == found
 
 
@@ -64,7 +64,7 @@ def test_environment_selects_the_proxy_by_url(url: str, variables: dict[str, str
 )
 def test_unsupported_proxies_are_refused(value: str) -> None:
     with pytest.raises(TargetError, match="HTTPS_PROXY isn't the URL of a supported proxy"):
-        proxy_for(parse("https://a.example/"), {"HTTPS_PROXY": value})
+        proxy_for(parse_url("https://a.example/"), {"HTTPS_PROXY": value})
 
 
 @dataclass

@@ -16,7 +16,7 @@ from cases import for_each
 from issuer_world import run_issuer
 from issuing_world import URL, Desk, claims_of
 from millstream import Client, auth
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse_url
 from millstream.client import AccessDenied, MemoryTokenStore, OAuth, Options
 from millstream.client._oauth import Registration
 from millstream.client._oauth.signing import assertion
@@ -113,7 +113,7 @@ async def test_jobs_authenticate_with_signed_assertions(tmp_path: Path) -> None:
             assert (await calling.call("who")).text == "nightly orders:write"
         kept = store.load()
         assert not kept.registrations
-        assert await credentials.sign_out(parse(f"{url}/mcp"))
+        assert await credentials.sign_out(parse_url(f"{url}/mcp"))
 
 
 async def test_every_request_has_a_fresh_assertion() -> None:
@@ -135,7 +135,7 @@ async def test_every_request_has_a_fresh_assertion() -> None:
         credentials = OAuth(store=MemoryTokenStore(), client_id="nightly", client_credentials=True).with_private_key(
             pem(NIGHTLY)
         )
-        assert await credentials.handle_challenge(parse(f"{issuer.url}/mcp"), 401, "DPoP")
+        assert await credentials.handle_challenge(parse_url(f"{issuer.url}/mcp"), 401, "DPoP")
         assert len({*seen}) == 2
 
 
@@ -147,7 +147,7 @@ async def test_metadata_document_clients_sign_assertions() -> None:
             "client_id_metadata_document_supported": True,
         }  # fmt: skip
         about: dict[str, Any] = {"client_metadata_url": PAGE, "client_credentials": True}
-        url = parse(f"{issuer.url}/mcp")
+        url = parse_url(f"{issuer.url}/mcp")
         assert (
             await OAuth(store=MemoryTokenStore(), **about).with_private_key(pem(NIGHTLY)).handle_challenge(url, 401, "")
         )
@@ -169,5 +169,5 @@ async def test_registration_does_not_choose_the_signing_key() -> None:
             "code_challenge_methods_supported": ["S256"],
         }  # fmt: skip
         store = MemoryTokenStore()
-        await OAuth(store=store).ask(parse(f"{issuer.url}/mcp"), 401, "")
+        await OAuth(store=store).ask(parse_url(f"{issuer.url}/mcp"), 401, "")
         assert store.load().registrations[issuer.url] == Registration("me", "", "private_key_jwt")

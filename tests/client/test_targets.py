@@ -8,7 +8,7 @@ import pytest
 
 from cases import for_each
 from millstream import Server
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse_url
 from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
 from millstream.client._targets import Place, Remote, find_server
@@ -34,7 +34,7 @@ def test_url_targets_are_parsed(text: str, host: str, port: int, target: str) ->
     found = place(text)
     assert isinstance(found, Remote)
     assert (found.url.host, found.url.port, found.url.target) == (host, port, target)
-    assert parse(str(found.url)) == found.url
+    assert parse_url(str(found.url)) == found.url
 
 
 @for_each(

@@ -17,7 +17,6 @@ from millstream import (
     extensions,
     files,
     gateway,
-    http,
     hub,
     middleware,
     parts,
@@ -25,8 +24,8 @@ from millstream import (
     stores,
     testing,
 )
-from millstream.auth import pages, providers
-from millstream.client import lowlevel, oauth
+from millstream.auth import providers
+from millstream.client import lowlevel
 from millstream.compat import fastmcp
 from millstream.extensions import apps, cards, events, http_post, skills, tasks
 
@@ -45,12 +44,9 @@ def public() -> dict[str, Any]:
         auth,
         client,
         files,
-        http,
         hub,
         lowlevel,
         middleware,
-        oauth,
-        pages,
         parts,
         protocol,
         testing,
@@ -92,8 +88,8 @@ def test_exceptions_of_the_example_rule_exist() -> None:
 
 
 DESCRIBED = (
-    millstream, agent, apps, auth, cards, client, events, extensions, files, gateway, http, http_post, hub, lowlevel,
-    middleware, oauth, pages, parts, protocol, providers, skills, stores, tasks, testing, fastmcp,
+    millstream, agent, apps, auth, cards, client, events, extensions, files, gateway, http_post, hub, lowlevel,
+    middleware, parts, protocol, providers, skills, stores, tasks, testing, fastmcp,
 )  # fmt: skip
 """Modules whose parameters are described."""
 ENTRY = re.compile(r"^ *(\*{0,2}\w+(?:, \*{0,2}\w+)*): [^\s]", re.MULTILINE)

@@ -17,7 +17,7 @@ from issuer_world import AUDIENCE, ISSUER, key_set, token
 from millstream import auth
 from millstream._http.client import ArrivingBytes, Inflow
 from millstream._http.client.connection import HttpConnection, HttpReply
-from millstream._http.client.url import parse as parse_url
+from millstream._http.client.url import parse_url
 from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.message import parse_accept, peer_network, query_values
 from millstream._limits import CalendarQuota, Rate

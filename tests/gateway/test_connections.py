@@ -18,7 +18,7 @@ from gateway.accounts import ALICE, BOB, Browser, Gateway, reject_tokens, run_ga
 from issuer_world import run_issuer
 from millstream import Server, auth
 from millstream._http.client import ConnectFailed
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse_url
 from millstream._protocol.errors import LocalError
 from millstream.client._oauth.endpoints import fetch
 from millstream.client._questions import Question
@@ -380,6 +380,6 @@ async def test_metadata_with_foreign_or_private_urls_is_refused() -> None:
             metadata = {"resource": other.url, "authorization_servers": [other.accounts.url]}
             assert (await alice.submit("connect")).status_code == 502
         assert other.accounts.forms == other.accounts.registered == []
-        outbound = outbound_for(parse("https://mcp.example.com/mcp"), private_addresses=False)
+        outbound = outbound_for(parse_url("https://mcp.example.com/mcp"), private_addresses=False)
         with pytest.raises(ConnectFailed, match="isn't on the public Internet"):
             await fetch("GET", other.accounts.url, outbound=outbound)

@@ -12,7 +12,9 @@ from millstream._protocol.admission import (
     is_per_request,
     target_name,
 )
-from millstream.protocol import BY_DATE, NEWEST, Envelope, declares
+from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.metadata import declares
+from millstream.protocol import BY_DATE, NEWEST
 
 META = {
     "io.modelcontextprotocol/protocolVersion": NEWEST.date,

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from cases import for_each
-from millstream.protocol import UriTemplate
+from millstream._protocol.uri_template import UriTemplate
 from strategies import path_values, texts
 
 RFC_VALUES = {

@@ -10,7 +10,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import Bind, Runtime, Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
-from millstream.parts import ServerChange
+from millstream._server.calls.services import ServerChange
 from millstream.stores import StoreUnavailable
 from scale.test_changes import SIGN, listen, tools
 from shared_store import SharedStore

@@ -6,7 +6,7 @@ from types import FrameType
 from typing import Any
 
 from cases import for_each
-from millstream.protocol import UriTemplate
+from millstream._protocol.uri_template import UriTemplate
 
 SMALL, LARGE = 1_000, 100_000
 

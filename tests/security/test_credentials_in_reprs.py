@@ -15,6 +15,7 @@ from millstream._app.server_process.slot import Hello
 from millstream.agent._configuration import ServerConfig
 from millstream.auth._authorization_server.grants import RefreshToken, SigningKey
 from millstream.auth._authorization_server.users import StoredUser
+from millstream.client import parse_url
 from millstream.client._oauth import Registration, StoredCredentials, Tokens
 from millstream.client._oauth.endpoints import TokenResponse
 from millstream.client._targets import Remote
@@ -23,7 +24,6 @@ from millstream.client._transports.stdio import Command
 from millstream.extensions.events._webhook import DeliveryParams
 from millstream.gateway import bearer, static_headers
 from millstream.gateway._credentials.source import LinkCaller
-from millstream.http import parse_url
 
 SECRET = "hunter2-hunter2-hunter2-hunter2-hunter2"
 NAMES = re.compile(

@@ -11,9 +11,10 @@ from jsonschema import Draft202012Validator
 from cases import for_each
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.json_schema import Schema
+from millstream._protocol.revisions import project_form
 from millstream._server.calls.questions import parse_answer, requested_schema
 from millstream._server.functions.description import Field
-from millstream.protocol import BY_DATE, NEWEST, project_form
+from millstream.protocol import BY_DATE, NEWEST
 
 OLDER = BY_DATE["2025-06-18"]
 

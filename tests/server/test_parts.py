@@ -10,7 +10,8 @@ import pytest
 from app_peer import ask
 from cases import for_each
 from millstream import ProtocolError, Server, Settings
-from millstream.parts import Call, Host, HttpRequest, Response, Route, Sink, encode_event, refusal
+from millstream._http.message import Sink, refusal
+from millstream.parts import Call, Host, HttpRequest, Response, Route, encode_event
 from millstream.protocol import INVALID_REQUEST, NEWEST, NEWEST_HANDSHAKE
 from millstream.testing import ServerError, connect
 from patience import WAIT

@@ -1,7 +1,7 @@
 import asyncio
 
 from fleet import settle
-from millstream.parts import Pool
+from millstream._server.pool import Pool
 
 
 def start(pool: Pool, owner: str) -> asyncio.Task[bool]:

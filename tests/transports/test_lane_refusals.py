@@ -1,7 +1,8 @@
 import pytest
 
 from cases import for_each
-from millstream.parts import header_lines, refusal
+from millstream._http.message import refusal
+from millstream.parts import header_lines
 
 
 def test_refusals_carry_a_challenge_or_retry_time() -> None:

@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 from millstream._cli.errors import UsageError, close_stderr, more_than_nothing, tell, wants_json
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
@@ -143,8 +143,8 @@ def _key_for(target: str) -> str:
     Other servers never receive it.
     """
     try:
-        url = parse(target)
-        own = is_loopback(url.host) or parse(os.environ.get("MCP_SERVER_URL", "")).origin == url.origin
+        url = parse_url(target)
+        own = is_loopback(url.host) or parse_url(os.environ.get("MCP_SERVER_URL", "")).origin == url.origin
     except TargetError:  # one of them isn't a URL
         return ""
     return os.environ.get("MCP_SERVER_AUTH_KEY", "") if own else ""

@@ -32,7 +32,7 @@ from millstream._cli.load import split_target
 from millstream._cli.program import Editable, Json, Packages, Yes
 from millstream._cli.serve import read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
-from millstream._http.client.url import parse
+from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import Confidential, closest_name
 from millstream._protocol.json_schema import value_at
@@ -65,7 +65,7 @@ class Launch(Confidential, Struct, frozen=True, kw_only=True):
             # Some applications don't quote arguments with spaces, so the value is passed as a variable.
             env[f"MCP_HEADER_{number}"] = value
             args += ["--header", f"{name}:${{MCP_HEADER_{number}}}"]
-        where = parse(self.url)
+        where = parse_url(self.url)
         if not where.secure and not is_loopback(where.host):
             args.append("--allow-http")  # mcp-remote allows http only to this machine by default
         return Launch(command="npx", args=tuple(args), env=env)
@@ -89,7 +89,7 @@ def launch_of(
     """
     if "://" in target:
         try:
-            url = parse(target)
+            url = parse_url(target)
         except TargetError as exc:
             raise CommandError(str(exc)) from exc
         if url.scheme not in ("http", "https"):

@@ -107,12 +107,12 @@ def check_inspected(urls: object) -> None:
     """
     if not urls:
         return
-    from millstream._http.client.url import parse  # noqa: PLC0415
+    from millstream._http.client.url import parse_url  # noqa: PLC0415
     from millstream.client._errors import TargetError  # noqa: PLC0415  rarely needed
 
     for each in cast("tuple[str, ...]", urls):
         try:
-            supported = parse(each).scheme in ("http", "https")
+            supported = parse_url(each).scheme in ("http", "https")
         except TargetError as exc:
             raise CommandError(str(exc)) from exc
         if not supported:

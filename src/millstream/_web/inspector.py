@@ -10,17 +10,19 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from millstream._http.message import Sink, plain_problem
+from millstream._http.client.connection import HttpReply
+from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.url import Url
+from millstream._http.message import Sink, plain_problem, refusal
 from millstream._protocol.errors import Confidential
-from millstream._server.calls.services import principal_id
+from millstream._server.calls.services import Services, principal_id
 from millstream._web.live import reply
-from millstream.auth.pages import (
-    Vault,
+from millstream.auth._authorization_server.tickets import Vault, new_state
+from millstream.auth._pages import (
     browser_cookie,
     continue_page,
     get_cookie,
     is_same_origin,
-    new_state,
     not_signed_in_page,
     quote_foreign,
 )
@@ -33,10 +35,10 @@ from millstream.client import (
     StoredCredentials,
     TargetError,
     Tokens,
+    parse_url,
 )
-from millstream.client.oauth import PendingAuthorization, parse_redirect
-from millstream.http import ConnectionPool, HttpReply, Url, parse_url
-from millstream.parts import Host, HttpRequest, Response, Services, header_lines, refusal
+from millstream.client._oauth.flow import PendingAuthorization, parse_redirect
+from millstream.parts import Host, HttpRequest, Response, header_lines
 from millstream.protocol import MALFORMED, Json
 from millstream.stores import Claim
 

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from millstream._http.message import JSON_HEAD, last_event_id, plain_problem
+from millstream._http.message import JSON_HEAD, Sink, last_event_id, plain_problem, query_value
 from millstream._override import override
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
-from millstream.parts import Handler, Host, HttpRequest, Response, Sink, encode_event, query_value
+from millstream.parts import Handler, Host, HttpRequest, Response, encode_event
 from millstream.protocol import encode
 
 _MAX_WORDS = 200

@@ -26,9 +26,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from millstream._http.message import query_values
+from millstream._http.message import query_values, refusal
 from millstream._parts import WATCH, RouteRegistry
-from millstream.parts import Handler, HttpRequest, Response, Route, refusal
+from millstream.parts import Handler, HttpRequest, Response, Route
 
 _IMPORT = re.compile(rb'^((?:import|export|\})(?: [^"\n]+)? from |import )"(\.{1,2}/[\w./-]+\.js)', re.MULTILINE)
 

@@ -19,6 +19,7 @@ from msgspec import Struct
 
 from millstream import Principal, ProtocolError
 from millstream._http.websocket import TRY_AGAIN_LATER, Socket
+from millstream._protocol.jsonrpc import check_text
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._web.live import reply
@@ -39,7 +40,7 @@ from millstream.agent import (
 from millstream.client import ClientError, ElicitAnswer, Listener, Question
 from millstream.client._transports.memory import MemoryTransport
 from millstream.parts import Host, HttpRequest, Response, Tasks
-from millstream.protocol import Json, check_text, encode
+from millstream.protocol import Json, encode
 
 logger = logging.getLogger("millstream")
 

@@ -29,9 +29,8 @@ from msgspec import Struct, field
 
 from millstream.agent._events import ConfigurationError
 from millstream.agent._model import LanguageModel, provider_of
-from millstream.client import Client, ElicitAnswer, Options, Question, Target, TargetError, mcp_servers
+from millstream.client import Client, ElicitAnswer, Options, Question, Target, TargetError, mcp_servers, parse_url
 from millstream.files import EnvFileError, read_env_file
-from millstream.http import parse_url
 from millstream.protocol import Confidential
 
 

@@ -28,6 +28,7 @@ from millstream.client._errors import (
 )
 
 if TYPE_CHECKING:
+    from millstream._http.client.url import Url, parse_url
     from millstream.client._client import BlockingClient, Client
     from millstream.client._endpoint import Auth
     from millstream.client._events import EventSubscription, ServerEvent
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
         Tokens,
         TokenStore,
     )
-    from millstream.client._oauth.flow import IdentityProvider, OAuth, WorkloadIdentity
+    from millstream.client._oauth.flow import IdentityProvider, OAuth, PendingAuthorization, WorkloadIdentity
     from millstream.client._questions import ElicitAnswer, Question, Roots
     from millstream.client._results import Result
     from millstream.client._targets import Target, mcp_servers
@@ -58,6 +59,7 @@ _HOMES = {
     "MemoryTokenStore": "_oauth",
     "OAuth": "_oauth.flow",
     "Options": "_transports",
+    "PendingAuthorization": "_oauth.flow",
     "Question": "_questions",
     "Registration": "_oauth",
     "Result": "_results",
@@ -71,8 +73,10 @@ _HOMES = {
     "Transport": "_transports",
     "TransportFactory": "_transports",
     "TransportRequest": "_transports",
+    "Url": "_targets",
     "WorkloadIdentity": "_oauth.flow",
     "mcp_servers": "_targets",
+    "parse_url": "_targets",
 }
 """Public name -> module, imported on first use, so that a program without OAuth doesn't load the OAuth flow."""
 
@@ -95,6 +99,7 @@ __all__ = [
     "NotSupported",
     "OAuth",
     "Options",
+    "PendingAuthorization",
     "Question",
     "Registration",
     "RequestTimeout",
@@ -119,8 +124,10 @@ __all__ = [
     "TransportFactory",
     "TransportRequest",
     "UnknownVersion",
+    "Url",
     "WorkloadIdentity",
     "mcp_servers",
+    "parse_url",
 ]
 
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 from msgspec import Struct
 from msgspec.structs import replace
 
-from millstream._http.client.url import Url, parse
+from millstream._http.client.url import Url, parse_url
 from millstream._protocol.errors import Confidential, closest_name
 from millstream.client._errors import TargetError
 from millstream.client._transports import ServerObject, TransportFactory
@@ -75,7 +75,7 @@ def _text(text: str, base: Command) -> Place:
     if not text:
         raise TargetError("There is no server to connect to: the target is empty.")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        return Remote(parse(text))
+        return Remote(parse_url(text))
     split = re.fullmatch(r"(.*\.py):([^\W\d]\w*)|([^#]*)#(.*)", text)  # "shop.py:admin" or "servers.json#web"
     source, name = (split[1] or split[3], split[2] or split[4]) if split else (text, "")
     path = Path(source)
@@ -194,7 +194,7 @@ def _from_configuration(given: Any, name: str, source: str, base: Command) -> Pl
     fields = cast("Mapping[str, Any]", entry)
     url = fields.get("url") or fields.get("serverUrl")
     if isinstance(url, str):
-        return Remote(parse(url), _texts(fields.get("headers"), name), str(fields.get("type") or ""))
+        return Remote(parse_url(url), _texts(fields.get("headers"), name), str(fields.get("type") or ""))
     command: Any = fields.get("command")
     arguments: Any = fields.get("args") or []
     if not isinstance(command, str) or not isinstance(arguments, list):

@@ -21,6 +21,27 @@ from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
 from millstream._override import override
+from millstream._protocol.errors import (
+    HEADER_MISMATCH,
+    REQUIRES_CAPABILITIES,
+    RESOURCE_NOT_FOUND,
+    UNSUPPORTED_VERSION,
+    URL_ELICITATION_REQUIRED,
+)
+from millstream._protocol.foreign import foreign_decoder
+from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.metadata import (
+    CAPABILITIES_KEY,
+    CLIENT_KEY,
+    LOG_LEVEL_KEY,
+    LOG_LEVELS,
+    VERSION_KEY,
+    Implementation,
+    declares,
+)
+from millstream._protocol.notifications import ElicitResult, EmptyResult, InputRequest, InputRequiredResult
+from millstream._protocol.seal import InputRequired
+from millstream._tasks import retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -34,7 +55,8 @@ from millstream.client import (
     TooLarge,
     TooMuchArriving,
 )
-from millstream.client.lowlevel import NO_HANDSHAKE, RawRequest
+from millstream.client._requests import NO_HANDSHAKE
+from millstream.client.lowlevel import RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
 from millstream.gateway._names import PATH, Cycle, extend_path
 from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, TaggedRecord, Ticket
@@ -51,37 +73,18 @@ from millstream.gateway._relay import (
 )
 from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Upstream
-from millstream.parts import Call, retry_delay
+from millstream.parts import Call
 from millstream.protocol import (
-    CAPABILITIES_KEY,
-    CLIENT_KEY,
-    HEADER_MISMATCH,
     INTERNAL_ERROR,
     INVALID_PARAMS,
-    LOG_LEVEL_KEY,
-    LOG_LEVELS,
     MALFORMED,
     NEWEST_HANDSHAKE,
-    REQUIRES_CAPABILITIES,
-    RESOURCE_NOT_FOUND,
     SUBSCRIPTION_KEY,
     TASKS,
-    UNSUPPORTED_VERSION,
-    URL_ELICITATION_REQUIRED,
-    VERSION_KEY,
-    ElicitResult,
-    EmptyResult,
-    Implementation,
-    InputRequest,
-    InputRequired,
-    InputRequiredResult,
     Json,
     Revision,
-    declares,
-    decode_members,
     decoder,
     encode,
-    foreign_decoder,
 )
 
 NAME = "millstream-gateway"

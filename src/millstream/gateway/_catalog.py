@@ -18,6 +18,9 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
+from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
+from millstream._protocol.jsonrpc import decode_members, exceeds_limits
+from millstream._protocol.notifications import DiscoverResult, ResourceDescription, TemplateDescription
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import Conversation, RawRequest
 from millstream.files import stamp_of, write_private
@@ -26,22 +29,14 @@ from millstream.gateway._policy import UpstreamPolicy, canonical_uri
 from millstream.protocol import (
     BY_DATE,
     MALFORMED,
-    DiscoverResult,
     Json,
     LocalError,
     PromptDescription,
-    ResourceDescription,
-    TemplateDescription,
     ToolDescription,
-    decode_members,
     decode_object,
     decoder,
-    drop_nulls,
     encode,
-    exceeds_limits,
-    foreign_decoder,
     members,
-    present,
     repair_schema,
 )
 from millstream.stores import Map, MemoryMap, Store, StoreFull, StoreUnavailable

@@ -22,24 +22,15 @@ from msgspec import Struct, field, structs
 from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings
-from millstream.client import TargetError
+from millstream._protocol.errors import MissingExtra, closest_name, suggest
+from millstream.client import TargetError, parse_url
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._jsonc import JsonSyntaxError
 from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.http import parse_url
-from millstream.protocol import (
-    Confidential,
-    LocalError,
-    MissingExtra,
-    closest_name,
-    is_array,
-    is_object,
-    members,
-    suggest,
-)
+from millstream.protocol import Confidential, LocalError, is_array, is_object, members
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""

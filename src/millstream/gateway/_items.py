@@ -15,6 +15,23 @@ from msgspec import Raw, Struct, structs
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
+from millstream._protocol.foreign import foreign_decoder
+from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.metadata import decode_name, find_annotations, param_headers
+from millstream._protocol.notifications import (
+    CompleteRequestParams,
+    GetPromptResult,
+    InputResponseRequestParams,
+    ReadResourceResult,
+)
+from millstream._protocol.revisions import project_prompt
+from millstream._server.calls.call import granted_scopes
+from millstream._server.features import Hooks
+from millstream._server.features.registry import RegisteredExtension, sees
+from millstream._server.features.resources import Readable
+from millstream._server.features.sources import Item
+from millstream._server.features.tools import TaskRules
+from millstream._server.handlers import take_rounds
 from millstream.client import InvalidResponse
 from millstream.gateway._bridge import forward, no_response_error
 from millstream.gateway._catalog import Description
@@ -22,25 +39,7 @@ from millstream.gateway._names import MatchedUri, Names, UpstreamPattern, with_o
 from millstream.gateway._relay import UI, logger
 from millstream.gateway._results import split_result
 from millstream.gateway._upstream import Upstream
-from millstream.parts import (
-    ArgumentError,
-    Call,
-    Hooks,
-    Host,
-    Item,
-    ItemSource,
-    Prompt,
-    Read,
-    Readable,
-    RegisteredExtension,
-    Resource,
-    TaskRules,
-    Template,
-    Tool,
-    granted_scopes,
-    sees,
-    take_rounds,
-)
+from millstream.parts import ArgumentError, Call, Host, ItemSource, Prompt, Read, Resource, Template, Tool
 from millstream.protocol import (
     BY_DATE,
     INTERNAL_ERROR,
@@ -51,25 +50,15 @@ from millstream.protocol import (
     SKILLS,
     TASKS,
     CallToolResult,
-    CompleteRequestParams,
     CustomResult,
-    GetPromptResult,
-    InputResponseRequestParams,
     Json,
-    ReadResourceResult,
     Revision,
-    decode_members,
-    decode_name,
     decode_object,
     decoder,
     encode,
-    find_annotations,
-    foreign_decoder,
     is_array,
     is_object,
     members,
-    param_headers,
-    project_prompt,
     project_tool_result,
     shorten,
 )

@@ -11,7 +11,8 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream.protocol import exceeds_limits, is_object
+from millstream._protocol.jsonrpc import exceeds_limits
+from millstream.protocol import is_object
 
 
 class JsonSyntaxError(Exception):

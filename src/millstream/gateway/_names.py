@@ -16,7 +16,8 @@ from typing import Any
 
 from msgspec import Raw
 
-from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, UriTemplate, decoder, encode, is_array, members
+from millstream._protocol.uri_template import UriTemplate
+from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, decoder, encode, is_array, members
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
 PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")

@@ -21,16 +21,10 @@ import msgspec
 from msgspec import Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
-from millstream.parts import (
-    ArgumentError,
-    Call,
-    ItemSource,
-    Resource,
-    Template,
-    Tool,
-    check_tool_name,
-    describe_problems,
-)
+from millstream._protocol.foreign import fits_keyword
+from millstream._protocol.json_schema import inline_references, map_subschemas, value_at_pointer
+from millstream._server.features.tools import check_tool_name
+from millstream.parts import ArgumentError, Call, ItemSource, Resource, Template, Tool, describe_problems
 from millstream.protocol import (
     INTERNAL_ERROR,
     Confidential,
@@ -38,14 +32,10 @@ from millstream.protocol import (
     SuggestionMeta,
     decode_object,
     encode,
-    fits_keyword,
-    inline_references,
     is_array,
     is_object,
-    map_subschemas,
     members,
     shorten,
-    value_at_pointer,
 )
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")

@@ -20,8 +20,15 @@ import msgspec
 from msgspec import Struct, structs
 
 from millstream import ToolError
+from millstream._http.client import Inflow
+from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.url import Url
 from millstream._override import override
-from millstream.client import AccessDenied, ClientError, RequestTimeout
+from millstream._protocol.jsonrpc import exceeds_limits
+from millstream._server.functions.engine import encode_result
+from millstream._server.pool import Pool
+from millstream.client import AccessDenied, ClientError, RequestTimeout, parse_url
+from millstream.client._endpoint import Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials import StaticHeaders
@@ -45,9 +52,8 @@ from millstream.gateway._openapi import (
     without_properties,
 )
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
-from millstream.http import ConnectionPool, Endpoint, Inflow, Url, parse_url
-from millstream.parts import Call, Pool, encode_result
-from millstream.protocol import NEWEST, encode, exceeds_limits
+from millstream.parts import Call
+from millstream.protocol import NEWEST, encode
 
 MAX_DEPTH = 64
 MAX_OPERATIONS = 1000

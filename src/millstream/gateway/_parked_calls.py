@@ -17,6 +17,11 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError
 from millstream._override import override
+from millstream._protocol.jsonrpc import decode_members
+from millstream._server.calls.context import call_binding
+from millstream._server.calls.services import Services
+from millstream._server.peers import PartMessage
+from millstream._tasks import has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
 from millstream.gateway._relay import (
     COMPLETE,
@@ -28,18 +33,8 @@ from millstream.gateway._relay import (
     project_answer,
 )
 from millstream.gateway._results import call_error
-from millstream.parts import PartMessage, Services, Tasks, call_binding, cancel_all, has_failed
-from millstream.protocol import (
-    INTERNAL_ERROR,
-    INVALID_PARAMS,
-    Json,
-    LocalError,
-    Revision,
-    Share,
-    decode_members,
-    decode_object,
-    encode,
-)
+from millstream.parts import Tasks, cancel_all
+from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, Json, LocalError, Revision, Share, decode_object, encode
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
 CALL_LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."

@@ -8,8 +8,12 @@ from typing import Any, Protocol
 
 import msgspec
 
+from millstream._http.client import ArrivingBytes
+from millstream._server.calls.services import ServerChange
+from millstream._server.features import Hooks
+from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.client import TargetError
-from millstream.client.lowlevel import Remote, find_server
+from millstream.client._targets import Remote, find_server
 from millstream.files import stamp_of
 from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description
 from millstream.gateway._credentials import (
@@ -34,8 +38,7 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
-from millstream.http import ArrivingBytes
-from millstream.parts import NAMES_THAT_WORK, Hooks, Host, Resource, ServerChange, Template, works_everywhere
+from millstream.parts import Host, Resource, Template
 from millstream.protocol import BY_DATE, Json, LocalError, members
 
 logger = logging.getLogger("millstream.gateway")

@@ -17,24 +17,16 @@ from msgspec import Meta, Raw, Struct, field, structs
 from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
+from millstream._config import Cap, RateText
+from millstream._protocol.errors import RESOURCE_NOT_FOUND
+from millstream._server.calls.call import check_scopes
+from millstream._server.features.resources import Pattern
+from millstream._server.features.sources import Item, require_scopes
 from millstream.gateway._names import Names
 from millstream.gateway._results import Redaction, Redactor, run_aside
-from millstream.parts import (
-    Call,
-    Cap,
-    Item,
-    Pattern,
-    RateText,
-    Run,
-    Seconds,
-    Template,
-    Tool,
-    check_scopes,
-    require_scopes,
-)
+from millstream.parts import Call, Run, Seconds, Template, Tool
 from millstream.protocol import (
     MALFORMED,
-    RESOURCE_NOT_FOUND,
     Json,
     SuggestionMeta,
     decode_object,

@@ -22,7 +22,12 @@ from typing import cast
 
 from msgspec import Struct, field, structs
 
+from millstream._http.client import RateMeter
 from millstream._override import override
+from millstream._protocol.jsonrpc import Envelope
+from millstream._recent import Recent
+from millstream._server.pool import Pool
+from millstream._tasks import retry_delay
 from millstream.client import (
     ClientError,
     ConnectFailed,
@@ -34,9 +39,8 @@ from millstream.client import (
 )
 from millstream.client.lowlevel import Command, DuplexTransport, StdioTransport
 from millstream.gateway._links import InUse
-from millstream.http import RateMeter
-from millstream.parts import Pool, Recent, Tasks, retry_delay
-from millstream.protocol import Envelope, Share
+from millstream.parts import Tasks
+from millstream.protocol import Share
 
 _logger = logging.getLogger("millstream.gateway.processes")
 

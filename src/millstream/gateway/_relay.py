@@ -23,36 +23,32 @@ from msgspec import Raw, Struct
 
 from millstream import Context, Declined, Message, ProtocolError, ToolError
 from millstream._override import override
+from millstream._protocol.jsonrpc import MAX_MEMBERS, exceeds_limits, too_many_members
+from millstream._protocol.metadata import LOG_LEVELS, declares
+from millstream._protocol.notifications import NOTIFICATIONS, ListRootsResult
+from millstream._protocol.revisions import project_conversation, project_form
+from millstream._protocol.seal import InputRequired
+from millstream._server.calls.pending_questions import ClientRefusal
 from millstream.client.lowlevel import Conversation, Notification
 from millstream.gateway._results import Redactor
-from millstream.parts import Call, ClientRefusal
+from millstream.parts import Call
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
     INVALID_REQUEST,
-    LOG_LEVELS,
     MALFORMED,
-    MAX_MEMBERS,
     METHOD_NOT_FOUND,
-    NOTIFICATIONS,
-    InputRequired,
     Json,
-    ListRootsResult,
     LocalError,
     Revision,
-    declares,
     decode_object,
     decoder,
     encode,
-    exceeds_limits,
     is_array,
     is_object,
     members,
     notification_message,
-    project_conversation,
-    project_form,
     repair_schema,
-    too_many_members,
 )
 
 T = TypeVar("T")

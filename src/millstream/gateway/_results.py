@@ -15,15 +15,15 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
+from millstream._protocol.errors import MissingExtra
+from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.metadata import SERVER_KEY
 from millstream.gateway._names import Names
 from millstream.parts import Call, ItemSource, Template
 from millstream.protocol import (
     INTERNAL_ERROR,
-    SERVER_KEY,
     Json,
-    MissingExtra,
     SuggestionMeta,
-    decode_members,
     decode_object,
     decoder,
     encode,

@@ -17,19 +17,12 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
-from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool, granted_scopes
-from millstream.protocol import (
-    INVALID_PARAMS,
-    MALFORMED,
-    Json,
-    decode_members,
-    decoder,
-    encode,
-    members,
-    param_headers,
-    require_capabilities,
-    target_name,
-)
+from millstream._protocol.admission import require_capabilities, target_name
+from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.metadata import param_headers
+from millstream._server.calls.call import granted_scopes
+from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool
+from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decoder, encode, members
 
 SEARCH, CALL = "search_tools", "call_tool"
 LISTED_TAG = "listed"

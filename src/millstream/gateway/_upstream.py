@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 import msgspec
 from msgspec import Struct, structs
 
+from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
+from millstream._protocol.errors import closest_name
+from millstream._protocol.notifications import SubscriptionFilter
+from millstream._recent import Recent
+from millstream._server.calls.services import ServerChange
+from millstream._server.features.sources import Item
+from millstream._server.pool import Pool
+from millstream._tasks import retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -26,7 +34,9 @@ from millstream.client import (
     TooMuchArriving,
     TransportFactory,
 )
-from millstream.client.lowlevel import NO_HANDSHAKE, Command, Conversation, Era, RawRequest, Remote, find_server
+from millstream.client._requests import NO_HANDSHAKE, Era
+from millstream.client._targets import Remote, find_server
+from millstream.client.lowlevel import Command, Conversation, RawRequest
 from millstream.gateway._catalog import (
     METHODS,
     STORED_SECONDS,
@@ -56,18 +66,8 @@ from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamP
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities, logger
-from millstream.http import ArrivingBytes, Inflow
-from millstream.parts import Call, Host, Item, Pool, Recent, ServerChange, Tasks, cancel_all, retry_delay
-from millstream.protocol import (
-    BY_DATE,
-    NEWEST_HANDSHAKE,
-    TASKS,
-    Json,
-    Revision,
-    SubscriptionFilter,
-    SuggestionMeta,
-    closest_name,
-)
+from millstream.parts import Call, Host, Tasks, cancel_all
+from millstream.protocol import BY_DATE, NEWEST_HANDSHAKE, TASKS, Json, Revision, SuggestionMeta
 
 if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials

@@ -30,7 +30,7 @@ from millstream._http.client import (
     TooLarge,
 )
 from millstream._http.client.connection import HttpConnection, HttpReply, lines
-from millstream._http.client.url import Proxy, Url, no_proxy, parse, proxy_error, proxy_for, tunnel
+from millstream._http.client.url import Proxy, Url, no_proxy, parse_url, proxy_error, proxy_for, tunnel
 from millstream._http.hosts import is_loopback
 from millstream._protocol.principal import Share
 from millstream._tasks import run_in_thread
@@ -435,8 +435,8 @@ async def fetch(
         raise OutboundError("A header contains a line break or a character that isn't allowed.")
     try:
         reply = await request(
-            "GET" if form is None else "POST", parse(url), head, form or b"", dial=guard_dial(is_allowed, "documents"),
-            max_body=max_bytes, seconds=seconds,
+            "GET" if form is None else "POST", parse_url(url), head, form or b"",
+            dial=guard_dial(is_allowed, "documents"), max_body=max_bytes, seconds=seconds,
         )  # fmt: skip
     except (ClientError, AddressRefused, OSError, UnicodeError) as exc:  # UnicodeError: an invalid host name
         raise OutboundError(_reason(exc, host or "", seconds)) from exc

@@ -63,12 +63,12 @@ class Url(Struct, frozen=True):
             reference: The reference (RFC 3986 §4.1), such as the value of a `Location` header.
         """
         try:
-            return parse(urljoin(str(self), reference))
+            return parse_url(urljoin(str(self), reference))
         except ValueError as exc:
             raise TargetError(f"{reference} is not a URL: {exc}.") from exc
 
 
-def parse(text: str) -> Url:
+def parse_url(text: str) -> Url:
     """Parse a URL: ``parse_url("https://example.com/mcp")``.
 
     Args:

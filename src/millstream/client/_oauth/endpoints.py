@@ -20,7 +20,7 @@ from msgspec import Struct
 
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import AddressRefused, Dial, is_public, request
-from millstream._http.client.url import Url, parse
+from millstream._http.client.url import Url, parse_url
 from millstream._oauth import basic_credentials
 from millstream._protocol.errors import Confidential
 from millstream.client._endpoint import brief
@@ -155,7 +155,7 @@ def parse_secure(url: str) -> Url:
     Raises:
         AccessDenied: The URL is neither.
     """
-    where = parse(url)
+    where = parse_url(url)
     if not where.secure and where.host not in _LOOPBACK:
         raise AccessDenied(f"{url} doesn't use https, so credentials can't be sent there.")
     return where
@@ -170,7 +170,7 @@ def refuse_local(place: str, named_by: Url) -> str:
             neither.
     """
     try:
-        distance = _distance(parse(place).host)
+        distance = _distance(parse_url(place).host)
     except TargetError:
         return place  # nothing can be sent there
     if distance < _distance(named_by.host):

@@ -14,7 +14,7 @@ from websockets.typing import Subprotocol
 from millstream._http.client import Inflow
 from millstream._http.client.connection import too_large
 from millstream._http.client.pool import connect_error
-from millstream._http.client.url import Url, parse, proxy_for
+from millstream._http.client.url import Url, parse_url, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
 from millstream._tasks import Tasks
@@ -43,7 +43,7 @@ class _Connect(connect):
     def process_redirect(self, exc: Exception) -> Exception | str:
         try:
             target = super().process_redirect(exc)
-            stays = not isinstance(target, str) or parse(target).origin == parse(self.uri).origin
+            stays = not isinstance(target, str) or parse_url(target).origin == parse_url(self.uri).origin
         except (ValueError, TargetError):  # not a URL
             return exc
         return target if stays else exc

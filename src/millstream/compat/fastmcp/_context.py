@@ -14,11 +14,12 @@ from typing_extensions import TypeVar
 from millstream import Cancelled, Declined, Message
 from millstream import Context as EngineContext
 from millstream._app.definition import Definition
+from millstream._protocol.metadata import declares
 from millstream._server.calls.call import Call, params_of, value_of
 from millstream._server.calls.services import ServerChange
 from millstream.compat import types
 from millstream.compat.fastmcp._outputs import ContextMark, to_wire
-from millstream.protocol import Json, declares, is_array, notification_message
+from millstream.protocol import Json, is_array, notification_message
 
 T = TypeVar("T")
 SessionT = TypeVar("SessionT", default=Any)

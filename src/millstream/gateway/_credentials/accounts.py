@@ -16,9 +16,13 @@ from typing import Any
 from msgspec import Struct, structs
 
 from millstream import Cancelled, Context, Declined
+from millstream._http.client.url import Url
+from millstream._http.message import query_value, refusal
 from millstream._override import override
-from millstream.auth import pages
-from millstream.auth.pages import Vault, new_state
+from millstream._protocol.metadata import declares
+from millstream._recent import Recent
+from millstream.auth import _pages as pages
+from millstream.auth._authorization_server.tickets import Vault, new_state
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -27,27 +31,16 @@ from millstream.client import (
     OAuth,
     Registration,
     StoredCredentials,
+    parse_url,
 )
-from millstream.client.oauth import PendingAuthorization, fetch, parse_redirect, wants_nonce
+from millstream.client._oauth.endpoints import fetch, wants_nonce
+from millstream.client._oauth.flow import PendingAuthorization, parse_redirect
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import LinkCaller, digest_of, logger, outbound_for
 from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, StoredGrant, TokenCredentials, make_grant
 from millstream.gateway._results import call_error
-from millstream.http import Url, parse_url
-from millstream.parts import (
-    Call,
-    Host,
-    HttpRequest,
-    Limiter,
-    Rate,
-    Recent,
-    Response,
-    Route,
-    header_lines,
-    query_value,
-    refusal,
-)
-from millstream.protocol import declares, encode, notification_message
+from millstream.parts import Call, Host, HttpRequest, Limiter, Rate, Response, Route, header_lines
+from millstream.protocol import encode, notification_message
 
 PAGE = "/connections"
 CALLBACK = "/connections/callback"

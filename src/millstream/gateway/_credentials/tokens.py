@@ -17,10 +17,14 @@ import msgspec
 from msgspec import Struct
 
 from millstream import ProtocolError, ToolError
+from millstream._http.client.url import Url
 from millstream._override import override
-from millstream.auth.pages import Vault
+from millstream._recent import Recent
+from millstream._server.calls.services import Services
+from millstream._tasks import SingleFlight
+from millstream.auth._authorization_server.tickets import Vault
 from millstream.client import AccessDenied, ClientError, ConnectFailed, Registration, Tokens
-from millstream.client.oauth import (
+from millstream.client._oauth.endpoints import (
     IssuerMetadata,
     Proofs,
     ask_token,
@@ -31,8 +35,7 @@ from millstream.client.oauth import (
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, digest_of, outbound_for
 from millstream.gateway._results import call_error
-from millstream.http import Url
-from millstream.parts import Call, Recent, Services, SingleFlight
+from millstream.parts import Call
 from millstream.protocol import LocalError
 from millstream.stores import Claim
 
