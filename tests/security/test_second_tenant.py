@@ -16,7 +16,7 @@ from contextlib import AsyncExitStack
 from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
+from threading import Event, Semaphore
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -25,7 +25,7 @@ import pytest
 from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from fleet import until
 from http_peer import Peer, RunningServer, serve
-from millstream import Client, Context, ResourceLink, Server, Settings, auth
+from millstream import Client, Context, ResourceLink, Server, Settings, SyncContext, auth
 from millstream.client import ClientError, Question, ServerError
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT
@@ -573,3 +573,29 @@ async def test_second_tenant_does_not_notice(case: Case, monkeypatch: pytest.Mon
         assert re.search(shared.error, error), error
         assert held > 1
         assert not await shared.use(BOB)
+
+
+async def test_second_tenant_is_next_where_hundreds_of_calls_wait_for_a_thread() -> None:
+    mcp, started, finish = make_server(max_threads=1), list[str](), Semaphore(0)
+
+    @mcp.tool
+    def work(ctx: SyncContext) -> str:
+        assert ctx.principal is not None
+        started.append(ctx.principal.subject)
+        finish.acquire(timeout=WAIT)
+        return "worked"
+
+    async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
+        runtime = await stack.enter_async_context(mcp.running())
+        running, waiting = await stack.enter_async_context(serve(mcp)), runtime.services.threads.places.waiting
+        clients = [await connect(stack, running, ALICE) for _ in range(3)]  # a client has up to 100 connections
+        bob = await connect(stack, running, BOB)
+        calls = [asyncio.create_task(each.call("work")) for each in clients for _ in range(90)]
+        await until(lambda: waiting.used == 269)
+        calls.append(asyncio.create_task(bob.call("work")))
+        await until(lambda: waiting.used == 270)
+        finish.release()
+        await until(lambda: len(started) == 2)
+        finish.release(271)
+        await asyncio.gather(*calls)
+    assert started[:2] == ["alice", "bob"]

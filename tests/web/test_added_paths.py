@@ -367,7 +367,8 @@ async def test_private_folders_inside_public_ones_stay_private(lane: bool, tmp_p
         assert found == [401, 404, 404]
 
 
-async def test_blocked_routes_of_one_caller_leave_threads_for_others() -> None:
+async def test_blocked_routes_of_one_caller_leave_threads_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)
     ada, ben = ({"authorization": f"Bearer {name}{KEY}"} for name in ("ada-", "ben-"))
     mcp = Server("shop", auth=auth.keys(named_keys={"ada": f"ada-{KEY}", "ben": f"ben-{KEY}"}))
     finish = threading.Event()
@@ -391,6 +392,20 @@ async def test_blocked_routes_of_one_caller_leave_threads_for_others() -> None:
         finally:
             finish.set()
             await asyncio.gather(*slow_ones)
+
+
+async def test_requests_beyond_the_threads_of_routes_wait() -> None:
+    mcp, headers = Server("shop", auth=auth.keys(KEY)), {"authorization": f"Bearer {KEY}"}
+    together = threading.Barrier(20, timeout=WAIT)
+
+    @mcp.route("/slow")
+    def slow(request: Request) -> Response:
+        together.wait()
+        return PlainTextResponse("done")
+
+    async with asked(mcp, lane=True) as client:
+        replies = await asyncio.gather(*(client.get("/slow", headers=headers) for _ in range(80)))
+    assert {each.text for each in replies} == {"done"}
 
 
 BLOCKING = """

@@ -27,7 +27,7 @@ from millstream._http.hosts import EXEMPT
 from millstream._http.message import Handler, HttpRequest, Response, Sink, peer_network, refusal, wants_page
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.principal import Principal
-from millstream._server.pool import Threads
+from millstream._server.pool import Threads, ThreadsBusy
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import shown_error, with_user_frames
 from millstream._web.error_pages import error_page
@@ -307,9 +307,10 @@ def _page(function: Callable[..., Any]) -> Application:
         request: PageRequest = PageRequest(scope, receive, send)
         principal: Principal | None = request.state.principal
         owner = peer_network(request.client.host if request.client else "") if principal is None else principal.id
-        if not awaited and not _threads.places.has_room(owner):
-            raise HTTPException(503, "Too many requests are running. Try again later.", {"Retry-After": "1"})
-        response = await function(request) if awaited else await _threads.run(function, request, owner=owner)
+        try:
+            response = await function(request) if awaited else await _threads.run(function, request, owner=owner)
+        except ThreadsBusy as exc:
+            raise HTTPException(503, "Too many requests are running. Try again later.", {"Retry-After": "1"}) from exc
         if not isinstance(response, PageResponse):
             raise TypeError(
                 f"{function.__name__} returned a {type(response).__name__}, but a route must return a response, "

@@ -147,6 +147,10 @@ Jobs = SimpleQueue[Callable[[], object] | None]
 """The queue of jobs for worker threads, which must not raise. None ends a thread."""
 
 
+class ThreadsBusy(ToolError):
+    """A call waited too long for a worker thread."""
+
+
 class Threads:
     """Worker threads for `def` functions. A slot is freed when its function ends, even if its caller left earlier."""
 
@@ -154,7 +158,7 @@ class Threads:
         self.places: Pool = Pool(size)
         self._started = 0
         self._jobs: Jobs = SimpleQueue()
-        """Never longer than the number of threads, because a call without a slot is refused."""
+        """Never longer than the number of threads, because calls without a place wait in `places`."""
 
     @property
     def full(self) -> bool:
@@ -162,7 +166,7 @@ class Threads:
         return not self.places.has_room("")
 
     async def run(self, function: Callable[..., Any], *args: Any, owner: str = "") -> Any:
-        """Run a function in a worker thread.
+        """Run a function in a worker thread, as soon as one is free.
 
         Args:
             function: The function.
@@ -170,11 +174,11 @@ class Threads:
             owner: The caller whose share of the threads it uses, see `Call.owner`.
 
         Raises:
-            ToolError: The threads are busy.
+            ThreadsBusy: None was free within `WAIT_TIMEOUT`, or too many calls are waiting.
         """
         places = self.places
-        if not places.take(owner):
-            raise ToolError(
+        if not (places.take(owner) or await places.acquire(owner)):
+            raise ThreadsBusy(
                 f"The worker threads are busy: your calls use {places.count(owner)} of {places.maximum}. Try again "
                 "later."
             )
