@@ -1,7 +1,6 @@
 """A bookstore with a database, and carts. ``millstream dev bookstore.py``."""
 
 # region: lifespan
-import json
 import secrets
 import sqlite3
 from collections.abc import AsyncIterator
@@ -12,7 +11,8 @@ from millstream import Context, Server, SyncContext, ToolError
 
 TABLES = """
 create table if not exists books (title text primary key, copies integer);
-create table if not exists carts (id text primary key, titles text);
+create table if not exists carts (id text primary key);
+create table if not exists cart_books (cart text, title text);
 """
 
 
@@ -75,7 +75,7 @@ def create_cart(ctx: SyncContext) -> str:
     """Create a cart, and return its id. Pass the id to add_to_cart."""
     app: App = ctx.lifespan
     cart = secrets.token_urlsafe(8)
-    app.db.execute("insert into carts values (?, '[]')", (cart,))
+    app.db.execute("insert into carts values (?)", (cart,))
     return cart
 
 
@@ -83,14 +83,12 @@ def create_cart(ctx: SyncContext) -> str:
 def add_to_cart(cart: str, title: str, ctx: SyncContext) -> list[str]:
     """Put a book into a cart, and return its books."""
     app: App = ctx.lifespan
-    found = app.db.execute("select titles from carts where id = ?", (cart,))
-    row = found.fetchone()
-    if row is None:
+    found = app.db.execute("select id from carts where id = ?", (cart,))
+    if found.fetchone() is None:
         raise ToolError("There is no such cart. Call create_cart first.")
-    titles = [*json.loads(row[0]), title]
-    changed = (json.dumps(titles), cart)
-    app.db.execute("update carts set titles = ? where id = ?", changed)
-    return titles
+    app.db.execute("insert into cart_books values (?, ?)", (cart, title))
+    rows = app.db.execute("select title from cart_books where cart = ?", (cart,))
+    return [title for (title,) in rows]
 
 
 # endregion

@@ -1,6 +1,8 @@
 """A server that a Consul agent lists while it runs: ``millstream run consul.py``, with CONSUL_HTTP_ADDR set.
 
-Consul itself asks `/readyz` whether the server accepts new work, so a stopping or killed server leaves the list.
+Consul itself asks `/readyz` whether the server accepts new work, so a stopping or killed server is soon critical, and
+leaves the list after ten minutes. Deregistering at the end would be wrong: in a rolling restart, the last of the old
+workers would remove what the new ones have registered.
 """
 
 import asyncio
@@ -37,10 +39,9 @@ def put(path: str, body: object = None) -> None:
 # region: lifespan
 @asynccontextmanager
 async def listed(server: Server) -> AsyncIterator[None]:
-    """Register the server, and deregister it when it stops."""
+    """Register the server. Each worker does, under the same ID."""
     await asyncio.to_thread(put, "/v1/agent/service/register", SERVICE)
     yield
-    await asyncio.to_thread(put, f"/v1/agent/service/deregister/{SERVICE['ID']}")
 
 
 mcp = Server("bookshop", lifespan=listed)

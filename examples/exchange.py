@@ -29,10 +29,9 @@ async def refresh(server: Server) -> None:
 
 @asynccontextmanager
 async def lifespan(server: Server) -> AsyncIterator[None]:
-    task = asyncio.create_task(refresh(server))
-    try:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(refresh(server))
         yield
-    finally:
         task.cancel()
 
 

@@ -10,10 +10,9 @@ from millstream import Server
 @asynccontextmanager
 async def lifespan(server: Server) -> AsyncGenerator[None, None]:
     """Moderate while the server runs."""
-    task = asyncio.create_task(moderate())
-    try:
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(moderate())
         yield
-    finally:
         task.cancel()
 
 

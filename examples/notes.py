@@ -40,7 +40,7 @@ def add(text: str, pinned: bool = False) -> Note:
         text: What to remember, in one sentence.
         pinned: Put the note before all others.
     """
-    number = min(NOTES) - 1 if pinned else max(NOTES) + 1
+    number = min(NOTES, default=1) - 1 if pinned else max(NOTES, default=0) + 1
     NOTES[number] = text
     return Note(number, text)
 

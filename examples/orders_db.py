@@ -5,7 +5,7 @@ import sqlite3
 from collections.abc import Iterator
 from typing import Annotated
 
-from millstream import Context, Depends, Server
+from millstream import Context, Depends, Server, SyncContext
 
 mcp = Server("orders")
 
@@ -24,9 +24,10 @@ Database = Annotated[sqlite3.Connection, Depends(database)]
 
 
 @mcp.tool
-def order(isbn: str, db: Database) -> str:
+def order(isbn: str, db: Database, ctx: SyncContext) -> str:
     """Order a book."""
-    db.execute("insert into orders values (?, ?)", (isbn, "anonymous"))
+    name = ctx.principal.subject if ctx.principal is not None else "anonymous"
+    db.execute("insert into orders values (?, ?)", (isbn, name))
     return "ordered"
 
 

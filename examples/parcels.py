@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal
 
-from millstream import Context, Declined, Elicit, Roots, Sample, Server
+from millstream import Context, Declined, Elicit, Roots, Sample, Server, ToolError
 
 mcp = Server("parcels")
 
@@ -72,11 +72,23 @@ async def buy(item: str, ctx: Context) -> str:
 
 
 # region: url
+PARCELS: list[str] = []
+"""What the post office tells us once the person has signed in there."""
+
+
 @mcp.tool
 async def connect_account(ctx: Context) -> str:
     """Connect the account at the post office."""
     await ctx.elicit_url("Sign in at the post office.", "https://post.example.com/connect")
     return "Call list_parcels when you're signed in."
+
+
+@mcp.tool
+def list_parcels() -> list[str]:
+    """List the parcels on their way. The person has to connect the account first."""
+    if not PARCELS:
+        raise ToolError("The account isn't connected yet. Call connect_account.")
+    return PARCELS
 
 
 # endregion

@@ -13,8 +13,12 @@ def buy(title: str, copies: int = 1) -> str:
     """Buy copies of a book."""
     if title not in STOCK:
         raise ToolError(f"There is no book {title!r}. Use one of {', '.join(STOCK)}.")
-    if copies > STOCK[title]:
-        raise ToolError(f"Only {STOCK[title]} copies are left. Ask for fewer.")
+    left = STOCK[title]
+    if not left:
+        others = [each for each, copies in STOCK.items() if copies]
+        raise ToolError(f"{title!r} is sold out. Offer another title: {', '.join(others)}.")
+    if copies > left:
+        raise ToolError(f"Only {left} copies are left. Ask for fewer.")
     STOCK[title] -= copies
     return f"Bought {copies} of {title!r}."
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from services import consuming
+from services import Order, consuming
 
 from millstream import Server
 
@@ -10,14 +10,14 @@ mcp = Server("analytics", lifespan=consuming(lambda: count))
 copies: Counter[str] = Counter()
 
 
-async def count(order: dict[str, str | int]) -> None:
+async def count(order: Order) -> None:
     """Add one order."""
-    copies[str(order["item"])] += int(order["copies"])
+    copies[order.item] += order.copies
 
 
 @mcp.tool
 def report() -> dict[str, int]:
-    """Return the copies of each item since the start."""
+    """Return the copies of each item, in the newest 1,000 orders at the start and all since then."""
     return dict(copies)
 
 

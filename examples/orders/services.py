@@ -2,22 +2,41 @@
 
 import asyncio
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from websockets.asyncio.client import connect as open_socket
 from websockets.exceptions import ConnectionClosed
 
 from millstream import Client
+from millstream.client import ClientError
 
 HUB = os.environ.get("HUB_URL", "http://127.0.0.1:8000")
 USERS = os.environ.get("USERS_URL", "http://127.0.0.1:8001")
 HEADERS = {"Authorization": f"Bearer {os.environ.get('MCP_SERVER_AUTH_KEY', '')}"}
+STATE = Path(os.environ.get("STATE_FOLDER", "state"))
+"""Folder in which a service keeps its position."""
 
-Order = dict[str, str | int]
+logger = logging.getLogger("orders")
+
+
+class Order(msgspec.Struct):
+    """An order, as the order service publishes it."""
+
+    order: str
+    user: str
+    name: str
+    item: str
+    copies: int
+
+
 Consumer = Callable[[Order], Awaitable[None]]
+Lifespan = Callable[[Any], AbstractAsyncContextManager[None]]
 
 
 def connect(url: str) -> Client:
@@ -25,33 +44,66 @@ def connect(url: str) -> Client:
     return Client(f"{url}/mcp", headers=HEADERS)
 
 
-def consuming(consumer: Callable[[], Consumer]) -> Callable[[Any], AbstractAsyncContextManager[None]]:
-    """Return a lifespan that passes each order on the hub to a consumer, while the service runs."""
+def consuming(consumer: Callable[[], Consumer], *, name: str = "") -> Lifespan:
+    """Return a lifespan that passes each order on the hub to a consumer, while the service runs.
+
+    Args:
+        consumer: Returns the consumer.
+        name: Name of the file that keeps the position, for a consumer that must not see an order again after a
+            restart. Without one, it starts with the newest 1,000 orders.
+    """
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
-        task = asyncio.create_task(consume(consumer()))
-        try:
+        # In a task group, an error of the consumer isn't lost: the service logs it, and `/health` says 503.
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(consume(consumer(), name))
             yield
-        finally:
             task.cancel()
 
     return lifespan
 
 
-async def consume(consumer: Consumer) -> None:
-    """Pass orders on, each once: after an interruption, the hub goes on behind the last one."""
-    last = ""
+def read_position(name: str) -> str:
+    """Return the id of the last order that a consumer has handled; an empty string before the first one."""
+    file = STATE / f"{name}.position"
+    return file.read_text() if name and file.exists() else ""
+
+
+def save_position(name: str, position: str) -> None:
+    """Keep the id for the next start."""
+    if name:
+        STATE.mkdir(exist_ok=True)
+        (STATE / f"{name}.position").write_text(position)
+
+
+async def consume(consumer: Consumer, name: str) -> None:
+    """Pass orders on. After an interruption or a restart, the hub goes on behind the last one."""
+    last = read_position(name)
     # `async for` connects again when a connection ends or the hub isn't there yet.
     async for socket in open_socket(f"ws{HUB.removeprefix('http')}/ws", additional_headers=HEADERS):
         try:
-            place = {"last_event_id": last} if last else {"history": 100}
-            await socket.send(json.dumps({"type": "subscribe", "channel": "orders.created", **place}))
+            start = {"last_event_id": last} if last else {"history": 1000}
+            await socket.send(json.dumps({"type": "subscribe", "channel": "orders.created", **start}))
             async for text in socket:
                 message = json.loads(text)
                 if message["type"] == "event":
-                    await consumer(json.loads(message["data"]))
+                    await pass_on(message["data"], consumer)
                 if message["type"] in ("event", "position"):
                     last = message["id"]
+                    save_position(name, last)
         except ConnectionClosed:
             continue
+        except ClientError:
+            logger.exception("The order is retried in a second")
+            await asyncio.sleep(1)
+
+
+async def pass_on(data: str, consumer: Consumer) -> None:
+    """Decode an event for the consumer. What isn't an order is logged and skipped, or it would stop all others."""
+    try:
+        order = msgspec.json.decode(data, type=Order)
+    except msgspec.DecodeError as exc:
+        logger.warning("Skipped an event on orders.created that isn't an order: %s", exc)
+        return
+    await consumer(order)

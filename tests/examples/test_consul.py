@@ -12,15 +12,17 @@ from processes import free_port, run_command, run_server
 pytestmark = pytest.mark.server
 
 
-async def test_server_is_listed_while_it_runs(tmp_path: Path) -> None:
+async def test_server_is_listed_while_it_runs_also_in_a_rolling_restart(tmp_path: Path) -> None:
     """The agent is a stand-in with Consul's two endpoints."""
     services: dict[str, Any] = {}
     tokens: set[str] = set()
+    registrations: list[str] = []
 
     async def register(request: web.Request) -> web.Response:
         tokens.add(request.headers["x-consul-token"])
         entry = await request.json()
         services[entry["ID"]] = entry
+        registrations.append(entry["ID"])
         return web.Response()
 
     async def deregister(request: web.Request) -> web.Response:
@@ -35,7 +37,7 @@ async def test_server_is_listed_while_it_runs(tmp_path: Path) -> None:
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     port = free_port()
     server = run_server(
-        run_command("examples/consul.py", port), port, tmp_path / "log", MILLSTREAM_PORT=str(port),
+        run_command("examples/consul.py", port, "--workers", "2"), port, tmp_path / "log", MILLSTREAM_PORT=str(port),
         CONSUL_HTTP_ADDR=f"http://127.0.0.1:{runner.addresses[0][1]}", CONSUL_HTTP_TOKEN="secret",
     )  # fmt: skip
     try:
@@ -43,9 +45,14 @@ async def test_server_is_listed_while_it_runs(tmp_path: Path) -> None:
         (entry,) = services.values()
         assert (entry["Port"], entry["Check"]["HTTP"]) == (port, f"http://127.0.0.1:{port}/readyz")
         assert tokens == {"secret"}
+        before = len(registrations)
+        process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(WAIT):
+            while len(registrations) < before + 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(process.wait, WAIT) == 0
-        assert not services
+        assert list(services) == [entry["ID"]]
     finally:
         await asyncio.to_thread(server.__exit__, None, None, None)
         await runner.cleanup()

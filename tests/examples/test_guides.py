@@ -109,7 +109,7 @@ async def test_planner_fills_in_tasks() -> None:
 async def test_models_read_only_tool_errors() -> None:
     async with connect(stock.mcp, elicit=lambda question: "decline") as client:
         for tool, text in (
-            ("buy", "Only 0 copies are left"),
+            ("buy", "'emma' is sold out. Offer another title: momo."),
             ("price", "Internal error.+incident"),
             ("supplier", "No supplier is known for 'emma'"),
         ):

@@ -1,6 +1,8 @@
 import asyncio
 import sys
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -21,7 +23,8 @@ async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> No
     ports = [free_port() for _ in range(5)]
     hub, _, orders, notifications, analytics = (f"http://127.0.0.1:{port}" for port in ports)
     command = [sys.executable, str(FOLDER / "start.py"), *map(str, ports)]
-    with run_server(command, ports[0], tmp_path / "log", MCP_SERVER_AUTH_KEY=KEY) as process:
+    own = {"MCP_SERVER_AUTH_KEY": KEY, "STATE_FOLDER": str(tmp_path / "state")}
+    with run_server(command, ports[0], tmp_path / "log", **own) as process:
         for port in ports:
             wait_for_port(process, port, tmp_path / "log")
         async with (
@@ -50,6 +53,55 @@ async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> No
             async with Client(f"{analytics}/mcp", headers=HEADERS) as client:
                 while (await client.call("report")).data != {"tea": 2}:
                     pass
+
+
+def service(name: str, ports: dict[str, int], folder: Path) -> AbstractContextManager[Any]:
+    """Run one of the services, in a process of its own."""
+    variables = {
+        "MCP_SERVER_AUTH_KEY": KEY,
+        "MILLSTREAM_PORT": str(ports[name]),
+        "HUB_URL": f"http://127.0.0.1:{ports['hub']}",
+        "USERS_URL": f"http://127.0.0.1:{ports['users']}",
+        "STATE_FOLDER": str(folder / "state"),
+    }
+    return run_server([sys.executable, str(FOLDER / f"{name}.py")], ports[name], folder / f"{name}.log", **variables)
+
+
+@pytest.mark.server
+async def test_restarted_service_announces_no_order_twice_and_odd_events_stop_none(tmp_path: Path) -> None:
+    ports = {name: free_port() for name in ("hub", "users", "order_service", "notifications")}
+    hub, orders, notifications = (
+        f"http://127.0.0.1:{ports[name]}" for name in ("hub", "order_service", "notifications")
+    )
+
+    async def announced() -> list[str]:
+        async with Client(f"{notifications}/mcp", headers=HEADERS) as client:
+            return list((await client.call("list_sent")).data)
+
+    with ExitStack() as stack:
+        for name in ("hub", "users", "order_service"):
+            stack.enter_context(service(name, ports, tmp_path))
+        async with (
+            asyncio.timeout(WAIT),
+            httpx2.AsyncClient(timeout=WAIT, headers=HEADERS) as browser,
+            Client(f"{orders}/mcp", headers=HEADERS) as shop,
+        ):
+            with service("notifications", ports, tmp_path):
+                await shop.call("place_order", user="ada", item="tea")
+                odd = [{"x": 1}, "no order", [], {"order": 1, "copies": "two"}, None]
+                for data in odd:
+                    sent = await browser.post(f"{hub}/publish", json={"channel": "orders.created", "data": data})
+                    assert sent.status_code == 200
+                await shop.call("place_order", user="ada", item="cake")
+                while len(await announced()) < 2:
+                    pass
+                assert (await browser.get(f"{notifications}/readyz")).text == "ok\n"
+            assert (tmp_path / "notifications.log").read_text().count("isn't an order") == len(odd)
+            await shop.call("place_order", user="grace", item="jam")
+            with service("notifications", ports, tmp_path):
+                while not (after := await announced()):
+                    pass
+                assert after == ["Grace Hopper ordered 1 × jam."]
 
 
 def test_each_service_of_the_compose_file_is_a_program_that_its_callers_may_name() -> None:

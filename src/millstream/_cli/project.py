@@ -6,6 +6,7 @@ them in `_templates`, a clone in `examples`.
 
 import json as json_module
 import re
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -98,6 +99,7 @@ _IGNORED = """\
 .pytest_cache/
 .venv/
 __pycache__/
+state/
 """
 
 
@@ -153,7 +155,7 @@ def init(
         print_json({"folder": str(folder.resolve()), "name": server_name, "files": list(files)})
         return
     print_text(f"Created {server_name} in {folder.resolve()}: {', '.join(files)}.")
-    change_folder = "" if folder.resolve() == Path.cwd() else f"cd {folder} && "
+    change_folder = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     if template:
         print_text(f"Next: {change_folder}pip install -r requirements.txt. README.md says how to start it.")
     else:

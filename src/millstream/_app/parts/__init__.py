@@ -4,8 +4,11 @@ The small ones are here: the lifespans, the program's own paths, MCP over Stream
 observer of calls, and REST. The others have modules of their own, so a server without them doesn't import them.
 """
 
+import asyncio
+import logging
 import sys
 from collections.abc import Collection
+from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import Definition, on_each_worker
@@ -15,6 +18,8 @@ from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
     from millstream._app.throttle import Throttle
+
+logger = logging.getLogger("millstream")
 
 
 class OwnPart:
@@ -43,7 +48,9 @@ class HttpPart(OwnPart):
 class LifespanPart(OwnPart):
     """Runs the lifespans around the parts that open later: the server's, then those of mounted servers.
 
-    The hub is already open, so they can publish.
+    The hub is already open, so they can publish. They are entered and left in one task of their own, because task
+    groups and cancel scopes belong to the task that enters them. If a lifespan ends while the server runs, because a
+    task of its group failed, `/readyz` and `/health` report it.
     """
 
     name: str = "lifespan"
@@ -54,20 +61,55 @@ class LifespanPart(OwnPart):
         Raises:
             ValueError: A registered item can't work.
         """
-        host.runs_while_idle |= self.definition.has_lifespan()
-        values: dict[Definition, Any] = {}
-        host.services.lifespan_of = lambda home: next((values[each] for each in home.around() if each in values), None)
-
-        async def enter(definition: Definition) -> None:
-            if definition.lifespan is not None and definition not in values:
-                with on_each_worker():
-                    values[definition] = await host.stack.enter_async_context(definition.lifespan())
-            for mounted in definition.mounted:
-                await enter(mounted)
-
-        await enter(self.definition)
+        if self.definition.has_lifespan():
+            host.runs_while_idle = True
+            self._values: dict[Definition, Any] = {}
+            host.services.lifespan_of = self._find_value
+            self._failed = ""
+            host.check_ready(lambda: self._failed, serves=False)
+            self._leave = asyncio.Event()
+            entered = asyncio.get_running_loop().create_future()
+            self._task = asyncio.create_task(self._run(entered))
+            host.stack.push_async_callback(self._end)
+            await asyncio.wait((self._task, entered), return_when=asyncio.FIRST_COMPLETED)
+            if not entered.done():
+                await self._task  # raises the error of the lifespan
+            self._task.add_done_callback(self._report)
         host.dispatcher.instruct(self.definition.instructions)
         self.definition.registry.check_completers()
+
+    def _find_value(self, home: Definition) -> Any:
+        return next((self._values[each] for each in home.around() if each in self._values), None)
+
+    async def _run(self, entered: asyncio.Future[None]) -> None:
+        async with AsyncExitStack() as stack:
+            await self._enter(self.definition, stack)
+            entered.set_result(None)
+            await self._leave.wait()
+
+    async def _enter(self, definition: Definition, stack: AsyncExitStack) -> None:
+        if definition.lifespan is not None and definition not in self._values:
+            with on_each_worker():
+                self._values[definition] = await stack.enter_async_context(definition.lifespan())
+        for mounted in definition.mounted:
+            await self._enter(mounted, stack)
+
+    def _report(self, task: asyncio.Task[None]) -> None:
+        """Report a lifespan that ended before the server."""
+        if not self._leave.is_set() and not task.cancelled():
+            self._failed = "the lifespan ended with an error"
+            logger.error(
+                "The lifespan of %r ended while the server runs, so calls may fail. Restart the server.",
+                self.definition.name,
+                exc_info=task.exception(),
+            )
+
+    async def _end(self) -> None:
+        """Leave the lifespans."""
+        ended_before = self._task.done()
+        self._leave.set()
+        if not ended_before:
+            await self._task
 
 
 class PathsPart(HttpPart):
