@@ -249,6 +249,9 @@ async def test_tokens_without_required_scopes_get_403() -> None:
         assert missing.headers[b"www-authenticate"] == (
             b'Bearer scope="mcp:use", resource_metadata="%b"' % METADATA.encode()
         )
+        expired = await world.post(token(claims(exp=1)), PING)
+        assert expired.status == 401
+        assert b'error="invalid_token", scope="mcp:use"' in expired.headers[b"www-authenticate"]
         reply = await world.post(token(), PING)
         assert reply.status == 403
         assert reply.headers[b"www-authenticate"].startswith(b'Bearer error="insufficient_scope", scope="mcp:use"')

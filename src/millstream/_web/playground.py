@@ -158,7 +158,7 @@ class Playground:
             return None
         outcome = await guard(request)
         if isinstance(outcome, Principal) and not outcome.has({CHAT}):
-            return guard.challenges.insufficient({CHAT})
+            return guard.challenges.insufficient(request, {CHAT})
         return outcome
 
     def open(self, connection: ClientConnection, outbox: Socket, peer: HttpRequest) -> "PlaygroundConversation":

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from millstream._config import Settings
+from millstream._http.hosts import parse_authority
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server import HeaderLineCache
 from millstream._limits import Limiter, Rate, StoreLimiter
@@ -29,6 +31,7 @@ from millstream.auth._method import (
     Unavailable,
     Verdict,
     Verdicts,
+    addresses_for,
     prefetch_all,
 )
 from millstream.auth._tokens import Discovery
@@ -39,6 +42,48 @@ _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
 _NO_STORE = b"cache-control: no-store\r\n"
 
 
+class Addresses(Struct):
+    """The URLs at which clients reach MCP."""
+
+    resource: str
+    """URL of the MCP endpoint. If it's empty, metadata names the one that was requested, whose host is allowed."""
+    settings: Settings
+    """Settings with the paths."""
+    root: str = ""
+    """Path at which an application mounts the server."""
+
+    def mount(self, root: str) -> None:
+        """Set the path at which an application mounts the server, since the application doesn't serve our well-known
+        paths.
+        """
+        if urlsplit(self.resource).path.startswith(f"{root}/"):
+            self.root = root
+
+    def urls(self, request: HttpRequest | None) -> Mapping[str, str]:
+        """Return the URLs for clients by path, as for `addresses_for`; empty if they're unknown."""
+        resource = self.resource
+        if not resource:
+            host = None if request is None else parse_authority(request.headers.get(b"host", b""))
+            if request is None or host is None:
+                return {}
+            name = f"[{host.name}]" if ":" in host.name else host.name
+            port = f":{host.port.decode()}" if host.port else ""
+            scheme = {"ws": "http", "wss": "https"}.get(request.scheme, request.scheme)
+            resource = f"{scheme}://{name}{port}{request.root_path}{self.settings.path}"
+        return addresses_for(resource, self.settings)
+
+    def metadata_url(self, request: HttpRequest | None) -> str:
+        """Return the URL of the metadata for the address that was requested, or for the MCP endpoint."""
+        urls = self.urls(request)
+        url = urls.get(request.path if request else "") or urls.get(self.settings.path)
+        if not url:
+            return ""
+        # The well-known path precedes the resource's path (RFC 9728 §3), and follows the one of a mounted server.
+        at, root = urlsplit(url), self.root if self.resource or request is None else request.root_path
+        path = at.path.removeprefix(root)
+        return f"{at.scheme}://{at.netloc}{root}{METADATA_PATH}{'' if path == '/' else path}"
+
+
 class ChallengeResponses(Struct, kw_only=True):
     """The challenges and refusals of one server.
 
@@ -46,23 +91,14 @@ class ChallengeResponses(Struct, kw_only=True):
     they reveal nothing about it.
     """
 
-    resource: str = ""
-    """Audience of tokens, if they come from an authorization server."""
+    addresses: Addresses | None = None
+    """Addresses with metadata, if tokens come from an authorization server."""
     oauth: bool = False
     """Whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another."""
     scopes: Collection[str] = ()
     """Scopes that every caller needs."""
     form: Callable[[HttpRequest], Response | None] = lambda request: None
     """Returns the sign-in form for browsers; None for other clients."""
-    _root: str = ""
-    """Path at which an application mounts the server."""
-
-    def set_mount_path(self, root: str) -> None:
-        """Set the path at which an application mounts the server, since the application doesn't serve our well-known
-        paths.
-        """
-        if urlsplit(self.resource).path.startswith(f"{root}/"):
-            self._root = root
 
     def for_missing(self, request: HttpRequest, *, ignored: bool = False) -> Response:
         """Respond to a request without a credential. `ignored` is whether its sign-in cookie doesn't apply."""
@@ -73,30 +109,31 @@ class ChallengeResponses(Struct, kw_only=True):
                 "Sec-Fetch-Site: same-origin."
             )
         page = self.form(request)
-        head = self._challenge("", self.scopes)
+        head = self._challenge(request, "", self.scopes)
         return (
             plain_problem(401, text, head + _NO_STORE) if page is None else Response(page.body, 401, page.head + head)
         )
 
-    def wrong(self) -> Response:
+    def wrong(self, request: HttpRequest) -> Response:
         """Respond to an invalid credential. The status is 403 if there are only API keys, because clients can't request
         a new one.
         """
         if self.oauth:
-            return plain_problem(401, "The token is invalid or has expired.", self._head("invalid_token", ()))
+            head = self._head(request, "invalid_token", self.scopes)
+            return plain_problem(401, "The token is invalid or has expired.", head)
         return plain_problem(403, "The key is invalid or has been removed.", _NO_STORE)
 
-    def for_malformed(self, text: str) -> Response:
+    def for_malformed(self, request: HttpRequest, text: str) -> Response:
         """Respond to a malformed credential."""
-        return plain_problem(400, text, self._head("invalid_request", ()))
+        return plain_problem(400, text, self._head(request, "invalid_request", ()))
 
     def unavailable(self, text: str) -> Response:
         """Respond while credentials can't be verified."""
         return plain_problem(503, text, b"retry-after: 5\r\n" + _NO_STORE)
 
-    def insufficient(self, needed: Collection[str]) -> Response:
+    def insufficient(self, request: HttpRequest, needed: Collection[str]) -> Response:
         """Respond to a valid credential with insufficient scope."""
-        return plain_problem(403, _missing_scope_text(needed), self._head("insufficient_scope", needed))
+        return plain_problem(403, _missing_scope_text(needed), self._head(request, "insufficient_scope", needed))
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
         """Return the error for one MCP method, with all scopes that the client should request."""
@@ -106,17 +143,14 @@ class ChallengeResponses(Struct, kw_only=True):
             _missing_scope_text(needed),
             {"error": "insufficient_scope", "scope": wanted},
             status=403,
-            head=self._head("insufficient_scope", {*self.scopes, *needed}),
+            head=self._head(None, "insufficient_scope", {*self.scopes, *needed}),
         )
 
-    def _head(self, error: str, scopes: Collection[str]) -> bytes:
-        return self._challenge(error, scopes) + _NO_STORE
+    def _head(self, request: HttpRequest | None, error: str, scopes: Collection[str]) -> bytes:
+        return self._challenge(request, error, scopes) + _NO_STORE
 
-    def _challenge(self, error: str, scopes: Collection[str]) -> bytes:
-        # The well-known path precedes the resource's path (RFC 9728 §3), and follows the one of a mounted server.
-        at, root = urlsplit(self.resource), self._root
-        path = f"{root}{METADATA_PATH}{at.path.removeprefix(root).rstrip('/')}"
-        metadata = f"{at.scheme}://{at.netloc}{path}" if self.resource else ""
+    def _challenge(self, request: HttpRequest | None, error: str, scopes: Collection[str]) -> bytes:
+        metadata = "" if self.addresses is None else self.addresses.metadata_url(request)
         parts = {"error": error, "scope": " ".join(sorted({*scopes})), "resource_metadata": metadata}
         said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
         return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
@@ -127,30 +161,37 @@ def _missing_scope_text(needed: Collection[str]) -> str:
 
 
 def metadata_paths(
-    methods: Sequence[AuthMethod], name: str, known: KnownScopes, endpoint: str
+    methods: Sequence[AuthMethod], name: str, known: KnownScopes, addresses: Addresses
 ) -> Mapping[str, Handler]:
     """Return the GET handlers of one server's metadata by path: at the root, and with the internal and the external
-    path of the MCP endpoint.
+    path of each address of MCP.
 
-    Protected resource metadata says where clients get a token for this server (RFC 9728). Clients of revision
-    2025-03-26 instead request the authorization server's metadata at this server's origin, and get a copy. Both
-    documents are public, for all origins.
+    Protected resource metadata says where clients get a token for this server (RFC 9728). It's about the address whose
+    path it has. Clients of revision 2025-03-26 instead request the authorization server's metadata at this server's
+    origin, and get a copy. Both documents are public, for all origins.
 
     Args:
         methods: Auth methods; at least one has an issuer.
         name: Display name of the server.
         known: Returns all scopes that the server currently uses.
-        endpoint: Path of the MCP endpoint.
+        addresses: Addresses of MCP.
     """
     methods = [each for each in methods if each.issuers]
-    resource = next((each.resource for each in methods if each.resource), "")
     discovery = Discovery(methods[0].issuers[0])
+    endpoint = addresses.settings.path
+    served = {endpoint, f"{endpoint.rstrip('/')}/", addresses.settings.sse_path, "/ws"} - {"/"}
+    inside = {METADATA_PATH: endpoint, **{METADATA_PATH + each: each for each in sorted(served)}}
+    urls = addresses_for(addresses.resource, addresses.settings)
+    outside = {METADATA_PATH + urlsplit(urls[each]).path: each for each in sorted(served)}
+    # A proxy may have removed a path in front of the server's. Clients leave out a slash at the end.
+    paths = {path.rstrip("/"): each for path, each in outside.items()} | outside | inside
 
     async def describe_resource(request: HttpRequest) -> Response:
-        """Respond with the metadata of this server."""
+        """Respond with the metadata of the requested address."""
         scopes = {scope for each in methods for scope in each.scopes} | set(known())
+        url = addresses.urls(request).get(paths[request.path])
         members = {
-            "resource": resource,
+            "resource": (addresses.resource if request.path == METADATA_PATH else "") or url,
             "authorization_servers": list(dict.fromkeys(issuer for each in methods for issuer in each.issuers)),
             "scopes_supported": sorted(scopes - {"offline_access"}),
             "bearer_methods_supported": ["header"],
@@ -165,9 +206,7 @@ def metadata_paths(
         except Unavailable as exc:
             return plain_problem(503, str(exc), b"retry-after: 10\r\n")
 
-    outside = urlsplit(resource).path.rstrip("/")
-    places = {METADATA_PATH, METADATA_PATH + endpoint.rstrip("/"), METADATA_PATH + outside}
-    return {**dict.fromkeys(sorted(places), describe_resource), SERVER_METADATA_PATH: describe_server}
+    return {**dict.fromkeys(sorted(paths), describe_resource), SERVER_METADATA_PATH: describe_server}
 
 
 Ambient = Callable[[HttpRequest, bool], Awaitable[Principal | Response | None]]
@@ -238,7 +277,7 @@ class AuthGuard:
             if not found.has(needed):
                 if message:
                     self.note(message, "http", status="403", principal=found, address=request.peer)
-                return self.challenges.insufficient(needed)
+                return self.challenges.insufficient(request, needed)
             request.principal = found
             return await handler(request)
 
@@ -255,11 +294,11 @@ class AuthGuard:
 
     async def __call__(self, request: HttpRequest, *, own: bool = False) -> Principal | Response:
         """Return the principal, or the response that refuses the request."""
-        if request.root_path:
-            self.challenges.set_mount_path(request.root_path)
+        if request.root_path and self.challenges.addresses is not None:
+            self.challenges.addresses.mount(request.root_path)
         # If the header is repeated, another parser could use the other value.
         if sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
-            return self.challenges.for_malformed("The Authorization header is repeated.")
+            return self.challenges.for_malformed(request, "The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
         if value is None:
             found = await self.ambient(request, own) if self.ambient is not None else None
@@ -276,7 +315,7 @@ class AuthGuard:
             return self.challenges.for_missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.for_malformed(
-                "The Authorization header has no valid token. Send Bearer, a space, and the token."
+                request, "The Authorization header has no valid token. Send Bearer, a space, and the token."
             )
         # Normalize the header, so that variants don't fill the cache.
         key = b"%b %b" % (scheme if scheme == b"bearer" else b"Bearer", credential)
@@ -294,9 +333,9 @@ class AuthGuard:
             return self.challenges.unavailable(str(exc))
         if found is None:
             self.record_failure(request.peer)
-            return self.challenges.wrong()
+            return self.challenges.wrong(request)
         if lacking:
-            return self.challenges.insufficient(lacking)
+            return self.challenges.insufficient(request, lacking)
         self.verdicts.keep(key, Verdict(found.principal, self.clock() + found.seconds))
         self.header_lines.keep_credential(key)
         return found.principal

@@ -37,7 +37,8 @@ class TokenRules(Struct, frozen=True):
     """Claims that a token must have."""
 
     issuer: str
-    audience: str
+    audiences: Collection[str]
+    """Values of ``aud``, of which a token must have one."""
     implied: Mapping[str, Collection[str]] = {}
     """Scope -> the scopes that it includes."""
     believed: float = 60.0
@@ -52,7 +53,7 @@ def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
     subject, expires, audience = claims.get("sub"), claims.get("exp"), claims.get("aud")
     if (
         claims.get("iss") != rules.issuer
-        or rules.audience not in (audience if isinstance(audience, list) else (audience,))
+        or not any(each in rules.audiences for each in (audience if isinstance(audience, list) else (audience,)))
         or not _is_text(subject)
         or not is_time(expires)
         # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.

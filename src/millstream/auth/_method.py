@@ -9,10 +9,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import NamedTuple, Protocol, runtime_checkable
+from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
 from msgspec import Struct, field
 
+from millstream._config import Settings
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._limits import StoreLimiter
 from millstream._override import override
@@ -78,6 +80,26 @@ async def prefetch_all(those: Iterable[Prefetchable]) -> None:
         raise ExceptionGroup("Failed to prefetch issuers' metadata or keys", failed)
 
 
+def addresses_for(resource: str, settings: Settings) -> dict[str, str]:
+    """Return the URLs at which one server serves MCP, by path below its mount point.
+
+    Metadata names the URL that was requested (RFC 9728 §3.3), and a token for one URL is valid at all.
+
+    Args:
+        resource: URL of the MCP endpoint as clients know it. If it doesn't end with the endpoint's path, a proxy maps
+            it to another path. The others are then unknown, so metadata always names this one.
+        settings: Settings with the paths.
+    """
+    endpoint, sse, messages = settings.path, settings.sse_path, settings.messages_path.rstrip("/")
+    urls = dict.fromkeys((f"{endpoint.rstrip('/')}/", endpoint, sse, "/ws"), resource)
+    base, path = resource.rstrip("/"), urlsplit(resource).path.rstrip("/")
+    if path.endswith(endpoint.rstrip("/")):
+        base = base.removesuffix(endpoint.rstrip("/"))
+        urls = {each: resource if each == "/" else base + each for each in urls}
+    # The messages of HTTP+SSE belong to its stream.
+    return {**urls, **dict.fromkeys((messages, f"{messages}/", "/message"), urls[sse])}
+
+
 Paths = Mapping[str, Mapping[str, Handler]]
 """Path -> HTTP method -> handler."""
 Clock = Callable[[], float]
@@ -116,6 +138,13 @@ class AuthMethod:
             id: `Principal.id`.
         """
         raise NotImplementedError
+
+    def serve_at(self, urls: Collection[str]) -> None:
+        """Accept tokens for each of these URLs of the running server, if `resource` is one of them.
+
+        Args:
+            urls: The URLs at which it serves MCP.
+        """
 
     def count(self) -> int:
         """Return the number of principals that have been configured; 0 if it isn't known."""

@@ -107,7 +107,7 @@ class CodeFlow:
         # State
         self._discovery = Discovery(issuer)
         keys = FetchedKeys(self._discovery.keys_url, ask_issuer)
-        self._tokens = TokenMethod(TokenRules(issuer, client_id), keys, algorithms=ASYMMETRIC, types=_TYPES)
+        self._tokens = TokenMethod(TokenRules(issuer, (client_id,)), keys, algorithms=ASYMMETRIC, types=_TYPES)
 
     async def prefetch(self) -> None:
         """Fetch the issuer's metadata before anyone signs in."""
@@ -278,7 +278,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
         self.logins = {NAME: self}
         self._title = title
         self._known = known
-        parts = urlsplit(rules.audience)
+        parts = urlsplit(self.resource)
         base = f"{parts.scheme}://{parts.netloc}" + parts.path.rstrip("/").removesuffix(
             services.settings.path.rstrip("/")
         )
@@ -289,7 +289,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
             client_id=config.client[0],
             client_secret=config.client[1],
             title=title,
-            also={"resource": rules.audience},  # RFC 8707
+            also={"resource": self.resource},  # RFC 8707
         )
         self._tickets = Tickets(vault, base)
 

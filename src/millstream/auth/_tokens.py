@@ -12,6 +12,7 @@ from typing import Any, cast
 from urllib.parse import urlencode, urlsplit
 
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from millstream._http.client.pool import FetchedDocument, OutboundError, allow_any, check_url, fetch
 from millstream._oauth import basic_credentials
@@ -147,9 +148,15 @@ class IssuerMethod(AuthMethod):
     def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Clock) -> None:
         self._rules = rules
         self._clock = clock
-        self.resource = rules.audience if "://" in rules.audience else ""
+        self.resource = next((each for each in rules.audiences if "://" in each), "")
         self.issuers = (rules.issuer,)
         self.scopes = tuple(scopes)
+
+    @override
+    def serve_at(self, urls: Collection[str]) -> None:
+        """See `AuthMethod.serve_at`."""
+        if self.resource in self._rules.audiences:
+            self._rules = replace(self._rules, audiences=(*self._rules.audiences, *urls))
 
     @override
     def holds(self, id: str) -> bool:
@@ -306,7 +313,7 @@ def rules_of(
             "audience must be this server's public URL, such as https://mcp.example.com/mcp, without a fragment."
         )
     check_scopes(several("scopes", scopes))
-    return TokenRules(issuer, audience, inclusions(implied), believed)
+    return TokenRules(issuer, (audience,), inclusions(implied), believed)
 
 
 @suggest_keywords

@@ -5,7 +5,7 @@ import pytest
 
 from auth_world import run_guarded
 from cases import for_each
-from issuing_world import BACK, RESOURCE, URL, Clock, Desk, KnownUsers, claims_of
+from issuing_world import BACK, URL, Clock, Desk, KnownUsers, claims_of
 from millstream import auth
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
@@ -114,7 +114,7 @@ async def test_introspection_requires_authentication_and_ownership(
 
 def guard_of(desk: Desk) -> AuthGuard:
     """Return one worker's guard."""
-    challenges = ChallengeResponses(resource=RESOURCE, oauth=True)
+    challenges = ChallengeResponses(oauth=True)
     return AuthGuard([desk.running], challenges)
 
 

@@ -33,13 +33,17 @@ class AuthPart(OwnPart):
         if not definition.protected:
             host.on_http(lambda: _check_mounted(definition))
             return
-        from millstream.auth._guard import AuthGuard, ChallengeResponses  # noqa: PLC0415
+        from millstream.auth._guard import Addresses, AuthGuard, ChallengeResponses  # noqa: PLC0415
+        from millstream.auth._method import addresses_for  # noqa: PLC0415
 
-        methods = _methods(definition, host)
-        resources = [each.resource for each in methods if each.resource]
+        methods, settings = _methods(definition, host), host.settings
+        issuing = [each for each in methods if each.issuers]
+        resource = next((each.resource for each in issuing if each.resource), "")
+        for each in issuing:
+            each.serve_at(set(addresses_for(each.resource, settings).values()))
         challenges = ChallengeResponses(
-            resource=resources[0] if resources else "",
-            oauth=any(each.issuers for each in methods),
+            addresses=Addresses(resource, settings) if issuing else None,
+            oauth=bool(issuing),
             scopes=[scope for each in methods for scope in each.scopes],
         )
         host.guard = guard = AuthGuard(methods, challenges)
@@ -65,12 +69,10 @@ class AuthPart(OwnPart):
 
         guard.note = host.services.note
         paths: dict[str, Mapping[str, Handler]] = {}
-        if any(each.issuers for each in guard.methods):
+        if (addresses := guard.challenges.addresses) is not None:
             from millstream.auth._guard import metadata_paths  # noqa: PLC0415  only where callers sign in
 
-            found = metadata_paths(
-                guard.methods, self.definition.title, lambda: host.registry.scopes, host.settings.path
-            )
+            found = metadata_paths(guard.methods, self.definition.title, lambda: host.registry.scopes, addresses)
             paths |= {path: {"GET": handler} for path, handler in found.items()}
         if "rest" in self.definition.parts or self.definition.connects:
             paths |= self._sign_in(host, guard)

@@ -87,6 +87,8 @@ class IssuerConfig(Struct, frozen=True):
     """Whether clients may describe themselves at a URL, which the server fetches."""
     identities: Mapping[str, TrustedIdentityProvider] = {}
     """Identity providers whose grants are accepted, by issuer."""
+    addresses: Collection[str] = ()
+    """Other URLs of the same server. A request for one is for `audience`."""
     known: KnownScopes = frozenset
     """Returns the scopes that the running server currently uses."""
 
@@ -117,7 +119,8 @@ class IssuerConfig(Struct, frozen=True):
         Raises:
             OAuthError: No tokens are issued for a resource.
         """
-        known = {canonical(each): each for each in (self.audience, *self.resources)}
+        known = {canonical(each): self.audience for each in self.addresses}
+        known |= {canonical(each): each for each in (self.audience, *self.resources)}
         found = tuple(dict.fromkeys(known.get(canonical(each) if "://" in each else "", "") for each in asked))
         if "" in found:
             raise OAuthError(

@@ -58,6 +58,7 @@ from millstream.auth._method import (
     Paths,
     Prefetchable,
     Unavailable,
+    addresses_for,
     prefetch_all,
 )
 from millstream.auth._pages import brand
@@ -90,7 +91,9 @@ class Issuer(Struct, frozen=True, eq=False):
         """
         config = self.config
         audience = config.audience or config.base + services.settings.path.rstrip("/")
-        return RunningIssuer(replace(config, audience=audience, known=known), services, name)
+        addresses = frozenset(addresses_for(audience, services.settings).values())
+        running = replace(config, audience=audience, addresses=addresses, known=known)
+        return RunningIssuer(running, services, name)
 
 
 class IssuerEndpoints(AuthMethod):
@@ -199,7 +202,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         self.resource: str = config.audience
         super().__init__(config, vault)
         self._tickets = Tickets(vault, config.base)
-        self._rules = TokenRules(config.url, self.resource, config.implied)
+        self._rules = TokenRules(config.url, (self.resource,), config.implied)
         # The client that providers see; no other client has the issuer's identifier as its id.
         self._pages = OAuthClient(config.url, "The pages of this server")
         self.by_password: bool = config.passwords is not None

@@ -6,7 +6,7 @@ Settings are converted to ours.
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf
@@ -297,6 +297,12 @@ class VerifierMethod(AuthMethod):
         self.resource = str(settings.resource_server_url or "").rstrip("/")
         self.issuers = (str(settings.issuer_url),) if self.resource else ()
         self.scopes = tuple(settings.required_scopes or ())
+        self._urls: Collection[str] = (self.resource,)
+
+    @override
+    def serve_at(self, urls: Collection[str]) -> None:
+        """See `AuthMethod.serve_at`."""
+        self._urls = {each.rstrip("/") for each in (self.resource, *urls)}
 
     @override
     async def identify(self, credential: str) -> Identity | None:
@@ -310,7 +316,7 @@ class VerifierMethod(AuthMethod):
         except Exception as error:
             logger.exception("The token verifier failed.")
             raise Unavailable("The token can't be verified at the moment. Try again later.") from error
-        if found is None or (self._checks_resource and str(found.resource or "").rstrip("/") != self.resource):
+        if found is None or (self._checks_resource and str(found.resource or "").rstrip("/") not in self._urls):
             return None
         until = inf if found.expires_at is None else float(found.expires_at)
         seconds = min(_SECONDS, until - time.time())
