@@ -1,4 +1,4 @@
-"""Parts: features that plug into a server, and the `Host` they open on.
+"""Parts: features that plug into a server, and the `PartHost` they open on.
 
 A part has a name, lists the other parts it needs, and registers everything it does on the host: routes, JSON-RPC
 methods, capabilities, observers, gates, periodic work, and readiness checks. Features that no part registers add
@@ -8,7 +8,7 @@ nothing to a call.
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -16,12 +16,14 @@ from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, HttpRequest, Sink
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.revisions import ALL
+from millstream._protocol.revisions import ALL, Revision
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import Services
+from millstream._server.calls.services import ObserveMessage, Services
 from millstream._server.control import Gate, RequestGate
 from millstream._server.dispatch import Dispatcher, Observe
+from millstream._server.features.registry import Handler as MethodHandler
 from millstream._server.features.registry import RegisteredExtension, Registry
+from millstream._server.features.resources import Resource
 from millstream._server.sweep import Sweep
 from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
     from millstream.hub import Hub
 
+T = TypeVar("T")
 Socket = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application for WebSockets."""
 Method = Callable[[Call], Awaitable[Mapping[str, Any]]]
@@ -47,7 +50,7 @@ _EVERY_REVISION = frozenset(revision.date for revision in ALL)
 
 
 class Part(Protocol):
-    """A feature that plugs into a server: ``Server("shop", parts=[MyPart()])``.
+    """A feature that plugs into a server. See `definition.TABLE`, and `millstream.extensions` for features of others.
 
     A server opens its parts each time it starts, once for each event loop it runs in, and closes them in reverse order.
     """
@@ -62,7 +65,7 @@ class Part(Protocol):
         """Names of the parts to open before this one."""
         ...
 
-    async def open(self, host: "Host") -> None:
+    async def open(self, host: "PartHost") -> None:
         """Register the part's features.
 
         Args:
@@ -146,7 +149,7 @@ class RouteRegistry:
         routes[path] = route
 
 
-class Host:
+class PartHost:
     """The running server, as parts can extend it: ``host.on_close(connection.close)``"""
 
     def __init__(
@@ -210,6 +213,7 @@ class Host:
         self.readiness_checks: list[tuple[Callable[[], str], bool]] = []
         self._gates: list[Gate] = []
         self._observers: list[Observe] = []
+        self._message_observers: list[ObserveMessage] = []
 
     def open_stream(self, request: HttpRequest) -> Sink | None:
         """Open an event stream as the reply to a request: ``sink.write(encode_event(b"sold"))``.
@@ -298,6 +302,49 @@ class Host:
         """
         self._observers.append(observer)
         self.dispatcher.observe = observer if len(self._observers) == 1 else _chain_observers(tuple(self._observers))
+
+    def observe_messages(self, observer: ObserveMessage) -> None:
+        """Watch messages that don't become calls.
+
+        Args:
+            observer: Called for each message.
+        """
+        self._message_observers.append(observer)
+        self.services.note = (
+            observer if len(self._message_observers) == 1 else _chain_message_observers(tuple(self._message_observers))
+        )
+
+    # Items
+
+    def find_resources(self, find: Callable[[str], Resource | None]) -> None:
+        """Find resources that aren't listed, until the server closes.
+
+        Args:
+            find: Returns the resource for a URI that no item has, or None.
+        """
+        self._hook(self.registry.resource_finders, find)
+
+    def find_methods(self, find: Callable[[str, Revision], MethodHandler | None]) -> None:
+        """Find handlers of methods that aren't registered, until the server closes.
+
+        Args:
+            find: Returns the handler for a method and revision, or None.
+        """
+        self._hook(self.registry.method_finders, find)
+
+    def select_listed(self, select: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]) -> None:
+        """Choose what lists contain, until the server closes.
+
+        Args:
+            select: Returns the items to list, of those that the hooks before it chose.
+        """
+        self._hook(self.registry.list_selectors, select)
+        self.registry.forget_lists()
+        self.stack.callback(self.registry.forget_lists)
+
+    def _hook(self, hooks: list[T], hook: T) -> None:
+        hooks.append(hook)
+        self.stack.callback(hooks.remove, hook)
 
     # HTTP
 
@@ -426,7 +473,7 @@ def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) ->
             return
         for name in part.needs:
             if name not in named:
-                remedy = "add it to serve=" if name in selectable else "add it to parts="
+                remedy = "add it to serve=" if name in selectable else "add it to extensions="
                 raise ValueError(f"The part {part.name!r} needs {name!r}, which isn't served: {remedy}")
             visit(named[name], (*path, part.name))
         ordered[part.name] = part
@@ -456,5 +503,13 @@ def _chain_observers(observers: tuple[Observe, ...]) -> Observe:
     def observe(call: Call, seconds: float, answer: bytes) -> None:
         for each in observers:
             each(call, seconds, answer)
+
+    return observe
+
+
+def _chain_message_observers(observers: tuple[ObserveMessage, ...]) -> ObserveMessage:
+    def observe(*message: Any, **more: Any) -> None:
+        for each in observers:
+            each(*message, **more)
 
     return observe

@@ -7,10 +7,10 @@ import pytest
 
 from account_parts import UserFile
 from auth_world import ROOT, GuardedServer, make_server, run_guarded
+from http_messages import HttpRequest
 from issuing_world import Desk, KnownUsers
 from millstream import auth
 from millstream.auth.providers import OAuthClient, Provider, User
-from millstream.parts import HttpRequest
 from patience import WAIT
 from shared_store import MemoryStore
 from wire import Reply

@@ -7,9 +7,9 @@ from typing import Any
 from bad_input.shop import make_shop, stock
 from behavior.links import attach
 from cases import for_each
+from http_messages import HttpRequest
 from millstream import Context, Server, Settings
 from millstream.middleware import MessageRequest, Middleware, Next
-from millstream.parts import HttpRequest
 from patience import WAIT
 from wire import POST, Reply, Wire, ask_asgi, encode_headers, per_request, request, routing, run_wire
 

@@ -18,8 +18,8 @@ from millstream import (
     files,
     gateway,
     hub,
+    items,
     middleware,
-    parts,
     protocol,
     stores,
     testing,
@@ -45,9 +45,9 @@ def public() -> dict[str, Any]:
         client,
         files,
         hub,
+        items,
         lowlevel,
         middleware,
-        parts,
         protocol,
         testing,
     ):
@@ -88,8 +88,8 @@ def test_exceptions_of_the_example_rule_exist() -> None:
 
 
 DESCRIBED = (
-    millstream, agent, apps, auth, cards, client, events, extensions, files, gateway, http_post, hub, lowlevel,
-    middleware, parts, protocol, providers, skills, stores, tasks, testing, fastmcp,
+    millstream, agent, apps, auth, cards, client, events, extensions, files, gateway, http_post, hub, items,
+    lowlevel, middleware, protocol, providers, skills, stores, tasks, testing, fastmcp,
 )  # fmt: skip
 """Modules whose parameters are described."""
 ENTRY = re.compile(r"^ *(\*{0,2}\w+(?:, \*{0,2}\w+)*): [^\s]", re.MULTILINE)

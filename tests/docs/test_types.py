@@ -12,7 +12,7 @@ from pydantic import HttpUrl, SecretStr
 
 from cases import for_each
 from examples import argument_types
-from millstream.parts import ArgumentError
+from millstream.items import ArgumentError
 from millstream.testing import connect
 from plans import Plan, plan, read_arguments
 from scripts.docs import ROOT

@@ -11,13 +11,13 @@ from millstream.extensions import (
     ClientHost,
     CustomResult,
     Extension,
+    Host,
     ListenSubscription,
     ListRequest,
     MessageRequest,
     Next,
     Outgoing,
     OutgoingRequest,
-    ServerHost,
     method,
     notification,
 )
@@ -46,7 +46,7 @@ class Stock(Extension):
 
     def __init__(self) -> None:
         self.copies = {"1": 7}
-        self.host: ServerHost
+        self.host: Host
         self.closed = 0
         self.subscriptions: list[ListenSubscription] = []
         self.open_streams = 0
@@ -71,7 +71,7 @@ class Stock(Extension):
             """Order a book. The result has a custom type."""
             raise CustomResult({"resultType": "slip", "isbn": isbn, "_meta": {"com.example/n": 1}})
 
-    async def open(self, host: ServerHost) -> None:
+    async def open(self, host: Host) -> None:
         """Register a filter of subscriptions, which has no decorator."""
         self.host = host
         host.listen("isbns", self.watch)

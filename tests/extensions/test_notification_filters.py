@@ -6,7 +6,7 @@ from typing import Any
 import http_peer
 from cases import for_each
 from millstream import Client, Context, Server
-from millstream.extensions import CallContext, Extension, NotificationMessage, ServerHost, method, notification
+from millstream.extensions import CallContext, Extension, Host, NotificationMessage, method, notification
 from millstream.protocol import NEWEST, NEWEST_HANDSHAKE
 from patience import WAIT
 
@@ -24,7 +24,7 @@ class FilteringExtension(Extension):
         self.sold: list[int] = []
         self.sold_one = asyncio.Event()
         self.fails = fails
-        self.host: ServerHost
+        self.host: Host
 
     def filter_notification(self, message: NotificationMessage) -> NotificationMessage | None:
         """Return the changed notification, or None for a secret."""
@@ -38,7 +38,7 @@ class FilteringExtension(Extension):
             return NotificationMessage(message.method, params, message.incoming, message.principal)
         return message
 
-    async def open(self, host: ServerHost) -> None:
+    async def open(self, host: Host) -> None:
         """Store the host."""
         self.host = host
 

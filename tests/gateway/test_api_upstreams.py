@@ -19,7 +19,7 @@ from millstream._override import override
 from millstream.client import AccessDenied
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
 from millstream.gateway._credentials.source import UpstreamCredentials
-from millstream.parts import Call
+from millstream.items import Call
 from millstream.protocol import BY_DATE
 from patience import WAIT
 from wire import request

@@ -11,7 +11,7 @@ from client.misbehaving_servers import ReceivedRequest, misbehaving
 from fleet import until
 from http_peer import serve
 from millstream import Server, auth
-from millstream._parts import Host
+from millstream._parts import PartHost
 from millstream.client import Client, Options, ServerError
 from millstream.gateway import OpenApi
 from millstream.gateway import _links as breaker
@@ -115,7 +115,7 @@ class Upstream:
 class Gateway:
     """A gateway with one upstream, ``up``, and the clients of several people."""
 
-    def __init__(self, host: Host, port: int, stack: AsyncExitStack) -> None:
+    def __init__(self, host: PartHost, port: int, stack: AsyncExitStack) -> None:
         self.host = host
         self.port = port
         self._stack = stack

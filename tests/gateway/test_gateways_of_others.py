@@ -3,7 +3,7 @@
 import ast
 import asyncio
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ import pytest
 from millstream import Client, ProtocolError, Server, ToolError
 from millstream.client import Options, ToolFailed
 from millstream.client.lowlevel import Conversation, Notification, RawRequest
-from millstream.parts import Call, Host, ItemSource, Tool, describe_problems
+from millstream.extensions import Extension, Host
+from millstream.items import Call, ItemSource, Tool, describe_problems
 from millstream.protocol import METHOD_NOT_FOUND, REVISIONS, Revision, encode, notification_message, project_tool_result
 from patience import WAIT
 
@@ -41,11 +42,11 @@ class ForwardedTool(Tool):
         return project_tool_result(value[1:-1], call.revision)
 
 
-class OtherGateway:
+class OtherGateway(Extension):
     """Offers the tools of one server."""
 
-    name = "other-gateway"
-    needs: Collection[str] = ()
+    name = "com.example/gateway"
+    settings = None
 
     def __init__(self, target: list[str]) -> None:
         self._target = target
@@ -62,8 +63,7 @@ class OtherGateway:
         for each in msgspec.json.decode(listed)["tools"]:
             name, schema = each["name"], each["inputSchema"]
             source = ItemSource(name, partial(self._run, name, schema), msgspec.json.decode, schema=schema)
-            host.registry.add("tools", name, ForwardedTool(source))
-            host.on_close(partial(host.registry.remove, "tools", name))
+            host.add_item(ForwardedTool(source))
 
     async def close(self) -> None:
         """Disconnect."""
@@ -93,8 +93,8 @@ class OtherGateway:
             caller.push_to_caller(notification_message(notification.method, {**params, "progressToken": caller.token}))
 
 
-async def test_part_with_public_names_is_a_gateway_to_an_official_server() -> None:
-    mcp = Server("front", parts=[OtherGateway(OFFICIAL)])
+async def test_extension_with_public_names_is_a_gateway_to_an_official_server() -> None:
+    mcp = Server("front", extensions=[OtherGateway(OFFICIAL)])
     steps: list[float] = []
 
     def record(value: float, total: float | None, message: str | None) -> None:

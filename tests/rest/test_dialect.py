@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from cases import for_each
-from millstream.parts import Response
+from http_messages import Response
 from rest_world import post, routes, world
 
 FORM = "application/x-www-form-urlencoded"

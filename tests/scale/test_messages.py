@@ -7,8 +7,8 @@ from auth_world import ALICE, BOB, make_server
 from bad_input.shop import make_shop
 from cases import for_each
 from fleet import EventStream, Worker, fleet, settle, until
+from http_messages import HttpRequest
 from millstream import Principal
-from millstream.parts import HttpRequest
 from millstream.stores import StoreFull
 from wire import LATEST_HANDSHAKE, POST, request
 

@@ -7,9 +7,9 @@ import pytest
 
 from cases import for_each
 from four_workers import ON_FOUR
+from http_messages import HttpRequest
 from http_peer import HostPolicy
 from millstream import Principal
-from millstream.parts import HttpRequest
 from socket_world import TEXT, TRANSPORTS, UPGRADE, RawSocket, World, frame, recv_json, world
 
 EVIL = [

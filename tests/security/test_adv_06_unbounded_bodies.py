@@ -8,9 +8,9 @@ import pytest
 
 from cases import for_each
 from four_workers import FOUR, ON_FOUR, connect_to_four
+from http_messages import HttpRequest, Response
 from http_peer import HEAD, WAIT, Peer, RunningServer, ToyApp, serve
 from millstream import Settings
-from millstream.parts import HttpRequest, Response
 
 MIB = 1024 * 1024
 

@@ -9,9 +9,9 @@ import pytest
 
 from cases import for_each
 from four_workers import FOUR, ON_FOUR, connect_to_four
+from http_messages import HttpRequest, Response
 from http_peer import HEAD, RunningServer, ToyApp, serve
 from millstream import Settings
-from millstream.parts import HttpRequest, Response
 
 SMUGGLED = b"GET /admin HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 

@@ -14,7 +14,7 @@ from typing_extensions import TypeAliasType
 from cases import for_each
 from millstream import Field, Server, Settings
 from millstream._server.functions.engine import encode_result
-from millstream.parts import ArgumentError
+from millstream.items import ArgumentError
 from millstream.testing import connect
 from plans import Plan, plan, read_arguments
 

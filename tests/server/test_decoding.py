@@ -9,7 +9,7 @@ from jsonschema import Draft202012Validator
 
 from cases import for_each
 from millstream import Field
-from millstream.parts import ArgumentError
+from millstream.items import ArgumentError
 from plans import Plan, plan, read_arguments
 from property_settings import examples
 from signature_types import Address, Color, Movie, Node, Point

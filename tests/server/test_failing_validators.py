@@ -6,7 +6,7 @@ import pytest
 
 from cases import for_each
 from millstream import Server, Settings
-from millstream.parts import ArgumentError
+from millstream.items import ArgumentError
 from patience import WAIT
 from plans import plan, read_arguments
 from wire import LATEST_HANDSHAKE, POST, per_request, request, routing, run_wire

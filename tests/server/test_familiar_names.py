@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from cases import for_each
+from http_messages import HttpRequest as PlainRequest
+from http_messages import Response as Reply
 from millstream import Client, Context, Server, SyncContext, ToolError
 from millstream.client import BlockingClient, ServerError, TargetError, ToolFailed
-from millstream.parts import HttpRequest as PlainRequest
-from millstream.parts import Response as Reply
 from millstream.testing import connect
 from patience import WAIT
 

@@ -5,7 +5,7 @@ import pytest
 
 from millstream import Server, Settings, ToolResult
 from millstream._server.features.registry import RegisteredExtension
-from millstream.parts import Call, ItemSource, Prompt, Template, Tool
+from millstream.items import Call, ItemSource, Prompt, Template, Tool
 from millstream.protocol import BY_DATE, NEWEST, NEWEST_HANDSHAKE
 from schema_source import source_from_schema
 from wire import LATEST_HANDSHAKE, POST, Wire, per_request, request, routing, run_wire

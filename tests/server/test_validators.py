@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from cases import for_each
 from millstream import Field
-from millstream.parts import ArgumentError
+from millstream.items import ArgumentError
 from plans import plan, read_arguments
 from signature_types import run
 

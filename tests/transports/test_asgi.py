@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from cases import for_each
+from http_messages import Handler, HttpRequest, Response
 from http_peer import STREAM_HEAD, WAIT, HostPolicy, HttpLimits
 from millstream import Settings
 from millstream._http.asgi import AsgiAdapter, header_list, header_lists
-from millstream.parts import Handler, HttpRequest, Response
 
 DISCONNECT = {"type": "http.disconnect"}
 

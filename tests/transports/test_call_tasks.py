@@ -9,9 +9,9 @@ import pytest
 
 import millstream
 from cases import for_each
+from http_messages import Handler, HttpRequest, Response
 from http_peer import WAIT, Peer, RunningServer, ToyApp, request, serve
 from millstream import Settings
-from millstream.parts import Handler, HttpRequest, Response
 
 
 def app(**handlers: Handler) -> ToyApp:

@@ -3,9 +3,9 @@ import asyncio
 import pytest
 
 from cases import for_each
+from http_messages import HttpRequest, Response
 from http_peer import WAIT, ToyApp, request, serve
 from millstream import Settings
-from millstream.parts import HttpRequest, Response
 
 
 class Force(BaseException):

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import structs
 
+from http_messages import HttpRequest, Response
 from http_peer import HEAD, STREAM_HEAD, Endpoints, SocketListener, ToyApp
 from millstream import Settings
-from millstream.parts import HttpRequest, Response
 from patience import WAIT
 from property_settings import examples
 from strategies import bytewise, cuts

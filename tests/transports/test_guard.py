@@ -7,9 +7,9 @@ from websockets.asyncio.client import connect
 
 from cases import for_each
 from guard_peer import Start, echo, expect_refusal, make_blocking_handler, run_guarded_servers
+from http_messages import HttpRequest, Response
 from http_peer import HEAD, STREAM_HEAD, WAIT, Endpoints, HostPolicy, HttpLimits, Peer, request, serve
 from millstream import Settings
-from millstream.parts import HttpRequest, Response
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])
 """A hot endpoint, and one that the fast head reader does not find: the limits are the same."""

@@ -6,8 +6,8 @@ import pytest
 
 from cases import for_each
 from guard_peer import Start, expect_refusal, make_blocking_handler, run_guarded_servers
+from http_messages import Handler, HttpRequest, Response
 from http_peer import HEAD, WAIT, Peer, request
-from millstream.parts import Handler, HttpRequest, Response
 
 MAX_PIPELINE = 64
 """Maximum number of pipelined requests that wait for one."""

@@ -1,8 +1,8 @@
 import pytest
 
 from cases import for_each
+from http_messages import HttpRequest
 from millstream._http.hosts import HostPolicy, parse_authority
-from millstream.parts import HttpRequest
 
 LOCAL = HostPolicy()
 PUBLIC = HostPolicy(

@@ -3,8 +3,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from http_messages import HttpRequest, Response
 from http_peer import HEAD, request
-from millstream.parts import HttpRequest, Response
 from parity_peer import Start, echo, parity
 
 

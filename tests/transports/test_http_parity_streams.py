@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from cases import for_each
+from http_messages import HttpRequest, Response
 from http_peer import STREAM_HEAD, WAIT, request
-from millstream.parts import HttpRequest, Response
 from parity_peer import Start, parity
 
 

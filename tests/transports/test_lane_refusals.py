@@ -1,8 +1,8 @@
 import pytest
 
 from cases import for_each
+from http_messages import header_lines
 from millstream._http.message import refusal
-from millstream.parts import header_lines
 
 
 def test_refusals_carry_a_challenge_or_retry_time() -> None:

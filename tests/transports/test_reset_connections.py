@@ -3,9 +3,9 @@ import socket
 import struct
 
 from cases import for_each
+from http_messages import HttpRequest, Response
 from http_peer import ToyApp, request, serve
 from millstream import Settings
-from millstream.parts import HttpRequest, Response
 from patience import WAIT
 from socket_world import TRANSPORTS, UPGRADE, world
 

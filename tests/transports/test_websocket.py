@@ -7,8 +7,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from cases import for_each
+from http_messages import HttpRequest, Response
 from millstream import Principal
-from millstream.parts import HttpRequest, Response
 from socket_world import TRANSPORTS, WAIT, ask, recv_json, send_json, world
 from wire import LATEST_HANDSHAKE, per_request, request
 

@@ -8,8 +8,8 @@ import json
 import struct
 
 from cases import for_each
+from http_messages import HttpRequest
 from http_peer import HEAD
-from millstream.parts import HttpRequest
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, TRANSPORTS, UPGRADE, RawSocket, frame, world
 
 ASK = b'{"type":"ping","id":"\xc3\xa9"}'

@@ -3,8 +3,8 @@ import logging
 
 import pytest
 
+from http_messages import HttpRequest, Response
 from millstream import Principal
-from millstream.parts import HttpRequest, Response
 from patience import WAIT
 from socket_world import BINARY, CLOSE, TEXT, UPGRADE, frame, world
 

@@ -95,7 +95,7 @@ def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
 
 
 def make_parts(definition: "Definition") -> "list[Part]":
-    """Return the parts of a server by its `Definition`, with the program's own last."""
+    """Return the parts of a server by its `Definition`, with those of extensions last."""
     made: list[Part] = []
     for name, entry in TABLE.items():
         if name in definition.parts if entry.when is None else entry.when(definition):
@@ -107,7 +107,7 @@ def make_parts(definition: "Definition") -> "list[Part]":
                 made.append(ExtensionPart(part()))
             else:
                 made.append(part(definition))
-    return [*made, *definition.extra_parts]
+    return [*made, *definition.extensions]
 
 
 KINDS = ("tools", "resources", "templates", "prompts")
@@ -191,8 +191,8 @@ class Definition:
     settings: Settings
     auth: "tuple[AuthMethodOrUnbound, ...]" = ()
     middleware: Sequence[object] = ()
-    extra_parts: "Sequence[Part]" = ()
-    """The program's own parts."""
+    extensions: "Sequence[Part]" = ()
+    """Parts that open the extensions."""
     named: bool = True
     """Whether the name is the operator's choice. If not, a gateway with one upstream takes the upstream's."""
 
@@ -204,6 +204,8 @@ class Definition:
         self.hooks: Hooks | None = hooks_of(self.middleware, self) if self.middleware else None
         """Middleware, if there is any."""
         self.upstreams: list[UpstreamConfig] = []
+        self.connected: bool = False
+        """Whether a gateway has registered the upstreams' items."""
         """Servers behind this one."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
@@ -439,10 +441,10 @@ class Definition:
             self.complete(prefix_name(kind, reference, prefix), argument, completer)
 
     def _check_mounted(self, other: "Definition") -> None:
-        if other.extra_parts:
+        if other.extensions:
             raise ValueError(
-                f"{other.name!r} has parts of its own, which can't run in a mounted server. Pass them to "
-                f"{self.name!r} instead, as Server(…, parts=[…])."
+                f"{other.name!r} has extensions, which can't run in a mounted server. Pass them to "
+                f"{self.name!r} instead, as Server(…, extensions=[…])."
             )
         if other.upstreams:
             raise ValueError(

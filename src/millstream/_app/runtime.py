@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import SERVABLE, Bind, Definition, make_parts
 from millstream._http.hosts import HostPolicy
-from millstream._parts import Host, order_parts
+from millstream._parts import PartHost, order_parts
 from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
 from millstream._server.dispatch import Dispatcher
@@ -238,7 +238,7 @@ class Runtime:
         self.dispatcher: Dispatcher
         self.streams: OpenStreams
         self.sweep: Sweep
-        self.host: Host
+        self.host: PartHost
         self.policy: HostPolicy
         self.routes: Routes | None = None
         self.adapter: Any = None
@@ -279,7 +279,7 @@ class Runtime:
                 self.dispatcher.around = MiddlewareChain(hooks, definition.registry)
             self.sweep = Sweep(self.dispatcher)
             self.sweep.beats += (self.streams.beat, self._extend_logs)
-            self.host = host = Host(
+            self.host = host = PartHost(
                 self.dispatcher, self.streams, self.sweep, self.store_health, draining=lambda: self.draining
             )
             self._stack.push_async_callback(host.close)

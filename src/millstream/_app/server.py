@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
     from millstream._app.runtime import Runtime
-    from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.extensions import Extension
     from millstream.gateway._upstream import UpstreamOptions
@@ -122,23 +121,6 @@ def check_middleware(middleware: Any) -> tuple[object, ...]:
     if not isinstance(middleware, Sequence) or isinstance(middleware, str):
         raise TypeError(f"middleware must be a list, outermost first: middleware=[{type(middleware).__name__}(…)]")
     return tuple(cast("Sequence[object]", middleware))
-
-
-def check_parts(parts: Any) -> "tuple[Part, ...]":
-    """Return the program's own parts.
-
-    Raises:
-        TypeError: An element isn't a part.
-    """
-    if isinstance(parts, str) or not isinstance(parts, Sequence):
-        raise TypeError(
-            f"parts must be a list: parts=[{type(parts).__name__}(…)]. To serve the hub or REST, set serve=[…]."
-        )
-    for each in cast("Sequence[object]", parts):
-        if isinstance(each, type) or not all(hasattr(each, name) for name in ("name", "needs", "open", "close")):
-            shown = f"the class {each.__name__}" if isinstance(each, type) else repr(each)
-            raise TypeError(f"parts must contain objects with name, needs, open(host), and close(), not {shown}.")
-    return tuple(cast("Sequence[Part]", parts))
 
 
 def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None") -> "tuple[AuthMethodOrUnbound, ...]":
@@ -232,7 +214,6 @@ class Server:
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` decides who may use a channel of the hub.
             It must not block.
         middleware: Hooks around calls, reads, prompts, lists, and messages (`millstream.middleware`), outermost first.
-        parts: Additional features that are opened with the server: see `millstream._parts.Part`.
         extensions: MCP extensions, with methods and capabilities: see `millstream.extensions.Extension`.
         settings: Operational settings; by default from ``MILLSTREAM_…`` variables.
 
@@ -270,7 +251,6 @@ class Server:
         auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None" = None,
         authorize_channel: "Authorize | None" = None,
         middleware: Sequence[object] = (),
-        parts: "Sequence[Part]" = (),
         extensions: "Sequence[Extension]" = (),
         settings: Settings | None = None,
     ) -> None:
@@ -287,7 +267,6 @@ class Server:
             settings=settings if settings is not None else Settings.load(),
             auth=check_auth(auth),
             middleware=check_middleware(middleware),
-            extra_parts=check_parts(parts),
         )
         """Definition of the server."""
         self.runtimes: Runtimes = Runtimes(self.definition)
@@ -331,7 +310,7 @@ class Server:
             self.definition.admit_extension(each.name, each if has_hooks(each) else None)
         for each in extensions:
             self._extensions.append(each)
-            self.definition.extra_parts = (*self.definition.extra_parts, ExtensionPart(each))
+            self.definition.extensions = (*self.definition.extensions, ExtensionPart(each))
             each.bind_server(self)
 
     @override

@@ -22,7 +22,7 @@ from millstream._limits import (
     limit_name,
     rate_lines,
 )
-from millstream._parts import Host
+from millstream._parts import PartHost
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
 from millstream._protocol.principal import Share
@@ -42,7 +42,7 @@ class _Pace(NamedTuple):
 class Throttle:
     """The limits of one running server."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: PartHost) -> None:
         # Configuration
         settings, store = host.settings, host.store
         self._registry = host.registry

@@ -160,9 +160,10 @@ class Handlers:
     async def _call_tool(self, call: Call) -> bytes:
         """Run a tool. Prepared calls skip this handler."""
         tool = self._open_tool(call)
-        tasks = self._services.tasks
-        if tool.task is not None and tasks is not None and (task := tasks(call, tool, self._run_tool)) is not None:
-            return await task
+        if tool.task is not None:
+            for begin in self._services.task_hooks:
+                if (task := begin(call, tool, self._run_tool)) is not None:
+                    return await task
         return await self._run_tool(call, tool)
 
     async def _run_tool(self, call: Call, tool: Tool) -> bytes:

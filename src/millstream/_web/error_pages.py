@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from millstream.parts import HttpRequest, Response
+from millstream._http.message import HttpRequest, Response
 
 _FOLDER = Path(__file__).parent
 _TITLES = {

@@ -13,7 +13,8 @@ from msgspec.structs import replace
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
-from millstream._http.message import Sink, plain_problem, refusal
+from millstream._http.message import HttpRequest, Response, Sink, header_lines, plain_problem, refusal
+from millstream._parts import PartHost
 from millstream._protocol.errors import Confidential
 from millstream._server.calls.services import Services, principal_id
 from millstream._web.live import reply
@@ -38,7 +39,6 @@ from millstream.client import (
     parse_url,
 )
 from millstream.client._oauth.flow import PendingAuthorization, parse_redirect
-from millstream.parts import Host, HttpRequest, Response, header_lines
 from millstream.protocol import MALFORMED, Json
 from millstream.stores import Claim
 
@@ -324,7 +324,7 @@ class Inspector:
     other server arrive as `Mcp-Inspect-Authorization`, or come from `SignIns` if the operator has signed in there.
     """
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: PartHost) -> None:
         """Create it without connecting.
 
         Args:

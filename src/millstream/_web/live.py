@@ -8,13 +8,23 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from millstream._http.message import JSON_HEAD, Sink, last_event_id, plain_problem, query_value
+from millstream._http.message import (
+    JSON_HEAD,
+    Handler,
+    HttpRequest,
+    Response,
+    Sink,
+    last_event_id,
+    plain_problem,
+    query_value,
+)
 from millstream._override import override
+from millstream._parts import PartHost
+from millstream._protocol.sse import encode_event
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
-from millstream.parts import Handler, Host, HttpRequest, Response, encode_event
 from millstream.protocol import encode
 
 _MAX_WORDS = 200
@@ -42,7 +52,7 @@ def audit_handler(path: str) -> Handler:
     return get
 
 
-def connect_handler(host: Host, pages: Collection[str], *, public: Collection[str]) -> Handler:
+def connect_handler(host: PartHost, pages: Collection[str], *, public: Collection[str]) -> Handler:
     """Return the handler of `GET /connect/server`, with both responses prepared.
 
     It has what the connect page needs beyond MCP: the endpoint, and how callers sign in.

@@ -26,9 +26,8 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from millstream._http.message import query_values, refusal
-from millstream._parts import WATCH, RouteRegistry
-from millstream.parts import Handler, HttpRequest, Response, Route
+from millstream._http.message import Handler, HttpRequest, Response, query_values, refusal
+from millstream._parts import WATCH, Route, RouteRegistry
 
 _IMPORT = re.compile(rb'^((?:import|export|\})(?: [^"\n]+)? from |import )"(\.{1,2}/[\w./-]+\.js)', re.MULTILINE)
 

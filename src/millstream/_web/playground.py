@@ -18,9 +18,12 @@ import msgspec
 from msgspec import Struct
 
 from millstream import Principal, ProtocolError
+from millstream._http.message import HttpRequest, Response
 from millstream._http.websocket import TRY_AGAIN_LATER, Socket
+from millstream._parts import PartHost
 from millstream._protocol.jsonrpc import check_text
 from millstream._server.dispatch import Dispatcher
+from millstream._tasks import Tasks
 from millstream._transports.connection import ClientConnection, MemoryPipe
 from millstream._web.live import reply
 from millstream.agent import (
@@ -39,7 +42,6 @@ from millstream.agent import (
 )
 from millstream.client import ClientError, ElicitAnswer, Listener, Question
 from millstream.client._transports.memory import MemoryTransport
-from millstream.parts import Host, HttpRequest, Response, Tasks
 from millstream.protocol import Json, encode
 
 logger = logging.getLogger("millstream")
@@ -112,7 +114,7 @@ class CallerTarget(Struct, frozen=True, eq=False):
 class Playground:
     """The handlers of the playground and its conversations, one instance for each running server."""
 
-    def __init__(self, host: Host, name: str, server: Mapping[str, str]) -> None:
+    def __init__(self, host: PartHost, name: str, server: Mapping[str, str]) -> None:
         """Create it. The first message reads the configuration of the model, and connects.
 
         Args:

@@ -14,6 +14,7 @@ from millstream._server.calls.call import scopes_of
 from millstream._server.features import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
 from millstream._stores.health import LogOnce, run_on
+from millstream._tasks import Tasks, cancel_all
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._calls import (
     CallContext,
@@ -29,7 +30,7 @@ from millstream.extensions._calls import (
     format_time,
 )
 from millstream.extensions._extension import Extension, method, notification
-from millstream.extensions._host import ListenSubscription, ServerHost
+from millstream.extensions._host import Host, ListenSubscription
 
 __all__ = [
     "CallContext",
@@ -37,6 +38,7 @@ __all__ = [
     "ClientHost",
     "CustomResult",
     "Extension",
+    "Host",
     "JsonType",
     "LimitReached",
     "ListRequest",
@@ -54,12 +56,13 @@ __all__ = [
     "RoundState",
     "RunOutcome",
     "SavedCall",
-    "ServerHost",
     "Share",
     "SlotLimit",
     "Slots",
     "TaskRules",
+    "Tasks",
     "ToolOptions",
+    "cancel_all",
     "format_time",
     "method",
     "notification",

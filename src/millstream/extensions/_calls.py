@@ -179,7 +179,7 @@ class JsonType:
 
 
 class SavedCall(Struct, frozen=True):
-    """A tool call as data. Any worker can run it with `ServerHost.run_call`."""
+    """A tool call as data. Any worker can run it with `Host.run_call`."""
 
     tool: str
     params: bytes
@@ -193,7 +193,7 @@ class SavedCall(Struct, frozen=True):
 
 
 class PendingCall(Struct, eq=False):
-    """A call of a tool with ``task=`` that has been validated but not started. See `ServerHost.on_task_call`."""
+    """A call of a tool with ``task=`` that has been validated but not started. See `Host.on_task_call`."""
 
     _call: Call
     _tool: Tool
@@ -222,7 +222,7 @@ class PendingCall(Struct, eq=False):
 
     @property
     def state(self) -> RoundState | None:
-        """Answers of earlier rounds, for `ServerHost.run_call`."""
+        """Answers of earlier rounds, for `Host.run_call`."""
         return None if self._call.rounds is None else self._call.rounds.state(0)
 
     @property
@@ -326,7 +326,7 @@ class ReportChannel(NullReplyChannel):
 
 
 class LimitReached(Exception):
-    """A limit has no free slot. See `ServerHost.acquire_slots`.
+    """A limit has no free slot. See `Host.acquire_slots`.
 
     Args:
         name: Name of the limit.
@@ -357,7 +357,7 @@ _decode_questions = decoder(_RoundAnswers)
 
 
 Slots = Sequence[Any]
-"""Slots taken by `ServerHost.acquire_slots`, to release with `ServerHost.release_slots`."""
+"""Slots taken by `Host.acquire_slots`, to release with `Host.release_slots`."""
 
 
 def format_time(seconds: float) -> str:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from msgspec import Struct
 
-from millstream._parts import Host
+from millstream._parts import PartHost
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import NotificationMessage
 from millstream._server.features import Middleware
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
-from millstream.extensions._host import ServerHost
+from millstream.extensions._host import Host
 
 if TYPE_CHECKING:
     from millstream import Server
@@ -155,7 +155,7 @@ class Extension(Middleware):
         """
         return ""
 
-    async def open(self, host: ServerHost) -> None:
+    async def open(self, host: Host) -> None:
         """Register methods, tasks, and other running parts. Called at each start of the server, once per event loop.
 
         Args:
@@ -227,7 +227,7 @@ class ExtensionPart:
         self.name: str = extension.name
         self.needs: Collection[str] = extension.needs
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Announce the capability, and register the methods.
 
         Raises:
@@ -238,7 +238,7 @@ class ExtensionPart:
         lacking = "" if server is None else extension.unmet(server)
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
-        server_host = ServerHost(host, extension.name, extension.revisions, experimental=extension.experimental)
+        server_host = Host(host, extension.name, extension.revisions, experimental=extension.experimental)
         members = ("extensions", "experimental") if extension.experimental else ("extensions",)
         for member in members if extension.settings is not None else ():
             server_host.capability(extension.settings or {}, member=member)

@@ -1,8 +1,7 @@
-"""`ServerHost`: the interface of the running server for extensions."""
+"""`Host`: the interface of the running server for extensions."""
 
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from msgspec import Raw, Struct
@@ -10,7 +9,7 @@ from msgspec import Raw, Struct
 from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response, respond_with_tag
 from millstream._limits import concurrency_limits, hash_key
-from millstream._parts import Host, Route
+from millstream._parts import PartHost, Route
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import (
@@ -28,6 +27,7 @@ from millstream._protocol.seal import Rounds, RoundState
 from millstream._server.calls.call import RUNNING, Call
 from millstream._server.calls.services import Broadcast
 from millstream._server.features.registry import RegisteredExtension as Registered
+from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.tools import Tool
 from millstream._server.handlers import take_rounds
 from millstream._server.peers import ExtensionBroadcast
@@ -77,14 +77,23 @@ class ListenSubscription(Struct, eq=False):
             close()
 
 
+Item = Tool | Prompt | Resource | Template
 OpenFilter = Callable[[Any, ListenSubscription, CallContext], Awaitable[Any]]
 """``open(wanted, subscription, ctx)`` returns the accepted filter as JSON, or None to reject it."""
 
 
-class ServerHost:
-    """The running server, to which an extension adds methods, capabilities, and tasks. See `Extension.open`."""
+def _kind_of(item: Item) -> str:
+    kinds = {Tool: "tools", Prompt: "prompts", Resource: "resources", Template: "templates"}
+    return next(kind for cls, kind in kinds.items() if isinstance(item, cls))
 
-    def __init__(self, host: Host, name: str, revisions: Collection[str], *, experimental: bool) -> None:
+
+class Host:
+    """The running server, to which an extension adds methods, items, capabilities, and tasks. See `Extension.open`.
+
+    Everything that's added is removed when the server closes.
+    """
+
+    def __init__(self, host: PartHost, name: str, revisions: Collection[str], *, experimental: bool) -> None:
         self._host = host
         self._name = name
         self._experimental = experimental
@@ -257,6 +266,12 @@ class ServerHost:
             ValueError: MCP or another extension already defines the method.
             TypeError: The handler has parameters other than params and a context.
         """
+        names = {name: header} if header else {}
+        dates = frozenset(revisions or self._revisions)
+        answer = self._answer(handler, declared=declared)
+        self._host.extend(Registered("", {}, {name: answer}, dates, header_params=names))
+
+    def _answer(self, handler: Handler, *, declared: bool = False) -> Callable[[Call], Awaitable[bytes]]:
         run = with_decoded_params(handler, CallContext)
 
         async def answer(call: Call) -> bytes:
@@ -271,9 +286,7 @@ class ServerHost:
                 call.meta = {**(call.meta or {}), **meta}
             return encode(result)[1:-1]
 
-        names = {name: header} if header else {}
-        dates = frozenset(revisions or self._revisions)
-        self._host.extend(Registered("", {}, {name: answer}, dates, header_params=names))
+        return answer
 
     def notification(self, name: str, handler: Handler, *, revisions: Collection[str] = ()) -> None:
         """Handle a notification of clients. The arguments are those of the decorator `notification`.
@@ -363,6 +376,65 @@ class ServerHost:
         """
         self._host.report(name, read, limit=limit)
 
+    # Items
+
+    def add_item(self, item: Item) -> None:
+        """Add a tool, prompt, resource, or template from `millstream.items`, until the server closes.
+
+        Args:
+            item: The item.
+
+        Raises:
+            ValueError: Another one has its name or URI.
+        """
+        kind, registry = _kind_of(item), self._host.registry
+        registry.add(kind, item.name, item)
+
+        def remove() -> None:
+            if getattr(registry, kind).get(item.name) is item:
+                registry.remove(kind, item.name)
+
+        self.on_close(remove)
+
+    def remove_item(self, item: Item) -> None:
+        """Remove an item before the server closes.
+
+        Args:
+            item: An item that `add_item` added.
+
+        Raises:
+            KeyError: The server has no such item.
+        """
+        self._host.registry.remove(_kind_of(item), item.name)
+
+    def find_resources(self, find: Callable[[str], Resource | None]) -> None:
+        """Find resources that aren't listed. The first match of all extensions is used.
+
+        Args:
+            find: ``find(uri)`` returns the resource for a URI that no item has, or None. It must not block.
+        """
+        self._host.registry.offer("resources")
+        self._host.find_resources(find)
+
+    def find_methods(self, find: Callable[[str, str], Handler | None]) -> None:
+        """Find handlers of methods that nothing has registered. The first match of all extensions is used.
+
+        Args:
+            find: ``find(method, revision)`` returns a handler as for `method`, or None. The revision is a date.
+        """
+        self._host.find_methods(
+            lambda name, revision: None if (handler := find(name, revision.date)) is None else self._answer(handler)
+        )
+
+    def select_listed(self, select: Callable[[str, Mapping[str, Item]], Mapping[str, Item]]) -> None:
+        """Choose which items lists contain, after the hooks of earlier extensions. Clients can use the others by name.
+
+        Args:
+            select: ``select(kind, items)`` returns the items to list. The kind is ``tools``, ``resources``,
+                ``templates``, or ``prompts``. It's asked again when items change, not for each request.
+        """
+        self._host.select_listed(select)
+
     # Tool calls
 
     @property
@@ -382,7 +454,7 @@ class ServerHost:
         """Call ``begin(call)`` before each call of a tool with ``task=``.
 
         It returns None to let the call run as usual, or an awaitable that either returns the result of
-        `PendingCall.run` or raises `CustomResult`. Only one extension can register this hook.
+        `PendingCall.run` or raises `CustomResult`. The first hook that returns one decides.
 
         Args:
             begin: The hook, a function of a `PendingCall`.
@@ -393,9 +465,7 @@ class ServerHost:
         ) -> Awaitable[bytes] | None:
             return begin(PendingCall(call, tool, run)) if tool.task is not None and not call.task else None
 
-        services = self._host.services
-        services.tasks = begin_pending
-        self._host.on_close(partial(setattr, services, "tasks", None))
+        self._host.services.task_hooks.append(begin_pending)
 
     def run_call(
         self,

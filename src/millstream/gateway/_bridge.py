@@ -41,6 +41,7 @@ from millstream._protocol.metadata import (
 )
 from millstream._protocol.notifications import ElicitResult, EmptyResult, InputRequest, InputRequiredResult
 from millstream._protocol.seal import InputRequired
+from millstream._server.calls.call import Call
 from millstream._tasks import retry_delay
 from millstream.client import (
     AccessDenied,
@@ -73,7 +74,6 @@ from millstream.gateway._relay import (
 )
 from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Upstream
-from millstream.parts import Call
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,

@@ -15,6 +15,7 @@ from msgspec import Raw, Struct, structs
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
+from millstream._parts import PartHost
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import decode_name, find_annotations, param_headers
@@ -25,12 +26,13 @@ from millstream._protocol.notifications import (
     ReadResourceResult,
 )
 from millstream._protocol.revisions import project_prompt
-from millstream._server.calls.call import granted_scopes
-from millstream._server.features import Hooks
+from millstream._server.calls.call import Call, granted_scopes
+from millstream._server.features import Hooks, Read
 from millstream._server.features.registry import RegisteredExtension, sees
-from millstream._server.features.resources import Readable
-from millstream._server.features.sources import Item
-from millstream._server.features.tools import TaskRules
+from millstream._server.features.resources import Prompt, Readable, Resource, Template
+from millstream._server.features.sources import Item, ItemSource
+from millstream._server.features.tools import TaskRules, Tool
+from millstream._server.functions.plan import ArgumentError
 from millstream._server.handlers import take_rounds
 from millstream.client import InvalidResponse
 from millstream.gateway._bridge import forward, no_response_error
@@ -39,7 +41,6 @@ from millstream.gateway._names import MatchedUri, Names, UpstreamPattern, with_o
 from millstream.gateway._relay import UI, logger
 from millstream.gateway._results import split_result
 from millstream.gateway._upstream import Upstream
-from millstream.parts import ArgumentError, Call, Host, ItemSource, Prompt, Read, Resource, Template, Tool
 from millstream.protocol import (
     BY_DATE,
     INTERNAL_ERROR,
@@ -379,7 +380,7 @@ class ExtensionForwarding:
     _skilled: Sequence[Upstream] = ()
     """Upstreams whose skills are merged, in the order of the list."""
 
-    def __init__(self, host: Host, hides: Hides) -> None:
+    def __init__(self, host: PartHost, hides: Hides) -> None:
         self._host = host
         self._hides = hides
         self._skill_methods: dict[str, Callable[[Call], Awaitable[bytes]]] = {
@@ -392,7 +393,7 @@ class ExtensionForwarding:
         self._upstreams: dict[str, Upstream] = {}
         """Identifier -> the upstream that has it."""
         host.extend(RegisteredExtension("extensions", self._settings, {}, frozenset(BY_DATE)))
-        host.registry.find_method = self.find
+        host.find_methods(self.find)
 
     def update(self, upstreams: Collection[Upstream]) -> None:
         """Announce the extensions of the upstreams, and route their methods."""

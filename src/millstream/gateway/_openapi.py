@@ -23,8 +23,12 @@ from msgspec import Struct
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._protocol.foreign import fits_keyword
 from millstream._protocol.json_schema import inline_references, map_subschemas, value_at_pointer
-from millstream._server.features.tools import check_tool_name
-from millstream.parts import ArgumentError, Call, ItemSource, Resource, Template, Tool, describe_problems
+from millstream._server.calls.call import Call
+from millstream._server.features.resources import Resource, Template
+from millstream._server.features.sources import ItemSource
+from millstream._server.features.tools import Tool, check_tool_name
+from millstream._server.functions.plan import ArgumentError
+from millstream._server.functions.problems import describe_problems
 from millstream.protocol import (
     INTERNAL_ERROR,
     Confidential,

@@ -25,6 +25,7 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._protocol.jsonrpc import exceeds_limits
+from millstream._server.calls.call import Call
 from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
 from millstream.client import AccessDenied, ClientError, RequestTimeout, parse_url
@@ -52,7 +53,6 @@ from millstream.gateway._openapi import (
     without_properties,
 )
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
-from millstream.parts import Call
 from millstream.protocol import NEWEST, encode
 
 MAX_DEPTH = 64

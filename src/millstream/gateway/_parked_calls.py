@@ -21,7 +21,7 @@ from millstream._protocol.jsonrpc import decode_members
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peers import PartMessage
-from millstream._tasks import has_failed
+from millstream._tasks import Tasks, cancel_all, has_failed
 from millstream.client import ClientError, RequestTimeout, ServerError
 from millstream.gateway._relay import (
     COMPLETE,
@@ -33,7 +33,6 @@ from millstream.gateway._relay import (
     project_answer,
 )
 from millstream.gateway._results import call_error
-from millstream.parts import Tasks, cancel_all
 from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, Json, LocalError, Revision, Share, decode_object, encode
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"

@@ -9,8 +9,10 @@ from typing import Any, Protocol
 import msgspec
 
 from millstream._http.client import ArrivingBytes
+from millstream._parts import PartHost
 from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
+from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.client import TargetError
 from millstream.client._targets import Remote, find_server
@@ -38,7 +40,6 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
-from millstream.parts import Host, Resource, Template
 from millstream.protocol import BY_DATE, Json, LocalError, members
 
 logger = logging.getLogger("millstream.gateway")
@@ -64,6 +65,8 @@ class GatewayDefinition(Protocol):
     version: str
     named: bool
     """Whether the operator chose the name."""
+    connected: bool
+    """Whether a gateway has registered the upstreams' items."""
 
     @property
     def title(self) -> str: ...
@@ -87,7 +90,7 @@ class GatewayPart:
         self._subscriptions: dict[object, tuple[str, Collection[str], set[tuple[Upstream, str]]]] = {}
         """Stream or connection -> its caller, the URIs that it subscribes to, and the watched ones, by upstream."""
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Connect in the background, and wait a limited time for the first lists.
 
         Raises:
@@ -95,7 +98,7 @@ class GatewayPart:
         """
         self._host = host
         self._info = dict(host.dispatcher.info)
-        if host.registry.find_resource is not None:
+        if self.definition.connected:
             raise ValueError(
                 "This server already runs in another event loop. With upstreams, it can run in only one at a time."
             )
@@ -132,7 +135,8 @@ class GatewayPart:
         host.stack.push_async_callback(parked.close)
         host.on_close(self._unregister_all)
         host.services.changes.source = self
-        host.registry.find_resource = self._find_unlisted
+        host.find_resources(self._find_unlisted)
+        self.definition.connected = True
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = self
@@ -149,7 +153,7 @@ class GatewayPart:
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
 
-    def _announce(self, host: Host) -> None:
+    def _announce(self, host: PartHost) -> None:
         """Announce this gateway to others, unless all upstreams are in this process."""
         targets = [(each.name, each.address) for each in self.definition.upstreams]
         self._announcement["id"] = identity(host.services.secrets.values[0], self.definition.name, targets)
@@ -167,7 +171,7 @@ class GatewayPart:
             self._announcement["upstreams"] = found
             self._host.dispatcher.announcement.forget()
 
-    def _set_up_credentials(self, upstream: Upstream, host: Host) -> None:  # noqa: C901, PLR0912  a case for each kind
+    def _set_up_credentials(self, upstream: Upstream, host: PartHost) -> None:  # noqa: C901, PLR0912  a case for each kind
         """Create the credentials of an upstream that has some, or forwards headers.
 
         Raises:
@@ -234,7 +238,7 @@ class GatewayPart:
         credentials.on_change = upstream.end_links_of
         host.stack.push_async_callback(credentials.close)
 
-    def _set_up_policy(self, upstream: Upstream, host: Host) -> None:
+    def _set_up_policy(self, upstream: Upstream, host: PartHost) -> None:
         if upstream.policy.has_budgets:
             template = StoredResults(host.store.kv, upstream.names).template()
             host.registry.exchange("templates", (), {template.name: template})
@@ -313,7 +317,7 @@ class GatewayPart:
         down = [name for name, upstream in self.upstreams.items() if upstream.report_state()[0] == "degraded"]
         return f"upstreams that can't be reached: {', '.join(down)}" if down else ""
 
-    def _register_metrics(self, host: Host) -> None:
+    def _register_metrics(self, host: PartHost) -> None:
         host.report(
             "upstreams", lambda: {name: upstream.report_state()[0] for name, upstream in self.upstreams.items()}
         )
@@ -593,9 +597,8 @@ class GatewayPart:
             for kind, names in upstream.offered.items():
                 self._host.registry.exchange(kind, names, {})
                 names.clear()
+        self.definition.connected = False
         del self._host.services.changes.source
-        self._host.registry.find_resource = None
-        self._host.registry.find_method = None
         self._host.registry.set_hints({})
 
 

@@ -17,14 +17,15 @@ from msgspec import Meta, Raw, Struct, field, structs
 from msgspec.structs import fields, force_setattr
 
 from millstream import Principal, ProtocolError, ToolError
-from millstream._config import Cap, RateText
+from millstream._config import Cap, RateText, Seconds
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
-from millstream._server.calls.call import check_scopes
-from millstream._server.features.resources import Pattern
+from millstream._server.calls.call import Call, check_scopes
+from millstream._server.features import Run
+from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, require_scopes
+from millstream._server.features.tools import Tool
 from millstream.gateway._names import Names
 from millstream.gateway._results import Redaction, Redactor, run_aside
-from millstream.parts import Call, Run, Seconds, Template, Tool
 from millstream.protocol import (
     MALFORMED,
     Json,

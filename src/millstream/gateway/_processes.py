@@ -27,7 +27,7 @@ from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._recent import Recent
 from millstream._server.pool import Pool
-from millstream._tasks import retry_delay
+from millstream._tasks import Tasks, retry_delay
 from millstream.client import (
     ClientError,
     ConnectFailed,
@@ -39,7 +39,6 @@ from millstream.client import (
 )
 from millstream.client.lowlevel import Command, DuplexTransport, StdioTransport
 from millstream.gateway._links import InUse
-from millstream.parts import Tasks
 from millstream.protocol import Share
 
 _logger = logging.getLogger("millstream.gateway.processes")

@@ -28,10 +28,10 @@ from millstream._protocol.metadata import LOG_LEVELS, declares
 from millstream._protocol.notifications import NOTIFICATIONS, ListRootsResult
 from millstream._protocol.revisions import project_conversation, project_form
 from millstream._protocol.seal import InputRequired
+from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import ClientRefusal
 from millstream.client.lowlevel import Conversation, Notification
 from millstream.gateway._results import Redactor
-from millstream.parts import Call
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,

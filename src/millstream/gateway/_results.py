@@ -18,8 +18,10 @@ from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolEr
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import SERVER_KEY
+from millstream._server.calls.call import Call
+from millstream._server.features.resources import Template
+from millstream._server.features.sources import ItemSource
 from millstream.gateway._names import Names
-from millstream.parts import Call, ItemSource, Template
 from millstream.protocol import (
     INTERNAL_ERROR,
     Json,

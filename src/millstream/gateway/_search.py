@@ -17,11 +17,14 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import ProtocolError, ToolError, ToolResult
+from millstream._parts import PartHost
 from millstream._protocol.admission import require_capabilities, target_name
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import param_headers
-from millstream._server.calls.call import granted_scopes
-from millstream.parts import ArgumentError, Call, Host, ItemSource, Tool
+from millstream._server.calls.call import Call, granted_scopes
+from millstream._server.features.sources import ItemSource
+from millstream._server.features.tools import Tool
+from millstream._server.functions.plan import ArgumentError
 from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decoder, encode, members
 
 SEARCH, CALL = "search_tools", "call_tool"
@@ -133,7 +136,7 @@ class SearchPart:
     def __init__(self, definition: object) -> None:
         """Create the part. It needs nothing of the definition."""
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Register both tools, and hide the others from the list.
 
         Raises:
@@ -149,8 +152,7 @@ class SearchPart:
             annotations = {"readOnlyHint": True} if name == SEARCH else None
             host.registry.add("tools", name, Tool(source, annotations=annotations))
             host.on_close(partial(host.registry.remove, "tools", name))
-        host.registry.select_listed = self._select_listed
-        host.on_close(partial(setattr, host.registry, "select_listed", None))
+        host.select_listed(self._select_listed)
         host.on_change(self._discard_index)
         host.gate(self._redirect)
 

@@ -15,13 +15,15 @@ from msgspec import Struct, structs
 
 from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
+from millstream._parts import PartHost
 from millstream._protocol.errors import closest_name
 from millstream._protocol.notifications import SubscriptionFilter
 from millstream._recent import Recent
+from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange
 from millstream._server.features.sources import Item
 from millstream._server.pool import Pool
-from millstream._tasks import retry_delay
+from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -66,7 +68,6 @@ from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamP
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
 from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities, logger
-from millstream.parts import Call, Host, Tasks, cancel_all
 from millstream.protocol import BY_DATE, NEWEST_HANDSHAKE, TASKS, Json, Revision, SuggestionMeta
 
 if TYPE_CHECKING:
@@ -253,7 +254,7 @@ class Gateway(Struct, frozen=True):
     id: str
     """See `_names`."""
     name: str
-    host: Host
+    host: PartHost
     pool: ProcessPool
     """Runs the processes of commands."""
     parked_calls: ParkedCalls

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream._app.definition import Definition, on_each_worker
 from millstream._override import override
-from millstream._parts import Host, Route
+from millstream._parts import PartHost, Route
 from millstream._server.observability.observer import load_spans
 
 if TYPE_CHECKING:
@@ -37,11 +37,11 @@ class OwnPart:
 class HttpPart(OwnPart):
     """A part that only serves paths. It adds them once HTTP is served, because the lifespan may register some."""
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Call `serve` once HTTP is served."""
         host.on_http(lambda: self.serve(host))
 
-    def serve(self, host: Host) -> None:
+    def serve(self, host: PartHost) -> None:
         """Add the paths."""
 
 
@@ -55,7 +55,7 @@ class LifespanPart(OwnPart):
 
     name: str = "lifespan"
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Enter the lifespans, which may register items and set the instructions.
 
         Raises:
@@ -118,7 +118,7 @@ class PathsPart(HttpPart):
     name: str = "paths"
 
     @override
-    def serve(self, host: Host) -> None:
+    def serve(self, host: PartHost) -> None:
         """Add the paths."""
         definition, settings = self.definition, host.settings
         if any(definition.paths()):
@@ -135,7 +135,7 @@ class LimitsPart(OwnPart):
 
     name: str = "limits"
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Add the gate if there are any limits. A tool that is added later may bring the first one."""
         throttle: Throttle | None = None
 
@@ -175,7 +175,7 @@ class McpPart(HttpPart):
     name: str = "mcp"
 
     @override
-    def serve(self, host: Host) -> None:
+    def serve(self, host: PartHost) -> None:
         """Add the paths."""
         from millstream._transports.http_sse import HttpSse  # noqa: PLC0415  a server without HTTP does without these
         from millstream._transports.streamable import HttpSessions, StreamableEndpoint  # noqa: PLC0415
@@ -216,7 +216,7 @@ class ObservationPart(OwnPart):
     name: str = "observation"
     needs: Collection[str] = ("lifespan",)
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Start observing, if metrics, the message log, or traces are on."""
         definition = self.definition
         access_log, spans = definition.settings.access_log, load_spans(definition.version)
@@ -234,7 +234,7 @@ class ObservationPart(OwnPart):
         )
         host.observe(observer.__call__)
         host.dispatcher.begin = observer.begin
-        host.services.note = observer.note
+        host.observe_messages(observer.note)
         host.report("sessions", observer.sessions)
         host.on_close(observer.close)
         host.run(observer.lag.run())
@@ -246,7 +246,7 @@ class RestPart(HttpPart):
     name: str = "rest"
 
     @override
-    def serve(self, host: Host) -> None:
+    def serve(self, host: PartHost) -> None:
         """Add the paths."""
         from millstream._transports.rest import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
         from millstream._web.pages import add_pages, redirect_to_docs  # noqa: PLC0415

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
 from millstream._http.message import Handler
-from millstream._parts import Host, Route
+from millstream._parts import PartHost, Route
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING
 
@@ -23,7 +23,7 @@ class AuthPart(OwnPart):
 
     name: str = "auth"
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Create the guard, if callers have to sign in.
 
         Raises:
@@ -64,7 +64,7 @@ class AuthPart(OwnPart):
         host.every_second(end_streams)
         host.on_http(lambda: self._serve(host, guard))
 
-    def _serve(self, host: Host, guard: "AuthGuard") -> None:
+    def _serve(self, host: PartHost, guard: "AuthGuard") -> None:
         from millstream._web.pages import asset_handler  # noqa: PLC0415  only where there are pages
 
         guard.note = host.services.note
@@ -87,7 +87,7 @@ class AuthPart(OwnPart):
             # Callers don't have a credential yet when they come here.
             host.routes.add(path, Route(handlers, public=True, reserved=True))
 
-    def _sign_in(self, host: Host, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
+    def _sign_in(self, host: PartHost, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
         """Return the sign-in paths of the pages."""
         from millstream.auth._sign_in import ACCOUNT_PATH, OUT_PATH, PATH, SignIn  # noqa: PLC0415  only where callers sign in
 
@@ -115,7 +115,7 @@ class AuthPart(OwnPart):
         return {PATH: {"GET": sign_in.show, "POST": sign_in.take}, OUT_PATH: {"POST": sign_in.leave}}
 
 
-def _methods(definition: Definition, host: Host) -> "list[AuthMethod]":
+def _methods(definition: Definition, host: PartHost) -> "list[AuthMethod]":
     """Return the methods of the program, then the keys of the settings.
 
     Raises:

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from millstream._app.parts import OwnPart
 from millstream._http.message import HttpRequest
-from millstream._parts import PUBLISH, Host, Route
+from millstream._parts import PUBLISH, PartHost, Route
 from millstream._protocol.errors import INTERNAL_ERROR, INVALID_PARAMS, LocalError, ProtocolError
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import RequestId, error_message
@@ -38,7 +38,7 @@ class HubPart(OwnPart):
 
     name: str = "hub"
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Open the hub."""
         hub = Hub(host.store, HubLimits.of(host.settings), authorize=self.definition.authorize_channel)
         await hub.open()
@@ -51,7 +51,7 @@ class HubPart(OwnPart):
             _measure(host.metrics, hub)
         host.on_http(lambda: self._serve(host, hub))
 
-    def _serve(self, host: Host, hub: Hub) -> None:
+    def _serve(self, host: PartHost, hub: Hub) -> None:
         # A server without HTTP does without these.
         from millstream._transports.hub_routes import CLIENT_PATH, HubRoutes  # noqa: PLC0415
         from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415

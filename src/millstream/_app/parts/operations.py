@@ -22,14 +22,13 @@ from msgspec import Struct
 from millstream._app.parts import OwnPart
 from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
 from millstream._override import override
-from millstream._parts import WATCH, Host, Route
+from millstream._parts import WATCH, PartHost, Route
 from millstream._protocol.admission import Handshake, target_name
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import ObserveMessage
 from millstream._server.calls.sessions import Session
 from millstream._stores import open_store
 from millstream._stores.base import Store
@@ -58,7 +57,7 @@ class AuditPart(OwnPart):
     _failed = False
     """Whether the last line couldn't be written."""
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Open the file.
 
         Raises:
@@ -66,7 +65,7 @@ class AuditPart(OwnPart):
         """
         self._log = AuditLog(Path(self.definition.settings.audit_log))
         host.observe(self._observe)
-        host.services.note = self._observe_publications(host.services.note)
+        host.observe_messages(self._observe_message)
         if host.guard is not None:
             host.guard.tell(self._refuse)
 
@@ -88,28 +87,21 @@ class AuditPart(OwnPart):
         )
         self._write(entry, call.principal)
 
-    def _observe_publications(self, observe: ObserveMessage) -> ObserveMessage:
-        """Return an observer of messages that writes publications, which aren't calls, and passes everything on."""
-
-        def note(
-            method: str,
-            transport: str,
-            session: Session | None = None,
-            status: str = "",
-            *,
-            target: str = "",
-            principal: Principal | None = None,
-            address: str = "",
-            opening: Handshake | None = None,
-        ) -> None:
-            if method == "hub/publish":
-                entry = AuditEntry("", method, target, status or "ok", address=address, transport=transport)
-                self._write(entry, principal)
-            observe(
-                method, transport, session, status, target=target, principal=principal, address=address, opening=opening
-            )
-
-        return note
+    def _observe_message(
+        self,
+        method: str,
+        transport: str,
+        session: Session | None = None,
+        status: str = "",
+        *,
+        target: str = "",
+        principal: Principal | None = None,
+        address: str = "",
+        opening: Handshake | None = None,
+    ) -> None:
+        """Write publications, which aren't calls."""
+        if method == "hub/publish":
+            self._write(AuditEntry("", method, target, status or "ok", address=address, transport=transport), principal)
 
     def _refuse(self, address: str) -> None:
         self._write(AuditEntry("", "sign-in", "", "refused", address=address))
@@ -206,7 +198,7 @@ class MetricsPart(OwnPart):
 
     name: str = "metrics"
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Create the registry.
 
         Raises:
@@ -252,7 +244,7 @@ class ProbesPart(OwnPart):
 
     name: str = "probes"
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Add the paths."""
         for path, handler in {"/health": self.health, "/livez": self.live, "/readyz": self.ready}.items():
             host.routes.add(path, Route({"GET": handler}, public=True))
@@ -357,12 +349,12 @@ class SiblingsPart(OwnPart):
 
     name: str = "siblings"
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Look for siblings once another program's server serves over HTTP."""
         if sys.platform == "linux" and not host.store.shared:
             host.on_http(lambda: self._watch(host))
 
-    def _watch(self, host: Host) -> None:
+    def _watch(self, host: PartHost) -> None:
         if host.own_server:
             return
         name = self.definition.name

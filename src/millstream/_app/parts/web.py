@@ -19,7 +19,7 @@ from msgspec import Struct, structs
 from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
 from millstream._http.message import Handler, HttpRequest, Response, query_value
-from millstream._parts import WATCH, Host, Route, UpstreamReports
+from millstream._parts import WATCH, PartHost, Route, UpstreamReports
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import Json
 from millstream._server.observability import Figures, dashboard_values, history_values
@@ -276,7 +276,7 @@ class WebPart(OwnPart):
     name: str = "web"
     needs: Collection[str] = ("hub", "rest", "metrics", "observation")
 
-    async def open(self, host: Host) -> None:
+    async def open(self, host: PartHost) -> None:
         """Start collecting data."""
         definition, services, store, health = self.definition, host.services, host.store, host.store_health
         observer, hub = host.observer, host.hub
@@ -363,7 +363,7 @@ def _upstream_handlers(
     return {"/gateway/upstreams": describe, "/gateway/items": items}
 
 
-def _serve(host: Host, definition: Definition) -> None:
+def _serve(host: PartHost, definition: Definition) -> None:
     from millstream._http.hosts import require_same_site  # noqa: PLC0415  a server without HTTP does without these
     from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415
     from millstream._web.inspector import (  # noqa: PLC0415

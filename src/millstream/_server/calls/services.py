@@ -247,6 +247,12 @@ class Publisher(Protocol):
     def stats(self) -> Any: ...
 
 
+BeginTask = Callable[[Any, Any, Callable[[Any, Any], Awaitable[bytes]]], Awaitable[bytes] | None]
+"""``begin(call, tool, run)`` turns a call into a task if its tool allows that, or returns None if it stays a call.
+``run(call, tool)`` runs it as a call.
+"""
+
+
 class Services:
     """The shared services of one running server: ``call.services.settings.name``"""
 
@@ -265,10 +271,8 @@ class Services:
         self.hub: Publisher | None = None
         self.note: ObserveMessage = ignore_message
         """Observer of messages that don't become calls."""
-        self.tasks: Callable[[Any, Any, Callable[[Any, Any], Awaitable[bytes]]], Awaitable[bytes] | None] | None = None
-        """``tasks(call, tool, run)`` turns a call into a task if its tool allows that, or returns None if it stays a
-        call. ``run(call, tool)`` runs it as a call.
-        """
+        self.task_hooks: list[BeginTask] = []
+        """Called before a tool with ``task=``, until one returns the task."""
         self.notification_filters: NotificationFilters = NotificationFilters(_logger.error)
         """Extensions' filters of notifications in both directions."""
         self.attach_stream: Callable[[Any], None] | None = None

@@ -140,13 +140,13 @@ class Registry:
         """Whether prompts and templates alone enable completion. Their parameters can have choices."""
         self.completes: CompleteAny | None = None
         """Completes every argument, instead of `completers`."""
-        self.find_resource: Callable[[str], Resource | None] | None = None
-        """Returns the resource for a URI that no item has."""
+        self.resource_finders: list[Callable[[str], Resource | None]] = []
+        """Each returns the resource for a URI that no item has, or None. The first match is used."""
         self._hints: Mapping[str, tuple[int, bool]] = {}
         self._offered_capabilities: set[str] = {"", "logging"}
         self.extensions: list[RegisteredExtension] = []
-        self.find_method: Callable[[str, Revision], Handler | None] | None = None
-        """Finds the handler of a method that no extension here has."""
+        self.method_finders: list[Callable[[str, Revision], Handler | None]] = []
+        """Each returns the handler of a method that no extension here has, or None. The first match is used."""
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
@@ -154,8 +154,8 @@ class Registry:
         self.notification_handlers: dict[str, NotificationHandler] = {}
         """Notification of an extension -> its handler."""
         self.on_change: Callable[[str], None] = lambda kind: None
-        self.select_listed: Callable[[str, Mapping[str, Any]], Mapping[str, Any]] | None = None
-        """``listed(kind, items)`` returns the items to list, if lists don't contain all of them."""
+        self.list_selectors: list[Callable[[str, Mapping[str, Any]], Mapping[str, Any]]] = []
+        """``select(kind, items)`` returns the items to list. Each receives what the previous one returned."""
 
     def add(self, kind: str, key: str, item: Any) -> None:
         """Register an item of a kind (tools, resources, templates, prompts).
@@ -281,6 +281,10 @@ class Registry:
         for page in [each for each in self._pages if each[0] == kind]:
             del self._pages[page]
 
+    def forget_lists(self) -> None:
+        """Forget all encoded lists."""
+        self._pages.clear()
+
     def set_hints(self, hints: Mapping[str, tuple[int, bool]]) -> bool:
         """Limit how lists and `server/discover` can be cached. Return whether the limits have changed.
 
@@ -291,7 +295,7 @@ class Registry:
         changed = hints != self._hints
         if changed:
             self._hints = hints
-            self._pages.clear()
+            self.forget_lists()
         return changed
 
     def cache_hint(self, kind: str, ttl_ms: int, *, private: bool) -> tuple[int, bool]:
@@ -340,7 +344,7 @@ class Registry:
         for extension in self.extensions:
             if method in extension.methods and revision.date in extension.revisions:
                 return extension.methods[method]
-        return None if self.find_method is None else self.find_method(method, revision)
+        return next((match for find in self.method_finders if (match := find(method, revision))), None)
 
     def serves(self, method: str, revision: Revision) -> bool:
         """Return whether a client of a revision can call a method."""
@@ -420,8 +424,8 @@ class Registry:
         if made is None:
             private = self.private or kind in self.conditional or bool(self._scopes.get(kind))
             items = self.visible(kind, audience)
-            if self.select_listed is not None:
-                items = dict(self.select_listed(kind, items))
+            for select in self.list_selectors:
+                items = dict(select(kind, items))
             names = list(items)
             start = 0 if cursor is None else _start(kind, names, cursor)
             end = start + self._page_size
@@ -486,7 +490,7 @@ class Registry:
                     variables = template.template.match(uri)
                     if variables is not None and seen(template):
                         return template, variables
-                found = None if self.find_resource is None else self.find_resource(uri)
+                found = next((match for find in self.resource_finders if (match := find(uri))), None)
                 resource = found if found is not None and seen(found) else None
         return resource, {}
 

@@ -197,7 +197,7 @@ class ItemSource(Struct, frozen=True):
         >>> async def run(arguments: dict[str, Any], call: Call) -> int:
         ...     return arguments["a"] + arguments["b"]
         >>> schema = {"properties": {"a": {"type": "integer"}, "b": {"type": "integer"}}}
-        >>> host.registry.add("tools", "add", Tool(ItemSource("add", run, msgspec.json.decode, schema=schema)))
+        >>> host.add_item(Tool(ItemSource("add", run, msgspec.json.decode, schema=schema)))
     """
 
     name: str

@@ -25,7 +25,9 @@ from millstream._protocol import revisions
 from millstream._protocol.content import Message as EngineMessage
 from millstream._protocol.errors import INVALID_PARAMS, Cancelled, Declined, ProtocolError
 from millstream._protocol.jsonrpc import Json, decode_object, encode
+from millstream._server.calls.call import Call
 from millstream._server.features import resources, tools
+from millstream._server.features.sources import ItemSource
 from millstream.compat import types
 from millstream.compat.fastmcp._context import Context
 from millstream.compat.fastmcp._outputs import (
@@ -47,7 +49,6 @@ from millstream.compat.fastmcp._outputs import (
     to_wire,
     tool_errors,
 )
-from millstream.parts import Call, ItemSource
 
 logger: logging.Logger = logging.getLogger("millstream")
 

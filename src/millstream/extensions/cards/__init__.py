@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from millstream._override import override
-from millstream.extensions import Extension, ServerHost
+from millstream.extensions import Extension, Host
 from millstream.protocol import REGISTRY_SCHEMA, REVISIONS, Json, encode
 
 __all__ = ["CardError", "CardIdentity", "Cards", "catalog", "registry_entry", "server_card"]
@@ -86,7 +86,7 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
 
     Args:
         identity: Public name and address of the server.
-        about: The server's description of itself, see `ServerHost.about`.
+        about: The server's description of itself, see `Host.about`.
         needs_key: Whether callers need a key.
     """
     remote: Json = {
@@ -159,7 +159,7 @@ class Cards(Extension):
     settings: Mapping[str, Any] | None = None
 
     @override
-    async def open(self, host: ServerHost) -> None:
+    async def open(self, host: Host) -> None:
         """Register the paths.
 
         Raises:

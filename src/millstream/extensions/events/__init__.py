@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_
 
 from millstream import Context, ProtocolError, ToolError
 from millstream._override import override
-from millstream.extensions import Extension, ServerHost, scopes_of
+from millstream.extensions import Extension, Host, scopes_of
 from millstream.extensions.events._catalog import (
     MAX_BODY,
     EventCatalog,
@@ -210,7 +210,7 @@ class Events(Extension):
             server.tool(name="get_recent_events")(self._get_recent_events)
 
     @override
-    async def open(self, host: ServerHost) -> None:
+    async def open(self, host: Host) -> None:
         """Register the methods and start the deliveries."""
         self._hub = host.hub
         self._hub.admission.restrict(self.catalog.allows_channel)

@@ -12,7 +12,7 @@ import msgspec
 
 from millstream._override import override
 from millstream.client import Client, ClientError, EventSubscription, ServerEvent
-from millstream.extensions import Extension, ServerHost
+from millstream.extensions import Extension, Host
 
 METHOD = "notifications/claude/channel"
 INSTRUCTIONS = (
@@ -31,14 +31,14 @@ class ClaudeChannel(Extension):
 
     name = "claude/channel"
     experimental = True
-    _host: ServerHost | None = None
+    _host: Host | None = None
 
     def __init__(self, events: Sequence[EventSubscription]) -> None:
         self._events = events
         self._ready = asyncio.Event()
 
     @override
-    async def open(self, host: ServerHost) -> None:
+    async def open(self, host: Host) -> None:
         """Start to check for the session. `forward` waits for it, so the first events aren't lost."""
         self._host = host
 

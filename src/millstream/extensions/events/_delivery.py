@@ -17,7 +17,7 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
-from millstream.extensions import LocalError, LogOnce, ServerHost, Share, scopes_of
+from millstream.extensions import Host, LocalError, LogOnce, Share, cancel_all, scopes_of
 from millstream.extensions.events._catalog import FORBIDDEN, MAX_BODY, EventType, FilterIndex, Reader, logger, sees
 from millstream.extensions.events._event_methods import (
     Feed,
@@ -43,7 +43,6 @@ from millstream.extensions.events._webhook import (
 )
 from millstream.extensions.http_post import Url
 from millstream.hub import Event, Hub
-from millstream.parts import cancel_all
 from millstream.protocol import MALFORMED, Json, encode
 from millstream.stores import Claim, Entry, StoreFull
 
@@ -273,7 +272,7 @@ class EventDelivery(Struct):
     """The deliveries of one event type on one worker, active while the worker has the lease."""
 
     kind: EventType
-    _host: ServerHost
+    _host: Host
     _subscriptions: SubscriptionStore
     _outbox: Outbox
     """Sends the deliveries."""

@@ -11,7 +11,7 @@ from msgspec import Raw, Struct, field
 from msgspec.structs import replace
 
 from millstream import ProtocolError
-from millstream.extensions import CallContext, ServerHost, format_time
+from millstream.extensions import CallContext, Host, cancel_all, format_time
 from millstream.extensions.events._catalog import (
     EventCatalog,
     EventType,
@@ -22,7 +22,6 @@ from millstream.extensions.events._catalog import (
     sees,
 )
 from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
-from millstream.parts import cancel_all
 from millstream.protocol import (
     INTERNAL_ERROR,
     MALFORMED,
@@ -298,7 +297,7 @@ class EventMethods(Struct):
     """The methods that read events. They are stateless."""
 
     _catalog: EventCatalog
-    _host: ServerHost
+    _host: Host
     _modes: list[str]
     """Delivery modes of every event type."""
     _pause: float

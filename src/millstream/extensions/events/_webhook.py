@@ -20,7 +20,7 @@ from msgspec import UNSET, Struct, UnsetType, field
 from msgspec.structs import replace
 
 from millstream import Principal, ProtocolError
-from millstream.extensions import CallContext, ServerHost, Share, format_time
+from millstream.extensions import CallContext, Host, Share, format_time
 from millstream.extensions.events._catalog import (
     CALLBACK_ENDPOINT_ERROR,
     NOT_FOUND,
@@ -39,7 +39,7 @@ from millstream.extensions.events._event_methods import (
     read_page,
 )
 from millstream.extensions.http_post import AddressCheck, PostFailed, Url, is_public, parse_url, post
-from millstream.parts import Limiter, Rate
+from millstream.middleware import Limiter, Rate
 from millstream.protocol import MALFORMED, Confidential, Json, decoder, encode
 from millstream.stores import Map, StoreFull, read_again
 
@@ -75,7 +75,7 @@ class WebhookSubscription(Confidential, Struct, frozen=True, array_like=True):
     """The previous secret, which also signs until `old_until`."""
     old_until: float = 0.0
     credential: str = ""
-    """Revocation id of the last refresh's token, see `ServerHost.is_revoked`."""
+    """Revocation id of the last refresh's token, see `Host.is_revoked`."""
 
 
 class Status(Struct, frozen=True, array_like=True):
@@ -113,7 +113,7 @@ _decode_expirations = msgspec.msgpack.Decoder(dict[str, float]).decode
 class SubscriptionStore(Struct):
     """The subscriptions of all workers."""
 
-    _host: ServerHost
+    _host: Host
     _map: Map
     _most: int
     """Maximum subscriptions in total."""
@@ -379,7 +379,7 @@ class WebhookMethods(Struct):
     """The methods that change webhook subscriptions."""
 
     _catalog: EventCatalog
-    _host: ServerHost
+    _host: Host
     _subscriptions: SubscriptionStore
     _sender: WebhookSender
     """Sends the challenges."""

@@ -27,7 +27,7 @@ from millstream.protocol import DIRECTORY, INVALID_PARAMS, SKILL_FILE, SKILLS, J
 
 if TYPE_CHECKING:
     from millstream import Server
-    from millstream.extensions import ServerHost
+    from millstream.extensions import Host
 
 __all__ = ["Skill", "SkillOptions", "SkillResource", "Skills"]
 
@@ -69,7 +69,7 @@ class Skills(Extension):
         )
 
     @override
-    async def open(self, host: "ServerHost") -> None:
+    async def open(self, host: "Host") -> None:
         """Read the settings."""
         self._page_size = host.settings.page_size
         scope = "private" if host.private else "public"

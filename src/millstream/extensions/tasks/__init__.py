@@ -12,9 +12,8 @@ from msgspec import Raw, Struct, field
 
 from millstream import Context, ProtocolError
 from millstream._override import override
-from millstream.extensions import CustomResult, Extension, ListenSubscription, LocalError, PendingCall, ServerHost
+from millstream.extensions import CustomResult, Extension, Host, ListenSubscription, LocalError, PendingCall, cancel_all
 from millstream.extensions.tasks._runner import CHANGE_TOPIC, TaskRecord, TaskRunner, logger, name_of
-from millstream.parts import cancel_all
 from millstream.protocol import INVALID_PARAMS, INVALID_REQUEST, PER_REQUEST, TASKS, Json
 
 __all__ = ["TasksExtension"]
@@ -41,14 +40,14 @@ class TasksExtension(Extension):
     name: str = TASKS
     settings: Mapping[str, Any] | None = None
     revisions: Collection[str] = PER_REQUEST
-    _host: ServerHost
+    _host: Host
     _runner: TaskRunner
 
     def __init__(self) -> None:
         self._followers: dict[_Follower, asyncio.Task[None]] = {}
 
     @override
-    async def open(self, host: ServerHost) -> None:
+    async def open(self, host: Host) -> None:
         """Announce the extension, and settle the tasks of dead workers.
 
         Raises:

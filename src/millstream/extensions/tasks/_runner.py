@@ -25,6 +25,7 @@ from msgspec.structs import replace
 from millstream import Principal, ProtocolError
 from millstream.extensions import (
     CallRun,
+    Host,
     LimitReached,
     LocalError,
     LogOnce,
@@ -32,13 +33,12 @@ from millstream.extensions import (
     RoundState,
     RunOutcome,
     SavedCall,
-    ServerHost,
     SlotLimit,
     Slots,
+    Tasks,
     format_time,
     run_on,
 )
-from millstream.parts import Tasks
 from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, Json, encode
 from millstream.stores import StoreFull, read_again
 
@@ -132,7 +132,7 @@ def name_of(task_id: str, principal: Principal | None) -> str:
 class TaskRecords:
     """The tasks of one store."""
 
-    def __init__(self, host: ServerHost) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
         self._map = host.map
 
@@ -298,7 +298,7 @@ class TaskRunner(TaskRecords):
 
     _closing = False
 
-    def __init__(self, host: ServerHost) -> None:
+    def __init__(self, host: Host) -> None:
         """Create a runner of the host's calls. `open` starts it."""
         super().__init__(host)
         self._settings = host.settings

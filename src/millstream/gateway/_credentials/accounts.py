@@ -17,10 +17,13 @@ from msgspec import Struct, structs
 
 from millstream import Cancelled, Context, Declined
 from millstream._http.client.url import Url
-from millstream._http.message import query_value, refusal
+from millstream._http.message import HttpRequest, Response, header_lines, query_value, refusal
+from millstream._limits import Limiter, Rate
 from millstream._override import override
+from millstream._parts import PartHost, Route
 from millstream._protocol.metadata import declares
 from millstream._recent import Recent
+from millstream._server.calls.call import Call
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.tickets import Vault, new_state
 from millstream.client import (
@@ -39,7 +42,6 @@ from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import LinkCaller, digest_of, logger, outbound_for
 from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, StoredGrant, TokenCredentials, make_grant
 from millstream.gateway._results import call_error
-from millstream.parts import Call, Host, HttpRequest, Limiter, Rate, Response, Route, header_lines
 from millstream.protocol import encode, notification_message
 
 PAGE = "/connections"
@@ -69,7 +71,7 @@ class PersonalCredentials(TokenCredentials):
     _ttl = _CONNECTION_SECONDS
     _lossy = False
 
-    def __init__(self, upstream: str, forward: Sequence[str], url: Url, options: PerUserOAuth, host: Host) -> None:
+    def __init__(self, upstream: str, forward: Sequence[str], url: Url, options: PerUserOAuth, host: PartHost) -> None:
         """Create the credentials and read the secret.
 
         Args:
@@ -392,7 +394,7 @@ class ConnectionsPage:
     That browser then opens the page with both cookies, and the answer is used only for the user who began the login.
     """
 
-    def __init__(self, host: Host, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
+    def __init__(self, host: PartHost, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
         """Create the page, and add its paths.
 
         Args:

@@ -16,13 +16,13 @@ from millstream._http.client.pool import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._recent import Recent
+from millstream._server.calls.call import Call
 from millstream.client import AccessDenied, Auth, ClientError, TargetError
 from millstream.client._endpoint import check_headers
 from millstream.client._oauth.endpoints import Outbound, read_challenges
 from millstream.gateway._credentials import Secret, is_scope
 from millstream.gateway._links import NoCredentials
 from millstream.gateway._results import call_error
-from millstream.parts import Call
 from millstream.protocol import Confidential, LocalError
 
 T = TypeVar("T")

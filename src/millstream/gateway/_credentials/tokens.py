@@ -20,6 +20,7 @@ from millstream import ProtocolError, ToolError
 from millstream._http.client.url import Url
 from millstream._override import override
 from millstream._recent import Recent
+from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._tasks import SingleFlight
 from millstream.auth._authorization_server.tickets import Vault
@@ -35,7 +36,6 @@ from millstream.client._oauth.endpoints import (
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, digest_of, outbound_for
 from millstream.gateway._results import call_error
-from millstream.parts import Call
 from millstream.protocol import LocalError
 from millstream.stores import Claim
 

@@ -12,10 +12,10 @@ from starlette.requests import HTTPConnection
 
 from millstream import Principal
 from millstream._http.asgi import HostedApplication
+from millstream._http.message import Handler, HttpRequest
 from millstream._override import override
 from millstream.auth import AuthMethod, Identity, Unavailable
 from millstream.gateway._programs.program import SIGN_IN, TOKEN, HttpSide, OwnPath, Program, caller_of, logger
-from millstream.parts import Handler, HttpRequest
 from millstream.protocol import is_array, members
 
 _VERDICT_SECONDS = 10.0

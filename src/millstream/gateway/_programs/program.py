@@ -24,11 +24,10 @@ from millstream import Principal
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
 from millstream._recent import Recent
-from millstream._tasks import is_canceled
+from millstream._tasks import Tasks, cancel_all, is_canceled
 from millstream.client import ConnectFailed, ConnectionLost, Listener, TransportRequest
 from millstream.client.lowlevel import DuplexTransport
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
-from millstream.parts import Tasks, cancel_all
 from millstream.protocol import METHOD_NOT_FOUND, Json, Revision, decode_object, decoder, encode
 
 
