@@ -1,5 +1,7 @@
 import json
+import signal
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,25 @@ def test_mounted_event_stream_names_its_url(tmp_path: Path) -> None:
         with urllib.request.urlopen(request, timeout=WAIT) as reply:  # noqa: S310 - our own server
             assert reply.readline().strip() == b"event: endpoint"
             assert b"/echo/messages/?session_id=" in reply.readline()
+
+
+@pytest.mark.parametrize("target", ["examples.hub:mcp", "examples.echo_math:app"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_uvicorn_stops_although_streams_are_open(tmp_path: Path, target: str, number: signal.Signals) -> None:
+    port = free_port()
+    paths = ["/sse", "/events"] if target.endswith("mcp") else ["/echo/sse"]
+    with ExitStack() as stack:
+        process = stack.enter_context(run_server(uvicorn_command(target, port), port, tmp_path / "log"))
+        streams = [
+            stack.enter_context(urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=WAIT))
+            for path in paths
+        ]
+        for stream in streams:
+            stream.readline()
+        process.send_signal(number)
+        process.wait(WAIT)
+        for stream in streams:
+            stream.read()
 
 
 def test_server_runs_under_uvicorn(tmp_path: Path) -> None:

@@ -274,3 +274,10 @@ def test_wildcard_without_cors_allows_no_cross_site_page() -> None:
         assert admitted(b"https://shop.example", kind=kind)
         assert admitted(b"http://api.example", kind=kind)
     assert policy.cors_head(b"https://shop.example") == b""
+
+
+def test_name_of_a_test_client_gets_the_line_to_write() -> None:
+    refusal = LOCAL.check("POST", {b"host": b"testserver"}, [(b"host", b"testserver")])
+    assert refusal is not None
+    assert refusal.status == 421
+    assert b"TestClient(app, base_url='http://localhost')" in refusal.body

@@ -283,11 +283,13 @@ class HostPolicy:
         if authority is None:
             return refusal(400, "The Host header is malformed.")
         if authority.address is None and not authority.loopback and not self._hosts.allow(*authority[:2]):
-            return refusal(
-                421,
-                f"This server doesn't serve Host {authority.name!r}. Add it to `allowed_hosts` "
-                "(MILLSTREAM_ALLOWED_HOSTS).",
+            test = authority.name in ("test", "testserver")  # the names that httpx and Starlette use in tests
+            fix = (
+                "In a test, write `TestClient(app, base_url='http://localhost')`."
+                if test
+                else "Add it to `allowed_hosts` (MILLSTREAM_ALLOWED_HOSTS)."
             )
+            return refusal(421, f"This server doesn't serve Host {authority.name!r}. {fix}")
         if len(self.good) >= _MAX_ACCEPTED:
             self.good.clear()  # made-up addresses may have filled it; real Hosts return with their next request
         self.good.add(host)

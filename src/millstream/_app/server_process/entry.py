@@ -1,6 +1,8 @@
 """The rarely used parts of the ASGI application: lifespan, the first request of a loop, and other scopes."""
 
+import asyncio
 import logging
+import signal
 from collections.abc import MutableMapping
 from functools import partial
 from typing import Any
@@ -21,6 +23,8 @@ _OWN_SERVER = (
     "caps on connections and on unsent replies",
 )
 """Protections that only our own server provides; they're logged under another one."""
+STOP_POLL = 0.2
+"""Seconds between looks at whether uvicorn stops."""
 _OWN_SOCKETS = "caps on unfinished WebSocket messages, their time and their fragments, and on frames handled at a time"
 
 
@@ -81,6 +85,9 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
             logger.warning(
                 "%s is served through plain ASGI. Not enforced here: %s.", definition.name, "; ".join(missing)
             )
+            server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+            if hasattr(server, "should_exit"):
+                runtime.sweep.run_in_background("stop", _drain_with_uvicorn(runtime, server))
         if runtime.services.secrets.warning is not None:
             logger.warning(runtime.services.secrets.warning)
         find = _with_cors_of_probes(routes.find, runtime.policy)
@@ -104,6 +111,18 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
         )
     application.runtimes.current = runtime
     return runtime.endpoints
+
+
+async def _drain_with_uvicorn(runtime: Runtime, server: Any) -> None:
+    """End calls and streams once uvicorn is asked to stop. It closes the application only after all its connections.
+
+    Args:
+        runtime: The runtime.
+        server: The `uvicorn.Server` whose method receives SIGTERM.
+    """
+    while not server.should_exit:  # noqa: ASYNC110  uvicorn signals no event
+        await asyncio.sleep(STOP_POLL)
+    await runtime.drain(runtime.definition.settings.drain_timeout)
 
 
 def look_ahead(runtime: Runtime) -> None:
