@@ -636,6 +636,7 @@ class Server:
         """
         from millstream.gateway._openapi import client_of_app  # noqa: PLC0415  few servers use it
 
+        options = {"output_schemas": True, **options}
         return cls.from_openapi(app.openapi(), client_of_app(app), name=name or app.title, **options)
 
     def upstream(self, name: str, target: Any = None, **options: "Unpack[UpstreamOptions]") -> None:

@@ -38,18 +38,30 @@ def read_foreign(body: bytes) -> Envelope:
         # The repair takes many times as long and as much memory.
         if exc.code != PARSE_ERROR or len(body) > _MAX_REPAIRED or exceeds_limits(body):
             raise
-        import json  # noqa: PLC0415  few servers need it
-
         try:
-            text = json.dumps(
-                json.loads(body.decode("utf-8-sig"), parse_constant=lambda name: None), ensure_ascii=False
-            )
+            repaired = repair_json(body.decode("utf-8-sig"))
         except MALFORMED:
             raise exc from None
-        envelope = read(_HALVES.sub("\ufffd", text).encode(), allow_null=True)
+        envelope = read(repaired, allow_null=True)
     if envelope.is_answer and isinstance(envelope.id, str) and _NUMBER.fullmatch(envelope.id):
         return replace(envelope, id=int(envelope.id))
     return envelope
+
+
+def repair_json(text: str) -> bytes:
+    """Return JSON without NaN, infinities, and halves of characters: ``repair_json('{"a":NaN}')``.
+
+    Args:
+        text: JSON as other libraries write it.
+
+    Raises:
+        ValueError: It isn't JSON.
+        RecursionError: It's nested too deeply.
+    """
+    import json  # noqa: PLC0415  few servers need it
+
+    found = json.loads(text, parse_constant=lambda name: None)
+    return _HALVES.sub("\ufffd", json.dumps(found, ensure_ascii=False, separators=(",", ":"))).encode()
 
 
 _MAX_REPAIRED = 2 * 1024 * 1024

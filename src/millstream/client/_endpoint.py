@@ -141,7 +141,9 @@ class Endpoint:
                 nonce_retried = True
             elif reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
-                    raise self._access_denied(reply, challenge)
+                    denied = self._access_denied(reply, challenge)
+                    denied.reply = reply
+                    raise denied
                 retried = True
             elif reply.status in _REDIRECTS and b"location" in reply.headers:
                 redirects += 1
@@ -200,10 +202,13 @@ def _redirect_target(url: Url, method: str, reply: HttpReply, count: int) -> Url
     """
     target = url.join(reply.header(b"location"))
     if target.origin != url.origin:
-        raise NotMcp(f"{url} redirects to {target}.", remedy="If you trust that server, use its URL.")
-    if count > _MAX_REDIRECTS or (method != "GET" and reply.status not in _KEEPS_METHOD):
-        raise NotMcp(f"{url} redirects to {target} in a way that drops the message.", remedy="Check the path.")
-    return target
+        refused = NotMcp(f"{url} redirects to {target}.", remedy="If you trust that server, use its URL.")
+    elif count > _MAX_REDIRECTS or (method not in ("GET", "HEAD") and reply.status not in _KEEPS_METHOD):
+        refused = NotMcp(f"{url} redirects to {target} in a way that drops the message.", remedy="Check the path.")
+    else:
+        return target
+    refused.reply = reply
+    raise refused
 
 
 class _Problem(Struct):

@@ -15,6 +15,7 @@ from millstream._http.client import (
     TooLarge,
     TooMuchArriving,
 )
+from millstream._http.client.connection import HttpReply
 
 __all__ = [  # the imported ones; all others are defined here
     "ClientError",
@@ -30,6 +31,9 @@ __all__ = [  # the imported ones; all others are defined here
 
 class NotMcp(ClientError):
     """The URL responds, but isn't an MCP server. ``except NotMcp: url += "/mcp"``"""
+
+    reply: HttpReply | None = None
+    """The redirect that wasn't followed, if it was one."""
 
 
 class AccessDenied(ClientError):
@@ -48,6 +52,8 @@ class AccessDenied(ClientError):
         self.status = status
         self.challenge = challenge
         """The `WWW-Authenticate` header."""
+        self.reply: HttpReply | None = None
+        """The response, if there was one."""
 
 
 class SessionLost(ConnectionLost):

@@ -9,9 +9,9 @@ import hashlib
 import hmac
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import chain, count, islice
 from typing import Any
 
 from msgspec import Raw
@@ -38,6 +38,44 @@ def fold(name: str) -> str:
     """Return a name without what readers overlook: case, width, accents, separators, and letters of other scripts."""
     text = unicodedata.normalize("NFKC", name).translate(_CAPITALS).casefold()
     return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
+
+
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+"""Names of arguments that every model's API accepts. Some refuse all tools for one other name."""
+
+
+def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
+    """Return other names for the arguments of a tool that some models' APIs refuse: the other name -> the tool's own.
+
+    Args:
+        schema: The tool's input schema.
+        hidden: Arguments that callers don't see.
+    """
+    properties = members(members(schema).get("properties"))
+    found: dict[str, str] = {}
+    for own in properties:
+        if own not in hidden and not _KEY.fullmatch(own):
+            plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
+            base = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("_")[:60] or "value"
+            names = chain((base,), (f"{base}_{number}" for number in count(2)))
+            found[next(each for each in names if each not in properties and each not in found)] = own
+    return found
+
+
+def with_safe_names(schema: Json, names: Mapping[str, str]) -> Json:
+    """Return the input schema of a tool with other names for its arguments.
+
+    Args:
+        schema: The schema.
+        names: The result of `safe_names`.
+    """
+    if not names:
+        return schema
+    safe = {own: name for name, own in names.items()}
+    changed = {**schema, "properties": {safe.get(own, own): each for own, each in schema["properties"].items()}}
+    if is_array(schema.get("required")):
+        changed["required"] = [safe.get(own, own) for own in schema["required"]]
+    return changed
 
 
 def with_origin(meta: object, upstream: str) -> Json:

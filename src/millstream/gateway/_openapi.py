@@ -6,21 +6,22 @@ components become references to ``$defs``.
 
 import logging
 import re
-import secrets
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from functools import partial
 from importlib import import_module
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlencode
+from unicodedata import normalize
+from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
 from msgspec import Struct
 
-from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
+from millstream import EmbeddedResource, ProtocolError, ToolError, ToolResult
 from millstream._protocol.foreign import fits_keyword
 from millstream._protocol.json_schema import inline_references, map_subschemas, value_at_pointer
 from millstream._server.calls.call import Call
@@ -29,9 +30,21 @@ from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool, check_tool_name
 from millstream._server.functions.plan import ArgumentError
 from millstream._server.functions.problems import describe_problems
+from millstream.gateway._names import safe_names, with_safe_names
+from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of, result_of
+from millstream.gateway._openapi_request import (
+    BINARY,
+    JSON,
+    ApiRequest,
+    Argument,
+    RequestTemplate,
+    build_request,
+    kind_of_body,
+    path_variables,
+    plain_media,
+)
 from millstream.protocol import (
     INTERNAL_ERROR,
-    Confidential,
     Json,
     SuggestionMeta,
     decode_object,
@@ -39,7 +52,6 @@ from millstream.protocol import (
     is_array,
     is_object,
     members,
-    shorten,
 )
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
@@ -49,59 +61,41 @@ _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema whose definitions are inlined."""
 _MAX_NAME = 56
 """Maximum characters of a name."""
-FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
-TEXT = "text/plain"
 _RESERVED_HEADERS = frozenset((
     "accept", "content-type", "authorization", "host", "content-length", "transfer-encoding", "connection", "te",
     "trailer", "upgrade", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "cookie",
 ))  # fmt: skip
 """Headers that arguments can't set: OpenAPI ignores the first three, the others belong to the connection."""
-_MAX_DECODINGS = 4
-_MAX_ERROR_TEXT = 4000
-"""Maximum characters of an error body in a message."""
-_SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " "}
 _NOT_KEPT = frozenset((
     "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
+    "discriminator", "example", "externalDocs", "xml",
 ))  # fmt: skip
 """Keywords that have another meaning, or none, at the place to which a definition is moved."""
+_NOT_PORTABLE = re.compile(r"\(\?[a-zA-Z-]+[:)]|\(\?P|\(\?>|\\[AZzGQEa]|[*+?}]\+|\[\[:")
+"""Parts of patterns that JavaScript doesn't have."""
+_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
+"""What to prefer if a body has several media types."""
+_SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool}
 MAX_LOGGED = 20
 """Maximum skipped operations to log by name."""
 _MAX_ROUTE = 200
 logger = logging.getLogger("millstream.gateway")
 
 
-class Argument(Struct, frozen=True):
-    """Where a tool's argument goes in the request."""
-
-    name: str
-    """Name in the API."""
-    place: str
-    """``path``, ``query``, ``header``, ``cookie``, ``field`` of the body, or ``body``."""
-    form: str = ""
-    """Encoding of an object or list in a query or form: the separator of a list's items, `deep` for
-    ``name[key]=value``, `json`, or empty for one pair per item.
-    """
-    members: frozenset[str] | None = frozenset()
-    """Properties of an object in a query that become pairs of their own; None for any."""
-
-
-class Operation(Struct, frozen=True):
+class Operation(RequestTemplate, frozen=True, kw_only=True):
     """One operation of an API."""
 
-    path: str
-    method: str
     operation_id: str | None
     summary: str | None
     description: str | None
     tags: list[str]
-    arguments: Mapping[str, Argument]
-    """Arguments by the names that models use."""
     input_schema: Json
     output_schema: Json | None
     wrapped: bool
     """Whether the response isn't an object, and is wrapped as `result`."""
-    media: str
-    """Media type of the body."""
+    short_id: str
+    """The part of the id before ``__``, if no other operation has it."""
 
     @property
     def summary_text(self) -> str:
@@ -110,14 +104,21 @@ class Operation(Struct, frozen=True):
 
     def name(self, names: Mapping[str, str]) -> str:
         """Return the name of the tool or resource."""
-        short_id = (self.operation_id or "").split("__")[0]
-        name = names.get(self.operation_id or "") or short_id or self.summary or f"{self.method}_{self.path}"
-        return re.sub(r"_+", "_", re.sub(r"\W+", "_", name)).strip("_")[:_MAX_NAME]
+        if chosen := names.get(self.operation_id or ""):
+            return re.sub(r"[\W_]+", "_", chosen).strip("_")[:_MAX_NAME]
+        texts = self.short_id, self.operation_id, self.summary, f"{self.method}_{self.path}"
+        return next(filter(None, map(_plain_name, texts)), self.method)
 
     def describe(self, name: str) -> Json:
         """Return the description of its tool."""
         output = {} if self.output_schema is None else {"outputSchema": self.output_schema}
         return {"name": name, "description": self.summary_text, "inputSchema": self.input_schema, **output}
+
+
+def _plain_name(text: str | None) -> str:
+    """Return a text as a name in ASCII; empty if nothing is left."""
+    plain = normalize("NFKD", text or "").encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_MAX_NAME].strip("_")
 
 
 def unused_name(name: str, taken: Collection[str]) -> str:
@@ -128,16 +129,28 @@ def unused_name(name: str, taken: Collection[str]) -> str:
 class Document:
     """An OpenAPI document of version 3.0 or 3.1.
 
+    Args:
+        spec: The document.
+        base: Base URL of the API, if it isn't the document's first server.
+        hosts: Origins of other servers that operations may have.
+        output_schemas: Whether tools promise what the document says about responses.
+
     Raises:
         ValueError: It isn't an OpenAPI document of these versions.
     """
 
-    def __init__(self, spec: Any) -> None:
+    def __init__(self, spec: Any, *, base: str = "", hosts: Collection[str] = (), output_schemas: bool = False) -> None:
         if not is_object(spec) or not is_object(spec.get("paths")):
             raise ValueError("The OpenAPI document has no paths.")
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first.")
         self._spec: Json = spec
+        self.base = base
+        """Base URL of the API, if it isn't the first server."""
+        self._hosts = {each.rstrip("/").lower() for each in hosts}
+        self._output_schemas = output_schemas
+        ids = (members(each).get("operationId") for item in spec["paths"].values() for each in members(item).values())
+        self._short_ids = Counter(each.split("__")[0] for each in ids if isinstance(each, str))
         self._request = _Conversion(self, "readOnly")
         self._response = _Conversion(self, "writeOnly")
         self.skipped: dict[str, str] = {}
@@ -145,12 +158,9 @@ class Document:
 
     @property
     def url(self) -> str:
-        """URL of the API, in which variables have their default values; empty if the document has none."""
-        server = members(next(iter(_items(self._spec.get("servers"))), None))
-        values = members(server.get("variables"))
-        return re.sub(
-            "{(.*?)}", lambda name: str(members(values.get(name[1])).get("default", "")), str(server.get("url", ""))
-        )
+        """URL of the API; empty if the document has none."""
+        holders = (holder for item in self._spec["paths"].values() for holder in (item, *members(item).values()))
+        return next(filter(None, map(_server_of, (self._spec, *holders))), "")
 
     @property
     def title(self) -> str:
@@ -164,7 +174,7 @@ class Document:
                 try:
                     shared = self._resolve(item)
                     if is_object(operation := shared.get(method.lower())):
-                        yield self._operation(path, method, shared, operation)
+                        yield self._operation(path, method, shared, self._resolve(operation))
                 except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as exc:
                     self.skip(method, path, f"it's malformed: {type(exc).__name__} ({exc})")
 
@@ -181,55 +191,169 @@ class Document:
             logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
     def _operation(self, path: str, method: str, shared: Json, operation: Json) -> Operation:
-        arguments, fields, body_required, media = self._body(operation)
+        arguments, fields, body_required, body = self._body(operation)
+        variables, secrets = path_variables(path), self._secrets()
         properties: Json = {}
         required: list[str] = []
         seen: set[tuple[str, str]] = set()
-        for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters"))):
+        undeclared = ({"name": each, "in": "path", "schema": {"type": "string"}} for each in variables)
+        for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters")), *undeclared):
             parameter = self._resolve(node)
             original_name, location = parameter.get("name"), parameter.get("in")
             if not isinstance(original_name, str) or location not in _PLACES:
                 raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
-            is_reserved = location == "header" and original_name.lower() in _RESERVED_HEADERS
-            if is_reserved or (original_name, location) in seen:
+            key = _parameter_key(original_name, location)
+            is_unusable = original_name.lower() in _RESERVED_HEADERS if location == "header" else key in secrets
+            if key in seen or is_unusable or key in secrets or (location == "path" and original_name not in variables):
                 continue
-            seen.add((original_name, location))
-            name, description = original_name, str(parameter.get("description") or "")
+            seen.add(key)
+            name, notes = original_name, str(parameter.get("description") or "")
             if name in arguments:
-                name = f"{name}__{location}"
-                description = f"{description} ({location.capitalize()} parameter)".strip()
-            media_type, content = _content_of(parameter, ())
-            schema: Json = content.get("schema") or parameter.get("schema") or {}
-            query_members = self._query_members(schema) if location == "query" else frozenset[str]()
-            form = "json" if media_type else _form_of(parameter)
-            arguments[name] = Argument(original_name, location, form, query_members)
-            properties[name] = {**schema, **({"description": description} if description else {})}
+                name = unused_name(f"{name}__{location}", arguments)
+                notes = f"{notes} ({location.capitalize()} parameter)".strip()
+            media, content = next(iter(members(parameter.get("content")).items()), ("", {}))
+            schema = members(members(content).get("schema") or parameter.get("schema"))
+            arguments[name] = Argument(
+                original_name, location, *_style_of(parameter, location), media=media,
+                members=self._query_members(schema) if location == "query" else frozenset(),
+                allows_reserved=parameter.get("allowReserved") is True,
+            )  # fmt: skip
+            described: Json = {"description": notes} if notes else {}
+            if parameter.get("deprecated") is True:
+                described["deprecated"] = True
+            properties[name] = schema | described
             if parameter.get("required") or location == "path":
                 required.append(name)
-        whole = {"type": "object", "properties": properties | fields, "required": required + body_required}
+        whole: Json = {"type": "object", "properties": properties | fields, "required": required + body_required}
+        if body.get("takes_members"):
+            whole["additionalProperties"] = body["takes_members"]
         output, wrapped = self._output(operation)
         texts = {key: value for key, value in operation.items() if isinstance(value, str)}
+        operation_id, description = texts.get("operationId"), texts.get("description") or texts.get("summary")
+        short_id = (operation_id or "").split("__")[0]
+        prefix, host = self._own_server(operation, shared)
+        if operation.get("deprecated") is True:
+            description = f"Deprecated. {description or ''}".rstrip()
         return Operation(
-            path, method, texts.get("operationId"), texts.get("summary"), texts.get("description"),
-            [each for each in _items(operation.get("tags")) if isinstance(each, str)], arguments,
-            self._request.schema(whole), output, wrapped, media,
+            path=path, method=method, operation_id=operation_id, summary=texts.get("summary"), description=description,
+            tags=[each for each in _items(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
+            input_schema=self._request.schema(whole), output_schema=output, wrapped=wrapped,
+            short_id=short_id if self._short_ids[short_id] == 1 else "", prefix=prefix, host=host,
+            media=body.get("media", ""), needs_body=body.get("needs_body", False),
+            takes_members=bool(body.get("takes_members")),
         )  # fmt: skip
 
-    def _body(self, operation: Json) -> tuple[dict[str, Argument], Json, list[str], str]:
-        """Return the arguments for the body, their schemas, the required ones, and the media type."""
+    def _secrets(self) -> set[tuple[str, str]]:
+        """Return the parameters that hold API keys, which callers don't have."""
+        schemes = members(members(self._spec.get("components")).get("securitySchemes")).values()
+        keys = [each for each in map(self.target, schemes) if each.get("type") == "apiKey"]
+        return {_parameter_key(str(each.get("name")), str(each.get("in"))) for each in keys}
+
+    def _own_server(self, operation: Json, shared: Json) -> tuple[str, str | None]:
+        """Return the path of an operation's own server, and where it begins; see `RequestTemplate`.
+
+        Raises:
+            ValueError: The server is at another origin, which would receive the credentials.
+        """
+        own, base = _server_of(operation) or _server_of(shared), self.url.rstrip("/")
+        if not own or (own := urljoin(f"{base}/" if base else "", own).rstrip("/")) == base:
+            return "", None
+        if own.startswith(f"{base}/") and base:
+            return own.removeprefix(base), None
+        origin = _origin(own)
+        if not origin or origin in (_origin(base), _origin(self.base)):
+            return urlsplit(own).path, ""
+        if origin not in self._hosts:
+            raise ValueError(f"it has a server of its own, {own}. To use it, set hosts")
+        return urlsplit(own).path, origin
+
+    def _body(self, operation: Json) -> tuple[dict[str, Argument], Json, list[str], Json]:
+        """Return the arguments for the body, their schemas, the required ones, and what else its template has."""
         body = self._resolve(operation.get("requestBody") or {})
-        media, content = _content_of(body, (FORM, MULTIPART, TEXT))
+        media, content = _content_of(body, *_KINDS_OF_BODY)
         if not media:
-            return {}, {}, [], ""
-        schema: Json = content.get("schema") or {}
-        fields, required = self.fields(schema)
-        if fields:
-            encodings: Json = (content.get("encoding") or {}) if _plain(media) in (FORM, MULTIPART) else {}
-            arguments = {name: Argument(name, "field", _form_of(encodings.get(name, {}))) for name in fields}
-        else:
-            name = re.sub(r"\W+", "_", str(self.target(schema).get("title", ""))).lower() or "body"
-            arguments, fields, required = {name: Argument(name, "body")}, {name: schema}, [name]
-        return arguments, fields, required if body.get("required") else [], media
+            return {}, {}, [], {}
+        schema, is_required = members(content.get("schema")), body.get("required") is True
+        if media == "*/*" and self._is_binary(schema):
+            media = BINARY
+        kind = kind_of_body(media)
+        fields, required = self.fields(schema) if kind in ("json", "multipart", "form") else ({}, [])
+        if not fields:
+            name, argument, schema = self._whole_body(schema, kind, media)
+            return {name: argument}, {name: schema}, [name] if is_required else [], {"media": media}
+        about = {"media": media, "needs_body": is_required, "takes_members": self._other_members(schema)}
+        required = required if is_required else []
+        if kind == "json":
+            return {name: Argument(name, "field") for name in fields}, fields, required, about
+        encodings = members(content.get("encoding"))
+        arguments: dict[str, Argument] = {}
+        schemas: Json = {}
+        for name, field in fields.items():
+            argument = self._field(name, field, members(encodings.get(name)), kind)
+            arguments[name], schemas[name] = argument, field
+            if argument.is_binary:
+                is_list = self.target(field).get("type") == "array"
+                description = self.target(field).get("description") or "The file"
+                file = {"type": "string", "contentEncoding": "base64", "description": f"{description} (base64)"}
+                file_name = {"type": "string", "description": f"File name for {name}"}
+                schemas[name] = {"type": "array", "items": file} if is_list else file
+                schemas[argument.file_name] = {"type": "array", "items": file_name} if is_list else file_name
+        return arguments, schemas, required, about
+
+    def _whole_body(self, schema: Json, kind: str, media: str) -> tuple[str, Argument, Json]:
+        """Return the argument for a body without fields, and its schema."""
+        target = self.target(schema)
+        if kind in ("text", "bytes"):
+            encoding = {"contentEncoding": "base64"} if kind == "bytes" else {}
+            notes = f"{target.get('description') or 'The body'} ({plain_media(media)}{', base64' if encoding else ''})"
+            is_scalar = kind == "text" and target.get("type") in ("string", *_SCALARS)
+            schema = {**(target if is_scalar else {"type": "string"}), **encoding, "description": notes}
+            return "body", Argument("body", "body", is_binary=kind == "bytes"), schema
+        name = re.sub(r"\W+", "_", str(target.get("title", ""))).lower() or "body"
+        return name, Argument(name, "body", members=None), schema
+
+    def _field(self, name: str, field: Json, encoding: Json, kind: str) -> Argument:
+        """Return the argument for a field of a form or a multipart body."""
+        media = str(encoding.get("contentType") or "")
+        is_text = self.target(field).get("type") in (None, "string")
+        is_binary = kind == "multipart" and (
+            self._is_binary(field) or (is_text and media != "" and kind_of_body(media.partition(",")[0]) == "bytes")
+        )
+        is_styled = not is_binary and not encoding.keys().isdisjoint(("style", "explode", "allowReserved"))
+        style, explode = _style_of(encoding, "field") if is_styled else ("form", True)
+        return Argument(
+            name, "field", style, explode, members=None if is_styled else frozenset(),
+            media=media if is_binary or "*" not in media else "", is_binary=is_binary,
+            file_name=f"{name}__filename" if is_binary else "", part_headers=self._part_headers(encoding),
+            allows_reserved=encoding.get("allowReserved") is True,
+        )  # fmt: skip
+
+    def _part_headers(self, encoding: Json) -> str:
+        """Return the header lines of a part whose values the document fixes."""
+        lines: list[str] = []
+        for name, each in members(encoding.get("headers")).items():
+            schema = members(self.target(each).get("schema"))
+            values = [schema[key] for key in ("const", "default") if key in schema] or _items(schema.get("enum"))[:1]
+            text = values[0] if values and isinstance(values[0], str) else ""
+            if text.isascii() and text.isprintable() and text and _HEADER_NAME.fullmatch(name):
+                lines.append(f"{name}: {text}\r\n" if name.lower() != "content-type" else "")
+        return "".join(lines)
+
+    def _is_binary(self, schema: Json, seen: set[int] | None = None) -> bool:
+        """Return whether a schema describes a file, or several."""
+        seen = set() if seen is None else seen
+        for node in self._parts(schema, seen, "allOf", "anyOf", "oneOf"):
+            media = node.get("contentMediaType")
+            is_file = isinstance(media, str) and "contentEncoding" not in node and kind_of_body(media) == "bytes"
+            if node.get("format") == "binary" or is_file:
+                return True
+            if node.get("type") == "array" and self._is_binary(members(node.get("items")), seen):
+                return True
+        return False
+
+    def _other_members(self, schema: Json) -> Any:
+        """Return the schema of the members that an object can have besides its properties; None without one."""
+        return self.target(schema).get("additionalProperties") or None
 
     def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
         """Yield a schema, and the schemas in some of its keywords, except for those that were `seen`."""
@@ -253,6 +377,8 @@ class Document:
                     required = _items(node.get("required")) + required
                 kinds = members(members(node.get("discriminator")).get("mapping")).values()
                 variants += ({"$ref": each if each.startswith("#/") else _COMPONENT + each} for each in map(str, kinds))
+                if fields:
+                    variants += (each for keyword in ("anyOf", "oneOf") for each in _items(node.get(keyword)))
         return fields, list(dict.fromkeys(each for each in required if isinstance(each, str)))
 
     def _query_members(self, schema: Json) -> frozenset[str] | None:
@@ -267,12 +393,14 @@ class Document:
 
     def _output(self, operation: Json) -> tuple[Json | None, bool]:
         responses: Json = operation.get("responses") or {}
-        code = next((each for each in sorted(responses, key=str) if str(each).startswith("2")), "")
-        media, content = _content_of(self.target(responses.get(code)), ())
-        if not media:
+        codes = [each for each in responses if str(each).startswith("2")]
+        if not self._output_schemas or len(codes) != 1:
             return None, False
-        schema: Json = content.get("schema") or {}
+        media, content = _content_of(self.target(responses[codes[0]]), "json")
+        schema = members(content.get("schema"))
         resolved = self.target(schema)
+        if not media or not resolved.keys() - {"title", "description"}:
+            return None, False
         wrapped = resolved.get("type") != "object" and "properties" not in resolved
         found = {"properties": {"result": schema}, "required": ["result"]} if wrapped else resolved
         return self._response.schema({**found, "type": "object"}), wrapped
@@ -305,7 +433,7 @@ class _Conversion(Struct):
 
     document: Document
     flag: str
-    """Properties with it are left out."""
+    """Properties with it are left out: ``readOnly`` in requests, ``writeOnly`` in responses."""
     names: dict[int, str] = {}
     """Id of a reference's target in the document -> name of its definition."""
     pending: list[tuple[str, Json]] = []
@@ -331,11 +459,36 @@ class _Conversion(Struct):
             fields, _ = self.document.fields(node)
             hidden |= {name for name, each in fields.items() if self.document.target(each).get(self.flag) is True}
         kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
+        if self.flag == "writeOnly":  # clients that compile them refuse the whole list for one that they can't read
+            kept = {key: value for key, value in kept.items() if key not in ("pattern", "format")}
         parts: list[Any] = kept.pop("allOf", [])
         result |= map_subschemas(kept, self.convert)
+        discriminator = members(node.get("discriminator"))
+        if isinstance(tag := discriminator.get("propertyName"), str):
+            for keyword in {"oneOf", "anyOf"} & result.keys():
+                pairs = zip(_items(node.get(keyword)), result[keyword], strict=True)
+                result[keyword] = [
+                    self._require_tag(tag, members(discriminator.get("mapping")), *pair) for pair in pairs
+                ]
         if parts:  # they describe the same object
             result["allOf"] = [self.convert(each, hidden) for each in parts]
-        return _replace_nullable(result)
+        return _replace_nullable(_with_declared_types(result))
+
+    def _require_tag(self, tag: str, mapping: Json, alternative: Any, converted: Json) -> Json:
+        """Return an alternative of a union that requires its tag.
+
+        The `discriminator` itself isn't kept, because its mapping leads into the document.
+        """
+        reference = str(members(alternative).get("$ref", ""))
+        name = reference.rpartition("/")[2]
+        field = self.document.target(self.document.fields(members(alternative))[0].get(tag))
+        values = [key for key, each in mapping.items() if each in (reference, name)] or [name]
+        is_known = not name or "enum" in field or "const" in field
+        return {
+            "allOf": [converted],
+            "required": [tag],
+            **({} if is_known else {"properties": {tag: {"enum": values}}}),
+        }
 
     def _reference(self, node: Json) -> Json:
         target = self.document.target(node)
@@ -354,11 +507,39 @@ def _items(value: Any) -> list[Any]:
 
 def _is_valid(keyword: str, value: Any) -> bool:
     """Return whether a keyword of a document can be part of a schema for clients."""
-    if keyword in _NOT_KEPT or (value == [] and keyword != "required"):
+    if keyword in _NOT_KEPT or keyword.startswith(("x-", "$")) or (value == [] and keyword != "required"):
         return False
-    if keyword == "discriminator":
-        return is_object(value)
+    if keyword == "pattern" and isinstance(value, str) and _NOT_PORTABLE.search(value):
+        return False
     return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
+
+
+def _with_declared_types(node: Json) -> Json:
+    """Return a schema whose values have its type. YAML reads ``on``, ``1``, and dates as other types than text."""
+    kind = node.get("type")
+    for keyword in {"const", "default", "enum"} & node.keys():
+        if not isinstance(kind, str):
+            break
+        value = node[keyword]
+        node[keyword] = [_convert(each, kind) for each in _items(value)] if keyword == "enum" else _convert(value, kind)
+    return node
+
+
+def _convert(value: Any, kind: str) -> Any:
+    """Return a value as one of a type, if it can be converted."""
+    if kind == "string" and isinstance(value, bool | int | float):
+        return encode(value).decode()
+    return _scalar(value, kind)
+
+
+def _scalar(value: Any, kind: Any) -> Any:
+    """Return a number or boolean that's written as text, or as a float without a fraction; else the value itself."""
+    if isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
+        with suppress(msgspec.ValidationError):
+            return msgspec.convert(value, _SCALARS[kind], strict=False)
+    if kind == "integer" and isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
 def _replace_nullable(node: Json) -> Json:
@@ -388,34 +569,43 @@ def without_properties(node: Json, hidden: frozenset[str]) -> Json:
     return result
 
 
-def _form_of(options: Mapping[str, Any]) -> str:
-    """Return the encoding of a parameter or field (OpenAPI 3.1, Style Values); see `Argument.form`."""
-    style = options.get("style", "form")
-    if _plain(str(options.get("contentType", ""))).endswith("json"):
-        return "json"
-    if style == "deepObject":
-        return "deep"
-    return "" if options.get("explode", style == "form") else _SEPARATORS.get(style, ",")
+def _style_of(options: Mapping[str, Any], place: str) -> tuple[str, bool]:
+    """Return the style of a parameter or field, and whether it's exploded (OpenAPI 3.1, Style Values)."""
+    style = str(options.get("style") or ("simple" if place in ("path", "header") else "form"))
+    explode = options.get("explode")
+    # Exploded lists and objects would become several cookies.
+    return style, place != "cookie" and (explode if isinstance(explode, bool) else style == "form")
 
 
-def _plain(media: str) -> str:
-    """Return a media type without parameters."""
-    return media.partition(";")[0].strip()
+def _parameter_key(name: str, place: str) -> tuple[str, str]:
+    return (name.lower() if place == "header" else name), place
 
 
-def _content_of(holder: Json, other_types: tuple[str, ...]) -> tuple[str, Json]:
-    """Return the media type and description of a body, preferring JSON; empty without one."""
-    content: Json = holder.get("content") or {}
-    for kind, description in content.items():
-        plain = _plain(kind)
-        if plain == JSON or plain.endswith("+json") or plain in other_types:
-            return kind, members(description)
-        if plain == "*/*":
-            return JSON, members(description)
-    return "", {}
+def _server_of(holder: Any) -> str:
+    """Return the first server of a document, path, or operation, in which variables have their default values."""
+    server = members(next(iter(_items(members(holder).get("servers"))), None))
+    values = members(server.get("variables"))
+    return re.sub(
+        "{(.*?)}", lambda name: str(members(values.get(name[1])).get("default", "")), str(server.get("url", ""))
+    )
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}".lower() if parts.netloc else ""
+
+
+def _content_of(holder: Json, *kinds: str) -> tuple[str, Json]:
+    """Return the media type and description of a body of the first kind that it has; empty without one."""
+    content = members(holder.get("content"))
+    found = ((media, members(each)) for kind in kinds for media, each in content.items() if kind_of_body(media) == kind)
+    return next(found, ("", {}))
 
 
 _TIMEOUT = 30.0
+_MAX_REPLY = 64 * 1024 * 1024
+"""Maximum bytes of a response."""
+_MAX_REDIRECTS = 3
 
 
 class RouteKind(Enum):
@@ -449,188 +639,68 @@ class RouteMap(Struct, frozen=True):
         return method and re.search(self.pattern, operation.path) is not None and self.tags <= set(operation.tags)
 
 
-class ApiRequest(Confidential, Struct, frozen=True):
-    """A request to an API."""
-
-    method: str
-    target: str
-    """Path and query below the base URL."""
-    headers: dict[str, str]
-    content: bytes | None
-
-
-def build_request(operation: Operation, arguments: Mapping[str, Any], headers: Mapping[str, str] = {}) -> ApiRequest:
-    """Return the request for one operation of an API.
-
-    Args:
-        operation: Operation to call.
-        arguments: Arguments of its tool.
-        headers: Additional headers, which override those of arguments.
-
-    Raises:
-        ToolError: An argument is missing or changes the path.
-    """
-    parts: defaultdict[str, Json] = defaultdict(dict)
-    given = {each: value for name, value in arguments.items() if (each := operation.arguments.get(name))}
-    for argument, value in given.items():
-        if value is not None:
-            parts[argument.place] |= _pairs(argument, value, given)
-    if parts["cookie"]:
-        parts["header"]["cookie"] = "; ".join(f"{name}={quote(value)}" for name, value in parts["cookie"].items())
-    fields = {name: each for name, each in parts["header"].items() if name.lower() not in headers} | dict(headers)
-    content: bytes | None = None
-    body = next(iter(parts["body"].values()), parts["field"] or None)
-    if body is not None:
-        content, fields["content-type"] = _encode_body(operation.media, body)
-    query = _encode_form(parts["query"])
-    target = _path(operation, parts["path"]) + (f"?{query}" if query else "")
-    return ApiRequest(operation.method, target, fields, content)
-
-
-async def send_by(client: Any, request: ApiRequest) -> Any:
+async def send_by(client: Any, request: ApiRequest) -> ApiReply:
     """Return the response to a request that an `AsyncClient` of httpx2 or httpx sends.
 
+    Redirects are followed within the origin, unless the client follows them itself.
+
     Raises:
-        ToolError: The API can't be reached.
+        ToolError: The API can't be reached, or its response is too large.
     """
+    base = client.base_url
+    target = request.target if request.host is None else f"{request.host or _origin(str(base))}{request.target}"
+    redirects = 0
     try:
-        return await client.request(request.method, request.target, headers=request.headers, content=request.content)
+        call = client.build_request(request.method, target, headers=request.headers, content=request.content)
+        while True:
+            response = await client.send(call, stream=True)
+            try:
+                content = await _read(response)
+            finally:
+                await response.aclose()
+            following, redirects = response.next_request, redirects + 1
+            keeps_request = request.method in ("GET", "HEAD") or response.status_code in (307, 308)
+            if following is None or not keeps_request or redirects > _MAX_REDIRECTS:
+                break
+            if _origin(str(following.url)) != _origin(str(call.url)):
+                break
+            call = following
     except Exception as error:
         is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
         if isinstance(error, ToolError) or not is_http_error:
             raise
         raise ToolError(f"{type(error).__name__}: {error}") from error
+    return ApiReply(response.status_code, {name.lower(): text for name, text in response.headers.items()}, content)
 
 
-def check_response(response: Any) -> Any:
-    """Return a response unless it's an error.
+async def _read(response: Any) -> bytes:
+    """Return the body of a response, which may be compressed.
 
     Raises:
-        ToolError: It's an error.
+        ToolError: It's too large.
     """
-    if response.status_code == 429:
-        raise ToolError("The API is rate limiting this server. Try again later.")
-    if response.status_code >= 400:
-        reason = f" {response.reason_phrase}" if response.reason_phrase else ""
-        body = shorten(str(_response_value(response)), _MAX_ERROR_TEXT)
-        raise ToolError(f"HTTP error {response.status_code}:{reason} - {body}")
-    return response
-
-
-def _encode_body(media: str, body: Any) -> tuple[bytes, str]:
-    """Return the body of a request, and its media type."""
-    plain = _plain(media)
-    if plain == FORM and is_object(body):
-        return _encode_form(body).encode(), FORM
-    if plain == MULTIPART and is_object(body):
-        return _encode_multipart(body)
-    return body.encode() if plain == TEXT and isinstance(body, str) else encode(body), media
-
-
-def _encode_form(fields: Mapping[str, Any]) -> str:
-    """Return the fields, encoded as a query or form."""
-    pairs = [
-        (name, "" if each is None else _as_text(each))
-        for name, value in fields.items()
-        for each in (value if is_array(value) else (value,))
-    ]
-    return urlencode(pairs, quote_via=quote)
-
-
-def _encode_multipart(fields: Mapping[str, Any]) -> tuple[bytes, str]:
-    boundary = secrets.token_hex(16)
-    parts: list[str] = []
-    for name, value in fields.items():
-        escaped = name.replace("\\", "\\\\").replace('"', "%22").replace("\r", "%0D").replace("\n", "%0A")
-        for each in value if is_array(value) and value else (value,):  # a body needs at least one part
-            head = f'--{boundary}\r\nContent-Disposition: form-data; name="{escaped}"'
-            parts.append(f"{head}\r\n\r\n{_as_text(each)}\r\n")
-    return f"{''.join(parts)}--{boundary}--\r\n".encode(), f"multipart/form-data; boundary={boundary}"
-
-
-def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else encode(value).decode()
-
-
-def _pairs(argument: Argument, value: Any, given: Collection[Argument]) -> Json:
-    """Return the pairs of one argument in the request with all of the given arguments."""
-    name, form = argument.name, argument.form
-    if argument.place == "body":
-        return {name: value}
-    if argument.place not in ("query", "field") or (form == "json" and not isinstance(value, str)):
-        return {name: _as_text(value)}
-    if is_object(value) and (argument.members is None or argument.members):
-        return _expand(argument, value, given)
-    if is_array(value) and value and form not in ("", "deep"):
-        return {name: form.join(map(_as_text, value))}
-    return {name: value}  # a list becomes several pairs
-
-
-def _expand(argument: Argument, value: Json, given: Collection[Argument]) -> Json:
-    """Return the pairs of an object in a query. None of them can be read as another argument of the request."""
-    deep = argument.form == "deep"
-    others = [each.name for each in given if each.place == "query" and each is not argument]
-    plain_names = {_plain_name(each) for each in others}
-    pairs: Json = {}
-    for key, each in value.items():
-        name = f"{argument.name}[{key}]" if deep else key
-        taken = name.casefold() in map(str.casefold, others) or "[" in key if deep else _plain_name(key) in plain_names
-        if taken or (argument.members is not None and key not in argument.members):
-            raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
-        pairs[name] = each
-    if deep or not argument.form:
-        return pairs
-    return {argument.name: argument.form.join(_as_text(each) for pair in pairs.items() for each in pair)}
-
-
-def _plain_name(name: str) -> str:
-    """Return the name that lenient frameworks read: without brackets, and regardless of case, dots, and spaces."""
-    return re.sub(r"\W", "_", name.partition("[")[0].strip().casefold())
-
-
-def _path(operation: Operation, values: Mapping[str, Any]) -> str:
-    def part(found: re.Match[str]) -> str:
-        if found[1] not in values:
-            raise ToolError(f"Missing required path parameters: {found[1]!r}")
-        value = str(values[found[1]])
-        if not value or has_dot_segment(value):
-            raise ToolError(f"{found[1]} can't be {value[:_MAX_NAME]!r}: that would change the path.")
-        return quote(value, safe="")
-
-    return re.sub(r"\{([^}]+)\}", part, operation.path)
-
-
-def has_dot_segment(path: str) -> bool:
-    """Return whether a path contains a segment such as ``..``, even after repeated decoding."""
-    for _ in range(_MAX_DECODINGS):
-        if any(part in (".", "..") for part in re.split(r"[/\\]", path)):
-            return True
-        decoded = unquote(path)
-        if decoded == path:
-            return False
-        path = decoded
-    return True
-
-
-def _response_value(response: Any) -> Any:
-    try:
-        return response.json()
-    except ValueError:
-        return response.text
+    content = bytearray()
+    async for piece in response.aiter_bytes():
+        content += piece
+        if len(content) > _MAX_REPLY:
+            raise ToolError(f"The API's response is larger than {_MAX_REPLY:,} bytes. Ask for less.")
+    return bytes(content)
 
 
 class OperationTool(Tool):
     """An operation as a tool."""
 
     def __init__(self, name: str, operation: Operation, client: Any) -> None:
-        read = partial(read_arguments, name, operation.input_schema)
-        source = ItemSource(name, partial(_run, client, operation), read, schema=operation.input_schema)
+        names = safe_names(operation.input_schema)
+        schema = with_safe_names(operation.input_schema, names)
+        run = partial(_run, client, operation, names)
+        source = ItemSource(name, run, partial(read_arguments, name, schema), schema=schema)
         super().__init__(source, tags=operation.tags)
-        self._described = {**self._described, **operation.describe(name)}
+        self._described = {**self._described, **operation.describe(name), "inputSchema": schema}
 
 
 def read_arguments(tool: str, schema: Json, raw: Any) -> Json:
-    """Decode arguments, and compare them with the schema.
+    """Decode arguments, and compare them with the schema. A null that it doesn't allow is left out.
 
     The patterns of a document aren't tried, because they could take any time. The API decides.
 
@@ -639,25 +709,21 @@ def read_arguments(tool: str, schema: Json, raw: Any) -> Json:
     """
     try:
         arguments = decode_object(raw)
-        present = {each: value for each, value in arguments.items() if value is not None}
-        problems = describe_problems(schema, present)
+        if None in arguments.values():
+            optional = {**schema, "required": []}
+            for each in [each for each, value in arguments.items() if value is None]:
+                if describe_problems(optional, {each: None}):  # it means that the argument isn't given
+                    del arguments[each]
+        problems = describe_problems(schema, arguments)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
     if problems:
         raise ArgumentError(f"Invalid arguments for tool {tool!r}: {problems}")
+    properties = schema["properties"]
+    for each, value in arguments.items():
+        if isinstance(value, str | float):  # "2" and 2.0 are accepted as 2
+            arguments[each] = _scalar(value, members(properties.get(each)).get("type"))
     return arguments
-
-
-def result_of(operation: Operation, response: Any) -> ToolResult:
-    """Return the tool result for a successful response."""
-    try:
-        value: Any = response.json()
-    except ValueError:
-        value = response.text
-        if operation.output_schema is None:
-            return ToolResult(value)
-    structured = value if is_object(value) and not operation.wrapped else {"result": value}
-    return ToolResult(encode(structured).decode(), structured)
 
 
 def _resource(operation: Operation, name: str, client: Any) -> Resource | Template:
@@ -666,23 +732,16 @@ def _resource(operation: Operation, name: str, client: Any) -> Resource | Templa
 
     async def run(values: Any, call: Call) -> Any:
         try:
-            response = await _call(client, operation, values or {})
+            reply = await _call(client, operation, values or {})
         except ToolError as error:
             raise ProtocolError(INTERNAL_ERROR, str(error)) from error
-        return [EmbeddedResource(resource=_contents(call.name, response))]
+        return [EmbeddedResource(resource=contents_of(call.name, reply))]
 
     schema = {"properties": {each: {"type": "string"} for each in variables}}
     source = ItemSource(name, run, lambda values: values, description=operation.summary_text, schema=schema)
     uri = "/".join((f"resource://{name}", *(f"{{{each}}}" for each in variables)))
     kind = Template if variables else Resource
     return kind(uri, source, mime_type=JSON, tags=operation.tags)
-
-
-def _contents(uri: str, response: Any) -> ResourceContents:
-    kind = response.headers.get("content-type", JSON).partition(";")[0]
-    if kind.startswith("text/") or kind.endswith(("json", "xml")):
-        return ResourceContents(uri, kind, text=response.text)
-    return ResourceContents(uri, kind, blob=response.content)
 
 
 def register(
@@ -693,6 +752,8 @@ def register(
     routes: Sequence[RouteMap] = (),
     names: Mapping[str, str] | None = None,
     choose: Callable[[Operation, RouteKind], RouteKind | None] | None = None,
+    output_schemas: bool = False,
+    hosts: Sequence[str] = (),
 ) -> None:
     """Register the operations of an OpenAPI document.
 
@@ -703,12 +764,15 @@ def register(
         routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
         names: Names of tools and resources by `operationId`.
         choose: Called with each operation and its kind; returns another kind, or None to keep it.
+        output_schemas: Whether tools have output schemas. A response that doesn't fit is an error then.
+        hosts: Origins of other servers that operations may have. They get the client's headers.
 
     Raises:
         ValueError: The document is invalid, or has no server and `client` isn't given.
         ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
     """
-    document = Document(spec)
+    base = "" if client is None else str(client.base_url)
+    document = Document(spec, base=base, hosts=hosts, output_schemas=output_schemas)
     if client is None:
         url = document.url
         if not url.startswith(("http://", "https://")):
@@ -734,12 +798,15 @@ def register(
     document.log_skipped(document.title)
 
 
-async def _call(client: Any, operation: Operation, arguments: Mapping[str, Any]) -> Any:
-    return check_response(await send_by(client, build_request(operation, arguments)))
+async def _call(client: Any, operation: Operation, arguments: Mapping[str, Any]) -> ApiReply:
+    return check_reply(await send_by(client, build_request(operation, arguments)))
 
 
-async def _run(client: Any, operation: Operation, arguments: Any, call: Call) -> ToolResult:
-    return result_of(operation, await _call(client, operation, arguments))
+async def _run(client: Any, operation: Operation, names: Mapping[str, str], arguments: Any, call: Call) -> ToolResult:
+    if names:
+        arguments = {names.get(name, name): value for name, value in arguments.items()}
+    reply = await _call(client, operation, arguments)
+    return result_of(operation.path, operation.output_schema, reply, wrapped=operation.wrapped)
 
 
 def _http() -> Any:
@@ -770,6 +837,10 @@ class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, met
     """URL or file of an OpenAPI document in JSON, the document as a dict, or a FastAPI application."""
     base_url: str = ""
     """Base URL of the API; by default the first server of the document, which must have the document's own origin."""
+    hosts: tuple[str, ...] = ()
+    """Origins of other servers that operations may have: ``https://upload.example.com``. They get the credentials."""
+    output_schemas: bool = False
+    """Whether tools have output schemas. A response that doesn't fit is an error then."""
     tags: tuple[str, ...] = ()
     """Offer only operations with one of these tags."""
     operations: tuple[str, ...] = ()

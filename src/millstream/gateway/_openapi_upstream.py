@@ -17,10 +17,11 @@ from time import monotonic, time
 from typing import Any, ClassVar
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
-from millstream import ToolError
+from millstream import ProtocolError, ToolError
 from millstream._http.client import Inflow
+from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
 from millstream._override import override
@@ -28,7 +29,7 @@ from millstream._protocol.jsonrpc import exceeds_limits
 from millstream._server.calls.call import Call
 from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
-from millstream.client import AccessDenied, ClientError, RequestTimeout, parse_url
+from millstream.client import AccessDenied, ClientError, NotMcp, RequestTimeout, parse_url
 from millstream.client._endpoint import Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
@@ -37,51 +38,25 @@ from millstream.gateway._items import UpstreamTool
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse
 from millstream.gateway._openapi import (
     LOCAL_URL,
-    ApiRequest,
     Document,
     OpenApi,
     Operation,
-    build_request,
-    check_response,
     client_of_app,
-    has_dot_segment,
     is_application,
     read_arguments,
-    result_of,
     send_by,
     unused_name,
     without_properties,
 )
+from millstream.gateway._openapi_reply import MAX_DEPTH, ApiReply, check_reply, decompress, result_of
+from millstream.gateway._openapi_request import ApiRequest, build_request, has_dot_segment
+from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
 from millstream.protocol import NEWEST, encode
 
-MAX_DEPTH = 64
 MAX_OPERATIONS = 1000
 _PATH = re.compile(r"/(?!/)[^\s?#\\]*")
 _HEADER = re.compile(r"[A-Za-z0-9_-]+")
-
-
-class ApiResponse(Struct):
-    """A response of an API, with the interface that `result_of` expects."""
-
-    status_code: int
-    content: bytes
-    reason_phrase: str = ""
-
-    @property
-    def text(self) -> str:
-        """The body as text."""
-        return self.content.decode("utf-8", "replace")
-
-    def json(self) -> Any:
-        """Decode a JSON body.
-
-        Raises:
-            ValueError: The body isn't JSON, or is nested too deeply.
-        """
-        if exceeds_limits(self.content, MAX_DEPTH):
-            raise ValueError("The body is nested too deeply.")
-        return msgspec.json.decode(self.content)
 
 
 def _generate(application: Any) -> Any:
@@ -123,8 +98,10 @@ class ApiTool(UpstreamTool):
         operation = upstream.operations.get(own_name)  # the document may have changed
         if operation is None:
             raise ToolError("The API no longer has this operation.")
-        response = await upstream.request(operation, arguments, call, own_name)
-        return b"{%b}" % encode_result(result_of(operation, response))
+        reply = await upstream.request(operation, arguments, call, own_name)
+        result = result_of(operation.path, operation.output_schema, reply, wrapped=operation.wrapped)
+        meta = b"" if result.meta is None else b',"_meta":%b' % encode(result.meta)
+        return b"{%b%b}" % (encode_result(result), meta)
 
 
 class ApiUpstream(Upstream):
@@ -176,7 +153,7 @@ class ApiUpstream(Upstream):
         for pool in self._pools.values():
             await pool.close()
 
-    async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> Any:
+    async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> ApiReply:
         """Call one operation with the credentials of a caller, and return the response.
 
         Raises:
@@ -198,12 +175,30 @@ class ApiUpstream(Upstream):
                     return await self._observe(exchange, call, name)
                 except AccessDenied as exc:
                     if recovered or credentials is None or not await credentials.recover(call, exc):
-                        raise no_response_error(call, self, exc) from None
+                        raise self._denied_error(call, exc) from None
                     recovered = True
         finally:
             places.leave(call.owner)
 
-    async def _observe(self, exchange: Callable[[], Awaitable[Any]], call: Call, name: str) -> Any:
+    def _denied_error(self, call: Call, exc: AccessDenied) -> ToolError | ProtocolError:
+        """Return the error for a 401 or 403, with the API's own words."""
+        error = no_response_error(call, self, exc)
+        if exc.reply is None or not exc.reply.body:
+            return error
+        text = self._read(exc.reply).error_text
+        return call_error(call, f"{error} {text}" if exc.status == 401 else text)
+
+    def _read(self, reply: HttpReply) -> ApiReply:
+        """Return the response without compression.
+
+        Raises:
+            ToolError: It can't be decompressed, or is too large.
+        """
+        headers = {name.decode("latin-1"): text.decode("latin-1") for name, text in reply.headers.items()}
+        body = decompress(headers.get("content-encoding", ""), reply.body, self.config.max_bytes)
+        return ApiReply(reply.status, headers, body)
+
+    async def _observe(self, exchange: Callable[[], Awaitable[ApiReply]], call: Call, name: str) -> ApiReply:
         """Return the response to a request of a call, and record its outcome.
 
         Raises:
@@ -215,17 +210,21 @@ class ApiUpstream(Upstream):
             raise refused_error(call, self, refusal)
         started = monotonic()
         try:
-            response = await exchange()
+            reply = await exchange()
         except AccessDenied:
             breaker.succeed(monotonic() - started, call, call.method, name)
             raise
         except ClientError as exc:
+            if isinstance(exc, NotMcp) and exc.reply is not None:
+                breaker.succeed(monotonic() - started, call, call.method, name)
+                text = ApiReply(exc.reply.status, {}, b"").error_text  # the address is the operator's
+                raise call_error(call, f"{text} - It redirects to another server, or drops the request.") from None
             self.record_failure(exc, call, call.method, name)
             raise no_response_error(call, self, exc) from None
         breaker.succeed(monotonic() - started, call, call.method, name)
-        return check_response(response)
+        return check_reply(reply)
 
-    async def _exchange(self, request: ApiRequest, call: Call) -> ApiResponse:
+    async def _exchange(self, request: ApiRequest, call: Call) -> ApiReply:
         """Send a request to a path below the base URL.
 
         Raises:
@@ -233,15 +232,14 @@ class ApiUpstream(Upstream):
             ClientError: There was no response.
         """
         config, credentials, base = self.config, self.credentials, self._base
-        if has_dot_segment(request.target.partition("?")[0]):
-            raise ToolError("An argument would change the path.")
-        target = base.target.partition("?")[0].rstrip("/") + request.target
+        target = (
+            request.target if request.host is not None else base.target.partition("?")[0].rstrip("/") + request.target
+        )
+        base = parse_url(request.host) if request.host else base
         auth = None if credentials is None else credentials.auth(credentials.link_key(call))
         endpoint = Endpoint(base, config.headers, self._pool(base, config.max_bytes), auth)
         fields = {"accept": "application/json, */*;q=0.5"}
         for name, value in request.headers.items():
-            if not value.isprintable() or not value.isascii():
-                raise ToolError(f"The header {name} contains characters that aren't allowed in headers.")
             fields[name.lower()] = value
         extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
         method = request.method
@@ -256,7 +254,7 @@ class ApiUpstream(Upstream):
         if reply.stream is not None:
             reply.discard()
             raise ToolError("The API responded with a stream, which a tool can't return.")
-        return ApiResponse(reply.status, reply.body)
+        return self._read(reply)
 
     # The document
 
@@ -302,14 +300,26 @@ class ApiUpstream(Upstream):
             origin, data = await self._load(str(source))
         digest = sha256(data or b"").digest()
         if data is None or digest != self._digest:
-            document = Document(source if data is None else _parse(data))
+            document = self._document(source if data is None else _parse(data), origin)
             operations = await asyncio.to_thread(self._select, document)
-            if self._client is None:
-                self._base = self._base_of(document.url, origin)
             self.operations, self._digest = operations, digest
         tools = {name: each.describe(name) for name, each in self.operations.items()}
         await self._offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
         self._recover()
+
+    def _document(self, spec: Any, origin: Url | None) -> Document:
+        """Return the document, and set the base URL of all requests.
+
+        Raises:
+            ValueError: It isn't an OpenAPI document, or its server can't be used.
+        """
+        openapi, is_local = self.openapi, self._client is not None
+        output_schemas = openapi.output_schemas or is_application(openapi.document)
+        document = Document(spec, base=openapi.base_url, hosts=openapi.hosts, output_schemas=output_schemas)
+        if not is_local:
+            self._base = self._base_of(document.url, origin)
+            document.base = str(self._base)
+        return document
 
     async def _load(self, source: str) -> tuple[Url | None, bytes]:
         """Return the URL of the document, if it has one, and its bytes."""

@@ -33,6 +33,7 @@ from millstream.gateway._names import (
     identity,
     leads_back,
     read_announcement,
+    safe_names,
     with_origin,
 )
 from millstream.gateway._parked_calls import ParkedCalls
@@ -395,6 +396,8 @@ class GatewayPart:
             if leads_back(loops, kind, own_name):
                 looping += 1
                 continue
+            if kind == "tools" and (names := safe_names(each.get("inputSchema"), rules.hidden)):
+                rules = msgspec.structs.replace(rules, names=names)
             description = rules.describe(each)
             name = upstream.names.qualify(kind, description[METHODS[kind][2]])
             if (other := self._claimant(upstream, kind, name)) is not None:

@@ -24,7 +24,7 @@ from millstream._server.features import Run
 from millstream._server.features.resources import Pattern, Template
 from millstream._server.features.sources import Item, require_scopes
 from millstream._server.features.tools import Tool
-from millstream.gateway._names import Names
+from millstream.gateway._names import Names, with_safe_names
 from millstream.gateway._results import Redaction, Redactor, run_aside
 from millstream.protocol import (
     MALFORMED,
@@ -195,6 +195,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     annotations: Mapping[str, Any] = {}
     defaults: Mapping[str, Any] = {}
     hidden: Mapping[str, Any] = {}
+    names: Mapping[str, str] = {}
+    """Name of an argument as callers see it -> the tool's own, where these differ."""
     budget: int = 0
     """Maximum bytes of a result; 0 for no limit."""
     result_seconds: float = 3600.0
@@ -218,6 +220,8 @@ class ItemRules(Struct, frozen=True, kw_only=True):
                     for each in changed["arguments"]
                     if is_object(each) and each.get("name") not in self.hidden
                 ]
+        if self.names:
+            changed["inputSchema"] = with_safe_names(changed["inputSchema"], self.names)
         if self.budget:
             changed.pop("outputSchema", None)  # a preview doesn't match it
         return changed
@@ -243,7 +247,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     @property
     def changes_arguments(self) -> bool:
         """Whether arguments have to be decoded."""
-        return bool(self.defaults or self.hidden or self.arguments is not None)
+        return bool(self.defaults or self.hidden or self.names or self.arguments is not None)
 
     def fill(self, arguments: Any, parameters: Collection[str] = ()) -> Any:
         """Return the arguments for the upstream, as JSON or as a dict like the input.
@@ -261,9 +265,11 @@ class ItemRules(Struct, frozen=True, kw_only=True):
                 given = decode_object(arguments or b"{}")
             except MALFORMED as exc:
                 raise ToolError("The arguments must be a JSON object.") from exc
-        values = {**self.defaults, **given}
+        names = self.names
+        values = {**self.defaults, **{names.get(name, name): value for name, value in given.items()}}
         if self.hidden:  # many programs ignore case in member names
             hidden = {name.casefold() for name in self.hidden}
+            parameters = {names.get(name, name) for name in parameters}
             values = {
                 name: value for name, value in values.items() if name.casefold() not in hidden or name in parameters
             }

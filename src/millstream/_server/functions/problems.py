@@ -107,7 +107,7 @@ def explain(problems: Sequence[Problem], schema: Schema) -> str:
     return f"{problem_text(problems)}. {expected_text(schema)}"
 
 
-def describe_problems(schema: Schema, arguments: Schema) -> str:
+def describe_problems(schema: Schema, arguments: Schema, *, strict: bool = False) -> str:
     """Return what a model has to fix, or an empty string: ``describe_problems(schema, {"copies": "two"})``.
 
     A string that contains a value of the required type is accepted, such as "2" for an integer. Patterns aren't
@@ -116,8 +116,9 @@ def describe_problems(schema: Schema, arguments: Schema) -> str:
     Args:
         schema: The input schema of a tool.
         arguments: The arguments of a call.
+        strict: Refuse a string that contains a value.
     """
-    problems = find_problems(schema, arguments, lax=True, matches=lambda pattern, text: True)
+    problems = find_problems(schema, arguments, lax=not strict, matches=lambda pattern, text: True)
     found = list(islice(problems, MAX_LISTED))
     return explain(found, schema) if found else ""
 

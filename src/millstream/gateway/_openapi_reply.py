@@ -1,0 +1,186 @@
+"""The tool result for an API's response, by its status and its content type."""
+
+import json
+import re
+import zlib
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from millstream import Audio, EmbeddedResource, Image, ResourceContents, ToolError, ToolResult
+from millstream._protocol.foreign import repair_json
+from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
+from millstream._server.functions.problems import describe_problems
+from millstream.gateway._openapi_request import BINARY, JSON, charset_of, is_json, is_text, plain_media
+from millstream.protocol import Json, encode, is_object, shorten
+
+MAX_DEPTH = 64
+"""Maximum depth of a document, and of a response that's read as JSON."""
+_MAX_ERROR_TEXT = 4000
+"""Maximum characters of an error body in a message."""
+_PAGING = re.compile(r"link|location|content-range|x-(?:next|prev|total|page|per-page|pagination|cursor)[a-z-]*")
+"""Headers that callers need for the next request."""
+HEADERS_KEY = "millstream.gateway/headers"
+"""Member of a result's `_meta` with these headers."""
+
+
+class ApiReply(Struct, frozen=True):
+    """An API's response."""
+
+    status: int
+    headers: Mapping[str, str]
+    """Values by lower-case name."""
+    content: bytes
+
+    @property
+    def media(self) -> str:
+        """The content type without parameters."""
+        return plain_media(self.headers.get("content-type", ""))
+
+    @property
+    def text(self) -> str:
+        """The body in its charset. Bytes that don't belong there are replaced."""
+        charset = charset_of(self.headers.get("content-type", "")) or json.detect_encoding(self.content[:4])
+        try:
+            return self.content.decode(charset, "replace").removeprefix("\ufeff")
+        except (LookupError, UnicodeError):  # some codecs aren't for text, and some don't replace
+            return self.content.decode("utf-8", "replace")
+
+    def read_json(self) -> tuple[Any, str] | None:
+        """Return the value of a JSON body, and its text, in which numbers are as the API wrote them.
+
+        Return None for a body of another type. JSON that's called text is read, too, if it's an object or array.
+        """
+        media, content = self.media, self.content.strip()
+        looks_like_json = content[:1] in (b"{", b"[") or content[:3] == b"\xef\xbb\xbf"
+        if not content or not (is_json(media) or (looks_like_json and (not media or is_text(media)))):
+            return None
+        if exceeds_limits(content, MAX_DEPTH):
+            return None
+        try:
+            return msgspec.json.decode(content), msgspec.json.format(content, indent=-1).decode()
+        except MALFORMED:
+            pass
+        try:  # NaN, halves of characters, a byte order mark, or another charset
+            repaired = repair_json(self.text)
+            return msgspec.json.decode(repaired), repaired.decode()
+        except MALFORMED:
+            return None
+
+    @property
+    def error_text(self) -> str:
+        """What a model reads about an error: the status, the API's own words, and when to try again."""
+        status, headers, found = self.status, self.headers, self.read_json()
+        body = found[1] if found else self.text if is_readable(self) else f"({self.media})"
+        parts = [f"HTTP error {status}: {_phrase(status)}".rstrip(": "), shorten(body.strip(), _MAX_ERROR_TEXT)]
+        if 300 <= status < 400 and "location" in headers:
+            parts.append(f"It redirects to {shorten(headers['location'], 200)}.")
+        if when := headers.get("retry-after", "").strip():
+            parts.append(f"Try again in {when} seconds." if when.isdecimal() else f"Try again after {when[:60]}.")
+        return " - ".join(filter(None, parts))
+
+
+def _phrase(status: int) -> str:
+    try:
+        return HTTPStatus(status).phrase
+    except ValueError:
+        return ""
+
+
+def is_readable(reply: ApiReply) -> bool:
+    """Return whether a body is text: by its content type, or because it's UTF-8."""
+    media = reply.media
+    if is_text(media) or is_json(media):
+        return True
+    try:
+        return "\0" not in reply.content.decode()
+    except UnicodeDecodeError:
+        return False
+
+
+def check_reply(reply: ApiReply) -> ApiReply:
+    """Return a response unless it's an error or a redirect.
+
+    Raises:
+        ToolError: It is one.
+    """
+    if 200 <= reply.status < 300:
+        return reply
+    raise ToolError(reply.error_text)
+
+
+def decompress(coding: str, content: bytes, max_bytes: int) -> bytes:
+    """Return a body without the compression that wasn't requested (RFC 9110 §12.5.3).
+
+    Raises:
+        ToolError: It can't be decompressed, or is too large.
+    """
+    coding = coding.strip().lower()
+    if coding in ("", "identity") or not content:
+        return content
+    problem = f"The API compressed its response with {coding[:40]!r}, and it can't be read."
+    if coding not in ("gzip", "x-gzip", "deflate"):
+        raise ToolError(problem)
+    for bits in (47, -15):  # gzip or zlib, or raw deflate, which some servers send
+        reader = zlib.decompressobj(bits)
+        try:
+            found = reader.decompress(content, max_bytes + 1)
+        except zlib.error:
+            continue
+        if len(found) > max_bytes:
+            raise ToolError(f"The API's response is larger than {max_bytes:,} bytes. Ask for less.")
+        if reader.eof:
+            return found
+    raise ToolError(problem)
+
+
+def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped: bool = False) -> ToolResult:
+    """Return the tool result for a successful response.
+
+    Args:
+        path: Path of the operation.
+        output_schema: What the tool promises; None for anything.
+        reply: The response.
+        wrapped: Whether the promise is an object with the member `result`.
+    """
+    found, headers = reply.read_json(), {name: text for name, text in reply.headers.items() if _PAGING.fullmatch(name)}
+    meta = {HEADERS_KEY: headers} if headers else None
+    if output_schema is None:
+        if found is None:
+            return ToolResult([content_of(path, reply)], meta=meta)
+        value, text = found
+        return ToolResult(text, value if is_object(value) else UNSET, meta=meta)
+    value = found[0] if found else reply.text if wrapped and is_readable(reply) else UNSET
+    structured = {"result": value} if wrapped else value
+    problems = (
+        describe_problems(output_schema, structured, strict=True)
+        if value is not UNSET and is_object(structured)
+        else "it isn't a JSON object"
+    )
+    if problems:
+        about = f"The response doesn't fit the API's own document ({problems}). This is the response:"
+        return ToolResult([about, content_of(path, reply)], is_error=True, meta=meta)
+    return ToolResult(encode(structured).decode(), structured, meta=meta)
+
+
+def content_of(path: str, reply: ApiReply) -> str | Image | Audio | EmbeddedResource:
+    """Return a body as content: an image, audio, text, or else an embedded resource."""
+    media, content = reply.media, reply.content
+    kind = media.partition("/")[0]
+    if content and kind in ("image", "audio") and not is_text(media):
+        return (Image if kind == "image" else Audio)(content, media)
+    if is_readable(reply):
+        return reply.text
+    return EmbeddedResource(f"api:{quote(path)}", blob=content, mime_type=media or BINARY)
+
+
+def contents_of(uri: str, reply: ApiReply) -> ResourceContents:
+    """Return a body as the contents of a resource."""
+    media = reply.media or JSON
+    if is_text(media) or is_json(media):
+        return ResourceContents(uri, media, text=reply.text)
+    return ResourceContents(uri, media, blob=reply.content)

@@ -1,0 +1,461 @@
+"""The request for one operation of an API: where each argument goes, and how its value is written there.
+
+The styles are those of OpenAPI 3.1.1, Style Values, which are RFC 6570's for ``simple``, ``label``, ``matrix``, and
+``form``. A body is written by its media type.
+"""
+
+import mimetypes
+import re
+import secrets
+from base64 import b64decode
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any
+from urllib.parse import quote, unquote, unquote_to_bytes
+
+from msgspec import Struct
+
+from millstream import ToolError
+from millstream.protocol import Confidential, Json, encode, is_array, is_object
+
+FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
+DEEP = "deepObject"
+BINARY = "application/octet-stream"
+_MAX_DECODINGS = 5
+_MAX_NAME = 56
+"""Maximum characters of a name or value in an error."""
+_LEADS = {"label": (".", "."), "matrix": (";", ";")}
+"""Style -> what precedes a value in a path, and what separates exploded items."""
+_SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " ", "tabDelimited": "\t"}
+"""Style -> what separates items that aren't exploded; a comma for all others."""
+_RESERVED = ":/?@!$'()*,=[]"
+"""Reserved characters that can't end a parameter (``allowReserved``)."""
+_TEXT = re.compile(
+    r"text/.*|.*[/+](?:xml|yaml|javascript|csv|graphql|sql|jsonl)|application/(?:x-)?(?:ndjson|yaml|toml)|.*\+xml"
+)
+_QUOTED = str.maketrans({"\\": "\\\\", '"': "%22", "\r": "%0D", "\n": "%0A"})
+
+
+class Argument(Struct, frozen=True, eq=False):
+    """Where a tool's argument goes in the request."""
+
+    name: str
+    """Name in the API."""
+    place: str
+    """``path``, ``query``, ``header``, ``cookie``, ``field`` of the body, or ``body``."""
+    style: str = "form"
+    explode: bool = True
+    members: frozenset[str] | None = frozenset()
+    """Properties of an object that become pairs of their own; None for any."""
+    media: str = ""
+    """Media type of the value: of a parameter with `content`, or of a part."""
+    allows_reserved: bool = False
+    is_binary: bool = False
+    """Whether the value is base64, and sent as bytes."""
+    file_name: str = ""
+    """The argument with the file's name."""
+    part_headers: str = ""
+    """Header lines of a part, which the document fixes."""
+
+
+class RequestTemplate(Struct, frozen=True, kw_only=True):
+    """The part of an operation from which requests are built."""
+
+    path: str
+    method: str
+    arguments: Mapping[str, Argument]
+    """Arguments by the names that models use."""
+    media: str = ""
+    """Media type of the body; empty without one."""
+    needs_body: bool = False
+    """Whether a body is sent even if it has no members."""
+    takes_members: bool = False
+    """Whether arguments with other names become members of the body."""
+    prefix: str = ""
+    """Path of the operation's own server."""
+    host: str | None = None
+    """Where `prefix` begins: at the base URL (None), at the root of the base URL's origin (empty), or at an origin."""
+
+
+class ApiRequest(Confidential, Struct, frozen=True):
+    """A request to an API."""
+
+    method: str
+    target: str
+    """Path and query."""
+    headers: dict[str, str]
+    content: bytes | None
+    host: str | None = None
+    """See `RequestTemplate.host`."""
+
+
+class _Draft(Struct):
+    """The parts of a request that is being built."""
+
+    given: list[tuple[Argument, Any]]
+    path: dict[str, str] = {}
+    query: list[str] = []
+    headers: dict[str, str] = {}
+    cookies: list[str] = []
+    body: list[tuple[Argument, Any]] = []
+
+
+def build_request(
+    template: RequestTemplate, arguments: Mapping[str, Any], headers: Mapping[str, str] = {}
+) -> ApiRequest:
+    """Return the request for one operation of an API.
+
+    Args:
+        template: Operation to call.
+        arguments: Arguments of its tool.
+        headers: Additional headers, which override those of arguments.
+
+    Raises:
+        ToolError: An argument is missing, changes the path, or can't be sent.
+    """
+    draft, known, media = _Draft([]), template.arguments, template.media
+    encode_body = _BODIES[kind_of_body(media)] if media else None
+    for name, value in arguments.items():
+        argument = known.get(name) or (Argument(name, "field") if template.takes_members else None)
+        if argument is not None and (value is not None or encode_body is _json_body):
+            draft.given.append((argument, value))
+    for argument, value in draft.given:
+        if value is not None or argument.place in ("field", "body"):
+            _WRITERS[argument.place](draft, argument, value)
+    fields = draft.headers
+    if draft.cookies:
+        fields["cookie"] = "; ".join(draft.cookies)
+    if headers:
+        fields = {name: each for name, each in fields.items() if name.lower() not in headers} | dict(headers)
+    content: bytes | None = None
+    if encode_body is not None and (draft.body or template.needs_body):
+        content, fields["content-type"] = encode_body(media, draft.body, arguments)
+    target = _path(template, draft.path)
+    if draft.query:
+        target += ("&" if "?" in target else "?") + "&".join(draft.query)
+    return ApiRequest(template.method, target, fields, content, template.host)
+
+
+# Media types
+
+
+def plain_media(media: str) -> str:
+    """Return a media type without parameters."""
+    return media.partition(";")[0].strip().lower()
+
+
+def is_json(media: str) -> bool:
+    """Return whether a media type is JSON."""
+    return media == JSON or media.endswith("+json") or media in ("*/*", "application/*", "text/json")
+
+
+def is_text(media: str) -> bool:
+    """Return whether a media type is text."""
+    return _TEXT.fullmatch(media) is not None
+
+
+def charset_of(media: str) -> str:
+    """Return the charset of a media type, or an empty string."""
+    found = re.search(r";\s*charset\s*=\s*[\"']?([\w.:-]+)", media, re.IGNORECASE)
+    return found[1] if found else ""
+
+
+def kind_of_body(media: str) -> str:
+    """Return how a body is written: as ``json``, ``multipart``, ``form``, ``text``, or ``bytes``."""
+    plain = plain_media(media)
+    if is_json(plain):
+        return "json"
+    if plain == FORM:
+        return "form"
+    return "multipart" if plain.startswith("multipart/") else "text" if is_text(plain) else "bytes"
+
+
+# Bodies: media type, members, and all arguments -> bytes and content type
+
+_Members = Sequence[tuple[Argument, Any]]
+
+
+def _json_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
+    whole = next((value for argument, value in given if argument.place == "body"), ...)
+    body = {argument.name: value for argument, value in given} if whole is ... else whole
+    return encode(body), JSON if "*" in media else media
+
+
+def _form_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
+    if given and given[0][0].place == "body" and not is_object(given[0][1]):
+        return _text(given[0][1]).encode(), media
+    pairs = (pair for argument, value in given for pair in _pairs(argument, value, given, _escape(argument)))
+    return "&".join(map("=".join, pairs)).encode(), media
+
+
+def _multipart_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
+    boundary, parts = secrets.token_hex(16), list[bytes]()
+    for argument, whole in given:
+        names = arguments.get(argument.file_name)
+        for number, (name, value) in enumerate(_parts(argument, whole, given)):
+            head = f'form-data; name="{name.translate(_QUOTED)}"'
+            content, kind = _content(argument, value)
+            if argument.is_binary:
+                file_name = str((names[number : number + 1] or ("",))[0]) if is_array(names) else str(names or "")
+                kind = _file_type(argument.media, file_name, kind)
+                file_name = file_name or name + (mimetypes.guess_extension(kind) or "")
+                head += f'; filename="{file_name.translate(_QUOTED)}"'
+            head += f"\r\nContent-Type: {kind}" if kind else ""
+            head = f"--{boundary}\r\nContent-Disposition: {head}\r\n{argument.part_headers}\r\n"
+            parts += head.encode(), content, b"\r\n"
+    return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"{plain_media(media)}; boundary={boundary}"
+
+
+def _plain_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
+    if not given:
+        return b"", media
+    argument, value = given[0]
+    content, kind = _content(argument, value, media)
+    if "*" in media:
+        media = kind if fnmatch(kind, plain_media(media)) else BINARY if argument.is_binary else "text/plain"
+    return content, media
+
+
+_BODIES: Mapping[str, Callable[[str, _Members, Mapping[str, Any]], tuple[bytes, str]]] = {
+    "json": _json_body, "multipart": _multipart_body, "form": _form_body, "text": _plain_body, "bytes": _plain_body,
+}  # fmt: skip
+
+
+def _parts(argument: Argument, value: Any, given: _Members) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a value in a multipart body."""
+    if argument.place == "body" and is_object(value):
+        yield from value.items()
+    elif argument.members is None or not argument.explode:
+        yield from _pairs(argument, value, given, str)
+    elif is_array(value) and value and not is_json(plain_media(argument.media)):
+        yield from ((argument.name, each) for each in value)
+    else:
+        yield argument.name, value  # a body needs at least one part, so this can be an empty list
+
+
+def _content(argument: Argument, value: Any, media: str = "") -> tuple[bytes, str]:
+    """Return the bytes of a value, and their media type if it's known.
+
+    Raises:
+        ToolError: It isn't base64, or has characters that the charset lacks.
+    """
+    media = media or argument.media
+    if argument.is_binary:
+        return _read_file(argument.name, str(value))
+    kind = media or (JSON if is_object(value) or is_array(value) else "")
+    try:
+        return _text(value).encode(charset_of(media) or "utf-8"), kind
+    except (LookupError, UnicodeEncodeError):
+        raise ToolError(f"{argument.name} has characters that can't be sent as {media}.") from None
+
+
+def _read_file(name: str, text: str) -> tuple[bytes, str]:
+    """Return the bytes and the media type of a file in base64 or in a data URI (RFC 2397)."""
+    kind = ""
+    try:
+        if text.startswith("data:"):
+            head, _, text = text.removeprefix("data:").partition(",")
+            kind = plain_media(head)
+            if not head.endswith(";base64"):
+                return unquote_to_bytes(text), kind
+        return b64decode(re.sub(r"[\r\n]", "", text).translate(_URL_SAFE), validate=True), kind
+    except ValueError:
+        raise ToolError(f"{name} must be base64, because it's sent as a file.") from None
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def _file_type(allowed: str, file_name: str, known: str) -> str:
+    """Return the media type of a file: one that the document allows, if possible."""
+    types = [plain_media(each) for each in allowed.split(",") if each.strip()]
+    guess = known or mimetypes.guess_type(file_name)[0] or ""
+    if guess and (not types or any(fnmatch(guess, each) for each in types)):
+        return guess
+    return next((each for each in types if "*" not in each), BINARY)
+
+
+def _text(value: Any) -> str:
+    """Return a value as text: strings as they are, all others as JSON."""
+    if isinstance(value, str):
+        return value
+    return "" if value is None else encode(value).decode()
+
+
+# Parameters: place and style -> text or pairs
+
+_quote = partial(quote, safe="")
+_quote_reserved = partial(quote, safe=_RESERVED)
+_Escape = Callable[[str], str]
+
+
+def _escape(argument: Argument) -> _Escape:
+    return _quote_reserved if argument.allows_reserved else _quote
+
+
+def _write_path(draft: _Draft, argument: Argument, value: Any) -> None:
+    draft.path[argument.name] = _join(argument, value, _quote)
+
+
+def _write_query(draft: _Draft, argument: Argument, value: Any) -> None:
+    draft.query += map("=".join, _pairs(argument, value, draft.given, _escape(argument)))
+
+
+def _write_header(draft: _Draft, argument: Argument, value: Any) -> None:
+    text = _join(argument, value, str)
+    if not (text.isascii() and text.isprintable()):
+        raise ToolError(f"The header {argument.name} contains characters that aren't allowed in headers.")
+    draft.headers[argument.name] = text
+
+
+def _write_cookie(draft: _Draft, argument: Argument, value: Any) -> None:
+    draft.cookies.append(f"{argument.name}={_join(argument, value, quote)}")
+
+
+def _write_body(draft: _Draft, argument: Argument, value: Any) -> None:
+    draft.body.append((argument, value))
+
+
+_WRITERS: Mapping[str, Callable[[_Draft, Argument, Any], None]] = {
+    "path": _write_path, "query": _write_query, "header": _write_header, "cookie": _write_cookie,
+    "field": _write_body, "body": _write_body,
+}  # fmt: skip
+
+
+def _join(argument: Argument, value: Any, escape: _Escape) -> str:
+    """Return a value as one text in the style of an argument."""
+    if argument.media:
+        return escape(_write_content(argument, value))
+    style, exploded = argument.style, argument.explode
+    lead, between = _LEADS.get(style, ("", ","))
+    separator = between if exploded else _SEPARATORS.get(style, ",")
+    if is_object(value):
+        pairs = [(escape(key), escape(_text(each))) for key, each in value.items()]
+        items = list(map("=".join, pairs)) if exploded else [text for pair in pairs for text in pair]
+    else:
+        items = [escape(_text(each)) for each in (value if is_array(value) else (value,))]
+    if style == "matrix" and not (exploded and is_object(value)):
+        items = items if exploded else [separator.join(items)]
+        items = [f"{argument.name}={each}" if each else argument.name for each in items]
+    return lead + separator.join(items) if items else ""
+
+
+def _write_content(argument: Argument, value: Any) -> str:
+    """Return the value of a parameter with `content`."""
+    return encode(value).decode() if is_json(plain_media(argument.media)) else _text(value)
+
+
+def _pairs(argument: Argument, value: Any, given: _Members, escape: _Escape) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of a value in a query or form. An empty list or object has none."""
+    if argument.media:
+        value = _write_content(argument, value)
+    is_exploded = argument.explode or argument.style == DEEP
+    if is_object(value) and (argument.members is None or argument.members):
+        _check_members(argument, value, given)
+        items = [text for key, each in value.items() for text in (key, _text(each))]
+    elif is_array(value):
+        items = list(map(_text, value))
+    else:
+        yield escape(argument.name), escape(_text(value))
+        return
+    if is_exploded:
+        for name, each in _leaves(argument, value):
+            for item in each if is_array(each) else (each,):
+                yield escape(name), escape(_text(item))
+    elif items:
+        separator = _SEPARATORS.get(argument.style)
+        yield escape(argument.name), (escape(separator) if separator else ",").join(map(escape, items))
+
+
+def _leaves(argument: Argument, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the members of an exploded object or list. A value that's a list becomes several pairs."""
+    if argument.style == DEEP:
+        is_plain = is_array(value) and not any(map(is_object, value))
+        yield from ((f"{argument.name}[]", value),) if is_plain else _flatten(argument.name, value)
+    elif is_object(value):
+        yield from value.items()
+    else:
+        yield argument.name, value
+
+
+def _check_members(argument: Argument, value: Json, given: _Members) -> None:
+    """Check that no member of an object can be read as another argument of the request.
+
+    Raises:
+        ToolError: One can.
+    """
+    deep = argument.style == DEEP
+    others = [each.name for each, _ in given if each.place == argument.place and each is not argument]
+    plain_names = {_plain_name(each) for each in others}
+    for key in value:
+        if deep:
+            taken = f"{argument.name}[{key}]".casefold() in map(str.casefold, others) or "[" in key or "]" in key
+        else:
+            taken = _plain_name(key) in plain_names
+        if taken or (argument.members is not None and key not in argument.members):
+            raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
+
+
+def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the pairs of a nested value: ``a[b][c]=1``. OpenAPI leaves nesting open; most servers read this."""
+    if is_object(value):
+        for key, each in value.items():
+            if "[" in key or "]" in key:
+                raise ToolError(f"{name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
+            yield from _flatten(f"{name}[{key}]", each)
+    elif is_array(value) and any(is_object(each) or is_array(each) for each in value):
+        for number, each in enumerate(value):
+            yield from _flatten(f"{name}[{number}]", each)
+    else:
+        yield name, value
+
+
+def _plain_name(name: str) -> str:
+    """Return the name that lenient frameworks read: without brackets, and regardless of case, dots, and spaces."""
+    return re.sub(r"\W", "_", name.partition("[")[0].strip().casefold())
+
+
+# The path
+
+
+def _path(template: RequestTemplate, values: Mapping[str, str]) -> str:
+    """Return the path with its variables.
+
+    Raises:
+        ToolError: A variable is missing, or changes the path.
+    """
+
+    def part(found: re.Match[str]) -> str:
+        value = values.get(found[1])
+        if value is None:
+            raise ToolError(f"Missing required path parameters: {found[1]!r}")
+        if not value or (("." in value or "%" in value) and has_dot_segment(value)):
+            raise ToolError(f"{found[1]} can't be {unquote(value)[:_MAX_NAME]!r}: that would change the path.")
+        return value
+
+    path = template.prefix + _VARIABLE.sub(part, template.path)
+    # Several values in one segment can make a dot segment together, or with the text between them.
+    if values and ("." in path or "%2" in path) and has_dot_segment(path):
+        raise ToolError("These arguments would change the path together.")
+    return path
+
+
+_VARIABLE = re.compile(r"\{([^{}]+)\}")
+
+
+def path_variables(path: str) -> list[str]:
+    """Return the names of a path's variables."""
+    return list(dict.fromkeys(_VARIABLE.findall(path)))
+
+
+def has_dot_segment(path: str) -> bool:
+    """Return whether a path contains a segment such as ``..``, even after repeated decoding."""
+    for _ in range(_MAX_DECODINGS):
+        if any(part in (".", "..") for part in re.split(r"[/\\]", path)):
+            return True
+        decoded = unquote(path)
+        if decoded == path:
+            return False
+        path = decoded
+    return True
