@@ -8,7 +8,7 @@ transport.
 import asyncio
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from time import perf_counter
 from typing import Any, cast
@@ -194,6 +194,10 @@ class Dispatcher:
     def serve(self, handlers: Mapping[str, Handler]) -> None:
         """Add handlers by method."""
         self._handlers.update(handlers)
+
+    def wrap(self, methods: Collection[str], around: Callable[[Handler, Call], Awaitable[bytes]]) -> None:
+        """Serve methods through a function, which receives the handler and the call."""
+        self._handlers.update({method: partial(around, self._handlers[method]) for method in methods})
 
     async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901, PLR0912  one frame for each call
         """Run one call and return its answer.

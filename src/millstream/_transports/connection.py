@@ -151,7 +151,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             if kept is None:
                 return None
             if kept.method == "notifications/initialized" and self._stop_watching is None and self.session is not None:
-                self._stop_watching = dispatcher.services.changes.watch(self._forward_change)
+                self._stop_watching = dispatcher.services.changes.watch(self._forward_change, self.session.id)
             dispatcher.control.notify(kept, self.id)
             if kept.method in dispatcher.registry.notification_handlers:
                 alone = is_per_request(message)

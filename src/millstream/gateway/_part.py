@@ -10,8 +10,10 @@ import msgspec
 
 from millstream._http.client import ArrivingBytes
 from millstream._parts import PartHost
+from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
+from millstream._server.features.registry import Handler
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.client import TargetError
@@ -138,6 +140,7 @@ class GatewayPart:
         host.services.changes.source = self
         host.find_resources(self._find_unlisted)
         self.definition.connected = True
+        host.dispatcher.wrap([method for method, *_ in METHODS.values()], self._list)
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = self
@@ -427,14 +430,22 @@ class GatewayPart:
         if (catalog.prompts or catalog.templates) and not BY_DATE[catalog.revision].completions_capability:
             registry.offer("completions")
 
+    async def _list(self, handler: Handler, call: Call) -> bytes:
+        """Return a page of a list, after lists that have to be read for it."""
+        if stale := [each.freshen() for each in self.upstreams.values() if each.is_stale]:
+            await asyncio.gather(*stale)
+        return await handler(call)
+
     def _merge_hints(self) -> None:
         """Combine the cache hints: the shortest lifetime, and private if any upstream's list is.
 
-        Nothing can be cached while an upstream has no lists yet.
+        Nothing can be cached while an upstream has no lists yet, or is asked each time.
         """
         merged: dict[str, tuple[int, bool]] = {}
         for upstream in self.upstreams.values():
-            hints = upstream.catalog.hints if upstream.catalog.taken_at else _NO_CACHE
+            hints = upstream.catalog.hints if upstream.catalog.taken_at else {}
+            if not upstream.catalog.taken_at or upstream.is_asked:
+                hints = _NO_CACHE | {kind: (0, private) for kind, (_, private) in hints.items()}
             for kind, (ttl_ms, private) in hints.items():
                 before = merged.get(kind, (ttl_ms, False))
                 merged[kind] = min(before[0], ttl_ms), before[1] or private

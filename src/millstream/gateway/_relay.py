@@ -30,6 +30,7 @@ from millstream._protocol.revisions import project_conversation, project_form
 from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import ClientRefusal
+from millstream._server.calls.services import LIST_CHANGED, UPDATED
 from millstream.client.lowlevel import Conversation, Notification
 from millstream.gateway._results import Redactor
 from millstream.protocol import (
@@ -352,6 +353,8 @@ logger = logging.getLogger("millstream.gateway")
 
 LOG = "notifications/message"
 COMPLETE = "notifications/elicitation/complete"
+CHANGES = {method: kind for kind, method in LIST_CHANGED.items()} | {UPDATED: ""}
+"""Notification of a change -> the kind of the list; empty for a resource."""
 MAX_QUEUED = 256
 """Maximum notifications of one call waiting for a slow client; beyond that, the oldest are dropped."""
 MAX_QUEUED_BYTES = 1024 * 1024
@@ -531,7 +534,13 @@ class Relays:
     """The process or connection that `_users` used."""
 
     def __init__(
-        self, name: str, abilities: bytes, *, in_process: bool, log: Callable[[str, int], object] | None
+        self,
+        name: str,
+        abilities: bytes,
+        *,
+        in_process: bool,
+        log: Callable[[str, int], object] | None,
+        on_change: Callable[[str, bytes], None],
     ) -> None:
         """Create an empty table.
 
@@ -540,11 +549,13 @@ class Relays:
             abilities: Capabilities that the connection declares, see `abilities_of`.
             in_process: Whether the upstream is a server of this process, which sends nothing about calls that are over.
             log: For a process, writes a line of its output to the gateway's log.
+            on_change: Called with the method and parameters of each announced change.
         """
         self._name = name
         self._abilities = abilities
         self._in_process = in_process
         self._log = log
+        self._on_change = on_change
         self._users: set[str] = set()
         """Owners that may have caused a message: principals that have called, and others that gave up a call. Two are
         enough to know that the connection has several.
@@ -626,6 +637,8 @@ class Relays:
         if method == COMPLETE:  # its id identifies the client
             for recipient in self.recipients.values():
                 recipient.notify(COMPLETE, params)
+        elif method in CHANGES:
+            self._on_change(method, params)
         elif method == LOG or method not in NOTIFICATIONS:  # a log message, or one of an extension
             found = self.find(notification.request_id)
             if found is not None:

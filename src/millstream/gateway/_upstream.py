@@ -17,10 +17,10 @@ from millstream._http.client import ArrivingBytes, Inflow
 from millstream._override import override
 from millstream._parts import PartHost
 from millstream._protocol.errors import closest_name
-from millstream._protocol.notifications import SubscriptionFilter
+from millstream._protocol.notifications import ResourceUpdatedNotificationParams, SubscriptionFilter
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
-from millstream._server.calls.services import ServerChange
+from millstream._server.calls.services import ServerChange, SessionChange
 from millstream._server.features.sources import Item
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all, retry_delay
@@ -67,15 +67,27 @@ from millstream.gateway._policy import Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
-from millstream.gateway._relay import ALL_ABILITIES, Relays, abilities_of, can_ask, limit_abilities, logger
-from millstream.protocol import BY_DATE, NEWEST_HANDSHAKE, TASKS, Json, Revision, SuggestionMeta
+from millstream.gateway._relay import ALL_ABILITIES, CHANGES, Relays, abilities_of, can_ask, limit_abilities, logger
+from millstream.protocol import (
+    BY_DATE,
+    MALFORMED,
+    NEWEST_HANDSHAKE,
+    TASKS,
+    Json,
+    Revision,
+    SuggestionMeta,
+    decoder,
+)
 
 if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
 
 State = Literal["connecting", "ready", "degraded"]
+_decode_resource = decoder(ResourceUpdatedNotificationParams)
 
 CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
+_MIN_LISTED = 1.0
+"""Minimum seconds between two times that the lists are read because a client asks."""
 _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
 _OTHER_CONNECTIONS = 28
@@ -348,6 +360,10 @@ class Upstream:
         """Set when the lists have to be fetched again."""
         self._announced_kinds: set[str] = set()
         """Kinds of lists that the upstream said have changed."""
+        self._listed = asyncio.Event()
+        """Set when the lists have been fetched."""
+        self._listed_at = 0.0
+        """Monotonic time of that; 0 before."""
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were logged, because each refresh finds the same."""
 
@@ -483,6 +499,7 @@ class Upstream:
             limit_abilities(ALL_ABILITIES, self.policy.questions) if everything else key.capabilities,
             in_process=isinstance(self._target, _SharedServer),
             log=None if self.processes is None else self.processes.log.write,
+            on_change=partial(self._take_change, key),
         )
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
         if self.processes is not None:
@@ -596,6 +613,8 @@ class Upstream:
         renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self._offer(found, announced)
         self._recover()
+        self._listed_at = monotonic()
+        self._listed.set()
         await self._stored_catalog.save(found, renew=renew)
 
     async def _offer(self, found: Catalog, announced: Collection[str] = ()) -> None:
@@ -650,6 +669,38 @@ class Upstream:
         """Read the lists again now."""
         self._refresh_event.set()
 
+    def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
+        """Take an announced change. Servers announce changes of their lists on whichever connection caused them."""
+        if kind := CHANGES[method]:
+            self._announced_kinds.add(kind)
+            self._refresh_event.set()
+        elif key.affinity:  # a subscription on another connection doesn't report it
+            with contextlib.suppress(*MALFORMED):
+                uri = self.names.uri(_decode_resource(params).uri)
+                change = SessionChange("updated", uri, session=key.affinity)
+                self.gateway.host.services.changes.emit(change)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether lists are read when a client asks: those of a program in this process, which costs little, and those
+        that their upstream calls stale at once.
+        """
+        return isinstance(self._target, Program) or 0 in (ttl_ms for ttl_ms, _ in self.catalog.hints.values())
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a list should wait for `freshen`, at most once a second."""
+        waits = self.state == "ready" and 0 < self._listed_at < monotonic() - _MIN_LISTED
+        return waits and (self.is_asked or self._refresh_event.is_set())
+
+    async def freshen(self) -> None:
+        """Read the lists again, and wait for them for a limited time."""
+        self._refresh_event.set()
+        self._listed.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.config.start_timeout):
+                await self._listed.wait()
+
     async def _keep_fresh(self, conversation: Conversation) -> None:
         """Refresh the lists when the upstream announces a change, and when they're stale."""
         while self.lister.handshake is self._in_sessions:
@@ -676,9 +727,7 @@ class Upstream:
         try:
             async with conversation.watch(wanted) as changes:
                 subscribed.set()
-                async for change in changes:
-                    if change.kind in METHODS:
-                        self._announced_kinds.add(change.kind)
+                async for _ in changes:  # `_take_change` knows the kind; after an interruption, there's none
                     self._refresh_event.set()
         except ServerError as exc:
             logger.debug("%s doesn't report changes: %s", self.name, exc)

@@ -69,6 +69,14 @@ class Broadcast(ServerChange, frozen=True, gc=False):
         return not self.extension or self.extension in client.extensions or self.extension in client.experimental
 
 
+class SessionChange(ServerChange, frozen=True, gc=False):
+    """A change that concerns only one session."""
+
+    session: str = ""
+    message: bytes = b""
+    """The encoded notification, if it's passed on unchanged and without regard to subscriptions."""
+
+
 ANY_UPDATE = ServerChange("updated")
 """Updates may have been lost. Watchers of resources must report all of them as changed."""
 
@@ -96,7 +104,9 @@ def session_messages(
         subscribed: The resources that it has subscribed to.
         reports: Returns whether the caller may know of an update, which can change after the subscription.
     """
-    if change.kind == "updated":
+    if isinstance(change, SessionChange) and change.message:
+        yield message
+    elif change.kind == "updated":
         for uri in filter(reports, affected_uris(change, subscribed)):
             yield message if uri == change.uri else encode_change(ServerChange("updated", uri))
     elif not isinstance(change, Broadcast) or change.reaches(client):
@@ -109,7 +119,7 @@ Watcher = Callable[[ServerChange, bytes], None]
 
 def encode_change(change: ServerChange) -> bytes:
     """Return the encoded notification of a change, without subscription data."""
-    if isinstance(change, Broadcast):
+    if isinstance(change, Broadcast | SessionChange) and change.message:
         return change.message
     prepared = _LIST_MESSAGES.get(change.kind)
     return prepared if prepared is not None else notification_message(UPDATED, {"uri": change.uri})
@@ -147,14 +157,25 @@ class ChangeFeed:
 
     def __init__(self) -> None:
         self._watchers: dict[object, Watcher] = {}
+        self._sessions: dict[str, object] = {}
+        """Session -> its newest watcher."""
 
-    def watch(self, watcher: Watcher) -> Callable[[], None]:
-        """Add a watcher. Return a function that removes it."""
+    def watch(self, watcher: Watcher, session: str = "") -> Callable[[], None]:
+        """Add a watcher. Return a function that removes it.
+
+        Args:
+            watcher: The watcher.
+            session: The session whose `SessionChange` changes it receives.
+        """
         token = object()
         self._watchers[token] = watcher
+        if session:
+            self._sessions[session] = token
 
         def stop() -> None:
             self._watchers.pop(token, None)
+            if self._sessions.get(session) is token:
+                del self._sessions[session]
 
         return stop
 
@@ -163,11 +184,15 @@ class ChangeFeed:
         return len(self._watchers)
 
     def emit(self, change: ServerChange) -> None:
-        """Notify every watcher."""
-        if not self._watchers:
+        """Notify every watcher, or that of the session which the change concerns."""
+        watchers = self._watchers
+        if isinstance(change, SessionChange):
+            token = self._sessions.get(change.session)
+            watchers = {} if token is None else {token: watchers[token]}
+        if not watchers:
             return
         message = encode_change(change)
-        for watcher in list(self._watchers.values()):
+        for watcher in list(watchers.values()):
             try:
                 watcher(change, message)
             except Exception:  # such as one of a `visible` function, which must not affect other callers
