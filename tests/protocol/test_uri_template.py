@@ -314,3 +314,14 @@ def test_matcher_agrees_with_backtracking(parts: list[str], uri: str) -> None:
     matches = match(template, uri) is not None
     possible = re.fullmatch(pattern, uri) is not None
     assert matches == possible or ("." in uri and not matches)
+
+
+def test_a_template_matches_normal_forms() -> None:
+    for template, uri, values in (
+        ("Shop://Items/{number}", "shop://items/3", {"number": "3"}),
+        ("live://café/{word}", "live://caf%C3%A9/x", {"word": "x"}),
+        ("memo://a/../{x}", "memo://a/y", {"x": "y"}),
+        ("http://Example.com:80{?q}", "http://example.com/?q=1", {"q": "1"}),
+        ("users://{Name}/profile", "users://Ada/profile", {"Name": "Ada"}),
+    ):
+        assert UriTemplate(template).match(uri) == values, template

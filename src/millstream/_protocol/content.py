@@ -5,19 +5,34 @@ The `type` field is a msgspec tag, which the unions at the end of this module de
 for older revisions.
 """
 
-from typing import Annotated, Any, ClassVar, Literal, TypedDict, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, cast, get_args
 
-from msgspec import UNSET, Meta, Struct, UnsetType, field
+from msgspec import UNSET, Meta, Struct, StructMeta, UnsetType, field
 from msgspec.structs import force_setattr
 
 from millstream._protocol.errors import SuggestionMeta
 from millstream._protocol.jsonrpc import Json
+from millstream._protocol.uri import check_uri
 
 Role = Literal["user", "assistant"]
 
 
 class Wire(Struct, frozen=True, omit_defaults=True, rename="camel"):
     """The base of all types in this module: frozen, camelCase on the wire, defaults omitted."""
+
+
+if TYPE_CHECKING:
+    _UriMeta = StructMeta
+else:
+
+    class _UriMeta(StructMeta):
+        """Checks the `uri` that a program writes. Those that arrive from a peer are decoded without this check."""
+
+        def __call__(cls, *positional: object, **given: object) -> object:  # noqa: N805  it's a metaclass
+            made = super().__call__(*positional, **given)
+            if made.uri:  # contents without one get that of their resource
+                check_uri(cls.__name__, made.uri)
+            return made
 
 
 class Annotations(Wire, frozen=True, metaclass=SuggestionMeta):
@@ -111,8 +126,12 @@ class Audio(Block, frozen=True, tag="audio", metaclass=SuggestionMeta):
     mime_type: str
 
 
-class ResourceLink(Block, frozen=True, tag="resource_link"):
-    """A link to a resource that the client can read: ``ResourceLink("book://1", "The first book")``."""
+class ResourceLink(Block, frozen=True, tag="resource_link", metaclass=_UriMeta):
+    """A link to a resource that the client can read: ``ResourceLink("book://1", "The first book")``.
+
+    Raises:
+        ValueError: `uri` isn't a URI. Clients would refuse the whole result.
+    """
 
     uri: str
     name: str
@@ -123,8 +142,12 @@ class ResourceLink(Block, frozen=True, tag="resource_link"):
     icons: list[Icon] | None = None
 
 
-class ResourceContents(Wire, frozen=True):
-    """The contents of a resource, as `text` or `blob`: ``ResourceContents("book://1", "text/plain", "Call me …")``."""
+class ResourceContents(Wire, frozen=True, metaclass=_UriMeta):
+    """The contents of a resource, as `text` or `blob`: ``ResourceContents("book://1", "text/plain", "Call me …")``.
+
+    Raises:
+        ValueError: `uri` isn't a URI. Clients would refuse the whole result.
+    """
 
     uri: str
     mime_type: str | None = None
@@ -140,6 +163,7 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
 
     Raises:
         TypeError: Neither or both of `text` and `blob` are given.
+        ValueError: `uri` isn't a URI. Clients would refuse the whole result.
     """
 
     uri: str = ""

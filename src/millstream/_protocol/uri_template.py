@@ -11,6 +11,7 @@ The RFC defines expansion only. Matching returns values that could have produced
 * Only ``{+x}`` and ``{#x}`` cross ``/``, ``?``, and ``#``. Other characters need no percent-encoding in a URI.
 * If a URI can be split in several ways, it's read from the right: ``{x}`` and ``{+x}`` take as little as possible, the
   others as much as possible. So ``{a}-{b}`` splits at the last ``-``, and ``{a}{.b}`` at the first ``.``.
+* A template also matches URIs in normal form (see `uri.py`), whichever way its literals are spelled.
 * Values are percent-decoded once. A decoded value has no segment ``.`` or ``..``, and only ``{+x}``, ``{#x}``, and
   ``{x*}`` contain slashes or backslashes, because functions use values as file names. A value never contains NUL.
 """
@@ -23,10 +24,10 @@ from urllib.parse import quote, unquote_to_bytes
 from msgspec import Struct
 
 from millstream._override import override
+from millstream._protocol.uri import NOT_IN_URI, STRAY_PERCENT, normalize_uri
 
 _RESERVED = ":/?#[]@!$&'()*+,;="
-_STRAY_PERCENT = re.compile("%(?![0-9A-Fa-f]{2})")
-_NOT_LITERAL = re.compile(rf"""[\x00-\x20"<>\\^`{{|}}\x7f]|{_STRAY_PERCENT.pattern}""")
+_STRAY_PERCENT = re.compile(STRAY_PERCENT)
 _NAME = re.compile(r"(?:(?:\w|%[0-9A-Fa-f]{2})(?:\.(?!\Z))?)*", re.ASCII)
 """RFC 6570 §2.3: letters, digits, underscores, and percent-encoded characters, with dots between them."""
 _PART = re.compile(r"\{([^}]*)\}|[^{]+|\{")
@@ -93,6 +94,8 @@ class UriTemplate:
         names = (name for part in parts if not isinstance(part, str) for name in part.names)
         self.variables: tuple[str, ...] = tuple(dict.fromkeys(names))
         """Names in order of first appearance."""
+        normal = normalize_template(template)
+        self._normal: UriTemplate | None = None if normal == template else UriTemplate(normal)
 
     @override
     def __repr__(self) -> str:
@@ -112,8 +115,12 @@ class UriTemplate:
         `uri`.
 
         Args:
-            uri: The URI that a client sent.
+            uri: The URI that a client sent, or its normal form.
         """
+        found = self._match(uri)
+        return found if found is not None or self._normal is None else self._normal.match(uri)
+
+    def _match(self, uri: str) -> dict[str, str] | None:
         try:
             if uri.isascii():
                 text = uri
@@ -269,6 +276,33 @@ def _expand(part: _Expression, values: Mapping[str, str]) -> str:
     return operator.lead + operator.separator.join(texts) if texts else ""
 
 
+def normalize_template(template: str) -> str:
+    """Return a template that matches the normal forms of the URIs that `template` stands for."""
+    mark = "x"
+    while mark in template.lower():
+        mark += "x"
+    expressions: list[tuple[str, str]] = []
+
+    def hide(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0]
+        lead = found[1][:1] if found[1][:1] in "#./;?&" else ""
+        expressions.append((f"{lead}{mark}{len(expressions)}y", found[0]))
+        return expressions[-1][0]
+
+    plain = _PART.sub(hide, template)
+    normal = normalize_uri(plain)
+    # A variable can be the segment that ".." removes, or contain the path after a host. Then the form is unknown.
+    host = re.split("[/?#]", plain.partition("://")[2], maxsplit=1)[0]
+    if any(hidden not in normal for hidden, _ in expressions):
+        return template
+    if mark in host and normal.count("/") > plain.count("/"):
+        return template
+    for hidden, expression in expressions:
+        normal = normal.replace(hidden, expression, 1)
+    return normal
+
+
 def _parse(template: str) -> list[str | _Expression]:
     """Return the literals, as they appear in a URI, and the expressions."""
     parts: list[str | _Expression] = []
@@ -278,7 +312,7 @@ def _parse(template: str) -> list[str | _Expression]:
             parts.append(_parse_expression(template, *found.span(1)))
         elif text == "{":
             raise _bad(template, found.start(), "'{' is not closed")
-        elif bad := _NOT_LITERAL.search(text):
+        elif bad := NOT_IN_URI.search(text):
             what = (
                 "is not followed by two hexadecimal digits" if bad[0] == "%" else "is not allowed outside an expression"
             )

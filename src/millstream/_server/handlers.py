@@ -54,6 +54,7 @@ from millstream._protocol.notifications import (
     SubscriptionsAcknowledgedNotificationParams,
     SubscriptionsListenRequestParams,
 )
+from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.questions import read_responses
@@ -267,8 +268,10 @@ class Handlers:
         """Subscribe the session to changes to one resource."""
         uri = read(ResourceRequestParams, call).uri
 
+        normal = normalize_uri(uri)
+
         def add(record: SessionRecord) -> SessionRecord | None:
-            if uri in record.subscriptions:
+            if any(normalize_uri(each) == normal for each in record.subscriptions):
                 return None
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
@@ -282,12 +285,11 @@ class Handlers:
 
     async def _unsubscribe(self, call: Call) -> bytes:
         """End the session's subscription to one resource."""
-        uri = read(ResourceRequestParams, call).uri
+        normal = normalize_uri(read(ResourceRequestParams, call).uri)
 
         def drop(record: SessionRecord) -> SessionRecord | None:
-            if uri not in record.subscriptions:
-                return None
-            return replace(record, subscriptions=[each for each in record.subscriptions if each != uri])
+            kept = [each for each in record.subscriptions if normalize_uri(each) != normal]
+            return None if len(kept) == len(record.subscriptions) else replace(record, subscriptions=kept)
 
         await self._change_subscriptions(call, drop)
         return b""
@@ -430,6 +432,7 @@ class Handlers:
             noun, kind, name = "resource template", "templates", reference.uri
         else:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
+        name = self._registry.find_equivalent(kind, name)
         item: Prompt | Template | None = self._registry.find(kind, name, call)
         if item is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown {noun}: {name[:256]!r}")

@@ -23,6 +23,7 @@ from millstream._protocol.notifications import (
     SubscriptionFilter,
     SubscriptionsListenRequestParams,
 )
+from millstream._protocol.uri import normalize_uri
 from millstream._tasks import cancel_all, retry_delay
 from millstream.client._errors import (
     ClientError,
@@ -176,7 +177,8 @@ class Changes(ClientSubscription[Change], eq=False):
             if subscription != self._subscription and change.kind != "again":
                 return
         elif change.kind == "resource":
-            if not any(change.uri.startswith(uri) for uri in wanted.resource_subscriptions):
+            normal = normalize_uri(change.uri)  # servers may spell it in another way
+            if not any(normal.startswith(normalize_uri(uri)) for uri in wanted.resource_subscriptions):
                 return
         elif not getattr(wanted, f"{change.kind}_list_changed", True):
             return

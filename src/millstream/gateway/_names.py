@@ -9,7 +9,7 @@ import hashlib
 import hmac
 import re
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import chain, count, islice
 from typing import Any
@@ -145,7 +145,7 @@ class Names:
 
 
 class MatchedUri(dict[str, Any]):
-    """The variables of a URI, and the URI itself."""
+    """The variables of a URI, and the URI itself as the upstream spells it."""
 
     uri: str = ""
 
@@ -156,18 +156,22 @@ class UpstreamPattern:
     def __init__(self, uri: str) -> None:
         """See `UriTemplate`; a malformed template matches nothing."""
         self.variables: tuple[str, ...] = ()
-        self._match: Callable[[str], dict[str, str] | None] = lambda uri: None
+        self._template: UriTemplate | None = None
+        self._start = uri.partition("{")[0]
         with suppress(*MALFORMED):
-            template = UriTemplate(uri)
-            self.variables, self._match = template.variables, template.match
+            self._template = UriTemplate(uri)
+            self.variables = self._template.variables
 
     def match(self, uri: str) -> Json | None:
         """See `Pattern`."""
-        found = self._match(uri)
-        if found is None:
+        template = self._template
+        found = None if template is None else template.match(uri)
+        if template is None or found is None:
             return None
         matched = MatchedUri(found)
         matched.uri = uri
+        if not uri.startswith(self._start):
+            matched.uri = self._start + template.expand(found)[len(UriTemplate(self._start).expand({})) :]
         return matched
 
 

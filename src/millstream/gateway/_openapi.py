@@ -735,7 +735,7 @@ def _resource(operation: Operation, name: str, client: Any) -> Resource | Templa
             reply = await _call(client, operation, values or {})
         except ToolError as error:
             raise ProtocolError(INTERNAL_ERROR, str(error)) from error
-        return [EmbeddedResource(resource=contents_of(call.name, reply))]
+        return [EmbeddedResource(resource=contents_of("", reply))]
 
     schema = {"properties": {each: {"type": "string"} for each in variables}}
     source = ItemSource(name, run, lambda values: values, description=operation.summary_text, schema=schema)

@@ -31,6 +31,7 @@ from millstream.gateway._items import ExtensionForwarding, McpUpstream
 from millstream.gateway._names import (
     CAPABILITY,
     Announcement,
+    MatchedUri,
     find_loops,
     identity,
     leads_back,
@@ -487,8 +488,9 @@ class GatewayPart:
         for name, item in wanted.items():
             if current.get(name) == item[:2]:
                 continue
-            if name not in current and registry.has(kind, name):
-                self._report_name_conflict(upstream, kind, name)
+            taken = registry.find_equivalent(kind, name)
+            if taken not in current and registry.has(kind, taken):
+                self._report_name_conflict(upstream, kind, taken)
                 continue
             try:
                 added[name] = self._make_item(kind, upstream, name, *item)
@@ -599,12 +601,19 @@ class GatewayPart:
         offered = [each.offered["resources"] for each in self.upstreams.values()]
         return [
             own_uri
-            for uri in uris
+            for uri in map(self._spell, uris)
             if (own_uri := upstream.names.original_uri(uri))
             and (uri not in self._host.registry.resources or any(uri in each for each in offered))
             and upstream.policy.rules_of(uri) is not None
             and not self._hides(upstream, uri)
         ]
+
+    def _spell(self, uri: str) -> str:
+        """Return a URI as its upstream spells it, after the prefix."""
+        item, variables = self._host.registry.find_readable(uri)
+        if isinstance(variables, MatchedUri):
+            return variables.uri
+        return item.name if isinstance(item, Resource) else uri
 
     def _unregister_all(self) -> None:
         for upstream in self.upstreams.values():

@@ -19,6 +19,7 @@ from msgspec.structs import fields, force_setattr
 from millstream import Principal, ProtocolError, ToolError
 from millstream._config import Cap, RateText, Seconds
 from millstream._protocol.errors import RESOURCE_NOT_FOUND
+from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes
 from millstream._server.features import Run
 from millstream._server.features.resources import Pattern, Template
@@ -429,12 +430,12 @@ class Policy:
         """
         if self._is_empty:
             return _NO_RULES
-        if not self.allows(kind, name):
-            return None
         forms = [name]
         if kind in ("resources", "templates"):  # rules may be written in any spelling, and an upstream may list any
             spellings = _spellings(name)
             forms = [*spellings, *_normalize(spellings)]
+        if not (self.allows(kind, name) or (len(forms) > 1 and self.allows(kind, normalize_uri(name)))):
+            return None
         if any(layer.denies(kind, each) for layer in self._layers for each in forms):
             return None
         found = [rules for layer in self._layers for each in forms for rules in layer.rules(kind, each)]
@@ -515,7 +516,9 @@ class _Layer(Struct, frozen=True):
 
 @lru_cache(_MAX_MATCHERS)
 def _matcher(patterns: Texts) -> Callable[[str], re.Match[str] | None]:
-    return re.compile("|".join(map(translate, patterns)) or "(?!)").match
+    # Patterns of URIs are also compared in normal form.
+    every = dict.fromkeys((*patterns, *map(normalize_uri, patterns)))
+    return re.compile("|".join(map(translate, every)) or "(?!)").match
 
 
 @lru_cache(256)
@@ -530,8 +533,8 @@ def uri_forms(uri: str) -> set[str]:
 
 
 def canonical_uri(uri: str) -> str:
-    """Return the one spelling of a URI: decoded, without dot segments, and with scheme and host in lower case."""
-    last = _spellings(unicodedata.normalize("NFKC", uri))[-1]
+    """Return the one spelling of a URI: its normal form, decoded."""
+    last = _spellings(normalize_uri(unicodedata.normalize("NFKC", uri)))[-1]
     return (_normalize([last]) or [last])[0]
 
 
@@ -549,7 +552,9 @@ def _spellings(uri: str) -> list[str]:
 
 
 def _normalize(uris: Collection[str]) -> list[str]:
-    """Return URIs with scheme and host in lower case (RFC 3986 §6.2.2.1), and file URIs in one form (RFC 8089)."""
+    """Return the normal forms of URIs (see `normalize_uri`), encoded and decoded, and file URIs in one form, which some
+    have by mistake.
+    """
     found: list[str] = []
     for uri in uris:
         scheme, colon, rest = uri.partition(":")
@@ -563,6 +568,7 @@ def _normalize(uris: Collection[str]) -> list[str]:
             found.append(f"{scheme}://{host.lower()}/{path}")
         else:
             found.append(f"{scheme}{colon}{rest}")
+        found += [normal := normalize_uri(uri), unquote(normal)]
     return list(dict.fromkeys(each for each in found if each not in uris))
 
 

@@ -23,6 +23,7 @@ from millstream._protocol.jsonrpc import notification_message
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Principal, Share
 from millstream._protocol.seal import NONCE_BYTES, KeyRing
+from millstream._protocol.uri import normalize_uri
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords
@@ -82,10 +83,13 @@ ANY_UPDATE = ServerChange("updated")
 
 
 def affected_uris(change: ServerChange, watched: Collection[str]) -> Collection[str]:
-    """Return the watched resources that a change affects."""
+    """Return the watched resources that a change affects, as they are spelled in `watched`."""
     if change is ANY_UPDATE:
         return sorted(watched)
-    return (change.uri,) if change.kind == "updated" and change.uri in watched else ()
+    if change.kind != "updated":
+        return ()
+    normal = normalize_uri(change.uri)
+    return [uri for uri in watched if uri == change.uri or normalize_uri(uri) == normal]
 
 
 def session_messages(

@@ -20,6 +20,8 @@ from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.notifications import NOTIFICATIONS, CompleteRequestParams, Completion
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
+from millstream._protocol.uri import normalize_uri
+from millstream._protocol.uri_template import normalize_template
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.resources import Prompt, Resource, Template
@@ -102,6 +104,8 @@ MAX_URI = 8 * 1024
 """Maximum number of characters of a URI that is compared with templates."""
 _MAX_PAGES = 1024
 """Maximum number of cached pages, for all callers."""
+_NORMAL_FORMS: Mapping[str, Callable[[str], str]] = {"resources": normalize_uri, "templates": normalize_template}
+"""Kind -> function that returns the normal form of an item's URI."""
 _KINDS_WITH_ARGUMENTS = frozenset(("prompts", "templates"))
 """Kinds with arguments that clients can complete."""
 
@@ -128,6 +132,8 @@ class Registry:
         """(kind, name) -> group of the item, and its position in the order of registration."""
         self._numbers = count()
         # Caches
+        self._equivalents: dict[str, dict[str, str]] = {kind: {} for kind in _NORMAL_FORMS}
+        """Kind -> normal form of the URI of each of its items, enabled or not -> the URI."""
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
         self._pages: Recent[tuple[str, str, str | None, Audience], bytes] = Recent(_MAX_PAGES)
@@ -169,6 +175,8 @@ class Registry:
 
     def _offer(self, kind: str, key: str, item: Any) -> None:
         getattr(self, kind)[key] = item
+        if kind in _NORMAL_FORMS:
+            self._equivalents[kind].setdefault(_NORMAL_FORMS[kind](key), key)
         self._prepare(kind, key, item)
         if item.scopes:
             self._scopes[kind] = self._scopes.get(kind, frozenset()) | item.scopes
@@ -184,16 +192,28 @@ class Registry:
         """Return whether a name is taken, by an enabled or disabled item."""
         return key in getattr(self, kind) or key in self.disabled[kind]
 
+    def find_equivalent(self, kind: str, key: str) -> str:
+        """Return the name or URI of an item, enabled or not, that a key names in any spelling, or else the key.
+
+        A key that is spelled like an item's names that item.
+        """
+        if kind not in _NORMAL_FORMS or self.has(kind, key):
+            return key
+        return self._equivalents[kind].get(_NORMAL_FORMS[kind](key), key)
+
     def check_free(self, kind: str, key: str) -> None:
-        """Check that a name is free.
+        """Check that a name is free, and that a URI isn't another spelling of one that exists.
 
         Raises:
             ValueError: The name is taken.
         """
-        if self.has(kind, key):
+        taken = self.find_equivalent(kind, key)
+        if self.has(kind, taken):
             noun = _noun(kind)
+            same = "" if taken == key else f", and {key!r} is the same URI in another spelling"
             raise ValueError(
-                f"The {noun} {key!r} already exists. Give this one another name, or call remove_{noun}({key!r}) first."
+                f"The {noun} {taken!r} already exists{same}. Give this one another name, or call "
+                f"remove_{noun}({taken!r}) first."
             )
 
     def remove(self, kind: str, key: str) -> None:
@@ -256,6 +276,9 @@ class Registry:
             items[name] = item
             self._prepare(kind, name, item)
         self._sort(kind)
+        if kind in _NORMAL_FORMS:
+            kept = (*reversed(items), *disabled)
+            self._equivalents[kind] = {_NORMAL_FORMS[kind](name): name for name in kept}
         self._recount(kind)
         self._forget_pages(kind)
 
@@ -481,18 +504,26 @@ class Registry:
     ) -> tuple[Resource | Template | None, Mapping[str, Any]]:
         """Return the resource or template for a URI, if visible to the caller, and the values of the template's
         variables.
+
+        The URI as it's spelled is tried first, and then its normal form.
         """
         resource = self.resources.get(uri)
-        if resource is None or not seen(resource):
-            resource = None
-            if len(uri) <= MAX_URI:
-                for template in self.templates.values():
-                    variables = template.template.match(uri)
-                    if variables is not None and seen(template):
-                        return template, variables
-                found = next((match for find in self.resource_finders if (match := find(uri))), None)
-                resource = found if found is not None and seen(found) else None
-        return resource, {}
+        if resource is not None and seen(resource):
+            return resource, {}
+        if len(uri) > MAX_URI:
+            return None, {}
+        resource = self.resources.get(self.find_equivalent("resources", uri))
+        if resource is not None and seen(resource):
+            return resource, {}
+        normal = normalize_uri(uri)
+        spellings = (uri,) if normal == uri else (uri, normal)
+        for template in self.templates.values():
+            for spelling in spellings:
+                variables = template.template.match(spelling)
+                if variables is not None and seen(template):
+                    return template, variables
+        found = next((match for each in spellings for find in self.resource_finders if (match := find(each))), None)
+        return (found if found is not None and seen(found) else None), {}
 
     def reports(self, caller: Any, uri: str) -> bool:
         """Return whether a caller may know that a resource was updated. Updates of a hidden one would reveal it.

@@ -9,6 +9,7 @@ from millstream._protocol import revisions
 from millstream._protocol.content import Annotations, AnnotationsDict
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import NEWEST
+from millstream._protocol.uri import check_uri
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
 from millstream._server.features.sources import Item, ItemSource, source_of
@@ -79,10 +80,10 @@ def prompt_of(function: Callable[..., Any], *, home: object = None, **options: U
     return Prompt(source, **rest)
 
 
-HINTS = b',"ttlMs":0,"cacheScope":"private"'
-"""A function may return a different value at any time, and for another caller."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:|\{")
 """RFC 3986 §3.1. The scheme of a template can be a variable."""
+HINTS = b',"ttlMs":0,"cacheScope":"private"'
+"""A function may return a different value at any time, and for another caller."""
 
 
 class ResourceLabels(Labels, total=False):
@@ -228,7 +229,9 @@ def resource_of(
         TypeError, ValueError: The function can't be a resource. The text says what to change.
     """
     check_options(name_of(function), options, ResourceOptions, Annotations)
-    if not _SCHEME.match(uri):
+    if "{" not in uri:
+        check_uri("resource", uri)
+    elif not _SCHEME.match(uri):  # `UriTemplate` checks the rest
         raise ValueError(f"resource {uri!r}: a URI must start with a scheme, as in 'shop://{uri.lstrip('/:')}'.")
     source, rest = source_of(function, "resource", home, options)
     return (Template if "{" in uri else Resource)(uri, source, **rest)

@@ -377,8 +377,8 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
         usual, blob = "application/octet-stream", value
     else:
         usual, text = "application/json", encode(value).decode()
-    contents = ResourceContents(uri, mime_type or usual, text, blob, dict(meta) if meta else None)
-    return b'"contents":[%b]' % encode(contents)
+    contents = ResourceContents("", mime_type or usual, text, blob, dict(meta) if meta else None)
+    return b'"contents":[%b]' % encode(msgspec.structs.replace(contents, uri=uri))  # the client's spelling
 
 
 def _contents(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:

@@ -1,0 +1,136 @@
+"""URIs: the check of those that a program writes, and the normal form in which equivalent ones are equal.
+
+Clients send URIs in other spellings than they were listed: clients built on pydantic's `AnyUrl` or on a browser's `URL`
+normalize each one.
+"""
+
+import re
+from contextlib import suppress
+from functools import lru_cache
+from urllib.parse import quote, unquote
+
+_ASCII = "".join(map(chr, range(0x80)))
+STRAY_PERCENT = "%(?![0-9A-Fa-f]{2})"
+NOT_IN_URI = re.compile(rf"""[\x00-\x20"<>\\^`{{|}}\x7f-\x9f\ud800-\udfff]|{STRAY_PERCENT}""")
+"""What no URI contains (RFC 3986 §2), not even in the characters that only an IRI has (RFC 3987 §2.2)."""
+_ENCODED = re.compile("((?:%[0-9A-Fa-f]{2})+)")
+_AUTHORITY = re.compile(r"(?:[^@]*@)?(\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(?::(\d{0,5}))?")
+"""User information, host, and port."""
+_PARTS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)((?s:.*))")
+"""Scheme, authority, path, and query with fragment (RFC 3986 appendix B)."""
+_DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443", "ftp": "21", "file": ""}
+"""Schemes whose hosts are names in the DNS, and whose empty path is ``/``."""
+_MAX_PORT = 0xFFFF
+_MAX_REMEMBERED = 256
+
+
+def check_uri(what: str, uri: str) -> None:
+    """Check a URI that a program writes. Letters of any alphabet are fine, since clients encode them.
+
+    Args:
+        what: What has the URI, for the error.
+        uri: The URI.
+
+    Raises:
+        ValueError: It has no scheme, or contains what a URI can't. The text explains what to write.
+    """
+    if problem := _find_problem(uri):
+        raise ValueError(f"{what} {uri!r}: {problem}.")
+
+
+def _find_problem(uri: str) -> str:
+    parts = _PARTS.fullmatch(uri)
+    if parts is None:
+        return f"a URI must start with a scheme, as in 'shop://{quote(uri.lstrip('/:'), safe='/?=&%')}'"
+    if bad := NOT_IN_URI.search(uri):
+        instead = quote(bad[0], safe="", errors="ignore")
+        return f"a URI can't contain {bad[0]!r}" + (f": write {instead!r} for it" if instead else "")
+    scheme, authority, path, _ = parts.groups()
+    found = _AUTHORITY.fullmatch(authority or "")
+    if found is None or int(found[2] or 0) > _MAX_PORT:
+        return f"{authority!r} after '//' must be a host, or a host and a port"
+    if scheme.lower() == "file":
+        return "" if path.startswith("/") or authority else "the URI of a file must start with 'file:///'"
+    needs_host = scheme.lower() in _DEFAULT_PORTS and not found[1]
+    return f"a URI with '{scheme}:' must have a host after '//'" if needs_host else ""
+
+
+def normalize_uri(uri: str) -> str:
+    """Return the normal form of a URI, by syntax and by scheme (RFC 3986 §6.2.2 and §6.2.3).
+
+    Scheme and host are lower case, only what must be is percent-encoded, dot segments are resolved, and default ports
+    are left out. Text that isn't a URI is returned unchanged.
+
+    Example:
+        >>> normalize_uri("HTTPS://Example.com:443/%7Ea/../ä")
+        'https://example.com/%C3%A4'
+    """
+    return _remembered(uri) if len(uri) <= _MAX_REMEMBERED else _normalize(uri)
+
+
+def _normalize(uri: str) -> str:
+    parts = _PARTS.fullmatch(uri)
+    if parts is None:
+        return uri
+    scheme, authority, path, rest = parts.groups()
+    scheme = scheme.lower()
+    try:
+        path, rest = _encode(path), _encode(rest)
+        if scheme in _DEFAULT_PORTS:  # browsers encode it there
+            query, fragment, after = rest.partition("#")
+            rest = query.replace("'", "%27") + fragment + after
+        if scheme == "file" and (authority or "").lower() in ("", "localhost") and path.startswith("/"):
+            authority = ""  # RFC 8089 §2: the host is optional, and this machine by default
+        if path.startswith("/"):
+            path = _without_dots(path)
+        if scheme == "file" and path.startswith("//"):  # browsers drop empty segments there
+            path = f"/{path.lstrip('/')}"
+        if authority is None:
+            return f"{scheme}:{'/.' if path.startswith('//') else ''}{path}{rest}"
+        return f"{scheme}://{_normalize_authority(authority, scheme)}{path or '/' * (scheme in _DEFAULT_PORTS)}{rest}"
+    except UnicodeEncodeError:
+        return uri
+
+
+_remembered = lru_cache(4096)(_normalize)
+
+
+def _normalize_authority(authority: str, scheme: str) -> str:
+    user, at, place = authority.rpartition("@")
+    host, colon, port = place.rpartition(":")
+    if not colon or not (port.isdigit() or not port) or (host.startswith("[") and not host.endswith("]")):
+        host, port = place, ""
+    host = _encode(host)
+    if scheme in _DEFAULT_PORTS and "%" in host and (name := unquote(host)).isprintable():
+        with suppress(UnicodeError):  # otherwise, it isn't a name of the DNS
+            host = _encode(name.encode("idna").decode())
+    # Only the letters of percent-encoded octets are upper case.
+    host = "".join(each if at % 2 else each.lower() for at, each in enumerate(_ENCODED.split(host)))
+    port = "" if port == _DEFAULT_PORTS.get(scheme) else port
+    return f"{_encode(user)}{at if user else ''}{host}{':' if port else ''}{port}"
+
+
+def _encode(text: str) -> str:
+    """Return a part of a URI with the percent-encoding that it needs, and none for unreserved characters."""
+    if "%" in text:
+        # `quote` knows the unreserved ones. It encodes the others again, as upper case.
+        text = _ENCODED.sub(lambda found: quote(bytes.fromhex(found[1].replace("%", "")), safe=""), text)
+    if text.isascii() and not NOT_IN_URI.search(text):
+        return text
+    return NOT_IN_URI.sub(lambda found: found[0] if found[0] == "%" else quote(found[0]), quote(text, safe=_ASCII))
+
+
+def _without_dots(path: str) -> str:
+    """Resolve the segments ``.`` and ``..`` (RFC 3986 §5.2.4)."""
+    if "/." not in path:
+        return path
+    found: list[str] = []
+    *segments, last = path.split("/")[1:]
+    for segment in segments:
+        if segment == "..":
+            del found[-1:]
+        elif segment != ".":
+            found.append(segment)
+    if last == "..":
+        del found[-1:]
+    return "/" + "".join(f"{each}/" for each in found) + ("" if last in (".", "..") else last)
