@@ -71,17 +71,24 @@ _HOMES = {
 
 _NEW = "For a new program: from millstream import Server."
 _CLIENT = "Import it from millstream.client."
+_CONTEXT = "Add a parameter to your function, `ctx: Context`, and read"
 _ELSEWHERE = {
     "App": _NEW,
     "connect": "Write: from millstream.testing import connect.",
     "File": "Write EmbeddedResource, or a resource with ResourceLink.",
     **dict.fromkeys(("BlockingClient", "ClientError", "ServerError", "Options", "Question", "ToolFailed"), _CLIENT),
+    **dict.fromkeys(("CurrentContext", "get_context"), "Add a parameter to your function: `ctx: Context`."),
     "FastMCP": f"{_NEW} For a program of the official SDK: from millstream.compat.fastmcp import FastMCP.",
     "MCPServer": _NEW,
+    "get_access_token": f"{_CONTEXT} `ctx.principal`.",
+    "get_http_headers": f"{_CONTEXT} `ctx.headers`.",
+    "get_http_request": f"{_CONTEXT} `ctx.headers` and `ctx.principal`.",
     "McpError": "Use ProtocolError for methods and ToolError for tools.",
+    "Middleware": "Import it from millstream.middleware.",
     "Millstream": _NEW,
     "run": "Write mcp.run().",
     "server": _NEW,
+    "TokenVerifier": "Write auth=auth.oidc(…), auth.keys(…), or another method of millstream.auth.",
 }
 """Names that aren't here -> what to write instead."""
 

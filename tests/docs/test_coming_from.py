@@ -1,3 +1,5 @@
+import inspect
+import re
 import subprocess
 import sys
 
@@ -5,6 +7,7 @@ import httpx2
 import pytest
 
 from examples.coming_from import books, items, shop, test_shop
+from millstream import Context, Server
 from millstream.client import Question
 from millstream.testing import connect
 from patience import WAIT
@@ -47,3 +50,43 @@ async def test_function_can_be_route_and_tool() -> None:
         assert (await http.get("/items/7")).json() == {"name": "Item 7"}
     async with connect(items.mcp) as client:
         assert (await client.call("get_item", item_id=7)).data == {"name": "Item 7"}
+
+
+NAMES = re.compile(r"FastMCP\((\w+)=|\bmcp\.(\w+)\(|ctx\.(\w+)|`(get_\w+)\(\)`|^\| `(\w+)=", re.MULTILINE)
+
+
+def test_errors_know_the_replacement_of_each_name_that_the_fastmcp_page_lists() -> None:
+    """A name either works here, or its error says what to write."""
+    text = (ROOT / "docs" / "coming-from" / "fastmcp.md").read_text("utf-8").partition("### Sign-in")[0]
+    left = "\n".join(line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `"))
+    silent: list[str] = []
+    for option, method, attribute, function, tool_option in NAMES.findall(left):
+        try:
+            if option and option not in inspect.signature(Server).parameters:
+                Server("shop", **{option: None})
+            elif method:
+                getattr(Server("shop"), method)
+            elif attribute and not hasattr(Context, attribute):
+                getattr(object.__new__(Context), attribute)
+            elif function:
+                exec(f"from millstream import {function}")  # noqa: S102
+            elif tool_option:
+                Server("shop").tool(**{tool_option: None})(lambda: None)
+        except (TypeError, AttributeError, ImportError) as exc:
+            if not re.search(r"\. [A-Z@`].+", str(exc)):
+                silent.append(str(exc))
+    assert silent == []
+
+
+@pytest.mark.check
+def test_comparison_names_the_versions_that_are_measured() -> None:
+    page = (ROOT / "docs" / "comparison.md").read_text("utf-8")
+    lock = (ROOT / "requirements" / "bench.lock").read_text("utf-8")
+    mcp1 = (ROOT / "requirements" / "mcp1.lock").read_text("utf-8")
+    fastmcp, newest, older = (
+        re.search(rf"^{name}==(\S+)", text, re.MULTILINE)
+        for name, text in (("fastmcp", lock), ("mcp", lock), ("mcp", mcp1))
+    )
+    assert fastmcp is not None and newest is not None and older is not None  # noqa: PT018
+    assert f"with fastmcp {fastmcp[1]} and" in page
+    assert [*re.findall(r"`from \S+ import \S+` \((\S+)\)", page)] == [older[1], newest[1], fastmcp[1]]

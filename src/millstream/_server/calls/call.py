@@ -346,6 +346,7 @@ ELSEWHERE = {
     "get_http_headers": "Read `ctx.headers`.",
     "get_http_request": "Read `ctx.headers` and `ctx.principal`.",
     "get_state": "Read `ctx.state[name]`; for values that outlive the call, `await ctx.session_state.get(name)`.",
+    "lifespan_context": "Read `ctx.lifespan`.",
     "list_roots": "Write `await ctx.roots()`.",
     "mcp": "Use the server itself, by its global name.",
     "notice": "Write `await ctx.log('notice', data)`.",

@@ -130,6 +130,15 @@ _RULES: Mapping[str, _Rule] = {
     "output_schema": _SCHEMA,
 }
 """Option -> a check of its value, and a description of valid values."""
+_ELSEWHERE = {
+    "app": "Write `@apps.tool('ui://…')`, with apps = mcp.extend(Apps()).",
+    "auth": "Write scopes=[…], or visible=… for a function of the principal.",
+    "exclude_args": "Make the parameter a dependency: Annotated[T, Depends(function)].",
+    "run_in_thread": "Write thread=…",
+    "serializer": "Return ToolResult(content=[Text(…)]) from the function.",
+    "version": "An item has one version. Give the other one another name.",
+}
+"""Option of other packages -> what to write here."""
 
 
 def check_options(
@@ -149,7 +158,8 @@ def check_options(
     names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
     for option, value in options.items():
         if option not in names:
-            raise TypeError(f"{item}: there is no option {option!r}; {suggest(option, names)}")
+            hint = f". {_ELSEWHERE[option]}" if option in _ELSEWHERE else f"; {suggest(option, names)}"
+            raise TypeError(f"{item}: there is no option {option!r}{hint}")
         right, what = _RULES[option]
         if value is not None and not right(value):
             raise TypeError(f"{item}: {option} must be {what}, not {value!r}.")
