@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, validate_call
 from starlette.responses import PlainTextResponse
 
 from cases import for_each
+from cpu import cpu_seconds_of
 from millstream import Audio as SoundBlock
 from millstream import Image as PictureBlock
 from millstream import Text
@@ -289,6 +290,23 @@ async def test_functions_of_resources_are_examined_once(monkeypatch: pytest.Monk
         assert (await client.read("shelf://count", fresh=True))[0].text == "3"
         monkeypatch.delattr("millstream.compat.fastmcp._items.signature_of")
         assert (await client.read("shelf://count", fresh=True))[0].text == "3"
+
+
+async def test_several_variables_in_a_segment_are_matched_in_linear_time() -> None:
+    mcp = FastMCP("weather")
+
+    @mcp.resource("weather://{city}-{day}-{hour}.{unit}")
+    def weather(city: str, day: str, hour: str, unit: str) -> str:
+        return f"{city} {day} {hour} {unit}"
+
+    async with connect(mcp.engine) as client:
+        assert (await client.read("weather://new-york-1-2.a.c"))[0].text == "new-york 1 2.a c"
+
+        async def read(size: int) -> None:
+            with pytest.raises(ServerError):
+                await client.read("weather://" + "-" * size + ".c/")
+
+        assert await cpu_seconds_of(lambda: read(800)) < 24 * await cpu_seconds_of(lambda: read(100))
 
 
 async def test_resources_and_templates_are_read(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
 from millstream import Client, Context, Server, Settings
 from millstream.gateway._search import ToolIndex
+from millstream.items import Tool
 from millstream.protocol import BY_DATE
 from patience import WAIT
 
@@ -129,6 +130,20 @@ async def test_upstream_tools_are_found_after_listing() -> None:
         assert [each["name"] for each in found["tools"]] == ["far_weather"]
         called = await client.call("call_tool", name="far_weather", arguments={"city": "Rome"})
         assert called.text == "sunny in Rome"
+
+
+async def test_only_returned_tools_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    mcp = make_library()
+    for number in range(200):
+        mcp.tool(name=f"issue_{number}")(lambda: "")
+    async with Client(mcp, timeout=WAIT) as client:
+        await client.call("search_tools", query="issue")  # builds the index
+        described: list[str] = []
+        describe = Tool.describe
+        monkeypatch.setattr(Tool, "describe", lambda tool: described.append(tool.name) or describe(tool))
+        found = json.loads((await client.call("search_tools", query="issue", limit=3)).text)
+        assert found["matches"] == 201
+        assert described == [each["name"] for each in found["tools"]]
 
 
 async def test_scopes_limits_and_audit_match_direct_calls(tmp_path: Path) -> None:

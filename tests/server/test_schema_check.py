@@ -145,6 +145,20 @@ def test_backtracking_patterns_give_up() -> None:
     assert SchemaCheck(schema, whole="").fits({"a": "one two"})
 
 
+def test_pattern_of_items_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled: list[Schema] = []
+    compile_schema = jsonschema_rs.Draft202012Validator
+    monkeypatch.setattr(
+        jsonschema_rs,
+        "Draft202012Validator",
+        lambda schema, **options: compiled.append(schema) or compile_schema(schema, **options),
+    )
+    check = SchemaCheck({"type": "object", "properties": {"a": {"items": {"pattern": "^[a-z]+$"}}}}, whole="it")
+    assert check.reasons({"a": [*["good"] * 200, "BAD"]}, 2_000).startswith("'a[200]' must be a string matching")
+    assert check.reasons({"a": ["BAD"]}, 20)
+    assert len(compiled) == 2
+
+
 def test_large_values_are_not_inspected_for_errors() -> None:
     value = {f"x{number}": number for number in range(100_000)}
     assert reasons({"type": "object", "required": ["k"]}, value) == "the arguments must match the schema"

@@ -495,7 +495,7 @@ def _accepted_names(value: bytes) -> Iterator[bytes]:
             yield name.strip()
 
 
-_EXCLUDES = re.compile(rb"\s*q\s*=\s*(?=[0.])0*\.?0*\s*")
+_EXCLUDES = re.compile(rb"\s*q\s*=\s*(?=[0.])0*+(?:\.0*+)?\s*")
 
 
 def media_type(headers: Headers) -> bytes:

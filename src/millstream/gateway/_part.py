@@ -19,7 +19,7 @@ from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.client import TargetError
 from millstream.client._targets import Remote, find_server
 from millstream.files import stamp_of
-from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description
+from millstream.gateway._catalog import METHODS, AcceptedFile, Catalog, Description, QuarantinedItem
 from millstream.gateway._credentials import (
     BearerToken,
     ClientCredentials,
@@ -93,6 +93,8 @@ class GatewayPart:
 
         self._subscriptions: dict[object, tuple[str, Collection[str], set[tuple[Upstream, str]]]] = {}
         """Stream or connection -> its caller, the URIs that it subscribes to, and the watched ones, by upstream."""
+        self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
+        """Upstream -> whether its resources can be watched, and what is quarantined, at its last change."""
 
     async def open(self, host: PartHost) -> None:
         """Connect in the background, and wait a limited time for the first lists.
@@ -385,8 +387,10 @@ class GatewayPart:
             for listener in self._host.changes:
                 listener(change)
             self._host.services.changes.emit(ServerChange(change))
-        for follower, (owner, uris, _) in list(self._subscriptions.items()):
-            self.follow(follower, owner, uris)
+        watchable = upstream.is_watchable(), upstream.quarantined
+        if "resources" in changed or watchable != self._watchable.get(upstream.name):
+            self._watchable[upstream.name] = watchable
+            self._follow_again()
 
     def _find_items(self, upstream: Upstream) -> dict[str, _Items]:
         """Return the items to offer by kind, without those that its policy excludes, or whose name can't be used."""
@@ -573,8 +577,23 @@ class GatewayPart:
 
     def follow(self, follower: object, owner: str, uris: Collection[str]) -> None:
         """See `ChangeSource`: watch the resources that streams and connections of this worker subscribe to."""
+        self._watch(follower, owner, uris, self._find_sources(uris))
+
+    def _follow_again(self) -> None:
+        """Update what is watched after other resources are offered. Many streams can have the same URIs."""
+        found: dict[Collection[str], set[tuple[Upstream, str]]] = {}
+        for follower, (owner, uris, watched) in list(self._subscriptions.items()):
+            key = frozenset(uris)
+            if key not in found:
+                found[key] = self._find_sources(uris)
+            if found[key] != watched:
+                self._watch(follower, owner, uris, found[key])
+
+    def _find_sources(self, uris: Collection[str]) -> set[tuple[Upstream, str]]:
+        return {(each, uri) for each in self.upstreams.values() for uri in self._own_uris(each, uris)}
+
+    def _watch(self, follower: object, owner: str, uris: Collection[str], wanted: set[tuple[Upstream, str]]) -> None:
         _, _, before = self._subscriptions.pop(follower, (owner, (), set[tuple[Upstream, str]]()))
-        wanted = {(each, uri) for each in self.upstreams.values() for uri in self._own_uris(each, uris)}
         for upstream, uri in before - wanted:
             upstream.watches.leave(owner, uri)
         watched = {(each, uri) for each, uri in wanted if (each, uri) in before or each.watches.take(owner, uri)}
@@ -593,10 +612,7 @@ class GatewayPart:
 
     def _own_uris(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
         """Return the upstream's own URIs of resources, those that can be watched there."""
-        credentials = upstream.credentials
-        if credentials is not None and credentials.personal:  # they would be watched with another user's account
-            return []
-        if not members(upstream.catalog.capabilities.get("resources")).get("subscribe"):
+        if not upstream.is_watchable():
             return []
         offered = [each.offered["resources"] for each in self.upstreams.values()]
         return [

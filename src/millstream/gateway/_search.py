@@ -179,8 +179,8 @@ class SearchPart:
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
         visible = registry.visible("tools", registry.audience("tools", call.principal, partial(granted_scopes, call)))
-        matches = [visible[name].describe() for name in index.search(arguments.query) if name in visible]
-        found = matches[: max(1, min(arguments.limit, MAX_RESULTS))]
+        matches = [name for name in index.search(arguments.query) if name in visible]
+        found = [visible[name].describe() for name in matches[: max(1, min(arguments.limit, MAX_RESULTS))]]
         result: Json = {
             "tools": [{key: each[key] for key in _SHOWN if key in each} for each in found],
             "matches": len(matches),

@@ -77,6 +77,7 @@ from millstream.protocol import (
     Revision,
     SuggestionMeta,
     decoder,
+    members,
 )
 
 if TYPE_CHECKING:
@@ -648,6 +649,12 @@ class Upstream:
             self.changed_at = found.taken_at
         self.gateway.on_change(self, announced)
         self.lists_ready.set()
+
+    def is_watchable(self) -> bool:
+        """Return whether changes to its resources can be watched for all callers."""
+        if self.credentials is not None and self.credentials.personal:  # another user's account would watch them
+            return False
+        return bool(members(self.catalog.capabilities.get("resources")).get("subscribe"))
 
     def is_quarantined(self, uri: str) -> bool:
         """Return whether a resource or its template is quarantined, in any spelling of the URI."""

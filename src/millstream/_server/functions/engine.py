@@ -12,7 +12,7 @@ structured, with the same JSON as text for clients without structured content.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from itertools import islice
 from typing import Annotated, Any, TypeGuard, get_args, get_origin
@@ -168,7 +168,8 @@ class SchemaCheck:
             raise ValueError(f"#{''.join(f'/{each}' for each in error.instance_path)}: {error.message}") from error
         self.fits: Callable[[Any], bool] = validator.is_valid
         """Returns whether a JSON value is valid."""
-        self._matches: Matches = lambda pattern, text: compiled({"pattern": pattern}).is_valid(text)
+        check_of = cache(lambda pattern: compiled({"pattern": pattern}).is_valid)
+        self._matches: Matches = lambda pattern, text: check_of(pattern)(text)
         self._schema = schema
         self._whole = whole
         """The name of the value as a whole."""

@@ -576,9 +576,14 @@ class UriPattern:
     def __init__(self, template: str) -> None:
         pieces = _VARIABLE.split(template)  # every second one is a name
         self.variables: tuple[str, ...] = tuple(pieces[1::2])
-        self._regex = re.compile(
-            "".join(f"(?P<{each}>[^/]+)" if place % 2 else re.escape(each) for place, each in enumerate(pieces))
-        )
+        # The URI is read backwards, up to the nearest occurrence of each literal. If that one doesn't lead to a match,
+        # none does, so nothing is tried twice. Variables on the left take as much as possible.
+        regex = re.escape(pieces[-1][::-1])
+        for name, literal in zip(pieces[-2:1:-2], pieces[-3:1:-2], strict=True):
+            regex += f"(?>(?P<{name}>[^/]+?){re.escape(literal[::-1])})"
+        if self.variables:
+            regex += f"(?P<{pieces[1]}>[^/]+){re.escape(pieces[0][::-1])}"
+        self._regex = re.compile(regex)
 
     def match(self, uri: str) -> dict[str, Any] | None:
         """Return the decoded values of the variables.
@@ -586,10 +591,10 @@ class UriPattern:
         Returns None for a URI that doesn't match, and for path traversal in a value, because functions often use
         values as file names.
         """
-        found = self._regex.fullmatch(uri)
+        found = self._regex.fullmatch(uri[::-1])
         if found is None:
             return None
-        values = {name: unquote(value) for name, value in found.groupdict().items()}
+        values = {name: unquote(found[name][::-1]) for name in self.variables}
         return None if any(map(_leaves_folder, values.values())) else values
 
 

@@ -1,0 +1,82 @@
+"""Resources that clients watch through a gateway."""
+
+import asyncio
+from contextlib import AsyncExitStack
+
+from cpu import count_calls
+from millstream import Client, Server
+from patience import WAIT
+
+URIS = [f"doc://shop/{number}" for number in range(100)]
+
+
+def make_shop() -> Server:
+    mcp = Server("shop")
+
+    @mcp.resource("doc://{number}")
+    def doc(number: str) -> str:
+        return number
+
+    @mcp.tool
+    async def touch(number: str) -> str:
+        await mcp.resource_updated(f"doc://{number}")
+        return "touched"
+
+    return mcp
+
+
+def make_gateway() -> tuple[Server, Server]:
+    """Return a gateway, and the upstream whose lists change."""
+    busy, mcp = Server("busy"), Server("front")
+    busy.tool(name="old")(lambda: "old")
+    mcp.upstream("shop", make_shop(), start_timeout=WAIT)
+    mcp.upstream("busy", busy, start_timeout=WAIT)
+    return mcp, busy
+
+
+async def count_calls_of_a_change(streams: int) -> int:
+    """Return the calls of our functions during a change to the tools of one upstream, while others are watched."""
+    mcp, busy = make_gateway()
+    async with AsyncExitStack() as stack, asyncio.timeout(WAIT):
+        client = await stack.enter_async_context(Client(mcp, timeout=WAIT))
+        for _ in range(streams):
+            await stack.enter_async_context(client.watch(*URIS))
+        changes = await stack.enter_async_context(client.watch(tools=True))
+        with count_calls() as names:
+            busy.tool(name="new")(lambda: "new")
+            async for _ in changes:
+                if any(each.name == "busy_new" for each in await client.tools(fresh=True)):
+                    break
+        return len(names)
+
+
+async def test_changed_tools_do_not_look_at_the_resources_of_each_stream() -> None:
+    assert await count_calls_of_a_change(20) < 3 * await count_calls_of_a_change(1)
+
+
+async def test_resource_that_an_upstream_offers_later_is_watched() -> None:
+    late, mcp = Server("late"), Server("front")
+    late.resource("note://first", name="first")(lambda: "text")
+    mcp.resource("note://late/second", name="own")(lambda: "this server's own")
+    mcp.upstream("late", late, start_timeout=WAIT)
+    async with (
+        asyncio.timeout(WAIT),
+        Client(mcp, timeout=WAIT) as client,
+        client.watch("note://late/second") as updates,
+        client.watch(resources=True) as changes,
+    ):
+        mcp.remove_resource("note://late/second")
+        late.resource("note://second", name="second")(lambda: "text")
+        async for _ in changes:
+            if any(each.name == "second" for each in await client.resources(fresh=True)):
+                break
+        updating = asyncio.create_task(update(late, "note://second"))
+        assert (await anext(updates)).uri == "note://late/second"
+        updating.cancel()
+
+
+async def update(mcp: Server, uri: str) -> None:
+    """Announce updates, because the gateway subscribes in the background."""
+    while True:
+        await mcp.resource_updated(uri)
+        await asyncio.sleep(0.01)
