@@ -22,7 +22,7 @@ from benches.report import tables, verdicts
 from benches.targets import ENVIRONMENT, PYTHON, left_out
 from benches.traffic import ROWS
 
-PAGE = ROOT / "docs" / "performance.md"
+PAGE = ROOT / "benches" / "RESULTS.md"
 MARK = "<!-- figures of Python {}: written by `make bench ARGS=--write` -->\n"
 
 
@@ -54,7 +54,7 @@ def main() -> int:
         help="connections of the rows without a peer, instead of their own numbers; may be repeated",
     )
     parser.add_argument("--json", type=Path, help="write every round's figures to this file")
-    parser.add_argument("--write", action="store_true", help="put the tables into docs/performance.md")
+    parser.add_argument("--write", action="store_true", help="put the tables into benches/RESULTS.md")
     options = parser.parse_args()
     wanted = set(options.only or rows if options.against else options.only or names)
     if wanted <= rows:

@@ -1,7 +1,7 @@
 """The TM Dev Lab benchmark's three tools, which need Redis and an HTTP API: ours, and by the official Python SDK.
 
 `millstream run shop.py` serves them, and so does `shop.py PORT WORKERS` with the SDK, uvloop, and JSON replies. Both
-use the same clients: the quickest ones that are maintained, as docs/performance.md measures them.
+use the same clients: the quickest ones that are maintained, as benches/RESULTS.md measures them.
 """
 
 import asyncio
