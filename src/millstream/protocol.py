@@ -21,7 +21,6 @@ from millstream._protocol.errors import (
     shorten,
     suggest_keywords,
 )
-from millstream._protocol.foreign import repair_schema
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, decoder, encode, notification_message
 from millstream._protocol.metadata import ORIGIN_KEY, SUBSCRIPTION_KEY, TASKS
@@ -41,6 +40,7 @@ from millstream._protocol.revisions import (
     Revision,
     project_tool_result,
 )
+from millstream._protocol.schema_repair import repair_schema
 from millstream._protocol.skills import (
     DIRECTORY,
     MAX_SKILL_BYTES,

@@ -1,8 +1,8 @@
 """What other implementations send although the schema doesn't allow it, and what their SDKs accept.
 
 A message may begin with a byte order mark, and have NaN, halves of characters, and its id as text. Null means absent
-where a member may be absent. Keywords of a JSON Schema whose value has the wrong type are left out. A listed item that
-still can't be decoded is left out, not its list.
+where a member may be absent. A listed item that still can't be decoded is left out, not its list. `schema_repair` does
+the same for the keywords of a JSON Schema.
 """
 
 import re
@@ -16,7 +16,7 @@ from msgspec import UNSET, Raw, Struct
 from msgspec.structs import fields, replace
 
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
-from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, is_array, is_object, members
+from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode, exceeds_limits, read
 
 T = TypeVar("T", bound=Struct)
@@ -146,6 +146,52 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
 _OTHER: tuple[Any, _Kinds] = None, ()
 
 
+def drop_misfits(value: Json, kind: type[Struct], warn: Callable[[str], object]) -> Json:
+    """Return an object without the optional members, and the items of lists, that have the wrong type.
+
+    Args:
+        value: The decoded object.
+        kind: Its type.
+        warn: Called with the name of each member that's left out or shortened.
+
+    Example:
+        ``drop_misfits(description, ToolDescription, logger.warning)``
+    """
+    made = dict(value)
+    for each in fields(kind):
+        name = each.encode_name
+        if name in made:
+            fitting = _fit(made[name], each.type)
+            if fitting is not made[name]:
+                warn(name)
+            if fitting is not UNSET:
+                made[name] = fitting
+            elif not each.required:
+                del made[name]
+    return made
+
+
+def _fit(value: Any, annotation: Any) -> Any:
+    """Return the part of a value that has a type, or UNSET."""
+    if _has_type(value, annotation):
+        return value
+    made: Any = UNSET
+    for kind in _structs(annotation):
+        if is_array(value):
+            made = [each for each in (_fit(each, kind) for each in value) if each is not UNSET]
+        elif is_object(value):
+            made = drop_misfits(value, kind, lambda name: None)
+    return made if _has_type(made, annotation) else UNSET
+
+
+def _has_type(value: Any, annotation: Any) -> bool:
+    try:
+        msgspec.convert(value, annotation)
+    except msgspec.ValidationError:
+        return False
+    return True
+
+
 @cache
 def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds]]:
     """Return the members of types: the meaning of null (UNSET if it has none), and the types of the value."""
@@ -164,80 +210,3 @@ def _structs(annotation: Any) -> _Kinds:
     if get_origin(annotation) is dict:
         return ()
     return tuple(kind for part in get_args(annotation) for kind in _structs(part))
-
-
-def repair_schema(schema: Any) -> Any:
-    """Return a JSON Schema without keywords that no reader can use, such as ``"required": null``; None for no schema.
-
-    Use it for schemas of other servers before you pass them on: ``repair_schema(tool.input_schema)``.
-
-    ``true`` and ``false`` as the schema of a property become objects, because some clients accept only these.
-
-    Args:
-        schema: The schema as the other server sent it, of any type.
-    """
-    if isinstance(schema, bool):
-        return {} if schema else {"not": {}}
-    if not is_object(schema):
-        return None
-    repaired: Json = {}
-    for key, value in schema.items():
-        made: Any = _repair_keyword(key, value)
-        if made is not UNSET:
-            repaired[key] = made
-    return repaired
-
-
-def _repair_keyword(key: str, value: Any) -> Any:
-    if key in _DATA:
-        return value
-    if key in MAPS and is_object(value):
-        return {name: members(repair_schema(each)) for name, each in value.items()}
-    if key in SUBSCHEMA_LISTS or (key == "items" and is_array(value)):
-        value = [made for each in value if (made := repair_schema(each)) is not None] if is_array(value) else None
-    elif key in SUBSCHEMAS and not isinstance(value, bool):
-        value = repair_schema(value)
-    elif key == "type" and is_array(value):
-        value = [each for each in value if isinstance(each, str)] or None
-    elif key == "required" and is_array(value):
-        value = [each for each in value if isinstance(each, str)]
-    elif not _has_right_type(key, value):
-        value = None
-    return UNSET if value is None else value
-
-
-_DATA = frozenset({"const", "default"})
-"""Keywords whose value can be anything."""
-_VALUE_TYPES: dict[str, Any] = {
-    **dict.fromkeys(MAPS | SUBSCHEMAS, dict),
-    **dict.fromkeys({"enum", "examples", "required"} | SUBSCHEMA_LISTS, list),
-    **dict.fromkeys(
-        ("$dynamicRef", "$ref", "contentEncoding", "description", "format", "pattern", "title", "type"), str
-    ),
-    **dict.fromkeys(("maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"), int),
-    **dict.fromkeys(("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum", "multipleOf"), (int, float)),
-}
-"""Keyword -> type of its value. A subschema can also be a boolean."""
-_TYPES = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
-
-
-def fits_keyword(keyword: str, value: Any) -> bool:
-    """Return whether a keyword of a schema can have a value: ``fits_keyword("type", "text")`` is False.
-
-    Clients refuse schemas with other values. Keywords that JSON Schema doesn't define fit any value.
-
-    Args:
-        keyword: The keyword.
-        value: Its value. Subschemas in it aren't checked.
-    """
-    if keyword == "required":
-        return is_array(value) and all(isinstance(each, str) for each in value)
-    if keyword == "type":
-        return all(isinstance(each, str) and each in _TYPES for each in (value if is_array(value) else [value]))
-    return _has_right_type(keyword, value)
-
-
-def _has_right_type(keyword: str, value: Any) -> bool:
-    if isinstance(value, bool) and keyword in _VALUE_TYPES:
-        return keyword in SUBSCHEMAS
-    return isinstance(value, _VALUE_TYPES.get(keyword, object))

@@ -26,7 +26,8 @@ SchemaHook = Callable[[type], Schema]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 MAX_DEPTH = 64
 MAX_SCHEMAS = 10_000
-_MAX_INDEX_DIGITS = 10
+_INDEX = re.compile("0|[1-9][0-9]{0,9}")
+"""Index of an array in a JSON pointer (RFC 6901 §4)."""
 
 REF = "#/$defs/"
 # Keywords that hold schemas (2020-12 core §10 and §11). All other keywords hold data.
@@ -115,7 +116,7 @@ def value_at_pointer(document: Any, fragment: str) -> Any:
     found: Any = document
     for token in unquote(fragment).split("/")[1:]:
         name = token.replace("~1", "/").replace("~0", "~")
-        is_index = name.isdecimal() and len(name) < _MAX_INDEX_DIGITS
+        is_index = _INDEX.fullmatch(name) is not None
         if is_object(found) and name in found:
             found = found[name]
         elif is_array(found) and is_index and int(name) < len(found):

@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
-from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
+from millstream._protocol.foreign import drop_misfits, drop_nulls, foreign_decoder, present
 from millstream._protocol.jsonrpc import decode_members, exceeds_limits
 from millstream._protocol.notifications import DiscoverResult, ResourceDescription, TemplateDescription
+from millstream._protocol.schema_repair import has_uris
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import Conversation, RawRequest
 from millstream.files import stamp_of, write_private
@@ -36,6 +37,8 @@ from millstream.protocol import (
     decode_object,
     decoder,
     encode,
+    is_array,
+    is_object,
     members,
     repair_schema,
 )
@@ -62,6 +65,13 @@ _MAX_TEXT = 1024
 _MAX_ICONS = 64 * 1024
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters that could alter what a terminal or a page shows."""
+_TIMESTAMP = re.compile(
+    r"[0-9]{4}-(?:0[1-9]|1[0-2])-(?:0[1-9]|[12][0-9]|3[01])T(?:[01][0-9]|2[0-3]):[0-5][0-9](?::[0-5][0-9](?:\.[0-9]+)?)?"
+    r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+)
+"""A date and time with its offset, which clients require (RFC 3339)."""
+_MAX_OMISSIONS = 5
+"""Maximum mistakes in an upstream's lists that the log names."""
 MAX_ITEM_BYTES = 256 * 1024
 """Maximum bytes of one item."""
 STORED_SECONDS = 30 * 24 * 3600.0
@@ -245,22 +255,27 @@ async def fetch(
         if negotiated.revision.requests.get(method, "") in found.capabilities
     ]
     failures: list[ClientError] = []
+    omissions: list[str] = []
     for kind in offered:
         try:
-            max_bytes -= await _fetch_list(conversation, found, kind, max_bytes, warn)
+            max_bytes -= await _fetch_list(conversation, found, kind, max_bytes, omissions)
         except (InvalidResponse, ServerError) as exc:
             failures.append(exc)
             setattr(found, kind, getattr(found if before is None else before, kind))
             warn(f"Its {kind} can't be listed: {exc}")
+    if omissions:
+        more = len(omissions) - _MAX_OMISSIONS
+        shown = "; ".join(omissions[:_MAX_OMISSIONS]) + (f"; and {more:,} more" if more > 0 else "")
+        warn(f"Left out of its lists, because some clients would refuse the whole list: {shown}")
     if failures and len(failures) == len(offered):
         raise failures[0]
     return found
 
 
 async def _fetch_list(
-    conversation: Conversation, found: Catalog, kind: str, max_bytes: int, warn: Callable[[str], None]
+    conversation: Conversation, found: Catalog, kind: str, max_bytes: int, omissions: list[str]
 ) -> int:
-    """Fetch one list, and return its size in bytes."""
+    """Fetch one list, and return its size in bytes. Add what is left out of it to `omissions`."""
     method, member, key = METHODS[kind]
     items: dict[str, Description] = {}
     cursor: str | None = None
@@ -279,9 +294,9 @@ async def _fetch_list(
             raise InvalidResponse(f"The result of {method} is malformed: {exc}.") from exc
         for raw in raw_items:
             try:
-                item = _read_item(kind, bytes(raw))
+                item = _read_item(kind, bytes(raw), found.revision, omissions)
             except MALFORMED as exc:
-                warn(f"Skipped one of its {kind}, {bytes(raw)[:_MAX_SHOWN]!r}: {exc}")
+                omissions.append(f"one of its {kind}, {bytes(raw)[:_MAX_SHOWN]!r}: {exc}")
             else:
                 items[item[key]] = item
         if len(items) > MAX_ITEMS:
@@ -292,7 +307,7 @@ async def _fetch_list(
     raise InvalidResponse(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
 
 
-def _read_item(kind: str, raw: bytes) -> Description:
+def _read_item(kind: str, raw: bytes, revision: str, omissions: list[str]) -> Description:
     """Return a description that every client can decode. A single malformed item makes clients reject the whole list.
 
     Raises:
@@ -303,17 +318,54 @@ def _read_item(kind: str, raw: bytes) -> Description:
     if reason := exceeds_limits(raw):
         raise ValueError(reason)
     found: Description = drop_nulls(decode_object(raw), _SHAPES[kind])
+    left_out: list[str] = []
     if kind == "tools":
-        schema, output = (repair_schema(found.pop(each, None)) for each in ("inputSchema", "outputSchema"))
-        found["inputSchema"] = schema = {"type": "object"} if schema is None else schema
-        if schema.setdefault("type", "object") != "object":
-            raise ValueError("its inputSchema must describe an object")
-        if output is not None:
-            found["outputSchema"] = output
-    msgspec.convert(found, _SHAPES[kind])
-    if _CONTROL_CHARACTERS.search(found[METHODS[kind][2]]):
+        _repair_tool(found, revision, left_out)
+    try:
+        msgspec.convert(found, _SHAPES[kind])
+    except msgspec.ValidationError:
+        found = drop_misfits(found, _SHAPES[kind], left_out.append)
+        msgspec.convert(found, _SHAPES[kind])
+    changed = members(found.get("annotations")).get("lastModified")
+    if changed is not None and not _TIMESTAMP.fullmatch(changed):
+        left_out.append(f"lastModified {changed!r:.{_MAX_SHOWN}}")
+        found["annotations"] = {name: each for name, each in found["annotations"].items() if name != "lastModified"}
+    name = found[METHODS[kind][2]]
+    if _CONTROL_CHARACTERS.search(name):
         raise ValueError("its name has control characters")
+    if left_out:
+        omissions.append(f"{', '.join(left_out[:_MAX_OMISSIONS])} of {name[:_MAX_SHOWN]!r}")
     return found
+
+
+def _repair_tool(found: Description, revision: str, left_out: list[str]) -> None:
+    schema, output = found.pop("inputSchema", None), found.pop("outputSchema", None)
+    found["inputSchema"] = schema = repair_schema(_as_object_schema(schema), left_out.append)
+    if schema.setdefault("type", "object") != "object":
+        raise ValueError("its inputSchema must describe an object")
+    if output is not None:
+        objects_only = BY_DATE[revision].structured == "object"
+        repaired = repair_schema(_as_object_schema(output) if objects_only else output, left_out.append)
+        if is_object(repaired):
+            repaired.pop("$id", None)  # another tool's schema can have the same URI
+        if not is_object(repaired) or has_uris(repaired) or (objects_only and repaired.get("type") != "object"):
+            left_out.append("outputSchema")
+        else:
+            found["outputSchema"] = repaired
+    execution = found.get("execution")
+    if execution is not None and not (
+        is_object(execution) and execution.get("taskSupport", "optional") in ("forbidden", "optional", "required")
+    ):
+        left_out.append("execution")
+        del found["execution"]
+
+
+def _as_object_schema(schema: Any) -> Any:
+    """Return a schema of arguments, or of results that are objects, with the type that all clients look for."""
+    if schema is None:
+        return {"type": "object"}
+    kinds = schema.get("type", "object") if is_object(schema) else ""
+    return {**schema, "type": "object"} if kinds == "object" or (is_array(kinds) and "object" in kinds) else schema
 
 
 _PIN_SECONDS = 10 * 365 * 24 * 3600.0

@@ -22,8 +22,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream import EmbeddedResource, ProtocolError, ToolError, ToolResult
-from millstream._protocol.foreign import fits_keyword
 from millstream._protocol.json_schema import inline_references, map_subschemas, value_at_pointer
+from millstream._protocol.schema_repair import fits_keyword
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource

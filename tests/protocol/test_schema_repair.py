@@ -1,0 +1,71 @@
+import subprocess
+from typing import Any
+
+import pytest
+
+from millstream._protocol.schema_repair import portable_pattern, repair_schema
+from processes import NODE
+
+STRING: dict[str, Any] = {"type": "string"}
+MISSING: dict[str, Any] = {"$ref": "#/$defs/missing"}
+
+
+def test_valid_schemas_stay_unchanged() -> None:
+    for schema in (
+        {"$ref": "#/$defs/a", "$defs": {"a": {"properties": {"next": {"$ref": "#/$defs/a"}}}}},
+        {"$ref": "#/definitions/a~1b%20c", "definitions": {"a/b c": STRING}},
+        {"$ref": "#name", "$defs": {"a": {"$anchor": "name", **STRING}}},
+        {"$dynamicRef": "#node", "$defs": {"a": {"$dynamicAnchor": "node", **STRING}}},
+        {"properties": {"a": {"$ref": "https://example.com/b"}}, "$defs": {"b": {"$id": "https://example.com/b"}}},
+        {"$ref": "#/components/schemas/X", "components": {"schemas": {"X": STRING}}},
+        {"$schema": "http://json-schema.org/draft-07/schema#", "items": [STRING], "additionalItems": False},
+        {"pattern": "^(?<year>[0-9]{4})-\\p{Lu}(?<=a)\\k<year>$", "patternProperties": {"^x-": STRING}},
+        {"type": ["string", "null"], "enum": ["a", None], "default": None, "const": None, "nullable": True},
+        {"x-vendor": {"a": [1]}, "format": "unheard-of", "properties": {"$ref": STRING, "id": STRING}},
+    ):
+        assert repair_schema(schema) == schema
+
+
+@pytest.mark.parametrize(
+    ("schema", "repaired"),
+    [
+        ({"allOf": [MISSING, STRING]}, {"allOf": [{}, STRING]}),
+        ({"oneOf": [MISSING, STRING]}, {"anyOf": [{}, STRING]}),
+        ({"not": {"properties": {"a": MISSING}}, **STRING}, STRING),
+        ({"if": {"pattern": "(?i)a"}, "then": STRING}, {"then": STRING}),
+        ({"patternProperties": {"(?i)a": STRING}, "additionalProperties": False}, {"patternProperties": {}}),
+        ({"allOf": [MISSING], "unevaluatedProperties": False}, {"allOf": [{}]}),
+        ({"items": [STRING], "additionalItems": False}, {"prefixItems": [STRING], "maxItems": 1}),
+        ({"minimum": 1, "exclusiveMinimum": True}, {"exclusiveMinimum": 1}),
+        ({"minimum": 1, "exclusiveMinimum": False}, {"minimum": 1}),
+        ({"nullable": True, "enum": ["a"], "title": "A"}, {"title": "A", "anyOf": [{"enum": ["a"]}, {"type": "null"}]}),
+        ({"type": "String"}, STRING),
+        ({"type": ["string", "date"]}, {}),
+        ({"required": ["a", "a", 5]}, {"required": ["a"]}),
+        ({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#"}}}, {"$defs": {"a": {}}}),
+        ({"$ref": "#/not/a", "not": {"a": MISSING, "pattern": "("}}, {}),
+    ],
+)
+def test_repaired_schemas_accept_at_least_what_the_original_accepts(schema: Any, repaired: Any) -> None:
+    assert repair_schema(schema) == repaired
+
+
+def test_patterns_that_are_kept_compile_in_ecma_262() -> None:
+    patterns = [
+        "^[^\\s@]+@[^\\s@]+\\.[^\\s@]+$", "(?!a)b|", "\\u{1F600}{2,3}?", "[\\w\\-.]", "(a)\\1", "\\@\\-x", "a{2}",
+        "[\\b]",
+    ]  # fmt: skip
+    kept = [portable_pattern(each) for each in patterns]
+    assert None not in kept
+    script = "process.argv.slice(1).forEach((each) => new RegExp(each, 'u'))"
+    subprocess.run([NODE, "-e", script, *map(str, kept)], check=True, timeout=60)
+
+
+def test_patterns_of_other_dialects_are_refused() -> None:
+    for pattern in (
+        "(?i)a", "(?P<a>b)", "(?>a)", "a++", "a*+", "\\Aa", "a\\Z", "a\\z", "\\Qa\\E", "\\p{Foo}", "\\h", "[[:alpha:]]",
+        "[a&&[^b]]", "(", ")", "[", "]", "{", "}", "a{2,1}", "a{,3}", "*", "(?=a)*", "\\2(a)", "\\k<a>", "[b-a]",
+        "[\\d-a]",
+        "(?<a>b)(?<a>c)", "\\u{110000}", "\\", "\\x4", "(?#a)", "\\00",
+    ):  # fmt: skip
+        assert portable_pattern(pattern) is None, pattern
