@@ -215,7 +215,7 @@ async def test_known_credentials_are_not_introspected() -> None:
 
 @for_each("changes", [
     {"active": False}, {"active": "true"}, {"active": 1}, {"aud": "https://other.example"}, {"aud": None},
-    {"exp": time.time() - 100}, {"exp": None}, {"sub": None, "client_id": None},
+    {"exp": time.time() - 100}, {"exp": "never"}, {"sub": None, "client_id": None},
     {"sub": None, "username": "ada"}, {"iss": "https://other.example"}, {"token_type": "DPoP"},
     {"cnf": {"jkt": "x"}}, {"cnf": {"x5t#S256": "x"}}, {"cnf": 7},
     {"token_type": 7}, {"sub": None}, {"sub": ""},

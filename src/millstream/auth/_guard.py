@@ -97,6 +97,8 @@ class ChallengeResponses(Struct, kw_only=True):
     """Whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another."""
     scopes: Collection[str] = ()
     """Scopes that every caller needs."""
+    scope_prefix: str = ""
+    """What the issuer expects in front of scopes that a client requests."""
     form: Callable[[HttpRequest], Response | None] = lambda request: None
     """Returns the sign-in form for browsers; None for other clients."""
 
@@ -137,7 +139,7 @@ class ChallengeResponses(Struct, kw_only=True):
 
     def refuse(self, needed: Collection[str]) -> ProtocolError:
         """Return the error for one MCP method, with all scopes that the client should request."""
-        wanted = " ".join(sorted({*self.scopes, *needed}))
+        wanted = self._scope_text({*self.scopes, *needed})
         return ProtocolError(
             INSUFFICIENT_SCOPE,
             _missing_scope_text(needed),
@@ -146,12 +148,15 @@ class ChallengeResponses(Struct, kw_only=True):
             head=self._head(None, "insufficient_scope", {*self.scopes, *needed}),
         )
 
+    def _scope_text(self, scopes: Collection[str]) -> str:
+        return " ".join(self.scope_prefix + each for each in sorted({*scopes}))
+
     def _head(self, request: HttpRequest | None, error: str, scopes: Collection[str]) -> bytes:
         return self._challenge(request, error, scopes) + _NO_STORE
 
     def _challenge(self, request: HttpRequest | None, error: str, scopes: Collection[str]) -> bytes:
         metadata = "" if self.addresses is None else self.addresses.metadata_url(request)
-        parts = {"error": error, "scope": " ".join(sorted({*scopes})), "resource_metadata": metadata}
+        parts = {"error": error, "scope": self._scope_text(scopes), "resource_metadata": metadata}
         said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
         return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
 
@@ -193,7 +198,7 @@ def metadata_paths(
         members = {
             "resource": (addresses.resource if request.path == METADATA_PATH else "") or url,
             "authorization_servers": list(dict.fromkeys(issuer for each in methods for issuer in each.issuers)),
-            "scopes_supported": sorted(scopes - {"offline_access"}),
+            "scopes_supported": [methods[0].scope_prefix + each for each in sorted(scopes - {"offline_access"})],
             "bearer_methods_supported": ["header"],
             "resource_name": name,
         }

@@ -5,6 +5,7 @@ contains or references (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
 """
 
 import logging
+import re
 from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -19,7 +20,7 @@ from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
 from msgspec import UNSET, Struct, ValidationError, field
 
 from millstream._http.client.pool import FetchedDocument, OutboundError
-from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, decoder
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
@@ -37,12 +38,52 @@ class TokenRules(Struct, frozen=True):
     """Claims that a token must have."""
 
     issuer: str
+    """Value of ``iss``. With `tenants`, `TENANT` in it stands for the claim ``tid``."""
     audiences: Collection[str]
-    """Values of ``aud``, of which a token must have one."""
+    """Values of ``aud``, of which a token must have one. If it's empty, ``aud`` must be missing."""
     implied: Mapping[str, Collection[str]] = {}
     """Scope -> the scopes that it includes."""
     believed: float = 60.0
     """Seconds that a verdict is cached."""
+    clients: Collection[str] = ()
+    """Client ids, of which a token must have one. If it's empty, tokens of every client are accepted."""
+    scope_claims: Collection[str] = ()
+    """Names of claims with scopes; ``scope`` or ``scp`` by default."""
+    tenants: Collection[str] = ()
+    """Values of ``tid``, of which a token must have one; ``*`` for any."""
+    resource: str = ""
+    """URL of the MCP endpoint for clients; by default the first audience that is a URL."""
+    scope_prefix: str = ""
+    """What the issuer expects in front of scopes that a client requests."""
+    id_tokens: bool = False
+    """Whether ID tokens are expected, instead of access tokens."""
+
+    def issuer_of(self, claims: Claims) -> str:
+        """Return the issuer that a token must have; empty if its tenant isn't accepted."""
+        tenant = claims.get("tid")
+        if not self.tenants:
+            return self.issuer
+        if not isinstance(tenant, str) or not _TENANT.fullmatch(tenant) or {tenant, "*"}.isdisjoint(self.tenants):
+            return ""
+        return self.issuer.replace(TENANT, tenant)
+
+    def accepts_audience(self, claims: Claims) -> bool:
+        """Return whether a token is for this server."""
+        given = claims.get("aud")
+        if self.clients and client_of(claims) not in self.clients:
+            return False
+        if not self.audiences:
+            return given is None
+        values: list[Any] = given if is_array(given) else [given]
+        found = [each for each in values if isinstance(each, str) and each in self.audiences]
+        # An ID token has a client's id as its audience, which may also be that of an API.
+        return bool(found) and (self.id_tokens or any("://" in each for each in found) or not _ID_ONLY & claims.keys())
+
+
+TENANT = "{tenantid}"
+_TENANT = re.compile(r"[A-Za-z0-9.-]{1,128}")
+_ID_ONLY = {"nonce", "at_hash", "c_hash"}
+"""Claims that only ID tokens have (OpenID Connect Core §2, §3.3.2.11)."""
 
 
 def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
@@ -50,12 +91,15 @@ def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
 
     The rules are about issuer, subject, audience, and times (RFC 7519, 8707, 9068).
     """
-    subject, expires, audience = claims.get("sub"), claims.get("exp"), claims.get("aud")
+    subject, expires, issuer = claims.get("sub"), claims.get("exp"), rules.issuer_of(claims)
     if (
-        claims.get("iss") != rules.issuer
-        or not any(each in rules.audiences for each in (audience if isinstance(audience, list) else (audience,)))
+        not issuer
+        or claims.get("iss") != issuer
+        or not rules.accepts_audience(claims)
         or not _is_text(subject)
         or not is_time(expires)
+        # Amazon Cognito's ID tokens differ from its access tokens only in this claim.
+        or not (rules.id_tokens or claims.get("token_use", "access") == "access")
         # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.
         or claims.get("cnf") is not None
         or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
@@ -64,23 +108,41 @@ def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
     left = cast("float", expires) + LEEWAY - now
     if left <= 0:
         return None
-    client = claims.get("client_id", claims.get("azp", ""))
     principal = Principal(
         cast("str", subject),
-        rules.issuer,
-        client if _is_text(client) else "",
-        scopes=scopes_of(claims, rules.implied),
+        issuer,
+        client_of(claims),
+        scopes=scopes_of(claims, rules.implied, rules.scope_claims),
         claims=dict(claims),
         expires_at=cast("float", expires) + LEEWAY,
     )
     return Identity(principal, min(left, rules.believed))
 
 
-def scopes_of(claims: Claims, implied: Mapping[str, Collection[str]]) -> frozenset[str]:
-    """Return the scopes of a token and the scopes they imply, from `scope` (RFC 8693) or its common variant `scp`."""
-    given = claims.get("scope", claims.get("scp", ""))
-    names: list[Any] = given.split() if isinstance(given, str) else given if is_array(given) else []
-    found = {each for each in names if isinstance(each, str)}
+def client_of(claims: Claims) -> str:
+    """Return the client of a token: ``client_id`` (RFC 9068), or what OpenID Connect, Entra, and Okta call it."""
+    found = next((claims[name] for name in ("client_id", "azp", "appid", "cid") if name in claims), "")
+    return found if _is_text(found) else ""
+
+
+def scopes_of(claims: Claims, implied: Mapping[str, Collection[str]], names: Collection[str] = ()) -> frozenset[str]:
+    """Return the scopes of a token and the scopes they imply.
+
+    Args:
+        claims: Claims of the token.
+        implied: Scope -> the scopes that it includes.
+        names: Claims with scopes, by name or by a path such as ``realm_access.roles``. By default ``scope`` (RFC 8693),
+            or its common variant ``scp``.
+    """
+    found = set[str]()
+    for name in names or ("scope" if "scope" in claims else "scp",):
+        given: Any = claims.get(name)
+        if given is None and "." in name:
+            given = claims
+            for part in name.split("."):
+                given = members(given).get(part)
+        values: list[Any] = given.split() if isinstance(given, str) else given if is_array(given) else []
+        found |= {each for each in values if isinstance(each, str)}
     waiting = list(found)
     while waiting:
         more = set(implied.get(waiting.pop(), ())) - found
@@ -141,6 +203,8 @@ class PublicKey(Struct, frozen=True):
     type: str
     kid: str | None = None
     alg: str | None = None
+    issuer: str | None = None
+    """Issuer whose tokens it signs, if a set is for several; may contain `TENANT`."""
 
     def fits(self, algorithm: str) -> bool:
         """Return whether the key is for this algorithm."""
@@ -280,8 +344,8 @@ def _read_key(raw: Any) -> PublicKey | None:
                 return None
     except (JoseError, ValueError, TypeError, KeyError):
         return None
-    kid, alg = raw.get("kid"), raw.get("alg")
-    return PublicKey(key, kind, kid if isinstance(kid, str) else None, alg if isinstance(alg, str) else None)
+    named = (raw.get(name) for name in ("kid", "alg", "issuer"))
+    return PublicKey(key, kind, *(each if isinstance(each, str) else None for each in named))
 
 
 def from_pem(text: str) -> Json:

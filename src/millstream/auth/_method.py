@@ -117,6 +117,8 @@ class AuthMethod:
     """Authorization servers where clients can get a token; empty without one."""
     scopes: tuple[str, ...] = ()
     """Scopes that every caller needs."""
+    scope_prefix: str = ""
+    """What the issuer expects in front of scopes that a client requests."""
     shows: bool = False
     """Whether `identify` sends the credential to another server. The guard tries such methods last."""
 

@@ -9,6 +9,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._http.client.pool import OutboundError, allow_any, check_url, fetch
 from millstream._oauth import authorization_url, basic_credentials, s256
@@ -20,7 +21,7 @@ from millstream._server.calls.services import Services
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import Tickets, UpstreamPageMethod, Vault
-from millstream.auth._jose import ASYMMETRIC, Claims, FetchedKeys, TokenRules
+from millstream.auth._jose import ASYMMETRIC, TENANT, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, KnownScopes, Paths, Unavailable, Unbound
 from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer, issuer_keys, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
@@ -107,7 +108,9 @@ class CodeFlow:
         # State
         self._discovery = Discovery(issuer)
         keys = FetchedKeys(self._discovery.keys_url, ask_issuer)
-        self._tokens = TokenMethod(TokenRules(issuer, (client_id,)), keys, algorithms=ASYMMETRIC, types=_TYPES)
+        self._tokens = TokenMethod(
+            TokenRules(issuer, (client_id,), id_tokens=True), keys, algorithms=ASYMMETRIC, types=_TYPES
+        )
 
     async def prefetch(self) -> None:
         """Fetch the issuer's metadata before anyone signs in."""
@@ -289,7 +292,8 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
             client_id=config.client[0],
             client_secret=config.client[1],
             title=title,
-            also={"resource": self.resource},  # RFC 8707
+            # RFC 8707. An issuer that has another name for this server doesn't know the URL.
+            also={"resource": self.resource} if self.resource in rules.audiences else {},
         )
         self._tickets = Tickets(vault, base)
 
@@ -305,7 +309,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
         """Return the redirect, with the scopes of our metadata."""
-        wanted = ("openid", *self.scopes, *sorted(self._known()))
+        wanted = ("openid", *(self.scope_prefix + each for each in (*self.scopes, *sorted(self._known()))))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 
     @override
@@ -323,16 +327,24 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
         return token.encode(), float(found.principal.claims["exp"]) - self._clock()
 
 
+_SHARED_ISSUER = re.compile(r"/(common|organizations)(/|\Z)")
+
+
 @suggest_keywords
-def oidc(
+def oidc(  # noqa: PLR0913  the options of an issuer
     issuer: str,
     *,
-    audience: str,
+    audience: str | Names = (),
     algorithms: Names = (),
     scopes: Names = (),
     scope_includes: Mapping[str, Names] | None = None,
+    tenants: Names = (),
     client_id: str = "",
     client_secret: str = "",
+    resource: str = "",
+    client_ids: Names = (),
+    scope_claims: Names = (),
+    scope_prefix: str = "",
 ) -> AuthMethod | Unbound:
     """Accept signed tokens from an issuer that publishes its metadata (OpenID Connect Discovery, RFC 8414).
 
@@ -342,10 +354,16 @@ def oidc(
         algorithms: As for `jwt`.
         scopes: As for `jwt`.
         scope_includes: As for `jwt`.
+        tenants: Ids of the tenants whose tokens are accepted, if the issuer is ``common`` or ``organizations`` at Entra
+            ID; ``["*"]`` for all. A token's issuer must be that of its tenant.
         client_id: This server's client id at the issuer, which lets people sign in to the server's pages. Register it
             with the redirect URI ``YOUR-SERVER/sign-in/callback/oidc``. The issuer must return signed tokens for
             `audience` when it's requested as ``resource`` (RFC 8707).
         client_secret: Secret for `client_id`; public clients have none.
+        resource: As for `jwt`.
+        client_ids: As for `jwt`.
+        scope_claims: As for `jwt`.
+        scope_prefix: As for `jwt`.
 
     Raises:
         ValueError: An argument is missing or invalid.
@@ -353,8 +371,26 @@ def oidc(
     Example:
         ``Server("shop", auth=auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp"))``
     """
-    rules = rules_of(issuer, audience, scopes, scope_includes)
-    keys = issuer_keys(issuer)
+    template = _SHARED_ISSUER.sub(f"/{TENANT}\\2", issuer, 1) if tenants else issuer
+    if tenants and template == issuer:
+        raise ValueError(
+            "tenants= is for an issuer of several tenants, such as https://login.microsoftonline.com/organizations/v2.0."
+        )
+    if tenants and client_id:
+        raise ValueError("People can sign in to the pages only with one tenant. Use the issuer of that tenant.")
+    rules = rules_of(
+        issuer,
+        audience,
+        scopes,
+        scope_includes,
+        tenants=tenants,
+        resource=resource,
+        client_ids=client_ids,
+        scope_claims=scope_claims,
+        scope_prefix=scope_prefix,
+    )
+    rules = replace(rules, issuer=template)
+    keys = issuer_keys(issuer, template if tenants else "")
     allowed = several("algorithms", algorithms) or ASYMMETRIC
     if client_secret and not client_id:
         raise ValueError("auth.oidc() requires client_id if you set client_secret.")

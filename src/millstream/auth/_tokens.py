@@ -6,6 +6,7 @@ configured. They may be on a private network.
 
 import time
 from collections.abc import Collection, Mapping
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, cast
@@ -23,12 +24,15 @@ from millstream._server.functions.description import Names
 from millstream._tasks import SingleFlight
 from millstream.auth._jose import (
     ASYMMETRIC,
+    TENANT,
     FetchedKeys,
     FixedKeys,
+    PublicKey,
     TokenRules,
     judge,
     read_claims,
     read_keys,
+    read_payload,
     shared_secret,
 )
 from millstream.auth._key_file import check_scopes
@@ -52,11 +56,16 @@ def places(issuer: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+_TENANTS = "It has several tenants: use the URL of yours, or name them with auth.oidc(…, tenants=[…])"
+
+
 class Discovery(Struct, eq=False):
     """The metadata of one issuer, fetched on first use and cached."""
 
     issuer: str
     clock: Clock = monotonic
+    template: str = ""
+    """Issuer with `TENANT`, if its metadata is for several tenants."""
     _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
     _metadata: Json = {}
     _last_fetch: float = -inf
@@ -94,11 +103,12 @@ class Discovery(Struct, eq=False):
                 said.append(f"{url}: not issuer metadata")
                 continue
             # RFC 8414 §3.3: otherwise it's the metadata of another server.
-            if found.get("issuer") == self.issuer:
+            named = found.get("issuer")
+            if named == self.issuer or (named == self.template != ""):
                 self._metadata, self._last_fetch = found, self.clock()
                 return
-            named = str(found.get("issuer"))[:200]
-            said.insert(0, f"{url}: the issuer is {named!r}. Configure that exact URL")
+            text = f"{url}: the issuer is {str(named)[:200]!r}. "
+            said.insert(0, text + (_TENANTS if TENANT in str(named) else "Configure that exact URL"))
         self._why = (
             f"{said[0]}. Check the issuer's URL, {self.issuer}, and that this machine can reach it. The next sign-in "
             "retries."
@@ -123,9 +133,9 @@ class Discovery(Struct, eq=False):
         return url
 
 
-def issuer_keys(issuer: str) -> FetchedKeys:
+def issuer_keys(issuer: str, template: str = "") -> FetchedKeys:
     """Return the keys that an issuer's metadata names."""
-    discovery = Discovery(issuer)
+    discovery = Discovery(issuer, template=template)
     return FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry)
 
 
@@ -138,6 +148,8 @@ async def ask_issuer(url: str) -> FetchedDocument:
     return await fetch(url, is_allowed=allow_any, max_bytes=_MAX_BYTES)
 
 
+_ANY_TENANT = "organizations"
+"""Stands for any tenant of Entra ID in the URL of an issuer."""
 TYPES = frozenset(("at+jwt", "jwt", ""))
 """RFC 9068 requires ``at+jwt``; most issuers send ``jwt`` or nothing."""
 
@@ -148,9 +160,12 @@ class IssuerMethod(AuthMethod):
     def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Clock) -> None:
         self._rules = rules
         self._clock = clock
-        self.resource = next((each for each in rules.audiences if "://" in each), "")
-        self.issuers = (rules.issuer,)
+        urls = (each for each in rules.audiences if each.startswith(("https://", "http://")))
+        self.resource = rules.resource or next(urls, "")
+        named = [each for each in rules.tenants if each != "*"] or [_ANY_TENANT]
+        self.issuers = tuple(rules.issuer.replace(TENANT, each) for each in named)
         self.scopes = tuple(scopes)
+        self.scope_prefix = rules.scope_prefix
 
     @override
     def serve_at(self, urls: Collection[str]) -> None:
@@ -161,7 +176,9 @@ class IssuerMethod(AuthMethod):
     @override
     def holds(self, id: str) -> bool:
         """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
-        return id.startswith(f"{self._rules.issuer} ")
+        before, tenant, after = self._rules.issuer.partition(TENANT)
+        issuer = id.partition(" ")[0]
+        return issuer.startswith(before) and issuer.endswith(after) if tenant else issuer == before
 
 
 class TokenMethod(IssuerMethod):
@@ -185,8 +202,16 @@ class TokenMethod(IssuerMethod):
     @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a token."""
-        claims = await read_claims(credential, self._keys.find, self._algorithms, self._types)
+        claims = await read_claims(credential, partial(self._find, credential), self._algorithms, self._types)
         return None if claims is None else judge(claims, self._rules, self._clock())
+
+    async def _find(self, credential: str, kid: str | None, algorithm: str) -> list[PublicKey]:
+        found = await self._keys.find(kid, algorithm)
+        if not self._rules.tenants:
+            return found
+        # A key may belong to one of the tenants, whose tokens it signs.
+        issuer = read_payload(credential).get("iss")
+        return [each for each in found if each.issuer in (None, issuer) or TENANT in (each.issuer or "")]
 
     @override
     def epoch(self) -> int:
@@ -247,8 +272,10 @@ class IntrospectedMethod(IssuerMethod):
             # The client acts for itself, as in signed tokens (RFC 9068 §2.2). Introspection may omit `sub` for users,
             # too (RFC 7662 §2.2), so this is off by default.
             claims["sub"] = claims["client_id"]
-        # The endpoint belongs to the issuer, so a missing `iss` means this one.
-        return judge({"iss": self._rules.issuer, **claims}, self._rules, self._clock())
+        # The endpoint belongs to the issuer, so a missing `iss` means this one. `exp` is optional, and the token is
+        # active now (RFC 7662 §2.2).
+        now = self._clock()
+        return judge({"iss": self._rules.issuer, "exp": now + _MAX_AGE, **claims}, self._rules, now)
 
 
 def several(name: str, given: Collection[str]) -> tuple[str, ...]:
@@ -288,17 +315,22 @@ def inclusions(implied: Mapping[str, Collection[str]] | None) -> dict[str, tuple
 
 def rules_of(
     issuer: str,
-    audience: str,
+    audience: str | Names,
     scopes: Collection[str],
     implied: Mapping[str, Collection[str]] | None,
     *,
     believed: float = 60.0,
+    tenants: Names = (),
+    resource: str = "",
+    client_ids: Names = (),
+    scope_claims: Names = (),
+    scope_prefix: str = "",
 ) -> TokenRules:
     """Return the rules for an issuer's tokens, from the arguments of ``auth.jwt``.
 
     Raises:
         ValueError: The issuer, the audience, or a scope is invalid.
-        TypeError: `scopes` or `implied` has a string instead of a list.
+        TypeError: A list of strings is something else.
     """
     try:
         check_url(issuer)
@@ -307,37 +339,72 @@ def rules_of(
         raise ValueError(
             f"issuer must be an https URL, or an http URL of this machine, without a user name{given}."
         ) from None
-    parts = urlsplit(audience)
-    if not audience or parts.fragment or " " in audience or not audience.isprintable() or '"' in audience:
+    audiences = (audience,) if isinstance(audience, str) and audience else several("audience", audience or ())
+    clients = several("client_ids", client_ids)
+    if not all(map(_is_name, audiences)) or not (audiences or clients):
         raise ValueError(
-            "audience must be this server's public URL, such as https://mcp.example.com/mcp, without a fragment."
+            "audience must be what tokens contain in aud: this server's public URL, such as "
+            "https://mcp.example.com/mcp, without a fragment, or what the issuer uses instead. If its tokens have no "
+            "aud, pass client_ids=[…], the clients whose tokens you accept."
         )
+    if "account" in audiences and not clients:
+        raise ValueError(
+            "Keycloak adds the audience 'account' to the tokens of almost every client. Add an audience mapper for "
+            "this server, or pass client_ids=[…], the clients whose tokens you accept."
+        )
+    if resource and (not _is_name(resource) or urlsplit(resource).scheme not in ("https", "http")):
+        raise ValueError("resource must be this server's public URL, such as https://mcp.example.com/mcp.")
     check_scopes(several("scopes", scopes))
-    return TokenRules(issuer, (audience,), inclusions(implied), believed)
+    return TokenRules(
+        issuer,
+        audiences,
+        inclusions(implied),
+        believed,
+        clients,
+        several("scope_claims", scope_claims),
+        several("tenants", tenants),
+        resource,
+        scope_prefix,
+    )
+
+
+def _is_name(text: str) -> bool:
+    return bool(text) and not urlsplit(text).fragment and " " not in text and text.isprintable() and '"' not in text
 
 
 @suggest_keywords
-def jwt(
+def jwt(  # noqa: PLR0913  the options of an issuer
     *,
     issuer: str,
-    audience: str,
+    audience: str | Names = (),
     jwks: str | Mapping[str, Any] = "",
     secret: str = "",
     algorithms: Names = (),
     scopes: Names = (),
     scope_includes: Mapping[str, Names] | None = None,
+    resource: str = "",
+    client_ids: Names = (),
+    scope_claims: Names = (),
+    scope_prefix: str = "",
 ) -> AuthMethod:
     """Accept signed tokens (JSON Web Tokens, RFC 7519) from an issuer.
 
     Args:
         issuer: The issuer's exact identifier, as in the claim ``iss``.
-        audience: This server's public URL, such as ``https://mcp.example.com/mcp``. Tokens for any other URL are
-            refused, even if it starts with this one.
+        audience: This server's public URL, such as ``https://mcp.example.com/mcp``, or what the issuer's tokens have in
+            ``aud`` instead; a list if there are several. Tokens for any other URL are refused, even if it starts with
+            this one.
         jwks: URL of the issuer's public keys, or the key set itself.
         secret: A secret shared with the issuer, at least 32 bytes long, instead of public keys.
         algorithms: Accepted signature algorithms; by default all asymmetric ones, or HS256 with a secret.
         scopes: Scopes that every caller needs.
         scope_includes: Mapping of a scope to the scopes that it includes.
+        resource: This server's public URL, if `audience` isn't that.
+        client_ids: Ids of the clients whose tokens are accepted; by default all. Without `audience`, tokens must have
+            no ``aud``.
+        scope_claims: Claims with scopes, such as ``permissions`` or ``realm_access.roles``. By default ``scope``, or
+            ``scp``.
+        scope_prefix: What the issuer expects in front of scopes that a client requests, such as ``api://notes/``.
 
     Raises:
         ValueError: An argument is missing or invalid.
@@ -362,20 +429,34 @@ def jwt(
         keys = FetchedKeys(check_url(jwks).geturl(), ask_issuer)
     else:
         keys = FixedKeys(read_keys(jwks))
-    return TokenMethod(rules_of(issuer, audience, scopes, scope_includes), keys, algorithms=allowed, scopes=scopes)
+    rules = rules_of(
+        issuer,
+        audience,
+        scopes,
+        scope_includes,
+        resource=resource,
+        client_ids=client_ids,
+        scope_claims=scope_claims,
+        scope_prefix=scope_prefix,
+    )
+    return TokenMethod(rules, keys, algorithms=allowed, scopes=scopes)
 
 
 @suggest_keywords
-def introspection(
+def introspection(  # noqa: PLR0913  the options of an issuer
     *,
     issuer: str,
-    audience: str,
+    audience: str | Names = (),
     endpoint: str,
     client: str,
     secret: str,
     client_tokens: bool = False,
     scopes: Names = (),
     scope_includes: Mapping[str, Names] | None = None,
+    resource: str = "",
+    client_ids: Names = (),
+    scope_claims: Names = (),
+    scope_prefix: str = "",
 ) -> AuthMethod:
     """Accept tokens that the issuer verifies at its introspection endpoint (RFC 7662).
 
@@ -390,6 +471,10 @@ def introspection(
             one identity.
         scopes: As for `jwt`.
         scope_includes: As for `jwt`.
+        resource: As for `jwt`.
+        client_ids: As for `jwt`.
+        scope_claims: As for `jwt`.
+        scope_prefix: As for `jwt`.
 
     Raises:
         ValueError: An argument is missing or invalid.
@@ -409,5 +494,15 @@ def introspection(
             "auth.introspection() requires client= and secret=, this server's credentials at the endpoint."
         )
 
-    rules = rules_of(issuer, audience, scopes, scope_includes, believed=30.0)
+    rules = rules_of(
+        issuer,
+        audience,
+        scopes,
+        scope_includes,
+        believed=30.0,
+        resource=resource,
+        client_ids=client_ids,
+        scope_claims=scope_claims,
+        scope_prefix=scope_prefix,
+    )
     return IntrospectedMethod(rules, url, client=client, secret=secret, client_tokens=client_tokens, scopes=scopes)

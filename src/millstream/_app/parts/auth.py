@@ -1,5 +1,6 @@
 """Authentication: the guard in front of every path, and the paths for signing in."""
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from millstream._protocol.principal import EVERYTHING
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
     from millstream.auth._method import AuthMethod
+
+logger = logging.getLogger("millstream")
 
 _STYLES = ("/assets/tokens.css", "/assets/base.css", "/assets/sign-in.css", "/assets/vendor/inter.woff2")
 """Style sheets and font of the authorization server's pages."""
@@ -39,11 +42,20 @@ class AuthPart(OwnPart):
         methods, settings = _methods(definition, host), host.settings
         issuing = [each for each in methods if each.issuers]
         resource = next((each.resource for each in issuing if each.resource), "")
+        if issuing and not resource:
+            logger.warning(
+                "Clients can't tell for sure which URL their tokens are for, because the audience of %s isn't one. The "
+                "metadata names the address that each client uses, which may be wrong behind a proxy. Pass resource=, "
+                "such as resource='https://mcp.example.com%s'.",
+                issuing[0].issuers[0],
+                settings.path,
+            )
         for each in issuing:
             each.serve_at(set(addresses_for(each.resource, settings).values()))
         challenges = ChallengeResponses(
             addresses=Addresses(resource, settings) if issuing else None,
             oauth=bool(issuing),
+            scope_prefix=issuing[0].scope_prefix if issuing else "",
             scopes=[scope for each in methods for scope in each.scopes],
         )
         host.guard = guard = AuthGuard(methods, challenges)
