@@ -172,7 +172,7 @@ async def test_questions_are_answered_on_any_worker(world: World) -> None:
         said: list[Json] = []
         for number, worker in enumerate((workers[1], workers[0], workers[2])):
             question = next(iter(asked["inputRequests"].values()))
-            assert question["params"]["message"] == f"[there] Number {number}?"
+            assert question["params"]["message"] == f"Number {number}?"
             asked, more = await send_with_messages(
                 worker, arguments={"times": 3}, then=answer(asked, number), token="t"
             )

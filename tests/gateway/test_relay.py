@@ -3,9 +3,12 @@
 import asyncio
 from typing import Any
 
+import httpx2
 import pytest
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp_types import SamplingMessage, TextContent
+from pydantic import BaseModel
 
 from millstream import Client, Server
 from patience import WAIT
@@ -110,3 +113,84 @@ async def test_update_announced_in_a_call_reaches_only_the_session_that_called()
             await arrived.wait()
         await other.call("b_grow_silently")  # anything for it would have come before
     assert seen == {"caller": ["book://a/1"], "other": []}
+
+
+def asking() -> MCPServer:
+    program = MCPServer("registrar", title="The registrar")
+
+    @program.tool()
+    async def register(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        answer = await ctx.elicit("Choose a username.", Username)
+        return answer.data.name if answer.action == "accept" else answer.action
+
+    @program.tool()
+    async def poem(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        text = TextContent(type="text", text="A poem, please.")
+        messages = [SamplingMessage(role="user", content=text)]
+        await ctx.session.create_message(messages, max_tokens=9, system_prompt="Be brief.")
+        return "done"
+
+    return program
+
+
+class Username(BaseModel):
+    name: str
+
+
+def relay(program: Any, **options: Any) -> Server:
+    """A server with a single upstream, under its own names, as `millstream run` makes it."""
+    gateway = Server("gateway")
+    gateway.upstream("only", program, prefix="", **options)
+    gateway.definition.named = False
+    return gateway
+
+
+async def test_questions_of_a_single_upstream_reach_the_user_unchanged() -> None:
+    questions: list[str] = []
+
+    def elicit(question: Any) -> dict[str, str]:
+        questions.append(question.message)
+        return {"name": "ada"}
+
+    for gateway, tool in ((relay(asking()), "register"), (catalog(asking()), "a_register")):
+        async with Client(gateway, revision=ERAS[0], elicit=elicit) as client:
+            assert (await client.call(tool)).text == "ada"
+    assert questions == ["Choose a username.", "[a] Choose a username."]
+
+
+@pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
+async def test_system_prompt_of_a_single_upstream_is_not_extended() -> None:
+    prompts: list[Any] = []
+
+    def sample(request: Any) -> str:
+        prompts.append(request.system_prompt)
+        return "Roses"
+
+    async with Client(relay(asking()), revision=ERAS[0], sample=sample) as client:
+        await client.call("poem")
+    assert prompts == ["Be brief."]
+
+
+async def test_single_upstream_introduces_itself() -> None:
+    for era in ERAS:
+        async with Client(relay(asking()), revision=era) as client:
+            assert (client.server.name, client.server.title) == ("registrar", "The registrar")
+
+
+async def post(gateway: Server, message: dict[str, Any], **headers: str) -> httpx2.Response:
+    common = {"accept": "application/json, text/event-stream"}
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(gateway), base_url="http://127.0.0.1:8000") as http:
+        return await http.post("/mcp", json={"jsonrpc": "2.0", "id": 1} | message, headers=common | headers)
+
+
+async def test_method_that_an_upstream_does_not_know_has_status_404() -> None:
+    gateway = relay(MCPServer("plain"))
+    meta = {
+        "io.modelcontextprotocol/protocolVersion": ERAS[1],
+        "io.modelcontextprotocol/clientCapabilities": {},
+        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
+    }
+    headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "com.example/foo"}
+    async with Client(gateway):
+        reply = await post(gateway, {"method": "com.example/foo", "params": {"_meta": meta}}, **headers)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (404, -32601)

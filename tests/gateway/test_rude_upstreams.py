@@ -245,7 +245,7 @@ SAMPLE_WITH_CARD: Json = {
 }
 
 
-async def test_redaction_covers_every_message_of_a_call_and_questions_name_the_upstream() -> None:
+async def test_redaction_covers_every_message_of_a_call() -> None:
     pytest.importorskip("re2")
     result: Json = {**DONE, "structuredContent": {CARD: 1, "paid": {CARD: 2}}, "resultType": "complete"}
     questions = {"elicitation/create": FORM_WITH_CARD, "sampling/createMessage": SAMPLE_WITH_CARD}
@@ -289,8 +289,8 @@ async def test_redaction_covers_every_message_of_a_call_and_questions_name_the_u
                     assert ("log", {"[redacted]": ["[redacted]"]}) in person.heard
                     assert ("progress", "[redacted]") in person.heard
                     kinds = {each[0]: each[1:] for each in person.heard}
-                    assert kinds["form"][0] == "[rude] Charge [redacted]?"
-                    assert "'rude'" in kinds["sampling"][0]
+                    assert kinds["form"][0] == "Charge [redacted]?"
+                    assert kinds["sampling"][0] == "[redacted]"
 
 
 async def test_redaction_covers_the_status_of_an_upstream_task() -> None:
@@ -670,7 +670,7 @@ async def test_url_elicitation_errors_reach_every_revision() -> None:
                     await request(client)
                 assert caught.value.code == -32042
                 (wanted,) = caught.value.data["elicitations"]
-                assert (wanted["elicitationId"], wanted["message"]) == ("e1", "[rude] Sign in")
+                assert (wanted["elicitationId"], wanted["message"]) == ("e1", "Sign in")
             for revision in (OLDER, PER_REQUEST):
                 async with Client(mcp, revision=revision) as client:  # this client can't be asked
                     result = await request(client)
@@ -762,7 +762,7 @@ async def test_principals_do_not_share_sessions_or_questions() -> None:
                     for result in await asyncio.gather(*calls):
                         assert texts(result) == "done"
                 for tool, (_, person) in people.items():
-                    assert [each.message for each in person.questions] == [f"[rude] {tool}"]
+                    assert [each.message for each in person.questions] == [tool]
                 assert sessions["go"] != sessions["rest"]
                 answers.clear()
 

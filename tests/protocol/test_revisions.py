@@ -25,7 +25,6 @@ L1, L2, L3, L4, M = ALL
         ("event_ids", (False, True, True, True, False)),
         ("argument_errors_in_result", (False, False, False, True, True)),
         ("missing_resource_code", (-32002, -32002, -32002, -32002, -32602)),
-        ("method_not_found_status", (200, 200, 200, 200, 404)),
         ("result_type", (False, False, False, False, True)),
         ("log_level_per_request", (False, False, False, False, True)),
         ("routing_headers", (False, False, False, False, True)),

@@ -114,6 +114,7 @@ def server_of(value: Any) -> Server:
         settings=_settings_of(value, side),
         auth=ProgramAuth(program, side) if side is not None and side.protected else None,
     )
+    server.definition.named = False  # it introduces itself
     if side is not None:
         if side.mcp_path and not os.environ.get("MILLSTREAM_PATH"):
             server.definition.configure(path=side.mcp_path)

@@ -140,18 +140,16 @@ def admit_per_request(
             {"supported": list(PER_REQUEST), "requested": shorten(version)},
         )
     if not serves(message.method, revision):
-        raise method_not_found(message.method, revision)
+        raise method_not_found(message.method)
     needed = requires(message.method, name)
     if needed:
         require_capabilities(client.capabilities, needed)
     return Admission(revision, meta, client, name)
 
 
-def method_not_found(method: str, revision: Revision) -> ProtocolError:
+def method_not_found(method: str) -> ProtocolError:
     """Return the error for a method that the revision or this server doesn't have."""
-    return ProtocolError(
-        METHOD_NOT_FOUND, f"Method not found: {shorten(method)}", status=revision.method_not_found_status
-    )
+    return ProtocolError(METHOD_NOT_FOUND, f"Method not found: {shorten(method)}")
 
 
 def require_capabilities(capabilities: Mapping[str, Any], needed: Mapping[str, Any]) -> None:

@@ -40,8 +40,10 @@ SERVER_ERROR = -32000
 """The handshake-era code for errors without a code of their own."""
 
 
-_BAD_REQUESTS = frozenset({HEADER_MISMATCH, MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION})
-"""Codes that the per-request era always sends with status 400, even if a handler raises them.
+_STATUSES = {METHOD_NOT_FOUND: 404} | dict.fromkeys(
+    (HEADER_MISMATCH, MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION), 400
+)
+"""Code -> the HTTP status that it has in the per-request era, wherever the error was found.
 
 https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http
 """
@@ -68,7 +70,7 @@ class ProtocolError(Exception):
             -32000.
         message: One sentence for the developer of the client.
         data: Any JSON-serializable value with details.
-        status: The HTTP status; by default 400 for codes that require it, and 200 for others.
+        status: The HTTP status; by default that which the code requires, and 200 for others.
         head: Encoded header lines. An error with a `head` keeps its status in every revision, because clients handle
             the two together (401, 403, 429).
     """
@@ -78,7 +80,7 @@ class ProtocolError(Exception):
         self.code = code
         self.message = message
         self.data = data
-        self.status: int = status or (400 if code in _BAD_REQUESTS else 200)
+        self.status: int = status or _STATUSES.get(code, 200)
         self.head = head
 
 

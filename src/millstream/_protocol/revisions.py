@@ -81,7 +81,6 @@ class Revision(Struct, frozen=True, kw_only=True, eq=False):
     result_type: bool = False
     """`resultType`, cache hints and server information on results."""
     log_level_per_request: bool = False
-    method_not_found_status: int = 200
 
 
 R2024_11_05 = Revision(
@@ -179,7 +178,6 @@ R2026_07_28 = replace(
     event_ids=False,
     priming=False,
     missing_resource_code=-32602,
-    method_not_found_status=404,
 )
 
 ALL: tuple[Revision, ...] = (R2024_11_05, R2025_03_26, R2025_06_18, R2025_11_25, R2026_07_28)
@@ -269,11 +267,11 @@ def block(each: Content, revision: Revision) -> Content:
 def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
     """Return an error with the code that an older revision uses."""
     if exc.code == RESOURCE_NOT_FOUND:
-        return ProtocolError(revision.missing_resource_code, exc.message, exc.data, status=exc.status)
+        return ProtocolError(revision.missing_resource_code, exc.message, exc.data, status=exc.status, head=exc.head)
     if exc.code == MISSING_CLIENT_CAPABILITY and revision.handshake:
         return ProtocolError(INVALID_PARAMS, exc.message, exc.data)
     if exc.code == OVERLOADED and revision.handshake:
-        return ProtocolError(SERVER_ERROR, exc.message, exc.data, status=exc.status)
+        return ProtocolError(SERVER_ERROR, exc.message, exc.data, status=exc.status, head=exc.head)
     return exc
 
 

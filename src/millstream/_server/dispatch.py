@@ -479,7 +479,7 @@ def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) ->
             Admission checks this for the other era.
     """
     if call.revision.handshake and not registry.serves(call.method, call.revision):
-        raise method_not_found(call.method, call.revision)
+        raise method_not_found(call.method)
     handler = handlers.get(call.method) or registry.extension_handler(call.method, call.revision)
     assert handler is not None  # noqa: S101  it was checked
     return handler

@@ -69,6 +69,7 @@ from millstream.gateway._relay import (
     can_ask,
     declare,
     logger,
+    name_sender,
     project_answer,
     project_question,
 )
@@ -645,10 +646,10 @@ class _ForwardedCall(Relay):
         """
         if len(requests) > MAX_OPEN_QUESTIONS:
             raise InvalidResponse(f"The upstream asked {len(requests)} questions at once.")
-        name = self._upstream.name
+        sender = self._upstream.sender
         try:
             return {
-                key: project_question(each.method, bytes(each.params), self, self._source, name)
+                key: project_question(each.method, bytes(each.params), self, self._source, sender)
                 for key, each in requests.items()
             }
         except ProtocolError as exc:
@@ -671,7 +672,7 @@ class _ForwardedCall(Relay):
 
     def _convert_url_error(self, exc: ServerError) -> BaseException:
         """Return the error that asks the user to open URLs first."""
-        call, policy, name = self.call, self._upstream.policy, self._upstream.name
+        call, policy, sender = self.call, self._upstream.policy, self._upstream.sender
         try:
             urls = msgspec.convert(exc.data, _Elicitations).elicitations[:MAX_OPEN_QUESTIONS]
         except msgspec.ValidationError:
@@ -679,14 +680,14 @@ class _ForwardedCall(Relay):
         if "elicitation" not in policy.questions:
             return call_error(call, exc.message)
         if call.revision.url_error:
-            named = [{**each, "message": f"[{name}] {each.get('message', '')}"} for each in urls]
+            named = [{**each, "message": name_sender(sender, each.get("message", ""))} for each in urls]
             return ProtocolError(exc.code, exc.message, {"elicitations": named})
         declared = declare(self.abilities, call.revision)
         if not call.revision.handshake and urls and declares(declared, {"elicitation": {"url": {}}}):
             try:
                 questions = {
                     f"url{number}": project_question(
-                        "elicitation/create", encode({**each, "mode": "url"}), self, call.revision, name
+                        "elicitation/create", encode({**each, "mode": "url"}), self, call.revision, sender
                     ).request
                     for number, each in enumerate(urls, 1)
                 }

@@ -125,6 +125,7 @@ class GatewayPart:
             host=host,
             pool=pool,
             parked_calls=parked,
+            has_several=len(self.definition.upstreams) > 1,
             arriving=ArrivingBytes(host.settings.max_incoming_bytes, largest),
             on_change=self._register,
         )

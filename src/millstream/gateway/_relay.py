@@ -210,6 +210,11 @@ class Recipient:
         raise NotImplementedError
 
 
+def name_sender(upstream: str, message: str) -> str:
+    """Return a message to the user that begins with the name of the upstream, if the client has several."""
+    return f"[{upstream}] {message}" if upstream else message
+
+
 def project_question(method: str, raw: bytes, asked: Recipient, source: Revision, upstream: str) -> ForwardedQuestion:
     """Convert an upstream's question to the client's revision, and say who asks.
 
@@ -218,7 +223,7 @@ def project_question(method: str, raw: bytes, asked: Recipient, source: Revision
         raw: Its parameters.
         asked: The client.
         source: Revision of the upstream.
-        upstream: Name of the upstream.
+        upstream: Name of the upstream, if the client has several.
 
     Raises:
         ProtocolError: The client can't be asked this, or the question is invalid.
@@ -235,11 +240,12 @@ def project_question(method: str, raw: bytes, asked: Recipient, source: Revision
         params = asked.redactor.members(params)
     if method == "elicitation/create":
         params = _project_form(params, declared, target)
-        params["message"] = f"[{upstream}] {params.get('message', '')}"
+        params["message"] = name_sender(upstream, params.get("message", ""))
     elif method == "sampling/createMessage":
         params = _project_sampling(params, declared, source, target)
-        origin = f"This request comes from the server {upstream!r}."
-        params["systemPrompt"] = f"{origin}\n\n{params['systemPrompt']}" if params.get("systemPrompt") else origin
+        if upstream:
+            origin = f"This request comes from the server {upstream!r}."
+            params["systemPrompt"] = f"{origin}\n\n{params['systemPrompt']}" if params.get("systemPrompt") else origin
     else:
         params = {}
     return ForwardedQuestion(method, params, original)
@@ -538,6 +544,7 @@ class Relays:
         name: str,
         abilities: bytes,
         *,
+        sender: str,
         in_process: bool,
         log: Callable[[str, int], object] | None,
         on_change: Callable[[str, bytes], None],
@@ -547,12 +554,14 @@ class Relays:
         Args:
             name: Name of the upstream, for the log.
             abilities: Capabilities that the connection declares, see `abilities_of`.
+            sender: The name that questions show, see `Upstream.sender`.
             in_process: Whether the upstream is a server of this process, which sends nothing about calls that are over.
             log: For a process, writes a line of its output to the gateway's log.
             on_change: Called with the method and parameters of each announced change.
         """
         self._name = name
         self._abilities = abilities
+        self._sender = sender
         self._in_process = in_process
         self._log = log
         self._on_change = on_change
@@ -609,7 +618,7 @@ class Relays:
             recipient = self.find(request_id)
             if recipient is None:
                 raise self._unknown_client_error(method)
-            question = project_question(method, params, recipient, source, self._name)
+            question = project_question(method, params, recipient, source, self._sender)
             try:
                 return project_answer(question, await recipient.ask(question), source)
             except ProtocolError:

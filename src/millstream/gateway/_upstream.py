@@ -272,6 +272,8 @@ class Gateway(Struct, frozen=True):
     """Runs the processes of commands."""
     parked_calls: ParkedCalls
     """Calls that wait for answers."""
+    has_several: bool
+    """Whether there are several upstreams."""
     arriving: ArrivingBytes
     """Bytes of unfinished replies of all upstreams."""
     on_change: Callable[["Upstream", Collection[str]], None]
@@ -438,6 +440,13 @@ class Upstream:
         return limit_abilities(abilities_of(call), self.policy.questions)
 
     @property
+    def sender(self) -> str:
+        """Name that its questions show to the user, so that several servers can't be confused; empty for a single one
+        without a prefix.
+        """
+        return self.name if self.names.prefix or self.gateway.has_several else ""
+
+    @property
     def has_tasks(self) -> bool:
         """Whether the upstream announces the tasks extension."""
         return TASKS in self.catalog.extensions
@@ -498,6 +507,7 @@ class Upstream:
         relays = Relays(
             config.name,
             limit_abilities(ALL_ABILITIES, self.policy.questions) if everything else key.capabilities,
+            sender=self.sender,
             in_process=isinstance(self._target, _SharedServer),
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
