@@ -4,17 +4,23 @@
 JSON lines for machines, short lines for a terminal. Values that a peer can influence are never trusted: secrets are
 replaced by ``***``, recognized by field name and by their form in text, control characters are escaped so no value can
 forge a line, and long values are cut. Logs are always on standard error. Standard output is rejected, because it
-carries the protocol on stdio.
+carries the protocol on stdio. Nothing waits for a reader of the log: see `TextOutlet`.
 """
 
 import inspect
 import logging
 import os
 import re
+import select
+import stat
 import sys
 import sysconfig
+import threading
+import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import islice
@@ -118,8 +124,10 @@ def configure(
             "Logs can't be written to standard output, because it carries the protocol on stdio. Use another stream."
         )
     lines = (not target.isatty()) if json is None else json
-    handler = _OurHandler(target)
-    handler.setFormatter(JsonLines() if lines else HumanLines(color=target.isatty() and "NO_COLOR" not in os.environ))
+    formatter = JsonLines() if lines else HumanLines(color=target.isatty() and "NO_COLOR" not in os.environ)
+    handler = _OurHandler(outlet_for(target, formatter))
+    handler.stream.formatter = formatter
+    handler.setFormatter(formatter)
     root = logging.getLogger()
     for old in [each for each in root.handlers if isinstance(each, _OurHandler)]:
         root.removeHandler(old)
@@ -136,8 +144,157 @@ def configure(
         logger.setLevel(logging.WARNING if number == logging.INFO else number)
 
 
-class _OurHandler(logging.StreamHandler[TextIO]):
+MAX_KEPT = 256 * 1024
+"""Maximum bytes that wait for a slow reader. More are dropped."""
+_PIECE = 4096
+"""A writable pipe accepts this many bytes without blocking (`PIPE_BUF` of POSIX)."""
+LAST_SECONDS = 1.0
+"""Seconds that a process waits at its end for a slow reader."""
+
+
+class TextOutlet:
+    """Writes lines to a stream without waiting for a slow or stalled reader. Any thread may use it.
+
+    Lines that the stream doesn't take at once are kept, up to `MAX_KEPT` bytes, and a thread writes them when there's
+    room. More lines are dropped, and the next line then gives their number.
+
+    Args:
+        stream: The stream.
+        formatter: The format of that line.
+    """
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+        self.stream: TextIO = stream
+        self.formatter: logging.Formatter = formatter
+        self.lost: int = 0
+        """Number of lines that the stream didn't accept."""
+        self.unsent: bytearray = bytearray()
+        self._unreported = 0
+        self._lock = threading.RLock()
+        self._sending = self._waiting = self._given_up = False
+        self._descriptor: int | None = None
+        """None if writing doesn't block: for files and in-memory streams, and on Windows, where this can't be
+        checked.
+        """
+        with suppress(OSError, ValueError, AttributeError):
+            descriptor = stream.fileno()
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                descriptor = self._reopen(descriptor)
+                self._poll = _poll(descriptor)
+                self._descriptor = descriptor
+
+    def write(self, text: str) -> None:
+        """Write complete lines, keep them for later, or drop them."""
+        if self._descriptor is None:
+            try:
+                self.stream.write(text)
+                self.stream.flush()
+            except (OSError, ValueError):  # ValueError: the stream is closed
+                self.lost += text.count("\n")
+            return
+        data = text.encode(errors="backslashreplace")
+        with self._lock:
+            room = MAX_KEPT - len(self.unsent)
+            end = len(data) if len(data) <= room else data.rfind(b"\n", 0, room) + 1
+            self.unsent += data[:end]
+            self._drop(data[end:])
+            self._send()
+            if self.unsent and not self._waiting:
+                self._waiting = True
+                with suppress(RuntimeError):  # the interpreter is shutting down
+                    threading.Thread(target=self._send_later, name="millstream_log", daemon=True).start()
+
+    def finish(self) -> None:
+        """Wait up to `LAST_SECONDS` until all lines are written. For the end of a process."""
+        end = time.monotonic() + LAST_SECONDS
+        while self._descriptor is not None and self.unsent and not self._given_up:
+            self._given_up = not _poll(self._descriptor).poll(max(0.0, end - time.monotonic()) * 1000)
+            with self._lock:
+                self._send()
+
+    def _reopen(self, descriptor: int) -> int:
+        """Return a descriptor of a pipe that other processes can't block by writing to the same pipe at the same time.
+
+        Setting the original one to non-blocking would change it for them, too.
+        """
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            with suppress(OSError):  # the pipe belongs to another user, or this isn't Linux
+                descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+                weakref.finalize(self, os.close, descriptor).atexit = False  # until then, lines may be written
+        return descriptor
+
+    def _send(self) -> None:
+        """Write what the stream takes now."""
+        if self._sending or self._descriptor is None:  # interrupted by a signal's handler, which logs
+            return
+        self._sending = True
+        try:
+            while self._has_more() and self._poll.poll(0):
+                piece = bytes(self.unsent[:_PIECE])
+                piece = piece[: piece.rfind(b"\n") + 1] or piece  # lines of several processes stay whole
+                del self.unsent[: os.write(self._descriptor, piece)]
+        except BlockingIOError:
+            pass
+        except OSError:  # the reader is gone
+            self._drop(self.unsent)
+            self.unsent.clear()
+            self._unreported = 0
+        finally:
+            self._sending = False
+
+    def _has_more(self) -> bool:
+        if not self.unsent and self._unreported:
+            count, self._unreported = self._unreported, 0
+            lines = "1 line of this log was" if count == 1 else f"{count} lines of this log were"
+            record = logging.LogRecord(
+                "millstream", logging.WARNING, "", 0, "%s dropped, because standard error wasn't read.", (lines,), None
+            )
+            self.unsent += f"{self.formatter.format(record)}\n".encode(errors="backslashreplace")
+        return bool(self.unsent)
+
+    def _drop(self, data: bytes | bytearray) -> None:
+        lines = data.count(b"\n")
+        self.lost += lines
+        self._unreported += lines
+
+    def _send_later(self) -> None:
+        """Write kept lines when there's room. Runs in a thread of its own."""
+        poll = _poll(self._descriptor or 0)
+        while True:
+            poll.poll()
+            with self._lock:
+                self._send()
+                if not self.unsent:
+                    self._waiting = False
+                    return
+
+
+def _poll(descriptor: int) -> "select.poll":
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return poll
+
+
+def outlet_for(stream: TextIO, formatter: logging.Formatter) -> TextOutlet:
+    """Return the outlet through which `configure` writes to a stream, or else a new one.
+
+    Args:
+        stream: The stream.
+        formatter: The format of lines about dropped ones.
+    """
+    for each in logging.getLogger().handlers:
+        if isinstance(each, _OurHandler) and each.stream.stream is stream:
+            return each.stream
+    return TextOutlet(stream, formatter)
+
+
+class _OurHandler(logging.StreamHandler[TextOutlet]):
     """A handler installed by `configure`, which it may replace."""
+
+    @override
+    def close(self) -> None:
+        self.stream.finish()
+        super().close()
 
 
 def capture_logs(listener: logging.Handler) -> Callable[[], None]:

@@ -1,9 +1,8 @@
 """The access log and the audit log: JSON lines about messages and calls.
 
 Lines of the access log are written together, after `FLUSH_SECONDS` or when `MAX_PENDING` lines wait, whichever is
-first. A crash loses at most these lines. Lines for a stream that fails or blocks are dropped and counted in `lost`, and
-nothing waits for them. Text from peers is redacted and escaped as in `logs`. Lines that differ only in time, duration,
-and size share a `Frame`, which is encoded once.
+first. A crash loses at most these lines. Text from peers is redacted and escaped as in `logs`. Lines that differ only
+in time, duration, and size share a `Frame`, which is encoded once.
 
 The audit log has callers, calls, and outcomes in an append-only file. Every line contains the hash of the previous
 line, so changing, removing, or inserting a line invalidates all lines after it. Truncation is detected only by
@@ -11,10 +10,8 @@ comparison with a hash recorded elsewhere. Each process writes its own file. Arg
 """
 
 import asyncio
-import contextlib
 import os
 import re
-import select
 import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -29,50 +26,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import is_object
 from millstream._protocol.jsonrpc import Json
 from millstream._recent import Recent
-from millstream._telemetry.logs import escape, redact_text
-
-MAX_KEPT = 256 * 1024
-"""Maximum bytes that wait for a slow reader. More are dropped."""
-_PIECE = 4096
-"""A writable pipe accepts this many bytes without blocking (`PIPE_BUF` of POSIX)."""
-LAST_MS = 1000
-
-
-class TextOutlet:
-    """Writes without blocking to a stream with a slow or stalled reader, and buffers what it doesn't take."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-        self._poll: select.poll | None = None
-        """None if writing doesn't block: for files and in-memory streams, and on Windows, where this can't be
-        checked.
-        """
-        self.unsent = b""
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            descriptor = stream.fileno()
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                self._poll = select.poll()
-                self._poll.register(descriptor, select.POLLOUT)
-
-    def write(self, text: str, *, wait_ms: int = 0) -> bool:
-        """Write `text`, or keep it for later if the stream blocks for more than `wait_ms`. Return False if it was lost.
-
-        Raises:
-            OSError, ValueError: The reader is gone, or the stream is closed.
-        """
-        if self._poll is None:
-            self._stream.write(text)
-            self._stream.flush()
-            return True
-        data = text.encode(errors="backslashreplace")
-        taken = len(self.unsent) + len(data) <= MAX_KEPT
-        rest = memoryview(self.unsent + data if taken else self.unsent)
-        self.unsent = b""
-        while rest and self._poll.poll(wait_ms):
-            rest = rest[os.write(self._stream.fileno(), rest[:_PIECE]) :]
-        self.unsent = bytes(rest)
-        return taken
-
+from millstream._telemetry.logs import HumanLines, JsonLines, escape, outlet_for, redact_text
 
 LOGGER = "millstream.access"
 FLUSH_SECONDS = 0.2
@@ -138,14 +92,12 @@ class MessageLog:
             json: Whether to write JSON lines or short ones. ``None`` writes short ones if `stream` is a terminal.
         """
         # Configuration
-        self._outlet = TextOutlet(stream)
         self._worker = worker or str(os.getpid())
         self._json = (not stream.isatty()) if json is None else json
         color = stream.isatty() and "NO_COLOR" not in os.environ
+        self._outlet = outlet_for(stream, JsonLines() if self._json else HumanLines(color=color))
         self._dim = ("\x1b[2m", "\x1b[0m") if color else ("", "")
         # Process
-        self.lost: int = 0
-        """Number of lines that the stream didn't accept."""
         self._pending: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._texts: Recent[str, str] = Recent(MAX_CACHED)
@@ -154,6 +106,11 @@ class MessageLog:
         """The current millisecond."""
         self._stamp = ""
         """The start of lines in this millisecond."""
+
+    @property
+    def lost(self) -> int:
+        """Number of lines that the stream didn't accept, with those of other loggers."""
+        return self._outlet.lost
 
     def add(self, message: AccessRecord) -> None:
         """Queue one message."""
@@ -196,16 +153,10 @@ class MessageLog:
             self._timer.cancel()
             self._timer = None
         pending, self._pending = self._pending, []
-        if not pending and not self._outlet.unsent:
-            return
-        try:
-            taken = self._outlet.write("".join(pending), wait_ms=LAST_MS if last else 0)
-        except (OSError, ValueError):  # ValueError: the stream is closed
-            taken = False
-        if not taken:
-            self.lost += len(pending)
-        if self._outlet.unsent and not last:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+        if pending:
+            self._outlet.write("".join(pending))
+        if last:
+            self._outlet.finish()
 
     def frame(self, message: AccessRecord) -> Frame:
         """Return the constant parts of this kind's lines."""

@@ -63,6 +63,9 @@ def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
     places = sorted({place for task in asyncio.all_tasks(loop) if (place := where(task))})
     what = ", ".join(places) or "a thread or a generator"
     logger.error("The server stops without waiting for code that is still running: %s", what)
+    last = threading.Timer(LAST_SECONDS, os._exit, (status,))  # printed text may wait for a reader forever
+    last.daemon = True
+    last.start()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -212,7 +212,7 @@ class Observer:
             registry.read(
                 "counter",
                 "millstream_log_lines_lost_total",
-                "Lines of the access log that its stream didn't accept.",
+                "Lines of the log that its stream didn't accept.",
                 lambda: {(): log.lost},
             )
         self._process = ProcessFigures(registry, clock=clock)
