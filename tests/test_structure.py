@@ -25,6 +25,7 @@ LAYERS = [
     "files",
     "_oauth",
     "_protocol",
+    "_yaml",
     "_frontmatter",
     "protocol",
     "_config",
@@ -59,7 +60,7 @@ OPTIONAL = {
     "nats",
     "openai",
     "redis",
-    "ruamel",
+    "pyyaml",
 }  # fmt: skip
 NAMELESS = {"utils", "helpers", "common", "core", "misc", "manager", "base", "new", "old", "modern", "legacy2"}
 PROGRAM_FOLDERS = ("src", "tests", "benches", "examples")

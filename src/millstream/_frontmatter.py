@@ -1,16 +1,15 @@
 """YAML frontmatter of Markdown files such as `SKILL.md`, as JSON values.
 
-ruamel.yaml parses it as YAML 1.2. The text may come from the network, so its size is limited, and aliases, which could
+The text may come from the network, so its size is limited, and aliases, which could
 expand a small text to a huge value, are rejected.
 """
 
 import math
 import re
-from collections.abc import Iterable
 from typing import Any, cast
 
-from millstream._protocol.errors import MissingExtra
 from millstream._protocol.json_schema import is_object
+from millstream._yaml import YamlError, read_yaml
 
 MAX_BYTES = 16 * 1024
 _MAX_DEPTH = 32
@@ -45,48 +44,14 @@ def read_frontmatter(text: str) -> dict[str, Any]:
     raw = found[1]
     if len(raw.encode()) > MAX_BYTES:
         raise FrontmatterError(f"its frontmatter has more than {MAX_BYTES} bytes")
-    value = _load(raw)
+    try:
+        value = read_yaml(raw, what="Reading the frontmatter of skills", extra="skills", max_depth=_MAX_DEPTH)
+    except YamlError as exc:
+        raise FrontmatterError(f"its frontmatter {exc}") from exc
     if not is_object(value):
         raise FrontmatterError("its frontmatter isn't a YAML mapping")
     _check(value)
     return value
-
-
-def _load(raw: str) -> Any:
-    try:
-        from ruamel.yaml import YAML  # noqa: PLC0415  an extra
-        from ruamel.yaml.constructor import SafeConstructor  # noqa: PLC0415
-        from ruamel.yaml.error import YAMLError  # noqa: PLC0415
-    except ImportError as exc:
-        raise MissingExtra("Reading the frontmatter of skills", "skills") from exc
-
-    class Constructor(SafeConstructor):
-        """Keeps dates as text, because JSON has no dates."""
-
-    constructor: Any = Constructor  # ruamel.yaml has no complete types
-    constructor.add_constructor("tag:yaml.org,2002:timestamp", constructor.construct_yaml_str)
-    loader: Any = YAML(typ="safe", pure=True)
-    loader.Constructor = constructor
-    parser: Any = YAML(typ="safe", pure=True)
-    try:
-        # Construction takes quadratic time in the depth, so the depth is checked first.
-        _check_events(parser.parse(raw))
-        return loader.load(raw)
-    except (YAMLError, ValueError, RecursionError) as exc:
-        if isinstance(exc, FrontmatterError):
-            raise
-        raise FrontmatterError(f"its frontmatter isn't YAML: {' '.join(str(exc).split())[:200]}") from exc
-
-
-def _check_events(events: Iterable[Any]) -> None:
-    depth = 0
-    for event in events:
-        kind = type(event).__name__
-        if kind == "AliasEvent":
-            raise FrontmatterError("its frontmatter has a YAML alias, which isn't supported")
-        depth += kind.endswith("StartEvent") - kind.endswith("EndEvent")
-        if depth > _MAX_DEPTH:
-            raise FrontmatterError(f"its frontmatter is nested more than {_MAX_DEPTH} levels deep")
 
 
 def _check(value: Any) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
+import yaml
 
 from cases import for_each
 from command_line import CliRunner, Result
@@ -190,7 +190,7 @@ def test_diff_shows_only_the_entry(home: Path) -> None:
 
 @for_each("key", ["codex", "goose"])
 def test_entries_for_other_files_are_printed(key: str, home: Path) -> None:
-    path, reads = home / PLACES[key][0], tomllib.loads if key == "codex" else YAML(typ="safe", pure=True).load
+    path, reads = home / PLACES[key][0], tomllib.loads if key == "codex" else yaml.safe_load
     under, entries = APPLICATIONS[key].under, ENTRIES[key]
     variables = {"A B": 'ä "\\" \n', "C": "true"}
     more = [word for name, value in variables.items() for word in ("-v", f"{name}={value}")]
@@ -233,7 +233,7 @@ def test_user_additions_to_an_entry_are_kept(home: Path) -> None:
 
 def test_goose_entries_have_lowercase_names(home: Path) -> None:
     shown = install(str(SHOP), "--client", "goose", "--name", "Shop").stdout
-    assert YAML(typ="safe", pure=True).load(shown)["extensions"]["shop"]["name"] == "shop"
+    assert yaml.safe_load(shown)["extensions"]["shop"]["name"] == "shop"
 
 
 def entry_in_gemini(home: Path, entry: dict[str, Any]) -> Path:

@@ -631,10 +631,12 @@ class Server:
         """Return a server whose tools are the operations of an API: ``Server.from_openapi(spec, name="shop")``.
 
         Args:
-            spec: The OpenAPI document, version 3.0 or 3.1, as a dict.
+            spec: The OpenAPI document, version 2.0, 3.0, or 3.1, as a dict, or the path of its file in JSON or YAML.
             client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
             name: Name that clients show.
-            options: `routes`, a list of `millstream.gateway.RouteMap`, `names`, and `choose`.
+            options: `routes`, a list of `millstream.gateway.RouteMap`, `names`, and `choose`. With
+                `output_schemas`, tools promise what the document says about responses. `hosts` are origins of other
+                servers that operations may have.
 
         Raises:
             ValueError: The document is invalid, or has no server and `client` isn't given.

@@ -31,6 +31,7 @@ from millstream._server.features.tools import Tool, check_tool_name
 from millstream._server.functions.plan import ArgumentError
 from millstream._server.functions.problems import describe_problems
 from millstream.gateway._names import safe_names, with_safe_names
+from millstream.gateway._openapi_files import read_document, upgrade
 from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of, result_of
 from millstream.gateway._openapi_request import (
     BINARY,
@@ -42,6 +43,7 @@ from millstream.gateway._openapi_request import (
     kind_of_body,
     path_variables,
     plain_media,
+    without_pairs,
 )
 from millstream.protocol import (
     INTERNAL_ERROR,
@@ -127,7 +129,7 @@ def unused_name(name: str, taken: Collection[str]) -> str:
 
 
 class Document:
-    """An OpenAPI document of version 3.0 or 3.1.
+    """An OpenAPI document of version 2.0, 3.0, or 3.1.
 
     Args:
         spec: The document.
@@ -142,8 +144,10 @@ class Document:
     def __init__(self, spec: Any, *, base: str = "", hosts: Collection[str] = (), output_schemas: bool = False) -> None:
         if not is_object(spec) or not is_object(spec.get("paths")):
             raise ValueError("The OpenAPI document has no paths.")
+        if str(spec.get("swagger", "")).startswith("2"):
+            spec = upgrade(spec)
         if not str(spec.get("openapi", "")).startswith("3."):
-            raise ValueError("The OpenAPI document must be version 3.0 or 3.1. Convert it first.")
+            raise ValueError("The OpenAPI document must be version 2.0, 3.0, or 3.1.")
         self._spec: Json = spec
         self.base = base
         """Base URL of the API, if it isn't the first server."""
@@ -371,14 +375,16 @@ class Document:
         required: list[Any] = []
         seen, variants = set[int](), [schema]
         for number, variant in enumerate(variants):
-            for node in self._parts(variant, seen, "allOf"):
+            nodes = list(self._parts(variant, seen, "allOf"))
+            for node in nodes:
                 fields = members(node.get("properties")) | fields
-                if not number:
-                    required = _items(node.get("required")) + required
-                kinds = members(members(node.get("discriminator")).get("mapping")).values()
+                required = required if number else _items(node.get("required")) + required
+            for node in nodes if fields else ():  # without fields of its own, it's a union
+                discriminator = members(node.get("discriminator"))
+                required += {discriminator.get("propertyName")} & fields.keys()
+                kinds = members(discriminator.get("mapping")).values()
                 variants += ({"$ref": each if each.startswith("#/") else _COMPONENT + each} for each in map(str, kinds))
-                if fields:
-                    variants += (each for keyword in ("anyOf", "oneOf") for each in _items(node.get(keyword)))
+                variants += (each for keyword in ("anyOf", "oneOf") for each in _items(node.get(keyword)))
         return fields, list(dict.fromkeys(each for each in required if isinstance(each, str)))
 
     def _query_members(self, schema: Json) -> frozenset[str] | None:
@@ -461,6 +467,8 @@ class _Conversion(Struct):
         kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
         if self.flag == "writeOnly":  # clients that compile them refuse the whole list for one that they can't read
             kept = {key: value for key, value in kept.items() if key not in ("pattern", "format")}
+        if node.get("x-nullable") is True:  # of version 2.0, and of many documents of 3.0
+            kept["nullable"] = True
         parts: list[Any] = kept.pop("allOf", [])
         result |= map_subschemas(kept, self.convert)
         discriminator = members(node.get("discriminator"))
@@ -495,7 +503,9 @@ class _Conversion(Struct):
         if not target:
             return {}
         if id(target) not in self.names:
-            name = unused_name(re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).rpartition("/")[2]), self.definitions)
+            name = unused_name(
+                re.sub(r"[^\w.-]+", "_", unquote(node["$ref"]).replace("~1", "/").rpartition("/")[2]), self.definitions
+            )
             self.names[id(target)], self.definitions[name] = name, {}
             self.pending.append((name, target))
         return {"$ref": f"#/$defs/{self.names[id(target)]}"}
@@ -647,11 +657,14 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
     Raises:
         ToolError: The API can't be reached, or its response is too large.
     """
-    base = client.base_url
-    target = request.target if request.host is None else f"{request.host or _origin(str(base))}{request.target}"
+    path, _, query = request.target.partition("?")
+    target = path if request.host is None else f"{request.host or _origin(str(client.base_url))}{path}"
     redirects = 0
     try:
         call = client.build_request(request.method, target, headers=request.headers, content=request.content)
+        if query:  # the client's own parameters would replace it
+            kept = without_pairs(query, client.params).encode()
+            call.url = call.url.copy_with(query=b"&".join(filter(None, (call.url.query, kept))))
         while True:
             response = await client.send(call, stream=True)
             try:
@@ -759,7 +772,7 @@ def register(
 
     Args:
         add: Adds an item of a kind and name to the server.
-        spec: The document, version 3.0 or 3.1, as a dict.
+        spec: The document, version 2.0, 3.0, or 3.1, as a dict, or the path of its file in JSON or YAML.
         client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
         routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
         names: Names of tools and resources by `operationId`.
@@ -770,7 +783,10 @@ def register(
     Raises:
         ValueError: The document is invalid, or has no server and `client` isn't given.
         ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
+        MissingExtra: The document is YAML, and the extra isn't installed.
     """
+    if isinstance(spec, str | Path):
+        spec = read_document(spec)
     base = "" if client is None else str(client.base_url)
     document = Document(spec, base=base, hosts=hosts, output_schemas=output_schemas)
     if client is None:
@@ -834,7 +850,7 @@ class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, met
     """
 
     document: Any
-    """URL or file of an OpenAPI document in JSON, the document as a dict, or a FastAPI application."""
+    """URL or file of an OpenAPI document in JSON or YAML, the document as a dict, or a FastAPI application."""
     base_url: str = ""
     """Base URL of the API; by default the first server of the document, which must have the document's own origin."""
     hosts: tuple[str, ...] = ()

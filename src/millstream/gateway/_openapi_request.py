@@ -8,7 +8,7 @@ import mimetypes
 import re
 import secrets
 from base64 import b64decode
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
 from typing import Any
@@ -28,7 +28,7 @@ _MAX_NAME = 56
 _LEADS = {"label": (".", "."), "matrix": (";", ";")}
 """Style -> what precedes a value in a path, and what separates exploded items."""
 _SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " ", "tabDelimited": "\t"}
-"""Style -> what separates items that aren't exploded; a comma for all others."""
+"""Style -> what separates items that are not exploded; a comma for all others."""
 _RESERVED = ":/?@!$'()*,=[]"
 """Reserved characters that can't end a parameter (``allowReserved``)."""
 _TEXT = re.compile(
@@ -213,7 +213,8 @@ def _plain_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tu
     argument, value = given[0]
     content, kind = _content(argument, value, media)
     if "*" in media:
-        media = kind if fnmatch(kind, plain_media(media)) else BINARY if argument.is_binary else "text/plain"
+        fits = kind and "*" not in kind and fnmatch(kind, plain_media(media))
+        media = kind if fits else BINARY if argument.is_binary else "text/plain"
     return content, media
 
 
@@ -329,7 +330,7 @@ def _join(argument: Argument, value: Any, escape: _Escape) -> str:
         return escape(_write_content(argument, value))
     style, exploded = argument.style, argument.explode
     lead, between = _LEADS.get(style, ("", ","))
-    separator = between if exploded else _SEPARATORS.get(style, ",")
+    separator = between if exploded else _separator(style, escape)
     if is_object(value):
         pairs = [(escape(key), escape(_text(each))) for key, each in value.items()]
         items = list(map("=".join, pairs)) if exploded else [text for pair in pairs for text in pair]
@@ -364,8 +365,11 @@ def _pairs(argument: Argument, value: Any, given: _Members, escape: _Escape) -> 
             for item in each if is_array(each) else (each,):
                 yield escape(name), escape(_text(item))
     elif items:
-        separator = _SEPARATORS.get(argument.style)
-        yield escape(argument.name), (escape(separator) if separator else ",").join(map(escape, items))
+        yield escape(argument.name), _separator(argument.style, escape).join(map(escape, items))
+
+
+def _separator(style: str, escape: _Escape) -> str:
+    return escape(_SEPARATORS[style]) if style in _SEPARATORS else ","
 
 
 def _leaves(argument: Argument, value: Any) -> Iterator[tuple[str, Any]]:
@@ -387,12 +391,12 @@ def _check_members(argument: Argument, value: Json, given: _Members) -> None:
     """
     deep = argument.style == DEEP
     others = [each.name for each, _ in given if each.place == argument.place and each is not argument]
-    plain_names = {_plain_name(each) for each in others}
+    plain_names = {plain_name(each) for each in others}
     for key in value:
         if deep:
             taken = f"{argument.name}[{key}]".casefold() in map(str.casefold, others) or "[" in key or "]" in key
         else:
-            taken = _plain_name(key) in plain_names
+            taken = plain_name(key) in plain_names
         if taken or (argument.members is not None and key not in argument.members):
             raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
 
@@ -411,9 +415,15 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield name, value
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """Return the name that lenient frameworks read: without brackets, and regardless of case, dots, and spaces."""
     return re.sub(r"\W", "_", name.partition("[")[0].strip().casefold())
+
+
+def without_pairs(query: str, names: Iterable[str]) -> str:
+    """Return a query without the parameters that the operator has fixed."""
+    fixed = set(map(plain_name, names))
+    return "&".join(each for each in query.split("&") if plain_name(unquote(each.partition("=")[0])) not in fixed)
 
 
 # The path

@@ -15,8 +15,8 @@ from hashlib import sha256
 from pathlib import Path
 from time import monotonic, time
 from typing import Any, ClassVar
+from urllib.parse import urlencode
 
-import msgspec
 from msgspec import structs
 
 from millstream import ProtocolError, ToolError
@@ -25,7 +25,7 @@ from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
 from millstream._override import override
-from millstream._protocol.jsonrpc import exceeds_limits
+from millstream._protocol.errors import MissingExtra
 from millstream._server.calls.call import Call
 from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
@@ -48,8 +48,9 @@ from millstream.gateway._openapi import (
     unused_name,
     without_properties,
 )
-from millstream.gateway._openapi_reply import MAX_DEPTH, ApiReply, check_reply, decompress, result_of
-from millstream.gateway._openapi_request import ApiRequest, build_request, has_dot_segment
+from millstream.gateway._openapi_files import MAX_BYTES, absolute_path, bundle, parse_file, path_of, read_file
+from millstream.gateway._openapi_reply import ApiReply, check_reply, decompress, result_of
+from millstream.gateway._openapi_request import ApiRequest, build_request, has_dot_segment, without_pairs
 from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
 from millstream.protocol import NEWEST, encode
@@ -57,6 +58,8 @@ from millstream.protocol import NEWEST, encode
 MAX_OPERATIONS = 1000
 _PATH = re.compile(r"/(?!/)[^\s?#\\]*")
 _HEADER = re.compile(r"[A-Za-z0-9_-]+")
+_Files = list[tuple[bytes, int]]
+"""The digest of each file of a document, and the bytes of all files until this one."""
 
 
 def _generate(application: Any) -> Any:
@@ -69,15 +72,6 @@ def _generate(application: Any) -> Any:
         return application.openapi()
     except Exception as exc:
         raise ValueError(f"The application can't be described ({type(exc).__name__}: {exc}).") from exc
-
-
-def _parse(data: bytes) -> Any:
-    if reason := exceeds_limits(data, MAX_DEPTH):
-        raise ValueError(f"The document has {reason}.")
-    try:
-        return msgspec.json.decode(data)
-    except msgspec.DecodeError as exc:
-        raise ValueError(f"The document isn't JSON ({exc}): convert YAML first.") from exc
 
 
 class ApiTool(UpstreamTool):
@@ -108,8 +102,6 @@ class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
     item_classes: ClassVar = {"tools": ApiTool}
-    _digest = b""
-    """Digest of the text that the operations were read from."""
     _skipped: frozenset[str] = frozenset()
     """Operations that the last document has but that aren't offered."""
     _base: Url
@@ -125,10 +117,14 @@ class ApiUpstream(Upstream):
         document = self.openapi.document
         self.address = LOCAL_URL if is_application(document) else self.openapi.base_url or document
         self.catalog = Catalog(revision=NEWEST.date, capabilities={"tools": {}})
+        self._files: _Files = []
+        """Files that the operations were read from."""
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
-        static_headers = config.auth.headers if isinstance(config.auth, StaticHeaders) else {}
-        names = (*config.forward_headers, *config.headers, *static_headers)
+        secrets = config.auth if isinstance(config.auth, StaticHeaders) else StaticHeaders()
+        names = (*config.forward_headers, *config.headers, *secrets.headers)
+        self._fixed_query = secrets.query.keys()
+        """Parameters in the query that arguments can't set, either."""
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
         """Headers that arguments can't set, because the operator configures them."""
         self._pools: dict[str, ConnectionPool] = {}
@@ -237,6 +233,10 @@ class ApiUpstream(Upstream):
         )
         base = parse_url(request.host) if request.host else base
         auth = None if credentials is None else credentials.auth(credentials.link_key(call))
+        if credentials is not None and credentials.query:
+            path, _, query = target.partition("?")
+            kept = without_pairs(query, credentials.query)
+            target = f"{path}?{kept}{'&' if kept else ''}{urlencode(credentials.query)}"
         endpoint = Endpoint(base, config.headers, self._pool(base, config.max_bytes), auth)
         fields = {"accept": "application/json, */*;q=0.5"}
         for name, value in request.headers.items():
@@ -265,7 +265,7 @@ class ApiUpstream(Upstream):
             try:
                 await self._refresh()
                 failures, wait = 0, self.config.refresh_seconds * random.uniform(0.75, 1)  # noqa: S311  jitter
-            except (ValueError, ClientError, OSError) as exc:
+            except (ValueError, ClientError, OSError, MissingExtra) as exc:
                 self._degrade(ValueError(str(exc) or type(exc).__name__))  # the API itself may be reachable
                 failures += 1
                 wait = reconnect_delay(failures)
@@ -293,16 +293,16 @@ class ApiUpstream(Upstream):
         """
         if self.breaker.is_open and (error := await self._find_fault()) is not None:
             raise error
-        source, origin, data = self.openapi.document, None, None
+        source, files = self.openapi.document, _Files()
+        document: Document | None
         if is_application(source):
-            source = _generate(source)
+            document = self._document(_generate(source), None)
         elif isinstance(source, str | Path):
-            origin, data = await self._load(str(source))
-        digest = sha256(data or b"").digest()
-        if data is None or digest != self._digest:
-            document = self._document(source if data is None else _parse(data), origin)
-            operations = await asyncio.to_thread(self._select, document)
-            self.operations, self._digest = operations, digest
+            document = await self._read_document(str(source), files)
+        else:
+            document = self._document(source, None)
+        if document is not None:
+            self.operations, self._files = await asyncio.to_thread(self._select, document), files
         tools = {name: each.describe(name) for name, each in self.operations.items()}
         await self._offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
         self._recover()
@@ -321,20 +321,50 @@ class ApiUpstream(Upstream):
             document.base = str(self._base)
         return document
 
-    async def _load(self, source: str) -> tuple[Url | None, bytes]:
-        """Return the URL of the document, if it has one, and its bytes."""
-        origin = None
-        if source.startswith(("http://", "https://")):
-            origin = parse_url(source)
-            data = await self._fetch(origin)
-        else:
+    async def _read_document(self, source: str, files: _Files) -> Document | None:
+        """Return the document with its files, or None if none of them has changed.
+
+        Raises:
+            ValueError: It can't be read or used.
+            ClientError: It can't be reached.
+        """
+        origin = parse_url(source) if source.startswith(("http://", "https://")) else None
+        base = absolute_path(source).as_uri() if origin is None else str(origin)
+        data = await self._load(base, base, files)
+        if files == self._files:
+            return None  # it's one file
+        steps = bundle(await asyncio.to_thread(parse_file, data), base)
+        part: Any = None
+        while True:
             try:
-                data = await asyncio.to_thread(Path(source).read_bytes)
-            except OSError as exc:
-                raise ValueError(f"The document {source} can't be read: {exc.strerror}. Check its path.") from exc
+                address = steps.send(part)
+            except StopIteration as done:
+                return None if files == self._files else self._document(done.value, origin)
+            try:
+                part = await asyncio.to_thread(parse_file, await self._load(address, base, files))
+            except (ValueError, ClientError):
+                part = None
+
+    async def _load(self, address: str, base: str, files: _Files) -> bytes:
+        """Return the bytes of a file in the document's folder or at its origin.
+
+        Raises:
+            ValueError: It can't be read, or is elsewhere.
+            ClientError: It can't be reached.
+        """
+        if base.startswith("file:"):
+            data = await asyncio.to_thread(read_file, path_of(address, base))
+        elif (url := parse_url(address)).origin != parse_url(base).origin:
+            raise ValueError(f"{address} isn't at the origin of the document.")
+        else:
+            data = await self._fetch(url)
         if len(data) > self.config.max_catalog_bytes:
             raise ValueError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
-        return origin, data
+        total = len(data) + (files[-1][1] if files else 0)
+        if total > MAX_BYTES:
+            raise ValueError(f"The document's files have more than {MAX_BYTES:,} bytes.")
+        files.append((sha256(data).digest(), total))
+        return data
 
     async def _fetch(self, url: Url) -> bytes:
         """Fetch the document, with credentials if the API has the same origin."""
@@ -416,10 +446,13 @@ class ApiUpstream(Upstream):
         hidden = frozenset(
             name
             for name, each in operation.arguments.items()
-            if each.place in ("header", "cookie")
-            and (
-                ("cookie" if each.place == "cookie" else each.name.lower().replace("_", "-")) in self._fixed_headers
-                or _HEADER.fullmatch(each.name) is None
+            if (each.place == "query" and each.name in self._fixed_query)
+            or (
+                each.place in ("header", "cookie")
+                and (
+                    ("cookie" if each.place == "cookie" else each.name.lower().replace("_", "-")) in self._fixed_headers
+                    or _HEADER.fullmatch(each.name) is None
+                )
             )
         )
         if hidden:

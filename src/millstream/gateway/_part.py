@@ -206,6 +206,8 @@ class GatewayPart:
             )
         url, configured = server.url, [*config.headers]
         if isinstance(auth, StaticHeaders):
+            if auth.query and config.openapi is None:
+                raise LocalError(f"The upstream {name!r} has a secret in its query, which only an API can have.")
             configured += auth.headers
         elif auth is not None:
             if any(each.lower() == "authorization" for each in config.headers):
@@ -228,7 +230,7 @@ class GatewayPart:
             case BearerToken():
                 credentials = FixedCredentials(name, forward, {"Authorization": auth}, "Bearer ")
             case StaticHeaders():
-                credentials = FixedCredentials(name, forward, auth.headers)
+                credentials = FixedCredentials(name, forward, auth.headers, query=auth.query)
             case ClientCredentials():
                 from millstream.gateway._credentials.tokens import OwnCredentials  # noqa: PLC0415  where it's used
 

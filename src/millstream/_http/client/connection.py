@@ -85,6 +85,8 @@ class HttpConnection(asyncio.Protocol):
     """Bytes of the head, or of the body's framing since its first piece."""
     _framed_since = 0.0
     """When the framing of a stream was last forgiven."""
+    _is_head = False
+    """Whether the reply has no body, whatever its head says (RFC 9110 §9.3.2)."""
     _reply_began = False
     _ends_with_connection = False
     """Whether the body has no length and ends with the connection."""
@@ -115,6 +117,7 @@ class HttpConnection(asyncio.Protocol):
         waiter = self._waiter = self._loop.create_future()
         self._headers = {}
         self._owner = owner
+        self._is_head = data.startswith(b"HEAD ")
         self._size = self._framing_bytes = 0
         self._reply_began = False
         self._transport.write(data)
@@ -224,7 +227,9 @@ class HttpConnection(asyncio.Protocol):
         length = headers.get(b"content-length")
         self._ends_with_connection = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
         kind = headers.get(b"content-type")
-        if kind != b"application/json" and reply.media_type == "text/event-stream":
+        if self._is_head:
+            self._complete(reusable=False)  # the parser waits for a body
+        elif kind != b"application/json" and reply.media_type == "text/event-stream":
             reply.stream = Body(self, self._inflow, self._owner)
             self._deliver(reply)
         elif length is not None and int(length) > self._max_body:

@@ -105,7 +105,9 @@ class StaticHeaders(
 ):
     """Secret headers, the same for all callers: ``{kind = "headers", headers = {x-api-key = {env = "SHOP_KEY"}}}``."""
 
-    headers: dict[str, Secret]
+    headers: dict[str, Secret] = {}
+    query: dict[str, Secret] = {}
+    """Secret parameters in the query of each request to an API."""
 
 
 def is_scope(text: str) -> bool:
@@ -217,19 +219,25 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
     return BearerToken(env=env, file=file, text=SecretText(token) if token else None)
 
 
-def static_headers(headers: Mapping[str, str | Secret]) -> StaticHeaders:
+def static_headers(
+    headers: Mapping[str, str | Secret] = {}, *, query: Mapping[str, str | Secret] = {}
+) -> StaticHeaders:
     """Send secret headers for all callers: ``auth=static_headers({"x-api-key": Secret(env="SHOP_KEY")})``.
 
     Args:
         headers: Name of each header -> its value, or a `Secret` that says where the value is.
+        query: The same for parameters in the query, which some APIs take keys in.
 
     Raises:
-        ValueError: A header has no value.
+        ValueError: A header or parameter has no value.
     """
-    found = {name: made for name, value in headers.items() if (made := secret(value)) is not None}
-    if not found or len(found) < len(headers):
+    kept, pairs = ({name: secret(value) for name, value in each.items()} for each in (headers, query))
+    if not (kept or pairs) or None in kept.values() or None in pairs.values():
         raise ValueError("static_headers() requires headers, each with a value.")
-    return StaticHeaders(headers=found)
+    return StaticHeaders(
+        headers={name: each for name, each in kept.items() if each},
+        query={name: each for name, each in pairs.items() if each},
+    )
 
 
 def client_credentials(

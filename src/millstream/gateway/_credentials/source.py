@@ -60,6 +60,8 @@ class UpstreamCredentials:
 
     personal: bool = False
     """Whether the upstream can't be used without a user."""
+    query: Mapping[str, str] = {}
+    """Parameters in the query of each request to an API."""
 
     def __init__(self, upstream: str, forward: Sequence[str]) -> None:
         """Create the credentials without any I/O.
@@ -199,7 +201,14 @@ class LinkAuth(Struct, eq=False):
 class FixedCredentials(UpstreamCredentials):
     """Secret headers, the same for all callers."""
 
-    def __init__(self, upstream: str, forward: Sequence[str], secrets: Mapping[str, Secret], prefix: str = "") -> None:
+    def __init__(
+        self,
+        upstream: str,
+        forward: Sequence[str],
+        secrets: Mapping[str, Secret],
+        prefix: str = "",
+        query: Mapping[str, Secret] = {},
+    ) -> None:
         """Create the credentials and read the secrets.
 
         Args:
@@ -207,6 +216,7 @@ class FixedCredentials(UpstreamCredentials):
             forward: See `UpstreamCredentials`.
             secrets: Secrets by header.
             prefix: Prefix of each value.
+            query: Secrets by parameter, see `UpstreamCredentials.query`.
 
         Raises:
             LocalError: A secret is missing, or can't be sent.
@@ -214,6 +224,7 @@ class FixedCredentials(UpstreamCredentials):
         super().__init__(upstream, forward)
         self._secrets = secrets
         self._prefix = prefix
+        self._query = query
         self._headers = self._read()
 
     def _read(self) -> dict[str, str]:
@@ -222,6 +233,7 @@ class FixedCredentials(UpstreamCredentials):
             check_headers(found)
         except TargetError as exc:
             raise LocalError(f"The credentials of the upstream {self.upstream!r} can't be sent: {exc}") from None
+        self.query = {name: each.read(self.upstream) for name, each in self._query.items()}  # for the next request
         return found
 
     @override

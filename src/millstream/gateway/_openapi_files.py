@@ -1,0 +1,278 @@
+"""The files of OpenAPI documents: JSON or YAML, references to other files, and version 2.0 as 3.0.
+
+A document may come from the network, so its depth, values, and files are limited.
+"""
+
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urldefrag, urljoin, urlsplit
+from urllib.request import url2pathname
+
+import msgspec
+
+from millstream._protocol.json_schema import value_at_pointer
+from millstream._protocol.jsonrpc import exceeds_limits
+from millstream._yaml import read_yaml
+from millstream.gateway._openapi_reply import MAX_DEPTH
+from millstream.gateway._openapi_request import FORM, JSON, MULTIPART
+from millstream.protocol import Json, encode, is_array, is_object, members
+
+MAX_BYTES = 64 * 1024 * 1024
+"""Maximum bytes of a document's files together."""
+_MAX_FILES = 5000
+_MAX_VALUES = 1_000_000
+"""Maximum values of a file in YAML, in which an alias counts with all that it stands for."""
+_FILES = "x-millstream-files"
+"""Member of a document with the other files, by address."""
+
+
+def parse_file(data: bytes) -> Any:
+    """Return the value of a file in JSON or YAML.
+
+    Raises:
+        ValueError: It's neither, or is too deep or large.
+        MissingExtra: It's YAML, and the extra isn't installed.
+    """
+    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+        if reason := exceeds_limits(data, MAX_DEPTH):
+            raise ValueError(f"The document has {reason}.")
+        try:
+            return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
+        except msgspec.DecodeError as exc:
+            raise ValueError(f"The document isn't JSON ({exc}).") from exc
+    try:
+        what = "Reading an OpenAPI document in YAML"
+        found = read_yaml(data, what=what, extra="yaml", max_depth=MAX_DEPTH, allow_aliases=True)
+    except ValueError as exc:
+        raise ValueError(f"The document {exc}.") from exc
+    return _as_json(found, MAX_DEPTH, [_MAX_VALUES])
+
+
+def _as_json(value: Any, depth: int, budget: list[int]) -> Any:
+    """Return a copy of a value with text as names, and without merge keys (``<<``).
+
+    Raises:
+        ValueError: It's too deep, or has too many values.
+    """
+    budget[0] -= 1
+    if budget[0] < 0 or depth < 0:
+        raise ValueError(
+            f"The document is nested deeper than {MAX_DEPTH} levels or has more than {_MAX_VALUES:,} values."
+        )
+    if is_array(value):
+        return [_as_json(each, depth - 1, budget) for each in value]
+    if not is_object(value):
+        return value if isinstance(value, str | int | float | bool | None) else str(value)
+    copied: Json = {}
+    merged: Any = value.get("<<")
+    for each in filter(is_object, merged if is_array(merged) else (merged,)):
+        copied = _as_json(each, depth - 1, budget) | copied
+    pairs: Iterable[tuple[Any, Any]] = value.items()
+    for key, each in pairs:
+        if key != "<<":
+            copied[key if isinstance(key, str) else encode(key).decode()] = _as_json(each, depth - 1, budget)
+    return copied
+
+
+def read_document(path: str | Path) -> Any:
+    """Return a document from a file, with the files beside it that it refers to.
+
+    Raises:
+        ValueError: It can't be read; the message says why.
+        MissingExtra: It's YAML, and the extra isn't installed.
+    """
+    root = absolute_path(path)
+    base, total = root.as_uri(), 0
+    found: Any = None
+    steps = bundle(parse_file(read_file(root)), base)
+    while True:
+        try:
+            address = steps.send(found)
+        except StopIteration as done:
+            return done.value
+        try:
+            data = read_file(path_of(address, base))
+            total += len(data)
+            found = parse_file(data) if total <= MAX_BYTES else None
+        except ValueError:
+            found = None
+
+
+def absolute_path(path: str | Path) -> Path:
+    """Return a path without links."""
+    return Path(path).resolve()
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a document's file.
+
+    Raises:
+        ValueError: It can't be read, or is too large.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as exc:
+        raise ValueError(f"The document {path} can't be read: {exc.strerror}. Check its path.") from exc
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"The document {path} is larger than {MAX_BYTES:,} bytes.")
+    return data
+
+
+def path_of(address: str, base: str) -> Path:
+    """Return the path of a file.
+
+    Args:
+        address: The file's address.
+        base: Address of the document.
+
+    Raises:
+        ValueError: The file isn't in the document's folder.
+    """
+    parts = urlsplit(address)
+    path, folder = (absolute_path(url2pathname(each)) for each in (parts.path, urlsplit(base).path))
+    if parts.scheme != "file" or not path.is_relative_to(folder.parent):
+        raise ValueError(f"{address} isn't in the folder of the document.")
+    return path
+
+
+def bundle(spec: Any, base: str) -> Generator[str, Any, Any]:
+    """Return a document that contains the other files that it refers to.
+
+    Yields the address of each file, and takes its value, or None if it can't be read.
+
+    Args:
+        spec: The document, which is changed.
+        base: Address of the document.
+
+    Raises:
+        ValueError: There are too many files.
+    """
+    files: Json = {}
+    pending = [(spec, base)]
+    while pending:
+        node, own = pending.pop()
+        for holder, address, fragment in list(_references(node, own)):
+            if address == base:
+                holder["$ref"] = f"#{fragment}"
+                continue
+            if address not in files:
+                if len(files) >= _MAX_FILES:
+                    raise ValueError(f"The document refers to more than {_MAX_FILES:,} files.")
+                files[address] = yield address
+                pending.append((files[address], address))
+            key = address.replace("~", "~0").replace("/", "~1").replace("%", "%25")
+            holder["$ref"] = f"#/{_FILES}/{key}{fragment}"
+    return {**spec, _FILES: files} if files else spec
+
+
+def _references(node: Any, base: str) -> Iterator[tuple[Json, str, str]]:
+    """Yield the holder of each reference, the address of the file that it leads to, and the fragment."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if is_object(each):
+            if isinstance(reference := each.get("$ref"), str):
+                address, fragment = urldefrag(reference)
+                yield each, urljoin(base, address) if address else base, fragment
+            pending += each.values()
+        elif is_array(each):
+            pending += each
+
+
+# Version 2.0
+
+_COLLECTIONS: Mapping[object, Json] = {
+    "csv": {"explode": False},
+    "multi": {"style": "form", "explode": True},
+    "pipes": {"style": "pipeDelimited", "explode": False},
+    "ssv": {"style": "spaceDelimited", "explode": False},
+    "tsv": {"style": "tabDelimited", "explode": False},
+}
+"""`collectionFormat` -> style of version 3."""
+_NOT_SCHEMA = frozenset(("name", "in", "required", "deprecated", "allowEmptyValue", "collectionFormat"))
+
+
+def upgrade(spec: Json) -> Json:
+    """Return a document of version 2.0 as one of 3.0. References to its `definitions` stay as they are."""
+    scheme = "https" if "https" in (schemes := _items(spec.get("schemes")) or ["https"]) else schemes[0]
+    base = str(spec.get("basePath") or "/")
+    server = f"{scheme}://{spec['host']}{base}" if spec.get("host") else base
+    components = {"securitySchemes": members(spec.get("securityDefinitions"))}
+    paths = {path: _upgrade_item(spec, _resolve(spec, item)) for path, item in members(spec.get("paths")).items()}
+    return {**spec, "openapi": "3.0.3", "servers": [{"url": server}], "paths": paths, "components": components}
+
+
+def _items(value: Any) -> list[Any]:
+    return value if is_array(value) else []
+
+
+def _resolve(spec: Json, node: Any) -> Json:
+    """Return the target of a reference, or the node itself; an empty object if there's none."""
+    for _ in range(20):
+        reference = members(node).get("$ref")
+        if not isinstance(reference, str):
+            return members(node)
+        try:
+            node = value_at_pointer(spec, reference)
+        except LookupError:
+            break
+    return {}
+
+
+def _upgrade_item(spec: Json, item: Json) -> Json:
+    shared = [_resolve(spec, each) for each in _items(item.get("parameters"))]
+    return {
+        key: _upgrade_operation(spec, each, shared) if is_object(each) else each
+        for key, each in item.items()
+        if key != "parameters"
+    }
+
+
+def _upgrade_operation(spec: Json, operation: Json, shared: list[Json]) -> Json:
+    own = [_resolve(spec, each) for each in _items(operation.get("parameters"))]
+    known = {(each.get("name"), each.get("in")) for each in own}
+    parameters = own + [each for each in shared if (each.get("name"), each.get("in")) not in known]
+    consumes, produces = (_items(operation.get(key, spec.get(key))) for key in ("consumes", "produces"))
+    fields = [each for each in parameters if each.get("in") == "formData"]
+    upgraded: Json = {**operation, "parameters": []}
+    for each in parameters:
+        if each.get("in") == "body":
+            content = {media: {"schema": each.get("schema", {})} for media in consumes or [JSON]}
+            upgraded["requestBody"] = {"required": each.get("required", False), "content": content}
+        elif each.get("in") != "formData":
+            kept = {key: value for key, value in each.items() if key in _NOT_SCHEMA}
+            upgraded["parameters"].append({**kept, **_style(each), "schema": _schema(each)})
+    if fields:
+        upgraded["requestBody"] = _form(fields, consumes)
+    responses = {code: _resolve(spec, each) for code, each in members(operation.get("responses")).items()}
+    upgraded["responses"] = {
+        code: {**each, "content": {media: {"schema": _schema(each["schema"])} for media in produces or [JSON]}}
+        if is_object(each.get("schema"))
+        else each
+        for code, each in responses.items()
+    }
+    return upgraded
+
+
+def _form(fields: list[Json], consumes: list[Any]) -> Json:
+    """Return the body of an operation with parameters in `formData`."""
+    has_file = any(each.get("type") == "file" for each in fields)
+    media = MULTIPART if has_file or (MULTIPART in consumes and FORM not in consumes) else FORM
+    required = [str(each.get("name")) for each in fields if each.get("required")]
+    properties = {str(each.get("name")): _schema(each) for each in fields}
+    encoding = {str(each.get("name")): _style(each) for each in fields}
+    schema = {"type": "object", "properties": properties, "required": required}
+    return {"required": bool(required), "content": {media: {"schema": schema, "encoding": encoding}}}
+
+
+def _style(parameter: Json) -> Json:
+    is_list = parameter.get("type") == "array"
+    return _COLLECTIONS.get(parameter.get("collectionFormat", "csv"), {}) if is_list else {}
+
+
+def _schema(holder: Json) -> Json:
+    """Return the schema in a parameter, or of a response."""
+    schema = {key: each for key, each in holder.items() if key not in _NOT_SCHEMA}
+    return {**schema, "type": "string", "format": "binary"} if schema.get("type") == "file" else schema

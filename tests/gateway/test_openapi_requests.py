@@ -1,0 +1,532 @@
+"""What calls of tools made from OpenAPI documents send: each place, style, and kind of body."""
+
+from typing import Any
+
+import httpx2
+import pytest
+
+from api_calls import (
+    BASE,
+    LIST,
+    OBJECT,
+    TEXT,
+    Api,
+    body,
+    multipart,
+    operation,
+    parameter,
+    refusal,
+    sent,
+    sent_json,
+    tools,
+)
+from millstream import Client, Server
+from patience import WAIT
+
+COLORS = {"type": "object", "properties": {"R": {"type": "integer"}, "G": {"type": "integer"}}}
+RGB = {"R": 100, "G": 200}
+BOTH = ["blue", "black"]
+PATHS: list[tuple[dict[str, Any], Any, str]] = [
+    ({}, "blue", "blue"),
+    ({}, BOTH, "blue,black"),
+    ({}, RGB, "R,100,G,200"),
+    ({"explode": True}, BOTH, "blue,black"),
+    ({"explode": True}, RGB, "R=100,G=200"),
+    ({"style": "label"}, "blue", ".blue"),
+    ({"style": "label"}, BOTH, ".blue,black"),
+    ({"style": "label", "explode": True}, BOTH, ".blue.black"),
+    ({"style": "label"}, RGB, ".R,100,G,200"),
+    ({"style": "label", "explode": True}, RGB, ".R=100.G=200"),
+    ({"style": "matrix"}, "blue", ";a=blue"),
+    ({"style": "matrix"}, "", ";a"),
+    ({"style": "matrix"}, BOTH, ";a=blue,black"),
+    ({"style": "matrix", "explode": True}, BOTH, ";a=blue;a=black"),
+    ({"style": "matrix"}, RGB, ";a=R,100,G,200"),
+    ({"style": "matrix", "explode": True}, RGB, ";R=100;G=200"),
+    ({}, True, "true"),
+    ({}, 1.5, "1.5"),
+    ({}, "é/ü?#&=;,", "%C3%A9%2F%C3%BC%3F%23%26%3D%3B%2C"),
+    ({}, ["a,b", "c"], "a%2Cb,c"),
+]
+"""OpenAPI 3.1.1, Style Examples."""
+
+
+@pytest.mark.parametrize(("how", "value", "segment"), PATHS)
+async def test_values_in_paths_follow_their_style(how: dict[str, Any], value: Any, segment: str) -> None:
+    request = await sent(operation(parameter("path", {}, **how), path="/p/{a}/q"), {"a": value})
+    assert request.url.raw_path.decode() == f"/api/p/{segment}/q"
+
+
+QUERIES: list[tuple[dict[str, Any], Any, str]] = [
+    ({}, "blue", "a=blue"),
+    ({}, "", "a="),
+    ({}, BOTH, "a=blue&a=black"),
+    ({}, [], ""),
+    ({}, RGB, "R=100&G=200"),
+    ({}, {}, ""),
+    ({"explode": False}, BOTH, "a=blue,black"),
+    ({"explode": False}, ["x,y", "z"], "a=x%2Cy,z"),
+    ({"explode": False}, [], ""),
+    ({"explode": False}, RGB, "a=R,100,G,200"),
+    ({"style": "spaceDelimited", "explode": False}, BOTH, "a=blue%20black"),
+    ({"style": "pipeDelimited", "explode": False}, BOTH, "a=blue%7Cblack"),
+    ({"style": "pipeDelimited", "explode": False}, RGB, "a=R%7C100%7CG%7C200"),
+    ({"style": "deepObject", "explode": True}, RGB, "a%5BR%5D=100&a%5BG%5D=200"),
+    ({"style": "deepObject"}, {"R": {"x": [1, 2]}}, "a%5BR%5D%5Bx%5D=1&a%5BR%5D%5Bx%5D=2"),
+    ({"style": "deepObject"}, {"R": [{"x": 1}, {"x": 2}]}, "a%5BR%5D%5B0%5D%5Bx%5D=1&a%5BR%5D%5B1%5D%5Bx%5D=2"),
+    ({"style": "deepObject"}, BOTH, "a%5B%5D=blue&a%5B%5D=black"),
+    ({}, [1, True, None, {"x": 1}], "a=1&a=true&a=&a=%7B%22x%22%3A1%7D"),
+    ({}, "a&b=c+d e%", "a=a%26b%3Dc%2Bd%20e%25"),
+    ({"allowReserved": True}, "a/b:c?d&e=f#g+h", "a=a/b:c?d%26e=f%23g%2Bh"),
+    ({"allowReserved": True}, ["a/b", "c"], "a=a/b&a=c"),
+]
+
+
+@pytest.mark.parametrize(("how", "value", "query"), QUERIES)
+async def test_values_in_queries_follow_their_style(how: dict[str, Any], value: Any, query: str) -> None:
+    schema = {**COLORS, "properties": {"R": {}, "G": {}}} if isinstance(value, dict) else {}
+    request = await sent(operation(parameter("query", schema, **how)), {"a": value})
+    assert request.url.query.decode() == query
+
+
+@pytest.mark.parametrize(
+    ("how", "value", "text"),
+    [
+        ({}, "blue", "blue"),
+        ({}, BOTH, "blue,black"),
+        ({}, RGB, "R,100,G,200"),
+        ({"explode": True}, RGB, "R=100,G=200"),
+        ({}, 3, "3"),
+        ({}, False, "false"),
+        ({}, "a, b; c=d", "a, b; c=d"),
+    ],
+)
+async def test_values_in_headers_follow_their_style(how: dict[str, Any], value: Any, text: str) -> None:
+    request = await sent(operation(parameter("header", {}, "X-A", **how)), {"X-A": value})
+    assert request.headers["x-a"] == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [("b", "a=b"), ("b; c", "a=b%3B%20c"), (BOTH, "a=blue,black"), (RGB, "a=R,100,G,200"), (True, "a=true")],
+)
+async def test_values_in_cookies_cannot_become_other_cookies(value: Any, text: str) -> None:
+    request = await sent(operation(parameter("cookie", {})), {"a": value})
+    assert request.headers["cookie"] == text
+
+
+async def test_headers_outside_ascii_are_refused_with_a_sentence() -> None:
+    document = operation(parameter("header", TEXT, "X-A"))
+    for text in ("Zoë", "a\r\nX-B: c"):
+        assert "The header X-A contains characters that aren't allowed" in await refusal(document, {"X-A": text})
+
+
+@pytest.mark.parametrize(
+    ("path", "arguments"),
+    [
+        ("/p/{a}{b}/q", {"a": ".", "b": "."}),
+        ("/p/.{a}/q", {"a": "."}),
+        ("/p/.{a}/q", {"a": "/"}),
+        ("/p/{a}/q", {"a": "%2e%2e"}),
+        ("/p/{a}/q", {"a": "x/..%2f.."}),
+        ("/p/{a}/q", {"a": ""}),
+        ("/p/{a}/q", {"a": []}),
+    ],
+)
+async def test_arguments_cannot_change_the_path_alone_or_together(path: str, arguments: dict[str, Any]) -> None:
+    document = operation(*(parameter("path", {}, name) for name in arguments), path=path)
+    assert "change the path" in await refusal(document, arguments)
+
+
+async def test_label_and_dot_cannot_leave_the_path() -> None:
+    document = operation(parameter("path", {}, style="label"), path="/p/{a}/q")
+    assert "change the path" in await refusal(document, {"a": "."})
+
+
+@pytest.mark.parametrize("value", [{"x": {"y][b": 1}}, {"b]": 1}, {"x": [{"[": 1}]}])
+async def test_keys_of_nested_objects_cannot_become_other_parameters(value: Any) -> None:
+    document = operation(parameter("query", {"type": "object", "additionalProperties": True}, style="deepObject"))
+    assert "can't contain" in await refusal(document, {"a": value})
+
+
+async def test_undeclared_path_variables_are_required_arguments() -> None:
+    document = operation(parameter("path", TEXT, "unknown"), path="/p/{id}/{id}")
+    assert (await tools(document))["op"].input_schema["required"] == ["id"]
+    assert (await sent(document, {"id": "7"})).url.path == "/api/p/7/7"
+
+
+async def test_parameters_of_the_path_are_overridden_by_the_operation() -> None:
+    document = operation(parameter("query", {"type": "integer"}), parameter("header", TEXT, "X-Own"))
+    document["paths"]["/p"]["parameters"] = [
+        parameter("query", TEXT),
+        parameter("header", TEXT, "x-own"),
+        parameter("query", TEXT, "b"),
+    ]
+    schema = (await tools(document))["op"].input_schema
+    assert list(schema["properties"]) == ["a", "X-Own", "b"]
+    assert schema["properties"]["a"]["type"] == "integer"
+
+
+async def test_parameters_and_fields_of_one_name_are_told_apart() -> None:
+    fields = {"type": "object", "properties": {"id": TEXT}}
+    places = [parameter(place, TEXT, "id") for place in ("path", "query", "header", "cookie")]
+    document = operation(*places, method="post", path="/p/{id}", **body(fields))
+    arguments = {"id": "body", "id__path": "path", "id__query": "query", "id__header": "header", "id__cookie": "cookie"}
+    request = await sent(document, arguments)
+    assert (request.url.path, request.url.query) == ("/api/p/path", b"id=query")
+    assert (request.headers["id"], request.headers["cookie"]) == ("header", "id=cookie")
+    assert sent_json(request) == {"id": "body"}
+
+
+@pytest.mark.parametrize(
+    ("media", "value", "text"),
+    [("application/json", {"x": 1}, '{"x":1}'), ("application/json", "x", '"x"'), ("text/csv", "x,y", "x,y")],
+)
+async def test_parameters_with_content_are_written_by_its_media_type(media: str, value: Any, text: str) -> None:
+    document = operation({"name": "a", "in": "query", "content": {media: {"schema": {}}}})
+    assert dict((await sent(document, {"a": value})).url.params) == {"a": text}
+
+
+async def test_parameters_of_the_client_stay_beside_those_of_the_call() -> None:
+    api = Api()
+    mcp = Server.from_openapi(operation(parameter("query", OBJECT)), api.client(params={"key": "secret"}))
+    async with Client(mcp, timeout=WAIT) as client:
+        await client.call("op", {"a": {"x": "1", "KEY": "other"}})
+    assert api.requests[0].url.query == b"key=secret&x=1"
+
+
+NULLABLE = {"type": ["string", "null"]}
+MAYBE = {"type": "object", "properties": {"note": NULLABLE, "name": TEXT}}
+
+
+@pytest.mark.parametrize(
+    ("schema", "arguments", "expected"),
+    [
+        (MAYBE, {"note": None}, {"note": None}),
+        (MAYBE, {"name": None}, {}),
+        (MAYBE, {"name": None, "note": "x"}, {"note": "x"}),
+        (MAYBE, {}, {}),
+        ({**MAYBE, "required": ["note"]}, {"note": None}, {"note": None}),
+        ({"type": "object", "properties": {"in": MAYBE}}, {"in": {"note": None}}, {"in": {"note": None}}),
+        ({"type": ["array", "null"]}, {"body": None}, None),
+        ({"properties": {"n": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}}, {"n": None}, {"n": None}),
+        ({"properties": {"n": {"enum": ["a", None]}}}, {"n": None}, {"n": None}),
+        ({"properties": {"n": {"const": None}}}, {"n": None}, {"n": None}),
+        ({"properties": {"n": {}}}, {"n": None}, {"n": None}),
+        ({"properties": {"n": {"type": "integer"}}}, {"n": "2"}, {"n": 2}),
+        ({"properties": {"n": {"type": "integer"}}}, {"n": 2.0}, {"n": 2}),
+        ({"properties": {"n": {"type": "boolean"}}}, {"n": "true"}, {"n": True}),
+        ({"properties": {"n": {"oneOf": [{"type": "integer"}, TEXT]}}}, {"n": "2"}, {"n": "2"}),
+        (
+            {"properties": {"a": TEXT}, "additionalProperties": {"type": "integer"}},
+            {"a": "x", "b": 2},
+            {"a": "x", "b": 2},
+        ),
+        ({"type": "object", "additionalProperties": TEXT}, {"body": {"a": "x"}}, {"a": "x"}),
+        (
+            {"allOf": [{"properties": {"a": TEXT}}, {"properties": {"b": TEXT}}]},
+            {"a": "1", "b": "2"},
+            {"a": "1", "b": "2"},
+        ),
+        (
+            {"properties": {"a": TEXT}, "oneOf": [{"properties": {"b": TEXT}}]},
+            {"a": "1", "b": "2"},
+            {"a": "1", "b": "2"},
+        ),
+        (LIST, {"body": ["a"]}, ["a"]),
+        ({"type": "integer"}, {"body": 7}, 7),
+    ],
+)
+async def test_json_bodies_keep_what_the_schema_allows(schema: Any, arguments: dict[str, Any], expected: Any) -> None:
+    assert sent_json(await sent(operation(method="patch", **body(schema)), arguments)) == expected
+
+
+async def test_optional_bodies_without_members_are_not_sent() -> None:
+    request = await sent(operation(method="patch", **body(MAYBE, required=False)), {})
+    assert (request.content, request.headers.get("content-type")) == (b"", None)
+
+
+async def test_nulls_outside_of_json_bodies_are_left_out() -> None:
+    document = operation(
+        parameter("query", NULLABLE, "q"), parameter("header", NULLABLE, "X-H"), parameter("cookie", NULLABLE, "c"),
+        method="post", **body(MAYBE, "application/x-www-form-urlencoded"),
+    )  # fmt: skip
+    request = await sent(document, {"q": None, "X-H": None, "c": None, "note": None, "name": "n"})
+    assert (request.url.query, request.content) == (b"", b"name=n")
+    assert not {"x-h", "cookie"} & set(request.headers)
+
+
+@pytest.mark.parametrize(
+    ("media", "text", "sent_bytes", "sent_as"),
+    [
+        ("text/csv", "a,b", b"a,b", "text/csv"),
+        ("application/xml", "<a/>", b"<a/>", "application/xml"),
+        ("application/soap+xml", "<a/>", b"<a/>", "application/soap+xml"),
+        ("application/x-ndjson", '{"a":1}\n', b'{"a":1}\n', "application/x-ndjson"),
+        ("application/yaml", "a: 1", b"a: 1", "application/yaml"),
+        ("application/graphql", "{a}", b"{a}", "application/graphql"),
+        ("text/plain; charset=iso-8859-1", "é", b"\xe9", "text/plain; charset=iso-8859-1"),
+        ("text/*", "x", b"x", "text/plain"),
+        ("application/octet-stream", "aGVsbG8=", b"hello", "application/octet-stream"),
+        ("application/pdf", "aGVsbG8=", b"hello", "application/pdf"),
+        ("image/*", "data:image/png;base64,aGVsbG8=", b"hello", "image/png"),
+        ("image/*", "aGVsbG8=", b"hello", "application/octet-stream"),
+        ("image/png", "data:,hello", b"hello", "image/png"),
+        ("application/zip", "-_8=", b"\xfb\xff", "application/zip"),
+    ],
+)
+async def test_other_bodies_are_text_or_base64(media: str, text: str, sent_bytes: bytes, sent_as: str) -> None:
+    for schema in (OBJECT, {"type": "string", "format": "binary"}, {}):
+        request = await sent(operation(method="post", **body(schema, media)), {"body": text})
+        assert (request.content, request.headers["content-type"]) == (sent_bytes, sent_as)
+
+
+async def test_bodies_of_any_type_are_files_if_the_schema_says_so() -> None:
+    request = await sent(
+        operation(method="post", **body({"type": "string", "format": "binary"}, "*/*")), {"body": "aGk="}
+    )
+    assert (request.content, request.headers["content-type"]) == (b"hi", "application/octet-stream")
+
+
+@pytest.mark.parametrize("text", ["not base64", "abc", "data:image/png;base64,***"])
+async def test_text_in_place_of_base64_is_refused_with_the_reason(text: str) -> None:
+    document = operation(method="post", **body({}, "application/octet-stream"))
+    assert "must be base64" in await refusal(document, {"body": text})
+
+
+FILE = {"type": "string", "format": "binary"}
+
+
+PDF = {"type": "string", "contentMediaType": "application/pdf"}
+DATA = "data:image/webp;base64,aGk="
+
+
+@pytest.mark.parametrize(
+    ("schema", "allowed", "value", "file_name", "expected"),
+    [
+        (FILE, "", "aGk=", "", ("f.bin", "application/octet-stream")),
+        (FILE, "", "aGk=", "é.png", ("é.png", "image/png")),
+        (FILE, "image/png, image/gif", "aGk=", "a.gif", ("a.gif", "image/gif")),
+        (FILE, "image/png", "aGk=", "a.gif", ("a.gif", "image/png")),
+        (FILE, "image/*", DATA, "a", ("a", "image/webp")),
+        (TEXT, "image/png", "aGk=", "", ("f.png", "image/png")),
+        ({"anyOf": [FILE, {"type": "null"}]}, "", "aGk=", 'a".txt', ("a%22.txt", "text/plain")),
+        (PDF, "", "aGk=", "a.pdf", ("a.pdf", "application/pdf")),
+    ],
+)
+async def test_files_are_parts_with_a_name_and_a_type(
+    schema: Any, allowed: str, value: str, file_name: str, expected: tuple[str, str]
+) -> None:
+    encoding = {"f": {"contentType": allowed}} if allowed else {}
+    fields = {"type": "object", "properties": {"f": schema}}
+    document = operation(method="post", **body(fields, "multipart/form-data", encoding=encoding))
+    request = await sent(document, {"f": value, **({"f__filename": file_name} if file_name else {})})
+    name, kind = expected
+    assert multipart(request) == [(f'form-data; name="f"; filename="{name}"', {"Content-Type": kind}, b"hi")]
+
+
+async def test_several_files_have_names_of_their_own() -> None:
+    fields = {"type": "object", "properties": {"f": {"type": "array", "items": FILE}}}
+    document = operation(method="post", **body(fields, "multipart/form-data"))
+    request = await sent(document, {"f": ["aGk=", "aGk="], "f__filename": ["a.txt"]})
+    assert [each for each, _, _ in multipart(request)] == [
+        'form-data; name="f"; filename="a.txt"', 'form-data; name="f"; filename="f.bin"',
+    ]  # fmt: skip
+
+
+SENT = {"X-Kind": "k"}
+FIXED = {"X-Kind": {"schema": {"const": "k"}}, "X-Other": {"schema": TEXT}}
+ENCODED = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "encoding", "value", "name", "headers", "content"),
+    [
+        (OBJECT, {}, {"x": 1}, "f", {"Content-Type": "application/json"}, b'{"x":1}'),
+        (
+            TEXT,
+            {"contentType": "text/csv", "headers": FIXED},
+            "a",
+            "f",
+            {"Content-Type": "text/csv", "X-Kind": "k"},
+            b"a",
+        ),
+        (OBJECT, {"style": "deepObject"}, {"x": {"y": 1}}, "f[x][y]", {}, b"1"),
+        (ENCODED, {}, "aGk=", "f", {}, b"aGk="),
+        ({"type": "integer"}, {}, 3, "f", {}, b"3"),
+        (TEXT, {}, "é\r\n--x", "f", {}, "é\r\n--x".encode()),
+    ],
+)
+async def test_other_parts_follow_schema_and_encoding(
+    schema: Any, encoding: dict[str, Any], value: Any, name: str, headers: dict[str, str], content: bytes
+) -> None:
+    fields = {"type": "object", "properties": {"f": schema}}
+    document = operation(method="post", **body(fields, "multipart/form-data", encoding={"f": encoding}))
+    assert multipart(await sent(document, {"f": value})) == [(f'form-data; name="{name}"', headers, content)]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value", "form"),
+    [
+        ({}, BOTH, b"f=blue&f=black"),
+        ({}, {"x": 1}, b"f=%7B%22x%22%3A1%7D"),
+        ({"explode": False}, BOTH, b"f=blue,black"),
+        ({"style": "deepObject", "explode": True}, {"x": 1, "y": {"z": 2}}, b"f%5Bx%5D=1&f%5By%5D%5Bz%5D=2"),
+        ({"style": "deepObject", "explode": True}, [{"x": 1}], b"f%5B0%5D%5Bx%5D=1"),
+        ({"style": "form"}, {"x": 1}, b"x=1"),
+        ({"contentType": "application/json"}, BOTH, b"f=%5B%22blue%22%2C%22black%22%5D"),
+        ({"allowReserved": True}, "a/b", b"f=a/b"),
+        ({}, "é&=", b"f=%C3%A9%26%3D"),
+    ],
+)
+async def test_forms_follow_their_encoding(encoding: dict[str, Any], value: Any, form: bytes) -> None:
+    media = "application/x-www-form-urlencoded"
+    fields = {"type": "object", "properties": {"f": {}}}
+    request = await sent(operation(method="post", **body(fields, media, encoding={"f": encoding})), {"f": value})
+    assert (request.content, request.headers["content-type"]) == (form, media)
+
+
+async def test_members_of_a_form_cannot_become_other_fields() -> None:
+    fields = {"type": "object", "properties": {"f": OBJECT, "tenant": TEXT}}
+    media, encoding = "application/x-www-form-urlencoded", {"f": {"style": "form", "explode": True}}
+    document = operation(method="post", **body(fields, media, encoding=encoding))
+    assert "can't contain 'tenant'" in await refusal(document, {"tenant": "a", "f": {"tenant": "b"}})
+
+
+async def test_json_is_preferred_among_media_types() -> None:
+    content = {
+        media: {"schema": OBJECT} for media in ("application/xml", "multipart/form-data", "application/vnd.a+json")
+    }
+    document = operation(method="post", requestBody={"content": content, "required": True})
+    assert (await sent(document, {"body": {"a": 1}})).headers["content-type"] == "application/vnd.a+json"
+
+
+@pytest.mark.parametrize(
+    ("servers", "own", "url"),
+    [
+        ([{"url": BASE}], [{"url": f"{BASE}/v2"}], f"{BASE}/v2/p"),
+        ([{"url": BASE}], [{"url": "http://shop.test/other"}], "http://shop.test/other/p"),
+        ([{"url": BASE}], [{"url": "/other"}], "http://shop.test/other/p"),
+        ([{"url": "/api"}], [{"url": "/api/v2/"}], f"{BASE}/v2/p"),
+        ([{"url": "https://elsewhere.test/v1"}], [{"url": "https://elsewhere.test/v1/beta"}], f"{BASE}/beta/p"),
+        ([], [{"url": "http://shop.test/x/{v}", "variables": {"v": {"default": "3"}}}], "http://shop.test/x/3/p"),
+        ([{"url": BASE}], [{"url": "https://upload.test/up"}], "https://upload.test/up/p"),
+    ],
+)
+async def test_operations_with_their_own_server_are_called_there(servers: Any, own: Any, url: str) -> None:
+    document = {**operation(servers=own), "servers": servers}
+    if not servers:
+        document["paths"]["/q"] = {"get": {"operationId": "q", "responses": {}}}
+        document["servers"] = [{"url": BASE}]
+    assert str((await sent(document, {}, hosts=["https://upload.test"])).url) == url
+
+
+async def test_servers_at_other_origins_are_skipped_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    document = {**operation(servers=[{"url": "https://upload.test/up"}]), "servers": [{"url": BASE}]}
+    assert await tools(document) == {}
+    assert "skipped GET /p, because" in caplog.text
+    assert "https://upload.test/up" in caplog.text
+
+
+async def test_parameters_that_hold_keys_are_hidden_from_models() -> None:
+    document = operation(parameter("query", TEXT, "key"), parameter("header", TEXT, "x-KEY"), parameter("query", TEXT))
+    document["components"] = {
+        "securitySchemes": {
+            "a": {"type": "apiKey", "in": "query", "name": "key"},
+            "b": {"type": "apiKey", "in": "header", "name": "X-Key"},
+        }
+    }
+    assert list((await tools(document))["op"].input_schema["properties"]) == ["a"]
+
+
+async def test_argument_names_suit_every_model_and_reach_the_api() -> None:
+    names = {
+        "$top": "top",
+        "filter[name]": "filter_name",
+        "größe": "grosse",
+        "数": "value",
+        "@odata.type": "odata.type",
+    }
+    names |= {"n" * 70: "n" * 60, "top": "top", "a b": "a_b", "größe": "groe"}
+    document = operation(*(parameter("query", TEXT, name) for name in names))
+    listed = list((await tools(document))["op"].input_schema["properties"])
+    assert listed == ["top_2", "filter_name", "groe", "value", "odata.type", "n" * 60, "top", "a_b"]
+    request = await sent(document, dict(zip(listed, map(str, range(len(listed))), strict=True)))
+    assert dict(request.url.params) == {name: str(number) for number, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (["users__list", "users__create"], ["users_list", "users_create"]),
+        (["users__list", "orders__list"], ["users", "orders"]),
+        (["获取用户"], ["GET_0"]),
+        (["--"], ["GET_0"]),
+        (["Bücher zählen"], ["Bucher_zahlen"]),
+        (["list", "list"], ["list", "list_2"]),
+        ([7], ["GET_0"]),
+        (["a.b/c-d"], ["a_b_c_d"]),
+    ],
+)
+async def test_tool_names_are_plain_and_unique(ids: list[Any], expected: list[str]) -> None:
+    document = operation()
+    document["paths"] = {f"/{n}": {"get": {"operationId": each, "responses": {}}} for n, each in enumerate(ids)}
+    assert list(await tools(document)) == expected
+
+
+async def test_values_in_schemas_have_their_declared_type() -> None:
+    schemas = {
+        "text": {"type": "string", "enum": [True, 1, "on"], "default": False},
+        "number": {"type": "integer", "enum": ["1", 2.0], "default": "1"},
+        "flag": {"type": "boolean", "default": "true"},
+    }
+    found = (await tools(operation(*(parameter("query", each, name) for name, each in schemas.items()))))["op"]
+    assert found.input_schema["properties"] == {
+        "text": {"type": "string", "enum": ["true", "1", "on"], "default": "false"},
+        "number": {"type": "integer", "enum": [1, 2], "default": 1},
+        "flag": {"type": "boolean", "default": True},
+    }
+
+
+async def test_alternatives_with_a_discriminator_require_their_tag() -> None:
+    references = [{"$ref": f"#/components/schemas/{name}"} for name in ("Cat", "Dog")]
+    mapping = {"cat": "Cat", "dog": "#/components/schemas/Dog"}
+    union = {"oneOf": references, "discriminator": {"propertyName": "kind", "mapping": mapping}}
+    document = operation(method="post", **body(union))
+    pet = {"type": "object", "properties": {"kind": TEXT, "lives": {"type": "integer"}}}
+    document["components"] = {"schemas": {"Cat": pet, "Dog": {**pet, "x-internal": True}}}
+    schema = (await tools(document))["op"].input_schema
+    assert "discriminator" not in str(schema)
+    assert "x-internal" not in str(schema)
+    assert "missing 'kind'" in await refusal(document, {"body": {"lives": 3}})
+    assert await refusal(document, {"body": {"kind": "cow"}})
+    assert sent_json(await sent(document, {"body": {"kind": "dog"}})) == {"kind": "dog"}
+
+
+async def test_deprecated_operations_and_parameters_say_so() -> None:
+    (tool,) = (
+        await tools(operation(parameter("query", TEXT, deprecated=True), deprecated=True, summary="Find"))
+    ).values()
+    assert tool.description == "Deprecated. Find"
+    assert tool.input_schema["properties"]["a"]["deprecated"] is True
+
+
+@pytest.mark.parametrize("method", ["get", "head", "options", "trace", "delete", "put", "patch", "post"])
+async def test_each_method_is_sent(method: str) -> None:
+    request = await sent(operation(method=method), {})
+    assert (request.method, str(request.url)) == (method.upper(), f"{BASE}/p")
+
+
+async def test_paths_with_a_query_keep_it() -> None:
+    request = await sent(operation(parameter("query", TEXT), path="/p?action=list"), {"a": "b"})
+    assert request.url.query == b"action=list&a=b"
+
+
+async def test_unreachable_apis_are_errors_of_the_call() -> None:
+    def fail(request: httpx2.Request) -> httpx2.Response:
+        raise httpx2.ConnectTimeout("too slow")
+
+    http = httpx2.AsyncClient(base_url=BASE, transport=httpx2.MockTransport(fail))
+    async with Client(Server.from_openapi(operation(), http), timeout=WAIT) as client:
+        result = await client.call("op", raise_on_error=False)
+    assert (result.is_error, result.text) == (True, "ConnectTimeout: too slow")
