@@ -162,7 +162,8 @@ def test_command_line_overrides_are_validated() -> None:
 def test_address_comes_from_argument_then_environment() -> None:
     said = {"MILLSTREAM_HOST": "0.0.0.0", "MILLSTREAM_PORT": "9000"}  # noqa: S104
     assert address(None, None, said) == ("0.0.0.0", 9000)  # noqa: S104
-    assert address("::1", 0, said) == ("::1", 0)
+    assert address("::1", 0, said) == address("[::1]", 0, said) == ("::1", 0)
+    assert address(None, 0, {"MILLSTREAM_HOST": "[::1]"}) == ("::1", 0)
     assert address(None, None, {}) == ("127.0.0.1", 8000)
     assert Settings.load(said) == Settings()
 

@@ -284,6 +284,7 @@ def address(host: str | None, port: int | None, environ: Mapping[str, str] | Non
         host = source.get("MILLSTREAM_HOST", "127.0.0.1").strip()
         if not host:
             raise VariableError("MILLSTREAM_HOST is empty. Set it to an address such as 0.0.0.0, or unset it.")
+    host = host[1:-1] if host[:1] == "[" and host[-1:] == "]" else host  # an IPv6 address, as in a URL
     if port is None:
         text = source.get("MILLSTREAM_PORT", "")
         if not text or _is_foreign("MILLSTREAM_PORT", text):

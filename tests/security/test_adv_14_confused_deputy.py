@@ -111,7 +111,7 @@ async def test_responses_name_the_issuer(desk: Desk) -> None:
     for reply in (
         await browser.answer(page, answer="deny"),
         await browser.answer(page),
-        await browser.open(id, scope="no:such"),
+        await browser.open(id, scope='a"b'),
         await browser.open(id, prompt="none"),
     ):
         assert reply.answer["iss"] == URL

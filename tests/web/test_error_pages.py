@@ -128,10 +128,13 @@ async def test_head_of_a_stream_describes_it_without_opening_one(way: str) -> No
         assert (await world.ask(None, "HEAD", "/mcp")).status == 401
 
 
-async def test_options_without_a_preflight_say_what_is_missing() -> None:
-    async with run_wire(Server("shop"), "lane") as wire:
-        reply = await wire.ask("OPTIONS", "/mcp", {"host": "127.0.0.1"})
-    assert (reply.status, b"Access-Control-Request-Method" in reply.body) == (405, True)
+async def test_options_without_a_preflight_list_the_methods() -> None:
+    """RFC 9110 §9.3.7."""
+    async with run_wire(Server("shop", serve="all"), "lane") as wire:
+        for path in ("/mcp", "/sse", "/publish", "/health"):
+            reply = await wire.ask("OPTIONS", path, {"host": "127.0.0.1"})
+            assert (reply.status, reply.headers[b"allow"].endswith(b"OPTIONS"), reply.body) == (204, True, b"")
+        assert (await wire.ask("OPTIONS", "/no-such-path", {"host": "127.0.0.1"})).status == 404
 
 
 async def test_wrong_messages_say_what_is_missing() -> None:

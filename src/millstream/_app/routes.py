@@ -171,9 +171,9 @@ class Routes:
             handler = exact.get("GET")
         if handler is None:
             allowed = ", ".join([*handlers, "OPTIONS"])
+            if method == "OPTIONS":  # a browser's preflight was answered earlier
+                return _allow(allowed)
             hint = self._mcp if path in self._transport else _HINTS.get(path.rstrip("/"), "")
-            if method == "OPTIONS":  # preflights are answered earlier
-                hint = "OPTIONS needs the headers Origin and Access-Control-Request-Method."
             text = f"Method not allowed. This path takes {allowed}. {hint}".rstrip()
             return self._for_browsers(_refuse(405, text, allow=allowed))
         return handler
@@ -275,6 +275,15 @@ def _refuse(status: int, text: str, **headers: str) -> Handler:
         return refusal(status, text.replace("{root}", request.root_path), vary="accept", **headers)
 
     return refuse
+
+
+def _allow(allowed: str) -> Handler:
+    """Return the handler of OPTIONS, which lists the methods of a path (RFC 9110 §9.3.7)."""
+
+    async def answer(request: HttpRequest) -> Response:
+        return Response(b"", 204, f"allow: {allowed}\r\n".encode())
+
+    return answer
 
 
 def _with_gates(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:

@@ -304,11 +304,14 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
         if spec is not None and not isinstance(spec.loader, CompatibleImports):
             what = f"{source} imports the module {exc.name}, which the installed package {package} doesn't have."
             return CommandError(what, fix="Check its name, and the version of the package.", detail=detail)
+        known = "mcp" if spec else _DISTRIBUTIONS.get(package, "")
         return CommandError(
             f"{source} needs the module {exc.name}, which isn't installed.",
             why=f"Millstream's environment doesn't contain it: {sys.executable}",
-            fix=("Check its name, or add the SDK" if spec else "Install its package, or add it")
-            + f" for one run: millstream run {source} --with {package}",
+            fix=(
+                "Check its name, or add the SDK" if spec else f"Install its package{known and f', {known}'}, or add it"
+            )
+            + f" for one run: millstream run {source} --with {known or 'PACKAGE'}",
             detail=detail,
         )
     if isinstance(exc, SystemExit):
@@ -325,6 +328,15 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     return CommandError(what, fix=fix, detail=detail)
 
 
+_DISTRIBUTIONS = {
+    "bs4": "beautifulsoup4", "cv2": "opencv-python", "dateutil": "python-dateutil", "dotenv": "python-dotenv",
+    "jwt": "PyJWT", "mcp": "mcp", "PIL": "pillow", "psycopg2": "psycopg2-binary", "serial": "pyserial",
+    "sklearn": "scikit-learn", "yaml": "PyYAML",
+    **{each: each for each in ("aiohttp", "anyio", "boto3", "fastapi", "fastmcp", "flask", "httpx", "jinja2",
+       "matplotlib", "numpy", "openai", "pandas", "polars", "psycopg", "pydantic", "redis", "requests", "scipy",
+       "sqlalchemy", "starlette")},
+}  # fmt: skip
+"""Module -> its package. Others aren't suggested: a stranger may own the package with a module's name."""
 _PACKAGES = ("mcp", "mcp.server")
 _FASTMCP = (
     "",

@@ -241,6 +241,27 @@ async def test_refresh_tokens_are_bound_to_client_and_scopes(desk: Desk) -> None
     assert (await desk.refresh(id, token, scope="orders:read")).message["scope"] == "orders:read"
 
 
+@for_each(("asked", "granted"), [
+    ("offline_access", ""), ("openid", ""), ("openid profile email", ""), ("no:such", ""), ("OPENID", ""),
+    ("orders:read offline_access", "orders:read"), ("openid  orders:read ", "orders:read"), ("https://x.example/a", ""),
+])  # fmt: skip
+async def test_unknown_scopes_are_ignored_and_the_reply_lists_the_granted_ones(
+    desk: Desk, asked: str, granted: str
+) -> None:
+    """RFC 6749 §3.3."""
+    id = (await desk.register())["client_id"]
+    reply = await desk.tokens(id, scope=asked)
+    assert reply["scope"] == granted
+    renewed = await desk.refresh(id, reply["refresh_token"], scope=asked)
+    assert (renewed.status, renewed.message["scope"]) == (200, granted)
+
+
+async def test_refreshes_with_only_unknown_scopes_keep_the_granted_ones(desk: Desk) -> None:
+    id = (await desk.register())["client_id"]
+    token = (await desk.tokens(id, scope="orders:read"))["refresh_token"]
+    assert (await desk.refresh(id, token, scope="offline_access")).message["scope"] == "orders:read"
+
+
 async def test_refresh_tokens_are_issued_only_on_request(desk: Desk) -> None:
     """RFC 7591 §2."""
     id = (await desk.register(grant_types=["authorization_code"]))["client_id"]

@@ -129,19 +129,25 @@ class IssuerConfig(Struct, frozen=True):
         return found or (self.audience,)
 
     def requested_scopes(self, text: str) -> tuple[str, ...]:
-        """Return the default scopes and the requested scopes that exist.
+        """Return the default scopes and the requested scopes that exist. Others are ignored (RFC 6749 §3.3), because
+        clients request scopes such as ``openid`` and ``offline_access`` everywhere. The reply lists the granted ones.
 
         Raises:
-            OAuthError: None of the requested scopes exist, or one is malformed.
+            OAuthError: There are too many, or one is malformed.
         """
-        names = text.split(" ") if text else []
+        return tuple(dict.fromkeys((*self.scopes, *self.known_scopes(text))))
+
+    def known_scopes(self, text: str, more: Collection[str] = ()) -> tuple[str, ...]:
+        """Return the requested scopes that exist, or are in `more`.
+
+        Raises:
+            OAuthError: As for `requested_scopes`.
+        """
+        names = text.split()
         if len(names) > _MAX_SCOPES or not all(SCOPE.fullmatch(each) for each in names):
-            raise OAuthError("invalid_scope", "scope must be a list of scopes separated by single spaces.")
-        there = self.existing_scopes()
-        found = [each for each in names if each in there]
-        if names and not found:
-            raise OAuthError("invalid_scope", "None of these scopes exist on this server.")
-        return tuple(dict.fromkeys((*self.scopes, *found)))
+            raise OAuthError("invalid_scope", f"scope must be a list of at most {_MAX_SCOPES} valid scopes.")
+        there = {*self.existing_scopes(), *more}
+        return tuple(dict.fromkeys(each for each in names if each in there))
 
     # Users
 

@@ -457,7 +457,7 @@ class TokenEndpoints(Struct, frozen=True):
         if user is None:
             await self.end_grant(said.grant, grant.subject)
             raise OAuthError("invalid_grant", "The user may no longer sign in.")
-        scopes = tuple(dict.fromkeys(form.get("scope").split())) or grant.scopes
+        scopes = self.config.known_scopes(form.get("scope"), grant.scopes) or grant.scopes
         if not set(scopes) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")
         resources = self._select_resources(form, grant.resources)
