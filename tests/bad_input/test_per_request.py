@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
+from millstream import protocol
 from wire import META, PER_REQUEST, POST, Reply, Wire, envelope, per_request, request, routing
 
 ADD = per_request("tools/call", {"name": "add", "arguments": {"a": 2, "b": 3}}, 7)
@@ -132,7 +133,7 @@ async def test_unsupported_version_error_lists_supported_ones(wire: Wire, versio
     body = request("tools/list", {"_meta": envelope(version)}, 7)
     reply = await wire.post(body, {**routing("tools/list"), "mcp-protocol-version": version})
     assert reply.error == (400, -32022, 7)
-    assert reply.message["error"]["data"] == {"supported": [PER_REQUEST], "requested": version}
+    assert reply.message["error"]["data"] == {"supported": list(protocol.PER_REQUEST), "requested": version}
 
 
 @for_each("method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"])

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
+from millstream.protocol import PER_REQUEST, REVISIONS
 from property_settings import NIGHTLY
 
-REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 NEWEST = REVISIONS[-1]
+FIRST_PER_REQUEST = PER_REQUEST[0]
+"""An exclusion of this revision applies to all revisions without a handshake."""
 TRANSPORTS = {
     "memory": "messages in one process",
     "stdio": "lines to a server in a process of its own",
@@ -39,7 +41,7 @@ class Combination:
     @property
     def handshake(self) -> bool:
         """True if the revision has a handshake and sessions."""
-        return self.revision < NEWEST
+        return self.revision < FIRST_PER_REQUEST
 
     @property
     def http(self) -> bool:
@@ -104,8 +106,9 @@ ALL = [Combination(revision, transport) for revision in REVISIONS for transport 
 
 def exclusion_reason(combination: Combination, need: str) -> str:
     """Return why a combination can't meet a need, or an empty string."""
+    own = combination.revision if combination.handshake else FIRST_PER_REQUEST
     for name, revision, transport, reason in EXCLUSIONS:
-        if name == need and revision in ("*", combination.revision) and transport in ("*", combination.transport):
+        if name == need and revision in ("*", own) and transport in ("*", combination.transport):
             return reason
     return ""
 

@@ -75,7 +75,10 @@ class Judge:
 
     def __init__(self, date: str) -> None:
         self.date = date
-        document = json.loads((SCHEMAS / f"{date}.schema.json").read_text("utf-8"))
+        path = SCHEMAS / f"{date}.schema.json"
+        if not path.exists():  # the made-up revision has what the last one has, and more
+            path = max(SCHEMAS.glob("*.schema.json"))
+        document = json.loads(path.read_text("utf-8"))
         self._place = "$defs" if "$defs" in document else "definitions"
         self._names = frozenset(document[self._place])
         self._dialect = document["$schema"]

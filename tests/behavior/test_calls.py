@@ -6,6 +6,7 @@ from behavior.combinations import ALL, EXCLUSIONS, Combination, in_combinations
 from behavior.conftest import Connect
 from behavior.functions import PNG, WAV
 from cases import for_each
+from millstream.protocol import PER_REQUEST
 
 STRUCTURED = {
     "point": {"x": 1, "y": 2},
@@ -33,7 +34,7 @@ async def test_server_info_has_name_and_version(connect: Connect, combination: C
         capabilities = client.initialized["capabilities"]
     else:
         result = (await client.request("server/discover")).result
-        assert result["supportedVersions"] == [combination.revision]
+        assert result["supportedVersions"] == list(PER_REQUEST)
         info, instructions = result["_meta"]["io.modelcontextprotocol/serverInfo"], result["instructions"]
         capabilities = result["capabilities"]
     assert (info["name"], info["version"], instructions) == ("world", "1.2.3", "Ask for anything.")

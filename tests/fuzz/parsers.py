@@ -22,7 +22,7 @@ from millstream._http.hosts import HostPolicy, parse_authority
 from millstream._http.message import parse_accept, peer_network, query_values
 from millstream._limits import CalendarQuota, Rate
 from millstream._protocol import jsonrpc, seal, sse
-from millstream._protocol.admission import admit_per_request, check_handshake_header, is_per_request, target_name
+from millstream._protocol.admission import admit_per_request, check_handshake_header, per_request_revision, target_name
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._protocol.json_schema import check_schema
 from millstream._protocol.jsonrpc import LineSplitter, exceeds_limits
@@ -74,7 +74,7 @@ def envelopes() -> Target:
         with suppress(ProtocolError):
             message = jsonrpc.read(data)
             target_name(message.method, message.params)
-            is_per_request(message)
+            per_request_revision(message)
             for headers in (None, {b"mcp-method": message.method.encode(), b"mcp-protocol-version": b"2026-07-28"}):
                 with suppress(ProtocolError):
                     admit_per_request(message, serves=lambda *_: True, requires=lambda *_: {}, headers=headers)

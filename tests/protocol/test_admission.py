@@ -9,7 +9,7 @@ from millstream._protocol.admission import (
     admit_per_request,
     check_handshake_header,
     check_notification,
-    is_per_request,
+    per_request_revision,
     target_name,
 )
 from millstream._protocol.jsonrpc import Envelope
@@ -96,15 +96,15 @@ def test_methods_and_capabilities_come_last() -> None:
 
 def test_body_decides_the_era_first() -> None:
     """MCP 2026-07-28, basic/versioning."""
-    assert is_per_request(request())
-    assert not is_per_request(request({}))
-    assert is_per_request(request({}), {b"mcp-protocol-version": NEWEST.date.encode()})
-    assert not is_per_request(Envelope(1, "tools/list", b'{"_meta":7}'))
-    assert not is_per_request(Envelope(1, "tools/list", b""))
-    assert is_per_request(request(method="initialize"))
-    assert not is_per_request(Envelope(1, "initialize", b"{}"), {})
+    assert per_request_revision(request())
+    assert not per_request_revision(request({}))
+    assert per_request_revision(request({}), {b"mcp-protocol-version": NEWEST.date.encode()})
+    assert not per_request_revision(Envelope(1, "tools/list", b'{"_meta":7}'))
+    assert not per_request_revision(Envelope(1, "tools/list", b""))
+    assert per_request_revision(request(method="initialize"))
+    assert not per_request_revision(Envelope(1, "initialize", b"{}"), {})
     with pytest.raises(ProtocolError):
-        is_per_request(Envelope(1, "initialize", b"{}"), {b"mcp-protocol-version": NEWEST.date.encode()})
+        per_request_revision(Envelope(1, "initialize", b"{}"), {b"mcp-protocol-version": NEWEST.date.encode()})
 
 
 def test_handshake_version_header_must_be_known() -> None:

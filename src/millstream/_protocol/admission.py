@@ -1,7 +1,7 @@
 """Admission of a request: from an envelope and HTTP headers to a checked request, or an error with its code and status.
 
 See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
-basic/transports. `is_per_request` tells the two eras apart: the body decides, and the header is a cross-check.
+basic/transports. `per_request_revision` tells the two eras apart: the body decides, and the header is a cross-check.
 `admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session; the
 checks it needs are functions here, as is reading `initialize`. stdio passes no headers, which skips the header checks.
 """
@@ -31,6 +31,7 @@ from millstream._protocol.revisions import (
     ALL,
     ASSUMED,
     HANDSHAKE,
+    NEWEST,
     PER_REQUEST,
     Revision,
     names_per_request_era,
@@ -71,8 +72,10 @@ def header_version(headers: Headers) -> str:
     return headers.get(b"mcp-protocol-version", b"").decode("latin-1").strip(" \t")
 
 
-def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
-    """Return whether a request or notification belongs to the per-request era.
+def per_request_revision(message: Envelope, headers: Headers | None = None) -> Revision | None:
+    """Return the per-request revision that a request or notification names, or None for the handshake era.
+
+    One that isn't known counts as the newest, until `admit_per_request` refuses it.
 
     Raises:
         ProtocolError: An `initialize` request names a revision without a handshake in its header.
@@ -90,8 +93,10 @@ def is_per_request(message: Envelope, headers: Headers | None = None) -> bool:
                 "The MCP-Protocol-Version header names a revision that has no initialize request. Send a "
                 "revision with a handshake, or omit the header.",
             )
-        return False
-    return enveloped or by_header
+        return None
+    if not (enveloped or by_header):
+        return None
+    return PER_REQUEST.get(str(meta.version) if enveloped else header_version(headers or {}), NEWEST)
 
 
 def check_notification(message: Envelope) -> None:

@@ -186,6 +186,8 @@ HANDSHAKE: Mapping[str, Revision] = MappingProxyType({r.date: r for r in ALL if 
 PER_REQUEST: Mapping[str, Revision] = MappingProxyType({r.date: r for r in ALL if not r.handshake})
 
 NEWEST = ALL[-1]
+FIRST_PER_REQUEST = R2026_07_28
+"""The first revision without a handshake. Code asks `Revision.handshake`; this is for versions that aren't known."""
 NEWEST_HANDSHAKE = R2025_11_25
 """The answer to an `initialize` request for a version that is unknown or has no handshake."""
 ASSUMED = R2025_03_26
@@ -198,12 +200,21 @@ REGISTRY_SCHEMA = "https://static.modelcontextprotocol.io/schemas/2025-12-11/ser
 
 def names_per_request_era(version: str) -> bool:
     """Return whether a version string, known or not, names a revision without a handshake. Dates sort as text."""
-    return version >= NEWEST.date and version.replace("-", "").isdecimal() and version.isascii()
+    return version >= FIRST_PER_REQUEST.date and version.replace("-", "").isdecimal() and version.isascii()
 
 
 def negotiate(requested: str) -> Revision:
     """Return the revision for `initialize`: the requested one, otherwise the newest with a handshake."""
     return HANDSHAKE.get(requested, NEWEST_HANDSHAKE)
+
+
+_STRUCTURED = ("none", "object", "any")
+
+
+def holds_less(revision: Revision, source: Revision) -> bool:
+    """Return whether a tool result of `source` can have content that `revision` lacks."""
+    structured = _STRUCTURED.index(revision.structured) < _STRUCTURED.index(source.structured)
+    return structured or not revision.content >= source.content
 
 
 def project_item(item: Json, revision: Revision, *more: str) -> Json:

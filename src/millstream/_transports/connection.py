@@ -19,7 +19,7 @@ from millstream._protocol import revisions
 from millstream._protocol.admission import (
     admit_per_request,
     check_notification,
-    is_per_request,
+    per_request_revision,
     read_initialize,
 )
 from millstream._protocol.errors import INVALID_REQUEST, Confidential, ProtocolError
@@ -33,7 +33,7 @@ from millstream._protocol.jsonrpc import (
     split_batch,
 )
 from millstream._protocol.principal import Principal
-from millstream._protocol.revisions import ASSUMED, NEWEST, Revision
+from millstream._protocol.revisions import ASSUMED, Revision
 from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
 from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
@@ -154,11 +154,11 @@ class ClientConnection(Confidential, Struct, eq=False):
                 self._stop_watching = dispatcher.services.changes.watch(self._forward_change, self.session.id)
             dispatcher.control.notify(kept, self.id)
             if kept.method in dispatcher.registry.notification_handlers:
-                alone = is_per_request(message)
-                session, revision = (None, NEWEST) if alone else (self.session, self._revision())
+                named = per_request_revision(message)
+                session, revision = (None, named) if named else (self.session, self._revision())
                 dispatcher.hear(notification_call(kept, session, revision, **self._way()))
             return None
-        per_request = is_per_request(message)
+        per_request = per_request_revision(message) is not None
         if message.method == "initialize" and not per_request:
             # Not in a task, because later messages of the same read already belong to the session.
             self._write(self._initialize(message))
@@ -389,7 +389,7 @@ def read_batch(body: bytes) -> list[Envelope | ProtocolError]:
             continue
         if message.method == "initialize":
             raise refuse_batch("initialize must not be in a batch")
-        if message.method and is_per_request(message):
+        if message.method and per_request_revision(message):
             raise refuse_batch("this revision has no batches")
         messages.append(message)
     return messages

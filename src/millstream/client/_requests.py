@@ -168,6 +168,8 @@ class Era(Struct):
 
     name: str = ""
     """``handshake`` or ``http+sse``; empty if the next connection has to probe."""
+    revision: Revision = NEWEST
+    """The per-request revision to probe with: the newest, until the server has named an older one."""
 
 
 class _InitializeAnswer(InitializeResult, frozen=True, kw_only=True):
@@ -545,7 +547,9 @@ class Requests(Confidential, Struct, kw_only=True):
                     raise
                 handshake = not handshake
             else:
-                if connection.revision.handshake:
+                if not connection.revision.handshake:
+                    era.revision = connection.revision
+                else:
                     era.name = "http+sse" if sse else era.name or "handshake"
                 return connection
         raise AssertionError
@@ -561,7 +565,7 @@ class Requests(Confidential, Struct, kw_only=True):
             return found
         # HTTP+SSE exists only in the handshake era.
         if not handshake and transport.name != "http+sse":
-            found = await self._probe(transport, NEWEST)
+            found = await self._probe(transport, self.era.revision)
             if found is not None:
                 return found
         try:
@@ -569,7 +573,7 @@ class Requests(Confidential, Struct, kw_only=True):
         except ServerError as exc:
             if exc.code != UNSUPPORTED_VERSION:
                 raise
-            found = await self._probe(transport, NEWEST)  # it started slowly, or was replaced
+            found = await self._probe(transport, self.era.revision)  # it started slowly, or was replaced
             if found is None:
                 raise UnknownVersion(
                     f"The server doesn't support any protocol revision that this client supports: {exc.message}."

@@ -99,7 +99,11 @@ class Extension(Middleware):
     client_settings: Mapping[str, Any] = {}
     """Settings that the client declares under `name`."""
     revisions: Collection[str] = ()
-    """Dates of the revisions that have the extension; all by default."""
+    """Dates of the revisions that have the extension; all by default.
+
+    For experiments: clients of a later revision don't get the extension until its date is added. To leave out the
+    handshake era only, use `millstream.protocol.PER_REQUEST`, which later revisions join.
+    """
     experimental: bool = False
     """Whether to announce and declare the extension under ``experimental``, too, for older peers."""
     _server: "Server | None" = None

@@ -25,7 +25,7 @@ from millstream._protocol.notifications import (
     InputResponseRequestParams,
     ReadResourceResult,
 )
-from millstream._protocol.revisions import project_prompt
+from millstream._protocol.revisions import holds_less, project_prompt
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features import Hooks, Read
 from millstream._server.features.registry import RegisteredExtension, sees
@@ -47,7 +47,6 @@ from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
     METHOD_NOT_FOUND,
-    NEWEST,
     SKILLS,
     TASKS,
     CallToolResult,
@@ -207,7 +206,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         upstream, revision = self.upstream, call.revision
         try:
             members, call.meta = split_result(value, "content", upstream.link_uri if upstream.names.prefix else None)
-            if upstream.catalog.revision > revision.date:
+            if holds_less(revision, upstream.revision):
                 value = decode_object(b"{%b}" % members).get("structuredContent") if self.wraps else None
                 # A value in an object was wrapped already, as for a call of an older revision.
                 wraps = self.wraps and not (is_object(value) and [*value] == ["result"])
@@ -245,7 +244,7 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
         upstream, revision = self.upstream, call.revision
         try:
             members, call.meta = split_result(value, "messages", upstream.link_uri if upstream.names.prefix else None)
-            if upstream.catalog.revision > revision.date and not revision.content >= NEWEST.content:
+            if not revision.content >= upstream.revision.content:
                 about = decode_object(b"{%b}" % members).get("description")
                 members = project_prompt(members, revision)
                 members = members if about is None else b'"description":%b,%b' % (encode(about), members)

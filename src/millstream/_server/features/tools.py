@@ -28,7 +28,7 @@ from millstream._protocol.metadata import (
     ParamHeader,
     ProgressToken,
 )
-from millstream._protocol.revisions import NEWEST
+from millstream._protocol.revisions import PER_REQUEST
 from millstream._server.calls.call import Call
 from millstream._server.features import Hooks, Run
 from millstream._server.features.sources import Item, ItemSource, source_of
@@ -305,7 +305,7 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
 
 
 class _Meta(Struct, gc=False, rename=META_NAMES):
-    version: Literal[NEWEST.date]  # type: ignore[name-defined]  # dates belong in revisions.py only
+    version: Literal[tuple(PER_REQUEST)]  # type: ignore[valid-type]  # dates belong in revisions.py only
     capabilities: Json
     client: Implementation | UnsetType = UNSET
     log_level: LogLevel | UnsetType = UNSET

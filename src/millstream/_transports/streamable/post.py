@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from millstream._http.message import HttpRequest, Response, carries_json, parse_accept
 from millstream._protocol import revisions
-from millstream._protocol.admission import admit_per_request, check_notification, is_per_request, read_initialize
+from millstream._protocol.admission import admit_per_request, check_notification, per_request_revision, read_initialize
 from millstream._protocol.errors import INVALID_REQUEST, ProtocolError
 from millstream._protocol.jsonrpc import (
     MALFORMED,
@@ -25,7 +25,7 @@ from millstream._protocol.jsonrpc import (
     result_message,
 )
 from millstream._protocol.metadata import ClientInfo
-from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, Revision
+from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, PER_REQUEST, Revision
 from millstream._server.calls.call import UNKNOWN_CLIENT, Call
 from millstream._server.calls.sessions import Session
 from millstream._server.control import LIGHT
@@ -67,16 +67,15 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
         if is_batch(request.body):
             return await serve_batch(exchange)
         message = read(request.body)
-        per_request = is_per_request(message, request.headers)
-        if not per_request:
-            revision = ASSUMED
+        named = per_request_revision(message, request.headers)
+        revision = named or ASSUMED
         if message.is_answer:
             return await _take_answer(exchange, message)
         if message.is_request:
             endpoint.dispatcher.load.admit(request, message.method)
             if message.method != _LISTEN:
                 exchange.check_readable()
-        opened = await (_per_request if per_request else _handshake)(exchange, message)
+        opened = await (_handshake(exchange, message) if named is None else _per_request(exchange, message, named))
         if isinstance(opened, Call):
             endpoint.dispatcher.load.take(opened, len(opened.params))
     except ProtocolError as exc:
@@ -101,11 +100,11 @@ def _refuse(exchange: StreamableExchange, message: Envelope | None, exc: Protoco
 # The per-request era
 
 
-async def _per_request(exchange: StreamableExchange, message: Envelope) -> Call | Response:
+async def _per_request(exchange: StreamableExchange, message: Envelope, revision: Revision) -> Call | Response:
     endpoint, request = exchange.endpoint, exchange.request
     if message.id is None:
         check_notification(message)
-        await exchange.notify(message, None, NEWEST)
+        await exchange.notify(message, None, revision)
         return _ACCEPTED
     if message.method == _LISTEN and not exchange.accepts.stream:
         raise ProtocolError(INVALID_REQUEST, _UNREADABLE_STREAM, status=406)
@@ -166,14 +165,19 @@ async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Respo
     return _ACCEPTED
 
 
-_VERSION = NEWEST.date.encode()
+_PER_REQUEST: Mapping[bytes | None, Revision] = {date.encode(): each for date, each in PER_REQUEST.items()}
 _BY_HEADER: Mapping[bytes | None, Revision] = {
     None: ASSUMED,
     **{date.encode(): revision for date, revision in HANDSHAKE.items()},
 }
 """`MCP-Protocol-Version` of a handshake-era request -> revision, for requests without a session."""
 _HANDSHAKE_METHODS = frozenset[str]().union(*(each.requests for each in HANDSHAKE.values()))
-_LISTS = {method.encode(): method for method in NEWEST.requests if method.endswith(("/list", "/discover"))}
+_LISTS = {
+    method.encode(): method
+    for revision in PER_REQUEST.values()
+    for method in revision.requests
+    if method.endswith(("/list", "/discover"))
+}
 _MAX_USUAL = 64 * 1024
 """Maximum bytes of a usual body. The exact path reads a larger one in parts, each with its own bound."""
 
@@ -216,12 +220,14 @@ class Streamable:
                     call = taken
                 elif taken is not None:
                     return taken if isinstance(taken, Response) else await self._fast_initialize(request, taken)
-        elif headers[b"mcp-method"] == b"tools/call" and headers.get(b"mcp-protocol-version") == _VERSION:
+        elif (named := _PER_REQUEST.get(headers.get(b"mcp-protocol-version"))) is None:
+            pass
+        elif headers[b"mcp-method"] == b"tools/call":
             fast = self._fast.get(headers.get(b"mcp-name", b""))
             if fast is not None:
-                call = self._fast_call(request, fast)
-        elif headers[b"mcp-method"] in _LISTS and headers.get(b"mcp-protocol-version") == _VERSION:
-            call = self._fast_list(request)
+                call = self._fast_call(request, fast, named)
+        elif headers[b"mcp-method"] in _LISTS:
+            call = self._fast_list(request, named)
         if call is None or (size > LIGHT and not self._dispatcher.load.takes(call, size)):
             del body  # a stream may be open for a day
             return await serve_exactly(self._endpoint, request)
@@ -330,7 +336,7 @@ class Streamable:
             token=None if meta.token is UNSET else meta.token,
         )
 
-    def _fast_call(self, request: HttpRequest, fast: PreparedCall) -> Call | None:
+    def _fast_call(self, request: HttpRequest, fast: PreparedCall, revision: Revision) -> Call | None:
         """Return a call decoded in one typed pass over the body, or None if anything is unusual."""
         try:
             decode = fast.decode
@@ -339,10 +345,12 @@ class Streamable:
             return None
         params = envelope.params
         meta = params.meta
+        if meta.version != revision.date:
+            return None
         about = meta.client
         request.cancel_on_disconnect = True
         return Call(  # a 16th keyword argument would make Python build a dict
-            revision=NEWEST,
+            revision=revision,
             id=envelope.id,
             method="tools/call",
             client=ClientInfo(meta.capabilities, about.name, about.version) if about else ClientInfo(meta.capabilities),
@@ -359,7 +367,7 @@ class Streamable:
             responses=params.responses or None,
         )
 
-    def _fast_list(self, request: HttpRequest) -> Call | None:
+    def _fast_list(self, request: HttpRequest, revision: Revision) -> Call | None:
         """Return a list request decoded in two typed passes, or None if anything is unusual. Its handler reads the
         parameters.
         """
@@ -372,12 +380,16 @@ class Streamable:
         except MALFORMED:
             return None
         method = envelope.method
-        if method != _LISTS[headers[b"mcp-method"]] or not self._dispatcher.registry.serves(method, NEWEST):
+        if (
+            method != _LISTS[headers[b"mcp-method"]]
+            or meta.version != revision.date
+            or not self._dispatcher.registry.serves(method, revision)
+        ):
             return None
         about = meta.client
         request.cancel_on_disconnect = True
         return Call(
-            revision=NEWEST,
+            revision=revision,
             id=envelope.id,
             method=method,
             params=bytes(envelope.params),

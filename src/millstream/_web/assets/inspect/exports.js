@@ -1,9 +1,9 @@
 // Exports: a call as curl, Python, or TypeScript, and downloads.
 
 import { element, pretty } from "../dom.js";
+import { NEWEST } from "../mcp/client.js";
 import { META, requestHeaders } from "../mcp/transports.js";
 
-const REVISION = "2026-07-28";
 /** @param {string} text */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
@@ -36,7 +36,7 @@ function python(value, indent = 0) {
  */
 export function curl(url, method, params, headers, schema) {
   const meta = {
-    [`${META}protocolVersion`]: REVISION,
+    [`${META}protocolVersion`]: NEWEST,
     [`${META}clientInfo`]: { name: "curl", version: "8" },
     [`${META}clientCapabilities`]: {}
   };
@@ -44,7 +44,7 @@ export function curl(url, method, params, headers, schema) {
   const head = {
     "content-type": "application/json",
     accept: "application/json, text/event-stream",
-    ...requestHeaders(REVISION, { method, params }, schema),
+    ...requestHeaders(NEWEST, { method, params }, schema),
     ...headers
   };
   return [

@@ -16,7 +16,7 @@ import {
   stored,
   write
 } from "../dom.js";
-import { REVISIONS } from "../mcp/client.js";
+import { FIRST, hasHandshake, REVISIONS } from "../mcp/client.js";
 import { RpcError } from "../mcp/transports.js";
 import { Feed, events } from "../sse.js";
 import { copy, copyable, makeResizable, tabs, toast } from "../shell/controls.js";
@@ -352,9 +352,9 @@ function again() {
   if (session.via) $("transport").value = "http"; // the proxy supports only this transport
   $("transport").disabled = session.via !== null;
   session.transport = $("transport").value;
-  if (session.transport === "sse" && $("revision").value > "2026") $("revision").value = "2024-11-05";
+  if (session.transport === "sse" && !hasHandshake($("revision").value)) $("revision").value = FIRST;
   for (const option of $("revision").querySelectorAll("option"))
-    option.disabled = session.transport === "sse" && option.value > "2026";
+    option.disabled = session.transport === "sse" && !hasHandshake(option.value);
   session.revision = $("revision").value;
   store("session", LINE, [session.transport, session.revision, session.via?.url ?? ""]);
   showAccount(session.via, again);

@@ -1,7 +1,7 @@
 // The page's connection to the server: connects with the user's settings, and reconnects when the server is back.
 
 import { page } from "./host.js";
-import { Client } from "../mcp/client.js";
+import { Client, NEWEST } from "../mcp/client.js";
 import {
   checkServer,
   Http,
@@ -38,7 +38,7 @@ export const session = {
   endpoint: "mcp",
   /** @type {Server | null} */ via: null, // another server, reached through the proxy
   transport: "http",
-  revision: "2026-07-28",
+  revision: NEWEST,
   level: ""
 };
 

@@ -5,6 +5,11 @@
 import { checkServer, META, requestHeaders, RpcError, wait } from "./transports.js";
 
 export const REVISIONS = ["2026-07-28", "2025-11-25", "2025-06-18", "2025-03-26", "2024-11-05"];
+export const NEWEST = REVISIONS[0];
+/** The revision of HTTP+SSE. */
+export const FIRST = REVISIONS[REVISIONS.length - 1];
+/** Return whether a revision has a handshake and sessions. @param {string} revision */
+export const hasHandshake = (revision) => revision <= "2025-11-25";
 
 const CLIENT = { name: "millstream-inspect", version: "1" };
 const MAX_ROUNDS = 100;
@@ -75,7 +80,7 @@ export class Client {
   }
 
   get handshake() {
-    return this.#revision < "2026";
+    return hasHandshake(this.#revision);
   }
 
   get revision() {
