@@ -162,6 +162,25 @@ async def test_reconnect_with_last_event_id_misses_nothing(lane: bool, how: str)
         assert await again.until(3) == ["2", "3\nlines", "4"]
 
 
+@for_each("name", ["last_event_id", "lastEventId", "lastEventID", "Last-Event-ID", "evs_last_event_id"])
+async def test_polyfills_resume_with_their_own_parameter(lane: bool, name: str) -> None:
+    """event-source-polyfill, better-sse, and Mercure send the id in the URL, after the one that the page chose."""
+    async with world(lane) as here:
+        for number in range(3):
+            await here.publish({"channel": "a", "data": str(number)})
+        ids = [event.id async for event in first_events(here, "/events?channel=a&history=3", 3)]
+        again = await here.stream(f"/events?channel=a&last_event_id={ids[0]}&{name}={ids[1]}&_=17")
+        assert await again.until(1) == ["2"]
+
+
+async def first_events(here: World, path: str, count: int) -> AsyncIterator[SseEvent]:
+    """Yield the first events of a stream."""
+    stream = await here.stream(path)
+    await stream.until(count)
+    for event in stream.events[:count]:
+        yield event
+
+
 async def test_event_id_from_before_a_restart_gets_a_gap(lane: bool) -> None:
     async with world(lane) as here:
         await here.publish({"data": "1"})
@@ -207,7 +226,7 @@ async def test_clients_receive_their_own_and_missed_messages(lane: bool) -> None
         await stream.close()
         await here.subscribers(0)
         await here.hub.send("me", "later")
-        again = await here.stream("/mcp/sse/me", b"Last-Event-ID: %b\r\n" % stream.last_id.encode())
+        again = await here.stream(f"/mcp/sse/me?lastEventId={stream.last_id}")
         assert (await again.until(2))[1:] == ["later"]
 
 

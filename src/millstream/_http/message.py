@@ -252,7 +252,24 @@ client_id_of = partial(query_value, "client_id")
 def last_event_id(request: HttpRequest) -> str:
     """Return the event id to resume from: the header that `EventSource` sends on reconnect, or else the query's."""
     header = request.headers.get(b"last-event-id")
-    return header.decode("utf-8", "replace").strip() if header else query_value("last_event_id", request.query)
+    if header:
+        return header.decode("utf-8", "replace").strip()
+    # A polyfill appends its parameter to the URL that it was given, so the last one is the newest.
+    found = [
+        values[-1] for name, values in query_values(request.query).items() if is_last_event_id(name) and values[-1]
+    ]
+    return found[-1] if found else ""
+
+
+def is_last_event_id(parameter: str) -> bool:
+    """Return whether a query parameter is the event id to resume from: ours, or that of a polyfill for `EventSource`,
+    such as ``lastEventId``, ``Last-Event-ID``, or ``evs_last_event_id``.
+    """
+    plain = parameter[:32].translate(_SEPARATORS).lower()
+    return plain.removeprefix("evs") == "lasteventid"
+
+
+_SEPARATORS = {ord("-"): None, ord("_"): None}
 
 
 Handler = Callable[[HttpRequest], Awaitable[Response | Sink | None]]

@@ -23,6 +23,7 @@ from millstream._http.message import (
     Sink,
     accepts_gzip,
     carries_json,
+    is_last_event_id,
     last_event_id,
     parse_accept,
     plain_problem,
@@ -109,7 +110,9 @@ class HubRoutes(Struct, frozen=True):
         def admit() -> int:
             # Refuse misspelled parameters: without its ``channel``, a stream would be open and silent.
             for each in islice(query, 8):  # each costs a comparison with all names
-                if each not in _NAMES and (near := closest_name(each, _NAMES)):
+                if each in _NAMES or is_last_event_id(each):
+                    continue
+                if near := closest_name(each, _NAMES):
                     raise InvalidName(f"There is no parameter {each[:20]!r}. Did you mean {near!r}?")
             self.hub.admission.subscribe(channels, client_id=client_id, name=name, principal=principal, address=address)
             return _count(query)
