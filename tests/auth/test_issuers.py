@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import ssl
 import time
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
 
+from auth.test_tls import make
 from auth_world import BOB, ROOT, make_server, run_guarded
 from cases import for_each
 from fleet import until
@@ -115,6 +118,55 @@ async def test_known_keys_work_for_a_day_during_an_outage() -> None:
         clock.now += 86_400
         with pytest.raises(Unavailable):
             await keys.find("es", "ES256")
+
+
+@for_each("failing", ["/keys", CONFIGURATION])
+async def test_issuer_that_fails_at_first_is_asked_again_after_five_seconds(
+    failing: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    async with run_issuer() as issuer:
+        saved = issuer.answers.pop(failing)
+        discovery = Discovery(issuer.url, clock=clock)
+        keys = FetchedKeys(discovery.keys_url, ask_issuer, retry=discovery.retry, clock=clock)
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await keys.find("es", "ES256")
+        assert issuer.request_counts[failing] == 1
+        assert failing != CONFIGURATION or "retry after 5 seconds" in caplog.text
+        issuer.answers[failing] = saved
+        clock.now += 4.9
+        with pytest.raises(Unavailable):
+            await keys.find("es", "ES256")
+        clock.now += 0.2
+        assert len(await keys.find("es", "ES256")) == 1
+    caplog.clear()
+
+
+async def test_new_key_is_looked_for_again_soon_after_a_failure() -> None:
+    async with run_issuer() as issuer:
+        issuer.answers["/keys"] = key_set("RS256")
+        keys, clock = await kept_keys(issuer)
+        await keys.find("rs", "RS256")
+        clock.now += 31
+        issuer.answers["/keys"] = b"HTTP/1.1 500 Oops\r\ncontent-length: 0\r\n\r\n"
+        assert await keys.find("es", "ES256") == []
+        issuer.answers["/keys"] = key_set("ES256")
+        clock.now += 5
+        assert len(await keys.find("es", "ES256")) == 1
+
+
+async def test_untrusted_certificate_of_an_issuer_names_the_variable(tmp_path: Path) -> None:
+    cert, key = make(tmp_path, "localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(cert, key)
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, ssl=context)
+    async with server:
+        issuer = f"https://localhost:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(Unavailable) as caught:
+            await Discovery(issuer).metadata()
+    assert "SSL_CERT_FILE" in caught.value.why
+    assert "SSL_CERT_FILE" not in str(caught.value)
 
 
 async def test_issuer_outage_gets_503_and_keys_still_work() -> None:

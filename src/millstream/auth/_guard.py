@@ -209,7 +209,7 @@ def metadata_paths(
         try:
             return Response(encode(await discovery.metadata()), 200, _PUBLIC)
         except Unavailable as exc:
-            return plain_problem(503, str(exc), b"retry-after: 10\r\n")
+            return plain_problem(503, str(exc), b"retry-after: 5\r\n")
 
     return {**dict.fromkeys(sorted(paths), describe_resource), SERVER_METADATA_PATH: describe_server}
 

@@ -411,6 +411,8 @@ _MAX_TRIED = 8
 """Maximum keys tried per token. Each costs a verification, and clients supply their own sets."""
 _MIN_INTERVAL = 30.0
 """Minimum seconds between two fetches."""
+RETRY_SECONDS = 5.0
+"""Minimum seconds between an attempt that failed and the next one."""
 
 _NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
 
@@ -433,8 +435,8 @@ class FetchedKeys(Struct, eq=False):
     """The public keys of an issuer at a URL, cached.
 
     The set is fetched on first use, after ten minutes, and when a token has an unknown key id, because issuers rotate
-    keys; but at most every 30 seconds. Concurrent callers share one fetch. While the issuer is unavailable, cached keys
-    stay valid for a day.
+    keys; but at most every 30 seconds, or every 5 after a failure. Concurrent callers share one fetch. While the issuer
+    is unavailable, cached keys stay valid for a day.
     """
 
     url: str | Callable[[], Awaitable[str]]
@@ -482,11 +484,10 @@ class FetchedKeys(Struct, eq=False):
             url = self.url if isinstance(self.url, str) else await self.url()
             raw = decode_object((await self.get(url)).body)
             keys = read_keys(raw)
-        except Unavailable as exc:
-            logger.warning(_NO_KEYS, exc.why)
-            return
-        except (OutboundError, *MALFORMED) as exc:
-            logger.warning(_NO_KEYS, f"{url}: {exc}")
+        except (Unavailable, OutboundError, *MALFORMED) as exc:
+            logger.warning(_NO_KEYS, exc.why if isinstance(exc, Unavailable) else f"{url}: {exc}")
+            self._last_attempt = self.clock() - _MIN_INTERVAL + RETRY_SECONDS
+            self.retry()
             return
         self._last_fetch = self.clock()
         if raw != self._raw:

@@ -24,6 +24,7 @@ from millstream._server.functions.description import Names
 from millstream._tasks import SingleFlight
 from millstream.auth._jose import (
     ASYMMETRIC,
+    RETRY_SECONDS,
     TENANT,
     FetchedKeys,
     FixedKeys,
@@ -39,7 +40,6 @@ from millstream.auth._key_file import check_scopes
 from millstream.auth._method import AuthMethod, Clock, Identity, Unavailable
 
 _MAX_AGE = 3600.0
-_RETRY_SECONDS = 10.0
 
 
 def places(issuer: str) -> list[str]:
@@ -80,7 +80,7 @@ class Discovery(Struct, eq=False):
         """
         now = self.clock()
         is_old = now - self._last_fetch > _MAX_AGE
-        if is_old and (self._flight.runs("metadata") or now - self._last_attempt >= _RETRY_SECONDS):
+        if is_old and (self._flight.runs("metadata") or now - self._last_attempt >= RETRY_SECONDS):
             self._last_attempt = now
             await self._flight.run("metadata", self._load)
         if not self._metadata:
@@ -110,8 +110,8 @@ class Discovery(Struct, eq=False):
             text = f"{url}: the issuer is {str(named)[:200]!r}. "
             said.insert(0, text + (_TENANTS if TENANT in str(named) else "Configure that exact URL"))
         self._why = (
-            f"{said[0]}. Check the issuer's URL, {self.issuer}, and that this machine can reach it. The next sign-in "
-            "retries."
+            f"{said[0]}. Check the issuer's URL, {self.issuer}, and that this machine can reach it. Sign-ins retry "
+            f"after {RETRY_SECONDS:g} seconds."
         )
 
     async def keys_url(self) -> str:

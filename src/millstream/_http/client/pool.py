@@ -464,7 +464,11 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
         case InvalidResponse():
             return "The answer isn't valid HTTP."
         case _:
-            return f"{host} can't be reached: {type(exc.__cause__ or exc).__name__}."
+            cause = exc.__cause__ or exc
+            text = f"{host} can't be reached: {type(cause).__name__}."
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                text += " Set SSL_CERT_FILE to the file of your organization's own authority, if it has one."
+            return text
 
 
 async def request(
