@@ -162,9 +162,12 @@ class Document:
 
     @property
     def url(self) -> str:
-        """URL of the API; empty if the document has none."""
-        holders = (holder for item in self._spec["paths"].values() for holder in (item, *members(item).values()))
-        return next(filter(None, map(_server_of, (self._spec, *holders))), "")
+        """URL of the API; empty if the document has none. Some documents have one for each path instead."""
+        if url := _server_of(self._spec):
+            return url
+        items = map(members, self._spec["paths"].values())
+        own = [_server_of(item[each]) or _server_of(item) for item in items for each in _METHODS if each in item]
+        return own[0] if all(own) and own else ""
 
     @property
     def title(self) -> str:
@@ -259,7 +262,7 @@ class Document:
         Raises:
             ValueError: The server is at another origin, which would receive the credentials.
         """
-        own, base = _server_of(operation) or _server_of(shared), self.url.rstrip("/")
+        own, base = _server_of(operation) or _server_of(shared), (self.url or self.base).rstrip("/")
         if not own or (own := urljoin(f"{base}/" if base else "", own).rstrip("/")) == base:
             return "", None
         if own.startswith(f"{base}/") and base:

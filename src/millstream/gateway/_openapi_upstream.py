@@ -179,10 +179,8 @@ class ApiUpstream(Upstream):
     def _denied_error(self, call: Call, exc: AccessDenied) -> ToolError | ProtocolError:
         """Return the error for a 401 or 403, with the API's own words."""
         error = no_response_error(call, self, exc)
-        if exc.reply is None or not exc.reply.body:
-            return error
-        text = self._read(exc.reply).error_text
-        return call_error(call, f"{error} {text}" if exc.status == 401 else text)
+        text = "" if exc.reply is None else self._read(exc.reply).error_text
+        return call_error(call, f"{error} {text}" if exc.status == 401 else text or str(error))
 
     def _read(self, reply: HttpReply) -> ApiReply:
         """Return the response without compression.

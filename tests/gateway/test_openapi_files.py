@@ -1,0 +1,230 @@
+"""Documents in JSON and YAML, in one file or several, of version 2.0 to 3.1, and those that are refused."""
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api_calls import BASE, Api, body, multipart, operation, sent, sent_json, tools
+from millstream import Client, Server
+from millstream._override import override
+from patience import WAIT
+
+YAML = """\
+openapi: 3.0.3
+info: {title: Shop, version: 1.0}
+x-paging: &paging
+  in: query
+  schema: {type: integer}
+paths:
+  /on:
+    get:
+      operationId: on
+      parameters:
+        - {name: mode, in: query, schema: {type: string, enum: [on, off, yes, 2020-01-01, 12:30:00, 1, 010, ~]}}
+        - <<: *paging
+          name: page
+      responses: {200: {description: ok}}
+"""
+
+
+async def test_yaml_has_the_types_of_yaml_1_2(tmp_path: Path) -> None:
+    file = tmp_path / "api.yaml"
+    file.write_text(YAML, "utf-8")
+    for path in (file, str(file)):
+        schema = (await tools(path))["on"].input_schema
+        assert schema["properties"]["mode"]["enum"] == ["on", "off", "yes", "2020-01-01", "12:30:00", "1", "10", None]
+        assert schema["properties"]["page"] == {"type": "integer"}
+
+
+FILES = {
+    "api.yaml": "openapi: 3.1.0\npaths:\n  /pets/{id}: {$ref: ./paths/pet.yaml}\n",
+    "paths/pet.yaml": """\
+parameters: [{$ref: '../shared.json#/Id'}]
+put:
+  operationId: put_pet
+  requestBody: {required: true, content: {application/json: {schema: {$ref: ../schemas/pet%20type.json}}}}
+  responses: {}
+""",
+    "shared.json": '{"Id": {"name": "id", "in": "path", "required": true, "schema": {"type": "integer"}}}',
+    "schemas/pet type.json": """\
+{"type": "object", "properties": {"name": {"type": "string"}, "friend": {"$ref": "#"},
+ "owner": {"$ref": "owner.yaml#/~0Own~1er"}}}""",
+    "schemas/owner.yaml": "~Own/er: {type: object, properties: {age: {type: integer}}}",
+}
+
+
+def write(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    return folder / "api.yaml"
+
+
+async def test_documents_in_several_files_are_one(tmp_path: Path) -> None:
+    path = write(tmp_path, FILES)
+    schema = (await tools(path))["put_pet"].input_schema
+    assert schema["properties"]["id"] == {"type": "integer"}
+    assert schema["properties"]["owner"]["properties"] == {"age": {"type": "integer"}}
+    assert str(tmp_path) not in json.dumps(schema)
+    assert sent_json(await sent(path, {"id": 7, "name": "a", "friend": {"name": "b"}})) == {
+        "name": "a",
+        "friend": {"name": "b"},
+    }
+
+
+async def test_files_outside_of_the_folder_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "secret.json").write_text(FILES["shared.json"], "utf-8")
+    text = FILES["api.yaml"]
+    for name in ("../secret", "link"):
+        where = f"parameters: [{{$ref: '{name}.json#/Id'}}]"
+        text += f"  /{name.strip('./')}/{{id}}: {{get: {{{where}, responses: {{}}}}}}\n"
+    path = write(tmp_path / "api", {**FILES, "api.yaml": text})
+    (tmp_path / "api" / "link.json").symlink_to(tmp_path / "secret.json")
+    assert list(await tools(path)) == ["put_pet"]
+    assert "skipped GET /secret/{id}" in caplog.text
+    assert "skipped GET /link/{id}" in caplog.text
+
+
+BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("{" * 100, "nested deeper"),
+        ("[" * 100_000, "nested more than 64 levels"),
+        ("- " * 100_000, "nested more than 64 levels"),
+        ('{"openapi": "3.1.0", "paths": ', "isn't JSON"),
+        ("a: [1", "isn't YAML"),
+        ("a: !!python/object/apply:os.getcwd []", "isn't YAML"),
+        ("just text", "has no paths"),
+        ("", "has no paths"),
+        ("\x00\x01", "isn't YAML"),
+        (BOMB, "has more than"),
+        ("a: &a {<<: [*a]}", "has more than"),
+        ("a: &a [*a]", "has more than"),
+        ("openapi: 1\npaths: {}", "must be version"),
+        ('{"swagger": "1.2", "paths": {}}', "must be version"),
+    ],
+)
+def test_texts_that_are_no_documents_are_refused_with_a_sentence(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "api.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=reason):
+        Server.from_openapi(path, Api().client())
+
+
+def test_missing_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"none\.yaml can't be read: No such file or directory\. Check its path\."):
+        Server.from_openapi(tmp_path / "none.yaml", Api().client())
+
+
+def test_yaml_without_the_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = builtins.__import__
+
+    def without_yaml(name: str, *more: Any) -> Any:
+        if name == "yaml":
+            raise ImportError(name)
+        return load(name, *more)
+
+    monkeypatch.setattr(builtins, "__import__", without_yaml)
+    monkeypatch.setitem(__import__("sys").modules, "yaml", None)
+    path = write(tmp_path, FILES)
+    with pytest.raises(ImportError, match=r"pip install 'millstream\[yaml\]'"):
+        Server.from_openapi(path, Api().client())
+
+
+PET = {"type": "object", "properties": {"name": {"type": "string"}, "tag": {"type": "string", "x-nullable": True}}}
+SWAGGER: dict[str, Any] = {
+    "swagger": "2.0",
+    "info": {"title": "Pets", "version": "1"},
+    "host": "shop.test",
+    "basePath": "/api",
+    "schemes": ["http"],
+    "securityDefinitions": {"key": {"type": "apiKey", "in": "query", "name": "key"}},
+    "definitions": {"Pet": PET},
+    "parameters": {"Limit": {"name": "limit", "in": "query", "type": "integer"}},
+    "responses": {"Found": {"description": "", "schema": {"$ref": "#/definitions/Pet"}}},
+    "paths": {},
+}
+
+
+def swagger(*parameters: Any, method: str = "post", path: str = "/p", **more: Any) -> dict[str, Any]:
+    described = {"operationId": "op", "parameters": [*parameters], "responses": {}, **more}
+    return {**SWAGGER, "paths": {path: {method: described}}}
+
+
+def old(place: str, kind: str = "string", name: str = "a", **more: Any) -> dict[str, Any]:
+    items = {"items": {"type": "string"}} if kind == "array" else {}
+    return {"name": name, "in": place, "type": kind, "required": place == "path", **items, **more}
+
+
+@pytest.mark.parametrize(
+    ("how", "query"),
+    [
+        ({}, "a=1,2"),
+        ({"collectionFormat": "csv"}, "a=1,2"),
+        ({"collectionFormat": "multi"}, "a=1&a=2"),
+        ({"collectionFormat": "pipes"}, "a=1%7C2"),
+        ({"collectionFormat": "ssv"}, "a=1%202"),
+        ({"collectionFormat": "tsv"}, "a=1%092"),
+    ],
+)
+async def test_collections_of_version_2_keep_their_format(how: dict[str, str], query: str) -> None:
+    request = await sent(swagger(old("query", "array", **how)), {"a": ["1", "2"]})
+    assert request.url.query.decode() == query
+    form = swagger(old("formData", "array", **how), consumes=["application/x-www-form-urlencoded"])
+    assert (await sent(form, {"a": ["1", "2"]})).content.decode() == query
+
+
+async def test_bodies_of_version_2_are_sent_by_their_kind() -> None:
+    json_body = swagger({"name": "pet", "in": "body", "required": True, "schema": {"$ref": "#/definitions/Pet"}})
+    assert sent_json(await sent(json_body, {"name": "x", "tag": None})) == {"name": "x", "tag": None}
+    xml = swagger({"name": "pet", "in": "body", "schema": {"type": "string"}}, consumes=["application/xml"])
+    assert (await sent(xml, {"body": "<a/>"})).content == b"<a/>"
+    upload = swagger(old("formData", "file", "f", description="The photo"), old("formData"))
+    assert "The photo (base64)" in str((await tools(upload))["op"].input_schema)
+    parts = multipart(await sent(upload, {"f": "aGk=", "a": "b", "f__filename": "x.txt"}))
+    assert [name for name, _, _ in parts] == ['form-data; name="f"; filename="x.txt"', 'form-data; name="a"']
+
+
+async def test_shared_parameters_and_keys_of_version_2_are_resolved() -> None:
+    document = swagger({"$ref": "#/parameters/Limit"}, old("query", name="key"), method="get", path="/p/{a}")
+    document["paths"]["/p/{a}"]["parameters"] = [old("path"), old("query", "string", "limit")]
+    schema = (await tools(document))["op"].input_schema
+    assert (list(schema["properties"]), schema["properties"]["limit"]["type"]) == (["limit", "a"], "integer")
+    assert str((await sent(document, {"a": "x", "limit": 3})).url) == f"{BASE}/p/x?limit=3"
+
+
+async def test_responses_of_version_2_have_output_schemas_if_they_are_on() -> None:
+    document = swagger(method="get", responses={"200": {"$ref": "#/responses/Found"}})
+    found = (await tools(document, output_schemas=True))["op"].output_schema
+    assert found["properties"]["tag"] == {"type": ["string", "null"]}
+
+
+async def test_servers_of_version_2_prefer_https() -> None:
+    async with Client(Server.from_openapi({**swagger(), "schemes": ["http", "https"]}), timeout=WAIT) as client:
+        assert [each.name for each in await client.tools()] == ["op"]
+
+
+class Cyclic(dict[str, Any]):
+    """A value that's its own property, which no file can have."""
+
+    @override
+    def __repr__(self) -> str:
+        return "Cyclic()"
+
+
+async def test_a_schema_that_contains_itself_costs_its_operation(caplog: pytest.LogCaptureFixture) -> None:
+    cyclic = Cyclic(type="object", properties={})
+    cyclic["properties"]["self"] = cyclic
+    document = operation(method="post", **body(cyclic))
+    document["paths"]["/q"] = {"get": {"operationId": "fine", "responses": {}}}
+    assert list(await tools(document)) == ["fine"]
+    assert "skipped POST /p" in caplog.text

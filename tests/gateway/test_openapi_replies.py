@@ -1,0 +1,218 @@
+"""What callers get for an API's responses: each status, content type, and deviation from the document."""
+
+import base64
+import gzip
+import json
+from typing import Any
+
+import httpx2
+import pytest
+
+from api_calls import OBJECT, TEXT, Api, operation, reply, tools
+from millstream import Audio, Client, EmbeddedResource, Image, Server, Text
+from patience import WAIT
+
+PNG = b"\x89PNG\r\n\x1a\n\xff\xfe"
+
+
+def answer(content: bytes, media: str = "application/json", status: int = 200, **headers: str) -> httpx2.Response:
+    fields = {"content-type": media} if media else {}
+    return httpx2.Response(status, headers={**fields, **headers}, content=content)
+
+
+@pytest.mark.parametrize(
+    ("content", "media", "text", "structured"),
+    [
+        (b'{ "a" : 1.10 }', "application/json", '{"a":1.10}', {"a": 1.1}),
+        (b'{"a":123456789012345678901234567890}', "application/json", '{"a":123456789012345678901234567890}', ...),
+        (b"[1, 2]", "application/json", "[1,2]", None),
+        (b"null", "application/json", "null", None),
+        (b'"a"', "application/json", '"a"', None),
+        (b'{"a":1}', "application/vnd.api+json; charset=utf-8", '{"a":1}', {"a": 1}),
+        (b'{"a":1}', "Application/JSON", '{"a":1}', {"a": 1}),
+        (b'{"a":1}', "text/plain", '{"a":1}', {"a": 1}),
+        (b'{"a":1}', "", '{"a":1}', {"a": 1}),
+        (b'\xef\xbb\xbf{"a":1}', "application/json", '{"a":1}', {"a": 1}),
+        ('{"a":"é"}'.encode("utf-16"), "application/json", '{"a":"é"}', {"a": "é"}),
+        (b'{"a":"\xe9"}', "application/json; charset=latin-1", '{"a":"é"}', {"a": "é"}),
+        (b'{"a":"\xe9"}', "application/json", '{"a":"\ufffd"}', {"a": "\ufffd"}),
+        (b'{"a": NaN, "b": "\\ud83d"}', "application/json", '{"a":null,"b":"\ufffd"}', {"a": None, "b": "\ufffd"}),
+        (b"{not json", "application/json", "{not json", None),
+        (b"", "application/json", "", None),
+        (b"1.10", "text/plain", "1.10", None),
+        (b"1e3", "text/csv", "1e3", None),
+        ("Zoë".encode("latin-1"), 'text/plain; charset="ISO-8859-1"', "Zoë", None),
+        ("Zoë".encode(), "text/plain; charset=unknown", "Zoë", None),
+        ("Zoë".encode(), "text/plain; charset=base64", "Zoë", None),
+        (b"<a/>", "application/xml", "<a/>", None),
+        (b"<svg/>", "image/svg+xml", "<svg/>", None),
+        (b'{"a":1}\n{"a":2}\n', "application/x-ndjson", '{"a":1}\n{"a":2}\n', None),
+        (b"data: 1\n\n", "text/event-stream", "data: 1\n\n", None),
+        (b"plain", "application/octet-stream", "plain", None),
+        (b"", "image/png", "", None),
+        (b"[" * 70 + b"]" * 70, "application/json", "[" * 70 + "]" * 70, None),
+    ],
+)
+async def test_bodies_become_text_and_structured_content(
+    content: bytes, media: str, text: str, structured: Any
+) -> None:
+    result = await reply(answer(content, media))
+    assert (result.is_error, result.text) == (False, text)
+    if structured is not ...:
+        assert result.data == (text if structured is None else structured)
+
+
+@pytest.mark.parametrize(
+    ("content", "media", "kind"),
+    [
+        (PNG, "image/png", Image),
+        (PNG, "audio/mpeg", Audio),
+        (b"%PDF-1.4\xe2\xe3", "application/pdf", EmbeddedResource),
+        (b"\x00\x00", "video/mp4", EmbeddedResource),
+        (b"\x00\xff", "", EmbeddedResource),
+    ],
+)
+async def test_binary_bodies_arrive_with_every_byte(content: bytes, media: str, kind: type) -> None:
+    (block,) = (await reply(answer(content, media))).content
+    assert isinstance(block, kind)
+    found: Any = block
+    if isinstance(block, EmbeddedResource):
+        assert (block.resource.blob, block.resource.mime_type) == (content, media or "application/octet-stream")
+        assert block.resource.uri == "api:/p"
+    else:
+        assert (found.data, found.mime_type) == (content, media)
+
+
+@pytest.mark.parametrize(
+    ("response", "text"),
+    [
+        (answer(b'{"detail": "boom"}', status=500), 'HTTP error 500: Internal Server Error - {"detail":"boom"}'),
+        (answer(b"<h1>down</h1>", "text/html", 503), "HTTP error 503: Service Unavailable - <h1>down</h1>"),
+        (answer(b"", "", 404), "HTTP error 404: Not Found"),
+        (answer(b"", "", 599), "HTTP error 599"),
+        (answer(PNG, "image/png", 400), "HTTP error 400: Bad Request - (image/png)"),
+        (answer("é".encode("latin-1"), "text/plain; charset=latin-1", 400), "HTTP error 400: Bad Request - é"),
+        (
+            answer(b'{"e":"quota"}', status=429, **{"retry-after": "17"}),
+            'HTTP error 429: Too Many Requests - {"e":"quota"} - Try again in 17 seconds.',
+        ),
+        (
+            answer(b"", "", 503, **{"retry-after": "Fri, 31 Dec 1999 23:59:59 GMT"}),
+            "HTTP error 503: Service Unavailable - Try again after Fri, 31 Dec 1999 23:59:59 GMT.",
+        ),
+        (answer(b"", "", 304), "HTTP error 304: Not Modified"),
+        (
+            answer(b"", "", 302, location="https://login.test/?next=/p"),
+            "HTTP error 302: Found - It redirects to https://login.test/?next=/p.",
+        ),
+        (answer(b"", "", 300), "HTTP error 300: Multiple Choices"),
+    ],
+)
+async def test_errors_have_the_status_and_the_words_of_the_api(response: httpx2.Response, text: str) -> None:
+    result = await reply(response)
+    assert (result.is_error, result.text) == (True, text)
+
+
+async def test_long_errors_are_cut() -> None:
+    assert len((await reply(answer(b"x" * 100_000, "text/plain", 400))).text) < 5000
+
+
+@pytest.mark.parametrize(
+    ("method", "status", "location", "methods"),
+    [
+        ("get", 301, "/q", ["GET", "GET"]),
+        ("head", 302, "/q", ["HEAD", "HEAD"]),
+        ("post", 307, "http://shop.test/q", ["POST", "POST"]),
+        ("post", 303, "/q", ["POST"]),
+        ("post", 302, "/q", ["POST"]),
+        ("get", 302, "http://other.test/q", ["GET"]),
+        ("get", 302, "https://shop.test/q", ["GET"]),
+    ],
+)
+async def test_redirects_are_followed_within_the_origin(
+    method: str, status: int, location: str, methods: list[str]
+) -> None:
+    api = Api(answer(b"", "", status, location=location))
+    result = await api.call(operation(method=method), {})
+    assert [each.method for each in api.requests] == methods
+    assert result.is_error == (len(methods) == 1)
+
+
+async def test_redirects_in_a_circle_end() -> None:
+    api = Api(*(answer(b"", "", 302, location="/p") for _ in range(20)))
+    result = await api.call(operation(), {})
+    assert "HTTP error 302" in result.text
+    assert len(api.requests) == 4
+
+
+async def test_paging_headers_are_in_the_meta_of_the_result() -> None:
+    link = '</p?page=2>; rel="next"'
+    result = await reply(answer(b"[]", link=link, **{"X-Total-Count": "90", "set-cookie": "a=b"}))
+    assert (result.meta or {})["millstream.gateway/headers"] == {"link": link, "x-total-count": "90"}
+
+
+async def test_compressed_replies_without_end_cost_only_their_call() -> None:
+    bomb = gzip.compress(b"0" * (65 * 1024 * 1024), 1)
+    api = Api(answer(bomb, **{"content-encoding": "gzip"}), answer(b"{}"))
+    async with Client(Server.from_openapi(operation(), api.client()), timeout=WAIT) as client:
+        first = await client.call("op", raise_on_error=False)
+        second = await client.call("op", raise_on_error=False)
+    assert (first.is_error, second.is_error) == (True, False)
+    assert "larger than" in first.text
+
+
+RESPONSE = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
+
+
+def promising(schema: Any, **codes: Any) -> dict[str, Any]:
+    response = {"description": "", "content": {"application/json": {"schema": schema}}}
+    return operation(responses={"200": response, **codes})
+
+
+@pytest.mark.parametrize("content", [b'{"n":"5"}', b'{"n":null}', b"{}", b"[]", b"5", b"", b"<html>", b'{"n":1.5}'])
+async def test_deviating_replies_pass_unless_output_schemas_are_on(content: bytes) -> None:
+    document = promising(RESPONSE)
+    assert (await tools(document))["op"].output_schema is None
+    assert not (await reply(answer(content), document)).is_error
+    strict = await reply(answer(content), document, output_schemas=True)
+    assert strict.is_error
+    assert "doesn't fit the API's own document" in strict.text
+    assert content.decode() in strict.text
+
+
+@pytest.mark.parametrize(
+    ("schema", "content", "structured"),
+    [
+        (RESPONSE, b'{"n":5,"more":1}', {"n": 5, "more": 1}),
+        ({"type": "array", "items": TEXT}, b'["a"]', {"result": ["a"]}),
+        (TEXT, b'"a"', {"result": "a"}),
+        ({"type": ["object", "null"]}, b"null", {"result": None}),
+        ({"type": "string", "pattern": "(?i)x", "format": "date"}, b'"a"', {"result": "a"}),
+    ],
+)
+async def test_replies_that_fit_output_schemas_are_structured(schema: Any, content: bytes, structured: Any) -> None:
+    document = promising(schema)
+    assert "pattern" not in json.dumps((await tools(document, output_schemas=True))["op"].output_schema)
+    assert (await reply(answer(content), document, output_schemas=True)).data == structured
+
+
+async def test_tools_promise_nothing_where_the_document_is_unclear() -> None:
+    for document in (promising(RESPONSE, **{"204": {"description": ""}}), promising({}), promising({"title": "Any"})):
+        assert (await tools(document, output_schemas=True))["op"].output_schema is None
+
+
+async def test_resources_keep_bytes_and_charsets() -> None:
+    from millstream.gateway import RouteKind, RouteMap  # noqa: PLC0415  only here
+
+    api = Api(answer(PNG, "image/png"), answer("é".encode("latin-1"), "text/plain; charset=latin-1"))
+    mcp = Server.from_openapi(operation(), api.client(), routes=[RouteMap(kind=RouteKind.RESOURCE)])
+    async with Client(mcp, timeout=WAIT) as client:
+        (image,) = await client.read("resource://op")
+        (text,) = await client.read("resource://op")
+    assert base64.b64encode(image.blob or b"") == base64.b64encode(PNG)
+    assert text.text == "é"
+
+
+async def test_blocks_of_text_stay_blocks() -> None:
+    assert (await reply(answer(b"hi", "text/plain"))).content == [Text("hi")]
+    assert (await reply(httpx2.Response(204), operation(responses={"204": OBJECT}))).content == [Text("")]
