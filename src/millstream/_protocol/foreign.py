@@ -1,8 +1,8 @@
 """What other implementations send although the schema doesn't allow it, and what their SDKs accept.
 
-A message may begin with a byte order mark, and have NaN, halves of characters, and its id as text. Null means absent
-where a member may be absent. A listed item that still can't be decoded is left out, not its list. `schema_repair` does
-the same for the keywords of a JSON Schema.
+A message may begin with a byte order mark, and have NaN, bytes of another encoding, halves of characters, and its id as
+text. Null means absent where a member may be absent. A listed item that still can't be decoded is left out, not its
+list. `schema_repair` does the same for the keywords of a JSON Schema.
 """
 
 import re
@@ -17,7 +17,7 @@ from msgspec.structs import fields, replace
 
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 from millstream._protocol.json_schema import is_array, is_object
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode, exceeds_limits, read
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode, exceeds_limits, is_utf8, read
 
 T = TypeVar("T", bound=Struct)
 _Kinds = tuple[type[Struct], ...]
@@ -32,6 +32,8 @@ def read_foreign(body: bytes) -> Envelope:
     Raises:
         ProtocolError: PARSE_ERROR if they can't be repaired, INVALID_REQUEST if they aren't a JSON-RPC message.
     """
+    if not (body.isascii() or is_utf8(body)):  # a client would refuse the message that contains it
+        body = body.decode("utf-8", "replace").encode()
     try:
         envelope = read(body, allow_null=True)
     except ProtocolError as exc:

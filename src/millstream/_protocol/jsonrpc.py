@@ -252,6 +252,8 @@ _decode_result = decoder(_Result)
 def read_result(body: bytes, request_id: int) -> Envelope | None:
     """Decode the successful result of a request. Return None for any other message, which `read` reports exactly."""
     try:
+        if not body.isascii():
+            str(body, "utf-8")  # the decoder doesn't check what it skips
         found = _decode_result(body)
     except MALFORMED:
         return None
