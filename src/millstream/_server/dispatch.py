@@ -28,7 +28,16 @@ from millstream._protocol.errors import (
     ProtocolError,
     ToolError,
 )
-from millstream._protocol.jsonrpc import Json, RequestId, encode, error_message, refusal_message, result_message
+from millstream._protocol.jsonrpc import (
+    MALFORMED,
+    Json,
+    RequestId,
+    decoder,
+    encode,
+    error_message,
+    refusal_message,
+    result_message,
+)
 from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
@@ -237,6 +246,8 @@ class Dispatcher:
             else:
                 handler, around = _handler(self._handlers, self.registry, call), self.around
                 members = await (handler(call) if around is None else around(call, handler))
+            if _ERROR in members and _reports_error(call, b"{%b}" % members):
+                call.failure = CallFailure("tool_error")
             head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
             head = head if members else head.removesuffix(b",")
             answer = (
@@ -386,7 +397,10 @@ class Dispatcher:
         meta: Json = {**(call.meta or {}), **result.pop("_meta", {})}
         if call.revision.result_type:
             meta = {SERVER_KEY: revisions.implementation(self.info, call.revision, whole=False), **meta}
-        return _wrap_envelope(call, encode({**result, "_meta": meta} if meta else result))
+        answer = encode({**result, "_meta": meta} if meta else result)
+        if _ERROR in answer and _reports_error(call, answer):
+            call.failure = CallFailure("tool_error")
+        return _wrap_envelope(call, answer)
 
     def hear(self, call: Call) -> None:
         """Run an extension's handler for a notification, as a task. There is no answer.
@@ -450,6 +464,23 @@ def _stream_answer(call: Call, answer: bytes) -> bytes:
     if failed is not None and failed.error is not None:
         return refusal_message(call.id, failed.error)
     return result_message(call.id, answer) if answer else b""
+
+
+class _ToolResult(Struct, rename="camel"):
+    is_error: bool = False
+
+
+_decode_tool_result = decoder(_ToolResult)
+_ERROR = b'"isError":true'
+"""Part of every result that reports an error. Structured content can have it, too."""
+
+
+def _reports_error(call: Call, result: bytes) -> bool:
+    """Return whether a result that contains `_ERROR` is that of a failed tool."""
+    try:
+        return call.method == "tools/call" and _decode_tool_result(result).is_error
+    except MALFORMED:
+        return False
 
 
 def _is_cancelled(call: Call) -> bool:
