@@ -88,6 +88,32 @@ def write_private(path: Path, content: bytes, *, overwrite: bool = True, mode: i
         draft.unlink(missing_ok=True)
 
 
+def open_lock(path: Path, *, wait: bool = True) -> int | None:
+    """Lock a file against other processes, and return the descriptor to close. On Windows, nothing is locked.
+
+    Args:
+        path: The file; the lock is a file next to it.
+        wait: Whether to wait for the lock. If not, return None if another process holds it.
+
+    Raises:
+        OSError: The lock can't be created.
+    """
+    handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, PRIVATE)
+    try:
+        import fcntl  # noqa: PLC0415  not on Windows
+
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
 class EnvFileError(ValueError):
     """An environment file is invalid: ``except EnvFileError as error: print(error)``."""
 

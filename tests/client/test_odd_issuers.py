@@ -106,6 +106,13 @@ class World:
         {"token": {**GOOD, "expires_in": 1e308}},
         {"token": {**GOOD, "token_type": "bearer"}},
         {"token": {"access_token": "good"}},
+        {"token": {**GOOD, "expires_in": "never"}},
+        {"token": {**GOOD, "expires_in": [], "scope": ["read"], "refresh_token": 5}},
+        {"issuer": {"scopes_supported": "read write"}},
+        {"issuer": {"scopes_supported": {"a": 1}, "token_endpoint_auth_methods_supported": "none"}},
+        {"resource": {"scopes_supported": "read write", "dpop_signing_alg_values_supported": 5}},
+        {"registration": {"token_endpoint_auth_method": 5}},
+        {"issuer": {"registration_endpoint": None}},
     ],
 )
 async def test_slightly_malformed_issuer_responses_are_accepted(world: dict[str, Any]) -> None:
@@ -128,6 +135,16 @@ async def test_slightly_malformed_issuer_responses_are_accepted(world: dict[str,
         ({"issuer": {"token_endpoint": "http://evil.example/t"}}, AccessDenied, "https"),
         ({"issuer": {"code_challenge_methods_supported": ["plain"]}}, AccessDenied, "PKCE"),
         ({"registration": {"client_id": 5}}, AccessDenied, "register"),
+        (
+            {"registration": {"client_id": None, "error": "x", "error_description": "Ask it@a.example"}},
+            AccessDenied,
+            "Ask it",
+        ),
+        ({"issuer": {"issuer": 5}}, AccessDenied, "issuer has a value"),
+        ({"issuer": {"token_endpoint": ["@/token"]}}, AccessDenied, "token_endpoint has a value"),
+        ({"issuer": {"code_challenge_methods_supported": "S256"}}, AccessDenied, "assume_pkce"),
+        ({"resource": {"authorization_servers": "https://other.example"}}, AccessDenied, "authorization_servers has"),
+        ({"token": {**GOOD, "token_type": ["Bearer"]}}, AccessDenied, "token_type has"),
         ({"token": b"<html>"}, AccessDenied, "unreadable response"),
         ({"token": {**GOOD, "token_type": "mac"}}, AccessDenied, "of type mac"),
         ({"token": {**GOOD, "access_token": "good\r\nX-Evil: 1"}}, AccessDenied, "can't send"),
@@ -148,6 +165,75 @@ async def test_issuer_errors_end_the_login(world: dict[str, Any], expected: type
                 pass
     assert_readable(caught.value, words)
     assert (odd.visits <= 1, odd.shown) == (True, [])
+
+
+async def test_clients_register_for_the_scopes_that_they_request() -> None:
+    """RFC 7591 §2: an issuer may refuse other scopes to the client."""
+    registered: list[dict[str, Any]] = []
+    world = World(resource={"scopes_supported": ["read"]})
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.path == "/register":
+            registered.append(json.loads(asked.body))
+            if "scope" in registered[-1] and len(registered) == 1:
+                await asked.reply(b'{"error":"invalid_client_metadata"}', status="400 Bad Request")
+                return
+        await world.behave(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, world.client(server.url):
+        pass
+    assert [each.get("scope") for each in registered] == ["read", None]
+
+
+@for_each("kept", ["memory", "file"])
+async def test_objects_with_one_store_spend_a_refresh_token_once(kept: str, tmp_path: Path) -> None:
+    valid, spent = {"token": "first"}, list[str]()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.path == "/token":
+            spent.append(dict(parse_qsl(asked.body.decode()))["refresh_token"])
+            valid["token"] = f"new{len(spent)}"
+            await asyncio.sleep(0)
+            reply = {"access_token": valid["token"], "refresh_token": f"r{len(spent) + 1}", "expires_in": 3600}
+            await asked.reply(json.dumps(reply).encode())
+        elif asked.path == "/mcp" and asked.headers.get("authorization") == f"Bearer {valid['token']}":
+            await with_discovery(lambda asked: asked.result(DONE))(asked)
+        else:
+            await World().behave(asked)
+
+    def store() -> Any:
+        return memory if kept == "memory" else FileTokenStore(tmp_path / "tokens.json")
+
+    memory = MemoryTokenStore()
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        url = server.url
+        tokens = Tokens("first", url.removesuffix("/mcp"), "r1", resource=url)
+        store().save(StoredCredentials({}, {url: tokens}))
+        clients = [Client(url, timeout=WAIT, options=Options(auth=OAuth(store=store()))) for _ in range(2)]
+        async with clients[0], clients[1]:
+            valid["token"] = "elsewhere"
+            replies = await asyncio.gather(*(each.call("x") for each in clients * 4))
+        assert {each.text for each in replies} == {"done"}
+    assert spent == ["r1"]
+
+
+async def test_options_for_odd_issuers_require_an_issuer_and_a_client() -> None:
+    with pytest.raises(ValueError, match="client_id"):
+        OAuth().for_issuer("https://login.example", send_resource=False)
+    asked: list[str] = []
+    world = World(issuer={"code_challenge_methods_supported": None})
+
+    async def visit(url: str) -> str:
+        asked.append(url)
+        return await world.visit(url)
+
+    async with asyncio.timeout(WAIT), misbehaving(world.behave) as server:
+        oauth = OAuth(client_id="me", store=MemoryTokenStore(), redirect_handler=visit)
+        oauth.for_issuer(server.url.removesuffix("/mcp"), send_resource=False, assume_pkce=True)
+        async with Client(server.url, timeout=WAIT, options=Options(auth=oauth)) as client:
+            assert (await client.call("x")).text == "done"
+    assert "code_challenge=" in asked[0]
+    assert "resource=" not in asked[0]
 
 
 async def test_login_may_take_longer_than_the_request_timeout() -> None:

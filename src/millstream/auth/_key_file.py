@@ -23,24 +23,18 @@ from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._method import AuthMethod, Clock, Identity
-from millstream.files import Stamp, stamp_of, write_private
+from millstream.files import Stamp, open_lock, stamp_of, write_private
 
 
 @contextlib.contextmanager
 def lock(path: Path) -> Generator[None, None, None]:
     """Hold an exclusive lock on a file; without effect on Windows."""
     try:
-        import fcntl  # noqa: PLC0415  not on Windows
-    except ImportError:
-        yield
-        return
-    lock = path.with_name(path.name + ".lock")
-    try:
-        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+        handle = open_lock(path)
     except OSError as exc:
         raise LocalError(f"{path.parent} can't be written to: {exc.strerror}.") from exc
+    assert handle is not None  # noqa: S101  it waits
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
         os.close(handle)

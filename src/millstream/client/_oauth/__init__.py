@@ -1,20 +1,26 @@
 """OAuth for clients: tokens and registrations, and their stores, in memory or in a file that only you can read."""
 
+import asyncio
 import logging
 import os
+from collections.abc import AsyncGenerator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import Confidential
-from millstream.files import write_private
+from millstream.files import open_lock, write_private
 
 PRIVATE_KEY_JWT = "private_key_jwt"
 """Client authentication method for signatures (`signing`)."""
 ES256 = "ES256"
 """Algorithm of DPoP keys (`signing.ProofKey`)."""
+
+_LOCK_SECONDS = 0.05
+"""Seconds between attempts to lock the file."""
 
 _logger = logging.getLogger(__name__)
 
@@ -28,6 +34,8 @@ class Registration(Confidential, Struct, omit_defaults=True):
     private_key: str = ""
     """Private key in PEM that authenticates the client. It's never stored."""
     key_id: str = ""
+    scope: str = ""
+    """Scopes that the client registered for; empty if it named none."""
 
 
 class Tokens(Confidential, Struct, omit_defaults=True):
@@ -69,11 +77,25 @@ class TokenStore(Protocol):
         """
 
 
+@runtime_checkable
+class LockableTokenStore(TokenStore, Protocol):
+    """A token store that several objects or processes share, so that only one of them renews a token."""
+
+    def lock(self) -> AbstractAsyncContextManager[None]:
+        """Return a lock to hold while a token is renewed: load it, request the new one, save it."""
+        ...
+
+
 class MemoryTokenStore:
     """A store in memory. ``OAuth(store=MemoryTokenStore())``"""
 
     def __init__(self) -> None:
         self._credentials = StoredCredentials()
+        self._lock = asyncio.Lock()
+
+    def lock(self) -> AbstractAsyncContextManager[None]:
+        """Return the lock of this store."""
+        return self._lock
 
     def load(self) -> StoredCredentials:
         """Return the stored credentials."""
@@ -100,6 +122,21 @@ class FileTokenStore:
         self.path: Path = path or state / "millstream" / "tokens.json"
         self._unsaved: StoredCredentials | None = None
         """Content that couldn't be written to the file."""
+
+    @asynccontextmanager
+    async def lock(self) -> AsyncGenerator[None]:
+        """Hold a lock on the file, so that one of several processes renews a token."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            while (handle := open_lock(self.path, wait=False)) is None:  # noqa: ASYNC110  no event tells of it
+                await asyncio.sleep(_LOCK_SECONDS)
+        except OSError:  # the new token can't be saved either
+            yield
+            return
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     def load(self) -> StoredCredentials:
         """Return the stored credentials, or empty ones if the file can't be read."""

@@ -12,8 +12,8 @@ import ssl
 from collections.abc import Mapping
 from ipaddress import IPv4Address, ip_address
 from socket import inet_aton
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlencode, urlsplit
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+from urllib.parse import urlencode, urljoin, urlsplit
 
 import msgspec
 from msgspec import Struct
@@ -196,23 +196,56 @@ def _distance(host: str) -> int:
 
 
 async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T | None:
-    """Fetch a JSON document. Return None if it doesn't exist."""
+    """Fetch a JSON document. Return None if it doesn't exist.
+
+    Raises:
+        AccessDenied: It exists, but a member that matters can't be used. Another document must not replace it.
+    """
     try:
         reply = await fetch("GET", url, outbound=outbound)
         return read_object(reply.body, wanted) if reply.status == 200 else None
+    except UnusableMember as exc:
+        raise AccessDenied(f"The metadata at {url} can't be used: {exc}") from None
     except (ValueError, RecursionError):
         return None
 
 
+class UnusableMember(ValueError):
+    """A member that matters has a value of the wrong type."""
+
+
+_NEEDED = frozenset(
+    (
+        "access_token", "authorization_endpoint", "authorization_servers", "client_id", "client_secret", "error",
+        "issuer", "registration_endpoint", "resource", "token_endpoint", "token_type",
+    )
+)  # fmt: skip
+"""Members that say where credentials are sent, and what they are."""
+
+
 def read_object(body: bytes, wanted: type[T]) -> T:
-    """Decode a JSON object leniently: null counts as a missing member, "60" as a number.
+    """Decode a JSON object leniently: null counts as a missing member, "60" as a number, and an optional member of
+    another type as a missing one.
 
     Raises:
-        ValueError: The body isn't such an object.
+        UnusableMember: A member of `_NEEDED` has a value of another type.
+        ValueError: The body isn't an object.
         RecursionError: The object is nested too deeply.
     """
-    found = msgspec.json.decode(body, type=dict[str, Any])
-    return msgspec.convert({name: each for name, each in found.items() if each is not None}, wanted, strict=False)
+    given = msgspec.json.decode(body, type=dict[str, Any])
+    found = {name: each for name, each in given.items() if each is not None}
+    try:
+        return msgspec.convert(found, wanted, strict=False)
+    except msgspec.ValidationError:
+        for member in msgspec.structs.fields(cast("type[Struct]", wanted)):
+            try:
+                if member.name in found:
+                    msgspec.convert(found[member.name], member.type, strict=False)
+            except msgspec.ValidationError:
+                if member.name in _NEEDED:
+                    raise UnusableMember(f"{member.name} has a value of the wrong type.") from None
+                del found[member.name]
+        return msgspec.convert(found, wanted, strict=False)
 
 
 async def post_form(
@@ -291,18 +324,29 @@ async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
         AccessDenied: The metadata names another issuer.
     """
     parse_secure(issuer)
-    parts = urlsplit(issuer)
-    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
-    places = [f"{origin}/.well-known/{name}{path}" for name in ("oauth-authorization-server", "openid-configuration")]
-    if path:
-        places.append(f"{origin}{path}/.well-known/openid-configuration")
-    for place in places:
+    for place in _metadata_places(issuer):
         found = await get_json(place, IssuerMetadata, outbound)
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
                 raise AccessDenied(f"The metadata of {issuer} names another issuer, {found.issuer}.")
             return _check_endpoints(found, parse_secure(place))
     return None
+
+
+def _metadata_places(issuer: str) -> list[str]:
+    parts = urlsplit(issuer)
+    origin, path = f"{parts.scheme}://{parts.netloc}", parts.path.rstrip("/")
+    places = [f"{origin}/.well-known/{name}{path}" for name in ("oauth-authorization-server", "openid-configuration")]
+    return [*places, f"{origin}{path}/.well-known/openid-configuration"] if path else places
+
+
+async def has_no_metadata(issuer: str, outbound: Outbound) -> bool:
+    """Return whether an issuer responds that it has no metadata. Its endpoints are then at the default paths, as
+    revision 2025-03-26 specifies for an origin without a path.
+    """
+    if urlsplit(issuer).path.rstrip("/"):
+        return False
+    return all([(await fetch("GET", each, outbound=outbound)).status == 404 for each in _metadata_places(issuer)])
 
 
 async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
@@ -315,6 +359,11 @@ async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
         if found.issuer.rstrip("/") != origin:
             raise AccessDenied(f"The metadata of {origin} names another issuer, {found.issuer}.")
         return _check_endpoints(found, url)
+    return default_metadata(origin)
+
+
+def default_metadata(origin: str) -> IssuerMetadata:
+    """Return the endpoints of an authorization server without metadata (MCP 2025-03-26, basic/authorization)."""
     return IssuerMetadata(
         issuer=origin,
         authorization_endpoint=f"{origin}/authorize",
@@ -470,14 +519,16 @@ def method_of(issuer: IssuerMetadata, who: Registration) -> str:
     return next((method for method in usable if method in offered), usable[0])
 
 
-async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: Outbound) -> Registration:
-    """Register as a client of an issuer.
+async def register(
+    issuer: IssuerMetadata, name: str, redirect: str, outbound: Outbound, scope: str = ""
+) -> Registration:
+    """Register as a client of an issuer, for the scopes that will be requested (RFC 7591 §2).
 
     Raises:
         AccessDenied: The issuer refused.
     """
-    if not issuer.registration_endpoint:
-        raise AccessDenied(f"{issuer.issuer} doesn't support client registration.", remedy=_REMEDY)
+    # Some servers leave it out of their metadata, but have it where revision 2025-03-26 expects it.
+    endpoint = issuer.registration_endpoint or urljoin(issuer.token_endpoint, "/register")
     about = {
         "client_name": name,
         "redirect_uris": [redirect],
@@ -485,23 +536,29 @@ async def register(issuer: IssuerMetadata, name: str, redirect: str, outbound: O
         "response_types": ["code"],
         "application_type": "web" if redirect.startswith("https:") else "native",
         "token_endpoint_auth_method": method_of(issuer, Registration()),
+        **({"scope": scope} if scope else {}),
     }
     kind = {"Content-Type": "application/json"}
-    reply = await fetch(
-        "POST", issuer.registration_endpoint, headers=kind, body=msgspec.json.encode(about), outbound=outbound
-    )
+    reply = await fetch("POST", endpoint, headers=kind, body=msgspec.json.encode(about), outbound=outbound)
+    if reply.status == 400 and about.pop("scope", ""):  # some issuers refuse the member, or scopes that they don't know
+        reply = await fetch("POST", endpoint, headers=kind, body=msgspec.json.encode(about), outbound=outbound)
     try:
-        found = read_object(reply.body, Registration)
+        found, failure = read_object(reply.body, Registration), read_object(reply.body, TokenResponse)
     except (ValueError, RecursionError):
-        found = Registration()
+        found, failure = Registration(), TokenResponse()
     if reply.status not in (200, 201) or not found.client_id:
-        if reply.status == 404:
+        if reply.status in (404, 405) and issuer == default_metadata(issuer.issuer):
             raise AccessDenied(
                 f"There's no authorization server at {issuer.issuer}. The server may require an API key instead."
             )
-        raise AccessDenied(f"{issuer.issuer} refused to register this client (status {reply.status}).", remedy=_REMEDY)
+        if not issuer.registration_endpoint:
+            raise AccessDenied(f"{issuer.issuer} doesn't support client registration.", remedy=_REMEDY)
+        why = f"status {reply.status}"
+        if said := failure.error_description or failure.error:
+            why += f", {brief(said)}"
+        raise AccessDenied(f"{issuer.issuer} refused to register this client ({why}).", remedy=_REMEDY)
     # The response doesn't contain our signing key.
-    return Registration(found.client_id, found.client_secret, found.token_endpoint_auth_method)
+    return Registration(found.client_id, found.client_secret, found.token_endpoint_auth_method, scope=scope)
 
 
 async def ask_token(
@@ -531,6 +588,8 @@ async def ask_token(
         reply = await post_as(who, issuer, where, form, outbound, proofs.headers(key, "POST", where))
         try:
             response = read_object(reply.body, TokenResponse)
+        except UnusableMember as exc:
+            return TokenResponse(error=f"status {reply.status}, {str(exc).rstrip('.')}")
         except (ValueError, RecursionError):
             return TokenResponse(error=f"status {reply.status}, with an unreadable response")
         new = proofs.learn(where, reply.header(b"dpop-nonce"))

@@ -21,7 +21,7 @@ import ssl
 import time
 import webbrowser
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
@@ -34,7 +34,15 @@ from millstream._oauth import authorization_url, s256
 from millstream._protocol.errors import Confidential, suggest_keywords
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ClientError
-from millstream.client._oauth import ES256, FileTokenStore, MemoryTokenStore, Registration, Tokens, TokenStore
+from millstream.client._oauth import (
+    ES256,
+    FileTokenStore,
+    LockableTokenStore,
+    MemoryTokenStore,
+    Registration,
+    Tokens,
+    TokenStore,
+)
 from millstream.client._oauth.endpoints import (
     IssuerMetadata,
     Outbound,
@@ -43,9 +51,11 @@ from millstream.client._oauth.endpoints import (
     TokenResponse,
     ask_token,
     challenged_for_proofs,
+    default_metadata,
     find_at_origin,
     find_issuer,
     find_resource,
+    has_no_metadata,
     parse_secure,
     read_challenges,
     refuse_local,
@@ -66,7 +76,7 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
     issuer: IssuerMetadata
     who: Registration
     target: str
-    """The resource that the token is for (RFC 8707)."""
+    """The resource that the token is for (RFC 8707); empty if requests don't name it."""
     scope: str
     redirect_uri: str
     state: str
@@ -82,7 +92,7 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
             "state": self.state,
             "code_challenge": s256(self.verifier),
             "code_challenge_method": "S256",
-            "resource": self.target,
+            **({"resource": self.target} if self.target else {}),
             **({"scope": self.scope} if self.scope else {}),
             **({"prompt": "consent"} if "offline_access" in self.scope.split() else {}),
         }
@@ -102,7 +112,7 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
             "code": code_of(answer, self.state, self.issuer),
             "redirect_uri": self.redirect_uri,
             "code_verifier": self.verifier,
-            "resource": self.target,
+            **({"resource": self.target} if self.target else {}),
         }
 
 
@@ -394,20 +404,33 @@ class OAuth:
         self._identity: GrantSource | None = None
         self._proofs = Proofs()
         self._use_dpop = False
+        self._sends_resource = True
+        self._assumes_pkce = False
+        self._sent: dict[str, str] = {}
+        """URL of a server -> the last token that was sent there."""
 
-    def for_issuer(self, issuer: str) -> "OAuth":
+    def for_issuer(self, issuer: str, *, send_resource: bool = True, assume_pkce: bool = False) -> "OAuth":
         """Send the credentials to this issuer only, even if a server names another one.
 
         Without it, a `client_id` and its secret go to the first issuer that the server names, and never to another one
-        after that.
+        after that. The options are for issuers that deviate from the specification, and require a `client_id`.
 
         Args:
             issuer: The exact issuer identifier (RFC 8414 §2).
+            send_resource: Whether requests name the server as their ``resource`` (RFC 8707). Entra ID refuses it if
+                the scopes name another one. Without it, a token may be valid at other servers, too.
+            assume_pkce: Whether the issuer supports PKCE with S256, although its metadata doesn't say so.
+
+        Raises:
+            ValueError: An option requires a `client_id`.
 
         Example:
             >>> OAuth(client_id="me", client_secret=secret).for_issuer("https://login.example.com")
         """
+        if (assume_pkce or not send_resource) and not (issuer and self._configured.client_id):
+            raise ValueError("send_resource and assume_pkce require an issuer and a client_id.")
         self._bound_issuer = issuer
+        self._sends_resource, self._assumes_pkce = send_resource, assume_pkce
         return self
 
     def with_private_key(self, key: str | Path, *, key_id: str = "") -> "OAuth":
@@ -474,7 +497,10 @@ class OAuth:
                 if self._tokens(url) == tokens:  # a store may return a copy
                     await self.renew(url)
             tokens = self._tokens(url)
-        return {} if tokens is None else self._proofs.authorize(tokens, method, url.origin + target)
+        if tokens is None:
+            return {}
+        self._sent[str(url)] = tokens.access_token
+        return self._proofs.authorize(tokens, method, url.origin + target)
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """Store the nonce that a server requires in proofs.
@@ -501,6 +527,12 @@ class OAuth:
         if status == 403 and asked.get("error") != "insufficient_scope":
             return False
         before = self._tokens(url)
+        if (
+            status == 401
+            and before is not None
+            and self._sent.get(str(url), before.access_token) != before.access_token
+        ):
+            return True  # another process has renewed the token that was refused
         async with self._lock:
             if self._tokens(url) != before:
                 return True  # a concurrent call got one
@@ -515,7 +547,8 @@ class OAuth:
                 form |= await self._identity.grant(issuer, target, wanted, self._outbound)
             elif self._as_itself:
                 who = self._identity_at(issuer)
-                form = {"grant_type": "client_credentials", "resource": target, **({"scope": wanted} if wanted else {})}
+                scope = {"scope": wanted} if wanted else {}
+                form = {"grant_type": "client_credentials", **self._resource(target), **scope}
             else:
                 who, form = await self._authorize(issuer, target, wanted)
             await self._request_tokens(url, issuer, who, form, wanted, key)
@@ -672,19 +705,30 @@ class OAuth:
         elif not named:
             return await find_at_origin(url, self._outbound)
         found = await find_issuer(named, self._outbound)
+        if found is None and await has_no_metadata(named, self._outbound):
+            return default_metadata(named.rstrip("/"))
         if found is None:
             raise AccessDenied(f"The metadata of {named}, which issues the tokens for {url}, isn't available.")
         return found
 
     async def _refresh(self, url: Url, issuer: IssuerMetadata, tokens: Tokens, target: str) -> bool:
         """See `refresh`."""
-        form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, "resource": target}
-        who = self._identity_at(issuer)
-        response = await ask_token(issuer, who, form, self._outbound, self._proofs, tokens.proof_key)
-        if response.error in _GRANT_ERRORS:
-            return False
-        self._save(url, response, tokens)
+        store = self._store
+        async with store.lock() if isinstance(store, LockableTokenStore) else nullcontext():
+            current = self._tokens(url)
+            if current is not None and current.refresh_token != tokens.refresh_token:
+                return True  # another process has renewed them, and spent the refresh token
+            form = {"grant_type": "refresh_token", "refresh_token": tokens.refresh_token, **self._resource(target)}
+            who = self._identity_at(issuer)
+            response = await ask_token(issuer, who, form, self._outbound, self._proofs, tokens.proof_key)
+            if response.error in _GRANT_ERRORS:
+                return False
+            self._save(url, response, tokens)
         return True
+
+    def _resource(self, target: str) -> dict[str, str]:
+        """Return the parameter with the resource that a token is for (RFC 8707)."""
+        return {"resource": target} if self._sends_resource else {}
 
     async def _authorize(self, issuer: IssuerMetadata, target: str, scope: str) -> tuple[Registration, dict[str, str]]:
         """Send the user to the authorization server. Return the client, and the token request for the redirect."""
@@ -702,9 +746,10 @@ class OAuth:
     async def _authorization_request(
         self, issuer: IssuerMetadata, target: str, scope: str, redirect: str
     ) -> PendingAuthorization:
-        if "S256" not in issuer.code_challenge_methods_supported:
+        if "S256" not in issuer.code_challenge_methods_supported and not self._assumes_pkce:
             raise AccessDenied(
-                f"{issuer.issuer} doesn't support PKCE with S256, so its authorization codes could be stolen."
+                f"The metadata of {issuer.issuer} doesn't list PKCE with S256, so authorization codes could be stolen.",
+                remedy="If the issuer supports it, name the issuer and your client_id, and set assume_pkce.",
             )
         if not issuer.authorization_endpoint:
             raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't sign in.")
@@ -713,13 +758,15 @@ class OAuth:
         if who is None:
             credentials = self._store.load()
             who = credentials.registrations.get(issuer.issuer)
+            lacking = who is not None and who.scope and not set(scope.split()) <= set(who.scope.split())
             # A local port changes with each login, and the redirect URI with it.
-            if who is None or redirect != self._redirect_uri:
-                who = await register(issuer, self._name, redirect, self._outbound)
+            if who is None or redirect != self._redirect_uri or lacking:
+                who = await register(issuer, self._name, redirect, self._outbound, scope)
                 credentials.registrations[issuer.issuer] = who
                 self._store.save(credentials)
         state, verifier = secrets.token_urlsafe(24), secrets.token_urlsafe(48)
-        return PendingAuthorization(issuer, who, target, scope, redirect, state, verifier)
+        sent = target if self._sends_resource else ""
+        return PendingAuthorization(issuer, who, sent, scope, redirect, state, verifier)
 
     def _identity_at(self, issuer: IssuerMetadata) -> Registration:
         """Return our identity at an issuer that has issued tokens to us."""

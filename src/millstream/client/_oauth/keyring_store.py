@@ -4,6 +4,8 @@
 (CRED_MAX_CREDENTIAL_BLOB_SIZE).
 """
 
+from contextlib import AbstractAsyncContextManager
+
 import keyring
 import msgspec
 from keyring.backends.fail import Keyring as NoKeyring
@@ -21,6 +23,10 @@ class KeyringTokenStore(msgspec.Struct):
 
     _file: FileTokenStore
     """Used if there's no key ring, and read if the key ring is empty."""
+
+    def lock(self) -> AbstractAsyncContextManager[None]:
+        """Return the lock of the file, which also stands for the key ring."""
+        return self._file.lock()
 
     def load(self) -> StoredCredentials:
         """Return the stored credentials."""

@@ -129,6 +129,8 @@ class _Grant(
     """Scopes to request; by default those that the upstream or the authorization server chooses."""
     private_addresses: bool = False
     """Whether the authorization server may be in a private network. By default, only if the upstream's URL is."""
+    send_resource: bool = True
+    """Whether requests name the upstream as their `resource` (RFC 8707), which some authorization servers refuse."""
 
     def __post_init__(self) -> None:
         for each in self.scope:
@@ -184,10 +186,14 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
 
     client_metadata_url: str = ""
     """URL of a client metadata document (CIMD); by default this server's own."""
+    assume_pkce: bool = False
+    """Whether the authorization server supports PKCE with S256, although its metadata doesn't list it."""
 
     @override
     def __post_init__(self) -> None:
         super().__post_init__()
+        if (self.assume_pkce or not self.send_resource) and not (self.client_id and self.issuer):
+            raise ValueError("send_resource and assume_pkce require a client_id and its issuer.")
         if self.client_id and not self.issuer:
             raise ValueError("A client_id requires issuer, the authorization server that it belongs to.")
 
@@ -240,7 +246,7 @@ def static_headers(
     )
 
 
-def client_credentials(
+def client_credentials(  # noqa: PLR0913  each is an option of its own
     client_id: str,
     client_secret: str | Secret = "",
     *,
@@ -252,6 +258,7 @@ def client_credentials(
     resource: str = "",
     secret_in_form: bool = False,
     private_addresses: bool = False,
+    send_resource: bool = True,
 ) -> ClientCredentials:
     """Send an access token of the gateway itself: ``auth=client_credentials("gw", Secret(env="S"),
     issuer="https://…")``.
@@ -269,6 +276,7 @@ def client_credentials(
         resource: Identifier of the upstream at the authorization server (RFC 8707); its URL by default.
         secret_in_form: Whether to send the secret in the form instead of a header.
         private_addresses: Whether the authorization server may be in a private network.
+        send_resource: Whether requests name the upstream as their ``resource``.
 
     Raises:
         ValueError: An option is missing, or conflicts with another one.
@@ -277,6 +285,7 @@ def client_credentials(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
         private_key=secret(private_key), key_id=key_id, scope=_scopes(scope), resource=resource,
         secret_in_form=secret_in_form, private_addresses=private_addresses,
+        send_resource=send_resource,
     )  # fmt: skip
 
 
@@ -293,6 +302,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
     audience: str = "",
     secret_in_form: bool = False,
     private_addresses: bool = False,
+    send_resource: bool = True,
 ) -> TokenExchange:
     """Exchange each caller's access token for one for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
@@ -311,6 +321,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
         audience: Logical name of the upstream at the authorization server.
         secret_in_form: Whether to send the secret in the form instead of a header.
         private_addresses: Whether the authorization server may be in a private network.
+        send_resource: Whether requests name the upstream as their ``resource``.
 
     Raises:
         ValueError: An option is missing, or conflicts with another one.
@@ -319,6 +330,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
         private_key=secret(private_key), key_id=key_id, scope=_scopes(scope), resource=resource, audience=audience,
         secret_in_form=secret_in_form, private_addresses=private_addresses,
+        send_resource=send_resource,
     )  # fmt: skip
 
 
@@ -330,6 +342,8 @@ def per_user_oauth(
     client_metadata_url: str = "",
     scope: str | Iterable[str] = (),
     private_addresses: bool = False,
+    send_resource: bool = True,
+    assume_pkce: bool = False,
 ) -> PerUserOAuth:
     """Have each user connect their own account: ``auth=per_user_oauth()``.
 
@@ -344,6 +358,10 @@ def per_user_oauth(
         client_metadata_url: URL of a client metadata document; by default the server's own.
         scope: Scopes to request; by default those that the upstream names.
         private_addresses: Whether the authorization server may be in a private network.
+        send_resource: Whether requests name the upstream as their ``resource``. To leave it out, `issuer` and
+            `client_id` are required.
+        assume_pkce: Whether the authorization server supports PKCE with S256, although its metadata doesn't list it;
+            requires the same.
 
     Raises:
         ValueError: An option is missing or invalid.
@@ -351,4 +369,5 @@ def per_user_oauth(
     return PerUserOAuth(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer,
         client_metadata_url=client_metadata_url, scope=_scopes(scope), private_addresses=private_addresses,
+        send_resource=send_resource, assume_pkce=assume_pkce,
     )  # fmt: skip

@@ -351,7 +351,7 @@ class PersonalCredentials(TokenCredentials):
             redirect_uri=base + CALLBACK,
         )
         if options.issuer:
-            oauth.for_issuer(options.issuer)
+            oauth.for_issuer(options.issuer, send_resource=options.send_resource, assume_pkce=options.assume_pkce)
         return (oauth if self._outbound.dial is None else oauth.with_connector(self._outbound.dial)), store
 
     def _registration_key(self, base: str) -> str:

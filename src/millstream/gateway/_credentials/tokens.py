@@ -336,7 +336,8 @@ class _IssuedCredentials(TokenCredentials):
             raise ConnectFailed(
                 f"The metadata of {options.issuer} isn't available. If it has none, set its token_url instead."
             )
-        form["resource"] = self._target
+        if options.send_resource:
+            form["resource"] = self._target
         if options.scope:
             form["scope"] = " ".join(options.scope)
         if isinstance(options, TokenExchange) and options.audience:
