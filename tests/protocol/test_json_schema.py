@@ -86,13 +86,14 @@ CASES: list[tuple[Any, Schema]] = [
     (dict[str, Address], {"type": "object", "additionalProperties": ADDRESS}),
     (Address, ADDRESS),
     (Address | None, {"anyOf": [ADDRESS, {"type": "null"}]}),
-    (tuple[int, Address], {"type": "array", "prefixItems": [{"type": "integer"}, ADDRESS], "items": False,
+    (tuple[int, Address], {"type": "array", "prefixItems": [{"type": "integer"}, ADDRESS],
+                           "items": {"anyOf": [{"type": "integer"}, ADDRESS]},
                            "minItems": 2, "maxItems": 2}),
     (Color, {"type": "string", "enum": ["red", "blue"]}),
     (Level, {"type": "integer", "enum": [1, 2]}),
     (Literal["a", 1], {"enum": ["a", 1]}),
     (Literal["a"] | None, {"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "null"}]}),
-    (Movie, {"type": "object", "properties": {"title": {"type": "string"}}, "required": []}),
+    (Movie, {"type": "object", "properties": {"title": {"type": "string"}}}),
     (Documented, {"type": "object", "description": "What it is.", "properties": {"a": {"type": "integer"}},
                   "required": ["a"]}),
     (Annotated[Address, Meta(title="Home", description="Yours.")],
@@ -197,7 +198,7 @@ def test_unknown_types_raise_type_error() -> None:
 
 
 def test_structs_always_have_properties() -> None:
-    assert schema_of(Empty) == {"type": "object", "properties": {}, "required": []}
+    assert schema_of(Empty) == {"type": "object", "properties": {}}
 
 
 def test_wrapped_outputs_keep_definitions_at_the_root() -> None:

@@ -370,13 +370,67 @@ class _Inliner(Struct, eq=False):
         return self.names[id(target)]
 
     def members(self, node: Schema, scope: Schema) -> Schema:
-        result = map_subschemas(node, lambda child: self.expand(child, scope))
+        result = _for_clients(map_subschemas(node, lambda child: self.expand(child, scope)))
         if "enum" in result and "type" not in result:
             values: list[Any] = result["enum"]
             kinds = {JSON_TYPES.get(type(value)) for value in values}
             if len(kinds) == 1 and None not in kinds:
                 result = {"type": kinds.pop(), **result}
         return result
+
+
+def _for_clients(node: Schema) -> Schema:
+    """Return a schema object as clients in use read it, with the same meaning.
+
+    Some refuse arrays without `items`, or with a boolean there (VS Code), and follow the mapping of a discriminator,
+    which leads to definitions that are inlined (OpenAPI's keyword, which only names the member in JSON Schema). Python
+    needs the member to choose the type.
+    """
+    kind = node.get("type")
+    if (kind == "array" or (is_array(kind) and "array" in kind)) and not is_object(node.get("items")):
+        first: list[Any] = node.get("prefixItems", [])
+        if node.get("items") is False:
+            node.setdefault("maxItems", len(first))
+        kinds = [each for index, each in enumerate(first) if each not in first[:index]]
+        node["items"] = {"anyOf": kinds} if len(kinds) > 1 else {**kinds[0]} if kinds and is_object(kinds[0]) else {}
+    if is_object(discriminator := node.get("discriminator")) and isinstance(
+        tag := discriminator.get("propertyName"), str
+    ):
+        node["discriminator"] = {"propertyName": tag}
+        for keyword in SUBSCHEMA_LISTS & node.keys():
+            node[keyword] = [_require(tag, each) for each in node[keyword]]
+    if node.get("required") == []:
+        del node["required"]
+    if "default" in node and node["default"] is None and kind == "number":
+        del node["default"]  # NaN or infinity
+    return node
+
+
+def _require(name: str, node: Any) -> Any:
+    if not is_object(node) or not ("$ref" in node or name in members(node.get("properties"))):
+        return node
+    required: list[str] = node.get("required", [])
+    return node if name in required else {**node, "required": [*required, name]}
+
+
+def key_schema(schema: Schema) -> Schema | None:
+    """Return the schema of the names of an object's members, from the schema of the values that Python reads them as.
+
+    None if every name is allowed, or if the names can't be described.
+    """
+    kind, choices = schema.get("type"), schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if choices is not None:
+        return {"type": "string", "enum": [each if isinstance(each, str) else str(each) for each in choices]}
+    if kind == "string":
+        about = ("type", "title", "description", "default", "examples")
+        return {key: value for key, value in schema.items() if key not in about} or None
+    return {"pattern": _KEY_PATTERNS[kind]} if kind in _KEY_PATTERNS else None
+
+
+_KEY_PATTERNS = {
+    "integer": "^(0|-?[1-9][0-9]*)$",
+    "number": r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
+}
 
 
 def _refers_to_itself(definition: Schema, scope: Schema) -> bool:
@@ -437,11 +491,19 @@ class _Details(Struct, eq=False):
     def add_items(self, node: Schema, origin: type, parts: tuple[Any, ...]) -> None:
         if issubclass(origin, Mapping) and len(parts) == 2:
             self.add(node.get("additionalProperties"), parts[1])
+            if parts[0] is not str and "propertyNames" not in node and (names := self.key_schema(parts[0])):
+                node["propertyNames"] = names
         elif origin is tuple and "prefixItems" in node:
             for item, part in zip(node["prefixItems"], parts, strict=False):
                 self.add(item, part)
         elif parts and issubclass(origin, Collection):
             self.add(node.get("items"), parts[0])
+
+    def key_schema(self, annotation: Any) -> Schema | None:
+        try:
+            return key_schema(schema_of(annotation))
+        except TypeError:  # a type that only a hook knows
+            return None
 
     def add_class(self, node: Schema, annotation: Any) -> None:
         moment = self.formats.get((annotation.__module__, annotation.__name__))

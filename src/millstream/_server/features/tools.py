@@ -5,7 +5,7 @@ A tool is built from an `ItemSource` and has no knowledge of functions. Everythi
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType
 from typing import Any, Literal, Self, Unpack, cast
 
@@ -16,7 +16,7 @@ from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolError, suggest
-from millstream._protocol.json_schema import is_object
+from millstream._protocol.json_schema import children, is_object, members
 from millstream._protocol.jsonrpc import Json, decoder
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import (
@@ -211,6 +211,7 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
     source, rest = source_of(function, "tool", home, options)
     rest["task"] = _task_rules(name_of(function), rest)
     check_tool_name(source.name, source.code)
+    _check_schema(source)
     return Tool(source, **rest)
 
 
@@ -270,6 +271,33 @@ def check_tool_name(name: str, code: CodeType | None = None) -> None:
     """
     if not works_everywhere(name):
         warn_author(f"The tool name {name!r} doesn't work with every client: {NAMES_THAT_WORK}", code)
+
+
+def _check_schema(source: ItemSource) -> None:
+    """Warn the author of what model APIs refuse in the schema of a tool's arguments, with all other tools."""
+    if composed := [each for each in ("oneOf", "anyOf", "allOf") if each in source.schema]:
+        warn_author(
+            f"{source.name}: Claude's API refuses schemas with {composed[0]!r} at their root, and every request with "
+            "such a tool. List all properties at the root, and check the alternatives in the function",
+            source.code,
+        )
+    if names := [name for name in _property_names(source.schema) if not _PROPERTY.fullmatch(name)]:
+        others = f" (and {len(names) - 1:,} more)" if len(names) > 1 else ""
+        warn_author(
+            f"{source.name}: the argument name {names[0]!r}{others} doesn't work with every model: Claude's API "
+            "refuses every request with such a tool. Use up to 64 ASCII letters, digits, underscores, hyphens, dots",
+            source.code,
+        )
+
+
+def _property_names(node: Any) -> Iterator[str]:
+    if is_object(node):
+        yield from members(node.get("properties"))
+        for _, child in children(node):
+            yield from _property_names(child)
+
+
+_PROPERTY = re.compile("[a-zA-Z0-9_.-]{1,64}")
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:

@@ -213,6 +213,10 @@ def describe_item(head: Mapping[str, Any], docstring: str, labels: Mapping[str, 
 _OTHER_STYLES = re.compile(r"^\s*(?:[:@]|--)", re.MULTILINE)
 
 
+_KEYWORDS = re.compile(r"^(?:Keyword (?:Args|Arguments|Parameters)|Other Parameters):[ \t]*$", re.MULTILINE)
+"""Sections that the parser doesn't know."""
+
+
 def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """Return the docstring's text before its first section, and the description of each parameter.
 
@@ -221,6 +225,7 @@ def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     text = inspect.getdoc(function) or ""
     if "\n" not in text:
         return text, {}
+    text = _KEYWORDS.sub("Params:", text)
     parser = import_module("docstring_parser")
     # Only Google style has no marks at the beginning of a line.
     style = parser.Style.AUTO if _OTHER_STYLES.search(text) else parser.Style.GOOGLE

@@ -220,7 +220,7 @@ def may_be_content(annotation: Any) -> bool:
 
 
 def _is_content(annotation: Any) -> bool:
-    if annotation is ToolResult or annotation in CONTENT:
+    if isinstance(annotation, type) and issubclass(annotation, (ToolResult, *CONTENT)):
         return True
     return get_origin(annotation) is not dict and any(map(_is_content, get_args(annotation)))
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache, wraps
+from importlib import import_module
 from math import inf
 from pathlib import Path, PurePath
 from typing import Any, Protocol, TypeVar, cast
@@ -78,6 +79,8 @@ def enc_hook(value: Any) -> Any:
     pydantic_core = sys.modules.get("pydantic_core")
     if pydantic_core is not None:
         with suppress(ValueError):
+            if hasattr(value, "__pydantic_core_schema__") and not isinstance(value, type):
+                return import_module("millstream._server.functions.pydantic_engine").jsonable(value)
             return pydantic_core.to_jsonable_python(value)
     kind = cast("type[object]", type(value))
     instead = "use builtins, a dataclass, TypedDict, Struct, or pydantic model"
@@ -210,8 +213,6 @@ class MsgspecEngine(Engine):
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
         schema = schema_of(self.struct, hook=schema_hook)
-        if not schema["required"]:
-            del schema["required"]
         _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
         exact = has_decimals(schema)
@@ -271,7 +272,9 @@ def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:
             raise RegistrationError(f"its default {parameter.default!r} doesn't fit its type: {error}") from error
-        if not isinstance(parameter.default, _IMMUTABLE):
+        if has_no_number(value):
+            schema["properties"][parameter.wire].pop("default", None)
+        elif not isinstance(parameter.default, _IMMUTABLE):
             schema["properties"][parameter.wire]["default"] = value
 
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
+from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
@@ -67,20 +68,30 @@ def join_annotation(annotation: Any, metadata: Metadata) -> Any:
     return Annotated[annotation, *metadata] if metadata else annotation
 
 
-def normalize(annotation: Any) -> Any:
+def normalize(annotation: Any, *, received: bool = False) -> Any:
     """Return an annotation in the form that both engines read.
 
-    `object` means anything, a string in ``Annotated`` is a description, and our bounds on a union go to the members
-    that they fit.
+    `object` and pydantic's `JsonValue` mean anything, a string in ``Annotated`` is a description, and our bounds on a
+    union go to the members that they fit.
+
+    Args:
+        annotation: The annotation.
+        received: Whether clients send the value. An `Iterable` then arrives as a list, whose items are checked before
+            the function runs.
 
     Raises:
         RegistrationError: A bound doesn't fit the type.
+        TypeError: Clients can't send a value of the type.
     """
+    normalize_part = partial(normalize, received=received)
+    if _is_json_value(annotation):
+        return Any
     annotation, metadata = split_annotation(annotation)
+    annotation = _receive(annotation) if received else annotation
     metadata = tuple(Meta(description=each) if isinstance(each, str) else each for each in metadata)
     origin = get_origin(annotation)
     if origin in UNIONS:
-        members = [normalize(part) for part in get_args(annotation)]
+        members = [normalize_part(part) for part in get_args(annotation)]
         for meta in metadata:
             members = _distribute_bounds(members, meta)
         annotation = union_of(members)
@@ -88,14 +99,34 @@ def normalize(annotation: Any) -> Any:
             Meta(**{name: getattr(each, name) for name in _TEXTS}) if isinstance(each, Meta) else each
             for each in metadata
         )
+    elif origin in COLLECTIONS and not hasattr(annotation, "__args__"):  # such as `List`
+        annotation = origin
     elif origin in COLLECTIONS:
-        annotation = origin[*(part if part is ... else normalize(part) for part in get_args(annotation))]
+        annotation = origin[*(part if part is ... else normalize_part(part) for part in get_args(annotation))]
     elif annotation is object:
         annotation = Any
     if annotation in _BUILTINS:
         for meta in metadata:
             _distribute_bounds([annotation], meta)
     return join_annotation(annotation, metadata)
+
+
+def _receive(annotation: Any) -> Any:
+    kind = get_origin(annotation) or annotation
+    if kind is collections.abc.Iterable:
+        parts: tuple[Any, ...] = get_args(annotation)
+        return list[parts] if parts else list  # type: ignore[valid-type]  # made from a value
+    if kind is type or kind is collections.abc.Callable:
+        raise TypeError(f"clients can't send a {'class' if kind is type else 'function'}")
+    return annotation
+
+
+def _is_json_value(annotation: Any) -> bool:
+    return (
+        type(annotation).__name__ == "TypeAliasType"
+        and annotation.__name__ == "JsonValue"
+        and annotation.__module__.partition(".")[0] == "pydantic"
+    )
 
 
 def union_of(members: list[Any]) -> Any:
@@ -298,7 +329,7 @@ def parameter_of(
     if isinstance(default, Meta) or is_pydantic_field(default):
         hint, default = Annotated[hint, default], NODEFAULT
     try:
-        annotation, metadata = split_annotation(normalize(hint))
+        annotation, metadata = split_annotation(normalize(hint, received=True))
         wire = alias_in(metadata) or parameter.name
         default = default_in(metadata) if default is NODEFAULT else default
     except RegistrationError as error:

@@ -6,6 +6,7 @@ possible. Only that closure runs per call, after its arguments are read from JSO
 Arguments that the decoder refuses are examined again. Large ones are never walked in Python.
 """
 
+import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -127,8 +128,8 @@ def plan(
         raise TypeError(
             f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'."
         )
-    text, descriptions = describe(target)
-    signature = inspect.signature(function)
+    text, descriptions = describe(_find_docstring_holder(function, target))
+    signature = _signature_of(function)
     hints = hints_of(target)
     context, context_type = context_in(signature, hints, contexts, name)
     filled = dependencies_in(signature, hints)
@@ -199,6 +200,23 @@ def _about(what: str) -> Generator[None, None, None]:
 
 
 # The function
+
+
+def _find_docstring_holder(function: Function, target: Function) -> Any:
+    """Return what has the docstring: a callable object's class, if its ``__call__`` has none."""
+    inner = inspect.unwrap(function)
+    own = target.__doc__ or inspect.isroutine(inner) or inspect.isclass(inner)
+    kind = type(inner)
+    is_signature = (kind.__doc__ or "").startswith(f"{kind.__name__}(")  # that dataclasses write
+    return target if own or is_signature else kind
+
+
+def _signature_of(function: Function) -> inspect.Signature:
+    """Return the parameters of a function. A partial lacks those that it fills, even if it looks like its function
+    (`functools.update_wrapper`).
+    """
+    inner = inspect.unwrap(function, stop=lambda each: isinstance(each, functools.partial))
+    return inspect.signature(inner, follow_wrapped=not isinstance(inner, functools.partial))
 
 
 def _check_accidental(

@@ -261,9 +261,15 @@ class _Comparison:
             yield Problem(path, f"must match an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}")
 
     def _of_object(self, node: Schema, value: Any, path: Path) -> Problems:
-        properties, others = node.get("properties", {}), node.get("additionalProperties")
+        properties, others, names = (
+            node.get("properties", {}),
+            node.get("additionalProperties"),
+            node.get("propertyNames"),
+        )
         yield from (Problem((*path, name), "missing") for name in node.get("required", ()) if name not in value)
         for name, each in value.items():
+            if names is not None:
+                yield from self.problems(names, name, (*path, name))
             if name in properties:
                 yield from self.problems(properties[name], each, (*path, name))
             elif "patternProperties" not in node:

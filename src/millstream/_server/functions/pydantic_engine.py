@@ -5,11 +5,13 @@ It's loaded only for functions that need it, because pydantic is an extra.
 
 import re
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
-from functools import cached_property, partial
-from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
+from functools import cached_property, lru_cache, partial
+from math import isfinite
+from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 import pydantic
@@ -17,7 +19,14 @@ import pydantic_core
 from msgspec import NODEFAULT, Meta, Struct
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
-from pydantic_core import PydanticSerializationError, SchemaError, core_schema
+from pydantic_core import (
+    PydanticCustomError,
+    PydanticSerializationError,
+    SchemaError,
+    SchemaSerializer,
+    SchemaValidator,
+    core_schema,
+)
 from typing_extensions import TypedDict
 
 from millstream._override import override
@@ -28,6 +37,9 @@ from millstream._protocol.json_schema import (
     drop_formats,
     has_no_number,
     inline_references,
+    is_object,
+    key_schema,
+    members,
     schema_of,
     type_text,
 )
@@ -70,6 +82,7 @@ from millstream._server.functions.problems import (
 MAX_ERRORS = 1_000
 """Above this number of problems, none is listed, because listing one means building all."""
 MAX_NAMED = 20
+_KEPT_CODECS = 512
 _UNREADABLE = (
     pydantic.PydanticUserError,
     SchemaError,
@@ -108,14 +121,14 @@ class PydanticEngine(Engine):
             types = ", ".join(type_text(each.annotation) for each in parameters)
             raise TypeError(f"{types} isn't supported") from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
-        self._validate = model.__pydantic_validator__.validate_json
+        self._validate = _codec_of(model).validator.validate_json
         self._make = make
         self.decode = partial(self._read, self._validate)
         self.output = None if returns is None else output_of(returns)
 
     @cached_property
     def _validate_lax(self) -> Callable[[bytes], Any]:
-        return self._make(strict=False).__pydantic_validator__.validate_json
+        return _codec_of(self._make(strict=False)).validator.validate_json
 
     @override
     def convert(self, values: Mapping[str, Any], *, lax: bool = False) -> Any:
@@ -171,9 +184,7 @@ def _problem(item: Any, values: Any) -> Problem:
 
 
 class _Arguments(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(
-        strict=True, val_json_bytes="base64", ser_json_bytes="base64", protected_namespaces=()
-    )
+    model_config = pydantic.ConfigDict(strict=True, protected_namespaces=())
 
 
 class _ClosedArguments(_Arguments):
@@ -305,16 +316,37 @@ class SchemaGenerator(GenerateJsonSchema):
     @override
     def encode_default(self, dft: Any) -> Any:
         """Return a default as JSON. pydantic builds a serializer for each, which plain values don't need."""
+        if isinstance(dft, bytes):
+            return b64encode(dft).decode()
+        if isinstance(dft, float) and not isfinite(dft):
+            raise PydanticSerializationError(NO_NUMBER)  # the schema has no default then
         return dft if type(dft) in _PLAIN_DEFAULTS else super().encode_default(dft)
 
     @override
     def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
+        """Describe bytes as `_with_base64` reads and writes them."""
+        if _chooses_encoding(self._config.config_dict):
+            return {"type": "string"}
         return {"type": "string", "contentEncoding": "base64"}
+
+    @override
+    def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
+        """Describe all names that the types of the keys allow, and no others."""
+        values = self.generate_inner(schema["values_schema"]) if "values_schema" in schema else {}
+        keys = schema.get("keys_schema", {"type": "any"})
+        made: JsonSchemaValue = {"type": "object", **({"additionalProperties": values} if values else {})}
+        key = self.resolve_ref_schema(self.generate_inner(keys))
+        if names := key_schema(key):
+            made["propertyNames"] = names
+        self.update_with_validations(made, schema, self.ValidationsMapping.object)
+        return made
 
     @override
     def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
         """Return no schema for a serializer without a return annotation, because it can write anything."""
         made = super().ser_schema(schema)
+        if made is None and getattr(schema.get("function"), "__module__", "").startswith("pydantic."):
+            return {"type": "string"}  # of a path
         own = schema["type"] == "function-plain" or schema.get("is_field_serializer")
         return {} if made is None and own and schema.get("return_schema") is None else made
 
@@ -356,7 +388,18 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         return union_of([translate(part, inside) for part in parts])
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
-    return _GENERIC.get(origin, origin)[*(part if part is ... else translate(part, inside) for part in parts)]
+    made = [part if part is ... else translate(part, inside) for part in parts]
+    if issubclass(origin, Mapping) and (names := _choices_in(parts[0])):
+        made[0] = Annotated[parts[0], pydantic.BeforeValidator(lambda name: names.get(name, name))]
+    return _GENERIC.get(origin, origin)[*made]
+
+
+def _choices_in(annotation: Any) -> dict[Any, Any]:
+    """Return the choices of a dict's keys by their names in JSON. pydantic reads numbers among them as text."""
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
+        return {str(each.value): each for each in annotation}
+    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
+    return {str(each.value if isinstance(each, Enum) else each): each for each in choices}
 
 
 def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
@@ -448,22 +491,110 @@ class _DataclassSchema:
         return schema
 
 
-def _encode_checked(adapter: Any, value: Any) -> bytes:
+# Bytes, which are base64 in JSON, also in classes that don't say so
+
+
+class _Codec(Struct, frozen=True, eq=False):
+    """What validates and encodes one type."""
+
+    validator: SchemaValidator
+    serializer: SchemaSerializer
+
+
+def _codec_of(kind: Any) -> _Codec:
+    """Return the codec of a type adapter or model.
+
+    pydantic reads bytes as text unless the configuration of each single class says otherwise.
+    """
+    if isinstance(kind, pydantic.TypeAdapter):
+        core, usual = kind.core_schema, _Codec(kind.validator, kind.serializer)  # type: ignore[arg-type]  # or a plugin's
+    else:
+        core, usual = kind.__pydantic_core_schema__, _Codec(kind.__pydantic_validator__, kind.__pydantic_serializer__)
+    if "'bytes'" not in repr(core):
+        return usual
+    changed = _with_base64(core)
+    # Otherwise, pydantic would use the validators that the classes have.
+    return _Codec(SchemaValidator(changed, None, False), SchemaSerializer(changed, None, False))
+
+
+@lru_cache(_KEPT_CODECS)
+def _codec_of_class(kind: Any) -> _Codec:
+    return _codec_of(kind)
+
+
+def jsonable(model: Any) -> Any:
+    """Return a model as JSON values: ``jsonable(Book(title="Momo"))``, which are those of its output schema."""
+    kind: Any = type(model)
+    return _codec_of_class(kind).serializer.to_python(model, mode="json", by_alias=True)
+
+
+def _with_base64(node: Any, *, chosen: bool = False) -> Any:
+    """Return a core schema in which bytes are base64 in JSON, except where a class has chosen another encoding."""
+    if isinstance(node, list | tuple):
+        return type(node)(_with_base64(each, chosen=chosen) for each in cast("Sequence[Any]", node))
+    if not is_object(node):
+        return node
+    if node.get("type") == "bytes" and not chosen:
+        return {
+            "type": "json-or-python",
+            "json_schema": core_schema.chain_schema([_FROM_BASE64, {**node, "serialization": _TO_BASE64}]),
+            "python_schema": node,
+            "serialization": _TO_BASE64,
+        }
+    if "config" in node:
+        chosen = _chooses_encoding(node["config"])
+    function = getattr(members(node.get("function")).get("function"), "__self__", None)
+    if isinstance(function, pydantic.EncodedBytes):
+        return node
+    changed = dict(node)
+    for key, value in node.items():
+        if key in _MAPS and is_object(value):
+            changed[key] = {name: _with_base64(each, chosen=chosen) for name, each in value.items()}
+        elif key not in _NO_SCHEMAS:
+            changed[key] = _with_base64(value, chosen=chosen)
+    return changed
+
+
+_MAPS = frozenset(("fields", "choices"))
+"""Members of a core schema that hold schemas by names."""
+_NO_SCHEMAS = frozenset(("cls", "config", "default", "expected", "function", "metadata", "serialization"))
+
+
+def _chooses_encoding(config: Mapping[str, Any]) -> bool:
+    return "val_json_bytes" in config or "ser_json_bytes" in config
+
+
+def _read_base64(value: Any) -> bytes:
+    try:
+        return msgspec.convert(value, bytes)
+    except msgspec.ValidationError:
+        raise PydanticCustomError("base64", "must be base64-encoded") from None
+
+
+_FROM_BASE64 = core_schema.no_info_plain_validator_function(_read_base64)
+_TO_BASE64 = core_schema.plain_serializer_function_ser_schema(
+    lambda value: b64encode(value).decode(), return_schema=core_schema.str_schema(), when_used="json"
+)
+
+
+def _encode_checked(codec: _Codec, value: Any) -> bytes:
     """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model."""
     try:
-        made: Any = adapter.validator.validate_python(value)
+        made: Any = codec.validator.validate_python(value)
         if isinstance(made, pydantic.BaseModel):
             unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
             if unset:  # `model_construct` validates nothing
                 raise output_error(f"missing {list_names(unset)}")
-        data: bytes = adapter.serializer.to_json(made, by_alias=True, warnings="error")
+        data: bytes = codec.serializer.to_json(made, by_alias=True, warnings="error")
     except pydantic.ValidationError as error:
         problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
         raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
     except PydanticSerializationError as error:
         raise output_error(str(error)) from None
-    if b"null" in data and has_no_number(pydantic_core.to_jsonable_python(made, inf_nan_mode="constants")):
-        raise output_error(NO_NUMBER)
+    if b"null" in data:
+        plain = codec.serializer.to_python(made)
+        if has_no_number(pydantic_core.to_jsonable_python(plain, inf_nan_mode="constants", bytes_mode="base64")):
+            raise output_error(NO_NUMBER)
     return data
 
 
@@ -477,19 +608,14 @@ def output_of(annotation: Any) -> Output | None:
     try:
         adapter = _adapter(annotation)
         schema = adapter.json_schema(by_alias=True, mode="serialization", schema_generator=SchemaGenerator)
+        codec = _codec_of(adapter)
     except RegistrationError:
         raise
     except _UNREADABLE as error:
         raise OutputError(f"{type_text(annotation)} isn't supported") from error
     schema = drop_formats(_clean_schema(schema, schema.get("title", "")), LOOSE)
-    return Output(schema, partial(_encode_checked, adapter)) if is_structured(schema) else None
+    return Output(schema, partial(_encode_checked, codec)) if is_structured(schema) else None
 
 
-def _adapter(annotation: Any) -> Any:
-    hint: Any = translate(annotation)
-    try:
-        return pydantic.TypeAdapter(hint, config=pydantic.ConfigDict(ser_json_bytes="base64", val_json_bytes="base64"))
-    except pydantic.PydanticUserError as error:
-        if error.code != "type-adapter-config-unused":
-            raise
-        return pydantic.TypeAdapter(hint)
+def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(translate(annotation))
