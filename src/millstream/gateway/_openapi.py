@@ -29,7 +29,7 @@ from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool, check_tool_name
 from millstream._server.functions.plan import ArgumentError
-from millstream._server.functions.problems import describe_problems
+from millstream._server.functions.problems import describe_problems, find_problems
 from millstream.gateway._names import safe_names, with_safe_names
 from millstream.gateway._openapi_files import read_document, upgrade
 from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of, result_of
@@ -40,6 +40,7 @@ from millstream.gateway._openapi_request import (
     Argument,
     RequestTemplate,
     build_request,
+    items_of,
     kind_of_body,
     path_variables,
     plain_media,
@@ -75,7 +76,6 @@ _NOT_KEPT = frozenset((
 """Keywords that have another meaning, or none, at the place to which a definition is moved."""
 _NOT_PORTABLE = re.compile(r"\(\?[a-zA-Z-]+[:)]|\(\?P|\(\?>|\\[AZzGQEa]|[*+?}]\+|\[\[:")
 """Parts of patterns that JavaScript doesn't have."""
-_HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
 """What to prefer if a body has several media types."""
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool}
@@ -198,13 +198,13 @@ class Document:
             logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
     def _operation(self, path: str, method: str, shared: Json, operation: Json) -> Operation:
-        arguments, fields, body_required, body = self._body(operation)
+        arguments, body, template = self._body(operation)
         variables, secrets = path_variables(path), self._secrets()
         properties: Json = {}
         required: list[str] = []
         seen: set[tuple[str, str]] = set()
         undeclared = ({"name": each, "in": "path", "schema": {"type": "string"}} for each in variables)
-        for node in (*_items(operation.get("parameters")), *_items(shared.get("parameters")), *undeclared):
+        for node in (*items_of(operation.get("parameters")), *items_of(shared.get("parameters")), *undeclared):
             parameter = self._resolve(node)
             original_name, location = parameter.get("name"), parameter.get("in")
             if not isinstance(original_name, str) or location not in _PLACES:
@@ -231,9 +231,8 @@ class Document:
             properties[name] = schema | described
             if parameter.get("required") or location == "path":
                 required.append(name)
-        whole: Json = {"type": "object", "properties": properties | fields, "required": required + body_required}
-        if body.get("takes_members"):
-            whole["additionalProperties"] = body["takes_members"]
+        whole: Json = {"type": "object", **body, "properties": properties | body.get("properties", {})}
+        whole["required"] = required + body.get("required", [])
         output, wrapped = self._output(operation)
         texts = {key: value for key, value in operation.items() if isinstance(value, str)}
         operation_id, description = texts.get("operationId"), texts.get("description") or texts.get("summary")
@@ -243,11 +242,10 @@ class Document:
             description = f"Deprecated. {description or ''}".rstrip()
         return Operation(
             path=path, method=method, operation_id=operation_id, summary=texts.get("summary"), description=description,
-            tags=[each for each in _items(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
+            tags=[each for each in items_of(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
             input_schema=self._request.schema(whole), output_schema=output, wrapped=wrapped,
             short_id=short_id if self._short_ids[short_id] == 1 else "", prefix=prefix, host=host,
-            media=body.get("media", ""), needs_body=body.get("needs_body", False),
-            takes_members=bool(body.get("takes_members")),
+            **template,
         )  # fmt: skip
 
     def _secrets(self) -> set[tuple[str, str]]:
@@ -274,12 +272,12 @@ class Document:
             raise ValueError(f"it has a server of its own, {own}. To use it, set hosts")
         return urlsplit(own).path, origin
 
-    def _body(self, operation: Json) -> tuple[dict[str, Argument], Json, list[str], Json]:
-        """Return the arguments for the body, their schemas, the required ones, and what else its template has."""
+    def _body(self, operation: Json) -> tuple[dict[str, Argument], Json, Json]:
+        """Return the arguments for the body, the schema of an object with them, and what else the template has."""
         body = self._resolve(operation.get("requestBody") or {})
         media, content = _content_of(body, *_KINDS_OF_BODY)
         if not media:
-            return {}, {}, [], {}
+            return {}, {}, {}
         schema, is_required = members(content.get("schema")), body.get("required") is True
         if media == "*/*" and self._is_binary(schema):
             media = BINARY
@@ -287,11 +285,13 @@ class Document:
         fields, required = self.fields(schema) if kind in ("json", "multipart", "form") else ({}, [])
         if not fields:
             name, argument, schema = self._whole_body(schema, kind, media)
-            return {name: argument}, {name: schema}, [name] if is_required else [], {"media": media}
-        about = {"media": media, "needs_body": is_required, "takes_members": self._other_members(schema)}
-        required = required if is_required else []
+            whole = {"properties": {name: schema}, "required": [name] if is_required else []}
+            return {name: argument}, whole, {"media": media}
+        others = self.target(schema).get("additionalProperties") or None
+        template = {"media": media, "needs_body": is_required, "takes_members": others is not None}
+        whole = {"required": required if is_required else [], **({"additionalProperties": others} if others else {})}
         if kind == "json":
-            return {name: Argument(name, "field") for name in fields}, fields, required, about
+            return {name: Argument(name, "field") for name in fields}, {**whole, "properties": fields}, template
         encodings = members(content.get("encoding"))
         arguments: dict[str, Argument] = {}
         schemas: Json = {}
@@ -305,7 +305,7 @@ class Document:
                 file_name = {"type": "string", "description": f"File name for {name}"}
                 schemas[name] = {"type": "array", "items": file} if is_list else file
                 schemas[argument.file_name] = {"type": "array", "items": file_name} if is_list else file_name
-        return arguments, schemas, required, about
+        return arguments, {**whole, "properties": schemas}, template
 
     def _whole_body(self, schema: Json, kind: str, media: str) -> tuple[str, Argument, Json]:
         """Return the argument for a body without fields, and its schema."""
@@ -313,8 +313,7 @@ class Document:
         if kind in ("text", "bytes"):
             encoding = {"contentEncoding": "base64"} if kind == "bytes" else {}
             notes = f"{target.get('description') or 'The body'} ({plain_media(media)}{', base64' if encoding else ''})"
-            is_scalar = kind == "text" and target.get("type") in ("string", *_SCALARS)
-            schema = {**(target if is_scalar else {"type": "string"}), **encoding, "description": notes}
+            schema = {"type": "string", **encoding, "description": notes}
             return "body", Argument("body", "body", is_binary=kind == "bytes"), schema
         name = re.sub(r"\W+", "_", str(target.get("title", ""))).lower() or "body"
         return name, Argument(name, "body", members=None), schema
@@ -331,20 +330,9 @@ class Document:
         return Argument(
             name, "field", style, explode, members=None if is_styled else frozenset(),
             media=media if is_binary or "*" not in media else "", is_binary=is_binary,
-            file_name=f"{name}__filename" if is_binary else "", part_headers=self._part_headers(encoding),
+            file_name=f"{name}__filename" if is_binary else "",
             allows_reserved=encoding.get("allowReserved") is True,
         )  # fmt: skip
-
-    def _part_headers(self, encoding: Json) -> str:
-        """Return the header lines of a part whose values the document fixes."""
-        lines: list[str] = []
-        for name, each in members(encoding.get("headers")).items():
-            schema = members(self.target(each).get("schema"))
-            values = [schema[key] for key in ("const", "default") if key in schema] or _items(schema.get("enum"))[:1]
-            text = values[0] if values and isinstance(values[0], str) else ""
-            if text.isascii() and text.isprintable() and text and _HEADER_NAME.fullmatch(name):
-                lines.append(f"{name}: {text}\r\n" if name.lower() != "content-type" else "")
-        return "".join(lines)
 
     def _is_binary(self, schema: Json, seen: set[int] | None = None) -> bool:
         """Return whether a schema describes a file, or several."""
@@ -358,10 +346,6 @@ class Document:
                 return True
         return False
 
-    def _other_members(self, schema: Json) -> Any:
-        """Return the schema of the members that an object can have besides its properties; None without one."""
-        return self.target(schema).get("additionalProperties") or None
-
     def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
         """Yield a schema, and the schemas in some of its keywords, except for those that were `seen`."""
         pending = [schema]
@@ -370,7 +354,7 @@ class Document:
             if id(node) not in seen:
                 seen.add(id(node))
                 yield node
-                pending += (part for keyword in keywords for part in _items(node.get(keyword)))
+                pending += (part for keyword in keywords for part in items_of(node.get(keyword)))
 
     def fields(self, schema: Json) -> tuple[Json, list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
@@ -381,13 +365,13 @@ class Document:
             nodes = list(self._parts(variant, seen, "allOf"))
             for node in nodes:
                 fields = members(node.get("properties")) | fields
-                required = required if number else _items(node.get("required")) + required
+                required = required if number else items_of(node.get("required")) + required
             for node in nodes if fields else ():  # without fields of its own, it's a union
                 discriminator = members(node.get("discriminator"))
                 required += {discriminator.get("propertyName")} & fields.keys()
                 kinds = members(discriminator.get("mapping")).values()
                 variants += ({"$ref": each if each.startswith("#/") else _COMPONENT + each} for each in map(str, kinds))
-                variants += (each for keyword in ("anyOf", "oneOf") for each in _items(node.get(keyword)))
+                variants += (each for keyword in ("anyOf", "oneOf") for each in items_of(node.get(keyword)))
         return fields, list(dict.fromkeys(each for each in required if isinstance(each, str)))
 
     def _query_members(self, schema: Json) -> frozenset[str] | None:
@@ -477,7 +461,7 @@ class _Conversion(Struct):
         discriminator = members(node.get("discriminator"))
         if isinstance(tag := discriminator.get("propertyName"), str):
             for keyword in {"oneOf", "anyOf"} & result.keys():
-                pairs = zip(_items(node.get(keyword)), result[keyword], strict=True)
+                pairs = zip(items_of(node.get(keyword)), result[keyword], strict=True)
                 result[keyword] = [
                     self._require_tag(tag, members(discriminator.get("mapping")), *pair) for pair in pairs
                 ]
@@ -490,16 +474,11 @@ class _Conversion(Struct):
 
         The `discriminator` itself isn't kept, because its mapping leads into the document.
         """
-        reference = str(members(alternative).get("$ref", ""))
-        name = reference.rpartition("/")[2]
+        name = str(members(alternative).get("$ref", "")).rpartition("/")[2]
         field = self.document.target(self.document.fields(members(alternative))[0].get(tag))
-        values = [key for key, each in mapping.items() if each in (reference, name)] or [name]
-        is_known = not name or "enum" in field or "const" in field
-        return {
-            "allOf": [converted],
-            "required": [tag],
-            **({} if is_known else {"properties": {tag: {"enum": values}}}),
-        }
+        values = [key for key, each in mapping.items() if str(each).rpartition("/")[2] == name] or [name]
+        properties = {} if not name or {"const", "enum"} & field.keys() else {"properties": {tag: {"enum": values}}}
+        return {"allOf": [converted], "required": [tag], **properties}
 
     def _reference(self, node: Json) -> Json:
         target = self.document.target(node)
@@ -512,10 +491,6 @@ class _Conversion(Struct):
             self.names[id(target)], self.definitions[name] = name, {}
             self.pending.append((name, target))
         return {"$ref": f"#/$defs/{self.names[id(target)]}"}
-
-
-def _items(value: Any) -> list[Any]:
-    return value if is_array(value) else []
 
 
 def _is_valid(keyword: str, value: Any) -> bool:
@@ -534,7 +509,9 @@ def _with_declared_types(node: Json) -> Json:
         if not isinstance(kind, str):
             break
         value = node[keyword]
-        node[keyword] = [_convert(each, kind) for each in _items(value)] if keyword == "enum" else _convert(value, kind)
+        node[keyword] = (
+            [_convert(each, kind) for each in items_of(value)] if keyword == "enum" else _convert(value, kind)
+        )
     return node
 
 
@@ -596,7 +573,7 @@ def _parameter_key(name: str, place: str) -> tuple[str, str]:
 
 def _server_of(holder: Any) -> str:
     """Return the first server of a document, path, or operation, in which variables have their default values."""
-    server = members(next(iter(_items(members(holder).get("servers"))), None))
+    server = members(next(iter(items_of(members(holder).get("servers"))), None))
     values = members(server.get("variables"))
     return re.sub(
         "{(.*?)}", lambda name: str(members(values.get(name[1])).get("default", "")), str(server.get("url", ""))
@@ -728,7 +705,7 @@ def read_arguments(tool: str, schema: Json, raw: Any) -> Json:
         if None in arguments.values():
             optional = {**schema, "required": []}
             for each in [each for each, value in arguments.items() if value is None]:
-                if describe_problems(optional, {each: None}):  # it means that the argument isn't given
+                if any(find_problems(optional, {each: None})):  # it means that the argument isn't given
                     del arguments[each]
         problems = describe_problems(schema, arguments)
     except (msgspec.DecodeError, RecursionError) as exc:

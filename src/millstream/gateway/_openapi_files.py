@@ -3,7 +3,8 @@
 A document may come from the network, so its depth, values, and files are limited.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag, urljoin, urlsplit
@@ -15,7 +16,7 @@ from millstream._protocol.json_schema import value_at_pointer
 from millstream._protocol.jsonrpc import exceeds_limits
 from millstream._yaml import read_yaml
 from millstream.gateway._openapi_reply import MAX_DEPTH
-from millstream.gateway._openapi_request import FORM, JSON, MULTIPART
+from millstream.gateway._openapi_request import FORM, JSON, MULTIPART, items_of
 from millstream.protocol import Json, encode, is_array, is_object, members
 
 MAX_BYTES = 64 * 1024 * 1024
@@ -75,6 +76,60 @@ def _as_json(value: Any, depth: int, budget: list[int]) -> Any:
     return copied
 
 
+class DocumentFiles:
+    """The files of one document, each added when it's wanted.
+
+    Example:
+        ``while files.wanted: files.add(read_file(files.wanted, base))``
+    """
+
+    def __init__(self, base: str) -> None:
+        self.wanted: str = base
+        """Address of the next file to add; empty if the document is complete."""
+        self._base, self._pending, self._values = base, list[str](), dict[str, Any]()
+        self._digest, self._bytes = sha256(), 0
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of all files."""
+        return self._digest.digest()
+
+    @property
+    def document(self) -> Any:
+        """The document, which contains the other files."""
+        others = {address: value for address, value in self._values.items() if address != self._base}
+        root = self._values[self._base]
+        return {**root, _FILES: others} if others else root
+
+    def add(self, data: bytes) -> None:
+        """Add the wanted file. References to one that isn't a document lead to nothing.
+
+        Raises:
+            ValueError: It's the document itself, and can't be used, or there's too much of it.
+            MissingExtra: It's YAML, and the extra isn't installed.
+        """
+        address = self.wanted
+        self._digest.update(data)
+        self._bytes += len(data)
+        if self._bytes > MAX_BYTES or len(self._values) > _MAX_FILES:
+            raise ValueError(f"The document has more than {MAX_BYTES:,} bytes or {_MAX_FILES:,} files.")
+        try:
+            value = self._values[address] = parse_file(data)
+        except ValueError:
+            if address == self._base:
+                raise
+            value = self._values[address] = None
+        for holder, target, fragment in list(_references(value, address)):
+            if target == self._base:
+                holder["$ref"] = f"#{fragment}"
+                continue
+            if target not in self._values and target not in self._pending:
+                self._pending.append(target)
+            key = target.replace("~", "~0").replace("/", "~1").replace("%", "%25")
+            holder["$ref"] = f"#/{_FILES}/{key}{fragment}"
+        self.wanted = self._pending.pop() if self._pending else ""
+
+
 def read_document(path: str | Path) -> Any:
     """Return a document from a file, with the files beside it that it refers to.
 
@@ -82,89 +137,38 @@ def read_document(path: str | Path) -> Any:
         ValueError: It can't be read; the message says why.
         MissingExtra: It's YAML, and the extra isn't installed.
     """
-    root = absolute_path(path)
-    base, total = root.as_uri(), 0
-    found: Any = None
-    steps = bundle(parse_file(read_file(root)), base)
-    while True:
-        try:
-            address = steps.send(found)
-        except StopIteration as done:
-            return done.value
-        try:
-            data = read_file(path_of(address, base))
-            total += len(data)
-            found = parse_file(data) if total <= MAX_BYTES else None
-        except ValueError:
-            found = None
+    base = address_of(path)
+    files = DocumentFiles(base)
+    while files.wanted:
+        files.add(read_file(files.wanted, base))
+    return files.document
 
 
-def absolute_path(path: str | Path) -> Path:
-    """Return a path without links."""
-    return Path(path).resolve()
+def address_of(path: str | Path) -> str:
+    """Return the address of a file."""
+    return Path(path).resolve().as_uri()
 
 
-def read_file(path: Path) -> bytes:
-    """Return the bytes of a document's file.
+def read_file(address: str, base: str) -> bytes:
+    """Return the bytes of a document's file; none if it's another file than the document and can't be read.
+
+    Args:
+        address: Address of the file, which must be in the document's folder.
+        base: Address of the document.
 
     Raises:
-        ValueError: It can't be read, or is too large.
+        ValueError: The document can't be read, or is too large.
     """
+    path, folder = (Path(url2pathname(urlsplit(each).path)).resolve() for each in (address, base))
     try:
+        if not address.startswith("file:") or not path.is_relative_to(folder.parent):
+            return b""
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            return file.read(MAX_BYTES + 1)
     except OSError as exc:
+        if address != base:
+            return b""
         raise ValueError(f"The document {path} can't be read: {exc.strerror}. Check its path.") from exc
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"The document {path} is larger than {MAX_BYTES:,} bytes.")
-    return data
-
-
-def path_of(address: str, base: str) -> Path:
-    """Return the path of a file.
-
-    Args:
-        address: The file's address.
-        base: Address of the document.
-
-    Raises:
-        ValueError: The file isn't in the document's folder.
-    """
-    parts = urlsplit(address)
-    path, folder = (absolute_path(url2pathname(each)) for each in (parts.path, urlsplit(base).path))
-    if parts.scheme != "file" or not path.is_relative_to(folder.parent):
-        raise ValueError(f"{address} isn't in the folder of the document.")
-    return path
-
-
-def bundle(spec: Any, base: str) -> Generator[str, Any, Any]:
-    """Return a document that contains the other files that it refers to.
-
-    Yields the address of each file, and takes its value, or None if it can't be read.
-
-    Args:
-        spec: The document, which is changed.
-        base: Address of the document.
-
-    Raises:
-        ValueError: There are too many files.
-    """
-    files: Json = {}
-    pending = [(spec, base)]
-    while pending:
-        node, own = pending.pop()
-        for holder, address, fragment in list(_references(node, own)):
-            if address == base:
-                holder["$ref"] = f"#{fragment}"
-                continue
-            if address not in files:
-                if len(files) >= _MAX_FILES:
-                    raise ValueError(f"The document refers to more than {_MAX_FILES:,} files.")
-                files[address] = yield address
-                pending.append((files[address], address))
-            key = address.replace("~", "~0").replace("/", "~1").replace("%", "%25")
-            holder["$ref"] = f"#/{_FILES}/{key}{fragment}"
-    return {**spec, _FILES: files} if files else spec
 
 
 def _references(node: Any, base: str) -> Iterator[tuple[Json, str, str]]:
@@ -196,16 +200,12 @@ _NOT_SCHEMA = frozenset(("name", "in", "required", "deprecated", "allowEmptyValu
 
 def upgrade(spec: Json) -> Json:
     """Return a document of version 2.0 as one of 3.0. References to its `definitions` stay as they are."""
-    scheme = "https" if "https" in (schemes := _items(spec.get("schemes")) or ["https"]) else schemes[0]
+    scheme = "https" if "https" in (schemes := items_of(spec.get("schemes")) or ["https"]) else schemes[0]
     base = str(spec.get("basePath") or "/")
     server = f"{scheme}://{spec['host']}{base}" if spec.get("host") else base
     components = {"securitySchemes": members(spec.get("securityDefinitions"))}
     paths = {path: _upgrade_item(spec, _resolve(spec, item)) for path, item in members(spec.get("paths")).items()}
     return {**spec, "openapi": "3.0.3", "servers": [{"url": server}], "paths": paths, "components": components}
-
-
-def _items(value: Any) -> list[Any]:
-    return value if is_array(value) else []
 
 
 def _resolve(spec: Json, node: Any) -> Json:
@@ -222,7 +222,7 @@ def _resolve(spec: Json, node: Any) -> Json:
 
 
 def _upgrade_item(spec: Json, item: Json) -> Json:
-    shared = [_resolve(spec, each) for each in _items(item.get("parameters"))]
+    shared = [_resolve(spec, each) for each in items_of(item.get("parameters"))]
     return {
         key: _upgrade_operation(spec, each, shared) if is_object(each) else each
         for key, each in item.items()
@@ -231,10 +231,10 @@ def _upgrade_item(spec: Json, item: Json) -> Json:
 
 
 def _upgrade_operation(spec: Json, operation: Json, shared: list[Json]) -> Json:
-    own = [_resolve(spec, each) for each in _items(operation.get("parameters"))]
+    own = [_resolve(spec, each) for each in items_of(operation.get("parameters"))]
     known = {(each.get("name"), each.get("in")) for each in own}
     parameters = own + [each for each in shared if (each.get("name"), each.get("in")) not in known]
-    consumes, produces = (_items(operation.get(key, spec.get(key))) for key in ("consumes", "produces"))
+    consumes, produces = (items_of(operation.get(key, spec.get(key))) for key in ("consumes", "produces"))
     fields = [each for each in parameters if each.get("in") == "formData"]
     upgraded: Json = {**operation, "parameters": []}
     for each in parameters:

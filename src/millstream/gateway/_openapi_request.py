@@ -55,8 +55,6 @@ class Argument(Struct, frozen=True, eq=False):
     """Whether the value is base64, and sent as bytes."""
     file_name: str = ""
     """The argument with the file's name."""
-    part_headers: str = ""
-    """Header lines of a part, which the document fixes."""
 
 
 class RequestTemplate(Struct, frozen=True, kw_only=True):
@@ -90,17 +88,6 @@ class ApiRequest(Confidential, Struct, frozen=True):
     """See `RequestTemplate.host`."""
 
 
-class _Draft(Struct):
-    """The parts of a request that is being built."""
-
-    given: list[tuple[Argument, Any]]
-    path: dict[str, str] = {}
-    query: list[str] = []
-    headers: dict[str, str] = {}
-    cookies: list[str] = []
-    body: list[tuple[Argument, Any]] = []
-
-
 def build_request(
     template: RequestTemplate, arguments: Mapping[str, Any], headers: Mapping[str, str] = {}
 ) -> ApiRequest:
@@ -114,26 +101,27 @@ def build_request(
     Raises:
         ToolError: An argument is missing, changes the path, or can't be sent.
     """
-    draft, known, media = _Draft([]), template.arguments, template.media
+    media, given, body = template.media, list[tuple[Argument, Any]](), list[tuple[Argument, Any]]()
     encode_body = _BODIES[kind_of_body(media)] if media else None
     for name, value in arguments.items():
-        argument = known.get(name) or (Argument(name, "field") if template.takes_members else None)
+        argument = template.arguments.get(name) or (Argument(name, "field") if template.takes_members else None)
         if argument is not None and (value is not None or encode_body is _json_body):
-            draft.given.append((argument, value))
-    for argument, value in draft.given:
-        if value is not None or argument.place in ("field", "body"):
-            _WRITERS[argument.place](draft, argument, value)
-    fields = draft.headers
-    if draft.cookies:
-        fields["cookie"] = "; ".join(draft.cookies)
+            (given if argument.place in _WRITERS else body).append((argument, value))
+    texts: dict[str, dict[str, str]] = {place: {} for place in _WRITERS}
+    for argument, value in given:
+        if value is not None:
+            texts[argument.place][argument.name] = _WRITERS[argument.place](argument, value, given)
+    fields, cookies, query = texts["header"], texts["cookie"], "&".join(filter(None, texts["query"].values()))
+    if cookies:
+        fields["cookie"] = "; ".join(map("=".join, cookies.items()))
     if headers:
         fields = {name: each for name, each in fields.items() if name.lower() not in headers} | dict(headers)
     content: bytes | None = None
-    if encode_body is not None and (draft.body or template.needs_body):
-        content, fields["content-type"] = encode_body(media, draft.body, arguments)
-    target = _path(template, draft.path)
-    if draft.query:
-        target += ("&" if "?" in target else "?") + "&".join(draft.query)
+    if encode_body is not None and (body or template.needs_body):
+        content, fields["content-type"] = encode_body(media, body, arguments)
+    target = _path(template, texts["path"])
+    if query:
+        target += ("&" if "?" in target else "?") + query
     return ApiRequest(template.method, target, fields, content, template.host)
 
 
@@ -177,14 +165,12 @@ _Members = Sequence[tuple[Argument, Any]]
 
 
 def _json_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
-    whole = next((value for argument, value in given if argument.place == "body"), ...)
-    body = {argument.name: value for argument, value in given} if whole is ... else whole
+    is_whole = given and given[0][0].place == "body"
+    body = given[0][1] if is_whole else {argument.name: value for argument, value in given}
     return encode(body), JSON if "*" in media else media
 
 
 def _form_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
-    if given and given[0][0].place == "body" and not is_object(given[0][1]):
-        return _text(given[0][1]).encode(), media
     pairs = (pair for argument, value in given for pair in _pairs(argument, value, given, _escape(argument)))
     return "&".join(map("=".join, pairs)).encode(), media
 
@@ -202,8 +188,7 @@ def _multipart_body(media: str, given: _Members, arguments: Mapping[str, Any]) -
                 file_name = file_name or name + (mimetypes.guess_extension(kind) or "")
                 head += f'; filename="{file_name.translate(_QUOTED)}"'
             head += f"\r\nContent-Type: {kind}" if kind else ""
-            head = f"--{boundary}\r\nContent-Disposition: {head}\r\n{argument.part_headers}\r\n"
-            parts += head.encode(), content, b"\r\n"
+            parts += f"--{boundary}\r\nContent-Disposition: {head}\r\n\r\n".encode(), content, b"\r\n"
     return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"{plain_media(media)}; boundary={boundary}"
 
 
@@ -212,10 +197,7 @@ def _plain_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tu
         return b"", media
     argument, value = given[0]
     content, kind = _content(argument, value, media)
-    if "*" in media:
-        fits = kind and "*" not in kind and fnmatch(kind, plain_media(media))
-        media = kind if fits else BINARY if argument.is_binary else "text/plain"
-    return content, media
+    return content, _file_type(media, "" if argument.is_binary else "a.txt", kind) if "*" in media else media
 
 
 _BODIES: Mapping[str, Callable[[str, _Members, Mapping[str, Any]], tuple[bytes, str]]] = {
@@ -271,10 +253,14 @@ _URL_SAFE = str.maketrans("-_", "+/")
 def _file_type(allowed: str, file_name: str, known: str) -> str:
     """Return the media type of a file: one that the document allows, if possible."""
     types = [plain_media(each) for each in allowed.split(",") if each.strip()]
-    guess = known or mimetypes.guess_type(file_name)[0] or ""
-    if guess and (not types or any(fnmatch(guess, each) for each in types)):
-        return guess
-    return next((each for each in types if "*" not in each), BINARY)
+    guesses = known, mimetypes.guess_type(file_name)[0] or "", *types
+    fitting = (each for each in guesses if "*" not in each and any(fnmatch(each, one) for one in types or ("?*",)))
+    return next(fitting, BINARY)
+
+
+def items_of(value: Any) -> list[Any]:
+    """Return a list of a document, which is empty for every other value."""
+    return value if is_array(value) else []
 
 
 def _text(value: Any) -> str:
@@ -295,33 +281,23 @@ def _escape(argument: Argument) -> _Escape:
     return _quote_reserved if argument.allows_reserved else _quote
 
 
-def _write_path(draft: _Draft, argument: Argument, value: Any) -> None:
-    draft.path[argument.name] = _join(argument, value, _quote)
+def _write_query(argument: Argument, value: Any, given: _Members) -> str:
+    return "&".join(map("=".join, _pairs(argument, value, given, _escape(argument))))
 
 
-def _write_query(draft: _Draft, argument: Argument, value: Any) -> None:
-    draft.query += map("=".join, _pairs(argument, value, draft.given, _escape(argument)))
-
-
-def _write_header(draft: _Draft, argument: Argument, value: Any) -> None:
+def _write_header(argument: Argument, value: Any, given: _Members) -> str:
     text = _join(argument, value, str)
     if not (text.isascii() and text.isprintable()):
         raise ToolError(f"The header {argument.name} contains characters that aren't allowed in headers.")
-    draft.headers[argument.name] = text
+    return text
 
 
-def _write_cookie(draft: _Draft, argument: Argument, value: Any) -> None:
-    draft.cookies.append(f"{argument.name}={_join(argument, value, quote)}")
-
-
-def _write_body(draft: _Draft, argument: Argument, value: Any) -> None:
-    draft.body.append((argument, value))
-
-
-_WRITERS: Mapping[str, Callable[[_Draft, Argument, Any], None]] = {
-    "path": _write_path, "query": _write_query, "header": _write_header, "cookie": _write_cookie,
-    "field": _write_body, "body": _write_body,
-}  # fmt: skip
+_WRITERS: Mapping[str, Callable[[Argument, Any, _Members], str]] = {
+    "path": lambda argument, value, given: _join(argument, value, _quote),
+    "query": _write_query,
+    "header": _write_header,
+    "cookie": lambda argument, value, given: _join(argument, value, quote),
+}
 
 
 def _join(argument: Argument, value: Any, escape: _Escape) -> str:
@@ -394,7 +370,7 @@ def _check_members(argument: Argument, value: Json, given: _Members) -> None:
     plain_names = {plain_name(each) for each in others}
     for key in value:
         if deep:
-            taken = f"{argument.name}[{key}]".casefold() in map(str.casefold, others) or "[" in key or "]" in key
+            taken = f"{argument.name}[{key}]".casefold() in map(str.casefold, others)
         else:
             taken = plain_name(key) in plain_names
         if taken or (argument.members is not None and key not in argument.members):

@@ -11,7 +11,6 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from fnmatch import translate
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from time import monotonic, time
 from typing import Any, ClassVar
@@ -48,7 +47,7 @@ from millstream.gateway._openapi import (
     unused_name,
     without_properties,
 )
-from millstream.gateway._openapi_files import MAX_BYTES, absolute_path, bundle, parse_file, path_of, read_file
+from millstream.gateway._openapi_files import DocumentFiles, address_of, read_file
 from millstream.gateway._openapi_reply import ApiReply, check_reply, decompress, result_of
 from millstream.gateway._openapi_request import ApiRequest, build_request, has_dot_segment, without_pairs
 from millstream.gateway._results import call_error
@@ -58,8 +57,6 @@ from millstream.protocol import NEWEST, encode
 MAX_OPERATIONS = 1000
 _PATH = re.compile(r"/(?!/)[^\s?#\\]*")
 _HEADER = re.compile(r"[A-Za-z0-9_-]+")
-_Files = list[tuple[bytes, int]]
-"""The digest of each file of a document, and the bytes of all files until this one."""
 
 
 def _generate(application: Any) -> Any:
@@ -102,6 +99,8 @@ class ApiUpstream(Upstream):
     """One API of a running gateway. It has no MCP connections, and its lists come from the document."""
 
     item_classes: ClassVar = {"tools": ApiTool}
+    _digest = b""
+    """Digest of the files that the operations were read from."""
     _skipped: frozenset[str] = frozenset()
     """Operations that the last document has but that aren't offered."""
     _base: Url
@@ -117,8 +116,6 @@ class ApiUpstream(Upstream):
         document = self.openapi.document
         self.address = LOCAL_URL if is_application(document) else self.openapi.base_url or document
         self.catalog = Catalog(revision=NEWEST.date, capabilities={"tools": {}})
-        self._files: _Files = []
-        """Files that the operations were read from."""
         self.operations: dict[str, Operation] = {}
         """Upstream's name -> operation."""
         secrets = config.auth if isinstance(config.auth, StaticHeaders) else StaticHeaders()
@@ -179,10 +176,10 @@ class ApiUpstream(Upstream):
     def _denied_error(self, call: Call, exc: AccessDenied) -> ToolError | ProtocolError:
         """Return the error for a 401 or 403, with the API's own words."""
         error = no_response_error(call, self, exc)
-        text = "" if exc.reply is None else self._read(exc.reply).error_text
+        text = "" if exc.reply is None else self._decode(exc.reply).error_text
         return call_error(call, f"{error} {text}" if exc.status == 401 else text or str(error))
 
-    def _read(self, reply: HttpReply) -> ApiReply:
+    def _decode(self, reply: HttpReply) -> ApiReply:
         """Return the response without compression.
 
         Raises:
@@ -252,7 +249,7 @@ class ApiUpstream(Upstream):
         if reply.stream is not None:
             reply.discard()
             raise ToolError("The API responded with a stream, which a tool can't return.")
-        return self._read(reply)
+        return self._decode(reply)
 
     # The document
 
@@ -291,16 +288,17 @@ class ApiUpstream(Upstream):
         """
         if self.breaker.is_open and (error := await self._find_fault()) is not None:
             raise error
-        source, files = self.openapi.document, _Files()
-        document: Document | None
-        if is_application(source):
-            document = self._document(_generate(source), None)
-        elif isinstance(source, str | Path):
-            document = await self._read_document(str(source), files)
-        else:
-            document = self._document(source, None)
-        if document is not None:
-            self.operations, self._files = await asyncio.to_thread(self._select, document), files
+        source, digest = self.openapi.document, b""
+        url: Url | None = None
+        if isinstance(source, str | Path):
+            files = await self._read(str(source))
+            url = parse_url(str(source)) if "://" in str(source) else None
+            source, digest = files.document, files.digest
+        elif is_application(source):
+            source = _generate(source)
+        if not digest or digest != self._digest:
+            document = self._document(source, url)
+            self.operations, self._digest = await asyncio.to_thread(self._select, document), digest
         tools = {name: each.describe(name) for name, each in self.operations.items()}
         await self._offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
         self._recover()
@@ -319,50 +317,30 @@ class ApiUpstream(Upstream):
             document.base = str(self._base)
         return document
 
-    async def _read_document(self, source: str, files: _Files) -> Document | None:
-        """Return the document with its files, or None if none of them has changed.
+    async def _read(self, source: str) -> DocumentFiles:
+        """Return the files of the document.
 
         Raises:
-            ValueError: It can't be read or used.
-            ClientError: It can't be reached.
+            ValueError: They can't be read.
+            ClientError: They can't be reached.
         """
-        origin = parse_url(source) if source.startswith(("http://", "https://")) else None
-        base = absolute_path(source).as_uri() if origin is None else str(origin)
-        data = await self._load(base, base, files)
-        if files == self._files:
-            return None  # it's one file
-        steps = bundle(await asyncio.to_thread(parse_file, data), base)
-        part: Any = None
-        while True:
-            try:
-                address = steps.send(part)
-            except StopIteration as done:
-                return None if files == self._files else self._document(done.value, origin)
-            try:
-                part = await asyncio.to_thread(parse_file, await self._load(address, base, files))
-            except (ValueError, ClientError):
-                part = None
-
-    async def _load(self, address: str, base: str, files: _Files) -> bytes:
-        """Return the bytes of a file in the document's folder or at its origin.
-
-        Raises:
-            ValueError: It can't be read, or is elsewhere.
-            ClientError: It can't be reached.
-        """
-        if base.startswith("file:"):
-            data = await asyncio.to_thread(read_file, path_of(address, base))
-        elif (url := parse_url(address)).origin != parse_url(base).origin:
-            raise ValueError(f"{address} isn't at the origin of the document.")
-        else:
-            data = await self._fetch(url)
-        if len(data) > self.config.max_catalog_bytes:
-            raise ValueError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
-        total = len(data) + (files[-1][1] if files else 0)
-        if total > MAX_BYTES:
-            raise ValueError(f"The document's files have more than {MAX_BYTES:,} bytes.")
-        files.append((sha256(data).digest(), total))
-        return data
+        is_url = source.startswith(("http://", "https://"))
+        base = str(parse_url(source)) if is_url else await asyncio.to_thread(address_of, source)
+        files = DocumentFiles(base)
+        while address := files.wanted:
+            data = b""
+            if not is_url:
+                data = await asyncio.to_thread(read_file, address, base)
+            elif address == base:
+                data = await self._fetch(parse_url(base))
+            else:
+                with contextlib.suppress(ValueError, ClientError):  # the reference then leads to nothing
+                    if (url := parse_url(address)).origin == parse_url(base).origin:
+                        data = await self._fetch(url)
+            if len(data) > self.config.max_catalog_bytes:
+                raise ValueError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
+            await asyncio.to_thread(files.add, data)
+        return files
 
     async def _fetch(self, url: Url) -> bytes:
         """Fetch the document, with credentials if the API has the same origin."""
