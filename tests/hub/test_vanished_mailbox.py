@@ -139,8 +139,8 @@ async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
         for number in range(200):
             await hub.send(f"made-up-{number}", "x")
         debts = await store.kv.keys("debt:")
-        assert "debt:made-up-199" in debts
-        assert "debt:made-up-0" not in debts
+        assert "debt:/made-up-199" in debts
+        assert "debt:/made-up-0" not in debts
         assert store.kv.kinds["debt"].size <= 20_000
         await store.kv.put("session:ada", bytes(10_000), 60.0)
         assert (await receive(hub, "made-up-0")).data == ["x"], "the message itself is the log's"
@@ -174,7 +174,7 @@ async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
             await hub.send(f"made-up-{number}", "x")
             (await receive(hub, f"made-up-{number}")).close()
             await turns()
-        assert "seen:made-up-199" in await store.kv.keys("seen:")
+        assert "seen:/made-up-199" in await store.kv.keys("seen:")
         (await listen(hub, "chat", client_id="ann")).close()
         assert len(await watcher.until(2)) == 2
         assert store.kv.kinds["seen"].size <= 20_000

@@ -24,7 +24,16 @@ from millstream._stores.base import (
     StoreFull,
     StreamSealed,
 )
-from millstream._stores.rates import MARK_BYTES, SLOT_WAIT, Charge, ConcurrencySlot, Quota, RateCharge, owner_for
+from millstream._stores.rates import (
+    MARK_BYTES,
+    SLOT_WAIT,
+    Charge,
+    ConcurrencySlot,
+    Quota,
+    RateCharge,
+    owner_for,
+    share_for,
+)
 from millstream._stores.tail import Tail
 from patience import WAIT
 from property_settings import examples
@@ -147,27 +156,27 @@ async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
     number = 0
     with suppress(OwnerQuotaExceeded):
         while number < 200:
-            await kv.put(f"session:greedy.{number}", piece, TTL)
+            await kv.put(f"session:~greedy.{number}", piece, TTL)
             number += 1
     assert 4 < number < 200
     with pytest.raises(OwnerQuotaExceeded):
-        await kv.compare_and_set("session:greedy.new", None, piece, TTL)
+        await kv.compare_and_set("session:~greedy.new", None, piece, TTL)
     with pytest.raises(OwnerQuotaExceeded):
-        await kv.put("session:greedy.0", bytes(2**21), TTL)
+        await kv.put("session:~greedy.0", bytes(2**21), TTL)
     # What doesn't grow is never refused, nor is a mark.
-    await kv.put("session:greedy.0", bytes(2**20), TTL)
-    assert await kv.compare_and_set("session:greedy.0", piece, b"x" * 2**20, TTL)
-    await kv.put("session:greedy.mark", bytes(MARK_BYTES), TTL)
+    await kv.put("session:~greedy.0", bytes(2**20), TTL)
+    assert await kv.compare_and_set("session:~greedy.0", piece, b"x" * 2**20, TTL)
+    await kv.put("session:~greedy.mark", bytes(MARK_BYTES), TTL)
     # Others have room, and so have those who belong to no share.
-    for other in ("modest.0", "modest.1", "unshared"):
+    for other in ("~modest.0", "~modest.1", "unshared"):
         assert await kv.compare_and_set(f"session:{other}", None, piece, TTL)
     # What ends gives its room back.
-    assert await kv.delete("session:greedy.1")
-    await kv.put("session:greedy.new", piece, TTL)
+    assert await kv.delete("session:~greedy.1")
+    await kv.put("session:~greedy.new", piece, TTL)
     with pytest.raises(OwnerQuotaExceeded):
-        await kv.put("session:greedy.newer", piece, TTL)
-    await kv.put("session:greedy.2", bytes(MARK_BYTES), TTL)
-    await kv.put("session:greedy.newer", piece[:-MARK_BYTES], TTL)
+        await kv.put("session:~greedy.newer", piece, TTL)
+    await kv.put("session:~greedy.2", bytes(MARK_BYTES), TTL)
+    await kv.put("session:~greedy.newer", piece[:-MARK_BYTES], TTL)
 
 
 @pytest.mark.many
@@ -175,35 +184,51 @@ async def test_full_share_of_a_kind_in_one_slot_leaves_room_for_others(store: St
     number = 0
     with suppress(OwnerQuotaExceeded):
         while number < 200:
-            await store.kv.put(f"task:greedy.{number}", bytes(2**20), TTL)
+            await store.kv.put(f"task:~greedy.{number}", bytes(2**20), TTL)
             number += 1
     assert 4 < number < 200
-    await store.kv.put("task:modest.0", bytes(2**20), TTL)
+    await store.kv.put("task:~modest.0", bytes(2**20), TTL)
 
 
 @pytest.mark.many
 async def test_lossy_values_of_a_full_share_evict_its_oldest(store: Store) -> None:
     kv, piece = store.kv, bytes(2**20)
     for share in ("modest", "greedy"):
-        await kv.put(f"result:{share}.0", piece, TTL, lossy=True)
+        await kv.put(f"result:~{share}.0", piece, TTL, lossy=True)
     number = 0
-    while await kv.get("result:greedy.0") is not None:
+    while await kv.get("result:~greedy.0") is not None:
         number += 1
-        assert await kv.compare_and_set(f"result:greedy.{number}", None, piece, TTL, lossy=True)
+        assert await kv.compare_and_set(f"result:~greedy.{number}", None, piece, TTL, lossy=True)
         assert number < 200
     assert number > 4
-    assert await kv.get("result:modest.0") == await kv.get(f"result:greedy.{number}") == piece
+    assert await kv.get("result:~modest.0") == await kv.get(f"result:~greedy.{number}") == piece
     for _ in range(number):  # their room is free for others
-        await kv.put("result:modest.1", piece, TTL, lossy=True)
-    assert await kv.get(f"result:greedy.{number}") == await kv.get("result:modest.0") == piece
+        await kv.put("result:~modest.1", piece, TTL, lossy=True)
+    assert await kv.get(f"result:~greedy.{number}") == await kv.get("result:~modest.0") == piece
     with pytest.raises(StoreFull):
-        await kv.put("result:greedy.huge", bytes(200 * 2**20), TTL, lossy=True)
-    assert await kv.get(f"result:greedy.{number}") == piece
+        await kv.put("result:~greedy.huge", bytes(200 * 2**20), TTL, lossy=True)
+    assert await kv.get(f"result:~greedy.{number}") == piece
 
 
-async def test_shares_apply_only_to_declared_kinds() -> None:
-    keys = ("session:a.b", "session:a", "session:.b", "debt:a.b", "debt:a/b", "other:a.b", "a.b", "session")
-    assert [owner_for(key) for key in keys] == ["a", "", "", "", "a", "", "", ""]
+@pytest.mark.many
+async def test_owners_have_shares_of_a_kind_that_nothing_declares(store: Store) -> None:
+    alice, bob = (f"com.example/cart:{share_for(owner)}." for owner in ("alice", "bob"))
+    number = 0
+    with suppress(OwnerQuotaExceeded):
+        while number < 200:
+            await store.kv.put(f"{alice}{number}", bytes(2**20), TTL)
+            number += 1
+    assert 4 < number < 200
+    await store.kv.put(f"{bob}0", bytes(2**20), TTL)
+    assert await store.kv.compare_and_set(f"{bob}1", None, bytes(2**20), TTL)
+    with pytest.raises(OwnerQuotaExceeded):
+        await store.kv.put(f"{alice}more", bytes(2**20), TTL)
+
+
+async def test_keys_name_their_share_after_a_mark() -> None:
+    keys = ("session:~a.b", "other:~a.b.c", "session:a.b", "session:~a", "session:~.b", "~a.b", "session", "x:b~a.c")
+    assert [owner_for(key) for key in keys] == ["a", "a", "", "", "", "", "", ""]
+    assert owner_for(f"com.example/cart:{share_for('ada')}.1") == owner_for(f"x:{share_for('ada')}.2") != ""
 
 
 async def test_values_are_returned_in_request_order(store: Store) -> None:

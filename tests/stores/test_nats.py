@@ -395,10 +395,10 @@ async def test_sizes_of_many_shares_are_not_all_kept(backing: NatsBacking, monke
     monkeypatch.setattr("millstream._stores.nats.store.MAX_SIZES", 10)
     store = await backing.worker()
     for number in range(40):
-        await store.kv.put(f"session:owner{number}.a", bytes(100), TTL)
-        await store.kv.put(f"result:owner{number}.a", bytes(100), TTL, lossy=True)
+        await store.kv.put(f"session:~owner{number}.a", bytes(100), TTL)
+        await store.kv.put(f"result:~owner{number}.a", bytes(100), TTL, lossy=True)
     assert len(store.backend.kv._sizes) <= 12
-    assert await store.kv.get("session:owner0.a") == bytes(100)
+    assert await store.kv.get("session:~owner0.a") == bytes(100)
 
 
 async def test_filters_follow_the_topics_and_become_wider(

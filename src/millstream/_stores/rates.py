@@ -1,8 +1,8 @@
 """The store interface for limits: paces, quotas, and slots, decided atomically across all workers.
 
 A pace is a GCRA rate limit: an amount per period, which may be used in one burst. A quota counts until a given time. A
-slot is held until it's released or its worker is dead. A share is a portion of the space of a kind of values, for kinds
-in which clients can create any number. Stores see opaque keys, not clients.
+slot is held until it's released or its worker is dead. A share is a portion of the space of a kind of values, for keys
+of which an owner can create any number. The key names it, so stores know no kinds and no clients.
 """
 
 from base64 import urlsafe_b64encode
@@ -14,26 +14,8 @@ from typing import Protocol
 
 from msgspec import Struct
 
-KINDS_WITH_SHARES = frozenset(
-    {
-        "session",
-        "once",
-        "task",
-        "taskcall",
-        "result",
-        "letter",
-        "call",
-        "seen",
-        "debt",
-        "oauth-new",
-        "oauth-pending",
-        "connection-pending",
-        "inspect-pending",
-    }
-)
-"""Kinds of values with shares. A key has its share between the colon and the first dot; a hub client's key, before the
-slash that ends the owner.
-"""
+SHARE = "~"
+"""Begins the share in a key, after the colon. The first dot ends it."""
 PART = 2
 """The divisor of a kind's space that gives the maximum for one share."""
 MARK_BYTES = 16
@@ -45,14 +27,13 @@ _SLACK = 1e-6
 
 
 def owner_for(key: str) -> str:
-    """Return the share of a key, such as ``ada`` for ``session:ada.81b5``, or an empty string if it has none.
+    """Return the share of a key, such as ``ada`` for ``session:~ada.81b5``, or an empty string if it has none.
 
     Args:
         key: A key of a `Map`.
     """
-    kind, _, rest = key.partition(":")
-    share, mark, _ = rest.partition("/" if kind in ("seen", "debt") else ".")
-    return share if mark and kind in KINDS_WITH_SHARES else ""
+    share, dot, _ = key.partition(":")[2].partition(".")
+    return share[1:] if dot and share.startswith(SHARE) else ""
 
 
 def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[str, int]:
@@ -64,14 +45,16 @@ def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[st
 
 @lru_cache(maxsize=4096)
 def share_for(owner: str) -> str:
-    """Return the share of an owner for keys, as a hash: ``f"task:{share_for(call.owner)}.{id}"``. See `owner_for`.
+    """Return the share of an owner, to begin keys of any kind with: ``f"com.example/cart:{share_for(owner)}.{id}"``.
 
-    The store therefore sees neither addresses nor principals.
+    All values with one share may take half of the space for their kind, so that an owner can't use it up. The share is
+    a mark and a hash, so the store sees neither addresses nor principals. Without it, don't begin the rest of a key
+    with text that a client chose: it could name another owner's share.
 
     Args:
         owner: The owner, such as `Call.owner`.
     """
-    return urlsafe_b64encode(sha256(owner.encode("utf-8", "surrogatepass")).digest()[:9]).decode()
+    return SHARE + urlsafe_b64encode(sha256(owner.encode("utf-8", "surrogatepass")).digest()[:9]).decode()
 
 
 class RateCharge(Struct, frozen=True, gc=False, array_like=True, tag=0):

@@ -28,19 +28,24 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._stores.base import Entry, Gap, Map, Position, Store, read_offset
 from millstream._stores.health import LogOnce, run_on
+from millstream._stores.rates import share_for
 from millstream._stores.workers import Claim
 from millstream._tasks import cancel_all
 from millstream.hub._channels import CLIENT, HubLimits, InvalidName, check_pattern, matches, topic_for
 from millstream.hub._event import Event, parse_offset, position_id, unpack
 from millstream.hub._journal import JOURNAL, Journal
 
-_OFFSET_KEY = "seen:"
-_UNDELIVERED_KEY = "debt:"
 _TTL_FACTOR = 4
 """How much longer these records are kept than messages."""
 _BATCH_SIZE = 64
 
 logger = logging.getLogger("millstream.hub")
+
+
+def _key(kind: str, client_id: str) -> str:
+    """Return the key of a client's record. Ids of anonymous clients, which can be any text, have no share."""
+    owner, slash, name = client_id.rpartition("/")
+    return f"{kind}:{share_for(owner)}.{name}" if slash else f"{kind}:/{name}"
 
 
 class UndeliveredMessage(Struct, frozen=True, array_like=True):
@@ -75,7 +80,7 @@ class Mailboxes(Struct):
         unsaved = self._unsaved_offsets.get(client_id)
         if unsaved is not None:
             return unsaved
-        saved = await self._kv.get(_OFFSET_KEY + client_id)
+        saved = await self._kv.get(_key("seen", client_id))
         return parse_offset(saved.decode(), self._journal.epoch) if saved is not None else 0
 
     async def record_undelivered(self, client_id: str, place: str, at: float) -> None:
@@ -84,17 +89,17 @@ class Mailboxes(Struct):
         """
         kv, ttl, epoch = self._kv, self._limits.mailbox_age * _TTL_FACTOR, self._journal.epoch
         record = _encode(UndeliveredMessage(place, at))
-        if await kv.compare_and_set(_UNDELIVERED_KEY + client_id, None, record, ttl, lossy=True):
+        if await kv.compare_and_set(_key("debt", client_id), None, record, ttl, lossy=True):
             return
-        old, seen = await kv.get_many([_UNDELIVERED_KEY + client_id, _OFFSET_KEY + client_id])
+        old, seen = await kv.get_many([_key("debt", client_id), _key("seen", client_id)])
         if old is None or (
             seen is not None and parse_offset(_decode(old).place, epoch) <= parse_offset(seen.decode(), epoch)
         ):
-            await kv.compare_and_set(_UNDELIVERED_KEY + client_id, old, record, ttl, lossy=True)
+            await kv.compare_and_set(_key("debt", client_id), old, record, ttl, lossy=True)
 
     async def oldest_undelivered(self, client_id: str) -> tuple[int, float]:
         """Return the offset and time of the oldest undelivered message, or zeros."""
-        saved = await self._kv.get(_UNDELIVERED_KEY + client_id)
+        saved = await self._kv.get(_key("debt", client_id))
         if saved is None:
             return 0, 0.0
         record = _decode(saved)
@@ -141,14 +146,14 @@ class Mailboxes(Struct):
 
     async def _save_offset(self, client_id: str, offset: int) -> None:
         if not self._online.count(client_id):  # else it just received a message, so it has a history
-            record = await self._kv.get(_UNDELIVERED_KEY + client_id)
+            record = await self._kv.get(_key("debt", client_id))
             if record is not None and parse_offset(_decode(record).place, self._journal.epoch) <= offset:
                 # The record stays if another worker has changed it.
-                await self._kv.compare_and_set(_UNDELIVERED_KEY + client_id, record, None, self._limits.mailbox_age)
+                await self._kv.compare_and_set(_key("debt", client_id), record, None, self._limits.mailbox_age)
             if not await self._journal.history(CLIENT + client_id, 1):
                 return  # made-up client ids must not leave records
         place = position_id(self._journal.epoch, offset).encode()
-        await self._kv.put(_OFFSET_KEY + client_id, place, self._limits.mailbox_age * _TTL_FACTOR, lossy=True)
+        await self._kv.put(_key("seen", client_id), place, self._limits.mailbox_age * _TTL_FACTOR, lossy=True)
 
 
 _PAGE = 100

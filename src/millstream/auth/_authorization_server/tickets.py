@@ -38,7 +38,7 @@ from millstream.auth.providers import (
     User,
 )
 
-_MAX_SHARE = 12
+_MAX_SHARE = 13
 """Length of a share's name."""
 TOMBSTONE = b"ended"
 """Value that replaces a revoked entry."""

@@ -40,7 +40,7 @@ from millstream.extensions import (
     run_on,
 )
 from millstream.protocol import INTERNAL_ERROR, OVERLOADED, RATE_LIMITED, Json, encode
-from millstream.stores import StoreFull, read_again
+from millstream.stores import StoreFull, read_again, share_for
 
 WORKING = "working"
 INPUT_REQUIRED = "input_required"
@@ -125,8 +125,8 @@ _decode_call = msgspec.msgpack.Decoder(SavedCall).decode
 
 def name_of(task_id: str, principal: Principal | None) -> str:
     """Return the common part of a task's store keys. It includes the principal, so others don't find the task."""
-    share = _ANONYMOUS if principal is None else principal.binding.hex()
-    return f"{share}.{task_id}"
+    owner = _ANONYMOUS if principal is None else principal.binding.hex()
+    return f"{share_for(owner)}.{task_id}"
 
 
 class TaskRecords:
