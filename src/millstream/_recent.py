@@ -3,6 +3,8 @@
 from collections import OrderedDict
 from typing import TypeVar
 
+from millstream._override import override
+
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -32,3 +34,36 @@ class Recent(OrderedDict[K, V]):
         self.move_to_end(key)
         if len(self) > self._maximum:
             self.popitem(last=False)
+
+
+class RecentBytes(Recent[K, bytes]):
+    """A dictionary of bytes that also bounds what it holds: ``pages = RecentBytes[str](1000, max_bytes=2**20)``.
+
+    Args:
+        maximum: Maximum number of entries.
+        max_bytes: Maximum total size of the values, in bytes.
+    """
+
+    def __init__(self, maximum: int, *, max_bytes: int) -> None:
+        super().__init__(maximum)
+        self._max_bytes = max_bytes
+        self.held: int = 0
+        """Total size of the values."""
+
+    @override
+    def keep(self, key: K, value: bytes) -> None:
+        self.pop(key, None)
+        self.held += len(value)
+        super().keep(key, value)
+        while self.held > self._max_bytes:
+            self.popitem(last=False)
+
+    @override
+    def __delitem__(self, key: K) -> None:
+        self.held -= len(self[key])
+        super().__delitem__(key)
+
+    @override
+    def clear(self) -> None:
+        self.held = 0
+        super().clear()

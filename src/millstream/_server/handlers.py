@@ -59,7 +59,7 @@ from millstream._server.calls.call import Call, check_scopes, granted_scopes, pa
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.questions import read_responses
 from millstream._server.calls.services import UPDATED, ServerChange, affected_uris
-from millstream._server.calls.sessions import SessionRecord
+from millstream._server.calls.sessions import SessionRecord, size_of_uris
 from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
@@ -313,11 +313,11 @@ class Handlers:
         changes, endings, most = services.changes, services.endings, services.settings.max_subscriptions
         if len(wanted.resource_subscriptions) > most:
             raise ProtocolError(INVALID_REQUEST, f"A subscription can have at most {most} resources.")
-        size = sum(map(len, wanted.resource_subscriptions))
-        if size > MAX_URI_BYTES:
+        if sum(map(len, wanted.resource_subscriptions)) > MAX_URI_BYTES:
             raise ProtocolError(
                 INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters."
             )
+        size = size_of_uris(wanted.resource_subscriptions, changes.source.entry_bytes)
         pushes = _Pushes()
         with ExitStack() as ends:
             agreed = await self._open_filters(call, pushes, ends) if self._registry.filters else {}
@@ -367,6 +367,7 @@ class Handlers:
             ends.callback(changes.source.follow, call, owner, ())
             await changes.source.wait_until_followed(uris)
             await call.send_to_caller(acknowledgment)
+            del wanted, granted, acknowledgment  # what isn't counted must not be kept
             await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
             ends.callback(line.on_close(end))
             pushes.begin(call)

@@ -197,10 +197,12 @@ class ClientConnection(Confidential, Struct, eq=False):
             if self.session is not None:
                 raise ProtocolError(INVALID_REQUEST, "Invalid request: this connection is already initialized")
             opening = read_initialize(message.params)
+            owner = peer_network(self.peer) if self.principal is None else self.principal.id
+            session = Session(self.id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
+            self._dispatcher.services.client_memory.resize(session, session.size)
         except ProtocolError as exc:
             return self._refuse(exc, message)
-        owner = peer_network(self.peer) if self.principal is None else self.principal.id
-        self.session = Session(self.id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
+        self.session = session
         self._note("initialize")
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 

@@ -573,6 +573,8 @@ class GatewayPart:
 
     # Subscriptions
 
+    entry_bytes = 300  # a tuple, a place in a set, and the upstream's own URI
+
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
         for upstream in self.upstreams.values():

@@ -33,6 +33,11 @@ FanOut = list[tuple[Encode, list[OutputStream]]]
 _MAX_UNUSED = 1_000
 """Maximum number of topics that are followed without subscribers."""
 _MAX_PLANS = 4096
+_MAX_MEMORY = 256 * 1024 * 1024
+"""Maximum bytes that the channels and patterns of all subscribers take. One owner may use half of them."""
+_ENTRY_BYTES = 384
+_NODE_BYTES = 336
+"""Bytes that a channel takes beside the characters of its name, and a segment of a pattern."""
 """Maximum number of cached plans."""
 _COUNTS_PER_LIMIT = 4
 """Number of counts of the unread bytes while a write of the maximum size is in progress."""
@@ -48,6 +53,7 @@ class Audience:
         """All subscribers, including those still catching up, each with the owner whose share it uses; None for the
         server's own above the cap.
         """
+        self._memory = Share(_MAX_MEMORY)
         self._by_address = Share()
         self.by_channel = Share()
         """Number of subscribers per channel and pattern."""
@@ -73,14 +79,17 @@ class Audience:
             raise LimitExceeded("address", cap)
         if not self._share.has_room(_owner(address, principal)):
             raise LimitExceeded("yours", self._share.each)
+        if not self._memory.has_room(_owner(address, principal), _size(channels)):
+            raise LimitExceeded("bytes of your channels and patterns", self._memory.each)
         cap = limits.max_subscribers_per_channel
         if cap and any(self.by_channel.count(channel) >= cap for channel in channels):
             raise LimitExceeded("channel", cap)
 
     def enter(self, subscription: Subscription) -> None:
         """Count a subscriber."""
-        owner = _owner(subscription.address, subscription.principal)
-        self.subscriptions[subscription] = owner if self._share.take(owner) else None
+        owner, size = _owner(subscription.address, subscription.principal), _size(subscription.channels)
+        counted = self._memory.has_room(owner, size) and self._share.take(owner) and self._memory.take(owner, size)
+        self.subscriptions[subscription] = owner if counted else None
         self.by_transport[subscription.transport] += 1
         self.by_outlet[subscription.outlet] = (*self.on(subscription.outlet), subscription)
         if subscription.address:
@@ -105,6 +114,7 @@ class Audience:
         owner = self.subscriptions.pop(subscription)
         if owner is not None:
             self._share.leave(owner)
+            self._memory.leave(owner, _size(subscription.channels))
         self.by_transport[subscription.transport] -= 1
         outlet = subscription.outlet
         others = tuple(each for each in self.by_outlet.pop(outlet) if each is not subscription)
@@ -156,6 +166,15 @@ def _owner(address: str, principal: Principal | None) -> str:
     if principal is not None:
         return principal.id
     return "" if is_loopback(address) else peer_network(address)
+
+
+def _size(channels: Iterable[str]) -> int:
+    """Return the bytes that a subscription takes: its names, an entry for each, and a node for each segment of a
+    pattern.
+    """
+    return sum(
+        _ENTRY_BYTES + len(each) + (_NODE_BYTES * (each.count(".") + 1) if is_pattern(each) else 0) for each in channels
+    )
 
 
 def _group(subscriptions: Iterable[Subscription]) -> FanOut:

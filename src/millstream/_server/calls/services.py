@@ -132,6 +132,9 @@ def encode_change(change: ServerChange) -> bytes:
 class ChangeSource(Protocol):
     """A source of resource changes outside this server, such as an upstream."""
 
+    entry_bytes: int = 0
+    """Bytes that it keeps for each resource that a stream or connection follows."""
+
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """Check that a caller can follow more resources.
 

@@ -9,13 +9,15 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Generator
+import sys
+from collections.abc import Callable, Collection, Generator
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolError
+from millstream._protocol.json_schema import is_object
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
@@ -66,6 +68,11 @@ class Session(Struct, eq=False):
     """Unix time, or 0 if a record can be older than the session's first request."""
     expires_at: float = math.inf
     """Unix time. A connection's session ends with the connection instead."""
+
+    @property
+    def size(self) -> int:
+        """The bytes that its client's capabilities take."""
+        return size_of(self.client.capabilities)
 
 
 FULL = -32000
@@ -224,7 +231,8 @@ class SessionRecords:
         if session.record is not None:
             record = edit(session.record)
             if record is not None:
-                self._resize(session, len(_pack(record)))
+                _pack(record)
+                self._resize(session, session.size + size_of_uris(record.subscriptions))
                 session.record = record
             return
         record = await self._swap(session, edit)
@@ -326,6 +334,30 @@ def _pack(record: SessionRecord) -> bytes:
 MAX_HELD = 128 * 1024 * 1024
 """Maximum bytes per worker. A single caller can use half of them."""
 _RELEASED = -1
+_SLOT_BYTES = 40
+"""Average bytes of an entry in a set."""
+
+
+def size_of(value: Any) -> int:
+    """Return the bytes that a decoded JSON value takes, which can be twenty times its text."""
+    inner: list[Any] = []
+    if is_object(value):
+        inner += [*value, *value.values()]
+    elif isinstance(value, list):
+        inner += value
+    return sys.getsizeof(value) + sum([size_of(each) for each in inner])
+
+
+def size_of_uris(uris: Collection[str], entry_bytes: int = 0) -> int:
+    """Return the bytes that watched URIs take.
+
+    Args:
+        uris: The URIs.
+        entry_bytes: See `ChangeSource.entry_bytes`.
+    """
+    # Python keeps the UTF-8 form of a text that it has encoded.
+    texts = sum(sys.getsizeof(uri) + (0 if uri.isascii() else len(uri.encode(errors="replace"))) for uri in uris)
+    return texts + len(uris) * (_SLOT_BYTES + entry_bytes)
 
 
 class ClientMemoryQuota:

@@ -22,7 +22,7 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ALL, Revision
 from millstream._protocol.uri import normalize_uri
 from millstream._protocol.uri_template import normalize_template
-from millstream._recent import Recent
+from millstream._recent import RecentBytes
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.resources import Prompt, Resource, Template
 from millstream._server.features.sources import CompleterFunction
@@ -45,12 +45,17 @@ def _noun(kind: str) -> str:
 
 def _start(kind: str, names: list[str], cursor: str) -> int:
     try:
-        found, _, name = base64.b64decode(cursor, b"-_", validate=True).decode().partition(":")
-        if found == kind:
+        text = base64.b64decode(cursor, b"-_", validate=True).decode()
+        found, _, name = text.partition(":")
+        if found == kind and _cursor(text) == cursor:  # the decoder ignores trailing bits
             return names.index(name) + 1
     except (ValueError, binascii.Error):
         pass
     raise ProtocolError(INVALID_PARAMS, "Invalid cursor. List again from the start.")
+
+
+def _cursor(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode()).decode()
 
 
 Completer = Callable[..., Any] | CompleterFunction
@@ -103,6 +108,7 @@ _EVERYTHING: Audience = (None, frozenset())
 MAX_URI = 8 * 1024
 """Maximum number of characters of a URI that is compared with templates."""
 _MAX_PAGES = 1024
+_MAX_PAGE_BYTES = 32 * 1024 * 1024
 """Maximum number of cached pages, for all callers."""
 _NORMAL_FORMS: Mapping[str, Callable[[str], str]] = {"resources": normalize_uri, "templates": normalize_template}
 """Kind -> function that returns the normal form of an item's URI."""
@@ -136,7 +142,9 @@ class Registry:
         """Kind -> normal form of the URI of each of its items, enabled or not -> the URI."""
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
-        self._pages: Recent[tuple[str, str, str | None, Audience], bytes] = Recent(_MAX_PAGES)
+        self._pages: RecentBytes[tuple[str, str, str | None, Audience]] = RecentBytes(
+            _MAX_PAGES, max_bytes=_MAX_PAGE_BYTES
+        )
         """(kind, revision, cursor, audience) -> members of the result."""
         self._scopes: dict[str, frozenset[str]] = {}
         """Kind -> all scopes that its items need."""
@@ -456,12 +464,13 @@ class Registry:
             member = "resourceTemplates" if kind == "templates" else kind
             result: Json = {member: [describe(items[name].describe(), revision) for name in names[start:end]]}
             if end < len(names):
-                result["nextCursor"] = base64.urlsafe_b64encode(f"{kind}:{names[end - 1]}".encode()).decode()
+                result["nextCursor"] = _cursor(f"{kind}:{names[end - 1]}")
             if revision.result_type:
                 ttl_ms, private = self.cache_hint(kind, self._list_ttl_ms, private=private)
                 result |= {"ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
             made = encode(result)[1:-1]
-            self._pages.keep(key, made)
+            if start % self._page_size == 0:  # a page of ours, not one that a caller made up
+                self._pages.keep(key, made)
         return made
 
     def audience(

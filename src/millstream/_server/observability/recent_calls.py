@@ -35,6 +35,8 @@ MAX_ARGUMENTS = 600
 """Maximum characters of a call's arguments. Longer ones are cut."""
 MAX_ERROR = 300
 MAX_NAME = 120
+_KEPT = MAX_NAME + 1
+"""Characters of a name that are kept, so that cut ones are recognized."""
 MAX_READ = 64 * 1024
 """Maximum bytes of arguments or of an answer to examine."""
 READ_EACH_SECOND = 40
@@ -158,16 +160,18 @@ class RecentCalls:
                 found.tools.append(short)
         principal, origin = call.principal, call.origin
         caller = principal.id if principal is not None else "" if origin is None else origin.peer
-        # A tuple is cheaper than a Struct, and few entries are ever read.
+        # A tuple is cheaper than a Struct, and few entries are ever read. A caller's texts and capabilities can be as
+        # long as a message.
         (self._failures if outcome else self._successes).append(
             (
                 now,
-                method,
-                call.name,
+                method[:_KEPT],
+                call.name[:_KEPT],
                 outcome,
                 seconds * 1000,
-                client,
-                caller,
+                client.name,
+                client.version,
+                caller[:_KEPT],
                 call.transport,
                 revision,
                 len(answer),
@@ -226,8 +230,8 @@ def _merge(one: ClientCalls, other: ClientCalls) -> ClientCalls:
 
 
 def _recent(kept: tuple[Any, ...]) -> RecentCall:
-    at, method, name, outcome, ms, client, caller, *others = kept
-    program = f"{client.name} {client.version}".strip()
+    at, method, name, outcome, ms, client, version, caller, *others = kept
+    program = f"{client} {version}".strip()
     return RecentCall(
         round(at, 3),
         _short(method),

@@ -1,5 +1,6 @@
 """GET and DELETE of Streamable HTTP: opening and resuming streams, and ending sessions."""
 
+import logging
 import secrets
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -21,7 +22,7 @@ from millstream._server.calls.services import (
     encode_change,
     session_messages,
 )
-from millstream._server.calls.sessions import Session, SessionRecord
+from millstream._server.calls.sessions import Session, SessionRecord, size_of_uris
 from millstream._server.peers import SessionEnd, StreamTakeover
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.tail import Tail
@@ -189,6 +190,8 @@ class Resumption(_NewestStreams):
                 await close_abandoned(services.store, name)
 
 
+_logger = logging.getLogger("millstream")
+
 _STAND_ALONE = "main"
 """The prefix of the stream part of event ids. The rest is unique within the session. Call streams are hexadecimal."""
 _MAX_HELD = 1_000
@@ -204,6 +207,8 @@ class _StandaloneStream(_NewestStream, eq=False):
     reports: Callable[[str], bool]
     """Returns whether the caller may know of an update."""
     subscribed: frozenset[str] = frozenset()
+    charged_bytes: int = 0
+    """Bytes of `Services.client_memory` that these take."""
     has_news: bool = False
     """Whether a newer record than that of the opening has arrived, or is being read."""
     early: list[bytes] = []
@@ -228,6 +233,7 @@ class _StandaloneStream(_NewestStream, eq=False):
     def close(self) -> None:
         if not self.over:
             self.services.changes.source.follow(self.id, self.request.owner, ())
+            self.services.client_memory.bytes.leave(self.request.owner, self.charged_bytes)
         super().close()
 
     def write(self, message: bytes) -> None:
@@ -249,6 +255,17 @@ class _StandaloneStream(_NewestStream, eq=False):
             for each in session_messages(change, message, self.client, self.subscribed, self.reports):
                 self.write(each)
 
+    def _charge(self) -> None:
+        """Count what the subscriptions take, and drop them if the caller's share is used up."""
+        memory, owner = self.services.client_memory.bytes, self.request.owner
+        memory.leave(owner, self.charged_bytes)
+        self.charged_bytes = size_of_uris(self.subscribed, self.services.changes.source.entry_bytes)
+        if not memory.take(owner, self.charged_bytes):
+            _logger.warning(
+                "%s gets no updates of its %d resources: its sessions use too much memory", owner, len(self.subscribed)
+            )
+            self.charged_bytes, self.subscribed = 0, frozenset()
+
     def begin(self, record: SessionRecord) -> None:
         """Use the record from when the stream opened, unless a newer one has arrived or is being read."""
         if not self.has_news:
@@ -262,6 +279,7 @@ class _StandaloneStream(_NewestStream, eq=False):
             return
         self.subscribed = frozenset(record.subscriptions)
         if not self.over:
+            self._charge()
             self.services.changes.source.follow(self.id, self.request.owner, self.subscribed)
         held, self.held = self.held or [], None
         for change, message in held:

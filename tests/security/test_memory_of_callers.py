@@ -1,0 +1,190 @@
+"""One caller's share of a table, filled with the largest entries that it may have, takes what the page about neighbors
+says: the growth of the process is compared with what is counted.
+"""
+
+import base64
+import gc
+import json
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from cases import for_each
+from hub_parts import Outlet, encode_line, open_hub
+from millstream import Principal, Server, Settings
+from millstream.client import ServerError
+from millstream.hub import LimitExceeded
+from millstream.testing import connect
+from wire import MemoryPipe, per_request, request
+
+MIB = 1024 * 1024
+EVE, ADA = Principal("eve"), Principal("ada")
+INITIALIZE = {"protocolVersion": "2025-11-25", "clientInfo": {"name": "t", "version": "1"}}
+
+
+class Growth:
+    """The bytes by which the process has grown in a block."""
+
+    bytes = 0
+
+
+@contextmanager
+def measured() -> Iterator[Growth]:
+    """Measure what the block keeps."""
+    growth = Growth()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        yield growth
+        gc.collect()
+        growth.bytes = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+
+
+def make_shop() -> Server:
+    """Return a server with resources."""
+    mcp = Server("shop", settings=Settings(secret_key="a key of this test that is long enough"))
+
+    @mcp.resource("doc://{name}")
+    def read(name: str) -> str:
+        return name
+
+    return mcp
+
+
+async def until_refused(pipe: MemoryPipe, request: Any) -> Any:
+    """Send a request until it's refused. Return the error."""
+    number = 0
+    while True:
+        number += 1
+        pipe.send(json.dumps({**request, "id": number}).encode())
+        reply = json.loads(await pipe.receive())
+        if "error" in reply:
+            return reply["error"]
+
+
+@for_each("form", ["{}", "doc://ééééééééééééééééééééééééééééééééééééééééééééééééé/{}"])
+async def test_watched_uris_of_streams_take_what_is_counted(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    uris = [form.format(number) for number in range(1000)]
+    monkeypatch.setattr("millstream._server.calls.sessions.MAX_HELD", 8 * MIB)
+    listen = per_request("subscriptions/listen", {"notifications": {"resourceSubscriptions": uris}})
+    async with make_shop().running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
+        with measured() as growth:
+            error = await until_refused(pipe, listen)
+            assert "memory" in error["message"]
+        counted = runtime.services.client_memory.bytes.count(EVE.id)
+        assert 3.7 * MIB < counted <= 4 * MIB
+        assert growth.bytes == pytest.approx(counted, rel=0.25)
+        other = MemoryPipe(runtime.dispatcher, principal=ADA)
+        other.send(json.dumps(listen).encode())
+        assert b"acknowledged" in await other.receive()
+        await other.close()
+        await pipe.close()
+
+
+async def test_sessions_on_connections_take_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._server.calls.sessions.MAX_HELD", MIB)
+    capabilities = {"experimental": {f"e{number}": {} for number in range(300)}}
+    opening = {**INITIALIZE, "capabilities": capabilities}
+    async with make_shop().running() as runtime:
+        pipes: list[MemoryPipe] = []
+        with measured() as growth:
+            refused = ""
+            while not refused:
+                pipes.append(MemoryPipe(runtime.dispatcher, principal=EVE))
+                pipes[-1].send(json.dumps(request("initialize", opening)).encode())
+                refused = json.loads(await pipes[-1].receive()).get("error", {}).get("message", "")
+            assert "memory" in refused
+        counted = runtime.services.client_memory.bytes.count(EVE.id)
+        assert 0.4 * MIB < counted <= 0.5 * MIB
+        assert growth.bytes == pytest.approx(counted, rel=0.25)
+        for each in pipes:
+            await each.close()
+
+
+@for_each("depth", [1, 3, 90])
+async def test_patterns_of_the_hub_take_what_is_counted(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.hub._delivery._MAX_MEMORY", 8 * MIB)
+    async with open_hub(max_connections=0) as hub:
+
+        async def subscribe(number: int, principal: Principal) -> None:
+            channels = [f"{number * 16 + each:x}" + ".a" * (depth - 1) + ".>" * (depth > 1) for each in range(16)]
+            await hub.subscribe(channels, Outlet(), encode=encode_line, principal=principal)
+
+        number, refused = 0, ""
+        with measured() as growth:
+            while not refused:
+                number += 1
+                try:
+                    await subscribe(number, EVE)
+                except LimitExceeded as error:
+                    refused = error.scope
+        assert refused == "bytes of your channels and patterns"
+        assert growth.bytes < 4 * MIB * 1.25 + number * 4096  # and what each subscriber takes itself
+        await subscribe(0, ADA)
+
+
+async def test_list_pages_that_callers_choose_are_not_kept() -> None:
+    mcp = Server("shop", settings=Settings(page_size=100, secret_key="a key of this test that is long enough"))
+    for number in range(400):
+
+        async def tool() -> str:
+            return ""
+
+        mcp.tool(tool, name=f"tool_{number:03}", description="d" * 1000)
+    async with connect(mcp) as client:
+
+        async def page(name: str) -> Any:
+            cursor = base64.urlsafe_b64encode(f"tools:{name}".encode()).decode()
+            return await client.request("tools/list", {"cursor": cursor})
+
+        for number in range(99, 400, 100):
+            await page(f"tool_{number:03}")
+        with measured() as growth:
+            for number in range(300):
+                await page(f"tool_{number:03}")
+    assert growth.bytes < MIB  # a page has .1 MiB
+
+
+async def test_cursor_has_one_spelling() -> None:
+    mcp = Server("shop", settings=Settings(page_size=1, secret_key="a key of this test that is long enough"))
+    for name in ("aa", "b"):
+
+        async def tool() -> str:
+            return ""
+
+        mcp.tool(tool, name=name)
+    async with connect(mcp) as client:
+        cursor = (await client.request("tools/list", {}))["nextCursor"]
+        assert cursor.endswith("=")
+        last = cursor.rstrip("=")[-1]
+        other = cursor.replace(f"{last}=", f"{chr(ord(last) + 1)}=")
+        assert base64.urlsafe_b64decode(other) == base64.urlsafe_b64decode(cursor)
+        assert await client.request("tools/list", {"cursor": cursor})
+        with pytest.raises(ServerError, match="Invalid cursor"):
+            await client.request("tools/list", {"cursor": other})
+
+
+async def test_dashboard_keeps_the_beginning_of_long_names() -> None:
+    mcp = Server("shop", serve="all", settings=Settings(secret_key="a key of this test that is long enough"))
+    calls = [("resources/read", {"uri": "x"}), ("prompts/get", {"name": "x"}), ("x", {}), ("tools/call", {"name": "x"})]
+    capabilities = {"experimental": {"x" * 100_000: {}}}
+
+    async with mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher)
+        with measured() as growth:
+            for number in range(100):
+                method, params = calls[number % 4]
+                long = dict.fromkeys(params, f"{number}" + 200000 * "x")
+                body = per_request(method if params else f"{number}" + 200_000 * "x", long)
+                body["params"]["_meta"]["io.modelcontextprotocol/clientCapabilities"] = capabilities
+                pipe.send(json.dumps(body).encode())
+                await pipe.receive()
+        assert growth.bytes < MIB
+        await pipe.close()
