@@ -60,7 +60,7 @@ def in_stock(title: str, ctx: SyncContext) -> int:
 @mcp.tool
 async def remember(title: str, ctx: Context) -> list[str]:
     """Put a book on the list of this session."""
-    if ctx.session_state is None:
+    if not ctx.session_state:
         raise ToolError("Your client has no session. Use create_cart instead.")
     titles: list[str] = await ctx.session_state.update("titles", lambda old: [*old, title], [])
     return titles

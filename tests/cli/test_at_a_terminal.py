@@ -125,6 +125,19 @@ def test_run_shows_a_panel_and_ends_with_ctrl_c(screen: Screen) -> None:
     screen.until("ended with 0")
 
 
+def test_errors_and_findings_break_between_words(narrow: Screen) -> None:
+    narrow.start("install", "h.py")
+    lines = narrow.until("ended with")
+    cause = next(number for number, line in enumerate(lines) if line.startswith("  Cause: "))
+    assert lines[cause + 1].startswith(" " * len("  Cause: "))
+    narrow.close()
+    narrow.start("doctor", "http://127.0.0.1:1/mcp")
+    lines = narrow.until("ended with")
+    finding = next(number for number, line in enumerate(lines) if line.startswith("FAIL"))
+    assert lines[finding + 1].startswith("      ")
+    assert "\x1b[31mFAIL" in narrow.seen(colors=True)
+
+
 def test_dev_waits_for_a_fix_and_shows_the_next_error(screen: Screen, tmp_path: Path) -> None:
     program = tmp_path / "shop.py"
     program.write_text("from millstream import Server\n\nmcp = Server('shop'\n", "utf-8")

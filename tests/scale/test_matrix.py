@@ -69,13 +69,11 @@ def make_keeping() -> Server:
     @mcp.tool
     async def add(ctx: Context) -> int:
         """Counts."""
-        assert ctx.session_state is not None
         return int(await ctx.session_state.update("count", lambda n: n + 1, 0))
 
     @mcp.tool
     async def count(ctx: Context) -> int:
         """What was counted."""
-        assert ctx.session_state is not None
         return int(await ctx.session_state.get("count", 0))
 
     return mcp

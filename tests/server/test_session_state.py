@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from millstream import Client, Context, Server, SyncContext
-from millstream.client import ServerError
+from millstream.client import ServerError, ToolFailed
 from wire import request, run_wire
 
 MAX_STATE = 64 * 1024
@@ -19,31 +19,28 @@ def make_server() -> Server:
 
     @mcp.tool
     async def keep(key: str, value: Any, ctx: Context) -> str:
-        assert ctx.session_state is not None
         await ctx.session_state.set(key, value)
         return "kept"
 
     @mcp.tool
     async def give(key: str, ctx: Context) -> dict[str, Any]:
         state = ctx.session_state
-        return {"value": "no session" if state is None else await state.get(key, "nothing")}
+        return {"value": await state.get(key, "nothing") if state else "no session"}
 
     @mcp.tool
     async def forget(key: str, ctx: Context) -> str:
-        assert ctx.session_state is not None
         await ctx.session_state.delete(key)
         return "forgotten"
 
     @mcp.tool
     async def add(ctx: Context) -> int:
-        assert ctx.session_state is not None
         count: int = await ctx.session_state.update("count", lambda n: n + 1, 0)
         return count
 
     @mcp.tool
     def in_thread(ctx: SyncContext) -> list[Any]:
         state = ctx.session_state
-        if state is None:
+        if not state:
             return []
         state.set("a", [1])
         state.set("b", 2)
@@ -84,6 +81,9 @@ async def test_calls_without_a_session_have_no_state() -> None:
     async with Client(make_server(), revision=NEW) as client:
         assert await value(client, "cart") == "no session"
         assert (await client.call("in_thread")).data == []
+        for tool, arguments in (("keep", {"key": "a", "value": 1}), ("forget", {"key": "a"}), ("add", {})):
+            with pytest.raises(ToolFailed, match="This client has no session"):
+                await client.call(tool, arguments)
 
 
 async def test_session_state_is_bounded() -> None:

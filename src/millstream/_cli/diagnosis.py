@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import sys
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, suppress
@@ -16,6 +17,7 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from msgspec import Struct
 
+from millstream._app.server_process import fit
 from millstream._cli.connect_options import (
     DEFAULTS,
     FAILED,
@@ -32,7 +34,7 @@ from millstream._cli.errors import finite
 from millstream._cli.items import check_resource
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
-from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, value_of
+from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style, value_of
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text
 from millstream._http.client.url import Url, proxy_for
 from millstream._protocol.notifications import ToolDescription
@@ -142,9 +144,11 @@ async def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, jso
     def add(step: DiagnosticStep) -> None:
         steps.append(step)
         if not json:
-            print_text(f"{'ok  ' if step.ok else 'FAIL'}  {step.name}: {brief(step.found)}")
+            line = fit(f"{'ok  ' if step.ok else 'FAIL'}  ", f"{step.name}: {brief(step.found)}", sys.stdout)
+            sys.stdout.write(style(line[:4], "green" if step.ok else "red"))
+            print_text(line[4:])
             if step.remedy:
-                print_text(f"      Fix: {step.remedy}")
+                print_text(fit("      Fix: ", step.remedy, sys.stdout))
 
     failed = 0
     try:

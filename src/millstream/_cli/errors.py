@@ -30,10 +30,12 @@ def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
     if not wants_json():
+        from millstream._app.server_process import fit  # noqa: PLC0415  only for errors
+
         colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        text = shown or f"{_RED_ERROR if colored else 'Error:'} {error}"
-        text += f"\n  Cause: {why}" if why else ""
-        sys.stderr.write(f"{text}\n  Fix:   {remedy}\n" if remedy else f"{text}\n")
+        text = shown or fit("Error: ", error).replace("Error:", _RED_ERROR if colored else "Error:", 1)
+        text += "\n" + fit("  Cause: ", why) if why else ""
+        sys.stderr.write(f"{text}\n{fit('  Fix:   ', remedy)}\n" if remedy else f"{text}\n")
         return
     from millstream._cli.tables import print_json  # noqa: PLC0415  only for errors
 

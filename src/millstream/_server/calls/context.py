@@ -108,16 +108,13 @@ class Context(CallInfo):
         return self._services.hub
 
     @property
-    def session_state(self) -> SessionState | None:
-        """Values stored for this session, on every worker. None if `session` is None.
+    def session_state(self) -> SessionState:
+        """Values stored for this session, on every worker. False if `session` is None.
 
         Example:
             ``count = await ctx.session_state.update("calls", lambda n: n + 1, 0)``
         """
-        session = self._call.session
-        if session is None:
-            return None
-        return SessionState(self._services.records, session)
+        return SessionState(self._services.records, self._call.session)
 
     async def read_resource(self, uri: str) -> Any:
         """Return the result of one of this server's resource functions: ``await ctx.read_resource("docs://a.md")``.

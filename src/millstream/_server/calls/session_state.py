@@ -28,15 +28,32 @@ MAX_STATE = 64 * 1024
 class SessionState:
     """Named values of one session. A value must be JSON-serializable and is returned as decoded JSON.
 
-    The values are deleted when the session ends, or after `session_ttl` without changes.
+    The values are deleted when the session ends, or after `session_ttl` without changes. A client without a session, as
+    in 2026-07-28, has none: each method raises a ToolError, and ``if ctx.session_state`` is false.
     """
 
-    def __init__(self, records: SessionRecords, session: Session) -> None:
+    def __init__(self, records: SessionRecords, session: Session | None) -> None:
         self._records = records
-        self._session = session
+        self._known = session
+
+    def __bool__(self) -> bool:
+        return self._known is not None
+
+    @property
+    def _session(self) -> Session:
+        if self._known is None:
+            raise ToolError(
+                "This client has no session, so nothing can be kept between its calls. Return an id, and take it as an "
+                "argument of the next call."
+            )
+        return self._known
 
     async def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key: ``await ctx.session_state.get("cart", [])``."""
+        """Return the value of a key: ``await ctx.session_state.get("cart", [])``.
+
+        Raises:
+            ToolError: The client has no session. So do the other methods.
+        """
         raw = (await self._records.read(self._session)).state.get(key)
         return default if raw is None else msgspec.json.decode(raw)
 
@@ -89,6 +106,9 @@ class SyncSessionState:
     def __init__(self, state: SessionState, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._state = state
         self._wait = wait
+
+    def __bool__(self) -> bool:
+        return bool(self._state)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a key: ``ctx.session_state.get("cart", [])``."""

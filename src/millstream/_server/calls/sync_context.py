@@ -127,10 +127,9 @@ class SyncContext(CallInfo):
         return SyncHub(self._context.hub, self._wait)
 
     @property
-    def session_state(self) -> SyncSessionState | None:
+    def session_state(self) -> SyncSessionState:
         """Values stored for this session: ``ctx.session_state.get("cart", [])``. See `Context.session_state`."""
-        state = self._context.session_state
-        return None if state is None else SyncSessionState(state, self._wait)
+        return SyncSessionState(self._context.session_state, self._wait)
 
     def read_resource(self, uri: str) -> Any:
         """Return the result of a resource of this server: ``ctx.read_resource("docs://a.md")``.
