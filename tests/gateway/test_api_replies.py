@@ -165,7 +165,7 @@ async def test_policies_keep_the_names_of_the_api() -> None:
     assert "Filter%5Btenant%5D=y" in asked[1]
 
 
-@pytest.mark.filterwarnings("ignore:.*name.*argument")
+@pytest.mark.filterwarnings("ignore:.*argument name")
 async def test_arguments_of_other_servers_get_names_for_every_model() -> None:
     inner = Server("inner")
     schema = {"type": "object", "properties": {"$top": {"type": "integer"}, "q": {}}, "required": ["$top"]}

@@ -17,6 +17,7 @@ from typing import Any
 from msgspec import Raw
 
 from millstream._protocol.uri_template import UriTemplate
+from millstream._server.features.tools import PROPERTY_NAME
 from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, decoder, encode, is_array, members
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
@@ -40,10 +41,6 @@ def fold(name: str) -> str:
     return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
 
 
-_KEY = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-"""Names of arguments that every model's API accepts. Some refuse all tools for one other name."""
-
-
 def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
     """Return other names for the arguments of a tool that some models' APIs refuse: the other name -> the tool's own.
 
@@ -54,7 +51,7 @@ def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
     properties = members(members(schema).get("properties"))
     found: dict[str, str] = {}
     for own in properties:
-        if own not in hidden and not _KEY.fullmatch(own):
+        if own not in hidden and not PROPERTY_NAME.fullmatch(own):
             plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
             base = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("_")[:60] or "value"
             names = chain((base,), (f"{base}_{number}" for number in count(2)))

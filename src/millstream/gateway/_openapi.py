@@ -74,8 +74,6 @@ _NOT_KEPT = frozenset((
     "discriminator", "example", "externalDocs", "xml",
 ))  # fmt: skip
 """Keywords that have another meaning, or none, at the place to which a definition is moved."""
-_NOT_PORTABLE = re.compile(r"\(\?[a-zA-Z-]+[:)]|\(\?P|\(\?>|\\[AZzGQEa]|[*+?}]\+|\[\[:")
-"""Parts of patterns that JavaScript doesn't have."""
 _KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
 """What to prefer if a body has several media types."""
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool}
@@ -496,8 +494,6 @@ class _Conversion(Struct):
 def _is_valid(keyword: str, value: Any) -> bool:
     """Return whether a keyword of a document can be part of a schema for clients."""
     if keyword in _NOT_KEPT or keyword.startswith(("x-", "$")) or (value == [] and keyword != "required"):
-        return False
-    if keyword == "pattern" and isinstance(value, str) and _NOT_PORTABLE.search(value):
         return False
     return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
 

@@ -281,7 +281,7 @@ def _check_schema(source: ItemSource) -> None:
             "such a tool. List all properties at the root, and check the alternatives in the function",
             source.code,
         )
-    if names := [name for name in _property_names(source.schema) if not _PROPERTY.fullmatch(name)]:
+    if names := [name for name in _property_names(source.schema) if not PROPERTY_NAME.fullmatch(name)]:
         others = f" (and {len(names) - 1:,} more)" if len(names) > 1 else ""
         warn_author(
             f"{source.name}: the argument name {names[0]!r}{others} doesn't work with every model: Claude's API "
@@ -297,7 +297,8 @@ def _property_names(node: Any) -> Iterator[str]:
             yield from _property_names(child)
 
 
-_PROPERTY = re.compile("[a-zA-Z0-9_.-]{1,64}")
+PROPERTY_NAME = re.compile("[a-zA-Z0-9_.-]{1,64}")
+"""Names of arguments that every model's API accepts. Some refuse all tools of a request for one other name."""
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
