@@ -99,8 +99,13 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
     (page, 3, "responded with 200 and a web page, not JSON", ()),
     (lambda asked: status(asked, "404 Not Found"), 3, "Check the path", ()),
     (lambda asked: status(asked, "500 Oops"), 3, "failed with status 500", ()),
-    (lambda asked: status(asked, "401 Unauthorized"), 4, r"requires credentials \(401\)\. .*--login.*--auth KEY", ()),
-    (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\)\. Send other credentials with --auth KEY", ()),
+    (
+        lambda asked: status(asked, "401 Unauthorized"),
+        4,
+        r"requires credentials \(401\): no\. .*--login.*--auth KEY",
+        (),
+    ),
+    (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\): no\. Send other credentials with --auth KEY", ()),
     (problem, 4, r"refused the request \(403\): The key is old\. Send another key with --auth KEY", ()),
     (
         lambda asked: status(

@@ -196,7 +196,7 @@ async def test_faults_count_only_against_their_caller_and_tool(revision: str, mo
             assert (await say(bob, tool)) == texts[tool]
             assert (await say(bob, "quick")).isdecimal()
     for tool, words in (
-        ("deny", "rejected the gateway's credentials"),
+        ("deny", "requires credentials. Its operator has to add them"),
         ("drop", "closed the connection during the call"),
         ("garble", "sent an invalid response"),
         ("large", "Ask for less"),

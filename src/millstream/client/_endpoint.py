@@ -3,22 +3,27 @@
 import re
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any, Protocol, TypeVar
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import structs
 
 from millstream._http.client.connection import HttpReply, lines
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
+from millstream._protocol.errors import INVISIBLE
+from millstream._protocol.json_schema import is_array, is_object
+from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._version import __version__
-from millstream.client._errors import AccessDenied, NotMcp, TargetError
+from millstream.client._errors import AccessDenied, ClientError, NotMcp, TargetError
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPS_METHOD = frozenset({307, 308})
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_REDIRECTS = 3
-_MAX_DETAIL = 200
+_MAX_DETAIL = 300
 _MAX_STARTS = 16
 _CLIENT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
 
@@ -141,7 +146,7 @@ class Endpoint:
                 nonce_retried = True
             elif reply.status in (401, 403):
                 if retried or not await self._reauthorize(reply.status, challenge):
-                    denied = self._access_denied(reply, challenge)
+                    denied = with_reply(self._access_denied(reply, challenge), reply)
                     denied.reply = reply
                     raise denied
                 retried = True
@@ -167,7 +172,8 @@ class Endpoint:
         if reply.status == 401:
             if not self._has_auth:
                 remedy = "Send credentials: set auth or headers."
-                return AccessDenied(f"{url} requires credentials (401).", reply.status, challenge, remedy=remedy)
+                text = f"{url} requires credentials (401){problem_detail(reply)}."
+                return AccessDenied(text, reply.status, challenge, remedy=remedy)
             text = f"{url} rejected these credentials (401){problem_detail(reply)}."
         elif "insufficient_scope" in challenge:
             scope = re.search(r'scope="([^"]*)', challenge)
@@ -211,21 +217,70 @@ def _redirect_target(url: Url, method: str, reply: HttpReply, count: int) -> Url
     raise refused
 
 
-class _Problem(Struct):
-    detail: str = ""
+_E = TypeVar("_E", bound=ClientError)
+_MAX_READ = 16 * 1024
+"""Maximum bytes of an error's body that are read."""
+_WORDS = "detail", "message", "error_description", "error", "title", "reason", "msg"
+"""Members of JSON bodies that have the reason of an error, such as that of RFC 9457."""
+_MARKUP = re.compile(r"(?is)<(script|style|svg)\b.*?</\1>|<!--.*?-->|<[^>]*>")
+
+
+def with_reply(exc: _E, reply: HttpReply) -> _E:
+    """Return an error with the status, reason, and `Retry-After` of the response that caused it."""
+    exc.status, exc.detail, exc.retry_after = reply.status, error_detail(reply), retry_after(reply)
+    return exc
+
+
+def retry_after(reply: HttpReply) -> float | None:
+    """Return the seconds in the `Retry-After` header (RFC 9110 §10.2.3), or None."""
+    text = reply.header(b"retry-after").strip()
+    if text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS:
+        return float(text)
+    try:
+        return max(0.0, round(parsedate_to_datetime(text).timestamp() - time()))
+    except (ValueError, OverflowError):
+        return None
+
+
+_MAX_DIGITS = 10
+
+
+def try_again(exc: ClientError) -> str:
+    """Return the sentence that says when to try again; empty if the server didn't say."""
+    return "" if exc.retry_after is None else f"Try again in {exc.retry_after:,.0f} seconds."
+
+
+def error_detail(reply: HttpReply) -> str:
+    """Return the reason in the body of an error, shortened."""
+    body, media = reply.body[:_MAX_READ].lstrip(), reply.media_type
+    if body[:1] in (b"{", b"[", b'"') and len(reply.body) <= _MAX_READ and not exceeds_limits(body):
+        try:
+            value = msgspec.json.decode(body)
+            return brief(_find_words(value) or (body.decode("utf-8", "replace") if value else ""))
+        except MALFORMED:
+            pass
+    if media and not media.startswith("text/") and not media.endswith(("json", "xml")):
+        return ""
+    text = body.decode("utf-8", "replace")
+    return brief(_MARKUP.sub(" ", text) if media == "text/html" or text.startswith("<") else text)
+
+
+def _find_words(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    if is_array(value):
+        return next((found for found in map(_find_words, value) if found), "")
+    if not is_object(value):
+        return ""
+    return next((found for name in _WORDS if (found := _find_words(value.get(name)))), "")
 
 
 def problem_detail(reply: HttpReply) -> str:
-    """Return the reason from problem details (RFC 9457)."""
-    if reply.media_type != "application/problem+json":
-        return ""
-    try:
-        detail = brief(msgspec.json.decode(reply.body, type=_Problem).detail)
-    except (ValueError, RecursionError):
-        return ""
+    """Return the reason in the body of an error as the end of a sentence."""
+    detail = error_detail(reply)
     return f": {detail}" if detail else ""
 
 
 def brief(text: str) -> str:
     """Shorten a server's text for use in a sentence."""
-    return " ".join(text.split())[:_MAX_DETAIL].rstrip(".")
+    return INVISIBLE.sub(" ", " ".join(text.split())[:_MAX_DETAIL]).rstrip(". ")

@@ -13,6 +13,7 @@ import contextlib
 import re
 from collections.abc import Awaitable, Collection, Mapping
 from functools import lru_cache, partial
+from http import HTTPStatus
 from time import monotonic
 from typing import Any
 
@@ -56,6 +57,7 @@ from millstream.client import (
     TooLarge,
     TooMuchArriving,
 )
+from millstream.client._endpoint import try_again
 from millstream.client._requests import NO_HANDSHAKE
 from millstream.client.lowlevel import RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
@@ -777,14 +779,40 @@ def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | P
     return call_error(call, f"The server {upstream.name!r} behind this gateway {refusal}")
 
 
-def no_response_error(call: Call, upstream: Upstream, exc: ClientError) -> ToolError | ProtocolError:
-    """Return the error for a call without a usable response. It doesn't reveal addresses or credentials."""
+def no_response_error(
+    call: Call, upstream: Upstream, exc: ClientError, *, words: bool = True
+) -> ToolError | ProtocolError:
+    """Return the error for a call without a usable response. It doesn't reveal addresses or credentials.
+
+    Args:
+        call: The call.
+        upstream: The upstream.
+        exc: Why there was no response.
+        words: Whether to add the reason that came with an HTTP status.
+    """
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.name, exc)
+    has_replied = exc.reply is not None if isinstance(exc, AccessDenied) else exc.status
+    if has_replied and words:
+        return refused_error(call, upstream, _describe_status(upstream, exc))
     more = _CONNECTION_ERRORS if upstream.processes is None else _PROCESS_ERRORS
     text = next((text for kind, text in (*_ERRORS, *more) if isinstance(exc, kind)), _INVALID)
     return refused_error(call, upstream, text.format(exc=exc))
 
 
+def _describe_status(upstream: Upstream, exc: ClientError) -> str:
+    """Return what an upstream said with an HTTP status, and what to do."""
+    reason = f": {exc.detail}." if exc.detail else "."
+    again = try_again(exc)
+    if exc.status == HTTPStatus.UNAUTHORIZED or (exc.status == HTTPStatus.FORBIDDEN and not exc.detail):
+        has_credentials = upstream.credentials is not None or bool(upstream.config.headers)
+        text = _DENIED if has_credentials else "requires credentials. Its operator has to add them."
+        reason = f" It responded with status {exc.status}{reason}"
+    else:
+        text = f"responded with status {exc.status}"
+    return f"{text}{reason} {again}".rstrip()
+
+
+_DENIED = "rejected the gateway's credentials. Its operator has to replace them."
 _NO_EFFECT = "so the call wasn't sent. Try again in a minute."
 _EFFECT = "The call may have had an effect: check that before you call again."
 _Texts = tuple[tuple[type[ClientError], str], ...]
@@ -801,7 +829,7 @@ _ERRORS: _Texts = (
     (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
     (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
-    (AccessDenied, "rejected the gateway's credentials. Its operator has to replace them."),
+    (AccessDenied, _DENIED),
     (TooMuchArriving, f"is sending too much at a time: {{exc.holding}}. {_EFFECT} Try again later."),
     (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),
 )

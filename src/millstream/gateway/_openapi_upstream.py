@@ -175,7 +175,7 @@ class ApiUpstream(Upstream):
 
     def _denied_error(self, call: Call, exc: AccessDenied) -> ToolError | ProtocolError:
         """Return the error for a 401 or 403, with the API's own words."""
-        error = no_response_error(call, self, exc)
+        error = no_response_error(call, self, exc, words=False)
         text = "" if exc.reply is None else self._decode(exc.reply).error_text
         return call_error(call, f"{error} {text}" if exc.status == 401 else text or str(error))
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
@@ -772,14 +773,13 @@ class Upstream:
         """
         if isinstance(error, InUse | NoCredentials | TooMuchArriving):
             return
+        responded = 0 < error.status < HTTPStatus.INTERNAL_SERVER_ERROR or not isinstance(error, CONNECTION_FAILURES)
         # With separate processes, the failure of one doesn't affect the others.
         separate = self.processes is not None and self.config.isolation != "shared"
         if isinstance(error, ConnectFailed) and not isinstance(error.__cause__, TimeoutError) and not separate:
             self.breaker.failure_count += 1
             self._degrade(error)
-        elif (
-            not self.breaker.fail(call, method, name, responded=not isinstance(error, CONNECTION_FAILURES)) or separate
-        ):
+        elif not self.breaker.fail(call, method, name, responded=responded) or separate:
             return
         self._tasks.spawn_once(self._check)
 

@@ -22,6 +22,13 @@ class ClientError(Exception):
         remedy: What to do, in one sentence.
     """
 
+    status: int = 0
+    """The HTTP status, if the server responded with an error; otherwise 0."""
+    detail: str = ""
+    """The reason that came with the status, shortened."""
+    retry_after: float | None = None
+    """Seconds after which the server allows another try, if it said so."""
+
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{message} {remedy}" if remedy else message)
         self.message = message

@@ -22,7 +22,7 @@ from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
 from millstream._tasks import Tasks
-from millstream.client._endpoint import Endpoint, problem_detail
+from millstream.client._endpoint import Endpoint, problem_detail, try_again, with_reply
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
@@ -179,16 +179,20 @@ class StreamableTransport(Confidential, Struct, eq=False):
         url = self._endpoint.url
         if self._has_lost_session(reply):
             return SessionLost("The session has expired on the server.")
-        kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
-        if reply.status in (404, 405):
-            why = problem_detail(reply) or f" and {kind}"
-            what = f"{url} isn't an MCP endpoint: it responded with {reply.status}{why}."
-            usual = f"Most servers use /mcp: try {url.origin}/mcp"
-            return NotMcp(what, remedy=usual if url.target in ("", "/") else "Check the path: most servers use /mcp.")
         if reply.is_temporary:
-            return ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
-        detail = problem_detail(reply) or ("" if kind == "application/json" else f" and {kind}, not JSON")
-        return NotMcp(f"{url} isn't an MCP endpoint: it responded with {reply.status}{detail}.")
+            return status_error(reply, f"The server at {url.origin}", ConnectionLost)
+        if self._revision is not None and reply.status >= 400:
+            return status_error(reply, f"The server at {url.origin}")
+        kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
+        words = "" if reply.media_type == "text/html" else problem_detail(reply)
+        if reply.status in (404, 405):
+            what = f"{url} isn't an MCP endpoint: it responded with {reply.status}{words or f' and {kind}'}."
+            usual = f"Most servers use /mcp: try {url.origin}/mcp"
+            advice = usual if url.target in ("", "/") else "Check the path: most servers use /mcp."
+            return with_reply(NotMcp(what, remedy=advice), reply)
+        words = words or ("" if kind == "application/json" else f" and {kind}, not JSON")
+        what = f"{url} isn't an MCP endpoint: it responded with {reply.status}{words}."
+        return with_reply(NotMcp(what), reply) if reply.status >= 400 else NotMcp(what)
 
     # Streams
 
@@ -313,6 +317,12 @@ class StreamableTransport(Confidential, Struct, eq=False):
             await self._endpoint.close()
 
 
+def status_error(reply: HttpReply, server: str, kind: type[ClientError] = NotMcp) -> ClientError:
+    """Return the error for a status: ``status_error(reply, "The server", ConnectionLost)``."""
+    again, verb = try_again(with_reply(kind(""), reply)), "failed" if reply.is_temporary else "responded"
+    return with_reply(kind(f"{server} {verb} with status {reply.status}{problem_detail(reply)}.", remedy=again), reply)
+
+
 def _version_line(revision: Revision | None) -> str:
     return f"MCP-Protocol-Version: {revision.date}\r\n" if revision is not None and revision.header else ""
 
@@ -363,7 +373,7 @@ class HttpSseTransport(DuplexTransport):
             async with asyncio.timeout(seconds):
                 reply = await self._endpoint.send("GET", _ACCEPT_EVENTS, repeatable=True)
                 if reply.is_temporary:
-                    raise ConnectionLost(f"The server at {url.origin} failed with status {reply.status}.")
+                    raise status_error(reply, f"The server at {url.origin}", ConnectionLost)
                 if reply.stream is None or reply.status != 200:
                     raise NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
                 if reply.final_url is not None:
@@ -414,7 +424,7 @@ class HttpSseTransport(DuplexTransport):
         reply = await self._endpoint.send("POST", extra, message, repeatable=False, target=self._messages)
         reply.discard()
         if reply.status >= 300:
-            raise ConnectionLost(f"The server rejected a message with status {reply.status}.")
+            raise status_error(reply, "The server", ConnectionLost)
 
     @override
     async def close(self) -> None:
