@@ -5,6 +5,7 @@ complete (RFC 9112 §6).
 """
 
 import asyncio
+import select
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -68,6 +69,8 @@ class HttpConnection(asyncio.Protocol):
     """A connection for one request at a time, created by the pool."""
 
     closed = False
+    poller: "select.poll | None" = None
+    """Tells whether something has arrived that the event loop hasn't read yet."""
     reply_count = 0
     """Number of replies received."""
     free_since = 0.0
@@ -158,6 +161,10 @@ class HttpConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         _enable_keep_alive(transport)
+        peer = transport.get_extra_info("socket")
+        if peer is not None and hasattr(select, "poll"):  # not on Windows
+            self.poller = select.poll()
+            self.poller.register(peer.fileno(), select.POLLIN)
 
     @override
     def data_received(self, data: bytes) -> None:

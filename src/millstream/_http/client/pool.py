@@ -163,13 +163,18 @@ _MAX_IDLE = 3.0
 """Maximum idle seconds before a free connection is dropped. Servers usually close theirs after five seconds or more."""
 
 
+_DISTRUST = 300.0
+"""Seconds for which a server isn't trusted to keep connections open, after it closed one instead of responding."""
+
+
 class ConnectionPool:
     """A pool of connections to one origin: ``reply = await pool.send(request, repeatable=False)``.
 
     It sends requests as complete bytes, head and body. A call takes a free connection, opens one, or waits.
 
     A server may close an idle connection at any time, even while a request is being sent (RFC 9112 §9.3.1). A request
-    that must not run twice therefore gets a recently used connection or a new one.
+    that must not run twice therefore gets a recently used connection or a new one, and isn't sent again. After a server
+    has closed a reused connection instead of responding, such requests get new connections for a while.
 
     Args:
         url: Any URL of the origin.
@@ -201,6 +206,8 @@ class ConnectionPool:
         self._queue: deque[asyncio.Future[None]] = deque()
         self._connecting = 0
         self._closed = False
+        self._distrusts_until = 0.0
+        """Time until which requests that must not run twice get new connections."""
 
     async def send(self, data: bytes, *, repeatable: bool, owner: str = "") -> HttpReply:
         """Return the reply to one request. Canceling the wait closes the connection.
@@ -217,7 +224,7 @@ class ConnectionPool:
         proxy = None if self._url.secure else self._proxy
         if proxy is not None:
             data = proxy.forward(self._url, data)
-        freshness = 3600.0 if repeatable else _MAX_IDLE
+        freshness = 3600.0 if repeatable else -1.0 if self._loop.time() < self._distrusts_until else _MAX_IDLE
         while True:
             connection = self._take_free(freshness) or await self._take(freshness)
             waiter = connection.send(data, owner)
@@ -227,6 +234,8 @@ class ConnectionPool:
                     raise proxy_error(proxy, self._url.authority, "407")
                 return reply
             except ConnectionLost:
+                if connection.closed_before_reply:
+                    self._distrusts_until = self._loop.time() + _DISTRUST
                 if not (repeatable and connection.closed_before_reply):
                     raise
             except asyncio.CancelledError:
@@ -259,7 +268,8 @@ class ConnectionPool:
             connection = self._free.pop()
             if connection.closed:
                 continue
-            if connection.free_since >= oldest:
+            # Some servers close after each response without saying so, and the event loop hasn't read that yet.
+            if connection.free_since >= oldest and not (connection.poller is not None and connection.poller.poll(0)):
                 return connection
             connection.abort()
         return None

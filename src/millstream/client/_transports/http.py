@@ -111,7 +111,9 @@ class StreamableTransport(Confidential, Struct, eq=False):
         extra = f"{_ACCEPT}{self._about(self._revision)}"
         if method:
             extra += f"Mcp-Method: {method}\r\n"
-        reply = await self._endpoint.send("POST", extra, message, repeatable=False)
+        # A server that closes each connection could not be initialized otherwise.
+        repeatable = method == "notifications/initialized"
+        reply = await self._endpoint.send("POST", extra, message, repeatable=repeatable)
         reply.discard()
         if reply.status >= 400:
             raise self._error(reply)
@@ -180,9 +182,9 @@ class StreamableTransport(Confidential, Struct, eq=False):
         if self._has_lost_session(reply):
             return SessionLost("The session has expired on the server.")
         if reply.is_temporary:
-            return status_error(reply, f"The server at {url.origin}", ConnectionLost)
+            return status_error(reply, url.origin, ConnectionLost)
         if self._revision is not None and reply.status >= 400:
-            return status_error(reply, f"The server at {url.origin}")
+            return status_error(reply, url.origin)
         kind = "a web page" if reply.media_type == "text/html" else reply.media_type[:_MAX_KIND] or "nothing"
         words = "" if reply.media_type == "text/html" else problem_detail(reply)
         if reply.status in (404, 405):
@@ -317,10 +319,11 @@ class StreamableTransport(Confidential, Struct, eq=False):
             await self._endpoint.close()
 
 
-def status_error(reply: HttpReply, server: str, kind: type[ClientError] = NotMcp) -> ClientError:
-    """Return the error for a status: ``status_error(reply, "The server", ConnectionLost)``."""
+def status_error(reply: HttpReply, origin: str, kind: type[ClientError] = NotMcp) -> ClientError:
+    """Return the error for a status: ``status_error(reply, url.origin, ConnectionLost)``."""
     again, verb = try_again(with_reply(kind(""), reply)), "failed" if reply.is_temporary else "responded"
-    return with_reply(kind(f"{server} {verb} with status {reply.status}{problem_detail(reply)}.", remedy=again), reply)
+    what = f"The server at {origin} {verb} with status {reply.status}{problem_detail(reply)}."
+    return with_reply(kind(what, remedy=again), reply)
 
 
 def _version_line(revision: Revision | None) -> str:
@@ -373,7 +376,7 @@ class HttpSseTransport(DuplexTransport):
             async with asyncio.timeout(seconds):
                 reply = await self._endpoint.send("GET", _ACCEPT_EVENTS, repeatable=True)
                 if reply.is_temporary:
-                    raise status_error(reply, f"The server at {url.origin}", ConnectionLost)
+                    raise status_error(reply, url.origin, ConnectionLost)
                 if reply.stream is None or reply.status != 200:
                     raise NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
                 if reply.final_url is not None:
@@ -424,7 +427,7 @@ class HttpSseTransport(DuplexTransport):
         reply = await self._endpoint.send("POST", extra, message, repeatable=False, target=self._messages)
         reply.discard()
         if reply.status >= 300:
-            raise status_error(reply, "The server", ConnectionLost)
+            raise status_error(reply, self._endpoint.url.origin, ConnectionLost)
 
     @override
     async def close(self) -> None:
