@@ -107,6 +107,8 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A key that callers must send as ``Authorization: Bearer KEY``. ``MCP_SERVER_AUTH_KEY`` also sets it."""
     auth_keys: str = ""
     """The key file managed by ``millstream keys``."""
+    auth_key_header: str = ""
+    """A header in which callers may send their key or token as well, such as ``X-API-Key``."""
     limit_requests: RateText = ""
     """Rate limit of all requests per caller: ``600/minute``. A caller is a principal, or an address without one."""
     limit_calls: RateText = ""

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from auth_world import STREAM, make_server, run_guarded
+from auth_world import ALICE, BOB, STREAM, GuardedServer, make_server, run_guarded
 from cases import for_each
 from millstream import auth
 from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.records import digest
 from millstream.auth._key_file import PREFIX, KeyFile, KeyMethod
-from wire import request
+from wire import Reply, request
 
 PING = request("ping", id=5)
 
@@ -195,3 +195,62 @@ async def test_revocation_reaches_both_loops_of_a_server(kept: KeyFile) -> None:
 def test_key_file_contains_only_required_members(kept: KeyFile) -> None:
     (first,) = json.loads(kept.path.read_text("utf-8"))["keys"]
     assert first.keys() == {"name", "hash", "created"}
+
+
+KEY_HEADER = {"auth_key_header": "X-API-Key"}
+
+
+async def ask(world: GuardedServer, key: str | None, **headers: str) -> Reply:
+    """Call the tool that returns the caller."""
+    return await world.ask(key, "POST", "/tools/who", b"{}", content_type="application/json", **headers)
+
+
+async def test_keys_in_the_named_header_are_accepted() -> None:
+    async with run_guarded(make_server(**KEY_HEADER)) as world:
+        for _ in range(2):
+            assert (await ask(world, None, x_api_key=ALICE)).message["content"][0]["text"] == "alice"
+        assert (await ask(world, ALICE)).message["content"][0]["text"] == "alice"
+        assert (await ask(world, ALICE, x_api_key=ALICE)).message["content"][0]["text"] == "alice"
+        assert (await ask(world, None, x_api_key=f"{BOB} ")).message["content"][0]["text"] == "bob"
+
+
+async def test_another_key_beside_a_bearer_token_is_refused() -> None:
+    async with run_guarded(make_server(**KEY_HEADER)) as world:
+        assert (await ask(world, ALICE)).status == 200
+        for key in (BOB, "wrong", "", f"Bearer {ALICE}"):
+            assert (await ask(world, ALICE, x_api_key=key)).status == 400
+        basic = await ask(world, None, authorization="Basic YWxpY2U6eA==", x_api_key=ALICE)
+        assert basic.status == 400
+
+
+async def test_repeated_key_headers_are_refused() -> None:
+    async with run_guarded(make_server(**KEY_HEADER)) as world:
+        peer = await world.running.connect()
+        lines = "".join(f"x-api-key: {ALICE}\r\n" for _ in range(2))
+        await peer.send(f"POST /tools/who HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}content-length: 0\r\n\r\n".encode())
+        assert (await peer.reply())[0] == 400
+        peer.close()
+
+
+async def test_other_headers_carry_no_keys() -> None:
+    for server in (make_server(), make_server(**KEY_HEADER)):
+        async with run_guarded(server) as world:
+            assert (await ask(world, None, api_key=ALICE)).status == 401
+    async with run_guarded(make_server()) as world:
+        assert (await ask(world, None, x_api_key=ALICE)).status == 401
+
+
+async def test_wrong_keys_in_the_named_header_are_throttled() -> None:
+    async with run_guarded(make_server(**KEY_HEADER)) as world:
+        statuses = [(await ask(world, None, x_api_key=f"wrong-{n}")).status for n in range(31)]
+        assert statuses == [403] * 30 + [429]
+        assert (await ask(world, "wrong-again")).status == 429
+
+
+@for_each(
+    "name", ["Authorization", "Cookie", "Host", "Sec-WebSocket-Key", "X-CSRF-Token", "X API Key", "X-Name", "Key:"]
+)
+async def test_headers_that_logs_would_show_or_that_mean_something_else_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="auth_key_header"):
+        async with run_guarded(make_server(auth_key_header=name)):
+            pass

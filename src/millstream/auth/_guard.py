@@ -227,6 +227,7 @@ _MAX_CONCURRENT = 8
 first failure is counted.
 """
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
+_KEY_HEADER = re.compile(r"(?i)(?!sec-|x-csrf|csrf|x-xsrf)[a-z0-9-]{0,58}(?:key|token)")
 
 
 class AuthGuard:
@@ -237,9 +238,17 @@ class AuthGuard:
         methods: Sequence[AuthMethod],
         challenges: ChallengeResponses,
         *,
+        key_header: str = "",
         clock: Clock = monotonic,
     ) -> None:
         # Configuration
+        if key_header and not _KEY_HEADER.fullmatch(key_header):
+            raise ValueError(
+                f"auth_key_header can't be {key_header!r}. Name a header such as X-API-Key, which ends with Key or "
+                "Token, so that logs leave out its value."
+            )
+        self._key_header = key_header.lower().encode()
+        """Header in which clients may send a key or token, in addition to ``Authorization``."""
         self.methods: tuple[AuthMethod, ...] = tuple(sorted(methods, key=lambda each: each.shows))
         """Methods that verify locally come first, so that their credentials aren't sent elsewhere."""
         self.on_failure: Callable[[str], None] = lambda address: None
@@ -295,16 +304,23 @@ class AuthGuard:
             request.principal = verdict[0]
             return handler(request)
 
-        return ask if needed else authenticate
+        return ask if needed or self._key_header else authenticate
 
     async def __call__(self, request: HttpRequest, *, own: bool = False) -> Principal | Response:
         """Return the principal, or the response that refuses the request."""
         if request.root_path and self.challenges.addresses is not None:
             self.challenges.addresses.mount(request.root_path)
-        # If the header is repeated, another parser could use the other value.
-        if sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
-            return self.challenges.for_malformed(request, "The Authorization header is repeated.")
         value = request.headers.get(b"authorization")
+        names = [name for name, _ in request.raw_headers if name in (b"authorization", self._key_header)]
+        # If a header is repeated, another parser could use the other value.
+        if len(names) > len(set(names)):
+            return self.challenges.for_malformed(request, f"The {names[0].decode().title()} header is repeated.")
+        if self._key_header and (key := request.headers.get(self._key_header)) is not None:
+            # Like this, both headers share cached verdicts, throttling, and the rules for what they contain.
+            given = b"Bearer " + key.strip(b" ")
+            if value is not None and b"Bearer " + value.partition(b" ")[2].strip(b" ") != given:
+                return self.challenges.for_malformed(request, "The request has two credentials that differ. Send one.")
+            value = given
         if value is None:
             found = await self.ambient(request, own) if self.ambient is not None else None
             return self.challenges.for_missing(request) if found is None else found

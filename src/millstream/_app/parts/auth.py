@@ -58,7 +58,7 @@ class AuthPart(OwnPart):
             scope_prefix=issuing[0].scope_prefix if issuing else "",
             scopes=[scope for each in methods for scope in each.scopes],
         )
-        host.guard = guard = AuthGuard(methods, challenges)
+        host.guard = guard = AuthGuard(methods, challenges, key_header=settings.auth_key_header)
         host.on_close(guard.close)
         services.scope_error = challenges.refuse
         services.threads.places.several = guard.has_several()
