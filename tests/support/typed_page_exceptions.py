@@ -199,6 +199,8 @@ PAGES = {
         },
         untyped={
             "front.py": "tests/gateway/test_run_command.py serves it, beside the server that it names.",
+            "people.toml": "tests/gateway/test_gateway_server.py serves it.",
+            "millstream users add": "They ask for passwords. tests/gateway/test_gateway_server.py adds such users.",
             "millstream gateway ~/.cursor": "The reader's own file. tests/gateway/test_run_command.py serves others.",
             "millstream install servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
             'millstream run "uvx': "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",

@@ -76,6 +76,7 @@ def server_of_file(path: Path) -> Server:
             store=config.store,
             serve=config.serve,
             settings=settings,
+            auth=list(config.auth) or None,
         )
     except VariableError:
         raise

@@ -198,6 +198,7 @@ def add_user(
     /,
     *,
     scope: tuple[str, ...] = (),
+    group: tuple[str, ...] = (),
     file: UserFileOption = USER_FILE,
     json: Json = False,
 ) -> None:
@@ -207,19 +208,20 @@ def add_user(
 
     - `millstream users add ada`
 
-    - `millstream users add grace --scope orders:write`
+    - `millstream users add grace --scope orders:write --group staff`
 
     Args:
         scope: Scope that they may grant to clients; repeat it, or use '*' for all.
+        group: Group for policies of a gateway; repeat it for several.
     """
     with convert_errors():
-        _people(file).add(name, _password(), scope, time.time())
+        _people(file).add(name, _password(), scope, time.time(), group)
     report(f"Added {name} to {file}.", {"added": name, "file": str(file)}, json=json)
 
 
 @users.command(name="list")
 def list_users(*, file: UserFileOption = USER_FILE, json: Json = False) -> None:
-    """List the users: names and scopes.
+    """List the users: names, scopes, and groups.
 
     **Example**
 
@@ -229,11 +231,17 @@ def list_users(*, file: UserFileOption = USER_FILE, json: Json = False) -> None:
     with convert_errors():
         user_file.load()
     if json:
-        people = [{"name": each.name, "scopes": each.scopes, "since": each.since} for each in user_file.users.values()]
+        people = [
+            {"name": each.name, "scopes": each.scopes, "groups": each.groups, "since": each.since}
+            for each in user_file.users.values()
+        ]
         print_json({"users": people})
         return
-    rows = [[each.name, " ".join(each.scopes) or "no scopes", day(each.since)] for each in user_file.users.values()]
-    print_rows(rows, ["NAME", "SCOPES", "SINCE"])
+    rows = [
+        [each.name, " ".join(each.scopes) or "no scopes", " ".join(each.groups) or "no groups", day(each.since)]
+        for each in user_file.users.values()
+    ]
+    print_rows(rows, ["NAME", "SCOPES", "GROUPS", "SINCE"])
 
 
 @users.command

@@ -22,7 +22,7 @@ from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import digest, new_secret
-from millstream.auth._method import AuthMethod, Clock, Identity
+from millstream.auth._method import AuthMethod, Clock, Identity, Rights
 from millstream.files import Stamp, open_lock, stamp_of, write_private
 
 
@@ -344,6 +344,11 @@ class KeyMethod(AuthMethod):
     def count(self) -> int:
         """Return the number of names with a valid key."""
         return len(self._names)
+
+    @override
+    def rights(self) -> Rights:
+        """See `AuthMethod.rights`."""
+        return Rights(frozenset(scope for each in self._all() for scope in each.scopes))
 
     @override
     def epoch(self) -> int:

@@ -108,6 +108,15 @@ KnownScopes = Callable[[], Collection[str]]
 """Returns the scopes that a server currently uses."""
 
 
+class Rights(Struct, frozen=True):
+    """All scopes and groups that callers with one kind of credential can have."""
+
+    scopes: frozenset[str]
+    """The scopes; ``*`` stands for any."""
+    groups: frozenset[str] = frozenset()
+    """Values of the claim `groups`."""
+
+
 class AuthMethod:
     """One kind of credential: ``Server("shop", auth=BadgeReader())``. Subclasses override `identify` and `holds`."""
 
@@ -151,6 +160,10 @@ class AuthMethod:
     def count(self) -> int:
         """Return the number of principals that have been configured; 0 if it isn't known."""
         return 0
+
+    def rights(self) -> Rights | None:
+        """Return what callers can have at the moment; None if it isn't known, because another server decides."""
+        return None
 
     def revocation_id(self, principal: Principal) -> str:
         """Return the id of a principal's current credential for `is_revoked`; empty if it can't be revoked early.

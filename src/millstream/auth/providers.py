@@ -74,6 +74,8 @@ class User(Struct, frozen=True, omit_defaults=True):
     """Number that changes when earlier consents must no longer apply: for a new account of the same name, and after a
     password change.
     """
+    groups: tuple[str, ...] = ()
+    """Groups for policies, in the claim `groups` of the user's tokens."""
 
 
 class AuthorizationRedirect(Struct, frozen=True):

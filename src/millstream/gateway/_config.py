@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cache, partial
 from glob import escape
+from inspect import Parameter, signature
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -21,7 +22,7 @@ import msgspec
 from msgspec import Struct, field, structs
 from msgspec.structs import FieldInfo, fields
 
-from millstream import Settings
+from millstream import Settings, auth
 from millstream._protocol.errors import MissingExtra, closest_name, suggest
 from millstream.client import TargetError, parse_url
 from millstream.gateway._credentials import Credentials
@@ -69,6 +70,8 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Any [server settings](settings.md), such as `auth_keys` or `tool_search`."""
     policy: UpstreamPolicy | None = None
     """Policy for all upstreams together. Its patterns match names with the prefix."""
+    auth: tuple[Any, ...] = ()
+    """Who may call the gateway: tables such as [auth.issuer](../guides/gateway.md#people-who-sign-in)."""
     upstreams: tuple[UpstreamConfig, ...] = ()
 
 
@@ -113,6 +116,8 @@ class ConfigValue(Struct, frozen=True):
         for key, each in table.items():
             if key not in known:
                 hint = suggest(key, tuple(known)) if closest_name(key, known) else f"use one of {', '.join(known)}."
+                if len(self.where) < 2 and (key.startswith("auth") or (not self.where and key in _SIGN_IN)):
+                    hint = f"callers' sign-in is configured in tables such as [auth.issuer]. {_SIGN_IN_GUIDE}"
                 if key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
                 elif len(self.where) == 2 and key in ("document", "base_url", "operations"):
@@ -286,6 +291,9 @@ def _contains(values: Any, where: KeyPath) -> bool:
 
 _SET_BY_CODE = ("shared", "text")
 """Fields of policies and secrets that files can't set."""
+_SIGN_IN = ("users", "keys", "issuer", "oidc", "jwt", "introspection")
+"""Tables of ``[auth]`` that newcomers write elsewhere."""
+_SIGN_IN_GUIDE = 'See "People who sign in" in the guide "Gateway".'
 _COMMAND_OPTIONS = ("host", "port", "transport", "workers")
 """Options of `millstream gateway` that newcomers write into the file."""
 _FIELDS_OF_CODE = ("name", "target", "policy", "auth", "openapi")
@@ -335,6 +343,7 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         options_of(GatewayConfig),
         settings=lambda each: each.read(options_of(Settings)),
         policy=lambda each: each.load(UpstreamPolicy),
+        auth=_load_auth,
         upstreams=ConfigValue.table,
     )
     shared, upstreams = values.get("policy"), values.pop("upstreams", {})
@@ -441,6 +450,96 @@ def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
             raise entry.member("prefix").error(
                 f"the upstream {first!r} already has the prefix {prefix!r}. Give one of them another prefix."
             )
+
+
+# Sign-in, in the words of `millstream.auth`: ``[auth.oidc]`` takes the arguments of ``auth.oidc(…)``, and so on
+
+_AUTH_METHODS = ("issuer", "keys", "oidc", "jwt", "introspection")
+"""Functions of `millstream.auth` that are tables of ``[auth]``."""
+_LOGINS = ("login_provider", "identity_provider")
+"""Functions that are tables of ``[auth.issuer]``, for `users`."""
+_AUTH_FILES = ("file", "users")
+
+
+def _load_auth(value: ConfigValue) -> tuple[Any, ...]:
+    """Return the auth methods of the table.
+
+    Raises:
+        ConfigError: An option is unknown, or its value doesn't fit.
+    """
+    table = value.expand().table()
+    for name, each in table.items():
+        if name not in _AUTH_METHODS:
+            raise each.error(f"unknown option; {suggest(name, _AUTH_METHODS)} {_SIGN_IN_GUIDE}")
+    if not table:
+        raise value.error(f"it has no way to sign in; use {', '.join(_AUTH_METHODS)}. {_SIGN_IN_GUIDE}")
+    return tuple(_load_issuer(each) if name == "issuer" else _call_auth(each, name) for name, each in table.items())
+
+
+def _load_issuer(value: ConfigValue) -> Any:
+    """Return an authorization server, whose ways to sign in are options of their own in a file."""
+    table = value.table()
+    users = [auth.users(file=_file_path(table["users"]))] if "users" in table else list[Any]()
+    for name in _LOGINS:
+        users += [_call_auth(each, name) for each in _tables(table[name])] if name in table else []
+    clients = [_call_auth(each, "client") for each in _tables(table["clients"])] if "clients" in table else list[Any]()
+    if not users:
+        raise value.error(f"users, login_provider, or identity_provider is required. {_SIGN_IN_GUIDE}")
+    return _call_auth(value, "issuer", done={"users": users, "clients": clients}, ignored=_LOGINS)
+
+
+def _tables(value: ConfigValue) -> list[ConfigValue]:
+    """Return the tables of an option that is one table or a list of them."""
+    if not is_array(value.value):
+        return [value]
+    return [
+        structs.replace(value, value=each, original=written)
+        for each, written in zip(value.value, value.original, strict=True)
+    ]
+
+
+def _call_auth(value: ConfigValue, name: str, *, done: Mapping[str, Any] = {}, ignored: tuple[str, ...] = ()) -> Any:
+    """Call a function of `millstream.auth` with a table's options.
+
+    Args:
+        value: The table; the text of its only file.
+        name: The function.
+        done: Arguments that have been read.
+        ignored: Options that aren't arguments.
+    """
+    function: Callable[..., Any] = getattr(auth, name)
+    kinds = {
+        each.name: each
+        for each in signature(function).parameters.values()
+        if each.name != "provider" or name in _LOGINS
+    }
+    known = [key for key, each in kinds.items() if each.kind is not Parameter.VAR_POSITIONAL]
+    given: dict[str, Any] = dict(done)
+    if isinstance(value.value, str) and "file" in known:
+        return function(file=_file_path(value))
+    for key, each in value.table().items():
+        if key in done or key in ignored:
+            continue
+        if key not in known:
+            raise each.error(f"unknown option; {suggest(key, [*known, *ignored])} {_SIGN_IN_GUIDE}")
+        if str(kinds[key].annotation) in ("str", "<class 'str'>") and not isinstance(each.value, str):
+            raise each.error(f"it must be a string, not {each.original!r:.60}.")
+        given[key] = _file_path(each) if key in _AUTH_FILES else each.value
+    missing = [
+        key for key, each in kinds.items() if key in known and each.default is Parameter.empty and key not in given
+    ]
+    if missing:
+        raise value.error(f"{missing[0]} is required. {_SIGN_IN_GUIDE}")
+    try:
+        return function(**given)
+    except (TypeError, ValueError, AttributeError, LocalError) as exc:
+        raise value.error(str(exc)) from exc
+
+
+def _file_path(value: ConfigValue) -> str:
+    if not isinstance(value.value, str):
+        raise value.error(f"it must be the path of a file, not {value.original!r:.60}.")
+    return str(value.path.resolve().parent / value.value)
 
 
 # mcpServers

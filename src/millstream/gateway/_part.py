@@ -40,7 +40,7 @@ from millstream.gateway._names import (
     with_origin,
 )
 from millstream.gateway._parked_calls import ParkedCalls
-from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern
+from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern, impossible_rules
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
@@ -96,6 +96,24 @@ class GatewayPart:
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and what is quarantined, at its last change."""
 
+    def _warn_about_rules(self, host: PartHost) -> None:
+        """Warn about rules that hide items from every caller, because none can have a scope or group."""
+        found = [each.rights() for each in host.guard.methods] if host.guard is not None else []
+        known = [each for each in found if each is not None]
+        if len(known) < len(found):
+            return
+        scopes = frozenset[str]().union(*(each.scopes for each in known))
+        groups = frozenset[str]().union(*(each.groups for each in known))
+        for config in self.definition.upstreams:
+            policies = [each for each in (config.policy, config.policy and config.policy.shared) if each]
+            for text in [text for each in policies for text in impossible_rules(each, scopes, groups)]:
+                logger.warning(
+                    "The policy of upstream %s hides items from everyone: %s, which no caller has. Add it to a user or "
+                    "key: millstream users add NAME --scope SCOPE --group GROUP",
+                    config.name,
+                    text,
+                )
+
     async def open(self, host: PartHost) -> None:
         """Connect in the background, and wait a limited time for the first lists.
 
@@ -111,6 +129,7 @@ class GatewayPart:
         check(self.definition.upstreams)
         host.runs_while_idle = True
         pool = ProcessPool(limit=host.settings.max_processes)
+        self._warn_about_rules(host)
         pool.places.several = pool.starts.several = host.guard is not None and host.guard.has_several()
         host.stack.push_async_callback(pool.close)
         host.every_second(pool.sweep)
@@ -218,7 +237,7 @@ class GatewayPart:
         forward = check_forwarded(name, config.forward_headers, configured)
         if isinstance(auth, TokenExchange | PerUserOAuth) and host.guard is None:
             kind = auth.__struct_config__.tag
-            in_file = ", or auth_keys under [settings] of a gateway.toml" if kind == "per_user_oauth" else ""
+            in_file = ", or a table such as [auth.issuer] of a gateway.toml"
             raise LocalError(
                 f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
                 f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."

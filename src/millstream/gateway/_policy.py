@@ -169,6 +169,26 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     """A shared policy for several upstreams. Its patterns match names as callers see them, with the prefix."""
 
 
+def impossible_rules(policy: UpstreamPolicy, scopes: frozenset[str], groups: frozenset[str]) -> list[str]:
+    """Return sentences about rules of a policy that hide items from every caller.
+
+    Args:
+        policy: The policy.
+        scopes: Scopes that callers can have; ``*`` for any.
+        groups: Groups that callers can have.
+    """
+    named = {"": policy, **policy.tools, **policy.prompts, **policy.resources}
+    found: list[str] = []
+    for pattern, rules in named.items():
+        what = f"{pattern!r}" if pattern else "every item"
+        lacking = [each for each in rules.scopes if "*" not in scopes and each not in scopes]
+        if lacking:
+            found.append(f"{what} requires the scope {lacking[0]!r}")
+        if rules.groups and groups.isdisjoint(rules.groups):
+            found.append(f"{what} requires the group {' or '.join(map(repr, rules.groups))}")
+    return found
+
+
 def _has_claim(claim: Any, value: Any) -> bool:
     return any(type(each) is type(value) and each == value for each in (claim if is_array(claim) else (claim,)))
 

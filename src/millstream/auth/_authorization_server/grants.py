@@ -515,6 +515,8 @@ class TokenEndpoints(Struct, frozen=True):
         more = dict(await self.config.provider.claims(user, client)) if user is not None else {}
         if grant.name:
             more.setdefault("name", grant.name)
+        if user is not None and user.groups:
+            more.setdefault("groups", list(user.groups))
         token = await self.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
         return {**token, "refresh_token": refresh} if refresh else token
 

@@ -57,6 +57,7 @@ from millstream.auth._method import (
     KnownScopes,
     Paths,
     Prefetchable,
+    Rights,
     Unavailable,
     addresses_for,
     prefetch_all,
@@ -287,6 +288,19 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         return len(passwords.users) if isinstance(passwords, UserFile) else 0
 
     @override
+    def rights(self) -> Rights | None:
+        """See `AuthMethod.rights`."""
+        config, passwords = self._config, self._config.passwords
+        elsewhere = config.upstreams or config.identities or type(config.provider) is not Provider
+        if elsewhere or not isinstance(passwords, UserFile):
+            return None
+        users = passwords.users.values()
+        named = {*config.scopes, *(scope for each in users for scope in each.scopes)}
+        named |= {scope for each in config.clients.values() for scope in each.scopes}
+        scopes = scopes_of({"scope": list(named)}, config.implied) | (named & {EVERYTHING})
+        return Rights(scopes, frozenset(group for each in users for group in each.groups))
+
+    @override
     def epoch(self) -> int:
         """Return a number that changes when a grant is revoked on any worker, or an account is removed."""
         passwords = self._config.passwords
@@ -352,7 +366,8 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         # A user gets `*` only if no scope was denied.
         if EVERYTHING in granted and granted >= wanted:
             scopes |= {EVERYTHING}
-        claims: Claims = {"name": user.name, **await self._config.provider.claims(user, self._pages)}
+        groups = {"groups": list(user.groups)} if user.groups else {}
+        claims: Claims = {"name": user.name, **groups, **await self._config.provider.claims(user, self._pages)}
         # The account may have been removed in the meantime, and the result is cached.
         if self._config.user_of_grant(grant) != user:
             return None

@@ -93,6 +93,8 @@ class StoredUser(Confidential, Struct, frozen=True, omit_defaults=True, forbid_u
     since: float
     """Time of the account's creation or last password change, in Unix seconds."""
     scopes: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    """Groups for policies, in the claim `groups` of the user's tokens."""
 
 
 class _Users(Struct, forbid_unknown_fields=True):
@@ -148,9 +150,9 @@ class UserFile(RecordFile[StoredUser]):
     def find(self, subject: str) -> User | None:
         """Return the user with a name."""
         known = self.users.get(subject.casefold())
-        return (
-            None if known is None or known.name != subject else User(known.name, known.name, known.scopes, known.since)
-        )
+        if known is None or known.name != subject:
+            return None
+        return User(known.name, known.name, known.scopes, known.since, known.groups)
 
     def epoch(self) -> int:
         """Return the number of changes to the file. While the file is unreadable, its users count as removed."""
@@ -159,7 +161,7 @@ class UserFile(RecordFile[StoredUser]):
 
     # Used by ``millstream users``
 
-    def add(self, name: str, password: str, scopes: tuple[str, ...], now: float) -> None:
+    def add(self, name: str, password: str, scopes: tuple[str, ...], now: float, groups: tuple[str, ...] = ()) -> None:
         """Add a user.
 
         Raises:
@@ -170,7 +172,9 @@ class UserFile(RecordFile[StoredUser]):
             raise ValueError(
                 f"{name!r} isn't a valid user name. Use up to 64 letters, digits, dots, dashes, @, + and _."
             )
-        user = StoredUser(name, hash_password(password), now, check_scopes(scopes))
+        if wrong := [each for each in groups if not _NAME.fullmatch(each)]:
+            raise ValueError(f"{wrong[0]!r} isn't a valid group. Use the characters of user names.")
+        user = StoredUser(name, hash_password(password), now, check_scopes(scopes), groups)
         with self.change() as users:
             if name.casefold() in self.users:
                 raise ValueError(f"The user {name!r} already exists. Choose another name.")

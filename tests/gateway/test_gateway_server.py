@@ -1,0 +1,158 @@
+"""The table ``[auth]`` of a gateway.toml: users, keys, and issuers, in the words of Python."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from auth.issuing.test_server_paths import signed_in
+from auth_world import run_guarded
+from cases import for_each
+from command_line import run_in_process
+from millstream._app.gateway_server import server_of_file
+from processes import ROOT
+from wire import request
+
+URL = "https://mcp.example.com"
+LIST = json.dumps(request("tools/list")).encode()
+JSON = {"content_type": "application/json", "accept": "application/json, text/event-stream", "host": "mcp.example.com"}
+
+
+def add_user(folder: Path, *options: str) -> None:
+    """Add Ada to the file of accounts."""
+    file = folder / "users.json"
+    file.unlink(missing_ok=True)
+    assert run_in_process("users", "add", "ada", *options, "--file", str(file), input="correct horse\n").exit_code == 0
+
+
+def write(folder: Path, text: str) -> Path:
+    """Write a configuration file with one upstream, which doesn't start."""
+    path = folder / "gateway.toml"
+    path.write_text(f'{text}\n[upstreams.shop]\nurl = "http://127.0.0.1:1/mcp"\n', "utf-8")
+    return path
+
+
+def served(path: Path, **settings: Any) -> Any:
+    """Return the server of a file, behind a proxy with the public name."""
+    server = server_of_file(path)
+    server.definition.configure(allowed_hosts=["mcp.example.com"], **settings)
+    return server
+
+
+async def test_people_of_a_file_sign_in_with_their_scopes_and_groups(tmp_path: Path) -> None:
+    add_user(tmp_path, "--scope", "orders:write", "--group", "staff", "--group", "on-call")
+    described = 'scope_descriptions = {"orders:write" = "order"}'
+    path = write(tmp_path, f'[auth.issuer]\nurl = "{URL}"\nusers = "users.json"\n{described}')
+    async with run_guarded(served(path)) as world:
+        found = await signed_in(world)
+        guard = world.runtime.guard
+        assert guard is not None
+        identity, _ = await guard.identify(found)
+        assert identity is not None
+        principal = identity.principal
+        assert (principal.subject, principal.claims["groups"]) == ("ada", ["staff", "on-call"])
+        assert principal.scopes == {"orders:write"}
+        assert (await world.ask(None, "POST", "/mcp", LIST, **JSON)).status == 401
+        assert (await world.ask(found, "POST", "/mcp", LIST, **JSON)).status == 200
+
+
+@for_each("text", ['[auth.keys]\nfile = "keys.json"', '[auth]\nkeys = "keys.json"'])
+async def test_keys_of_a_file_are_accepted(text: str, tmp_path: Path) -> None:
+    (tmp_path / "keys.json").unlink(missing_ok=True)
+    key = run_in_process("keys", "add", "ci", "--file", str(tmp_path / "keys.json")).stdout.strip()
+    async with run_guarded(served(write(tmp_path, text))) as world:
+        assert (await world.ask(key, "POST", "/mcp", LIST, **JSON)).status == 200
+        assert (await world.ask("wrong", "POST", "/mcp", LIST, **JSON)).status == 403
+
+
+async def test_issuers_of_a_file_are_named_to_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("APPLICATION", "6f1c0f3e")
+    path = write(
+        tmp_path,
+        '[auth.oidc]\nissuer = "http://127.0.0.1:1"\naudience = "${APPLICATION}"\n'
+        f'resource = "{URL}/mcp"\nscopes = ["notes.read"]\nscope_claims = ["scp", "roles"]',
+    )
+    async with run_guarded(served(path)) as world:
+        found = await world.ask(None, "GET", "/.well-known/oauth-protected-resource/mcp", host="mcp.example.com")
+        assert found.message["authorization_servers"] == ["http://127.0.0.1:1"]
+        assert found.message["resource"] == f"{URL}/mcp"
+
+
+def test_logins_and_several_methods_are_combined(tmp_path: Path) -> None:
+    text = f"""
+    [auth.issuer]
+    url = "{URL}"
+    login_provider = [{{ provider = "google", allow = ["@example.com"], client_id = "a", client_secret = "b" }}]
+    identity_provider = {{ issuer = "https://login.example.com", scopes = ["read"] }}
+    clients = [{{ id = "desk", redirect_uris = ["https://desk.example.com/back"] }}]
+    [auth.keys]
+    named_keys = {{ ci = "a-long-enough-key-0123456789" }}
+    """
+    assert len(server_of_file(write(tmp_path, text)).definition.auth) == 2
+
+
+@for_each(
+    ("text", "line", "hint"),
+    [
+        ("[auth]\nuser = 1", 2, "unknown option"),
+        ("[auth]", 1, "no way to sign in"),
+        ("auth = 5", 1, "table of options"),
+        ("[settings]\nauth_users = 'users.json'", 2, "[auth.issuer]"),
+        ("users = 'users.json'", 1, "[auth.issuer]"),
+        ("[auth.issuer]\nurl = 'https://a.example'", 1, "users, login_provider, or identity_provider is required"),
+        ("[auth.issuer]\nusers = 'users.json'", 1, "url is required"),
+        ("[auth.issuer]\nurl = 5\nusers = 'users.json'", 2, "must be a string"),
+        ("[auth.issuer]\nurl = 'https://a.example'\nusers = 'users.json'\nscope = ['a']", 4, "unknown option"),
+        ("[auth.issuer]\nurl = 'https://a.example'\nusers = 'users.json'\nscopes = 'a'", 1, "must be a list"),
+        ("[auth.oidc]\nissuer = 'nonsense'\naudience = 'x'", 1, "issuer must be an https URL"),
+        ("[auth.oidc]\naudience = 'x'", 1, "issuer is required"),
+        ("[auth.oidc]\nissuer = 'https://a.example'\naudience = 'account'", 1, "audience mapper"),
+        ("[auth.oidc]\nissuer = '${NO_SUCH}'\naudience = 'x'", 2, "NO_SUCH isn't set"),
+        ("[auth.keys]\nfile = 'missing.json'\nfiles = 1", 3, "unknown option"),
+    ],
+)
+def test_mistakes_name_their_line_and_the_way_out(text: str, line: int, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "users.json").write_text('{"users": []}', "utf-8")
+    with pytest.raises(ValueError, match=f"line {line}: ") as caught:
+        server_of_file(write(tmp_path, text))
+    assert hint.lower() in str(caught.value).lower()
+
+
+@for_each(
+    ("groups", "scopes", "warned"),
+    [
+        ((), (), ["'orders:write'", "'staff'"]), (("staff",), ("orders:write",), []), (("staff",), ("*",), []),
+        (("others",), ("orders:write",), ["'staff'"]),
+    ],
+)  # fmt: skip
+async def test_rules_that_no_user_can_meet_are_reported(
+    groups: tuple[str, ...], scopes: tuple[str, ...], warned: list[str],
+    tmp_path: Path, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    add_user(tmp_path, *(f"--scope={each}" for each in scopes), *(f"--group={each}" for each in groups))
+    text = (
+        f'[auth.issuer]\nurl = "{URL}"\nusers = "users.json"\n'
+        '[policy]\nscopes = ["orders:write"]\n[policy.tools."shop_*"]\ngroups = ["staff"]\n'
+    )
+    with caplog.at_level(logging.WARNING):
+        async with run_guarded(served(write(tmp_path, text))):
+            pass
+    said = [each.getMessage() for each in caplog.records if "hides items from everyone" in each.getMessage()]
+    caplog.clear()
+    assert len(said) == len(warned)
+    assert all(any(each in text for text in said) for each in warned)
+
+
+def test_rules_of_an_issuer_elsewhere_are_not_judged(tmp_path: Path) -> None:
+    text = f'[auth.oidc]\nissuer = "http://127.0.0.1:1"\naudience = "{URL}/mcp"\n[policy]\ngroups = ["staff"]'
+    (method,) = server_of_file(write(tmp_path, text)).definition.auth
+    assert method.rights() is None
+
+
+async def test_the_guide_s_file_is_served(tmp_path: Path) -> None:
+    text = (ROOT / "examples" / "gateway" / "people.toml").read_text("utf-8").partition("# region: upstreams")[0]
+    add_user(tmp_path, "--scope", "orders:write", "--group", "finance")
+    async with run_guarded(served(write(tmp_path, text))) as world:
+        assert (await world.ask(await signed_in(world), "POST", "/mcp", LIST, **JSON)).status == 200
