@@ -196,3 +196,11 @@ def test_clients_of_one_user_share_quotas_but_not_sessions() -> None:
     assert desk.id == phone.id
     assert desk.binding != phone.binding
     assert Principal("a", "bc").binding != Principal("ab", "c").binding != Principal("abc").binding
+
+
+def test_machine_and_person_with_the_same_name_are_different_principals() -> None:
+    """RFC 9068 §5: the subject of a machine's token is its client id."""
+    issuer = "https://issuer.example"
+    machine, person = Principal("ada", issuer, "ada"), Principal("ada", issuer, "claude")
+    assert machine.id != person.id
+    assert person.id == Principal("ada", issuer, "cursor").id

@@ -117,7 +117,7 @@ def test_token_file_is_readable_only_by_its_owner(tmp_path: Path) -> None:
     assert store.load() == StoredCredentials({}, {})
 
 
-async def test_browser_returns_to_a_loopback_page(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_redirect_with_our_state_ends_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
     """RFC 8252 §7.3."""
     loopback = Loopback()
     redirect = await loopback.open()
@@ -127,12 +127,19 @@ async def test_browser_returns_to_a_loopback_page(monkeypatch: pytest.MonkeyPatc
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(other, timeout=WAIT)  # noqa: S310  our own page
         refused.value.close()
+        for forged in ("", "?error=access_denied", "?code=c&state=", "?code=c&state=other"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{redirect}{forged}", timeout=WAIT)  # noqa: S310  our own page
+            refused.value.close()
         urllib.request.urlopen(f"{redirect}?code=c&state=s", timeout=WAIT).close()  # noqa: S310  our own page
 
     monkeypatch.setattr("webbrowser.open", open_browser)
     try:
         async with asyncio.timeout(WAIT):
-            assert parse_redirect(await loopback.visit("https://as.example/authorize")) == {"code": "c", "state": "s"}
+            assert parse_redirect(await loopback.visit("https://as.example/authorize?state=s")) == {
+                "code": "c",
+                "state": "s",
+            }
     finally:
         await loopback.close()
 

@@ -307,6 +307,18 @@ async def test_connection_callbacks_are_bound_and_single_use() -> None:
         assert "Not connected" in await alice.page()
 
 
+async def test_declined_or_forged_redirects_keep_the_registration_of_all_users() -> None:
+    async with run_scenario() as (other, _, alice, bob):
+        accounts = other.accounts
+        await bob.sign_in(BOB)
+        for answer in ({"error": "access_denied"}, {"error": "unauthorized_client"}, {"code": "made up"}):
+            state = parse_qs(urlsplit(await bob.begin_login()).query)["state"][0]
+            back = await bob.open_callback({**answer, "state": state, "iss": accounts.url})
+            assert (await bob.finish(back)).status_code == 403
+        await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+        assert len(accounts.registered) == 1
+
+
 async def test_state_of_a_login_does_not_finish_it() -> None:
     async with run_scenario() as (_, _, alice, _):
         await alice.sign_in(ALICE)

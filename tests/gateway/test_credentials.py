@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from runpy import run_path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from millstream._protocol.errors import LocalError
 from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
 from millstream.gateway._config import load_file
 from millstream.gateway._credentials import Credentials
+from millstream.gateway._credentials.source import LinkAuth, LinkCaller, UpstreamCredentials
 from redis_parts import RedisServer, shared_servers
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "gateway"
@@ -298,3 +300,27 @@ async def test_refused_exchange_affects_only_its_caller() -> None:
         other.accounts.fails = "invalid_target"
         assert "rejected the gateway's credentials" in await gate.call(sign(sub="brian"), "up_who")
         assert await gate.call(ada, "up_who") == "ada-exchanged"
+
+
+async def test_header_values_of_others_do_not_make_open_connections_keep_old_tokens(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("millstream.gateway._credentials.source._MAX_CALLERS", 2)
+    credentials = Forwarding("up", ("x-trace",))
+
+    def call(who: str, token: str, trace: str) -> Any:
+        return SimpleNamespace(who=who, token=token, headers={b"x-trace": trace.encode()})
+
+    opened = credentials.auth(credentials.link_key(call("ada", "old", "a")))
+    for number in range(3):
+        credentials.link_key(call("eve", "e", f"{number}"))
+    credentials.link_key(call("ada", "new", "a"))
+    assert isinstance(opened, LinkAuth)
+    assert opened.caller.token == "new"
+
+
+class Forwarding(UpstreamCredentials):
+    """Credentials that call their caller by name."""
+
+    def _identify(self, call: Any) -> LinkCaller:
+        return LinkCaller(call.who, call.token)

@@ -118,6 +118,8 @@ class Verifier:
         if token in ("ada", "eve", "weak"):
             scopes = [] if token == "weak" else ["read"]
             return AccessToken(token=token, client_id="shop", subject="ada", scopes=scopes)
+        if token in ("anna", "emma"):
+            return AccessToken(token=token, client_id="shop", scopes=["read"])
 
 url = "http://localhost:8000/mcp"
 auth = AuthSettings(issuer_url="https://issuer.example", resource_server_url=url, required_scopes=["read"])
@@ -146,6 +148,15 @@ async def test_program_checks_tokens(name: str, where: str, server: str, tmp_pat
                 headers = {"Authorization": f"Bearer {token}"}
                 async with Client(f"{url}/mcp", headers=headers, revision=era, timeout=WAIT) as client:
                     assert (await client.call("who")).text == token
+        # Without a subject, the people of one OAuth client are told apart by their tokens.
+        anna, emma = ({"Authorization": f"Bearer {token}"} for token in ("anna", "emma"))
+        opening = {"protocolVersion": ERAS[0], "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        message = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": opening}
+        async with httpx2.AsyncClient(timeout=WAIT, headers={"Accept": "application/json, text/event-stream"}) as http:
+            opened = await http.post(f"{url}/mcp", json=message, headers=anna)
+            session = {"Mcp-Session-Id": opened.headers["mcp-session-id"]}
+            replies = [await http.delete(f"{url}/mcp", headers={**each, **session}) for each in (emma, anna)]
+        assert [each.status_code for each in replies] == [404, 204]
         for path in ("/mcp", "/sse"):
             for token, status in (("", 401), ("mallory", 401), ("weak", 403)):
                 headers = {"Authorization": f"Bearer {token}"} if token else {}

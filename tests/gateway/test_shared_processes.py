@@ -12,7 +12,7 @@ import pytest
 
 from cases import for_each
 from http_peer import serve
-from millstream import Client, Server, Settings, auth
+from millstream import Client, Principal, Server, Settings, auth
 from millstream.client import Question
 from millstream.gateway import UpstreamPolicy
 from patience import WAIT
@@ -275,3 +275,30 @@ async def test_error_that_quotes_its_caller_does_not_change_the_era() -> None:
         for word in (SDK_ERROR, "book"):
             found = await client.call("find", word=word, raise_on_error=False)
             assert found.text == f"2026-07-28: there is no {word}"
+
+
+class ProgramsOfAda(auth.AuthMethod):
+    """Signs in one person, whose OAuth client is the credential."""
+
+    async def identify(self, credential: str) -> auth.Identity | None:
+        return auth.Identity(Principal("ada", "https://issuer.example", credential), 60.0)
+
+
+@for_each("isolation", ["shared", "per_principal"])
+async def test_programs_of_one_person_do_not_answer_for_each_other(isolation: Any) -> None:
+    mcp = Server(
+        "front", auth=ProgramsOfAda(), settings=Settings(secret_key="a secret of the tests that is long enough")
+    )
+    command = [sys.executable, "-c", ASKS_LATE]
+    mcp.upstream("late", command, prefix="", isolation=isolation, start_timeout=WAIT, timeout=WAIT)
+    async with asyncio.timeout(WAIT), mcp.running(), serve(mcp) as running:
+        hostile, other = (Caller(f"http://127.0.0.1:{running.port}/mcp", each) for each in ("evil-app", "claude"))
+        async with hostile.client, other.client:
+            await hostile.hang_up()
+            answer = await other.work()
+    if isolation == "shared":
+        assert "doesn't say which one asks" in answer
+        assert (other.questions, other.logs) == ([], [])
+    else:  # a process of its own
+        assert "secret" in answer
+    assert (hostile.questions, hostile.logs) == ([], [])

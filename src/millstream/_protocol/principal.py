@@ -35,13 +35,18 @@ class Principal(Struct, frozen=True):
     credential end then.
     """
     id: str = ""
-    """Derived: unique for issuer and subject. Per-caller shares of the server's capacity use it."""
+    """Derived: unique for issuer and subject, and different for a machine and a person with the same name. Per-caller
+    shares of the server's capacity use it.
+    """
     binding: bytes = b""
     """Derived: a 16-byte hash of issuer, subject, and client. Ownership of sessions and state uses it."""
 
     def __post_init__(self) -> None:
         """Compute the derived fields once, because a principal is cached with its credential."""
-        id = f"{self.issuer} {self.subject}" if self.issuer else self.subject
+        # A machine's token has its client id as the subject (RFC 9068 §5), and a user may have the same name. An issuer
+        # has no fragment.
+        issuer = f"{self.issuer}#client" if self.issuer and self.client == self.subject else self.issuer
+        id = f"{issuer} {self.subject}" if issuer else self.subject
         parts = [part.encode("utf-8", "surrogatepass") for part in (self.issuer, self.subject, self.client)]
         # Length prefixes separate parts that would otherwise concatenate to the same bytes.
         digest = sha256(b"".join(b"%d:%b" % (len(part), part) for part in parts)).digest()[:16]

@@ -30,7 +30,9 @@ class LinkKey(Struct, frozen=True, gc=False):
     """The owner of a connection."""
 
     principal: str = ""
-    """Id of the caller's principal; empty for anonymous callers, and for shared connections."""
+    """The caller's `Principal.binding` in hexadecimal, or the digest of a token for a program; empty for anonymous
+    callers, and for shared connections.
+    """
     affinity: str = ""
     """Id of the caller's handshake session; empty without one."""
     capabilities: bytes = b""

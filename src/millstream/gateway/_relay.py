@@ -186,8 +186,11 @@ class Recipient:
         self.signed_in: bool = call.principal is not None
         """Whether the owner is a principal."""
         self.wants_progress: bool = call.token is not None or call.tee is not None
-        self.owner: str = call.owner if self.signed_in else self.session or call.owner
-        """The caller: the id of its principal, else of its session, else its address."""
+        who = call.principal
+        self.owner: str = self.session or call.owner if who is None else who.binding.hex()
+        """The caller: its issuer, subject, and client, else its session, else its address. A person's programs don't
+        trust each other.
+        """
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress as the client expects it."""

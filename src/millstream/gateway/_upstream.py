@@ -411,7 +411,7 @@ class Upstream:
         """
         program, principal = self._protected_program, ""
         if call.principal is not None:
-            principal = call.principal.id if program is None else caller_of(call.principal)
+            principal = call.principal.binding.hex() if program is None else caller_of(call.principal)
         per_request = not self.revision.handshake
         if self._shares_processes:
             owner = principal if self.config.isolation == "per_principal" else ""

@@ -151,6 +151,8 @@ class Loopback(Struct, eq=False):
     _server: asyncio.Server | None = None
     _redirect: asyncio.Future[str] = field(default_factory=asyncio.Future[str])
     _writers: set[asyncio.StreamWriter] = set()
+    _state: str = ""
+    """The state of the request, without which a redirect is ignored: any page can send the browser here."""
 
     async def open(self) -> str:
         """Start listening, and return the redirect URI."""
@@ -163,6 +165,7 @@ class Loopback(Struct, eq=False):
         Raises:
             AccessDenied: The login wasn't completed in time.
         """
+        self._state = parse_redirect(url).get("state", "")
         if await asyncio.to_thread(webbrowser.open, url) is False:
             _logger.warning("The browser couldn't be opened. Open this address in a browser on this machine: %s", url)
         try:
@@ -185,7 +188,8 @@ class Loopback(Struct, eq=False):
             async with asyncio.timeout(10):
                 words = (await reader.readline()).decode("latin-1").split()
             target = words[1] if len(words) == 3 and words[0] == "GET" else ""
-            ours = urlsplit(target).path == "/callback"
+            path, query = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
+            ours = path == "/callback" and query.get("state", "") == self._state
             text = "You can close this page." if ours else "There is nothing here."
             body = _PAGE.format(html.escape(text)).encode()
             status = "200 OK" if ours else "404 Not Found"
@@ -348,7 +352,9 @@ def default_store() -> TokenStore:
     return KeyringTokenStore(file) if works() else file
 
 
-_GRANT_ERRORS = frozenset({"invalid_grant", "invalid_client", "unauthorized_client"})
+_CLIENT_ERRORS = frozenset({"invalid_client", "unauthorized_client"})
+"""Errors after which the client has to register again."""
+_GRANT_ERRORS = _CLIENT_ERRORS | {"invalid_grant"}
 """Errors that end a grant: its refresh token can't be used again."""
 _RENEW_SECONDS = 30.0
 """Tokens are renewed this many seconds before they expire."""
@@ -646,7 +652,7 @@ class OAuth:
         key: str = "",
     ) -> None:
         response = await ask_token(issuer, who, form, self._outbound, self._proofs, key)
-        if response.error or not response.access_token:
+        if response.error in _CLIENT_ERRORS:
             credentials = self._store.load()
             if credentials.registrations.pop(issuer.issuer, None) is not None:
                 self._store.save(credentials)

@@ -276,8 +276,8 @@ class PersonalCredentials(TokenCredentials):
             async with asyncio.timeout(ISSUER_TIMEOUT):
                 await oauth.exchange_code(self.url, request, answer)
         except AccessDenied:
-            # The authorization server may have dropped this client, so the next attempt registers again.
-            await self._vault.kv.delete(self._registration_key(base))
+            if not store.load().registrations:  # the authorization server has dropped this client of all users
+                await self._vault.kv.delete(self._registration_key(base))
             raise
         tokens = store.load().tokens[str(self.url)]
         registration = Registration() if self.options.client_id else request.who

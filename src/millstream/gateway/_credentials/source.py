@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
 from hashlib import sha256
 from typing import TypeVar
+from weakref import WeakValueDictionary
 
 from msgspec import Struct
 
@@ -42,7 +43,7 @@ _SENT = ContextVar[Mapping[str, str]]("millstream_sent_credentials")
 """Credentials of this task's request. Another request on its connection may have newer ones."""
 
 
-class LinkCaller(Confidential, Struct):
+class LinkCaller(Confidential, Struct, eq=False, weakref=True):
     """The callers with one link key."""
 
     owner: str = ""
@@ -76,7 +77,9 @@ class UpstreamCredentials:
         self.on_change: Callable[[str], None] = lambda link_key: None
         """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
         # State
-        self._callers: Recent[str, LinkCaller] = Recent(_MAX_CALLERS)
+        self._callers: WeakValueDictionary[str, LinkCaller] = WeakValueDictionary()
+        """The callers of open connections, and those in `_recent`."""
+        self._recent: Recent[str, LinkCaller] = Recent(_MAX_CALLERS)
 
     # Used by calls
 
@@ -92,7 +95,8 @@ class UpstreamCredentials:
         key = f"{caller.owner}\n{digest_of(values)}" if headers else caller.owner
         existing = self._callers.get(key)
         if existing is None:
-            self._callers.keep(key, caller)
+            self._callers[key] = caller
+            self._recent.keep(key, caller)
             caller.headers = headers
         elif caller.until > existing.until or caller.token != existing.token:
             existing.token, existing.until = caller.token, caller.until

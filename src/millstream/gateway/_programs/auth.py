@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 from collections.abc import Mapping, Sequence
+from hashlib import sha256
 from math import inf
 from threading import Thread
 from typing import Any
@@ -78,7 +79,9 @@ class ProgramAuth(AuthMethod):
                 return None
         client = str(getattr(token, "client_id", "") or "")
         claims = members(getattr(token, "claims", None))
-        subject = str(getattr(token, "subject", None) or claims.get("sub") or client or user.display_name)
+        subject = str(getattr(token, "subject", None) or claims.get("sub") or "")
+        if not subject:  # all people of an OAuth client would be one principal
+            subject = f"{client or user.display_name} {sha256(credential.encode()).hexdigest()[:16]}"
         issuer = str(claims.get("iss") or "")
         scopes = frozenset(map(str, credentials.scopes))
         principal = Principal(subject, issuer, client, scopes, {TOKEN: token}, until)
