@@ -1,3 +1,4 @@
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,32 @@ def test_tools_that_an_application_disables_are_not_offered(tmp_path: Path, capl
     assert [record.getMessage() for record in caplog.records] == [
         f"{path}: these options have no effect in a gateway: trust, timeout"
     ]
+
+
+def test_numbers_and_booleans_in_application_files_are_text(tmp_path: Path) -> None:
+    server = {
+        "command": "x",
+        "args": [5, "a", True, 1.5],
+        "env": {"PORT": 8080, "DEBUG": True, "UNSET": None, "A": "b"},
+    }
+    file = tmp_path / "mcp.json"
+    file.write_text(json.dumps({"servers": {"a": server}}))
+    [upstream] = load_file(file).upstreams
+    assert upstream.target == ["x", "5", "a", "true", "1.5"]
+    assert upstream.env == {"PORT": "8080", "DEBUG": "true", "A": "b"}
+
+
+def test_names_without_ascii_letters_get_different_prefixes(tmp_path: Path) -> None:
+    file = tmp_path / "mcp.json"
+    file.write_text(json.dumps({"mcpServers": {name: {"command": "x"} for name in ("数据库", "shop", "天气")}}))
+    assert [each.prefix for each in load_file(file).upstreams] == ["server", "shop", "server-2"]
+
+
+def test_mistake_in_a_list_is_shown(tmp_path: Path) -> None:
+    file = tmp_path / "mcp.json"
+    file.write_text(json.dumps({"mcpServers": {"a": {"command": "x", "args": [*["--long-argument"] * 9, ["b"]]}}}))
+    with pytest.raises(ConfigError, match=r"not \['b'\]"):
+        load_file(file)
 
 
 def test_a_url_in_a_file_never_becomes_a_command(tmp_path: Path) -> None:

@@ -441,8 +441,9 @@ class Requests(Confidential, Struct, kw_only=True):
                 return await self._connect_with(sse=True)
             except AccessDenied:
                 raise
-            except ClientError:
-                raise exc from None
+            except ClientError as other:
+                # Without a status, there is an event stream, but it can't be used.
+                raise (other if isinstance(other, NotMcp) and not other.status else exc) from None
 
     def _new_transport(self, *, sse: bool) -> Transport:
         place, options, incoming = self.place, self.options, self.incoming
@@ -472,6 +473,7 @@ class Requests(Confidential, Struct, kw_only=True):
             connect_timeout=options.connect_timeout,
             tls=options.tls,
             inflow=self.inflow,
+            decompress=True,
         )
         endpoint = Endpoint(url, headers, pool, options.auth, incoming.pause_timeouts)
         if sse:

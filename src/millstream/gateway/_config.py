@@ -4,6 +4,7 @@
 start programs, so they must come from the operator, never over HTTP.
 """
 
+import json
 import logging
 import os
 import re
@@ -199,7 +200,7 @@ class ConfigValue(Struct, frozen=True):
                 with suppress(MissingExtra):  # reported when the gateway starts
                     Redactor(converted)
         except msgspec.ValidationError:
-            raise self.error(f"it must be {_describe(kind)}, not {self.original!r:.60}.") from None
+            raise self.error(f"it must be {_describe(kind)}, not {_find_culprit(self.original)!r:.60}.") from None
         except ValueError as exc:
             raise self.error(str(exc)) from None
         return converted
@@ -552,8 +553,8 @@ class _Server(Confidential, Struct, frozen=True, kw_only=True):
     httpUrl: str = ""  # noqa: N815  as in the files
     serverUrl: str = ""  # noqa: N815  as above
     command: str | tuple[str, ...] = ""
-    args: tuple[str, ...] = ()
-    env: dict[str, str] = field(default_factory=dict[str, str])
+    args: tuple[str | bool | int | float, ...] = ()
+    env: dict[str, str | bool | int | float | None] = field(default_factory=dict[str, str | bool | int | float | None])
     cwd: str | None = None
     headers: dict[str, str] = field(default_factory=dict[str, str])
     type: str = ""
@@ -570,6 +571,7 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
     options = options_of(_Server)
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
+    unnamed = 0
     for name, entry in root.member(servers).table().items():
         table = entry.table()
         server = _Server(
@@ -595,13 +597,17 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
             tuple(escape(tool.partition("(")[0]) for tool in tools)
             for tools in (server.includeTools, server.excludeTools + server.disabledTools)
         )
+        prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
+        if not prefix:
+            unnamed += 1
+            prefix = "server" if unnamed == 1 else f"server-{unnamed}"
         configs.append(
             UpstreamConfig(
                 name=name,
-                target=url or [*command, *server.args],
-                prefix=re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-") or "server",
+                target=url or [*command, *map(_as_text, server.args)],
+                prefix=prefix,
                 headers=server.headers,
-                env={} if url else server.env,
+                env={} if url else {key: _as_text(each) for key, each in server.env.items() if each is not None},
                 cwd=None if url else server.cwd,
                 policy=UpstreamPolicy(allow=allow and (*allow, "*://*"), deny=deny) if allow or deny else None,
             )
@@ -610,6 +616,19 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
     if ignored:
         logger.warning("%s: these options have no effect in a gateway: %s", root.path, ", ".join(ignored))
     return GatewayConfig(upstreams=tuple(configs))
+
+
+def _find_culprit(value: Any) -> Any:
+    """Return the part of a value that is neither text nor a number, or the value itself."""
+    parts = value if is_array(value) else [{name: each} for name, each in members(value).items()]
+    found = [each for each in parts if is_object(each) and not all(isinstance(part, str) for part in each.values())]
+    found += [each for each in parts if not isinstance(each, str | dict)]
+    return found[0] if found else value
+
+
+def _as_text(value: str | float) -> str:
+    """Return a value of the environment or an argument as text. Some clients also accept numbers and booleans."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _describe(kind: Any) -> str:

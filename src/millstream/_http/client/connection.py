@@ -8,6 +8,7 @@ import asyncio
 import select
 import socket
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import cast
@@ -24,6 +25,10 @@ _MAX_HEAD = 64 * 1024
 """Maximum bytes of heads before a body, because the parser buffers them."""
 _MAX_DISCARD = 256 * 1024
 """Maximum bytes of an unread body to discard so that the connection can be reused."""
+_CODINGS = frozenset((b"deflate", b"gzip", b"x-gzip"))
+_GZIP_OR_ZLIB = zlib.MAX_WBITS + 32
+_FIRST = frozenset((0x1F & 0xF, 8))
+"""Low bits of the first byte of gzip and zlib."""
 _DISCARD_TIMEOUT = 1.0
 """Maximum seconds to wait for the end of such a body."""
 _KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
@@ -90,6 +95,8 @@ class HttpConnection(asyncio.Protocol):
     """When the framing of a stream was last forgiven."""
     _is_head = False
     """Whether the reply has no body, whatever its head says (RFC 9110 §9.3.2)."""
+    _inflater: "zlib._Decompress | None" = None
+    """Decompresses the body. Servers may compress without a request (RFC 9110 §12.5.3)."""
     _reply_began = False
     _ends_with_connection = False
     """Whether the body has no length and ends with the connection."""
@@ -104,8 +111,11 @@ class HttpConnection(asyncio.Protocol):
         max_body: int,
         on_end: Callable[["HttpConnection"], None],
         inflow: Inflow,
+        *,
+        decompress: bool = False,
     ) -> None:
         self._loop = loop
+        self._decompresses = decompress
         self._max_body = max_body
         self._on_end = on_end
         """Callback for when the connection becomes free or is closed."""
@@ -195,7 +205,8 @@ class HttpConnection(asyncio.Protocol):
             TooLarge: There's too much framing for its body, or the server sends too much at a time.
         """
         size, reply = self._size, self._reply
-        self._framing_bytes = self._framing_bytes + received - (size - before) if before or not size else 0
+        framing = max(0, self._framing_bytes + received - (size - before))
+        self._framing_bytes = framing if before or not size else 0
         limit = MAX_FRAMING + size // 8 if size else _MAX_HEAD
         if self._framing_bytes > limit:
             now = self._loop.time()
@@ -231,6 +242,10 @@ class HttpConnection(asyncio.Protocol):
             return
         reply = self._reply = HttpReply(status, headers)
         self._headers = {}  # trailers must not become headers
+        self._inflater = None
+        if self._decompresses and headers.get(b"content-encoding", b"").strip().lower() in _CODINGS:
+            del headers[b"content-encoding"]
+            self._inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
         length = headers.get(b"content-length")
         self._ends_with_connection = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
         kind = headers.get(b"content-type")
@@ -246,6 +261,8 @@ class HttpConnection(asyncio.Protocol):
         reply = self._reply
         if reply is None or self._error is not None:
             return
+        if self._inflater is not None and not self._discards:
+            data = self._decompress(self._inflater, data)
         self._size += len(data)
         if self._discards:
             if self._size > _MAX_DISCARD:
@@ -261,7 +278,21 @@ class HttpConnection(asyncio.Protocol):
             self._body = self._body if isinstance(self._body, bytearray) else bytearray(self._body)
             self._body += data
 
+    def _decompress(self, inflater: "zlib._Decompress", data: bytes) -> bytes:
+        if not self._size and data[:1] and data[0] & 0xF not in _FIRST:  # some servers send deflate without its header
+            inflater = self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            found = inflater.decompress(data, self._max_body + 1)
+        except zlib.error:
+            self._error = InvalidResponse("The server's response can't be decompressed.")
+            return b""
+        if inflater.unconsumed_tail:
+            self._error = too_large(self._max_body)
+        return found
+
     def on_message_complete(self) -> None:
+        if self._inflater is not None and self._size and not self._inflater.eof and not self._discards:
+            self._error = self._error or InvalidResponse("The server's compressed response is incomplete.")
         if self._reply is not None and self._error is None:
             self._complete(reusable=self._parser.should_keep_alive())
 

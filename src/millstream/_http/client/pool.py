@@ -184,17 +184,21 @@ class ConnectionPool:
         tls: Certificates to trust or present; by default, those of the system.
         dial: Opens connections, and disables proxies of the environment.
         inflow: Counts bytes that arrive.
+        decompress: Whether to decompress replies that a server compressed without a request. Otherwise they stay as
+            they are.
     """
 
     def __init__(
         self, url: Url, *, max_connections: int, max_body: int, connect_timeout: float,
         tls: ssl.SSLContext | None = None, dial: Dial[HttpConnection] | None = None, inflow: Inflow | None = None,
+        decompress: bool = False,
     ) -> None:  # fmt: skip
         # Configuration
         self._url = url
         self._max = max_connections
         self._max_body = max_body
         self._inflow = inflow or Inflow()
+        self._decompresses = decompress
         self._dial_function: Dial[HttpConnection] = dial or connect_directly
         self._timeout = connect_timeout
         self._tls = (tls or ssl.create_default_context()) if url.secure else None
@@ -321,7 +325,7 @@ class ConnectionPool:
             raise connect_error(url, exc) from exc
 
     def _connection(self) -> HttpConnection:
-        return HttpConnection(self._loop, self._max_body, self._release, self._inflow)
+        return HttpConnection(self._loop, self._max_body, self._release, self._inflow, decompress=self._decompresses)
 
     async def _connect_through(self, proxy: Proxy) -> HttpConnection:
         """Return a connection to a forwarding proxy, or a tunnel through the proxy to the server."""
@@ -512,7 +516,7 @@ async def request(
     """
     pool = ConnectionPool(
         url, max_connections=1, max_body=max_body, connect_timeout=connect_seconds or seconds,
-        tls=(context or tls()) if url.secure else None, dial=dial,
+        tls=(context or tls()) if url.secure else None, dial=dial, decompress=True,
     )  # fmt: skip
     length = f"Content-Length: {len(body)}\r\n" if method in ("POST", "PUT") else ""
     head = f"{method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(headers)}{length}Connection: close\r\n"

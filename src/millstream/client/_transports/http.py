@@ -41,8 +41,10 @@ from millstream.client._transports import (
     send_cancellation,
 )
 
-_ACCEPT = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
-_ACCEPT_EVENTS = "Accept: text/event-stream\r\n"
+_IDENTITY = "Accept-Encoding: identity\r\n"
+"""Without it, any coding is acceptable (RFC 9110 §12.5.3)."""
+_ACCEPT = f"Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n{_IDENTITY}"
+_ACCEPT_EVENTS = f"Accept: text/event-stream\r\n{_IDENTITY}"
 _NO_SESSION = re.compile(
     rb"(?i)(?:no valid|invalid|unknown|expired)[a-z ]{0,12} session|session (?:id )?(?:not found|expired)"
 )
@@ -331,7 +333,7 @@ def _version_line(revision: Revision | None) -> str:
 
 
 def _check_coding(reply: HttpReply) -> None:
-    """Check that the body isn't compressed.
+    """Check that the body isn't compressed in another way than gzip and deflate.
 
     Raises:
         InvalidResponse: The body is compressed.
@@ -339,7 +341,7 @@ def _check_coding(reply: HttpReply) -> None:
     coding = reply.header(b"content-encoding").lower()
     if coding not in ("", "identity"):
         reply.discard()
-        raise InvalidResponse("The server compressed its response, although the client didn't request compression.")
+        raise InvalidResponse(f"The server compressed its response with {coding[:_MAX_KIND]!r}, which can't be read.")
 
 
 class HttpSseTransport(DuplexTransport):
@@ -378,7 +380,8 @@ class HttpSseTransport(DuplexTransport):
                 if reply.is_temporary:
                     raise status_error(reply, url.origin, ConnectionLost)
                 if reply.stream is None or reply.status != 200:
-                    raise NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
+                    refused = NotMcp(f"{url} has no event stream: it responded with status {reply.status}.")
+                    raise with_reply(refused, reply)
                 if reply.final_url is not None:
                     self._endpoint.url = reply.final_url
                 self._background.spawn(self._read(reply.stream, named))

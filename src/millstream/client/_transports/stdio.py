@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import cast
 
 from msgspec import Struct
@@ -119,6 +120,20 @@ class Command(Confidential, Struct, frozen=True):
     """What to do if it exits without serving."""
 
 
+def _find_folder(command: Command) -> Path | None:
+    """Return the working directory.
+
+    Raises:
+        TargetError: It doesn't exist.
+    """
+    if command.cwd is None:
+        return None
+    folder = Path(command.cwd).expanduser()
+    if not folder.is_dir():
+        raise TargetError(f"{command.argv[0]} can't be started in {folder}, because there's no such folder.")
+    return folder
+
+
 class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
     """One process, started by `open` and ended by `close`: ``StdioTransport(command, listener, tasks, 2**20)``.
 
@@ -180,9 +195,11 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         program = shutil.which(command.argv[0], path=environment.get("PATH"))
         if program is None:
             fix = "Check its name, and that it is on the PATH."
-            if len(words := command.argv[0].split()) > 1:
+            words = command.argv[0].split()
+            if len(words) > 1 and shutil.which(words[0], path=environment.get("PATH")):
                 fix += f' Separate its arguments: "command": {json.dumps(words[0])}, "args": {json.dumps(words[1:])}'
             raise TargetError(f"There is no program {command.argv[0]!r}. {fix}")
+        folder = _find_folder(command)
         loop = asyncio.get_running_loop()
         try:
             await loop.subprocess_exec(
@@ -190,7 +207,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
                 program,
                 *command.argv[1:],
                 env=environment,
-                cwd=command.cwd,
+                cwd=folder,
                 start_new_session=sys.platform != "win32",  # so its child processes end with it
             )
         except OSError as exc:
