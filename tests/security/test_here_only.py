@@ -125,3 +125,31 @@ async def dialect(app: Any, message: str, peer: tuple[str, int] = OUTSIDE, *fiel
     scope = {"type": "websocket", "path": "/ws", "headers": headers, "client": peer, "subprotocols": []}
     await app(scope, receive, send)
     return said
+
+
+async def test_proxy_that_hides_its_clients_is_refused_and_named_once(
+    server: Server, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nginx with only a `proxy_pass` sends HTTP/1.0, a loopback Host, and no header about its client."""
+
+    class OldClient(httpx2.ASGITransport):
+        async def handle_async_request(self, request: Any) -> Any:
+            app = self.app
+
+            async def over_http_1_0(scope: Any, receive: Any, send: Any) -> None:
+                await app({**scope, "http_version": "1.0"}, receive, send)
+
+            self.app = over_http_1_0
+            try:
+                return await super().handle_async_request(request)
+            finally:
+                self.app = app
+
+    old = OldClient(server, client=HERE)  # type: ignore[arg-type]
+    async with httpx2.AsyncClient(transport=old, base_url="http://127.0.0.1") as http:
+        for path in HERE_ONLY:
+            assert (await http.get(path)).status_code == 403, path
+        assert (await http.post("/publish", json={"data": 1})).status_code == 403
+        assert (await http.get("/docs")).status_code == 200
+        assert "store" not in (await http.get("/health")).json()
+    assert caplog.text.count("proxy_http_version 1.1;") == 1

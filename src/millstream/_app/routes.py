@@ -4,6 +4,7 @@ If callers have to sign in, every path requires a credential unless its route is
 (the pages, `/publish`, `/metrics`) accept only programs on the server's own machine (`LocalOnly`).
 """
 
+import logging
 from collections.abc import Awaitable, Collection, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
 
 
+logger = logging.getLogger("millstream")
+
 _FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
 _PREFIX = b"x-forwarded"
 _REFUSED = Response(
@@ -46,19 +49,22 @@ class LocalOnly(msgspec.Struct, frozen=True):
 
     A loopback address isn't sufficient, because a proxy on the same machine has one, too, and its clients may be
     anywhere. A request counts as local only if the server is bound to a loopback address (or its address is unknown),
-    the peer has one, no header says that the request was forwarded, and its Host is a loopback name.
+    the peer has one, no header says that the request was forwarded, and its Host is a loopback name. nginx with only a
+    `proxy_pass` passes all of these, but speaks HTTP/1.0, which browsers, curl, and Prometheus don't.
     """
 
     loopback: bool | None
     """Whether the server is bound to a loopback address; None if that's unknown."""
     note: ObserveMessage
+    _told: set[str] = set()
 
-    def allows(self, peer: str, headers: Mapping[bytes, bytes]) -> bool:
+    def allows(self, peer: str, headers: Mapping[bytes, bytes], is_http_1_0: bool) -> bool:
         """Return whether a request comes directly from a program on this machine.
 
         Args:
             peer: Address of the peer.
             headers: Headers of the request, with names in lower case.
+            is_http_1_0: See `HttpRequest`.
         """
         if (
             self.loopback is False
@@ -68,7 +74,16 @@ class LocalOnly(msgspec.Struct, frozen=True):
         ):
             return False
         host = parse_authority(headers.get(b"host", b""))
-        return host is not None and host.loopback
+        if host is None or not host.loopback:
+            return False
+        if is_http_1_0 and not self._told:
+            self._told.add("HTTP/1.0")
+            logger.warning(
+                "A private page was refused, because the request came over HTTP/1.0, as from a proxy that hides its "
+                "clients. Turn on sign-in to open these pages to them. If the proxy asks for a password, "
+                "`proxy_http_version 1.1;` in nginx opens them without sign-in. This is logged once."
+            )
+        return not is_http_1_0
 
     def guard(self, handler: Handler, *, message: str = "") -> Handler:
         """Wrap a handler to accept only programs on this machine.
@@ -77,7 +92,7 @@ class LocalOnly(msgspec.Struct, frozen=True):
         """
 
         async def check_peer(request: HttpRequest) -> Response | Sink | None:
-            if self.allows(request.peer, request.headers):
+            if self.allows(request.peer, request.headers, request.is_http_1_0):
                 return await handler(request)
             if message:
                 self.note(message, "http", status="403", address=request.peer)

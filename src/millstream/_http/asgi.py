@@ -218,6 +218,7 @@ class AsgiAdapter:
             client[0] if client else no_peer(scope),
             root,
             scope.get("scheme", "http"),
+            scope.get("http_version") == "1.0",
             adapter=self,
             receive=receive,
             send=send,

@@ -182,6 +182,8 @@ class HttpRequest(Confidential, Struct, eq=False):
     """The peer's address without the port, or an empty string."""
     root_path: str = ""
     scheme: str = "http"
+    is_http_1_0: bool = False
+    """Whether it came over HTTP/1.0, which only some proxies and old tools use."""
     cancel_on_disconnect: bool = False
     """Whether to cancel the handler if the peer disconnects before the reply is complete. Set by the handler."""
     cancel: Callable[[], object] | None = None

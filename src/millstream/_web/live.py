@@ -78,7 +78,7 @@ def connect_handler(host: PartHost, pages: Collection[str], *, public: Collectio
         """Return the ``path`` of the MCP endpoint, its public ``url`` if sign-in is for that URL only, whether ``keys``
         and ``oauth`` are accepted, and the ``pages`` that the caller can reach.
         """
-        return local if host.is_local(request.peer, request.headers) else remote
+        return local if host.is_local(request.peer, request.headers, request.is_http_1_0) else remote
 
     return get
 

@@ -155,7 +155,7 @@ class Playground:
         """Return the caller of a WebSocket handshake, or the response that rejects it."""
         guard = self._host.guard
         if guard is None:
-            if not self._host.is_local(request.peer, request.headers):
+            if not self._host.is_local(request.peer, request.headers, request.is_http_1_0):
                 return Response(b"Sign-in is required for the playground.\n", 403, b"content-type: text/plain\r\n")
             return None
         outcome = await guard(request)

@@ -61,7 +61,7 @@ class HubPart(OwnPart):
 
         def may_publish(principal: "Principal | None", address: str, headers: Mapping[bytes, bytes]) -> bool:
             if guard is None:
-                return host.is_local(address, headers)
+                return host.is_local(address, headers, False)  # WebSockets need HTTP/1.1
             return hooked or (principal is not None and principal.has((PUBLISH,)))
 
         socket = WebSocketRoute(

@@ -284,7 +284,7 @@ class ProbesPart(OwnPart):
         """Return whether a client may read the dashboard."""
         guard = self._host.guard
         if guard is None:
-            return self._host.is_local(request.peer, request.headers)
+            return self._host.is_local(request.peer, request.headers, request.is_http_1_0)
         found = await guard(request)
         return isinstance(found, Principal) and found.has({WATCH})
 

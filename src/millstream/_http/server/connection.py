@@ -783,6 +783,7 @@ class ServerConnection:
         self.newest = exchange = ServerExchange(
             name, path, headers, fields, b"", query, self._peer, table.root_path, self._scheme,
             handler=handler or _not_found,
+            is_http_1_0=not persistent,
             chunked=persistent,
             keep_alive=persistent
             and parser.should_keep_alive()
