@@ -215,3 +215,20 @@ async def test_operator_pages_and_publishing_have_their_own_scopes() -> None:
                 await socket.send('{"type":"publish","data":1}')
                 assert ("published" in str(await socket.recv())) == (status == 200)
         await asyncio.sleep(0)
+
+
+async def test_refused_publications_name_the_missing_scope() -> None:
+    async with run_guarded() as world:
+        async with world.socket(BOB) as socket:
+            await socket.recv()
+            await socket.send('{"type":"publish","data":"hi"}')
+            assert "requires the scope millstream:publish" in str(await socket.recv())
+        refused = await world.ask(BOB, "POST", "/publish", b"{}", content_type="application/json")
+        assert (refused.status, b"millstream:publish" in refused.body) == (403, True)
+
+
+async def test_sign_in_links_of_refusals_lead_back_to_the_page() -> None:
+    async with run_guarded() as world:
+        page = await world.ask(BOB, "GET", "/dashboard", accept="text/html,application/xhtml+xml,*/*;q=0.8")
+        assert (page.status, b"/sign-in?next=%2Fdashboard" in page.body) == (403, True)
+        assert b"your account, key, or token" in page.body

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Awaitable, Collection, Mapping
 from functools import wraps
 from typing import TYPE_CHECKING
+from urllib.parse import urlencode
 
 import msgspec
 
@@ -228,7 +229,10 @@ class Routes:
 
         links = {} if reply.status == 421 else {"Start page": "/"}
         if reply.status in (401, 403) and "/sign-in" in self._exact:
-            links["Sign in"] = "/sign-in"
+            # The way back after signing in, which accepts only this server's pages.
+            links["Sign in"] = (
+                f"/sign-in?{urlencode({'next': request.path})}" if request.method == "GET" else "/sign-in"
+            )
         return error_page(request, reply, self._title, links)
 
     def _enter(self, handler: Handler, mcp_path: str) -> Handler:

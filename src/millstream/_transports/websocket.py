@@ -141,6 +141,8 @@ class Dialect(Struct, eq=False):
     _may_publish: bool
     _gates: Sequence[RequestGate]
     """Functions called before each subscription and publication."""
+    _publish_scope: str = ""
+    """The scope that publishing requires."""
     _subscriptions: dict[str, Subscription] = {}
 
     def __post_init__(self) -> None:
@@ -280,7 +282,7 @@ class Dialect(Struct, eq=False):
         hub = self._need_hub()
         await self._pass_gates()
         if not self._may_publish:
-            raise Forbidden("publish", message.channel)
+            raise Forbidden("publish", message.channel, self._publish_scope)
         channel, principal = message.channel, self._peer.principal
         hub.admission.publish(channel, principal)
         check_encoded_size(len(message.data), hub.limits.max_event)
@@ -347,6 +349,8 @@ class WebSocketRoute(Struct, eq=False):
     may_publish: MayPublish = lambda principal, address, headers: True
     """Returns whether the dialect accepts ``publish`` from a caller, by address and handshake headers."""
     gates: Sequence[RequestGate] = ()
+    publish_scope: str = ""
+    """The scope that publishing requires, for refusals."""
     dialect: MakeDialect | None = None
     """Creates the message handler that replaces MCP and the hub's dialect."""
     _sockets: dict[Socket, asyncio.Task[Any] | None] = {}
@@ -388,7 +392,9 @@ class WebSocketRoute(Struct, eq=False):
                 dialect = self.dialect(connection, outbox, peer)
             elif not speaks:
                 may_publish = self.may_publish(peer.principal, peer.peer, peer.headers)
-                dialect = Dialect(self._dispatcher, self._hub, connection, outbox, peer, may_publish, self.gates)
+                dialect = Dialect(
+                    self._dispatcher, self._hub, connection, outbox, peer, may_publish, self.gates, self.publish_scope
+                )
             take = partial(_take, connection) if dialect is None else dialect.take
             try:
                 await outbox.run(self._read(receive, outbox, take))

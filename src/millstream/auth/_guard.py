@@ -162,7 +162,7 @@ class ChallengeResponses(Struct, kw_only=True):
 
 
 def _missing_scope_text(needed: Collection[str]) -> str:
-    return f"Your key or token lacks a required scope: {' and '.join(sorted(needed))}."
+    return f"This requires a scope that your account, key, or token doesn't have: {' and '.join(sorted(needed))}."
 
 
 def metadata_paths(

@@ -177,7 +177,7 @@ class IssuerMethod(AuthMethod):
     def holds(self, id: str) -> bool:
         """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
         before, tenant, after = self._rules.issuer.partition(TENANT)
-        issuer = id.partition(" ")[0]
+        issuer = id.partition(" ")[0].partition("#")[0]  # a fragment may tell programs from people
         return issuer.startswith(before) and issuer.endswith(after) if tenant else issuer == before
 
 

@@ -97,12 +97,13 @@ class Forbidden(ToolError):
     Args:
         action: ``publish`` or ``subscribe``.
         channel: The channel.
+        scope: The scope that the caller lacks, if that's the reason.
     """
 
-    def __init__(self, action: str, channel: str) -> None:
-        super().__init__(
-            f"You aren't allowed to {action} {'to' if action == 'publish' else 'to the'} channel {channel!r}."
-        )
+    def __init__(self, action: str, channel: str, scope: str = "") -> None:
+        where = "to" if action == "publish" else "to the"
+        why = f" That requires the scope {scope}." if scope else ""
+        super().__init__(f"You aren't allowed to {action} {where} channel {channel!r}.{why}")
         self.action = action
         self.channel = channel
 

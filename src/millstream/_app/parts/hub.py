@@ -72,6 +72,7 @@ class HubPart(OwnPart):
             guard=guard,
             may_publish=may_publish,
             gates=host.request_gates,
+            publish_scope="" if guard is None or hooked else PUBLISH,
         )
         host.sockets["/ws"] = socket
         host.on_drain(socket.close)

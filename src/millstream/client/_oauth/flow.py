@@ -142,7 +142,14 @@ Visit = Callable[[str], Awaitable[str]]
 
 _LOGIN_TIMEOUT = 300.0
 """Seconds to wait for the login."""
-_PAGE = "<!doctype html><meta charset=utf-8><title>Millstream</title><p>{}</p>"
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>Sign-in</title>
+<style>:root {{ color-scheme: light dark; font: 1rem/1.5 Inter, system-ui, sans-serif }}
+body {{ display: grid; min-height: 100vh; margin: 0; place-items: center }}
+main {{ max-width: 26rem; padding: 2rem; border: 1px solid #8886; border-radius: 12px }}
+h1 {{ margin: 0; font-size: 1.25rem }}</style>
+<main><h1>Back to your program</h1><p>{}</p></main>
+"""
 
 
 class Loopback(Struct, eq=False):

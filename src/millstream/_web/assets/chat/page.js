@@ -536,6 +536,16 @@ function people() {
     $("join").hidden = false;
     $("name").focus();
     fetchJson("chat/playground", "the server's name").then((found) => showServer(found?.server));
+    proposeName();
   }
+}
+
+/** Enter the name of the account, if people sign in here. */
+async function proposeName() {
+  if (!$("account")) return;
+  const found = await fetchJson("sign-in/account", "your account");
+  if (!found || $("name").value) return;
+  $("name").value = found.name.slice(0, 40);
+  $("name").select();
 }
 beginRooms({ people, playground: openPlayground });
