@@ -4,7 +4,8 @@
 `millstream.Client` without a network: everything passes through the real encoder, decoder, and dispatcher.
 """
 
-from collections.abc import Callable, Iterable
+import inspect
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,7 @@ from millstream.client._transports.memory import MemoryTransport
 
 __all__ = ["Elicit", "Result", "Sample", "ServerError", "TestClient", "ToolFailed", "connect"]
 
-Sample = Callable[[dict[str, Any]], str]
+Sample = Callable[[dict[str, Any]], str | Awaitable[str]]
 """Simulated model: ``sample(params)`` returns its text."""
 
 _WAIT = 30.0
@@ -107,7 +108,8 @@ def connect(
         revision: Protocol revision to use, as a date.
         elicit: Simulates the user, like the handler of `Client`: ``elicit(question)`` returns the answers as a dict,
             ``"decline"``, or ``"cancel"``. Without it, the client doesn't support forms.
-        sample: Simulates the model; without it, the client doesn't support sampling.
+        sample: Simulates the model, as a function or coroutine function. Without it, the client doesn't support
+            sampling.
         roots: File URIs; without them, the client doesn't support roots.
         principal: The caller, or its subject. With `scopes` alone, the subject is ``test``.
         scopes: Scopes of a caller given by its subject. A `Principal` has its own.
@@ -127,9 +129,10 @@ def connect(
     else:
         caller = None if caller is None and not granted else Principal(caller or "test", scopes=granted)
 
-    def complete(params: CreateMessageRequestParams) -> SampleResult:
+    async def complete(params: CreateMessageRequestParams) -> SampleResult:
         assert sample is not None  # noqa: S101  otherwise, there's no handler
-        return SampleResult("assistant", Text(sample(msgspec.to_builtins(params))), "test")
+        text = sample(msgspec.to_builtins(params))
+        return SampleResult("assistant", Text(await text if inspect.isawaitable(text) else text), "test")
 
     return TestClient(
         server if caller is None else _SignedIn(server, caller),

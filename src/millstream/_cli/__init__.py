@@ -6,10 +6,13 @@ Everything else, such as help or an invalid option, is left to `millstream._cli.
 """
 
 import gc
+import os
+import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from millstream._cli.errors import open_streams, status_without_output, tell, wants_json
 from millstream._cli.help import OVERVIEW, print_version, show
@@ -101,8 +104,35 @@ _SERVING = (["run"], ["dev"], ["gateway"])
 """Commands that handle signals themselves."""
 
 
-def main() -> None:
-    """Run the command; exit with status 1 and a message on failure."""
+def serve_file(file: str, name: str = "") -> None:
+    """Serve a file on stdio for a client that starts it. A file without a server runs as a program of its own, which
+    may speak the protocol itself: ``serve_file("shop.py")``
+
+    Args:
+        file: The path.
+        name: Name of the server in it, if it has several.
+    """
+    from millstream._cli.load import is_plain_program  # noqa: PLC0415  other commands load it later
+
+    if not name and is_plain_program(Path(file)):
+        _run_program(file)
+    sys.argv[1:] = ["run", f"{file}:{name}" if name else file, "--transport", "stdio"]
+    main(program="" if name else file)
+
+
+def _run_program(file: str) -> NoReturn:
+    command = [sys.executable, file]
+    if os.name == "nt":  # it can't replace a process
+        sys.exit(subprocess.call(command))  # noqa: S603  the user's own file
+    os.execv(sys.executable, command)  # noqa: S606  as above
+
+
+def main(*, program: str = "") -> None:
+    """Run the command; exit with status 1 and a message on failure.
+
+    Args:
+        program: A file to run instead, if it has no server.
+    """
     arguments = sys.argv[1:]
     try:
         if stdio := plain_stdio(arguments):
@@ -126,6 +156,8 @@ def main() -> None:
 
         if not isinstance(exc, CommandError):
             raise
+        if program and type(exc).__name__ == "NoServer":  # its module may not be loaded
+            _run_program(program)
         if wants_json():
             tell(exc.what, 1, why=exc.why, remedy=exc.fix)
         else:

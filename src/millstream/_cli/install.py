@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import stat
+import subprocess
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from msgspec import Struct
 from millstream._app.server_process import CommandError
 from millstream._cli.connect_options import Header, pairs
 from millstream._cli.errors import tell
-from millstream._cli.load import split_target
+from millstream._cli.load import is_plain_program, split_target
 from millstream._cli.program import Editable, Json, Packages, Yes
 from millstream._cli.serve import read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
@@ -37,7 +38,6 @@ from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import Confidential, closest_name
 from millstream._protocol.json_schema import value_at
 from millstream.client._errors import TargetError
-from millstream.client._targets import is_run_by_us
 from millstream.files import PRIVATE, write_private
 from millstream.gateway import _jsonc as jsonc
 from millstream.gateway._jsonc import JsonSyntaxError
@@ -125,13 +125,35 @@ def _words(path: Path, name: str, python: str) -> list[str]:
             f"{path.name} is neither Python nor JavaScript, nor a list of servers.",
             fix="Use a .py, .js, .json, or .toml file, or a URL.",
         )
-    if not gateway and not is_run_by_us(path.read_text("utf-8", "replace")):
+    if not gateway and not name and python == sys.executable and _has_no_server(path):
         return [python, str(path)]
     program = Path(sys.executable).with_name("millstream.exe" if os.name == "nt" else "millstream")
     own = python == sys.executable and program.is_file()
     start = [str(program)] if own else [python, "-m", "millstream"]
     what = ["gateway", str(path)] if gateway else ["run", f"{path}:{name}" if name else str(path)]
     return [*start, *what, "--transport", "stdio"]
+
+
+def _has_no_server(path: Path) -> bool:
+    """Return whether a file has no server, so that only Python can run it. Only loading it can tell."""
+    if is_plain_program(path):
+        return True
+    command = [sys.executable, "-P", "-c", _LOAD_CODE, str(path)]
+    done = subprocess.run(  # noqa: S603  the user's own file
+        command, stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    return done.returncode == _NO_SERVER
+
+
+_NO_SERVER = 3
+_LOAD_CODE = f"""
+import sys
+from millstream._cli.load import NoServer, load
+try:
+    load(sys.argv[1])
+except NoServer:
+    sys.exit({_NO_SERVER})
+"""
 
 
 def hyphenate(name: str) -> str:

@@ -5,6 +5,7 @@ A file is imported under a special name, so that ``if __name__ == "__main__"`` d
 other libraries can be imported as well: see `compatible_imports`.
 """
 
+import ast
 import importlib.util
 import re
 import shutil
@@ -34,6 +35,10 @@ _SCRIPTS = (".js", ".mjs", ".cjs")
 _CONFIGURATIONS = (".toml", ".json")
 """Extensions of gateway configuration files."""
 CUSTOMARY_NAMES = ("mcp", "server", "app")
+
+
+class NoServer(CommandError):
+    """A program that was imported and has no server."""
 
 
 def load(target: str) -> Server:
@@ -138,6 +143,31 @@ def split_target(target: str) -> tuple[str, str]:
     return (source, name) if colon and source and dotted else (target, "")
 
 
+def is_plain_program(path: Path, seen: frozenset[Path] = frozenset()) -> bool:
+    """Return whether a file, with the files beside it, imports only the standard library. Then it can't have a server,
+    and may speak the protocol while it's imported.
+    """
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [each.name.partition(".")[0] for each in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = ["" if node.level else str(node.module).partition(".")[0]]
+        else:
+            continue
+        for name in names:
+            beside = path.parent / f"{name}.py"
+            is_local = beside not in seen and beside.is_file()
+            if name not in sys.stdlib_module_names and beside not in seen and not is_local:
+                return False
+            if is_local and not is_plain_program(beside, seen | {path, beside}):
+                return False
+    return True
+
+
 def load_file(path: Path) -> ModuleType:
     """Import a file, with its directory first on the path, like ``python FILE``."""
     _check_file(path)
@@ -199,7 +229,7 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
     if "__path__" in namespace:
         raise CommandError(f"{source} is a package without a server.", fix=_file_in(Path(source.replace(".", "/"))))
     hosts = [key for key, value in namespace.items() if _can_mount(value)]
-    raise CommandError(
+    raise NoServer(
         f"{source} has no millstream.Server.",
         why="The file was imported, but none of its global names is a server.",
         fix=_mount_hint(source, hosts[0], namespace[hosts[0]])

@@ -9,6 +9,7 @@ a `$ref` to another document is refused (MCP 2026-07-28, basic).
 import enum
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from functools import partial
 from math import inf, isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
@@ -18,6 +19,7 @@ from msgspec import Meta, Struct
 from msgspec.json import schema_components
 from msgspec.structs import fields
 
+from millstream._override import override
 from millstream._protocol.jsonrpc import Json
 
 Schema = Json
@@ -139,6 +141,24 @@ def has_no_number(value: Any) -> bool:
     return any(map(has_no_number, inside))
 
 
+class RecursiveAlias(type):
+    """The class of stand-ins for a recursive alias inside itself, such as ``Json`` in ``list[Json]``.
+
+    No type of Python can stand there, so a stand-in accepts every value as an instance. `target` is the alias.
+    """
+
+    target: Any
+
+    @override
+    def __instancecheck__(cls, value: object) -> bool:
+        return True
+
+
+def is_recursive_alias(annotation: Any) -> bool:
+    """Return whether an annotation is a stand-in for a recursive alias."""
+    return isinstance(annotation, RecursiveAlias)
+
+
 def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool = False) -> Schema:
     """Return the schema of a type, with references only to recursive types.
 
@@ -151,8 +171,23 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
         TypeError: Neither msgspec nor the hook knows the type.
     """
 
+    aliases: dict[str, Any] = {}
+
+    def describe(kind: type) -> Schema:
+        if is_recursive_alias(kind):
+            aliases[kind.__name__] = kind
+            return {"$ref": REF + kind.__name__}
+        if hook is None:
+            raise NotImplementedError
+        return hook(kind)
+
+    make = partial(schema_components, schema_hook=describe, ref_template=REF + "{name}")
     try:
-        (root,), components = schema_components((annotation,), schema_hook=hook, ref_template=REF + "{name}")
+        (root,), components = make((annotation,))
+        while missing := aliases.keys() - components.keys():
+            for name in missing:
+                (definition,), more = make((aliases[name].target,))
+                components = {**more, **components, name: definition}
     except NameError as error:
         raise TypeError(f"an annotation inside {type_text(annotation)} can't be resolved: {error}") from error
     _write_decimals(root)
@@ -465,7 +500,8 @@ class _Details(Struct, eq=False):
         if not is_object(node):
             return
         if "$ref" in node:
-            self.add(self.waiting.pop(node["$ref"].rpartition("/")[2], None), annotation)
+            target = annotation.target if is_recursive_alias(annotation) else annotation
+            self.add(self.waiting.pop(node["$ref"].rpartition("/")[2], None), target)
             return
         origin, parts = get_origin(annotation), get_args(annotation)
         if origin is Annotated:

@@ -115,13 +115,14 @@ class Decoder:
     Args:
         max_event_bytes: The maximum size of one line, and of the data of one event. Comments and unknown fields take no
             memory and are unlimited.
+        last_event_id: The id at the end of an earlier connection, which is valid until the server sends another one.
     """
 
-    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES) -> None:
+    def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES, *, last_event_id: str = "") -> None:
         # configuration
         self._max = max_event_bytes
         # connection
-        self.last_event_id = ""
+        self.last_event_id = last_event_id
         """The id at the last blank line, which a client sends as ``Last-Event-ID``."""
         self.retry_ms: int | None = None
         """The newest reconnection time, or ``None`` before the server sends one."""
@@ -131,7 +132,7 @@ class Decoder:
         self._first = True
         self._after_cr = False
         self._line = bytearray()
-        self._id = b""
+        self._id = last_event_id.encode()
         # event
         self._event = b""
         self._data: list[bytes] = []

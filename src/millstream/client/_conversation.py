@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from millstream._http.client import Inflow
@@ -160,7 +161,7 @@ class Conversation:
         """
         ask = RawRequest(
             method="tools/call",
-            params=encode({"name": tool, "arguments": arguments}),
+            params=_encode_call(tool, arguments),
             name=tool,
             headers=self.tool_headers.of(tool, arguments),
             timeout=timeout,
@@ -259,3 +260,22 @@ class Conversation:
         if self._options.cache:
             self._cache.put(ask.method, ask.params, result, result.ttl_ms)
         return result, len(raw)
+
+
+def _encode_call(tool: str, arguments: Mapping[str, Any]) -> bytes:
+    try:
+        return encode({"name": tool, "arguments": arguments})
+    except TypeError:
+        for name, value in arguments.items():
+            with suppress(TypeError):
+                encode(value)
+                continue
+            start = f"The argument {name!r} of {tool!r} can't be sent as JSON"
+            if isinstance(value, type):
+                text = (
+                    f"it's the class {value.__name__}. For the type of the result, write result_type={value.__name__}"
+                )
+            else:
+                text = f"it's a {type(value).__name__}, or contains such a value. Use builtins, dataclasses, or Structs"
+            raise TypeError(f"{start}, because {text}.") from None
+        raise

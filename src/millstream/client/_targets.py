@@ -1,6 +1,5 @@
 """Targets of a client: a URL, a command, a script, a server object, or an entry of a configuration file."""
 
-import importlib.util
 import json
 import os
 import re
@@ -20,12 +19,8 @@ from millstream.client._errors import TargetError
 from millstream.client._transports import ServerObject, TransportFactory
 from millstream.client._transports.stdio import Command
 
-_IMPORTS_MILLSTREAM = re.compile(r"^\s*(?:from|import)\s+millstream\b", re.MULTILINE)
-_IMPORTS_OTHER_LIBRARY = re.compile(r"^\s*(?:from|import)\s+(?:mcp|fastmcp)\b", re.MULTILINE)
-_IMPORTS_SDK_ONE = re.compile(r"^\s*(?:from|import)\s+mcp\.server\.fastmcp\b", re.MULTILINE)
-_HAS_SDK_ONE_SERVER = re.compile(r"^\w+\b.*= *FastMCP\(", re.MULTILINE)
-"""A global one, which doesn't have to be made by a function of the program first."""
 _RUN_CODE = "from millstream._cli import main; main()"
+_SERVE_CODE = "import sys; from millstream._cli import serve_file; serve_file(*sys.argv[1:])"
 _SCRIPTS = (".js", ".mjs", ".cjs")
 _FILES = (".py", ".toml", ".json", *_SCRIPTS)
 
@@ -125,38 +120,18 @@ def _file(path: Path, name: str, base: Command) -> Place:
         except (OSError, ValueError) as exc:
             raise TargetError(f"{path} isn't valid JSON: {exc}.") from exc
         return _from_configuration(given, name, str(path), base)
-    if path.suffix in (".py", ".toml"):
-        text = path.read_text("utf-8", "replace")
-        if path.suffix == ".toml" or is_run_by_us(text):
-            # Its `__main__` block may serve HTTP, or nothing.
-            chosen = f"{path}:{name}" if name else str(path)
-            argv = (sys.executable, "-P", "-c", _RUN_CODE, "run", chosen, "--transport", "stdio")
-            return replace(base, argv=argv, ours=True)
-        if name:
-            raise TargetError(f"{path} doesn't import millstream, so it has no servers to choose from.")
+    if path.suffix == ".toml":
+        argv: tuple[str, ...] = (sys.executable, "-P", "-c", _RUN_CODE, "run", str(path), "--transport", "stdio")
+        return replace(base, argv=argv, ours=True)
+    if path.suffix == ".py":  # its `__main__` block may serve HTTP, or nothing
         advice = (
             f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'
         )
-        if _IMPORTS_OTHER_LIBRARY.search(text):
-            advice = ""
-        return replace(base, argv=(sys.executable, str(path)), advice=advice)
+        argv = (sys.executable, "-P", "-c", _SERVE_CODE, str(path), *([name] if name else []))
+        return replace(base, argv=argv, ours=True, advice=advice)
     if path.suffix in _SCRIPTS:
         return replace(base, argv=("node", str(path)))
     return replace(base, argv=(str(path),))
-
-
-def is_run_by_us(text: str) -> bool:
-    """Return whether `millstream run` has to start a program, because Python alone may serve nothing, or fail.
-
-    It imports Millstream, or it's for the official SDK 1.x, which may be missing here, and the program may serve HTTP.
-    """
-    if not _IMPORTS_SDK_ONE.search(text):
-        return _IMPORTS_MILLSTREAM.search(text) is not None
-    if _HAS_SDK_ONE_SERVER.search(text):
-        return True
-    spec = importlib.util.find_spec("mcp")
-    places = () if spec is None else spec.submodule_search_locations or ()
-    return not any(Path(each, "server", "fastmcp", "__init__.py").is_file() for each in places)  # 2.x has a stub
 
 
 def mcp_servers(configuration: Any, source: str = "The configuration") -> dict[str, Any]:

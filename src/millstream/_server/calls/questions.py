@@ -19,11 +19,10 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.content import (
@@ -42,7 +41,7 @@ from millstream._protocol.errors import (
     ToolError,
     shorten,
 )
-from millstream._protocol.json_schema import Schema, drop_null, is_integral, is_object
+from millstream._protocol.json_schema import Schema, drop_null, is_array, is_integral, is_object
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_MEMBERS,
@@ -66,7 +65,8 @@ from millstream._protocol.seal import InputRequired, Rounds, digest
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import OVER, PendingQuestions
 from millstream._server.functions.engine import VALUE, engine_of_type
-from millstream._server.functions.msgspec_engine import Engine
+from millstream._server.functions.msgspec_engine import Engine, once_per_type
+from millstream._server.functions.parameters import may_be_type, what_to_write
 from millstream._server.functions.problems import Problem, explain, find_problems
 
 TEXTS = ("type", "title", "description", "default")
@@ -91,13 +91,46 @@ class Form(Struct, frozen=True, eq=False):
     """Whether the form asks for a single value, such as a `str` or enum, in the field `VALUE`."""
 
 
-@lru_cache(256)
 def form_of(answer: Any) -> Form:
-    """Return the form for a type: a dataclass, Struct, TypedDict, or pydantic model, or a single value.
+    """Return the form for a type: a dataclass, Struct, TypedDict, or pydantic model, or a single value; or for choices,
+    see `_type_of_choices`.
 
     Raises:
-        TypeError: The type isn't flat. The text names the field.
+        TypeError: The type isn't flat, or it's no type. The text names the field, or explains what to write.
     """
+    kind = _type_of_choices(answer)
+    if answer is None or not may_be_type(kind):
+        raise TypeError(f"A form can't ask for {answer!r}: {what_to_write(answer)}.")
+    return _form_of_type(kind)
+
+
+def _type_of_choices(answer: Any) -> Any:
+    """Return the type for choices as fastmcp writes them, or any other answer unchanged.
+
+    ``["a", "b"]`` offers texts, ``{"a": {"title": "An A"}}`` texts with titles, and a list with one of these several
+    of its choices.
+    """
+    if is_array(answer) and answer and all(isinstance(each, str) for each in answer):
+        return Literal[tuple(answer)]
+    if is_array(answer) and len(answer) == 1 and (is_array(answer[0]) or is_object(answer[0])):
+        inner = _type_of_choices(answer[0])
+        return answer if inner is answer[0] else list[inner]  # type: ignore[valid-type]  # a value here
+    if _has_titles(answer):
+        titled = [{"const": name, "title": about.get("title", name)} for name, about in answer.items()]
+        return Annotated[Literal[tuple(answer)], Meta(extra_json_schema={"oneOf": titled})]
+    return answer
+
+
+def _has_titles(answer: Any) -> bool:
+    return (
+        is_object(answer)
+        and bool(answer)
+        and all(is_object(about) and about.keys() <= {"title"} for about in answer.values())
+    )
+
+
+@once_per_type
+def _form_of_type(answer: Any) -> Form:
     engine = engine_of_type(answer)
     schema: Schema = engine.input_schema["properties"][VALUE]
     plain = schema.get("type") != "object"
@@ -108,7 +141,11 @@ def form_of(answer: Any) -> Form:
 
 def requested_schema(answer: Any) -> Schema:
     """Return the form for a type, or a schema unchanged. Raises the errors of `form_of`."""
-    return answer if is_object(answer) else form_of(answer).schema
+    return answer if _is_schema(answer) else form_of(answer).schema
+
+
+def _is_schema(answer: Any) -> bool:
+    return is_object(answer) and ("properties" in answer or answer.get("type") == "object")
 
 
 def _form_field(name: str, node: Schema) -> Schema:
@@ -168,7 +205,7 @@ def parse_answer(content: Json, answer: Any) -> Any:
         else is_integral(value)
         for name, value in content.items()
     }
-    if isinstance(answer, dict):
+    if _is_schema(answer):
         if problems := list(find_problems(schema, content)):
             raise _wrong_answer(problems, schema)
         return content

@@ -39,8 +39,10 @@ from millstream._server.functions.parameters import (
     ArgumentList,
     Parameter,
     ParameterError,
+    may_be_type,
     needs_pydantic,
     normalize,
+    what_to_write,
 )
 from millstream._server.functions.problems import (
     MAX_LISTED,
@@ -108,8 +110,10 @@ def engine_of_type(annotation: Any) -> Engine:
     """Return the engine of one type, as a function with one parameter, `VALUE`.
 
     Raises:
-        TypeError: Neither engine supports the type.
+        TypeError: Neither engine supports the type, or it's no type.
     """
+    if not may_be_type(annotation):
+        raise TypeError(f"{annotation!r} can't be read from JSON: {what_to_write(annotation)}.")
     return engine_of(ArgumentList("value", [Parameter(VALUE, VALUE, normalize(annotation), msgspec.NODEFAULT)]))
 
 

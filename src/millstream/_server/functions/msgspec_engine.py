@@ -22,6 +22,7 @@ from millstream._protocol.json_schema import (
     NO_NUMBER,
     Schema,
     has_no_number,
+    is_recursive_alias,
     schema_of,
 )
 from millstream._protocol.jsonrpc import Json
@@ -137,12 +138,14 @@ _IMMUTABLE = (str, int, float, bool, bytes, type(None))
 
 
 def dec_hook(kind: Any, value: Any) -> Any:
-    """Return the path for a JSON value.
+    """Return the path for a JSON value, or the value of a recursive alias.
 
     Raises:
-        ValueError: The value isn't a path.
+        ValueError: The value isn't a path, or isn't one of the alias.
         TypeError: The class isn't supported, such as that of a member that must be absent.
     """
+    if is_recursive_alias(kind):
+        return msgspec.convert(value, kind.target, dec_hook=dec_hook, str_keys=True)
     if not issubclass(kind, PurePath):
         raise TypeError(f"{kind.__name__} can't be read from JSON")
     if not isinstance(value, str) or not value or "\0" in value:

@@ -6,17 +6,18 @@ works. This module doesn't import pydantic, because a program that uses it alrea
 
 import collections.abc
 import inspect
+import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, ForwardRef, Literal, NewType, Union, cast, get_args, get_origin, get_type_hints
 
 from msgspec import NODEFAULT, Meta, Struct
 
-from millstream._protocol.json_schema import Schema, drop_null, is_array, is_object, type_text
+from millstream._protocol.json_schema import RecursiveAlias, Schema, drop_null, is_array, is_object, type_text
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
 
@@ -36,17 +37,108 @@ _PYDANTIC = ("pydantic", "pydantic_core", "pydantic_extra_types", "annotated_typ
 _PYDANTIC_MARKS = ("__get_pydantic_core_schema__", "__pydantic_validator__", "__pydantic_config__")
 
 
+def may_be_type(annotation: Any) -> bool:
+    """Return whether an annotation isn't a plain value, which is a mistake."""
+    return type(annotation) is not object and not isinstance(
+        annotation, list | dict | tuple | set | frozenset | int | float | bytes
+    )
+
+
+def what_to_write(value: Any) -> str:
+    """Return what to write instead of a value that's no type."""
+    if isinstance(value, list | tuple | set | frozenset) and value:
+        choices = ", ".join(map(repr, cast("Iterable[object]", value)))
+        return f"it's no type. For one of these values, write Literal[{choices}]"
+    if isinstance(value, dict):
+        return "it's no type. Write a dataclass, TypedDict, or pydantic model with these fields"
+    if value is None:
+        return "it's no type. To let the user confirm, write bool"
+    if type(value) in _BUILTINS:
+        return f"it's no type. Write {type(value).__name__}, or Literal[{value!r}] for this value alone"
+    return "it's no type. Write a type, such as str or a dataclass"
+
+
 def unwrap_alias(annotation: Any) -> Any:
     """Return the target of an outermost `NewType` or alias (``type Age = int``, PEP 695)."""
     while True:
-        alias = get_origin(annotation) or annotation
         if isinstance(annotation, NewType):
             annotation = annotation.__supertype__
-        elif type(alias).__name__ == "TypeAliasType":
-            parts = get_args(annotation)
-            annotation = alias.__value__[parts] if parts else alias.__value__
+        elif is_alias(annotation):
+            annotation = resolve_alias(annotation)
         else:
             return annotation
+
+
+def is_alias(annotation: Any) -> bool:
+    """Return whether an annotation is an alias of a ``type`` statement, with or without parameters."""
+    return type(get_origin(annotation) or annotation).__name__ == "TypeAliasType"
+
+
+def resolve_alias(annotation: Any) -> Any:
+    """Return what an alias stands for."""
+    alias, parts = get_origin(annotation) or annotation, get_args(annotation)
+    return alias.__value__[parts] if parts else alias.__value__
+
+
+def make_stand_in(name: str) -> RecursiveAlias:
+    """Return what stands for an alias inside itself. Set its `target`."""
+    return RecursiveAlias(re.sub(r"\W+", "_", name).strip("_"), (), {})
+
+
+def close_alias(annotation: Any, namespace: Mapping[str, Any], inside: Mapping[str, RecursiveAlias] = {}) -> Any:
+    """Return an annotation with its names resolved, in which aliases may refer to themselves.
+
+    ``Json = dict[str, "Json"] | list["Json"] | str`` does so before Python 3.12.
+
+    Args:
+        annotation: The annotation, as it's written.
+        namespace: The names of its module.
+        inside: The aliases that contain it, with what stands for them there.
+
+    Raises:
+        NameError: A name doesn't exist.
+    """
+    name = annotation.__forward_arg__ if isinstance(annotation, ForwardRef) else annotation
+    if isinstance(name, str):
+        if name in inside:
+            return inside[name]
+        value = eval(name, dict(namespace))  # noqa: S307  an annotation of the program
+        return _close_named(name, value, namespace, inside) if not isinstance(value, type) else value
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is None or origin is Literal or not any(map(_has_names, parts)):
+        return annotation
+    if not inside:  # is it an alias itself?
+        for each in _names_in(annotation):
+            if namespace.get(each) == annotation:
+                return _close_named(each, annotation, namespace, inside)
+    if origin is Annotated:
+        return Annotated[close_alias(parts[0], namespace, inside), *parts[1:]]
+    closed = [close_alias(part, namespace, inside) for part in parts]
+    return union_of(closed) if origin in UNIONS else origin[*closed]
+
+
+def _close_named(name: str, value: Any, namespace: Mapping[str, Any], inside: Mapping[str, RecursiveAlias]) -> Any:
+    stand_in = make_stand_in(name)
+    stand_in.target = close_alias(value, namespace, {**inside, name: stand_in})
+    return stand_in.target
+
+
+def _names_in(annotation: Any) -> Iterator[str]:
+    if isinstance(annotation, str | ForwardRef):
+        yield annotation if isinstance(annotation, str) else annotation.__forward_arg__
+    elif get_origin(annotation) is not Literal:
+        parts = get_args(annotation)
+        for part in parts[:1] if get_origin(annotation) is Annotated else parts:
+            yield from _names_in(part)
+
+
+def _has_names(annotation: Any) -> bool:
+    return any(_names_in(annotation))
+
+
+def refers_to_names(annotation: Any) -> bool:
+    """Return whether a resolved annotation still has names in it, as those of recursive aliases do."""
+    return not isinstance(annotation, str) and _has_names(annotation)
 
 
 def has_fields(kind: Any) -> bool:
@@ -68,7 +160,7 @@ def join_annotation(annotation: Any, metadata: Metadata) -> Any:
     return Annotated[annotation, *metadata] if metadata else annotation
 
 
-def normalize(annotation: Any, *, received: bool = False) -> Any:
+def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, RecursiveAlias] = {}) -> Any:
     """Return an annotation in the form that both engines read.
 
     `object` and pydantic's `JsonValue` mean anything, a string in ``Annotated`` is a description, and our bounds on a
@@ -78,14 +170,17 @@ def normalize(annotation: Any, *, received: bool = False) -> Any:
         annotation: The annotation.
         received: Whether clients send the value. An `Iterable` then arrives as a list, whose items are checked before
             the function runs.
+        inside: The aliases that contain it, with what stands for them there.
 
     Raises:
         RegistrationError: A bound doesn't fit the type.
         TypeError: Clients can't send a value of the type.
     """
-    normalize_part = partial(normalize, received=received)
+    normalize_part: Callable[..., Any] = partial(normalize, received=received, inside=inside)
     if _is_json_value(annotation):
         return Any
+    if is_alias(annotation):  # PEP 695
+        return _normalize_alias(annotation, normalize_part, inside)
     annotation, metadata = split_annotation(annotation)
     annotation = _receive(annotation) if received else annotation
     metadata = tuple(Meta(description=each) if isinstance(each, str) else each for each in metadata)
@@ -109,6 +204,14 @@ def normalize(annotation: Any, *, received: bool = False) -> Any:
         for meta in metadata:
             _distribute_bounds([annotation], meta)
     return join_annotation(annotation, metadata)
+
+
+def _normalize_alias(alias: Any, normalize_part: Callable[..., Any], inside: Mapping[Any, RecursiveAlias]) -> Any:
+    if alias in inside:
+        return inside[alias]
+    stand_in = make_stand_in(str(alias))
+    stand_in.target = normalize_part(resolve_alias(alias), inside={**inside, alias: stand_in})
+    return stand_in.target
 
 
 def _receive(annotation: Any) -> Any:
@@ -323,8 +426,7 @@ def parameter_of(
             how += ". If a decorator made this function, use @functools.wraps(function) in the decorator"
         raise TypeError(f"{where} takes any number of arguments: {how}.")
     hint = hints.get(parameter.name, Any if kind == "tool" else str)
-    if isinstance(hint, str):
-        raise TypeError(f"{where}: the annotation {hint!r} can't be resolved. Import it where {name} is defined.")
+    _check_hint(hint, where, name)
     default = NODEFAULT if parameter.default is parameter.empty else parameter.default
     if isinstance(default, Meta) or is_pydantic_field(default):
         hint, default = Annotated[hint, default], NODEFAULT
@@ -346,6 +448,13 @@ def parameter_of(
     if description and not any(isinstance(getattr(each, "description", None), str) for each in metadata):
         metadata = (*metadata, Meta(description=description))
     return Parameter(parameter.name, wire, join_annotation(annotation, metadata), default)
+
+
+def _check_hint(hint: Any, where: str, name: str) -> None:
+    if isinstance(hint, str):
+        raise TypeError(f"{where}: the annotation {hint!r} can't be resolved. Import it where {name} is defined.")
+    if not may_be_type(hint):
+        raise TypeError(f"{where} is annotated with {hint!r}: {what_to_write(hint)}.")
 
 
 def finish_schema(schema: Schema) -> Schema:

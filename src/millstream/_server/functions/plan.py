@@ -9,7 +9,7 @@ Arguments that the decoder refuses are examined again. Large ones are never walk
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import isfinite
 from types import CodeType
 from typing import Any, Never, NoReturn, get_args, get_origin
@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from millstream._protocol.errors import shorten
-from millstream._protocol.json_schema import Schema, drop_modules, is_integral
+from millstream._protocol.json_schema import Schema, drop_modules, is_integral, is_object
 from millstream._protocol.jsonrpc import Json, decode_object, too_many_values
 from millstream._protocol.metadata import ParamHeader, find_annotations
 from millstream._server.functions.dependencies import (
@@ -42,8 +42,10 @@ from millstream._server.functions.parameters import (
     Kind,
     check_described,
     check_text_arguments,
+    close_alias,
     normalize,
     parameter_of,
+    refers_to_names,
 )
 from millstream._server.functions.problems import (
     MAX_LISTED,
@@ -111,7 +113,8 @@ def plan(
         contexts: Classes that mark the context parameter.
         name: A name for messages instead of the function's.
         input_schema, output_schema: Handwritten schemas, listed unchanged. Arguments and results are validated.
-        coerce: Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments.
+        coerce: Accept ``"3"`` as 3, 3 as text, and JSON strings as lists or objects, ignore unknown arguments, and
+            take null and ``""`` as "not given" for arguments with a default.
 
     Raises:
         TypeError: The signature isn't supported. The text names the parameter and what works.
@@ -130,7 +133,7 @@ def plan(
         )
     text, descriptions = describe(_find_docstring_holder(function, target))
     signature = _signature_of(function)
-    hints = hints_of(target)
+    hints = _close_hints(target, hints_of(target))
     context, context_type = context_in(signature, hints, contexts, name)
     filled = dependencies_in(signature, hints)
     values = [each for each in signature.parameters.values() if each.name != context and each.name not in filled]
@@ -209,6 +212,18 @@ def _find_docstring_holder(function: Function, target: Function) -> Any:
     kind = type(inner)
     is_signature = (kind.__doc__ or "").startswith(f"{kind.__name__}(")  # that dataclasses write
     return target if own or is_signature else kind
+
+
+def _close_hints(target: Any, hints: dict[str, Any]) -> dict[str, Any]:
+    """Return annotations with recursive aliases closed, which `typing` leaves open after some levels."""
+    open_hints = [name for name, hint in hints.items() if refers_to_names(hint)]
+    if not open_hints:
+        return hints
+    function = target.__init__ if inspect.isclass(target) else target
+    with suppress(NameError, AttributeError, SyntaxError):
+        closed = {name: close_alias(function.__annotations__[name], function.__globals__) for name in open_hints}
+        return {**hints, **closed}
+    return hints
 
 
 def _signature_of(function: Function) -> inspect.Signature:
@@ -441,10 +456,40 @@ def _second_try(plan: Plan, raw: bytes) -> Any | None:
     try:
         values = _decode_integral(raw)
         if plan.coerce:
-            decode_json_texts(plan.input_schema, values)
+            values = _coerce(plan.input_schema, values)
         return plan.engine.convert(values, lax=plan.coerce)
     except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
         return None
+
+
+def _coerce(schema: Schema, values: Json) -> Json:
+    """Return arguments as models mean them, at any depth. See `plan`."""
+    decode_json_texts(schema, values)
+    properties, required = schema.get("properties", {}), schema.get("required", ())
+    made: Json = {}
+    for name, value in values.items():
+        node = properties.get(name, {})
+        if value is None or value == "":
+            if name not in required and any(find_problems({"properties": {name: node}}, {name: value})):
+                continue
+            made[name] = value
+        elif is_object(value):
+            made[name] = _coerce(_object_in(node), value)
+        else:
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            made[name] = str(value) if is_number and _types_of(node) <= {"string", "null"} else value
+    return made
+
+
+def _types_of(node: Schema) -> set[str]:
+    """Return the types that a schema allows, or a set with an empty string if they're unknown."""
+    return {part.get("type", "") for part in node.get("anyOf", [node])}
+
+
+def _object_in(node: Schema) -> Schema:
+    """Return the only alternative of a schema that is an object, or an empty schema."""
+    found = [part for part in node.get("anyOf", [node]) if part.get("type") == "object"]
+    return found[0] if len(found) == 1 else {}
 
 
 def decode_json_texts(schema: Schema, values: Json) -> None:

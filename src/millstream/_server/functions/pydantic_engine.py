@@ -38,6 +38,7 @@ from millstream._protocol.json_schema import (
     has_no_number,
     inline_references,
     is_object,
+    is_recursive_alias,
     key_schema,
     members,
     schema_of,
@@ -413,7 +414,7 @@ _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
 
 
 def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Struct)
+    return isinstance(kind, type) and (is_recursive_alias(kind) or issubclass(kind, Struct))
 
 
 def _is_old_typed_dict(kind: Any) -> bool:
@@ -458,7 +459,9 @@ class _StructSchema:
         return self._schema
 
     def _read(self, value: Any) -> Any:
-        return value if isinstance(value, self._kind) else msgspec.convert(value, self._kind, dec_hook=dec_hook)
+        if not is_recursive_alias(self._kind) and isinstance(value, self._kind):
+            return value
+        return msgspec.convert(value, self._kind, dec_hook=dec_hook)
 
     def _write(self, value: Any) -> Any:
         return msgspec.to_builtins(value, enc_hook=enc_hook)

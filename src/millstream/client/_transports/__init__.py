@@ -436,7 +436,7 @@ class EventReader(Struct, eq=False):
         """Read from this connection from now on."""
         self.close()
         self._stream = stream
-        self._decoder = Decoder(self._max)
+        self._decoder = Decoder(self._max, last_event_id=self.last_event_id)
         self._events.clear()
 
     def close(self) -> None:
@@ -467,12 +467,12 @@ class EventReader(Struct, eq=False):
             if decoder.retry_ms is not None:
                 self._retry_ms = decoder.retry_ms
             if not self._events:
-                self.last_event_id = decoder.last_event_id or self.last_event_id
+                self.last_event_id = decoder.last_event_id
             lines, decoder.line_count = decoder.line_count, 0
             if pause := stream.inflow.lines.take(lines, asyncio.get_running_loop().time()):
                 await asyncio.sleep(pause)
         event = self._events.popleft()
-        self.last_event_id = event.id or self.last_event_id
+        self.last_event_id = event.id  # an empty one means that there's nothing to resume from
         return event
 
     async def message(self) -> Envelope | None:

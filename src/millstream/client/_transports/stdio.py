@@ -358,8 +358,8 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         """Return a hint about a process that exited without sending a message."""
         command = self._command
         if command.argv[0] == sys.executable and not command.ours and "No module named" in last:
-            return f"Install the module into the environment of {sys.executable}. {command.advice}".rstrip()
-        return command.advice or (_NEVER_SERVED if code == 0 else "")
+            return f"Install the module into the environment of {sys.executable}."
+        return command.advice or _NEVER_SERVED if code == 0 else ""
 
     @override
     def process_exited(self) -> None:
