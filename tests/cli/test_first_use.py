@@ -62,7 +62,7 @@ WRONG: list[tuple[list[str], int, str]] = [
         "gateway.toml has no upstreams.",
     ),
     (["list", "x" * 5000], 3, "There is no program"),
-    (["list", "plain.py:mcp"], 3, "plain.py doesn't import millstream, so it has no servers to choose from."),
+    (["list", "plain.py:mcp"], 3, "There is no mcp in plain.py."),
     (["list", "http://127.0.0.1:x/mcp"], 3, "its port isn't a number from 0 to 65535."),
     (["list", "http://127.0.0.1:99999/mcp"], 3, "its port isn't a number from 0 to 65535."),
     (["list", "http://127.0.0.1:{port}/mcp"], 3, "nothing listens on that port. Check the host and port, and that the"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from millstream import Server
+from millstream import Client, Server
 from millstream._http.client.url import parse_url
 from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
@@ -80,11 +80,11 @@ def test_scripts_run_with_their_interpreter(tmp_path: Path) -> None:
     plain.write_text("import mcp")
     ours.write_text("from millstream import Server\nmcp = Server('x')")
     script.write_text("")
-    assert place(str(plain)) == Command((sys.executable, str(plain)))
     assert place(script) == Command(("node", str(script)))
-    started = place(ours)
-    assert isinstance(started, Command)
-    assert started.argv[-4:] == ("run", str(ours), "--transport", "stdio")
+    for file in (plain, ours):
+        started = place(file)
+        assert isinstance(started, Command)
+        assert (started.argv[0], started.argv[-1]) == (sys.executable, str(file))
 
 
 def test_configurations_list_their_servers(tmp_path: Path) -> None:
@@ -117,3 +117,36 @@ def test_invalid_request_headers_are_refused(headers: dict[str, str]) -> None:
     """RFC 9110 §5.5"""
     with pytest.raises(TargetError):
         check_headers(headers)
+
+
+RAW = """
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message["method"] == "initialize":
+        about = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}}
+        about["serverInfo"] = {"name": "raw", "version": "1"}
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": about}), flush=True)
+    elif message["method"] == "tools/list":
+        tools = {"tools": [{"name": "raw", "inputSchema": {"type": "object"}}]}
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": tools}), flush=True)
+    elif "id" in message:
+        error = {"code": -32601, "message": "no"}
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": error}), flush=True)
+"""
+FILES = {
+    "base.py": "from millstream import Server\nmcp = Server('shop')\n",
+    "shop.py": "from base import mcp\n@mcp.tool\ndef echo() -> str:\n    return 'hello'\n",
+    "late.py": "def main():\n    from base import mcp\n    mcp.tool(late)\n    mcp.run('stdio')\n"
+    "def late() -> str:\n    return 'x'\nif __name__ == '__main__':\n    main()\n",
+    "raw.py": RAW,
+}
+
+
+@pytest.mark.parametrize(("file", "tool"), [("shop.py", "echo"), ("late.py", "late"), ("raw.py", "raw")])
+async def test_files_are_loaded_and_programs_without_a_server_run(tmp_path: Path, file: str, tool: str) -> None:
+    """The server can be another file's, and a program can speak the protocol by itself."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text)
+    async with Client(tmp_path / file) as client:
+        assert [each.name for each in await client.tools()] == [tool]

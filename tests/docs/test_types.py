@@ -1,14 +1,15 @@
 import datetime as dt
 import json
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, List, Literal, Tuple  # noqa: UP035  they are on the page
 from uuid import UUID
 
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import HttpUrl, SecretStr
+from pydantic import HttpUrl, JsonValue, SecretStr
 
 from cases import for_each
 from examples import argument_types
@@ -28,6 +29,10 @@ ROWS = [
 NAMES: dict[str, Any] = {
     **vars(argument_types),
     **{each.__name__: each for each in (Decimal, Path, UUID, HttpUrl, SecretStr)},
+    "List": List,  # noqa: UP006  as above
+    "Tuple": Tuple,  # noqa: UP006  as above
+    "Iterable": Iterable,
+    "JsonValue": JsonValue,
     "dt": dt,
     "Annotated": Annotated,
     "Any": Any,

@@ -184,6 +184,7 @@ type Age = Annotated[int, Field(ge=0)]
 type Either = Film | Folder
 type Several[T] = list[T]
 type Tree = dict[str, Tree] | int
+type Nest[T] = T | list[Nest[T]]
 @dataclass
 class Box[T]:
     item: T
@@ -193,6 +194,7 @@ def tool(age: Age, either: Either, several: Several[Age]) -> Either:
 def hold(box: Box[int]) -> None: ...
 def both(either: Either, box: Box[int]) -> None: ...
 def grow(tree: Tree) -> None: ...
+def branch(nest: Nest[int]) -> None: ...
 def grown() -> Tree: ...
 """
 
@@ -212,12 +214,15 @@ def test_type_statement_is_an_alias_of_its_value() -> None:
         read_arguments(holds, b'{"box":{"item":3,"age":-1}}')
     with pytest.raises(TypeError, match=r"'box': pydantic checks Box\[int\], which is generic"):
         plan(cast("Any", names["both"]))  # only pydantic reads unions of dataclasses
-    with pytest.raises(
-        TypeError, match=r"parameter 'tree': the alias Tree refers to itself. Use a dataclass that refers"
-    ):
-        plan(cast("Any", names["grow"]))
-    with pytest.warns(UserWarning, match="grown: the tool has no output schema"):
-        plan(cast("Any", names["grown"]))
+    grow = plan(cast("Any", names["grow"]))
+    assert read_arguments(grow, b'{"tree":{"a":{"b":1}}}').tree == {"a": {"b": 1}}
+    with pytest.raises(ArgumentError, match="integer"):
+        read_arguments(grow, b'{"tree":{"a":{"b":"x"}}}')
+    branches = plan(cast("Any", names["branch"]))
+    assert read_arguments(branches, b'{"nest":[[1],2]}').nest == [[1], 2]
+    grown = plan(cast("Any", names["grown"])).output
+    assert grown is not None
+    assert grown.schema["$defs"]["Tree"]
 
 
 async def test_choices_are_written_in_the_form_they_are_read() -> None:

@@ -7,11 +7,9 @@ Everything else, such as help or an invalid option, is left to `millstream._cli.
 
 import gc
 import os
-import subprocess
 import sys
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NoReturn
 
 from millstream._cli.errors import open_streams, status_without_output, tell, wants_json
@@ -114,7 +112,7 @@ def serve_file(file: str, name: str = "") -> None:
     """
     from millstream._cli.load import is_plain_program  # noqa: PLC0415  other commands load it later
 
-    if not name and is_plain_program(Path(file)):
+    if not name and is_plain_program(file):
         _run_program(file)
     sys.argv[1:] = ["run", f"{file}:{name}" if name else file, "--transport", "stdio"]
     main(program="" if name else file)
@@ -123,6 +121,8 @@ def serve_file(file: str, name: str = "") -> None:
 def _run_program(file: str) -> NoReturn:
     command = [sys.executable, file]
     if os.name == "nt":  # it can't replace a process
+        import subprocess  # noqa: PLC0415  elsewhere, it isn't needed
+
         sys.exit(subprocess.call(command))  # noqa: S603  the user's own file
     os.execv(sys.executable, command)  # noqa: S606  as above
 

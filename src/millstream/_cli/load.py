@@ -143,10 +143,11 @@ def split_target(target: str) -> tuple[str, str]:
     return (source, name) if colon and source and dotted else (target, "")
 
 
-def is_plain_program(path: Path, seen: frozenset[Path] = frozenset()) -> bool:
+def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> bool:
     """Return whether a file, with the files beside it, imports only the standard library. Then it can't have a server,
     and may speak the protocol while it's imported.
     """
+    path = Path(file)
     try:
         tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
@@ -305,6 +306,23 @@ def _file_in(folder: Path) -> str:
     return f"Name a file in it: millstream run {min(folder.glob('[!_]*.py'), default=folder / 'server.py')}"
 
 
+def _low_level(source: str) -> CommandError:
+    return CommandError(
+        f"{source} uses the low-level Server of the official SDK, version 1.",
+        why="Millstream stands in for its FastMCP only.",
+        fix="Install the SDK beside Millstream: pip install 'mcp<2'",
+    )
+
+
+def _needs_low_level_sdk(exc: BaseException) -> bool:
+    """Return whether a program failed because its SDK is missing, or is version 2, which has no such decorators."""
+    if isinstance(exc, ImportError):
+        name = exc.name or ""
+        low_level = name in ("mcp.server.lowlevel", "mcp.server.stdio", "mcp.server.models")
+        return low_level or (name == "mcp.server" and "FastMCP" not in str(exc))
+    return isinstance(exc, AttributeError) and type(exc.obj).__module__.startswith("mcp.server.lowlevel")
+
+
 def _import_failure(source: str, exc: BaseException) -> CommandError:
     if isinstance(exc, VariableError):
         return CommandError(
@@ -317,8 +335,8 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
     place = where[:1].upper() + where[1:]
     if isinstance(exc, MissingExtra):
         return CommandError(exc.what, why=f"{place} requires it.", fix=f"Run: {exc.remedy}")
-    if isinstance(exc, LocalError):
-        return CommandError(str(exc), why=f"{place} needs it.")
+    if isinstance(exc, LocalError) or _needs_low_level_sdk(exc):
+        return CommandError(str(exc), why=f"{place} needs it.") if isinstance(exc, LocalError) else _low_level(source)
     detail = show_failure(exc, frames)
     if isinstance(exc, ModuleNotFoundError) and exc.name and exc.name.startswith("millstream."):
         found = re.search(r"import (\w+)", frames[-1].line or "") if frames else None

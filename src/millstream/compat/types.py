@@ -316,3 +316,23 @@ class ClientCapabilities(Wire):
     roots: RootsCapability | None = None
     sampling: SamplingCapability | None = None
     elicitation: ElicitationCapability | None = None
+
+
+class ElicitRequestFormParams(_WithMeta):
+    """A form for the user."""
+
+    mode: Literal["form"] = "form"
+    message: str
+    requestedSchema: Json
+
+
+class ElicitRequestURLParams(_WithMeta):
+    """A URL for the user to open."""
+
+    mode: Literal["url"] = "url"
+    message: str
+    url: str
+    elicitationId: str
+
+
+ElicitRequestParams = ElicitRequestURLParams | ElicitRequestFormParams

@@ -41,7 +41,7 @@ from millstream._protocol.errors import (
     ToolError,
     shorten,
 )
-from millstream._protocol.json_schema import Schema, drop_null, is_array, is_integral, is_object
+from millstream._protocol.json_schema import Schema, drop_null, is_array, is_integral, is_object, members
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_MEMBERS,
@@ -173,9 +173,13 @@ def _form_field(name: str, node: Schema) -> Schema:
 
 def _choices_of(items: Any) -> Schema | None:
     """Return the items of a multi-selection: titled constants or an enum of strings. None for anything else."""
-    if not is_object(items) or items.get("type") != "string" or "enum" not in items:
+    if not is_object(items):
         return None
     titled = items.get("oneOf") or items.get("anyOf")
+    if titled and all(isinstance(members(each).get("const"), str) for each in titled):
+        return {"anyOf": titled}  # also those of a pydantic field's `json_schema_extra`
+    if items.get("type") != "string" or "enum" not in items:
+        return None
     return {"anyOf": titled} if titled else {"type": "string", "enum": items["enum"]}
 
 
@@ -212,12 +216,17 @@ def parse_answer(content: Json, answer: Any) -> Any:
     form = form_of(answer)
     values = content if form.plain else {VALUE: content}
     try:
-        return getattr(form.engine.convert(values), VALUE)
+        found = getattr(form.engine.convert(values), VALUE)
     except msgspec.ValidationError as error:
         problems = form.engine.problems(error, values)
         if not form.plain:
             problems = [each._replace(path=each.path[1:]) for each in problems]
         raise _wrong_answer(problems, schema) from error
+    # Choices may be written into the schema of a field only.
+    chosen = {name: content[name] for name in content.keys() & properties if "items" in properties[name]}
+    if problems := list(find_problems({"properties": properties}, chosen)):
+        raise _wrong_answer(problems, schema)
+    return found
 
 
 def _wrong_answer(problems: list[Problem], schema: Schema) -> ProtocolError:

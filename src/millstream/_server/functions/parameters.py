@@ -46,6 +46,8 @@ def may_be_type(annotation: Any) -> bool:
 
 def what_to_write(value: Any) -> str:
     """Return what to write instead of a value that's no type."""
+    if isinstance(value, list) and all(isinstance(each, type) for each in cast("list[object]", value)):
+        return f"it's no type. For a list, write list[{' | '.join(map(type_text, cast('list[type]', value))) or 'str'}]"
     if isinstance(value, list | tuple | set | frozenset) and value:
         choices = ", ".join(map(repr, cast("Iterable[object]", value)))
         return f"it's no type. For one of these values, write Literal[{choices}]"

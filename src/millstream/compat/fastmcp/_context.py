@@ -90,7 +90,7 @@ class ServerSession:
         return types.Wire.model_validate(
             {
                 "protocolVersion": self.engine.revision,
-                "capabilities": client.capabilities,
+                "capabilities": types.ClientCapabilities.model_validate(client.capabilities),
                 "clientInfo": types.Implementation(name=client.name, version=client.version),
             }
         )

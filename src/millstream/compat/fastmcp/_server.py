@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ from millstream._app.user_routes import route_of
 from millstream._http.hosts import is_loopback
 from millstream._protocol.notifications import CompleteRequestParams, Completion
 from millstream._server.calls.call import Call
+from millstream._server.functions.dependencies import warn_author
 from millstream.compat import types
 from millstream.compat.fastmcp._auth import ProviderTokenVerifier, Settings, VerifierMethod, settings_of
 from millstream.compat.fastmcp._context import Context
@@ -308,6 +310,12 @@ class FastMCP(Generic[LifespanT]):
             ValueError: The path or HTTP method is invalid.
             LocalError: The server is already running.
         """
+
+        if "POST" in map(str.upper, methods) and find_spec("python_multipart") is None:
+            warn_author(
+                f"The route {path!r} can't read forms, which need python-multipart. The SDK installs it: "
+                "pip install python-multipart"
+            )
 
         def decorate(function: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
             self.engine.definition.add_path(route_of(path, function, methods=methods, public=True, fixed=True))

@@ -1,0 +1,254 @@
+"""What a program may write as an annotation, and what it reads if that's no type."""
+
+import datetime as dt
+import functools
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Dict, FrozenSet, List, Literal, Set, Tuple, Union  # noqa: UP035  what people write
+
+import pytest
+from pydantic import BaseModel, Field, JsonValue
+
+from millstream import Client, Context, Server, ToolResult
+from millstream.client import ToolFailed
+from millstream.protocol import Json
+from millstream.testing import connect
+
+Nested = Union[int, list["Nested"]]  # noqa: UP007  as Python 3.9 needs it
+Document = Union[str, int, None, list["Document"], dict[str, "Document"]]  # noqa: UP007  as above
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    lives: int = 9
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+
+
+class Raw(BaseModel):
+    data: bytes = b"\x89PNG\xff"
+
+
+class Report(ToolResult):
+    """A result of a program's own."""
+
+
+def _function(annotation: Any, result: Any = str) -> Callable[..., Any]:
+    def tool(a: Any) -> Any:
+        return repr(a) if result is str else a
+
+    tool.__annotations__ = {"a": annotation, "return": result}
+    return tool
+
+
+async def _call(function: Callable[..., Any], arguments: Json, **options: Any) -> Any:
+    mcp = Server("annotations")
+    mcp.add_tool(function, name="tool", **options)
+    async with connect(mcp) as client:
+        return await client.call("tool", arguments)
+
+
+async def _tool(function: Callable[..., Any], **options: Any) -> Any:
+    mcp = Server("annotations")
+    mcp.add_tool(function, name="tool", **options)
+    async with connect(mcp) as client:
+        return (await client.request("tools/list"))["tools"][0]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "arrives"),
+    [
+        (List, [1], "[1]"),  # noqa: UP006
+        (Dict, {"a": 1}, "{'a': 1}"),  # noqa: UP006
+        (Set, [1], "{1}"),  # noqa: UP006
+        (FrozenSet, [1], "frozenset({1})"),  # noqa: UP006
+        (Tuple, [1, 2], "(1, 2)"),  # noqa: UP006
+        (tuple[()], [], "()"),
+        (Iterable[int], [1, 2], "[1, 2]"),
+        (JsonValue, {"x": [1, None]}, "{'x': [1, None]}"),
+        (list[JsonValue], [{"x": 1}], "[{'x': 1}]"),
+        (Nested, [1, [2, [3]]], "[1, [2, [3]]]"),
+        (Nested | None, None, "None"),
+        (Document, {"x": [[1, {"y": None}]]}, "{'x': [[1, {'y': None}]]}"),
+        (dict[str, Nested], {"x": [[1]]}, "{'x': [[1]]}"),
+        (Raw, {"data": "aGVsbG8="}, "Raw(data=b'hello')"),
+    ],
+)
+async def test_annotations_arrive_as_written(annotation: Any, value: Any, arrives: str) -> None:
+    assert (await _call(_function(annotation), {"a": value})).text == arrives
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "says"),
+    [
+        (Nested, [1, ["x"]], "integer"),
+        (Document, {"x": [1.5]}, "'a"),
+        (Iterable[int], ["x"], "'a[0]' must be an integer"),
+        (Annotated[Cat | Dog, Field(discriminator="kind")], {"lives": 3}, "kind"),
+        (Raw, {"data": "no base64!"}, "base64"),
+        (dict[Literal["red"], int], {"blue": 1}, "'a.blue' must be"),
+    ],
+)
+async def test_values_of_other_types_are_refused_before_the_function_runs(
+    annotation: Any, value: Any, says: str
+) -> None:
+    with pytest.raises(ToolFailed, match="Invalid arguments") as failed:
+        await _call(_function(annotation), {"a": value})
+    assert says in str(failed.value)
+
+
+async def test_a_recursive_alias_is_described_as_one_definition() -> None:
+    tool = await _tool(_function(Nested, Nested))
+    node = tool["inputSchema"]["properties"]["a"]
+    assert node["anyOf"][1]["items"] == {"$ref": "#/$defs/Nested"}
+    assert tool["outputSchema"]["$defs"]["Nested"]["anyOf"][0] == {"type": "integer"}
+    assert (await _call(_function(Nested, Nested), {"a": [1, [2]]})).data == [1, [2]]
+
+
+async def test_bytes_in_models_are_base64_in_arguments_and_results() -> None:
+    def picture() -> Raw:
+        return Raw()
+
+    def unannotated() -> Any:
+        return {"picture": Raw()}
+
+    assert (await _call(picture, {})).data == {"data": "iVBOR/8="}
+    assert (await _call(unannotated, {})).data == {"picture": {"data": "iVBOR/8="}}
+    tool = await _tool(picture)
+    assert tool["outputSchema"]["properties"]["data"]["contentEncoding"] == "base64"
+
+
+async def test_a_partial_that_looks_like_its_function_keeps_what_it_fills() -> None:
+    def base(x: int, y: int) -> str:
+        return f"{x} {y}"
+
+    seven = functools.update_wrapper(functools.partial(base, 7), base)
+    assert (await _call(seven, {"y": 1})).text == "7 1"
+
+
+async def test_the_docstring_of_a_callable_objects_class_describes_it() -> None:
+    class Api:
+        """Class text."""
+
+        def __call__(self, n: int) -> str:
+            return str(n)
+
+    assert (await _tool(Api()))["description"] == "Class text."
+
+
+async def test_subclasses_of_a_result_have_no_output_schema() -> None:
+    def report() -> Report:
+        return Report("hello", structured={"a": 1})
+
+    assert "outputSchema" not in await _tool(report)
+    assert (await _call(report, {})).text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "says"),
+    [
+        (["a", "b"], r"it's no type. For one of these values, write Literal\['a', 'b'\]"),
+        ({"a": int}, "it's no type. Write a dataclass, TypedDict"),
+        ([int], r"it's no type. For a list, write list\[int\]"),
+        (3, r"it's no type. Write int, or Literal\[3\]"),
+        (object(), "it's no type. Write a type"),
+        (type[Cat], "clients can't send a class"),
+        (Callable[[], int], "clients can't send a function"),
+    ],
+)
+def test_values_that_are_no_types_are_refused_with_what_to_write(annotation: Any, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        Server("x").add_tool(_function(annotation), name="tool")
+
+
+@pytest.mark.parametrize(
+    ("answer", "choice", "received"),
+    [
+        (["low", "high"], "low", "low"),
+        ([["a", "b"]], ["a"], ["a"]),
+        ({"low": {"title": "Low"}, "high": {"title": "High"}}, "high", "high"),
+        ([{"a": {"title": "A"}}], ["a"], ["a"]),
+    ],
+)
+async def test_choices_are_offered_as_with_fastmcp(answer: Any, choice: Any, received: Any) -> None:
+    mcp = Server("choices")
+
+    @mcp.tool
+    async def ask(ctx: Context) -> dict[str, Any]:
+        return {"chosen": await ctx.elicit("Which?", answer)}
+
+    for revision in ("2025-11-25", "2026-07-28"):
+        async with connect(mcp, revision=revision, elicit=lambda question: {"value": choice}) as client:
+            assert (await client.call("ask")).data == {"chosen": received}
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"), [(None, "write bool"), ({"a": int}, "Write a dataclass"), (3, "Write int")]
+)
+async def test_a_form_for_what_is_no_type_is_refused_with_what_to_write(answer: Any, says: str) -> None:
+    mcp = Server("choices")
+
+    @mcp.tool
+    async def ask(ctx: Context) -> str:
+        with pytest.raises(TypeError, match=says):
+            await ctx.elicit("Which?", answer)
+        return "refused"
+
+    async with connect(mcp, elicit=lambda question: {}) as client:
+        assert (await client.call("ask")).text == "refused"
+
+
+async def test_arguments_of_a_call_that_are_not_json_are_named() -> None:
+    async with Client(Server("x")) as client:
+        with pytest.raises(TypeError, match=r"The argument 'into' of 'add' .* write result_type=int"):
+            await client.call("add", into=int)
+        with pytest.raises(TypeError, match="The argument 'x' of 'add' can't be sent as JSON, because it's a object"):
+            await client.call("add", x=object())
+
+
+def _lenient(n: int = 5, when: dt.date | None = None, text: str = "", filter: Raw | None = None) -> str:
+    return f"{n} {when} {text!r}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"n": None}, "5 None ''"),
+        ({"when": "", "n": ""}, "5 None ''"),
+        ({"text": 7}, "5 None '7'"),
+        ({"text": 7, "n": None}, "5 None '7'"),
+        ({"filter": {"data": None}}, "5 None ''"),
+    ],
+)
+async def test_coerce_takes_what_models_send_for_not_given(arguments: Json, text: str) -> None:
+    assert (await _call(_lenient, arguments, coerce=True)).text == text
+    with pytest.raises(ToolFailed, match="Invalid arguments"):
+        await _call(_lenient, arguments)
+
+
+@pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
+async def test_a_coroutine_function_simulates_the_model(revision: str) -> None:
+    mcp = Server("sampling")
+
+    @mcp.tool
+    async def ask(ctx: Context) -> str:
+        return (await ctx.sample("hi")).text
+
+    async def answer(request: Json) -> str:
+        return "text"
+
+    async with connect(mcp, sample=answer, revision=revision) as client:
+        assert (await client.call("ask")).text == "text"
+
+
+@pytest.mark.parametrize("name", ["$filter", "filter[name]", "my field"])
+def test_argument_names_that_model_apis_refuse_are_warned_about(name: str) -> None:
+    with pytest.warns(UserWarning, match="doesn't work with every model"):
+        Server("x").add_tool(_function(Annotated[int, Field(alias=name)]), name="tool")
+
+
+def test_compositions_that_model_apis_refuse_are_warned_about() -> None:
+    schema = {"type": "object", "properties": {"a": {}}, "oneOf": [{"required": ["a"]}]}
+    with pytest.warns(UserWarning, match="refuses schemas with 'oneOf' at their root"):
+        Server("x").add_tool(_function(Any), name="tool", input_schema=schema)
