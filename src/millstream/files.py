@@ -13,13 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 
 __all__ = [
-    "PRIVATE",
     "EnvFileError",
-    "Stamp",
     "find_file",
-    "read_env",
     "read_env_file",
-    "stamp_of",
     "write_private",
 ]
 

@@ -15,22 +15,23 @@ from millstream._protocol.errors import (
     OVERLOADED,
     RATE_LIMITED,
     Confidential,
-    CustomResult,
-    LocalError,
     SuggestionMeta,
     shorten,
     suggest_keywords,
 )
 from millstream._protocol.json_schema import is_array, is_object, members
-from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, decoder, encode, notification_message
-from millstream._protocol.metadata import ORIGIN_KEY, SUBSCRIPTION_KEY, TASKS
+from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decode_object, decoder, encode, notification_message
+from millstream._protocol.metadata import ORIGIN_KEY, SUBSCRIPTION_KEY, TASKS, ClientInfo
 from millstream._protocol.notifications import (
-    CallToolResult,
+    Completion,
     CreateMessageRequestParams,
+    GetPromptResult,
+    InputRequest,
     PromptDescription,
+    ResourceDescription,
+    TemplateDescription,
     ToolDescription,
 )
-from millstream._protocol.principal import Share
 from millstream._protocol.revisions import (
     ALL,
     BY_DATE,
@@ -75,19 +76,22 @@ __all__ = [
     "SKILL_FILE",
     "SUBSCRIPTION_KEY",
     "TASKS",
-    "CallToolResult",
+    "ClientInfo",
+    "Completion",
     "Confidential",
     "CreateMessageRequestParams",
-    "CustomResult",
+    "Envelope",
     "FrontmatterError",
+    "GetPromptResult",
+    "InputRequest",
     "Json",
-    "LocalError",
     "PromptDescription",
+    "ResourceDescription",
     "Revision",
-    "Share",
     "Skill",
     "SkillResource",
     "SuggestionMeta",
+    "TemplateDescription",
     "ToolDescription",
     "decode_object",
     "decoder",

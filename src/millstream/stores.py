@@ -13,6 +13,7 @@ from millstream._stores.base import (
     EPHEMERAL,
     ONCE_SECONDS,
     Backend,
+    Bus,
     Entry,
     EntryRepeated,
     Gap,
@@ -38,15 +39,14 @@ from millstream._stores.rates import (
     owner_for,
     share_for,
 )
-from millstream._stores.store import BackendStore, SplitLog, SplitMap
-from millstream._stores.workers import Claim, expire, read_again
+from millstream._stores.workers import Claim, read_again
 
 __all__ = [
     "EPHEMERAL",
     "MARK_BYTES",
     "ONCE_SECONDS",
     "Backend",
-    "BackendStore",
+    "Bus",
     "Charge",
     "ChargeResult",
     "ChargeResults",
@@ -63,14 +63,11 @@ __all__ = [
     "Position",
     "Quota",
     "RateCharge",
-    "SplitLog",
-    "SplitMap",
     "Store",
     "StoreFull",
     "StoreUnavailable",
     "StreamSealed",
     "UsageCounter",
-    "expire",
     "owner_for",
     "read_again",
     "share_for",

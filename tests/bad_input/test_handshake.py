@@ -4,7 +4,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from cases import for_each
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from wire import HOST, LATEST_HANDSHAKE, POST, Wire, request, run_wire
 
 FORGED = "A" * 80

@@ -12,8 +12,8 @@ from examples import extension as example
 from extensions.shop import NAME, Peer, Stock
 from millstream import Client, Server
 from millstream.client import Question, ServerError
-from millstream.extensions import Extension, method
-from millstream.protocol import BY_DATE, NEWEST, NEWEST_HANDSHAKE, LocalError
+from millstream.extensions import Extension, LocalError, method
+from millstream.protocol import BY_DATE, NEWEST, NEWEST_HANDSHAKE
 from millstream.testing import connect
 from patience import WAIT
 from processes import SharedServer, run_command, share_server

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cases import for_each
 from millstream._protocol.seal import MAX_TOKEN, KeyRing
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from patience import WAIT
 
 OLD, NEW = b"o" * 32, b"n" * 32

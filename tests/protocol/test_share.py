@@ -1,4 +1,4 @@
-from millstream.protocol import Share
+from millstream.extensions import Share
 
 
 def test_an_owner_holds_at_most_half_and_others_get_the_rest() -> None:

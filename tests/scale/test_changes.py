@@ -7,7 +7,7 @@ import pytest
 from bad_input.shop import make_shop
 from fleet import EventStream, Worker, fleet, one_worker, settle, until
 from millstream import Server, Settings
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from shared_store import SharedStore
 from wire import POST, per_request, routing
 

@@ -6,7 +6,7 @@ import pytest
 
 from millstream import Client, Server
 from millstream.client import ServerError
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from millstream.stores import StoreFull, StoreUnavailable
 
 FAILURES = [(StoreUnavailable("10.1.2.3 is away"), "Try again in a moment"), (StoreFull("10.1.2.3 is full"), "is full")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cases import for_each
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from millstream.stores import Map
 from redis_parts import RedisServer, open_worker
 from redis_wire import Proxy

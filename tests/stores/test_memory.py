@@ -6,7 +6,7 @@ import pytest
 from backend_stores import MemoryStore, stored_bytes
 from cases import for_each
 from millstream._stores.memory.log import ITEM_BYTES, SWEEP
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from millstream.stores import MARK_BYTES, Gap, Position, StoreFull
 from store_parts import open_store
 

@@ -10,7 +10,7 @@ import uvloop
 from millstream._stores.nats.link import StreamMessage, parse_address, read_token
 from millstream._stores.nats.store import NatsBackend
 from millstream._stores.tail import Tail
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from millstream.stores import Entry, Gap, Index, RateCharge, StoreFull, StoreUnavailable
 from nats_parts import NatsBacking, NatsStore, shared_server
 from patience import WAIT

@@ -5,7 +5,7 @@ from binascii import crc_hqx
 
 import pytest
 
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from millstream.stores import StoreUnavailable
 from patience import WAIT
 from redis_parts import Cluster, RedisServer, open_worker, until

@@ -14,7 +14,7 @@ import pytest
 
 from backend_stores import SqliteStore
 from millstream._stores.sqlite.file import locate
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from millstream.stores import Gap, Index, StoreFull, StoreUnavailable, StreamSealed
 from patience import WAIT
 from store_parts import TTL, append, data_of, read_all

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from store_parts import open_store
 
 SHELF = """

@@ -6,7 +6,7 @@ import pytest
 
 from app_peer import ask
 from millstream import Server
-from millstream.protocol import LocalError
+from millstream.extensions import LocalError
 from millstream.stores import StoreFull, StoreUnavailable
 
 

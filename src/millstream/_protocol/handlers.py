@@ -118,7 +118,7 @@ _decode_outgoing = decoder(_SentMessage)
 
 
 class NotificationFilters(list[NotificationFilter]):
-    """The filters of one server or client, outermost first.
+    """The filters of one server or client, outermost first: ``listener.filters.filter_outgoing(message)``.
 
     An appended filter is the innermost one: it runs last for incoming notifications and first for outgoing ones.
 
@@ -131,7 +131,12 @@ class NotificationFilters(list[NotificationFilter]):
         self._log_error = log_error
 
     def filter_incoming(self, message: Envelope, principal: Principal | None = None) -> Envelope | None:
-        """Return a notification from the peer after filtering, or None to drop it."""
+        """Return a notification from the peer after filtering, or None to drop it.
+
+        Args:
+            message: The notification.
+            principal: The peer, if it's a client that signed in.
+        """
         if not self:
             return message
         passed = self._pass(message.method, message.params, principal, incoming=True)
@@ -140,7 +145,12 @@ class NotificationFilters(list[NotificationFilter]):
         return msgspec.structs.replace(message, method=passed.method, params=encode(passed.params))
 
     def filter_outgoing(self, message: bytes, principal: Principal | None = None) -> bytes:
-        """Return a message after filtering, or empty bytes to drop it. Requests and answers aren't filtered."""
+        """Return a message after filtering, or empty bytes to drop it. Requests and answers aren't filtered.
+
+        Args:
+            message: The message as JSON.
+            principal: The peer, if it's a client that signed in.
+        """
         if not self or not message.startswith(_HEAD):
             return message
         sent = _decode_outgoing(message)

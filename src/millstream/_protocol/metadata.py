@@ -112,7 +112,7 @@ class LooseParams(Struct, gc=False, rename={"meta": "_meta"}):
 
 
 class ClientInfo(Struct, frozen=True, gc=False):
-    """The client's description of itself: `capabilities` as declared, and a name and version for display."""
+    """The client's description of itself: declared capabilities, and ``call.client.name`` and version for display."""
 
     capabilities: Mapping[str, Any] = {}
     name: str = ""

@@ -319,7 +319,7 @@ class GetPromptResult(EmptyResult, frozen=True, kw_only=True):
 
 
 class Completion(Wire, frozen=True):
-    """At most 100 completion values, and the total number of matches."""
+    """At most 100 completion values, and the total number of matches: ``(await client.complete(…)).values``."""
 
     values: list[str]
     total: int | None = None

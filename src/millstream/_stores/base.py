@@ -465,19 +465,34 @@ class Bus(Protocol):
     """
 
     async def send(self, worker: str, topic: str, data: bytes) -> bool:
-        """Send to the subscribers of one worker, in order. Return False if that worker is dead."""
+        """Send to the subscribers of one worker, in order. Return False if that worker is dead.
+
+        Args:
+            worker: Name of the worker.
+            topic: Topic of the subscribers.
+            data: The message.
+        """
         ...
 
     async def publish(self, topic: str, data: bytes) -> None:
-        """Send to all subscribers of the topic, including those of this worker."""
+        """Send to all subscribers of the topic, including those of this worker.
+
+        Args:
+            topic: Topic of the subscribers.
+            data: The message.
+        """
 
     def subscribe(
         self, topic: str, receive: Callable[[bytes], None], *, interrupted: Callable[[], None] | None = None
     ) -> Callable[[], None]:
         """Call `receive` in the event loop for every message from now on. Return a function that stops it.
 
-        `interrupted` is called after messages may have been lost: reload the state that they would have changed.
         Callbacks must not block or raise. They may subscribe and stop. A stopped callback is never called again.
+
+        Args:
+            topic: The topic.
+            receive: Called with each message.
+            interrupted: Called after messages may have been lost: reload the state that they would have changed.
         """
         ...
 

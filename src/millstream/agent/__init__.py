@@ -5,11 +5,12 @@ OpenAI-compatible APIs and Azure OpenAI (``pip install 'millstream[agent]'``).
 """
 
 from millstream.agent._agent import Agent
-from millstream.agent._configuration import Approval, Configuration, ServerConfig
+from millstream.agent._configuration import Approval, Configuration, ConnectedServer, ServerConfig
 from millstream.agent._events import (
     AgentError,
     AgentRun,
     AnswerEnd,
+    AnswerQueue,
     AssistantMessage,
     ConfigurationError,
     ContextError,
@@ -28,19 +29,23 @@ from millstream.agent._events import (
     ToolEnd,
     ToolProgress,
     ToolStart,
+    Transcript,
     UserMessage,
 )
 from millstream.agent._model import LanguageModel, Model, ModelRequest, ModelResponse, ToolCall
+from millstream.agent._tools import Toolbox
 
 __all__ = [
     "Agent",
     "AgentError",
     "AgentRun",
     "AnswerEnd",
+    "AnswerQueue",
     "Approval",
     "AssistantMessage",
     "Configuration",
     "ConfigurationError",
+    "ConnectedServer",
     "ContextError",
     "Event",
     "LanguageModel",
@@ -63,5 +68,7 @@ __all__ = [
     "ToolEnd",
     "ToolProgress",
     "ToolStart",
+    "Toolbox",
+    "Transcript",
     "UserMessage",
 ]

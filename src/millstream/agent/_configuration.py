@@ -101,7 +101,7 @@ class ServerConfig(Confidential, Struct, frozen=True):
 
 
 class ConnectedServer(Struct, frozen=True, eq=False):
-    """A connected server."""
+    """A connected server: ``await agent.servers[0].client.tools()``."""
 
     name: str
     client: Client

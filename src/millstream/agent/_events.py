@@ -199,7 +199,7 @@ _ROOM = 256
 
 
 class AnswerQueue(Struct, eq=False):
-    """Runs the answers of one conversation, one after the other."""
+    """Runs the answers of one conversation, one after the other: ``AgentRun(queue, work)``."""
 
     task: asyncio.Task[None] | None = None
     stopping: bool = False
@@ -209,6 +209,10 @@ class AnswerQueue(Struct, eq=False):
 
     async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
         """Start an answer, once a stopped one has ended.
+
+        Args:
+            work: Produces the answer.
+            emit: Receives the events of the answer.
 
         Raises:
             AgentError: Another answer is in progress.
@@ -223,7 +227,11 @@ class AnswerQueue(Struct, eq=False):
         return self.task
 
     def stop(self, task: "asyncio.Task[None]") -> None:
-        """Stop an answer that isn't read anymore."""
+        """Stop an answer that isn't read anymore.
+
+        Args:
+            task: Task of the answer.
+        """
         if task is self.task:
             self.stopping = True
             self.emit = None
@@ -309,7 +317,7 @@ _PASSING = (TextDelta, ToolProgress)
 
 
 class Transcript(Struct, eq=False):
-    """The transcript of one conversation.
+    """The transcript of one conversation: ``agent.transcript.save("chat.jsonl")``.
 
     It's JSON Lines: one object per event, with the time (`at`), the `type`, and the event's members. Text chunks and
     progress are omitted, because complete answers and results follow.
@@ -319,7 +327,11 @@ class Transcript(Struct, eq=False):
     _saved: set[Path] = set()
 
     def note(self, event: Event) -> None:
-        """Add an event."""
+        """Add an event.
+
+        Args:
+            event: An event of the conversation.
+        """
         if not isinstance(event, _PASSING):
             at = datetime.now(UTC).isoformat(timespec="milliseconds")
             self._lines.append(msgspec.json.encode({"at": at} | msgspec.to_builtins(event)))
@@ -329,6 +341,9 @@ class Transcript(Struct, eq=False):
 
     def save(self, path: str | Path) -> int:
         """Write a file that only you can read, and return the number of lines.
+
+        Args:
+            path: Path of the file.
 
         Raises:
             AgentError: The file can't be written, or already exists and wasn't written by this transcript.

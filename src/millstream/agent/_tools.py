@@ -44,7 +44,7 @@ class AgentTool(Struct, frozen=True, eq=False):
 
 
 class Toolbox(list[AgentTool]):
-    """The tools of one round."""
+    """The tools of one round: ``[tool.name for tool in agent.tools]``."""
 
     def __init__(self, found: Sequence[tuple[ConnectedServer, Sequence[ToolDescription]]]) -> None:
         names = set[str]()

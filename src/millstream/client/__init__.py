@@ -29,9 +29,11 @@ from millstream.client._errors import (
 
 if TYPE_CHECKING:
     from millstream._http.client.url import Url, parse_url
+    from millstream._protocol.handlers import NotificationFilters
     from millstream.client._client import BlockingClient, Client
     from millstream.client._endpoint import Auth
-    from millstream.client._events import EventSubscription, ServerEvent
+    from millstream.client._events import ClientEvents, EventDescription, EventSubscription, ServerEvent, Webhook
+    from millstream.client._extensions import ClientExtension
     from millstream.client._oauth import (
         FileTokenStore,
         MemoryTokenStore,
@@ -40,40 +42,62 @@ if TYPE_CHECKING:
         Tokens,
         TokenStore,
     )
-    from millstream.client._oauth.flow import IdentityProvider, OAuth, PendingAuthorization, WorkloadIdentity
+    from millstream.client._oauth.endpoints import IssuerMetadata, Outbound
+    from millstream.client._oauth.flow import (
+        GrantSource,
+        IdentityProvider,
+        OAuth,
+        PendingAuthorization,
+        WorkloadIdentity,
+    )
     from millstream.client._questions import ElicitAnswer, Question, Roots
-    from millstream.client._results import Result
+    from millstream.client._requests import ServerInfo
+    from millstream.client._results import PaginatedList, Result
     from millstream.client._targets import Target, mcp_servers
-    from millstream.client._tasks import Task
+    from millstream.client._tasks import ClientTasks, Task, TaskError
     from millstream.client._transports import Listener, Options, Transport, TransportFactory, TransportRequest
+    from millstream.client._watches import Changes
 
 _HOMES = {
     "Auth": "_endpoint",
     "BlockingClient": "_client",
+    "Changes": "_watches",
     "Client": "_client",
+    "ClientEvents": "_events",
+    "ClientExtension": "_extensions",
+    "ClientTasks": "_tasks",
     "ElicitAnswer": "_questions",
+    "EventDescription": "_events",
     "EventSubscription": "_events",
     "FileTokenStore": "_oauth",
+    "GrantSource": "_oauth.flow",
     "IdentityProvider": "_oauth.flow",
+    "IssuerMetadata": "_oauth.endpoints",
     "Listener": "_transports",
     "MemoryTokenStore": "_oauth",
+    "NotificationFilters": "_transports",
     "OAuth": "_oauth.flow",
     "Options": "_transports",
+    "Outbound": "_oauth.endpoints",
+    "PaginatedList": "_results",
     "PendingAuthorization": "_oauth.flow",
     "Question": "_questions",
     "Registration": "_oauth",
     "Result": "_results",
     "Roots": "_questions",
     "ServerEvent": "_events",
+    "ServerInfo": "_requests",
     "StoredCredentials": "_oauth",
     "Target": "_targets",
     "Task": "_tasks",
+    "TaskError": "_tasks",
     "TokenStore": "_oauth",
     "Tokens": "_oauth",
     "Transport": "_transports",
     "TransportFactory": "_transports",
     "TransportRequest": "_transports",
     "Url": "_targets",
+    "Webhook": "_events",
     "WorkloadIdentity": "_oauth.flow",
     "mcp_servers": "_targets",
     "parse_url": "_targets",
@@ -84,21 +108,31 @@ __all__ = [
     "AccessDenied",
     "Auth",
     "BlockingClient",
+    "Changes",
     "Client",
     "ClientError",
+    "ClientEvents",
+    "ClientExtension",
+    "ClientTasks",
     "ConnectFailed",
     "ConnectionLost",
     "ElicitAnswer",
+    "EventDescription",
     "EventSubscription",
     "FileTokenStore",
+    "GrantSource",
     "IdentityProvider",
     "InvalidResponse",
+    "IssuerMetadata",
     "Listener",
     "MemoryTokenStore",
     "NotMcp",
     "NotSupported",
+    "NotificationFilters",
     "OAuth",
     "Options",
+    "Outbound",
+    "PaginatedList",
     "PendingAuthorization",
     "Question",
     "Registration",
@@ -107,12 +141,14 @@ __all__ = [
     "Roots",
     "ServerError",
     "ServerEvent",
+    "ServerInfo",
     "SessionLost",
     "SkillMismatch",
     "StoredCredentials",
     "Target",
     "TargetError",
     "Task",
+    "TaskError",
     "TlsFailed",
     "TokenStore",
     "Tokens",
@@ -125,6 +161,7 @@ __all__ = [
     "TransportRequest",
     "UnknownVersion",
     "Url",
+    "Webhook",
     "WorkloadIdentity",
     "mcp_servers",
     "parse_url",

@@ -15,7 +15,6 @@ from millstream._http.client import (
     TooLarge,
     TooMuchArriving,
 )
-from millstream._http.client.connection import HttpReply
 
 __all__ = [  # the imported ones; all others are defined here
     "ClientError",
@@ -32,8 +31,8 @@ __all__ = [  # the imported ones; all others are defined here
 class NotMcp(ClientError):
     """The URL responds, but isn't an MCP server. ``except NotMcp: url += "/mcp"``"""
 
-    reply: HttpReply | None = None
-    """The redirect that wasn't followed, if it was one."""
+    reply: object = None
+    """The redirect that wasn't followed, if it was one, for the gateway."""
 
 
 class AccessDenied(ClientError):
@@ -52,8 +51,8 @@ class AccessDenied(ClientError):
         self.status = status
         self.challenge = challenge
         """The `WWW-Authenticate` header."""
-        self.reply: HttpReply | None = None
-        """The response, if there was one."""
+        self.reply: object = None
+        """The response, if there was one, for the gateway."""
 
 
 class SessionLost(ConnectionLost):

@@ -37,7 +37,7 @@ Wrap = Callable[[OutgoingRequest, Outgoing], Awaitable[Json]]
 
 
 class ClientExtension(Protocol):
-    """The client side of an extension; see `millstream.extensions.Extension`."""
+    """The client side of an extension, for ``Client(url, extensions=[…])``: see `millstream.extensions.Extension`."""
 
     @property
     def name(self) -> str:
@@ -45,7 +45,11 @@ class ClientExtension(Protocol):
         ...
 
     def bind_client(self, host: "ClientHost") -> None:
-        """Register everything on a client."""
+        """Register everything on a client.
+
+        Args:
+            host: The client, before it connects.
+        """
 
 
 class ClientHost(Struct, eq=False):

@@ -73,7 +73,7 @@ from millstream.client._transports.stdio import Command, StdioTransport, line_pr
 
 
 class ServerInfo(Implementation, frozen=True):
-    """The server's description of itself. Nothing depends on it."""
+    """The server's description of itself, such as ``client.server.title``. Nothing depends on it."""
 
     icons: tuple[Icon, ...] = ()
 

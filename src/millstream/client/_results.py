@@ -71,7 +71,7 @@ Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T], int]]]
 
 
 class PaginatedList(Struct, Generic[T], eq=False):
-    """A paginated list: ``await listing`` for all items, or ``async for item in listing`` to fetch pages as needed."""
+    """A paginated list: ``await client.tools()`` for all items, or ``async for`` to fetch pages as needed."""
 
     _page: Page[T]
     _max_pages: int

@@ -44,7 +44,9 @@ _DEFAULT_PAUSE = 1.0
 Status = Literal["working", "input_required", "completed", "failed", "cancelled"]
 
 
-class _Error(Struct):
+class TaskError(Struct):
+    """The error with which a call failed, as JSON-RPC has it: ``task.error.message``."""
+
     code: int
     message: str
     data: Any = None
@@ -68,7 +70,7 @@ class Task(Struct, frozen=True, rename="camel"):
     input_requests: dict[str, InputRequest] = {}
     """Unanswered questions by key; answer them with `ClientTasks.update`."""
     result: Raw | UnsetType = UNSET
-    error: _Error | UnsetType = UNSET
+    error: TaskError | UnsetType = UNSET
 
     @property
     def over(self) -> bool:
@@ -128,6 +130,11 @@ class ClientTasks(Struct, eq=False):
         Save `Task.task_id`: any client of the same principal can get the task with it later. The server decides which
         calls become tasks. A call that finishes immediately returns a task without an id.
 
+        Args:
+            tool: Name of the tool.
+            arguments: Arguments of the call.
+            timeout: Seconds to wait; 0 for the client's timeout.
+
         Raises:
             NotSupported: The server has no tasks.
             ServerError: The server responded with an error.
@@ -142,6 +149,10 @@ class ClientTasks(Struct, eq=False):
     async def get(self, task_id: str, *, timeout: float = 0) -> Task:
         """Return the current state of a task.
 
+        Args:
+            task_id: Id of the task.
+            timeout: Seconds to wait; 0 for the client's timeout.
+
         Raises:
             NotSupported: The server has no tasks.
             ServerError: There's no such task, for example because it has expired.
@@ -153,11 +164,21 @@ class ClientTasks(Struct, eq=False):
         """Answer questions of a task: ``await client.tasks.update(task_id, {key: {"action": "decline"}})``.
 
         `wait` does this with the client's handlers. Raises the same errors as `get`.
+
+        Args:
+            task_id: Id of the task.
+            answers: Answers by the keys of `Task.input_requests`.
+            timeout: Seconds to wait; 0 for the client's timeout.
         """
         await self._ask("tasks/update", task_id, {"inputResponses": answers}, timeout)
 
     async def cancel(self, task_id: str, *, timeout: float = 0) -> None:
-        """Cancel a task unless it has ended: ``await client.tasks.cancel(task_id)``. Raises like `get`."""
+        """Cancel a task unless it has ended: ``await client.tasks.cancel(task_id)``. Raises like `get`.
+
+        Args:
+            task_id: Id of the task.
+            timeout: Seconds to wait; 0 for the client's timeout.
+        """
         await self._ask("tasks/cancel", task_id, {}, timeout)
 
     async def wait(

@@ -6,10 +6,11 @@ Example:
     ``Server("shop", extensions=[Stock()])`` and ``Client(url, extensions=[Stock()])``
 """
 
+from millstream._protocol.content import ToolAnnotationsDict
 from millstream._protocol.errors import CustomResult, LocalError
 from millstream._protocol.handlers import NotificationMessage
 from millstream._protocol.principal import Share
-from millstream._protocol.seal import RoundState
+from millstream._protocol.seal import RoundEntry, RoundState
 from millstream._server.calls.call import scopes_of
 from millstream._server.features import ListRequest, MessageRequest, Next, Request
 from millstream._server.features.tools import TaskRules, ToolOptions
@@ -53,6 +54,7 @@ __all__ = [
     "PendingCall",
     "ReplyStream",
     "Request",
+    "RoundEntry",
     "RoundState",
     "RunOutcome",
     "SavedCall",
@@ -61,6 +63,7 @@ __all__ = [
     "Slots",
     "TaskRules",
     "Tasks",
+    "ToolAnnotationsDict",
     "ToolOptions",
     "cancel_all",
     "format_time",

@@ -11,6 +11,7 @@ from msgspec import Struct
 from millstream._parts import PartHost
 from millstream._protocol.errors import LocalError
 from millstream._protocol.handlers import NotificationMessage
+from millstream._protocol.revisions import BY_DATE
 from millstream._server.features import Middleware
 from millstream.client._extensions import ClientHost, Outgoing, OutgoingRequest
 from millstream.extensions._host import Host
@@ -242,7 +243,7 @@ class ExtensionPart:
         lacking = "" if server is None else extension.unmet(server)
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
-        server_host = Host(host, extension.name, extension.revisions, experimental=extension.experimental)
+        server_host = Host(host, extension.name, frozenset(extension.revisions or BY_DATE), extension.experimental)
         members = ("extensions", "experimental") if extension.experimental else ("extensions",)
         for member in members if extension.settings is not None else ():
             server_host.capability(extension.settings or {}, member=member)

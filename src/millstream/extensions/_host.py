@@ -87,18 +87,19 @@ def _kind_of(item: Item) -> str:
     return next(kind for cls, kind in kinds.items() if isinstance(item, cls))
 
 
-class Host:
+class Host(Struct, eq=False):
     """The running server, to which an extension adds methods, items, capabilities, and tasks. See `Extension.open`.
 
     Everything that's added is removed when the server closes.
     """
 
-    def __init__(self, host: PartHost, name: str, revisions: Collection[str], *, experimental: bool) -> None:
-        self._host = host
-        self._name = name
-        self._experimental = experimental
-        self._revisions = frozenset(revisions or BY_DATE)
-        host.services.peers.on(ExtensionBroadcast, self._deliver_broadcast, own=True)
+    _host: PartHost
+    _name: str
+    _revisions: frozenset[str]
+    _experimental: bool
+
+    def __post_init__(self) -> None:
+        self._host.services.peers.on(ExtensionBroadcast, self._deliver_broadcast, own=True)
 
     # State of the server
 

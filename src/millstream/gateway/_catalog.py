@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 from msgspec import Raw, Struct, structs
 
+from millstream._protocol.errors import LocalError
 from millstream._protocol.foreign import drop_misfits, drop_nulls, foreign_decoder, present
 from millstream._protocol.jsonrpc import decode_members, exceeds_limits
 from millstream._protocol.notifications import DiscoverResult, ResourceDescription, TemplateDescription
@@ -31,7 +32,6 @@ from millstream.protocol import (
     BY_DATE,
     MALFORMED,
     Json,
-    LocalError,
     PromptDescription,
     ToolDescription,
     decode_object,

@@ -24,7 +24,7 @@ from msgspec import Struct, field, structs
 from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings, auth
-from millstream._protocol.errors import MissingExtra, closest_name, suggest
+from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
 from millstream.client import TargetError, parse_url
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._jsonc import JsonSyntaxError
@@ -32,7 +32,7 @@ from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.protocol import Confidential, LocalError, is_array, is_object, members
+from millstream.protocol import Confidential, is_array, is_object, members
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""

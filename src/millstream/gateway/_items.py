@@ -16,10 +16,12 @@ from msgspec import Raw, Struct, structs
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError, ToolResult
 from millstream._override import override
 from millstream._parts import PartHost
+from millstream._protocol.errors import CustomResult
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import decode_name, find_annotations, param_headers
 from millstream._protocol.notifications import (
+    CallToolResult,
     CompleteRequestParams,
     GetPromptResult,
     InputResponseRequestParams,
@@ -49,8 +51,6 @@ from millstream.protocol import (
     METHOD_NOT_FOUND,
     SKILLS,
     TASKS,
-    CallToolResult,
-    CustomResult,
     Json,
     Revision,
     decode_object,

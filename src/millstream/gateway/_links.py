@@ -17,13 +17,14 @@ from msgspec import Struct, field
 
 from millstream import ProtocolError
 from millstream._protocol.notifications import SubscriptionFilter
+from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all, has_failed, retry_delay
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client.lowlevel import Conversation
 from millstream.gateway._relay import Relays, logger
-from millstream.protocol import INVALID_REQUEST, OVERLOADED, Json, Share
+from millstream.protocol import INVALID_REQUEST, OVERLOADED, Json
 
 
 class LinkKey(Struct, frozen=True, gc=False):

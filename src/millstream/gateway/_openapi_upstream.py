@@ -176,7 +176,7 @@ class ApiUpstream(Upstream):
     def _denied_error(self, call: Call, exc: AccessDenied) -> ToolError | ProtocolError:
         """Return the error for a 401 or 403, with the API's own words."""
         error = no_response_error(call, self, exc, words=False)
-        text = "" if exc.reply is None else self._decode(exc.reply).error_text
+        text = self._decode(exc.reply).error_text if isinstance(exc.reply, HttpReply) else ""
         return call_error(call, f"{error} {text}" if exc.status == 401 else text or str(error))
 
     def _decode(self, reply: HttpReply) -> ApiReply:
@@ -206,7 +206,7 @@ class ApiUpstream(Upstream):
             breaker.succeed(monotonic() - started, call, call.method, name)
             raise
         except ClientError as exc:
-            if isinstance(exc, NotMcp) and exc.reply is not None:
+            if isinstance(exc, NotMcp) and isinstance(exc.reply, HttpReply):
                 breaker.succeed(monotonic() - started, call, call.method, name)
                 text = ApiReply(exc.reply.status, {}, b"").error_text  # the address is the operator's
                 raise call_error(call, f"{text} - It redirects to another server, or drops the request.") from None

@@ -17,7 +17,9 @@ from msgspec import Raw, Struct
 
 from millstream import ProtocolError
 from millstream._override import override
+from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.principal import Share
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.services import Services
 from millstream._server.peers import PartMessage
@@ -33,7 +35,7 @@ from millstream.gateway._relay import (
     project_answer,
 )
 from millstream.gateway._results import call_error
-from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, Json, LocalError, Revision, Share, decode_object, encode
+from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, Json, Revision, decode_object, encode
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
 CALL_LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."

@@ -10,6 +10,7 @@ import msgspec
 
 from millstream._http.client import ArrivingBytes
 from millstream._parts import PartHost
+from millstream._protocol.errors import LocalError
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
@@ -44,7 +45,7 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
-from millstream.protocol import BY_DATE, Json, LocalError, members
+from millstream.protocol import BY_DATE, Json, members
 
 logger = logging.getLogger("millstream.gateway")
 

@@ -25,6 +25,7 @@ from msgspec import Struct, field, structs
 from millstream._http.client import RateMeter
 from millstream._override import override
 from millstream._protocol.jsonrpc import Envelope
+from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, retry_delay
@@ -39,7 +40,6 @@ from millstream.client import (
 )
 from millstream.client.lowlevel import Command, DuplexTransport, StdioTransport
 from millstream.gateway._links import InUse
-from millstream.protocol import Share
 
 _logger = logging.getLogger("millstream.gateway.processes")
 

@@ -23,6 +23,7 @@ from msgspec import Raw, Struct
 
 from millstream import Context, Declined, Message, ProtocolError, ToolError
 from millstream._override import override
+from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import MAX_MEMBERS, exceeds_limits, too_many_members
 from millstream._protocol.metadata import LOG_LEVELS, declares
 from millstream._protocol.notifications import NOTIFICATIONS, ListRootsResult
@@ -40,7 +41,6 @@ from millstream.protocol import (
     MALFORMED,
     METHOD_NOT_FOUND,
     Json,
-    LocalError,
     Revision,
     decode_object,
     decoder,

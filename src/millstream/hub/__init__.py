@@ -4,6 +4,7 @@ The hub has no knowledge of HTTP or MCP. A subscriber is an `OutputStream` and a
 """
 
 from millstream._http.message import OutputStream
+from millstream.hub._admission import AccessRules
 from millstream.hub._channels import EventTooLarge, Forbidden, HubLimits, InvalidName, LimitExceeded, check_channel
 from millstream.hub._event import Event, PublishResult
 from millstream.hub._hub import Hub, HubStats
@@ -11,6 +12,7 @@ from millstream.hub._presence import Member
 from millstream.hub._subscriber import Encode, Subscription
 
 __all__ = [
+    "AccessRules",
     "Encode",
     "Event",
     "EventTooLarge",

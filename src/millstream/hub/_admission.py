@@ -49,7 +49,7 @@ def check_target(channel: str) -> None:
 
 
 class AccessRules(Struct):
-    """The access checks of one hub. They change nothing."""
+    """The access checks of one hub, which change nothing: ``hub.admission.publish("news", ctx.principal)``."""
 
     _audience: Audience
     _limits: HubLimits
@@ -57,11 +57,21 @@ class AccessRules(Struct):
     _rules: list[SubscribeRule] = []
 
     def restrict(self, rule: SubscribeRule) -> None:
-        """Add a rule for the channels that a peer subscribes to or that its patterns match."""
+        """Add a rule for the channels that a peer subscribes to or that its patterns match.
+
+        Args:
+            rule: ``rule(principal, channel)`` returns whether the channel is allowed.
+        """
         self._rules.append(rule)
 
     def reaches(self, principal: Principal | None, action: str, channel: str) -> bool:
-        """Return whether the hook and the rules allow a channel that a subscription's pattern matches."""
+        """Return whether the hook and the rules allow a channel that a subscription's pattern matches.
+
+        Args:
+            principal: The subscriber.
+            action: ``subscribe`` or ``publish``.
+            channel: The channel.
+        """
         hook = self._authorize
         return (hook is None or hook(principal, action, channel)) and self._obeys_rules(principal, channel)
 
@@ -71,6 +81,10 @@ class AccessRules(Struct):
 
     def publish(self, channel: str, principal: Principal | None = None) -> None:
         """Check that a peer can publish. The server itself needs no check.
+
+        Args:
+            channel: The channel.
+            principal: The peer.
 
         Raises:
             InvalidName: The channel name is invalid.
@@ -122,6 +136,11 @@ class AccessRules(Struct):
 
     def receive(self, client_id: str, *, principal: Principal | None = None, address: str = "") -> str:
         """Return the mailbox of a principal's client, if a connection can listen to it.
+
+        Args:
+            client_id: The client's id.
+            principal: The owner of the mailbox.
+            address: The peer's address, for the cap per address.
 
         Raises:
             InvalidName, Forbidden, LimitExceeded: The subscription isn't allowed.

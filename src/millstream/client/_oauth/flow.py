@@ -240,10 +240,16 @@ TokenSource = str | Callable[[], str | Awaitable[str]]
 
 
 class GrantSource(Protocol):
-    """A source of grants."""
+    """A source of grants, for ``OAuth(…).with_identity_provider(source)``."""
 
     async def grant(self, issuer: IssuerMetadata, resource: str, scope: str, outbound: Outbound) -> Mapping[str, str]:
         """Return the token request for an authorization server and a resource.
+
+        Args:
+            issuer: Metadata of the authorization server.
+            resource: Identifier of the resource, usually the server's URL.
+            scope: Scopes to request, separated by spaces.
+            outbound: Sends requests, with the client's limits.
 
         Raises:
             AccessDenied: There's no grant for this server.

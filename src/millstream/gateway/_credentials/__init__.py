@@ -12,7 +12,8 @@ from pathlib import Path
 from msgspec import Struct, structs
 
 from millstream._override import override
-from millstream.protocol import LocalError, SuggestionMeta
+from millstream._protocol.errors import LocalError
+from millstream.protocol import SuggestionMeta
 
 _MAX_SECRET = 64 * 1024
 _SCOPE = re.compile(r"[\x21\x23-\x5b\x5d-\x7e]+")

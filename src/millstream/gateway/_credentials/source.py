@@ -16,6 +16,7 @@ from msgspec import Struct
 from millstream._http.client.pool import guard_dial, is_public, is_this_machine
 from millstream._http.client.url import Url
 from millstream._override import override
+from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream.client import AccessDenied, Auth, ClientError, TargetError
@@ -24,7 +25,7 @@ from millstream.client._oauth.endpoints import Outbound, read_challenges
 from millstream.gateway._credentials import Secret, is_scope
 from millstream.gateway._links import NoCredentials
 from millstream.gateway._results import call_error
-from millstream.protocol import Confidential, LocalError
+from millstream.protocol import Confidential
 
 T = TypeVar("T")
 logger = logging.getLogger("millstream.gateway")

@@ -19,6 +19,7 @@ from msgspec import Struct
 from millstream import ProtocolError, ToolError
 from millstream._http.client.url import Url
 from millstream._override import override
+from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
@@ -36,7 +37,6 @@ from millstream.client._oauth.endpoints import (
 from millstream.gateway._credentials import ClientCredentials, TokenExchange
 from millstream.gateway._credentials.source import LinkCaller, UpstreamCredentials, digest_of, outbound_for
 from millstream.gateway._results import call_error
-from millstream.protocol import LocalError
 from millstream.stores import Claim
 
 ISSUER_TIMEOUT = 30.0
