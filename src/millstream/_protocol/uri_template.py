@@ -30,7 +30,7 @@ _RESERVED = ":/?#[]@!$&'()*+,;="
 _STRAY_PERCENT = re.compile(STRAY_PERCENT)
 _NAME = re.compile(r"(?:(?:\w|%[0-9A-Fa-f]{2})(?:\.(?!\Z))?)*", re.ASCII)
 """RFC 6570 §2.3: letters, digits, underscores, and percent-encoded characters, with dots between them."""
-_PART = re.compile(r"\{([^}]*)\}|[^{]+|\{")
+_PART = re.compile(r"\{([^{}]*)\}|[^{]+|\{")
 """An expression, a literal, or an expression without an end."""
 _ASCII = "".join(map(chr, range(0x80)))
 _CONTINUATION = "".join(map(chr, range(0x80, 0xC0)))
@@ -278,29 +278,31 @@ def _expand(part: _Expression, values: Mapping[str, str]) -> str:
 
 def normalize_template(template: str) -> str:
     """Return a template that matches the normal forms of the URIs that `template` stands for."""
-    mark = "x"
-    while mark in template.lower():
-        mark += "x"
+    mark = "x" * (max(map(len, re.findall("x+", template.lower())), default=0) + 1)
     expressions: list[tuple[str, str]] = []
 
     def hide(found: re.Match[str]) -> str:
         if found[1] is None:
             return found[0]
         lead = found[1][:1] if found[1][:1] in "#./;?&" else ""
-        expressions.append((f"{lead}{mark}{len(expressions)}y", found[0]))
-        return expressions[-1][0]
+        expressions.append((lead, found[0]))
+        return f"{lead}{mark}{len(expressions) - 1}y"
 
     plain = _PART.sub(hide, template)
     normal = normalize_uri(plain)
     # A variable can be the segment that ".." removes, or contain the path after a host. Then the form is unknown.
     host = re.split("[/?#]", plain.partition("://")[2], maxsplit=1)[0]
-    if any(hidden not in normal for hidden, _ in expressions):
+    hidden = re.compile(f"([#./;?&]?){mark}(\\d+)y")
+    kept = [(lead, int(number)) for lead, number in hidden.findall(normal)]
+    if [number for _, number in kept] != list(range(len(expressions))):
+        return template
+    if any(expressions[number][0] not in ("", lead) for lead, number in kept):
         return template
     if mark in host and normal.count("/") > plain.count("/"):
         return template
-    for hidden, expression in expressions:
-        normal = normal.replace(hidden, expression, 1)
-    return normal
+    return hidden.sub(
+        lambda found: ("" if expressions[int(found[2])][0] else found[1]) + expressions[int(found[2])][1], normal
+    )
 
 
 def _parse(template: str) -> list[str | _Expression]:

@@ -58,7 +58,7 @@ from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.questions import read_responses
-from millstream._server.calls.services import UPDATED, ServerChange, affected_uris
+from millstream._server.calls.services import UPDATED, ServerChange, WatchedUris
 from millstream._server.calls.sessions import SessionRecord, size_of_uris
 from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import Dispatcher
@@ -345,7 +345,8 @@ class Handlers:
                 await call.send_to_caller(acknowledgment)
                 return b""
             reports = partial(self._registry.reports, call)
-            uris = frozenset(filter(reports, granted.resource_subscriptions))
+            watched = WatchedUris(frozenset(filter(reports, granted.resource_subscriptions)))
+            uris = watched.uris
             lists = {
                 kind: notification_message(ServerChange(kind).method, NotificationParams(mark))
                 for kind in ("tools", "prompts", "resources")
@@ -356,7 +357,7 @@ class Handlers:
             def watcher(change: ServerChange, message: bytes) -> None:
                 if change.kind in lists:
                     pushes.push(lists[change.kind])
-                for uri in filter(reports, affected_uris(change, uris)):
+                for uri in filter(reports, watched.affected_by(change)):
                     pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
 
             ends.callback(changes.watch(watcher))

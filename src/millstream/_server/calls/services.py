@@ -82,21 +82,33 @@ ANY_UPDATE = ServerChange("updated")
 """Updates may have been lost. Watchers of resources must report all of them as changed."""
 
 
-def affected_uris(change: ServerChange, watched: Collection[str]) -> Collection[str]:
-    """Return the watched resources that a change affects, as they are spelled in `watched`."""
-    if change is ANY_UPDATE:
-        return sorted(watched)
-    if change.kind != "updated":
-        return ()
-    normal = normalize_uri(change.uri)
-    return [uri for uri in watched if uri == change.uri or normalize_uri(uri) == normal]
+class WatchedUris:
+    """URIs that a client watches, to be found in any spelling without a look at each.
+
+    Example:
+        ``WatchedUris(["shop://Stock", "shop://stock"]).affected_by(ServerChange("updated", "SHOP://stock"))``
+    """
+
+    __slots__ = ("_by_form", "uris")
+
+    def __init__(self, uris: Collection[str] = ()) -> None:
+        self.uris: frozenset[str] = frozenset(uris)
+        self._by_form: dict[str, list[str]] = {}
+        for uri in self.uris:
+            self._by_form.setdefault(normalize_uri(uri), []).append(uri)
+
+    def affected_by(self, change: ServerChange) -> Collection[str]:
+        """Return the URIs that a change affects, as the client has spelled them."""
+        if change is ANY_UPDATE:
+            return sorted(self.uris)
+        return self._by_form.get(normalize_uri(change.uri), ()) if change.kind == "updated" else ()
 
 
 def session_messages(
     change: ServerChange,
     message: bytes,
     client: ClientInfo,
-    subscribed: Collection[str],
+    subscribed: WatchedUris,
     reports: Callable[[str], bool],
 ) -> Iterator[bytes]:
     """Yield the notifications that a session gets about a change.
@@ -111,7 +123,7 @@ def session_messages(
     if isinstance(change, SessionChange) and change.message:
         yield message
     elif change.kind == "updated":
-        for uri in filter(reports, affected_uris(change, subscribed)):
+        for uri in filter(reports, subscribed.affected_by(change)):
             yield message if uri == change.uri else encode_change(ServerChange("updated", uri))
     elif not isinstance(change, Broadcast) or change.reaches(client):
         yield message

@@ -205,7 +205,7 @@ class Registry:
 
         A key that is spelled like an item's names that item.
         """
-        if kind not in _NORMAL_FORMS or self.has(kind, key):
+        if kind not in _NORMAL_FORMS or len(key) > MAX_URI or self.has(kind, key):
             return key
         return self._equivalents[kind].get(_NORMAL_FORMS[kind](key), key)
 

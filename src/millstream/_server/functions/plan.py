@@ -210,7 +210,7 @@ def _find_docstring_holder(function: Function, target: Function) -> Any:
     inner = inspect.unwrap(function)
     own = target.__doc__ or inspect.isroutine(inner) or inspect.isclass(inner)
     kind = type(inner)
-    is_signature = (kind.__doc__ or "").startswith(f"{kind.__name__}(")  # that dataclasses write
+    is_signature = str(kind.__doc__).startswith(f"{kind.__name__}(")  # that dataclasses write
     return target if own or is_signature else kind
 
 

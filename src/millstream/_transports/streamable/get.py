@@ -19,6 +19,7 @@ from millstream._server.calls.services import (
     SESSION_OVER,
     ServerChange,
     Services,
+    WatchedUris,
     encode_change,
     session_messages,
 )
@@ -206,7 +207,7 @@ class _StandaloneStream(_NewestStream, eq=False):
     request: HttpRequest
     reports: Callable[[str], bool]
     """Returns whether the caller may know of an update."""
-    subscribed: frozenset[str] = frozenset()
+    subscribed: WatchedUris = WatchedUris()
     charged_bytes: int = 0
     """Bytes of `Services.client_memory` that these take."""
     has_news: bool = False
@@ -259,12 +260,14 @@ class _StandaloneStream(_NewestStream, eq=False):
         """Count what the subscriptions take, and drop them if the caller's share is used up."""
         memory, owner = self.services.client_memory.bytes, self.request.owner
         memory.leave(owner, self.charged_bytes)
-        self.charged_bytes = size_of_uris(self.subscribed, self.services.changes.source.entry_bytes)
+        self.charged_bytes = size_of_uris(self.subscribed.uris, self.services.changes.source.entry_bytes)
         if not memory.take(owner, self.charged_bytes):
             _logger.warning(
-                "%s gets no updates of its %d resources: its sessions use too much memory", owner, len(self.subscribed)
+                "%s gets no updates of its %d resources: its sessions use too much memory",
+                owner,
+                len(self.subscribed.uris),
             )
-            self.charged_bytes, self.subscribed = 0, frozenset()
+            self.charged_bytes, self.subscribed = 0, WatchedUris()
 
     def begin(self, record: SessionRecord) -> None:
         """Use the record from when the stream opened, unless a newer one has arrived or is being read."""
@@ -277,10 +280,10 @@ class _StandaloneStream(_NewestStream, eq=False):
         if record is None:
             self.held = [] if self.held is None else self.held
             return
-        self.subscribed = frozenset(record.subscriptions)
+        self.subscribed = WatchedUris(record.subscriptions)
         if not self.over:
             self._charge()
-            self.services.changes.source.follow(self.id, self.request.owner, self.subscribed)
+            self.services.changes.source.follow(self.id, self.request.owner, self.subscribed.uris)
         held, self.held = self.held or [], None
         for change, message in held:
             self.watcher(change, message)
@@ -327,7 +330,7 @@ class StandaloneStreams(_NewestStreams):
             standing.begin(record)
             if resumed:  # everything may have changed while the client was disconnected
                 changes = [ServerChange(kind) for kind in ("tools", "prompts", "resources") if registry.offers(kind)]
-                uris = filter(reports, sorted(standing.subscribed or record.subscriptions))
+                uris = filter(reports, sorted(standing.subscribed.uris or record.subscriptions))
                 for change in changes + [ServerChange("updated", uri) for uri in uris]:
                     standing.write(encode_change(change))
             await sink.wait_closed()
