@@ -4,6 +4,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from fastapi import FastAPI
 
 from api_calls import (
     BASE,
@@ -415,8 +416,7 @@ async def test_operations_with_their_own_server_are_called_there(servers: Any, o
 async def test_servers_at_other_origins_are_skipped_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     document = {**operation(servers=[{"url": "https://upload.test/up"}]), "servers": [{"url": BASE}]}
     assert await tools(document) == {}
-    assert "skipped GET /p, because" in caplog.text
-    assert "https://upload.test/up" in caplog.text
+    assert "skipped GET /p, because it has a server of its own, https://upload.test/up. To use it" in caplog.text
 
 
 async def test_parameters_that_hold_keys_are_hidden_from_models() -> None:
@@ -479,6 +479,12 @@ async def test_values_in_schemas_have_their_declared_type() -> None:
     }
 
 
+async def test_required_names_are_listed_once() -> None:
+    schema = {"type": "object", "properties": {"a": TEXT}, "required": ["a", "a", "id"]}
+    document = operation(parameter("path", TEXT, "id"), method="post", path="/p/{id}", **body(schema))
+    assert (await tools(document))["op"].input_schema["required"] == ["id", "a"]
+
+
 async def test_alternatives_with_a_discriminator_require_their_tag() -> None:
     references = [{"$ref": f"#/components/schemas/{name}"} for name in ("Cat", "Dog")]
     mapping = {"cat": "Cat", "dog": "#/components/schemas/Dog"}
@@ -521,3 +527,17 @@ async def test_unreachable_apis_are_errors_of_the_call() -> None:
     async with Client(Server.from_openapi(operation(), http), timeout=WAIT) as client:
         result = await client.call("op", raise_on_error=False)
     assert (result.is_error, result.text) == (True, "ConnectTimeout: too slow")
+
+
+async def test_errors_inside_an_application_are_not_shown() -> None:
+    app = FastAPI()
+
+    @app.get("/p", operation_id="op")
+    def fail() -> None:
+        raise RuntimeError("a secret")
+
+    async with Client(Server.from_fastapi(app), timeout=WAIT) as client:
+        result = await client.call("op", raise_on_error=False)
+    assert result.is_error
+    assert "secret" not in result.text
+    assert "Internal error" in result.text

@@ -126,6 +126,10 @@ def unused_name(name: str, taken: Collection[str]) -> str:
     return next(each for each in chain((name,), (f"{name}_{n}" for n in count(2))) if each not in taken)
 
 
+class _NotOffered(Exception):
+    """An operation can't be offered."""
+
+
 class Document:
     """An OpenAPI document of version 2.0, 3.0, or 3.1.
 
@@ -180,6 +184,8 @@ class Document:
                     shared = self._resolve(item)
                     if is_object(operation := shared.get(method.lower())):
                         yield self._operation(path, method, shared, self._resolve(operation))
+                except _NotOffered as exc:
+                    self.skip(method, path, str(exc))
                 except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as exc:
                     self.skip(method, path, f"it's malformed: {type(exc).__name__} ({exc})")
 
@@ -256,7 +262,7 @@ class Document:
         """Return the path of an operation's own server, and where it begins; see `RequestTemplate`.
 
         Raises:
-            ValueError: The server is at another origin, which would receive the credentials.
+            _NotOffered: The server is at another origin, which would receive the credentials.
         """
         own, base = _server_of(operation) or _server_of(shared), (self.url or self.base).rstrip("/")
         if not own or (own := urljoin(f"{base}/" if base else "", own).rstrip("/")) == base:
@@ -267,7 +273,7 @@ class Document:
         if not origin or origin in (_origin(base), _origin(self.base)):
             return urlsplit(own).path, ""
         if origin not in self._hosts:
-            raise ValueError(f"it has a server of its own, {own}. To use it, set hosts")
+            raise _NotOffered(f"it has a server of its own, {own}. To use it, set hosts")
         return urlsplit(own).path, origin
 
     def _body(self, operation: Json) -> tuple[dict[str, Argument], Json, Json]:
@@ -452,6 +458,8 @@ class _Conversion(Struct):
         kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
         if self.flag == "writeOnly":  # clients that compile them refuse the whole list for one that they can't read
             kept = {key: value for key, value in kept.items() if key not in ("pattern", "format")}
+        if "required" in kept:
+            kept["required"] = list(dict.fromkeys(kept["required"]))
         if node.get("x-nullable") is True:  # of version 2.0, and of many documents of 3.0
             kept["nullable"] = True
         parts: list[Any] = kept.pop("allOf", [])
@@ -589,6 +597,7 @@ def _content_of(holder: Json, *kinds: str) -> tuple[str, Json]:
 
 
 _TIMEOUT = 30.0
+_HTTP_CLIENTS = "httpx2", "httpx"
 _MAX_REPLY = 64 * 1024 * 1024
 """Maximum bytes of a response."""
 _MAX_REDIRECTS = 3
@@ -655,8 +664,8 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
                 break
             call = following
     except Exception as error:
-        is_http_error = "Error" in type(error).__name__ or "Timeout" in type(error).__name__
-        if isinstance(error, ToolError) or not is_http_error:
+        # An error of an application in this process isn't shown.
+        if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_CLIENTS:
             raise
         raise ToolError(f"{type(error).__name__}: {error}") from error
     return ApiReply(response.status_code, {name.lower(): text for name, text in response.headers.items()}, content)
@@ -802,7 +811,7 @@ async def _run(client: Any, operation: Operation, names: Mapping[str, str], argu
 
 
 def _http() -> Any:
-    for name in ("httpx2", "httpx"):
+    for name in _HTTP_CLIENTS:
         try:
             return import_module(name)
         except ImportError:
