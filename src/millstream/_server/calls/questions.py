@@ -67,6 +67,7 @@ from millstream._server.calls.pending_questions import OVER, PendingQuestions
 from millstream._server.functions.engine import VALUE, engine_of_type
 from millstream._server.functions.msgspec_engine import Engine, once_per_type
 from millstream._server.functions.parameters import may_be_type, what_to_write
+from millstream._server.functions.patterns import matcher_of
 from millstream._server.functions.problems import Problem, explain, find_problems
 
 TEXTS = ("type", "title", "description", "default")
@@ -140,8 +141,18 @@ def _form_of_type(answer: Any) -> Form:
 
 
 def requested_schema(answer: Any) -> Schema:
-    """Return the form for a type, or a schema unchanged. Raises the errors of `form_of`."""
-    return answer if _is_schema(answer) else form_of(answer).schema
+    """Return the form for a type, or a schema unchanged. Raises the errors of `form_of`, and `PatternError`."""
+    if not _is_schema(answer):
+        return form_of(answer).schema
+    for node in members(answer.get("properties")).values():
+        if "pattern" in members(node):
+            matcher_of(node["pattern"])
+    found: Schema = answer
+    return found
+
+
+def _matches(pattern: str, text: str) -> bool:
+    return matcher_of(pattern)(text)
 
 
 def _is_schema(answer: Any) -> bool:
@@ -210,7 +221,7 @@ def parse_answer(content: Json, answer: Any) -> Any:
         for name, value in content.items()
     }
     if _is_schema(answer):
-        if problems := list(find_problems(schema, content)):
+        if problems := find_problems(schema, content, matches=_matches):
             raise _wrong_answer(problems, schema)
         return content
     form = form_of(answer)

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, partial
 from importlib import import_module
-from itertools import islice
 from typing import Annotated, Any, TypeGuard, get_args, get_origin
 
 import msgspec
@@ -39,13 +38,14 @@ from millstream._server.functions.parameters import (
     ArgumentList,
     Parameter,
     ParameterError,
+    PatternError,
     may_be_type,
     needs_pydantic,
     normalize,
     what_to_write,
 )
 from millstream._server.functions.problems import (
-    MAX_LISTED,
+    MAX_SLOW_STEPS,
     MAX_WALKED,
     Matches,
     find_problems,
@@ -75,11 +75,13 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
         module = import_module("millstream._server.functions.pydantic_engine")
     except ImportError:
         assert failed is not None  # noqa: S101  types of pydantic come with pydantic
+        if isinstance(failed, PatternError):
+            raise failed from None
         raise type(failed)(f"{failed} (with pydantic, more types work: pip install 'millstream[pydantic]')") from failed
     try:
         return _build(module.PydanticEngine, arguments, returns)
     except (ParameterError, OutputError) as error:
-        if failed is None or type(failed) is not type(error):
+        if failed is None or not isinstance(failed, type(error)):
             raise
         raise failed from error
 
@@ -95,8 +97,8 @@ def _build(kind: Callable[[ArgumentList, Any], Engine], arguments: ArgumentList,
             where = f"{arguments.function}: parameter {parameter.name!r}"
             try:
                 kind(ArgumentList(arguments.function, [parameter]), None)
-            except RegistrationError as error:
-                raise RegistrationError(f"{where}: {error}.") from error
+            except (RegistrationError, PatternError) as error:
+                raise type(error)(f"{where}: {error}.") from error
             except (TypeError, RecursionError, NameError) as error:
                 why = drop_modules(str(error)).partition(" - type")[0]
                 raise ParameterError(f"{where}: {why}; {WHAT_WORKS}.") from error
@@ -186,7 +188,7 @@ class SchemaCheck:
             size: The size of its JSON in bytes. Large values aren't examined.
         """
         found = (
-            list(islice(find_problems(self._schema, value, matches=self._matches), MAX_LISTED))
+            find_problems(self._schema, value, matches=self._matches, formats=False, steps=MAX_SLOW_STEPS)
             if size <= MAX_WALKED
             else []
         )

@@ -33,6 +33,7 @@ from millstream._server.functions.parameters import (
     finish_schema,
     is_slow_to_build,
 )
+from millstream._server.functions.patterns import check_patterns, search
 from millstream._server.functions.problems import Problem, engine_problem, find_problems, subject
 
 R = TypeVar("R")
@@ -200,7 +201,7 @@ class Engine(Protocol):
             values: The refused values.
             lax: As for `convert`.
         """
-        return list(find_problems(self.input_schema, values, lax=lax)) or [engine_problem(error)]
+        return find_problems(self.input_schema, values, lax=lax, matches=search) or [engine_problem(error)]
 
 
 class MsgspecEngine(Engine):
@@ -216,6 +217,7 @@ class MsgspecEngine(Engine):
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
         schema = schema_of(self.struct, hook=schema_hook)
+        check_patterns(schema)
         _write_defaults(schema, arguments.parameters)
         self.input_schema = finish_schema(schema)
         exact = has_decimals(schema)
@@ -238,7 +240,7 @@ class MsgspecEngine(Engine):
 
     def _check_exactly(self, values: Any, *, lax: bool = False) -> None:
         """Refuse strings that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
-        for problem in find_problems(self.input_schema, values, lax=lax, steps=inf):
+        for problem in find_problems(self.input_schema, values, lax=lax, steps=inf, first=True):
             raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
 
@@ -302,7 +304,7 @@ def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
                 unwritable = b"null" in data and has_no_number(msgspec.to_builtins(value, enc_hook=enc_hook))
                 raise output_error(f"{NO_NUMBER}: {error}" if unwritable else str(error)) from None
         if exact and (b"NaN" in data or b"Infinity" in data):
-            for problem in find_problems(schema, msgspec.json.decode(data), steps=inf):
+            for problem in find_problems(schema, msgspec.json.decode(data), steps=inf, first=True):
                 raise output_error(f"{subject(problem.path) if problem.path else ''}{problem.text}")
         return data
 
@@ -318,6 +320,7 @@ def output_of(annotation: Any) -> Output | None:
     """
     try:
         schema = schema_of(annotation, hook=schema_hook, written=True)
+        check_patterns(schema)
         return Output(schema, _checked_encoder(annotation, schema)) if is_structured(schema) else None
     except (TypeError, RecursionError, NameError) as error:
         raise OutputError(str(error)) from error

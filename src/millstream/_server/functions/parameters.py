@@ -413,6 +413,10 @@ class ParameterError(TypeError):
     """A parameter that no engine supports. The text names it."""
 
 
+class PatternError(ParameterError):
+    """A pattern that could keep the matcher busy. The text says what to write instead."""
+
+
 def parameter_of(
     parameter: inspect.Parameter, hints: dict[str, Any], descriptions: dict[str, str], kind: Kind, name: str
 ) -> Parameter:

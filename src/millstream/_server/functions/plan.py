@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import astuple
 
 from millstream._protocol.errors import shorten
-from millstream._protocol.json_schema import Schema, drop_modules, is_integral, is_object
+from millstream._protocol.json_schema import Schema, drop_modules, is_object
 from millstream._protocol.jsonrpc import Json, decode_object, too_many_values
 from millstream._protocol.metadata import ParamHeader, find_annotations
 from millstream._server.functions.dependencies import (
@@ -393,14 +393,15 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     try:
         return plan.decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
-        arguments = _second_try(plan, raw)
+        hopeless = plan.engine.typed is not None and not plan.coerce and "`float`" not in str(error)
+        arguments = None if hopeless else _second_try(plan, raw)
         if arguments is None:
             raise _refusal(plan, _problems(error, plan, raw)) from error
         return arguments
     except TypeError as error:  # an array or object in a set, if it isn't the function's own
         if len(raw) > MAX_WALKED:
             raise
-        if not (unhashable := list(find_problems(plan.engine.input_schema, msgspec.json.decode(raw)))):
+        if not (unhashable := find_problems(plan.engine.input_schema, msgspec.json.decode(raw))):
             raise
         raise _refusal(plan, unhashable) from error
 
@@ -511,10 +512,11 @@ def _takes_text(node: Schema) -> bool:
 
 def _whole(text: str) -> float:
     value = float(text)
+    if value.is_integer():
+        return int(value)
     if not isfinite(value):
         raise ValueError("Number out of range")
-    whole: float = is_integral(value)
-    return whole
+    return value
 
 
 _decode_integral = msgspec.json.Decoder(float_hook=_whole).decode

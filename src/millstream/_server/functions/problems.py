@@ -5,11 +5,13 @@ and for types for which Python accepts more strings than their schema.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Context, Decimal
-from itertools import islice
+from itertools import compress
+from math import inf
+from operator import not_
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -24,8 +26,20 @@ MAX_LISTED = 20
 MAX_SHOWN = 80
 """Maximum number of characters of a peer's text to repeat."""
 MAX_PROBLEMS = 5
-MAX_STEPS = 50_000
-"""Maximum number of comparisons of a value's parts with a schema."""
+MAX_FOUND = 30
+"""Maximum number of problems to find."""
+MAX_STEPS = 250
+"""Maximum number of comparisons of a value's parts with a schema, which take about a millisecond. For large values, the
+decoder's own message names the first problem.
+"""
+MAX_SLOW_STEPS = 500
+"""The same for engines whose own check takes longer, and which don't name the first problem so well."""
+MAX_DECIDING_STEPS = 50_000
+"""The same where the comparison decides whether a value is valid."""
+_MAX_NAME = 256
+"""Maximum number of characters of a name that are searched for words that mean a secret."""
+_MAX_NESTED = 3
+"""Maximum depth to describe a type in a word or two."""
 
 WORDS = {
     "integer": "an integer",
@@ -71,7 +85,14 @@ _SIZES = {
     "array": ("minItems", "maxItems"),
     "object": ("minProperties", "maxProperties"),
 }
-_is_decimal = re.compile(DECIMAL[1:-1]).fullmatch
+_is_decimal = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?").fullmatch
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    name: (int, float) if kind is float else (kind,) for kind, name in KINDS.items()
+}
+"""JSON type -> the Python types whose values are all of it."""
+_PLAIN = frozenset(("title", "description", "default", "examples", "deprecated", "x-mcp-header"))
+"""Keywords that don't restrict values."""
+_ANYTHING: Schema = {}
 SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
 """Names of values that are never repeated, because the text can end up in a log."""
 
@@ -86,9 +107,6 @@ class Problem(NamedTuple):
     path: Path
     text: str
     """The requirement, or the word `missing` or `unknown`."""
-
-
-Problems = Iterator[Problem]
 
 
 def engine_problem(error: Exception) -> Problem:
@@ -118,8 +136,7 @@ def describe_problems(schema: Schema, arguments: Schema, *, strict: bool = False
         arguments: The arguments of a call.
         strict: Refuse a string that contains a value.
     """
-    problems = find_problems(schema, arguments, lax=not strict, matches=lambda pattern, text: True)
-    found = list(islice(problems, MAX_LISTED))
+    found = find_problems(schema, arguments, lax=not strict, formats=False, steps=MAX_DECIDING_STEPS)
     return explain(found, schema) if found else ""
 
 
@@ -133,15 +150,15 @@ def problem_text(problems: Sequence[Problem], *, whole: str = "the arguments", m
     """
     parts: list[str] = []
     for word in ("missing", "unknown"):
-        names = list(dict.fromkeys(each.path for each in problems if each.text == word))
-        inner = {path[:-1] for path in names}
-        for where in sorted(inner, key=lambda path: (len(path), str(path))):
-            here = [str(path[-1]) for path in names if path[:-1] == where]
-            parts.append(f"{word} {list_names(here)}" + (f" in '{place(where)}'" if where else ""))
+        names: dict[Path, dict[str, None]] = {}
+        for path in (each.path for each in problems if each.text == word):
+            names.setdefault(path[:-1], {})[str(path[-1])] = None
+        ordered = sorted(names.items(), key=lambda item: (len(item[0]), str(item[0])))
+        parts += [f"{word} {list_names([*here])}" + (f" in '{place(at)}'" if at else "") for at, here in ordered]
     others = [each for each in problems if each.text not in ("missing", "unknown")]
     parts += [f"{subject(each.path, whole)}{each.text}" for each in others[:most]]
     if len(others) > most:
-        parts.append(f"and {len(others) - most} more")
+        parts.append("and more" if len(problems) >= MAX_FOUND else f"and {len(others) - most} more")
     return "; ".join(parts)
 
 
@@ -151,76 +168,154 @@ def subject(path: Path, whole: str = "the arguments") -> str:
 
 
 def find_problems(
-    schema: Schema, value: Any, *, lax: bool = False, matches: Matches | None = None, steps: float = MAX_STEPS
-) -> Problems:
-    """Yield the problems of a JSON value.
+    schema: Schema,
+    value: Any,
+    *,
+    lax: bool = False,
+    matches: Matches | None = None,
+    formats: bool = True,
+    steps: float = MAX_STEPS,
+    first: bool = False,
+) -> list[Problem]:
+    """Return the problems of a JSON value, at most `MAX_FOUND`.
 
     Supports the keywords that types have, and those of most handwritten schemas. A value that can't be judged counts as
-    valid.
+    valid, and so does the rest of a value after `steps`.
 
     Args:
         schema: The expected schema.
         value: The value.
         lax: Accept ``"3"`` as 3.
-        matches: Tries a pattern of a handwritten schema in bounded time. Formats are only annotations there.
+        matches: Tries a pattern in linear or bounded time. Without it, patterns aren't tried.
+        formats: Whether strings must have their format, and items that must be unique can't be arrays or objects, as
+            in types. In handwritten schemas, formats are only annotations.
         steps: Maximum number of comparisons.
+        first: Look only for the first problem.
     """
-    return _Comparison(schema, lax=lax, matches=matches, steps=steps).problems(schema, value, ())
+    comparison = _Comparison(schema, lax=lax, matches=matches, formats=formats, steps=steps)
+    try:
+        found = comparison.judge(schema, value, first=first)
+    except RecursionError:
+        if steps == inf:
+            raise
+        return []
+    return [each.problem() for each in found]
+
+
+Text = Callable[[Path], str]
+
+
+class _Fault(NamedTuple):
+    """A problem, with a path that is relative to the value: pairs of a step and the rest, so that a step is added in
+    constant time. Its text is written for the few that are listed, because it depends on the whole path.
+    """
+
+    text: Text
+    path: Any = ()
+
+    def problem(self, before: Path = ()) -> Problem:
+        """Return the problem of a value at a path."""
+        path, rest = [*before], self.path
+        while rest:
+            path.append(rest[0])
+            rest = rest[1]
+        return Problem(tuple(path), self.text(tuple(path)))
+
+
+_MISSING = _Fault(lambda path: "missing")
+_UNKNOWN = _Fault(lambda path: "unknown")
+_NOT_UNIQUE = _Fault(lambda path: "is an array or object, but the items of this array must be unique")
+
+
+class _Union(NamedTuple):
+    """The alternatives of a union."""
+
+    options: list[Schema]
+    tag: str | None
+    """The member that tells alternatives apart."""
+    named: Mapping[Any, Schema]
+    """Value of that member -> the alternative."""
+    others: list[Schema]
+    """Alternatives without such a value."""
 
 
 class _Comparison:
-    """A comparison of one value with a schema."""
+    """A comparison of one value with a schema. Each pair of a part of both is judged once."""
 
-    def __init__(self, schema: Schema, *, lax: bool, matches: Matches | None, steps: float) -> None:
+    def __init__(self, schema: Schema, *, lax: bool, matches: Matches | None, formats: bool, steps: float) -> None:
         self._schema = schema
         self._lax = lax
         self._matches = matches
+        self._formats = formats
         self._steps = steps
+        self._texts = MAX_FOUND  # alternatives can have alternatives
+        self._judged: dict[tuple[int, int, bool], list[_Fault]] = {}
+        self._types: dict[int, frozenset[type]] = {}
+        self._choices: dict[int, frozenset[Any]] = {}
+        self._unions: dict[tuple[int, str], _Union] = {}
 
-    def problems(self, node: Any, value: Any, path: Path) -> Problems:
+    def judge(self, node: Any, value: Any, *, first: bool) -> list[_Fault]:
+        """Return the problems of a value; with `first`, only one."""
+        if not is_object(node):
+            return [_UNKNOWN] if node is False else []
         self._steps -= 1
-        if node is False:
-            yield Problem(path, "unknown")
-        if not is_object(node) or self._steps < 0:
-            return
+        if self._steps < 0:
+            return []
+        key = id(node), id(value), first
+        found = self._judged.get(key)
+        if found is None:
+            self._judged[key] = []  # for a schema that refers only to itself
+            found = self._judged[key] = self._examine(node, value, first=first)[: 1 if first else MAX_FOUND]
+        return found
+
+    def _examine(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
+        found: list[_Fault] = []
         if "$ref" in node:
-            yield from self.problems(self._target(node), value, path)
+            found += self.judge(self._target(node), value, first=first)
         for keyword in ("anyOf", "oneOf"):
             if keyword in node:
-                yield from self._of_union(node, keyword, value, path)
+                found += self._of_union(node, keyword, value, first=first)
         for each in node.get("allOf", ()):
-            yield from self.problems(each, value, path)
+            found += self.judge(each, value, first=first)
         if "if" in node:
-            branch = "then" if self._fits(node["if"], value) else "else"
-            yield from self.problems(node.get(branch, True), value, path)
-        yield from self._own(node, value, path)
+            branch = "else" if self.judge(node["if"], value, first=True) else "then"
+            found += self.judge(node.get(branch, True), value, first=first)
+        return found if first and found else found + self._own(node, value, first=first)
 
-    def _own(self, node: Schema, value: Any, path: Path) -> Problems:
-        """Yield the problems of a schema's own keywords, without combinators."""
+    def _own(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
+        """Return the problems of a schema's own keywords, without combinators."""
         kind = node.get("type", "")
         if self._lax and isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
             with suppress(msgspec.ValidationError):
                 value = msgspec.convert(value, _SCALARS[kind], strict=False)
-        choices = _choices(node)
-        alike = (value == each and isinstance(value, bool) == isinstance(each, bool) for each in choices)
-        if choices and not any(alike):
-            listed_choices = ", ".join(map(_json, choices[:MAX_LISTED])) + (", …" if len(choices) > MAX_LISTED else "")
-            yield Problem(path, f"must be one of {listed_choices}{got_text(value, path, node)}")
-        elif choices or (node.get("pattern") == DECIMAL and _is_of(value, "number")):
-            return
-        elif kind and not _is_of(value, kind):
-            yield Problem(path, f"must be {_what(node)}{got_text(value, path, node, typed=True)}")
-        elif (
-            text := self._misfit(node, value, kind if isinstance(kind, str) and kind else _kind_of(value))
-        ) is not None:
-            yield Problem(path, f"must be {text}{got_text(value, path, node)}")
-        elif is_object(value):
-            yield from self._of_object(node, value, path)
-        elif is_array(value):
-            yield from self._of_array(node, value, path)
+        if choices := _choices(node):
+            if self._is_choice(node, choices, value):
+                return []
+            return [self._fault(f"must be one of {_list_choices(choices)}", value, node)]
+        if node.get("pattern") == DECIMAL and _is_of(value, "number"):
+            return []
+        if kind and not _is_of(value, kind):
+            return [self._fault(f"must be {_what(node)}", value, node, typed=True)]
+        text = self._misfit(node, value, kind if isinstance(kind, str) and kind else _kind_of(value))
+        if text is not None:
+            return [self._fault(f"must be {text}", value, node)]
+        if is_object(value):
+            return self._of_object(node, value, first=first)
+        return self._of_array(node, value, first=first) if is_array(value) else []
 
-    def _fits(self, node: Any, value: Any) -> bool:
-        return next(self.problems(node, value, ()), None) is None
+    @staticmethod
+    def _fault(text: str, value: Any, node: Schema, *, typed: bool = False) -> _Fault:
+        return _Fault(lambda path: f"{text}{got_text(value, path, node, typed=typed)}")
+
+    def _is_choice(self, node: Schema, choices: list[Any], value: Any) -> bool:
+        known = self._choices.get(id(node))
+        if known is None:
+            self._steps -= len(choices) / 32
+            known = frozenset((isinstance(each, bool), each) for each in choices if not isinstance(each, dict | list))
+            self._choices[id(node)] = known
+        if not isinstance(value, dict | list):
+            return (isinstance(value, bool), value) in known
+        return len(known) < len(choices) and value in choices
 
     def _target(self, node: Schema) -> Schema:
         """Return the schema that a reference leads to, or an empty one for an anchor."""
@@ -228,62 +323,127 @@ class _Comparison:
         if not reference:
             return node
         try:
-            return members(value_at_pointer(self._schema, reference))
+            target = value_at_pointer(self._schema, reference)
         except LookupError:  # it counts from an `$id` inside the document
-            return {}
+            return _ANYTHING
+        return target if is_object(target) else _ANYTHING
 
-    def _of_union(self, node: Schema, keyword: str, value: Any, path: Path) -> Problems:
-        options: list[Schema] = []
-        tag = value_at(node, ("discriminator", "propertyName"))
-        for each in map(self._target, filter(is_object, node[keyword])):
-            options += map(self._target, each.get("anyOf", [each]))
-            tag = tag or value_at(each, ("discriminator", "propertyName"))
-        fitting = sum(self._fits(each, value) for each in options)
-        if fitting:
-            if keyword == "oneOf" and fitting > 1 and not self._lax:
-                yield Problem(path, f"must match one alternative of oneOf, but matches {fitting}")
-            return
+    def _union(self, node: Schema, keyword: str) -> _Union:
+        key = id(node), keyword
+        if key not in self._unions:
+            options: list[Schema] = []
+            tag = value_at(node, ("discriminator", "propertyName"))
+            for each in map(self._target, filter(is_object, node[keyword])):
+                options += map(self._target, filter(is_object, each.get("anyOf", [each])))
+                tag = tag or value_at(each, ("discriminator", "propertyName"))
+            named: dict[Any, Schema] = {}
+            others: list[Schema] = []
+            for each in options:
+                names = [] if tag is None else _choices(members(value_at(each, ("properties", tag))))
+                named.update((name, each) for name in names if isinstance(name, str | int))
+                if not names:
+                    others.append(each)
+            self._steps -= len(options) / 2
+            self._unions[key] = _Union(options, tag, named, others)
+        return self._unions[key]
+
+    def _of_union(self, node: Schema, keyword: str, value: Any, *, first: bool) -> list[_Fault]:
+        options, tag, named, others = self._union(node, keyword)
+        possible = options
+        name = None
+        if named and is_object(value) and tag in value:  # the rest can't fit
+            name = value[tag] if isinstance(value[tag], str | int) else None
+            possible = [named[name], *others] if name in named else others
+        self._steps -= len(possible) / 8
+        if not isinstance(value, str):  # which could be read as another type
+            possible = [each for each in possible if _is_of(value, each.get("type") or _kind_of(value))]
+            if keyword == "anyOf" and len(possible) == 1 and "type" in possible[0]:
+                return self.judge(possible[0], value, first=first)
+        fits = (not self.judge(each, value, first=True) for each in possible)
+        counted = keyword == "oneOf" and not self._lax
+        fitting = sum(fits) if counted else int(any(fits))
+        if fitting > 1 and self._steps >= 0:
+            return [_Fault(lambda path: f"must match one alternative of oneOf, but matches {fitting}")]
+        if fitting or self._steps < 0:
+            return []
+        if named and is_object(value):
+            if tag in value and name in named:
+                return self.judge(named[name], value, first=first)
+            text = f"must be one of {_list_choices([*named])}"
+            found = self._fault(text, value[tag], _ANYTHING) if tag in value else _Fault(lambda path: text)
+            return [found._replace(path=(tag, ()))]
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
-        if tag is not None and is_object(value):
-            named = {tags[0]: each for each in alike if (tags := value_at(each, ("properties", tag, "enum")))}
-            alike = [each for name, each in named.items() if name == value.get(tag)]
-            if not alike:
-                found = f"{got_text(value[tag], (*path, tag), {})}" if tag in value else ""
-                yield Problem((*path, tag), f"must be one of {', '.join(map(_json, named))}{found}")
-                return
         if len(alike) == 1:
-            yield from self.problems(alike[0], value, path)
-        elif any("type" in each or _choices(each) for each in options):
-            kinds = " or ".join(dict.fromkeys(map(_what, options)))
-            yield Problem(path, f"must be {kinds}{got_text(value, path, node, typed=not alike)}")
-        else:
-            why = (problem_text(list(islice(self.problems(each, value, path), 1))) for each in options[:MAX_PROBLEMS])
-            yield Problem(path, f"must match an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}")
+            return self.judge(alike[0], value, first=first)
+        if any("type" in each or _choices(each) for each in options):
+            kinds = " or ".join(dict.fromkeys(map(_what, options[:MAX_LISTED])))
+            return [self._fault(f"must be {kinds}", value, node, typed=not alike)]
+        return self._of_alternatives(keyword, options, value)
 
-    def _of_object(self, node: Schema, value: Any, path: Path) -> Problems:
-        properties, others, names = (
-            node.get("properties", {}),
-            node.get("additionalProperties"),
-            node.get("propertyNames"),
-        )
-        yield from (Problem((*path, name), "missing") for name in node.get("required", ()) if name not in value)
+    def _of_alternatives(self, keyword: str, options: list[Schema], value: Any) -> list[_Fault]:
+        """Return the first problem of each of a few alternatives, as one."""
+        reasons = [self.judge(each, value, first=True) for each in options[:MAX_PROBLEMS]]
+
+        def text_of(path: Path) -> str:
+            self._texts -= 1
+            if self._texts < 0:
+                return f"must match an alternative of {keyword}"
+            why = (problem_text([each.problem(path)]) for found in reasons for each in found)
+            return f"must match an alternative of {keyword}: {' or '.join(f'({each})' for each in why)}"
+
+        return [_Fault(text_of)]
+
+    def _plain_types(self, node: Any) -> frozenset[type]:
+        """Return the types whose values are all valid, so that they needn't be judged one by one."""
+        found = self._types.get(id(node))
+        if found is None:
+            found = frozenset[type]()
+            if is_object(node):
+                if node.keys() <= _PLAIN | {"type"}:
+                    found = found.union(*(_TYPES.get(each, ()) for each in _as_list(node.get("type", []))))
+                elif node.keys() <= _PLAIN | {"anyOf"}:
+                    found = found.union(*map(self._plain_types, node["anyOf"]))
+            self._types[id(node)] = found
+        return found
+
+    def _of_object(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
+        properties, others = node.get("properties", {}), node.get("additionalProperties")
+        found = [_MISSING._replace(path=(name, ())) for name in node.get("required", ()) if name not in value]
+        if "patternProperties" in node:
+            others = None
+        names = node.get("propertyNames")
+        if not properties and names is None and others is not False and not is_object(others):
+            return found
+        self._steps -= len(value) / 64
         for name, each in value.items():
             if names is not None:
-                yield from self.problems(names, name, (*path, name))
-            if name in properties:
-                yield from self.problems(properties[name], each, (*path, name))
-            elif "patternProperties" not in node:
-                yield from self.problems(others, each, (*path, name))
+                found += (below._replace(path=(name, ())) for below in self.judge(names, name, first=first))
+            inner = properties.get(name, others)
+            if inner is False or (is_object(inner) and type(each) not in self._plain_types(inner)):
+                found += (below._replace(path=(name, below.path)) for below in self.judge(inner, each, first=first))
+                if len(found) >= (1 if first else MAX_FOUND) or self._steps < 0:
+                    break
+        return found
 
-    def _of_array(self, node: Schema, value: Any, path: Path) -> Problems:
-        first: list[Any] = node.get("prefixItems", [])
-        unique = node.get("uniqueItems", False) and self._matches is None
-        for index, each in enumerate(value):
+    def _of_array(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
+        found: list[_Fault] = []
+        before: list[Any] = node.get("prefixItems", [])
+        items, unique = node.get("items"), node.get("uniqueItems", False) and self._formats
+        plain = self._plain_types(items)
+        self._steps -= len(value) / 128
+        wrong: Iterable[int] = range(len(value))
+        if not (before or unique):
+            wrong = compress(wrong, map(not_, map(plain.__contains__, map(type, value))))
+        for index in wrong:
+            each = value[index]
             if unique and isinstance(each, dict | list):
-                yield Problem((*path, index), "is an array or object, but the items of this array must be unique")
-            else:
-                inner = first[index] if index < len(first) else node.get("items")
-                yield from self.problems(inner, each, (*path, index))
+                found.append(_NOT_UNIQUE._replace(path=(index, ())))
+            elif index < len(before) or type(each) not in plain:
+                inner = before[index] if index < len(before) else items
+                found += (below._replace(path=(index, below.path)) for below in self.judge(inner, each, first=first))
+            if len(found) >= (1 if first else MAX_FOUND) or self._steps < 0:
+                break
+        return found
 
     def _misfit(self, node: Schema, value: Any, kind: str) -> str | None:
         """Return the unmet requirement for a value of the right type, or None."""
@@ -300,10 +460,12 @@ class _Comparison:
                 return f"{words(kind)} of length <= {node[high]}"
         if not isinstance(value, str):
             return None
-        if self._matches is None:
-            return _unreadable(node, value)
         pattern = node.get("pattern")
-        return f"a string matching regex {pattern!r}" if pattern and not self._matches(pattern, value) else None
+        if self._formats and pattern == DECIMAL:
+            return None if _is_decimal(value) else "a decimal number as text, such as 1.50"
+        if pattern and self._matches is not None and not self._matches(pattern, value):
+            return f"a string matching regex {pattern!r}"
+        return _unreadable(node, value) if self._formats else None
 
 
 def _kind_of(value: Any) -> str:
@@ -338,10 +500,6 @@ def _what(node: Schema) -> str:
 
 
 def _unreadable(node: Schema, text: str) -> str | None:
-    if node.get("pattern") == DECIMAL:
-        return None if _is_decimal(text) else "a decimal number as text, such as 1.50"
-    if "pattern" in node and re.search(node["pattern"], text) is None:
-        return f"a string matching regex {node['pattern']!r}"
     if node.get("format") == "path" and (not text or "\0" in text):
         return "a path as text"
     known = FORMATS.get(node.get("contentEncoding") or node.get("format", ""))
@@ -363,8 +521,8 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
         typed: Also include its type.
     """
     kind = words(_kind_of(value)) if typed else ""
-    text = _json(value)
-    names = [each for each in path if isinstance(each, str)]
+    text = _cut_json(value, MAX_SHOWN)
+    names = [each[:_MAX_NAME] for each in path if isinstance(each, str)]
     options: list[Any] = [node, *node.get("anyOf", ())]
     hidden = any(map(SECRET.search, names)) or any(
         is_object(each) and (each.get("writeOnly") or each.get("format") == "password") for each in options
@@ -373,6 +531,22 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
         return f", got {kind}" if kind else ""
     text = shorten(text, MAX_SHOWN)
     return f", got {'the ' + kind.partition(' ')[2] + ' ' if kind.startswith(('a ', 'an ')) else ''}{text}"
+
+
+def _cut_json(value: Any, size: int) -> str:
+    """Return the JSON of a value, or at least its first `size` characters if it's longer."""
+    if isinstance(value, str):
+        return _json(value[: size + 1])
+    if not isinstance(value, dict | list):
+        return _json(value)
+    text = first = "{" if isinstance(value, dict) else "["
+    for each in cast("Collection[Any]", value):
+        comma = "," if len(text) > 1 else ""
+        name = f"{_cut_json(each, size)}:" if isinstance(value, dict) else ""
+        text += f"{comma}{name}{_cut_json(value[each] if name else each, size - len(text))}"
+        if len(text) > size:
+            return text
+    return text + ("}" if first == "{" else "]")
 
 
 def words(kinds: str | Sequence[str]) -> str:
@@ -404,18 +578,23 @@ def expected_text(schema: Schema) -> str:
     return f"Expected: {{{', '.join(parts)}{more}}}"
 
 
-def _kind(node: Any) -> str:
+def _kind(node: Any, depth: int = 0) -> str:
     """Return a property's type in a word or two."""
     if not is_object(node):
         return "any"
     if choices := _choices(node):
-        return " | ".join(map(_json, choices))
-    if parts := node.get("anyOf") or node.get("oneOf"):
-        return " | ".join(map(_kind, parts))
+        return _list_choices(choices, " | ")
+    if (parts := node.get("anyOf") or node.get("oneOf")) and depth < _MAX_NESTED:
+        more = " | …" if len(parts) > MAX_LISTED else ""
+        return " | ".join(_kind(each, depth + 1) for each in parts[:MAX_LISTED]) + more
     kind = node.get("type", "object" if "$ref" in node else "any")
-    if kind == "array" and is_object(node.get("items")):
-        return f"array of {_kind(node['items'])}"
+    if kind == "array" and is_object(node.get("items")) and depth < _MAX_NESTED:
+        return f"array of {_kind(node['items'], depth + 1)}"
     return " | ".join(_as_list(kind))
+
+
+def _list_choices(choices: list[Any], between: str = ", ") -> str:
+    return between.join(map(_json, choices[:MAX_LISTED])) + (f"{between}…" if len(choices) > MAX_LISTED else "")
 
 
 def _json(value: Any) -> str:

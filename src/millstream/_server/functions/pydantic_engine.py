@@ -62,6 +62,7 @@ from millstream._server.functions.parameters import (
     UNIONS,
     ArgumentList,
     Parameter,
+    PatternError,
     finish_schema,
     has_fields,
     has_meta,
@@ -70,7 +71,9 @@ from millstream._server.functions.parameters import (
     union_of,
     unwrap_alias,
 )
+from millstream._server.functions.patterns import check_pattern, check_patterns
 from millstream._server.functions.problems import (
+    MAX_SLOW_STEPS,
     Path,
     Problem,
     engine_problem,
@@ -80,10 +83,11 @@ from millstream._server.functions.problems import (
     place,
 )
 
-MAX_ERRORS = 1_000
-"""Above this number of problems, none is listed, because listing one means building all."""
+MAX_ERRORS = 200
+"""Above this number of problems, pydantic's own aren't listed, because listing one means building all."""
 MAX_NAMED = 20
 _KEPT_CODECS = 512
+_UNMATCHED = "string_pattern_mismatch"
 _UNREADABLE = (
     pydantic.PydanticUserError,
     SchemaError,
@@ -114,9 +118,10 @@ class PydanticEngine(Engine):
         make = partial(_model_of, name, parameters, forbid_unknown=arguments.closed)
         try:
             model = make()
+            _check_matchers(model.__pydantic_core_schema__)
             composed = _composed_schema(parameters, forbid_unknown=arguments.closed)
             self.input_schema = composed or _arguments_schema(model)
-        except RegistrationError:
+        except (RegistrationError, PatternError):
             raise
         except _UNREADABLE as error:
             types = ", ".join(type_text(each.annotation) for each in parameters)
@@ -151,18 +156,30 @@ class PydanticEngine(Engine):
             return [engine_problem(error)]
         count = cause.error_count()
         if count > MAX_ERRORS:
-            return [Problem((), f"have {count:,} problems")]
-        in_words = {each.path: each for each in find_problems(self.input_schema, values, lax=lax)}
+            known = find_problems(self.input_schema, values, lax=lax)
+            return known or [Problem((), f"have {count:,} problems")]
+        items = cause.errors(include_url=False)
+        # pydantic has tried the patterns. Others may match them more slowly, or differently.
+        unmatched = {(each["ctx"]["pattern"], each["input"]) for each in items if each["type"] == _UNMATCHED}
+
+        def matches(pattern: str, text: str) -> bool:
+            return (pattern, text) not in unmatched
+
+        in_words = {
+            each.path: each
+            for each in find_problems(self.input_schema, values, lax=lax, matches=matches, steps=MAX_SLOW_STEPS)
+        }
         found: list[Problem] = []
-        for item in cause.errors(include_url=False):
+        for item in items:
             problem = _problem(item, values)
-            below = [each for each in in_words.values() if each.path[: len(problem.path)] == problem.path]
+            below: list[Problem] = []
             # msgspec's errors about a Struct have no location that pydantic understands.
-            from_struct = isinstance(item.get("ctx", {}).get("error"), msgspec.ValidationError)
-            found += below if from_struct and below else [problem]
+            if isinstance(item.get("ctx", {}).get("error"), msgspec.ValidationError):
+                below = [each for each in in_words.values() if each.path[: len(problem.path)] == problem.path]
+            found += below or [problem]
         inner = {each.path[:depth] for each in found for depth in range(len(each.path))}
         # Alternatives of a union with another type are omitted, because they add no information.
-        return [in_words.get(each.path, each) for each in found if each.path not in inner]
+        return list(dict.fromkeys(in_words.get(each.path, each) for each in found if each.path not in inner))
 
 
 def _problem(item: Any, values: Any) -> Problem:
@@ -449,6 +466,7 @@ class _StructSchema:
     def __init__(self, kind: Any) -> None:
         self._kind = kind
         self._schema = schema_of(kind, hook=schema_hook)
+        check_patterns(self._schema)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return core_schema.no_info_plain_validator_function(
@@ -620,5 +638,28 @@ def output_of(annotation: Any) -> Output | None:
     return Output(schema, partial(_encode_checked, codec)) if is_structured(schema) else None
 
 
+def _check_matchers(schema: Any) -> None:
+    """Check the patterns that pydantic lets Python match: compiled ones, and those with ``regex_engine="python-re"``.
+
+    Raises:
+        PatternError: A text can keep it busy.
+    """
+    pending: list[tuple[Any, str]] = [(schema, "")]
+    while pending:
+        node, engine = pending.pop()
+        if is_object(node):
+            engine = members(node.get("config")).get("regex_engine", engine)
+            pattern = node.get("pattern") if node.get("type") == "str" else None
+            if isinstance(pattern, re.Pattern):
+                check_pattern(pattern.pattern, pattern.flags)
+            elif pattern is not None and node.get("regex_engine", engine) == "python-re":
+                check_pattern(pattern)
+            pending += ((each, engine) for key, each in node.items() if key not in _NO_SCHEMAS)
+        elif isinstance(node, list | tuple):
+            pending += ((each, engine) for each in cast("Sequence[Any]", node))
+
+
 def _adapter(annotation: Any) -> pydantic.TypeAdapter[Any]:
-    return pydantic.TypeAdapter(translate(annotation))
+    made = pydantic.TypeAdapter[Any](translate(annotation))
+    _check_matchers(made.core_schema)
+    return made
