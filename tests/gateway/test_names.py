@@ -1,4 +1,6 @@
-from millstream.gateway._names import CAPABILITY, MAX_LOOPS, find_loops, leads_back, read_announcement
+import re
+
+from millstream.gateway._names import CAPABILITY, MAX_LOOPS, Names, find_loops, leads_back, read_announcement
 
 
 def test_few_ways_back_are_compared_with_the_items_of_an_upstream() -> None:
@@ -9,3 +11,12 @@ def test_few_ways_back_are_compared_with_the_items_of_an_upstream() -> None:
     assert len(loops) == MAX_LOOPS
     assert leads_back(loops, "tools", "p0_search")
     assert not leads_back(loops, "tools", "search")
+
+
+def test_uris_without_a_scheme_get_one_and_are_found_again() -> None:
+    """Clients of the official Python SDK 1.x refuse a list with a URI that has none."""
+    names = Names("shop")
+    for uri in ("memo://1", "urn:x:y", "not a uri", "/etc/hosts", "", ":", ":a", "data:,hi", "C:/x", "{id}"):
+        listed = names.uri(uri)
+        assert re.match("[A-Za-z][A-Za-z0-9+.-]*:", listed)
+        assert names.original_uri(listed) == uri

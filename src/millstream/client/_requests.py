@@ -407,9 +407,9 @@ class Requests(Confidential, Struct, kw_only=True):
             log_message("received", answer.error or answer.result)
         except asyncio.CancelledError as exc:
             if pending.end():
-                raise RequestTimeout(
-                    f"The server didn't respond to {request.method} within {seconds:g} seconds."
-                ) from exc
+                remedy = "If it starts slowly, set a longer timeout." if request.method == "initialize" else ""
+                text = f"The server didn't respond to {request.method} within {seconds:g} seconds."
+                raise RequestTimeout(text, remedy=remedy) from exc
             raise
         finally:
             pending.end()

@@ -70,6 +70,7 @@ _TIMESTAMP = re.compile(
     r"(?:Z|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
 )
 """A date and time with its offset, which clients require (RFC 3339)."""
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 _MAX_OMISSIONS = 5
 """Maximum mistakes in an upstream's lists that the log names."""
 MAX_ITEM_BYTES = 256 * 1024
@@ -333,6 +334,8 @@ def _read_item(kind: str, raw: bytes, revision: str, omissions: list[str]) -> De
     name = found[METHODS[kind][2]]
     if _CONTROL_CHARACTERS.search(name):
         raise ValueError("its name has control characters")
+    if kind == "resources" and "://" in name and not _SCHEME.match(name):
+        raise ValueError("its URI has a malformed scheme")
     if left_out:
         omissions.append(f"{', '.join(left_out[:_MAX_OMISSIONS])} of {name[:_MAX_SHOWN]!r}")
     return found

@@ -25,6 +25,7 @@ PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
 """Prefixes with which every client can call tools."""
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
 _SEPARATOR = "://"
+_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 _KINDS_WITH_URI = ("resources", "templates")
 
 
@@ -118,7 +119,10 @@ class Names:
         if not self.prefix:
             return uri
         scheme, separator, rest = uri.partition(_SEPARATOR)
-        return f"{scheme}{self._in_uri}{rest}" if separator else f"{self._scheme}{uri}"
+        if separator:
+            return f"{scheme}{self._in_uri}{rest}"
+        # Some clients refuse a list that has a URI without a scheme.
+        return f"{self._scheme}{uri}" if _SCHEME.match(uri) else f"{self._scheme}:{uri}"
 
     def qualify(self, kind: str, name: str) -> str:
         """Return the name or URI by which clients of the gateway know an item."""
@@ -138,7 +142,9 @@ class Names:
         if separator and _SEPARATOR not in scheme:
             return f"{scheme}{_SEPARATOR}{rest}"
         # A URI with an authority carries the prefix there, so no two upstreams claim the same one.
-        return uri.removeprefix(self._scheme) if _SEPARATOR not in uri and uri.startswith(self._scheme) else None
+        if _SEPARATOR in uri or not uri.startswith(self._scheme):
+            return None
+        return uri[len(self._scheme) :].removeprefix(":")
 
 
 class MatchedUri(dict[str, Any]):

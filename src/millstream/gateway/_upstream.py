@@ -124,7 +124,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     that two principals have used can't ask questions.
     """
     connect_timeout: float = 10.0
-    """Seconds to wait for a connection, or for a process to start."""
+    """Seconds to wait for a connection."""
     start_timeout: float = 5.0
     """Seconds to wait for the first lists when the gateway starts, unless there's a stored copy."""
     refresh_seconds: float = 300.0
