@@ -7,6 +7,7 @@ whatever is listed first.
 
 import asyncio
 import base64
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -115,10 +116,13 @@ SCHEMA_2020_12: dict[str, Any] = {
 }
 
 
-@mcp.tool(input_schema=SCHEMA_2020_12)
-def json_schema_2020_12_tool(arguments: dict[str, Any]) -> str:
-    """Takes a hand-written JSON Schema 2020-12."""
-    return f"Called with: {sorted(arguments)}"
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # it's for validators: Claude's API refuses allOf at the root
+
+    @mcp.tool(input_schema=SCHEMA_2020_12)
+    def json_schema_2020_12_tool(arguments: dict[str, Any]) -> str:
+        """Takes a hand-written JSON Schema 2020-12."""
+        return f"Called with: {sorted(arguments)}"
 
 
 # Notifications and questions

@@ -3,8 +3,11 @@
 import datetime as dt
 import functools
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Dict, FrozenSet, List, Literal, Set, Tuple, Union  # noqa: UP035  what people write
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Dict, FrozenSet, List, Literal, NamedTuple, Set, Tuple, Union  # noqa: UP035  what people write
 
+import msgspec
 import pytest
 from pydantic import BaseModel, Field, JsonValue
 
@@ -28,6 +31,21 @@ class Dog(BaseModel):
 
 class Raw(BaseModel):
     data: bytes = b"\x89PNG\xff"
+
+
+@dataclass
+class Plain:
+    path: Path = Path("/x")
+    places: tuple["PlaceTuple", ...] = ()
+
+
+class PlaceTuple(NamedTuple):
+    path: Path = Path("/x")
+
+
+class PlaceStruct(msgspec.Struct):
+    place: PlaceTuple
+    path: Path = Path("/y")
 
 
 class Report(ToolResult):
@@ -73,6 +91,9 @@ async def _tool(function: Callable[..., Any], **options: Any) -> Any:
         (Document, {"x": [[1, {"y": None}]]}, "{'x': [[1, {'y': None}]]}"),
         (dict[str, Nested], {"x": [[1]]}, "{'x': [[1]]}"),
         (Raw, {"data": "aGVsbG8="}, "Raw(data=b'hello')"),
+        (PlaceTuple, [], f"PlaceTuple(path={Path('/x')!r})"),
+        (list[PlaceStruct], [{"place": []}], f"[{PlaceStruct(PlaceTuple())!r}]"),
+        (Plain, {}, repr(Plain())),
     ],
 )
 async def test_annotations_arrive_as_written(annotation: Any, value: Any, arrives: str) -> None:

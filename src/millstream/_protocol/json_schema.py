@@ -8,14 +8,18 @@ a `$ref` to another document is refused (MCP 2026-07-28, basic).
 
 import enum
 import re
+from collections import namedtuple
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import MISSING, is_dataclass
+from dataclasses import fields as dataclass_fields
 from functools import partial
 from math import inf, isfinite
+from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
-from msgspec import Meta, Struct
+from msgspec import NODEFAULT, Meta, Struct, defstruct, field
 from msgspec.json import schema_components
 from msgspec.structs import fields
 
@@ -183,7 +187,12 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
 
     make = partial(schema_components, schema_hook=describe, ref_template=REF + "{name}")
     try:
-        (root,), components = make((annotation,))
+        try:
+            (root,), components = make((annotation,))
+        except TypeError:  # msgspec can't write the default of a field
+            if (plain := _with_text_defaults(annotation)) is annotation:
+                raise
+            (root,), components = make((plain,))
         while missing := aliases.keys() - components.keys():
             for name in missing:
                 (definition,), more = make((aliases[name].target,))
@@ -197,6 +206,56 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
     document = inline_references(root, components)
     _Details(dict(document.get("$defs", {})), {} if written else MOMENTS).add(document, annotation)
     return drop_formats(document, {"duration"}) if written else document
+
+
+def _with_text_defaults(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
+    """Return a type with the same schema, in which the defaults of fields that are paths are text."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return Annotated[_with_text_defaults(parts[0], inside), *parts[1:]]
+    if parts and origin is not Literal and origin is not None:
+        made = tuple(_with_text_defaults(part, inside) for part in parts)
+        same = all(one is other for one, other in zip(made, parts, strict=True))
+        union: Any = Union
+        return annotation if same else union[made] if origin in (Union, UnionType) else origin[made]
+    if not isinstance(annotation, type) or annotation in inside:
+        return annotation
+    defaults, names = _defaults_of(annotation)
+    if defaults is None:
+        return annotation
+    hints = get_type_hints(annotation, include_extras=True)
+    types = {name: _with_text_defaults(hints[name], (*inside, annotation)) for name in defaults}
+    texts = {name: str(each) if isinstance(each, PurePath) else each for name, each in defaults.items()}
+    if all(types[name] is hints[name] and texts[name] is defaults[name] for name in defaults):
+        return annotation
+    if hasattr(annotation, "_fields"):
+        given = [text for text in texts.values() if text is not NODEFAULT]
+        make_tuple: Any = namedtuple  # noqa: PYI024  made of values
+        made_tuple = make_tuple(annotation.__name__, list(texts), defaults=given)
+        made_tuple.__annotations__ = types
+        return made_tuple
+    members = [(name, types[name], field(name=names[name], default=texts[name])) for name in defaults]
+    config: Any = getattr(annotation, "__struct_config__", None)
+    tags = {} if config is None else {"tag": config.tag, "tag_field": config.tag_field}
+    return defstruct(annotation.__name__, members, kw_only=True, **tags)
+
+
+def _defaults_of(kind: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
+    """Return the defaults of a class's fields, `NODEFAULT` for those without, and their names in JSON."""
+    if issubclass(kind, Struct):
+        found = fields(kind)
+        some = {each.name: [] if each.default_factory is not NODEFAULT else each.default for each in found}
+        return some, {each.name: each.encode_name for each in found}
+    if is_dataclass(kind):
+        given = {
+            each.name: NODEFAULT if each.default is MISSING and each.default_factory is MISSING else each.default
+            for each in dataclass_fields(kind)
+        }
+        some = {name: [] if each is MISSING else each for name, each in given.items()}
+        return some, {name: name for name in some}
+    if hasattr(kind, "_field_defaults"):
+        return {name: kind._field_defaults.get(name, NODEFAULT) for name in kind._fields}, {}
+    return None, {}
 
 
 def inline_references(

@@ -1,0 +1,173 @@
+"""What the clients and model APIs in use refuse in the schema of a tool, as they publish it.
+
+Each rule names its source. The rules hold for every tool of the examples, and for many annotations.
+"""
+
+import datetime as dt
+import enum
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from importlib import import_module
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+from uuid import UUID
+
+import msgspec
+import pytest
+from jsonschema import Draft202012Validator
+from pydantic import BaseModel, Field, HttpUrl, JsonValue
+
+from millstream import Server
+from millstream.protocol import Json
+from millstream.testing import connect
+
+Problems = Iterator[str]
+
+
+def _nodes(node: Any, path: str = "#") -> Iterator[tuple[str, Any]]:
+    yield path, node
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in pairs:
+        yield from _nodes(value, f"{path}/{key}")
+
+
+def _schemas(schema: Json) -> Iterator[tuple[str, Json]]:
+    """Yield the schema objects, but no properties that are called like keywords."""
+    for path, node in _nodes(schema):
+        if isinstance(node, dict) and not re.search(r"/(properties|\$defs|patternProperties)$", path):
+            yield path, node
+
+
+def vscode(schema: Json) -> Problems:
+    """VS Code: "tool parameters array type must have items" (microsoft/vscode#246119, #257537)."""
+    for path, node in _schemas(schema):
+        if node.get("type") == "array" and not isinstance(node.get("items"), dict):
+            yield f"{path}: an array without items"
+
+
+def claude(schema: Json) -> Problems:
+    """Claude's API: names of properties are ``^[a-zA-Z0-9_.-]{1,64}$``, and the root is an object without oneOf, allOf,
+    or anyOf (platform.claude.com/docs, tool use; anthropics/claude-code#34771, #88049).
+    """
+    for path, node in _schemas(schema):
+        for name in node.get("properties", {}):
+            if not re.fullmatch("[a-zA-Z0-9_.-]{1,64}", name):
+                yield f"{path}: the property {name!r}"
+    yield from (f"#: {each} at the root" for each in ("oneOf", "anyOf", "allOf") if each in schema)
+
+
+def openai(schema: Json) -> Problems:
+    """OpenAI's API: the root is an object, with `properties` (developers.openai.com, function calling)."""
+    if schema.get("type") != "object" or not isinstance(schema.get("properties", {}), dict):
+        yield "#: not an object"
+
+
+def gemini(schema: Json) -> Problems:
+    """Gemini: enums of texts have the type string, arrays have items, and `required` names properties
+    (ai.google.dev/api/caching#Schema; google-gemini/gemini-cli#13326).
+    """
+    for path, node in _schemas(schema):
+        names = node.get("properties", {})
+        if "properties" in node and not set(node.get("required", ())) <= names.keys():
+            yield f"{path}: required names {node['required']}"
+        if "enum" in node and all(isinstance(each, str) for each in node["enum"]) and node.get("type") != "string":
+            yield f"{path}: an enum of texts without a type"
+
+
+def validators(schema: Json) -> Problems:
+    """The validators of the official SDKs (ajv in TypeScript, jsonschema in Python): a valid schema of 2020-12, whose
+    references and mappings lead somewhere (modelcontextprotocol/typescript-sdk, PrefectHQ/fastmcp#3679).
+    """
+    Draft202012Validator.check_schema(schema)
+    for path, node in _nodes(schema):
+        if isinstance(node, str) and node.startswith("#/") and ("/mapping/" in path or path.endswith("$ref")):
+            target: Any = schema
+            for part in node[2:].split("/"):
+                target = target.get(part) if isinstance(target, dict) else None
+            if target is None:
+                yield f"{path}: {node} leads nowhere"
+    for path, node in _schemas(schema):
+        if node.get("required") == []:  # draft 4 forbids it
+            yield f"{path}: required is empty"
+
+
+RULES: list[Callable[[Json], Problems]] = [vscode, claude, openai, gemini, validators]
+
+
+class Color(enum.Enum):
+    RED = "red"
+
+
+class Pair(NamedTuple):
+    a: int
+    b: str = "x"
+
+
+@dataclass
+class Book:
+    title: str
+    tags: list[Any]
+    parent: "Book | None" = None
+
+
+class Circle(msgspec.Struct, tag="circle"):
+    radius: float
+
+
+class Square(msgspec.Struct, tag="square"):
+    side: list[int]
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"] = "cat"
+    toys: list[Any] = []
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"] = "dog"
+    friends: tuple[int, str] = (1, "a")
+
+
+ANNOTATIONS: list[Any] = [
+    *(list, set, tuple, dict, list[Any], list[list], list | None, tuple[int, str], tuple[int, ...], tuple[()]),
+    *(Pair, Book, list[Book], Circle | Square, Annotated[Cat | Dog, Field(discriminator="kind")], list[Cat | Dog]),
+    *(Color, list[Color], dict[Color, int], dict[Literal["a"], list], Literal["a", 1], Literal["a"], Sequence[int]),
+    *(Mapping[str, list], Decimal, UUID, dt.datetime, Path, bytes, JsonValue, HttpUrl, frozenset[str], Any, object),
+]
+
+
+async def _check(server: Server) -> int:
+    async with connect(server) as client:
+        tools = (await client.request("tools/list"))["tools"]
+    for tool in tools:
+        if tool["name"] == "json_schema_2020_12_tool":  # it's for validators, not for models
+            continue
+        for rule in RULES:
+            assert list(rule(tool["inputSchema"])) == [], (tool["name"], rule.__name__)
+        assert list(validators(tool.get("outputSchema", {}))) == [], tool["name"]
+        assert list(vscode(tool.get("outputSchema", {}))) == [], tool["name"]
+    return len(tools)
+
+
+@pytest.mark.parametrize("annotation", ANNOTATIONS, ids=str)
+async def test_no_client_refuses_the_schema_of_an_annotation(annotation: Any) -> None:
+    def tool(a: Any, b: Any = None) -> Any:
+        return a
+
+    for more in (int, Cat):
+        tool.__annotations__ = {"a": annotation, "b": more | None, "return": annotation}
+        server = Server("restrictions")
+        server.add_tool(tool)
+        assert await _check(server) == 1
+
+
+EXAMPLES = ["archive", "argument_types", "bookshop", "calls", "everything", "library", "notes", "parcels"]
+EXAMPLES += ["reports", "rooms", "stock", "summaries", "weather"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+async def test_no_client_refuses_the_schemas_of_an_example(name: str) -> None:
+    server = import_module(f"examples.{name}").mcp
+    assert await _check(server) > 0
