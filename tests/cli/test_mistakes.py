@@ -139,7 +139,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("list shop.py --header NoColon", "not 'NoColon'", '"Name: value"'),
     ("list shop.py -e NOEQUALS", "not 'NOEQUALS'", "NAME=VALUE"),
     ("list none.py", "none.py has no server", "write `from millstream import Server`"),
-    ("list needs.py", "exited with code 1", "Install the module into the environment of"),
+    ("list needs.py", "needs the module no_such_package", "Install its package"),
     ("run shop.py:mcp.app", "mcp.app isn't a global name.", "Use the server itself: shop.py:mcp"),
     ("list inner.py", "Millstream has no module millstream.server.", "from millstream import Context"),
     (

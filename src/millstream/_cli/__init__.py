@@ -110,10 +110,6 @@ def serve_file(file: str, name: str = "") -> None:
         file: The path.
         name: Name of the server in it, if it has several.
     """
-    from millstream._cli.load import is_plain_program  # noqa: PLC0415  other commands load it later
-
-    if not name and is_plain_program(file):
-        _run_program(file)
     sys.argv[1:] = ["run", f"{file}:{name}" if name else file, "--transport", "stdio"]
     main(program="" if name else file)
 

@@ -29,7 +29,7 @@ from msgspec import Struct
 from millstream._app.server_process import CommandError
 from millstream._cli.connect_options import Header, pairs
 from millstream._cli.errors import tell
-from millstream._cli.load import is_plain_program, split_target
+from millstream._cli.load import split_target
 from millstream._cli.program import Editable, Json, Packages, Yes
 from millstream._cli.serve import read_file, with_packages
 from millstream._cli.tables import confirm, print_json, print_text, safe, style
@@ -38,6 +38,7 @@ from millstream._http.hosts import is_loopback
 from millstream._protocol.errors import Confidential, closest_name
 from millstream._protocol.json_schema import value_at
 from millstream.client._errors import TargetError
+from millstream.client._targets import is_plain_program
 from millstream.files import PRIVATE, write_private
 from millstream.gateway import _jsonc as jsonc
 from millstream.gateway._jsonc import JsonSyntaxError

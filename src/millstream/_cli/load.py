@@ -5,7 +5,6 @@ A file is imported under a special name, so that ``if __name__ == "__main__"`` d
 other libraries can be imported as well: see `compatible_imports`.
 """
 
-import ast
 import importlib.util
 import re
 import shutil
@@ -141,32 +140,6 @@ def split_target(target: str) -> tuple[str, str]:
     source, colon, name = target.rpartition(":")
     dotted = all(word.isidentifier() for word in name.split("."))  # such as mcp.app, which an error explains
     return (source, name) if colon and source and dotted else (target, "")
-
-
-def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> bool:
-    """Return whether a file, with the files beside it, imports only the standard library. Then it can't have a server,
-    and may speak the protocol while it's imported.
-    """
-    path = Path(file)
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return False
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [each.name.partition(".")[0] for each in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            names = ["" if node.level else str(node.module).partition(".")[0]]
-        else:
-            continue
-        for name in names:
-            beside = path.parent / f"{name}.py"
-            is_local = beside not in seen and beside.is_file()
-            if name not in sys.stdlib_module_names and beside not in seen and not is_local:
-                return False
-            if is_local and not is_plain_program(beside, seen | {path, beside}):
-                return False
-    return True
 
 
 def load_file(path: Path) -> ModuleType:

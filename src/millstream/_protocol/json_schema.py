@@ -14,7 +14,6 @@ from dataclasses import MISSING, is_dataclass
 from dataclasses import fields as dataclass_fields
 from functools import partial
 from math import inf, isfinite
-from pathlib import PurePath
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
@@ -225,7 +224,7 @@ def _with_text_defaults(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         return annotation
     hints = get_type_hints(annotation, include_extras=True)
     types = {name: _with_text_defaults(hints[name], (*inside, annotation)) for name in defaults}
-    texts = {name: str(each) if isinstance(each, PurePath) else each for name, each in defaults.items()}
+    texts = {name: str(each) if hasattr(each, "__fspath__") else each for name, each in defaults.items()}
     if all(types[name] is hints[name] and texts[name] is defaults[name] for name in defaults):
         return annotation
     if hasattr(annotation, "_fields"):

@@ -1,5 +1,6 @@
 """Targets of a client: a URL, a command, a script, a server object, or an entry of a configuration file."""
 
+import ast
 import json
 import os
 import re
@@ -127,11 +128,39 @@ def _file(path: Path, name: str, base: Command) -> Place:
         advice = (
             f'{path.name} has no server: write `from millstream import Server` and `mcp = Server("{path.stem}")` in it.'
         )
+        if not name and is_plain_program(path):
+            return replace(base, argv=(sys.executable, str(path)), advice=advice)
         argv = (sys.executable, "-P", "-c", _SERVE_CODE, str(path), *([name] if name else []))
         return replace(base, argv=argv, ours=True, advice=advice)
     if path.suffix in _SCRIPTS:
         return replace(base, argv=("node", str(path)))
     return replace(base, argv=(str(path),))
+
+
+def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> bool:
+    """Return whether a file, with the files beside it, imports only the standard library. Then it can't have a server,
+    and may speak the protocol while it's imported.
+    """
+    path = Path(file)
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [each.name.partition(".")[0] for each in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = ["" if node.level else str(node.module).partition(".")[0]]
+        else:
+            continue
+        for name in names:
+            beside = path.parent / f"{name}.py"
+            is_local = beside not in seen and beside.is_file()
+            if name not in sys.stdlib_module_names and beside not in seen and not is_local:
+                return False
+            if is_local and not is_plain_program(beside, seen | {path, beside}):
+                return False
+    return True
 
 
 def mcp_servers(configuration: Any, source: str = "The configuration") -> dict[str, Any]:
