@@ -222,7 +222,8 @@ async def test_errors_of_upstreams_that_refuse_access_name_the_option(caplog: py
         mcp.upstream("tools", f"http://127.0.0.1:{running.port}/mcp", start_timeout=WAIT)
         async with mcp.running():
             for path in ("openapi.json", "mcp"):
-                assert f"/{path} requires credentials (401). Send credentials: set auth or headers." in caplog.text
+                assert f"/{path} requires credentials (401): Sign in: send the header Authorization" in caplog.text
+            assert caplog.text.count("Send credentials: set auth or headers.") == 2
 
 
 class RenewedAccount(UpstreamCredentials):

@@ -107,7 +107,7 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
         if chosen := names.get(self.operation_id or ""):
             return re.sub(r"[\W_]+", "_", chosen).strip("_")[:_MAX_NAME]
         texts = self.short_id, self.operation_id, self.summary, f"{self.method}_{self.path}"
-        return next(filter(None, map(_plain_name, texts)), self.method)
+        return next((name for name in map(_plain_name, texts) if name), self.method)
 
     def describe(self, name: str) -> Json:
         """Return the description of its tool."""
@@ -222,7 +222,7 @@ class Document:
             if name in arguments:
                 name = unused_name(f"{name}__{location}", arguments)
                 notes = f"{notes} ({location.capitalize()} parameter)".strip()
-            media, content = next(iter(members(parameter.get("content")).items()), ("", {}))
+            media, content = next(iter(members(parameter.get("content")).items()), ("", Json()))
             schema = members(members(content).get("schema") or parameter.get("schema"))
             arguments[name] = Argument(
                 original_name, location, *_style_of(parameter, location), media=media,
@@ -593,7 +593,7 @@ def _content_of(holder: Json, *kinds: str) -> tuple[str, Json]:
     """Return the media type and description of a body of the first kind that it has; empty without one."""
     content = members(holder.get("content"))
     found = ((media, members(each)) for kind in kinds for media, each in content.items() if kind_of_body(media) == kind)
-    return next(found, ("", {}))
+    return next(found, ("", Json()))
 
 
 _TIMEOUT = 30.0
@@ -708,7 +708,7 @@ def read_arguments(tool: str, schema: Json, raw: Any) -> Json:
     try:
         arguments = decode_object(raw)
         if None in arguments.values():
-            optional = {**schema, "required": []}
+            optional: Json = {**schema, "required": []}
             for each in [each for each, value in arguments.items() if value is None]:
                 if any(find_problems(optional, {each: None})):  # it means that the argument isn't given
                     del arguments[each]

@@ -6,7 +6,7 @@ A document may come from the network, so its depth, values, and files are limite
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urldefrag, urljoin, urlsplit
 from urllib.request import url2pathname
 
@@ -69,7 +69,7 @@ def _as_json(value: Any, depth: int, budget: list[int]) -> Any:
     merged: Any = value.get("<<")
     for each in filter(is_object, merged if is_array(merged) else (merged,)):
         copied = _as_json(each, depth - 1, budget) | copied
-    pairs: Iterable[tuple[Any, Any]] = value.items()
+    pairs = cast("Iterable[tuple[object, Any]]", value.items())
     for key, each in pairs:
         if key != "<<":
             copied[key if isinstance(key, str) else encode(key).decode()] = _as_json(each, depth - 1, budget)
