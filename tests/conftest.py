@@ -1,12 +1,16 @@
 """Hooks for all tests: signals, timeouts, test order, a separate state folder, and `--update` for transcripts."""
 
+import asyncio
 import gc
 import os
 import re
 import signal
 import sys
+import traceback
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from functools import cache
+from io import StringIO
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +19,7 @@ import pytest
 from _pytest.runner import runtestprotocol
 
 import property_settings  # noqa: F401  loads the profile of Hypothesis
-from processes import RunState
+from processes import ROOT, RunState
 from programs import describe_missing
 
 
@@ -26,20 +30,42 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 # Servers started by tests would inherit signals that a background job or `nohup` ignores, but not a Python handler.
 # SIGINT gets a handler other than Python's own, because asyncio replaces that one on each run of a loop, which is slow.
 signal.signal(signal.SIGINT, _interrupt)
-if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda *_: None)
 
 
-HANGS = 900
-"""Seconds after which a hanging test fails."""
+HANGS = 120
+"""Seconds after which a hanging test fails. Windows has no such alarm."""
+MARKED_HANGS = 600
+"""The same for tests with marks, and for all tests under `make busy`."""
 NIGHTLY_HANGS = 2 * 3600
 
 
+def _describe_stacks() -> str:
+    """Return the stacks of all threads, and of the tasks of the running event loop."""
+    text = StringIO()
+    for thread, frame in sys._current_frames().items():
+        text.write(f"\nThread {thread}:\n{''.join(traceback.format_stack(frame))}")
+    with suppress(RuntimeError):  # no event loop runs
+        for task in asyncio.all_tasks():
+            text.write("\n")
+            task.print_stack(file=text)
+    return text.getvalue()
+
+
 def _end_hanging_test(number: int, frame: FrameType | None) -> None:
-    raise TimeoutError("The test hangs")
+    raise TimeoutError(f"The test hangs{_describe_stacks()}")
 
 
-signal.signal(signal.SIGALRM, _end_hanging_test)
+if hasattr(signal, "SIGALRM"):
+    signal.signal(signal.SIGALRM, _end_hanging_test)
+
+
+def _seconds_to_hang(item: pytest.Item) -> int:
+    if item.get_closest_marker("nightly"):
+        return NIGHTLY_HANGS
+    marked = any(item.get_closest_marker(each) for each in ("server", "many", "check"))
+    return MARKED_HANGS if marked or os.environ.get("MILLSTREAM_BUSY") else HANGS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -136,9 +162,7 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
     """
     if not hasattr(item.config, "workerinput") or item.config.getoption("durations") is not None:
         return None
-    signal.alarm(NIGHTLY_HANGS if item.get_closest_marker("nightly") else HANGS)
     reports = runtestprotocol(item, log=False, nextitem=nextitem)
-    signal.alarm(0)
     passed = all(report.passed for report in reports)
     for report in reports:
         if report.when == "call" or not passed:
@@ -181,7 +205,10 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
     """Drop what a failed test left open, so that one failure isn't several: its sockets and tasks would be reported
     as errors of the tests that follow.
     """
+    if hasattr(signal, "SIGALRM"):
+        signal.alarm(_seconds_to_hang(item))
     RunState.may_serve = item.get_closest_marker("server") is not None  # `make unit` needs no server
+    RunState.may_read_all = any(item.get_closest_marker(each) for each in ("server", "nightly", "check"))
     if RunState.failures > RunState.collected:
         RunState.collected = RunState.failures
         report, sys.unraisablehook = sys.unraisablehook, lambda _: None
@@ -192,3 +219,28 @@ def pytest_runtest_setup(item: pytest.Item) -> Generator[None, None, None]:
         finally:
             sys.unraisablehook = report
     return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """Turn off the alarm that `pytest_runtest_setup` has set."""
+    try:
+        return (yield)
+    finally:
+        if hasattr(signal, "SIGALRM"):
+            signal.alarm(0)
+
+
+_ENVIRONMENTS = re.compile(re.escape(str(ROOT)) + r"/\.(?:venv-|bench/)")
+
+
+def _refuse_other_environments(event: str, arguments: tuple[Any, ...]) -> None:
+    """Refuse to read what a new clone doesn't have: folders that git ignores, and that only `make test` creates."""
+    if event not in ("open", "subprocess.Popen") or RunState.may_read_all:
+        return
+    path = str(arguments[0])
+    if _ENVIRONMENTS.match(path) and not path.startswith(sys.prefix + os.sep):
+        raise AssertionError(f"Tests that read {path} need the mark `server`, because `make unit` works without it.")
+
+
+sys.addaudithook(_refuse_other_environments)

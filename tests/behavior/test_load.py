@@ -15,6 +15,7 @@ from millstream._server.calls.sessions import Session
 from millstream._transports.connection import ClientConnection
 from millstream._transports.open_streams import silent_call
 from millstream._transports.streamable import HttpSessions
+from patience import WAIT
 from wire import (
     LATEST_HANDSHAKE,
     POST,
@@ -142,8 +143,9 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
         headers = await wire.initialize()
         monkeypatch.setattr(HttpSessions, "find", find_late)
         tasks = [asyncio.create_task(wire.post(request("tools/call", HELD, n), headers)) for n in range(5)]
-        for _ in tasks:
-            await waiting.acquire()
+        async with asyncio.timeout(WAIT):
+            for _ in tasks:
+                await waiting.acquire()
         go.set()
         await wire.until(lambda: sum(task.done() for task in tasks) + len(wire.runtime.dispatcher.calls) == 5)
         release.set()

@@ -168,7 +168,7 @@ async def run_target(kind: str) -> AsyncIterator[Any]:
 ERAS = pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
 
 
-@pytest.mark.parametrize("kind", ["stdio", HANDSHAKE, PER_REQUEST])
+@pytest.mark.parametrize("kind", [pytest.param("stdio", marks=pytest.mark.server), HANDSHAKE, PER_REQUEST])
 async def test_slow_calls_count_only_against_their_caller_and_tool(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PAUSE", 10 * WAIT)
     async with run_target(kind) as target, run_gateway(target) as gateway:
@@ -287,6 +287,7 @@ async def test_tool_that_hangs_for_two_callers_is_refused_alone(revision: str, m
         assert (await say(carol, "quick")).isdecimal()
 
 
+@pytest.mark.server
 async def test_response_that_is_too_large_leaves_a_shared_process_to_others() -> None:
     async with run_target("stdio") as target, run_gateway(target, max_bytes=2**20) as gateway:
         alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
@@ -300,6 +301,7 @@ async def test_response_that_is_too_large_leaves_a_shared_process_to_others() ->
         await asyncio.wait([hanging])
 
 
+@pytest.mark.server
 async def test_crash_of_a_shared_process_fails_only_the_calls_that_it_ran() -> None:
     async with run_target("stdio") as target, run_gateway(target) as gateway:
         alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
@@ -307,6 +309,7 @@ async def test_crash_of_a_shared_process_fails_only_the_calls_that_it_ran() -> N
         assert await say(bob, "quick") == "0"
 
 
+@pytest.mark.server
 @ERAS
 async def test_errors_with_any_code_are_the_upstreams_own(revision: str) -> None:
     async with run_target("stdio") as target, run_gateway(target) as gateway:

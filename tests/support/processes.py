@@ -87,6 +87,8 @@ class RunState:
     """Number of failed tests."""
     collected = 0
     """Number of failed tests at the last garbage collection."""
+    may_read_all = True
+    """True if the running test may read environments that only `make test` creates."""
     may_serve = True
     """True if the running test has the mark `server`. Tests without it are part of `make unit`."""
 
