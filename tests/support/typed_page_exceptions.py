@@ -345,6 +345,20 @@ PAGES = {
         },
         also={"": (TypedCommand(tool("greet", more="-w ' %{http_code}' "), "… 401"),)},
     ),
+    "docs/guides/sign-in-with-keycloak.md": Page(
+        untyped={
+            "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
+            "[auth.oidc]": "tests/gateway/test_gateway_server.py serves such a file.",
+            "{": "scripts/keycloak.py signs in at a real one.",
+        },
+    ),
+    "docs/guides/sign-in-with-entra-id.md": Page(
+        untyped={
+            "issuers.py": "It needs issuers. tests/auth/test_dialects.py has their tokens.",
+            "auth.issuer(": "It's an excerpt. tests/auth/issuing/test_openid_upstream.py signs in like this.",
+            "{": "tests/auth/test_dialects.py has such tokens.",
+        },
+    ),
     "docs/guides/nats.md": Page(
         needs="nats",
         also={"": (TypedCommand(tool("search", '{"words":"Tolkien"}'), "…Tolkien…"),)},
