@@ -17,7 +17,7 @@ from millstream.gateway._part import check
 from millstream.gateway._programs import hosts_and_origins, library_of
 
 if TYPE_CHECKING:
-    from millstream.gateway._programs.program import HttpSide
+    from millstream.gateway._programs.program import ProgramApplication
 
 START_TIMEOUT = 30.0
 """Seconds that the start waits for the lists of a command or program, since there's nothing else to offer."""
@@ -141,7 +141,7 @@ def _quiet_logs() -> None:
         library.setLevel(logging.WARNING)
 
 
-def _settings_of(value: Any, side: "HttpSide | None") -> Settings:
+def _settings_of(value: Any, side: "ProgramApplication | None") -> Settings:
     """Return the settings from the environment, with the program's HTTP settings as defaults."""
     changed: dict[str, Any] = {}
     cors_origins = () if side is None else side.cors_origins

@@ -265,7 +265,7 @@ class PageMethod(AuthMethod):
 
 
 @runtime_checkable
-class Unbound(Protocol):
+class NeedsServer(Protocol):
     """A method that needs the services of a server, such as its store, and is bound when the server starts."""
 
     def bind(self, services: Services, name: str, known: KnownScopes) -> AuthMethod:
@@ -279,7 +279,7 @@ class Unbound(Protocol):
         ...
 
 
-AuthMethodOrUnbound = AuthMethod | Unbound
+AuthMethodOrUnbound = AuthMethod | NeedsServer
 
 
 PATIENCE = 10.0

@@ -22,7 +22,7 @@ from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import Tickets, UpstreamPageMethod, Vault
 from millstream.auth._jose import ASYMMETRIC, TENANT, Claims, FetchedKeys, TokenRules
-from millstream.auth._method import AuthMethod, KnownScopes, Paths, Unavailable, Unbound
+from millstream.auth._method import AuthMethod, KnownScopes, NeedsServer, Paths, Unavailable
 from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer, issuer_keys, rules_of, several
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
@@ -345,7 +345,7 @@ def oidc(  # noqa: PLR0913  the options of an issuer
     client_ids: Names = (),
     scope_claims: Names = (),
     scope_prefix: str = "",
-) -> AuthMethod | Unbound:
+) -> AuthMethod | NeedsServer:
     """Accept signed tokens from an issuer that publishes its metadata (OpenID Connect Discovery, RFC 8414).
 
     Args:

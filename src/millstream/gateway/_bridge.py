@@ -61,7 +61,7 @@ from millstream.client._endpoint import try_again
 from millstream.client._requests import NO_HANDSHAKE
 from millstream.client.lowlevel import RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
-from millstream.gateway._names import PATH, Cycle, extend_path
+from millstream.gateway._names import PATH, GatewayLoop, extend_path
 from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, TaggedRecord, Ticket
 from millstream.gateway._relay import (
     MAX_OPEN_QUESTIONS,
@@ -276,7 +276,7 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
     members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
     try:
         members[PATH] = extend_path(members.get(PATH), upstream.gateway.id)
-    except Cycle:
+    except GatewayLoop:
         # Refuse only this call: the client controls the path, and must not block the upstream for others.
         raise call_error(
             call, f"The call runs in a loop: the server {upstream.name!r} leads back to this gateway."

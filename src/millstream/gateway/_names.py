@@ -198,7 +198,7 @@ Announcement = Json
 _decode_path = decoder(list[str])
 
 
-class Cycle(Exception):
+class GatewayLoop(Exception):
     """A call returned to a gateway that it had passed, or passed too many gateways."""
 
 
@@ -221,14 +221,14 @@ def extend_path(raw: Raw | None, gateway_id: str) -> Raw:
         gateway_id: Id of this gateway.
 
     Raises:
-        Cycle: The call has already passed this gateway, or the path is too long.
+        GatewayLoop: The call has already passed this gateway, or the path is too long.
     """
     try:
         path = [] if raw is None else _decode_path(raw)
     except MALFORMED:
         path = []
     if gateway_id in path or len(path) >= MAX_HOPS:
-        raise Cycle
+        raise GatewayLoop
     return Raw(encode([*(each[:_MAX_ID] for each in path), gateway_id]))
 
 

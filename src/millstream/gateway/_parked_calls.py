@@ -67,7 +67,7 @@ class WakeCall(TaggedRecord, tag="wake"):
     """A client's answers to the questions of a forwarded call, which waits on the receiver."""
 
     number: int
-    """The sender's number for the call, used by `CallNews`."""
+    """The sender's number for the call, used by `CallUpdate`."""
     id: str
     round: int
     binding: bytes
@@ -81,7 +81,7 @@ class LeaveCall(TaggedRecord, tag="leave"):
     number: int
 
 
-class CallNews(TaggedRecord, tag="news"):
+class CallUpdate(TaggedRecord, tag="news"):
     """A message about a resumed call, for the worker with its client's request."""
 
     number: int
@@ -90,7 +90,7 @@ class CallNews(TaggedRecord, tag="news"):
     """Whether the next message has the rest of the body. The first one is empty, and confirms that the call goes on."""
 
 
-_Letter = WakeCall | LeaveCall | CallNews
+_Letter = WakeCall | LeaveCall | CallUpdate
 _decode_letter = msgspec.msgpack.Decoder(_Letter).decode
 _PART = "gateway"
 
@@ -429,7 +429,7 @@ class ParkedCalls:
     async def _send(self, worker: str, message: _Letter) -> bool:
         return await self._services.peers.send(worker, PartMessage(_PART, _encode(message)))
 
-    def _send_soon(self, worker: str, message: LeaveCall | CallNews) -> None:
+    def _send_soon(self, worker: str, message: LeaveCall | CallUpdate) -> None:
         async def send() -> None:
             with contextlib.suppress(LocalError, OSError):
                 await self._send(worker, message)
@@ -446,10 +446,10 @@ class ParkedCalls:
             case LeaveCall(number):
                 if (parked := self._followed.get((worker, number))) is not None:
                     self._drop(parked)
-            case CallNews():
+            case CallUpdate():
                 self._on_call_news(message, worker)
 
-    def _on_call_news(self, news: CallNews, worker: str) -> None:
+    def _on_call_news(self, news: CallUpdate, worker: str) -> None:
         remote = self._remote.get(news.number)
         if remote is None or remote.worker != worker or remote.outcome.done():
             return
@@ -491,7 +491,7 @@ class ParkedCalls:
             parked = self._find(message.id)
             parked.wake(message.round, message.binding, decode_members(message.responses), outbox.put)
         except ProtocolError as exc:
-            self._send_soon(worker, CallNews(number, _encode(_Refusal(exc.message))))
+            self._send_soon(worker, CallUpdate(number, _encode(_Refusal(exc.message))))
             return
         # One follower for each parked call, so the owner's share of parked calls bounds its followers.
         self._followed[worker, number] = parked
@@ -500,7 +500,7 @@ class ParkedCalls:
     async def _follow_for(self, parked: ParkedCall, number: int, worker: str, outbox: NotificationQueue) -> None:
         """Send a resumed call's messages to the worker with its client's request."""
         try:
-            await self._send(worker, CallNews(number, b"", more=True))
+            await self._send(worker, CallUpdate(number, b"", more=True))
             asked = await outbox.settle_after(self._follow(parked))
             news = outcome_of(parked.task) if asked is None else _Questions(asked[1], encode(asked[0]))
             await self._report(worker, number, news)
@@ -513,7 +513,7 @@ class ParkedCalls:
     async def _report(self, worker: str, number: int, message: _News) -> None:
         body = _encode(message)
         for at in range(0, len(body), _MAX_MESSAGE):
-            news = CallNews(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
+            news = CallUpdate(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
             if not await self._send(worker, news):
                 raise LocalError("The worker that resumed a call has stopped.")
 

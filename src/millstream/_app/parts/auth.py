@@ -133,11 +133,11 @@ def _methods(definition: Definition, host: PartHost) -> "list[AuthMethod]":
     Raises:
         LocalError, ValueError: A key or a key file can't be used, or there are two authorization servers.
     """
-    from millstream.auth._method import PageMethod, Unbound  # noqa: PLC0415  only where callers sign in
+    from millstream.auth._method import NeedsServer, PageMethod  # noqa: PLC0415  only where callers sign in
 
     settings, registry = host.settings, host.registry
     methods: list[AuthMethod] = [
-        each.bind(host.services, definition.title, lambda: registry.scopes) if isinstance(each, Unbound) else each
+        each.bind(host.services, definition.title, lambda: registry.scopes) if isinstance(each, NeedsServer) else each
         for each in definition.auth
     ]
     served: set[str] = set()

@@ -320,7 +320,7 @@ class WorkerStops(StopSignals):
             self._stopping = True
             waits = waits_for(self._runtimes)
             if waits:
-                logger.info("Before this worker stops: %s", waits)
+                logger.info("Waiting before shutdown: %s", waits)
             self._place.takeover.end()
             self._on_stop(times)
 

@@ -16,10 +16,10 @@ from msgspec import structs
 
 from millstream._cli.chat.conversation import AnswerStopped, ChatSession, ConsolePrompts, read_line
 from millstream._cli.chat.screen import (
+    DebugScreen,
     JsonScreen,
     PlainScreen,
     Screen,
-    Steps,
     TerminalScreen,
     steps_of_configuration,
     steps_of_connection,
@@ -89,7 +89,7 @@ def chat(  # noqa: PLR0913  the options of the command
 
     Args:
         servers: URLs, commands in quotes, .py or .js files, or .json files with mcpServers; default: MCP_SERVER_URL.
-        message: Ask this, print the answer, and exit. Text in a pipe does the same.
+        message: Ask this, print the answer, and exit. Or pipe text to standard input.
         model: The model: gpt-4.1, anthropic:claude-sonnet-4-5, a deployment.
         api_url: URL of an OpenAI-compatible API: http://127.0.0.1:11434/v1
         system: System prompt for the model.
@@ -108,7 +108,7 @@ def chat(  # noqa: PLR0913  the options of the command
     )
     terminal = sys.stdout.isatty() and sys.stderr.isatty()
     usual = JsonScreen() if json else TerminalScreen() if terminal else PlainScreen()
-    screen: Screen = Steps(usual) if debug else usual
+    screen: Screen = DebugScreen(usual) if debug else usual
     try:
         if not question and not sys.stdin.isatty():
             raise ConfigurationError(
@@ -121,7 +121,7 @@ def chat(  # noqa: PLR0913  the options of the command
         if len(places) > 1 or remote:  # what one of them returns could reach another
             places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
         chosen = configuration.model(model, api_url)
-        if isinstance(screen, Steps):
+        if isinstance(screen, DebugScreen):
             screen.tell_all(steps_of_configuration(chosen, places))
         limits = Limits(max_model_requests=max_rounds, max_tokens=max_tokens)
         attended = sys.stdin.isatty() and sys.stderr.isatty()
@@ -131,7 +131,7 @@ def chat(  # noqa: PLR0913  the options of the command
             approve = conversation.in_main(prompts.approve)
             agent = Agent(chosen, places, system=system, limits=limits, approve=approve, elicit=elicit)
             tools = conversation.open(agent)
-            if isinstance(screen, Steps):
+            if isinstance(screen, DebugScreen):
                 screen.tell_all(steps_of_connection(agent, places, tools))
             if question:
                 conversation.answer(agent.say(question))

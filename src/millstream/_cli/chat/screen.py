@@ -144,7 +144,7 @@ def call_of(tool: str, arguments: Mapping[str, Any]) -> str:
     )
 
 
-class Steps:
+class DebugScreen:
     """A screen for ``--debug``, which also prints each step to standard error."""
 
     def __init__(self, screen: "PlainScreen | TerminalScreen") -> None:
@@ -333,7 +333,7 @@ class TerminalScreen:
             self._live = None
 
 
-Screen = PlainScreen | TerminalScreen | Steps
+Screen = PlainScreen | TerminalScreen | DebugScreen
 
 
 def _empty(line: list[Segment]) -> bool:

@@ -135,7 +135,7 @@ class PendingQuestions:
         """Fail all questions whose ids contain an earlier name of this worker, because answers can't arrive."""
         for question_id, (_, future, _) in list(self._open.items()):
             if asker(question_id) != self._workers.me and not future.done():
-                future.set_exception(ToolError("The server was paused for a while, so the answer is lost. Try again."))
+                future.set_exception(ToolError("The server was suspended, and the answer was lost. Try again."))
 
     def end(self, scope: str) -> None:
         """Fail all questions to a session or connection whose client is gone."""

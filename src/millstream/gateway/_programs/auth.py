@@ -16,7 +16,15 @@ from millstream._http.asgi import HostedApplication
 from millstream._http.message import Handler, HttpRequest
 from millstream._override import override
 from millstream.auth import AuthMethod, Identity, Unavailable
-from millstream.gateway._programs.program import SIGN_IN, TOKEN, HttpSide, OwnPath, Program, caller_of, logger
+from millstream.gateway._programs.program import (
+    SIGN_IN,
+    TOKEN,
+    Program,
+    ProgramApplication,
+    ProgramPath,
+    caller_of,
+    logger,
+)
 from millstream.protocol import is_array, members
 
 _VERDICT_SECONDS = 10.0
@@ -30,7 +38,7 @@ class ProgramAuth(AuthMethod):
 
     shows = True
 
-    def __init__(self, program: Program, side: HttpSide) -> None:
+    def __init__(self, program: Program, side: ProgramApplication) -> None:
         """Wrap the token check of an application.
 
         Args:
@@ -99,7 +107,7 @@ class ProgramAuth(AuthMethod):
         return {each.path: dict.fromkeys(sorted(each.methods or _METHODS), self._hosted.serve) for each in self._paths}
 
 
-def _resource_of(hosted: HostedApplication, paths: Sequence[OwnPath]) -> Mapping[str, Any]:
+def _resource_of(hosted: HostedApplication, paths: Sequence[ProgramPath]) -> Mapping[str, Any]:
     """Return the program's protected resource metadata (RFC 9728); empty if it has none."""
     path = next((each.path for each in paths if each.path.startswith(_WELL_KNOWN)), "")
     if not path:

@@ -1,8 +1,9 @@
 """A server object of another library, as a target for clients in this process.
 
-Adapters run the server objects of each library through its public interface. `HttpSide` is what a program serves over
-HTTP: its token check, and its paths besides MCP. With the SDK 2.x, a request of the per-request era becomes one call,
-without a session and its streams, because it depends on no earlier one. The SDK's own HTTP transport does the same.
+Adapters run the server objects of each library through its public interface. `ProgramApplication` is what a program
+serves over HTTP: its token check, and its paths besides MCP. With the SDK 2.x, a request of the per-request era
+becomes one call, without a session and its streams, because it depends on no earlier one. The SDK's own HTTP transport
+does the same.
 """
 
 import asyncio
@@ -189,7 +190,7 @@ to the origins that the program allows.
 """
 
 
-class OwnPath(Struct, frozen=True):
+class ProgramPath(Struct, frozen=True):
     """A path of the program besides MCP."""
 
     path: str
@@ -199,7 +200,7 @@ class OwnPath(Struct, frozen=True):
     """Whether it includes everything below the path."""
 
 
-class HttpSide:
+class ProgramApplication:
     """The application that a program would serve over HTTP, inspected through Starlette's public attributes."""
 
     def __init__(self, application: Any) -> None:
@@ -239,13 +240,13 @@ class HttpSide:
         """The low-level server behind the application; None if the library doesn't expose it."""
         return getattr(self.session_manager, "app", None)
 
-    def own_paths(self) -> Iterator[OwnPath]:
+    def own_paths(self) -> Iterator[ProgramPath]:
         """Yield the paths besides MCP: sign-in metadata, and the program's own."""
         for route in self.application.routes:
             if route is self._mcp or not hasattr(route, "path"):
                 continue
             below = not hasattr(route, "methods")  # Starlette's `Mount`
-            yield OwnPath(route.path or "/", frozenset(getattr(route, "methods", None) or ()), below)
+            yield ProgramPath(route.path or "/", frozenset(getattr(route, "methods", None) or ()), below)
 
 
 def _holder_of(route: Any) -> Any:
@@ -469,7 +470,7 @@ class Program(Struct, eq=False):
     """Version of the server."""
     open: Open
     """Runs the program."""
-    side: HttpSide | None
+    side: ProgramApplication | None
     """Its HTTP side; None for a low-level server, which has none."""
     handshake_only: bool
     """Whether it doesn't support the per-request era."""
@@ -539,15 +540,15 @@ def program_of(value: Any) -> Program:
         raise ProgramError(f"{type(value).__name__} isn't an mcp or fastmcp server.")
     library_version = f"{library} {metadata.version(library)}"
     name = str(getattr(value, "name", "") or "") or "server"
-    side: HttpSide | None = None
+    side: ProgramApplication | None = None
     low_level = value
     if library == "fastmcp":
-        side = HttpSide(value.http_app())
+        side = ProgramApplication(value.http_app())
         low_level = side.low_level  # fastmcp 3 and newer expose it only while their lifespan runs
     elif not isinstance(value, import_module("mcp.server.lowlevel").Server):
         if not hasattr(value, "streamable_http_app"):
             raise UnsupportedVersion(f"{library_version} is too old to run here. Update it.")
-        side = HttpSide(value.streamable_http_app())
+        side = ProgramApplication(value.streamable_http_app())
         low_level = _check_low_level(side.low_level, library_version)
     if side is not None and side.unknown_middleware:
         raise ProgramError(
@@ -622,6 +623,6 @@ async def _fastmcp(server: Any, serve: Any, library_version: str) -> AsyncGenera
     application = server.http_app()  # its session manager runs only once
     async with application.router.lifespan_context(application):
         # Known only now, because fastmcp 3 and newer create the session manager in the lifespan.
-        low_level = _check_low_level(HttpSide(application).low_level, library_version)
+        low_level = _check_low_level(ProgramApplication(application).low_level, library_version)
         async with _low_level(low_level, serve) as running:
             yield running
