@@ -7,10 +7,12 @@ import httpx2
 import pytest
 from mcp.server import MCPServer
 from mcp.server.mcpserver import Context
+from mcp.shared.exceptions import MCPError
 from mcp_types import SamplingMessage, TextContent
 from pydantic import BaseModel
 
 from millstream import Client, Server
+from millstream.client import ConnectionLost, Options, ServerError
 from patience import WAIT
 
 ERAS = ("2025-06-18", "2026-07-28")
@@ -194,3 +196,180 @@ async def test_method_that_an_upstream_does_not_know_has_status_404() -> None:
     async with Client(gateway):
         reply = await post(gateway, {"method": "com.example/foo", "params": {"_meta": meta}}, **headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, -32601)
+
+
+class Cart(MCPServer):
+    """A program that remembers something for each session, and knows who calls."""
+
+    def __init__(self, *, admits: str = "") -> None:
+        async def check(ctx: Any, call_next: Any) -> Any:
+            if admits and ctx.method == "initialize" and ctx.params["clientInfo"]["name"] != admits:
+                raise MCPError(code=-32000, message="You aren't admitted.", data={"admits": admits})
+            return await call_next(ctx)
+
+        super().__init__("cart")
+        self._lowlevel_server.middleware.append(check)
+        values: dict[str, int] = {}
+
+        @self.tool()
+        def put(value: int, ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+            values[str(id(ctx.session._connection))] = value
+            return "ok"
+
+        @self.tool()
+        def take(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+            return str(values.get(str(id(ctx.session._connection))))
+
+        @self.tool()
+        def who(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+            params = ctx.session.client_params
+            return f"{params.client_info.name} {params.protocol_version}" if params else ""
+
+
+NAMED: dict[str, Any] = {"options": Options(name="ada", version="7")}
+
+
+@pytest.mark.parametrize("make", [relay, catalog])
+async def test_session_of_a_client_that_declares_nothing_keeps_its_state(make: Any) -> None:
+    gateway, prefix = make(Cart()), "a_" if make is catalog else ""
+    async with Client(gateway, revision="2025-11-25") as one, Client(gateway, revision="2025-11-25") as two:
+        await one.call(f"{prefix}put", value=7)
+        assert [(await each.call(f"{prefix}take")).text for each in (one, two, one)] == ["7", "None", "7"]
+
+
+@pytest.mark.parametrize("make", [relay, catalog])
+async def test_upstream_sees_name_and_revision_of_the_client(make: Any) -> None:
+    tool = "a_who" if make is catalog else "who"
+    async with Client(make(Cart()), revision=ERAS[0], **NAMED) as client:
+        assert (await client.call(tool)).text == "ada 2025-06-18"
+
+
+async def test_option_hides_the_client_from_the_upstream() -> None:
+    async with Client(relay(Cart(), forward_client=False), revision=ERAS[0], **NAMED) as client:
+        assert (await client.call("who")).text == "millstream-gateway 2025-06-18"
+
+
+async def test_refusal_of_the_upstream_at_initialize_is_the_refusal_of_the_client() -> None:
+    gateway = relay(Cart(admits="ada"))
+    async with Client(gateway, revision=ERAS[0], **NAMED) as client:
+        assert (await client.call("take")).text == "None"
+    with pytest.raises(ServerError) as refused:
+        async with Client(gateway, revision=ERAS[0]):
+            pass
+    assert (refused.value.code, refused.value.message, refused.value.data) == (
+        -32000,
+        "You aren't admitted.",
+        {"admits": "ada"},
+    )
+
+
+async def test_catalog_refuses_only_the_calls_of_a_client_that_an_upstream_refuses() -> None:
+    async with Client(catalog(Cart(admits="ada"), Cart()), revision=ERAS[0]) as client:
+        with pytest.raises(ServerError, match="aren't admitted"):
+            await client.call("a_take")
+        assert (await client.call("b_take")).text == "None"
+
+
+async def test_unlisted_names_are_passed_on_by_a_relay_and_refused_by_a_catalog() -> None:
+    program = growing()
+    for era in ERAS:
+        async with Client(relay(program), revision=era) as client:
+            await client.call("grow_silently")
+            assert (await client.call("silent")).text == "x"
+            program.remove_tool("silent")
+    for era in ERAS:
+        async with Client(relay(growing()), revision=era) as client:
+            await client.call("grow_silently")
+            assert "silent" in await names(client)  # at once
+
+
+async def test_error_of_a_relayed_program_is_unchanged() -> None:
+    program = MCPServer("prompts")
+
+    @program.prompt()
+    def greet(name: str) -> str:  # pyright: ignore[reportUnusedFunction]
+        return f"Hello {name}"
+
+    async with Client(relay(program), revision="2025-11-25") as client:
+        with pytest.raises(ServerError, match="name"):
+            await client.prompt("greet")
+
+
+INITIALIZE = {
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
+
+
+async def open_session(gateway: Server) -> dict[str, str]:
+    """Begin a session over HTTP, and return its headers."""
+    reply = await post(gateway, INITIALIZE)
+    return {"mcp-session-id": reply.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+
+
+def calling(tool: str, **arguments: Any) -> dict[str, Any]:
+    return {"method": "tools/call", "params": {"name": tool, "arguments": arguments}}
+
+
+async def test_session_that_the_upstream_ends_ends_with_404_in_a_relay() -> None:
+    gateway = relay(Cart())
+    async with gateway.running() as runtime:
+        headers = await open_session(gateway)
+        assert "ok" in (await post(gateway, calling("put", value=7), **headers)).text
+        end_own_sessions(runtime)
+        statuses = [(await post(gateway, calling("take"), **headers)).status_code for _ in range(2)]
+        assert statuses == [404, 404]
+        again = await open_session(gateway)
+        assert "None" in (await post(gateway, calling("take"), **again)).text
+
+
+async def test_session_that_the_upstream_ends_costs_a_catalog_one_call_that_says_so() -> None:
+    gateway = catalog(Cart(), Cart())
+    async with gateway.running() as runtime:
+        headers = await open_session(gateway)
+        for tool in ("a_put", "b_put"):
+            await post(gateway, calling(tool, value=7), **headers)
+        end_own_sessions(runtime, "a")
+        replies = [(await post(gateway, calling(tool), **headers)).text for tool in ("b_take", "a_take", "a_take")]
+    assert '"7"' in replies[0]
+    assert "has ended its session" in replies[1]
+    assert '"None"' in replies[2]
+
+
+def own_sessions(runtime: Any, name: str = "only") -> dict[str, Any]:
+    own: dict[str, Any] = runtime.host.gateway.upstreams[name].links.own
+    return own
+
+
+def end_own_sessions(runtime: Any, name: str = "only") -> None:
+    """End the sessions as a program does that exits."""
+    for link in own_sessions(runtime, name).values():
+        link.conversation.transport.end(ConnectionLost("The program ended the session."))
+
+
+async def test_deleted_session_ends_its_own_session_at_the_upstream() -> None:
+    gateway = relay(Cart())
+    async with gateway.running() as runtime:
+        headers = await open_session(gateway)
+        assert len(own_sessions(runtime)) == 1
+        async with httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(gateway), base_url="http://127.0.0.1:8000"
+        ) as http:
+            await http.delete("/mcp", headers=headers)
+        assert not own_sessions(runtime)
+
+
+async def test_caller_with_too_many_sessions_is_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.gateway._part.MAX_OWN_SESSIONS", 4)
+    gateway = relay(Cart())
+
+    async def begin(peer: str) -> httpx2.Response:
+        transport = httpx2.ASGITransport(gateway, client=(peer, 1))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+            headers = {"accept": "application/json, text/event-stream"}
+            return await http.post("/mcp", json={"jsonrpc": "2.0", "id": 1} | INITIALIZE, headers=headers)
+
+    async with Client(gateway):
+        replies = [await begin(peer) for peer in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2")]
+    assert [each.status_code for each in replies] == [200, 200, 503, 200]
+    assert replies[2].headers["retry-after"] == "60"

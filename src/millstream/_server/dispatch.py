@@ -123,8 +123,18 @@ class ServerDescription:
 
 logger = logging.getLogger("millstream")
 
+OpenSession = Callable[[Call], Awaitable[bytes]]
+"""Called with each `initialize`. Returns its result, or empty bytes for this server's own."""
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
+
+
+class RawResult(CustomResult):
+    """Ends a call with the complete result of another server, to which nothing is added."""
+
+    def __init__(self, encoded: bytes) -> None:
+        super().__init__({})
+        self.encoded: bytes = encoded
 
 
 class Outcome(Struct):
@@ -169,6 +179,8 @@ class Dispatcher:
         """Limits. Called for every call; returns, or raises `ProtocolError`, immediately or when awaited."""
         self.around: Callable[[Call, Handler], Awaitable[bytes]] | None = None
         """Middleware around the handlers."""
+        self.open_session: OpenSession | None = None
+        """Opens sessions, if they belong to another server."""
         self.observe: Observe | None = None
         """Called for every finished call."""
         self.begin: Callable[[Call], None] | None = None
@@ -393,6 +405,8 @@ class Dispatcher:
         return _wrap_envelope(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
 
     def _custom_result(self, call: Call, exc: CustomResult) -> bytes:
+        if isinstance(exc, RawResult):
+            return _wrap_envelope(call, exc.encoded)
         result = dict(exc.result)
         meta: Json = {**(call.meta or {}), **result.pop("_meta", {})}
         if call.revision.result_type:

@@ -37,7 +37,7 @@ from millstream._protocol.revisions import ASSUMED, Revision
 from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
 from millstream._server.calls.services import SESSION_OVER, ServerChange, WatchedUris, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
-from millstream._server.dispatch import Dispatcher
+from millstream._server.dispatch import Dispatcher, OpenSession
 from millstream._tasks import has_failed, is_canceled
 
 Write = Callable[[bytes], bool]
@@ -164,7 +164,8 @@ class ClientConnection(Confidential, Struct, eq=False):
         per_request = per_request_revision(message) is not None
         if message.method == "initialize" and not per_request:
             # Not in a task, because later messages of the same read already belong to the session.
-            self._write(self._initialize(message))
+            if answer := self._initialize(message):
+                self._write(answer)
             return None
         if per_request:
             registry = dispatcher.registry
@@ -207,7 +208,24 @@ class ClientConnection(Confidential, Struct, eq=False):
             return self._refuse(exc, message)
         self.session = session
         self._note("initialize")
+        if (open_session := self._dispatcher.open_session) is not None:
+            self.start(self._answer_initialize(message, open_session))
+            return b""
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
+
+    async def _answer_initialize(self, message: Envelope, open_session: OpenSession) -> None:
+        """Respond to `initialize` when something outside has opened a session, too, or refused the client."""
+        session = self.session
+        assert session is not None and message.id is not None  # noqa: S101, PT018  the caller has set both
+        try:
+            result = await open_session(handshake_call(message, session, session.revision, **self._way()))
+        except ProtocolError as exc:
+            self.session = None
+            self._write(self._refuse(exc, message))
+        else:
+            result = result or self._dispatcher.announcement.initialize(session.revision)
+            self._write(result_message(message.id, result))
+        await self._drain()
 
     async def _batch(self, data: bytes) -> None:
         """Respond to a batch of 2025-03-26 with an array."""
@@ -291,6 +309,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             self._stop_watching = None
         if self.session is not None:
             self._note(SESSION_OVER)
+            self._dispatcher.services.end_session(self.session.id)
             self._dispatcher.services.changes.source.follow(self.session.id, self.session.owner, ())
             self._dispatcher.services.client_memory.release(self.session)
         tasks = dict(self._tasks)

@@ -59,6 +59,7 @@ class Conversation:
         inflow: Counts bytes that arrive.
         observer: Called with each notification, before its handlers.
         era: What earlier connections learned about the server.
+        reconnects: Whether a lost session is replaced by a new one. If not, requests raise `SessionLost` from then on.
 
     Raises:
         TargetError: The target doesn't name a server, or the revision is unknown.
@@ -78,6 +79,7 @@ class Conversation:
         inflow: Inflow | None = None,
         observer: Callable[[Notification], object] | None = None,
         era: Era | None = None,
+        reconnects: bool = True,
     ) -> None:
         if revision is not None and revision not in BY_DATE:
             raise TargetError(f"Unknown revision {revision}. This client supports {', '.join(BY_DATE)}.")
@@ -96,6 +98,7 @@ class Conversation:
             timeout=timeout,
             inflow=inflow or Inflow(),
             era=era or Era(),
+            reconnects=reconnects,
             log_level=options.log_level,
         )
         self.tool_headers: ToolHeaders = ToolHeaders()

@@ -89,6 +89,8 @@ class Connection(Struct, frozen=True):
     instructions: str
     meta: bytes
     """The `_meta` members of every request, as JSON without braces."""
+    offer: bytes
+    """The raw result of `initialize` or `server/discover`."""
 
 
 class DeclaredCapability(Struct, frozen=True):
@@ -258,6 +260,8 @@ class Requests(Confidential, Struct, kw_only=True):
     timeout: float
     inflow: Inflow
     era: Era
+    reconnects: bool = True
+    """Whether a lost session is replaced by a new one. If not, each later request raises `SessionLost`."""
     declared: list[DeclaredCapability] = []
     """Capabilities of extensions."""
     ids: Iterator[int] = msgspec.field(default_factory=lambda: count(1))
@@ -285,6 +289,8 @@ class Requests(Confidential, Struct, kw_only=True):
 
     async def _renew(self, old: Connection | None) -> Connection:
         """Return a connection other than `old`. The first of concurrent callers opens it."""
+        if self.last is not None and not self.reconnects:
+            raise SessionLost("The session has ended on the server.")
         async with self.lock:
             if self.connection is not None and self.connection is not old:
                 return self.connection
@@ -607,7 +613,7 @@ class Requests(Confidential, Struct, kw_only=True):
             agreed = newest(offer.supported_versions)
             if agreed is None:
                 return None
-            return self._new_connection(transport, agreed, offer, offer.meta.get(SERVER_KEY))
+            return self._new_connection(transport, agreed, offer, offer.meta.get(SERVER_KEY), result)
         return None
 
     async def _initialize(self, transport: Transport, revision: Revision) -> Connection:
@@ -625,16 +631,21 @@ class Requests(Confidential, Struct, kw_only=True):
             raise ServerError(UNSUPPORTED_VERSION, "The server doesn't support the handshake.", dates)
         if agreed is None:
             raise UnknownVersion(_unknown([result.protocol_version]))
-        connection = self._new_connection(transport, agreed, result, result.server_info)
+        connection = self._new_connection(transport, agreed, result, result.server_info, raw)
         await self.notify(transport, "notifications/initialized")
         return connection
 
     def _new_connection(
-        self, transport: Transport, revision: Revision, result: DiscoverResult | _InitializeAnswer, server: Any
+        self,
+        transport: Transport,
+        revision: Revision,
+        result: DiscoverResult | _InitializeAnswer,
+        server: Any,
+        offer: bytes,
     ) -> Connection:
         transport.set_revision(revision)
         about, meta = _about(server), self.meta(revision)
-        return Connection(transport, revision, present(result.capabilities), about, result.instructions, meta)
+        return Connection(transport, revision, present(result.capabilities), about, result.instructions, meta, offer)
 
     async def notify(self, transport: Transport, method: str, params: Any = None) -> None:
         """Send a notification.

@@ -322,7 +322,12 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
         return self.connection is not last or last.transport.lost or self._restored_connection is not last
 
     def _keep(self) -> None:
-        if self._broken and self.incoming.subscribed.is_set() and (self._task is None or self._task.done()):
+        if (
+            self.reconnects
+            and self._broken
+            and self.incoming.subscribed.is_set()
+            and (self._task is None or self._task.done())
+        ):
             self._task = self.incoming.background.spawn(self._connect())
 
     async def _connect(self) -> None:

@@ -44,6 +44,7 @@ from millstream._protocol.notifications import ElicitResult, EmptyResult, InputR
 from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import Call
 from millstream._tasks import retry_delay
+from millstream._transports.open_streams import unknown_session
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -52,6 +53,7 @@ from millstream.client import (
     InvalidResponse,
     RequestTimeout,
     ServerError,
+    SessionLost,
     TargetError,
     Task,
     TooLarge,
@@ -75,8 +77,8 @@ from millstream.gateway._relay import (
     project_answer,
     project_question,
 )
-from millstream.gateway._results import call_error
-from millstream.gateway._upstream import Upstream
+from millstream.gateway._results import NoResponse, call_error
+from millstream.gateway._upstream import NAME, Upstream
 from millstream.protocol import (
     INTERNAL_ERROR,
     INVALID_PARAMS,
@@ -90,8 +92,10 @@ from millstream.protocol import (
     encode,
 )
 
-NAME = "millstream-gateway"
-"""Name and version that the gateway sends to upstreams."""
+
+class RevisionsDiffer(Exception):
+    """A call can't be passed on unchanged, because the upstream has chosen another revision."""
+
 
 _MAX_LINKS_PER_KEY, _MAX_HTTP_LINKS_PER_KEY = 64, 8
 """Maximum concurrent connections for the calls with one key. A separate connection shows which call a question belongs
@@ -182,6 +186,7 @@ def forward(
     name: str,
     *,
     headers: Mapping[str, str] = {},
+    verbatim: bool = False,
 ) -> Awaitable[bytes]:
     """Send a request to an upstream and return the raw JSON object of its result.
 
@@ -192,16 +197,18 @@ def forward(
         params: Encoded parameters.
         name: Upstream's name of the tool or prompt, or URI of the resource.
         headers: Additional HTTP headers.
+        verbatim: Whether the client speaks the upstream's revision, so that everything is passed on unchanged.
 
     Raises:
         InputRequired: The upstream asks a question, which the client answers with its next request.
+        NoResponse: There was no response, for methods other than ``tools/call``.
         ProtocolError: The upstream's own error, or for methods other than ``tools/call``, the lack of a response.
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
     ask = RawRequest(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
     if upstream.credentials is None and (link := upstream.plain_link) is not None and _is_plain(call):
-        return _forward_plainly(call, upstream, link, ask)
-    return _forward(call, upstream, ask)
+        return _forward_plainly(call, upstream, link, ask, verbatim=verbatim)
+    return _forward(call, upstream, ask, verbatim=verbatim)
 
 
 def _is_plain(call: Call) -> bool:
@@ -217,10 +224,10 @@ def _is_plain(call: Call) -> bool:
     )
 
 
-async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawRequest) -> bytes:
+async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawRequest, *, verbatim: bool) -> bytes:
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
     source, requests = link.conversation.negotiated.revision, link.conversation.requests
-    ask.meta = _plain_meta(call, upstream, source)
+    ask.meta = _plain_meta(call, upstream, source, verbatim=verbatim)
     breaker, method, name = upstream.breaker, ask.method, ask.name
     if breaker.records and (refusal := breaker.refusal(call, method, name)):
         raise refused_error(call, upstream, refusal)
@@ -236,11 +243,11 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawR
         else:
             result = await requests.send(current, ask)
         breaker.succeed(monotonic() - started, call, method, name)
-        if _INPUT_REQUIRED in result and (required := _input_required(result)) is not None:
+        if _INPUT_REQUIRED in result and not verbatim and (required := _input_required(result)) is not None:
             raise _ForwardedCall(call, upstream, ask, source=source).pass_on(required)
     except (ServerError, AccessDenied) as exc:
         breaker.succeed(monotonic() - started, call, method, name)
-        raise _ForwardedCall(call, upstream, ask, source=source).convert_error(exc) from None
+        raise _ForwardedCall(call, upstream, ask, source=source, verbatim=verbatim).convert_error(exc) from None
     except ClientError as exc:
         upstream.record_failure(exc, call, method, name)
         raise no_response_error(call, upstream, exc) from None
@@ -251,19 +258,21 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawR
     return result
 
 
-def _plain_meta(call: Call, upstream: Upstream, source: Revision) -> bytes:
+def _plain_meta(call: Call, upstream: Upstream, source: Revision, *, verbatim: bool) -> bytes:
     """Return `_meta` for an upstream of the per-request era, cached because most of a client's requests share it."""
     raw = call.raw_meta()
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
-        meta_bytes = _meta(call, upstream, source, upstream.abilities(call))
+        meta_bytes = _meta(call, upstream, source, upstream.abilities(call), verbatim=verbatim)
         if len(raw) <= _MAX_CACHED_META:
             cache.keep(key, meta_bytes)
     return meta_bytes
 
 
-def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, level: str = "") -> bytes:
+def _meta(
+    call: Call, upstream: Upstream, source: Revision, abilities: bytes, level: str = "", *, verbatim: bool = False
+) -> bytes:
     """Return the `_meta` members for the upstream: the client's, without those of its connection, and the path.
 
     Raises:
@@ -273,30 +282,35 @@ def _meta(call: Call, upstream: Upstream, source: Revision, abilities: bytes, le
         found = decode_members(call.raw_meta() or b"{}")
     except MALFORMED:
         found = {}
-    members = {key: value for key, value in found.items() if key not in _CONNECTION_META}
+    hidden = ("progressToken",) if verbatim else _CONNECTION_META
+    members = {key: value for key, value in found.items() if key not in hidden}
     try:
-        members[PATH] = extend_path(members.get(PATH), upstream.gateway.id)
+        if not upstream.is_program:  # it leads to no other gateway
+            members[PATH] = extend_path(members.get(PATH), upstream.gateway.id)
     except GatewayLoop:
         # Refuse only this call: the client controls the path, and must not block the upstream for others.
         raise call_error(
             call, f"The call runs in a loop: the server {upstream.name!r} leads back to this gateway."
         ) from None
     passed = encode(members)[1:-1]
-    if source.handshake:
+    if source.handshake or verbatim:
         return passed
     tasks = call.method == "tools/call" and upstream.has_tasks
-    return b"%b,%b" % (_envelope(source, abilities, level, tasks=tasks), passed)
+    client = _GATEWAY
+    if upstream.config.forward_client and (call.client.name or CLIENT_KEY in found):
+        client = bytes(found.get(CLIENT_KEY, b"")) or encode(Implementation(call.client.name, call.client.version))
+    return b"%b%b%b" % (_envelope(source, abilities, level, client, tasks=tasks), passed and b",", passed)
 
 
 async def _forward(  # noqa: C901, PLR0912  one frame for each call
-    call: Call, upstream: Upstream, ask: RawRequest, *, recovered: bool = False
+    call: Call, upstream: Upstream, ask: RawRequest, *, verbatim: bool, recovered: bool = False
 ) -> bytes:
     """Forward a call. If it's denied, its user may connect an account or grant more scopes, once."""
     credentials, denied, method, name = upstream.credentials, None, ask.method, ask.name
     if credentials is not None and not recovered:
         await credentials.prepare(call)
     level, requested_level = await _find_log_level(call)
-    forwarding = _ForwardedCall(call, upstream, ask, level=level)
+    forwarding = _ForwardedCall(call, upstream, ask, level=level, verbatim=verbatim)
     link, previous, breaker = None, forwarding.previous, upstream.breaker
     if isinstance(previous, _SavedResult):
         return bytes(previous.result)
@@ -310,9 +324,11 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             link = await _connect(call, upstream, forwarding.abilities, name)
             link.calls += 1
             source = link.conversation.negotiated.revision
-            if requested_level and source.handshake:
+            if verbatim and source is not call.revision:
+                raise RevisionsDiffer
+            if requested_level and source.handshake and not verbatim:
                 await _set_level(upstream, link, requested_level)
-            ask.meta = _meta(call, upstream, source, forwarding.abilities, level)
+            ask.meta = _meta(call, upstream, source, forwarding.abilities, level, verbatim=verbatim)
             work = forwarding.run(link)
         result = await forwarding.outbox.settle_after(work)
         answered = True
@@ -328,8 +344,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
     except AccessDenied as exc:
         answered, denied = True, exc
     except ClientError as exc:
-        upstream.record_failure(exc, call, method, name)
-        raise no_response_error(call, upstream, exc) from None
+        raise await _fail(call, upstream, link, exc, ask) from None
     finally:
         if link is not None:
             link.calls -= 1
@@ -339,7 +354,36 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         if recovered or credentials is None or not await credentials.recover(call, denied):
             raise no_response_error(call, upstream, denied)
         recovered = True
-    return await _forward(call, upstream, ask, recovered=recovered)
+    return await _forward(call, upstream, ask, verbatim=verbatim, recovered=recovered)
+
+
+async def _fail(
+    call: Call, upstream: Upstream, link: Link | None, exc: ClientError, ask: RawRequest
+) -> ToolError | ProtocolError:
+    """Return the error for a call without a response.
+
+    If its own session at the upstream has ended, a relay ends the client's session, too, and the client initializes
+    again. One that is bound to a connection only learns of it by the error. With a catalog, the next call opens another
+    session, and the error says that what the upstream remembered is gone.
+    """
+    lost, session = isinstance(exc, SessionLost), call.session
+    if link is not None and link.key.own and link.conversation.transport.lost:
+        upstream.links.end(link)
+    elif not lost:
+        session = None
+    if not lost:
+        upstream.record_failure(exc, call, ask.method, ask.name)
+    if upstream.relays and session is not None and session.record is None:
+        await call.services.records.bury(session, max(1.0, session.expires_at - call.services.clock()))
+        call.services.end_session(session.id)
+        if isinstance(exc, SessionLost):
+            found = unknown_session()
+            return ProtocolError(found.code, found.message, status=found.status, head=_NO_STORE)
+    return no_response_error(call, upstream, exc)
+
+
+_NO_STORE = b"cache-control: no-store\r\n"
+"""Headers of the error about an ended session, which keeps its status in every revision."""
 
 
 def _try_other_era(call: Call, upstream: Upstream, link: Link | None, ask: RawRequest, result: bytes) -> bool:
@@ -358,7 +402,7 @@ def _try_other_era(call: Call, upstream: Upstream, link: Link | None, ask: RawRe
     if _cannot_ask(sent) or _NEEDS_EXTENSION in sent or TASKS.encode() in sent:
         return False  # the error may quote its caller
     if (
-        link.key.handshake
+        link.key.own
         and ask.name not in upstream.task_tools
         and (TASKS.encode() in result or _NEEDS_EXTENSION in result)
     ):
@@ -376,18 +420,17 @@ def _cannot_ask(message: bytes) -> bool:
 
 async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) -> Link:
     key, links = upstream.key(call, abilities, name), upstream.links
-    link, why = None, "It has no sessions."
+    if key.own:
+        if (link := await upstream.open_own(call, key)) is not None:
+            return link
+        key = upstream.key(call, abilities, name)
     try:
         link = await links.open(key, call.owner)
-    except NO_HANDSHAKE as exc:
-        if not key.handshake or links.has_handshake:  # then the refusal is about this caller
+    except NO_HANDSHAKE:
+        if not key.handshake:
             raise
-        why = str(exc)
-    if link is None or (key.handshake and not link.conversation.transport.has_session):
-        logger.info("%s can't ask questions by the handshake: %s", upstream.name, why)
-        upstream.has_handshake = False
-        key = upstream.key(call, abilities, name)
-        link = await links.open(key, call.owner)
+        upstream.has_handshake = False  # of a shared process
+        link = await links.open(upstream.key(call, abilities, name), call.owner)
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
         # Calls without a session don't depend on one connection. A connection per call keeps questions apart, because
         # many servers send them on a stream that doesn't name the call.
@@ -428,15 +471,18 @@ async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
         logger.debug("%s doesn't support log levels: %s", upstream.name, exc)
 
 
+_GATEWAY = encode(Implementation(NAME, __version__))
+
+
 @lru_cache(256)
-def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool) -> bytes:
+def _envelope(source: Revision, abilities: bytes, level: str, client: bytes, *, tasks: bool) -> bytes:
     declared = declare(abilities, source)
     if tasks:
         declared["extensions"] = {**declared.get("extensions", {}), TASKS: {}}
     members: Json = {
         VERSION_KEY: source.date,
         CAPABILITIES_KEY: declared,
-        CLIENT_KEY: Implementation(NAME, __version__),
+        CLIENT_KEY: Raw(client),
     }
     if level:
         members[LOG_LEVEL_KEY] = level
@@ -457,6 +503,7 @@ class _ForwardedCall(Relay):
         *,
         level: str = "",
         source: Revision = NEWEST_HANDSHAKE,
+        verbatim: bool = False,
     ) -> None:
         """Read the state.
 
@@ -464,12 +511,14 @@ class _ForwardedCall(Relay):
             call, upstream: See `forward`.
             ask: The request to the upstream.
             level: Minimum level of log messages that the client wants; empty for none.
+            verbatim: See `forward`.
             source: Revision of the connection. `run` replaces it; parked calls wait at upstreams of the handshake era.
 
         Raises:
             ProtocolError: The state belongs to another upstream.
         """
         super().__init__(call, upstream.abilities(call), level, upstream.policy.redactor(ask.method, ask.name))
+        self.verbatim = verbatim
         self._upstream = upstream
         self._ask = ask
         self._source = source
@@ -499,6 +548,8 @@ class _ForwardedCall(Relay):
         """Return the raw result."""
         self._link, self._source = link, link.conversation.negotiated.revision
         self._send = partial(_send, link, self._ask)
+        if self.verbatim:
+            return self._send(self)
         if self._source.handshake:
             return self._send(self) if self.call.revision.handshake else self._forward_parked()
         has_tasks = self._ask.method == "tools/call" and self._upstream.has_tasks
@@ -664,6 +715,8 @@ class _ForwardedCall(Relay):
         call = self.call
         if isinstance(exc, AccessDenied):
             return no_response_error(call, self._upstream, exc)
+        if self.verbatim:
+            return ProtocolError(exc.code, exc.message, exc.data)
         if exc.code == URL_ELICITATION_REQUIRED:
             return self._convert_url_error(exc)
         if call.method == "resources/read" and exc.code == INVALID_PARAMS and not self._source.handshake:
@@ -776,7 +829,8 @@ def _read_task(result: bytes) -> Task:
 
 def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
     """Return the error for a call that isn't sent; see `Breaker.refusal`."""
-    return call_error(call, f"The server {upstream.name!r} behind this gateway {refusal}")
+    text = f"The server {upstream.name!r} behind this gateway {refusal}"
+    return ToolError(text) if call.method == "tools/call" else NoResponse(INTERNAL_ERROR, text)
 
 
 def no_response_error(
@@ -826,6 +880,7 @@ _CONNECTION_ERRORS: _Texts = (
     (ConnectionLost, f"closed the connection during the call. {_EFFECT}"),
 )
 _ERRORS: _Texts = (
+    (SessionLost, "has ended its session with you, and what it remembered is gone. Call again to begin another one."),
     (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
     (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),

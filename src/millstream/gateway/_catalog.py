@@ -229,7 +229,7 @@ async def fetch(
 
     Args:
         conversation: Connection to the upstream.
-        max_bytes: Maximum bytes of all lists together.
+        max_bytes: Maximum bytes of all lists together. With 0, only the information about the upstream is fetched.
         before: The last catalog.
         warn: Logs why a list or an item is left out.
 
@@ -253,7 +253,7 @@ async def fetch(
     offered = [
         kind
         for kind, (method, _, _) in METHODS.items()
-        if negotiated.revision.requests.get(method, "") in found.capabilities
+        if max_bytes and negotiated.revision.requests.get(method, "") in found.capabilities
     ]
     failures: list[ClientError] = []
     omissions: list[str] = []

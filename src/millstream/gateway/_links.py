@@ -11,6 +11,7 @@ import math
 import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Collection
+from enum import Enum
 from time import monotonic
 
 from msgspec import Struct, field
@@ -18,13 +19,56 @@ from msgspec import Struct, field
 from millstream import ProtocolError
 from millstream._protocol.notifications import SubscriptionFilter
 from millstream._protocol.principal import Share
+from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.pool import Pool
 from millstream._tasks import Tasks, cancel_all, has_failed, retry_delay
 from millstream.client import ClientError, ConnectFailed, ConnectionLost
 from millstream.client.lowlevel import Conversation
 from millstream.gateway._relay import Relays, logger
-from millstream.protocol import INVALID_REQUEST, OVERLOADED, Json
+from millstream.protocol import INVALID_REQUEST, OVERLOADED, Json, Revision
+
+
+class Channel(Enum):
+    """How a client session or request reaches an upstream."""
+
+    OWN = "own"
+    """By a session at the upstream that serves this session alone, in its revision and name."""
+    SHARED = "shared"
+    """By a connection in the client's era that others may use, too."""
+    ASK_BACK = "ask_back"
+    """From a session to an upstream without any: questions in its results become requests to the client."""
+    PARK = "park"
+    """From requests without a session to an upstream with sessions: calls wait there for the client's next request."""
+
+
+def choose_channel(
+    client: Revision, upstream: Revision, *, has_session: bool, gives_sessions: bool, serves_several: bool
+) -> Channel:
+    """Return how a client reaches an upstream. Nothing else decides which era a connection uses.
+
+    Args:
+        client: The client's revision.
+        upstream: The newest revision that the upstream and the gateway have in common.
+        has_session: Whether the client has a session here.
+        gives_sessions: Whether the upstream gives out sessions, as far as known.
+        serves_several: Whether one process of the upstream serves several clients, so that none has it to itself.
+    """
+    if not client.handshake:
+        return Channel.PARK if upstream.handshake else Channel.SHARED
+    if has_session and gives_sessions and not serves_several:
+        return Channel.OWN
+    return Channel.SHARED if upstream.handshake else Channel.ASK_BACK
+
+
+class ClientIdentity(Struct, frozen=True):
+    """A client as its own session at an upstream introduces it."""
+
+    revision: str
+    """The revision as a date."""
+    name: str
+    version: str
+    capabilities: Json
 
 
 class LinkKey(Struct, frozen=True, gc=False):
@@ -41,9 +85,13 @@ class LinkKey(Struct, frozen=True, gc=False):
     credentials: str = ""
     """The credentials of the connection: see `UpstreamCredentials.link_key`."""
     handshake: bool = False
-    """Whether it uses the handshake although the upstream also supports the per-request era."""
+    """Whether a shared process uses the handshake although it also supports the per-request era."""
+    own: bool = False
+    """Whether it's the dedicated session of a client's session, see `Channel.OWN`."""
 
 
+MAX_OWN_SESSIONS = 4096
+"""Maximum dedicated sessions of all upstreams in one process, half of them per caller."""
 MAX_HTTP_CALLS = 100
 """Maximum concurrent calls that several callers send to one upstream over HTTP. Each takes a connection."""
 _ATTEMPTS = 3
@@ -82,25 +130,37 @@ class Link(Struct, eq=False):
     calls: int = 0
     """Number of calls on this connection."""
     last_used: float = field(default_factory=monotonic)
+    expires_at: float = math.inf
+    """When the client's session of a dedicated session expires, in Unix time."""
+    ended: bool = False
+    """Whether it's being closed."""
 
     @property
     def is_idle(self) -> bool:
-        """Whether it's a connection for calls, open and without any."""
-        return not self.calls and self.open_task is None and self.key != SHARED_KEY
+        """Whether it's a connection for calls, open and without any. Dedicated sessions hold state, and never are."""
+        return not self.calls and self.open_task is None and self.key != SHARED_KEY and not self.key.own
 
 
 class Links(Struct):
     """The connections to one upstream; `open` makes them."""
 
-    connect: Callable[[LinkKey, str], Link]
+    connect: Callable[[LinkKey, str, ClientIdentity | None], Link]
     """Creates a connection of an owner that isn't started yet."""
+    sessions: Share
+    """Counts dedicated sessions, which stay open as long as the sessions of their clients."""
     places: Pool
     """Places for open connections. An owner that may not have another one loses an idle one of its own or of an owner
     that holds more.
     """
     idle_seconds: float
     """Seconds after which an idle connection is closed."""
+    clock: Callable[[], float]
+    """The clock of sessions, in Unix time."""
     links: dict[LinkKey, Link] = {}
+    own: dict[str, Link] = {}
+    """Client session -> its own session at the upstream."""
+    lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
+    """Client sessions whose dedicated session has ended before them, and which haven't been told yet."""
     retired: set[Link] = set()
     """Connections to close when their last call ends, because their user has reconnected or disconnected."""
     close_tasks: Tasks = field(default_factory=Tasks)
@@ -113,29 +173,31 @@ class Links(Struct):
         link = self.links.get(key)
         return link if link is not None and link.open_task is None else None
 
-    @property
-    def has_handshake(self) -> bool:
-        """Whether there's a connection that began with a handshake."""
-        return any(key.handshake and link.open_task is None for key, link in self.links.items())
-
-    async def open(self, key: LinkKey, owner: str = "") -> Link:
+    async def open(self, key: LinkKey, owner: str = "", client: ClientIdentity | None = None) -> Link:
         """Return the connection of a key, opening it if necessary.
 
         Args:
             key: Identifies the connection.
             owner: The caller, see `Call.owner`; empty for the gateway itself.
+            client: The client of a dedicated session.
 
         Raises:
             InUse: All connections are in use.
             ClientError: The upstream can't be reached.
+            ProtocolError: There are too many dedicated sessions.
         """
         for _ in range(_ATTEMPTS):
             link = self.links.get(key)
             if link is None:
                 if not (key.principal or key.affinity):
                     owner = ""  # several callers share it
-                self._take_place(owner)
-                link = self.links[key] = self.connect(key, owner)
+                if not key.own:
+                    self._take_place(owner)
+                elif not self.sessions.take(owner):
+                    raise _too_many_sessions(self.sessions, owner)
+                link = self.links[key] = self.connect(key, owner, client)
+                if key.own:
+                    self.own[key.affinity] = link
                 link.open_task = asyncio.create_task(self._start(link))
                 link.open_task.add_done_callback(has_failed)
             opening = link.open_task
@@ -154,9 +216,23 @@ class Links(Struct):
             link.open_task = None
         except BaseException:
             if self.links.get(link.key) is link:
-                del self.links[link.key]
-                self.places.leave(link.owner)
+                self._remove(link)
             raise
+
+    def _remove(self, link: Link) -> None:
+        if self.links.get(link.key) is link:
+            del self.links[link.key]
+        if not link.key.own:
+            self.places.leave(link.owner)
+            return
+        self.sessions.leave(link.owner)
+        if self.own.get(link.key.affinity) is link:
+            del self.own[link.key.affinity]
+
+    def end_session(self, session_id: str) -> None:
+        """Close the dedicated session of a client's session that has ended."""
+        if (link := self.own.get(session_id)) is not None:
+            self.end(link)
 
     def _take_place(self, owner: str) -> None:
         """Take a place for a connection, closing idle ones of the largest owner if needed."""
@@ -173,9 +249,10 @@ class Links(Struct):
 
     def end(self, link: Link) -> None:
         """Close a connection in the background. The next call with its key opens another one."""
-        if self.links.get(link.key) is link:
-            del self.links[link.key]
-        self.places.leave(link.owner)
+        if link.ended:
+            return
+        link.ended = True
+        self._remove(link)
         self.close_tasks.spawn(_close(link))
 
     def end_links_of(self, owner: str) -> None:
@@ -183,7 +260,10 @@ class Links(Struct):
         for key, link in list(self.links.items()):
             if key.credentials.partition("\n")[0] != owner:
                 continue
-            if link.calls and key.principal:  # without a principal, it's the connection for lists
+            if key.own:
+                self.lost.keep(key.affinity, None)
+                self.end(link)
+            elif link.calls and key.principal:  # without a principal, it's the connection for lists
                 del self.links[key]
                 self.retired.add(link)
             else:
@@ -208,6 +288,8 @@ class Links(Struct):
         for link in list(self.links.values()):
             if link.is_idle and now - link.last_used > self.idle_seconds:
                 self.end(link)
+        for link in [each for each in self.own.values() if each.expires_at < self.clock()]:
+            self.end(link)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -216,6 +298,12 @@ class Links(Struct):
         self.retired.clear()
         while self.close_tasks:
             await self.close_tasks.settle(None)
+
+
+def _too_many_sessions(sessions: Share, owner: str) -> ProtocolError:
+    whose = f"{sessions.count(owner)} of them yours" if owner else "all of them in use"
+    text = f"Too many sessions are open here, {whose}. End sessions that you don't need, or try again later."
+    return ProtocolError(OVERLOADED, text, status=503, head=b"retry-after: 60\r\n")
 
 
 async def _close(link: Link) -> None:

@@ -11,12 +11,13 @@ import msgspec
 from millstream._http.client import ArrivingBytes
 from millstream._parts import PartHost
 from millstream._protocol.errors import LocalError
+from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler
 from millstream._server.features.resources import Resource, Template
-from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
+from millstream._server.features.tools import NAMES_THAT_WORK, Tool, works_everywhere
 from millstream.client import TargetError
 from millstream.client._targets import Remote, find_server
 from millstream.files import stamp_of
@@ -29,6 +30,7 @@ from millstream.gateway._credentials import (
     TokenExchange,
 )
 from millstream.gateway._items import ExtensionForwarding, McpUpstream
+from millstream.gateway._links import MAX_OWN_SESSIONS
 from millstream.gateway._names import (
     CAPABILITY,
     Announcement,
@@ -41,6 +43,7 @@ from millstream.gateway._names import (
     with_origin,
 )
 from millstream.gateway._parked_calls import ParkedCalls
+from millstream.gateway._passthrough import Passthrough, find_obstacle
 from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, RestrictedPattern, impossible_rules
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
@@ -53,6 +56,8 @@ MAX_INSTRUCTIONS = 8 * 1024
 """Maximum characters of one upstream's instructions."""
 MAX_SHOWN = 500
 """Maximum tools and quarantined items to show."""
+_READERS = frozenset({"rest", "web"})
+"""Parts that read the items of upstreams without a client's request."""
 _LISTED = ("tools", "resources", "prompts")
 _CAPABILITIES = frozenset({*_LISTED, "completions"})
 _NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
@@ -70,6 +75,9 @@ class GatewayDefinition(Protocol):
     version: str
     named: bool
     """Whether the operator chose the name."""
+    parts: frozenset[str]
+    """Names of the parts that it serves."""
+    extensions: Collection[object]
     connected: bool
     """Whether a gateway has registered the upstreams' items."""
 
@@ -82,6 +90,8 @@ class GatewayPart:
 
     name: str = "gateway"
     needs: Collection[str] = ("lifespan",)
+    _obstacle = ""
+    """Why the only upstream isn't relayed."""
     _name_conflict = ""
     """Error message about an upstream's item that conflicts with this server's own."""
 
@@ -145,6 +155,7 @@ class GatewayPart:
             host=host,
             pool=pool,
             parked_calls=parked,
+            sessions=Share(MAX_OWN_SESSIONS),
             has_several=len(self.definition.upstreams) > 1,
             arriving=ArrivingBytes(host.settings.max_incoming_bytes, largest),
             on_change=self._register,
@@ -168,15 +179,35 @@ class GatewayPart:
         host.on_http(self._serve)
         host.check_ready(self._degraded_reason)
         host.gateway = self
+        self._choose_mode(host)
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open()
             host.every_second(upstream.links.end_idle)
         self._register_metrics(host)
         await self._wait_for_lists()
+        host.services.binds_sessions = any(each.may_have_own for each in self.upstreams.values())
         self._announce_missing()
         if self._name_conflict:
             raise ValueError(self._name_conflict)
+
+    def _choose_mode(self, host: PartHost) -> None:
+        """Relay a single upstream, unless something speaks against it."""
+        upstreams, definition, registry = list(self.upstreams.values()), self.definition, host.registry
+        self._obstacle = find_obstacle(
+            upstreams,
+            is_api=not isinstance(upstreams[0], McpUpstream),
+            has_items=any(registry.has_any(kind) for kind in METHODS),
+            has_hooks=definition.hooks is not None or host.dispatcher.around is not None,
+            has_search=bool(registry.list_selectors),
+            extends=bool(definition.extensions) or registry.completes is not None,
+        )
+        mode = f"makes items of its upstreams' lists, because {self._obstacle}" if self._obstacle else "relays"
+        logger.info("%s %s", definition.name, mode if self._obstacle else f"relays {upstreams[0].name}")
+        if not self._obstacle:
+            upstreams[0].relays = True
+            upstreams[0].keeps_lists = not upstreams[0].is_program or not definition.parts.isdisjoint(_READERS)
+            Passthrough(host, upstreams[0])
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
@@ -409,7 +440,7 @@ class GatewayPart:
         for change in changed:  # other workers have their own copies of the lists, and do the same
             for listener in self._host.changes:
                 listener(change)
-            self._host.services.changes.emit(ServerChange(change))
+            self._host.services.changes.emit(ServerChange(change), but=upstream.links.own if upstream.relays else ())
         watchable = upstream.is_watchable(), upstream.quarantined
         if "resources" in changed or watchable != self._watchable.get(upstream.name):
             self._watchable[upstream.name] = watchable
@@ -539,6 +570,8 @@ class GatewayPart:
         item = upstream.item_classes[kind](upstream, name, own_name, description)
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
+        if isinstance(item, Tool) and upstream.relays:
+            item.plain = False  # its calls are passed on
         rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 

@@ -13,9 +13,9 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
-from functools import lru_cache, partial
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import msgspec
@@ -259,6 +259,8 @@ _CAPABILITY = {
     "sampling/createMessage": "sampling",
     "roots/list": "roots",
 }
+QUESTIONS = frozenset(_CAPABILITY.values())
+"""Capabilities of clients that can be asked something."""
 _CONNECTION_MEMBERS = frozenset({"_meta", "task"})
 """Members that belong to the upstream's connection, not to the client's."""
 
@@ -451,8 +453,24 @@ class NotificationQueue:
             self._sender.cancel()
 
 
+@contextmanager
+def answer_errors() -> Generator[None]:
+    """Raise what a client answered instead of a result as the error for the upstream."""
+    try:
+        yield
+    except Declined as exc:
+        raise ProtocolError(REJECTED_CODE, str(exc)) from None
+    except ClientRefusal as exc:
+        raise ProtocolError(exc.code, exc.reason) from None
+    except ToolError as exc:
+        raise ProtocolError(INTERNAL_ERROR, str(exc)) from None
+
+
 class Relay(Recipient):
     """The client of a call that runs on this worker."""
+
+    verbatim: bool = False
+    """Whether the upstream's messages are passed on unchanged, because the client speaks its revision."""
 
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """Create a relay.
@@ -465,7 +483,7 @@ class Relay(Recipient):
         self.call: Call = call
         self.level: str = level
         self._levels = LOG_LEVELS[LOG_LEVELS.index(level) :] if level else ()
-        self.outbox: NotificationQueue = NotificationQueue(partial(_send, call))
+        self.outbox: NotificationQueue = NotificationQueue(self._send_to_client)
         """Notifications to the client. Settle it before the result."""
         self._urls: set[str] = set()
         """Ids of the URLs that the client was asked to open."""
@@ -485,6 +503,8 @@ class Relay(Recipient):
         self.outbox.put(method, params)
 
     def _wants(self, method: str, params: bytes) -> bool:
+        if self.verbatim:
+            return True
         if method == LOG:
             return _decode_details(params).level in self._levels
         if method == COMPLETE:
@@ -507,28 +527,41 @@ class Relay(Recipient):
         if self.revision.elicitation_ids and "elicitationId" in question.params:
             self._urls.add(str(question.params["elicitationId"]))
         ids = call.question_ids = set() if call.question_ids is None else call.question_ids
-        try:
+        with answer_errors():
             return await call.services.questions.ask(
                 call.send_to_caller, question.method, question.params, owner=call.owner, scope=self.session, asked=ids
             )
-        except Declined as exc:
-            raise ProtocolError(REJECTED_CODE, str(exc)) from None
-        except ClientRefusal as exc:
-            raise ProtocolError(exc.code, exc.reason) from None
-        except ToolError as exc:
-            raise ProtocolError(INTERNAL_ERROR, str(exc)) from None
 
     def end_request(self, questions: Mapping[str, Any], state: Any) -> InputRequired:
         """Return the exception that ends the client's request with questions, sealing a state for its retry."""
         raise NotImplementedError
 
+    async def _send_to_client(self, method: str, params: bytes) -> None:
+        call = self.call
+        if method != PROGRESS:
+            await call.send_to_caller(notification_message(method, Raw(params)))
+        elif self.verbatim and call.token is not None:
+            members = {"progressToken": call.token, **decode_object(params)}
+            await call.send_to_caller(notification_message(method, members))
+        else:
+            step = _decode_step(params)
+            await Context(call).progress(step.progress, step.total, step.message)
 
-async def _send(call: Call, method: str, params: bytes) -> None:
-    if method == PROGRESS:
-        step = _decode_step(params)
-        await Context(call).progress(step.progress, step.total, step.message)
-    else:
-        await call.send_to_caller(notification_message(method, Raw(params)))
+
+class OwnSession(Struct, frozen=True):
+    """The client session that a dedicated session at the upstream serves."""
+
+    id: str
+    capabilities: Json
+    """Capabilities as the client declared them."""
+    verbatim: bool
+    """Whether messages are passed on unchanged."""
+    names_calls: bool
+    """Whether messages about a call say so, apart from those over HTTP+SSE."""
+    send: Callable[[str, str, bytes], None]
+    """``send(session, method, params)`` sends a notification outside of calls."""
+    ask: Callable[[str, str, Json], Awaitable[bytes]]
+    """``ask(session, method, params)`` asks a question outside of calls."""
 
 
 class Relays:
@@ -551,6 +584,7 @@ class Relays:
         in_process: bool,
         log: Callable[[str, int], object] | None,
         on_change: Callable[[str, bytes], None],
+        own: OwnSession | None,
     ) -> None:
         """Create an empty table.
 
@@ -561,6 +595,7 @@ class Relays:
             in_process: Whether the upstream is a server of this process, which sends nothing about calls that are over.
             log: For a process, writes a line of its output to the gateway's log.
             on_change: Called with the method and parameters of each announced change.
+            own: The client session that the connection serves alone.
         """
         self._name = name
         self._abilities = abilities
@@ -568,6 +603,7 @@ class Relays:
         self._in_process = in_process
         self._log = log
         self._on_change = on_change
+        self._own = own
         self._users: set[str] = set()
         """Owners that may have caused a message: principals that have called, and others that gave up a call. Two are
         enough to know that the connection has several.
@@ -577,7 +613,8 @@ class Relays:
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> Json:
         """Return the capabilities to declare in a revision."""
-        return declare(self._abilities, revision) | dict(more)
+        own = self._own
+        return dict(own.capabilities) if own is not None else declare(self._abilities, revision) | dict(more)
 
     def leave(self, request_id: int, *, answered: bool) -> None:
         """Remove a call that got its response, or that the client gave up and the upstream may still run."""
@@ -616,9 +653,14 @@ class Relays:
         """
         if method == "ping":
             return {}
-        source = self.conversation.negotiated.revision
+        source, own = self.conversation.negotiated.revision, self._own
         while True:
-            recipient = self.find(request_id)
+            recipient = self._find_own(request_id) if own is not None else self.find(request_id)
+            if own is not None and own.verbatim and (recipient is None or recipient.revision is source):
+                given = decode_object(params or b"{}")
+                if recipient is None:
+                    return Raw(await own.ask(own.id, method, given))
+                return Raw(await recipient.ask(ForwardedQuestion(method, given, given)))
             if recipient is None:
                 raise self._unknown_client_error(method)
             question = project_question(method, params, recipient, source, self._sender)
@@ -646,7 +688,9 @@ class Relays:
     def receive(self, notification: Notification) -> None:
         """Pass a notification to the client of its call. Progress is matched by its token."""
         method, params = notification.method, bytes(notification.params)
-        if method == COMPLETE:  # its id identifies the client
+        if self._own is not None and (self._own.verbatim or method not in CHANGES):
+            self._receive_own(self._own, notification)
+        elif method == COMPLETE:  # its id identifies the client
             for recipient in self.recipients.values():
                 recipient.notify(COMPLETE, params)
         elif method in CHANGES:
@@ -657,3 +701,27 @@ class Relays:
                 found.notify(method, params)
             elif method == LOG and self._log is not None:
                 self._log(params.decode("utf-8", "replace"), 0)
+
+    def _find_own(self, request_id: int) -> Recipient | None:
+        """Return the call of a message on a dedicated session; None if it's outside of calls."""
+        own, names_calls = self._own, self.conversation.transport.name != "http+sse"
+        if not request_id and own is not None and own.names_calls and names_calls:
+            return None
+        return self.find(request_id)
+
+    def _receive_own(self, own: OwnSession, notification: Notification) -> None:
+        """Pass a notification to the only client of this connection, on the stream of its call if it names one."""
+        method, params = notification.method, bytes(notification.params)
+        if method in CHANGES:
+            self._on_change(method, params)
+        if method in _HANDLED:
+            return
+        found = self._find_own(notification.request_id)
+        if found is not None:
+            found.notify(method, params)
+        else:
+            own.send(own.id, method, params)
+
+
+_HANDLED = frozenset({PROGRESS, "notifications/cancelled"})
+"""Notifications about one request, which the connection handles itself."""

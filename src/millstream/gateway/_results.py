@@ -263,6 +263,10 @@ _CONVERSIONS: Mapping[str, Callable[[Members, Rename], Members]] = {
 """Array of a result -> the function that changes the URIs in one of its items."""
 
 
+class NoResponse(ProtocolError):
+    """The lack of a response from the upstream."""
+
+
 def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
     """Return the error of a call that has no result from its upstream."""
     return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)

@@ -12,13 +12,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 import msgspec
-from msgspec import Struct, structs
+from msgspec import Raw, Struct, structs
 
+from millstream import ProtocolError, __version__
 from millstream._http.client import ArrivingBytes, Inflow
+from millstream._http.hosts import is_loopback
 from millstream._override import override
 from millstream._parts import PartHost
-from millstream._protocol.errors import closest_name
+from millstream._protocol.errors import UNSUPPORTED_VERSION, closest_name
 from millstream._protocol.notifications import ResourceUpdatedNotificationParams, SubscriptionFilter
+from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange, SessionChange
@@ -33,6 +36,7 @@ from millstream.client import (
     Options,
     RequestTimeout,
     ServerError,
+    SessionLost,
     TargetError,
     TooMuchArriving,
     TransportFactory,
@@ -55,12 +59,15 @@ from millstream.gateway._links import (
     MAX_HTTP_CALLS,
     SHARED_KEY,
     Breaker,
+    Channel,
+    ClientIdentity,
     InUse,
     Link,
     LinkKey,
     Links,
     NoCredentials,
     ResourceWatches,
+    choose_channel,
 )
 from millstream.gateway._names import PREFIX, PREFIX_RULE, Names, UpstreamPattern
 from millstream.gateway._parked_calls import ParkedCalls
@@ -68,22 +75,39 @@ from millstream.gateway._policy import Policy, UpstreamPolicy, uri_forms
 from millstream.gateway._processes import ProcessOptions, ProcessPool, UpstreamProcesses
 from millstream.gateway._programs import library_of
 from millstream.gateway._programs.program import Program, caller_of, upstream_of
-from millstream.gateway._relay import ALL_ABILITIES, CHANGES, Relays, abilities_of, can_ask, limit_abilities, logger
+from millstream.gateway._relay import (
+    ALL_ABILITIES,
+    CHANGES,
+    QUESTIONS,
+    OwnSession,
+    Relays,
+    abilities_of,
+    answer_errors,
+    can_ask,
+    limit_abilities,
+    logger,
+)
 from millstream.protocol import (
     BY_DATE,
+    INVALID_PARAMS,
     MALFORMED,
+    METHOD_NOT_FOUND,
     NEWEST_HANDSHAKE,
     TASKS,
     Json,
     Revision,
     SuggestionMeta,
+    decode_object,
     decoder,
     members,
+    notification_message,
 )
 
 if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
 
+NAME = "millstream-gateway"
+"""Name that the gateway sends to upstreams where it doesn't forward that of a client."""
 State = Literal["connecting", "ready", "degraded"]
 _decode_resource = decoder(ResourceUpdatedNotificationParams)
 
@@ -119,6 +143,8 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     """Source of credentials that aren't fixed headers: `bearer`, `per_user_oauth`, and others."""
     forward_headers: Sequence[str] = ()
     """Names of the caller's HTTP headers to pass on."""
+    forward_client: bool = True
+    """Whether upstreams see the client's name and version instead of the gateway's."""
     isolation: Literal["shared", "per_principal", "per_session"] = "shared"
     """Number of processes for a command: one, one per principal, or one per session. In the handshake era, a process
     that two principals have used can't ask questions.
@@ -220,6 +246,7 @@ class UpstreamOptions(TypedDict, total=False):
     cwd: str | None
     auth: Credentials | None
     forward_headers: Sequence[str]
+    forward_client: bool
     isolation: Literal["shared", "per_principal", "per_session"]
     timeout: float
     connect_timeout: float
@@ -256,6 +283,14 @@ def _uri_matcher(uris: Collection[str], templates: Iterable[str]) -> Callable[[s
     return lambda uri: uri in uris or any(each.match(uri) is not None for each in patterns)
 
 
+def lacks_handshake(error: Exception) -> bool:
+    """Return whether the error of `initialize` says that there's no handshake, rather than that it refuses a client."""
+    if not isinstance(error, ServerError):
+        return True
+    unsupported = error.code == INVALID_PARAMS and "supported" in members(error.data)
+    return unsupported or error.code in (METHOD_NOT_FOUND, UNSUPPORTED_VERSION)
+
+
 class _SharedServer(Struct, frozen=True):
     """A server object that outlives the connections to it."""
 
@@ -275,6 +310,8 @@ class Gateway(Struct, frozen=True):
     """Calls that wait for answers."""
     has_several: bool
     """Whether there are several upstreams."""
+    sessions: Share
+    """Counts the dedicated sessions of all upstreams."""
     arriving: ArrivingBytes
     """Bytes of unfinished replies of all upstreams."""
     on_change: Callable[["Upstream", Collection[str]], None]
@@ -309,6 +346,10 @@ class Upstream:
     """Number of items that aren't offered, because they lead back to this gateway."""
     _is_plain: bool | None = None
     """Whether one connection serves all calls; None if it has to be decided again, by the capabilities."""
+    relays = False
+    """Whether the server passes this upstream's messages on, rather than items made of its lists."""
+    keeps_lists = True
+    """Whether its lists are read before a client asks for them."""
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
@@ -346,14 +387,17 @@ class Upstream:
         self.plain_metas: Recent[tuple[bytes, str], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by that of the client and its revision."""
         places = Pool(config.max_connections, several=gateway.pool.places.several)
-        self.links: Links = Links(self._make_link, places, config.idle_seconds)
+        clock = gateway.host.services.clock
+        self.links: Links = Links(self._make_link, gateway.sessions, places, config.idle_seconds, clock)
         self.watches: ResourceWatches = ResourceWatches(
             config.name,
             self._shared_conversation,
             lambda uri: gateway.host.services.changes.emit(ServerChange("updated", self.names.uri(uri))),
         )
         self.has_handshake: bool = config.revision is None
-        """Whether the upstream may use the handshake. Assumed until a handshake fails."""
+        """Whether a shared process may use the handshake. Assumed until a handshake fails."""
+        self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
+        """Whether clients can have dedicated sessions. Assumed until the upstream gives out none."""
         self.task_tools: set[str] = set()
         """Tools that were refused in the handshake era, because they need tasks."""
         self.lists_ready: asyncio.Event = asyncio.Event()
@@ -387,6 +431,7 @@ class Upstream:
             case server:
                 running = await self._stack.enter_async_context(server.running())
                 self._target = _SharedServer(lambda: nullcontext(running))
+        self.gateway.host.services.session_ends.append(self.links.end_session)
         self._stack.push_async_callback(self.links.close)
         self._stack.push_async_callback(self.watches.close)
         self._tasks.spawn(self._run())
@@ -412,29 +457,84 @@ class Upstream:
         program, principal = self._protected_program, ""
         if call.principal is not None:
             principal = call.principal.binding.hex() if program is None else caller_of(call.principal)
-        per_request = not self.revision.handshake
         if self._shares_processes:
             owner = principal if self.config.isolation == "per_principal" else ""
             return LinkKey(owner, handshake=self._in_sessions)
-        # Many servers with both eras can ask questions in only one of them, so each client gets its own era.
-        # Tasks exist only in the newer era.
-        handshake = (
-            per_request
-            and call.revision.handshake
-            and self.has_handshake
-            and can_ask(abilities)
-            and not (call.method == "tools/call" and name in self.task_tools)
-        )
         session = "" if call.session is None else call.session.id
-        if self.processes is not None:
-            return LinkKey(principal, session, abilities, handshake=handshake)
         credentials_key = "" if self.credentials is None else self.credentials.link_key(call)
-        if per_request and not handshake:  # each request is self-contained
+        needs_task = call.method == "tools/call" and name in self.task_tools  # tasks exist only in the newer era
+        if not needs_task and self.channel(call) is Channel.OWN:
+            return LinkKey(principal, session, credentials=credentials_key, own=True)
+        if self.processes is not None:
+            return LinkKey(principal, session, abilities)
+        if not self.revision.handshake:  # each request is self-contained
             separate = credentials_key or program is not None or self._is_websocket
             return LinkKey(principal if separate else "", credentials=credentials_key)
-        key = LinkKey(principal, session, abilities, credentials_key, handshake)
+        key = LinkKey(principal, session, abilities, credentials_key)
         # The connection for lists declares more than this caller has.
         return structs.replace(key, capabilities=b"{}") if key == self.lister else key
+
+    @property
+    def may_have_own(self) -> bool:
+        """Whether sessions of clients have their dedicated sessions here."""
+        return self.gives_sessions and not self._shares_processes and self.config.openapi is None
+
+    def channel(self, call: Call) -> Channel:
+        """Return how the client of a call reaches the upstream."""
+        return choose_channel(
+            call.revision,
+            self.revision,
+            has_session=call.session is not None,
+            gives_sessions=self.gives_sessions,
+            serves_several=self._shares_processes,
+        )
+
+    async def open_own(self, call: Call, key: LinkKey) -> Link | None:
+        """Return the dedicated session of a call's session, opened on first use, or None if the upstream has none.
+
+        Raises:
+            SessionLost: It has ended before the session of its client.
+            ServerError: The upstream refuses this client.
+            ProtocolError: There are too many dedicated sessions.
+            ClientError: The upstream can't be reached.
+        """
+        session, links = call.session, self.links
+        assert session is not None  # noqa: S101  the channel requires one
+        link = links.own.get(session.id)
+        if (link is not None and link.key != key) or session.id in links.lost:
+            links.lost.pop(session.id, None)
+            links.end_session(session.id)
+            raise SessionLost("The session belonged to other credentials.")
+        client = call.client
+        identity = ClientIdentity(call.revision.date, client.name, client.version, self._capabilities_for(call))
+        if not self.config.forward_client:
+            identity = structs.replace(identity, name=NAME, version=__version__)
+        peer = "" if call.origin is None else call.origin.peer
+        try:
+            link = await links.open(key, "" if call.principal is None and is_loopback(peer) else call.owner, identity)
+        except NO_HANDSHAKE as exc:
+            if self.revision.handshake or not lacks_handshake(exc):
+                raise
+            why = str(exc)
+        else:
+            if link.conversation.transport.has_session:
+                link.expires_at = session.expires_at
+                return link
+            links.end(link)
+            why = "It gives out no session ids."
+        logger.info("%s has no sessions for its clients: %s", self.name, why)
+        self.gives_sessions = False
+        return None
+
+    def _capabilities_for(self, call: Call) -> Json:
+        """Return the capabilities of a client as it declares them, without questions that the policy refuses, and
+        extensions that don't pass a catalog.
+        """
+        declared, questions = dict(call.client.capabilities), self.policy.questions
+        if not self.relays and declared.pop("extensions", None):
+            passed = decode_object(self.abilities(call) or b"{}")
+            declared |= {"extensions": passed["extensions"]} if "extensions" in passed else {}
+        return {name: each for name, each in declared.items() if name not in QUESTIONS or name in questions}
 
     def abilities(self, call: Call) -> bytes:
         """Return what the upstream may ask the client of a call, see `_relay.abilities_of`."""
@@ -501,7 +601,7 @@ class Upstream:
         """Whether one process of a command serves several callers."""
         return self.processes is not None and self.config.isolation != "per_session"
 
-    def _make_link(self, key: LinkKey, owner: str) -> Link:
+    def _make_link(self, key: LinkKey, owner: str, client: ClientIdentity | None = None) -> Link:
         # A process that serves several callers can't distinguish their capabilities. Servers list by capabilities, so
         # the lists are read with all that clients can have.
         config, everything = self.config, self._shares_processes or key == self.lister
@@ -512,7 +612,11 @@ class Upstream:
             in_process=isinstance(self._target, _SharedServer),
             log=None if self.processes is None else self.processes.log.write,
             on_change=partial(self._take_change, key),
+            own=None if client is None else self._own_session(key.affinity, client),
         )
+        revision = config.revision or (client.revision if client else None)
+        if key.handshake:
+            revision = NEWEST_HANDSHAKE.date
         target, handshake = self._target, "\nhandshake" if key.handshake else ""
         if self.processes is not None:
             target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
@@ -522,7 +626,8 @@ class Upstream:
             target,
             relays,
             Options(
-                name="millstream-gateway",
+                name=NAME if client is None else client.name,
+                version="" if client is None else client.version,
                 connect_timeout=config.connect_timeout,
                 max_bytes=config.max_bytes,
                 cache=False,
@@ -531,12 +636,13 @@ class Upstream:
                 auth=None if self.credentials is None else self.credentials.auth(key.credentials),
                 max_connections=MAX_HTTP_CALLS + _OTHER_CONNECTIONS,
             ),
-            revision=NEWEST_HANDSHAKE.date if key.handshake else config.revision,
+            revision=revision,
             headers=config.headers,
             timeout=config.timeout,
             inflow=Inflow(self.gateway.arriving, config.name),
             observer=relays.receive,
-            era=self._era,
+            era=self._era if client is None else Era(),
+            reconnects=client is None,
         )
         places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if self._uses_http and not owner else None
         return Link(key, owner, conversation, relays, places)
@@ -614,7 +720,10 @@ class Upstream:
         announced, self._announced_kinds = self._announced_kinds, set()
         try:
             found = await fetch(
-                conversation, max_bytes=self.config.max_catalog_bytes, before=self.catalog, warn=self.warn
+                conversation,
+                max_bytes=self.config.max_catalog_bytes if self.keeps_lists else 0,
+                before=self.catalog,
+                warn=self.warn,
             )
         except BaseException:
             self._announced_kinds |= announced
@@ -687,6 +796,33 @@ class Upstream:
         """Read the lists again now."""
         self._refresh_event.set()
 
+    def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
+        names_calls = self._uses_http or self.is_program
+        return OwnSession(session, client.capabilities, self.relays, names_calls, self._pass_on, self._ask_session)
+
+    def _pass_on(self, session: str, method: str, params: bytes) -> None:
+        """Send a client's session what its own session received outside of calls."""
+        self._send_to_session(session, notification_message(method, Raw(params) if params != b"{}" else None))
+
+    def _send_to_session(self, session: str, message: bytes) -> None:
+        self.gateway.host.services.changes.emit(SessionChange("", session=session, message=message))
+
+    async def _ask_session(self, session: str, method: str, params: Json) -> bytes:
+        """Ask the client of a session outside of its calls.
+
+        Raises:
+            ProtocolError: It can't be asked, refused, or didn't respond.
+        """
+        services = self.gateway.host.services
+        if not services.changes.has_session(session):
+            raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question.")
+
+        async def send(message: bytes) -> None:
+            self._send_to_session(session, message)
+
+        with answer_errors():
+            return await services.questions.ask(send, method, params, owner=session, scope=session)
+
     def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
         """Take an announced change. Servers announce changes of their lists on whichever connection caused them."""
         if kind := CHANGES[method]:
@@ -699,11 +835,16 @@ class Upstream:
                 self.gateway.host.services.changes.emit(change)
 
     @property
+    def is_program(self) -> bool:
+        """Whether it's a program of another library in this process."""
+        return isinstance(self._target, Program)
+
+    @property
     def is_asked(self) -> bool:
         """Whether lists are read when a client asks: those of a program in this process, which costs little, and those
         that their upstream calls stale at once.
         """
-        return isinstance(self._target, Program) or 0 in (ttl_ms for ttl_ms, _ in self.catalog.hints.values())
+        return self.is_program or 0 in (ttl_ms for ttl_ms, _ in self.catalog.hints.values())
 
     @property
     def is_stale(self) -> bool:

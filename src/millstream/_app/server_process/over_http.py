@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 from types import FrameType
 
+import msgspec
+
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import Runtimes, ServerApplication
@@ -153,7 +155,9 @@ class HttpServer:
         if self.worker is not None:
             self.worker.takeover.begin(accept)
         # A gateway doesn't know what its upstreams offer until it listens.
-        self.told(facts(self._definition, host=self.host, port=self.port))
+        found = facts(self._definition, host=self.host, port=self.port)
+        bound = runtime.services.binds_sessions and self._definition.settings.sessions
+        self.told(msgspec.structs.replace(found, binds_sessions=bound))
         await self._over.wait()
         await self._shut_down(runtime, listener)
 

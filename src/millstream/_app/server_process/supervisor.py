@@ -150,6 +150,8 @@ class Supervisor:
         """Common part of the workers' roles."""
         # Python treats compiled code as fresh if the file has the recorded size and modification second.
         self._environment = {} if self.watched is None else {"PYTHONDONTWRITEBYTECODE": "1"}
+        self._used = self.slots
+        """Slots with a worker. The first worker accepts the connections of the others."""
         self._children: list[WorkerProcess] = []
         """All processes that haven't ended, including those that are exiting."""
         self._tasks = Tasks()
@@ -211,6 +213,13 @@ class Supervisor:
         # Watch from before the first worker imports the program.
         changed = None if self.watched is None else changes(self.watched)
         ready = await (await self._start(first)).ready()
+        if ready.facts.binds_sessions and others:
+            logger.warning(
+                "Only one of %d workers runs, because it holds the sessions of clients at upstreams or programs, which "
+                "remember something. It also accepts the connections of the others.",
+                len(self.slots),
+            )
+            self._used, others = [first], []
         await asyncio.gather(*[self._start(slot) for slot in others])
         self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
@@ -259,7 +268,7 @@ class Supervisor:
     def _empty_slots(self, among: Iterable[WorkerProcess]) -> list[Slot]:
         """Return the slots without a serving process among some."""
         served = [child.slot for child in among if child.state == READY]
-        return [slot for slot in self.slots if slot not in served]
+        return [slot for slot in self._used if slot not in served]
 
     async def _start_before_next(self, slot: Slot) -> WorkerProcess:
         """Start a worker, unless the next restart is requested before it's ready.
@@ -353,7 +362,7 @@ class Supervisor:
 
     def _fill(self) -> None:
         """Start replacements in all slots without a process."""
-        for slot in self.slots:
+        for slot in self._used:
             self._mend(slot, f"Worker {slot.number} is missing")
 
     async def _end(self) -> None:

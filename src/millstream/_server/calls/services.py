@@ -198,13 +198,25 @@ class ChangeFeed:
 
         return stop
 
+    def has_session(self, session: str) -> bool:
+        """Return whether a session has a watcher, which receives its `SessionChange`."""
+        return session in self._sessions
+
     def __len__(self) -> int:
         """Return the number of watchers."""
         return len(self._watchers)
 
-    def emit(self, change: ServerChange) -> None:
-        """Notify every watcher, or that of the session which the change concerns."""
+    def emit(self, change: ServerChange, *, but: Collection[str] = ()) -> None:
+        """Notify every watcher, or that of the session which the change concerns.
+
+        Args:
+            change: The change.
+            but: Sessions that learn of it in another way.
+        """
         watchers = self._watchers
+        if but:
+            others = {self._sessions.get(session) for session in but}
+            watchers = {token: watcher for token, watcher in watchers.items() if token not in others}
         if isinstance(change, SessionChange):
             token = self._sessions.get(change.session)
             watchers = {} if token is None else {token: watchers[token]}
@@ -353,6 +365,10 @@ class Services:
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
         """All open streams and subscriptions, but not the streams of short calls."""
+        self.binds_sessions: bool = False
+        """Whether sessions belong to the worker where they begin, because it holds state of theirs."""
+        self.session_ends: list[Callable[[str], None]] = []
+        """Called with the id of each session that ends."""
         self.endings: set[Callable[[], None]] = set()
         """Called when the server stops, so open subscriptions end with their result."""
         self.lifespan_of: Callable[[Any], Any] = lambda home: None
@@ -363,6 +379,11 @@ class Services:
 
         self.overrides_of: Callable[[Any], Mapping[Callable[..., Any], Callable[..., Any]]] = lambda home: {}
         """Returns the dependency overrides of a server, set by tests."""
+
+    def end_session(self, session_id: str) -> None:
+        """Release what belongs to a session that has ended."""
+        for end in self.session_ends:
+            end(session_id)
 
     def open(self) -> None:
         """Start receiving messages of other workers."""

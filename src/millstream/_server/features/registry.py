@@ -161,10 +161,14 @@ class Registry:
         self.extensions: list[RegisteredExtension] = []
         self.method_finders: list[Callable[[str, Revision], Handler | None]] = []
         """Each returns the handler of a method that no extension here has, or None. The first match is used."""
+        self.serves_all: bool = False
+        """Whether another server decides which methods exist."""
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
         """Member of the filter of `subscriptions/listen` -> its implementation in an extension."""
+        self.relayed: dict[str, NotificationHandler] = {}
+        """Notification of MCP itself -> the handler that passes it on to another server."""
         self.notification_handlers: dict[str, NotificationHandler] = {}
         """Notification of an extension -> its handler."""
         self.on_change: Callable[[str], None] = lambda kind: None
@@ -208,6 +212,10 @@ class Registry:
         if kind not in _NORMAL_FORMS or len(key) > MAX_URI or self.has(kind, key):
             return key
         return self._equivalents[kind].get(_NORMAL_FORMS[kind](key), key)
+
+    def has_any(self, kind: str) -> bool:
+        """Return whether there are items of a kind, enabled or disabled."""
+        return bool(getattr(self, kind) or self.disabled[kind])
 
     def check_free(self, kind: str, key: str) -> None:
         """Check that a name is free, and that a URI isn't another spelling of one that exists.
@@ -369,6 +377,7 @@ class Registry:
             collected.clear()
             for each in self.extensions:
                 collected.update(getattr(each, theirs))
+        self.notification_handlers.update(self.relayed)
 
     def extension_handler(self, method: str, revision: Revision) -> Handler | None:
         """Return an extension's handler for a method in a revision."""
@@ -382,7 +391,7 @@ class Registry:
         capability = revision.requests.get(method)
         if capability is None:
             return self.extension_handler(method, revision) is not None
-        return capability in self._offered_capabilities
+        return self.serves_all or capability in self._offered_capabilities
 
     def offer(self, capability: str) -> None:
         """Announce a capability from now on."""

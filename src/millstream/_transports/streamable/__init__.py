@@ -378,6 +378,7 @@ class HttpSessions:
             expires_at=expires_at,
             epoch=services.store.epoch,
             recorded=recorded,
+            worker=services.store.workers.me if services.binds_sessions else "",
         )
         return session, seal.encode(token, services.ring, services.nonce())
 
@@ -430,7 +431,7 @@ class HttpSessions:
         services = self._services
         token = seal.decode(value.decode("latin-1"), services.ring, services.clock() - services.leeway)
         revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
-        if token is None or revision is None:
+        if token is None or revision is None or token.worker not in ("", services.store.workers.me):
             return None
         client = ClientInfo(capabilities_of(token.capabilities), token.client_name, token.client_version)
         current = token.epoch == services.store.epoch

@@ -406,6 +406,7 @@ class SessionStreams:
         except ProtocolError as exc:
             return error_response(exc)
         self._endpoint.services.note(SESSION_OVER, "http", session)
+        self._endpoint.services.end_session(session.id)
         self._standing.close(session.id)
         await self._endpoint.dispatcher.control.end_anywhere(session.id)
         return Response(b"", 204, b"")

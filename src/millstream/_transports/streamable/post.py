@@ -149,6 +149,8 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     head, session = b"", None
     if sessions is not None and not opening.sessionless:
         session, sealed = await sessions.mint(opening, request)
+        if (open_session := endpoint.dispatcher.open_session) is not None:
+            result = await open_session(exchange.handshake_call(message, session, session.revision)) or result
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
     endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)

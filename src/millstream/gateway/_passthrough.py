@@ -1,0 +1,190 @@
+"""A server that relays its only upstream: messages are passed on as they come, wherever both sides speak one revision.
+
+Lists are requested when a client lists, names needn't be listed, and texts, errors, and `_meta` stay as they are. A
+session of a client has its own session at the upstream, which opens with it. Where the eras don't meet, or the upstream
+is down, the items that a catalog makes of its last lists serve the call instead.
+"""
+
+import json
+from collections.abc import Awaitable
+
+from millstream import ProtocolError, ToolError
+from millstream._parts import PartHost
+from millstream._protocol.admission import method_not_found
+from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.metadata import decode_name
+from millstream._protocol.revisions import Revision
+from millstream._server.calls.call import Call
+from millstream._server.dispatch import RawResult
+from millstream._server.features.registry import Handler
+from millstream.client import ClientError, ServerError
+from millstream.gateway._bridge import RevisionsDiffer, forward
+from millstream.gateway._catalog import METHODS
+from millstream.gateway._links import Channel
+from millstream.gateway._relay import logger
+from millstream.gateway._results import NoResponse
+from millstream.gateway._upstream import Upstream
+from millstream.protocol import BY_DATE, INVALID_PARAMS, MALFORMED, decode_object, encode
+
+_CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
+_LISTS = frozenset(method for method, *_ in METHODS.values())
+_RELAYED = (
+    *_LISTS,
+    "completion/complete",
+    "logging/setLevel",
+    "ping",
+    "prompts/get",
+    "resources/read",
+    "resources/subscribe",
+    "resources/unsubscribe",
+    "server/discover",
+    "tools/call",
+)
+_NOTIFICATIONS = ("notifications/roots/list_changed", "notifications/progress")
+"""What a client announces to the server of its session."""
+
+
+class Passthrough:
+    """Serves the methods of a server by passing them on.
+
+    Args:
+        host: The running server.
+        upstream: Its only upstream.
+    """
+
+    def __init__(self, host: PartHost, upstream: Upstream) -> None:
+        self._host = host
+        self._upstream = upstream
+        registry = host.registry
+        host.dispatcher.wrap(_RELAYED, self._serve)
+        host.dispatcher.open_session = self._open_session
+        self._others = list(registry.method_finders)
+        registry.method_finders.insert(0, self._find_method)
+        registry.serves_all = True
+        registry.relayed.update(dict.fromkeys(_NOTIFICATIONS, self._notify))
+        registry.notification_handlers.update(registry.relayed)
+        host.on_close(self._close)
+
+    def _close(self) -> None:
+        registry = self._host.registry
+        registry.serves_all = False
+        registry.method_finders.remove(self._find_method)
+        for method in _NOTIFICATIONS:
+            del registry.relayed[method], registry.notification_handlers[method]
+
+    def _find_method(self, method: str, revision: Revision) -> Handler | None:
+        if method in _CORE:
+            return None
+        other = next((found for find in self._others if (found := find(method, revision))), None)
+
+        async def answer(call: Call) -> bytes:
+            if other is None:
+                raise method_not_found(method)
+            return await other(call)
+
+        return lambda call: self._serve(answer, call)
+
+    async def _serve(self, handler: Handler, call: Call) -> bytes:
+        """Pass a call on, or serve it by the handler if that isn't possible."""
+        if not self._meets(call):
+            return await handler(call)
+        try:
+            result = await self._forward(call)
+        except RevisionsDiffer:
+            return await handler(call)
+        except NoResponse:
+            if call.method in _LISTS:  # the last lists are offered while the upstream is down
+                return await handler(call)
+            raise
+        raise RawResult(result)
+
+    def _meets(self, call: Call) -> bool:
+        """Return whether both sides may speak the same revision. For a dedicated session, it's known once it's open."""
+        upstream = self._upstream
+        channel = upstream.channel(call)
+        if channel is Channel.OWN:
+            return True
+        if call.method == "tools/call" and upstream.has_tasks:  # tasks of the upstream belong to their caller here
+            return False
+        return channel is Channel.SHARED and upstream.revision is call.revision
+
+    def _forward(self, call: Call) -> Awaitable[bytes]:
+        try:
+            params = decode_members(call.raw_params() or b"{}")
+        except MALFORMED as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+        params.pop("_meta", None)
+        headers = call.headers or {}
+        if call.method in _CORE:
+            raw = bytes(params.get("name") or params.get("uri") or b'""')
+            name = json.loads(raw) if raw[:1] == b'"' else ""
+            call.name = name[:_MAX_NAME]
+        else:
+            name = decode_name(headers.get(b"mcp-name", b"").strip(b" \t"))
+        passed = {
+            key.decode(): value.decode("latin-1") for key, value in headers.items() if key.startswith(b"mcp-param-")
+        }
+        return forward(call, self._upstream, call.method, encode(params), name, headers=passed, verbatim=True)
+
+    async def _open_session(self, call: Call) -> bytes:
+        """Open the dedicated session of a client's session, and return the upstream's result of `initialize`.
+
+        Raises:
+            ProtocolError: The upstream refuses the client, or there are too many sessions.
+        """
+        upstream, call.services = self._upstream, self._host.services
+        if upstream.channel(call) is not Channel.OWN:
+            return b""
+        try:
+            if upstream.credentials is not None:
+                await upstream.credentials.prepare(call)
+            link = await upstream.open_own(call, upstream.key(call, b"", ""))
+        except ServerError as exc:
+            raise ProtocolError(exc.code, exc.message, exc.data) from None
+        except (ClientError, ToolError) as exc:  # its first call tries again
+            logger.warning("%s: a client's session couldn't be opened: %s", upstream.name, exc)
+            return b""
+        if link is None or (connection := link.conversation.negotiated).revision is not call.revision:
+            return b""
+        return connection.offer
+
+    async def _notify(self, call: Call) -> None:
+        """Pass on what a client announces."""
+        link = None if call.session is None else self._upstream.links.own.get(call.session.id)
+        if link is not None and link.open_task is None:
+            conversation = link.conversation
+            params = decode_object(call.params or b"{}")
+            await conversation.requests.notify(conversation.transport, call.method, params)
+
+
+_MAX_NAME = 128
+"""Maximum characters of a name for the log."""
+
+
+def find_obstacle(
+    upstreams: list[Upstream], *, is_api: bool, has_items: bool, has_hooks: bool, has_search: bool, extends: bool
+) -> str:
+    """Return why a server makes items of its upstreams' lists instead of relaying one; empty if it relays.
+
+    Args:
+        upstreams: The upstreams.
+        is_api: Whether the first one is an OpenAPI document.
+        has_items: Whether the server has items of its own.
+        has_hooks: Whether it has middleware.
+        has_search: Whether models search its tools.
+        extends: Whether it has extensions.
+    """
+    config = upstreams[0].config
+    obstacles = {
+        "there are several upstreams": len(upstreams) > 1,
+        "the upstream is an OpenAPI document": is_api,
+        "the upstream has a prefix": bool(config.names.prefix),
+        "the upstream has a policy": config.policy is not None,
+        "the upstream's definitions are pinned": config.trust == "pin",
+        "the upstream's revision is fixed": config.revision is not None,
+        "this server has items of its own": has_items,
+        "this server has middleware": has_hooks,
+        "this server has tool search": has_search,
+        "this server has extensions": extends,
+    }
+    return next((why for why, applies in obstacles.items() if applies), "")
