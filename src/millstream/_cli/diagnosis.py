@@ -1,6 +1,7 @@
 """Commands that examine a server: ``info``, ``ping``, ``doctor``, ``tokens``, ``watch``, and ``channel``."""
 
 import asyncio
+import shutil
 import socket
 import ssl
 import sys
@@ -17,7 +18,6 @@ from cyclopts import Parameter
 from cyclopts.validators import Number
 from msgspec import Struct
 
-from millstream._app.server_process import fit
 from millstream._cli.connect_options import (
     DEFAULTS,
     FAILED,
@@ -37,6 +37,7 @@ from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style, value_of
 from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text
 from millstream._http.client.url import Url, proxy_for
+from millstream._protocol.errors import fit
 from millstream._protocol.notifications import ToolDescription
 from millstream._protocol.revisions import BY_DATE
 from millstream._tasks import cancel_all
@@ -144,11 +145,12 @@ async def doctor(target: Target, /, *, options: _PatientOptions = _DEFAULTS, jso
     def add(step: DiagnosticStep) -> None:
         steps.append(step)
         if not json:
-            line = fit(f"{'ok  ' if step.ok else 'FAIL'}  ", f"{step.name}: {brief(step.found)}", sys.stdout)
+            columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+            line = fit(f"{'ok  ' if step.ok else 'FAIL'}  ", f"{step.name}: {brief(step.found)}", columns)
             sys.stdout.write(style(line[:4], "green" if step.ok else "red"))
             print_text(line[4:])
             if step.remedy:
-                print_text(fit("      Fix: ", step.remedy, sys.stdout))
+                print_text(fit("      Fix: ", step.remedy, columns))
 
     failed = 0
     try:

@@ -16,6 +16,7 @@ from itertools import chain, takewhile
 from typing import Any
 
 from millstream._cli.help import COMMANDS
+from millstream._protocol.errors import fit
 
 
 def wants_json() -> bool:
@@ -30,12 +31,11 @@ def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
     if not wants_json():
-        from millstream._app.server_process import fit  # noqa: PLC0415  only for errors
-
+        columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
-        text = shown or fit("Error: ", error).replace("Error:", _RED_ERROR if colored else "Error:", 1)
-        text += "\n" + fit("  Cause: ", why) if why else ""
-        sys.stderr.write(f"{text}\n{fit('  Fix:   ', remedy)}\n" if remedy else f"{text}\n")
+        text = shown or fit("Error: ", error, columns).replace("Error:", _RED_ERROR if colored else "Error:", 1)
+        text += "\n" + fit("  Cause: ", why, columns) if why else ""
+        sys.stderr.write(f"{text}\n{fit('  Fix:   ', remedy, columns)}\n" if remedy else f"{text}\n")
         return
     from millstream._cli.tables import print_json  # noqa: PLC0415  only for errors
 

@@ -8,6 +8,7 @@ before 3.13 suggest nothing.
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
 from importlib.util import find_spec
@@ -199,6 +200,30 @@ def unknown_name_message(where: str, name: str, names: Collection[str], elsewher
     if near is not None and near in elsewhere:
         return f"{where} has no option {name!r}. {elsewhere[near]}"
     return f"{where} has no option {name!r}; {suggest(name, names)}"
+
+
+_NARROWEST = 20
+"""Minimum width of a text beside its label, in columns."""
+
+
+def fit(label: str, text: str, columns: int | None) -> str:
+    """Return a labeled text whose lines break between words, and are indented like the first one.
+
+    Args:
+        label: What the first line begins with: ``"  Fix:   "``.
+        text: The text.
+        columns: Width of the terminal; None for a pipe, where lines don't break.
+    """
+    if columns is None:
+        return label + text
+    indent, width = " " * len(label), max(columns, len(label) + _NARROWEST)
+    lines = [
+        textwrap.fill(
+            line, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+        for line in text.splitlines()
+    ]
+    return label + "\n".join(lines)[len(label) :]
 
 
 def no_attribute(owner: object, name: str, elsewhere: Alternatives) -> AttributeError:

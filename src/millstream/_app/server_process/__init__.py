@@ -6,21 +6,16 @@ An error of the command line says what happened, why, and what to do.
 import os
 import shutil
 import sys
-import textwrap
 import traceback
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from millstream._config import Settings
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, fit
 from millstream._server.calls import load_secrets
 from millstream._telemetry import logs
 from millstream._telemetry.logs import PROGRAM, is_foreign, user_frames
-
-_NARROWEST = 20
-"""Minimum width of a text beside its label, in columns."""
 
 
 class CommandError(Exception):
@@ -80,35 +75,15 @@ def report(error: CommandError) -> None:
     """Write the message to standard error, one part per line."""
     colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
     bold, dim, plain = ("\x1b[1;31m", "\x1b[2m", "\x1b[0m") if colored else ("", "", "")
-    lines = [fit("Error: ", error.what).replace("Error:", f"{bold}Error:{plain}", 1)]
+    columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
+    lines = [fit("Error: ", error.what, columns).replace("Error:", f"{bold}Error:{plain}", 1)]
     if error.detail:
         lines += [f"{dim}{error.detail.rstrip()}{plain}", ""]
     if error.why:
-        lines.append(fit("  Cause: ", error.why))
+        lines.append(fit("  Cause: ", error.why, columns))
     if error.fix:
-        lines.append(fit("  Fix:   ", error.fix))
+        lines.append(fit("  Fix:   ", error.fix, columns))
     sys.stderr.write("\n".join(lines) + "\n")
-
-
-def fit(label: str, text: str, to: TextIO | None = None) -> str:
-    """Return a labeled text whose lines break between words on a terminal, and are indented like the first one.
-
-    Args:
-        label: What the first line begins with: ``"  Fix:   "``.
-        text: The text.
-        to: Where it will be written; by default standard error. In a pipe, lines don't break.
-    """
-    if not (to or sys.stderr).isatty():
-        return label + text
-    indent = " " * len(label)
-    width = max(shutil.get_terminal_size().columns, len(label) + _NARROWEST)
-    lines = [
-        textwrap.fill(
-            line, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-        )
-        for line in text.splitlines()
-    ]
-    return label + "\n".join(lines)[len(label) :]
 
 
 def set_up_logs(settings: Settings, level: str = "") -> None:
