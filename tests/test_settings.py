@@ -1,4 +1,5 @@
 import re
+import traceback
 from typing import Any
 
 import msgspec
@@ -178,3 +179,11 @@ def test_invalid_ports_are_refused_by_variable_name(text: str) -> None:
 
 def test_log_levels_are_case_insensitive() -> None:
     assert Settings(log_level="WARNING").log_level == "warning"  # type: ignore[arg-type]
+
+
+def test_errors_about_secret_settings_do_not_repeat_them() -> None:
+    secret = f"S3CRET-{4711}"  # not in the source line of a traceback
+    for name in ("auth_key", "secret_key", "store"):
+        with pytest.raises(ValueError, match="isn't shown") as raised:
+            Settings(**{name: [secret]})  # type: ignore[arg-type]
+        assert secret not in "".join(traceback.format_exception(raised.value))

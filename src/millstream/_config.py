@@ -326,6 +326,8 @@ def _convert(name: str, value: object, kind: Any, *, strict: bool = False) -> An
         expected = next((f"It must be {meta.description}." for meta in getattr(kind, "__metadata__", ())), f"{exc}.")
         if kind == tuple[str, ...]:
             expected = f"It must be a list of strings{f': [{value!r}]' if isinstance(value, str) else ''}."
+        if name.lower().endswith(("_key", "store")):
+            raise ValueError(f"The value of {name} can't be used, and isn't shown. {expected}") from None
         raise ValueError(f"{name} cannot be {value!r}. {expected}") from exc
 
 

@@ -276,14 +276,16 @@ async def test_check_does_not_wait_for_connections_that_callers_use() -> None:
 
 
 @ERAS
-async def test_tool_that_hangs_for_two_callers_is_refused_alone(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tool_that_hangs_for_two_callers_is_not_refused_to_others(
+    revision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PAUSE", 10 * WAIT)
     async with run_target(revision) as target, run_gateway(target) as gateway:
         alice, bob, carol = [await gateway.connect(each) for each in KEYS]
-        await time_out(alice, carol)
-        await time_out(carol, alice, 1)
-        await time_out(bob, alice)
-        assert "fails calls of 'up_hang'" in await say(carol, "hang")
+        for other in (alice, bob):
+            await time_out(other, carol)
+            assert "failed your last" in await say(other, "hang")
+        await time_out(carol, alice, 1)  # it's sent
         assert (await say(carol, "quick")).isdecimal()
 
 
@@ -369,7 +371,7 @@ async def test_calls_to_apis_are_counted_and_refused_like_others() -> None:
             assert "isn't responding" in text
 
 
-def test_response_to_another_caller_shows_that_a_tool_works() -> None:
+def test_pauses_of_a_caller_grow_until_it_has_a_response() -> None:
     now = 0.0
     rules = breaker.Breaker(clock=lambda: now)
     alice, bob, carol = (SimpleNamespace(owner=each, name="hang", principal=each) for each in KEYS)
@@ -377,7 +379,7 @@ def test_response_to_another_caller_shows_that_a_tool_works() -> None:
         for _ in range(breaker.FAILURES):
             assert not rules.refusal(carol, "tools/call", "hang")
             rules.fail(caller, "tools/call", "hang", responded=False)
-    assert rules.refusal(carol, "tools/call", "hang")
+    assert not rules.refusal(carol, "tools/call", "hang")
     rules.succeed(0.1, carol, "tools/call", "hang")
     assert not rules.refusal(carol, "tools/call", "hang")
     assert rules.refusal(alice, "tools/call", "hang")

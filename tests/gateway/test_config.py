@@ -328,3 +328,13 @@ def test_policies_in_code_are_checked_like_files() -> None:
             UpstreamPolicy(**options)
     with pytest.raises(TypeError, match="did you mean 'deny'"):
         UpstreamPolicy(denny=("x",))
+
+
+def test_errors_about_secrets_do_not_repeat_them(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    for text in ('[settings]\nauth_key = ["S3CRET"]', '[auth.jwt]\nsecret = ["S3CRET"]'):
+        file.write_text(text)
+        with pytest.raises(ConfigError) as raised:
+            load_file(file)
+        assert "S3CRET" not in str(raised.value)
+        assert "another type" in str(raised.value)

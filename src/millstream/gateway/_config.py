@@ -25,6 +25,7 @@ from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings, auth
 from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
+from millstream._telemetry.logs import is_secret
 from millstream.client import TargetError, parse_url
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._jsonc import JsonSyntaxError
@@ -86,6 +87,12 @@ class ConfigValue(Struct, frozen=True):
     original: Any
     """The value as written in the file. In errors, variables aren't expanded, because they may be secrets."""
     where: KeyPath = ()
+
+    def quote(self, value: object) -> str:
+        """Return a value of the wrong type for an error, without secrets."""
+        if any(map(is_secret, self.where)):
+            return f"another type ({type(value).__name__})"
+        return f"{value!r:.60}"
 
     def error(self, what: str) -> ConfigError:
         """Return an error about the value."""
@@ -200,7 +207,7 @@ class ConfigValue(Struct, frozen=True):
                 with suppress(MissingExtra):  # reported when the gateway starts
                     Redactor(converted)
         except msgspec.ValidationError:
-            raise self.error(f"it must be {_describe(kind)}, not {_find_culprit(self.original)!r:.60}.") from None
+            raise self.error(f"it must be {_describe(kind)}, not {self.quote(_find_culprit(self.original))}.") from None
         except ValueError as exc:
             raise self.error(str(exc)) from None
         return converted
@@ -524,7 +531,7 @@ def _call_auth(value: ConfigValue, name: str, *, done: Mapping[str, Any] = {}, i
         if key not in known:
             raise each.error(f"unknown option; {suggest(key, [*known, *ignored])} {_SIGN_IN_GUIDE}")
         if str(kinds[key].annotation) in ("str", "<class 'str'>") and not isinstance(each.value, str):
-            raise each.error(f"it must be a string, not {each.original!r:.60}.")
+            raise each.error(f"it must be a string, not {each.quote(each.original)}.")
         given[key] = _file_path(each) if key in _AUTH_FILES else each.value
     missing = [
         key for key, each in kinds.items() if key in known and each.default is Parameter.empty and key not in given

@@ -487,16 +487,14 @@ class CallerFailures(Struct):
     failed_at: float = 0.0
     retry_at: float = 0.0
     """When the caller may call the tool again."""
-    proves: bool = True
-    """Whether they say something about the tool: no other caller has had a response from it since."""
 
 
 class Breaker:
     """Refuses calls that would probably get no response, so that callers fail fast.
 
     What a caller causes counts against that caller and tool: after `FAILURES` failures, its calls to the tool are
-    refused for a while, which doubles each time. A tool that fails for two callers is refused for all. Only failures of
-    the gateway's own requests open the breaker for the whole upstream.
+    refused for a while, which doubles each time. Two callers that let a tool time out can be one person, so no number
+    of them has it refused for others. Only failures of the gateway's own requests open the breaker, for all.
     """
 
     is_open: bool = False
@@ -523,18 +521,12 @@ class Breaker:
         if self.is_open:
             text = "isn't responding, so the call wasn't sent. Try again in a minute."
         elif callers:
-            now = self._clock()
-            own = callers.get(_caller(call))
-            waits = {
-                who[0]: each.retry_at - now for who, each in callers.items() if each.proves and each.retry_at > now
-            }
+            now, own = self._clock(), callers.get(_caller(call))
             if own is not None and own.retry_at > now:
-                text = f"failed your last {own.count} calls of {call.name!r:.200}, so this one wasn't sent. "
-                waits = {call.owner: own.retry_at - now}
-            elif len(waits) > 1:
-                text = f"fails calls of {call.name!r:.200}, so this one wasn't sent. "
-            if text:
-                text += f"Try again in {math.ceil(min(waits.values()))} seconds."
+                text = (
+                    f"failed your last {own.count} calls of {call.name!r:.200}, so this one wasn't sent. Try again in "
+                    f"{math.ceil(own.retry_at - now)} seconds."
+                )
         self.refused_count += text != ""
         return text
 
@@ -550,8 +542,6 @@ class Breaker:
         callers = self.records.get(key, {})
         if callers.pop(caller, None) is not None:
             self._share.leave(caller[0])
-        for each in callers.values():
-            each.proves = False
         if not callers:
             self.records.pop(key, None)
 
@@ -578,7 +568,7 @@ class Breaker:
                 if not self._share.take(caller[0]):
                     return
             found = self.records.setdefault(key, {})[caller] = CallerFailures()
-        found.failed_at, found.proves = now, True
+        found.failed_at = now
         if found.retry_at > now:  # the call was sent before
             return
         found.count += 1
