@@ -5,6 +5,7 @@ session of a client has its own session at the upstream, which opens with it. Wh
 is down, the items that a catalog makes of its last lists serve the call instead.
 """
 
+import asyncio
 import json
 from collections.abc import Awaitable
 
@@ -55,6 +56,7 @@ class Passthrough:
     def __init__(self, host: PartHost, upstream: Upstream) -> None:
         self._host = host
         self._upstream = upstream
+        self._reading = asyncio.Lock()
         registry = host.registry
         host.dispatcher.wrap(_RELAYED, self._serve)
         host.dispatcher.open_session = self._open_session
@@ -87,16 +89,29 @@ class Passthrough:
     async def _serve(self, handler: Handler, call: Call) -> bytes:
         """Pass a call on, or serve it by the handler if that isn't possible."""
         if not self._meets(call):
-            return await handler(call)
+            return await self._serve_here(handler, call)
         try:
             result = await self._forward(call)
         except RevisionsDiffer:
-            return await handler(call)
+            return await self._serve_here(handler, call)
         except NoResponse:
             if call.method in _LISTS:  # the last lists are offered while the upstream is down
                 return await handler(call)
             raise
         raise RawResult(result)
+
+    async def _serve_here(self, handler: Handler, call: Call) -> bytes:
+        """Serve a call by the items of the upstream's lists, which are read once the first client needs them."""
+        upstream = self._upstream
+        if not upstream.keeps_lists:
+            async with self._reading:
+                if not upstream.keeps_lists:
+                    upstream.keeps_lists = True
+                    await upstream.freshen()
+        elif self._reading.locked():
+            async with self._reading:
+                pass
+        return await handler(call)
 
     def _meets(self, call: Call) -> bool:
         """Return whether both sides may speak the same revision. For a dedicated session, it's known once it's open."""
