@@ -66,7 +66,7 @@ async def test_compressed_responses_are_explained(kind: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"\x1f\x8b\x08\x00", type=kind, more="Content-Encoding: gzip\r\n")
 
-    await check_failure(with_discovery(behave), InvalidResponse, "compressed its response")
+    await check_failure(with_discovery(behave), InvalidResponse, "compressed response is incomplete")
 
 
 @for_each("cut", [None, -4], ids=["whole", "almost whole"])
@@ -110,7 +110,7 @@ async def test_invalid_redirect_targets_are_explained(place: str) -> None:
     await check_failure(with_discovery(behave), TargetError, "not a URL")
 
 
-@for_each("number", [b"1e999", b"9" * 6000, b'"\xff"', b'{"deep":' * 900 + b"1" + b"}" * 900])
+@for_each("number", [b"1e999", b"9" * 6000, b'{"deep":' * 900 + b"1" + b"}" * 900])
 async def test_unrepresentable_structured_content_is_explained(number: bytes) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         content = {"resultType": "complete", "content": [], "structuredContent": {"a": "@"}}
@@ -183,7 +183,6 @@ async def test_ids_may_come_back_as_text(streams: bool) -> None:
 @for_each(
     "body",
     [
-        b'{"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"\xff"}]}}',
         b'{"jsonrpc":"2.0","id":"\xff","result":{}}',
         b'{"jsonrpc":"\xff","id":2,"result":{}}',
         b'{"jsonrpc":"2.0","method":"\xff"}',

@@ -187,11 +187,10 @@ class Routes:
             handler = exact.get("GET")
         if handler is None:
             allowed = ", ".join([*handlers, "OPTIONS"])
-            if method == "OPTIONS":  # a browser's preflight was answered earlier
-                return _allow(allowed)
             hint = self._mcp if path in self._transport else _HINTS.get(path.rstrip("/"), "")
             text = f"Method not allowed. This path takes {allowed}. {hint}".rstrip()
-            return self._for_browsers(_refuse(405, text, allow=allowed))
+            refusal = self._for_browsers(_refuse(405, text, allow=allowed))
+            return _allow(allowed, refusal) if method == "OPTIONS" else refusal
         return handler
 
     def _missing(self, method: str, path: str) -> Handler | None:
@@ -296,10 +295,15 @@ def _refuse(status: int, text: str, **headers: str) -> Handler:
     return refuse
 
 
-def _allow(allowed: str) -> Handler:
-    """Return the handler of OPTIONS, which lists the methods of a path (RFC 9110 §9.3.7)."""
+def _allow(allowed: str, refusal: Handler) -> Handler:
+    """Return the handler of OPTIONS, which lists the methods of a path (RFC 9110 §9.3.7).
 
-    async def answer(request: HttpRequest) -> Response:
+    A preflight that gets here is one of an Origin that isn't allowed, so it's refused.
+    """
+
+    async def answer(request: HttpRequest) -> Response | Sink | None:
+        if b"access-control-request-method" in request.headers:
+            return await refusal(request)
         return Response(b"", 204, f"allow: {allowed}\r\n".encode())
 
     return answer

@@ -96,6 +96,8 @@ class HttpConnection(asyncio.Protocol):
     _is_head = False
     """Whether the reply has no body, whatever its head says (RFC 9110 §9.3.2)."""
     _inflater: "zlib._Decompress | None" = None
+    _inflates: bool = False
+    """Whether some of the body has arrived."""
     """Decompresses the body. Servers may compress without a request (RFC 9110 §12.5.3)."""
     _reply_began = False
     _ends_with_connection = False
@@ -242,7 +244,7 @@ class HttpConnection(asyncio.Protocol):
             return
         reply = self._reply = HttpReply(status, headers)
         self._headers = {}  # trailers must not become headers
-        self._inflater = None
+        self._inflater, self._inflates = None, False
         if self._decompresses and headers.get(b"content-encoding", b"").strip().lower() in _CODINGS:
             del headers[b"content-encoding"]
             self._inflater = zlib.decompressobj(_GZIP_OR_ZLIB)
@@ -279,8 +281,10 @@ class HttpConnection(asyncio.Protocol):
             self._body += data
 
     def _decompress(self, inflater: "zlib._Decompress", data: bytes) -> bytes:
-        if not self._size and data[:1] and data[0] & 0xF not in _FIRST:  # some servers send deflate without its header
+        # Some servers send deflate without its header.
+        if not self._inflates and data[:1] and data[0] & 0xF not in _FIRST:
             inflater = self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        self._inflates = True
         try:
             found = inflater.decompress(data, self._max_body + 1)
         except zlib.error:
@@ -291,7 +295,7 @@ class HttpConnection(asyncio.Protocol):
         return found
 
     def on_message_complete(self) -> None:
-        if self._inflater is not None and self._size and not self._inflater.eof and not self._discards:
+        if self._inflater is not None and self._inflates and not self._inflater.eof and not self._discards:
             self._error = self._error or InvalidResponse("The server's compressed response is incomplete.")
         if self._reply is not None and self._error is None:
             self._complete(reusable=self._parser.should_keep_alive())
