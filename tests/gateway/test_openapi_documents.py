@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from itertools import count
 from typing import Any
 
@@ -11,6 +12,10 @@ from jsonschema import Draft202012Validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from api_calls import BASE, operation
+from api_calls import body as json_body
+from cases import for_each
+from cpu import check_linear
 from http_peer import serve
 from millstream import Client, Server
 from millstream._protocol.json_schema import children
@@ -283,3 +288,47 @@ async def test_a_malformed_operation_is_logged_once_and_costs_no_other(caplog: p
         "ocean: skipped GET /v2/droplets",
         "ocean: skipped DELETE /v2/droplets",
     ]
+
+
+def _paths(size: int, **more: Any) -> Any:
+    paths = {f"/p{number}": {"get": {"operationId": f"op{number}", "responses": {}}} for number in range(size)}
+    return {**operation(), "paths": paths, **more}
+
+
+def _named_alike(size: int) -> Any:
+    fields = {f"f{number}": {"$ref": f"#/x-parts/{number}/Part"} for number in range(size)}
+    parts = [{"Part": {"type": "object", "title": f"Part {number}"}} for number in range(size)]
+    return {**operation(method="post", **json_body({"type": "object", "properties": fields})), "x-parts": parts}
+
+
+def _many_keys(size: int) -> Any:
+    keys = {f"s{number}": {"type": "apiKey", "name": f"k{number}", "in": "header"} for number in range(size)}
+    return _paths(size, components={"securitySchemes": keys})
+
+
+_LARGE: dict[str, Callable[[int], Any]] = {
+    "paths without a server": _paths,
+    "ids that are alike": lambda size: _paths(
+        size, paths={f"/{'p' * 60}{number}": {"get": {}} for number in range(size)}
+    ),
+    "API keys": _many_keys,
+    "parts with one name": _named_alike,
+    "braces in a server": lambda size: {**_paths(1), "servers": [{"url": f"/{'{' * size * 100}"}]},
+}
+
+
+@for_each("kind", _LARGE)
+def test_reading_a_document_takes_linear_time(kind: str) -> None:
+    http = httpx2.AsyncClient(base_url=BASE)
+    check_linear(lambda size: Server.from_openapi(_LARGE[kind](size), http), 200)
+
+
+def test_operations_with_one_name_are_numbered() -> None:
+    spec = _paths(0, paths={f"/p{number}": {"get": {"summary": "List"}} for number in range(6)})
+    mcp = Server.from_openapi(spec, httpx2.AsyncClient(base_url=BASE))
+
+    async def names() -> list[str]:
+        async with Client(mcp) as client:
+            return sorted(tool.name for tool in await client.tools())
+
+    assert asyncio.run(names()) == ["List", "List_2", "List_3", "List_4", "List_5", "List_6"]

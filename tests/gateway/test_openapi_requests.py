@@ -150,6 +150,14 @@ async def test_keys_of_nested_objects_cannot_become_other_parameters(value: Any)
     assert "can't contain" in await refusal(document, {"a": value})
 
 
+async def test_long_names_are_not_repeated_for_each_value_in_them() -> None:
+    document = operation(parameter("query", {"type": "object", "additionalProperties": True}, style="deepObject"))
+    assert "too long for a name" in await refusal(
+        document, {"a": {"x" * 10_000: {f"k{number}": 1 for number in range(100)}}}
+    )
+    assert "too long for a name" in await refusal(document, {"a": {"x": {"y" * 10_000: [{"z": 1}] * 100}}})
+
+
 async def test_undeclared_path_variables_are_required_arguments() -> None:
     document = operation(parameter("path", TEXT, "unknown"), path="/p/{id}/{id}")
     assert (await tools(document))["op"].input_schema["required"] == ["id"]

@@ -1,8 +1,11 @@
 import subprocess
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from cases import for_each
+from cpu import check_linear
 from millstream._protocol.schema_repair import portable_pattern, repair_schema
 from processes import NODE
 
@@ -48,6 +51,37 @@ def test_valid_schemas_stay_unchanged() -> None:
 )
 def test_repaired_schemas_accept_at_least_what_the_original_accepts(schema: Any, repaired: Any) -> None:
     assert repair_schema(schema) == repaired
+
+
+def _chain(size: int) -> Any:
+    return {f"d{number}": {"$ref": f"#/$defs/d{(number + 1) % size}"} for number in range(size)}
+
+
+_LARGE: dict[str, Callable[[int], Any]] = {
+    "circle of references": lambda size: {"$defs": _chain(size)},
+    "chain of references": lambda size: {"$defs": {**_chain(size), f"d{size - 1}": {}}},
+    "references to nothing": lambda size: {"$defs": _chain(size) | {"d0": {"$ref": "#/$defs/none"}}},
+    "chain outside of schemas": lambda size: {
+        "$ref": "#/x/0", "x": [{"$ref": f"#/x/{number + 1}"} for number in range(size)],
+    },
+    "long URI": lambda size: {
+        "$id": f"http://h/{'a' * size}/", "$defs": {f"d{number}": {"$id": f"b{number}"} for number in range(size)},
+    },
+    "long path": lambda size: {
+        "$id": "a/" * size, "$defs": {f"d{number}": {"$ref": f"b{number}"} for number in range(size)},
+    },
+    "many patterns": lambda size: {"properties": {f"p{number}": {"pattern": "^[a-z]+$"} for number in range(size)}},
+}  # fmt: skip
+
+
+@for_each("kind", _LARGE)
+def test_repairing_a_schema_takes_linear_time(kind: str) -> None:
+    check_linear(lambda size: repair_schema(_LARGE[kind](size)), 500)
+
+
+def test_references_in_a_row_are_kept() -> None:
+    schema = {"$defs": {**{f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(8)}, "d8": STRING}}
+    assert repair_schema(schema) == schema
 
 
 def test_patterns_that_are_kept_compile_in_ecma_262() -> None:

@@ -5,6 +5,8 @@ import random
 import pytest
 from pydantic import AnyUrl, ValidationError
 
+from cases import for_each
+from cpu import check_linear
 from millstream._protocol.uri import check_uri, normalize_uri
 from property_settings import NIGHTLY
 
@@ -122,3 +124,18 @@ def test_text_that_is_no_uri_is_refused_with_what_to_write(uri: str, says: str) 
         check_uri("resource", uri)
     assert says in str(refused.value)
     assert repr(uri) in str(refused.value)
+
+
+@for_each("piece", ["\u4e00\u4e01\u4e02", "%C3%A4", "%C3%A4.", "a", ".", "@:", "%"])
+def test_normalizing_a_host_takes_linear_time(piece: str) -> None:
+    def normalize(pieces: int) -> None:
+        letters = "".join(map(chr, range(0x4E00, 0x4E00 + pieces)))
+        normalize_uri(f"http://{letters if piece[0] > chr(0x7F) else piece * pieces}/")
+
+    check_linear(normalize, 500)
+
+
+def test_names_of_the_dns_have_one_normal_form_in_any_spelling() -> None:
+    for spelled in ("http://bücher.example", "http://b%C3%BCcher.example", "http://B%c3%bccher%E3%80%82example"):
+        assert normalize_uri(spelled) == "http://xn--bcher-kva.example/"
+    assert normalize_uri("http://b%C3%BCcher.example./") == "http://xn--bcher-kva.example./"

@@ -32,6 +32,17 @@ async def cpu_seconds_of(run: Callable[[], Awaitable[object]], times: int = 3) -
     return min(found)
 
 
+def check_linear(run: Callable[[int], object], size: int) -> None:
+    """Fail if eight times the input takes more than 24 times the CPU time.
+
+    Args:
+        run: Handles an input of a size.
+        size: The smaller size.
+    """
+    short = cpu_seconds(lambda: run(size))
+    assert cpu_seconds(lambda: run(8 * size), times=1) < 24 * max(short, 0.001)
+
+
 @contextmanager
 def count_calls() -> Iterator[list[str]]:
     """Collect the names of our Python functions that the block enters."""

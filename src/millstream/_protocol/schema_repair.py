@@ -36,6 +36,10 @@ _INVERTED = frozenset(("contains", "if", "not", "oneOf"))
 """Keywords that accept less if their subschemas accept more."""
 _MAX_SHOWN = 60
 _MAX_PASSES = 8
+_MAX_HOPS = 16
+"""Maximum references in a row. A longer chain counts as one that leads nowhere, since following each takes long."""
+_MAX_URI = 1024
+"""Maximum length of a URI that is resolved. Otherwise a long one would be copied for each schema below it."""
 _FROM_DRAFT_4 = ("exclusiveMaximum", "maximum"), ("exclusiveMinimum", "minimum")
 _ANNOTATIONS = frozenset(("$defs", "$id", "$schema", "default", "definitions", "deprecated", "description", "title"))
 _DRAFTS = tuple(f"https://json-schema.org/draft{each}/schema" for each in ("-06", "-07", "/2019-09"))
@@ -158,7 +162,7 @@ def _subschemas(node: Json) -> list[Any]:
 
 def _join(base: str, reference: str) -> str:
     try:
-        return urljoin(base, reference)
+        return urljoin(base, reference) if len(base) + len(reference) <= _MAX_URI else reference
     except ValueError:
         return reference
 
@@ -179,6 +183,8 @@ class _Repair:
         """Ids of schemas whose URI or anchor another one has."""
         self._usable: dict[int, bool] = {}
         """Id of an object that only a reference treats as a schema -> whether it's one."""
+        self._depth = 0
+        """Number of these that are being repaired, each because of the previous one."""
         self._name("", "", document)
         self._index(document, document, "")
 
@@ -285,7 +291,7 @@ class _Repair:
         target = self._find(node, reference)
         found = target is not None
         while is_object(target) and isinstance(target.get("$ref"), str):
-            if id(target) in seen:
+            if id(target) in seen or len(seen) > _MAX_HOPS:
                 return False
             seen.add(id(target))
             target = self._find(target, target["$ref"])
@@ -315,9 +321,13 @@ class _Repair:
         if not is_object(target):
             return target if isinstance(target, bool) else None
         if id(target) not in self._places:
+            if self._depth == _MAX_HOPS:
+                return None
             self._index(target, root, base, root)
             before = len(self.dropped)
+            self._depth += 1
             self._usable[id(target)] = self.schema(target) == target
+            self._depth -= 1
             del self.dropped[before:]
         return target if self._usable.get(id(target), True) else None
 

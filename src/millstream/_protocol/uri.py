@@ -21,6 +21,11 @@ _PARTS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(?://([^/?#]*))?([^?#]*)((?s:.*)
 _DEFAULT_PORTS = {"http": "80", "ws": "80", "https": "443", "wss": "443", "ftp": "21", "file": ""}
 """Schemes whose hosts are names in the DNS, and whose empty path is ``/``."""
 _MAX_PORT = 0xFFFF
+_MAX_NAME = 253
+"""Maximum length of a name in the DNS."""
+_DOTS = r".\u3002\uff0e\uff61"
+_DNS_NAME = re.compile(rf"[^{_DOTS}]{{1,63}}(?:[{_DOTS}][^{_DOTS}]{{1,63}})*+[{_DOTS}]?")
+"""Labels of the length that the DNS allows. Encoding a label takes quadratic time."""
 _MAX_REMEMBERED = 256
 
 
@@ -103,7 +108,8 @@ def _normalize_authority(authority: str, scheme: str) -> str:
     host = _encode(host)
     if scheme in _DEFAULT_PORTS and "%" in host and (name := unquote(host)).isprintable():
         with suppress(UnicodeError):  # otherwise, it isn't a name of the DNS
-            host = _encode(name.encode("idna").decode())
+            if len(name) <= _MAX_NAME and _DNS_NAME.fullmatch(name):
+                host = _encode(name.encode("idna").decode())
     # Only the letters of percent-encoded octets are upper case.
     host = "".join(each if at % 2 else each.lower() for at, each in enumerate(_ENCODED.split(host)))
     port = "" if port == _DEFAULT_PORTS.get(scheme) else port

@@ -19,6 +19,7 @@ The RFC defines expansion only. Matching returns values that could have produced
 import re
 from collections.abc import Mapping
 from functools import cache, reduce
+from itertools import count
 from urllib.parse import quote, unquote_to_bytes
 
 from msgspec import Struct
@@ -278,7 +279,8 @@ def _expand(part: _Expression, values: Mapping[str, str]) -> str:
 
 def normalize_template(template: str) -> str:
     """Return a template that matches the normal forms of the URIs that `template` stands for."""
-    mark = "x" * (max(map(len, re.findall("x+", template.lower())), default=0) + 1)
+    taken = set(re.findall("x([0-9]+)y", template.lower()))
+    mark = f"x{next(number for number in count() if str(number) not in taken)}y"
     expressions: list[tuple[str, str]] = []
 
     def hide(found: re.Match[str]) -> str:

@@ -222,7 +222,8 @@ _MAX_READ = 16 * 1024
 """Maximum bytes of an error's body that are read."""
 _WORDS = "detail", "message", "error_description", "error", "title", "reason", "msg"
 """Members of JSON bodies that have the reason of an error, such as that of RFC 9457."""
-_MARKUP = re.compile(r"(?is)<(script|style|svg)\b.*?</\1>|<!--.*?-->|<[^>]*>")
+_MARKUP = re.compile(r"(?is)<(script|style|svg)\b.*?(?:</\1>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*+>")
+"""Elements and comments without an end extend to the end of the text, so that no text takes quadratic time."""
 
 
 def with_reply(exc: _E, reply: HttpReply) -> _E:

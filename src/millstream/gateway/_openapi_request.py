@@ -25,6 +25,8 @@ BINARY = "application/octet-stream"
 _MAX_DECODINGS = 5
 _MAX_NAME = 56
 """Maximum characters of a name or value in an error."""
+_MAX_NESTED = 1024
+"""Maximum characters of the names around a value, which are repeated for each value in them."""
 _LEADS = {"label": (".", "."), "matrix": (";", ";")}
 """Style -> what precedes a value in a path, and what separates exploded items."""
 _SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " ", "tabDelimited": "\t"}
@@ -367,18 +369,17 @@ def _check_members(argument: Argument, value: Json, given: _Members) -> None:
     """
     deep = argument.style == DEEP
     others = [each.name for each, _ in given if each.place == argument.place and each is not argument]
-    plain_names = {plain_name(each) for each in others}
+    names = set(map(str.casefold if deep else plain_name, others))
     for key in value:
-        if deep:
-            taken = f"{argument.name}[{key}]".casefold() in map(str.casefold, others)
-        else:
-            taken = plain_name(key) in plain_names
+        taken = (f"{argument.name}[{key}]".casefold() if deep else plain_name(key)) in names
         if taken or (argument.members is not None and key not in argument.members):
             raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the pairs of a nested value: ``a[b][c]=1``. OpenAPI leaves nesting open; most servers read this."""
+    if len(name) > _MAX_NESTED:
+        raise ToolError(f"{name[:_MAX_NAME]!r} is too long for a name. Shorten the names in this argument.")
     if is_object(value):
         for key, each in value.items():
             if "[" in key or "]" in key:

@@ -598,7 +598,7 @@ def _without_dots(uri: str) -> str:
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
-            parts = parts[:-1] or parts
+            del parts[max(1, len(parts) - 1) :]
         elif part not in (".", "") or not parts:
             parts.append(part)
     return f"{scheme}{separator}{'/'.join(parts)}" if separator else "/".join(parts)
