@@ -498,13 +498,13 @@ class GatewayPart:
     def _merge_hints(self) -> None:
         """Combine the cache hints: the shortest lifetime, and private if any upstream's list is.
 
-        Nothing can be cached while an upstream has no lists yet, or is asked each time.
+        Nothing can be cached while an upstream has no lists yet, nor what one that's asked each time gives no hint for.
         """
         merged: dict[str, tuple[int, bool]] = {}
         for upstream in self.upstreams.values():
             hints = upstream.catalog.hints if upstream.catalog.taken_at else {}
             if not upstream.catalog.taken_at or upstream.is_asked:
-                hints = _NO_CACHE | {kind: (0, private) for kind, (_, private) in hints.items()}
+                hints = _NO_CACHE | hints
             for kind, (ttl_ms, private) in hints.items():
                 before = merged.get(kind, (ttl_ms, False))
                 merged[kind] = min(before[0], ttl_ms), before[1] or private
