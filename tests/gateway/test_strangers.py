@@ -408,6 +408,26 @@ async def test_cache_hints_of_an_upstream_are_kept() -> None:
     }
 
 
+async def test_lists_without_hints_are_not_cached_if_another_is_stale_at_once() -> None:
+    pages: Json = {
+        "server/discover": {**OFFER, "capabilities": ALL},
+        "tools/list": {"tools": [], "ttlMs": 0},
+        "resources/list": {"resources": [], "ttlMs": 20_000},
+        "resources/templates/list": {"resourceTemplates": []},
+        "prompts/list": {"prompts": []},
+    }
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method in pages:
+            await asked.result({"resultType": "complete", **pages[asked.method]})
+        else:
+            await asked.reply(b"", status="405 Method Not Allowed")
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(make_gateway(server.url)) as client:
+        found = {method: (await client.request(method))["ttlMs"] for method in pages}
+    assert found == {**dict.fromkeys(pages, 0), "resources/list": 20_000}
+
+
 async def test_only_links_that_the_gateway_can_read_get_a_prefix() -> None:
     links = {
         "https://docs.example.com/p": "https://docs.example.com/p",
@@ -549,7 +569,15 @@ async def test_quarantined_resource_cannot_be_read_in_another_spelling(tmp_path:
         "file:///etc/Secret%2Etxt", "file:///etc//Secret.txt", "file://localhost/etc/Secret.txt",
         "file:/etc/Secret.txt", "file:///etc/secret.txt",
         "file:///etc/Secret.txt#top", "file:///etc/Secret.txt/", "file:///etc/%2553ecret.txt", "file:///etc/\uff33ecret.txt",
-        "file:\\\\\\etc\\Secret.txt",
+        "file:\\\\\\etc\\Secret.txt", "file:///etc/Secret%2etxt", "file://LOCALHOST/etc/Secret.txt", "file:////etc/Secret.txt",
+        "file:///etc/%2e/Secret.txt", "file:///etc/x/%252e%252e/Secret.txt", "file:///etc/Secret.txt/x/..",
+        "file:///etc/%EF%BC%B3ecret.txt", "file:///etc/%25EF%25BC%25B3ecret.txt", "file:///etc/Secret\u2024txt",
+        "file:///etc%2FSecret.txt", "file:///etc%5CSecret.txt", "file:///etc/\uff05\uff15\uff13ecret.txt",
+        "file:///etc/Secret.txt?", "file:///etc/Secret.txt?x=1", "file:///etc/Secret.txt/?", "file:///etc/Secret.txt%3F",
+        "file:///etc/Secret.txt#", "file:///etc/Secret.txt?#", "file:///etc/Secret.txt%23x", "file:///etc/Secret.txt;x",
+        "file:///etc/Secret.txt ", " file:///etc/Secret.txt", "file:///etc/Sec\nret.txt", "file:///etc/Sec%C2%ADret.txt",
+        "file:///etc/Secret.txt%00.png", "file:///etc/Secret.txt.", "file://127.0.0.1/etc/Secret.txt",
+        "file:///etc/%" + "25" * 10 + "53ecret.txt",
     ]  # fmt: skip
     lock = tmp_path / "gateway.lock"
     AcceptedFile(lock).accept("odd", "resources", {secret: {"uri": secret, "name": "harmless"}})
@@ -567,10 +595,48 @@ async def test_quarantined_resource_cannot_be_read_in_another_spelling(tmp_path:
             async with Client(mcp, timeout=WAIT) as client:
                 assert not await client.resources()
                 for uri in spellings:
-                    with pytest.raises(ServerError):
-                        await client.read(uri.replace("://", "://odd/", 1) if prefix else uri)
+                    prefixed = uri.replace("://", "://odd/", 1) if "://" in uri else f"odd+{uri}"
+                    with pytest.raises(ServerError, match="not found"):
+                        await client.read(prefixed if prefix else uri)
                 other = "file://odd/etc/other" if prefix else "file:///etc/other"
                 assert (await client.read(other))[0].text == "leaked"
+
+
+async def test_quarantine_of_a_query_and_of_a_template_covers_longer_uris_and_no_others(tmp_path: Path) -> None:
+    item, template = "shop://items?id=1", "file:///Etc/{name}"
+    hidden = [
+        item, "SHOP://Items/?id=1", "shop://items?id=1&x=2", "shop://items?x&id=1", "shop://items?id%3D1#x",
+        "file:///Etc/a", "FILE:///etc/a", "file:///Etc/a?x", "file:///Etc/a/", "file:///Etc/x/../a",
+    ]  # fmt: skip
+    offered = ["shop://items?id=2", "shop://items?id=12", "shop://items", "shop://items/more?id=1", "file:///var/a"]
+    lock = tmp_path / "gateway.lock"
+    AcceptedFile(lock).accept("odd", "resources", {item: {"uri": item, "name": "harmless"}})
+    AcceptedFile(lock).accept("odd", "templates", {template: {"uriTemplate": template, "name": "harmless"}})
+    command = stranger(
+        {"resources": {}},
+        {
+            "resources/list": listing("resources", item),
+            "resources/templates/list": {"result": {"resourceTemplates": [{"uriTemplate": template, "name": "x"}]}},
+            "resources/read": {"result": {"contents": [{"uri": item, "text": "read"}]}},
+        },
+    )
+    mcp = make_gateway(command, trust="pin", policy=UpstreamPolicy(pins=str(lock)))
+    async with Client(mcp, timeout=WAIT) as client:
+        for uri in hidden:
+            with pytest.raises(ServerError, match="not found"):
+                await client.read(uri)
+        for uri in offered:
+            assert (await client.read(uri))[0].text == "read"
+
+
+async def test_denied_uris_are_denied_with_an_empty_query_and_with_a_fragment() -> None:
+    read: Json = {"result": {"contents": [{"uri": "memo://a", "text": "read"}]}}
+    command = stranger({"resources": {}}, {"resources/list": listing("resources"), "resources/read": read})
+    async with Client(make_gateway(command, policy=UpstreamPolicy(deny=("memo://a",))), timeout=WAIT) as client:
+        assert (await client.read("memo://a?x"))[0].text == "read"
+        for suffix in ("", "?", "#", "#top", "?#top", "??"):
+            with pytest.raises(ServerError, match="not found"):
+                await client.read(f"memo://a{suffix}")
 
 
 def test_missing_resource_is_reported_even_if_templates_cannot_be_listed() -> None:

@@ -452,7 +452,7 @@ class Policy:
             return _NO_RULES
         forms = [name]
         if kind in ("resources", "templates"):  # rules may be written in any spelling, and an upstream may list any
-            spellings = _spellings(name)
+            spellings = [*_spellings(name), *_spellings(name.partition("#")[0].rstrip("?"))]
             forms = [*spellings, *_normalize(spellings)]
         if not (self.allows(kind, name) or (len(forms) > 1 and self.allows(kind, normalize_uri(name)))):
             return None
@@ -546,23 +546,41 @@ def _redactor(patterns: tuple[str | Redaction, ...] | None) -> Redactor | None:
     return Redactor(patterns) if patterns else None
 
 
-def uri_forms(uri: str) -> set[str]:
-    """Return every spelling of a URI that an upstream may treat as the same resource, without case and width."""
-    found = _spellings(unicodedata.normalize("NFKC", uri).partition("#")[0])
-    return {each.casefold() for each in (*found, *_normalize(found))}
+def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:
+    """Return every spelling of a URI that an upstream may treat as the same resource, without case, width, and
+    characters that can't be seen.
+
+    Each has a path, and the parts that follow it: many upstreams ignore a query, a fragment, or the host of a file.
+    Windows ignores a period at the end.
+    """
+    found = _spellings(_fold(uri), decode=lambda text: _fold(unquote(text)))
+    found += _normalize(found)
+    found += [f"file:///{each[7:].partition('/')[2]}" for each in found if each.startswith("file://")]
+    return {each.casefold(): _split(each.casefold()) for each in found}
+
+
+def _split(uri: str) -> tuple[str, frozenset[str]]:
+    path, *parts = re.split(r"[?#;&\0]", uri)
+    return _without_dots(path).rstrip("."), frozenset(filter(None, parts))
+
+
+def _fold(text: str) -> str:
+    """Return text without width and invisible characters. It may end at a null character."""
+    shown = "".join(each for each in text if each == "\0" or (each.isprintable() and not each.isspace()))
+    return unicodedata.normalize("NFKC", shown)
 
 
 def canonical_uri(uri: str) -> str:
     """Return the one spelling of a URI: its normal form, decoded."""
-    last = _spellings(normalize_uri(unicodedata.normalize("NFKC", uri)))[-1]
+    last = _spellings(normalize_uri(_fold(uri)), decode=lambda text: _fold(unquote(text)))[-1]
     return (_normalize([last]) or [last])[0]
 
 
-def _spellings(uri: str) -> list[str]:
+def _spellings(uri: str, decode: Callable[[str], str] = unquote) -> list[str]:
     """Return a URI with its decoded and dot-resolved variants."""
     found = [uri]
     for _ in range(_MAX_URI_FORMS):
-        decoded = unquote(found[-1])
+        decoded = decode(found[-1])
         if decoded == found[-1]:
             break
         found.append(decoded)

@@ -291,6 +291,23 @@ def lacks_handshake(error: Exception) -> bool:
     return unsupported or error.code in (METHOD_NOT_FOUND, UNSUPPORTED_VERSION)
 
 
+def _quarantine(uris: Iterable[str], templates: Iterable[str]) -> Callable[[str], bool]:
+    """Return a function that finds a URI among others and those that templates match, in any spelling."""
+    hidden: dict[str, set[frozenset[str]]] = {"": {frozenset()}}  # encoded more often than `uri_forms` decodes
+    for uri in uris:
+        for path, parts in uri_forms(uri.partition("#")[0]).values():
+            hidden.setdefault(path, set()).add(parts)
+    matches = _uri_matcher((), [form for each in templates for form in (each, each.casefold())])
+
+    def hides(uri: str) -> bool:
+        forms = uri_forms(uri)
+        if any(fewer <= parts for path, parts in forms.values() for fewer in hidden.get(path, ())):
+            return True
+        return any(map(matches, {uri, *forms, *(path for path, _ in forms.values())}))
+
+    return hides
+
+
 class _SharedServer(Struct, frozen=True):
     """A server object that outlives the connections to it."""
 
@@ -377,7 +394,7 @@ class Upstream:
         self.breaker: Breaker = Breaker()
         self.catalog: Catalog = Catalog()
         self._is_listed = _uri_matcher((), ())
-        self._is_quarantined = _uri_matcher((), ())
+        self._is_quarantined = _quarantine((), ())
         self.offered: dict[str, dict[str, tuple[str, Description]]] = {kind: {} for kind in METHODS}
         """Kind -> name on this server -> upstream's name, and the description that the item was created from."""
         self.quarantined: list[QuarantinedItem] = []
@@ -751,7 +768,7 @@ class Upstream:
                 )
             self.quarantined = quarantined
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
-            self._is_quarantined = _uri_matcher({form for uri in hidden[0] for form in uri_forms(uri)}, hidden[1])
+            self._is_quarantined = _quarantine(*hidden)
         found.asks_by_handshake |= self._in_sessions  # it may have changed while the lists arrived
         before, self.catalog, self._is_plain = self.catalog, found, None
         self._is_listed = _uri_matcher(found.resources, found.templates)
@@ -778,7 +795,7 @@ class Upstream:
 
     def is_quarantined(self, uri: str) -> bool:
         """Return whether a resource or its template is quarantined, in any spelling of the URI."""
-        return bool(self.quarantined) and any(map(self._is_quarantined, (uri, *uri_forms(uri))))
+        return bool(self.quarantined) and self._is_quarantined(uri)
 
     def link_uri(self, uri: str) -> str:
         """Return a URI in a result as clients of the gateway read it. Links to the web aren't the upstream's."""
