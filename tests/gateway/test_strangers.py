@@ -393,7 +393,7 @@ async def test_cache_hints_of_an_upstream_are_kept() -> None:
             await asked.reply(b"", status="405 Method Not Allowed")
 
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
-        mcp = make_gateway(server.url)
+        mcp = make_gateway(server.url, policy=UpstreamPolicy())  # not relayed
         found: dict[str, tuple[int, str]] = {}
         async with Client(mcp, timeout=WAIT) as client:
             for method in pages:
@@ -423,8 +423,10 @@ async def test_lists_without_hints_are_not_cached_if_another_is_stale_at_once() 
         else:
             await asked.reply(b"", status="405 Method Not Allowed")
 
-    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(make_gateway(server.url)) as client:
-        found = {method: (await client.request(method))["ttlMs"] for method in pages}
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        mcp = make_gateway(server.url, policy=UpstreamPolicy())  # not relayed
+        async with Client(mcp, timeout=WAIT) as client:
+            found = {method: (await client.request(method))["ttlMs"] for method in pages}
     assert found == {**dict.fromkeys(pages, 0), "resources/list": 20_000}
 
 
