@@ -179,6 +179,15 @@ async def test_issuer_outage_gets_503_and_keys_still_work() -> None:
             assert (await world.post("a-key-that-works", PING)).status == 200
 
 
+async def test_issuer_outage_does_not_affect_keys_that_look_like_its_tokens() -> None:
+    async with run_issuer() as issuer:
+        issuer.answers.clear()
+        key = signed(issuer)
+        async with run_guarded(make_server([auth.oidc(issuer.url, audience=AUDIENCE), auth.keys(key)])) as world:
+            assert (await world.post(key, PING)).status == 200
+            assert (await world.post(signed(issuer, sub="eve"), PING)).status == 503
+
+
 @for_each("changes", [{"issuer": "https://evil.example"}, {"issuer": None}, {"jwks_uri": "file:///x"},
                                      {"jwks_uri": "http://192.0.2.1/keys"}, {"jwks_uri": 5}])  # fmt: skip
 async def test_metadata_with_wrong_issuer_or_urls_is_refused(changes: dict[str, Any]) -> None:

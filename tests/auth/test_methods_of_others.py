@@ -54,3 +54,20 @@ async def test_method_with_public_names_decides_who_calls() -> None:
     assert refused.status == 503
     assert b"Badges can't be checked" in refused.body
     assert b"directory" not in refused.body
+
+
+async def test_methods_after_one_that_is_unavailable_are_tried() -> None:
+    first, second = Badges(), Badges()
+    first.down = True
+    mcp = Server("shop", auth=[first, second])
+    mcp.tool(lambda: "mill", name="mill")
+    about = {"content_type": "application/json", "accept": "application/json, text/event-stream"}
+
+    async def ping(badge: str) -> int:
+        body = json.dumps(per_request("tools/list", {})).encode()
+        names = {"mcp_protocol_version": NEWEST.date, "mcp_method": "tools/list"}
+        return (await ask(mcp, "POST", "/mcp", body, authorization=f"Bearer {badge}", **about, **names)).status
+
+    async with mcp.running():
+        assert await ping("4711") == 200
+        assert await ping("unknown") == 503

@@ -9,10 +9,10 @@ from contextlib import suppress
 from functools import lru_cache
 from urllib.parse import quote, unquote
 
-_ASCII = "".join(map(chr, range(0x80)))
 STRAY_PERCENT = "%(?![0-9A-Fa-f]{2})"
 NOT_IN_URI = re.compile(rf"""[\x00-\x20"<>\\^`{{|}}\x7f-\x9f\ud800-\udfff]|{STRAY_PERCENT}""")
 """What no URI contains (RFC 3986 §2), not even in the characters that only an IRI has (RFC 3987 §2.2)."""
+_SAFE = "%" + "".join(each for each in map(chr, range(0x80)) if not NOT_IN_URI.match(each))
 _ENCODED = re.compile("((?:%[0-9A-Fa-f]{2})+)")
 _AUTHORITY = re.compile(r"(?:[^@]*@)?(\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(?::(\d{0,5}))?")
 """User information, host, and port."""
@@ -123,7 +123,7 @@ def _encode(text: str) -> str:
         text = _ENCODED.sub(lambda found: quote(bytes.fromhex(found[1].replace("%", "")), safe=""), text)
     if text.isascii() and not NOT_IN_URI.search(text):
         return text
-    return NOT_IN_URI.sub(lambda found: found[0] if found[0] == "%" else quote(found[0]), quote(text, safe=_ASCII))
+    return quote(text, safe=_SAFE)
 
 
 def _without_dots(path: str) -> str:

@@ -267,7 +267,8 @@ class Handlers:
     async def _subscribe(self, call: Call) -> bytes:
         """Subscribe the session to changes to one resource."""
         uri = read(ResourceRequestParams, call).uri
-
+        if len(uri) > MAX_URI_BYTES:
+            raise _not_found(uri)
         normal = normalize_uri(uri)
 
         def add(record: SessionRecord) -> SessionRecord | None:
@@ -285,7 +286,8 @@ class Handlers:
 
     async def _unsubscribe(self, call: Call) -> bytes:
         """End the session's subscription to one resource."""
-        normal = normalize_uri(read(ResourceRequestParams, call).uri)
+        uri = read(ResourceRequestParams, call).uri
+        normal = normalize_uri(uri) if len(uri) <= MAX_URI_BYTES else uri
 
         def drop(record: SessionRecord) -> SessionRecord | None:
             kept = [each for each in record.subscriptions if normalize_uri(each) != normal]
