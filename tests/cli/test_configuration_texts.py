@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import for_each
+from cpu import check_linear
 from millstream.gateway import _jsonc as jsonc
 from millstream.gateway._jsonc import JsonSyntaxError
 
@@ -103,3 +104,12 @@ class TestJson:
 
 def test_removing_a_missing_entry_changes_nothing() -> None:
     assert jsonc.take(DESKTOP, ("mcpServers", "nothing")) == DESKTOP
+
+
+@for_each("blank", [" ", "\t ", "/**/"])
+def test_a_long_gap_after_a_value_takes_linear_time(blank: str) -> None:
+    def put(size: int) -> str:
+        return jsonc.put(f'{{\n  "m": {{\n    "a": 1{blank * size}}}\n}}\n', ("m", "x"), 1)
+
+    check_linear(put, 3)
+    assert '"x": 1' in put(500)

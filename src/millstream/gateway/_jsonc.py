@@ -22,8 +22,8 @@ class JsonSyntaxError(Exception):
 _STRING = r'"(?:[^"\\\n]|\\.)*"'
 _COMMENT = re.compile(rf"({_STRING})|\ufeff|//[^\n]*|/\*.*?\*/", re.DOTALL)
 _TRAILING_COMMA = re.compile(rf"({_STRING}|[\[{{]\s*,)|,(?=\s*[\]}}])")
-_BLANK = re.compile(r"(?:[ \t\r\n\ufeff:]+|//[^\n]*|/\*.*?\*/)*", re.DOTALL)
-_REST_OF_LINE = re.compile(r"(?:(?:[ \t]+|/\*[^\n]*?\*/)*(?://[^\r\n]*)?(?=[\r\n]))?")
+_BLANK = re.compile(r"(?:[ \t\r\n\ufeff:]++|//[^\n]*+|/\*.*?\*/)*+", re.DOTALL)
+_REST_OF_LINE = re.compile(r"(?:(?:[ \t]++|/\*[^\n]*?\*/)*+(?://[^\r\n]*+)?(?=[\r\n]))?")
 _MAX_DEPTH = 200
 _decode = json.JSONDecoder().raw_decode
 

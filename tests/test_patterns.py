@@ -1,0 +1,51 @@
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from millstream._server.functions.patterns import find_backtracking
+
+pytestmark = pytest.mark.check
+
+PACKAGE = Path(__file__).resolve().parent.parent / "src" / "millstream"
+FUNCTIONS = {"compile", "findall", "finditer", "fullmatch", "match", "search", "split", "sub", "subn"}
+_SHOWN = 20
+EXCEPTIONS = {
+    '_cli/errors.py: (Invalid value "[^"]': "it has a backreference, and reads messages of our own command line",
+    "_http/message.py: \\s*q\\s*=\\s*(?=[0.])0": "its lookahead separates the two repeats of blanks",
+    "client/_endpoint.py: (?is)<(script|style|": "it has a backreference, to one of three names of elements",
+    'gateway/_config.py: """(?:[^"\\\\]++|\\\\.|"': "its repeats are possessive",
+    "gateway/_jsonc.py: (?:[ \\t\\r\\n\\ufeff:]+": "its repeats are possessive",
+    "gateway/_jsonc.py: (?:(?:[ \\t]++|/\\*[^\\": "its repeats are possessive",
+}
+"""File and beginning of an expression that the analysis can't follow, and why it takes linear time."""
+
+
+def _expressions(path: Path) -> list[tuple[int, str, int]]:
+    """Return the line, text, and flags of each regular expression that a file has as a literal."""
+    found: list[tuple[int, str, int]] = []
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args):
+            continue
+        module, text = node.func.value, node.args[0]
+        if not (isinstance(module, ast.Name) and module.id == "re" and node.func.attr in FUNCTIONS):
+            continue
+        if isinstance(text, ast.Constant) and isinstance(text.value, str | bytes):
+            others = [*node.args[1:], *(each.value for each in node.keywords)]
+            names = {each.attr for other in others for each in ast.walk(other) if isinstance(each, ast.Attribute)}
+            flags = sum(getattr(re, name) for name in names if name.isupper() and hasattr(re, name))
+            literal = text.value if isinstance(text.value, str) else text.value.decode("latin-1")
+            found.append((node.lineno, literal, flags))
+    return found
+
+
+def test_no_repeat_in_an_expression_can_share_text_with_another() -> None:
+    slow: dict[str, str] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for line, text, flags in _expressions(path):
+            if why := find_backtracking(text, flags, search=False):
+                name = f"{path.relative_to(PACKAGE).as_posix()}: {text[:_SHOWN]}"
+                slow[name] = f"{name} in line {line}: {why}"
+    assert [text for name, text in slow.items() if name not in EXCEPTIONS] == []
+    assert sorted(EXCEPTIONS.keys() - slow.keys()) == [], "These need no exception any more."
