@@ -231,8 +231,9 @@ async def test_streams_receive_updates_subscribed_on_another_worker() -> None:
 
 
 async def test_updates_use_the_newest_record() -> None:
-    changes = SimpleNamespace(source=SimpleNamespace(follow=lambda *_: None))
-    services = SimpleNamespace(changes=changes, notification_filters=NotificationFilters(print))
+    changes = SimpleNamespace(source=SimpleNamespace(follow=lambda *_: None, entry_bytes=0))
+    memory = SimpleNamespace(bytes=SimpleNamespace(take=lambda *_: True, leave=lambda *_: None))
+    services = SimpleNamespace(changes=changes, notification_filters=NotificationFilters(print), client_memory=memory)
     request = SimpleNamespace(owner="ada", principal=None)
     shown = cast("Any", request), lambda uri: True
     stream = _StandaloneStream("main", ClientInfo(), cast("Any", services), *shown)

@@ -165,15 +165,6 @@ async def parked_calls(stack: AsyncExitStack) -> Shared:
     return Shared(hold, use, "Too many questions are open, 3 of them yours")
 
 
-async def links(stack: AsyncExitStack) -> Shared:
-    """Connections to an upstream with a session for each session of its callers."""
-    there, mcp = Server("there"), make_server()
-    started = add_work(there)
-    mcp.upstream("there", there, prefix="", revision=HANDSHAKE, max_connections=8, start_timeout=WAIT, timeout=WAIT)
-    error = r"in use, not down: you hold \d of its 8 connections"
-    return make_calls(stack, await run(stack, mcp), ["work"], lambda: len(started), error)
-
-
 def add_work(mcp: Server) -> list[str]:
     """Add a tool that can wait until the test ends. Returns an entry for each call that waits."""
     started: list[str] = []
@@ -248,6 +239,7 @@ def make_calls(
     error: str,
     *,
     elicit: Any = None,
+    revision: str = HANDSHAKE,
     **arguments: Any,
 ) -> Shared:
     """Return a case of tool calls, each in a session of its own, that can wait until the test ends."""
@@ -255,7 +247,7 @@ def make_calls(
 
     async def call(tenant: Tenant, tool: str, *, wait: bool) -> str:
         try:
-            client = await connect(stack, running, tenant, revision=HANDSHAKE, elicit=elicit)
+            client = await connect(stack, running, tenant, revision=revision, elicit=elicit)
             result = await client.call(tool, wait=wait, **arguments, raise_on_error=False)
         except ServerError as exc:
             return exc.message
@@ -283,10 +275,10 @@ async def http_calls(stack: AsyncExitStack) -> Shared:
     started, running = add_work(there), await run(stack, there)
     url = f"http://127.0.0.1:{running.port}/mcp"
     stack.enter_context(patch("millstream.gateway._upstream.MAX_HTTP_CALLS", 8))
-    mcp.upstream("there", url, prefix="", start_timeout=WAIT, timeout=WAIT)
+    mcp.upstream("there", url, start_timeout=WAIT, timeout=WAIT)
     error = r"in use, not down: you hold \d of its 8 connections"
     running = await run(stack, mcp)
-    return make_calls(stack, running, ["work"], lambda: len(started), error)
+    return make_calls(stack, running, ["there_work"], lambda: len(started), error, revision=PER_REQUEST)
 
 
 async def api_calls(stack: AsyncExitStack) -> Shared:
@@ -546,13 +538,11 @@ CASES: list[Case] = [
     streams,
     questions,
     parked_calls,
-    links,
     http_calls,
     api_calls,
     failures,
     processes,
     processes_of_the_gateway,
-    watches(HANDSHAKE),
     watches(PER_REQUEST),
     stored_results,
     unread_replies,

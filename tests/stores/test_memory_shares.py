@@ -22,16 +22,16 @@ def clock() -> Clock:
 async def test_expired_values_release_their_share(clock: Clock) -> None:
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     for number in range(4):
-        await store.kv.put(f"session:a.{number}", bytes(1_000), 10.0)
+        await store.kv.put(f"session:~a.{number}", bytes(1_000), 10.0)
     with pytest.raises(OwnerQuotaExceeded):
-        await store.kv.put("session:a.more", bytes(1_000), 10.0)
+        await store.kv.put("session:~a.more", bytes(1_000), 10.0)
     clock.now += 11.0
     for number in range(4):
-        await store.kv.put(f"session:a.{number}{number}", bytes(1_000), 10.0)
+        await store.kv.put(f"session:~a.{number}{number}", bytes(1_000), 10.0)
     kind = store.kv.kinds["session"]
     assert kind.shares == {"a": kind.size}
     for number in range(4):
-        await store.kv.delete(f"session:a.{number}{number}")
+        await store.kv.delete(f"session:~a.{number}{number}")
     assert not kind.shares
 
 

@@ -36,10 +36,11 @@ async def test_preflight_works_on_every_route(path: str) -> None:
     assert b"access-control-allow-methods" in head
 
 
-async def test_plain_options_requests_to_probes_get_405() -> None:
-    for headers in ({}, {**ASKS, "origin": "https://evil.example"}):
+async def test_options_requests_to_probes_get_their_methods_and_no_preflight_of_others() -> None:
+    for headers, status in (({}, 204), ({**ASKS, "origin": "https://evil.example"}, 405)):
         start, _ = await answers("http", "/health", **headers)
-        assert start["status"] == 405
+        assert start["status"] == status
+        assert b"GET" in dict(start["headers"])[b"allow"]
         assert b"access-control-allow-origin" not in dict(start["headers"])
 
 

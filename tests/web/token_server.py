@@ -24,6 +24,8 @@ class Guarded:
         """Added to what the token endpoint answers."""
         self.about: dict[str, Any] = {}
         """Added to the issuer's metadata; None takes a member away."""
+        self.registers = True
+        """Whether it takes registrations, whatever its metadata says."""
         self.redirect = ""
         """Where the token endpoint redirects to, in place of an answer."""
         self.seen: list[str] = []
@@ -42,7 +44,7 @@ class Guarded:
             await asked.reply(json.dumps({"resource": self.url, "authorization_servers": [self.origin]}).encode())
         elif path == "/.well-known/oauth-authorization-server":
             await asked.reply(json.dumps(self.metadata()).encode())
-        elif path == "/register":
+        elif path == "/register" and self.registers:
             await asked.reply(b'{"client_id": "me"}', status="201 Created")
         elif path == "/token":
             await self.token(asked)

@@ -16,7 +16,7 @@ from millstream._protocol.foreign import repair_json
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._server.functions.problems import describe_problems
 from millstream.gateway._openapi_request import BINARY, JSON, charset_of, is_json, is_text, plain_media
-from millstream.protocol import Json, encode, is_object, shorten
+from millstream.protocol import Confidential, Json, encode, is_object, shorten
 
 MAX_DEPTH = 64
 """Maximum depth of a document, and of a response that's read as JSON."""
@@ -28,7 +28,7 @@ HEADERS_KEY = "millstream.gateway/headers"
 """Member of a result's `_meta` with these headers."""
 
 
-class ApiReply(Struct, frozen=True):
+class ApiReply(Confidential, Struct, frozen=True):
     """An API's response."""
 
     status: int

@@ -89,19 +89,26 @@ class WatchedUris:
         ``WatchedUris(["shop://Stock", "shop://stock"]).affected_by(ServerChange("updated", "SHOP://stock"))``
     """
 
-    __slots__ = ("_by_form", "uris")
+    __slots__ = ("_others", "uris")
 
     def __init__(self, uris: Collection[str] = ()) -> None:
         self.uris: frozenset[str] = frozenset(uris)
-        self._by_form: dict[str, list[str]] = {}
+        self._others: dict[int, list[str]] = {}
+        """Hash of the normal form -> the URIs that are spelled differently. Forms would take as much memory again."""
         for uri in self.uris:
-            self._by_form.setdefault(normalize_uri(uri), []).append(uri)
+            if (form := normalize_uri(uri)) != uri:
+                self._others.setdefault(hash(form), []).append(uri)
 
     def affected_by(self, change: ServerChange) -> Collection[str]:
         """Return the URIs that a change affects, as the client has spelled them."""
         if change is ANY_UPDATE:
             return sorted(self.uris)
-        return self._by_form.get(normalize_uri(change.uri), ()) if change.kind == "updated" else ()
+        if change.kind != "updated":
+            return ()
+        form = normalize_uri(change.uri)
+        same = {change.uri, form} & self.uris
+        others = self._others.get(hash(form))
+        return same.union(uri for uri in others if normalize_uri(uri) == form) if others else same
 
 
 def session_messages(

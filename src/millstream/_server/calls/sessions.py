@@ -21,6 +21,7 @@ from millstream._protocol.json_schema import is_object
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import Revision
+from millstream._protocol.uri import normalize_uri
 from millstream._recent import Recent
 from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
 from millstream._stores.base import OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
@@ -336,6 +337,8 @@ MAX_HELD = 128 * 1024 * 1024
 _RELEASED = -1
 _SLOT_BYTES = 40
 """Average bytes of an entry in a set."""
+_SPELLING_BYTES = 220
+"""Bytes of what finds a URI that isn't in its normal form, see `WatchedUris`."""
 
 
 def size_of(value: Any) -> int:
@@ -357,7 +360,8 @@ def size_of_uris(uris: Collection[str], entry_bytes: int = 0) -> int:
     """
     # Python keeps the UTF-8 form of a text that it has encoded.
     texts = sum(sys.getsizeof(uri) + (0 if uri.isascii() else len(uri.encode(errors="replace"))) for uri in uris)
-    return texts + len(uris) * (_SLOT_BYTES + entry_bytes)
+    spelled = sum(normalize_uri(uri) != uri for uri in uris)
+    return texts + spelled * _SPELLING_BYTES + len(uris) * (_SLOT_BYTES + entry_bytes)
 
 
 class ClientMemoryQuota:
