@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from importlib import import_module
-from re import _constants as op  # type: ignore[attr-defined]
-from re import _parser  # type: ignore[attr-defined]
-from typing import Any
+from typing import Any, cast
 
 from millstream._protocol.json_schema import DECIMAL, children, is_object
 from millstream._server.functions.parameters import PatternError
 
+op: Any = import_module("re._constants")
+_parser: Any = import_module("re._parser")
 _MAX_POSITIONS = 400
 _MAX_UNROLLED = 6
 """Maximum repetitions of a group to unroll. A repeat of more counts as unbounded, which is at least as slow."""
@@ -71,7 +71,7 @@ class _Automaton:
             self._connect(start, start, self._alphabet)
             start.empty = True
         whole = self._sequence(nodes, before=start, bounded=not (search and not anchored))
-        self.accepting = frozenset() if self._assertions else frozenset(whole.last)
+        self.accepting = frozenset[int]() if self._assertions else frozenset(whole.last)
         """Positions where the pattern matches whatever follows, so that nothing is tried again."""
 
     def _position(self, label: Characters) -> _Part:
@@ -166,15 +166,15 @@ def _characters(node: Any) -> Iterator[str]:
     """Yield the characters that a pattern tells apart: its literals, the ends of its ranges, and their neighbors."""
     kind: Any = None
     value: Any = None
-    if isinstance(node, tuple) and len(node) == 2:
-        kind, value = node
+    if isinstance(node, tuple) and len(pair := cast("Sequence[Any]", node)) == 2:
+        kind, value = pair
     if kind in (op.LITERAL, op.NOT_LITERAL):
         yield from (chr(value), chr(value).swapcase()[:1])
     elif kind is op.RANGE:
         for each in (*value, max(value[0] - 1, 0), min(value[1] + 1, sys.maxunicode)):
             yield from (chr(each), chr(each).swapcase()[:1])
     elif isinstance(node, tuple | list | _parser.SubPattern):
-        for each in node:
+        for each in cast("Iterable[Any]", node):
             yield from _characters(each)
 
 
