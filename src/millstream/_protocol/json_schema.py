@@ -243,7 +243,9 @@ def _defaults_of(kind: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
     """Return the defaults of a class's fields, `NODEFAULT` for those without, and their names in JSON."""
     if issubclass(kind, Struct):
         found = fields(kind)
-        some = {each.name: [] if each.default_factory is not NODEFAULT else each.default for each in found}
+        some: dict[str, Any] = {
+            each.name: [] if each.default_factory is not NODEFAULT else each.default for each in found
+        }
         return some, {each.name: each.encode_name for each in found}
     if is_dataclass(kind):
         given = {

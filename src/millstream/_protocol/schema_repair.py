@@ -7,7 +7,7 @@ schema accepts more. Where it would accept less, as below ``not``, the outer key
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote, urljoin
 
 from millstream._protocol.json_schema import (
@@ -205,7 +205,7 @@ class _Repair:
         for anchor in (node.get("$anchor"), node.get("$dynamicAnchor")):
             if isinstance(anchor, str) and has_anchors and parent is not None:
                 self._name(base, anchor, node)
-        listed = set(map(id, node["prefixItems"])) if is_array(node.get("prefixItems")) else set()
+        listed = set(map(id, listed)) if is_array(listed := node.get("prefixItems")) else set[int]()
         for each in _subschemas(node):
             self._index(each, root, base, node, has_anchors=has_anchors and id(each) not in listed)
 
@@ -260,12 +260,14 @@ class _Repair:
         if key in _REFUSED or not fits_keyword(key, value):
             return None
         if key in _REFERENCES:
-            return value if self._leads_somewhere(node, value) else None
+            return value if self._leads_somewhere(node, cast("str", value)) else None
         if key in _LOCATORS:
             taken = id(node) in self._doubled or (key == "$anchor" and value == node.get("$dynamicAnchor"))
             return None if taken or "://json-schema.org/" in value else value
         if key == "$schema":
-            return value if value.rstrip("#").replace("http://", "https://") in (DIALECT, *_DRAFTS) else None
+            return (
+                value if cast("str", value).rstrip("#").replace("http://", "https://") in (DIALECT, *_DRAFTS) else None
+            )
         if key not in _CHECKS and is_object(value) and _HAS_LOCATORS.search(encode(value)):
             return None  # validators look for names there, too
         return value

@@ -82,7 +82,7 @@ OpenFilter = Callable[[Any, ListenSubscription, CallContext], Awaitable[Any]]
 """``open(wanted, subscription, ctx)`` returns the accepted filter as JSON, or None to reject it."""
 
 
-def _kind_of(item: Item) -> str:
+def _kind_of(item: object) -> str:
     kinds = {Tool: "tools", Prompt: "prompts", Resource: "resources", Template: "templates"}
     return next(kind for cls, kind in kinds.items() if isinstance(item, cls))
 

@@ -11,7 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from msgspec import Struct
@@ -95,10 +95,10 @@ class HttpConnection(asyncio.Protocol):
     """When the framing of a stream was last forgiven."""
     _is_head = False
     """Whether the reply has no body, whatever its head says (RFC 9110 §9.3.2)."""
-    _inflater: "zlib._Decompress | None" = None
+    _inflater: Any = None
+    """Decompresses the body. Servers may compress without a request (RFC 9110 §12.5.3)."""
     _inflates: bool = False
     """Whether some of the body has arrived."""
-    """Decompresses the body. Servers may compress without a request (RFC 9110 §12.5.3)."""
     _reply_began = False
     _ends_with_connection = False
     """Whether the body has no length and ends with the connection."""
@@ -280,13 +280,13 @@ class HttpConnection(asyncio.Protocol):
             self._body = self._body if isinstance(self._body, bytearray) else bytearray(self._body)
             self._body += data
 
-    def _decompress(self, inflater: "zlib._Decompress", data: bytes) -> bytes:
+    def _decompress(self, inflater: Any, data: bytes) -> bytes:
         # Some servers send deflate without its header.
         if not self._inflates and data[:1] and data[0] & 0xF not in _FIRST:
             inflater = self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         self._inflates = True
         try:
-            found = inflater.decompress(data, self._max_body + 1)
+            found: bytes = inflater.decompress(data, self._max_body + 1)
         except zlib.error:
             self._error = InvalidResponse("The server's response can't be decompressed.")
             return b""

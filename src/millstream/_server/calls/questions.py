@@ -19,7 +19,7 @@ import contextlib
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeGuard, cast
 
 import msgspec
 from msgspec import Meta, Struct
@@ -122,7 +122,7 @@ def _type_of_choices(answer: Any) -> Any:
     return answer
 
 
-def _has_titles(answer: Any) -> bool:
+def _has_titles(answer: Any) -> TypeGuard[dict[str, Json]]:
     return (
         is_object(answer)
         and bool(answer)

@@ -343,12 +343,12 @@ _SPELLING_BYTES = 220
 
 def size_of(value: Any) -> int:
     """Return the bytes that a decoded JSON value takes, which can be twenty times its text."""
-    inner: list[Any] = []
+    own, inner = sys.getsizeof(value), list[Any]()
     if is_object(value):
         inner += [*value, *value.values()]
     elif isinstance(value, list):
         inner += value
-    return sys.getsizeof(value) + sum([size_of(each) for each in inner])
+    return own + sum([size_of(each) for each in inner])
 
 
 def size_of_uris(uris: Collection[str], entry_bytes: int = 0) -> int:

@@ -174,7 +174,11 @@ class SchemaCheck:
             raise ValueError(f"#{''.join(f'/{each}' for each in error.instance_path)}: {error.message}") from error
         self.fits: Callable[[Any], bool] = validator.is_valid
         """Returns whether a JSON value is valid."""
-        check_of = cache(lambda pattern: compiled({"pattern": pattern}).is_valid)
+
+        @cache
+        def check_of(pattern: str) -> Callable[[Any], bool]:
+            return compiled({"pattern": pattern}).is_valid
+
         self._matches: Matches = lambda pattern, text: check_of(pattern)(text)
         self._schema = schema
         self._whole = whole

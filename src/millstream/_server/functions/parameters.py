@@ -44,8 +44,9 @@ def may_be_type(annotation: Any) -> bool:
     )
 
 
-def what_to_write(value: Any) -> str:
+def what_to_write(value: object) -> str:
     """Return what to write instead of a value that's no type."""
+    kind = type(value)
     if isinstance(value, list) and all(isinstance(each, type) for each in cast("list[object]", value)):
         return f"it's no type. For a list, write list[{' | '.join(map(type_text, cast('list[type]', value))) or 'str'}]"
     if isinstance(value, list | tuple | set | frozenset) and value:
@@ -55,8 +56,8 @@ def what_to_write(value: Any) -> str:
         return "it's no type. Write a dataclass, TypedDict, or pydantic model with these fields"
     if value is None:
         return "it's no type. To let the user confirm, write bool"
-    if type(value) in _BUILTINS:
-        return f"it's no type. Write {type(value).__name__}, or Literal[{value!r}] for this value alone"
+    if kind in _BUILTINS:
+        return f"it's no type. Write {kind.__name__}, or Literal[{value!r}] for this value alone"
     return "it's no type. Write a type, such as str or a dataclass"
 
 
@@ -221,7 +222,7 @@ def _receive(annotation: Any) -> Any:
     if kind is collections.abc.Iterable:
         parts: tuple[Any, ...] = get_args(annotation)
         return list[parts] if parts else list  # type: ignore[valid-type]  # made from a value
-    if kind is type or kind is collections.abc.Callable:
+    if kind is type or kind is Callable:
         raise TypeError(f"clients can't send a {'class' if kind is type else 'function'}")
     return annotation
 

@@ -207,9 +207,9 @@ def _about(what: str) -> Generator[None, None, None]:
 
 def _find_docstring_holder(function: Function, target: Function) -> Any:
     """Return what has the docstring: a callable object's class, if its ``__call__`` has none."""
-    inner = inspect.unwrap(function)
-    own = target.__doc__ or inspect.isroutine(inner) or inspect.isclass(inner)
+    inner: object = inspect.unwrap(function)
     kind = type(inner)
+    own = target.__doc__ or inspect.isroutine(inner) or inspect.isclass(inner)
     is_signature = str(kind.__doc__).startswith(f"{kind.__name__}(")  # that dataclasses write
     return target if own or is_signature else kind
 

@@ -222,9 +222,16 @@ class _Fault(NamedTuple):
         return Problem(tuple(path), self.text(tuple(path)))
 
 
-_MISSING = _Fault(lambda path: "missing")
-_UNKNOWN = _Fault(lambda path: "unknown")
-_NOT_UNIQUE = _Fault(lambda path: "is an array or object, but the items of this array must be unique")
+def _plain_fault(text: str) -> _Fault:
+    def text_of(_path: Path) -> str:
+        return text
+
+    return _Fault(text_of)
+
+
+_MISSING = _plain_fault("missing")
+_UNKNOWN = _plain_fault("unknown")
+_NOT_UNIQUE = _plain_fault("is an array or object, but the items of this array must be unique")
 
 
 class _Union(NamedTuple):
@@ -305,7 +312,10 @@ class _Comparison:
 
     @staticmethod
     def _fault(text: str, value: Any, node: Schema, *, typed: bool = False) -> _Fault:
-        return _Fault(lambda path: f"{text}{got_text(value, path, node, typed=typed)}")
+        def text_of(path: Path) -> str:
+            return f"{text}{got_text(value, path, node, typed=typed)}"
+
+        return _Fault(text_of)
 
     def _is_choice(self, node: Schema, choices: list[Any], value: Any) -> bool:
         known = self._choices.get(id(node))
@@ -363,14 +373,14 @@ class _Comparison:
         counted = keyword == "oneOf" and not self._lax
         fitting = sum(fits) if counted else int(any(fits))
         if fitting > 1 and self._steps >= 0:
-            return [_Fault(lambda path: f"must match one alternative of oneOf, but matches {fitting}")]
+            return [_plain_fault(f"must match one alternative of oneOf, but matches {fitting}")]
         if fitting or self._steps < 0:
             return []
         if named and is_object(value):
             if tag in value and name in named:
                 return self.judge(named[name], value, first=first)
             text = f"must be one of {_list_choices([*named])}"
-            found = self._fault(text, value[tag], _ANYTHING) if tag in value else _Fault(lambda path: text)
+            found = self._fault(text, value[tag], _ANYTHING) if tag in value else _plain_fault(text)
             return [found._replace(path=(tag, ()))]
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
         if len(alike) == 1:

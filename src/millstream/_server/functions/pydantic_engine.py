@@ -160,7 +160,7 @@ class PydanticEngine(Engine):
             return known or [Problem((), f"have {count:,} problems")]
         items = cause.errors(include_url=False)
         # pydantic has tried the patterns. Others may match them more slowly, or differently.
-        unmatched = {(each["ctx"]["pattern"], each["input"]) for each in items if each["type"] == _UNMATCHED}
+        unmatched = {(each.get("ctx", {})["pattern"], each["input"]) for each in items if each["type"] == _UNMATCHED}
 
         def matches(pattern: str, text: str) -> bool:
             return (pattern, text) not in unmatched
@@ -543,7 +543,7 @@ def _codec_of_class(kind: Any) -> _Codec:
     return _codec_of(kind)
 
 
-def jsonable(model: Any) -> Any:
+def jsonable(model: object) -> Any:
     """Return a model as JSON values: ``jsonable(Book(title="Momo"))``, which are those of its output schema."""
     kind: Any = type(model)
     return _codec_of_class(kind).serializer.to_python(model, mode="json", by_alias=True)
@@ -552,13 +552,15 @@ def jsonable(model: Any) -> Any:
 def _with_base64(node: Any, *, chosen: bool = False) -> Any:
     """Return a core schema in which bytes are base64 in JSON, except where a class has chosen another encoding."""
     if isinstance(node, list | tuple):
-        return type(node)(_with_base64(each, chosen=chosen) for each in cast("Sequence[Any]", node))
+        parts = [_with_base64(each, chosen=chosen) for each in cast("Sequence[Any]", node)]
+        return parts if isinstance(node, list) else tuple(parts)
     if not is_object(node):
         return node
     if node.get("type") == "bytes" and not chosen:
+        encoded = cast("core_schema.CoreSchema", {**node, "serialization": _TO_BASE64})
         return {
             "type": "json-or-python",
-            "json_schema": core_schema.chain_schema([_FROM_BASE64, {**node, "serialization": _TO_BASE64}]),
+            "json_schema": core_schema.chain_schema([_FROM_BASE64, encoded]),
             "python_schema": node,
             "serialization": _TO_BASE64,
         }
@@ -651,7 +653,7 @@ def _check_matchers(schema: Any) -> None:
             engine = members(node.get("config")).get("regex_engine", engine)
             pattern = node.get("pattern") if node.get("type") == "str" else None
             if isinstance(pattern, re.Pattern):
-                check_pattern(pattern.pattern, pattern.flags)
+                check_pattern(cast("re.Pattern[str]", pattern).pattern, pattern.flags)
             elif pattern is not None and node.get("regex_engine", engine) == "python-re":
                 check_pattern(pattern)
             pending += ((each, engine) for key, each in node.items() if key not in _NO_SCHEMAS)
