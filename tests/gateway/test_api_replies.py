@@ -176,7 +176,7 @@ async def test_arguments_of_other_servers_get_names_for_every_model() -> None:
         return json.dumps(arguments)
 
     mcp = Server("front")
-    mcp.upstream("inner", inner, prefix="", start_timeout=WAIT)
+    mcp.upstream("inner", inner, prefix="", policy=UpstreamPolicy(), start_timeout=WAIT)  # not relayed
     async with Client(mcp, timeout=WAIT) as client:
         (tool,) = await client.tools()
         assert tool.input_schema["required"] == ["top"]

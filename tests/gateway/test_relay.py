@@ -11,6 +11,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import SamplingMessage, TextContent
 from pydantic import BaseModel
 
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from millstream import Client, Server
 from millstream.client import ConnectionLost, Options, ServerError
 from patience import WAIT
@@ -373,3 +374,20 @@ async def test_caller_with_too_many_sessions_is_refused_and_others_are_not(monke
         replies = [await begin(peer) for peer in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2")]
     assert [each.status_code for each in replies] == [200, 200, 503, 200]
     assert replies[2].headers["retry-after"] == "60"
+
+
+async def test_clients_meet_a_gateway_whose_upstream_has_not_started() -> None:
+    started = asyncio.Event()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        await started.wait()
+        await with_handshake(behave)(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        mcp = Server("front")
+        mcp.upstream("slow", server.url, prefix="", start_timeout=0, connect_timeout=0.5)
+        for revision in ("2026-07-28", "2025-11-25"):
+            async with Client(mcp, revision=revision, timeout=WAIT) as client:
+                assert client.server.name == "front"
+                assert await client.tools() == []
+        started.set()

@@ -78,7 +78,7 @@ async def test_go_sdk_server_with_an_argument_of_any_type_is_served(go_server: s
         async with Client(f"http://127.0.0.1:{port}/mcp", timeout=WAIT) as client:
             assert (client.server.name, client.server.title, client.server.version) == ("anything", "Any Thing", "7.1")
             [tool] = [each for each in await client.tools() if each.name == "show"]
-            assert tool.input_schema["properties"] == {"anything": {}}
+            assert tool.input_schema["properties"] == {"anything": True}
             assert (await client.call("show", anything=[1, 2])).text == "[1 2]"
 
 
@@ -118,7 +118,7 @@ async def test_odd_schemas_cost_at_most_their_example() -> None:
     tools = [{"name": f"tool{at}", "inputSchema": each, "outputSchema": each} for at, each in enumerate(SCHEMAS)]
     command = stranger({"tools": {}}, {"tools/list": {"result": {"tools": tools}}, "tools/call": DONE})
     hidden = UpstreamPolicy(tools={"*": ToolPolicy(hidden={"a": 1}, defaults={"b": 2})})
-    for options in ({}, {"settings": {"tool_search": True}}, {"policy": hidden}):
+    for options in ({"policy": UpstreamPolicy()}, {"settings": {"tool_search": True}}, {"policy": hidden}):
         mcp = make_gateway(command, **options)
         async with mcp.running(), httpx2.AsyncClient(transport=httpx2.ASGITransport(mcp)) as http:
             registry = mcp.definition.registry
@@ -258,7 +258,7 @@ async def test_null_members_are_absent(caplog: pytest.LogCaptureFixture, *, behi
     about = {"name": "s", "version": None, "title": None, "icons": None}
     capabilities = {**ALL, "completions": None, "logging": None, "experimental": None}
     command = stranger(capabilities, NULLS, instructions=None, _meta=None, serverInfo=about)
-    mcp: Any = make_gateway(command) if behind else command
+    mcp: Any = make_gateway(command, policy=UpstreamPolicy()) if behind else command  # not relayed
     for revision in BY_DATE if behind else ("2025-06-18",):
         async with Client(mcp, revision=revision, timeout=WAIT) as client:
             assert [each.name for each in await client.tools()] == ["go", "hint", "icon"]
@@ -322,7 +322,7 @@ async def run_picky_server(tools: Mapping[str, str]) -> AsyncIterator[Misbehavin
 async def test_http_upstream_is_listed_with_all_that_clients_can_have() -> None:
     tools = {"plain": "", "ask": "elicitation", "think": "sampling", "look": "roots"}
     async with asyncio.timeout(WAIT), run_picky_server(tools) as server:
-        mcp = make_gateway(server.url)
+        mcp = make_gateway(server.url, policy=UpstreamPolicy())  # not relayed
         for revision in ("2025-11-25", "2026-07-28"):
             async with Client(mcp, revision=revision, timeout=WAIT, elicit=lambda _: {}) as client:
                 assert [each.name for each in await client.tools()] == list(tools)
@@ -359,7 +359,7 @@ async def test_upstream_that_starts_slowly_appears_in_the_lists(revision: str) -
             await with_handshake(behave)(asked)
 
     async with asyncio.timeout(WAIT), misbehaving(behave) as server:
-        mcp = make_gateway(server.url, start_timeout=0)
+        mcp = make_gateway(server.url, start_timeout=0, policy=UpstreamPolicy())  # not relayed
         async with Client(mcp, revision=revision, timeout=WAIT) as client, client.watch(tools=True) as changes:
             assert client.capabilities.keys() >= {"tools", "resources", "prompts"}
             assert "subscribe" not in client.capabilities["resources"]

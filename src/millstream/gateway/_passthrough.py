@@ -95,7 +95,7 @@ class Passthrough:
         except RevisionsDiffer:
             return await self._serve_here(handler, call)
         except NoResponse:
-            if call.method in _LISTS:  # the last lists are offered while the upstream is down
+            if call.method in _LISTS or call.method == "server/discover":  # the last ones, while the upstream is down
                 return await handler(call)
             raise
         raise RawResult(result)
@@ -116,6 +116,8 @@ class Passthrough:
     def _meets(self, call: Call) -> bool:
         """Return whether both sides may speak the same revision. For a dedicated session, it's known once it's open."""
         upstream = self._upstream
+        if not upstream.catalog.revision:  # it hasn't started yet
+            return False
         channel = upstream.channel(call)
         if channel is Channel.OWN:
             return True
@@ -148,7 +150,7 @@ class Passthrough:
             ProtocolError: The upstream refuses the client, or there are too many sessions.
         """
         upstream, call.services = self._upstream, self._host.services
-        if upstream.channel(call) is not Channel.OWN:
+        if not upstream.catalog.revision or upstream.channel(call) is not Channel.OWN:
             return b""
         try:
             if upstream.credentials is not None:
