@@ -1,5 +1,7 @@
 import json
 import signal
+import subprocess
+import sys
 import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import pytest
 
 from patience import WAIT
-from processes import free_port, run_server, uvicorn_command
+from processes import ROOT, free_port, run_server, uvicorn_command
 
 pytestmark = pytest.mark.server
 
@@ -57,6 +59,12 @@ def test_uvicorn_stops_although_streams_are_open(tmp_path: Path, target: str, nu
         process.wait(WAIT)
         for stream in streams:
             stream.read()
+
+
+def test_application_can_be_tested_with_the_client_of_fastapi() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_echo_math.py"]
+    done = subprocess.run(command, cwd=ROOT / "examples", capture_output=True, text=True, timeout=WAIT, check=False)
+    assert "1 passed" in done.stdout, done.stdout + done.stderr
 
 
 def test_server_runs_under_uvicorn(tmp_path: Path) -> None:

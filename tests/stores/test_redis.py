@@ -122,18 +122,18 @@ async def test_released_values_free_their_share(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         store.backend.kv._room = 4_000
         order, sizes = "millstream:{ada}:o:session.ada", "millstream:{ada}:s:session.ada"
-        await store.kv.put("session:ada.1", bytes(1_500), 0.1)
+        await store.kv.put("session:~ada.1", bytes(1_500), 0.1)
 
         async def taken() -> bool:
             with suppress(OwnerQuotaExceeded):
-                await store.kv.put("session:ada.2", bytes(1_500), TTL)
+                await store.kv.put("session:~ada.2", bytes(1_500), TTL)
                 return True
             return False
 
         await until(taken)
-        assert server.ask("ZRANGE", order, "0", "-1") == [b"millstream:{ada}:k:session:ada.2"]
-        assert server.ask("HGET", sizes, "") == b"%d" % (1_500 + len("millstream:{ada}:k:session:ada.2") + 200)
-        await store.kv.delete("session:ada.2")
+        assert server.ask("ZRANGE", order, "0", "-1") == [b"millstream:{ada}:k:session:~ada.2"]
+        assert server.ask("HGET", sizes, "") == b"%d" % (1_500 + len("millstream:{ada}:k:session:~ada.2") + 200)
+        await store.kv.delete("session:~ada.2")
         assert server.ask("HGET", sizes, "") == b"0"
         assert server.ask("EXISTS", order) == 0
         assert 0 < int(server.ask("PTTL", sizes)) <= (TTL + 60) * 1_000
@@ -338,16 +338,16 @@ async def test_large_streams_of_one_owner_drop_only_their_own(server: RedisServe
     async with open_worker(server.url) as store:
         room = 2_000_000
         store.backend.log._room = room // 8
-        await append(store, "call:bob.1:a", b"first", b"second")
+        await append(store, "call:~bob.1:a", b"first", b"second")
         await append(store, "inbox:worker", *[bytes(100_000)] * 60)
         for number in range(60):
-            name = f"call:alice.{number}:a"
+            name = f"call:~alice.{number}:a"
             await append(store, name, bytes(100_000))
             assert len(await read_all(store, name)) == 1
-        kept = [len(await read_all(store, f"call:alice.{number}:a")) for number in range(60)]
+        kept = [len(await read_all(store, f"call:~alice.{number}:a")) for number in range(60)]
         assert kept == [0] * (60 - sum(kept)) + [1] * sum(kept)
         assert 4 < sum(kept) <= room // 2 // 100_000
-        assert data_of(await read_all(store, "call:bob.1:a")) == [b"first", b"second"]
+        assert data_of(await read_all(store, "call:~bob.1:a")) == [b"first", b"second"]
         assert len(await read_all(store, "inbox:worker")) == 60
 
 

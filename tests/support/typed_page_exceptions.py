@@ -75,6 +75,13 @@ PAGES = {
             "from mangum": "There is no adapter here. tests/examples/test_protected_servers.py calls the example.",
         },
     ),
+    "docs/guides/backup-and-upgrade.md": Page(
+        untyped={
+            "systemctl stop": "It changes the machine. test_sqlite_faults.py copies the files, and opens the copies.",
+            "cp shop-backup.db": "The same.",
+            "pip uninstall": "It would remove what the test uses.",
+        },
+    ),
     "docs/guides/events.md": Page(
         untyped={"events.py": "tests/extensions/test_events.py tries what it does."},
     ),
@@ -314,7 +321,10 @@ PAGES = {
         },
     ),
     "docs/guides/inside-fastapi.md": Page(
-        untyped={"@asynccontextmanager": "It's an excerpt. tests/server/test_mounting.py does so."},
+        untyped={
+            "@asynccontextmanager": "It's an excerpt. tests/server/test_mounting.py does so.",
+            "test_echo_math.py": "tests/examples/test_under_uvicorn.py runs it.",
+        },
     ),
     "docs/guides/https.md": Page(
         needs="certificate",

@@ -16,7 +16,6 @@ from itertools import chain, takewhile
 from typing import Any
 
 from millstream._cli.help import COMMANDS
-from millstream._protocol.errors import fit
 
 
 def wants_json() -> bool:
@@ -31,6 +30,8 @@ def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str
     optional, and `status` is the exit status. `chat` and `doctor` use other objects.
     """
     if not wants_json():
+        from millstream._protocol.errors import fit  # noqa: PLC0415  only for errors
+
         columns = shutil.get_terminal_size().columns if sys.stderr.isatty() else None
         colored = sys.stderr.isatty() and not os.environ.get("NO_COLOR")
         text = shown or fit("Error: ", error, columns).replace("Error:", _RED_ERROR if colored else "Error:", 1)

@@ -256,13 +256,12 @@ class Bridge:
         return f"{about}Mcp-Session-Id: {self._session}\r\n" if self._session else about
 
     async def _answer(self, reply: HttpReply) -> None:
-        problem = problem_detail(reply)
         if reply.stream is not None:
             await self._follow(reply.stream)
-        elif not problem and reply.body.lstrip()[:1] in (b"{", b"["):
+        elif reply.media_type == "application/json" and reply.body.lstrip()[:1] in (b"{", b"["):
             await self._pass_on(reply.body)
         elif reply.status >= 300 or reply.body:
-            why = problem or f" and {reply.media_type or 'nothing'}"
+            why = problem_detail(reply) or f" and {reply.media_type or 'nothing'}"
             raise NotMcp(f"{self._endpoint.url} isn't an MCP endpoint: it responded with {reply.status}{why}.")
 
     async def _follow(self, stream: Body) -> None:
