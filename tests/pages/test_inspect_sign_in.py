@@ -8,11 +8,10 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages_world import OpenPage, find_layout_problems
-from processes import free_port, run_command, run_server
+from processes import TEST_PATH, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 ORDER = json.dumps({"method": "tools/call", "params": {"name": "order", "arguments": {"title": "The Hobbit"}}})
-TESTS = str(Path(__file__).resolve().parent.parent)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +21,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     url = f"http://localhost:{port}"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOP_URL", url)
-        patch.setenv("PYTHONPATH", os.pathsep.join([TESTS, os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([TEST_PATH, os.environ.get("PYTHONPATH", "")]))
         command = run_command("tests/pages/guarded_shop.py", port)
         with run_server(command, port, tmp_path_factory.mktemp("shop") / "log"):
             yield url

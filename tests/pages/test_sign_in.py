@@ -3,7 +3,6 @@ import os
 import re
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -16,7 +15,7 @@ from issuing_world import challenge
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE
 from pages_world import OpenPage, find_layout_problems
 from patience import WAIT
-from processes import free_port, run_command, run_server
+from processes import TEST_PATH, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -77,11 +76,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     Thread(target=site.serve_forever, daemon=True).start()
     port = free_port()
     url, elsewhere = f"http://127.0.0.1:{port}", f"http://127.0.0.1:{site.server_port}"
-    tests = str(Path(__file__).resolve().parent.parent)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SHOP_URL", url)
         patch.setenv("UPSTREAM_URL", elsewhere)
-        patch.setenv("PYTHONPATH", os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")]))
+        patch.setenv("PYTHONPATH", os.pathsep.join([TEST_PATH, os.environ.get("PYTHONPATH", "")]))
         log = tmp_path_factory.mktemp("shop") / "log"
         with run_server(run_command("tests/pages/upstream_shop.py", port), port, log):
             yield Shop(url, elsewhere, came)

@@ -1,14 +1,13 @@
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from identity_world import Identity, identity
 from pages_world import OpenPage, find_overflow, run_axe
-from processes import free_port, run_command, run_server
+from processes import TEST_PATH, free_port, run_command, run_server
 
 pytestmark = pytest.mark.server
 
@@ -28,10 +27,9 @@ def shop(provider: Identity, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     # The provider is at 127.0.0.1, so that it's another site than the shop, as Google is.
     google, secret = provider.register(f"{url}/sign-in/callback/google")
     desk, password = provider.register(f"{url}/sign-in/callback/oidc")
-    tests = str(Path(__file__).resolve().parent.parent)
     known = {"SHOP_URL": url, "PROVIDER_URL": provider.url, "GOOGLE_CLIENT_ID": google, "GOOGLE_CLIENT_SECRET": secret,
              "DESK_CLIENT_ID": desk, "DESK_CLIENT_SECRET": password,
-             "PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}  # fmt: skip
+             "PYTHONPATH": os.pathsep.join([TEST_PATH, os.environ.get("PYTHONPATH", "")])}  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         for name, value in known.items():
             patch.setenv(name, value)
