@@ -67,7 +67,10 @@ def pages(site: Path) -> dict[str, Links]:
 def test_pages_are_in_the_navigation(site: Path) -> None:
     home = (site / "index.html").read_text("utf-8")
     listed = {target.rstrip("/") for target in re.findall(r'href="([\w./-]+)/"', home)}
-    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in (ROOT / "docs").rglob("*.md")}
+    pages = {
+        page.relative_to(ROOT / "docs").with_suffix("").as_posix().removesuffix("/README")
+        for page in (ROOT / "docs").rglob("*.md")
+    }
     assert pages - listed == {"index"}
 
 

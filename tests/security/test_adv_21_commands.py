@@ -111,6 +111,11 @@ FORBIDDEN = {
     "os.system", "os.popen", "eval", "exec", "asyncio.create_subprocess_shell", "pickle.loads", "marshal.loads",
     "yaml.load",
 }  # fmt: skip
+ALLOWED = {
+    "_yaml.py: yaml.load(text, loader)": "its loader is the safe one, with the types of YAML 1.2",
+    "_server/functions/parameters.py: eval(name, dict(namespace))": "an annotation of the program, as typing reads it",
+}
+"""Call -> why it's allowed."""
 
 
 @pytest.mark.check
@@ -123,4 +128,4 @@ def test_commands_run_without_a_shell() -> None:
                 shell = any(word.arg == "shell" and ast.unparse(word.value) != "False" for word in node.keywords)
                 if (shell and not name.endswith("_completion")) or name in FORBIDDEN:
                     found.append(f"{path.relative_to(PACKAGE)}: {ast.unparse(node)[:60]}")
-    assert found == []
+    assert set(found) == set(ALLOWED)

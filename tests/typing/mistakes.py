@@ -180,7 +180,6 @@ ResourceLink("book://1")  # wrong
 Icon("tea.png", theme="blue")  # wrong
 Field(gte=1)  # wrong
 auth.keys(b"secret")  # wrong
-auth.jwt(issuer="https://id.example.com")  # wrong
 auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp", scops=["a"])  # wrong
 auth.oidc("https://id.example.com", audience="https://mcp.example.com/mcp", scopes="a")  # wrong
 auth.jwt(issuer="https://id.example.com", audience="https://mcp.example.com/mcp", algorithms="RS256")  # wrong

@@ -190,7 +190,7 @@ class ClientEvents(Struct, eq=False):
         }
         if ttl is not None:
             params["ttlMs"] = int(ttl * 1000)
-        granted: Webhook = await self.ask("events/subscribe", params, _decode_webhook)
+        granted: Webhook = await self._ask("events/subscribe", params, _decode_webhook)
         return granted
 
     async def remove_webhook(self, name: str, url: str, arguments: Mapping[str, Any] | None = None) -> None:
@@ -206,14 +206,14 @@ class ClientEvents(Struct, eq=False):
         """
         # The draft doesn't need the mode, but servers built on its first version require it.
         params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"mode": "webhook", "url": url}}
-        await self.ask("events/unsubscribe", params, msgspec.json.decode)
+        await self._ask("events/unsubscribe", params, msgspec.json.decode)
 
-    async def ask(self, method: str, params: Json, decode: Any) -> Any:
+    async def _ask(self, method: str, params: Json, decode: Any) -> Any:
         """Send a request of the extension and return its decoded result."""
         ask = RawRequest(method=method, params=encode(params), repeatable=True)
         return read(method, decode, await self.conversation.requests.ask(ask))
 
-    async def mode_of(self, name: str) -> Mode:
+    async def _mode_of(self, name: str) -> Mode:
         """Return the delivery mode to use for an event type."""
         offered = next((each.delivery for each in await self.list() if each.name == name), None)
         if offered is None:
@@ -231,7 +231,7 @@ class ClientEvents(Struct, eq=False):
             note = _decode_note(params)
             stream = self.streams.get(note.meta.get(SUBSCRIPTION_KEY, 0))
             if stream is not None:
-                stream.receive(kind, note, params)
+                stream._receive(kind, note, params)  # pyright: ignore[reportPrivateUsage]
         except (*MALFORMED, TypeError):
             return
 
@@ -261,7 +261,7 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
             ClientError: The server doesn't have the event, or rejected the subscription.
         """
         if self._mode is None:
-            self._mode = await self._events.mode_of(self._params["name"])
+            self._mode = await self._events._mode_of(self._params["name"])  # pyright: ignore[reportPrivateUsage]
         if self._mode == "poll":
             await self._poll()
             return self
@@ -295,7 +295,8 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
         return event
 
     async def _poll(self) -> None:
-        page: _Page = await self._events.ask("events/poll", {**self._params, "cursor": self._received}, _decode_page)
+        params = {**self._params, "cursor": self._received}
+        page: _Page = await self._events._ask("events/poll", params, _decode_page)  # pyright: ignore[reportPrivateUsage]
         self._received = page.cursor
         self.gaps += page.truncated
         self._waiting.extend(page.events)
@@ -303,7 +304,7 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
         if not self._waiting:
             self.cursor = self._received
 
-    def receive(self, kind: str, note: _Note, params: bytes) -> None:
+    def _receive(self, kind: str, note: _Note, params: bytes) -> None:
         """Process a notification of the stream.
 
         Args:

@@ -193,7 +193,7 @@ class Changes(ClientSubscription[Change], eq=False):
 
     # Handshake era
 
-    async def restore(self, connection: Connection) -> None:
+    async def _restore(self, connection: Connection) -> None:
         """Subscribe on a new connection."""
         if self._task is not None:
             return
@@ -280,7 +280,7 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
                 if self._restored_connection is connection:
                     return
                 for changes in list(self._watchers):
-                    await changes.restore(connection)
+                    await changes._restore(connection)  # pyright: ignore[reportPrivateUsage]
                 before, self._restored_connection = self._restored_connection, connection
             if before is not None and before.revision.handshake:  # otherwise, each watch reports this
                 self.incoming.report_change(Change("again"))
