@@ -187,7 +187,7 @@ async def _serving(port: int) -> int:
     """How many workers say that they are ready."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /health HTTP/1.0\r\nhost: 127.0.0.1\r\n\r\n")
+        writer.write(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
         answer = await reader.read()
         writer.close()
         health = json.loads(answer.partition(b"\r\n\r\n")[2])

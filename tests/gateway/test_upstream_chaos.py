@@ -27,7 +27,7 @@ async def test_misbehaving_upstreams_do_not_affect_others(tmp_path: Path) -> Non
     report = UpstreamReport()
 
     def is_enough() -> bool:
-        called = all(report.calls[name] for name in ("", "killed", "sessions", "flooding", "lying"))
+        called = all(report.calls[name] for name in ("", "killed", "sessions", "hanging", "flooding", "lying"))
         return called and report.calls.total() >= CALLS and report.kills >= KILLS
 
     async with cluster(tmp_path / "log", workers=1, program="gateway.py") as running:

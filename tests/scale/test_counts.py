@@ -14,7 +14,7 @@ from redis_parts import RedisBacking, shared_servers
 pytestmark = pytest.mark.server
 SESSIONS = 1_000
 BY_THEMSELVES = {"PING", *(script(name).digest for name in ("mark", "read", "renew"))}
-"""What idle workers run now and then, beside the renewals of the roster."""
+"""What idle workers run now and then, beside the renewals of the table."""
 APPEND = script("append").digest
 
 

@@ -132,7 +132,7 @@ async def test_dashboard_shows_local_figures_during_a_store_outage() -> None:
 
 async def test_figures_of_other_versions_are_ignored() -> None:
     async with world(2) as (ones, _):
-        await ones[1].peers.tell(StatsReply(0, msgspec.msgpack.encode(["?"])))
+        await ones[1].peers.broadcast(StatsReply(0, msgspec.msgpack.encode(["?"])))
         await settle()
         assert len(ones[0].queries.snapshot()["workers"]) == 1
 

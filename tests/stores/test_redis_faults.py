@@ -4,7 +4,7 @@ import signal
 import pytest
 
 from millstream._stores.base import CoAppend, Gap, Index, StoreUnavailable
-from millstream._stores.workers import LeasedWorker, Roster, update_roster
+from millstream._stores.workers import LeasedWorker, WorkerTable, update_worker_table
 from patience import WAIT
 from redis_parts import RedisServer, open_worker, until, warm_up
 from redis_wire import Proxy
@@ -215,12 +215,12 @@ async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
         await one.members.join("chat", "ann", b"Ann", CoAppend(STREAM, b"+ann", TTL, 10))
         names = [one.workers.me, two.workers.me]
 
-        def end_all(roster: Roster) -> bool:
-            roster.leases = dict.fromkeys(roster.leases, one.time() - 1.0)
-            roster.last_renewal = one.time() - 601.0
+        def end_all(table: WorkerTable) -> bool:
+            table.leases = dict.fromkeys(table.leases, one.time() - 1.0)
+            table.last_renewal = one.time() - 601.0
             return True
 
-        await update_roster(one.kv, end_all)
+        await update_worker_table(one.kv, end_all)
         assert await two.members.remove_abandoned() == []
         assert await two.members.present("chat") == [("ann", b"Ann")]
         async with open_worker(server.url, 600.0) as newcomer:
@@ -238,7 +238,7 @@ async def test_worker_with_a_lost_lease_gets_a_new_name(server: RedisServer) -> 
         store.workers.watch(changed.set)
         store.bus.subscribe("topic", MessageRecorder(), interrupted=interrupted.set)
         old = store.workers.me
-        await update_roster(other.kv, lambda roster: roster.end(old, other.time()))
+        await update_worker_table(other.kv, lambda table: table.end(old, other.time()))
         async with asyncio.timeout(WAIT):
             while store.workers.me == old:
                 await changed.wait()

@@ -15,7 +15,7 @@ import msgspec
 from backend_stores import MemoryStore
 from millstream._stores.base import Entry, Position
 from millstream._stores.members import MapMembers
-from millstream._stores.workers import LeasedWorker, Roster, update_roster
+from millstream._stores.workers import LeasedWorker, WorkerTable, update_worker_table
 from millstream.hub import Event, Hub, HubLimits
 from patience import WAIT
 
@@ -182,11 +182,11 @@ class DelayedStore:
     async def end_lease(self) -> None:
         """End the worker's lease, as if it had died. It continues under a new name."""
 
-        def end(roster: Roster) -> bool:
-            roster.leases.setdefault(self.workers.me, 0.0)
-            return roster.end(self.workers.me, time.time())
+        def end(table: WorkerTable) -> bool:
+            table.leases.setdefault(self.workers.me, 0.0)
+            return table.end(self.workers.me, time.time())
 
-        await update_roster(self._store.kv, end)
+        await update_worker_table(self._store.kv, end)
         self.workers.me = secrets.token_hex(6)
 
     async def wait(self) -> None:

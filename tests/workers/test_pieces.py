@@ -70,7 +70,7 @@ def test_supervisor_messages_are_reassembled(ends: tuple[socket.socket, socket.s
     ours, theirs = ends
     sent = [HELLO, Drain(replaced=True), Force(), WorkerStates([WorkerState(1, 10, "ready", 0)])]
     for message in sent:
-        MessageChannel(ours).tell(message)
+        MessageChannel(ours).send(message)
     data = theirs.recv(65_536)
     line, heard = MessageChannel(theirs), []
     for byte in data:
@@ -88,7 +88,7 @@ def test_closed_and_invalid_supervisor_channels_end(ends: tuple[socket.socket, s
     assert line.read() is None
     ours.close()
     assert line.read() is None
-    line.tell(Drain())  # nobody hears it, and nothing is raised
+    line.send(Drain())  # nobody hears it, and nothing is raised
 
 
 @pytest.mark.parametrize("given", ["250:1", "0:1", ""], ids=["closed", "another file", "nothing"])

@@ -21,7 +21,7 @@ from millstream._server.peers import (
     PAUSE,
     ItemRemoval,
     ItemSwitch,
-    LossNotice,
+    MissedMessages,
     ResourceUpdate,
     WorkerGreeting,
     WorkerStart,
@@ -62,7 +62,7 @@ class Replicas:
         """Set while a change from another worker is applied, so that it isn't sent again."""
         self.tasks: Tasks = Tasks()
         peers = services.peers
-        self._tell_soon = peers.tell_soon
+        self._broadcast_soon = peers.broadcast_soon
         peers.on(
             ResourceUpdate,
             lambda message, worker: services.changes.emit(ServerChange("updated", message.uri)),
@@ -71,7 +71,7 @@ class Replicas:
         peers.on(ItemRemoval, self._remove)
         peers.on(ItemSwitch, self._switch)
         peers.on(WorkerStart, self._welcome)
-        peers.on(LossNotice, lambda message, worker: self._inform(worker))
+        peers.on(MissedMessages, lambda message, worker: self._inform(worker))
         peers.on(WorkerGreeting, lambda message, worker: self._others.add(worker))
         peers.on_workers(self._count)
         peers.on_interruption(partial(self.tasks.spawn_once, self._catch_up))
@@ -79,8 +79,8 @@ class Replicas:
 
     async def join(self) -> None:
         """Ask the others what was removed."""
-        if not await self._services.peers.tell(WorkerStart()):
-            self._tell_soon(WorkerStart())
+        if not await self._services.peers.broadcast(WorkerStart()):
+            self._broadcast_soon(WorkerStart())
 
     @property
     def alone(self) -> bool:
@@ -101,7 +101,7 @@ class Replicas:
         subscriptions on other workers.
         """
         if change.uri and self._services.peers.shared:
-            self._tell_soon(ResourceUpdate(change.uri))
+            self._broadcast_soon(ResourceUpdate(change.uri))
         else:
             self._services.changes.emit(change)
 
@@ -114,12 +114,12 @@ class Replicas:
         elif how == "removed":
             self._definition.switched.pop((kind, key), None)
             self._definition.removed[message := ItemRemoval(kind, key)] = None
-            self._tell_soon(message)
+            self._broadcast_soon(message)
         else:
             known = self._definition.switched.get((kind, key))
             after = 0 if known is None else known.at + 1
             switched = ItemSwitch(kind, key, how == "on", max(self._services.peers.stamp(), after))
-            self._tell_soon(switched)
+            self._broadcast_soon(switched)
             self._apply(switched)  # one from another worker may have arrived since the change in a thread
 
     # Remote changes
@@ -130,8 +130,8 @@ class Replicas:
         """
         await asyncio.sleep(PAUSE)  # several parts of a store can report that
         self._services.changes.emit(ANY_UPDATE)
-        self._tell_what_is_gone()
-        self._tell_soon(LossNotice())
+        self._broadcast_removals()
+        self._broadcast_soon(MissedMessages())
 
     def _remove(self, message: ItemRemoval, worker: str) -> None:
         if not self._definition.registry.has(message.kind, message.key):
@@ -175,15 +175,15 @@ class Replicas:
     def _inform(self, worker: str) -> None:
         """Send an outdated worker what it's missing. All workers receive it, without effect on the others."""
         self._others.add(worker)
-        self._tell_soon(WorkerGreeting())
-        self._tell_what_is_gone()
+        self._broadcast_soon(WorkerGreeting())
+        self._broadcast_removals()
 
-    def _tell_what_is_gone(self) -> None:
+    def _broadcast_removals(self) -> None:
         for removed in self._definition.removed:
             if not self._definition.registry.has(removed.kind, removed.key):
-                self._tell_soon(removed)
+                self._broadcast_soon(removed)
         for switched in self._definition.switched.values():
-            self._tell_soon(switched)
+            self._broadcast_soon(switched)
 
     # Secret
 

@@ -12,7 +12,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NoReturn
 
-from millstream._cli.errors import open_streams, status_without_output, tell, wants_json
+from millstream._cli.errors import open_streams, report_error, status_without_output, wants_json
 from millstream._cli.help import OVERVIEW, print_version, show
 from millstream._cli.signals import INTERRUPTED, ending_in_order
 
@@ -155,7 +155,7 @@ def main(*, program: str = "") -> None:
         if program and type(exc).__name__ == "NoServer":  # its module may not be loaded
             _run_program(program)
         if wants_json():
-            tell(exc.what, 1, why=exc.why, remedy=exc.fix)
+            report_error(exc.what, 1, why=exc.why, remedy=exc.fix)
         else:
             report(exc)
         sys.exit(1)

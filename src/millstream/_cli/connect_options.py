@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Group, Parameter
 
-from millstream._cli.errors import UsageError, close_stderr, more_than_nothing, tell, wants_json
+from millstream._cli.errors import UsageError, close_stderr, more_than_nothing, report_error, wants_json
 from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse_url
@@ -191,9 +191,9 @@ def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
 def _fail(text: str, why: str = "", remedy: str = "", *, status: int) -> None:
     """Print a failure in one line, or as JSON with separate cause and remedy."""
     if wants_json():
-        tell(brief(text), status, why=brief(why), remedy=brief(remedy))
+        report_error(brief(text), status, why=brief(why), remedy=brief(remedy))
     elif text:
-        tell(safe(brief(f"{text} {why} {remedy}")), status)
+        report_error(safe(brief(f"{text} {why} {remedy}")), status)
 
 
 def explain(error: ClientError) -> tuple[str, str, str]:

@@ -23,7 +23,7 @@ def wants_json() -> bool:
     return "--json" in takewhile(lambda word: word != "--", sys.argv)
 
 
-def tell(error: str, status: int, *, why: str = "", remedy: str = "", shown: str = "") -> None:
+def report_error(error: str, status: int, *, why: str = "", remedy: str = "", shown: str = "") -> None:
     """Print a failure: `shown` or the sentences on standard error, or with ``--json`` an object on standard output.
 
     The object is ``{"ok": false, "error": "…", "why": "…", "remedy": "…", "status": 3}``. `why` and `remedy` are
@@ -179,7 +179,7 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
     except (CycloptsError, UsageError) as exc:
         _fail(str(exc), arguments)
     except EOFError:  # Ctrl-D at a question
-        tell("Aborted.", 1, shown="Aborted.")
+        report_error("Aborted.", 1, shown="Aborted.")
         sys.exit(1)
 
 
@@ -240,7 +240,7 @@ def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy
             text, remedy = f"{command} has no option {found[1]}.", other
     elif command in _LISTED and len(arguments) == 2:  # the server alone
         remedy = f"millstream list {shlex.quote(arguments[1])}"
-    tell(text, 2, remedy=remedy)
+    report_error(text, 2, remedy=remedy)
     sys.exit(2)
 
 

@@ -28,7 +28,7 @@ from msgspec import Struct
 
 from millstream._app.server_process import CommandError
 from millstream._cli.connect_options import Header, pairs
-from millstream._cli.errors import tell
+from millstream._cli.errors import report_error
 from millstream._cli.load import split_target
 from millstream._cli.program import Editable, Json, Packages, Yes
 from millstream._cli.serve import read_file, with_packages
@@ -759,7 +759,7 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
         return not dry_run
     if json or not somebody_looks():
         text = "Nothing was written, because there's no terminal to ask on."
-        tell(text, 2, remedy="Use --yes.", shown=text)
+        report_error(text, 2, remedy="Use --yes.", shown=text)
         raise SystemExit(2)
     if not confirm("Write this?"):
         print("Nothing was written.", file=sys.stderr)

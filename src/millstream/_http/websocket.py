@@ -104,7 +104,7 @@ class SocketBase(CloseSignal, eq=False, kw_only=True):
     def _stop(self) -> None:
         """Wake all readers and waiters, because the socket is closed."""
 
-    async def _say_goodbye(self, send: Send) -> None:
+    async def _send_close_frame(self, send: Send) -> None:
         if self._farewell is not None:
             code, reason = self._farewell
             await send({"type": "websocket.close", "code": code, "reason": reason})
@@ -212,7 +212,7 @@ class DirectSocket(SocketBase, eq=False):
         finally:
             try:
                 async with asyncio.timeout(self.grace):
-                    await self._say_goodbye(self.send)
+                    await self._send_close_frame(self.send)
             except (OSError, RuntimeError):
                 pass  # The peer is gone, or doesn't read the rest in time (TimeoutError is an OSError).
             self.connection_lost()
@@ -314,7 +314,7 @@ class QueuedSocket(SocketBase, eq=False):
                     self._held = False
                     if self._waiting <= _HIGH_WATER:
                         self._news.notify()
-                await self._say_goodbye(self.send)
+                await self._send_close_frame(self.send)
         except (OSError, RuntimeError):
             # ASGI 2.4 servers raise OSError if the peer is gone, and TimeoutError, our own deadline, is an OSError,
             # too. uvicorn raises RuntimeError after it has closed the connection itself, because a ping wasn't

@@ -15,7 +15,7 @@ from millstream._protocol.jsonrpc import Envelope, RequestId, decode_id, encode
 from millstream._protocol.notifications import cancelled_id
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
-from millstream._server.calls.pending_questions import PendingQuestions, asker
+from millstream._server.calls.pending_questions import PendingQuestions, owner_worker
 from millstream._server.calls.services import Services
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
 
@@ -199,7 +199,7 @@ class Control:
             return
         encoded = encode(request_id)
         if self._peers.shared and len(encoded) <= _MAX_ID and not self._allowance.take(session_id):
-            await self._peers.tell(CancelCall(session_id, encoded))
+            await self._peers.broadcast(CancelCall(session_id, encoded))
 
     async def answer_anywhere(self, message: Envelope, session_id: str, owner: str) -> None:
         """Pass a client's answer to the call that asked. A late answer is ignored, because the client can't know.
@@ -211,7 +211,7 @@ class Control:
         """
         if self._questions.answer(message, session_id):
             return
-        worker = asker(message.id)
+        worker = owner_worker(message.id)
         if not self._peers.shared or not worker or self._peers.is_me(worker):
             return
         if self._allowance.take(session_id):
@@ -236,4 +236,4 @@ class Control:
     async def end_anywhere(self, session_id: str) -> None:
         """Cancel every call of a deleted session, and close its streams on other workers."""
         self.end(session_id)
-        await self._peers.tell(SessionEnd(session_id))
+        await self._peers.broadcast(SessionEnd(session_id))

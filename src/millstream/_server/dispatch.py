@@ -416,7 +416,7 @@ class Dispatcher:
             call.failure = CallFailure("tool_error")
         return _wrap_envelope(call, answer)
 
-    def hear(self, call: Call) -> None:
+    def notify(self, call: Call) -> None:
         """Run an extension's handler for a notification, as a task. There is no answer.
 
         A notification above a limit is dropped and logged at debug level. The limits are those of calls.

@@ -112,7 +112,7 @@ class WorkerStart(PeerMessage, frozen=True, tag="join"):
     """The sender has just started. It has only the items that its program registers."""
 
 
-class LossNotice(PeerMessage, frozen=True, tag="miss"):
+class MissedMessages(PeerMessage, frozen=True, tag="miss"):
     """The sender may have missed messages of others."""
 
 
@@ -169,7 +169,7 @@ Message = (
     | ItemRemoval
     | ItemSwitch
     | WorkerStart
-    | LossNotice
+    | MissedMessages
     | WorkerGreeting
     | StatsRequest
     | StatsReply
@@ -202,7 +202,7 @@ RECEIPT_TIMEOUT = 30.0
 _logger = logging.getLogger("millstream")
 
 
-class _Letter(Struct, frozen=True, array_like=True):
+class _Envelope(Struct, frozen=True, array_like=True):
     """A message in transit, after its MAC."""
 
     sender: str
@@ -215,7 +215,7 @@ class _Letter(Struct, frozen=True, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(_Letter).decode
+_decode = msgspec.msgpack.Decoder(_Envelope).decode
 M = TypeVar("M")
 
 
@@ -358,7 +358,7 @@ class Peers:
                 self._receive(data)
                 await self._store.kv.delete(key)
 
-    async def _acknowledge(self, letter: _Letter) -> None:
+    async def _acknowledge(self, letter: _Envelope) -> None:
         with suppress(LocalError, OSError):
             await self.send(letter.sender, Receipt(letter.stamp))
 
@@ -374,7 +374,7 @@ class Peers:
                     if each == worker:
                         self._settle(stamp, received=False)
 
-    def _open_letter(self, data: bytes) -> _Letter | None:
+    def _open_letter(self, data: bytes) -> _Envelope | None:
         """Return a valid message of another worker, or of this one if it's wanted; None for anything else."""
         mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
@@ -414,7 +414,7 @@ class Peers:
         self._stamp = max(self._stamp + 1, now)
         return self._stamp
 
-    async def tell(self, message: Message) -> bool:
+    async def broadcast(self, message: Message) -> bool:
         """Send a message to all other workers. Return False if the store doesn't respond; messages are only hints."""
         if not self.shared:
             return False
@@ -432,7 +432,7 @@ class Peers:
         self._mute = False
         return True
 
-    def tell_soon(self, message: Message) -> None:
+    def broadcast_soon(self, message: Message) -> None:
         """Send a message to all other workers without waiting, with retries. Equal messages that wait are sent once.
 
         For types that this worker also receives, a message that can't be sent is received here immediately, and
@@ -455,7 +455,7 @@ class Peers:
             del self._outbox[message := next(iter(self._outbox))]
             heard = self._mute
             try:
-                sent = await self.tell(message)
+                sent = await self.broadcast(message)
             except Exception:
                 _logger.exception("A message to the other workers can't be sent.")
                 continue
@@ -514,7 +514,7 @@ class Peers:
             self._share.leave(owner)
 
     def _seal(self, to: str, message: Message, stamp: int = 0, *, receipt: bool = False) -> bytes:
-        body = _encode(_Letter(self._store.workers.me, to, stamp or self.stamp(), message, receipt))
+        body = _encode(_Envelope(self._store.workers.me, to, stamp or self.stamp(), message, receipt))
         return _mac(self._keys[0], body) + body
 
 

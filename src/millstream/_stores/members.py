@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, field
 
 from millstream._stores.base import Backend, CoAppend, Position
-from millstream._stores.workers import Claim, LeasedWorker, Roster, SoleWorker, read_again, update_roster
+from millstream._stores.workers import Claim, LeasedWorker, SoleWorker, WorkerTable, read_again, update_worker_table
 
 RECORDS = 128
 """Maximum number of records per group."""
@@ -127,11 +127,11 @@ class MapMembers(Struct, eq=False):
                 if raw is not None and any(unswept & {*held.workers, held.announcer} for held in _decode(raw).values()):
                     found += await self._sweep(key)
 
-        def remove_swept(roster: Roster) -> bool:
-            roster.unswept = [worker for worker in roster.unswept if worker not in unswept]
+        def remove_swept(table: WorkerTable) -> bool:
+            table.unswept = [worker for worker in table.unswept if worker not in unswept]
             return True
 
-        await update_roster(kv, remove_swept)
+        await update_worker_table(kv, remove_swept)
         await claim.leave()
         return found
 

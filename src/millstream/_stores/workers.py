@@ -1,8 +1,8 @@
 """The workers that share a backend, and the messages between them: leases in the map, messages in short-lived logs.
 
-One record, the roster, contains the leases of all workers. Each worker renews its own lease by compare-and-set, which
-also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox log. A
-worker whose parent process keeps the store gets the path of the parent's socket.
+One record, the worker table, contains the leases of all workers. Each worker renews its own lease by compare-and-set,
+which also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox
+log. A worker whose parent process keeps the store gets the path of the parent's socket.
 
 `read_again` and `Claim` are what several writers of one key need.
 """
@@ -106,21 +106,21 @@ ROSTER = "roster:workers"
 MESSAGES = "bus:all"
 INBOX = "inbox:"
 TTL = 86400.0
-"""Time to live of the roster and of messages in seconds."""
+"""Time to live of the table and of messages in seconds."""
 MAX_MESSAGES = 4_000
 """Maximum messages in a log. `interrupted` is called in a worker that falls further behind."""
 _MAX_DEAD = 1_000
 _SKEW = 1.0
 """Maximum difference between workers' views of the store's time, in seconds."""
 _NOTE = ""
-"""The topic of messages that make the other workers read the roster."""
+"""The topic of messages that make the other workers read the table."""
 _GOODBYE = 1.0
 """Seconds that closing waits for an unresponsive store."""
 
 _logger = logging.getLogger("millstream.stores")
 
 
-class Roster(Struct, array_like=True):
+class WorkerTable(Struct, array_like=True):
     """The record of all workers."""
 
     leases: dict[str, float] = {}
@@ -158,21 +158,21 @@ class Roster(Struct, array_like=True):
             del self.dead[worker]
 
 
-_encode_roster = msgspec.msgpack.Encoder().encode
-_decode_roster = msgspec.msgpack.Decoder(Roster).decode
+_encode_table = msgspec.msgpack.Encoder().encode
+_decode_table = msgspec.msgpack.Decoder(WorkerTable).decode
 _encode_message = msgspec.msgpack.Encoder().encode
 _decode_message = msgspec.msgpack.Decoder(tuple[str, bytes]).decode
 
 
-async def update_roster(kv: Map, change: Callable[[Roster], bool]) -> Roster:
-    """Save the roster unless `change` returns False. Return it. `change` runs again after a conflict."""
-    roster = Roster()
+async def update_worker_table(kv: Map, change: Callable[[WorkerTable], bool]) -> WorkerTable:
+    """Save the table unless `change` returns False. Return it. `change` runs again after a conflict."""
+    table = WorkerTable()
     for attempt in count():
         raw = await read_again(kv, ROSTER, attempt)
-        roster = Roster() if raw is None else _decode_roster(raw)
-        if not change(roster) or await kv.compare_and_set(ROSTER, raw, _encode_roster(roster), TTL):
+        table = WorkerTable() if raw is None else _decode_table(raw)
+        if not change(table) or await kv.compare_and_set(ROSTER, raw, _encode_table(table), TTL):
             break
-    return roster
+    return table
 
 
 async def expire(backend: Backend, worker: str) -> None:
@@ -182,7 +182,7 @@ async def expire(backend: Backend, worker: str) -> None:
         backend: The backend that noticed the end of the connection.
         worker: Id of the worker.
     """
-    await update_roster(backend.kv, lambda roster: roster.end(worker, backend.time()))
+    await update_worker_table(backend.kv, lambda table: table.end(worker, backend.time()))
     await post(backend, MESSAGES, _NOTE, b"")
 
 
@@ -224,9 +224,9 @@ class SoleWorker(_Worker):
         """Do nothing, because there are no other workers."""
         return never
 
-    async def read(self) -> Roster:
-        """Return a roster in which no worker is dead."""
-        return Roster()
+    async def read(self) -> WorkerTable:
+        """Return a table in which no worker is dead."""
+        return WorkerTable()
 
     async def publish(self, topic: str, data: bytes) -> None:
         self._topics.push(topic, "", data)
@@ -241,7 +241,7 @@ class SoleWorker(_Worker):
 class LeasedWorker(_Worker):
     """`Workers` and `Bus` of a store that is shared.
 
-    The workers have leases in the roster. Messages are in two logs: one for all workers, and the inbox of this one.
+    The workers have leases in the table. Messages are in two logs: one for all workers, and the inbox of this one.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -287,7 +287,7 @@ class LeasedWorker(_Worker):
                 await expire(self._backend, self.me)
 
     def hurry(self) -> None:
-        """Renew the lease soon: the roster may have changed."""
+        """Renew the lease soon: the table may have changed."""
         self._hurry.set()
 
     async def run(self) -> None:
@@ -303,17 +303,17 @@ class LeasedWorker(_Worker):
         """
         other, name = secrets.token_hex(6), self.me
 
-        def change(roster: Roster) -> bool:
+        def change(table: WorkerTable) -> bool:
             nonlocal name
             now = self._backend.time()
-            roster.expire(now, self.lease)
-            name = other if self.me in roster.dead else self.me
-            roster.leases[name] = now + self.lease
-            roster.last_renewal = now
+            table.expire(now, self.lease)
+            name = other if self.me in table.dead else self.me
+            table.leases[name] = now + self.lease
+            table.last_renewal = now
             return True
 
         await self._backend.bind(self.me)
-        roster = await update_roster(self._backend.kv, change)
+        table = await update_worker_table(self._backend.kv, change)
         if name != self.me:
             await self._backend.bind(name)
             self.me = name
@@ -321,25 +321,25 @@ class LeasedWorker(_Worker):
                 inbox.stop()
                 self._tails[1] = self._follow(INBOX + name, None)
             self.on_rename()
-            self._learn(roster, always=True)
+            self._learn(table, always=True)
             await post(self._backend, MESSAGES, _NOTE, b"")
         else:
-            self._learn(roster)
+            self._learn(table)
 
-    async def read(self) -> Roster:
-        """Return the roster and update the known workers from it.
+    async def read(self) -> WorkerTable:
+        """Return the table and update the known workers from it.
 
         Raises:
             LocalError: The store doesn't respond.
         """
         raw = await self._backend.kv.get(ROSTER)
-        roster = Roster() if raw is None else _decode_roster(raw)
-        self._learn(roster)
-        return roster
+        table = WorkerTable() if raw is None else _decode_table(raw)
+        self._learn(table)
+        return table
 
-    def _learn(self, roster: Roster, *, always: bool = False) -> None:
-        roster.expire(self._backend.time(), self.lease)
-        live, self.dead = frozenset(roster.leases), frozenset(roster.dead)
+    def _learn(self, table: WorkerTable, *, always: bool = False) -> None:
+        table.expire(self._backend.time(), self.lease)
+        live, self.dead = frozenset(table.leases), frozenset(table.dead)
         if self.me in self.dead or self.me not in live:
             self.hurry()
         if always or live != self.live:

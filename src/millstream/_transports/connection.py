@@ -159,7 +159,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             if kept.method in dispatcher.registry.notification_handlers:
                 named = per_request_revision(message)
                 session, revision = (None, named) if named else (self.session, self._revision())
-                dispatcher.hear(notification_call(kept, session, revision, **self._way()))
+                dispatcher.notify(notification_call(kept, session, revision, **self._way()))
             return None
         per_request = per_request_revision(message) is not None
         if message.method == "initialize" and not per_request:

@@ -64,7 +64,7 @@ class HttpSse:
         self._connections: dict[str, tuple[ClientConnection, bytes, Sink]] = {}
         """Session id -> connection, a hash of the principal that opened it, and its stream."""
         self._name = services.store.workers.me
-        services.peers.on_workers(self._look_at_my_name)
+        services.peers.on_workers(self._check_own_name)
         services.peers.on(PostedMessage, self._on_posted)
 
     async def get(self, request: HttpRequest) -> Response | None:
@@ -131,7 +131,7 @@ class HttpSse:
             return _UNREACHABLE
         return _ACCEPTED if there else _UNKNOWN
 
-    async def _look_at_my_name(self) -> None:
+    async def _check_own_name(self) -> None:
         """End every stream whose session id contains a former name of this worker."""
         if self._services.peers.is_me(self._name):
             return

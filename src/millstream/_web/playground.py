@@ -65,31 +65,31 @@ MAX_CONVERSATIONS_EACH = 3
 Decision = Literal["approve", "always", "decline"]
 
 
-class Say(Struct, frozen=True, tag="say"):
+class SendText(Struct, frozen=True, tag="say"):
     """A message from the user."""
 
     text: str
 
 
-class Decide(Struct, frozen=True, tag="decide"):
+class AnswerApproval(Struct, frozen=True, tag="decide"):
     """The user's decision on a call."""
 
     id: str
     decision: Decision
 
 
-class Fill(Struct, frozen=True, tag="fill"):
+class AnswerForm(Struct, frozen=True, tag="fill"):
     """The user's form values. None declines."""
 
     id: str
     values: Json | None = None
 
 
-class Stop(Struct, frozen=True, tag="stop"):
+class StopAnswer(Struct, frozen=True, tag="stop"):
     """The user's request to stop the answer."""
 
 
-_decode = msgspec.json.Decoder(Say | Decide | Fill | Stop).decode
+_decode = msgspec.json.Decoder(SendText | AnswerApproval | AnswerForm | StopAnswer).decode
 
 
 class CallerTarget(Struct, frozen=True, eq=False):
@@ -204,15 +204,15 @@ class PlaygroundConversation(Struct, eq=False):
         except (ProtocolError, msgspec.MsgspecError) as exc:
             self._fail(f"The message is malformed. {exc}")
             return
-        if isinstance(message, Say):
+        if isinstance(message, SendText):
             self._start_answer(message.text)
-        elif isinstance(message, Stop):
+        elif isinstance(message, StopAnswer):
             if self._task is not None:
                 self._task.cancel()
         else:
             waiting = self._open_questions.pop(message.id, None)
             if waiting is not None and not waiting.done():
-                waiting.set_result(message.decision if isinstance(message, Decide) else message.values)
+                waiting.set_result(message.decision if isinstance(message, AnswerApproval) else message.values)
 
     async def close(self) -> None:
         """End the conversation after the socket was closed."""

@@ -410,11 +410,11 @@ class AuthGuard:
         self.on_failure(address)
         self._failures.report(peer_network(address))
 
-    def tell(self, told: Callable[[str], None]) -> None:
-        """Call `told` with the address of every invalid credential from now on."""
-        self.on_failure = told
+    def on_refused(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` with the address of every invalid credential from now on."""
+        self.on_failure = callback
         for method in self.methods:
-            method.tell(told)
+            method.on_refused(callback)
 
     def holds(self, id: str) -> bool:
         """Return whether a principal with this id may still have a credential."""

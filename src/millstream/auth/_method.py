@@ -208,11 +208,11 @@ class AuthMethod:
             pool: The limits in the store.
         """
 
-    def tell(self, refused: Callable[[str], None]) -> None:
-        """Call `refused` for every invalid credential at the method's own paths.
+    def on_refused(self, callback: Callable[[str], None]) -> None:
+        """Call `callback` for every invalid credential at the method's own paths.
 
         Args:
-            refused: A function of the caller's address.
+            callback: A function of the caller's address.
         """
 
     def close(self) -> None:

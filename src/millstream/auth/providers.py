@@ -147,7 +147,7 @@ class UpstreamWithPrompt(UpstreamLogin, Protocol):
 
 
 @runtime_checkable
-class Selective(UpstreamLogin, Protocol):
+class RevocableLogin(UpstreamLogin, Protocol):
     """An upstream that can revoke the access of a user who has signed in before."""
 
     def still(self, user: User) -> bool:

@@ -577,7 +577,7 @@ class Host(Struct, eq=False):
         peers, name = self._host.services.peers, self._name
         message = ExtensionBroadcast(name, "" if everyone else name, notification_message(method, params))
         if peers.shared:
-            peers.tell_soon(message)
+            peers.broadcast_soon(message)
         else:
             self._deliver_broadcast(message, "")
 

@@ -75,7 +75,7 @@ class WakeCall(TaggedRecord, tag="wake"):
     """JSON: answers by the keys of their questions."""
 
 
-class LeaveCall(TaggedRecord, tag="leave"):
+class CancelParkedCall(TaggedRecord, tag="leave"):
     """The client that resumed a call canceled it."""
 
     number: int
@@ -90,8 +90,8 @@ class CallUpdate(TaggedRecord, tag="news"):
     """Whether the next message has the rest of the body. The first one is empty, and confirms that the call goes on."""
 
 
-_Letter = WakeCall | LeaveCall | CallUpdate
-_decode_letter = msgspec.msgpack.Decoder(_Letter).decode
+_ParkedCallMessage = WakeCall | CancelParkedCall | CallUpdate
+_decode_message = msgspec.msgpack.Decoder(_ParkedCallMessage).decode
 _PART = "gateway"
 
 Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
@@ -404,10 +404,10 @@ class ParkedCalls:
                     raise call_error(call, CALL_LOST)
                 outcome = await remote.outcome
         except (LocalError, OSError) as exc:  # a timeout is an OSError, too
-            self._send_soon(worker, LeaveCall(number))
+            self._send_soon(worker, CancelParkedCall(number))
             raise call_error(call, WORKER_UNREACHABLE) from exc
         except asyncio.CancelledError:
-            self._send_soon(worker, LeaveCall(number))
+            self._send_soon(worker, CancelParkedCall(number))
             raise
         finally:
             del self._remote[number]
@@ -426,10 +426,10 @@ class ParkedCalls:
             case _Refusal():
                 raise ProtocolError(INVALID_PARAMS, outcome.message)
 
-    async def _send(self, worker: str, message: _Letter) -> bool:
+    async def _send(self, worker: str, message: _ParkedCallMessage) -> bool:
         return await self._services.peers.send(worker, PartMessage(_PART, _encode(message)))
 
-    def _send_soon(self, worker: str, message: LeaveCall | CallUpdate) -> None:
+    def _send_soon(self, worker: str, message: CancelParkedCall | CallUpdate) -> None:
         async def send() -> None:
             with contextlib.suppress(LocalError, OSError):
                 await self._send(worker, message)
@@ -439,11 +439,11 @@ class ParkedCalls:
     def _receive(self, letter: PartMessage, worker: str) -> None:
         if letter.part != _PART:
             return
-        message: _Letter = _decode_letter(letter.body)
+        message: _ParkedCallMessage = _decode_message(letter.body)
         match message:
             case WakeCall():
                 self._on_wake_call(message, worker)
-            case LeaveCall(number):
+            case CancelParkedCall(number):
                 if (parked := self._followed.get((worker, number))) is not None:
                     self._drop(parked)
             case CallUpdate():
@@ -468,7 +468,7 @@ class ParkedCalls:
         """End the calls on other workers, because messages with their results may have been lost."""
         for number, remote in self._remote.items():
             remote.lose()
-            self._send_soon(remote.worker, LeaveCall(number))
+            self._send_soon(remote.worker, CancelParkedCall(number))
 
     async def _drop_calls_of_dead_workers(self) -> None:
         """Drop calls that depend on workers that have stopped."""

@@ -21,7 +21,7 @@ from millstream.auth import _oidc
 from millstream.auth.providers import (
     AuthorizationRedirect,
     Callback,
-    Selective,
+    RevocableLogin,
     SignInFailed,
     UpstreamLogin,
     UpstreamWithPrompt,
@@ -328,7 +328,7 @@ async def test_users_of_two_issuers_are_distinct(world: World) -> None:
     user = await world.sign_in()
     options: Any = {"allow": ["@example.com", "bob@example.net"], "client_id": CLIENT, "client_secret": SECRET}
     same, other = (auth.login_provider(url, **options) for url in (world.issuer.url, "https://id.example"))
-    assert isinstance(same, Selective)
-    assert isinstance(other, Selective)
+    assert isinstance(same, RevocableLogin)
+    assert isinstance(other, RevocableLogin)
     assert same.still(user)
     assert not other.still(user)

@@ -150,7 +150,7 @@ class DashboardQueries:
         """Query the figures of the other workers; `snapshot` includes their replies."""
         now = self.clock()
         self._figures = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
-        await self.peers.tell(StatsRequest(_FIGURES, _encode(_Question("figures"))))
+        await self.peers.broadcast(StatsRequest(_FIGURES, _encode(_Question("figures"))))
 
     def snapshot(self, *, store: Any = None) -> Json:
         """Return the sums over all workers, and a row for each."""
@@ -221,7 +221,7 @@ class DashboardQueries:
         number = next(self._numbers)
         waiting = self._waiting[number] = _PendingReplies({}, set(self._known), asyncio.Event())
         try:
-            await self.peers.tell(StatsRequest(number, _encode(question)))
+            await self.peers.broadcast(StatsRequest(number, _encode(question)))
             async with asyncio.timeout(PATIENCE):
                 await waiting.done.wait()
         except TimeoutError:

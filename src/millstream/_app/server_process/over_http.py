@@ -178,7 +178,7 @@ class HttpServer:
         listener.close()
         if self.worker is not None:
             self.worker.takeover.close()
-            self.worker.line.tell(Departure())
+            self.worker.line.send(Departure())
         until, going = clock() + self._definition.settings.drain_timeout, True
         # Wait for calls and other requests, and close idle connections; repeat, because a client may send one more
         # request.
@@ -248,16 +248,16 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
             if hello.worker == 1:
                 logger.warning("%s", secrets.warning)
         listeners = [take_socket(each) for each in hello.listeners]
-        settings, tell = definition.settings, place.line.tell
+        settings, send = definition.settings, place.line.send
 
         def report_ready(found: Facts) -> None:
             patience = settings.drain_delay + settings.drain_timeout + LINGER + AFTER_DRAIN
-            tell(Ready(found, patience, settings.watchdog))
+            send(Ready(found, patience, settings.watchdog))
             if settings.watchdog:
                 beat()
 
         def beat() -> None:
-            tell(Alive())
+            send(Alive())
             asyncio.get_running_loop().call_later(settings.watchdog / BEATS, beat)
 
         HttpServer(application, hello.host, hello.port, listeners, told=report_ready, worker=place).run()

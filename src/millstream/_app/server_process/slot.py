@@ -140,7 +140,7 @@ class MessageChannel:
         self.end = end
         self._buffer = b""
 
-    def tell(self, message: Message) -> None:
+    def send(self, message: Message) -> None:
         """Send a message, dropping it if the peer is gone or has been unresponsive for long."""
         with suppress(OSError):
             self.end.sendall(msgspec.json.encode(message) + b"\n")
@@ -270,7 +270,7 @@ class WorkerSlot:
         try:
             yield
         except CommandError as exc:
-            self.line.tell(msgspec.convert(exc, StartFailure, from_attributes=True))
+            self.line.send(msgspec.convert(exc, StartFailure, from_attributes=True))
             sys.exit(1)
 
     def mark_logs(self) -> None:
@@ -491,7 +491,7 @@ class WorkerProcess:
             )
         self.pid = self._process.pid
         self._line = MessageChannel(ours)
-        self._line.tell(hello)
+        self._line.send(hello)
         ours.setblocking(False)
         self._loop.add_reader(ours, self._hear)
         self.ended = self._loop.create_task(self._end())
@@ -567,16 +567,16 @@ class WorkerProcess:
         if self.state == STARTING:
             self.signal(signal.SIGTERM)  # it may not read our messages yet
         self.state = LEAVING
-        self._line.tell(Drain(replaced))
+        self._line.send(Drain(replaced))
 
     def force(self) -> None:
         """Make it exit immediately, but cleanly."""
-        self._line.tell(Force())
+        self._line.send(Force())
 
-    def tell(self, message: WorkerStates | StartFailure) -> None:
+    def send(self, message: WorkerStates | StartFailure) -> None:
         """Send it the state of all workers, or why the changed program can't start."""
         if self.state in (READY, LEAVING):
-            self._line.tell(message)
+            self._line.send(message)
 
     def signal(self, number: int) -> None:
         """Send a signal, if it's still running."""

@@ -411,7 +411,7 @@ class Supervisor:
         order = sorted(self._children, key=lambda child: (child.slot.number, child.pid))
         workers = [WorkerState(child.slot.number, child.pid, child.state, child.slot.restarts) for child in order]
         for child in order:
-            child.tell(failure or WorkerStates(workers))
+            child.send(failure or WorkerStates(workers))
 
 
 def tell_failure(failure: CommandError) -> None:

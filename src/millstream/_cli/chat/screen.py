@@ -152,13 +152,13 @@ class DebugScreen:
         self._number = 0
         self.note, self.fail, self.pause = screen.note, screen.fail, screen.pause
         handler = logging.Handler()
-        handler.emit = lambda record: self.tell(record.getMessage())  # type: ignore[method-assign]
+        handler.emit = lambda record: self.print_line(record.getMessage())  # type: ignore[method-assign]
         messages = logging.getLogger("millstream.client.messages")
         messages.addHandler(handler)
         messages.setLevel(logging.DEBUG)
         messages.propagate = False
 
-    def tell(self, what: str) -> None:
+    def print_line(self, what: str) -> None:
         """Print the next step."""
         self.pause()
         self._number += 1
@@ -167,13 +167,13 @@ class DebugScreen:
     def tell_all(self, steps: Iterable[str]) -> None:
         """Print several steps."""
         for each in steps:
-            self.tell(each)
+            self.print_line(each)
 
     def show(self, event: Event) -> None:
         """See `PlainScreen`."""
         describe = _STEPS.get(type(event))
         if describe is not None:
-            self.tell(describe(event))
+            self.print_line(describe(event))
         if not isinstance(event, ToolStart | ToolEnd | SamplingResult | ModelRetry):  # the step has the same content
             self._screen.show(event)
 

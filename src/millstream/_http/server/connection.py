@@ -191,7 +191,7 @@ class ServerContext(Protocol):
     unfinished: Share
 
 
-class Carrier(Protocol):
+class ConnectionSocket(Protocol):
     """The socket of a connection (`HttpProtocol`)."""
 
     transport: asyncio.Transport
@@ -232,7 +232,7 @@ class HttpReplyStream(CloseSignal, eq=False):
     It writes its chunks directly to the transport, under the transport's flow control.
     """
 
-    protocol: Carrier
+    protocol: ConnectionSocket
     transport: asyncio.Transport
     limit: int
     chunked: bool
@@ -287,7 +287,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
     """Whether the client supports chunked encoding (HTTP/1.1)."""
     keep_alive: bool = True
     """Whether the connection stays open after the reply."""
-    protocol: Carrier | None = None
+    protocol: ConnectionSocket | None = None
     """The connection that carries the reply, set when the call starts."""
     # Request
     task: asyncio.Task[None] | None = None
@@ -348,7 +348,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             self.cancelled = True
             self.task.cancel()
 
-    async def run(self, protocol: Carrier) -> None:  # noqa: C901, PLR0912  the hot path, inline
+    async def run(self, protocol: ConnectionSocket) -> None:  # noqa: C901, PLR0912  the hot path, inline
         """Run the handler and write its reply, all in the call's own task."""
         waited = False
         try:
@@ -414,12 +414,12 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             # The caller of an exchange that never suspended continues by itself.
             protocol.proceed()
 
-    def _abort(self, protocol: Carrier) -> None:
+    def _abort(self, protocol: ConnectionSocket) -> None:
         """Close without a reply, because the task was stopped by force."""
         self.response_complete = True
         protocol.transport.abort()
 
-    def _complete(self, protocol: Carrier) -> None:
+    def _complete(self, protocol: ConnectionSocket) -> None:
         """Continue the connection after the end of a stream that its handler left open."""
         self.response_complete = True
         protocol.current = None

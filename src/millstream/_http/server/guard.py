@@ -27,7 +27,7 @@ from millstream._http.server.connection import (
     NEW,
     TOO_MANY_CONNECTIONS,
     TOO_MANY_FROM_ADDRESS,
-    Carrier,
+    ConnectionSocket,
     ReplyHeads,
     ServerState,
 )
@@ -93,8 +93,8 @@ class ConnectionGuard:
         self._loop = loop
         self._state = state
         self._timer: asyncio.TimerHandle | None = None
-        self._connections: set[Carrier] = set()
-        self._spares: set[Carrier] = set()
+        self._connections: set[ConnectionSocket] = set()
+        self._spares: set[ConnectionSocket] = set()
         self.connections = Share(limits.max_connections, each=limits.max_connections_per_address or None)
         """The connections that may send requests, by address."""
         self._owners: dict[object, str] = {}
@@ -116,7 +116,7 @@ class ConnectionGuard:
         )
         """Function that starts a call in a task, eagerly on Python 3.12 and newer."""
 
-    def admit(self, connection: Carrier, *, is_proxy: bool = False) -> bool:
+    def admit(self, connection: ConnectionSocket, *, is_proxy: bool = False) -> bool:
         """Watch a new connection, which is already in the server's set. Return False if there are too many.
 
         An address may have half of the connections, except for proxies and this machine. A few connections above the
@@ -145,7 +145,7 @@ class ConnectionGuard:
         self._spares.add(connection)
         return True
 
-    def release(self, connection: Carrier) -> None:
+    def release(self, connection: ConnectionSocket) -> None:
         """Stop watching a connection that is lost."""
         self._connections.discard(connection)
         self._spares.discard(connection)
@@ -156,7 +156,7 @@ class ConnectionGuard:
         if connection in self._owners:
             self.connections.leave(self._owners.pop(connection))
 
-    def transfer(self, connection: Carrier, websocket: object) -> None:
+    def transfer(self, connection: ConnectionSocket, websocket: object) -> None:
         """Count a connection as the WebSocket that it continues as."""
         if connection in self._owners:
             self._owners[websocket] = self._owners.pop(connection)
@@ -220,7 +220,7 @@ class ConnectionGuard:
         ends = max(_CLOSES_PER_YIELD, len(everybody) // _MAX_ITERATIONS)
         self._check_batch(everybody, now, max(1, _CHECKS_PER_YIELD // ends))
 
-    def _check_batch(self, left: list[Carrier], now: float, end: int) -> None:
+    def _check_batch(self, left: list[ConnectionSocket], now: float, end: int) -> None:
         """Check some of these connections, and the rest in the next iterations of the event loop.
 
         Closing a connection counts as `end` checks.
@@ -236,7 +236,7 @@ class ConnectionGuard:
             if left:
                 self._loop.call_soon(self._check_batch, left, now, end)
 
-    def _abort_if_stalled(self, connection: Carrier, now: float) -> bool:
+    def _abort_if_stalled(self, connection: ConnectionSocket, now: float) -> bool:
         """Close a connection whose client hasn't read for too long."""
         unsent = connection.transport.get_write_buffer_size()
         if unsent == 0 or unsent < connection.unsent:
@@ -246,7 +246,7 @@ class ConnectionGuard:
             connection.transport.abort()
         return late
 
-    def _close_if_late(self, guarded: Carrier, now: float) -> bool:
+    def _close_if_late(self, guarded: ConnectionSocket, now: float) -> bool:
         """Close a connection that exceeded its timeout."""
         if guarded.unsent:
             return False

@@ -134,7 +134,7 @@ class PendingQuestions:
     async def end_misnamed(self) -> None:
         """Fail all questions whose ids contain an earlier name of this worker, because answers can't arrive."""
         for question_id, (_, future, _) in list(self._open.items()):
-            if asker(question_id) != self._workers.me and not future.done():
+            if owner_worker(question_id) != self._workers.me and not future.done():
                 future.set_exception(ToolError("The server was suspended, and the answer was lost. Try again."))
 
     def end(self, scope: str) -> None:
@@ -175,7 +175,7 @@ class PendingQuestions:
         return self._cancellations.spawn(_give_up(send, question_id, reason, asked))
 
 
-def asker(question_id: object) -> str:
+def owner_worker(question_id: object) -> str:
     """Return the worker that asked a question, or an empty string for a foreign id."""
     match = _ID.fullmatch(question_id) if isinstance(question_id, str) else None
     return "" if match is None else match[1]

@@ -244,7 +244,7 @@ class SessionRecords:
             watcher(record)
         elif watcher is not None:
             self._read_soon(session.id)  # another worker may have changed it since
-        await self._peers.tell(RecordUpdate(session.id))
+        await self._peers.broadcast(RecordUpdate(session.id))
 
     async def _swap(
         self, session: Session, edit: Callable[[SessionRecord], SessionRecord | None]

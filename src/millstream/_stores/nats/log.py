@@ -305,7 +305,7 @@ class Consumer:
         self._log.push(self._view.name, topic, Entry(Position(self._epoch, seq), msg.data))
 
 
-class Floor(Struct, frozen=True, array_like=True):
+class TrimMark(Struct, frozen=True, array_like=True):
     """The dropped part of a view."""
 
     seq: int = 0
@@ -323,7 +323,7 @@ class _ViewCache(Struct):
 
 
 _encode_floor = msgspec.msgpack.Encoder().encode
-_decode_floor = msgspec.msgpack.Decoder(Floor).decode
+_decode_floor = msgspec.msgpack.Decoder(TrimMark).decode
 
 
 class NatsLog(Listeners[Entry]):
@@ -431,7 +431,7 @@ class NatsLog(Listeners[Entry]):
         if known is None or known.until <= self._link.time():
             last, lives = await self._find(view, view.subject)
             if last is not None and not lives:
-                await self._raise_floor(view, Floor(last.seq))
+                await self._raise_floor(view, TrimMark(last.seq))
             known = self._views.setdefault(key, _ViewCache(0.0))
         self._views.keep(key, known)
         return known
@@ -441,7 +441,7 @@ class NatsLog(Listeners[Entry]):
         end, lives = await self._find(view, view.seal)
         if end is None or lives:
             return lives
-        await self._raise_floor(view, Floor(end.seq))
+        await self._raise_floor(view, TrimMark(end.seq))
         await self._link.purge(view.stream, view.seal, before=end.seq + 1)
         return False
 
@@ -473,14 +473,14 @@ class NatsLog(Listeners[Entry]):
             if count <= most + most // _PART:
                 break
         if low > first:
-            await self._raise_floor(view, Floor(low - 1, low))
+            await self._raise_floor(view, TrimMark(low - 1, low))
 
-    async def _raise_floor(self, view: View, floor: Floor) -> None:
+    async def _raise_floor(self, view: View, floor: TrimMark) -> None:
         """Record the floor of a view, and purge messages that no other view needs."""
         link, subject = self._link, self._beside("floor", view)
         while True:
             found = await link.last(view.stream, subject)
-            now = Floor() if found is None else _decode_floor(found.data)
+            now = TrimMark() if found is None else _decode_floor(found.data)
             if now.seq > floor.seq or (now.seq == floor.seq and (floor.following or not now.following)):
                 return
             headers = {"Nats-Expected-Last-Subject-Sequence": str(found.seq if found else 0), "Nats-Rollup": "sub"}
@@ -575,7 +575,7 @@ class NatsLog(Listeners[Entry]):
     def _entry(self, message: StreamMessage) -> Entry:
         return Entry(Position(self._link.epoch, message.seq), message.data)
 
-    async def _look(self, name: str, at_least: int = 0) -> tuple[View, StreamMessage | None, Floor]:
+    async def _look(self, name: str, at_least: int = 0) -> tuple[View, StreamMessage | None, TrimMark]:
         """Return a view, its newest message (None if the stream is unknown), and its floor.
 
         The newest message is at or after the sequence `at_least` if such a message was acknowledged.
@@ -588,9 +588,9 @@ class NatsLog(Listeners[Entry]):
                 if last.seq > floor.seq and await self._lives(view, last):
                     return view, last, floor
                 return view, None, floor
-        return self._main(name), None, Floor()
+        return self._main(name), None, TrimMark()
 
-    async def _newest(self, view: View, at_least: int) -> tuple[StreamMessage | None, Floor]:
+    async def _newest(self, view: View, at_least: int) -> tuple[StreamMessage | None, TrimMark]:
         seen, known = self._seen.get(view.subject, 0), self._newest_seqs.get(view.stream, 0)
         late = (
             known
@@ -613,7 +613,7 @@ class NatsLog(Listeners[Entry]):
         last, floor = await asyncio.gather(self._link.last(view.stream, subject), self._floor(view))
         return last, last is not None and last.seq > floor.seq and await self._lives(view, last)
 
-    async def _ends(self, view: View) -> tuple[StreamMessage | None, Floor]:
+    async def _ends(self, view: View) -> tuple[StreamMessage | None, TrimMark]:
         return await asyncio.gather(self._link.last(view.stream, view.subject), self._floor(view))
 
     async def _lives(self, view: View, last: StreamMessage) -> bool:
@@ -624,9 +624,9 @@ class NatsLog(Listeners[Entry]):
         touched = await self._link.last(view.stream, self._beside("touch", view))
         return touched is not None and touched.at + float(touched.headers[_TTL]) > now
 
-    async def _floor(self, view: View) -> Floor:
+    async def _floor(self, view: View) -> TrimMark:
         found = await self._link.last(view.stream, self._beside("floor", view))
-        return Floor() if found is None else _decode_floor(found.data)
+        return TrimMark() if found is None else _decode_floor(found.data)
 
     async def touch(self, stream: str, ttl: float) -> bool:
         view, last, _ = await self._look(stream)
@@ -644,7 +644,7 @@ class NatsLog(Listeners[Entry]):
     async def trim(self, stream: str) -> None:
         view, last, _ = await self._look(stream)
         if last is not None:
-            await self._raise_floor(view, Floor(last.seq))
+            await self._raise_floor(view, TrimMark(last.seq))
             if view.ttl != _INDEX_TTL:
                 await self._is_sealed(view)
 
@@ -714,7 +714,7 @@ class NatsLog(Listeners[Entry]):
         if lives:  # another worker has appended, or touched it
             self._views.setdefault(key, _ViewCache(now + _LOOK_AGAIN, known.appended))
         else:
-            await self._raise_floor(view, Floor(last.seq))
+            await self._raise_floor(view, TrimMark(last.seq))
             await self._is_sealed(view)
 
     # Names

@@ -32,7 +32,7 @@ PAUSE = 1.0
 
 class _Job(Struct, eq=False):
     work: Callable[[], Any]
-    tell: Callable[[Any], None] | None
+    callback: Callable[[Any], None] | None
     writes: bool
     done: asyncio.Future[Any]
     result: Any = None
@@ -78,8 +78,10 @@ class SqliteWriter(Struct, eq=False):
             self._thread.shutdown()
             self._thread = None
 
-    async def run(self, work: Callable[[], T], tell: Callable[[T], None] | None = None, *, writes: bool = True) -> T:
-        """Run a job, and return its result after the commit and after `tell` was called with it.
+    async def run(
+        self, work: Callable[[], T], callback: Callable[[T], None] | None = None, *, writes: bool = True
+    ) -> T:
+        """Run a job, and return its result after the commit and after `callback` was called with it.
 
         Raises:
             Exception: `work` raised it before it wrote anything.
@@ -89,7 +91,7 @@ class SqliteWriter(Struct, eq=False):
             raise StoreUnavailable("The store is closed.")
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
-        self._waiting.append(_Job(work, tell, writes, done))
+        self._waiting.append(_Job(work, callback, writes, done))
         if self._task is None:
             self._task = loop.create_task(self._run())
         return await done
@@ -101,8 +103,8 @@ class SqliteWriter(Struct, eq=False):
                 jobs, self._waiting = self._waiting[:MAX_JOBS], self._waiting[MAX_JOBS:]
                 await loop.run_in_executor(self._thread, self._run_all, jobs)
                 for job in jobs:
-                    if job.failure is None and job.tell is not None:
-                        job.tell(job.result)
+                    if job.failure is None and job.callback is not None:
+                        job.callback(job.result)
                     if job.done.done():
                         continue
                     if job.failure is not None:
@@ -194,10 +196,10 @@ class SqliteLog(SimpleNamespace):
         self.listen = listeners.listen
 
     async def append(self, stream: str, data: bytes, *, topic: str = "", **options: Any) -> Position:
-        def tell(position: Position) -> None:
+        def push(position: Position) -> None:
             self.listeners.push(stream, topic, Entry(position, data))
 
-        return await self._writer.run(lambda: self._streams.append(stream, data, **options), tell)
+        return await self._writer.run(lambda: self._streams.append(stream, data, **options), push)
 
     async def wait_until_listening(self, stream: str) -> Position | None:
         newest: Sequence[Entry] = await self.newest(stream, 1)

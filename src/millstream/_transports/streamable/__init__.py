@@ -575,7 +575,7 @@ class StreamableExchange(Struct, eq=False):
             await dispatcher.control.notified_anywhere(kept, "" if session is None else session.id)
         if kept.method in dispatcher.registry.notification_handlers:
             way = {**self._way(), "open_reply": None, "reply_channel": NULL_REPLY}
-            dispatcher.hear(calls.notification_call(kept, session, revision, **way))
+            dispatcher.notify(calls.notification_call(kept, session, revision, **way))
 
     def _way(self) -> dict[str, Any]:
         request = self.request

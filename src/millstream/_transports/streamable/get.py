@@ -88,7 +88,7 @@ class _NewestStreams:
         """
         self.close(name)
         self._streams[name] = stream
-        if not await self._endpoint.services.peers.tell(StreamTakeover(name, stream.id)):
+        if not await self._endpoint.services.peers.broadcast(StreamTakeover(name, stream.id)):
             stream.placed = True
         return not stream.over
 

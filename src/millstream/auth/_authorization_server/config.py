@@ -39,7 +39,7 @@ from millstream.auth.providers import (
     LoginMethod,
     Passwords,
     Provider,
-    Selective,
+    RevocableLogin,
     TrustedIdentityProvider,
     UpstreamLogin,
     User,
@@ -157,7 +157,7 @@ class IssuerConfig(Struct, frozen=True):
             return user if user.since == self.identities[login].number else None
         if login != LOCAL:
             upstream = self.upstreams.get(login)
-            stays = upstream is not None and not (isinstance(upstream, Selective) and not upstream.still(user))
+            stays = upstream is not None and not (isinstance(upstream, RevocableLogin) and not upstream.still(user))
             return user if stays else None
         found = None if self.passwords is None else self.passwords.find(user.subject)
         return found if found is not None and found.since == user.since else None

@@ -234,9 +234,9 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         await prefetch_all([*self._token.clients.identity_keys.values(), *upstreams])
 
     @override
-    def tell(self, refused: Callable[[str], None]) -> None:
-        """See `AuthMethod.tell`."""
-        self._vault.refused = refused
+    def on_refused(self, callback: Callable[[str], None]) -> None:
+        """See `AuthMethod.on_refused`."""
+        self._vault.refused = callback
 
     # AuthMethod
 
