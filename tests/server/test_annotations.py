@@ -5,13 +5,29 @@ import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Dict, FrozenSet, List, Literal, NamedTuple, Set, Tuple, Union  # noqa: UP035  what people write
+from typing import (  # noqa: UP035  what people write
+    Annotated,
+    Any,
+    Dict,
+    FrozenSet,
+    List,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    Required,
+    Set,
+    Tuple,
+    TypedDict,
+    Union,
+    Unpack,
+)
 
 import msgspec
 import pytest
 from pydantic import BaseModel, Field, JsonValue
 
 from millstream import Client, Context, Server, ToolResult
+from millstream import Field as MillstreamField
 from millstream.client import ToolFailed
 from millstream.protocol import Json
 from millstream.testing import connect
@@ -273,3 +289,27 @@ def test_compositions_that_model_apis_refuse_are_warned_about() -> None:
     schema = {"type": "object", "properties": {"a": {}}, "oneOf": [{"required": ["a"]}]}
     with pytest.warns(UserWarning, match="refuses schemas with 'oneOf' at their root"):
         Server("x").add_tool(_function(Any), name="tool", input_schema=schema)
+
+
+class Details(TypedDict, total=False):
+    title: Required[str]
+    year: Annotated[int, MillstreamField(ge=1)]
+    tags: NotRequired[list[str]]
+
+
+@pytest.mark.parametrize("more", [int, Cat])
+async def test_unpacked_keywords_are_arguments(more: Any) -> None:
+    def add(a: int, m: Any = None, **details: Unpack[Details]) -> str:
+        return f"{a} {details}"
+
+    add.__annotations__["m"] = more | None
+    tool = await _tool(add)
+    schema = tool["inputSchema"]
+    assert [*schema["properties"]] == ["a", "m", "title", "year", "tags"]
+    assert schema["required"] == ["a", "title"]
+    assert schema["properties"]["year"] == {"type": "integer", "minimum": 1}
+    assert (await _call(add, {"a": 1, "title": "x"})).text == "1 {'title': 'x'}"
+    assert (await _call(add, {"a": 1, "title": "x", "tags": ["y"]})).text == "1 {'title': 'x', 'tags': ['y']}"
+    for arguments, says in (({"a": 1}, "missing 'title'"), ({"a": 1, "title": "x", "year": 0}, "'year' must be")):
+        with pytest.raises(ToolFailed, match=says):
+            await _call(add, arguments)

@@ -20,7 +20,7 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import decode_object, encode
+from millstream._protocol.jsonrpc import Json, decode_object, encode
 from millstream._protocol.notifications import (
     CompleteRequestParams,
     CompleteResult,
@@ -31,6 +31,7 @@ from millstream._protocol.notifications import (
     ListPromptsResult,
     ListResourcesResult,
     ListResourceTemplatesResult,
+    ListToolsResult,
     PromptDescription,
     ReadResourceResult,
     Reference,
@@ -39,11 +40,12 @@ from millstream._protocol.notifications import (
     TemplateDescription,
     ToolDescription,
 )
+from millstream._recent import Recent
 from millstream.client._conversation import Conversation, decode_tools, logger
-from millstream.client._errors import ClientError, ServerError
+from millstream.client._errors import ClientError, InvalidResponse, ServerError
 from millstream.client._questions import Elicit, Questions, Roots, Sample
 from millstream.client._requests import RawRequest, ServerInfo, with_meta
-from millstream.client._results import PaginatedList, Result, read, read_result
+from millstream.client._results import PaginatedList, Result, find_mismatch, read, read_result
 from millstream.client._server_messages import OnChange, OnLog, OnProgress
 from millstream.client._targets import Target
 from millstream.client._transports import Options
@@ -87,6 +89,7 @@ _ELSEWHERE = {
 
 _METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
 """Methods whose name or URI is also sent in a header."""
+_MAX_SCHEMAS = 1000
 _HANDLERS = ("on_progress", "progress_callback", "progress_handler")
 """Names of `progress` in other packages."""
 
@@ -179,6 +182,8 @@ class Client:
             from millstream.client._extensions import ClientHost  # noqa: PLC0415  few clients have extensions
 
             ClientHost(self, questions).add(extensions)
+        self._output_schemas: Recent[str, Json | None] = Recent(_MAX_SCHEMAS)
+        """Output schemas of listed tools, by name."""
         self._progress: OnProgress | None = None
         """Handler for the progress of calls that don't have their own."""
 
@@ -286,8 +291,9 @@ class Client:
             result_type: Type of the value. With it, the call returns the value instead of a `Result`.
             progress: Handler for progress reports: ``progress(value, total, message)``.
             timeout: Seconds to wait for this call; 0 for the client's `timeout`.
-            raise_on_error: Whether to raise when the tool reports an error; if False, check `Result.is_error`. With
-                `result_type`, an error always raises.
+            raise_on_error: Whether to raise when the tool reports an error, or when the result doesn't match the output
+                schema that you have listed; if False, check `Result.is_error`. With `result_type`, an error always
+                raises.
             task: Whether the server may run the call as a task. The wait then outlives connections and restarts of the
                 server, and `timeout` applies to all of it; see `tasks`.
             more: Arguments of the tool by keyword.
@@ -295,6 +301,7 @@ class Client:
         Raises:
             ToolFailed: The tool reported an error.
             ServerError: The server responded with an error, for example because the tool doesn't exist.
+            InvalidResponse: The result doesn't match the output schema that `tools` has listed.
             ClientError: There was no response.
         """
         if arguments is not None and not hasattr(arguments, "keys"):
@@ -314,7 +321,19 @@ class Client:
             raise await self._suggest("tool", tool, exc) from None
         if raise_on_error:
             result.check()
+            await self._check_structured(tool, result)
         return result if result_type is None else result.into(result_type)
+
+    async def _check_structured(self, tool: str, result: Result) -> None:
+        """Compare a result with the output schema that was listed. The tool may have changed since then."""
+        for fresh in (False, True):
+            if fresh:
+                await self.tools(fresh=True)
+            schema = self._output_schemas.get(tool)
+            why = "" if schema is None else find_mismatch(result, schema)
+            if not why:
+                return
+        raise InvalidResponse(f"The result of {tool!r} doesn't match its output schema: {why}.")
 
     async def _suggest(self, kind: str, name: str, failure: ServerError) -> ServerError:
         """Add the closest name to the error for an unknown tool, prompt, or resource."""
@@ -350,7 +369,13 @@ class Client:
             ``names = [tool.name for tool in await client.tools()]``
         """
 
-        return self.conversation.list("tools/list", decode_tools, self.conversation.callable, fresh=fresh)
+        return self.conversation.list("tools/list", decode_tools, self._learn, fresh=fresh)
+
+    def _learn(self, page: ListToolsResult) -> list[ToolDescription]:
+        found = self.conversation.callable(page)
+        for tool in found:
+            self._output_schemas.keep(tool.name, tool.output_schema)
+        return found
 
     # Resources and prompts
 

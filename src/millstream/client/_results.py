@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, Struct
 from millstream._override import override
 from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import MALFORMED
+from millstream._protocol.jsonrpc import MALFORMED, Json
 from millstream._protocol.notifications import CallToolResult, PaginatedResult
 from millstream._recent import Recent
 from millstream.client._errors import InvalidResponse, ToolFailed
@@ -22,6 +22,8 @@ from millstream.client._server_messages import Change
 _MAX_ENTRIES = 512
 """Maximum number of cached results."""
 _MAX_TTL_MS = 24 * 3600 * 1000
+_MAX_CHECKED = 64 * 1024
+"""Maximum bytes of structured content to compare with the output schema of its tool."""
 _CHANGED_BY = {
     "tools/list": "tools",
     "prompts/list": "prompts",
@@ -181,6 +183,21 @@ class Result(CallToolResult, frozen=True, kw_only=True):
             with suppress(*MALFORMED):
                 return _read(bytes(_decode_wrapped(raw).result), wanted)
             raise
+
+
+def find_mismatch(result: Result, schema: Json) -> str:
+    """Return what differs between a result and the output schema of its tool (MCP, server/tools#output-schema).
+
+    It's an empty string for a result that fits, for an error, and for content above 64 KiB, which isn't examined.
+    """
+    raw = result.structured_content
+    if result.is_error or (raw is not UNSET and len(memoryview(raw)) > _MAX_CHECKED):
+        return ""
+    if raw is UNSET:
+        return "it has no structured content"
+    problems = import_module("millstream._server.functions.problems")  # imported only for listed schemas
+    found = problems.find_problems(schema, result.data, formats=False, steps=problems.MAX_DECIDING_STEPS)
+    return str(problems.problem_text(found, whole="it")) if found else ""
 
 
 _read_result = foreign_decoder(Result)

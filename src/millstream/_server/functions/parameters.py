@@ -15,7 +15,7 @@ from functools import partial
 from types import NoneType, UnionType
 from typing import Annotated, Any, ForwardRef, Literal, NewType, Union, cast, get_args, get_origin, get_type_hints
 
-from msgspec import NODEFAULT, Meta, Struct
+from msgspec import NODEFAULT, UNSET, Meta, Struct
 
 from millstream._protocol.json_schema import RecursiveAlias, Schema, drop_null, is_array, is_object, type_text
 from millstream._server.functions.dependencies import RegistrationError
@@ -416,6 +416,30 @@ class ParameterError(TypeError):
 
 class PatternError(ParameterError):
     """A pattern that could keep the matcher busy. The text says what to write instead."""
+
+
+def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> inspect.Signature:
+    """Return a signature in which ``**options: Unpack[Options]`` is a keyword for each member of the TypedDict.
+
+    Keywords that needn't be sent have the default `UNSET`. The annotations are added to `hints`.
+    """
+    *others, last = signature.parameters.values() or [None]
+    if last is None or last.kind is not last.VAR_KEYWORD or not _is_named(hints.get(last.name), "Unpack"):
+        return signature
+    (kind,) = get_args(hints[last.name])
+    for name, annotation in get_type_hints(kind, include_extras=True).items():
+        required = name in kind.__required_keys__
+        while _is_named(annotation, "Required", "NotRequired", "ReadOnly"):
+            required = _is_named(annotation, "Required") or (required and not _is_named(annotation, "NotRequired"))
+            (annotation,) = get_args(annotation)  # noqa: PLW2901  what it marks
+        hints[name] = annotation
+        others.append(inspect.Parameter(name, last.KEYWORD_ONLY, default=last.empty if required else UNSET))
+    return signature.replace(parameters=others)
+
+
+def _is_named(annotation: Any, *names: str) -> bool:
+    """Return whether an annotation is one of those forms of `typing` or `typing_extensions`."""
+    return getattr(get_origin(annotation), "_name", None) in names
 
 
 def parameter_of(

@@ -15,7 +15,7 @@ from types import CodeType
 from typing import Any, Never, NoReturn, get_args, get_origin
 
 import msgspec
-from msgspec import Struct
+from msgspec import UNSET, Struct
 from msgspec.structs import astuple
 
 from millstream._protocol.errors import shorten
@@ -46,6 +46,7 @@ from millstream._server.functions.parameters import (
     normalize,
     parameter_of,
     refers_to_names,
+    unpack_keywords,
 )
 from millstream._server.functions.problems import (
     MAX_LISTED,
@@ -132,8 +133,8 @@ def plan(
             f"the lambda in {where} has no name that clients could call. Give it one, as in name='my_{kind}'."
         )
     text, descriptions = describe(_find_docstring_holder(function, target))
-    signature = _signature_of(function)
     hints = _close_hints(target, hints_of(target))
+    signature = unpack_keywords(_signature_of(function), hints)
     context, context_type = context_in(signature, hints, contexts, name)
     filled = dependencies_in(signature, hints)
     values = [each for each in signature.parameters.values() if each.name != context and each.name not in filled]
@@ -315,6 +316,8 @@ def _caller(
         whole: Whether it takes all arguments as one dict.
     """
     names = list(signature.parameters)
+    if any(each.default is UNSET for each in signature.parameters.values()):
+        function = _without_unset(function)
     keyword_only = [name for name in names if signature.parameters[name].kind is inspect.Parameter.KEYWORD_ONLY]
     if filled or keyword_only or whole:
         positional = [name for name in names if name not in keyword_only]
@@ -344,6 +347,10 @@ def _caller(
         return function(*values[:at], ctx, *values[at:])
 
     return call
+
+
+def _without_unset(function: Function) -> Function:
+    return lambda *listed, **named: function(*listed, **{key: each for key, each in named.items() if each is not UNSET})
 
 
 class ArgumentError(ValueError):

@@ -280,7 +280,7 @@ class _Comparison:
         if "$ref" in node:
             found += self.judge(self._target(node), value, first=first)
         for keyword in ("anyOf", "oneOf"):
-            if keyword in node:
+            if keyword in node and True not in node[keyword]:
                 found += self._of_union(node, keyword, value, first=first)
         for each in node.get("allOf", ()):
             found += self.judge(each, value, first=first)
