@@ -307,6 +307,10 @@ class Handshake(Struct, frozen=True, gc=False):
     sessionless: bool
     """True if the request had no parameters. Such a client is a script and gets no session."""
 
+    def repeats(self, revision: Revision, client: ClientInfo) -> bool:
+        """Return whether it opens the session again that it has opened. The official SDK responds to such a request."""
+        return self.revision is revision and self.client == client
+
 
 def read_initialize(params: bytes) -> Handshake:
     """Read the parameters of `initialize` and negotiate a revision.

@@ -198,12 +198,14 @@ class ClientConnection(Confidential, Struct, eq=False):
     def _initialize(self, message: Envelope) -> bytes:
         assert message.id is not None  # noqa: S101  only requests are answered
         try:
-            if self.session is not None:
-                raise ProtocolError(INVALID_REQUEST, "Invalid request: this connection is already initialized")
             opening = read_initialize(message.params)
-            owner = peer_network(self.peer) if self.principal is None else self.principal.id
-            session = Session(self.id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
-            self._dispatcher.services.client_memory.resize(session, session.size)
+            session = self.session
+            if session is None:
+                owner = peer_network(self.peer) if self.principal is None else self.principal.id
+                session = Session(self.id, opening.revision, opening.client, record=SessionRecord(), owner=owner)
+                self._dispatcher.services.client_memory.resize(session, session.size)
+            elif not opening.repeats(session.revision, session.client):
+                raise ProtocolError(INVALID_REQUEST, "Invalid request: this connection is already initialized")
         except ProtocolError as exc:
             return self._refuse(exc, message)
         self.session = session

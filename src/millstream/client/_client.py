@@ -326,14 +326,14 @@ class Client:
 
     async def _check_structured(self, tool: str, result: Result) -> None:
         """Compare a result with the output schema that was listed. The tool may have changed since then."""
-        for fresh in (False, True):
-            if fresh:
-                await self.tools(fresh=True)
-            schema = self._output_schemas.get(tool)
-            why = "" if schema is None else find_mismatch(result, schema)
-            if not why:
-                return
-        raise InvalidResponse(f"The result of {tool!r} doesn't match its output schema: {why}.")
+        if self._mismatch(tool, result):
+            await self.tools(fresh=True)
+            if why := self._mismatch(tool, result):
+                raise InvalidResponse(f"The result of {tool!r} doesn't match its output schema: {why}.")
+
+    def _mismatch(self, tool: str, result: Result) -> str:
+        schema = self._output_schemas.get(tool)
+        return "" if schema is None else find_mismatch(result, schema)
 
     async def _suggest(self, kind: str, name: str, failure: ServerError) -> ServerError:
         """Add the closest name to the error for an unknown tool, prompt, or resource."""

@@ -423,9 +423,10 @@ def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> insp
 
     Keywords that needn't be sent have the default `UNSET`. The annotations are added to `hints`.
     """
-    *others, last = signature.parameters.values() or [None]
-    if last is None or last.kind is not last.VAR_KEYWORD or not _is_named(hints.get(last.name), "Unpack"):
+    others = list(signature.parameters.values())
+    if not others or not _is_named(hints.get(others[-1].name), "Unpack"):
         return signature
+    last = others.pop()
     (kind,) = get_args(hints[last.name])
     for name, annotation in get_type_hints(kind, include_extras=True).items():
         required = name in kind.__required_keys__

@@ -141,17 +141,20 @@ async def _handshake(exchange: StreamableExchange, message: Envelope) -> Call | 
 async def _initialize(exchange: StreamableExchange, message: Envelope) -> Response:
     endpoint, request = exchange.endpoint, exchange.request
     sessions = endpoint.sessions
-    if sessions is not None and b"mcp-session-id" in request.headers:
-        raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is already initialized", status=400)
     opening = read_initialize(message.params)
+    known: Session | None = None
+    if sessions is not None and b"mcp-session-id" in request.headers:
+        known = await sessions.find(request)
+    if known is not None and not opening.repeats(known.revision, known.client):
+        raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is already initialized", status=400)
     assert message.id is not None  # noqa: S101  the caller has looked
     result = endpoint.dispatcher.announcement.initialize(opening.revision, streams=sessions is not None)
-    head, session = b"", None
-    if sessions is not None and not opening.sessionless:
+    head, session = b"", known
+    if sessions is not None and session is None and not opening.sessionless:
         session, sealed = await sessions.mint(opening, request)
-        if (open_session := endpoint.dispatcher.open_session) is not None:
-            result = await open_session(exchange.handshake_call(message, session, session.revision)) or result
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
+    if session is not None and (open_session := endpoint.dispatcher.open_session) is not None:
+        result = await open_session(exchange.handshake_call(message, session, session.revision)) or result
     endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)
 
