@@ -16,6 +16,7 @@ from millstream._protocol.errors import (
     RATE_LIMITED,
     Confidential,
     SuggestionMeta,
+    ToolUnavailable,
     shorten,
     suggest_keywords,
 )
@@ -93,6 +94,7 @@ __all__ = [
     "SuggestionMeta",
     "TemplateDescription",
     "ToolDescription",
+    "ToolUnavailable",
     "decode_object",
     "decoder",
     "digest_of",

@@ -55,7 +55,7 @@ def test_dev_prints_messages_and_error_lines(tmp_path: Path, color: bool, option
                 [sys.executable, "call.py", f"http://127.0.0.1:{port}/mcp"],
                 cwd=tmp_path, capture_output=True, text=True, timeout=WAIT, check=True,
             ).stdout  # fmt: skip
-            said += _read_until(end, "tool_error")
+            said += _read_until(end, "server_error")
         finally:
             server.terminate()
             _read_until(end, "")
@@ -63,7 +63,7 @@ def test_dev_prints_messages_and_error_lines(tmp_path: Path, color: bool, option
     assert "return 10 / copies" in told
     plain = re.sub(r"\x1b\[[\d;]*m", "", said)
     assert re.search(r"^\d\d:\d\d:\d\d ok +tools/call order  [\d.]+ ms  \S", plain, re.MULTILINE)
-    assert re.search(r"^\d\d:\d\d:\d\d tool_error tools/call order  [\d.]+ ms  \S", plain, re.MULTILINE)
+    assert re.search(r"^\d\d:\d\d:\d\d server_error tools/call order  [\d.]+ ms  \S", plain, re.MULTILINE)
     assert re.search(r'File ".*shop.py", line \d+, in order', plain)
     assert "uvicorn" not in plain
     assert bool(re.search(r"\x1b\[32mok", said)) is color

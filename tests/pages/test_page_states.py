@@ -148,18 +148,18 @@ VERDICTS = """async () => {
       gaps: rows.slice(1).map((each, place) => each.top - rows[place].bottom),
     };
   };
-  const failing = {total: {calls: 20, errors: 20}};
-  return [drawn({}, null), drawn({}, {total: {calls: 20, errors: 1}}),
-    drawn({event_loop_lag_ms: {blocked: 6000}, store: {kind: "redis", up: false}}, failing)];
+  const failing = (errors) => ({total: {calls: 20, errors: 20, server_errors: errors}, all: {rate: [1]}});
+  return [drawn({}, null), drawn({}, failing(0)), drawn({}, failing(1)),
+    drawn({event_loop_lag_ms: {blocked: 6000}, store: {kind: "redis", up: false}}, failing(20))];
 }"""
 
 
 def test_phones_show_errors_without_layout_shift(crowd: str, open_page: OpenPage) -> None:
     page = open_page(f"{crowd}/dashboard", width=390, height=844)
     page.locator(READY["dashboard"]).wait_for()
-    well, warned, bad = page.evaluate(VERDICTS)
-    assert [each["word"] for each in (well, warned, bad)] == ["Healthy", "Degraded", "Unhealthy"]
-    assert well["tops"] == warned["tops"] == bad["tops"]
+    well, mistyped, warned, bad = page.evaluate(VERDICTS)
+    assert [each["word"] for each in (well, mistyped, warned, bad)] == ["Healthy", "Healthy", "Degraded", "Unhealthy"]
+    assert well["tops"] == mistyped["tops"] == warned["tops"] == bad["tops"]
     assert max(well["gaps"]) < 20
 
 

@@ -32,6 +32,7 @@ def figures_of(
             observer(make_call(method="tools/call", name=tool), seconds, b"")
     for _ in range(errors):
         observer(make_call(method="tools/call", name="add", outcome="tool_error"), 0.001, b"")
+        observer(make_call(method="tools/call", name="add", outcome="server_error"), 0.001, b"")
     clock.now += 1
     figures = observer.figures(hub=given.pop("hub", None))
     sent = msgspec.msgpack.encode(msgspec.structs.replace(figures, **given))
@@ -43,9 +44,10 @@ def test_call_figures_of_two_workers_are_merged() -> None:
     page = dashboard_values({"a": fast, "b": slow}, "a")
     alone = dashboard_values({"a": fast}, "a")
     add, slow_row = page["tools"]
-    assert (page["calls"], page["errors"], add["calls"], slow_row["calls"]) == (102, 1, 101, 1)
-    assert (page["per_second"][-1], len(page["per_second"])) == (102, 60)
-    assert add["per_second"] == 10.1
+    assert (page["calls"], page["errors"], add["calls"], slow_row["calls"]) == (103, 2, 102, 1)
+    assert (add["errors"], add["server_errors"]) == (2, 1)
+    assert (page["per_second"][-1], len(page["per_second"])) == (103, 60)
+    assert add["per_second"] == 10.2
     assert add["p50_ms"] <= 1.0
     assert 800 < add["p95_ms"] <= add["p99_ms"] <= 1000
     assert alone["tools"][0]["p99_ms"] <= 1.0

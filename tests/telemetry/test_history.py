@@ -9,7 +9,8 @@ ADD, SLOW = ("tools/call", "add"), ("tools/call", "slow")
 
 def make_history() -> tuple[History, dict[Labels, Series]]:
     """Return a history and its series."""
-    series = {(*ADD, ""): Series(FINE), (*ADD, "tool_error"): Series(FINE), (*SLOW, ""): Series(FINE)}
+    outcomes = ((*ADD, ""), (*ADD, "tool_error"), (*ADD, "server_error"), (*SLOW, ""))
+    series = {labels: Series(FINE) for labels in outcomes}
     return History(FINE), dict(series)
 
 
@@ -23,11 +24,11 @@ def test_history_slots_hold_increments() -> None:
     for second, number in ((0, 3), (1, 0), (10, 2), (11, 1)):
         for _ in range(number):
             series[(*ADD, "")].observe(0.001)
-        series[(*ADD, "tool_error")].observe(1.0)
+        series[(*ADD, "tool_error" if second else "server_error")].observe(1.0)
         history.take(START + second, series, Gauges(lag=0.01 * second, cpu=0.5, memory=10 + second, streams=second))
     past = history.look(60, ADD)
     assert (past.step, past.until, calls(past)) == (SLOT, START + 12, [5, 5])
-    assert past.operations[ADD].errors == 4
+    assert (past.operations[ADD].errors, past.operations[ADD].server_errors) == (4, 1)
     assert past.chosen.keys() == past.points.keys()
     assert SLOW not in past.operations
     assert past.points[START + 10][1] == Gauges(0.11, 1.0, 21, 11)

@@ -68,7 +68,10 @@ async def test_traced_messages_have_trace_ids() -> None:
     assert (line["trace_id"], line["span_id"]) == ("a" * 32, "b" * 16)
 
 
-@for_each(("status", "level"), [("", "info"), ("tool_error", "warning"), ("-32602", "warning"), ("-32603", "error")])
+@for_each(
+    ("status", "level"),
+    [("", "info"), ("tool_error", "warning"), ("-32602", "warning"), ("-32603", "error"), ("server_error", "error")],
+)
 async def test_level_depends_on_the_kind_of_failure(status: str, level: str) -> None:
     (line,) = await lines_of(AccessRecord(AT, "tools/call", status=status))
     assert (line["level"], line["status"]) == (level, status or "ok")
@@ -176,7 +179,7 @@ async def test_a_terminal_gets_short_lines(monkeypatch: pytest.MonkeyPatch) -> N
         text = stream.getvalue()
         assert "\x1b[2J" not in text
         assert ("\x1b[" in text) is not no_color
-        assert re.sub(r"\x1b\[\d*m", "", text)[9:] == "tool_error tools/call add\\x1b[2J  1 ms  c ann\n"
+        assert re.sub(r"\x1b\[\d*m", "", text)[9:] == "tool_error   tools/call add\\x1b[2J  1 ms  c ann\n"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody can ask whether a pipe takes more")

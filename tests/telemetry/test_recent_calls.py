@@ -7,6 +7,7 @@ from cases import for_each
 from millstream import Principal
 from millstream._protocol.errors import ProtocolError
 from millstream._protocol.metadata import ClientInfo
+from millstream._protocol.revisions import FIRST, NEWEST
 from millstream._server.calls.call import CallFailure
 from millstream._server.observability import history_values
 from millstream._server.observability.recent_calls import (
@@ -169,7 +170,11 @@ def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
     page = history_values([past(1_000), past(998), past(400), past(1_000, bounds=(1.0,))], 60)
     assert (page["until"], len(page["at"]), page["at"][-1]) == (998, 60, 997)
     assert page["all"]["calls"][-1] == 4
-    assert page["all"]["errors"][-1] == 2
+    assert (page["all"]["rate"][-1], page["all"]["client_error_rate"][-1], page["all"]["server_error_rate"][-1]) == (
+        4,
+        2,
+        0,
+    )
     assert page["process"]["memory_bytes"][-1] == 200
     assert page["process"]["lag_ms"][-1] == 10
     assert page["process"]["cpu_percent"][-1] == 100
@@ -181,10 +186,38 @@ def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
     json.dumps(page)
 
 
-def test_cpu_of_the_newest_point_counts_only_the_seconds_that_passed() -> None:
-    points = {at: (OperationTally(), Gauges(cpu=seconds)) for at, seconds in ((990, 5.0), (1_000, 1.0))}
+def test_the_newest_point_also_covers_the_one_before() -> None:
+    points = {
+        990: (OperationTally(4, {3: 20}, 1), Gauges(lag=0.5, cpu=5.0)),
+        1_000: (OperationTally(1, {3: 4}, 1), Gauges(lag=0.1, cpu=1.0)),
+    }
     page = history_values([past(1_002, step=10, points=points)], 60)
     assert page["process"]["cpu_percent"][-2:] == [50, 50]
+    assert page["process"]["lag_ms"][-2:] == [500, 500]
+    assert page["all"]["rate"][-2:] == [2, 2]
+    assert page["all"]["server_error_rate"][-2:] == [0.1, 2 / 12]
+    assert page["all"]["client_error_rate"][-2:] == [0.3, 3 / 12]
+    assert page["all"]["calls"][-2:] == [20, 4], "each call is counted once"
+    alone = history_values([past(1_002, step=10, points={1_000: points[1_000]})], 60)
+    assert alone["all"]["rate"][-1] == 2
+    assert alone["all"]["rate"][-2] is None
+
+
+def test_one_mistake_has_one_row_in_all_revisions() -> None:
+    recent = RecentCalls()
+    said = b'{"content":[{"type":"text","text":"copies is missing."}],"isError":true}'
+    recent.observe(call_with({}, outcome="tool_error", revision=NEWEST), 0.1, said)
+    refused = CallFailure("-32602", ProtocolError(-32602, "copies is missing."))
+    recent.observe(call_with({}, failure=refused, revision=FIRST), 0.1, b"")
+    crashed = CallFailure("-32603", ProtocolError(-32603, "copies is missing."))
+    recent.observe(call_with({}, failure=crashed, revision=FIRST), 0.1, b"")
+    page = page_of(recent)
+    assert [(each["count"], each["by_server"]) for each in page["errors"]] == [(2, False), (1, True)]
+    assert sorted((each["revision"], each["errors"], each["server_errors"]) for each in page["clients"]) == [
+        (FIRST.date, 2, 1),
+        (NEWEST.date, 1, 0),
+    ]
+    assert [each["by_server"] for each in page["calls"]].count(True) == 1
 
 
 def test_errors_are_counted_by_message_without_numbers_and_ids() -> None:

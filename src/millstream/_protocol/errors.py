@@ -106,6 +106,10 @@ class ToolError(Exception):
     """
 
 
+class ToolUnavailable(ToolError):
+    """A tool error that the server causes, or a server behind it, and not the caller."""
+
+
 class CustomResult(Exception):
     """Ends a call with a complete result of another type: ``raise CustomResult({"resultType": "task", "taskId":
     "7"})``.

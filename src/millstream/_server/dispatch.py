@@ -27,6 +27,7 @@ from millstream._protocol.errors import (
     LocalError,
     ProtocolError,
     ToolError,
+    ToolUnavailable,
 )
 from millstream._protocol.jsonrpc import (
     MALFORMED,
@@ -42,7 +43,7 @@ from millstream._protocol.metadata import SERVER_KEY
 from millstream._protocol.principal import Share
 from millstream._protocol.revisions import ALL, PER_REQUEST, Revision
 from millstream._protocol.seal import InputRequired
-from millstream._server.calls.call import RUNNING, Call, CallFailure
+from millstream._server.calls.call import RUNNING, SERVER_FAILURE, Call, CallFailure
 from millstream._server.calls.context import call_binding
 from millstream._server.calls.questions import resolve_group
 from millstream._server.calls.services import Services
@@ -315,7 +316,8 @@ class Dispatcher:
         if isinstance(exc, CustomResult):
             return self._custom_result(call, exc)
         if isinstance(exc, ToolError | Declined | Cancelled):
-            return self._tool_error(call, str(exc) or type(exc).__name__)
+            outcome = SERVER_FAILURE if isinstance(exc, ToolUnavailable) else "tool_error"
+            return self._tool_error(call, str(exc) or type(exc).__name__, outcome=outcome)
         # A `CancelledError` has one of three senders. If the call was stopped (`Call.cancel`), the task only served to
         # stop it, so its cancellation is taken back and the call is answered. If the owner of the task canceled it,
         # because the client is gone or the server stops, the error has to go on. Otherwise the function canceled
@@ -356,10 +358,10 @@ class Dispatcher:
         call.failure = CallFailure(str(error.code), kept, incident)
         return b"" if call.bare or _is_cancelled(call) else refusal_message(call.id, error)
 
-    def _tool_error(self, call: Call, text: str, incident: str = "") -> bytes:
+    def _tool_error(self, call: Call, text: str, incident: str = "", outcome: str = SERVER_FAILURE) -> bytes:
         if call.method != "tools/call":
             return self._refuse(call, ProtocolError(INTERNAL_ERROR, text), incident)
-        call.failure = CallFailure("tool_error", None, incident)
+        call.failure = CallFailure(outcome, None, incident)
         head = self._heads[call.revision.date]
         return _wrap_envelope(call, b'%b"content":[{"type":"text","text":%b}],"isError":true}' % (head, encode(text)))
 

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from millstream._override import override
-from millstream._protocol.errors import ToolError
+from millstream._protocol.errors import ToolUnavailable
 from millstream._protocol.principal import Share
 from millstream._tasks import outcome_of, run_in_thread
 
@@ -147,7 +147,7 @@ Jobs = SimpleQueue[Callable[[], object] | None]
 """The queue of jobs for worker threads, which must not raise. None ends a thread."""
 
 
-class ThreadsBusy(ToolError):
+class ThreadsBusy(ToolUnavailable):
     """A call waited too long for a worker thread."""
 
 

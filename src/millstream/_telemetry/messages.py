@@ -67,8 +67,8 @@ class AccessRecord(Struct, gc=False):
 
 _SLACK = 1e-6
 """Tolerance for rounding errors of sums, in seconds."""
-_LEVELS = {"ok": "info", "-32603": "error"}
-"""Status -> level. All other failures are the caller's, and warnings."""
+SERVER_FAILURES = frozenset(("server_error", "-32603", "-32000", "-31503"))
+"""Statuses of failures that the server causes, or one behind it. All others are the caller's, and warnings."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -166,7 +166,7 @@ class MessageLog:
             who = " ".join(each for each in (line["client"] or line["transport"], line["principal"]) if each)
             about = f"{line['method']} {line['target']}" if line["target"] else line["method"]
             mark = f"\x1b[{_COLORS[line['level']]}m" if dim else ""
-            return f"{mark}{line['status']:<10}{plain} {about}  ", f" ms  {dim}{who}{plain}\n", ""
+            return f"{mark}{line['status']:<12}{plain} {about}  ", f" ms  {dim}{who}{plain}\n", ""
         text = "".join(f',"{name}":{_encode(value).decode()}' for name, value in line.items())
         before, mark, rest = text.partition(',"duration_ms":null')
         between, size_mark, after = rest.partition(',"bytes":null')
@@ -191,7 +191,7 @@ class MessageLog:
         client = f"{message.client}/{message.client_version}" if message.client_version else message.client
         trace = {"trace_id": message.trace_id, "span_id": message.span_id} if message.trace_id else {}
         return {
-            "level": _LEVELS.get(status, "warning"),
+            "level": "error" if status in SERVER_FAILURES else "warning" if message.status else "info",
             "logger": LOGGER,
             "method": self._text(message.method),
             "target": self._text(message.target),

@@ -14,6 +14,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 from msgspec import Struct
 
+from millstream._telemetry.messages import SERVER_FAILURES
 from millstream._telemetry.metrics import Labels, Metrics, Series, process_values
 
 SLOT = 10
@@ -35,10 +36,13 @@ class OperationTally(Struct, array_like=True, gc=False):
     errors: int = 0
     buckets: dict[int, int] = {}
     """Bucket number -> calls."""
+    server_errors: int = 0
+    """Those of the errors that the server caused."""
 
     def add(self, other: "OperationTally") -> None:
         """Add another tally."""
         self.errors += other.errors
+        self.server_errors += other.server_errors
         for bucket, calls in other.buckets.items():
             self.buckets[bucket] = self.buckets.get(bucket, 0) + calls
 
@@ -145,7 +149,8 @@ class History:
                 grown = enumerate(zip(counts, before, strict=True))
                 buckets = {place: now - then for place, (now, then) in grown if now != then}
                 number = self._numbers.setdefault((labels[0], labels[1]), len(self._numbers))
-                yield number, OperationTally(sum(buckets.values()) if labels[2] else 0, buckets)
+                errors = sum(buckets.values()) if labels[2] else 0
+                yield number, OperationTally(errors, buckets, errors if labels[2] in SERVER_FAILURES else 0)
 
     def look(self, seconds: int, chosen: Key | None = None) -> HistoryWindow:
         """Return the last `seconds` of the history. Call it in a thread, because many operations take a while.
@@ -177,8 +182,8 @@ def _limit_operations(tallies: dict[int, OperationTally]) -> dict[int, Operation
     if len(tallies) <= MAX_OPERATIONS:
         return tallies
 
-    def hurts(number: int) -> tuple[int, int]:
-        return tallies[number].errors, sum(tallies[number].buckets.values())
+    def hurts(number: int) -> tuple[int, int, int]:
+        return tallies[number].server_errors, tallies[number].errors, sum(tallies[number].buckets.values())
 
     kept = {number: tallies[number] for number in nlargest(MAX_OPERATIONS, filter(None, tallies), key=hurts)}
     rest = OperationTally()

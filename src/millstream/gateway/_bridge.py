@@ -88,6 +88,7 @@ from millstream.protocol import (
     TASKS,
     Json,
     Revision,
+    ToolUnavailable,
     decoder,
     encode,
 )
@@ -627,7 +628,7 @@ class _ForwardedCall(Relay):
             return project_answer(question, await self.ask(question), self._source)
         except ProtocolError as exc:
             raise call_error(
-                self.call, f"The server asked the client, but didn't get an answer: {exc.message}"
+                self.call, f"The server asked the client, but didn't get an answer: {exc.message}", ToolError
             ) from exc
 
     # Tasks of upstreams
@@ -707,7 +708,7 @@ class _ForwardedCall(Relay):
             }
         except ProtocolError as exc:
             raise call_error(
-                self.call, f"The server asked something that this client can't answer: {exc.message}"
+                self.call, f"The server asked something that this client can't answer: {exc.message}", ToolError
             ) from exc
 
     def convert_error(self, exc: ServerError | AccessDenied) -> BaseException:
@@ -733,7 +734,7 @@ class _ForwardedCall(Relay):
         except msgspec.ValidationError:
             urls = []
         if "elicitation" not in policy.questions:
-            return call_error(call, exc.message)
+            return call_error(call, exc.message, ToolError)
         if call.revision.url_error:
             named = [{**each, "message": name_sender(sender, each.get("message", ""))} for each in urls]
             return ProtocolError(exc.code, exc.message, {"elicitations": named})
@@ -750,7 +751,7 @@ class _ForwardedCall(Relay):
                 return no_response_error(call, self._upstream, exc)
             return self.end_request(questions, _Urls(questions))
         addresses = " ".join(str(each.get("url", "")) for each in urls)
-        return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip())
+        return call_error(call, f"{exc.message} Open this URL first, then try again: {addresses}".strip(), ToolError)
 
 
 async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes = b"") -> bytes:
@@ -830,7 +831,7 @@ def _read_task(result: bytes) -> Task:
 def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
     """Return the error for a call that isn't sent; see `Breaker.refusal`."""
     text = f"The server {upstream.name!r} behind this gateway {refusal}"
-    return ToolError(text) if call.method == "tools/call" else NoResponse(INTERNAL_ERROR, text)
+    return ToolUnavailable(text) if call.method == "tools/call" else NoResponse(INTERNAL_ERROR, text)
 
 
 def no_response_error(

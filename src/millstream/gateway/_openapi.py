@@ -51,6 +51,7 @@ from millstream.protocol import (
     INTERNAL_ERROR,
     Json,
     SuggestionMeta,
+    ToolUnavailable,
     decode_object,
     encode,
     is_array,
@@ -672,7 +673,7 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
         # An error of an application in this process isn't shown.
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_CLIENTS:
             raise
-        raise ToolError(f"{type(error).__name__}: {error}") from error
+        raise ToolUnavailable(f"{type(error).__name__}: {error}") from error
     return ApiReply(response.status_code, {name.lower(): text for name, text in response.headers.items()}, content)
 
 

@@ -16,7 +16,7 @@ from millstream._protocol.foreign import repair_json
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._server.functions.problems import describe_problems
 from millstream.gateway._openapi_request import BINARY, JSON, charset_of, is_json, is_text, plain_media
-from millstream.protocol import Confidential, Json, encode, is_object, shorten
+from millstream.protocol import Confidential, Json, ToolUnavailable, encode, is_object, shorten
 
 MAX_DEPTH = 64
 """Maximum depth of a document, and of a response that's read as JSON."""
@@ -110,7 +110,7 @@ def check_reply(reply: ApiReply) -> ApiReply:
     """
     if 200 <= reply.status < 300:
         return reply
-    raise ToolError(reply.error_text)
+    raise (ToolUnavailable if reply.status >= 500 else ToolError)(reply.error_text)
 
 
 def decompress(coding: str, content: bytes, max_bytes: int) -> bytes:
@@ -124,7 +124,7 @@ def decompress(coding: str, content: bytes, max_bytes: int) -> bytes:
         return content
     problem = f"The API compressed its response with {coding[:40]!r}, and it can't be read."
     if coding not in ("gzip", "x-gzip", "deflate"):
-        raise ToolError(problem)
+        raise ToolUnavailable(problem)
     for bits in (47, -15):  # gzip or zlib, or raw deflate, which some servers send
         reader = zlib.decompressobj(bits)
         try:
@@ -135,7 +135,7 @@ def decompress(coding: str, content: bytes, max_bytes: int) -> bytes:
             raise ToolError(f"The API's response is larger than {max_bytes:,} bytes. Ask for less.")
         if reader.eof:
             return found
-    raise ToolError(problem)
+    raise ToolUnavailable(problem)
 
 
 def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped: bool = False) -> ToolResult:

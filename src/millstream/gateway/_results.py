@@ -26,6 +26,7 @@ from millstream.protocol import (
     INTERNAL_ERROR,
     Json,
     SuggestionMeta,
+    ToolUnavailable,
     decode_object,
     decoder,
     encode,
@@ -267,9 +268,9 @@ class NoResponse(ProtocolError):
     """The lack of a response from the upstream."""
 
 
-def call_error(call: "Call", text: str) -> ToolError | ProtocolError:
-    """Return the error of a call that has no result from its upstream."""
-    return ToolError(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
+def call_error(call: "Call", text: str, error: type[ToolError] = ToolUnavailable) -> ToolError | ProtocolError:
+    """Return the error of a call that has no result from its upstream. Pass ToolError if its client is the cause."""
+    return error(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
 
 
 URI = "result://{id}"

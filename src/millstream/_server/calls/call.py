@@ -89,11 +89,15 @@ class Origin(Protocol):
         ...
 
 
+SERVER_FAILURE = "server_error"
+"""The outcome of a tool call that failed because of the server, or of a server behind it."""
+
+
 class CallFailure(Struct):
     """The failure of a call."""
 
     outcome: str
-    """A label for observers: ``tool_error``, ``cancelled``, or the JSON-RPC error code."""
+    """A label for observers: ``tool_error``, ``server_error``, ``cancelled``, or the JSON-RPC error code."""
     error: ProtocolError | None = None
     """The error to answer with. None if the answer is a result (of a failed tool) or isn't sent."""
     incident: str = ""

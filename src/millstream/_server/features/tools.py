@@ -15,7 +15,7 @@ from msgspec import UNSET, Raw, Struct, UnsetType
 from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
-from millstream._protocol.errors import ToolError, suggest
+from millstream._protocol.errors import ToolUnavailable, suggest
 from millstream._protocol.json_schema import children, is_object, members
 from millstream._protocol.jsonrpc import Json, decoder
 from millstream._protocol.jsonrpc import encode as encode_json
@@ -320,7 +320,7 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
     """Run a function with a time limit.
 
     Raises:
-        ToolError: The function took longer.
+        ToolUnavailable: The function took longer.
     """
     scope = asyncio.timeout(seconds)
     try:
@@ -329,7 +329,7 @@ async def run_with_timeout(run: Run, call: Call, arguments: Any, seconds: float)
     except TimeoutError:
         if scope.expired():
             call.cancelled = call.expired = True
-            raise ToolError(f"The tool {call.name} didn't finish within {seconds:g} seconds.") from None
+            raise ToolUnavailable(f"The tool {call.name} didn't finish within {seconds:g} seconds.") from None
         raise
 
 

@@ -7,7 +7,7 @@ percentiles and rates from the sum, and `history_values` the charts. All functio
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
-from typing import Any, TypeVar, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 from msgspec import Struct
 
@@ -47,6 +47,11 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> Json:
     total = OperationTally()
     for tally, _ in points.values():
         total.add(tally)
+    # The newest point has only some of its seconds, so its values also cover the point before.
+    periods: list[Period] = [((at,) if at in points else (), step) for at in times]
+    if times and (passed := until - times[-1]) < step and times[-1] in points:
+        earlier = [each for each in (times[-1] - step,) if each in points]
+        periods[-1] = (*earlier, times[-1]), passed + step * len(earlier)
     rest = operations.pop(REST, None)
     return {
         "seconds": seconds,
@@ -54,9 +59,9 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> Json:
         "until": until,
         "total": _figures(total, first.bounds),
         "at": times,
-        "all": _columns(times, {at: tally for at, (tally, _) in points.items()}, points, first.bounds),
-        "chosen": _columns(times, chosen, points, first.bounds),
-        "process": _gauges(times, points, step, until),
+        "all": _columns(periods, {at: tally for at, (tally, _) in points.items()}, first.bounds),
+        "chosen": _columns(periods, chosen, first.bounds),
+        "process": _gauges(periods, points),
         "operations": [
             {"method": method, "name": name, **_figures(tally, first.bounds)}
             for (method, name), tally in sorted(operations.items())
@@ -75,27 +80,36 @@ def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
     return Gauges(max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams)
 
 
+Period: TypeAlias = tuple[tuple[int, ...], int]
+"""The times of the slots that a point covers, none without data, and its length in seconds."""
+
+
 def _columns(
-    times: Iterable[int], tallies: Mapping[int, OperationTally], known: Mapping[int, object], bounds: tuple[float, ...]
+    periods: Iterable[Period], tallies: Mapping[int, OperationTally], bounds: tuple[float, ...]
 ) -> dict[str, list[Any]]:
-    columns: dict[str, list[Any]] = {name: [] for name in ("calls", "errors", *(name for name, _ in SHARES))}
-    nothing = OperationTally()
-    for at in times:
-        row = _figures(tallies.get(at, nothing), bounds) if at in known else {}
+    names = ("calls", "rate", "client_error_rate", "server_error_rate", *(name for name, _ in SHARES))
+    columns: dict[str, list[Any]] = {name: [] for name in names}
+    for slots, seconds in periods:
+        tally = OperationTally()
+        for at in slots:
+            tally.add(tallies.get(at, OperationTally()))
+        row = _figures(tally, bounds) if slots else {}
+        if slots:
+            row["rate"] = row["calls"] / seconds
+            row["client_error_rate"] = (tally.errors - tally.server_errors) / seconds
+            row["server_error_rate"] = tally.server_errors / seconds
+            row["calls"] = sum(tallies[slots[-1]].buckets.values()) if slots[-1] in tallies else 0
         for name, column in columns.items():
             column.append(row.get(name))
     return columns
 
 
-def _gauges(
-    times: Sequence[int], points: Mapping[int, tuple[OperationTally, Gauges]], step: int, until: int
-) -> dict[str, list[Any]]:
-    found = [points[at][1] if at in points else None for at in times]
+def _gauges(periods: Sequence[Period], points: Mapping[int, tuple[OperationTally, Gauges]]) -> dict[str, list[Any]]:
+    found = [reduce(Gauges.with_, (points[at][1] for at in slots)) if slots else None for slots, _ in periods]
     return {
         "lag_ms": [each and round(each.lag * 1000, 2) for each in found],
-        # The newest point has only some of its seconds.
         "cpu_percent": [
-            each and round(100 * each.cpu / min(step, until - at), 1) for at, each in zip(times, found, strict=True)
+            each and round(100 * each.cpu / seconds, 1) for each, (_, seconds) in zip(found, periods, strict=True)
         ],
         "memory_bytes": [each and (each.memory or None) for each in found],
     }
@@ -103,7 +117,8 @@ def _gauges(
 
 def _figures(tally: OperationTally, bounds: tuple[float, ...]) -> Json:
     counts = [tally.buckets.get(place, 0) for place in range(len(bounds) + 1)]
-    return {"calls": sum(counts), "errors": tally.errors, **percentiles(bounds, counts)}
+    errors = {"errors": tally.errors, "server_errors": tally.server_errors}
+    return {"calls": sum(counts), **errors, **percentiles(bounds, counts)}
 
 
 Key = TypeVar("Key")
@@ -121,6 +136,8 @@ class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
     """Recent calls per second."""
     rate: float | None
     """Calls per second since the previous read, or None if that was long ago."""
+    server_errors: int = 0
+    """Those of the errors that the server caused."""
 
 
 class Figures(Struct, frozen=True, array_like=True):
@@ -170,6 +187,7 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
             "name": name,
             "calls": each.calls,
             "errors": each.errors,
+            "server_errors": each.server_errors,
             "per_second": round(each.per_second, 2),
             "rate": None if each.rate is None else round(each.rate, 2),
             **percentiles(own.bounds, each.grown),
@@ -221,7 +239,7 @@ def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[st
     if figures.bounds == bounds:
         return figures.operations
     return {
-        key: OperationFigures(each.calls, each.errors, [], each.per_second, each.rate)
+        key: OperationFigures(each.calls, each.errors, [], each.per_second, each.rate, each.server_errors)
         for key, each in figures.operations.items()
     }
 
@@ -236,6 +254,7 @@ def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
         else one.grown or other.grown,
         one.per_second + other.per_second,
         _sum(one.rate, other.rate),
+        one.server_errors + other.server_errors,
     )
 
 

@@ -16,6 +16,7 @@ import socket
 import sys
 import time
 from bisect import bisect_left
+from collections import Counter as Tally
 from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,15 @@ from millstream._server.calls.services import SESSION_OVER
 from millstream._server.calls.sessions import Session
 from millstream._server.observability import Figures, OperationFigures
 from millstream._telemetry.logs import redact_text
-from millstream._telemetry.messages import MAX_CACHED, MAX_KIND, AccessRecord, Frame, MessageLog, session_hash
+from millstream._telemetry.messages import (
+    MAX_CACHED,
+    MAX_KIND,
+    SERVER_FAILURES,
+    AccessRecord,
+    Frame,
+    MessageLog,
+    session_hash,
+)
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
 from millstream._telemetry.process import ActiveSessions, Growth, LoopLag, PerSecond, ProcessFigures
 
@@ -345,7 +354,7 @@ class Observer:
             hub: Figures of the hub, passed through.
         """
         now = self._clock()
-        counts, errors = self._sums()
+        counts, errors, server_errors = self._sums()
         passed, grown = self._growth.since(now, counts)
         calls = {key: sum(each) for key, each in counts.items()}
         looked, before = self._last_read
@@ -358,6 +367,7 @@ class Observer:
                 each if any(each) else [],
                 sum(each) / passed if passed > 0 else 0.0,
                 (calls[key] - before.get(key, 0)) / past if 0 < past <= LATELY else None,
+                server_errors[key],
             )
             for key, each in grown.items()
         }
@@ -378,16 +388,20 @@ class Observer:
             round(self.lag.blocked * 1000, 3),
         )
 
-    def _sums(self) -> tuple[dict[tuple[str, str], list[int]], dict[tuple[str, str], int]]:
-        """Return counts by bucket and error counts, per method and tool."""
+    def _sums(self) -> tuple[dict[tuple[str, str], list[int]], Tally[tuple[str, str]], Tally[tuple[str, str]]]:
+        """Return counts by bucket, of errors, and of errors that the server caused, per method and tool."""
         counts: dict[tuple[str, str], list[int]] = {}
-        errors: dict[tuple[str, str], int] = {}
+        errors: Tally[tuple[str, str]] = Tally()
+        server_errors: Tally[tuple[str, str]] = Tally()
         for (method, tool, outcome, _), series in self.calls().items():
             key = (method, tool)
             before = counts.get(key, [0] * len(series.counts))
             counts[key] = [a + b for a, b in zip(before, series.counts, strict=True)]
-            errors[key] = errors.get(key, 0) + (sum(series.counts) if outcome else 0)
-        return counts, errors
+            if outcome:
+                errors[key] += sum(series.counts)
+            if outcome in SERVER_FAILURES:
+                server_errors[key] += sum(series.counts)
+        return counts, errors, server_errors
 
 
 def _record(

@@ -23,6 +23,7 @@ from millstream._server.calls.call import Call, RawParams, value_of
 from millstream._server.observability import merge_all
 from millstream._server.observability.observer import LISTEN
 from millstream._telemetry.logs import redact, redact_text
+from millstream._telemetry.messages import SERVER_FAILURES
 from millstream._telemetry.metrics import OTHER
 
 MAX_CALLS = 300
@@ -78,7 +79,8 @@ class ClientCalls(Struct, array_like=True):
     last: float
     """Seconds since 1970."""
     transport: str
-    revision: str
+    server_errors: int = 0
+    """Those of the errors that the server caused."""
 
 
 class ErrorCount(Struct, array_like=True):
@@ -86,7 +88,8 @@ class ErrorCount(Struct, array_like=True):
 
     message: str
     """The message with `…` in place of numbers and ids."""
-    outcome: str
+    by_server: bool
+    """Whether the server caused it, or a server behind it."""
     count: int
     first: float
     """Seconds since 1970."""
@@ -103,8 +106,8 @@ class WorkerCalls(Struct, array_like=True):
     """The recent calls of one worker."""
 
     calls: list[RecentCall]
-    clients: dict[tuple[str, str], ClientCalls]
-    """Clients by name and version."""
+    clients: dict[tuple[str, str, str], ClientCalls]
+    """Clients by name, version, and revision."""
     errors: list[ErrorCount] = []
 
 
@@ -119,9 +122,11 @@ class RecentCalls:
         self._successes: deque[tuple[Any, ...]] = deque(maxlen=MAX_CALLS)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=MAX_FAILURES)
         """Failed calls, kept separately, so other calls don't displace them."""
-        self._errors: Recent[tuple[str, str], ErrorCount] = Recent(MAX_ERRORS)
-        """(message, outcome) -> count, most recent last."""
-        self._clients: dict[tuple[str, str], ClientCalls] = {}
+        self._errors: Recent[tuple[str, bool], ErrorCount] = Recent(MAX_ERRORS)
+        """(message, whether the server caused it) -> count, most recent last. Revisions have different codes for one
+        error.
+        """
+        self._clients: dict[tuple[str, str, str], ClientCalls] = {}
         self._last_read = -WATCH_SECONDS
         self._second = 0
         self._read = 0
@@ -137,23 +142,26 @@ class RecentCalls:
         outcome = "" if failure is None else failure.outcome
         if call.cancelled and not outcome:
             outcome = "cancelled"
-        seen = self._clients.get((client.name, client.version))
+        kind = (client.name, client.version, revision)
+        seen = self._clients.get(kind)
         if seen is None:
-            key = (client.name, client.version) if len(self._clients) < MAX_CLIENTS else (OTHER, "")
-            seen = self._clients.setdefault(key, ClientCalls(0, 0, 0.0, "", ""))
+            kind = kind if len(self._clients) < MAX_CLIENTS else (OTHER, "", "")
+            seen = self._clients.setdefault(kind, ClientCalls(0, 0, 0.0, ""))
         seen.calls += 1
-        seen.last, seen.transport, seen.revision = now, call.transport, revision
+        seen.last, seen.transport = now, call.transport
         arguments: str | None = None
         if (outcome or seconds >= SLOW or now - self._last_read < WATCH_SECONDS) and self._may_read(int(now)):
             arguments = redact_arguments(call)
         error = incident = ""
         if outcome:
+            by_server = outcome in SERVER_FAILURES
             seen.errors += 1
+            seen.server_errors += by_server
             error, incident = redact_error(call, answer), "" if failure is None else failure.incident
             text = error or outcome.replace("_", " ")
-            kind = (_VARIABLE_PARTS.sub("…", text), outcome)
-            found = self._errors.get(kind) or ErrorCount(*kind, 0, now, now, text, [])
-            self._errors.keep(kind, found)
+            error_kind = (_VARIABLE_PARTS.sub("…", text), by_server)
+            found = self._errors.get(error_kind) or ErrorCount(*error_kind, 0, now, now, text, [])
+            self._errors.keep(error_kind, found)
             found.count += 1
             found.last, found.example, found.incident = now, text, incident
             if len(found.tools) < MAX_ERROR_TOOLS and (short := _short(call.name or method)) not in found.tools:
@@ -190,7 +198,7 @@ class RecentCalls:
     def look(self) -> WorkerCalls:
         """Return the recorded calls. For the next seconds, the arguments of all calls are read."""
         self._last_read = self._clock()
-        clients = {(_short(name), _short(version)): seen for (name, version), seen in self._clients.items()}
+        clients = {(_short(name), _short(version), date): seen for (name, version, date), seen in self._clients.items()}
         calls = [_recent(each) for each in (*self._failures, *self._successes)]
         return WorkerCalls(calls, clients, list(self._errors.values()))
 
@@ -204,15 +212,16 @@ def call_values(workers: Iterable[WorkerCalls]) -> Json:
     failures = [call for call in calls if call.outcome][:MAX_FAILURES]
     fine = [call for call in calls if not call.outcome][: MAX_CALLS - min(len(failures), MAX_CALLS // 2)]
     clients = merge_all((each.clients for each in every), _merge)
-    errors = merge_all(({(error.message, error.outcome): error for error in each.errors} for each in every), _add)
+    errors = merge_all(({(error.message, error.by_server): error for error in each.errors} for each in every), _add)
     frequent = sorted(errors.values(), key=lambda error: (-error.count, -error.last))[:MAX_ERRORS]
     return {
         "calls": [
-            msgspec.structs.asdict(call) for call in sorted([*failures, *fine], key=lambda call: call.at, reverse=True)
+            {**msgspec.structs.asdict(call), "by_server": call.outcome in SERVER_FAILURES}
+            for call in sorted([*failures, *fine], key=lambda call: call.at, reverse=True)
         ][:MAX_CALLS],
         "clients": [
-            {"name": name, "version": version, **msgspec.structs.asdict(seen)}
-            for (name, version), seen in sorted(clients.items(), key=lambda item: -item[1].calls)
+            {"name": name, "version": version, "revision": revision, **msgspec.structs.asdict(seen)}
+            for (name, version, revision), seen in sorted(clients.items(), key=lambda item: -item[1].calls)
         ],
         "errors": [msgspec.structs.asdict(each) for each in frequent],
     }
@@ -226,7 +235,8 @@ def _add(one: ErrorCount, other: ErrorCount) -> ErrorCount:
 
 def _merge(one: ClientCalls, other: ClientCalls) -> ClientCalls:
     newer = one if one.last >= other.last else other
-    return ClientCalls(one.calls + other.calls, one.errors + other.errors, newer.last, newer.transport, newer.revision)
+    calls, errors = one.calls + other.calls, one.errors + other.errors
+    return ClientCalls(calls, errors, newer.last, newer.transport, one.server_errors + other.server_errors)
 
 
 def _recent(kept: tuple[Any, ...]) -> RecentCall:

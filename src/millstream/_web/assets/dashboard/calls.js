@@ -1,11 +1,11 @@
 // Recent calls, or the calls of a period or with an error; errors by message; and clients by name and version.
 
-import { $, clock, count, element, facts, figure, icon, ms, openDialog, pretty, wrapped, write } from "../dom.js";
+import { $, clock, count, element, facts, icon, ms, openDialog, pretty, wrapped, write } from "../dom.js";
 import { colored } from "../render/json.js";
 import { clearTrouble, fetchJson } from "../shell/connection.js";
 import { copyable } from "../shell/controls.js";
 
-import { LiveTable, cellBadge, cellButton, column, number } from "./table.js";
+import { LiveTable, cellBadge, cellButton, column, errorColumns, number } from "./table.js";
 
 const EVERY_MS = 2_000;
 export const OTHER = "_other";
@@ -109,7 +109,7 @@ const recent = new LiveTable($("recent"), {
   fits: (call) =>
     isInTime(call) &&
     (!$("call-failed").checked || call.outcome !== "") &&
-    (!error || (call.outcome === error.outcome && isOf(call.error || outcome(call), error.message))),
+    (!error || (call.by_server === error.by_server && isOf(call.error || outcome(call), error.message))),
   columns: [
     column("at", "When", (call) => clock(new Date(call.at * 1_000)), { narrow: true, down: true }),
     {
@@ -125,7 +125,8 @@ const recent = new LiveTable($("recent"), {
       title: "Outcome",
       narrow: true,
       sort: (call) => call.outcome,
-      fill: (cell, call) => cellBadge(cell, outcome(call) || "ok", call.outcome ? "bad" : "plain")
+      fill: (cell, call) =>
+        cellBadge(cell, outcome(call) || "ok", call.by_server ? "bad" : call.outcome ? "warn" : "plain")
     },
     column("caller", "Caller", (call) => call.caller || "–"),
     column("client", "Client", (call) => call.client || "–"),
@@ -136,7 +137,7 @@ const recent = new LiveTable($("recent"), {
       fill: (cell, call) => {
         write(cell, call.error || (call.arguments ?? ""));
         cell.dir = "auto";
-        cell.classList.toggle("raised", Boolean(call.error));
+        cell.classList.toggle("raised", call.by_server);
       }
     }
   ]
@@ -151,14 +152,17 @@ const moment = (seconds) => {
     : `${date.toLocaleDateString(undefined, { day: "numeric", month: "short" })} ${clock(date)}`;
 };
 
+/** @param {Json} row */
+const cause = (row) => (row.by_server ? "Server" : "Client");
+
 const errors = new LiveTable($("error-table"), {
   name: "Errors by message",
   sort: "count",
   search: $("error-filter"),
   pager: $("error-tools"),
   empty: ["No errors", "Errors are counted here by message."],
-  key: ({ outcome: word, message }) => `${word}\n${message}`,
-  words: ({ message, tools, outcome: word }) => `${message} ${tools.join(" ")} ${word}`,
+  key: (row) => `${cause(row)}\n${row.message}`,
+  words: (row) => `${row.message} ${row.tools.join(" ")} ${cause(row)}`,
   columns: [
     {
       id: "message",
@@ -177,7 +181,13 @@ const errors = new LiveTable($("error-table"), {
       sort: ({ tools }) => tools[0] ?? "",
       says: ({ tools }) => tools.join(", ")
     }),
-    column("outcome", "Outcome", outcome),
+    {
+      id: "by_server",
+      title: "Caused by",
+      narrow: true,
+      sort: cause,
+      fill: (cell, row) => cellBadge(cell, cause(row), row.by_server ? "bad" : "plain")
+    },
     number("first", "First", (row) => moment(row.first), { narrow: true }),
     number("last", "Last", (row) => moment(row.last), { narrow: true })
   ]
@@ -187,7 +197,7 @@ const clients = new LiveTable($("clients"), {
   name: "Clients",
   sort: "calls",
   empty: ["No clients yet", "Each calling program is listed here, by the name that it sends."],
-  key: (client) => `${client.name}\n${client.version}`,
+  key: (client) => `${client.name}\n${client.version}\n${client.revision}`,
   columns: [
     column(
       "name",
@@ -201,12 +211,9 @@ const clients = new LiveTable($("clients"), {
     ),
     column("version", "Version", (client) => client.version || "–"),
     number("calls", "Calls"),
-    number("errors", "Errors", undefined, { raised: (client) => client.errors > 0 }),
-    number("share", "Error share", (client) => `${figure((100 * client.errors) / client.calls)}%`, {
-      sort: (client) => client.errors / client.calls
-    }),
+    ...errorColumns(),
     column("transport", "Transport"),
-    column("revision", "Revision"),
+    column("revision", "Revision", (client) => client.revision || "–"),
     number("last", "Last call", (client) => clock(new Date(client.last * 1_000)))
   ]
 });

@@ -5,6 +5,7 @@ import { color, element, write } from "../dom.js";
 
 const LEFT = 54;
 const RIGHT = 10;
+const NARROW = 240; // narrower plots have the limit of the y axis inside, instead of labels beside
 const TOP = 8;
 const BOTTOM = 20;
 const DRAGGED_PX = 5; // shorter movements are clicks
@@ -61,7 +62,7 @@ function when(ago, at, seconds) {
   return seconds <= 60 ? `−${Math.round(ago)} s` : hours.format(at * 1_000);
 }
 
-/** @typedef {{name: string, color: string, dash?: "dashed" | "dotted", fill?: boolean}} Series */
+/** @typedef {{name: string, short?: string, color: string, dash?: "dashed" | "dotted", fill?: boolean}} Series */
 /** @typedef {(value: number) => number} Scale */
 
 export class LineChart {
@@ -83,6 +84,7 @@ export class LineChart {
   /** @type {number | null} the marked point, counted from the end */
   #at = null;
   #top = 0;
+  #left = LEFT;
 
   /**
    * @param {HTMLElement} place container of the title, the legend, and the canvas
@@ -102,7 +104,13 @@ export class LineChart {
       const value = element("span", "legend-value", "–");
       const swatch = element("span", `swatch ${each.dash ?? "solid"}`);
       swatch.style.color = `var(${each.color})`;
-      const item = element("li", { title: each.name }, swatch, element("span", "legend-name", each.name), value);
+      const item = element(
+        "li",
+        { title: each.name },
+        swatch,
+        element("span", "legend-name", each.short ?? each.name),
+        value
+      );
       legend.append(item);
       this.#told.push({ item, value });
     }
@@ -143,17 +151,19 @@ export class LineChart {
 
   draw() {
     const { pen, width, height } = prepare(this.#canvas);
-    if (width < LEFT + RIGHT + 20) return;
+    const left = width < NARROW ? RIGHT : LEFT;
+    this.#left = left;
+    if (width < left + RIGHT + 20) return;
     const { top, step } = this.#scale(height);
     /** @param {number} t */
-    const x = (t) => LEFT + (1 - (this.#until - t) / this.#seconds) * (width - LEFT - RIGHT);
+    const x = (t) => left + (1 - (this.#until - t) / this.#seconds) * (width - left - RIGHT);
     /** @param {number} value */
     const y = (value) => TOP + (1 - value / top) * (height - TOP - BOTTOM);
     pen.font = `11px ${getComputedStyle(this.#canvas).fontFamily}`;
     this.#axes(pen, { width, height, top, step, x, y });
     pen.save();
     pen.beginPath();
-    pen.rect(LEFT, 0, width - LEFT - RIGHT, height);
+    pen.rect(left, 0, width - left - RIGHT, height);
     pen.clip();
     if (marked) {
       pen.fillStyle = color("--accent-soft");
@@ -193,20 +203,23 @@ export class LineChart {
     pen.fillStyle = color("--text-soft");
     pen.textAlign = "right";
     pen.textBaseline = "middle";
-    for (let value = 0; value <= top + step / 2; value += step) {
+    const narrow = this.#left !== LEFT;
+    for (let value = 0; value <= top + step / 2; value += narrow ? top : step) {
       const level = Math.round(y(value)) + 0.5;
       pen.beginPath();
-      pen.moveTo(LEFT, level);
+      pen.moveTo(this.#left, level);
       pen.lineTo(width - RIGHT, level);
       pen.stroke();
-      pen.fillText(this.#format(Number(value.toPrecision(6)), true), LEFT - 6, level);
+      const label = this.#format(Number(value.toPrecision(6)), true);
+      if (!narrow) pen.fillText(label, LEFT - 6, level);
+      else if (value) pen.fillText(label, width - RIGHT, level + 9);
     }
     pen.textBaseline = "alphabetic";
     const marks = width > 380 ? 4 : width > 250 ? 2 : 1;
     for (let mark = 0; mark <= marks; mark += 1) {
       const ago = this.#seconds * (1 - mark / marks);
       pen.textAlign = mark === 0 ? "left" : mark === marks ? "right" : "center";
-      if (mark < marks && width - LEFT - RIGHT < 90) continue; // no space for two labels
+      if (mark < marks && width - this.#left - RIGHT < 90) continue; // no space for two labels
       pen.fillText(when(ago, this.#until - ago, this.#seconds), x(this.#until - ago), height - 4);
     }
   }
@@ -314,7 +327,7 @@ export class LineChart {
     /** @param {MouseEvent} event */
     const timeAt = (event) => {
       const { left, width } = canvas.getBoundingClientRect();
-      return this.#until - (1 - (event.clientX - left - LEFT) / (width - LEFT - RIGHT)) * this.#seconds;
+      return this.#until - (1 - (event.clientX - left - this.#left) / (width - this.#left - RIGHT)) * this.#seconds;
     };
     /** @param {MouseEvent} event */
     const dragged = (event) => from && Math.abs(event.clientX - from.clientX) > DRAGGED_PX;

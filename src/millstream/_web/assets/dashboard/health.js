@@ -22,10 +22,10 @@ export function reasons(snapshot, past) {
   const found = [];
   /** @param {string} look @param {string} text */
   const say = (look, text) => found.push([look, text]);
-  const { calls = 0, errors = 0 } = past?.total ?? {};
+  const { calls = 0, server_errors: errors = 0 } = past?.total ?? {}; // what callers got wrong isn't the server's state
   const failed = share(errors, calls);
-  if (calls >= LEAST_CALLS && failed >= 25) say("bad", `${figure(failed)}% of the calls fail.`);
-  else if (calls >= LEAST_CALLS && failed >= 2) say("warn", `${figure(failed)}% of the calls fail.`);
+  if (calls >= LEAST_CALLS && failed >= 2)
+    say(failed >= 25 ? "bad" : "warn", `The server fails ${figure(failed)}% of the calls.`);
   if (snapshot.store && !snapshot.store.up) say("bad", `The store (${snapshot.store.kind}) doesn't respond.`);
   const { blocked } = snapshot.event_loop_lag_ms;
   if (blocked >= BLOCKED_MS.warn)
@@ -73,13 +73,15 @@ export function drawHealth(snapshot, past) {
   }
   /** @param {Json[]} rows */
   const sum = (rows) => rows.reduce((total, row) => total + row.count, 0);
-  /** @type {number[]} */
-  const lately = snapshot.per_second.slice(-10);
-  write($("rate"), figure(lately.reduce((total, each) => total + each, 0) / lately.length));
   const total = past?.total;
-  write($("errors"), total ? count(total.errors) : "–");
-  write($("error-share"), total?.calls ? `${figure(share(total.errors, total.calls))}%` : "");
-  for (const id of ["errors", "error-share"]) $(id).classList.toggle("raised", Boolean(total?.errors));
+  const rate = past?.all.rate.at(-1) ?? null;
+  write($("rate"), rate === null ? "–" : figure(rate));
+  const kinds = { errors: total?.server_errors, "client-errors": total && total.errors - total.server_errors };
+  for (const [id, errors] of Object.entries(kinds)) {
+    write($(id), total ? count(errors) : "–");
+    write($(`${id}-share`), errors ? `${figure(share(errors, total.calls))}%` : "");
+    $(id).classList.toggle("raised", id === "errors" && errors > 0);
+  }
   unit($("p99"), ms(total?.p99_ms));
   write($("session-count"), count(sum(snapshot.sessions)));
   write($("connection-count"), count(sum(snapshot.connections)));

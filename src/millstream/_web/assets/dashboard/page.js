@@ -13,7 +13,7 @@ import { drawHealth, drawUnknown } from "./health.js";
 import { add, toggleLog } from "./log.js";
 import { drawServer, drawWorkers, takeFacts } from "./server.js";
 import { drawStreams, showStreams } from "./streams.js";
-import { LiveTable, cellButton, number } from "./table.js";
+import { LiveTable, cellButton, errorColumns, number } from "./table.js";
 
 const MIB = 1_048_576;
 /** @type {Array<[number, string, string]>} */
@@ -27,19 +27,19 @@ const AGAIN_MS = { 60: 1_000, 900: 5_000 };
 const CHOSEN = "millstream.range";
 
 /** @param {number} value */
-const rate = (value) => `${figure(value)} /s`;
-/** @param {number} value */
 const axisMs = (value) =>
   value >= 1_000 ? `${Number((value / 1_000).toPrecision(3))} s` : `${Number(value.toPrecision(3))} ms`;
 
 const charts = {
   calls: new LineChart($("calls-chart"), {
-    name: "Calls",
+    name: "Calls/s",
+    says: "Calls per second, and those with an error of their client or of this server",
     atLeast: 4,
-    format: (value, axis) => (axis ? `${Number(value.toPrecision(3))} /s` : rate(value)),
+    format: (value, axis) => (axis ? String(Number(value.toPrecision(3))) : figure(value)),
     series: [
-      { name: "Calls", color: "--accent", fill: true },
-      { name: "Errors", color: "--bad", dash: "dashed" }
+      { name: "All", color: "--accent", fill: true },
+      { name: "Client errors", short: "Client", color: "--warn", dash: "dotted" },
+      { name: "Server errors", short: "Server", color: "--bad", dash: "dashed" }
     ]
   }),
   latency: new LineChart($("latency-chart"), {
@@ -97,12 +97,10 @@ const title = (row) =>
     : row.method === OTHER
       ? "Other methods"
       : row.method;
-/** @param {Json} row */
-const share = (row) => (row.calls ? (100 * row.errors) / row.calls : 0);
 
 const tools = new LiveTable($("tools"), {
   name: "Tools and methods",
-  sort: "errors",
+  sort: "server_errors",
   search: $("tool-filter"),
   pager: $("tool-tools"),
   empty: ["No calls yet", "The first call appears here within a second."],
@@ -122,12 +120,7 @@ const tools = new LiveTable($("tools"), {
       }
     },
     number("calls", "Calls", undefined, { hint: "Calls in this range" }),
-    number("errors", "Errors", undefined, {
-      hint: "Errors first, then p99, then calls",
-      sort: (row) => [row.errors, row.p99_ms, row.calls, row.ever],
-      raised: (row) => row.errors > 0
-    }),
-    number("share", "Error share", (row) => (row.calls ? `${figure(share(row))}%` : "–"), { sort: share }),
+    ...errorColumns((row) => [row.server_errors, row.errors, row.p99_ms, row.calls, row.ever]),
     ...["p50", "p95", "p99"].map((id) => number(`${id}_ms`, id, (row) => ms(row[`${id}_ms`]))),
     number("ever", "Since the start")
   ]
@@ -147,6 +140,7 @@ function drawTools(ever) {
   const rows = ever.map((row) => ({
     calls: 0,
     errors: 0,
+    server_errors: 0,
     p50_ms: null,
     p95_ms: null,
     p99_ms: null,
@@ -178,12 +172,9 @@ function drawCharts(found) {
   const times = found.at;
   const columns = chosen ? found.chosen : found.all;
   const axis = { times: times.map((t) => Math.min(t + step, until)), until, seconds, step };
-  /** @param {Array<number | null>} values */
-  const perSecond = (values) =>
-    values.map((value, place) => (value === null ? null : value / Math.max(1, Math.min(step, until - times[place]))));
-  charts.calls.rename(chosen ? `Calls of ${title(chosen)}` : "Calls");
+  charts.calls.rename(chosen ? `Calls/s of ${title(chosen)}` : "Calls/s");
   charts.latency.rename(chosen ? `Latency of ${title(chosen)}` : "Latency");
-  charts.calls.show(axis, [perSecond(columns.calls), perSecond(columns.errors)]);
+  charts.calls.show(axis, [columns.rate, columns.client_error_rate, columns.server_error_rate]);
   charts.latency.show(axis, [columns.p50_ms, columns.p95_ms, columns.p99_ms]);
   charts.lag.show(axis, [process.lag_ms]);
   charts.cpu.show(axis, [process.cpu_percent]);
@@ -296,8 +287,8 @@ function draw() {
   else drawHealth(snapshot, past);
   const ever = [...snapshot.tools, ...snapshot.methods];
   drawTools(ever);
-  const errors = ever.reduce((sum, row) => sum + row.errors, 0);
-  parts.count("errors", errors ? count(errors) : "", "bad"); // since the start, as in the table
+  const [errors, failures] = ["errors", "server_errors"].map((id) => ever.reduce((sum, row) => sum + row[id], 0));
+  parts.count("errors", errors ? count(errors) : "", failures ? "bad" : ""); // since the start, as in the table
 }
 
 /** @param {Json} taken */

@@ -35,6 +35,23 @@ export const column = (id, title, text = (row) => row[id], others = {}) => ({
 export const number = (id, title, text = (row) => count(row[id]), others = {}) =>
   column(id, title, text, { number: true, ...others });
 
+/**
+ * The columns for the errors that the server caused, and its clients.
+ *
+ * @param {(row: any) => any} [sort]
+ */
+export const errorColumns = (sort = (row) => row.server_errors) => [
+  number("server_errors", "Server errors", undefined, {
+    hint: "Failures of this server, or of servers behind it",
+    sort,
+    raised: (row) => row.server_errors > 0
+  }),
+  number("client_errors", "Client errors", (row) => count(row.errors - row.server_errors), {
+    hint: "Calls that the caller has to change, such as wrong arguments and unknown names",
+    sort: (row) => row.errors - row.server_errors
+  })
+];
+
 export class LiveTable {
   #place;
   #columns;
