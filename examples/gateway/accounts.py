@@ -22,4 +22,5 @@ mcp.upstream(
 )
 mcp.upstream("orders", "https://orders.example.com/mcp", auth=token_exchange(issuer=LOGIN))
 mcp.upstream("notes", "https://notes.example.com/mcp", auth=per_user_oauth())
+mcp.upstream("calendar", "https://calendar.example.com/mcp", auth=per_user_oauth(lists_from="ada"))
 # endregion

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
@@ -20,6 +21,7 @@ from millstream import Server, auth
 from millstream._http.client import ConnectFailed
 from millstream._http.client.url import parse_url
 from millstream._protocol.errors import LocalError
+from millstream.client import Options
 from millstream.client._oauth.endpoints import fetch
 from millstream.client._questions import Question
 from millstream.gateway import per_user_oauth
@@ -48,7 +50,7 @@ async def test_calls_use_the_account_of_their_user() -> None:
 async def test_log_says_where_to_connect_the_first_account(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")
     async with run_scenario():
-        assert "The upstream up offers nothing until an account is connected at /connections" in caplog.text
+        assert "The upstream up offers nothing until a user connects an account at /connections" in caplog.text
 
 
 async def test_gateway_without_other_pages_serves_the_styles_of_its_sign_in_page() -> None:
@@ -206,13 +208,13 @@ async def test_failing_account_does_not_hide_the_upstream_from_others(
         monkeypatch.setattr(
             accounts, "issue", lambda person, scope: "refused" if person == "mallory" else issue(person, scope)
         )
-        await (await alice.sign_in(ALICE)).connect(accounts, "ada")
-        await one.wait_for_tool("up_who")
         async with Browser(one.base) as bob:
             await (await bob.sign_in(BOB)).connect(accounts, "mallory")
+        await (await alice.sign_in(ALICE)).connect(accounts, "ada")
+        await one.wait_for_tool("up_who")
         stored_lists = redis.ask("KEYS", "*catalog:*")
         redis.ask("DEL", *stored_lists)  # otherwise the second gateway shows the first one's lists
-        async with run_gateway(other.url, store=redis.url) as two:  # the lister is the newest account
+        async with run_gateway(other.url, store=redis.url) as two:  # the lister is the first account
             await two.wait_for_tool("up_who")
             assert "can't read the lists" in caplog.text
             assert await two.call(ALICE, "up_who") == "ada"
@@ -272,6 +274,53 @@ async def stored_values(gate: Gateway) -> tuple[list[str], list[bytes]]:
     keys = [each for kind in ("connection", "gateway") for each in await kv.keys(f"{kind}-")]
     keys += await kv.keys("connection:")
     return keys, [await kv.get(key) or b"" for key in keys]
+
+
+# Lists
+
+
+async def tools_for(gate: Gateway, key: str) -> set[str]:
+    """Return the names of the tools that a caller sees."""
+    async with gate.client(key, options=Options(cache=False)) as client:
+        return {each.name for each in await client.tools()}
+
+
+async def test_newer_account_does_not_decide_what_others_see(tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path}/gateway.db"
+    async with run_world() as other:
+        async with run_gateway(other.url, store=store) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:
+            await (await alice.sign_in(ALICE)).connect(other.accounts, "ada", scope="books:write")
+            await gate.wait_for_tool("up_write")
+            await (await bob.sign_in(BOB)).connect(other.accounts, "brian", scope="books:read")
+            await alice.connect(other.accounts, "ada", scope="books:write")  # again
+        other.mcp.tool(name="new")(lambda: "")
+        async with run_gateway(other.url, store=store) as gate, Browser(gate.base) as alice:
+            await gate.wait_for_tool("up_new")  # the lists have been read again
+            assert "up_write" in await tools_for(gate, ALICE)
+            await (await alice.sign_in(ALICE)).submit("disconnect")
+        other.mcp.tool(name="newest")(lambda: "")
+        async with run_gateway(other.url, store=store) as gate:
+            await gate.wait_for_tool("up_newest")
+            assert "up_write" not in await tools_for(gate, ALICE)  # the next account reads them
+
+
+async def test_lists_are_read_with_the_account_that_the_operator_names(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "millstream.gateway")
+    async with (
+        run_world() as other,
+        run_gateway(other.url, auth=per_user_oauth(lists_from="alice"), start_timeout=0.1) as gate,
+        Browser(gate.base) as alice,
+        Browser(gate.base) as bob,
+    ):
+        await (await bob.sign_in(BOB)).connect(other.accounts, "brian", scope="books:read")
+        assert await tools_for(gate, BOB) == set()
+        assert "The upstream up offers nothing until alice connects an account at /connections" in caplog.text
+        await (await alice.sign_in(ALICE)).connect(other.accounts, "ada", scope="books:write")
+        await gate.wait_for_tool("up_write", BOB)
+        assert await gate.call(BOB, "up_who") == "brian"
+        await alice.submit("disconnect")
+        assert "up_write" in await tools_for(gate, BOB)
+        assert re.findall("The upstream up is ready: .*", caplog.text) == ["The upstream up is ready: 2 tools"]
 
 
 # Attacks

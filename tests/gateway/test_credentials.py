@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from issuer_world import claims as said_of
 from issuer_world import run_issuer, token
 from millstream import Context, Server, auth
 from millstream._protocol.errors import LocalError
+from millstream.client import ServerError
 from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
 from millstream.gateway._config import load_file
 from millstream.gateway._credentials import Credentials
@@ -263,13 +265,17 @@ async def test_concurrent_calls_are_sent_again_with_the_token_that_replaced_thei
 
 
 @asynccontextmanager
-async def run_exchange_gateway(other: Any) -> AsyncIterator[Any]:
+async def run_exchange_gateway(other: Any, lister: str = "", **options: Any) -> AsyncIterator[Any]:
     """Run a gateway that exchanges its callers' tokens."""
     async with AsyncExitStack() as stack:
         issuer = await stack.enter_async_context(run_issuer())
         jwt = auth.oidc(issuer.url, audience="https://gateway.example/mcp")
-        options = token_exchange(issuer=other.accounts.url, client_id="gw", client_secret="s3cret", audience="books")
-        gate = await stack.enter_async_context(run_gateway(other.url, methods=[jwt, auth.keys(ALICE)], auth=options))
+        exchange = token_exchange(
+            issuer=other.accounts.url, client_id="gw", client_secret="s3cret", audience="books",
+            lists_from=lister and f"{issuer.url} {lister}",
+        )  # fmt: skip
+        methods = [jwt, auth.keys(ALICE)]
+        gate = await stack.enter_async_context(run_gateway(other.url, methods=methods, auth=exchange, **options))
 
         def sign(**changes: Any) -> str:
             return token(said_of(iss=issuer.url, aud="https://gateway.example/mcp", **changes))
@@ -292,6 +298,29 @@ async def test_token_exchange_is_per_caller() -> None:
         assert (form["resource"], form["audience"]) == (other.url, "books")
         assert form["subject_token_type"] == "urn:ietf:params:oauth:token-type:access_token"
         assert "an API key can't be exchanged" in await gate.call(ALICE, "up_who")
+
+
+async def test_exchanged_token_of_a_named_caller_reads_the_lists(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "millstream.gateway")
+    async with run_world() as other, run_exchange_gateway(other, "ada", start_timeout=0.1) as (gate, sign):
+        eve = sign(sub="eve", scope="books:read")
+        with pytest.raises(ServerError, match="Unknown tool"):
+            await gate.call(eve, "up_who")
+        await gate.wait_for_tool("up_write", sign(sub="ada", scope="books:write"))
+        assert await gate.call(eve, "up_who") == "eve-exchanged"
+        assert re.findall("The upstream up is ready: .*", caplog.text) == ["The upstream up is ready: 2 tools"]
+
+
+async def test_later_callers_do_not_read_the_lists_while_the_first_can() -> None:
+    async with run_world() as other, run_exchange_gateway(other) as (gate, sign):
+        await gate.wait_for_tool("up_who", sign(sub="ada"))
+        credentials = (await gate.mcp.start()).host.gateway.upstreams["up"].credentials
+        first = await credentials.lister()
+        assert await gate.call(sign(sub="eve"), "up_who") == "eve-exchanged"
+        assert await credentials.lister() == first
+        credentials.avoid_lister(first)  # as if Ada's token couldn't read them
+        assert await gate.call(sign(sub="eve"), "up_who") == "eve-exchanged"
+        assert await credentials.lister() != first
 
 
 async def test_refused_exchange_affects_only_its_caller() -> None:

@@ -713,9 +713,12 @@ class Upstream:
         if credentials is None or not credentials.personal:
             return LinkKey(handshake=self._in_sessions)
         self.state = "ready" if self.catalog.revision else "connecting"
-        self.reason = "waits for a user to connect an account that can read the lists"
+        person = credentials.lists_from or "a user"
+        self.reason = f"waits for {person} to connect an account that can read the lists"
         if not self.catalog.revision:
-            logger.info("The upstream %s offers nothing until an account is connected at /connections", self.name)
+            logger.info(
+                "The upstream %s offers nothing until %s connects an account at /connections", self.name, person
+            )
         self.lists_ready.set()
         lister = await credentials.lister()
         self._lister_left = False

@@ -180,6 +180,8 @@ class TokenExchange(_MachineGrant, frozen=True, kw_only=True, tag="token_exchang
 
     audience: str = ""
     """Logical name of the upstream, for authorization servers that use it instead of `resource`."""
+    lists_from: str = ""
+    """Id of the principal whose token reads the lists for all callers."""
 
 
 class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
@@ -189,6 +191,8 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
     """URL of a client metadata document (CIMD); by default this server's own."""
     assume_pkce: bool = False
     """Whether the authorization server supports PKCE with S256, although its metadata doesn't list it."""
+    lists_from: str = ""
+    """Id of the principal whose account reads the lists for all callers."""
 
     @override
     def __post_init__(self) -> None:
@@ -304,6 +308,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
     secret_in_form: bool = False,
     private_addresses: bool = False,
     send_resource: bool = True,
+    lists_from: str = "",
 ) -> TokenExchange:
     """Exchange each caller's access token for one for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
@@ -323,6 +328,8 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
         secret_in_form: Whether to send the secret in the form instead of a header.
         private_addresses: Whether the authorization server may be in a private network.
         send_resource: Whether requests name the upstream as their ``resource``.
+        lists_from: Id of the principal whose token reads the lists for all callers, as in the audit log:
+            ``"https://login.example.com ada"``. By default, it's the first caller whose token can read them.
 
     Raises:
         ValueError: An option is missing, or conflicts with another one.
@@ -331,7 +338,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer, token_url=token_url,
         private_key=secret(private_key), key_id=key_id, scope=_scopes(scope), resource=resource, audience=audience,
         secret_in_form=secret_in_form, private_addresses=private_addresses,
-        send_resource=send_resource,
+        send_resource=send_resource, lists_from=lists_from,
     )  # fmt: skip
 
 
@@ -345,6 +352,7 @@ def per_user_oauth(
     private_addresses: bool = False,
     send_resource: bool = True,
     assume_pkce: bool = False,
+    lists_from: str = "",
 ) -> PerUserOAuth:
     """Have each user connect their own account: ``auth=per_user_oauth()``.
 
@@ -363,6 +371,8 @@ def per_user_oauth(
             `client_id` are required.
         assume_pkce: Whether the authorization server supports PKCE with S256, although its metadata doesn't list it;
             requires the same.
+        lists_from: Id of the principal whose account reads the lists for all callers, as in the audit log. By default,
+            it's the account that was connected first.
 
     Raises:
         ValueError: An option is missing or invalid.
@@ -370,5 +380,5 @@ def per_user_oauth(
     return PerUserOAuth(
         client_id=client_id, client_secret=secret(client_secret), issuer=issuer,
         client_metadata_url=client_metadata_url, scope=_scopes(scope), private_addresses=private_addresses,
-        send_resource=send_resource, assume_pkce=assume_pkce,
+        send_resource=send_resource, assume_pkce=assume_pkce, lists_from=lists_from,
     )  # fmt: skip

@@ -89,6 +89,7 @@ class PersonalCredentials(TokenCredentials):
         super().__init__(upstream, forward, host.services, f"connection:{self._id}:")
         self.url: Url = parse_url("http" + str(url).removeprefix("ws")) if url.scheme in ("ws", "wss") else url
         self.options: PerUserOAuth = options
+        self.lists_from = options.lists_from
         secret = options.client_secret
         self._secret = "" if secret is None else secret.read(upstream)
         self._outbound = outbound_for(url, private_addresses=options.private_addresses)
@@ -114,6 +115,7 @@ class PersonalCredentials(TokenCredentials):
                 event.set()
         self._lister_event.set()
         if name:
+            self._list_failures.pop(name, None)
             self.on_change(name)
 
     # Lists
@@ -134,7 +136,20 @@ class PersonalCredentials(TokenCredentials):
         self._list_failures.keep(link_key, time.monotonic())
 
     async def _listers(self) -> list[str]:
+        """Return the owners whose accounts may read the lists, the first one first."""
+        if self.lists_from:
+            return [digest_of(self.lists_from)]
         return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
+
+    async def _change_listers(self, owner: str, *, connected: bool) -> None:
+        """Remove an owner, or add it last, so that a newer account doesn't decide what others see."""
+        key = f"connection-lister:{self._id}"
+        listers = await self._vault.get(key, list[str]) or []
+        if connected and owner not in listers:
+            listers = [*listers, owner][:_MAX_LISTERS]
+        elif not connected:
+            listers = [each for each in listers if each != owner]
+        await self._vault.put(key, listers, _CONNECTION_SECONDS)
 
     # Calls
 
@@ -281,9 +296,7 @@ class PersonalCredentials(TokenCredentials):
             raise
         tokens = store.load().tokens[str(self.url)]
         registration = Registration() if self.options.client_id else request.who
-        # The lists are read with one of the last connections.
-        listers = [owner, *(each for each in await self._listers() if each != owner)][:_MAX_LISTERS]
-        await self._vault.put(f"connection-lister:{self._id}", listers, _CONNECTION_SECONDS)
+        await self._change_listers(owner, connected=True)
         await self._vault.kv.put(self._prefix + owner, *self._seal(owner, make_grant(tokens, registration)))
         await self._notify_workers(owner)
         await self._vault.kv.delete(f"connection-wanted:{self._id}:{owner}")
@@ -291,6 +304,7 @@ class PersonalCredentials(TokenCredentials):
     async def disconnect(self, owner: str) -> None:
         """Remove the connection of a user, and revoke it at the authorization server (RFC 7009)."""
         _, grant = await self._read(owner)
+        await self._change_listers(owner, connected=False)
         await self._vault.kv.delete(self._prefix + owner)
         await self._notify_workers(owner)
         if grant is not None:

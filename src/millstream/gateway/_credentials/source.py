@@ -62,6 +62,8 @@ class UpstreamCredentials:
 
     personal: bool = False
     """Whether the upstream can't be used without a user."""
+    lists_from: str = ""
+    """Id of the only principal whose account or token may read the lists; empty if any may."""
     query: Mapping[str, str] = {}
     """Parameters in the query of each request to an API."""
 

@@ -297,6 +297,8 @@ class _IssuedCredentials(TokenCredentials):
             ValueError: A key can't sign.
         """
         self._options = options
+        if isinstance(options, TokenExchange):
+            self.lists_from = options.lists_from
         self._target = options.resource or str(url)
         parts = (upstream, str(url), type(options).__name__, options.issuer, options.token_url, options.client_id,
                  " ".join(options.scope), self._target)  # fmt: skip
@@ -366,7 +368,7 @@ class ExchangedCredentials(_IssuedCredentials):
 
     personal = True
     _last_key = ""
-    """Link key of the latest caller, whose token reads the lists."""
+    """Link key of the caller whose token reads the lists. It stays so as long as the token can."""
     _failed_key = ""
     """Link key whose token failed to read the lists."""
 
@@ -394,9 +396,15 @@ class ExchangedCredentials(_IssuedCredentials):
     @override
     def link_key(self, call: Call) -> str:
         """See `UpstreamCredentials.link_key`."""
-        key = self._last_key = super().link_key(call)
-        self._lister_event.set()
+        key, principal = super().link_key(call), call.principal
+        if principal is not None and self.lists_from in ("", principal.id) and not self._can_list(self._last_key):
+            self._last_key = key
+            self._lister_event.set()
         return key
+
+    def _can_list(self, key: str) -> bool:
+        caller = self._callers.get(key)
+        return caller is not None and caller.until > time.time() and key != self._failed_key
 
     def observe(self, call: Call, seconds: float, answer: bytes) -> None:
         """Store a caller whose token can read the lists, if there's none yet."""
@@ -406,14 +414,14 @@ class ExchangedCredentials(_IssuedCredentials):
 
     @override
     async def lister(self) -> str:
-        """Return the link key of the most recent caller, waiting for one with a valid token."""
+        """Return the link key of a caller, waiting for one with a valid token."""
         while True:
             key = self._last_key
-            caller = self._callers.get(key)
+            if self._can_list(key):
+                self._lister_event.set()
+                return key
             self._lister_event.clear()
-            if caller is not None and caller.until > time.time():
-                if key != self._failed_key:
-                    return key
+            if key and key == self._failed_key:
                 try:
                     async with asyncio.timeout(_LIST_RETRY_SECONDS):
                         await self._lister_event.wait()
