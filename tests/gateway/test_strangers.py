@@ -5,7 +5,7 @@ import logging
 import shlex
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +135,76 @@ async def test_odd_schemas_cost_at_most_their_example() -> None:
                     assert len(listed) == len(tools) or "tool_search" in str(options)
                     assert all(signature_of(each).startswith(each.name) for each in listed)
                     assert (await client.call("tool0")).text == "done"
+
+
+VALUES: list[Any] = [
+    None,
+    True,
+    3,
+    -1.5,
+    "",
+    "text",
+    "\x1b[2J",
+    [],
+    [None],
+    [[]],
+    {},
+    {"type": 3},
+    {"a": None},
+    "x" * 2000,
+]
+WHOLE: dict[str, Json] = {
+    "tools": {
+        "name": "go", "title": "Go", "description": "Goes.",
+        "inputSchema": {
+            "type": "object",
+            "properties": {"a": {"type": "string", "enum": ["x"]}, "b": {"$ref": "#/$defs/b"}},
+            "required": ["a"], "$defs": {"b": {"type": "array", "items": {"type": "integer"}}},
+        },
+        "outputSchema": {"type": "object", "properties": {"n": {"type": "number", "minimum": 1}}},
+        "annotations": {"title": "Go", "readOnlyHint": True}, "icons": [{"src": "data:,", "sizes": ["1x1"]}],
+        "execution": {"taskSupport": "optional"}, "_meta": {"a": {"b": 1}},
+    },
+    "resources": {
+        "uri": "memo://go", "name": "go", "mimeType": "text/plain", "size": 3,
+        "annotations": {"audience": ["user"], "priority": 0.5, "lastModified": "2026-01-01T00:00:00Z"}, "_meta": {},
+    },
+    "prompts": {"name": "go", "arguments": [{"name": "a", "required": True}], "icons": [{"src": "data:,"}]},
+}  # fmt: skip
+
+
+def with_odd_places(whole: Any) -> Iterator[Any]:
+    """Yield copies of a JSON value, each with an odd value in one place, at any depth."""
+    yield from VALUES
+    for name in whole if isinstance(whole, dict) else range(len(whole)) if isinstance(whole, list) else ():
+        for odd in with_odd_places(whole[name]):
+            copy = whole.copy()
+            copy[name] = odd
+            yield copy
+
+
+async def test_odd_value_in_any_place_of_an_item_costs_no_other_item(tmp_path: Path) -> None:
+    replies: Json = {"tools/call": DONE}
+    good: Json = {
+        "tools": {"name": "good", "inputSchema": {"type": "object"}},
+        "resources": {"uri": "memo://good", "name": "good"},
+        "prompts": {"name": "good"},
+    }
+    for kind, whole in WHOLE.items():
+        odd = [dict(each, name=f"odd{at}") if isinstance(each, dict) and each.get("name") == "go" else each
+               for at, each in enumerate(with_odd_places(whole))]  # fmt: skip
+        pages = [odd[at : at + 100] for at in range(0, len(odd), 100)]
+        replies[f"{kind}/list"] = [{"result": {kind: page, "nextCursor": str(at)}} for at, page in enumerate(pages)] + [
+            {"result": {kind: [good[kind]]}}
+        ]
+    mcp = Server("front")
+    mcp.upstream("odd", stranger({kind: {} for kind in WHOLE}, replies, file=tmp_path / "replies"), start_timeout=WAIT)
+    async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client:
+        tools, resources, prompts = await client.tools(), await client.resources(), await client.prompts()
+        assert (await client.call("odd_good")).text == "done"
+    assert len(tools) > 100
+    assert "odd_good" in {each.name for each in tools} & {each.name for each in prompts}
+    assert "memo://odd/good" in {each.uri for each in resources}
 
 
 def test_odd_schemas_reach_neither_models_nor_older_clients() -> None:

@@ -344,7 +344,7 @@ def _read_item(kind: str, raw: bytes, revision: str, omissions: list[str]) -> De
 def _repair_tool(found: Description, revision: str, left_out: list[str]) -> None:
     schema, output = found.pop("inputSchema", None), found.pop("outputSchema", None)
     found["inputSchema"] = schema = repair_schema(_as_object_schema(schema), left_out.append)
-    if schema.setdefault("type", "object") != "object":
+    if not is_object(schema) or schema.setdefault("type", "object") != "object":
         raise ValueError("its inputSchema must describe an object")
     if output is not None:
         objects_only = BY_DATE[revision].structured == "object"

@@ -705,6 +705,10 @@ class Upstream:
                 else:
                     self._degrade(exc)
                 failures += 1
+            except Exception as exc:  # of ours, about something that this upstream sent; nothing else restarts the task
+                logger.exception("The lists of %s can't be read", self.name)
+                self._degrade(exc)
+                failures += 1
             await asyncio.sleep(reconnect_delay(failures))
 
     async def _find_lister(self) -> LinkKey:
