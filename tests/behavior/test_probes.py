@@ -15,7 +15,7 @@ from millstream import Server, Settings, auth
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.over_http import HttpServer
-from millstream._app.server_process.slot import WorkerState
+from millstream._app.server_process.worker_process import WorkerState
 from millstream._http.server.connection import ServerState
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL

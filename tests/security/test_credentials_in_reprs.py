@@ -11,7 +11,7 @@ from msgspec import Struct
 
 import millstream
 from millstream import Settings
-from millstream._app.server_process.slot import Hello
+from millstream._app.server_process.worker_process import Hello
 from millstream.agent._configuration import ServerConfig
 from millstream.auth._authorization_server.grants import RefreshToken, SigningKey
 from millstream.auth._authorization_server.users import StoredUser

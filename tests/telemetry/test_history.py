@@ -1,7 +1,15 @@
 import pytest
 
 from millstream._telemetry.metrics import FINE, Labels, Series
-from millstream._telemetry.process import MAX_OPERATIONS, MAX_SLOTS, REST, SLOT, Gauges, History, HistoryWindow
+from millstream._telemetry.process import (
+    MAX_INTERVALS,
+    MAX_OPERATIONS,
+    REST,
+    SECONDS_EACH,
+    Gauges,
+    History,
+    HistoryWindow,
+)
 
 START = 900 * 2_000_000
 ADD, SLOW = ("tools/call", "add"), ("tools/call", "slow")
@@ -27,7 +35,7 @@ def test_history_slots_hold_increments() -> None:
         series[(*ADD, "tool_error" if second else "server_error")].observe(1.0)
         history.take(START + second, series, Gauges(lag=0.01 * second, cpu=0.5, memory=10 + second, streams=second))
     past = history.look(60, ADD)
-    assert (past.step, past.until, calls(past)) == (SLOT, START + 12, [5, 5])
+    assert (past.step, past.until, calls(past)) == (SECONDS_EACH, START + 12, [5, 5])
     assert (past.operations[ADD].errors, past.operations[ADD].server_errors) == (4, 1)
     assert past.chosen.keys() == past.points.keys()
     assert SLOW not in past.operations
@@ -62,7 +70,7 @@ def test_history_is_bounded() -> None:
     assert sum(past.operations[REST].buckets.values()) > 0
     whole = 500 * 3_600 // 20
     assert abs(sum(calls(past)) - whole) <= 1_500  # one point
-    assert sum(map(len, history._ring)) < MAX_SLOTS * (40 + 12 * (MAX_OPERATIONS + 1))
+    assert sum(map(len, history._ring)) < MAX_INTERVALS * (40 + 12 * (MAX_OPERATIONS + 1))
 
 
 def test_stalled_and_reversed_clocks_change_nothing() -> None:
@@ -73,7 +81,7 @@ def test_stalled_and_reversed_clocks_change_nothing() -> None:
     history.take(START, series, Gauges())
     history.take(START - 5, series, Gauges())
     assert calls(history.look(60)) == [1]
-    history.take(START + SLOT, series, Gauges())
+    history.take(START + SECONDS_EACH, series, Gauges())
     assert calls(history.look(60)) == [1, 1]
 
 

@@ -11,9 +11,10 @@ import pytest
 
 from cases import for_each
 from millstream import Server
-from millstream._app.server_process import CommandError, over_http, slot
+from millstream._app.server_process import CommandError, over_http, worker_process
 from millstream._app.server_process import supervisor as watching
-from millstream._app.server_process.slot import (
+from millstream._app.server_process.supervisor import Supervisor, make_workers
+from millstream._app.server_process.worker_process import (
     LONGEST,
     WELL,
     BackOff,
@@ -27,7 +28,6 @@ from millstream._app.server_process.slot import (
     open_sockets,
     own_command,
 )
-from millstream._app.server_process.supervisor import Supervisor, slots_of
 from patience import WAIT
 
 HELLO = Hello(worker=1, workers=2, host="127.0.0.1", port=8000, listeners=[5], run=1, key="k" * 32)
@@ -93,9 +93,9 @@ def test_closed_and_invalid_supervisor_channels_end(ends: tuple[socket.socket, s
 
 @pytest.mark.parametrize("given", ["250:1", "0:1", ""], ids=["closed", "another file", "nothing"])
 def test_processes_without_the_socket_are_not_workers(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
-    monkeypatch.setenv(slot.VARIABLE, given)
-    assert slot.claim() is None
-    assert slot.VARIABLE not in os.environ
+    monkeypatch.setenv(worker_process.VARIABLE, given)
+    assert worker_process.claim() is None
+    assert worker_process.VARIABLE not in os.environ
 
 
 def test_restart_command_uses_the_original_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -191,8 +191,8 @@ def test_missing_store_location_is_explained() -> None:
         yield ""
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        slots = slots_of([listener], 2, passed=False)
-        supervisor = Supervisor([], slots, host="127.0.0.1", run_number=1, store=store)
+        workers = make_workers([listener], 2, passed=False)
+        supervisor = Supervisor([], workers, host="127.0.0.1", run_number=1, store=store)
         with pytest.raises(CommandError, match="can't create the socket") as raised:
             asyncio.run(supervisor.run())
     assert "TMPDIR" in raised.value.fix
@@ -200,10 +200,10 @@ def test_missing_store_location_is_explained() -> None:
 
 def test_workers_share_passed_sockets_and_own_opened_ones() -> None:
     with socket.socket() as one, socket.socket() as two:
-        assert [(slot.listeners, slot.own) for slot in slots_of([one, two], 2, passed=False)] == [
+        assert [(worker.listeners, worker.own) for worker in make_workers([one, two], 2, passed=False)] == [
             ([one], True),
             ([two], True),
         ]
-        for slots in (slots_of([one, two], 2, passed=True), slots_of([one, two], 3, passed=False)):
-            assert {slot.own for slot in slots} == {False}
-            assert all(list(slot.listeners) == [one, two] for slot in slots)
+        for workers in (make_workers([one, two], 2, passed=True), make_workers([one, two], 3, passed=False)):
+            assert {worker.own for worker in workers} == {False}
+            assert all(list(worker.listeners) == [one, two] for worker in workers)

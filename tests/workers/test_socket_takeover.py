@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cases import for_each
-from millstream._app.server_process.slot import SocketTakeover, WorkerState, stands_in
+from millstream._app.server_process.worker_process import SocketTakeover, WorkerState, stands_in
 from patience import WAIT
 from workers_world import PROGRAM, call, kill, pids_by_new_connections, run_workers
 

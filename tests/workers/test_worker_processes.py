@@ -213,7 +213,7 @@ def test_failing_lifespans_are_reported_once(tmp_path: Path) -> None:
 def test_workers_share_a_socket_without_reuseport(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
     start = (
-        "from millstream._app.server_process import slot; slot.SPREADS = False; "
+        "from millstream._app.server_process import worker_process; worker_process.SPREADS = False; "
         "from millstream._cli import main; main()"
     )
     port = free_port()

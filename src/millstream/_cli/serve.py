@@ -16,7 +16,7 @@ from millstream._app.server_process import CommandError, set_up_logs
 from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
 from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker
-from millstream._app.server_process.slot import claim
+from millstream._app.server_process.worker_process import claim
 from millstream._cli.load import check_target, folder_of, ignore_compiled, load
 from millstream._config import Settings, VariableError
 from millstream.files import EnvFileError, read_env_file

@@ -5,9 +5,9 @@ session takes no memory. Data that doesn't fit (unknown capabilities, log level,
 in the store under the token's `id`.
 
 A function that asks in a multi-round request (MCP 2026-07-28, basic/patterns/mrtr) is stopped with `InputRequired` and
-run again from its start with the answers (replay). Each question has a slot: its explicit key, or its ordinal. A digest
-of method and parameters detects a changed question. Answers of this round are valid with or without state. Answers of
-earlier rounds come only from the state, which is sealed and bound to principal, method, name, and arguments.
+run again from its start with the answers (replay). Each question has a label: its explicit key, or its ordinal. A
+digest of method and parameters detects a changed question. Answers of this round are valid with or without state.
+Answers of earlier rounds come only from the state, which is sealed and bound to principal, method, name, and arguments.
 
 The clock and randomness are arguments: `now` and `nonce`.
 """
@@ -273,7 +273,7 @@ _LARGE = 16 * 1024
 
 
 class RoundEntry(Struct, array_like=True):
-    """A settled slot: an answer, or the stored value of a side effect."""
+    """A settled label: an answer, or the stored value of a side effect."""
 
     digest: str
     value: bytes
@@ -286,9 +286,9 @@ class RoundState(Struct, array_like=True):
     expires_at: int
     rounds: int
     entries: dict[str, RoundEntry]
-    """Entries by slot, in the order they were settled."""
+    """Entries by label, in the order they were settled."""
     open_marks: dict[str, str]
-    """Slot -> digest, for the questions of the last round."""
+    """Label -> digest, for the questions of the last round."""
 
 
 class InputRequired(BaseException):
@@ -357,46 +357,46 @@ class Rounds:
         self._pending: dict[str, str] = {}
         self.rounds: int = state.rounds
 
-    def slot(self, key: str | None) -> str:
-        """Return the slot of the next question: its key, or its ordinal in this run."""
+    def label(self, key: str | None) -> str:
+        """Return the label of the next question: its key, or its ordinal in this run."""
         if key is not None:
             return key
         self._ordinal += 1
         return f"q{self._ordinal}"
 
     @staticmethod
-    def wire_key(slot: str, key: str | None, mark: str) -> str:
+    def wire_key(label: str, key: str | None, mark: str) -> str:
         """Return the key in `inputRequests`: an explicit key unchanged, or an ordinal and the digest of its
         question.
         """
-        return slot if key is not None else f"{slot}-{mark[:8]}"
+        return label if key is not None else f"{label}-{mark[:8]}"
 
-    def find_settled(self, slot: str, mark: str) -> bytes | None:
-        """Return a slot's value from an earlier round. A changed question invalidates its answer and all later ones."""
-        entry = self._entries.get(slot)
+    def find_settled(self, label: str, mark: str) -> bytes | None:
+        """Return a value from an earlier round. A changed question invalidates its answer and all later ones."""
+        entry = self._entries.get(label)
         if entry is None:
             return None
         if entry.digest == mark:
             return entry.value
-        slots = list(self._entries)
-        for later in slots[slots.index(slot) :]:
+        labels = list(self._entries)
+        for later in labels[labels.index(label) :]:
             del self._entries[later]
         return None
 
-    def response(self, slot: str, wire_key: str, mark: str) -> bytes | None:
+    def response(self, label: str, wire_key: str, mark: str) -> bytes | None:
         """Return the answer in this request, unless its question has changed."""
         raw = self._responses.get(wire_key)
-        if raw is None or self._open_marks.get(slot, mark) != mark:
+        if raw is None or self._open_marks.get(label, mark) != mark:
             return None
         return bytes(raw)
 
-    def settle(self, slot: str, mark: str, value: bytes) -> None:
-        """Store the value of a slot for later rounds."""
-        self._entries[slot] = RoundEntry(mark, value)
+    def settle(self, label: str, mark: str, value: bytes) -> None:
+        """Store the value of a label for later rounds."""
+        self._entries[label] = RoundEntry(mark, value)
 
-    def pend(self, slot: str, mark: str) -> None:
+    def pend(self, label: str, mark: str) -> None:
         """Record a question of this round."""
-        self._pending[slot] = mark
+        self._pending[label] = mark
 
     def seal(self, ring: KeyRing, *, bound: bytes, expires_at: int, nonce: bytes, max_rounds: int) -> str:
         """Return the state after this round, for the client to return.

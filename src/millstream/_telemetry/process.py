@@ -17,14 +17,14 @@ from msgspec import Struct
 from millstream._telemetry.messages import SERVER_FAILURES
 from millstream._telemetry.metrics import Labels, Metrics, Series, process_values
 
-SLOT = 10
-"""Seconds of a slot."""
-MAX_SLOTS = 360
-"""Number of slots in an hour."""
-STEPS = {60: SLOT, 900: SLOT, 3_600: 60}
+SECONDS_EACH = 10
+"""Seconds of a interval."""
+MAX_INTERVALS = 360
+"""Number of intervals in an hour."""
+STEPS = {60: SECONDS_EACH, 900: SECONDS_EACH, 3_600: 60}
 """Available periods in seconds -> seconds per point."""
 MAX_OPERATIONS = 64
-"""Maximum operations per slot: those with the most errors and calls. All others are counted together."""
+"""Maximum operations per interval: those with the most errors and calls. All others are counted together."""
 Key = tuple[str, str]
 REST: Final[Key] = ("", "")
 """The key of operations beyond `MAX_OPERATIONS`."""
@@ -48,7 +48,7 @@ class OperationTally(Struct, array_like=True, gc=False):
 
 
 class Gauges(Struct, array_like=True, frozen=True, gc=False):
-    """The state of the process in one slot."""
+    """The state of the process in one interval."""
 
     lag: float = 0.0
     """The worst delay of the event loop, in seconds."""
@@ -60,7 +60,7 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
     """The maximum number of open streams and connections."""
 
     def with_(self, other: "Gauges") -> "Gauges":
-        """Return the gauges of two consecutive slots together."""
+        """Return the gauges of two consecutive intervals together."""
         return Gauges(
             max(self.lag, other.lag),
             self.cpu + other.cpu,
@@ -69,8 +69,8 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
         )
 
 
-class HistorySlot(Struct, array_like=True):
-    """The events of one slot."""
+class HistoryInterval(Struct, array_like=True):
+    """The events of one interval."""
 
     at: int
     """Its beginning, in seconds since 1970."""
@@ -96,15 +96,15 @@ class HistoryWindow(Struct, array_like=True):
 
 
 _pack = msgspec.msgpack.Encoder().encode
-_unpack = msgspec.msgpack.Decoder(HistorySlot).decode
+_unpack = msgspec.msgpack.Decoder(HistoryInterval).decode
 
 
 class History:
-    """The ring of one process: its last hour, in slots of ten seconds.
+    """The ring of one process: its last hour, in intervals of ten seconds.
 
-    Each slot has the calls by duration and the errors of each operation, and the state of the process. Call `take` once
-    a second. Calls themselves have no overhead. Slots are stored packed, which also lets another thread read them. They
-    start at multiples of their length since 1970, so slots of several processes can be added up.
+    Each interval has the calls by duration and the errors of each operation, and the state of the process. Call `take`
+    once a second. Calls themselves have no overhead. Intervals are stored packed, which also lets another thread read
+    them. They start at multiples of their length since 1970, so intervals of several processes can be added up.
     """
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
@@ -112,9 +112,9 @@ class History:
         # Configuration
         self.bounds = bounds
         # Process
-        self._ring: deque[bytes] = deque(maxlen=MAX_SLOTS)
-        self._slot: HistorySlot | None = None
-        """The current slot."""
+        self._ring: deque[bytes] = deque(maxlen=MAX_INTERVALS)
+        self._interval: HistoryInterval | None = None
+        """The current interval."""
         self._counted: dict[Labels, list[int]] = {}
         """Series -> its counts at the last call of `take`."""
         self._numbers: dict[Key, int] = {REST: 0}
@@ -132,14 +132,16 @@ class History:
         if self._last is not None and second <= self._last:
             return
         self._last = second
-        start, slot = second // SLOT * SLOT, self._slot
-        if slot is None or slot.at != start:
-            if slot is not None:
-                self._ring.append(_pack(HistorySlot(slot.at, _limit_operations(slot.tallies), slot.gauges)))
-            slot = self._slot = HistorySlot(start, {}, Gauges())
-        slot.gauges = slot.gauges.with_(gauges)
+        start, interval = second // SECONDS_EACH * SECONDS_EACH, self._interval
+        if interval is None or interval.at != start:
+            if interval is not None:
+                self._ring.append(
+                    _pack(HistoryInterval(interval.at, _limit_operations(interval.tallies), interval.gauges))
+                )
+            interval = self._interval = HistoryInterval(start, {}, Gauges())
+        interval.gauges = interval.gauges.with_(gauges)
         for number, tally in self._growth(series):
-            slot.tallies.setdefault(number, OperationTally()).add(tally)
+            interval.tallies.setdefault(number, OperationTally()).add(tally)
 
     def _growth(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, OperationTally]]:
         for labels, each in series.items():
@@ -159,22 +161,22 @@ class History:
             seconds: One of `STEPS`.
             chosen: An operation whose points are returned separately, too.
         """
-        step, until = STEPS.get(seconds, SLOT), self._last + 1 if self._last is not None else 0
+        step, until = STEPS.get(seconds, SECONDS_EACH), self._last + 1 if self._last is not None else 0
         past = HistoryWindow(step, until, self.bounds, {}, {}, {})
         number = self._numbers.get(chosen, -1) if chosen is not None else -1
-        slots = list(self._ring) if self._slot is None else [*self._ring, _pack(self._slot)]
-        keys = list(self._numbers)  # after the slots, because this runs in a thread and new operations get numbers
-        for slot in map(_unpack, slots):
-            at = slot.at // step * step
+        intervals = list(self._ring) if self._interval is None else [*self._ring, _pack(self._interval)]
+        keys = list(self._numbers)  # after the intervals, because this runs in a thread and new operations get numbers
+        for interval in map(_unpack, intervals):
+            at = interval.at // step * step
             if at + step <= until - seconds:
                 continue
             whole, gauges = past.points.get(at) or (OperationTally(), Gauges())
-            past.points[at] = whole, gauges.with_(slot.gauges)
-            for each, tally in _limit_operations(slot.tallies).items():
+            past.points[at] = whole, gauges.with_(interval.gauges)
+            for each, tally in _limit_operations(interval.tallies).items():
                 whole.add(tally)
                 past.operations.setdefault(keys[each], OperationTally()).add(tally)
-            if number in slot.tallies:
-                past.chosen.setdefault(at, OperationTally()).add(slot.tallies[number])
+            if number in interval.tallies:
+                past.chosen.setdefault(at, OperationTally()).add(interval.tallies[number])
         return past
 
 

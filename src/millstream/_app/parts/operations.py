@@ -40,7 +40,7 @@ from millstream._telemetry.metrics import render as metrics_text
 from millstream._telemetry.process import resident_bytes
 
 if TYPE_CHECKING:
-    from millstream._app.server_process.slot import WorkerState
+    from millstream._app.server_process.worker_process import WorkerState
 
 
 logger = logging.getLogger("millstream")

@@ -321,7 +321,7 @@ class WebPart(OwnPart):
         host.routes.add("/chat/members", Route({"GET": members_handler(hub)}, private=True))
         if host.settings.show_errors:
             host.on_close(capture_prints(feed.log))
-            from millstream._app.server_process.slot import failed_restart  # noqa: PLC0415  in development
+            from millstream._app.server_process.worker_process import failed_restart  # noqa: PLC0415  in development
 
             developing = log_handler(feed.log, host.streams, failed_restart)
             host.routes.add("/inspect/log", Route({"GET": developing}, stream=True, local=True))

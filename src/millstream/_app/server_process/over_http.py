@@ -32,7 +32,7 @@ from millstream._app.server_process.listen_sockets import (
     passed_sockets,
 )
 from millstream._app.server_process.runner import StopSignals, loop_factory, run, waits_for
-from millstream._app.server_process.slot import (
+from millstream._app.server_process.worker_process import (
     BEATS,
     Alive,
     Departure,

@@ -26,15 +26,15 @@ from millstream._app.server_process import CommandError, report
 from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import passed_sockets
 from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, loop_factory, receive_signals
-from millstream._app.server_process.slot import (
+from millstream._app.server_process.worker_process import (
     GRACE,
     KILLED,
     READY,
     STARTING,
     Hello,
     NotStarted,
-    Slot,
     StartFailure,
+    SupervisedWorker,
     WorkerProcess,
     WorkerState,
     WorkerStates,
@@ -106,7 +106,7 @@ def _is_foreign(folder: Path) -> bool:
 
 
 STARTS = 5
-"""Maximum processes started in a row for one slot, if all are killed, before giving up."""
+"""Maximum processes started in a row for one worker, if all are killed, before giving up."""
 OVERTAKEN = 5
 """Seconds that a start may still take when the next restart is requested: a hanging program must not block its fixed
 version, and frequent requests must not keep a good one from getting ready.
@@ -123,8 +123,7 @@ class Supervisor:
 
     command: Sequence[str]
     """Command that starts a worker."""
-    slots: Sequence[Slot]
-    """One for each worker."""
+    workers: Sequence[SupervisedWorker]
     host: str
     """Configured address, which decides who counts as local."""
     run_number: int
@@ -139,9 +138,9 @@ class Supervisor:
     def __post_init__(self) -> None:
         self._hello = Hello(
             worker=0,
-            workers=len(self.slots),
+            workers=len(self.workers),
             host=self.host,
-            port=self.slots[0].listeners[0].getsockname()[1],
+            port=self.workers[0].listeners[0].getsockname()[1],
             listeners=[],
             run=self.run_number,
             reloads=self.watched is not None,
@@ -150,8 +149,8 @@ class Supervisor:
         """Common part of the workers' roles."""
         # Python treats compiled code as fresh if the file has the recorded size and modification second.
         self._environment = {} if self.watched is None else {"PYTHONDONTWRITEBYTECODE": "1"}
-        self._used = self.slots
-        """Slots with a worker. The first worker accepts the connections of the others."""
+        self._used = self.workers
+        """Workers that should serve. The first worker accepts the connections of the others."""
         self._children: list[WorkerProcess] = []
         """All processes that haven't ended, including those that are exiting."""
         self._tasks = Tasks()
@@ -209,7 +208,7 @@ class Supervisor:
                 fix="Set TMPDIR to a folder that this program may write to.",
             ) from exc
         self._hello = msgspec.structs.replace(self._hello, store=store)
-        first, *others = self.slots
+        first, *others = self.workers
         # Watch from before the first worker imports the program.
         changed = None if self.watched is None else changes(self.watched)
         ready = await (await self._start(first)).ready()
@@ -217,10 +216,10 @@ class Supervisor:
             logger.warning(
                 "Only one of %d workers runs, because it holds the sessions of clients at upstreams or programs, which "
                 "remember something. It also accepts the connections of the others.",
-                len(self.slots),
+                len(self.workers),
             )
             self._used, others = [first], []
-        await asyncio.gather(*[self._start(slot) for slot in others])
+        await asyncio.gather(*[self._start(worker) for worker in others])
         self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
             self._tasks.spawn(self._restart_after(changed))
@@ -242,14 +241,14 @@ class Supervisor:
         new: list[WorkerProcess] = []
         self._tell(StartFailure(""))
         try:
-            while empty := self._empty_slots(new):  # one that was ready may have died since
-                slot = empty[0]
-                if len(new) >= STARTS * len(self.slots):
-                    what = f"Each new process for worker {slot.number} was killed before all were ready."
+            while empty := self._missing_workers(new):  # one that was ready may have died since
+                worker = empty[0]
+                if len(new) >= STARTS * len(self.workers):
+                    what = f"Each new process for worker {worker.number} was killed before all were ready."
                     raise NotStarted(what, why=KILLED)
-                if slot.mending is not None:
-                    slot.mending.cancel()
-                new.append(await self._start_before_next(slot))
+                if worker.mending is not None:
+                    worker.mending.cancel()
+                new.append(await self._start_before_next(worker))
         except NotStarted as exc:
             tell_failure(exc)
             self._tell(msgspec.convert(exc, StartFailure, from_attributes=True))
@@ -265,34 +264,34 @@ class Supervisor:
         pids = [str(child.pid) for child in self._serving_workers()]
         logger.info("The new version is serving (%s %s)", "processes" if len(pids) > 1 else "process", ", ".join(pids))
 
-    def _empty_slots(self, among: Iterable[WorkerProcess]) -> list[Slot]:
-        """Return the slots without a serving process among some."""
-        served = [child.slot for child in among if child.state == READY]
-        return [slot for slot in self._used if slot not in served]
+    def _missing_workers(self, among: Iterable[WorkerProcess]) -> list[SupervisedWorker]:
+        """Return the workers without a serving process among some."""
+        served = [child.worker for child in among if child.state == READY]
+        return [worker for worker in self._used if worker not in served]
 
-    async def _start_before_next(self, slot: Slot) -> WorkerProcess:
+    async def _start_before_next(self, worker: SupervisedWorker) -> WorkerProcess:
         """Start a worker, unless the next restart is requested before it's ready.
 
         Raises:
             NotStarted: It can't start, or was given up.
         """
-        starting, seconds = asyncio.create_task(self._start(slot)), OVERTAKEN
+        starting, seconds = asyncio.create_task(self._start(worker)), OVERTAKEN
         try:
             while seconds and not starting.done():
                 await asyncio.wait((starting,), timeout=1)
                 seconds -= self._restart_requested.is_set()
             if not starting.done():
-                what = f"Worker {slot.number} didn't become ready before the next restart, and was stopped."
+                what = f"Worker {worker.number} didn't become ready before the next restart, and was stopped."
                 raise NotStarted(what, why="Your program is still starting, or it hangs.")
             return starting.result()
         finally:
             starting.cancel()
 
-    async def _start(self, slot: Slot, *, why: str = "") -> WorkerProcess:
+    async def _start(self, worker: SupervisedWorker, *, why: str = "") -> WorkerProcess:
         """Start processes until one is ready, waiting longer each time.
 
         Args:
-            slot: Slot of the worker.
+            worker: The worker.
             why: What ended the process that it replaces. If empty, only killed processes are started again.
 
         Raises:
@@ -301,10 +300,10 @@ class Supervisor:
         mending, starts = bool(why), 0
         while True:
             if why:
-                await self._wait_after_death(slot, why)
+                await self._wait_after_death(worker, why)
             starts += 1
             try:
-                child = self._spawn(slot)
+                child = self._spawn(worker)
                 try:
                     await child.ready()
                 except asyncio.CancelledError:
@@ -321,31 +320,31 @@ class Supervisor:
                     logger.info("%s is ready", child)
                 return child
 
-    async def _wait_after_death(self, slot: Slot, why: str) -> None:
-        seconds = slot.back_off.record_death()
+    async def _wait_after_death(self, worker: SupervisedWorker, why: str) -> None:
+        seconds = worker.back_off.record_death()
         logger.error("%s; starting another%s", why, f" in {seconds:g} s" if seconds else "")
-        if seconds and slot.own and not self._serving_workers():
+        if seconds and worker.own and not self._serving_workers():
             # Refuse connections, including waiting ones. The next worker makes the socket listen again.
-            for listener in slot.listeners:
+            for listener in worker.listeners:
                 # A socket that is shut down twice hands out connections that are shut down.
                 if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     listener.shutdown(socket.SHUT_RD)
         await asyncio.sleep(seconds)
 
-    def _spawn(self, slot: Slot) -> WorkerProcess:
+    def _spawn(self, worker: SupervisedWorker) -> WorkerProcess:
         """Start a process. If it serves and then dies, it's replaced automatically.
 
         Raises:
             NotStarted: The system can't start another process.
         """
-        numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self.slots}
-        mine = numbers.pop(slot.number)
-        others = numbers if slot.own else {}  # with a shared socket, no takeover is needed
-        hello = msgspec.structs.replace(self._hello, worker=slot.number, listeners=mine, others=others)
+        numbers = {each.number: [listener.fileno() for listener in each.listeners] for each in self.workers}
+        mine = numbers.pop(worker.number)
+        others = numbers if worker.own else {}  # with a shared socket, no takeover is needed
+        hello = msgspec.structs.replace(self._hello, worker=worker.number, listeners=mine, others=others)
         try:
-            child = WorkerProcess(self.command, hello, slot, environment=self._environment)
+            child = WorkerProcess(self.command, hello, worker, environment=self._environment)
         except OSError as exc:
-            raise NotStarted(f"Worker {slot.number} couldn't be started.", why=str(exc)) from exc
+            raise NotStarted(f"Worker {worker.number} couldn't be started.", why=str(exc)) from exc
         self._children.append(child)
         self._tasks.spawn(self._look_after(child))
         return child
@@ -361,9 +360,9 @@ class Supervisor:
             self._tasks.spawn(child.see_out(child.patience + GRACE))
 
     def _fill(self) -> None:
-        """Start replacements in all slots without a process."""
-        for slot in self._used:
-            self._mend(slot, f"Worker {slot.number} is missing")
+        """Start replacements for all workers without a process."""
+        for worker in self._used:
+            self._mend(worker, f"Worker {worker.number} is missing")
 
     async def _end(self) -> None:
         """Stop all processes: gracefully, or by the kernel.
@@ -371,14 +370,14 @@ class Supervisor:
         The sockets are closed when no process accepts any more, so that connections are refused instead of waiting.
         """
         self._stopping = True
-        for slot in self.slots:
-            if slot.mending is not None:
-                slot.mending.cancel()
+        for worker in self.workers:
+            if worker.mending is not None:
+                worker.mending.cancel()
         children = list(self._children)
         self._leave(children, replaced=False)
         await asyncio.gather(*[child.left.wait() for child in children])
-        for slot in self.slots:
-            for each in slot.listeners:
+        for worker in self.workers:
+            for each in worker.listeners:
                 each.close()
         await asyncio.gather(*[child.ended for child in children])
         await self._tasks.close()
@@ -387,29 +386,29 @@ class Supervisor:
         """Supervise a process from start to end, and replace it as soon as it accepts no more connections."""
         with suppress(NotStarted):  # reported by `_start`
             await child.ready()
-            child.slot.back_off.serves()
+            child.worker.back_off.serves()
             self._tell()
             if child.watchdog:
                 self._tasks.spawn(child.watch())
             await child.left.wait()
             self._tell()
-            self._mend(child.slot, f"{child} {how(child.ended.result()) if child.ended.done() else 'was stopped'}")
+            self._mend(child.worker, f"{child} {how(child.ended.result()) if child.ended.done() else 'was stopped'}")
         await child.ended
         self._children.remove(child)
         self._tell()
 
-    def _mend(self, slot: Slot, why: str) -> None:
-        """Start a replacement for a slot, unless there's already a process or a replacement."""
-        looking = slot.mending is not None and not slot.mending.done()
-        taken = any(child.slot is slot and child.state in (STARTING, READY) for child in self._children)
+    def _mend(self, worker: SupervisedWorker, why: str) -> None:
+        """Start a replacement for a worker, unless there's already a process or a replacement."""
+        looking = worker.mending is not None and not worker.mending.done()
+        taken = any(child.worker is worker and child.state in (STARTING, READY) for child in self._children)
         if not (self._stopping or looking or taken):
-            slot.restarts += 1
-            slot.mending = self._tasks.spawn(self._start(slot, why=why))
+            worker.restarts += 1
+            worker.mending = self._tasks.spawn(self._start(worker, why=why))
 
     def _tell(self, failure: StartFailure | None = None) -> None:
         """Send all workers the state of all, or why the changed program can't start."""
-        order = sorted(self._children, key=lambda child: (child.slot.number, child.pid))
-        workers = [WorkerState(child.slot.number, child.pid, child.state, child.slot.restarts) for child in order]
+        order = sorted(self._children, key=lambda child: (child.worker.number, child.pid))
+        workers = [WorkerState(child.worker.number, child.pid, child.state, child.worker.restarts) for child in order]
         for child in order:
             child.send(failure or WorkerStates(workers))
 
@@ -423,11 +422,11 @@ def tell_failure(failure: CommandError) -> None:
         logger.error("%s", failure.what, extra=parts)
 
 
-def slots_of(sockets: Sequence[socket.socket], workers: int, *, passed: bool) -> list[Slot]:
-    """Return the slots of the workers, each with its own socket or with all of them."""
+def make_workers(sockets: Sequence[socket.socket], workers: int, *, passed: bool) -> list[SupervisedWorker]:
+    """Return the workers, each with its own socket or with all of them."""
     if not passed and len(sockets) == workers:
-        return [Slot(number, [each], own=True) for number, each in enumerate(sockets, 1)]
-    return [Slot(number, sockets, own=False) for number in range(1, workers + 1)]
+        return [SupervisedWorker(number, [each], own=True) for number, each in enumerate(sockets, 1)]
+    return [SupervisedWorker(number, sockets, own=False) for number in range(1, workers + 1)]
 
 
 def supervise(
@@ -462,9 +461,9 @@ def supervise(
     else:
         sockets = open_sockets(host, port, workers)
     try:
-        slots = slots_of(sockets, workers, passed=bool(passed))
+        supervised = make_workers(sockets, workers, passed=bool(passed))
         store = partial(run_local_server, backend_for)
-        supervisor = Supervisor(command, slots, host, run, store, watched, told)
+        supervisor = Supervisor(command, supervised, host, run, store, watched, told)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(supervisor.run())
     finally:

@@ -394,13 +394,13 @@ class Context(CallInfo):
                 the value of the first. If the first one's worker dies, the next copy runs the effect again. A copy of
                 the first round has no state yet and counts as another call.
         """
-        slot = f"once:{key}"
+        label = f"once:{key}"
         if self._call.revision.handshake:
-            if slot not in self._memo:
-                self._memo[slot] = await _value(function)
-            return cast("T", self._memo[slot])
+            if label not in self._memo:
+                self._memo[label] = await _value(function)
+            return cast("T", self._memo[label])
         rounds = self._call.get_rounds()
-        raw = rounds.find_settled(slot, "once")
+        raw = rounds.find_settled(label, "once")
         if raw is None:
 
             async def run() -> bytes:
@@ -413,7 +413,7 @@ class Context(CallInfo):
                 raw = await once_stored(self._services, name, run)
             else:
                 raw = await run()
-        rounds.settle(slot, "once", raw)
+        rounds.settle(label, "once", raw)
         return cast("T", msgspec.json.decode(raw))
 
 

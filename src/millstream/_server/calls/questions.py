@@ -499,19 +499,19 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
     pending: Json = {}
     for name, (key, question) in questions.items():
         method, params = method_of(question), params_of(question, call.revision)
-        slot, mark = replay.slot(key), digest(method, params)
-        wire_key = replay.wire_key(slot, key, mark)
-        raw = replay.find_settled(slot, mark)
+        label, mark = replay.label(key), digest(method, params)
+        wire_key = replay.wire_key(label, key, mark)
+        raw = replay.find_settled(label, mark)
         if raw is None:
-            raw = replay.response(slot, wire_key, mark)
+            raw = replay.response(label, wire_key, mark)
             if raw is not None:
                 with contextlib.suppress(Declined, Cancelled):  # declining is an answer
                     read_answer(question, raw)  # one of the wrong shape isn't stored
-                replay.settle(slot, mark, raw)
+                replay.settle(label, mark, raw)
         if raw is None:
             require_capabilities(call.client.capabilities, capability_of(question))
             pending[wire_key] = {"method": method, "params": params}
-            replay.pend(slot, mark)
+            replay.pend(label, mark)
         else:
             found[name] = raw
     if pending:

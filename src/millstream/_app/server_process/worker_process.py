@@ -175,15 +175,15 @@ class SocketTakeover:
         """Create it; `begin` starts accepting.
 
         Args:
-            me: Slot of this worker.
-            others: Sockets of each other slot.
+            me: Number of this worker.
+            others: Sockets of each other worker.
         """
         self._me = me
         self._others = others
         self._accept: Accept | None = None
         self._wanted: frozenset[int] = frozenset()
         self._serving: dict[int, list[Callable[[], None]]] = {}
-        """Slot -> function that stops accepting for it."""
+        """Number of a worker -> function that stops accepting for it."""
         self._tasks = Tasks()
 
     def begin(self, accept: Accept) -> None:
@@ -217,8 +217,8 @@ class SocketTakeover:
 
 
 def stands_in(place: int, workers: Collection[WorkerState]) -> int | None:
-    """Return the slot that accepts for one without a serving worker: the next serving one. None if it's serving
-    itself.
+    """Return the number of the worker that accepts for one that isn't serving: the next one that is. None if it's
+    serving itself.
     """
     ready = sorted({each.worker for each in workers if each.state == READY})
     if place in ready or not ready:
@@ -302,7 +302,7 @@ def failed_restart() -> StartFailure | None:
 
 
 def claim() -> WorkerSlot | None:
-    """Return the slot of this process; None if it isn't a worker."""
+    """Return the number of this worker; None if it isn't a worker."""
     text = os.environ.pop(VARIABLE, "")
     if text:
         descriptor, _, inode = text.partition(":")
@@ -439,8 +439,8 @@ class NotStarted(CommandError):
 
 
 @dataclass(eq=False)
-class Slot:
-    """The slot of one worker: its sockets, and the search for a replacement."""
+class SupervisedWorker:
+    """What stays the same when a worker's process is replaced: its number and its sockets."""
 
     number: int
     listeners: Sequence[socket.socket]
@@ -458,17 +458,19 @@ class WorkerProcess:
     Its replacement is another object.
     """
 
-    def __init__(self, command: Sequence[str], hello: Hello, slot: Slot, *, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], hello: Hello, worker: SupervisedWorker, *, environment: Mapping[str, str]
+    ) -> None:
         """Start the process.
 
         Args:
             command: Program that runs as a worker, with the sockets that it inherits.
             hello: Its role.
-            slot: Its slot.
+            worker: The worker that it serves as.
             environment: Environment variables in addition to the parent's.
         """
         self._loop = asyncio.get_running_loop()
-        self.slot = slot
+        self.worker = worker
         self.state = STARTING
         self._ready: asyncio.Future[Ready] = self._loop.create_future()
         self.left = asyncio.Event()
@@ -525,7 +527,7 @@ class WorkerProcess:
         self.state = GONE
         self.left.set()
         if not self._ready.done():
-            what = f"Worker {self.slot.number} {how(status)} before it was ready."
+            what = f"Worker {self.worker.number} {how(status)} before it was ready."
             error = NotStarted(what, why="A worker runs your program up to run(). See its output above.")
             if -status in _BY_OTHERS:
                 error.killed, error.why = True, KILLED
@@ -585,7 +587,7 @@ class WorkerProcess:
 
     @override
     def __str__(self) -> str:
-        return f"Worker {self.slot.number} (process {self.pid})"
+        return f"Worker {self.worker.number} (process {self.pid})"
 
 
 def how(status: int) -> str:
