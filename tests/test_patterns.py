@@ -1,10 +1,12 @@
 import ast
+import random
 import re
 from pathlib import Path
 
 import pytest
 
-from millstream._server.functions.patterns import find_backtracking
+from backtracking import find_backtracking
+from millstream._server.functions.patterns import find_backtracking as find_unproven
 
 pytestmark = pytest.mark.check
 
@@ -49,3 +51,49 @@ def test_no_repeat_in_an_expression_can_share_text_with_another() -> None:
                 slow[name] = f"{name} in line {line}: {why}"
     assert [text for name, text in slow.items() if name not in EXCEPTIONS] == []
     assert sorted(EXCEPTIONS.keys() - slow.keys()) == [], "These need no exception any more."
+
+
+def _random_expression(numbers: random.Random, depth: int) -> str:
+    kind = numbers.random()
+    if not depth or kind < 0.4:
+        return numbers.choice(["a", "b", "-", ".", "[ab]", "[^a]", r"\w", r"\s"])
+    one, two = (_random_expression(numbers, depth - 1) for _ in range(2))
+    if kind < 0.75:
+        return one + two if kind < 0.6 else f"(?:{one}|{two})"
+    return f"(?:{one}){numbers.choice(['*', '+', '?', '{2}', '+?'])}"
+
+
+def test_expressions_that_registration_accepts_take_linear_time() -> None:
+    numbers, accepted = random.Random(5), 0
+    for _ in range(1_000):
+        text = f"^{_random_expression(numbers, 4)}{numbers.choice(['', '$'])}"
+        if not find_unproven(text):
+            accepted += 1
+            assert "the same text" not in find_backtracking(text), text
+    assert accepted > 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "^(a*b)*", "^(?:a|b)*$", "[a-z]+", r"\d{4}-\d\d-\d\d", "foo|bar", r"^\d+\.\d+\.\d+$", r"^https?://\S+$",
+        r"^[\w.+-]+@[\w-]+\.[\w.-]+$", "^[a-z][a-z0-9-]{0,61}[a-z0-9]$", r"^\w+(\s\w+)*$", "^[a-zäöüß]+$", "(ab)+",
+        "^(?P<sign>[+-])?0$", "^a++a$", "", "^$",
+    ],
+)  # fmt: skip
+def test_common_expressions_are_accepted_by_registration(text: str) -> None:
+    assert find_unproven(text) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a+b", "(a*b)+", r"\s+$", "^a|b+c", "^a*a*$", "^(a+)+$", r"^(\w+\s?)*$", "(a|b|ab)*c",
+        "^[ä-ü]*ö*$", r"^\S+@\S+$",
+        "^(a?){30}a{30}$", "^(a|a){30}$", "^[a-z]{1,30}[a-z]{1,30}[a-z]{1,9}$",
+        "^(?=a)a", r"^(a)\1", "^a{300,}a", r"^\x61+a", "x{999}",
+        "^(a|a|a|a|a|a|a|a){250}((b|b|b|b|b){250}){250}$",
+    ],
+)  # fmt: skip
+def test_expressions_that_may_backtrack_are_refused_by_registration(text: str) -> None:
+    assert find_unproven(text)
