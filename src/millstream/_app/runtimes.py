@@ -167,10 +167,16 @@ class HubAccess:
         return hub
 
     async def publish(
-        self, channel: str, data: Any, *, event: str | None = None, id: str | None = None
+        self,
+        channel: str,
+        data: Any,
+        *,
+        event: str | None = None,
+        id: str | None = None,
+        publisher: "Principal | None" = None,
     ) -> "PublishResult":
         """Publish to a channel, see `Hub.publish`."""
-        return await (await self._open()).publish(channel, data, event=event, id=id)
+        return await (await self._open()).publish(channel, data, event=event, id=id, publisher=publisher)
 
     async def send(
         self,
@@ -180,9 +186,11 @@ class HubAccess:
         event: str | None = None,
         id: str | None = None,
         principal: "Principal | None" = None,
+        publisher: "Principal | None" = None,
     ) -> "PublishResult":
         """Publish to one client, see `Hub.send`."""
-        return await (await self._open()).send(client_id, data, event=event, id=id, principal=principal)
+        hub = await self._open()
+        return await hub.send(client_id, data, event=event, id=id, principal=principal, publisher=publisher)
 
     async def presence(self, channel: str) -> "list[Member]":
         """Return the clients on a channel, see `Hub.presence`."""

@@ -62,6 +62,65 @@ class Principal(Struct, frozen=True):
         return EVERYTHING in self.scopes or self.scopes.issuperset(scopes)
 
 
+IDENTITIES = "millstream:identities"
+"""The scope for readers who may see the subjects and e-mail addresses of others."""
+SHARED_KEY = "key"
+"""The name of keys that weren't given one. Several people may use such a key, so it names none of them."""
+_MAX_NAME = 80
+
+
+class Profile(Struct, frozen=True, omit_defaults=True, gc=False):
+    """Who a caller is, for others: ``if event.user: print(event.user.name)``. It comes from the credential."""
+
+    name: str = ""
+    """The display name; empty if the credential has none, or none that every reader may see."""
+    subject: str = ""
+    """`Principal.subject`. Like `issuer` and `email`, only for the program, and for readers with the scope
+    ``millstream:identities``.
+    """
+    issuer: str = ""
+    email: str = ""
+
+    def only_name(self) -> "Profile":
+        """Return what every reader may see."""
+        return Profile(self.name)
+
+
+def knows_identities(reader: Principal | None) -> bool:
+    """Return whether a reader may see the subjects and e-mail addresses of others.
+
+    Args:
+        reader: The caller, or None without sign-in.
+    """
+    return reader is not None and reader.has((IDENTITIES,))
+
+
+def get_profile(principal: Principal, name_claims: Collection[str]) -> Profile:
+    """Return the profile of a caller.
+
+    An e-mail address is never the display name, whichever claim has it.
+
+    Args:
+        principal: The caller.
+        name_claims: Claims that can have the display name, in order of preference. If none of them does, it's the name
+            of the API key. Without claims, no caller has a display name.
+    """
+    claims, issuer, subject = principal.claims, principal.issuer, principal.subject
+    own = () if issuer or subject == SHARED_KEY or not name_claims else (subject,)
+    names = (_clean(each) for each in (*map(claims.get, name_claims), *own))
+    email = "" if claims.get("email_verified") is False else _clean(claims.get("email"))
+    return Profile(next((each for each in names if each and "@" not in each), ""), subject, issuer, email)
+
+
+def _clean(text: object) -> str:
+    """Return a claim as one line without control and invisible characters; empty if it isn't text."""
+    if not isinstance(text, str):
+        return ""
+    if text.isprintable() and "  " not in text and len(text) <= _MAX_NAME:
+        return text.strip()
+    return " ".join("".join(each if each.isprintable() else " " for each in text[: 2 * _MAX_NAME]).split())[:_MAX_NAME]
+
+
 class Share:
     """Counts what each owner holds of something bounded, and refuses what exceeds the owner's share.
 

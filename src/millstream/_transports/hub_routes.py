@@ -32,11 +32,13 @@ from millstream._http.message import (
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, closest_name, shorten
 from millstream._protocol.jsonrpc import check_text, decoder, encode
+from millstream._protocol.principal import knows_identities
 from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.hub._channels import DEFAULT, check_encoded_size
+from millstream.hub._event import encode_object
 
 CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
@@ -59,11 +61,18 @@ class Publication(Struct, forbid_unknown_fields=True):
 _decode_publication = decoder(Publication)
 
 
-def encode_sse(event: Event) -> bytes:
-    """Return an event of the hub as a server-sent event."""
+def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> bytes:
+    """Return an event of the hub as a server-sent event, for a reader as of `Event.visible_user`.
+
+    The publisher is in a field of its own, which `EventSource` ignores. With `envelope`, the data is the event as an
+    object, as on a WebSocket, so that pages can read the publisher, too.
+    """
     if event.data is None:
         return b"id: %b\n\n" % event.id.encode()
-    return sse.encode_event(event.data, event=event.event, id=event.id or None)
+    envelope = envelope and bool(event.channel)
+    data = encode_object(event, full) if envelope else event.data
+    text, user = sse.encode_event(data, event=event.event, id=event.id or None), event.visible_user(full)
+    return text if user is None or envelope else b"user: %b\n%b" % (encode(user), text)
 
 
 GZIP_START = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
@@ -76,9 +85,18 @@ def deflate(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
 
 
-def encode_sse_gzip(event: Event) -> bytes:
+def encode_sse_gzip(event: Event, full: bool = False, envelope: bool = False) -> bytes:
     """Return `encode_sse` compressed, once for all clients that accept gzip."""
-    return deflate(encode_sse(event))
+    return deflate(encode_sse(event, full, envelope))
+
+
+_ENCODERS: dict[tuple[bool, ...], Encode] = {
+    (gzip, full, envelope): partial(encode_sse_gzip if gzip else encode_sse, full=full, envelope=envelope)
+    for gzip in (False, True)
+    for full in (False, True)
+    for envelope in (False, True)
+} | {(False, False, False): encode_sse, (True, False, False): encode_sse_gzip}
+"""By whether a stream is compressed, whether its reader may see whole profiles, and whether it wants envelopes."""
 
 
 _gzip = lru_cache(maxsize=64)(deflate)
@@ -102,10 +120,12 @@ class HubRoutes(Struct, frozen=True):
         return client_id if client_id and client_id != path and "/" not in client_id else None
 
     async def events(self, request: HttpRequest) -> Response | Sink:
-        """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=``."""
+        """Stream channels: ``?channel=`` (repeated, or separated by commas), ``?client_id= ?name= ?history=
+        ?envelope=``.
+        """
         query, principal, address = query_values(request.query), request.principal, request.peer
         channels = [part for value in query.get("channel", ()) for part in value.split(",")] or [DEFAULT]
-        client_id, name = _last(query, "client_id"), _last(query, "name")
+        client_id, name, envelope = _last(query, "client_id"), _last(query, "name"), _last(query, "envelope")
 
         def admit() -> int:
             # Refuse misspelled parameters: without its ``channel``, a stream would be open and silent.
@@ -115,13 +135,15 @@ class HubRoutes(Struct, frozen=True):
                 if near := closest_name(each, _NAMES):
                     raise InvalidName(f"There is no parameter {each[:20]!r}. Did you mean {near!r}?")
             self.hub.admission.subscribe(channels, client_id=client_id, name=name, principal=principal, address=address)
+            if envelope not in ("", "0", "1"):
+                raise InvalidName(f"The envelope must be 0 or 1, not {envelope[:20]!r}.")
             return _count(query)
 
-        async def begin(sink: Sink, encode_event: Encode) -> None:
+        async def begin(sink: Sink, gzip: bool, full: bool) -> None:
             await self.hub.subscribe(
                 channels,
                 sink,
-                encode=encode_event,
+                encode=_ENCODERS[gzip, full, envelope == "1"],
                 last_event_id=last_event_id(request),
                 history=_count(query),
                 client_id=client_id,
@@ -139,14 +161,14 @@ class HubRoutes(Struct, frozen=True):
         if client_id is None:
             return plain_problem(404, "The path must be /mcp/sse/ followed by a client id.")
 
-        async def begin(sink: Sink, encode_event: Encode) -> None:
+        async def begin(sink: Sink, gzip: bool, full: bool) -> None:
             warning = {"warning": _PARTIAL} if self.is_partial() else {}
             first = sse.encode_event(encode({"client_id": client_id, **warning}), event="connected")
-            sink.write(deflate(first) if encode_event is encode_sse_gzip else first)
+            sink.write(deflate(first) if gzip else first)
             await self.hub.receive(
                 client_id,
                 sink,
-                encode=encode_event,
+                encode=_ENCODERS[gzip, full, False],
                 last_event_id=last_event_id(request),
                 principal=principal,
                 address=address,
@@ -157,9 +179,11 @@ class HubRoutes(Struct, frozen=True):
         return await self._serve(request, partial(receive, client_id, principal=principal, address=address), begin)
 
     async def _serve(
-        self, request: HttpRequest, admit: Callable[[], object], begin: Callable[[Sink, Encode], Awaitable[None]]
+        self, request: HttpRequest, admit: Callable[[], object], begin: Callable[[Sink, bool, bool], Awaitable[None]]
     ) -> Response | Sink:
-        """Open a stream. All checks run before the hub is involved."""
+        """Open a stream. All checks run before the hub is involved. `begin` learns whether the stream is compressed,
+        and whether its reader may see whole profiles.
+        """
         try:
             admit()
         except (InvalidName, Forbidden, LimitExceeded) as exc:
@@ -174,7 +198,7 @@ class HubRoutes(Struct, frozen=True):
             sink.write(GZIP_START)
         self.streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes)
         try:
-            await begin(sink, encode_sse_gzip if gzip else encode_sse)
+            await begin(sink, gzip, knows_identities(request.principal))
         except BaseException:
             sink.close()
             raise
@@ -240,7 +264,7 @@ def _refusal(exc: Exception) -> Response:
     return plain_problem(status, text or str(exc), _RETRY_AFTER if status == 503 else b"")
 
 
-_NAMES = ("channel", "client_id", "name", "history", "last_event_id")
+_NAMES = ("channel", "client_id", "name", "history", "last_event_id", "envelope")
 """Parameters of `HubRoutes.events`."""
 
 

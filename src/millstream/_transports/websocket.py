@@ -51,7 +51,7 @@ from millstream._protocol import revisions
 from millstream._protocol.errors import INVALID_PARAMS, INVALID_REQUEST, METHOD_NOT_FOUND, ProtocolError, shorten
 from millstream._protocol.foreign import present
 from millstream._protocol.jsonrpc import check_text, decoder, encode, require_json
-from millstream._protocol.principal import Principal
+from millstream._protocol.principal import Principal, knows_identities
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
 from millstream._server.control import RequestGate
@@ -60,7 +60,7 @@ from millstream._transports.connection import ClientConnection, is_batch
 from millstream._transports.open_streams import OpenStreams, silent_call
 from millstream.hub import Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded, Subscription
 from millstream.hub._channels import DEFAULT, check_encoded_size
-from millstream.hub._event import CUT
+from millstream.hub._event import CUT, encode_object
 
 FORBIDDEN = -32003
 TOO_MANY = -32000
@@ -109,24 +109,22 @@ class _Publish(Struct, forbid_unknown_fields=True):
     id: Raw = Raw(b"")
 
 
-class _EventMessage(Struct, gc=False, tag="event", omit_defaults=True):
-    channel: str
-    data: str
-    id: str = ""
-    event: str | None = None
-
-
 _decode_head = decoder(_Head)
 _decode_text = decoder(str)
 
 
-def encode_event(event: Event) -> bytes:
-    """Return an event of the hub as one message. The close frame reports that a subscriber is cut."""
+def encode_event(event: Event, full: bool = False) -> bytes:
+    """Return an event of the hub as one message, for a reader as of `Event.visible_user`. The close frame reports that
+    a subscriber is cut.
+    """
     if event.data is None:
         return b'{"type":"position","id":%b}' % encode(event.id)
     if not event.channel:
         return b"" if event.event == CUT else b'{"type":%b,%b' % (encode(event.event), event.data[1:])
-    return encode(_EventMessage(event.channel, event.data.decode(), event.id, event.event))
+    return encode_object(event, full)
+
+
+_encode_full = partial(encode_event, full=True)
 
 
 class Dialect(Struct, eq=False):
@@ -257,7 +255,7 @@ class Dialect(Struct, eq=False):
         self._subscriptions[channel] = await hub.subscribe(
             (channel,),
             self._outbox,
-            encode=encode_event,
+            encode=_encode_full if knows_identities(self._peer.principal) else encode_event,
             last_event_id=message.last_event_id,
             history=min(max(message.history, 0), MAX_HISTORY),
             client_id=self._connection.id if message.name else "",

@@ -20,6 +20,7 @@ from millstream._http.message import (
 )
 from millstream._override import override
 from millstream._parts import PartHost
+from millstream._protocol.principal import knows_identities
 from millstream._protocol.sse import encode_event
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
@@ -272,7 +273,7 @@ def members_handler(hub: Hub) -> Handler:
     """Return the handler of `GET /chat/members`: the members of a channel."""
 
     async def get(request: HttpRequest) -> Response:
-        """Return a JSON array of ``{client_id, name, since}``, in order of arrival. ``?channel=`` is ``chat`` by
+        """Return a JSON array of ``{client_id, name, since, user?}``, in order of arrival. ``?channel=`` is ``chat`` by
         default.
 
         Callers who may not subscribe to the channel get 403, because the hub's access rules apply here as well.
@@ -280,7 +281,8 @@ def members_handler(hub: Hub) -> Handler:
         channel = query_value("channel", request.query) or "chat"
         try:
             hub.admission.subscribe((f"$presence.{channel}",), principal=request.principal, address=request.peer)
-            return reply(await hub.presence(channel))
+            full = knows_identities(request.principal)
+            return reply([each.visible(full) for each in await hub.presence(channel)])
         except Forbidden as exc:
             return plain_problem(403, str(exc))
         except InvalidName as exc:

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from millstream._protocol.principal import Profile
 from millstream._recent import Recent
 from millstream._stores.base import Entry, read_offset
 from millstream.hub._channels import InvalidName
@@ -33,6 +34,7 @@ class StoredEvent(Struct, frozen=True, gc=False, array_like=True):
     id: str | None
     at: float
     """Time of publication, by the publisher's clock."""
+    user: Profile | None = None
 
 
 class EventHeader(Struct, frozen=True, gc=False, array_like=True):
@@ -60,6 +62,28 @@ class Event(Struct, frozen=True, gc=False):
     id: str = ""
     offset: int = 0
     timestamp: float = 0.0
+    user: Profile | None = None
+    """Who published it, by their credential; None for the program, and for callers without sign-in. On presence
+    channels, who arrived or left. Publishers can't set it, unlike any name in `data`.
+    """
+
+    def visible_user(self, full: bool) -> Profile | None:
+        """Return what a reader may see of `user`.
+
+        Args:
+            full: Whether the reader has the scope ``millstream:identities``.
+        """
+        return self.user if full or self.user is None else self.user.only_name()
+
+
+class EventMessage(Struct, frozen=True, gc=False, tag="event", omit_defaults=True):
+    """An event as one JSON object."""
+
+    channel: str
+    data: str
+    id: str = ""
+    event: str | None = None
+    user: Profile | None = None
 
 
 class PublishResult(Struct, frozen=True, gc=False):
@@ -82,7 +106,13 @@ def unpack(entry: Entry) -> Event:
     """Return the event for a stored record at its position in the journal."""
     record, offset = _decode_record(entry.data), entry.position.offset
     id = record.id or position_id(entry.position.epoch, offset)
-    return Event(record.channel, record.data, record.event, id, offset, record.at)
+    return Event(record.channel, record.data, record.event, id, offset, record.at, record.user)
+
+
+def encode_object(event: Event, full: bool) -> bytes:
+    """Return an event with data as one JSON object, for a reader as of `Event.visible_user`."""
+    user, data = event.visible_user(full), (event.data or b"").decode()
+    return _encode_json(EventMessage(event.channel, data, event.id, event.event, user))
 
 
 def encode_data(data: Any) -> bytes:

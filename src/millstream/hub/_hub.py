@@ -14,7 +14,8 @@ from msgspec import Struct
 
 from millstream._http.message import OutputStream
 from millstream._limits import Limiter
-from millstream._protocol.principal import Principal
+from millstream._protocol.principal import Principal, Profile, get_profile
+from millstream._recent import Recent
 from millstream._stores.base import EntryRepeated, Position, Store
 from millstream._stores.health import LogOnce
 from millstream._tasks import cancel_all
@@ -47,6 +48,7 @@ _REFRESHES_PER_READ = 6
 """Refreshes per read of the streams, which finds messages whose notifications were lost. The store reports
 interruptions, so this is rarely needed, and it costs an idle worker two commands.
 """
+_MAX_PROFILES = 1024
 _PUBLICATIONS_PER_YIELD = 32
 """Publications after which the hub yields to the event loop, so sockets can send."""
 
@@ -84,6 +86,7 @@ class Hub:
         clock: Returns the Unix time; by default the store's clock, which all workers share.
         authorize: ``f(principal, "publish" or "subscribe", channel)`` returns whether a caller may use a channel. If it
             raises, access is denied.
+        name_claims: Claims that can have a caller's display name, see `Settings.display_name_claims`.
 
     Example:
         >>> hub = Hub(store, HubLimits())
@@ -100,9 +103,12 @@ class Hub:
         *,
         clock: Callable[[], float] | None = None,
         authorize: Authorize | None = None,
+        name_claims: Sequence[str] = (),
     ) -> None:
         # configuration
         self.limits = limits
+        self._name_claims = name_claims
+        self._profiles: Recent[bytes, tuple[Principal, Profile]] = Recent(_MAX_PROFILES)
         self._clock = clock = clock or store.time
         # process
         self._store = store
@@ -159,7 +165,8 @@ class Hub:
             event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, which subscribers see and can resume from. An event with the same id on
                 the same channel within two minutes is a repetition and isn't published again.
-            publisher: The caller that this is published for. A caller's ids can't displace those of others.
+            publisher: The caller that this is published for, such as ``ctx.principal``. Subscribers then see the
+                caller's display name (`Event.user`). A caller's ids can't displace those of others.
 
         Raises:
             InvalidName: The channel, event name, or id is invalid.
@@ -168,10 +175,17 @@ class Hub:
             TypeError: The data isn't JSON-serializable.
         """
         check_target(channel)
-        return await self._publish(channel, data, event, id, owner_of(publisher))
+        return await self._publish(channel, data, event, id, owner_of(publisher), publisher)
 
     async def send(
-        self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None, principal: Caller = None
+        self,
+        client_id: str,
+        data: Any,
+        *,
+        event: str | None = None,
+        id: str | None = None,
+        principal: Caller = None,
+        publisher: Caller = None,
     ) -> PublishResult:
         """Publish to one client of a principal: ``await mcp.hub.send("ada-7f3a", {"n": 1})``.
 
@@ -184,12 +198,13 @@ class Hub:
             event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, as for `publish`.
             principal: The client's owner. Without one, only clients without sign-in receive the message.
+            publisher: The caller that this is sent for, as for `publish`.
 
         Raises:
             InvalidName, EventTooLarge, TypeError: As for `publish`.
         """
         check_client_id(client_id)
-        return await self._publish(CLIENT + owned_id(client_id, owner_of(principal)), data, event, id, "")
+        return await self._publish(CLIENT + owned_id(client_id, owner_of(principal)), data, event, id, "", publisher)
 
     # Subscribing
 
@@ -228,7 +243,8 @@ class Hub:
         wanted = self.admission.subscribe(
             channels, client_id=client_id, name=name, principal=principal, address=address
         )
-        member = Member(client_id, name, self._clock(), owner_of(principal)) if client_id else None
+        owner, user = owner_of(principal), self._profile(principal)
+        member = Member(client_id, name, self._clock(), owner, user) if client_id else None
         subscription = Subscription(
             wanted,
             outlet,
@@ -415,7 +431,18 @@ class Hub:
 
     # Internals
 
-    async def _publish(self, channel: str, data: Any, event: str | None, id: str | None, owner: str) -> PublishResult:
+    def _profile(self, principal: Caller) -> Profile | None:
+        if principal is None or not self._name_claims:
+            return None
+        known, profile = self._profiles.get(principal.binding) or (None, None)
+        if known is not principal:  # its credential was verified again, with other claims perhaps
+            profile = get_profile(principal, self._name_claims)
+            self._profiles.keep(principal.binding, (principal, profile))
+        return profile
+
+    async def _publish(
+        self, channel: str, data: Any, event: str | None, id: str | None, owner: str, publisher: Caller
+    ) -> PublishResult:
         """Publish to any channel, including those of clients."""
         check_event_name(event)
         check_event_id(id, self._journal.epoch)
@@ -423,7 +450,8 @@ class Hub:
             raise EventTooLarge(f"An event must have at most {self.limits.max_event} bytes, not {len(encoded)}.")
         subscribers, now = sum(len(outlets) for _, outlets in self._audience.plan(channel)), self._clock()
         try:
-            position = await self._journal.append(StoredEvent(channel, encoded, event, id, now), owner)
+            user = None if publisher is None else self._profile(publisher)
+            position = await self._journal.append(StoredEvent(channel, encoded, event, id, now, user), owner)
         except EntryRepeated:
             return PublishResult(id or "", 0)
         event_id = position_id(position.epoch, position.offset)  # the journal can be at another epoch

@@ -8,6 +8,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
+from millstream._protocol.principal import Profile
 from millstream._stores.base import CoAppend, Entry, Position, Store
 from millstream.hub._channels import PRESENCE, owned_id
 from millstream.hub._event import Event, StoredEvent, encode_data, pack, position_id, unpack
@@ -25,11 +26,18 @@ class Member(Struct, frozen=True, omit_defaults=True):
     since: float = 0.0
     owner: str = ""
     """The principal that owns the client, so other principals can't impersonate it. Empty without a principal."""
+    user: Profile | None = None
+    """The signed-in caller that the client belongs to. The client chooses its `name` itself."""
 
     @property
     def key(self) -> str:
         """The unique key of the client."""
         return owned_id(self.client_id, self.owner)
+
+    def visible(self, full: bool) -> "Member":
+        """Return what a reader may see. `full`: whether it has the scope ``millstream:identities``."""
+        user = self.user if full or self.user is None else self.user.only_name()
+        return replace(self, owner="", user=user)
 
 
 Place = tuple[str, str]
@@ -108,10 +116,9 @@ class Presence(Struct):
 
     def _entry(self, channel: str, event: str, member: Member) -> CoAppend:
         """Return the log entry for a change. The `id` of its record is the journal position before it."""
-        offset, data = str(self._journal.offset), encode_data(member)
-        return CoAppend(
-            STREAM, pack(StoredEvent(PRESENCE + channel, data, event, offset, self._clock())), _TTL, _MAX_CHANGES
-        )
+        offset, data = str(self._journal.offset), encode_data(member.visible(full=False))
+        record = StoredEvent(PRESENCE + channel, data, event, offset, self._clock(), member.user)
+        return CoAppend(STREAM, pack(record), _TTL, _MAX_CHANGES)
 
     async def _update_all(self) -> None:
         for place in self._connections.keys() ^ self._registered.keys():

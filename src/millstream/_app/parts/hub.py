@@ -39,8 +39,20 @@ class HubPart(OwnPart):
     name: str = "hub"
 
     async def open(self, host: PartHost) -> None:
-        """Open the hub."""
-        hub = Hub(host.store, HubLimits.of(host.settings), authorize=self.definition.authorize_channel)
+        """Open the hub.
+
+        Raises:
+            ValueError: The settings have the subject as the display name.
+        """
+        claims = host.settings.display_name_claims
+        if "sub" in claims:
+            raise ValueError("display_name_claims can't have 'sub', because only some readers may see subjects.")
+        hub = Hub(
+            host.store,
+            HubLimits.of(host.settings),
+            authorize=self.definition.authorize_channel,
+            name_claims=claims,
+        )
         await hub.open()
         host.stack.push_async_callback(hub.close)
         host.hub = host.services.hub = hub

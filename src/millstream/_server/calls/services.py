@@ -299,9 +299,26 @@ def sign_in_required(needed: frozenset[str]) -> ProtocolError:
 class Publisher(Protocol):
     """The hub's interface for tools (``ctx.hub``)."""
 
-    async def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
+    async def publish(
+        self,
+        channel: str,
+        data: Any,
+        *,
+        event: str | None = None,
+        id: str | None = None,
+        publisher: Principal | None = None,
+    ) -> Any: ...
 
-    async def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any: ...
+    async def send(
+        self,
+        client_id: str,
+        data: Any,
+        *,
+        event: str | None = None,
+        id: str | None = None,
+        principal: Principal | None = None,
+        publisher: Principal | None = None,
+    ) -> Any: ...
 
     async def presence(self, channel: str) -> list[Any]: ...
 

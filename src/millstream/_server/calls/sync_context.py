@@ -11,6 +11,7 @@ from millstream._protocol.content import Message
 from millstream._protocol.errors import Cancelled
 from millstream._protocol.metadata import LogLevel
 from millstream._protocol.notifications import Root, SampleResult
+from millstream._protocol.principal import Principal
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
 from millstream._server.calls.questions import Question
@@ -76,13 +77,31 @@ class SyncHub:
         self._hub = hub
         self._wait = wait
 
-    def publish(self, channel: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any:
+    def publish(
+        self,
+        channel: str,
+        data: Any,
+        *,
+        event: str | None = None,
+        id: str | None = None,
+        publisher: Principal | None = None,
+    ) -> Any:
         """Publish to a channel."""
-        return self._wait(self._hub.publish(channel, data, event=event, id=id))
+        return self._wait(self._hub.publish(channel, data, event=event, id=id, publisher=publisher))
 
-    def send(self, client_id: str, data: Any, *, event: str | None = None, id: str | None = None) -> Any:
+    def send(
+        self,
+        client_id: str,
+        data: Any,
+        *,
+        event: str | None = None,
+        id: str | None = None,
+        principal: Principal | None = None,
+        publisher: Principal | None = None,
+    ) -> Any:
         """Publish to one client."""
-        return self._wait(self._hub.send(client_id, data, event=event, id=id))
+        hub = self._hub
+        return self._wait(hub.send(client_id, data, event=event, id=id, principal=principal, publisher=publisher))
 
     def presence(self, channel: str) -> list[Any]:
         """Return the clients on a channel."""

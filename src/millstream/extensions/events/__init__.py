@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack, get_args
 
-from millstream import Context, ProtocolError, ToolError
+from millstream import Context, Principal, ProtocolError, ToolError
 from millstream._override import override
 from millstream.extensions import Extension, Host, scopes_of
 from millstream.extensions.events._catalog import (
@@ -146,20 +146,23 @@ class Events(Extension):
 
         return declare
 
-    async def publish(self, event: Any, data: Any = None, *, id: str | None = None) -> PublishResult:
+    async def publish(
+        self, event: Any, data: Any = None, *, id: str | None = None, publisher: Principal | None = None
+    ) -> PublishResult:
         """Publish an event: ``await events.publish(OrderPaid(order="7"))``.
 
         Args:
             event: An instance of a payload class, or the name of an event.
             data: The payload, if `event` is a name.
             id: Id for deduplication. A second event with this id within two minutes isn't published.
+            publisher: The caller that this is published for, see `Hub.publish`.
 
         Raises:
             LocalError: The event isn't declared, the data doesn't match it, or the server isn't running.
         """
         kind = self.catalog.find(event)
         written = kind.encode(data if isinstance(event, str) else event)
-        return await self.server.hub.publish(kind.name, written.decode(), id=id)
+        return await self.server.hub.publish(kind.name, written.decode(), id=id, publisher=publisher)
 
     # The server
 
@@ -196,7 +199,7 @@ class Events(Extension):
             with suppress(ProtocolError):
                 check_admission(self._hub, reader)
                 found += [
-                    (event.timestamp, read_occurrence(kind.name, event))
+                    (event.timestamp, read_occurrence(reader, event))
                     for event in await self._hub.history(kind.name, _MAX_SCANNED)
                     if event_id in ("", event.id) and reader.accepts(event)
                 ]

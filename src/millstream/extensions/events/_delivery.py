@@ -150,7 +150,7 @@ class OutgoingMessage(Struct, eq=False):
             return encode(self.content)
         # All events up to this offset are settled when this one is.
         settled = min((each - 1 for each in self.target.pending if each < self.offset), default=self.offset)
-        return encode(occurrence(self.job.kind.name, self.content, position(self.job.hub, settled)))
+        return encode(occurrence(self.target.reader, self.content, position(self.job.hub, settled)))
 
 
 class Outbox(Struct):

@@ -21,7 +21,7 @@ from millstream.extensions.events._catalog import (
     invalid,
     sees,
 )
-from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
+from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded, knows_identities
 from millstream.protocol import (
     INTERNAL_ERROR,
     MALFORMED,
@@ -37,6 +37,8 @@ _MAX_CURSOR = 256
 
 MATCHED = ""
 """The name of an event that the subscriber's filter has accepted. Publishers can't use an empty name."""
+USER_KEY = "millstream.hub/user"
+"""The member of `_meta` with the publisher, as far as the reader may see it (`Event.user`)."""
 _OVERHEAD = 64
 """Approximate bytes of an event beside its data."""
 
@@ -263,20 +265,22 @@ class ReadParams(Struct, rename="camel"):
     max_events: int | None = None
 
 
-def occurrence(name: str, event: Event, cursor: str | None) -> Json:
+def occurrence(reader: Reader, event: Event, cursor: str | None) -> Json:
     """Return an event in the wire format. Omit `cursor` if the delivery has its own."""
-    written = {
+    written: Json = {
         "eventId": event.id,
-        "name": name,
+        "name": reader.kind.name,
         "timestamp": format_time(event.timestamp),
         "data": Raw(event.data or b""),
     }
+    if event.user is not None:
+        written["_meta"] = {USER_KEY: event.visible_user(knows_identities(reader.principal))}
     return written if cursor is None else {**written, "cursor": cursor}
 
 
-def read_occurrence(name: str, event: Event) -> Json:
+def read_occurrence(reader: Reader, event: Event) -> Json:
     """Return an event in the wire format, with decoded data."""
-    return {**occurrence(name, event, None), "data": decode_object(event.data or b"")}
+    return {**occurrence(reader, event, None), "data": decode_object(event.data or b"")}
 
 
 def open_reader(catalog: EventCatalog, params: ReadParams, ctx: CallContext, now: float) -> Reader:
@@ -332,7 +336,7 @@ class EventMethods(Struct):
         limit = MAX_EVENTS if params.max_events is None else min(max(1, params.max_events), MAX_EVENTS)
         page = await read_page(self._host.hub, name, params.cursor or "", most=limit, accepts=reader.accepts)
         return {
-            "events": [read_occurrence(name, each) for each in page.events],
+            "events": [read_occurrence(reader, each) for each in page.events],
             "cursor": page.cursor,
             "truncated": page.gap or reader.has_skipped,
             "hasMore": page.more,
@@ -359,7 +363,8 @@ class EventMethods(Struct):
             leaving.add_done_callback(lambda _: feed.close())
             try:
                 async for method, notification in _notifications(hub, reader, feed):
-                    await reply.send(method, {**notification, **mark})
+                    meta = {**notification.get("_meta", {}), **mark["_meta"]}
+                    await reply.send(method, {**notification, "_meta": meta})
             finally:
                 feed.close()
                 await cancel_all(leaving, replay)
@@ -391,7 +396,7 @@ async def _notifications(hub: Hub, reader: Reader, feed: Feed) -> AsyncGenerator
         elif not event.channel:
             yield f"{PREFIX}heartbeat", {"cursor": cursor}
         if counts:
-            yield f"{PREFIX}event", occurrence(reader.kind.name, event, cursor)
+            yield f"{PREFIX}event", occurrence(reader, event, cursor)
 
 
 def check_admission(hub: Hub, reader: Reader) -> None:
