@@ -56,9 +56,10 @@ def finite(work: Callable[[Number, Number], Number], a: Number, b: Number) -> Nu
 
 # region: broadcast
 @mcp.tool
-async def send_sse_message(message: str, name: str = "", channel: str = "broadcast") -> str:
+async def send_sse_message(message: str, ctx: Context, name: str = "", channel: str = "broadcast") -> str:
     """Send a message to everybody who listens to a channel: plain text, or with a name as JSON."""
-    sent = await mcp.hub.publish(channel, {"name": name, "message": message, "time": time.time()} if name else message)
+    data = {"name": name, "message": message, "time": time.time()} if name else message
+    sent = await ctx.hub.publish(channel, data, publisher=ctx.principal)
     return f"Message sent to {sent.subscribers} listeners on this worker."
 
 

@@ -4,7 +4,7 @@ Run it with ``millstream run examples/rooms.py``; `rooms.js` beside it is what a
 """
 
 # region: server
-from millstream import Principal, Server
+from millstream import Context, Principal, Server
 
 
 def may_use(principal: Principal | None, action: str, channel: str) -> bool:
@@ -18,9 +18,9 @@ mcp = Server("rooms", serve="hub", authorize_channel=may_use)
 
 # region: say
 @mcp.tool
-async def say(room: str, text: str, name: str = "a guest") -> str:
+async def say(room: str, text: str, ctx: Context, name: str = "a guest") -> str:
     """Say something in a room."""
-    sent = await mcp.hub.publish(f"room.{room}", {"name": name, "text": text})
+    sent = await ctx.hub.publish(f"room.{room}", {"name": name, "text": text}, publisher=ctx.principal)
     return f"{sent.subscribers} on this worker heard it."
 
 

@@ -32,7 +32,7 @@ async def get_server_info(ctx: Context) -> str:
 )
 async def send_sse_message(message: Annotated[str, Field(description="The message to send")], ctx: Context) -> str:
     """Broadcast to all listeners."""
-    sent = await ctx.hub.publish("broadcast", message)
+    sent = await ctx.hub.publish("broadcast", message, publisher=ctx.principal)
     return f"Sent to {sent.subscribers} listeners on this worker."
 
 

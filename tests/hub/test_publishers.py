@@ -16,7 +16,6 @@ from fleet import real_fleet
 from http_peer import serve
 from millstream import Context, Principal, Server, Settings, SyncContext, auth
 from millstream.auth import AuthMethod, Identity
-from millstream.auth._method import Rights
 from patience import WAIT
 from store_parts import LocalBacking
 from wire import Json
@@ -271,10 +270,6 @@ class People(AuthMethod):
     def holds(self, id: str) -> bool:
         """Every person keeps their credential."""
         return True
-
-    def rights(self) -> Rights | None:
-        """Leave them to the issuer."""
-        return None
 
 
 def token(**claims: Any) -> str:

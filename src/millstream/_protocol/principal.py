@@ -89,6 +89,9 @@ class Profile(Struct, frozen=True, omit_defaults=True, gc=False):
 def knows_identities(reader: Principal | None) -> bool:
     """Return whether a reader may see the subjects and e-mail addresses of others.
 
+    Example:
+        ``event.visible_user(knows_identities(ctx.principal))``
+
     Args:
         reader: The caller, or None without sign-in.
     """

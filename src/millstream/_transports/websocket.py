@@ -145,7 +145,8 @@ class Dialect(Struct, eq=False):
 
     def __post_init__(self) -> None:
         hello = {"type": "connected", "client_id": self._connection.id, "server": self._dispatcher.info}
-        self._outbox.answer(encode(hello))
+        missing = {} if self._may_publish or not self._publish_scope else {"missing_scope": self._publish_scope}
+        self._outbox.answer(encode({**hello, **missing}))
 
     async def take(self, data: bytes) -> None:
         """Process one message. Calls run concurrently, everything else in order of arrival."""

@@ -19,12 +19,13 @@ from millstream._http.message import (
     query_value,
 )
 from millstream._override import override
-from millstream._parts import PartHost
+from millstream._parts import WATCH, PartHost
 from millstream._protocol.principal import knows_identities
 from millstream._protocol.sse import encode_event
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
+from millstream._web.pages import PRIVATE
 from millstream.hub import Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.protocol import encode
 
@@ -73,12 +74,15 @@ def connect_handler(host: PartHost, pages: Collection[str], *, public: Collectio
         "oauth": any(each.issuers for each in methods),
     }
     open_pages = pages if guard is not None else [each for each in pages if each in public]
-    local, remote = (reply({**facts, "pages": list(each)}) for each in (pages, open_pages))
+    unwatched = [each for each in pages if PRIVATE.get(f"/{each}") != WATCH]
+    local, remote, limited = (reply({**facts, "pages": list(each)}) for each in (pages, open_pages, unwatched))
 
     async def get(request: HttpRequest) -> Response:
         """Return the ``path`` of the MCP endpoint, its public ``url`` if sign-in is for that URL only, whether ``keys``
         and ``oauth`` are accepted, and the ``pages`` that the caller can reach.
         """
+        if request.principal is not None and not request.principal.has((WATCH,)):
+            return limited
         return local if host.is_local(request.peer, request.headers, request.is_http_1_0) else remote
 
     return get

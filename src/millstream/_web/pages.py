@@ -99,7 +99,7 @@ TYPES = {
 }
 """Media types by file extension. Other files in the folder aren't served."""
 
-_PRIVATE = {"/dashboard": WATCH, "/gateway": WATCH, "/chat": "", "/inspect": ""}
+PRIVATE = {"/dashboard": WATCH, "/gateway": WATCH, "/chat": "", "/inspect": ""}
 """Page -> its required scope. Without sign-in, only programs on this machine can reach these."""
 _EMBEDDING_PAGES = {"inspect.html"}
 """Pages that embed the document of `show_app`."""
@@ -108,7 +108,7 @@ _PARTS = Path(__file__).with_name("parts")
 _MODULE = re.compile(rb'<script type="module" src="assets/([\w./-]+)">')
 _LINK = re.compile(rb'(?<=")assets/([\w./-]+)(?=")')
 _PART = re.compile(rb"<!-- (\w+) -->")
-_PAGE_LINK = re.compile(rb'[ \t]*<a href="(\w+)">[^\n]*\n')
+_PAGE_LINK = re.compile(rb'[ \t]*<a href="(\w+)"[^\n]*\n')
 _ACCOUNT = re.compile(rb'    <div id="account">.*?\n    </div>\n', re.DOTALL)
 _FOREVER = b"cache-control: public, max-age=31536000, immutable\r\n"
 _REVALIDATE = b"cache-control: no-cache\r\n"
@@ -144,7 +144,7 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     return {
         path: Route(handlers, public=True)
         if path.startswith("/assets/")
-        else Route(handlers, scope=_PRIVATE.get(path, ""), private=path in _PRIVATE)
+        else Route(handlers, scope=PRIVATE.get(path, ""), private=path in PRIVATE)
         for path in _load(names)
     }
 

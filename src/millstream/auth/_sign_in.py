@@ -20,7 +20,7 @@ from millstream._http.hosts import parse_authority
 from millstream._http.message import HttpRequest, Response, peer_network, query_value, refusal
 from millstream._limits import Limiter, Rate
 from millstream._protocol.errors import LocalError
-from millstream._protocol.principal import EVERYTHING, Principal
+from millstream._protocol.principal import EVERYTHING, Principal, get_profile
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
 from millstream._stores.base import Store
@@ -113,6 +113,7 @@ class SignIn:
         """Whether a path is one of the program's own private routes with a GET."""
         self._vault = Vault(services)
         self._clock = services.clock
+        self._name_claims = services.settings.display_name_claims
         people = [each for each in guard.methods if isinstance(each, PageMethod)]
         host = self._host = next((each for each in people if each.recalls), None)
         self._issuer = b"" if host is None else " ".join(host.issuers).encode()
@@ -232,12 +233,14 @@ class SignIn:
         return _redirect(request, PATH, "", 0, b"" if self._host is None else self._host.forget())
 
     async def account(self, request: HttpRequest) -> Response:
-        """Handle `GET /sign-in/account`: who is signed in, and what they may do."""
+        """Handle `GET /sign-in/account`: who is signed in, what they may do, and the name that others see."""
         principal = request.principal
         assert principal is not None  # noqa: S101  the guard is in front
         name = principal.claims.get("name")
         scopes = ["everything"] if EVERYTHING in principal.scopes else sorted(principal.scopes)
-        return reply({"name": name if isinstance(name, str) and name else principal.subject, "scopes": scopes})
+        shown = name if isinstance(name, str) and name else principal.subject
+        known_as = get_profile(principal, self._name_claims).name
+        return reply({"name": shown, "scopes": scopes, "known_as": known_as})
 
     async def ambient(self, request: HttpRequest, own: bool) -> Principal | Response | None:
         """Return the principal of a request's cookie; None without a cookie that applies.

@@ -35,7 +35,11 @@ class Member(Struct, frozen=True, omit_defaults=True):
         return owned_id(self.client_id, self.owner)
 
     def visible(self, full: bool) -> "Member":
-        """Return what a reader may see. `full`: whether it has the scope ``millstream:identities``."""
+        """Return what a reader may see.
+
+        Args:
+            full: Whether the reader has the scope ``millstream:identities``.
+        """
         user = self.user if full or self.user is None else self.user.only_name()
         return replace(self, owner="", user=user)
 

@@ -23,11 +23,14 @@ function moment(time) {
 }
 
 /**
- * Parse an event: sender, text, and time. Programs may publish plain text.
+ * Parse an event: sender, text, and time. Programs may publish plain text. The server vouches for the name of `user`,
+ * and anyone can put any name into the data.
  *
- * @param {{data: string, id: string}} event
+ * @param {{data: string, id: string, user?: {name?: string}}} event
  */
-export function read({ data, id }) {
+export function read({ data, id, user }) {
+  const known = user?.name ?? "";
+  const unnamed = user && !known ? "Someone" : ""; // not the server
   try {
     const value = JSON.parse(data);
     const text =
@@ -39,7 +42,8 @@ export function read({ data, id }) {
     if (text !== undefined)
       return {
         id,
-        name: String(value.name || ""),
+        name: known || String(value.name || unnamed),
+        known: Boolean(known),
         text: String(text),
         at: moment(value.time),
         key: typeof value.key === "string" ? value.key : ""
@@ -47,7 +51,7 @@ export function read({ data, id }) {
   } catch {
     // Plain text.
   }
-  return { id, name: "", text: data, at: null, key: "" };
+  return { id, name: known || unnamed, known: Boolean(known), text: data, at: null, key: "" };
 }
 
 /** Render a text as Markdown, with copy buttons for code. HTML is shown as text. @param {string} text */
@@ -61,6 +65,19 @@ export function body(text) {
     node.ariaLabel = language ? `Code in ${language}` : "Code";
     return copyable(node, "Copy the code");
   });
+}
+
+/**
+ * Return the mark beside another's name: who has signed in, or, where people sign in, whose name isn't known.
+ *
+ * @param {boolean | undefined} known
+ */
+export function nameMark(known) {
+  if (!known && !document.getElementById("account")) return null;
+  const title = known ? "Signed in under this name" : "This name was typed. The server doesn't know who it is.";
+  const mark = element("span", { className: `name-mark ${known ? "known" : "badge"}`, title });
+  mark.append(...(known ? [icon("check"), element("span", "visually-hidden", title)] : ["not checked"]));
+  return mark;
 }
 
 /** @param {Date} at */
@@ -80,6 +97,7 @@ const dayName = (at) => {
  * @property {string} text
  * @property {string} [id]
  * @property {string} [name] of the sender
+ * @property {boolean} [known] whether the server vouches for the name
  * @property {Date | null} [at]
  * @property {string} [day]
  * @property {boolean} [own]
@@ -155,11 +173,17 @@ export function draw(entry, before, actions) {
     last &&
     !newDay &&
     last.name === entry.name &&
+    last.known === entry.known &&
     last.own === entry.own &&
     (!entry.at || !last.at || Number(entry.at) - Number(last.at) < TOGETHER_MS);
   // Tools of the server send without a name.
   const who = entry.own ? "You" : entry.name || $("server-name").textContent || "Server";
-  const head = element("header", together ? "visually-hidden" : "", element("strong", { dir: "auto" }, who));
+  const head = element(
+    "header",
+    together ? "visually-hidden" : "",
+    element("strong", { dir: "auto" }, who),
+    entry.own || !entry.name ? null : nameMark(entry.known)
+  );
   if (entry.at)
     head.append(
       element("time", { dateTime: entry.at.toISOString(), title: entry.at.toLocaleString() }, hours.format(entry.at))

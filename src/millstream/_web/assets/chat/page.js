@@ -10,7 +10,7 @@ import { append, connectList, redraw, remove, reveal, search, showRoom, update }
 import { Conversation, read } from "./messages.js";
 import { openPlayground } from "./playground.js";
 import { beginRooms, closeDrawer, room as place } from "./rooms.js";
-import { drawChannels, drawPeople, drawTyping, wrong } from "./side.js";
+import { drawChannels, drawPeople, drawTyping, nameOf, wrong } from "./side.js";
 import { Hub, Refused } from "./socket.js";
 import { callTool, findTool, mayTake, toolName } from "./tool.js";
 
@@ -28,7 +28,8 @@ const TYPING_MS = 3_000;
 const TYPED_MS = 6_000;
 const BACK_MS = 15_000;
 
-const me = { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), name: "" };
+/** `known` is the name of the signed-in user that the server tells others. */
+const me = { id: crypto.getRandomValues(new Uint32Array(2)).join("-"), name: "", known: "" };
 const own = new Set(stored("session", OWN, [])); // ids of this tab's messages
 /** @type {Map<string, Own>} unconfirmed messages by key */
 const pending = new Map();
@@ -52,7 +53,15 @@ const hub = new Hub(
     for (const entry of pending.values()) if (entry.state === "sending") fate(entry, "waiting");
   },
   "chat/members",
-  showServer
+  (server, missingScope) => {
+    showServer(server);
+    $("composer").hidden = Boolean(missingScope);
+    showText(
+      $("read-only"),
+      missingScope &&
+        `You can read here. Writing takes the scope ${missingScope}, which your account doesn't have. Ask this server's operator for it.`
+    );
+  }
 );
 
 /** Write the name of the server into the bar. Servers without a version send "0". */
@@ -221,7 +230,10 @@ function submit() {
   field.focus();
 }
 
-const showPeople = () => drawPeople([...(room()?.members.values() ?? [])], hub.ids);
+const showPeople = () => drawPeople([...(room()?.members.values() ?? [])], hub.ids, me.known);
+
+/** Return the key of a member. Client ids are public, so another user may have the same. @param {Json} member */
+const memberKey = (member) => `${member.client_id} ${member.user?.name ?? ""}`;
 
 /** Handle a presence event. A quick reconnect isn't shown. @param {string} channel @param {HubEvent} event */
 function hearPresence(channel, event) {
@@ -229,20 +241,21 @@ function hearPresence(channel, event) {
   if (!conversation || conversation.drawn.has(event.id)) return;
   conversation.hears(event.id);
   const member = JSON.parse(event.data);
-  if (event.event === "join") conversation.members.set(member.client_id, member);
-  else conversation.members.delete(member.client_id);
+  const name = nameOf(member);
+  if (event.event === "join") conversation.members.set(memberKey(member), member);
+  else conversation.members.delete(memberKey(member));
   if (channel === current) showPeople();
   if (hub.ids.has(member.client_id) || !conversation.present) return;
   const last = conversation.entries.at(-1);
-  if (event.event === "join" && last?.when && last.left === member.name && Date.now() - last.when < BACK_MS) {
+  if (event.event === "join" && last?.when && last.left === name && Date.now() - last.when < BACK_MS) {
     conversation.entries.pop();
     if (channel === current) redraw();
     return;
   }
   show(channel, {
     kind: "event",
-    text: `${member.name || "Someone"} ${event.event === "join" ? "joined" : "left"}`,
-    left: event.event === "leave" ? member.name : null,
+    text: `${name} ${event.event === "join" ? "joined" : "left"}`,
+    left: event.event === "leave" ? name : null,
     when: Date.now(),
     day: last?.day
   });
@@ -254,7 +267,7 @@ async function fetchMembers(channel) {
   /** @type {Json[] | null} */
   const members = await fetchJson(`chat/members?${new URLSearchParams({ channel })}`, "the members of this channel");
   if (!members || !conversation) return; // presence events continue, and the next connection tries again
-  conversation.members = new Map(members.map((member) => [member.client_id, member]));
+  conversation.members = new Map(members.map((member) => [memberKey(member), member]));
   conversation.present = true;
   if (channel === current) showPeople();
 }
@@ -266,7 +279,8 @@ setInterval(showTyping, 1_000);
 function hearTyping(channel, event) {
   const { name, from } = JSON.parse(event.data);
   if (from === me.id || typeof name !== "string") return;
-  rooms.get(channel)?.typing.set(name.slice(0, 80) || "Someone", Date.now() + TYPED_MS);
+  const typing = event.user?.name || name.slice(0, 80) || "Someone";
+  rooms.get(channel)?.typing.set(typing, Date.now() + TYPED_MS);
   showTyping();
 }
 
@@ -442,7 +456,8 @@ function showJoined(joined) {
 /** @param {string} name */
 function enter(name) {
   me.name = name;
-  store("local", NAME, name);
+  if (!me.known) store("local", NAME, name);
+  $("leave").hidden = Boolean(me.known);
   showJoined(true);
   /** @type {string[]} */
   const known = stored("local", CHANNELS, []);
@@ -522,30 +537,23 @@ commands(() =>
           }
         },
         { title: "Search the messages", group: "Chat", icon: "search", keys: "f", run: beginSearch },
-        { title: "Change name", group: "Chat", icon: "edit", run: leave }
+        ...(me.known ? [] : [{ title: "Change name", group: "Chat", icon: "edit", run: leave }])
       ]
     : []
 );
 
-/** Open the people room with the stored name, or ask for one. */
-function people() {
-  const known = stored("local", NAME);
-  if (current) showChannels();
-  else if (known) enter(known);
-  else {
-    $("join").hidden = false;
-    $("name").focus();
-    fetchJson("chat/playground", "the server's name").then((found) => showServer(found?.server));
-    proposeName();
-  }
-}
-
-/** Enter the name of the account, if people sign in here. */
-async function proposeName() {
-  if (!$("account")) return;
-  const found = await fetchJson("sign-in/account", "your account");
-  if (!found || $("name").value) return;
-  $("name").value = found.name.slice(0, 40);
+/** Open the people room under the user's known or stored name, or ask for one. */
+async function people() {
+  if (current) return showChannels();
+  const account = $("account") && (await fetchJson("sign-in/account", "your account"));
+  if (current) return;
+  me.known = account?.known_as ?? "";
+  const name = me.known || stored("local", NAME);
+  if (name) return enter(name);
+  $("join").hidden = false;
+  $("name").value ||= account?.name.slice(0, 40) ?? "";
+  $("name").focus();
   $("name").select();
+  fetchJson("chat/playground", "the server's name").then((found) => showServer(found?.server));
 }
 beginRooms({ people, playground: openPlayground });

@@ -2,28 +2,34 @@
 
 import { $, element, icon, iconButton, write } from "../dom.js";
 import { drawWhenReleased } from "../shell/controls.js";
+import { nameMark } from "./messages.js";
 
 /** @typedef {import("./messages.js").Conversation} Conversation */
 
+/** Return the name of a member: the known one, or the one they chose. @param {Json} member */
+export const nameOf = (member) => member.user?.name || member.name || "Someone";
+
 /**
- * Draw the members of the open channel; `own` contains the ids of this page.
+ * Draw the members of the open channel; `own` contains the ids of this page, and `me` the user's known name.
  *
  * @param {Json[]} members
  * @param {Set<string>} own
+ * @param {string} me
  */
-export function drawPeople(members, own) {
+export function drawPeople(members, own, me) {
   const people = members.sort((one, other) => one.since - other.since);
   write($("people-count"), people.length);
   $("members").replaceChildren(
     ...people.map((member) => {
-      const name = member.name || "Someone";
-      const mine = own.has(member.client_id);
+      const name = nameOf(member);
+      const mine = own.has(member.client_id) && (!me || member.user?.name === me);
       const initial = element("span", { className: "initial", "aria-hidden": "true" }, [...name][0].toUpperCase());
       return element(
         "li",
         mine ? "own" : "",
         initial,
-        element("span", { className: "one-line", dir: "auto", title: name }, mine ? `${name} (you)` : name)
+        element("span", { className: "one-line", dir: "auto", title: name }, mine ? `${name} (you)` : name),
+        nameMark(Boolean(member.user?.name))
       );
     })
   );

@@ -7,7 +7,7 @@ const PING_MS = 20_000;
 const ANSWER_MS = 15_000;
 
 /** @typedef {import("../sse.js").FeedState} FeedState */
-/** @typedef {{id: string, data: string, event?: string}} HubEvent */
+/** @typedef {{id: string, data: string, event?: string, user?: {name?: string}}} HubEvent */
 /**
  * @typedef {object} Subscription
  * @property {string} [name]
@@ -42,7 +42,8 @@ export class Hub {
   /**
    * @param {(state: FeedState) => void} onState called with each new state
    * @param {string} probe path that returns why the server rejects a WebSocket, because browsers hide the response
-   * @param {(server: {name?: string, title?: string, version?: string}) => void} onServer called with the server's info
+   * @param {(server: {name?: string, title?: string, version?: string}, missingScope: string) => void} onServer called
+   *   with the server's info, and the scope that the user needs for publishing and doesn't have
    */
   constructor(onState, probe, onServer) {
     this.#onState = onState;
@@ -172,7 +173,7 @@ export class Hub {
       for (const wanted of this.#wanted.values()) if (wanted.begun) wanted.last = message.id;
     } else if (message.type === "connected") {
       this.ids.add(message.client_id);
-      this.#onServer(message.server ?? {});
+      this.#onServer(message.server ?? {}, message.missing_scope ?? "");
     } else if (message.type === "gap") {
       for (const wanted of this.#wanted.values()) wanted.gap?.();
     } else if (message.type === "error") this.#settle(message.id, new Refused(message.error.message));

@@ -11,7 +11,7 @@ const THEMES = {
   dark: { next: "auto", icon: "moon", label: "dark" }
 };
 
-const links = /** @type {HTMLAnchorElement[]} */ ([...document.querySelectorAll(".bar nav a")]);
+let links = /** @type {HTMLAnchorElement[]} */ ([...document.querySelectorAll(".bar nav a")]);
 
 function addBarButtons() {
   const find = makeButton(
@@ -43,7 +43,8 @@ function addBarButtons() {
   document.getElementById("bar-tools")?.append(find, theme, help);
 }
 
-/** Say who is signed in. The bar has this menu only where people sign in. */
+/** Say who is signed in, and remove links to pages that they may not open. The bar has this menu only where people
+ * sign in. */
 async function showAccount() {
   for (const button of $("account-menu").querySelectorAll("button"))
     button.onclick = async () => {
@@ -54,6 +55,12 @@ async function showAccount() {
   if (!found) return;
   $("account-name").textContent = $("account-who").textContent = found.name;
   $("account-scopes").textContent = found.scopes.join(", ") || "what needs no scope";
+  links = links.filter(({ dataset: { scope }, ariaCurrent, parentNode }, place) => {
+    const opens =
+      !scope || ariaCurrent || found.scopes.some((/** @type {string} */ each) => [scope, "everything"].includes(each));
+    if (!opens) parentNode?.removeChild(links[place]);
+    return opens;
+  });
 }
 
 /** @type {Record<string, string>} */
@@ -68,7 +75,7 @@ document.querySelector(".bar [aria-current]")?.scrollIntoView({ block: "nearest"
 if ($("account")) showAccount();
 shortcut("mod+k", "Find a command", () => openPalette());
 shortcut("?", "Show the shortcuts", showKeys);
-for (const link of links) shortcut(keysOf(link), `Go to ${link.textContent}`, () => go(link));
+for (const link of links) shortcut(keysOf(link), `Go to ${link.textContent}`, () => links.includes(link) && go(link));
 commands(() => [
   ...links
     .filter((link) => link.ariaCurrent !== "page")
