@@ -20,7 +20,7 @@ from millstream._protocol.sse import Decoder, SseEvent
 from millstream._transports.open_streams import OpenStreams
 from millstream._web import live
 from millstream._web.live import MAX_BUFFERED, DashboardFeed, LogTail, members_handler
-from millstream.hub import Forbidden, InvalidName
+from millstream.hub import Forbidden, InvalidName, Member
 from patience import WAIT
 
 INFO = {"name": "mill", "version": "1", "started": 1.0, "facts": {"Python": "3"}}
@@ -253,9 +253,9 @@ async def test_chat_members_are_listed() -> None:
     class Room:
         admission: Any
 
-        async def presence(self, channel: str) -> list[dict[str, str]]:
+        async def presence(self, channel: str) -> list[Member]:
             asked.append(channel)
-            return [{"client_id": "1", "name": "Ada"}]
+            return [Member("1", "Ada")]
 
         def subscribe(self, channels: tuple[str, ...], **about: Any) -> None:
             asked.extend(channels)
