@@ -7,7 +7,7 @@ sent as an id alone, which clients store without dispatching an event. Errors ar
 
 import zlib
 from collections.abc import Awaitable, Callable
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from itertools import islice
 from typing import Any
 
@@ -90,13 +90,10 @@ def encode_sse_gzip(event: Event, full: bool = False, envelope: bool = False) ->
     return deflate(encode_sse(event, full, envelope))
 
 
-_ENCODERS: dict[tuple[bool, ...], Encode] = {
-    (gzip, full, envelope): partial(encode_sse_gzip if gzip else encode_sse, full=full, envelope=envelope)
-    for gzip in (False, True)
-    for full in (False, True)
-    for envelope in (False, True)
-} | {(False, False, False): encode_sse, (True, False, False): encode_sse_gzip}
-"""By whether a stream is compressed, whether its reader may see whole profiles, and whether it wants envelopes."""
+@cache
+def _encoder(gzip: bool, full: bool, envelope: bool) -> Encode:
+    """Return the encoder of a kind of streams, which share what it returns."""
+    return partial(encode_sse_gzip if gzip else encode_sse, full=full, envelope=envelope)
 
 
 _gzip = lru_cache(maxsize=64)(deflate)
@@ -143,7 +140,7 @@ class HubRoutes(Struct, frozen=True):
             await self.hub.subscribe(
                 channels,
                 sink,
-                encode=_ENCODERS[gzip, full, envelope == "1"],
+                encode=_encoder(gzip, full, envelope == "1"),
                 last_event_id=last_event_id(request),
                 history=_count(query),
                 client_id=client_id,
@@ -168,7 +165,7 @@ class HubRoutes(Struct, frozen=True):
             await self.hub.receive(
                 client_id,
                 sink,
-                encode=_ENCODERS[gzip, full, False],
+                encode=_encoder(gzip, full, False),
                 last_event_id=last_event_id(request),
                 principal=principal,
                 address=address,
