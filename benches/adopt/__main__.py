@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from benches.environments import make_environment
 from benches.processes import free_port
 from millstream import Client
 from millstream._protocol.metadata import ORIGIN_KEY
@@ -93,27 +94,6 @@ class Servers(Struct):
     """The file of servers."""
 
     server: list[Server]
-
-
-def install(server: Server) -> None:
-    """Make a server's environment, with Millstream in it, unless it's there.
-
-    Raises:
-        RuntimeError: the package can't be installed.
-    """
-    wanted = [server.package, *server.more]
-    mark = server.home / "ready"
-    if mark.is_file() and mark.read_text("utf-8") == "\n".join(wanted):
-        return
-    uv = [str(Path(sys.executable).with_name("uv")), "--quiet"]
-    for command in (
-        [*uv, "venv", "--clear", "--python", sys.executable, str(server.home)],
-        [*uv, "pip", "install", "--python", str(server.bin / "python"), *wanted, "--editable", str(ROOT)],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise RuntimeError(f"can't be installed: {done.stderr.strip().splitlines()[-1]}")
-    mark.write_text("\n".join(wanted), "utf-8")
 
 
 def library_of(server: Server) -> str:
@@ -308,7 +288,7 @@ async def main(words: Sequence[str]) -> int:
     failed = 0
     for server in chosen:
         try:
-            install(server)
+            make_environment(server.home, [server.package, *server.more])
             row, failures = await check(server)
         except Exception as error:  # try the others, too
             row, failures = [server.name, "FAILED", f"{type(error).__name__}: {error}"], 1

@@ -1,14 +1,17 @@
 """A server of another library behind Millstream, as its clients see it. The servers are those of the official SDK."""
 
 import asyncio
+import json
+from collections.abc import Awaitable
 from typing import Any
 
 import httpx2
 import pytest
 from mcp.server import MCPServer
+from mcp.server import Server as LowLevelServer
 from mcp.server.mcpserver import Context
 from mcp.shared.exceptions import MCPError
-from mcp_types import SamplingMessage, TextContent
+from mcp_types import SamplingMessage, TextContent, ToolListChangedNotification
 from pydantic import BaseModel
 
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
@@ -186,16 +189,18 @@ async def post(gateway: Server, message: dict[str, Any], **headers: str) -> http
         return await http.post("/mcp", json={"jsonrpc": "2.0", "id": 1} | message, headers=common | headers)
 
 
+ENVELOPE = {
+    "io.modelcontextprotocol/protocolVersion": ERAS[1],
+    "io.modelcontextprotocol/clientCapabilities": {},
+    "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
+}
+
+
 async def test_method_that_an_upstream_does_not_know_has_status_404() -> None:
     gateway = relay(MCPServer("plain"))
-    meta = {
-        "io.modelcontextprotocol/protocolVersion": ERAS[1],
-        "io.modelcontextprotocol/clientCapabilities": {},
-        "io.modelcontextprotocol/clientInfo": {"name": "t", "version": "1"},
-    }
     headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "com.example/foo"}
     async with Client(gateway):
-        reply = await post(gateway, {"method": "com.example/foo", "params": {"_meta": meta}}, **headers)
+        reply = await post(gateway, {"method": "com.example/foo", "params": {"_meta": ENVELOPE}}, **headers)
     assert (reply.status_code, reply.json()["error"]["code"]) == (404, -32601)
 
 
@@ -296,7 +301,102 @@ async def test_error_of_a_relayed_program_is_unchanged() -> None:
             await client.prompt("greet")
 
 
-INITIALIZE = {
+def reporting() -> MCPServer:
+    """A program that reports progress in a call and, when another asks for it, after the call."""
+    program = MCPServer("reporter")
+    kept: list[tuple[Any, Any]] = []
+
+    async def report(ctx: Any, value: float, call: str | None = None) -> None:
+        await ctx.session.send_progress_notification(kept[0][1], value, 2, "step", related_request_id=call)
+
+    @program.tool()
+    async def work(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        kept.append((ctx, (ctx.request_context.meta or {})["progress_token"]))
+        await report(ctx, 1, str(ctx.request_context.request_id))
+        return "done"
+
+    @program.tool()
+    async def late(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        await report(kept[0][0], 2)
+        return "reported"
+
+    @program.tool()
+    async def change(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        notice = ToolListChangedNotification()
+        await ctx.session.send_notification(notice, related_request_id=str(ctx.request_context.request_id))
+        return "announced"
+
+    return program
+
+
+async def next_notification(client: Client, method: str, work: Awaitable[Any]) -> Any:
+    """Return the parameters of the next notification with a method, during or after some work."""
+    seen: asyncio.Queue[Any] = asyncio.Queue()
+    client.conversation.incoming.observer = seen.put_nowait
+    await work
+    async with asyncio.timeout(WAIT):
+        while (notification := await seen.get()).method != method:
+            pass
+    return json.loads(bytes(notification.params))
+
+
+async def test_progress_reaches_the_client_unchanged_even_after_its_call() -> None:
+    async with Client(relay(reporting()), revision="2025-11-25") as client:
+        call = {"name": "work", "arguments": {}, "_meta": {"progressToken": "mine"}}
+        first = await next_notification(client, "notifications/progress", client.request("tools/call", call))
+        late = await next_notification(client, "notifications/progress", client.call("late"))
+    step = {"progressToken": "mine", "total": 2, "message": "step"}
+    assert [first, late] == [step | {"progress": 1}, step | {"progress": 2}]
+
+
+async def test_change_announced_in_a_call_without_a_session_arrives_before_its_result() -> None:
+    async with Client(relay(reporting()), revision="2026-07-28") as client:
+        work = client.call("change")
+        assert not await next_notification(client, "notifications/tools/list_changed", work)
+
+
+async def test_code_of_an_error_stays_that_of_the_upstream_in_every_era() -> None:
+    async def read(ctx: Any, params: Any) -> Any:
+        raise MCPError(code=-32002, message="There is no such page.", data={"uri": params.uri})
+
+    for era in ERAS:
+        async with Client(relay(LowLevelServer("pages", on_read_resource=read)), revision=era) as client:
+            with pytest.raises(ServerError) as refused:
+                await client.read("page://7")
+        assert (refused.value.code, refused.value.data) == (-32002, {"uri": "page://7"})
+
+
+async def test_program_that_has_refused_everyone_since_the_start_refuses_each_client_itself() -> None:
+    program = MCPServer("closed")
+
+    async def refuse(ctx: Any, call_next: Any) -> Any:
+        raise MCPError(code=-32050, message="Closed on Mondays.")
+
+    program._lowlevel_server.middleware.append(refuse)
+    gateway = relay(program)
+    discover = {"method": "server/discover", "params": {"_meta": ENVELOPE}}
+    async with asyncio.timeout(WAIT), gateway.running():
+        replies = [
+            await post(gateway, INITIALIZE),
+            await post(gateway, discover, **{"mcp-protocol-version": ERAS[1], "mcp-method": "server/discover"}),
+        ]
+    assert [each.json()["error"] for each in replies] == [{"code": -32050, "message": "Closed on Mondays."}] * 2
+
+
+async def test_equal_initialize_in_a_session_is_answered_again_by_a_relay() -> None:
+    gateway = relay(Cart())
+    async with gateway.running() as runtime:
+        headers = await open_session(gateway)
+        assert "ok" in (await post(gateway, calling("put", value=7), **headers)).text
+        again = await post(gateway, INITIALIZE, **headers)
+        other = await post(gateway, {**INITIALIZE, "params": {"protocolVersion": "2025-11-25"}}, **headers)
+        assert (again.status_code, again.json()["result"]["serverInfo"]["name"]) == (200, "cart")
+        assert (other.status_code, "mcp-session-id" in again.headers) == (400, False)
+        assert '"7"' in (await post(gateway, calling("take"), **headers)).text
+        assert len(own_sessions(runtime)) == 1
+
+
+INITIALIZE: dict[str, Any] = {
     "method": "initialize",
     "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
 }

@@ -138,6 +138,10 @@ class RawResult(CustomResult):
         self.encoded: bytes = encoded
 
 
+class RelayedError(ProtocolError):
+    """Ends a call with the error of another server, which stays as it is in every revision."""
+
+
 class Outcome(Struct):
     """The end of a call: a result (including that of a failed tool), an error, or neither if it was canceled."""
 
@@ -352,7 +356,7 @@ class Dispatcher:
         return b""
 
     def _refuse(self, call: Call, exc: ProtocolError, incident: str = "") -> bytes:
-        error = revisions.error(exc, call.revision)
+        error = exc if isinstance(exc, RelayedError) else revisions.error(exc, call.revision)
         # The raised error's traceback refers to the call. Keeping it would keep the body.
         kept = ProtocolError(error.code, error.message, error.data, status=error.status, head=error.head)
         call.failure = CallFailure(str(error.code), kept, incident)

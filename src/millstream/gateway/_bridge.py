@@ -43,6 +43,7 @@ from millstream._protocol.metadata import (
 from millstream._protocol.notifications import ElicitResult, EmptyResult, InputRequest, InputRequiredResult
 from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import Call
+from millstream._server.dispatch import RelayedError
 from millstream._tasks import retry_delay
 from millstream._transports.open_streams import unknown_session
 from millstream.client import (
@@ -225,9 +226,11 @@ def _is_plain(call: Call) -> bool:
     )
 
 
-async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawRequest, *, verbatim: bool) -> bytes:
+async def _forward_plainly(  # noqa: C901  one frame for each call
+    call: Call, upstream: Upstream, link: Link, ask: RawRequest, *, verbatim: bool
+) -> bytes:
     """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
-    source, requests = link.conversation.negotiated.revision, link.conversation.requests
+    source, requests, relays = link.conversation.negotiated.revision, link.conversation.requests, link.relays
     ask.meta = _plain_meta(call, upstream, source, verbatim=verbatim)
     breaker, method, name = upstream.breaker, ask.method, ask.name
     if breaker.records and (refusal := breaker.refusal(call, method, name)):
@@ -237,6 +240,9 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawR
         raise no_response_error(call, upstream, InUse(places, owner))
     link.calls += 1
     started = link.last_used = monotonic()
+    if verbatim:
+        ask.id = next(requests.ids)
+        relays.plain_calls[ask.id] = call
     try:
         current = requests.connection
         if current is None or current.transport.lost:
@@ -256,6 +262,10 @@ async def _forward_plainly(call: Call, upstream: Upstream, link: Link, ask: RawR
         link.calls -= 1
         if places is not None:
             places.leave(owner)
+        if verbatim:
+            del relays.plain_calls[ask.id]
+            if isinstance(relay := relays.recipients.pop(ask.id, None), Relay):
+                await relay.outbox.settle()
     return result
 
 
@@ -717,7 +727,7 @@ class _ForwardedCall(Relay):
         if isinstance(exc, AccessDenied):
             return no_response_error(call, self._upstream, exc)
         if self.verbatim:
-            return ProtocolError(exc.code, exc.message, exc.data)
+            return RelayedError(exc.code, exc.message, exc.data)
         if exc.code == URL_ELICITATION_REQUIRED:
             return self._convert_url_error(exc)
         if call.method == "resources/read" and exc.code == INVALID_PARAMS and not self._source.handshake:

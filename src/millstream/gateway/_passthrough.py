@@ -16,7 +16,7 @@ from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import decode_name
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
-from millstream._server.dispatch import RawResult
+from millstream._server.dispatch import RawResult, RelayedError
 from millstream._server.features.registry import Handler
 from millstream.client import ClientError, ServerError
 from millstream.gateway._bridge import RevisionsDiffer, forward
@@ -116,7 +116,7 @@ class Passthrough:
     def _meets(self, call: Call) -> bool:
         """Return whether both sides may speak the same revision. For a dedicated session, it's known once it's open."""
         upstream = self._upstream
-        if not upstream.catalog.revision:  # it hasn't started yet
+        if not upstream.has_replied:
             return False
         channel = upstream.channel(call)
         if channel is Channel.OWN:
@@ -150,14 +150,14 @@ class Passthrough:
             ProtocolError: The upstream refuses the client, or there are too many sessions.
         """
         upstream, call.services = self._upstream, self._host.services
-        if not upstream.catalog.revision or upstream.channel(call) is not Channel.OWN:
+        if not upstream.has_replied or upstream.channel(call) is not Channel.OWN:
             return b""
         try:
             if upstream.credentials is not None:
                 await upstream.credentials.prepare(call)
             link = await upstream.open_own(call, upstream.key(call, b"", ""))
         except ServerError as exc:
-            raise ProtocolError(exc.code, exc.message, exc.data) from None
+            raise RelayedError(exc.code, exc.message, exc.data) from None
         except (ClientError, ToolError) as exc:  # its first call tries again
             logger.warning("%s: a client's session couldn't be opened: %s", upstream.name, exc)
             return b""

@@ -24,11 +24,12 @@ from msgspec import Raw, Struct
 from millstream import Context, Declined, Message, ProtocolError, ToolError
 from millstream._override import override
 from millstream._protocol.errors import LocalError
-from millstream._protocol.jsonrpc import MAX_MEMBERS, exceeds_limits, too_many_members
+from millstream._protocol.jsonrpc import MAX_MEMBERS, RequestId, exceeds_limits, too_many_members
 from millstream._protocol.metadata import LOG_LEVELS, declares
 from millstream._protocol.notifications import NOTIFICATIONS, ListRootsResult
 from millstream._protocol.revisions import project_conversation, project_form
 from millstream._protocol.seal import InputRequired
+from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import ClientRefusal
 from millstream._server.calls.services import LIST_CHANGED, UPDATED
@@ -170,6 +171,9 @@ class ProgressStep(Struct, omit_defaults=True):
 class Recipient:
     """The client of one forwarded call, as seen by a connection to an upstream."""
 
+    verbatim: bool = False
+    """Whether the upstream's messages are passed on unchanged, because the client speaks its revision."""
+
     def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
         """Store what's known of the client.
 
@@ -185,6 +189,8 @@ class Recipient:
         """Id of the client's session; empty without one."""
         self.signed_in: bool = call.principal is not None
         """Whether the owner is a principal."""
+        self.token: RequestId | None = call.token
+        """The client's token for progress."""
         self.wants_progress: bool = call.token is not None or call.tee is not None
         who = call.principal
         self.owner: str = self.session or call.owner if who is None else who.binding.hex()
@@ -194,6 +200,8 @@ class Recipient:
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress as the client expects it."""
+        if self.verbatim:  # `Relays` passes on the whole notification
+            return
         if message and self.redactor is not None:
             if len(message) > MAX_REDACTED:
                 return
@@ -372,6 +380,8 @@ MAX_QUEUED_BYTES = 1024 * 1024
 """Maximum bytes of these notifications together."""
 MAX_REDACTED = 64 * 1024
 """Maximum bytes of one of them if it has to be redacted, which takes time on the event loop."""
+_MAX_ENDED = 64
+"""Maximum calls of one session whose late progress is passed on."""
 REJECTED_CODE = -1
 """Error code of a sampling request that the user or client refused."""
 
@@ -383,6 +393,11 @@ class _Details(Struct, rename="camel"):
     elicitation_id: str | None = None
 
 
+class _Progress(Struct, rename="camel"):
+    progress_token: int
+
+
+_decode_token = decoder(_Progress)
 _decode_step = decoder(ProgressStep)
 _decode_details = decoder(_Details)
 
@@ -469,9 +484,6 @@ def answer_errors() -> Generator[None]:
 class Relay(Recipient):
     """The client of a call that runs on this worker."""
 
-    verbatim: bool = False
-    """Whether the upstream's messages are passed on unchanged, because the client speaks its revision."""
-
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """Create a relay.
 
@@ -541,8 +553,7 @@ class Relay(Recipient):
         if method != PROGRESS:
             await call.send_to_caller(notification_message(method, Raw(params)))
         elif self.verbatim and call.token is not None:
-            members = {"progressToken": call.token, **decode_object(params)}
-            await call.send_to_caller(notification_message(method, members))
+            await call.send_to_caller(notification_message(method, _with_token(params, call.token)))
         else:
             step = _decode_step(params)
             await Context(call).progress(step.progress, step.total, step.message)
@@ -574,6 +585,8 @@ class Relays:
     _warned = False
     _transport: object = None
     """The process or connection that `_users` used."""
+    _ended: Recent[int, RequestId] | None = None
+    """Id of a call that has ended -> its client's token for progress."""
 
     def __init__(
         self,
@@ -610,6 +623,8 @@ class Relays:
         """
         self.recipients: dict[int, Recipient] = {}
         """Request id -> the client that it's forwarded for."""
+        self.plain_calls: dict[int, Call] = {}
+        """Request id -> a call that expects no messages. It gets a recipient if there is one."""
 
     def capabilities(self, revision: Revision, more: Mapping[str, object]) -> Json:
         """Return the capabilities to declare in a revision."""
@@ -619,6 +634,10 @@ class Relays:
     def leave(self, request_id: int, *, answered: bool) -> None:
         """Remove a call that got its response, or that the client gave up and the upstream may still run."""
         recipient = self.recipients.pop(request_id)
+        if recipient.token is not None and recipient.verbatim and self._own is not None:
+            if self._ended is None:
+                self._ended = Recent(_MAX_ENDED)
+            self._ended.keep(request_id, recipient.token)
         users = self._current_users()
         if len(users) < 2 and (recipient.signed_in or not answered) and not self._in_process:
             users.add(recipient.owner)
@@ -637,13 +656,21 @@ class Relays:
         Of several calls of one session, it's the one that started first.
         """
         if request_id:
-            return self.recipients.get(request_id)
+            return self.recipients.get(request_id) or self._find_plain(request_id)
         found = list(self.recipients.values())
         if not found or len(self._current_users() | {each.owner for each in found}) > 1:
             return None
         if len(found) > 1 and any(each.session != found[0].session or not each.session for each in found):
             return None
         return found[0]
+
+    def _find_plain(self, request_id: int) -> Recipient | None:
+        call = self.plain_calls.get(request_id)
+        if call is None:
+            return None
+        relay = self.recipients[request_id] = Relay(call, b"", "", None)
+        relay.verbatim = True
+        return relay
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
         """Forward a question to the client that made the call, and return the answer.
@@ -686,21 +713,39 @@ class Relays:
         return ProtocolError(INVALID_REQUEST, text)
 
     def receive(self, notification: Notification) -> None:
-        """Pass a notification to the client of its call. Progress is matched by its token."""
+        """Pass a notification to the client of its call."""
         method, params = notification.method, bytes(notification.params)
-        if self._own is not None and (self._own.verbatim or method not in CHANGES):
+        if method == PROGRESS:
+            self._receive_progress(params)
+        elif self._own is not None and (self._own.verbatim or method not in CHANGES):
             self._receive_own(self._own, notification)
         elif method == COMPLETE:  # its id identifies the client
             for recipient in self.recipients.values():
                 recipient.notify(COMPLETE, params)
         elif method in CHANGES:
             self._on_change(method, params)
+            found = self.find(notification.request_id) if notification.request_id else None
+            if found is not None and found.verbatim:
+                found.notify(method, params)
         elif method == LOG or method not in NOTIFICATIONS:  # a log message, or one of an extension
             found = self.find(notification.request_id)
             if found is not None:
                 found.notify(method, params)
             elif method == LOG and self._log is not None:
                 self._log(params.decode("utf-8", "replace"), 0)
+
+    def _receive_progress(self, params: bytes) -> None:
+        """Pass on progress of a call unchanged, even if the call has ended. `Recipient.progress` converts the rest."""
+        try:
+            token = _decode_token(params).progress_token
+        except MALFORMED:
+            return
+        recipient, own = self.recipients.get(token), self._own
+        if recipient is not None:
+            if recipient.verbatim:
+                recipient.notify(PROGRESS, params)
+        elif own is not None and self._ended is not None and token in self._ended:
+            own.send(own.id, PROGRESS, encode(_with_token(params, self._ended[token])))
 
     def _find_own(self, request_id: int) -> Recipient | None:
         """Return the call of a message on a dedicated session; None if it's outside of calls."""
@@ -714,7 +759,7 @@ class Relays:
         method, params = notification.method, bytes(notification.params)
         if method in CHANGES:
             self._on_change(method, params)
-        if method in _HANDLED:
+        if method == "notifications/cancelled":  # of a question, which the connection handles
             return
         found = self._find_own(notification.request_id)
         if found is not None:
@@ -723,5 +768,5 @@ class Relays:
             own.send(own.id, method, params)
 
 
-_HANDLED = frozenset({PROGRESS, "notifications/cancelled"})
-"""Notifications about one request, which the connection handles itself."""
+def _with_token(params: bytes, token: RequestId) -> Json:
+    return {**decode_object(params), "progressToken": token}

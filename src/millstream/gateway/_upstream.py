@@ -92,6 +92,7 @@ from millstream.protocol import (
     INVALID_PARAMS,
     MALFORMED,
     METHOD_NOT_FOUND,
+    NEWEST,
     NEWEST_HANDSHAKE,
     TASKS,
     Json,
@@ -460,8 +461,13 @@ class Upstream:
 
     @property
     def revision(self) -> Revision:
-        """Revision of the upstream, whose lists are known."""
-        return BY_DATE[self.catalog.revision]
+        """Revision of the upstream; the newest until it has been reached."""
+        return BY_DATE.get(self.catalog.revision, NEWEST)
+
+    @property
+    def has_replied(self) -> bool:
+        """Whether it has been reached since the start. If it refused the gateway, clients hear the reason from it."""
+        return bool(self.catalog.revision) or (self.state == "degraded" and not self.breaker.is_open)
 
     def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
         """Return the key of the connection that a call needs.
@@ -600,7 +606,7 @@ class Upstream:
     @property
     def plain_link(self) -> Link | None:
         """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
-        if self._is_plain is None:
+        if self._is_plain is None and self.catalog.revision:
             separate = self.processes is not None or self._is_websocket or self._protected_program is not None
             self._is_plain = not (self.revision.handshake or separate or self.has_tasks)
         if not self._is_plain or self.breaker.is_open:

@@ -1,0 +1,1 @@
+"""Test suites of other libraries, with Millstream between their clients and their servers."""

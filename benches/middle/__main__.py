@@ -1,0 +1,169 @@
+"""`make middle`: the test suites of other libraries pass with Millstream between their clients and their servers.
+
+Each suite is fetched by version into .bench/middle/, with an environment of its own there. A plugin replaces the
+connection that its tests make. What fails has to be in exceptions.toml, and what's there has to fail. A test that fails
+without Millstream, too, doesn't count.
+
+``python -m benches.middle [WORD …]`` runs the suites whose package has one of the words in its name.
+"""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from benches.environments import make_environment
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+CACHE = ROOT / ".bench" / "middle"
+SECONDS = 10
+"""Maximum seconds of one test."""
+SUITE_SECONDS = 1800
+Outcomes = dict[str, tuple[str, str]]
+"""Id of a test -> "passed", "failed", or "skipped", and why."""
+
+
+class Suite(Struct):
+    """A suite of tests."""
+
+    package: str
+    """The library with its version."""
+    install: list[str]
+    """Requirements of the tests."""
+    plugin: str
+    """Module of the pytest plugin that replaces the suite's connections."""
+    tests: list[str]
+    options: list[str]
+    """Options of pytest."""
+    least: float
+    """Minimum share of the tests that pass."""
+
+    @property
+    def home(self) -> Path:
+        """Folder of its environment and of its tests."""
+        return CACHE / self.package
+
+    def fetch(self) -> Path:
+        """Return the folder of the library's source distribution.
+
+        Raises:
+            RuntimeError: It can't be fetched.
+        """
+        make_environment(self.home / "venv", [*self.install])
+        name, _, version = self.package.partition("==")
+        source = self.home / f"{name}-{version}"
+        if not source.is_dir():
+            done = subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+                + ["--no-binary", name, "--dest", str(self.home), self.package],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if done.returncode:
+                raise RuntimeError(f"can't be fetched: {done.stderr.strip().splitlines()[-1]}")
+            with tarfile.open(self.home / f"{source.name}.tar.gz") as archive:
+                archive.extractall(self.home, filter="data")
+        return source
+
+    def run(self, source: Path, tests: Sequence[str], *, alone: bool = False) -> Outcomes:
+        """Run tests, and return their outcomes.
+
+        Args:
+            source: See `fetch`.
+            tests: Files, folders, or ids of tests.
+            alone: Whether to run them without Millstream.
+
+        Raises:
+            RuntimeError: pytest can't run them.
+        """
+        file, names, log = self.home / "outcomes.json", self.home / "tests.txt", self.home / "log"
+        file.unlink(missing_ok=True)
+        names.write_text("\n".join(tests), "utf-8")
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("MILLSTREAM_", "PYTEST_"))
+        }
+        environment |= {"OUTCOMES": str(file), "PYTHONPATH": f"{source}{os.pathsep}{ROOT}"}
+        command = [str(self.home / "venv" / "bin" / "python"), "-m", "pytest", "-q", "-p", self.plugin]
+        command += ["-n", "2", "-p", "no:cacheprovider", "-o", "addopts=", "--continue-on-collection-errors"]
+        command += ["-o", f"timeout={SECONDS}", "-o", "timeout_method=signal", *self.options, f"@{names}"]
+        with log.open("wb") as sink, contextlib.suppress(subprocess.TimeoutExpired):
+            subprocess.run(
+                command,
+                cwd=source,
+                env=environment | ({"ALONE": "1"} if alone else {}),
+                stdout=sink,
+                stderr=sink,
+                check=False,
+                timeout=SUITE_SECONDS,
+            )
+        if not file.is_file():
+            raise RuntimeError(f"doesn't run: {log.read_text('utf-8', 'replace')[-1000:]}")
+        found = json.loads(file.read_text("utf-8"))
+        return {name: (outcome, why) for name, (outcome, why) in found.items()}
+
+
+def failures(outcomes: Outcomes) -> list[str]:
+    """Return the ids of the tests that failed."""
+    return [name for name, (outcome, _) in outcomes.items() if outcome == "failed"]
+
+
+def check(suite: Suite, exceptions: Mapping[str, str]) -> int:
+    """Run one suite, print what it gives, and return the number of problems.
+
+    Args:
+        suite: The suite.
+        exceptions: Id of a test that fails -> why.
+    """
+    source = suite.fetch()
+    outcomes = suite.run(source, suite.tests)
+    failed = failures(outcomes)
+    alone = set(failures(suite.run(source, failed, alone=True))) if failed else set()
+    failed = [name for name in failed if name not in alone]
+    again = suite.run(source, failed) if failed else {}
+    unsteady = [name for name in failed if name in again and again[name][0] == "passed"]
+    failed = [name for name in failed if name not in unsteady]
+    count = sum(outcome != "skipped" for outcome, _ in outcomes.values()) - len(alone)
+    passed = count - len(failed)
+    share = passed / max(1, count)
+    print(f"{suite.package}: {passed} of {count} pass ({share:.2%}); {len(alone)} fail without Millstream, too")
+    problems = [f"fails: {name}: {outcomes[name][1][:300]}" for name in failed if name not in exceptions]
+    problems += [f"passes, but is an exception: {name}" for name in exceptions if name not in failed]
+    if share < suite.least:
+        problems.append(f"fewer than {suite.least:.1%} pass")
+    for name in unsteady:
+        print(f"  passed at the second attempt: {name}: {outcomes[name][1][:300]}")
+    for problem in problems:
+        print(f"  {problem}")
+    return len(problems)
+
+
+def main(words: Sequence[str]) -> int:
+    """Run suites, and return 1 if there are problems."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    suites = msgspec.convert(tomllib.loads((HERE / "suites.toml").read_text("utf-8"))["suite"], list[Suite])
+    exceptions = tomllib.loads((HERE / "exceptions.toml").read_text("utf-8"))
+    problems = 0
+    for suite in suites:
+        if words and not any(word in suite.package for word in words):
+            continue
+        try:
+            problems += check(suite, exceptions.get(suite.package, {}))
+        except RuntimeError as error:  # try the others, too
+            problems += 1
+            print(f"{suite.package} {error}")
+    print(f"{problems} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
