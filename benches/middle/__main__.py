@@ -25,6 +25,7 @@ from benches.environments import make_environment
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 CACHE = ROOT / ".bench" / "middle"
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check")
 SECONDS = 10
 """Maximum seconds of one test."""
 SUITE_SECONDS = 1800
@@ -58,13 +59,12 @@ class Suite(Struct):
         Raises:
             RuntimeError: It can't be fetched.
         """
-        make_environment(self.home / "venv", [*self.install])
+        make_environment(self.home / "venv", self.install)
         name, _, version = self.package.partition("==")
         source = self.home / f"{name}-{version}"
         if not source.is_dir():
             done = subprocess.run(
-                [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-                + ["--no-binary", name, "--dest", str(self.home), self.package],
+                [*PIP, "download", "--quiet", "--no-deps", "--no-binary", name, "--dest", str(self.home), self.package],
                 capture_output=True,
                 text=True,
                 check=False,

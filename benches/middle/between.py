@@ -47,73 +47,84 @@ async def serve(program: Any) -> AsyncIterator[Application]:
         running.cancel()
 
 
+class Exchange:
+    """One HTTP request to an application, and its response."""
+
+    def __init__(self, request: Any, body: bytes) -> None:
+        self.request = request
+        self.chunks: asyncio.Queue[bytes] = asyncio.Queue()
+        """Parts of the response's body; empty bytes at the end."""
+        self.start: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self.disconnected = asyncio.Event()
+        """Set when the client has left."""
+        self._received = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive(self) -> Message:
+        """See ASGI."""
+        if not self._received:
+            await self.disconnected.wait()
+        return self._received.pop() if self._received else {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """See ASGI."""
+        if message["type"] == "http.response.start":
+            self.start.set_result(message)
+        elif chunk := message.get("body"):
+            self.chunks.put_nowait(chunk)
+
+    async def run(self, application: Application) -> None:
+        """Let an application respond."""
+        try:
+            await application(_scope(self.request), self.receive, self.send)
+        except Exception as error:
+            if self.start.done():
+                raise
+            self.start.set_exception(error)
+        finally:
+            self.chunks.put_nowait(b"")
+
+
 @contextlib.asynccontextmanager
-async def open_http(http: ModuleType, application: Application, **options: Any) -> AsyncIterator[Any]:
-    """Yield a client of ``httpx`` or ``httpx2`` whose requests an ASGI application answers, and whose replies stream.
+async def open_http(http: ModuleType, application: Application) -> AsyncIterator[Any]:
+    """Yield a client of ``httpx`` or ``httpx2`` whose requests an ASGI application answers, and whose responses stream.
 
     Args:
         http: The module.
         application: The application.
-        options: Options of its ``AsyncClient``.
     """
-    requests: set[asyncio.Task[None]] = set()
+    running: set[asyncio.Task[None]] = set()
 
     class Body(http.AsyncByteStream):  # type: ignore[misc]
-        def __init__(self, chunks: "asyncio.Queue[bytes]", gone: asyncio.Event) -> None:
-            self.chunks, self.gone = chunks, gone
+        def __init__(self, exchange: Exchange) -> None:
+            self.exchange = exchange
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
-            while chunk := await self.chunks.get():
+            while chunk := await self.exchange.chunks.get():
                 yield chunk
 
         async def aclose(self) -> None:
-            self.gone.set()
+            self.exchange.disconnected.set()
 
     class Transport(http.AsyncBaseTransport):  # type: ignore[misc]
         async def handle_async_request(self, request: Any) -> Any:
-            body = b"".join([chunk async for chunk in request.stream])
-            chunks: asyncio.Queue[bytes] = asyncio.Queue()
-            gone, replied = asyncio.Event(), asyncio.get_running_loop().create_future()
-            waiting = [{"type": "http.request", "body": body, "more_body": False}]
-
-            async def receive() -> Message:
-                if not waiting:
-                    await gone.wait()
-                return waiting.pop() if waiting else {"type": "http.disconnect"}
-
-            async def send(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    replied.set_result(message)
-                elif chunk := message.get("body"):
-                    chunks.put_nowait(chunk)
-
-            async def answer() -> None:
-                try:
-                    await application(_scope(request), receive, send)
-                except Exception as error:
-                    if replied.done():
-                        raise
-                    replied.set_exception(error)
-                finally:
-                    chunks.put_nowait(b"")
-
-            task = asyncio.create_task(answer())
-            requests.add(task)
-            task.add_done_callback(requests.discard)
+            exchange = Exchange(request, b"".join([chunk async for chunk in request.stream]))
+            task = asyncio.create_task(exchange.run(application))
+            running.add(task)
+            task.add_done_callback(running.discard)
             try:
-                start = await replied
+                start = await exchange.start
             except BaseException:
-                gone.set()
+                exchange.disconnected.set()
                 raise
-            return http.Response(start["status"], headers=start["headers"], stream=Body(chunks, gone), request=request)
+            return http.Response(start["status"], headers=start["headers"], stream=Body(exchange), request=request)
 
     try:
-        async with http.AsyncClient(transport=Transport(), base_url=URL, timeout=WAIT, **options) as client:
+        async with http.AsyncClient(transport=Transport(), base_url=URL, timeout=WAIT) as client:
             yield client
     finally:
-        for task in list(requests):
+        for task in list(running):
             task.cancel()
-        await asyncio.gather(*requests, return_exceptions=True)
+        await asyncio.gather(*running, return_exceptions=True)
 
 
 def _scope(request: Any) -> Message:

@@ -48,4 +48,4 @@ def pytest_configure(config: pytest.Config) -> None:
     for transport, name in FACTORIES.items():
         factory = partial(connect, sse=transport == "sse")
         setattr(factories, name, factory)
-        used._FACTORIES[transport] = factory  # noqa: SLF001  the table of the fixture
+        used._FACTORIES[transport] = factory
