@@ -232,3 +232,11 @@ async def test_sign_in_links_of_refusals_lead_back_to_the_page() -> None:
         page = await world.ask(BOB, "GET", "/dashboard", accept="text/html,application/xhtml+xml,*/*;q=0.8")
         assert (page.status, b"/sign-in?next=%2Fdashboard" in page.body) == (403, True)
         assert b"your account, key, or token" in page.body
+
+
+async def test_usual_names_of_the_sign_in_page_lead_to_it() -> None:
+    async with run_guarded() as world:
+        for path in ("/login", "/signin/", "/auth/login"):
+            assert b"Use /sign-in." in (await world.ask(None, "GET", path)).body
+    async with run_guarded(Server("open", serve="all", settings=Settings())) as world:
+        assert b"sign-in" not in (await world.ask(None, "GET", "/login")).body

@@ -3,6 +3,7 @@ https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization.
 """
 
 import asyncio
+import html
 import json
 import stat
 import urllib.error
@@ -142,6 +143,29 @@ async def test_only_the_redirect_with_our_state_ends_a_login(monkeypatch: pytest
             }
     finally:
         await loopback.close()
+
+
+@pytest.mark.parametrize(
+    ("problem", "title"), [("", "You're signed in"), ("Ada declined <b>.", "You aren't signed in")]
+)
+async def test_last_page_of_a_login_says_whether_it_worked(
+    problem: str, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback, pages = Loopback(), list[str]()
+    redirect = await loopback.open()
+
+    def open_browser(url: str) -> None:
+        with urllib.request.urlopen(f"{redirect}?code=c&state=s", timeout=WAIT) as page:  # noqa: S310  our own page
+            pages.append(page.read().decode())
+
+    monkeypatch.setattr("webbrowser.open", open_browser)
+    async with asyncio.timeout(WAIT):
+        await loopback.visit("https://as.example/authorize?state=s")
+        await loopback.close(problem)
+        while not pages:  # noqa: ASYNC110  it's read in a thread
+            await asyncio.sleep(0)
+    assert title in pages[0]
+    assert html.escape(problem) in pages[0]
 
 
 async def test_login_does_not_wait_for_other_browser_connections() -> None:

@@ -196,6 +196,8 @@ class Routes:
     def _missing(self, method: str, path: str) -> Handler | None:
         """Return the 404 of a path. None for a method of programs that send a body, which is then ignored."""
         bare = path.rstrip("/")
+        if bare in _SIGN_IN_NAMES and _SIGN_IN in self._exact:
+            bare = _SIGN_IN
         if len(bare) <= _MAX_MISSPELLED and bare not in self._exact and bare not in _HINTS:
             bare = closest_name(bare, KNOWN_PATHS) or bare
         part = KNOWN_PATHS.get(bare)
@@ -227,7 +229,7 @@ class Routes:
         from millstream._web.error_pages import error_page  # noqa: PLC0415  only for browsers
 
         links = {} if reply.status == 421 else {"Start page": "/"}
-        if reply.status in (401, 403) and "/sign-in" in self._exact:
+        if reply.status in (401, 403) and _SIGN_IN in self._exact:
             # The way back after signing in, which accepts only this server's pages.
             links["Sign in"] = (
                 f"/sign-in?{urlencode({'next': request.path})}" if request.method == "GET" else "/sign-in"
@@ -341,6 +343,9 @@ _BY_PART = {
 KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
 """Paths that are suggested for similar ones. A program's own paths may be private, so they aren't."""
 
+_SIGN_IN = "/sign-in"
+_SIGN_IN_NAMES = frozenset({"/login", "/log-in", "/signin", "/auth", "/auth/login", "/account", "/account/login"})
+"""Names of the sign-in page elsewhere, which people try."""
 _MAX_MISSPELLED = 64
 """Maximum characters of a path that is compared with others, which takes longer the longer it is."""
 _HINTS = {

@@ -148,8 +148,10 @@ _PAGE = """<!doctype html>
 body {{ display: grid; min-height: 100vh; margin: 0; place-items: center }}
 main {{ max-width: 26rem; padding: 2rem; border: 1px solid #8886; border-radius: 12px }}
 h1 {{ margin: 0; font-size: 1.25rem }}</style>
-<main><h1>Back to your program</h1><p>{}</p></main>
+<main><h1>{}</h1><p>{}</p></main>
 """
+_PAGE_SECONDS = 2.0
+"""Seconds in which a browser takes the last page."""
 
 
 class Loopback(Struct, eq=False):
@@ -160,6 +162,9 @@ class Loopback(Struct, eq=False):
     _writers: set[asyncio.StreamWriter] = set()
     _state: str = ""
     """The state of the request, without which a redirect is ignored: any page can send the browser here."""
+    _outcome: asyncio.Future[str] = field(default_factory=asyncio.Future[str])
+    """Why the user isn't signed in; empty if they are. The browser waits for it."""
+    _shown: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def open(self) -> str:
         """Start listening, and return the redirect URI."""
@@ -173,18 +178,31 @@ class Loopback(Struct, eq=False):
             AccessDenied: The login wasn't completed in time.
         """
         self._state = parse_redirect(url).get("state", "")
-        if await asyncio.to_thread(webbrowser.open, url) is False:
-            _logger.warning("The browser couldn't be opened. Open this address in a browser on this machine: %s", url)
+        opening = asyncio.ensure_future(asyncio.to_thread(webbrowser.open, url))
         try:
             async with asyncio.timeout(_LOGIN_TIMEOUT):
+                # A browser of the terminal runs until the user leaves it.
+                await asyncio.wait((opening, self._redirect), return_when=asyncio.FIRST_COMPLETED)
+                if opening.done() and opening.result() is False:
+                    text = "The browser couldn't be opened. Open this address in a browser on this machine: %s"
+                    _logger.warning(text, url)
                 return await self._redirect
         except TimeoutError as exc:
             raise AccessDenied(f"The sign-in wasn't completed within {_LOGIN_TIMEOUT:g} seconds. Try again.") from exc
 
-    async def close(self) -> None:
-        """Stop listening."""
+    async def close(self, problem: str = "") -> None:
+        """Stop listening, after the browser's last page.
+
+        Args:
+            problem: Why the user isn't signed in; empty if they are.
+        """
         if self._server is not None:
             self._server.close()
+            if self._redirect.done() and not self._outcome.done():
+                self._outcome.set_result(problem)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PAGE_SECONDS):
+                        await self._shown.wait()
             for each in self._writers:
                 each.transport.abort()  # browsers keep idle connections open, and Python 3.12 waits for them
             await self._server.wait_closed()
@@ -197,14 +215,18 @@ class Loopback(Struct, eq=False):
             target = words[1] if len(words) == 3 and words[0] == "GET" else ""
             path, query = urlsplit(target).path, dict(parse_qsl(urlsplit(target).query))
             ours = path == "/callback" and query.get("state", "") == self._state
-            text = "You can close this page." if ours else "There is nothing here."
-            body = _PAGE.format(html.escape(text)).encode()
-            status = "200 OK" if ours else "404 Not Found"
-            head = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n"
-            writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
-            await writer.drain()
             if ours and not self._redirect.done():
                 self._redirect.set_result(target)
+            problem = await self._outcome if ours else "There is nothing here."
+            title = "You aren't signed in" if problem else "You're signed in"
+            text = problem or "Go back to your program. You can close this page."
+            body = _PAGE.format(title, html.escape(text)).encode()
+            status = "200 OK" if ours else "404 Not Found"
+            head = f"HTTP/1.1 {status}\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: {len(body)}\r\n"
+            writer.write(f"{head}Connection: close\r\n\r\n".encode() + body)
+            await writer.drain()
+            if ours:
+                self._shown.set()
         except (TimeoutError, ValueError, ConnectionError):
             pass  # another program connected
         finally:
@@ -569,7 +591,8 @@ class OAuth:
                 scope = {"scope": wanted} if wanted else {}
                 form = {"grant_type": "client_credentials", **self._resource(target), **scope}
             else:
-                who, form = await self._authorize(issuer, target, wanted)
+                await self._authorize(url, issuer, target, wanted, key)
+                return True
             await self._request_tokens(url, issuer, who, form, wanted, key)
         return True
 
@@ -749,18 +772,22 @@ class OAuth:
         """Return the parameter with the resource that a token is for (RFC 8707)."""
         return {"resource": target} if self._sends_resource else {}
 
-    async def _authorize(self, issuer: IssuerMetadata, target: str, scope: str) -> tuple[Registration, dict[str, str]]:
-        """Send the user to the authorization server. Return the client, and the token request for the redirect."""
-        loopback = Loopback()
+    async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, key: str) -> None:
+        """Send the user to the authorization server, and exchange the code of the redirect for tokens."""
+        loopback, problem = Loopback(), "Your program says why."
         visit, redirect = self._visit, self._redirect_uri
         if visit is None:
             visit, redirect = loopback.visit, await loopback.open()
         try:
             request = await self._authorization_request(issuer, target, scope, redirect)
-            answer = parse_redirect(await visit(request.url))
+            form = request.form(parse_redirect(await visit(request.url)))
+            await self._request_tokens(url, issuer, request.who, form, scope, key)
+            problem = ""
+        except AccessDenied as exc:
+            problem = str(exc)
+            raise
         finally:
-            await loopback.close()
-        return request.who, request.form(answer)
+            await loopback.close(problem)
 
     async def _authorization_request(
         self, issuer: IssuerMetadata, target: str, scope: str, redirect: str
