@@ -116,7 +116,8 @@ async def test_timed_out_threads_keep_their_slot(connect: Connect, combination: 
     async with asyncio.timeout(WAIT):
         while (await client.call("journal", key=key)).text.count("begun") < 2:  # a thread may begin after the timeout
             assert re.search("blocks_too_long|busy", (await client.call("blocks_too_long", key=key)).failure)
-    assert "busy" in (await client.call("text")).failure
+    assert "blocks_too_long" in (await client.call("blocks_too_long", key=f"{key} again")).failure
+    assert "begun" not in (await client.call("journal", key=f"{key} again")).text  # it has had no thread
     await client.call("open_gate", key=key)
     async with asyncio.timeout(WAIT):
         while (await client.call("text")).result.get("isError"):

@@ -260,7 +260,8 @@ async def test_thread_waiting_for_an_answer_ends_with_its_call(way: str) -> None
         await pipe.close()
 
 
-async def test_slots_are_released_when_the_function_ends() -> None:
+async def test_slots_are_released_when_the_function_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)
     threads, begun, gate = Threads(1), threading.Event(), threading.Event()
 
     def works() -> None:
