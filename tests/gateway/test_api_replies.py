@@ -95,8 +95,8 @@ async def test_results_and_errors_say_what_the_api_says() -> None:
         "empty": "HTTP error 403: Forbidden",
         "unchanged": "HTTP error 304: Not Modified",
         "away": "HTTP error 302: Found - It redirects to another server, or drops the request.",
-        "bomb": "The API's response is larger than 1,000,000 bytes. Ask for less.",
-        "cut": "compressed its response with 'gzip', and it can't be read",
+        "bomb": "sent a response that's too large",
+        "cut": "sent an invalid response",
         "brotli": "compressed its response with 'br', and it can't be read",
         "large": "sent a response that's too large",
     }

@@ -339,7 +339,7 @@ async def test_query_values_follow_the_style_of_the_document(
     ("encoding", "value", "parts"),
     [
         ({}, ["a", "b"], ["a", "b"]),
-        ({}, [], ["[]"]),
+        ({}, [], []),
         ({"contentType": "application/json"}, ["a", "b"], ['["a","b"]']),
         ({"style": "form", "explode": False}, ["a", "b"], ["a,b"]),
     ],

@@ -183,6 +183,37 @@ async def test_collections_of_version_2_keep_their_format(how: dict[str, str], q
     assert (await sent(form, {"a": ["1", "2"]})).content.decode() == query
 
 
+@pytest.mark.parametrize(
+    ("how", "path", "header"),
+    [
+        ({}, "1,2", "1,2"),
+        ({"collectionFormat": "pipes"}, "1%7C2", "1|2"),
+        ({"collectionFormat": "ssv"}, "1%202", "1 2"),
+    ],
+)
+async def test_collections_of_version_2_in_paths_and_headers(how: dict[str, str], path: str, header: str) -> None:
+    document = swagger(old("path", "array", **how), old("header", "array", "X-B", **how), method="get", path="/p/{a}")
+    request = await sent(document, {"a": ["1", "2"], "X-B": ["1", "2"]})
+    assert (request.url.raw_path.decode(), request.headers["x-b"]) == (f"/api/p/{path}", header)
+
+
+async def test_forms_of_version_2_have_the_type_that_their_fields_need() -> None:
+    fields = old("formData"), old("formData", "integer", "n")
+    assert (await sent(swagger(*fields), {"a": "x y", "n": 3})).content == b"a=x%20y&n=3"
+    parts = multipart(await sent(swagger(*fields, consumes=["multipart/form-data"]), {"a": "x", "n": 3}))
+    assert [content for _, _, content in parts] == [b"x", b"3"]
+    joined = swagger(old("formData", "array"), consumes=["multipart/form-data"])
+    assert [content for _, _, content in multipart(await sent(joined, {"a": ["1", "2"]}))] == [b"1,2"]
+    both = {"name": "b", "in": "body", "schema": PET}
+    chosen = await sent(swagger(both, consumes=["application/xml", "application/json"]), {"name": "x"})
+    assert sent_json(chosen) == {"name": "x"}
+
+
+async def test_parameters_without_a_schema_keep_their_keywords() -> None:
+    document = operation({"name": "n", "in": "query", "type": "integer", "minimum": 1})
+    assert (await tools(document))["op"].input_schema["properties"]["n"] == {"type": "integer", "minimum": 1}
+
+
 async def test_bodies_of_version_2_are_sent_by_their_kind() -> None:
     json_body = swagger({"name": "pet", "in": "body", "required": True, "schema": {"$ref": "#/definitions/Pet"}})
     assert sent_json(await sent(json_body, {"name": "x", "tag": None})) == {"name": "x", "tag": None}

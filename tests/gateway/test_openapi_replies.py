@@ -51,6 +51,15 @@ def answer(content: bytes, media: str = "application/json", status: int = 200, *
         (b"plain", "application/octet-stream", "plain", None),
         (b"", "image/png", "", None),
         (b"[" * 70 + b"]" * 70, "application/json", "[" * 70 + "]" * 70, None),
+        ("中文".encode("gbk"), "text/plain; charset=GBK", "中文", None),
+        ("a;€".encode("cp1252"), "text/csv; charset=windows-1252", "a;€", None),
+        (b'{"_links":{}}', "application/hal+json", '{"_links":{}}', {"_links": {}}),
+        (b'{"a":1}', "text/json", '{"a":1}', {"a": 1}),
+        (b'{"a":Infinity}', "application/json", '{"a":null}', {"a": None}),
+        (b"true", "application/json", "true", None),
+        (b"a: 1", "application/yaml", "a: 1", None),
+        (b"cb({})", "application/javascript", "cb({})", None),
+        (b'\x1e{"a":1}\n', "application/json-seq", '\x1e{"a":1}\n', None),
     ],
 )
 async def test_bodies_become_text_and_structured_content(
@@ -106,6 +115,12 @@ async def test_binary_bodies_arrive_with_every_byte(content: bytes, media: str, 
             "HTTP error 302: Found - It redirects to https://login.test/?next=/p.",
         ),
         (answer(b"", "", 300), "HTTP error 300: Multiple Choices"),
+        (
+            answer(b'{"title": "Nope"}', "application/problem+json", 422),
+            'HTTP error 422: Unprocessable Entity - {"title":"Nope"}',
+        ),
+        (answer(b"<problem/>", "application/problem+xml", 400), "HTTP error 400: Bad Request - <problem/>"),
+        (answer(b"", "", 429, **{"retry-after": "0"}), "HTTP error 429: Too Many Requests - Try again in 0 seconds."),
     ],
 )
 async def test_errors_have_the_status_and_the_words_of_the_api(response: httpx2.Response, text: str) -> None:
@@ -149,6 +164,8 @@ async def test_paging_headers_are_in_the_meta_of_the_result() -> None:
     link = '</p?page=2>; rel="next"'
     result = await reply(answer(b"[]", link=link, **{"X-Total-Count": "90", "set-cookie": "a=b"}))
     assert (result.meta or {})["millstream.gateway/headers"] == {"link": link, "x-total-count": "90"}
+    created = await reply(answer(b"", "", 201, location="/p/1"))
+    assert (created.is_error, (created.meta or {})["millstream.gateway/headers"]) == (False, {"location": "/p/1"})
 
 
 async def test_compressed_replies_without_end_cost_only_their_call() -> None:
@@ -215,4 +232,6 @@ async def test_resources_keep_bytes_and_charsets() -> None:
 
 async def test_blocks_of_text_stay_blocks() -> None:
     assert (await reply(answer(b"hi", "text/plain"))).content == [Text("hi")]
-    assert (await reply(httpx2.Response(204), operation(responses={"204": OBJECT}))).content == [Text("")]
+    for status in (202, 204, 205):
+        assert (await reply(httpx2.Response(status), operation(responses={"204": OBJECT}))).content == [Text("")]
+    assert (await reply(answer(b"hi", "text/plain", 206))).content == [Text("hi")]

@@ -48,6 +48,14 @@ PATHS: list[tuple[dict[str, Any], Any, str]] = [
     ({}, 1.5, "1.5"),
     ({}, "é/ü?#&=;,", "%C3%A9%2F%C3%BC%3F%23%26%3D%3B%2C"),
     ({}, ["a,b", "c"], "a%2Cb,c"),
+    ({}, 0, "0"),
+    ({}, False, "false"),
+    ({}, 2.0, "2"),
+    ({}, "a:b@c", "a%3Ab%40c"),
+    ({}, "a%2Fb", "a%252Fb"),
+    ({}, "a..b", "a..b"),
+    ({}, "...", "..."),
+    ({}, "😀", "%F0%9F%98%80"),
 ]
 """OpenAPI 3.1.1, Style Examples."""
 
@@ -80,6 +88,20 @@ QUERIES: list[tuple[dict[str, Any], Any, str]] = [
     ({}, "a&b=c+d e%", "a=a%26b%3Dc%2Bd%20e%25"),
     ({"allowReserved": True}, "a/b:c?d&e=f#g+h", "a=a/b:c?d%26e=f%23g%2Bh"),
     ({"allowReserved": True}, ["a/b", "c"], "a=a/b&a=c"),
+    ({"allowReserved": True}, "50%25", "a=50%2525"),
+    ({"style": "spaceDelimited"}, BOTH, "a=blue%20black"),
+    ({"style": "spaceDelimited", "explode": True}, BOTH, "a=blue&a=black"),
+    ({"style": "pipeDelimited"}, "blue", "a=blue"),
+    ({"style": "deepObject"}, {}, ""),
+    ({"style": "deepObject"}, {"R": []}, ""),
+    ({"style": "deepObject"}, {"R": {"x": {"y": True}}, "G": None}, "a%5BR%5D%5Bx%5D%5By%5D=true"),
+    ({}, {"R": None, "G": 0}, "G=0"),
+    ({}, [["x", "y"]], "a=%5B%22x%22%2C%22y%22%5D"),
+    ({}, 0, "a=0"),
+    ({}, False, "a=false"),
+    ({}, 2.0, "a=2"),
+    ({}, 1.5, "a=1.5"),
+    ({}, "日本", "a=%E6%97%A5%E6%9C%AC"),
 ]
 
 
@@ -100,6 +122,7 @@ async def test_values_in_queries_follow_their_style(how: dict[str, Any], value: 
         ({}, 3, "3"),
         ({}, False, "false"),
         ({}, "a, b; c=d", "a, b; c=d"),
+        ({}, [], ""),
     ],
 )
 async def test_values_in_headers_follow_their_style(how: dict[str, Any], value: Any, text: str) -> None:
@@ -156,6 +179,30 @@ async def test_long_names_are_not_repeated_for_each_value_in_them() -> None:
         document, {"a": {"x" * 10_000: {f"k{number}": 1 for number in range(100)}}}
     )
     assert "too long for a name" in await refusal(document, {"a": {"x": {"y" * 10_000: [{"z": 1}] * 100}}})
+
+
+VARIABLES = [
+    ("/p/{a}.json", "a", "/api/p/x.json"),
+    ("/p/{a}:cancel", "a", "/api/p/x:cancel"),
+    ("/p/{user-id}", "user-id", "/api/p/x"),
+    ("/p/{user.id}/{user.id}", "user.id", "/api/p/x/x"),
+    ("/a b/é/{a}", "a", "/api/a%20b/%C3%A9/x"),
+]
+
+
+@pytest.mark.parametrize(("path", "name", "expected"), VARIABLES)
+async def test_variables_stand_anywhere_in_a_path(path: str, name: str, expected: str) -> None:
+    request = await sent(operation(parameter("path", TEXT, name), path=path), {name: "x"})
+    assert request.url.raw_path.decode() == expected
+
+
+async def test_members_of_an_object_cannot_become_arguments_that_are_not_given() -> None:
+    filters = parameter("query", {"type": "object", "additionalProperties": TEXT})
+    document = operation(filters, parameter("query", TEXT, "tenant"))
+    for name in ("tenant", "Tenant", "tenant[]"):
+        assert "a can't contain" in await refusal(document, {"a": {name: "b"}})
+    deep = operation({**filters, "style": "deepObject"}, parameter("query", TEXT, "a[tenant]"))
+    assert "a can't contain" in await refusal(deep, {"a": {"tenant": "b"}})
 
 
 async def test_undeclared_path_variables_are_required_arguments() -> None:
@@ -244,10 +291,45 @@ MAYBE = {"type": "object", "properties": {"note": NULLABLE, "name": TEXT}}
         ),
         (LIST, {"body": ["a"]}, ["a"]),
         ({"type": "integer"}, {"body": 7}, 7),
+        ({"type": "integer"}, {"body": 0}, 0),
+        ({"type": "boolean"}, {"body": False}, False),
+        (TEXT, {"body": ""}, ""),
+        ({"properties": {"n": {"type": ["integer", "null"]}}}, {"n": "2"}, {"n": 2}),
+        ({"properties": {"n": {"type": ["integer", "string"]}}}, {"n": "2"}, {"n": "2"}),
+        ({"properties": {"n": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}}, {"n": "2"}, {"n": 2}),
+        ({"properties": {"n": {"properties": {"m": {"type": "number"}}}}}, {"n": {"m": "2.5"}}, {"n": {"m": 2.5}}),
+        (
+            {"properties": {"n": {"type": "array", "items": {"type": "boolean"}}}},
+            {"n": ["true", False]},
+            {"n": [True, False]},
+        ),
+        ({"properties": {"n": LIST, "o": OBJECT}}, {"n": [], "o": {}}, {"n": [], "o": {}}),
+        ({"properties": {"n": {"type": "integer"}}}, {"n": 12345678901234567890}, {"n": 12345678901234567890}),
+        ({"properties": {"n": {"type": "string", "default": "x"}}}, {}, {}),
+        (
+            {"properties": {"o": {"properties": {"id": {"readOnly": True}, "n": TEXT}, "required": ["id"]}}},
+            {"o": {"n": "x"}},
+            {"o": {"n": "x"}},
+        ),
+        ({"properties": {"p": {"type": "string", "writeOnly": True}}, "required": ["p"]}, {"p": "x"}, {"p": "x"}),
     ],
 )
 async def test_json_bodies_keep_what_the_schema_allows(schema: Any, arguments: dict[str, Any], expected: Any) -> None:
     assert sent_json(await sent(operation(method="patch", **body(schema)), arguments)) == expected
+
+
+@pytest.mark.parametrize(
+    ("schema", "value"),
+    [
+        ({"type": "string", "nullable": True}, None),
+        ({"type": "string", "enum": ["x"], "nullable": True}, None),
+        ({"allOf": [{"type": "object"}], "nullable": True}, None),
+        ({"type": "integer", "minimum": 0, "exclusiveMinimum": True}, 1),
+    ],
+)
+async def test_json_bodies_of_version_3_0_keep_what_the_schema_allows(schema: Any, value: Any) -> None:
+    document = operation(method="patch", **body({"type": "object", "properties": {"n": schema}}))
+    assert sent_json(await sent({**document, "openapi": "3.0.3"}, {"n": value})) == {"n": value}
 
 
 async def test_optional_bodies_without_members_are_not_sent() -> None:
@@ -334,6 +416,22 @@ async def test_files_are_parts_with_a_name_and_a_type(
     assert multipart(request) == [(f'form-data; name="f"; filename="{name}"', {"Content-Type": kind}, b"hi")]
 
 
+@pytest.mark.parametrize(
+    ("schema", "value", "contents"),
+    [
+        ({"type": "array", "items": FILE}, [], []),
+        (LIST, [], []),
+        (LIST, BOTH, [b"blue", b"black"]),
+        ({"type": "array", "items": {"type": "integer"}}, [1, 2], [b"1", b"2"]),
+        ({"type": "array", "items": OBJECT}, [{"x": 1}, {"x": 2}], [b'{"x":1}', b'{"x":2}']),
+    ],
+)
+async def test_lists_are_a_part_for_each_item(schema: Any, value: Any, contents: list[bytes]) -> None:
+    fields = {"type": "object", "properties": {"f": schema, "a": TEXT}}
+    request = await sent(operation(method="post", **body(fields, "multipart/form-data")), {"f": value, "a": "x"})
+    assert [content for _, _, content in multipart(request)] == [*contents, b"x"]
+
+
 async def test_several_files_have_names_of_their_own() -> None:
     fields = {"type": "object", "properties": {"f": {"type": "array", "items": FILE}}}
     document = operation(method="post", **body(fields, "multipart/form-data"))
@@ -377,6 +475,11 @@ async def test_other_parts_follow_schema_and_encoding(
         ({"contentType": "application/json"}, BOTH, b"f=%5B%22blue%22%2C%22black%22%5D"),
         ({"allowReserved": True}, "a/b", b"f=a/b"),
         ({}, "é&=", b"f=%C3%A9%26%3D"),
+        ({}, "x y", b"f=x%20y"),
+        ({}, True, b"f=true"),
+        ({}, [], b""),
+        ({"style": "pipeDelimited", "explode": False}, BOTH, b"f=blue%7Cblack"),
+        ({"style": "deepObject"}, {"k": None, "l": "x"}, b"f%5Bl%5D=x"),
     ],
 )
 async def test_forms_follow_their_encoding(encoding: dict[str, Any], value: Any, form: bytes) -> None:
@@ -410,6 +513,12 @@ async def test_json_is_preferred_among_media_types() -> None:
         ([{"url": "/api"}], [{"url": "/api/v2/"}], f"{BASE}/v2/p"),
         ([{"url": "https://elsewhere.test/v1"}], [{"url": "https://elsewhere.test/v1/beta"}], f"{BASE}/beta/p"),
         ([], [{"url": "http://shop.test/x/{v}", "variables": {"v": {"default": "3"}}}], "http://shop.test/x/3/p"),
+        ([{"url": BASE}], [{"url": "v9"}], f"{BASE}/v9/p"),
+        ([{"url": "//cluster.local"}], [{"url": "https://cluster.local/v1"}], f"{BASE}/v1/p"),
+        ([{"url": BASE}], [{"url": "./v9/"}], f"{BASE}/v9/p"),
+        ([{"url": BASE}], [{"url": "../v9"}], "http://shop.test/v9/p"),
+        ([{"url": BASE}], [{"url": "/"}], "http://shop.test/p"),
+        ([{"url": BASE}], [], f"{BASE}/p"),
         ([{"url": BASE}], [{"url": "https://upload.test/up"}], "https://upload.test/up/p"),
     ],
 )

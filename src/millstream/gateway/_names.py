@@ -9,9 +9,11 @@ import hashlib
 import hmac
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import chain, count, islice
+from functools import partial
+from itertools import count, islice
 from typing import Any
 
 from msgspec import Raw
@@ -42,6 +44,14 @@ def fold(name: str) -> str:
     return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
 
 
+def unused_name(name: str, taken: Collection[str]) -> str:
+    """Return a name, with a number if it's taken: nearly always the first free one, without trying all before it."""
+    if name not in taken:
+        return name
+    step = next(step for step in map(partial(pow, 2), count()) if f"{name}_{1 + step}" not in taken)
+    return f"{name}_{2 + bisect_left(range(2, 1 + step), 1, key=lambda n: f'{name}_{n}' not in taken)}"
+
+
 def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
     """Return other names for the arguments of a tool that some models' APIs refuse: the other name -> the tool's own.
 
@@ -55,8 +65,7 @@ def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
         if own not in hidden and not PROPERTY_NAME.fullmatch(own):
             plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
             base = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("_")[:60] or "value"
-            names = chain((base,), (f"{base}_{number}" for number in count(2)))
-            found[next(each for each in names if each not in properties and each not in found)] = own
+            found[unused_name(base, properties.keys() | found.keys())] = own
     return found
 
 

@@ -6,41 +6,43 @@ components become references to ``$defs``.
 
 import logging
 import re
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from importlib import import_module
-from itertools import count
+from operator import getitem
 from pathlib import Path
 from typing import Any
 from unicodedata import normalize
 from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream import EmbeddedResource, ProtocolError, ToolError, ToolResult
-from millstream._protocol.json_schema import inline_references, map_subschemas, value_at_pointer
+from millstream._protocol.json_schema import inline_references, is_integral, map_subschemas, value_at_pointer
 from millstream._protocol.schema_repair import fits_keyword
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool, check_tool_name
 from millstream._server.functions.plan import ArgumentError
-from millstream._server.functions.problems import describe_problems, find_problems
-from millstream.gateway._names import safe_names, with_safe_names
-from millstream.gateway._openapi_files import read_document, upgrade
+from millstream._server.functions.problems import MAX_DECIDING_STEPS, describe_problems, find_problems
+from millstream.gateway._names import safe_names, unused_name, with_safe_names
+from millstream.gateway._openapi_files import COLLECTIONS, read_document, upgrade, upgrade_schema
 from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of, result_of
 from millstream.gateway._openapi_request import (
     BINARY,
+    FORM,
     JSON,
+    MULTIPART,
     ApiRequest,
     Argument,
     RequestTemplate,
     build_request,
+    find_others,
     items_of,
     kind_of_body,
     path_variables,
@@ -61,12 +63,13 @@ from millstream.protocol import (
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
 _COMPONENT = "#/components/schemas/"
-_PLACES = "path", "query", "header", "cookie"
+_IN_BODY = "field", "body"
+_PLACES = "path", "query", "header", "cookie", *_IN_BODY
 _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema whose definitions are inlined."""
 _MAX_NAME = 56
 """Maximum characters of a name."""
-_RESERVED_HEADERS = frozenset((
+_RESERVED_HEADERS = frozenset((name, "header") for name in (
     "accept", "content-type", "authorization", "host", "content-length", "transfer-encoding", "connection", "te",
     "trailer", "upgrade", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "cookie",
 ))  # fmt: skip
@@ -78,6 +81,7 @@ _NOT_KEPT = frozenset((
 """Keywords that have another meaning, or none, at the place to which a definition is moved."""
 _KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
 """What to prefer if a body has several media types."""
+_ANY_SCALAR: Any = int | float | bool
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool}
 MAX_LOGGED = 20
 """Maximum skipped operations to log by name."""
@@ -106,9 +110,13 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
 
     def name(self, names: Mapping[str, str]) -> str:
         """Return the name of the tool or resource."""
-        if chosen := names.get(self.operation_id or ""):
-            return re.sub(r"[\W_]+", "_", chosen).strip("_")[:_MAX_NAME]
-        texts = self.short_id, self.operation_id, self.summary, f"{self.method}_{self.path}"
+        texts = (
+            names.get(self.operation_id or ""),
+            self.short_id,
+            self.operation_id,
+            self.summary,
+            f"{self.method}_{self.path}",
+        )
         return next((name for name in map(_plain_name, texts) if name), self.method)
 
     def describe(self, name: str) -> Json:
@@ -123,14 +131,6 @@ def _plain_name(text: str | None) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_MAX_NAME].strip("_")
 
 
-def unused_name(name: str, taken: Collection[str]) -> str:
-    """Return a name, with a number if it's taken: nearly always the first free one, without trying all before it."""
-    if name not in taken:
-        return name
-    step = next(step for step in map(partial(pow, 2), count()) if f"{name}_{1 + step}" not in taken)
-    return f"{name}_{2 + bisect_left(range(2, 1 + step), 1, key=lambda n: f'{name}_{n}' not in taken)}"
-
-
 class _NotOffered(Exception):
     """An operation can't be offered."""
 
@@ -143,12 +143,16 @@ class Document:
         base: Base URL of the API, if it isn't the document's first server.
         hosts: Origins of other servers that operations may have.
         output_schemas: Whether tools promise what the document says about responses.
+        hides: Returns whether arguments can't set a parameter, by its name and place.
 
     Raises:
         ValueError: It isn't an OpenAPI document of these versions.
     """
 
-    def __init__(self, spec: Any, *, base: str = "", hosts: Collection[str] = (), output_schemas: bool = False) -> None:
+    def __init__(
+        self, spec: Any, *, base: str = "", hosts: Collection[str] = (), output_schemas: bool = False,
+        hides: Callable[[str, str], bool] = lambda name, place: False,
+    ) -> None:  # fmt: skip
         if not is_object(spec) or not is_object(spec.get("paths")):
             raise ValueError("The OpenAPI document has no paths.")
         if str(spec.get("swagger", "")).startswith("2"):
@@ -160,10 +164,11 @@ class Document:
         """Base URL of the API, if it isn't the first server."""
         self._hosts = {each.rstrip("/").lower() for each in hosts}
         self._output_schemas = output_schemas
+        self._hides = hides
         ids = (members(each).get("operationId") for item in spec["paths"].values() for each in members(item).values())
         self._short_ids = Counter(each.split("__")[0] for each in ids if isinstance(each, str))
-        self._request = _Conversion(self, "readOnly")
-        self._response = _Conversion(self, "writeOnly")
+        self._request = _Conversion(self, "readOnly", _NOT_KEPT)
+        self._response = _Conversion(self, "writeOnly", _NOT_KEPT | {"pattern", "format"})
         self.skipped: dict[str, str] = {}
         """Method and path of each operation that isn't offered, and the reason."""
 
@@ -207,41 +212,14 @@ class Document:
             logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
     def _operation(self, path: str, method: str, shared: Json, operation: Json) -> Operation:
-        arguments, body, template = self._body(operation)
-        variables, secrets = path_variables(path), self._secrets
-        properties: Json = {}
-        required: list[str] = []
-        seen: set[tuple[str, str]] = set()
-        undeclared = ({"name": each, "in": "path", "schema": {"type": "string"}} for each in variables)
-        for node in (*items_of(operation.get("parameters")), *items_of(shared.get("parameters")), *undeclared):
-            parameter = self._resolve(node)
-            original_name, location = parameter.get("name"), parameter.get("in")
-            if not isinstance(original_name, str) or location not in _PLACES:
-                raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
-            key = _parameter_key(original_name, location)
-            is_unusable = original_name.lower() in _RESERVED_HEADERS if location == "header" else key in secrets
-            if key in seen or is_unusable or key in secrets or (location == "path" and original_name not in variables):
-                continue
-            seen.add(key)
-            name, notes = original_name, str(parameter.get("description") or "")
-            if name in arguments:
-                name = unused_name(f"{name}__{location}", arguments)
-                notes = f"{notes} ({location.capitalize()} parameter)".strip()
-            media, content = next(iter(members(parameter.get("content")).items()), ("", Json()))
-            schema = members(members(content).get("schema") or parameter.get("schema"))
-            arguments[name] = Argument(
-                original_name, location, *_style_of(parameter, location), media=media,
-                members=self._query_members(schema) if location == "query" else frozenset(),
-                allows_reserved=parameter.get("allowReserved") is True,
-            )  # fmt: skip
-            described: Json = {"description": notes} if notes else {}
-            if parameter.get("deprecated") is True:
-                described["deprecated"] = True
-            properties[name] = schema | described
-            if parameter.get("required") or location == "path":
-                required.append(name)
-        whole: Json = {"type": "object", **body, "properties": properties | body.get("properties", {})}
-        whole["required"] = required + body.get("required", [])
+        parameters = [
+            self._resolve(each) for holder in (operation, shared) for each in items_of(holder.get("parameters"))
+        ]
+        fields, template = self._body(operation, parameters)
+        parameters = [each for each in parameters if each.get("in") not in ("body", "formData")]  # those of version 2.0
+        arguments, schema = self._arguments(path_variables(path), parameters, fields, template)
+        if others := template.pop("others", None):
+            schema["additionalProperties"] = others
         output, wrapped = self._output(operation)
         texts = {key: value for key, value in operation.items() if isinstance(value, str)}
         operation_id, description = texts.get("operationId"), texts.get("description") or texts.get("summary")
@@ -252,10 +230,81 @@ class Document:
         return Operation(
             path=path, method=method, operation_id=operation_id, summary=texts.get("summary"), description=description,
             tags=[each for each in items_of(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
-            input_schema=self._request.schema(whole), output_schema=output, wrapped=wrapped,
+            input_schema=self._request.schema(schema), output_schema=output, wrapped=wrapped,
             short_id=short_id if self._short_ids[short_id] == 1 else "", prefix=prefix, host=host,
-            **template,
+            takes_members=others is not None, **template,
         )  # fmt: skip
+
+    def _arguments(
+        self, variables: list[str], parameters: list[Json], fields: list[Json], template: Json
+    ) -> tuple[dict[str, Argument], Json]:
+        """Return the arguments for the parameters and the parts of the body, and the schema of an object with them."""
+        arguments: dict[str, Argument] = {}
+        properties: Json = {}
+        required: list[str] = []
+        unusable = _RESERVED_HEADERS, self._secrets, (seen := set[tuple[str, str]]())
+        taken = {each["name"] for each in fields}
+        undeclared = ({"name": each, "in": "path", "schema": {"type": "string"}} for each in variables)
+        for parameter in (*parameters, *undeclared, *fields):
+            own_name, place = parameter.get("name"), parameter.get("in")
+            if not isinstance(own_name, str) or place not in _PLACES:
+                raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
+            key = _parameter_key(own_name, place)
+            is_undeclared = place == "path" and own_name not in variables
+            if is_undeclared or any(key in keys for keys in unusable) or self._hides(own_name, place):
+                continue
+            seen.add(key)
+            name, described = own_name, Json()
+            if place not in _IN_BODY:
+                notes = str(parameter.get("description") or "")
+                if name in taken:
+                    name = unused_name(f"{name}__{place}", taken)
+                    notes = f"{notes} ({place.capitalize()} parameter)".strip()
+                described = {"description": notes} if notes else {}
+            taken.add(name)
+            argument, schema = self._argument(own_name, place, parameter, template)
+            if argument.file_name:
+                file_name = {"type": "string", "description": f"File name for {own_name}"}
+                properties[argument.file_name] = {**schema, "items": file_name} if "items" in schema else file_name
+            arguments[name], properties[name] = argument, schema | described
+            if parameter.get("required") or place == "path":
+                required.append(name)
+        for name, each in arguments.items():
+            if each.members != frozenset():
+                arguments[name] = structs.replace(each, others=find_others(each, arguments.values()))
+        return arguments, {"type": "object", "properties": properties, "required": required}
+
+    def _argument(self, name: str, place: str, parameter: Json, template: Json) -> tuple[Argument, Json]:
+        """Return the argument for a parameter or a part of the body, and its schema."""
+        kind = template["kind"] if place in _IN_BODY else ""
+        media, content = next(iter(members(parameter.get("content")).items()), ("", Json()))
+        media = str(parameter.get("contentType") or media)
+        schema = members(members(content).get("schema") or parameter.get("schema") or upgrade_schema(parameter))
+        target = self.target(schema)
+        is_binary = kind == "bytes" or (kind == "multipart" and place == "field" and self._is_file(schema, media))
+        is_styled = place == "field" and not parameter.keys().isdisjoint(("style", "explode", "allowReserved", "items"))
+        found = frozenset[str]() if place != "body" and (is_binary or not is_styled) else None
+        if is_binary or kind == "text":
+            about, default = ("", "The file") if place == "field" else (plain_media(template["media"]), "The body")
+            about = ", ".join(filter(None, (about, "base64" if is_binary else "")))
+            schema = {"type": "string", "description": f"{target.get('description') or default} ({about})"}
+            if is_binary:
+                schema["contentEncoding"] = "base64"
+            if place == "field" and target.get("type") == "array":
+                schema = {"type": "array", "items": schema}
+        if parameter.get("deprecated") is True:
+            schema = {**schema, "deprecated": True}
+        return Argument(
+            name, place, *_style_of(parameter, place), self._query_members(schema) if place == "query" else found,
+            media=media if is_binary or "*" not in media else "", is_binary=is_binary,
+            file_name=f"{name}__filename" if is_binary and place == "field" else "",
+            allows_reserved=parameter.get("allowReserved") is True,
+        ), schema  # fmt: skip
+
+    def _is_file(self, schema: Json, media: str) -> bool:
+        """Return whether a part of a multipart body is a file: by its schema, or by its media type if it's text."""
+        is_text = self.target(schema).get("type") in (None, "string")
+        return self._is_binary(schema) or (is_text and media != "" and kind_of_body(media.partition(",")[0]) == "bytes")
 
     @cached_property
     def _secrets(self) -> set[tuple[str, str]]:
@@ -271,88 +320,58 @@ class Document:
             _NotOffered: The server is at another origin, which would receive the credentials.
         """
         own, base = _server_of(operation) or _server_of(shared), (self.url or self.base).rstrip("/")
-        if not own or (own := urljoin(f"{base}/" if base else "", own).rstrip("/")) == base:
+        if not own:
             return "", None
-        if own.startswith(f"{base}/") and base:
-            return own.removeprefix(base), None
-        origin = _origin(own)
-        if not origin or origin in (_origin(base), _origin(self.base)):
-            return urlsplit(own).path, ""
+        if base.startswith("//"):
+            base = f"https:{base}"
+        own = urljoin(f"{base}/", own).rstrip("/")
+        origin, path = _origin(own), urlsplit(own).path
+        if origin in ("", _origin(base), _origin(self.base)):
+            is_below = own == base or own.startswith(f"{base}/")
+            return (own.removeprefix(base), None) if is_below else (path, "")
         if origin not in self._hosts:
             raise _NotOffered(f"it has a server of its own, {own}. To use it, set hosts")
-        return urlsplit(own).path, origin
+        return path, origin
 
-    def _body(self, operation: Json) -> tuple[dict[str, Argument], Json, Json]:
-        """Return the arguments for the body, the schema of an object with them, and what else the template has."""
+    def _body(self, operation: Json, parameters: list[Json]) -> tuple[list[Json], Json]:
+        """Return each part of the body that's an argument, described like a parameter, and the template's members."""
+        consumes = items_of(operation.get("consumes", self._spec.get("consumes")))
+        if fields := [{**each, "in": "field"} for each in parameters if each.get("in") == "formData"]:  # version 2.0
+            has_file = any(each.get("type") == "file" for each in fields)
+            media = MULTIPART if has_file or (MULTIPART in consumes and FORM not in consumes) else FORM
+            needs_body = any(each.get("required") for each in fields)
+            return fields, {"media": media, "kind": kind_of_body(media), "needs_body": needs_body}
         body = self._resolve(operation.get("requestBody") or {})
+        for each in parameters:
+            if each.get("in") == "body":
+                body = {**each, "content": dict.fromkeys(consumes or [JSON], each)}
         media, content = _content_of(body, *_KINDS_OF_BODY)
         if not media:
-            return {}, {}, {}
+            return [], {}
         schema, is_required = members(content.get("schema")), body.get("required") is True
         if media == "*/*" and self._is_binary(schema):
             media = BINARY
         kind = kind_of_body(media)
-        fields, required = self.fields(schema) if kind in ("json", "multipart", "form") else ({}, [])
-        if not fields:
-            name, argument, schema = self._whole_body(schema, kind, media)
-            whole = {"properties": {name: schema}, "required": [name] if is_required else []}
-            return {name: argument}, whole, {"media": media}
+        template, has_fields = {"media": media, "kind": kind}, kind in ("json", "multipart", "form")
+        found, required = self.fields(schema) if has_fields else ({}, [])
+        if not found:
+            title = str(self.target(schema).get("title", "")) if has_fields else ""
+            name = re.sub(r"\W+", "_", title).lower() or "body"
+            return [{"name": name, "in": "body", "schema": schema, "required": is_required}], template
+        encodings, needed = members(content.get("encoding")), required if is_required else []
+        fields = [
+            {**members(encodings.get(name)), "name": name, "in": "field", "schema": each, "required": name in needed}
+            for name, each in found.items()
+        ]
         others = self.target(schema).get("additionalProperties") or None
-        template = {"media": media, "needs_body": is_required, "takes_members": others is not None}
-        whole = {"required": required if is_required else [], **({"additionalProperties": others} if others else {})}
-        if kind == "json":
-            return {name: Argument(name, "field") for name in fields}, {**whole, "properties": fields}, template
-        encodings = members(content.get("encoding"))
-        arguments: dict[str, Argument] = {}
-        schemas: Json = {}
-        for name, field in fields.items():
-            argument = self._field(name, field, members(encodings.get(name)), kind)
-            arguments[name], schemas[name] = argument, field
-            if argument.is_binary:
-                is_list = self.target(field).get("type") == "array"
-                description = self.target(field).get("description") or "The file"
-                file = {"type": "string", "contentEncoding": "base64", "description": f"{description} (base64)"}
-                file_name = {"type": "string", "description": f"File name for {name}"}
-                schemas[name] = {"type": "array", "items": file} if is_list else file
-                schemas[argument.file_name] = {"type": "array", "items": file_name} if is_list else file_name
-        return arguments, {**whole, "properties": schemas}, template
+        return fields, {**template, "needs_body": is_required, "others": others}
 
-    def _whole_body(self, schema: Json, kind: str, media: str) -> tuple[str, Argument, Json]:
-        """Return the argument for a body without fields, and its schema."""
-        target = self.target(schema)
-        if kind in ("text", "bytes"):
-            encoding = {"contentEncoding": "base64"} if kind == "bytes" else {}
-            notes = f"{target.get('description') or 'The body'} ({plain_media(media)}{', base64' if encoding else ''})"
-            schema = {"type": "string", **encoding, "description": notes}
-            return "body", Argument("body", "body", is_binary=kind == "bytes"), schema
-        name = re.sub(r"\W+", "_", str(target.get("title", ""))).lower() or "body"
-        return name, Argument(name, "body", members=None), schema
-
-    def _field(self, name: str, field: Json, encoding: Json, kind: str) -> Argument:
-        """Return the argument for a field of a form or a multipart body."""
-        media = str(encoding.get("contentType") or "")
-        is_text = self.target(field).get("type") in (None, "string")
-        is_binary = kind == "multipart" and (
-            self._is_binary(field) or (is_text and media != "" and kind_of_body(media.partition(",")[0]) == "bytes")
-        )
-        is_styled = not is_binary and not encoding.keys().isdisjoint(("style", "explode", "allowReserved"))
-        style, explode = _style_of(encoding, "field") if is_styled else ("form", True)
-        return Argument(
-            name, "field", style, explode, members=None if is_styled else frozenset(),
-            media=media if is_binary or "*" not in media else "", is_binary=is_binary,
-            file_name=f"{name}__filename" if is_binary else "",
-            allows_reserved=encoding.get("allowReserved") is True,
-        )  # fmt: skip
-
-    def _is_binary(self, schema: Json, seen: set[int] | None = None) -> bool:
+    def _is_binary(self, schema: Json) -> bool:
         """Return whether a schema describes a file, or several."""
-        seen = set() if seen is None else seen
-        for node in self._parts(schema, seen, "allOf", "anyOf", "oneOf"):
+        for node in self._parts(schema, set(), "allOf", "anyOf", "oneOf", "items"):
             media = node.get("contentMediaType")
             is_file = isinstance(media, str) and "contentEncoding" not in node and kind_of_body(media) == "bytes"
-            if node.get("format") == "binary" or is_file:
-                return True
-            if node.get("type") == "array" and self._is_binary(members(node.get("items")), seen):
+            if is_file or node.get("format") == "binary":
                 return True
         return False
 
@@ -364,7 +383,8 @@ class Document:
             if id(node) not in seen:
                 seen.add(id(node))
                 yield node
-                pending += (part for keyword in keywords for part in items_of(node.get(keyword)))
+                for value in filter(None, map(node.get, keywords)):
+                    pending += value if is_array(value) else [value]
 
     def fields(self, schema: Json) -> tuple[Json, list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
@@ -399,10 +419,10 @@ class Document:
         codes = [each for each in responses if str(each).startswith("2")]
         if not self._output_schemas or len(codes) != 1:
             return None, False
-        media, content = _content_of(self.target(responses[codes[0]]), "json")
-        schema = members(content.get("schema"))
+        response = self.target(responses[codes[0]])
+        schema = members(_content_of(response, "json")[1].get("schema") or response.get("schema"))  # version 2.0
         resolved = self.target(schema)
-        if not media or not resolved.keys() - {"title", "description"}:
+        if not resolved.keys() - {"title", "description"}:
             return None, False
         wrapped = resolved.get("type") != "object" and "properties" not in resolved
         found = {"properties": {"result": schema}, "required": ["result"]} if wrapped else resolved
@@ -437,6 +457,8 @@ class _Conversion(Struct):
     document: Document
     flag: str
     """Properties with it are left out: ``readOnly`` in requests, ``writeOnly`` in responses."""
+    dropped: frozenset[str]
+    """Keywords to leave out. Clients that compile output schemas refuse the whole list for one that they can't read."""
     names: dict[int, str] = {}
     """Id of a reference's target in the document -> name of its definition."""
     pending: list[tuple[str, Json]] = []
@@ -461,11 +483,8 @@ class _Conversion(Struct):
         else:
             fields, _ = self.document.fields(node)
             hidden |= {name for name, each in fields.items() if self.document.target(each).get(self.flag) is True}
-        kept = {key: value for key, value in without_properties(node, hidden).items() if _is_valid(key, value)}
-        if self.flag == "writeOnly":  # clients that compile them refuse the whole list for one that they can't read
-            kept = {key: value for key, value in kept.items() if key not in ("pattern", "format")}
-        if "required" in kept:
-            kept["required"] = list(dict.fromkeys(kept["required"]))
+        shown = without_properties(node, hidden)
+        kept = {key: value for key, value in shown.items() if key not in self.dropped and _is_valid(key, value)}
         if node.get("x-nullable") is True:  # of version 2.0, and of many documents of 3.0
             kept["nullable"] = True
         parts: list[Any] = kept.pop("allOf", [])
@@ -487,9 +506,8 @@ class _Conversion(Struct):
         The `discriminator` itself isn't kept, because its mapping leads into the document.
         """
         name = str(members(alternative).get("$ref", "")).rpartition("/")[2]
-        field = self.document.target(self.document.fields(members(alternative))[0].get(tag))
-        values = [key for key, each in mapping.items() if str(each).rpartition("/")[2] == name] or [name]
-        properties = {} if not name or {"const", "enum"} & field.keys() else {"properties": {tag: {"enum": values}}}
+        values = [key for key, each in mapping.items() if str(each).rpartition("/")[2] == name]
+        properties = {"properties": {tag: {"enum": values}}} if values else {}
         return {"allOf": [converted], "required": [tag], **properties}
 
     def _reference(self, node: Json) -> Json:
@@ -507,38 +525,31 @@ class _Conversion(Struct):
 
 def _is_valid(keyword: str, value: Any) -> bool:
     """Return whether a keyword of a document can be part of a schema for clients."""
-    if keyword in _NOT_KEPT or keyword.startswith(("x-", "$")) or (value == [] and keyword != "required"):
+    if keyword.startswith(("x-", "$")) or (value == [] and keyword != "required"):
         return False
     return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
 
 
 def _with_declared_types(node: Json) -> Json:
     """Return a schema whose values have its type. YAML reads ``on``, ``1``, and dates as other types than text."""
-    kind = node.get("type")
-    for keyword in {"const", "default", "enum"} & node.keys():
-        if not isinstance(kind, str):
-            break
-        value = node[keyword]
-        node[keyword] = (
-            [_convert(each, kind) for each in items_of(value)] if keyword == "enum" else _convert(value, kind)
-        )
+    if isinstance(kind := node.get("type"), str):
+        node |= {keyword: _convert(node[keyword], kind) for keyword in {"const", "default", "enum"} & node.keys()}
     return node
 
 
 def _convert(value: Any, kind: str) -> Any:
-    """Return a value as one of a type, if it can be converted."""
+    """Return a value, or each value in a list, as one of a type, if it can be converted."""
+    if is_array(value):
+        return [_convert(each, kind) for each in value]
     if kind == "string" and isinstance(value, bool | int | float):
         return encode(value).decode()
-    return _scalar(value, kind)
+    return is_integral(_scalar(value, _SCALARS[kind]) if kind in _SCALARS else value)
 
 
 def _scalar(value: Any, kind: Any) -> Any:
-    """Return a number or boolean that's written as text, or as a float without a fraction; else the value itself."""
-    if isinstance(value, str) and isinstance(kind, str) and kind in _SCALARS:
-        with suppress(msgspec.ValidationError):
-            return msgspec.convert(value, _SCALARS[kind], strict=False)
-    if kind == "integer" and isinstance(value, float) and value.is_integer():
-        return int(value)
+    """Return the number or boolean that's written as text, else the value itself."""
+    with suppress(msgspec.ValidationError):
+        return msgspec.convert(value, kind, strict=False) if isinstance(value, str) else value
     return value
 
 
@@ -565,12 +576,14 @@ def without_properties(node: Json, hidden: frozenset[str]) -> Json:
     if is_object(properties := node.get("properties")):
         result["properties"] = {name: each for name, each in properties.items() if name not in hidden}
     if is_array(required := node.get("required")):
-        result["required"] = [name for name in required if name not in hidden]
+        result["required"] = list(dict.fromkeys(name for name in required if name not in hidden))
     return result
 
 
-def _style_of(options: Mapping[str, Any], place: str) -> tuple[str, bool]:
+def _style_of(options: Json, place: str) -> tuple[str, bool]:
     """Return the style of a parameter or field, and whether it's exploded (OpenAPI 3.1, Style Values)."""
+    if options.get("type") == "array":  # of version 2.0
+        options = COLLECTIONS.get(options.get("collectionFormat", "csv"), {})
     style = str(options.get("style") or ("simple" if place in ("path", "header") else "form"))
     explode = options.get("explode")
     # Exploded lists and objects would become several cookies.
@@ -650,25 +663,23 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
     """
     path, _, query = request.target.partition("?")
     target = path if request.host is None else f"{request.host or _origin(str(client.base_url))}{path}"
-    redirects = 0
     try:
         call = client.build_request(request.method, target, headers=request.headers, content=request.content)
         if query:  # the client's own parameters would replace it
             kept = without_pairs(query, client.params).encode()
             call.url = call.url.copy_with(query=b"&".join(filter(None, (call.url.query, kept))))
+        origin, redirects = _origin(str(call.url)), 0
         while True:
             response = await client.send(call, stream=True)
             try:
                 content = await _read(response)
             finally:
                 await response.aclose()
-            following, redirects = response.next_request, redirects + 1
-            keeps_request = request.method in ("GET", "HEAD") or response.status_code in (307, 308)
-            if following is None or not keeps_request or redirects > _MAX_REDIRECTS:
+            call, redirects = response.next_request, redirects + 1
+            if call is None or redirects > _MAX_REDIRECTS:
                 break
-            if _origin(str(following.url)) != _origin(str(call.url)):
+            if call.method != request.method or _origin(str(call.url)) != origin:
                 break
-            call = following
     except Exception as error:
         # An error of an application in this process isn't shown.
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_CLIENTS:
@@ -698,35 +709,44 @@ class OperationTool(Tool):
         names = safe_names(operation.input_schema)
         schema = with_safe_names(operation.input_schema, names)
         run = partial(_run, client, operation, names)
-        source = ItemSource(name, run, partial(read_arguments, name, schema), schema=schema)
+        source = ItemSource(name, run, argument_reader(name, schema), schema=schema)
         super().__init__(source, tags=operation.tags)
         self._described = {**self._described, **operation.describe(name), "inputSchema": schema}
 
 
-def read_arguments(tool: str, schema: Json, raw: Any) -> Json:
-    """Decode arguments, and compare them with the schema. A null that it doesn't allow is left out.
+def argument_reader(tool: str, schema: Json) -> Callable[[Any], Json]:
+    """Return a function that decodes arguments, and compares them with the schema.
 
-    The patterns of a document aren't tried, because they could take any time. The API decides.
+    A null that the schema doesn't allow is left out. A number or boolean that's written as text is read if the schema
+    refuses text there. The patterns of a document aren't tried, because they could take any time. The API decides.
+    """
+    optional: Json = {**schema, "required": []}
+    never_null = frozenset(each for each in schema["properties"] if find_problems(optional, {each: None}))
+    return partial(_read_arguments, tool, schema, never_null)
+
+
+def _read_arguments(tool: str, schema: Json, never_null: Collection[str], raw: Any) -> Json:
+    """See `argument_reader`.
 
     Raises:
         ArgumentError: The arguments are invalid.
     """
+    problems = ""
     try:
-        arguments = decode_object(raw)
-        if None in arguments.values():
-            optional: Json = {**schema, "required": []}
-            for each in [each for each, value in arguments.items() if value is None]:
-                if any(find_problems(optional, {each: None})):  # it means that the argument isn't given
-                    del arguments[each]
-        problems = describe_problems(schema, arguments)
+        whole: Any = (arguments := decode_object(raw))
+        for name in [name for name, value in arguments.items() if value is None and name in never_null]:
+            del arguments[name]
+        if found := find_problems(schema, arguments, one_of=False, formats=False, steps=MAX_DECIDING_STEPS):
+            for each in found:
+                with suppress(LookupError, ValueError):  # something is missing, or the arguments as a whole are wrong
+                    *before, last = each.path
+                    holder: Any = reduce(getitem, before, whole)
+                    holder[last] = _scalar(holder[last], _ANY_SCALAR)
+            problems = describe_problems(schema, arguments)
     except (msgspec.DecodeError, RecursionError) as exc:
         raise ArgumentError(f"The arguments must be an object ({exc}).") from exc
     if problems:
         raise ArgumentError(f"Invalid arguments for tool {tool!r}: {problems}")
-    properties = schema["properties"]
-    for each, value in arguments.items():
-        if isinstance(value, str | float):  # "2" and 2.0 are accepted as 2
-            arguments[each] = _scalar(value, members(properties.get(each)).get("type"))
     return arguments
 
 

@@ -12,11 +12,10 @@ from urllib.request import url2pathname
 
 import msgspec
 
-from millstream._protocol.json_schema import value_at_pointer
 from millstream._protocol.jsonrpc import exceeds_limits
 from millstream._yaml import read_yaml
 from millstream.gateway._openapi_reply import MAX_DEPTH
-from millstream.gateway._openapi_request import FORM, JSON, MULTIPART, items_of
+from millstream.gateway._openapi_request import items_of
 from millstream.protocol import Json, encode, is_array, is_object, members
 
 MAX_BYTES = 64 * 1024 * 1024
@@ -187,7 +186,7 @@ def _references(node: Any, base: str) -> Iterator[tuple[Json, str, str]]:
 
 # Version 2.0
 
-_COLLECTIONS: Mapping[object, Json] = {
+COLLECTIONS: Mapping[object, Json] = {
     "csv": {"explode": False},
     "multi": {"style": "form", "explode": True},
     "pipes": {"style": "pipeDelimited", "explode": False},
@@ -199,80 +198,15 @@ _NOT_SCHEMA = frozenset(("name", "in", "required", "deprecated", "allowEmptyValu
 
 
 def upgrade(spec: Json) -> Json:
-    """Return a document of version 2.0 as one of 3.0. References to its `definitions` stay as they are."""
+    """Return a document of version 2.0 with the servers and API keys of 3.0. Its operations stay as they are."""
     scheme = "https" if "https" in (schemes := items_of(spec.get("schemes")) or ["https"]) else schemes[0]
     base = str(spec.get("basePath") or "/")
     server = f"{scheme}://{spec['host']}{base}" if spec.get("host") else base
     components = {"securitySchemes": members(spec.get("securityDefinitions"))}
-    paths = {path: _upgrade_item(spec, _resolve(spec, item)) for path, item in members(spec.get("paths")).items()}
-    return {**spec, "openapi": "3.0.3", "servers": [{"url": server}], "paths": paths, "components": components}
+    return {**spec, "openapi": "3.0.3", "servers": [{"url": server}], "components": components}
 
 
-def _resolve(spec: Json, node: Any) -> Json:
-    """Return the target of a reference, or the node itself; an empty object if there's none."""
-    for _ in range(20):
-        reference = members(node).get("$ref")
-        if not isinstance(reference, str):
-            return members(node)
-        try:
-            node = value_at_pointer(spec, reference)
-        except LookupError:
-            break
-    return {}
-
-
-def _upgrade_item(spec: Json, item: Json) -> Json:
-    shared = [_resolve(spec, each) for each in items_of(item.get("parameters"))]
-    return {
-        key: _upgrade_operation(spec, each, shared) if is_object(each) else each
-        for key, each in item.items()
-        if key != "parameters"
-    }
-
-
-def _upgrade_operation(spec: Json, operation: Json, shared: list[Json]) -> Json:
-    own = [_resolve(spec, each) for each in items_of(operation.get("parameters"))]
-    known = {(each.get("name"), each.get("in")) for each in own}
-    parameters = own + [each for each in shared if (each.get("name"), each.get("in")) not in known]
-    consumes, produces = (items_of(operation.get(key, spec.get(key))) for key in ("consumes", "produces"))
-    fields = [each for each in parameters if each.get("in") == "formData"]
-    upgraded: Json = {**operation, "parameters": []}
-    for each in parameters:
-        if each.get("in") == "body":
-            content = {media: {"schema": each.get("schema", {})} for media in consumes or [JSON]}
-            upgraded["requestBody"] = {"required": each.get("required", False), "content": content}
-        elif each.get("in") != "formData":
-            kept = {key: value for key, value in each.items() if key in _NOT_SCHEMA}
-            upgraded["parameters"].append({**kept, **_style(each), "schema": _schema(each)})
-    if fields:
-        upgraded["requestBody"] = _form(fields, consumes)
-    responses = {code: _resolve(spec, each) for code, each in members(operation.get("responses")).items()}
-    upgraded["responses"] = {
-        code: {**each, "content": {media: {"schema": _schema(each["schema"])} for media in produces or [JSON]}}
-        if is_object(each.get("schema"))
-        else each
-        for code, each in responses.items()
-    }
-    return upgraded
-
-
-def _form(fields: list[Json], consumes: list[Any]) -> Json:
-    """Return the body of an operation with parameters in `formData`."""
-    has_file = any(each.get("type") == "file" for each in fields)
-    media = MULTIPART if has_file or (MULTIPART in consumes and FORM not in consumes) else FORM
-    required = [str(each.get("name")) for each in fields if each.get("required")]
-    properties = {str(each.get("name")): _schema(each) for each in fields}
-    encoding = {str(each.get("name")): _style(each) for each in fields}
-    schema = {"type": "object", "properties": properties, "required": required}
-    return {"required": bool(required), "content": {media: {"schema": schema, "encoding": encoding}}}
-
-
-def _style(parameter: Json) -> Json:
-    is_list = parameter.get("type") == "array"
-    return _COLLECTIONS.get(parameter.get("collectionFormat", "csv"), {}) if is_list else {}
-
-
-def _schema(holder: Json) -> Json:
-    """Return the schema in a parameter, or of a response."""
-    schema = {key: each for key, each in holder.items() if key not in _NOT_SCHEMA}
+def upgrade_schema(parameter: Json) -> Json:
+    """Return the schema in a parameter."""
+    schema = {key: each for key, each in parameter.items() if key not in _NOT_SCHEMA}
     return {**schema, "type": "string", "format": "binary"} if schema.get("type") == "file" else schema

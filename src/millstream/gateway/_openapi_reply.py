@@ -2,9 +2,8 @@
 
 import json
 import re
-import zlib
 from collections.abc import Mapping
-from http import HTTPStatus
+from http.client import responses
 from typing import Any
 from urllib.parse import quote
 
@@ -76,19 +75,15 @@ class ApiReply(Confidential, Struct, frozen=True):
         """What a model reads about an error: the status, the API's own words, and when to try again."""
         status, headers, found = self.status, self.headers, self.read_json()
         body = found[1] if found else self.text if is_readable(self) else f"({self.media})"
-        parts = [f"HTTP error {status}: {_phrase(status)}".rstrip(": "), shorten(body.strip(), _MAX_ERROR_TEXT)]
+        parts = [
+            f"HTTP error {status}: {responses.get(status, '')}".rstrip(": "),
+            shorten(body.strip(), _MAX_ERROR_TEXT),
+        ]
         if 300 <= status < 400 and "location" in headers:
             parts.append(f"It redirects to {shorten(headers['location'], 200)}.")
         if when := headers.get("retry-after", "").strip():
             parts.append(f"Try again in {when} seconds." if when.isdecimal() else f"Try again after {when[:60]}.")
         return " - ".join(filter(None, parts))
-
-
-def _phrase(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return ""
 
 
 def is_readable(reply: ApiReply) -> bool:
@@ -113,31 +108,6 @@ def check_reply(reply: ApiReply) -> ApiReply:
     raise (ToolUnavailable if reply.status >= 500 else ToolError)(reply.error_text)
 
 
-def decompress(coding: str, content: bytes, max_bytes: int) -> bytes:
-    """Return a body without the compression that wasn't requested (RFC 9110 §12.5.3).
-
-    Raises:
-        ToolError: It can't be decompressed, or is too large.
-    """
-    coding = coding.strip().lower()
-    if coding in ("", "identity") or not content:
-        return content
-    problem = f"The API compressed its response with {coding[:40]!r}, and it can't be read."
-    if coding not in ("gzip", "x-gzip", "deflate"):
-        raise ToolUnavailable(problem)
-    for bits in (47, -15):  # gzip or zlib, or raw deflate, which some servers send
-        reader = zlib.decompressobj(bits)
-        try:
-            found = reader.decompress(content, max_bytes + 1)
-        except zlib.error:
-            continue
-        if len(found) > max_bytes:
-            raise ToolError(f"The API's response is larger than {max_bytes:,} bytes. Ask for less.")
-        if reader.eof:
-            return found
-    raise ToolUnavailable(problem)
-
-
 def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped: bool = False) -> ToolResult:
     """Return the tool result for a successful response.
 
@@ -154,13 +124,9 @@ def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped
             return ToolResult([content_of(path, reply)], meta=meta)
         value, text = found
         return ToolResult(text, value if is_object(value) else UNSET, meta=meta)
-    value = found[0] if found else reply.text if wrapped and is_readable(reply) else UNSET
-    structured = {"result": value} if wrapped else value
-    problems = (
-        describe_problems(output_schema, structured, strict=True)
-        if value is not UNSET and is_object(structured)
-        else "it isn't a JSON object"
-    )
+    value = found[0] if found else reply.text if is_readable(reply) else None
+    structured: Any = {"result": value} if wrapped else value
+    problems = describe_problems(output_schema, structured, strict=True)
     if problems:
         about = f"The response doesn't fit the API's own document ({problems}). This is the response:"
         return ToolResult([about, content_of(path, reply)], is_error=True, meta=meta)
@@ -175,12 +141,11 @@ def content_of(path: str, reply: ApiReply) -> str | Image | Audio | EmbeddedReso
         return (Image if kind == "image" else Audio)(content, media)
     if is_readable(reply):
         return reply.text
-    return EmbeddedResource(f"api:{quote(path)}", blob=content, mime_type=media or BINARY)
+    return EmbeddedResource(resource=contents_of(f"api:{quote(path)}", reply))
 
 
 def contents_of(uri: str, reply: ApiReply) -> ResourceContents:
     """Return a body as the contents of a resource."""
-    media = reply.media or JSON
-    if is_text(media) or is_json(media):
-        return ResourceContents(uri, media, text=reply.text)
-    return ResourceContents(uri, media, blob=reply.content)
+    if is_readable(reply):
+        return ResourceContents(uri, reply.media or JSON, text=reply.text)
+    return ResourceContents(uri, reply.media or BINARY, blob=reply.content)

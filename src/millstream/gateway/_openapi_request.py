@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 from msgspec import Struct
 
 from millstream import ToolError
+from millstream._protocol.json_schema import is_integral
 from millstream.protocol import Confidential, Json, encode, is_array, is_object
 
 FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
@@ -57,6 +58,8 @@ class Argument(Struct, frozen=True, eq=False):
     """Whether the value is base64, and sent as bytes."""
     file_name: str = ""
     """The argument with the file's name."""
+    others: frozenset[str] = frozenset()
+    """Names that its members can't have, because they belong to other arguments. See `find_others`."""
 
 
 class RequestTemplate(Struct, frozen=True, kw_only=True):
@@ -67,7 +70,9 @@ class RequestTemplate(Struct, frozen=True, kw_only=True):
     arguments: Mapping[str, Argument]
     """Arguments by the names that models use."""
     media: str = ""
-    """Media type of the body; empty without one."""
+    """Media type of the body."""
+    kind: str = ""
+    """How the body is written, see `kind_of_body`; empty without one."""
     needs_body: bool = False
     """Whether a body is sent even if it has no members."""
     takes_members: bool = False
@@ -103,16 +108,16 @@ def build_request(
     Raises:
         ToolError: An argument is missing, changes the path, or can't be sent.
     """
-    media, given, body = template.media, list[tuple[Argument, Any]](), list[tuple[Argument, Any]]()
-    encode_body = _BODIES[kind_of_body(media)] if media else None
-    for name, value in arguments.items():
-        argument = template.arguments.get(name) or (Argument(name, "field") if template.takes_members else None)
-        if argument is not None and (value is not None or encode_body is _json_body):
-            (given if argument.place in _WRITERS else body).append((argument, value))
+    encode_body, body = _BODIES.get(template.kind), list[tuple[Argument, Any]]()
     texts: dict[str, dict[str, str]] = {place: {} for place in _WRITERS}
-    for argument, value in given:
-        if value is not None:
-            texts[argument.place][argument.name] = _WRITERS[argument.place](argument, value, given)
+    for name, value in zip(arguments, map(is_integral, arguments.values()), strict=True):
+        argument = template.arguments.get(name) or (Argument(name, "field") if template.takes_members else None)
+        if argument is None or (value is None and encode_body is not _json_body):
+            continue
+        if (write := _WRITERS.get(argument.place)) is None:
+            body.append((argument, value))
+        elif value is not None:
+            texts[argument.place][argument.name] = write(argument, value)
     fields, cookies, query = texts["header"], texts["cookie"], "&".join(filter(None, texts["query"].values()))
     if cookies:
         fields["cookie"] = "; ".join(map("=".join, cookies.items()))
@@ -120,7 +125,7 @@ def build_request(
         fields = {name: each for name, each in fields.items() if name.lower() not in headers} | dict(headers)
     content: bytes | None = None
     if encode_body is not None and (body or template.needs_body):
-        content, fields["content-type"] = encode_body(media, body, arguments)
+        content, fields["content-type"] = encode_body(template.media, body, arguments)
     target = _path(template, texts["path"])
     if query:
         target += ("&" if "?" in target else "?") + query
@@ -173,19 +178,19 @@ def _json_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tup
 
 
 def _form_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
-    pairs = (pair for argument, value in given for pair in _pairs(argument, value, given, _escape(argument)))
-    return "&".join(map("=".join, pairs)).encode(), media
+    return "&".join(filter(None, (_write_query(*each) for each in given))).encode(), media
 
 
 def _multipart_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
     boundary, parts = secrets.token_hex(16), list[bytes]()
     for argument, whole in given:
-        names = arguments.get(argument.file_name)
-        for number, (name, value) in enumerate(_parts(argument, whole, given)):
+        names = arguments.get(argument.file_name) or ""
+        names = names if is_array(names) else [names]
+        for number, (name, value) in enumerate(_parts(argument, whole)):
             head = f'form-data; name="{name.translate(_QUOTED)}"'
             content, kind = _content(argument, value)
             if argument.is_binary:
-                file_name = str((names[number : number + 1] or ("",))[0]) if is_array(names) else str(names or "")
+                file_name = str(names[number]) if number < len(names) else ""
                 kind = _file_type(argument.media, file_name, kind)
                 file_name = file_name or name + (mimetypes.guess_extension(kind) or "")
                 head += f'; filename="{file_name.translate(_QUOTED)}"'
@@ -207,16 +212,14 @@ _BODIES: Mapping[str, Callable[[str, _Members, Mapping[str, Any]], tuple[bytes, 
 }  # fmt: skip
 
 
-def _parts(argument: Argument, value: Any, given: _Members) -> Iterator[tuple[str, Any]]:
-    """Yield the parts of a value in a multipart body."""
+def _parts(argument: Argument, value: Any) -> Iterable[tuple[str, Any]]:
+    """Return the parts of a value in a multipart body."""
     if argument.place == "body" and is_object(value):
-        yield from value.items()
-    elif argument.members is None or not argument.explode:
-        yield from _pairs(argument, value, given, str)
-    elif is_array(value) and value and not is_json(plain_media(argument.media)):
-        yield from ((argument.name, each) for each in value)
-    else:
-        yield argument.name, value  # a body needs at least one part, so this can be an empty list
+        return value.items()
+    if argument.members is None or not argument.explode:
+        return _pairs(argument, value, str)
+    is_list = is_array(value) and not is_json(plain_media(argument.media))
+    return [(argument.name, each) for each in (value if is_list else (value,))]
 
 
 def _content(argument: Argument, value: Any, media: str = "") -> tuple[bytes, str]:
@@ -279,37 +282,35 @@ _quote_reserved = partial(quote, safe=_RESERVED)
 _Escape = Callable[[str], str]
 
 
-def _escape(argument: Argument) -> _Escape:
-    return _quote_reserved if argument.allows_reserved else _quote
+def _write_query(argument: Argument, value: Any) -> str:
+    escape = _quote_reserved if argument.allows_reserved else _quote
+    return "&".join(map("=".join, _pairs(argument, value, escape)))
 
 
-def _write_query(argument: Argument, value: Any, given: _Members) -> str:
-    return "&".join(map("=".join, _pairs(argument, value, given, _escape(argument))))
-
-
-def _write_header(argument: Argument, value: Any, given: _Members) -> str:
+def _write_header(argument: Argument, value: Any) -> str:
     text = _join(argument, value, str)
     if not (text.isascii() and text.isprintable()):
         raise ToolError(f"The header {argument.name} contains characters that aren't allowed in headers.")
     return text
 
 
-_WRITERS: Mapping[str, Callable[[Argument, Any, _Members], str]] = {
-    "path": lambda argument, value, given: _join(argument, value, _quote),
+_WRITERS: Mapping[str, Callable[[Argument, Any], str]] = {
+    "path": lambda argument, value: _join(argument, value, _quote),
     "query": _write_query,
     "header": _write_header,
-    "cookie": lambda argument, value, given: _join(argument, value, quote),
+    "cookie": lambda argument, value: _join(argument, value, quote),
 }
 
 
 def _join(argument: Argument, value: Any, escape: _Escape) -> str:
     """Return a value as one text in the style of an argument."""
-    if argument.media:
-        return escape(_write_content(argument, value))
     style, exploded = argument.style, argument.explode
-    lead, between = _LEADS.get(style, ("", ","))
-    separator = between if exploded else _separator(style, escape)
-    if is_object(value):
+    lead, separator = _LEADS.get(style, ("", ","))
+    if not exploded:
+        separator = escape(_SEPARATORS[style]) if style in _SEPARATORS else ","
+    if argument.media:
+        items = [escape(_write_content(argument, value))]
+    elif is_object(value):
         pairs = [(escape(key), escape(_text(each))) for key, each in value.items()]
         items = list(map("=".join, pairs)) if exploded else [text for pair in pairs for text in pair]
     else:
@@ -321,58 +322,52 @@ def _join(argument: Argument, value: Any, escape: _Escape) -> str:
 
 
 def _write_content(argument: Argument, value: Any) -> str:
-    """Return the value of a parameter with `content`."""
+    """Return a value as text, which is JSON for a parameter with such `content`."""
     return encode(value).decode() if is_json(plain_media(argument.media)) else _text(value)
 
 
-def _pairs(argument: Argument, value: Any, given: _Members, escape: _Escape) -> Iterator[tuple[str, str]]:
+def _pairs(argument: Argument, value: Any, escape: _Escape) -> Iterator[tuple[str, str]]:
     """Yield the pairs of a value in a query or form. An empty list or object has none."""
-    if argument.media:
-        value = _write_content(argument, value)
-    is_exploded = argument.explode or argument.style == DEEP
-    if is_object(value) and (argument.members is None or argument.members):
-        _check_members(argument, value, given)
-        items = [text for key, each in value.items() for text in (key, _text(each))]
-    elif is_array(value):
-        items = list(map(_text, value))
-    else:
-        yield escape(argument.name), escape(_text(value))
-        return
-    if is_exploded:
+    is_open = is_object(value) and (argument.members is None or bool(argument.members))
+    if is_open:
+        _check_members(argument, value)
+    if argument.media or not (is_open or is_array(value)):
+        yield escape(argument.name), escape(_write_content(argument, value))
+    elif argument.explode or argument.style == DEEP:
         for name, each in _leaves(argument, value):
-            for item in each if is_array(each) else (each,):
-                yield escape(name), escape(_text(item))
-    elif items:
-        yield escape(argument.name), _separator(argument.style, escape).join(map(escape, items))
-
-
-def _separator(style: str, escape: _Escape) -> str:
-    return escape(_SEPARATORS[style]) if style in _SEPARATORS else ","
+            yield escape(name), escape(_text(each))
+    elif value:
+        yield escape(argument.name), _join(argument, value, escape)
 
 
 def _leaves(argument: Argument, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the members of an exploded object or list. A value that's a list becomes several pairs."""
+    """Yield the members of an exploded object or list. A member that's a list becomes several pairs."""
+    name, items = argument.name, [value] if is_object(value) else value
     if argument.style == DEEP:
-        is_plain = is_array(value) and not any(map(is_object, value))
-        yield from ((f"{argument.name}[]", value),) if is_plain else _flatten(argument.name, value)
-    elif is_object(value):
-        yield from value.items()
-    else:
-        yield argument.name, value
+        if any(map(is_object, items)):
+            yield from _flatten(name, value)
+            return
+        name += "[]"
+    for key, each in value.items() if is_object(value) else ((name, value),):
+        if each is not None:
+            yield from ((key, item) for item in (each if is_array(each) else (each,)))
 
 
-def _check_members(argument: Argument, value: Json, given: _Members) -> None:
-    """Check that no member of an object can be read as another argument of the request.
+def find_others(argument: Argument, arguments: Iterable[Argument]) -> frozenset[str]:
+    """Return the names that members of an argument can't have, because they could be read as other arguments."""
+    others = [each.name for each in arguments if each.place == argument.place and each is not argument]
+    return frozenset(map(str.casefold if argument.style == DEEP else plain_name, others))
+
+
+def _check_members(argument: Argument, value: Json) -> None:
+    """Check that no member of an object can be read as another argument.
 
     Raises:
         ToolError: One can.
     """
-    deep = argument.style == DEEP
-    others = [each.name for each, _ in given if each.place == argument.place and each is not argument]
-    names = set(map(str.casefold if deep else plain_name, others))
     for key in value:
-        taken = (f"{argument.name}[{key}]".casefold() if deep else plain_name(key)) in names
-        if taken or (argument.members is not None and key not in argument.members):
+        name = f"{argument.name}[{key}]".casefold() if argument.style == DEEP else plain_name(key)
+        if name in argument.others or (argument.members is not None and key not in argument.members):
             raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
 
 
@@ -385,10 +380,11 @@ def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             if "[" in key or "]" in key:
                 raise ToolError(f"{name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
             yield from _flatten(f"{name}[{key}]", each)
-    elif is_array(value) and any(is_object(each) or is_array(each) for each in value):
+    elif is_array(value):
+        is_nested = any(is_object(each) or is_array(each) for each in value)
         for number, each in enumerate(value):
-            yield from _flatten(f"{name}[{number}]", each)
-    else:
+            yield from _flatten(f"{name}[{number}]", each) if is_nested else ((name, each),)
+    elif value is not None:
         yield name, value
 
 

@@ -35,20 +35,19 @@ from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials import StaticHeaders
 from millstream.gateway._items import UpstreamTool
 from millstream.gateway._links import MAX_HTTP_CALLS, InUse
+from millstream.gateway._names import unused_name
 from millstream.gateway._openapi import (
     LOCAL_URL,
     Document,
     OpenApi,
     Operation,
+    argument_reader,
     client_of_app,
     is_application,
-    read_arguments,
     send_by,
-    unused_name,
-    without_properties,
 )
 from millstream.gateway._openapi_files import DocumentFiles, address_of, read_file
-from millstream.gateway._openapi_reply import ApiReply, check_reply, decompress, result_of
+from millstream.gateway._openapi_reply import ApiReply, check_reply, result_of
 from millstream.gateway._openapi_request import ApiRequest, build_request, has_dot_segment, without_pairs
 from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
@@ -71,6 +70,18 @@ def _generate(application: Any) -> Any:
         raise ValueError(f"The application can't be described ({type(exc).__name__}: {exc}).") from exc
 
 
+def _api_reply(reply: HttpReply) -> ApiReply:
+    """Return a response with its headers as text.
+
+    Raises:
+        ToolError: It's still compressed.
+    """
+    headers = {name.decode("latin-1"): text.decode("latin-1") for name, text in reply.headers.items()}
+    if (coding := headers.get("content-encoding", "identity")) != "identity":
+        raise ToolError(f"The API compressed its response with {coding[:40]!r}, and it can't be read.")
+    return ApiReply(reply.status, headers, reply.body)
+
+
 class ApiTool(UpstreamTool):
     """An operation of an API as a tool."""
 
@@ -78,8 +89,7 @@ class ApiTool(UpstreamTool):
 
     def __init__(self, upstream: "ApiUpstream", name: str, own_name: str, description: Description) -> None:
         """See `Upstream.item_classes`."""
-        read = partial(read_arguments, name, description["inputSchema"])
-        super().__init__(upstream, name, own_name, description, read)
+        super().__init__(upstream, name, own_name, description, argument_reader(name, description["inputSchema"]))
         self.plain, self.task = False, None
         self.tags = frozenset(upstream.operations[own_name].tags)
 
@@ -176,18 +186,8 @@ class ApiUpstream(Upstream):
     def _denied_error(self, call: Call, exc: AccessDenied) -> ToolError | ProtocolError:
         """Return the error for a 401 or 403, with the API's own words."""
         error = no_response_error(call, self, exc, words=False)
-        text = self._decode(exc.reply).error_text if isinstance(exc.reply, HttpReply) else ""
+        text = _api_reply(exc.reply).error_text if isinstance(exc.reply, HttpReply) else ""
         return call_error(call, f"{error} {text}" if exc.status == 401 else text or str(error))
-
-    def _decode(self, reply: HttpReply) -> ApiReply:
-        """Return the response without compression.
-
-        Raises:
-            ToolError: It can't be decompressed, or is too large.
-        """
-        headers = {name.decode("latin-1"): text.decode("latin-1") for name, text in reply.headers.items()}
-        body = decompress(headers.get("content-encoding", ""), reply.body, self.config.max_bytes)
-        return ApiReply(reply.status, headers, body)
 
     async def _observe(self, exchange: Callable[[], Awaitable[ApiReply]], call: Call, name: str) -> ApiReply:
         """Return the response to a request of a call, and record its outcome.
@@ -249,7 +249,7 @@ class ApiUpstream(Upstream):
         if reply.stream is not None:
             reply.discard()
             raise ToolError("The API responded with a stream, which a tool can't return.")
-        return self._decode(reply)
+        return _api_reply(reply)
 
     # The document
 
@@ -291,8 +291,8 @@ class ApiUpstream(Upstream):
         source, digest = self.openapi.document, b""
         url: Url | None = None
         if isinstance(source, str | Path):
-            files = await self._read(str(source))
-            url = parse_url(str(source)) if "://" in str(source) else None
+            url = parse_url(str(source)) if str(source).startswith(("http://", "https://")) else None
+            files = await self._read(source, url)
             source, digest = files.document, files.digest
         elif is_application(source):
             source = _generate(source)
@@ -311,32 +311,33 @@ class ApiUpstream(Upstream):
         """
         openapi, is_local = self.openapi, self._client is not None
         output_schemas = openapi.output_schemas or is_application(openapi.document)
-        document = Document(spec, base=openapi.base_url, hosts=openapi.hosts, output_schemas=output_schemas)
+        document = Document(
+            spec, base=openapi.base_url, hosts=openapi.hosts, output_schemas=output_schemas, hides=self._hides
+        )
         if not is_local:
             self._base = self._base_of(document.url, origin)
             document.base = str(self._base)
         return document
 
-    async def _read(self, source: str) -> DocumentFiles:
+    async def _read(self, source: str | Path, url: Url | None) -> DocumentFiles:
         """Return the files of the document.
 
         Raises:
             ValueError: They can't be read.
             ClientError: They can't be reached.
         """
-        is_url = source.startswith(("http://", "https://"))
-        base = str(parse_url(source)) if is_url else await asyncio.to_thread(address_of, source)
+        base = await asyncio.to_thread(address_of, source) if url is None else str(url)
         files = DocumentFiles(base)
         while address := files.wanted:
             data = b""
-            if not is_url:
+            if url is None:
                 data = await asyncio.to_thread(read_file, address, base)
             elif address == base:
-                data = await self._fetch(parse_url(base))
+                data = await self._fetch(url)
             else:
                 with contextlib.suppress(ValueError, ClientError):  # the reference then leads to nothing
-                    if (url := parse_url(address)).origin == parse_url(base).origin:
-                        data = await self._fetch(url)
+                    if (other := parse_url(address)).origin == url.origin:
+                        data = await self._fetch(other)
             if len(data) > self.config.max_catalog_bytes:
                 raise ValueError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
             await asyncio.to_thread(files.add, data)
@@ -380,6 +381,7 @@ class ApiUpstream(Upstream):
                 max_body=max_body,
                 connect_timeout=self.config.connect_timeout,
                 inflow=Inflow(self.gateway.arriving, self.name),
+                decompress=True,
             )
         return self._pools[key]
 
@@ -398,13 +400,16 @@ class ApiUpstream(Upstream):
                 continue
             if len(found) >= MAX_OPERATIONS:
                 raise ValueError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
-            restricted = self._restrict(operation)
-            if restricted is None:
+            name, offered = unused_name(own_name, found), operation
+            if (length := len(encode(offered.describe(name)))) > MAX_ITEM_BYTES:
+                offered = structs.replace(offered, output_schema=None)
+                length = len(encode(offered.describe(name)))
+            # Each schema contains copies of the definitions that it refers to, so a small document can have huge ones.
+            if length > MAX_ITEM_BYTES:
                 document.skip(method, path, "its schema is too large")
                 continue
-            name = unused_name(own_name, found)
-            found[name] = restricted
-            size += len(encode(restricted.describe(name)))
+            found[name] = offered
+            size += length
             if size > self.config.max_catalog_bytes:
                 raise ValueError(
                     f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
@@ -413,30 +418,9 @@ class ApiUpstream(Upstream):
         self._skipped = frozenset(document.skipped)
         return found
 
-    def _restrict(self, operation: Operation) -> Operation | None:
-        """Return an operation without the headers that arguments can't set; None if its schema is too large.
-
-        Each schema contains copies of the definitions that it refers to, so a small document can produce very large
-        ones.
-        """
-        hidden = frozenset(
-            name
-            for name, each in operation.arguments.items()
-            if (each.place == "query" and each.name in self._fixed_query)
-            or (
-                each.place in ("header", "cookie")
-                and (
-                    ("cookie" if each.place == "cookie" else each.name.lower().replace("_", "-")) in self._fixed_headers
-                    or _HEADER.fullmatch(each.name) is None
-                )
-            )
-        )
-        if hidden:
-            operation = structs.replace(
-                operation,
-                arguments={name: each for name, each in operation.arguments.items() if name not in hidden},
-                input_schema=without_properties(operation.input_schema, hidden),
-            )
-        if len(encode(operation.output_schema)) > MAX_ITEM_BYTES // 2:
-            operation = structs.replace(operation, output_schema=None)
-        return operation if len(encode(operation.input_schema)) <= MAX_ITEM_BYTES // 2 else None
+    def _hides(self, name: str, place: str) -> bool:
+        """Return whether arguments can't set a parameter, because the operator configures it, or it isn't a header."""
+        if place == "query":
+            return name in self._fixed_query
+        header = "cookie" if place == "cookie" else name.lower().replace("_", "-")
+        return place in ("header", "cookie") and (header in self._fixed_headers or _HEADER.fullmatch(name) is None)

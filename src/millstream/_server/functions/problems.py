@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Context, Decimal
-from functools import partial
+from itertools import compress
 from math import inf
+from operator import not_
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -91,8 +92,6 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 """JSON type -> the Python types whose values are all of it."""
 _PLAIN = frozenset(("title", "description", "default", "examples", "deprecated", "x-mcp-header"))
 """Keywords that don't restrict values."""
-_COMBINED = _PLAIN | {"$ref", "anyOf", "oneOf", "allOf", "if", "then", "else", "discriminator"}
-"""Keywords that restrict values only by other schemas."""
 _ANYTHING: Schema = {}
 SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
 """Names of values that are never repeated, because the text can end up in a log."""
@@ -173,6 +172,7 @@ def find_problems(
     value: Any,
     *,
     lax: bool = False,
+    one_of: bool = True,
     matches: Matches | None = None,
     formats: bool = True,
     steps: float = MAX_STEPS,
@@ -186,14 +186,15 @@ def find_problems(
     Args:
         schema: The expected schema.
         value: The value.
-        lax: Accept ``"3"`` as 3.
+        lax: Accept ``"3"`` as 3, and several fitting alternatives of ``oneOf``.
+        one_of: Refuse several fitting alternatives of ``oneOf``, unless `lax`.
         matches: Tries a pattern in linear or bounded time. Without it, patterns aren't tried.
         formats: Whether strings must have their format, and items that must be unique can't be arrays or objects, as
             in types. In handwritten schemas, formats are only annotations.
         steps: Maximum number of comparisons.
         first: Look only for the first problem.
     """
-    comparison = _Comparison(schema, lax=lax, matches=matches, formats=formats, steps=steps)
+    comparison = _Comparison(schema, lax=lax, one_of=one_of, matches=matches, formats=formats, steps=steps)
     try:
         found = comparison.judge(schema, value, first=first)
     except RecursionError:
@@ -250,9 +251,12 @@ class _Union(NamedTuple):
 class _Comparison:
     """A comparison of one value with a schema. Each pair of a part of both is judged once."""
 
-    def __init__(self, schema: Schema, *, lax: bool, matches: Matches | None, formats: bool, steps: float) -> None:
+    def __init__(
+        self, schema: Schema, *, lax: bool, one_of: bool, matches: Matches | None, formats: bool, steps: float
+    ) -> None:
         self._schema = schema
         self._lax = lax
+        self._one_of = one_of and not lax
         self._matches = matches
         self._formats = formats
         self._steps = steps
@@ -288,8 +292,7 @@ class _Comparison:
         if "if" in node:
             branch = "else" if self.judge(node["if"], value, first=True) else "then"
             found += self.judge(node.get(branch, True), value, first=first)
-        done = (first and found) or node.keys() <= _COMBINED
-        return found if done else found + self._own(node, value, first=first)
+        return found if first and found else found + self._own(node, value, first=first)
 
     def _own(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
         """Return the problems of a schema's own keywords, without combinators."""
@@ -300,22 +303,22 @@ class _Comparison:
         if choices := _choices(node):
             if self._is_choice(node, choices, value):
                 return []
-            return [self._fault(lambda: f"one of {_list_choices(choices)}", value, node)]
+            return [self._fault(f"must be one of {_list_choices(choices)}", value, node)]
         if node.get("pattern") == DECIMAL and _is_of(value, "number"):
             return []
         if kind and not _is_of(value, kind):
-            return [self._fault(lambda: _what(node), value, node, typed=True)]
+            return [self._fault(f"must be {_what(node)}", value, node, typed=True)]
         text = self._misfit(node, value, kind if isinstance(kind, str) and kind else _kind_of(value))
         if text is not None:
-            return [self._fault(lambda: text, value, node)]
+            return [self._fault(f"must be {text}", value, node)]
         if is_object(value):
             return self._of_object(node, value, first=first)
         return self._of_array(node, value, first=first) if is_array(value) else []
 
     @staticmethod
-    def _fault(required: Callable[[], str], value: Any, node: Schema, *, typed: bool = False) -> _Fault:
+    def _fault(text: str, value: Any, node: Schema, *, typed: bool = False) -> _Fault:
         def text_of(path: Path) -> str:
-            return f"must be {required()}{got_text(value, path, node, typed=typed)}"
+            return f"{text}{got_text(value, path, node, typed=typed)}"
 
         return _Fault(text_of)
 
@@ -323,10 +326,10 @@ class _Comparison:
         known = self._choices.get(id(node))
         if known is None:
             self._steps -= len(choices) / 32
-            known = frozenset([(type(each) is bool, each) for each in choices if type(each) not in (dict, list)])
+            known = frozenset((isinstance(each, bool), each) for each in choices if not isinstance(each, dict | list))
             self._choices[id(node)] = known
         if not isinstance(value, dict | list):
-            return (type(value) is bool, value) in known
+            return (isinstance(value, bool), value) in known
         return len(known) < len(choices) and value in choices
 
     def _target(self, node: Schema) -> Schema:
@@ -372,7 +375,7 @@ class _Comparison:
             if keyword == "anyOf" and len(possible) == 1 and "type" in possible[0]:
                 return self.judge(possible[0], value, first=first)
         fits = (not self.judge(each, value, first=True) for each in possible)
-        counted = keyword == "oneOf" and not self._lax
+        counted = keyword == "oneOf" and self._one_of
         fitting = sum(fits) if counted else int(any(fits))
         if fitting > 1 and self._steps >= 0:
             return [_plain_fault(f"must match one alternative of oneOf, but matches {fitting}")]
@@ -381,15 +384,15 @@ class _Comparison:
         if named and is_object(value):
             if tag in value and name in named:
                 return self.judge(named[name], value, first=first)
-            text = f"one of {_list_choices([*named])}"
-            found = _plain_fault(f"must be {text}")
-            found = self._fault(partial(str, text), value[tag], _ANYTHING) if tag in value else found
-            return [_Fault(found.text, (tag, ()))]
+            text = f"must be one of {_list_choices([*named])}"
+            found = self._fault(text, value[tag], _ANYTHING) if tag in value else _plain_fault(text)
+            return [found._replace(path=(tag, ()))]
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
         if len(alike) == 1:
             return self.judge(alike[0], value, first=first)
         if any("type" in each or _choices(each) for each in options):
-            return [self._fault(partial(_list_kinds, options), value, node, typed=not alike)]
+            kinds = " or ".join(dict.fromkeys(map(_what, options[:MAX_LISTED])))
+            return [self._fault(f"must be {kinds}", value, node, typed=not alike)]
         return self._of_alternatives(keyword, options, value)
 
     def _of_alternatives(self, keyword: str, options: list[Schema], value: Any) -> list[_Fault]:
@@ -432,7 +435,7 @@ class _Comparison:
                 found += (below._replace(path=(name, ())) for below in self.judge(names, name, first=first))
             inner = properties.get(name, others)
             if inner is False or (is_object(inner) and type(each) not in self._plain_types(inner)):
-                found += (_Fault(below.text, (name, below.path)) for below in self.judge(inner, each, first=first))
+                found += (below._replace(path=(name, below.path)) for below in self.judge(inner, each, first=first))
                 if len(found) >= (1 if first else MAX_FOUND) or self._steps < 0:
                     break
         return found
@@ -445,14 +448,14 @@ class _Comparison:
         self._steps -= len(value) / 128
         wrong: Iterable[int] = range(len(value))
         if not (before or unique):
-            wrong = (index for index, kind in enumerate(map(type, value)) if kind not in plain)
+            wrong = compress(wrong, map(not_, map(plain.__contains__, map(type, value))))
         for index in wrong:
             each = value[index]
             if unique and isinstance(each, dict | list):
                 found.append(_NOT_UNIQUE._replace(path=(index, ())))
             elif index < len(before) or type(each) not in plain:
                 inner = before[index] if index < len(before) else items
-                found += (_Fault(below.text, (index, below.path)) for below in self.judge(inner, each, first=first))
+                found += (below._replace(path=(index, below.path)) for below in self.judge(inner, each, first=first))
             if len(found) >= (1 if first else MAX_FOUND) or self._steps < 0:
                 break
         return found
@@ -496,10 +499,6 @@ def _is_of(value: Any, kinds: str | list[str]) -> bool:
 def _choices(node: Schema) -> list[Any]:
     choices: list[Any] = node.get("enum", [node["const"]] if "const" in node else [])
     return choices
-
-
-def _list_kinds(options: list[Schema]) -> str:
-    return " or ".join(dict.fromkeys(map(_what, options[:MAX_LISTED])))
 
 
 def _what(node: Schema) -> str:
