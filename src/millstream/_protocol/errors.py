@@ -107,7 +107,10 @@ class ToolError(Exception):
 
 
 class ToolUnavailable(ToolError):
-    """A tool error that the server causes, or a server behind it, and not the caller."""
+    """A tool error that the server causes, or a server behind it: ``raise ToolUnavailable("The database is down")``.
+
+    The model reads it like a `ToolError`. The dashboard and metrics count it as the server's error, not the caller's.
+    """
 
 
 class CustomResult(Exception):

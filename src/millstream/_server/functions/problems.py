@@ -9,9 +9,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Context, Decimal
-from itertools import compress
+from functools import partial
 from math import inf
-from operator import not_
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -92,6 +91,8 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 """JSON type -> the Python types whose values are all of it."""
 _PLAIN = frozenset(("title", "description", "default", "examples", "deprecated", "x-mcp-header"))
 """Keywords that don't restrict values."""
+_COMBINED = _PLAIN | {"$ref", "anyOf", "oneOf", "allOf", "if", "then", "else", "discriminator"}
+"""Keywords that restrict values only by other schemas."""
 _ANYTHING: Schema = {}
 SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
 """Names of values that are never repeated, because the text can end up in a log."""
@@ -292,7 +293,8 @@ class _Comparison:
         if "if" in node:
             branch = "else" if self.judge(node["if"], value, first=True) else "then"
             found += self.judge(node.get(branch, True), value, first=first)
-        return found if first and found else found + self._own(node, value, first=first)
+        done = (first and found) or node.keys() <= _COMBINED
+        return found if done else found + self._own(node, value, first=first)
 
     def _own(self, node: Schema, value: Any, *, first: bool) -> list[_Fault]:
         """Return the problems of a schema's own keywords, without combinators."""
@@ -303,22 +305,22 @@ class _Comparison:
         if choices := _choices(node):
             if self._is_choice(node, choices, value):
                 return []
-            return [self._fault(f"must be one of {_list_choices(choices)}", value, node)]
+            return [self._fault(lambda: f"one of {_list_choices(choices)}", value, node)]
         if node.get("pattern") == DECIMAL and _is_of(value, "number"):
             return []
         if kind and not _is_of(value, kind):
-            return [self._fault(f"must be {_what(node)}", value, node, typed=True)]
+            return [self._fault(lambda: _what(node), value, node, typed=True)]
         text = self._misfit(node, value, kind if isinstance(kind, str) and kind else _kind_of(value))
         if text is not None:
-            return [self._fault(f"must be {text}", value, node)]
+            return [self._fault(lambda: text, value, node)]
         if is_object(value):
             return self._of_object(node, value, first=first)
         return self._of_array(node, value, first=first) if is_array(value) else []
 
     @staticmethod
-    def _fault(text: str, value: Any, node: Schema, *, typed: bool = False) -> _Fault:
+    def _fault(required: Callable[[], str], value: Any, node: Schema, *, typed: bool = False) -> _Fault:
         def text_of(path: Path) -> str:
-            return f"{text}{got_text(value, path, node, typed=typed)}"
+            return f"must be {required()}{got_text(value, path, node, typed=typed)}"
 
         return _Fault(text_of)
 
@@ -326,10 +328,10 @@ class _Comparison:
         known = self._choices.get(id(node))
         if known is None:
             self._steps -= len(choices) / 32
-            known = frozenset((isinstance(each, bool), each) for each in choices if not isinstance(each, dict | list))
+            known = frozenset([(type(each) is bool, each) for each in choices if type(each) not in (dict, list)])
             self._choices[id(node)] = known
         if not isinstance(value, dict | list):
-            return (isinstance(value, bool), value) in known
+            return (type(value) is bool, value) in known
         return len(known) < len(choices) and value in choices
 
     def _target(self, node: Schema) -> Schema:
@@ -384,15 +386,15 @@ class _Comparison:
         if named and is_object(value):
             if tag in value and name in named:
                 return self.judge(named[name], value, first=first)
-            text = f"must be one of {_list_choices([*named])}"
-            found = self._fault(text, value[tag], _ANYTHING) if tag in value else _plain_fault(text)
-            return [found._replace(path=(tag, ()))]
+            text = f"one of {_list_choices([*named])}"
+            found = _plain_fault(f"must be {text}")
+            found = self._fault(partial(str, text), value[tag], _ANYTHING) if tag in value else found
+            return [_Fault(found.text, (tag, ()))]
         alike = [each for each in options if _is_of(value, each.get("type", ""))]
         if len(alike) == 1:
             return self.judge(alike[0], value, first=first)
         if any("type" in each or _choices(each) for each in options):
-            kinds = " or ".join(dict.fromkeys(map(_what, options[:MAX_LISTED])))
-            return [self._fault(f"must be {kinds}", value, node, typed=not alike)]
+            return [self._fault(partial(_list_kinds, options), value, node, typed=not alike)]
         return self._of_alternatives(keyword, options, value)
 
     def _of_alternatives(self, keyword: str, options: list[Schema], value: Any) -> list[_Fault]:
@@ -435,7 +437,7 @@ class _Comparison:
                 found += (below._replace(path=(name, ())) for below in self.judge(names, name, first=first))
             inner = properties.get(name, others)
             if inner is False or (is_object(inner) and type(each) not in self._plain_types(inner)):
-                found += (below._replace(path=(name, below.path)) for below in self.judge(inner, each, first=first))
+                found += (_Fault(below.text, (name, below.path)) for below in self.judge(inner, each, first=first))
                 if len(found) >= (1 if first else MAX_FOUND) or self._steps < 0:
                     break
         return found
@@ -448,14 +450,14 @@ class _Comparison:
         self._steps -= len(value) / 128
         wrong: Iterable[int] = range(len(value))
         if not (before or unique):
-            wrong = compress(wrong, map(not_, map(plain.__contains__, map(type, value))))
+            wrong = (index for index, kind in enumerate(map(type, value)) if kind not in plain)
         for index in wrong:
             each = value[index]
             if unique and isinstance(each, dict | list):
                 found.append(_NOT_UNIQUE._replace(path=(index, ())))
             elif index < len(before) or type(each) not in plain:
                 inner = before[index] if index < len(before) else items
-                found += (below._replace(path=(index, below.path)) for below in self.judge(inner, each, first=first))
+                found += (_Fault(below.text, (index, below.path)) for below in self.judge(inner, each, first=first))
             if len(found) >= (1 if first else MAX_FOUND) or self._steps < 0:
                 break
         return found
@@ -499,6 +501,10 @@ def _is_of(value: Any, kinds: str | list[str]) -> bool:
 def _choices(node: Schema) -> list[Any]:
     choices: list[Any] = node.get("enum", [node["const"]] if "const" in node else [])
     return choices
+
+
+def _list_kinds(options: list[Schema]) -> str:
+    return " or ".join(dict.fromkeys(map(_what, options[:MAX_LISTED])))
 
 
 def _what(node: Schema) -> str:
