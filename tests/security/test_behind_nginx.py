@@ -1,5 +1,4 @@
 import re
-import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,8 +9,8 @@ from urllib.parse import urlencode
 import pytest
 
 from patience import WAIT
-from processes import ROOT, free_port, run_command, run_server, wait_for_port
-from proxies import NEEDS_NGINX, NGINX
+from processes import ROOT, free_port, run_command, run_server
+from proxies import NEEDS_NGINX, nginx_site
 from redis_parts import RedisServer, shared_servers
 
 pytestmark = [
@@ -26,25 +25,8 @@ HERE_ONLY = ["/dashboard", "/chat", "/inspect", "/metrics", "/dashboard/audit", 
 @contextmanager
 def nginx(folder: Path, site: str, backend: int) -> Iterator[int]:
     """Start nginx with the site of the example; yield its port."""
-    port = free_port()
-    site = site.replace("127.0.0.1:8000", f"127.0.0.1:{backend}").replace("listen 80;", f"listen 127.0.0.1:{port};")
-    folder.mkdir()
-    temporary = "".join(
-        f"{kind}_temp_path {folder}/{kind};\n" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    )
-    (folder / "nginx.conf").write_text(
-        f"daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}\n"
-        f"http {{ access_log off;\n{temporary}{site}}}\n"
-    )
-    assert NGINX is not None
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")], stderr=output)
-    try:
-        wait_for_port(process, port, folder / "output")
+    with nginx_site(folder, site.replace("127.0.0.1:8000", f"127.0.0.1:{backend}")) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def status(port: int, path: str, body: bytes | None = None) -> int:

@@ -1,5 +1,6 @@
 """Run nginx, HAProxy, or Traefik in front of workers."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ HAPROXY = find_program("haproxy")
 TRAEFIK = ROOT / ".bench" / "traefik"
 NEEDS_NGINX = needs("nginx")
 NEEDS_HAPROXY = needs("haproxy")
+_PLACES = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 # No keep-alive to backends: each request opens a connection, which any worker may accept.
 _SITE = """
 upstream workers { %s }
@@ -41,8 +43,7 @@ def nginx(folder: Path, *backends: int, at: str = "", host: str = "$http_host") 
     assert NGINX is not None
     folder.mkdir(exist_ok=True)
     port = free_port()
-    places = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-    temporary = "".join(f"{each}_temp_path {folder}/{each};\n" for each in places)
+    temporary = "".join(f"{each}_temp_path {folder}/{each};\n" for each in _PLACES)
     servers = " ".join(f"server 127.0.0.1:{each} max_fails=0;" for each in backends)
     below = "/" if at else ""
     site = _SITE % (servers, port, f"{at}/", below, host)
@@ -52,6 +53,23 @@ def nginx(folder: Path, *backends: int, at: str = "", host: str = "$http_host") 
     )
     command = [NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")]
     with run_server(command, port, folder / "nginx.log"):
+        yield port
+
+
+@contextmanager
+def nginx_site(folder: Path, site: str) -> Iterator[int]:
+    """Run nginx with a site, and yield its port, which replaces port 80."""
+    assert NGINX is not None
+    folder.mkdir()
+    port = free_port()
+    temporary = "".join(f"{each}_temp_path {folder}/{each};\n" for each in _PLACES)
+    site = site.replace("listen 80;", f"listen 127.0.0.1:{port};")
+    user = "" if os.getuid() else "user root; "
+    (folder / "nginx.conf").write_text(
+        f"{user}daemon off; pid {folder}/pid; error_log {folder}/error.log; events {{}}\n"
+        f"http {{ access_log off;\n{temporary}{site}}}\n"
+    )
+    with run_server([NGINX, "-p", str(folder), "-c", str(folder / "nginx.conf")], port, folder / "nginx.log"):
         yield port
 
 

@@ -10,21 +10,9 @@ import pytest
 
 from patience import WAIT
 from processes import free_port
-from workers_world import PROGRAM, Program, pids_by_new_connections, start_program
+from workers_world import LAUNCHER, PROGRAM, Program, pids_by_new_connections, start_program
 
 pytestmark = pytest.mark.server
-
-LAUNCHER = """
-import os, sys
-passed = int(sys.argv[1])
-if passed != 3:
-    os.dup2(passed, 3)
-os.set_inheritable(3, True)
-if sys.argv[2] == "listen":
-    os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1", LISTEN_FDNAMES="http")
-os.execv(sys.executable, [sys.executable, *sys.argv[3:]])
-"""
-"""Does what systemd does: the socket is descriptor 3, and two variables say so to this process alone."""
 
 
 @contextmanager
@@ -61,7 +49,7 @@ async def test_passed_sockets_are_used(tmp_path: Path, how: str, options: list[s
 @pytest.mark.parametrize("what", ["nothing", "a file", "another kind of socket"])
 def test_invalid_descriptors_are_explained(tmp_path: Path, what: str) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
-    with socket.socket(socket.AF_UNIX) as other, (tmp_path / "shop.py").open() as file:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other, (tmp_path / "shop.py").open() as file:
         number = {"nothing": 250, "a file": file.fileno(), "another kind of socket": other.fileno()}[what]
         done = subprocess.run(
             [sys.executable, "-c", "from millstream._cli import main; main()", "run", "shop.py", "--fd", str(number)],

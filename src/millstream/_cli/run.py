@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
@@ -41,6 +42,8 @@ class ServeOptions:
     host: Annotated[str | None, Parameter(metavar="ADDRESS", group=LISTEN)] = None
     """Address to listen on; 0.0.0.0 means every address of this machine. [default: 127.0.0.1]"""
     port: Annotated[Port, Parameter(group=LISTEN)] = None
+    uds: Annotated[Path | None, Parameter(metavar="PATH", group=LISTEN)] = None
+    """UNIX socket to listen on instead, for a proxy on this machine."""
     transport: Annotated[TransportChoice, Parameter(metavar="NAME", group=LISTEN)] = TransportChoice.http
     """http, sse, streamable-http: serve /mcp and /sse. stdio: communicate with the parent program."""
     workers: Annotated[int, Parameter(group=LISTEN, validator=Number(gte=1, lte=1000))] = 1
@@ -89,7 +92,7 @@ class ServeOptions:
             return
         serve_http(
             target,
-            self.host,
+            self.host if self.uds is None else f"unix:{self.uds}",
             self.port,
             workers=self.workers,
             serve=self.serve,

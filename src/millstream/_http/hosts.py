@@ -371,6 +371,8 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+UNIX = "unix:"
+"""Beginning of a bind address that is the path of a UNIX socket."""
 VARIABLE = "FORWARDED_ALLOW_IPS"
 """The environment variable with trusted addresses and networks, separated by commas.
 
@@ -399,9 +401,11 @@ class TrustedProxies:
         return cls(os.environ.get(VARIABLE, "127.0.0.1").split(","))
 
     def _trusts(self, address: str) -> bool:
-        """Return whether an address is a trusted proxy."""
+        """Return whether an address is a trusted proxy. It's empty over a UNIX socket, whose file admits only some."""
+        if self._all or not address:
+            return True
         normalized = _normalize(address)
-        return self._all or (bool(normalized) and any(ip_address(normalized) in each for each in self._networks))
+        return bool(normalized) and any(ip_address(normalized) in each for each in self._networks)
 
     def scheme(self, headers: dict[bytes, bytes]) -> str:
         """Return the scheme that the proxy reports, or an empty string."""

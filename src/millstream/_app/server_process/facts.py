@@ -14,7 +14,7 @@ from msgspec import UNSET, Struct
 
 from millstream._app.definition import KINDS, Definition
 from millstream._config import Settings
-from millstream._http.hosts import is_loopback
+from millstream._http.hosts import UNIX, is_loopback
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._server.features.tools import Tool
 from millstream._transports.openapi import example_of
@@ -61,18 +61,25 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
     registry, settings = definition.registry, definition.settings
     scheme = "https" if settings.tls_cert else "http"
     origin = f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
-    url, public = origin + settings.path, not is_loopback(host)
-    curl, call = example_calls(url, registry.tools, signed_in=_variable(definition))
+    local = host.startswith(UNIX)
+    url, public = host if local else origin + settings.path, not (local or is_loopback(host))
+    if local:  # curl ignores the name, and the server accepts it
+        origin = f"{scheme}://localhost"
+    curl, call = example_calls(origin + settings.path, registry.tools, signed_in=_variable(definition))
+    if local:
+        curl = call = curl.replace("curl", f"curl --unix-socket {shlex.quote(host.removeprefix(UNIX))}", 1)
     warned = public and not definition.protected
     clear = NO_TLS if public and not settings.tls_cert else ""
     pages = ["docs"] if "rest" in definition.parts else []
-    if "web" in definition.parts and not warned:  # without sign-in, they require a loopback address
+    if local:
+        pages = []
+    elif "web" in definition.parts and not warned:  # without sign-in, they require a loopback address
         pages = ["dashboard", *(["gateway"] if definition.upstreams else []), "chat", "inspect", "docs"]
     return Facts(
         name=definition.name,
         version=definition.version,
         url=url,
-        sse_url=origin + settings.sse_path if settings.sessions else "",
+        sse_url=origin + settings.sse_path if settings.sessions and not local else "",
         pages=[f"{origin}/{page}" for page in pages],
         counts={
             **({"upstreams": len(definition.upstreams)} if definition.upstreams else {}),

@@ -10,16 +10,20 @@ import logging
 import os
 import socket
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 from millstream._app.definition import Definition
 from millstream._app.server_process import CommandError
 from millstream._config import VariableError, address
-from millstream._http.hosts import is_loopback
+from millstream._http.hosts import UNIX, is_loopback
+from millstream._http.server.listener import BACKLOG
+from millstream._override import override
 from millstream.auth._key_file import SHORTEST_KEY, is_path
 from millstream.files import Stamp, stamp_of
 
 MAX_PORT = 65_535
+_FAMILIES = (socket.AF_INET, socket.AF_INET6, getattr(socket, "AF_UNIX", None))
 FIRST = 3
 """First descriptor passed by systemd (sd_listen_fds(3))."""
 
@@ -40,13 +44,15 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """Return a bound socket. It starts to listen when the server is ready.
 
     Args:
-        host: Host name or address.
-        port: Port; 0 for any.
+        host: Host name or address, or ``unix:`` and the path of a UNIX socket.
+        port: Port; 0 for any. UNIX sockets have none.
         shared: Whether other sockets of this user may bind to the same port.
 
     Raises:
         CommandError: The name doesn't resolve, or the address or port can't be used.
     """
+    if host.startswith(UNIX):
+        return _listen_at(Path(host.removeprefix(UNIX)).absolute())
     if not 0 <= port <= MAX_PORT:
         raise CommandError(f"{port} is not a port.", why=f"Ports go from 0 to {MAX_PORT}.", fix="Use --port 8000.")
     try:
@@ -70,11 +76,82 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     return listener
 
 
+class UnixListener(socket.socket):
+    """A listening UNIX socket that removes its file when it's closed."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file.
+
+        Raises:
+            OSError: The path can't be used.
+        """
+        super().__init__(socket.AF_UNIX)
+        self._path = path
+        self._inode = 0
+        try:
+            self.bind(str(path))
+            self._inode = path.stat().st_ino
+            path.chmod(0o660)
+            # Nothing can connect before it listens, so the permissions are never wider. It listens before the server
+            # is ready, so that another server doesn't take the file for one that a killed server has left.
+            self.listen(BACKLOG)
+        except OSError:
+            self.close()
+            raise
+        self.setblocking(False)
+
+    @override
+    def close(self) -> None:
+        """Close the socket, and remove the file, unless it's another server's by now."""
+        super().close()
+        with suppress(OSError):
+            if self._path.stat().st_ino == self._inode:
+                self._path.unlink()
+
+
+def _listen_at(path: Path) -> socket.socket:
+    """Return the UNIX socket of a path. Replace a file that a killed server has left.
+
+    Raises:
+        CommandError: The path can't be used, or a program listens there.
+    """
+    if not hasattr(socket, "AF_UNIX"):
+        raise CommandError("This platform has no UNIX sockets.", fix="Use --host and --port.")
+    try:
+        if path.is_socket() and _is_abandoned(path):
+            path.unlink()
+        return UnixListener(path)
+    except OSError as exc:
+        why = f"{exc.strerror or exc}."
+        if exc.errno == errno.EADDRINUSE:
+            why = "Another program is listening there." if path.is_socket() else "There is a file that isn't a socket."
+        fix = "Use a path of fewer than 100 characters, in a folder that you may write to."
+        raise CommandError(f"Cannot listen on the UNIX socket {path}.", why=why, fix=fix) from exc
+
+
+def _is_abandoned(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            return True
+        except BlockingIOError:  # its queue is full
+            pass
+    return False
+
+
+def address_of(listener: socket.socket) -> tuple[str, int]:
+    """Return the host and the port of a socket; ``unix:`` and a path, and 0 for a UNIX socket."""
+    name: tuple[str, int] | str | bytes = listener.getsockname()
+    return (name[0], name[1]) if isinstance(name, tuple) else (UNIX + os.fsdecode(name), 0)
+
+
 def passed_sockets(descriptor: int | None) -> list[socket.socket]:
     """Return the sockets that were passed to this program: the one of `--fd`, or those of systemd; often none.
 
     Raises:
-        CommandError: A descriptor isn't a TCP socket.
+        CommandError: A descriptor isn't a TCP or UNIX socket.
     """
     if descriptor is not None:
         return [_open_passed_socket(descriptor)]
@@ -88,13 +165,14 @@ def passed_sockets(descriptor: int | None) -> list[socket.socket]:
 
 
 def _open_passed_socket(descriptor: int) -> socket.socket:
-    fix = "Pass the number of a listening TCP socket, or leave out --fd and use --host and --port."
+    fix = "Pass the number of a listening TCP or UNIX socket, or leave out --fd and use --host and --port."
     try:
         passed = socket.socket(fileno=descriptor)
     except OSError as exc:
         raise CommandError(f"Descriptor {descriptor} isn't a socket.", why=f"{exc.strerror or exc}.", fix=fix) from exc
-    if passed.family not in (socket.AF_INET, socket.AF_INET6) or passed.type != socket.SOCK_STREAM:
-        raise CommandError(f"Descriptor {descriptor} isn't a TCP socket.", why=f"It's {passed.family.name}.", fix=fix)
+    if passed.family not in _FAMILIES or passed.type != socket.SOCK_STREAM:
+        kind = f"{passed.family.name}, {passed.type.name}"
+        raise CommandError(f"Descriptor {descriptor} isn't a TCP or UNIX socket.", why=f"It's {kind}.", fix=fix)
     os.set_inheritable(descriptor, False)
     passed.setblocking(False)
     return passed
@@ -128,7 +206,7 @@ def check_public(definition: Definition, host: str) -> None:
     settings = definition.settings
     if is_path(settings.auth_key):
         raise CommandError("The auth key is the path of a file.", fix="To accept the keys in it, add --auth-keys FILE.")
-    if is_loopback(host) or settings.allow_anonymous:
+    if is_loopback(host) or host.startswith(UNIX) or settings.allow_anonymous:
         return
     if not definition.protected:
         raise CommandError(

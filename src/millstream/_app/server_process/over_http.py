@@ -26,6 +26,7 @@ from millstream._app.server_process.entry import look_ahead, prepare
 from millstream._app.server_process.facts import Facts, facts, show
 from millstream._app.server_process.listen_sockets import (
     Certificate,
+    address_of,
     check_public,
     chosen_address,
     listen,
@@ -119,7 +120,9 @@ class HttpServer:
         """Serve until stopped."""
         kind = StopSignals if self.worker is None else partial(WorkerStops, self.worker)
         stops = kind(self._runtimes, self._stop)
-        with stops.handle():
+        with stops.handle(), contextlib.ExitStack() as closing:
+            for each in self.listeners:
+                closing.callback(each.close)  # not as a context: uvloop has detached it, so it would be skipped
             with convert_start_errors(self._definition.name):
                 runtime = await self._runtimes.start(supervised=True)
                 endpoints = prepare(self.application, runtime)
@@ -415,8 +418,8 @@ def _bind(
     check_key(definition.settings)
     passed = passed_sockets(descriptor)
     listeners = passed or [listen(host, port)]
-    name = listeners[0].getsockname()
-    host, port = name[0] if passed else host, name[1]
+    bound, port = address_of(listeners[0])
+    host = bound if passed else host
     try:
         check_public(definition, host)
         return HttpServer(application, host, port, listeners, told=told)

@@ -24,7 +24,7 @@ import msgspec
 
 from millstream._app.server_process import CommandError, report
 from millstream._app.server_process.facts import Facts, show
-from millstream._app.server_process.listen_sockets import passed_sockets
+from millstream._app.server_process.listen_sockets import address_of, passed_sockets
 from millstream._app.server_process.runner import INTERRUPTED, LAST_SECONDS, loop_factory, receive_signals
 from millstream._app.server_process.worker_process import (
     GRACE,
@@ -140,7 +140,7 @@ class Supervisor:
             worker=0,
             workers=len(self.workers),
             host=self.host,
-            port=self.workers[0].listeners[0].getsockname()[1],
+            port=address_of(self.workers[0].listeners[0])[1],
             listeners=[],
             run=self.run_number,
             reloads=self.watched is not None,
@@ -457,7 +457,7 @@ def supervise(
     command = own_command()
     sockets = passed = passed_sockets(descriptor)
     if passed:
-        host = sockets[0].getsockname()[0]
+        host, _ = address_of(sockets[0])
     else:
         sockets = open_sockets(host, port, workers)
     try:

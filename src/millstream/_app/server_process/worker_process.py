@@ -28,6 +28,7 @@ from msgspec import Struct
 from millstream._app.server_process import CommandError
 from millstream._app.server_process.facts import Facts
 from millstream._app.server_process.listen_sockets import listen
+from millstream._http.hosts import UNIX
 from millstream._override import override
 from millstream._protocol.errors import Confidential
 from millstream._stores.workers import use_parent
@@ -346,8 +347,8 @@ def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
     Raises:
         CommandError: The address or port can't be used.
     """
-    if workers == 1 or not SPREADS:
-        if workers > 1:
+    if workers == 1 or not SPREADS or host.startswith(UNIX):
+        if workers > 1 and not SPREADS:
             logger.info(
                 "All workers accept from one socket on this platform, so some may get more connections than others."
             )
