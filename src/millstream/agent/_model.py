@@ -211,23 +211,30 @@ class LanguageModel:
                 return infer_model(f"{self._provider}:{self.name}", lambda _: provider)
             except (ImportError, UserError) as exc:
                 raise ModelAuthError(_one_line(str(exc))) from exc
-        from openai import AsyncAzureOpenAI, AsyncOpenAI  # noqa: PLC0415
+        from openai import AsyncAzureOpenAI, AsyncOpenAI, DefaultAsyncHttpxClient  # noqa: PLC0415
         from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415
         from pydantic_ai.profiles.openai import OpenAIModelProfile  # noqa: PLC0415
         from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
 
+        from millstream.agent._chat_stream import repair_reply  # noqa: PLC0415  loads the HTTP client
+
         key = self._key or _NO_KEY
+        # The agent does its own retries, and reports each pause.
+        options: Any = {
+            "max_retries": 0,
+            "timeout": self._timeout,
+            "default_headers": {"Accept-Encoding": "identity"},
+            "http_client": DefaultAsyncHttpxClient(event_hooks={"response": [repair_reply]}, timeout=self._timeout),
+        }
         if self._azure_version:
             self._client = AsyncAzureOpenAI(
                 azure_endpoint=self.url,
                 api_version=self._azure_version,
                 api_key=key,
-                max_retries=0,
-                timeout=self._timeout,
+                **options,
             )
         else:
-            # The agent does its own retries, and reports each pause.
-            self._client = AsyncOpenAI(api_key=key, base_url=self.url, max_retries=0, timeout=self._timeout)
+            self._client = AsyncOpenAI(api_key=key, base_url=self.url, **options)
         official = self._azure_version or urlsplit(self.url).hostname == "api.openai.com"
         # OpenAI's newer models reject `max_tokens`, and other servers don't support its successor.
         profile = None if official else OpenAIModelProfile(openai_chat_supports_max_completion_tokens=False)
@@ -256,6 +263,12 @@ class LanguageModel:
             raise ModelServerError("The model's answer ended early.", temporary=True)
         text = _without_surrogates("".join(texts) or str(details.get("refusal") or ""))
         tool_calls = _tool_calls(calls)
+        # After the result of a tool, there may be nothing left to say.
+        if (
+            not (text.strip() or tool_calls or request.messages[-1]["role"] == "tool")
+            and response.finish_reason == "stop"
+        ):
+            raise ModelServerError("The model's answer is empty.", temporary=True)
         tokens = response.usage.total_tokens
         if not tokens:
             sent = sum(len(str(message)) for message in request.messages) + len(str(request.tools))
@@ -419,7 +432,13 @@ def _reason(exc: Any) -> str:
     body: Any = getattr(exc, "body", None)
     text: Any = body.get("message") if is_object(body) else None
     if not isinstance(text, str) or not text:
-        text = exc.message if body is None or is_object(body) else "no reason given"
+        text = (
+            body
+            if isinstance(body, str) and body
+            else exc.message
+            if body is None or is_object(body)
+            else "no reason given"
+        )
     return _short(str(text))
 
 

@@ -164,6 +164,8 @@ def read_arguments(text: str) -> Json | str:
         return {}
     try:
         found: Any = json.loads(text)
+        if isinstance(found, str):  # some models encode them twice
+            found = json.loads(found)
     except MALFORMED as exc:
         return f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}."
     if not is_object(found):

@@ -1,0 +1,169 @@
+"""Corrects replies of APIs that deviate from OpenAI's chat completions, before the library reads them.
+
+The library merges parallel calls with one index, and can't tell a truncated reply from one without a finish reason. The
+bytes of a reply go in, and those of a well-formed stream come out.
+"""
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+from httpx2 import AsyncByteStream, Response
+
+from millstream._override import override
+from millstream.protocol import MALFORMED, Json, is_array, is_object
+
+_DONE = b"data: [DONE]\n\n"
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+class _Call:
+    """A tool call that arrives in pieces."""
+
+    def __init__(self, number: int, id: str, name: str) -> None:
+        self.number = number
+        self.id = id
+        self.name = name
+        self.arguments = ""
+
+    @property
+    def is_complete(self) -> bool:
+        try:
+            return is_object(json.loads(self.arguments))
+        except MALFORMED:
+            return False
+
+
+class StreamRepair:
+    """The state of one reply."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._is_json: bool | None = None
+        self._calls: list[_Call] = []
+        self._by_index: dict[object, _Call] = {}
+        self._has_choice = self._is_finished = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what can be sent after some more bytes of the reply."""
+        if self._is_json is None and data.strip():
+            self._is_json = data.lstrip()[:1] == b"{"  # a complete reply, although a stream was requested
+        self._pieces.append(data)
+        if self._is_json or b"\n" not in data:
+            return b""
+        *lines, rest = b"".join(self._pieces).split(b"\n")
+        self._pieces = [rest]
+        return b"".join([self._repair_line(line) for line in lines])
+
+    def end(self) -> bytes:
+        """Return the rest."""
+        rest = b"".join(self._pieces)
+        if not self._is_json:
+            return self._repair_line(rest) if rest else b""
+        return self._repair_line(b"data: " + b" ".join(rest.split(b"\n"))) + self._finish() + _DONE
+
+    def _repair_line(self, line: bytes) -> bytes:
+        name, _, data = line.strip().partition(b":")
+        if name != b"data":
+            return line + b"\n" if name else b"\n"
+        if data.strip().startswith(b"[DONE]"):
+            return self._finish() + _DONE
+        try:
+            chunk: Any = json.loads(data)
+        except MALFORMED:
+            return line + b"\n"
+        if is_object(chunk):
+            self._repair(chunk)
+        return _encode(chunk)
+
+    def _finish(self) -> bytes:
+        """Return a chunk with the finish reason that a complete reply lacks."""
+        if self._is_finished or not self._has_choice:
+            return b""
+        reason = "tool_calls" if self._calls else "stop"
+        choice: Json = {"index": 0, "delta": {}, "finish_reason": reason}
+        return _encode({"id": "", "object": "chat.completion.chunk", "created": 0, "model": "", "choices": [choice]})
+
+    def _repair(self, chunk: Json) -> None:
+        error, usage, choices = chunk.get("error"), chunk.get("usage"), chunk.get("choices")
+        if isinstance(error, str):
+            chunk["error"] = {"message": error}
+        if is_object(usage):
+            chunk["usage"] = {**usage, **{name: usage.get(name) or 0 for name in _COUNTS}}
+        found = chunk["choices"] = [each for each in choices if is_object(each)] if is_array(choices) else []
+        for choice in found:
+            self._has_choice = True
+            self._is_finished = self._is_finished or bool(choice.get("finish_reason"))
+            delta = choice.get("delta")
+            if not is_object(delta):
+                message = choice.get("message")
+                delta = choice["delta"] = message if is_object(message) else {}
+            calls = delta.get("tool_calls")
+            if is_array(calls):
+                delta["tool_calls"] = [each for each in calls if is_object(each) and self._repair_call(each)]
+
+    def _repair_call(self, piece: Json) -> bool:
+        """Give a piece the index of the call that it belongs to. Return False if it repeats what has arrived."""
+        function = piece.get("function")
+        if not is_object(function):
+            function = piece["function"] = {}
+        id, index, name, arguments = (
+            str(piece.get("id") or ""), piece.get("index"), str(function.get("name") or ""), function.get("arguments"),
+        )  # fmt: skip
+        if arguments is not None and not isinstance(arguments, str):
+            arguments = function["arguments"] = json.dumps(arguments)
+        last = self._calls[-1] if self._calls else None
+        call = last if index is None else self._by_index.get(str(index))
+        if call is not None and arguments and id == call.id and arguments == call.arguments and call.is_complete:
+            return False
+        differs = call is not None and bool(id and call.id and id != call.id)
+        if call is None or (name and (differs or (arguments and call.is_complete))):
+            call = _Call(len(self._calls), id, name)
+            self._calls.append(call)
+            self._by_index[str(index)] = call
+        else:
+            piece.pop("id", None)
+            if name == call.name:
+                function.pop("name", None)
+        call.arguments += arguments or ""
+        piece["index"] = call.number
+        return True
+
+
+def _encode(chunk: object) -> bytes:
+    return b"data: " + json.dumps(chunk).encode() + b"\n\n"
+
+
+class _RepairedStream(AsyncByteStream):
+    def __init__(self, stream: AsyncByteStream) -> None:
+        self._stream = stream
+        self._repair = StreamRepair()
+        self._is_read = False
+
+    @override
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        # The library iterates again after the last event, to use the connection for the next request.
+        if not self._is_read:
+            async for data in self._stream:
+                yield self._repair.feed(data)
+            self._is_read = True
+            yield self._repair.end()
+
+    @override
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+async def repair_reply(response: Response) -> None:
+    """Correct the body of a reply while it's read. A hook of HTTP clients, which request replies without compression.
+
+    Args:
+        response: The reply, whose body hasn't been read.
+    """
+    stream = response.stream
+    if (
+        response.status_code == 200
+        and "content-encoding" not in response.headers
+        and isinstance(stream, AsyncByteStream)
+    ):
+        response.stream = _RepairedStream(stream)

@@ -1,0 +1,160 @@
+"""Replies of models and proxies that deviate from OpenAI's format, as people have reported them."""
+
+import json
+from typing import Any
+
+import pytest
+
+from agent_world import Answer, ScriptedModel, collect, delta, event, model, of, says
+from cases import for_each
+from millstream import Server, ToolAnnotations
+from millstream.agent import Agent, ModelError, ModelRequest, ModelResponse, ModelServerError, ToolEnd
+
+ADD = '{"a": 2, "b": 3}'
+MORE = '{"a": 5, "b": 5}'
+WANTED = {"id": "x", "type": "function", "function": {"name": "add", "arguments": ADD}}
+DONE = b"data: [DONE]\n\n"
+END = delta({}, "tool_calls")
+
+
+def call(index: Any = 0, id: Any = "x1", name: Any = "add", arguments: Any = ADD) -> bytes:
+    """A chunk with a piece of a tool call; `...` leaves a member out."""
+    function = {key: value for key, value in {"name": name, "arguments": arguments}.items() if value is not ...}
+    piece = {"index": index, "id": id, "type": "function", "function": function}
+    return delta({"tool_calls": [{key: value for key, value in piece.items() if value is not ...}]})
+
+
+async def reply(*pieces: bytes, media: str = "text/event-stream", messages: Any = None) -> ModelResponse:
+    """The reply that the agent gets of these bytes."""
+    request = ModelRequest(messages=messages or [{"role": "user", "content": "Add."}])
+    with ScriptedModel(Answer(pieces=[*pieces], media=media)) as api:
+        client = model(api)
+        try:
+            (found,) = of(ModelResponse, [each async for each in client.stream(request)])
+        finally:
+            await client.close()
+    assert isinstance(found, ModelResponse)
+    return found
+
+
+def found_calls(response: ModelResponse) -> list[tuple[str, Any]]:
+    assert len({each.id for each in response.tool_calls}) == len(response.tool_calls)
+    return [(each.name, json.loads(each.arguments)) for each in response.tool_calls]
+
+
+TWO = {
+    "one index": [call(0, "x1"), call(0, "x2", arguments=MORE)],
+    "one index, in pieces": [
+        call(0, "x1", arguments='{"a": 2,'), call(0, ..., ..., ' "b": 3}'), call(0, "x2", arguments='{"a": 5,'),
+        call(0, ..., ..., ' "b": 5}'),
+    ],
+    "one index, no ids": [call(0, ...), call(0, ..., arguments=MORE)],
+    "one index, one id": [call(0, "x"), call(0, "x", arguments=MORE)],
+    "no indexes": [call(..., "x1"), call(..., "x2", arguments=MORE)],
+    "no indexes, no ids": [call(..., ...), call(..., ..., arguments=MORE)],
+    "index null": [call(None, "x1"), call(None, "x2", arguments=MORE)],
+    "two indexes, one id": [call(0, ""), call(1, "", arguments=MORE)],
+    "interleaved": [
+        call(0, "x1", arguments='{"a": 2,'), call(1, "x2", arguments='{"a": 5,'), call(0, ..., ..., ' "b": 3}'),
+        call(1, ..., ..., ' "b": 5}'),
+    ],
+    "objects": [call(0, "x1", arguments={"a": 2, "b": 3}), call(0, "x2", arguments={"a": 5, "b": 5})],
+}  # fmt: skip
+ONE = {
+    "name repeated": [call(arguments='{"a": 2,'), call(arguments=' "b": 3}')],
+    "another id for each piece": [call(0, "x1", arguments='{"a": 2,'), call(0, "x2", ..., ' "b": 3}')],
+    "repeated as a whole": [call(), call()],
+    "no type, no index": [call(..., ...)],
+    "without a finish reason": [call()],
+    "index as text": [call("0", "x1", arguments='{"a": 2,'), call("0", ..., ..., ' "b": 3}')],
+    "name after the id": [call(0, "x1", ..., ""), call(0, ..., "add", ADD)],
+    "a message, not a delta": [event([{"index": 0, "message": {"tool_calls": [WANTED]}}])],
+}  # fmt: skip
+
+
+@for_each("kind", list(TWO))
+async def test_parallel_calls_stay_apart(kind: str) -> None:
+    assert found_calls(await reply(*TWO[kind], END, DONE)) == [("add", json.loads(ADD)), ("add", json.loads(MORE))]
+
+
+@for_each("kind", list(ONE))
+async def test_pieces_of_a_call_stay_together(kind: str) -> None:
+    end = [] if kind == "without a finish reason" else [END]
+    assert found_calls(await reply(*ONE[kind], *end, DONE)) == [("add", json.loads(ADD))]
+
+
+HELLO = delta({"content": "Hello"})
+ANSWERS = {
+    "no finish reason": [HELLO, DONE],
+    "last chunk without a delta": [HELLO, event([{"index": 0, "finish_reason": "stop"}]), DONE],
+    "choice null": [HELLO, event([None]), DONE],
+    "unknown finish reason": [HELLO, delta({}, "eos"), DONE],
+    "comments": [b": keep-alive\n\n", HELLO, b":\n\n: OPENROUTER PROCESSING\n\n", delta({}, "stop"), DONE],
+    "CRLF": [each.replace(b"\n", b"\r\n") for each in (HELLO, delta({}, "stop"), DONE)],
+    "split anywhere": [bytes([each]) for each in HELLO + delta({}, "stop") + DONE],
+    "no space after data": [each.replace(b"data: ", b"data:") for each in (HELLO, delta({}, "stop"), DONE)],
+    "no line after the last event": [HELLO, delta({}, "stop").rstrip()],
+    "usage null": [HELLO, event([], usage={"prompt_tokens": None, "completion_tokens": 1}), delta({}, "stop"), DONE],
+    "not a stream": [b'{"choices": [{"message": {"role": "assistant", "content": "Hello"}}]}'],
+    "not a stream, on lines": [
+        b'\n{\n "choices": [\n  {"message": {"content": "Hello"}, "finish_reason": "stop"}\n]}\n'
+    ],
+}
+
+
+@for_each("kind", list(ANSWERS))
+@pytest.mark.filterwarnings("error")
+async def test_answers_are_read(kind: str) -> None:
+    media = "application/json" if kind.startswith("not") else "text/event-stream"
+    assert (await reply(*ANSWERS[kind], media=media)).text == "Hello"
+
+
+async def test_complete_replies_without_a_stream_have_calls() -> None:
+    body = {"choices": [{"message": {"tool_calls": [WANTED]}, "finish_reason": "tool_calls"}]}
+    found = await reply(json.dumps(body).encode(), media="application/json")
+    assert found_calls(found) == [("add", json.loads(ADD))]
+
+
+@for_each("error", [{"message": "Model is loading"}, {"message": "Model is loading", "code": 503}, "Model is loading"])
+@for_each("media", ["application/json", "text/event-stream"])
+async def test_errors_with_status_200_keep_their_reason(error: Any, media: str) -> None:
+    body = json.dumps({"error": error}).encode()
+    with pytest.raises(ModelServerError, match="Model is loading") as caught:
+        await reply(body if media == "application/json" else b"data: " + body + b"\n\n", media=media)
+    assert caught.value.temporary == (isinstance(error, dict) and "code" in error)
+
+
+async def test_truncated_replies_are_incomplete() -> None:
+    for pieces in ([HELLO], [call()], [call(arguments='{"a": 2')]):
+        with pytest.raises(ModelServerError, match="ended early") as caught:
+            await reply(*pieces)
+        assert caught.value.temporary
+
+
+async def test_empty_answers_are_errors() -> None:
+    with pytest.raises(ModelError, match="empty") as caught:
+        await reply(delta({"content": "\n"}), delta({}, "stop"), DONE)
+    assert caught.value.temporary
+
+
+async def test_nothing_may_be_said_after_a_tool() -> None:
+    messages = [
+        {"role": "user", "content": "Add."},
+        {"role": "assistant", "content": None, "tool_calls": [WANTED]},
+        {"role": "tool", "tool_call_id": "x", "content": "5"},
+    ]
+    assert (await reply(delta({}, "stop"), DONE, messages=messages)).text == ""
+
+
+async def test_arguments_that_were_encoded_twice_are_decoded() -> None:
+    mcp = Server("calc")
+
+    @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    first = Answer(pieces=[call(arguments=json.dumps(ADD)), END, DONE])
+    with ScriptedModel(first, says("Five.")) as api:
+        async with Agent(model(api), [mcp]) as agent:
+            (end,) = of(ToolEnd, await collect(agent.say("Add.")))
+    assert end.text == "5"
