@@ -97,3 +97,47 @@ def test_common_expressions_are_accepted_by_registration(text: str) -> None:
 )  # fmt: skip
 def test_expressions_that_may_backtrack_are_refused_by_registration(text: str) -> None:
     assert find_unproven(text)
+
+
+_SCRIPT = re.compile(
+    r"""//[^\n]*+|/\*.*?\*/|"(?:\\.|[^"\\\n])*+"|'(?:\\.|[^'\\\n])*+'|`(?:\\.|[^`\\])*+`"""
+    r"""|(?:[(,=:\[!&|?{};>+]|\breturn)\s*+/(?![*/])(?P<body>(?:\\.|\[(?:\\.|[^\]\\\n])*+\]|[^/\\\[\n])++)/(?P<flags>[a-z]*+)"""
+    r"""|\bRegExp\(\s*+(?:"(?P<text>(?:\\.|[^"\\])*+)"|(?P<raw>String\.raw`[^`]*+`)|(?P<made>\w++))""",
+    re.DOTALL,
+)
+"""A comment, a text, or a regular expression in JavaScript."""
+_SCRIPT_EXCEPTIONS = {
+    "_web/assets/inspect/checks.js: RegExp(text": "people write it for their own checks",
+    "_web/assets/schema/sample.js: RegExp(pattern": "the page shows this schema, and blocks only itself",
+    "_web/assets/schema/validate.js: RegExp(pattern": "the same",
+}
+"""File and beginning of an expression that the analysis can't follow, and why it takes linear time."""
+
+
+def _read_script(body: str, flags: str) -> tuple[str, int]:
+    """Return a regular expression of JavaScript as Python writes it."""
+    text = re.sub(r"\(\?<(?=\w)", "(?P<", body.replace(r"\/", "/").replace("[^]", r"[\s\S]"))
+    text = re.sub(r"\\u\{(\w+)\}", lambda found: re.escape(chr(int(found[1], 16))), text)
+    text = re.sub(r"\\p\{\w+\}", r"\\w", text)  # letters and digits are words, too
+    found = {"i": re.IGNORECASE, "m": re.MULTILINE, "s": re.DOTALL}
+    return text, re.ASCII * ("u" not in flags) | sum(found.get(each, 0) for each in flags)
+
+
+@pytest.mark.filterwarnings("ignore:Possible nested set")  # which JavaScript doesn't know
+def test_no_repeat_in_an_expression_of_a_script_can_share_text_with_another() -> None:
+    slow: dict[str, str] = {}
+    count = 0
+    for path in sorted(PACKAGE.rglob("*.js")):
+        if "vendor" in path.parts:
+            continue
+        for found in _SCRIPT.finditer(path.read_text("utf-8")):
+            name = f"{path.relative_to(PACKAGE).as_posix()}: {(found['body'] or found[0])[:_SHOWN]}"
+            if found["body"]:
+                count += 1
+                if why := find_backtracking(*_read_script(found["body"], found["flags"]), search=False):
+                    slow[name] = f"{name}: {why}"
+            elif found["text"] or found["raw"] or found["made"]:
+                slow[name] = f"{name}: it isn't written as a literal"
+    assert count > 20
+    assert [text for name, text in slow.items() if name not in _SCRIPT_EXCEPTIONS] == []
+    assert sorted(_SCRIPT_EXCEPTIONS.keys() - slow.keys()) == [], "These need no exception any more."

@@ -160,7 +160,7 @@ const PLACE = /^ {2}File "([^"\n]+)", line (\d+)(?:, in ([^\n]+))?(?:\n {4}([^\n
 
 /** Parse a traceback; null if the text isn't one. @param {string} text */
 export function parseTraceback(text) {
-  if (!/^\s*(Traceback \(most recent call last\)|\s*\+ Exception Group Traceback)/.test(text)) return null;
+  if (!/^\s*(Traceback \(most recent call last\)|\+ Exception Group Traceback)/.test(text)) return null;
   const last = [...text.matchAll(PLACE)].at(-1);
   const raised = text
     .trimEnd()
