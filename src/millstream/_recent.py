@@ -33,11 +33,13 @@ class Recent(OrderedDict[K, V]):
         self[key] = value
         self.move_to_end(key)
         if len(self) > self._maximum:
-            self.popitem(last=False)
+            del self[next(iter(self))]
 
 
 class RecentBytes(Recent[K, bytes]):
     """A dictionary of bytes that also bounds what it holds: ``pages = RecentBytes[str](1000, max_bytes=2**20)``.
+
+    Remove entries with ``del``. `pop` and `popitem` of an ordered dictionary don't call `__delitem__`.
 
     Args:
         maximum: Maximum number of entries.
@@ -52,11 +54,12 @@ class RecentBytes(Recent[K, bytes]):
 
     @override
     def keep(self, key: K, value: bytes) -> None:
-        self.pop(key, None)
+        if key in self:
+            del self[key]
         self.held += len(value)
         super().keep(key, value)
         while self.held > self._max_bytes:
-            self.popitem(last=False)
+            del self[next(iter(self))]
 
     @override
     def __delitem__(self, key: K) -> None:

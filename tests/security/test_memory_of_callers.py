@@ -2,6 +2,7 @@
 says: the growth of the process is compared with what is counted.
 """
 
+import asyncio
 import base64
 import gc
 import json
@@ -128,6 +129,64 @@ async def test_patterns_of_the_hub_take_what_is_counted(depth: int, monkeypatch:
         assert refused == "bytes of your channels and patterns"
         assert growth.bytes < 4 * MIB * 1.25 + number * 4096  # and what each subscriber takes itself
         await subscribe(0, ADA)
+
+
+@for_each(
+    ("kind", "value", "times"),
+    [
+        (str, "x" * 100_000, 1),
+        (list[int], [1_000] * 20_000, 6),
+        (list[float], [1.5] * 20_000, 6.5),
+        (list[dict[str, int]], [{}] * 30_000, 18),
+    ],
+)
+async def test_arguments_of_running_calls_take_what_the_page_says(kind: Any, value: Any, times: float) -> None:
+    mcp = Server("shop", settings=Settings(secret_key="a key of this test that is long enough", max_call_bytes=MIB))
+    started: list[str] = []
+
+    async def work(a: Any) -> None:
+        started.append("")
+        await asyncio.Event().wait()
+
+    work.__annotations__["a"] = kind
+    mcp.tool(work)
+    async with mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
+        body = per_request("tools/call", {"name": "work", "arguments": {"a": value}})
+        runtime.services.bodies.maximum = runtime.services.bodies.each = MIB
+        with measured() as growth:
+            sent = 0
+            while sent == len(started):
+                sent += 1
+                pipe.send(json.dumps({**body, "id": sent}).encode())
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+        refused = json.loads(await pipe.receive())
+        assert (refused["id"], "Too many calls are running" in refused["error"]["message"]) == (sent, True)
+        counted = runtime.services.bodies.count(EVE.id)
+        assert 0.75 * MIB < counted <= MIB
+        assert growth.bytes == pytest.approx(times * counted, rel=0.25)
+        await pipe.close()
+
+
+async def test_cached_list_pages_take_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._server.features.registry._MAX_PAGE_BYTES", MIB)
+    mcp = Server("shop", settings=Settings(page_size=10, secret_key="a key of this test that is long enough"))
+    for number in range(2_000):
+
+        async def tool() -> str:
+            return ""
+
+        mcp.tool(tool, name=f"tool_{number:04}", description="d" * 1000)
+    async with connect(mcp) as client:
+        with measured() as growth:
+            cursor, total = {}, 0
+            while cursor is not None:
+                page = await client.request("tools/list", cursor)
+                total += len(json.dumps(page))
+                cursor = {"cursor": page["nextCursor"]} if "nextCursor" in page else None
+        assert total > 2 * MIB
+        assert growth.bytes == pytest.approx(MIB, rel=0.25)
 
 
 async def test_list_pages_that_callers_choose_are_not_kept() -> None:
