@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from millstream.gateway import UpstreamConfig
 from millstream.gateway._config import ConfigError, load_file
 from millstream.gateway._policy import Policy, ToolPolicy, UpstreamPolicy
@@ -266,6 +267,118 @@ def test_numbers_and_booleans_in_application_files_are_text(tmp_path: Path) -> N
     [upstream] = load_file(file).upstreams
     assert upstream.target == ["x", "5", "a", "true", "1.5"]
     assert upstream.env == {"PORT": "8080", "DEBUG": "true", "A": "b"}
+
+
+OPENCODE = """{
+  "$schema": "https://opencode.ai/config.json", "model": "a/b",
+  "mcp": {
+    "files": {"type": "local", "command": ["npx", "-y", "files"], "environment": {"KEY": "{env:KEY}"}, "timeout": 9},
+    "web": {"type": "remote", "url": "https://web.example/mcp", "headers": {"Authorization": "Bearer {env:KEY}"}},
+    "servers": {"type": "local", "command": ["x"], "enabled": false, "environment": {"A": "{env:MISSING}"}}
+  }
+}"""
+CRUSH = """{"mcp": {
+  "files": {"type": "stdio", "command": "npx", "args": ["-y", "files"], "env": {"KEY": "k"}},
+  "web": {"type": "http", "url": "https://web.example/mcp", "headers": {"Authorization": "Bearer ${KEY}"}}
+}}"""
+ZED = """// Zed settings
+{
+  "theme": "One Dark",
+  "context_servers": {
+    "files": {"source": "custom", "enabled": true, "command": "npx", "args": ["-y", "files"], "env": {"KEY": "k"}},
+    "web": {"url": "https://web.example/mcp", "headers": {"Authorization": "Bearer k"}},
+    "off": {"source": "extension", "enabled": false, "settings": {}},
+  },
+}"""
+OLD_ZED = """{"context_servers": {
+  "files": {"command": {"path": "npx", "args": ["-y", "files"], "env": {"KEY": "k"}}, "settings": {}},
+  "web": {"source": "custom", "url": "https://web.example/mcp", "headers": {"Authorization": "Bearer k"}}
+}}"""
+SETTINGS = """{
+  "editor.fontSize": 12, // the user's settings
+  "mcp": {"inputs": [], "servers": {
+    "files": {"type": "stdio", "command": "npx", "args": ["-y", "files"], "env": {"KEY": "${env:KEY}"}},
+    "web": {"type": "http", "url": "https://web.example/mcp", "headers": {"Authorization": "Bearer k"}}
+  }}
+}"""
+CODEX = """
+model = "gpt-5"
+[projects."/home/ada"]
+trust_level = "trusted"
+[mcp_servers.files]
+command = "npx"
+args = ["-y", "files"]
+env_vars = ["KEY"]
+startup_timeout_sec = 20
+[mcp_servers.web]
+url = "https://web.example/mcp"
+bearer_token_env_var = "KEY"
+[mcp_servers.off]
+command = "off"
+enabled = false
+env = { A = "${MISSING}" }
+"""
+AMP = """{"amp.mcpServers": {
+  "files": {"command": "npx", "args": ["-y", "files"], "env": {"KEY": "k"}},
+  "web": {"url": "https://web.example/mcp", "headers": {"Authorization": "Bearer k"}}
+}}"""
+
+
+@for_each(
+    ("name", "text"),
+    [
+        ("opencode.json", OPENCODE), ("opencode.jsonc", OPENCODE), ("crush.json", CRUSH), ("settings.json", ZED),
+        ("settings.json", OLD_ZED), ("settings.json", SETTINGS), ("config.toml", CODEX), ("settings.json", AMP),
+    ],
+)  # fmt: skip
+def test_files_of_other_applications_are_read(name: str, text: str, tmp_path: Path) -> None:
+    files, web = load_file(write(tmp_path, text, name), {"KEY": "k"}).upstreams
+    assert (files.name, files.target, files.env) == ("files", ["npx", "-y", "files"], {"KEY": "k"})
+    assert (web.target, web.headers) == ("https://web.example/mcp", {"Authorization": "Bearer k"})
+
+
+def test_codex_headers_and_tools_are_read(tmp_path: Path) -> None:
+    text = """
+[mcp_servers.web]
+url = "https://web.example/mcp"
+http_headers = { "X-A" = "a" }
+env_http_headers = { "X-Key" = "KEY" }
+enabled_tools = ["search", "drop"]
+disabled_tools = ["drop"]
+"""
+    [web] = load_file(write(tmp_path, text, "config.toml"), {"KEY": "k"}).upstreams
+    assert web.headers == {"X-Key": "k", "X-A": "a"}
+    policy = Policy(web.policy or UpstreamPolicy())
+    assert [each for each in ("search", "drop", "write") if policy.allows("tools", each)] == ["search"]
+
+
+def test_environment_files_are_read_and_overridden(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    (tmp_path / "keys" / ".env").write_text("# of the shop\nexport KEY='a b'\nPORT=1\n", "utf-8")
+    for place in ("keys/.env", "${workspaceFolder}/keys/.env", "./keys/.env"):
+        server = {"command": "x", "envFile": place, "env": {"PORT": "2"}}
+        file = write(tmp_path, json.dumps({"servers": {"a": server}}), "mcp.json")
+        [upstream] = load_file(file).upstreams
+        assert upstream.env == {"KEY": "a b", "PORT": "2"}
+
+
+@for_each(
+    ("name", "text", "expected"),
+    [
+        ("mcp.json", '{"servers": {"a": {"command": "x",\n"envFile": "no"}}}', r"line 2: servers\.a\.envFile: .*no"),
+        ("settings.json", '{"context_servers": {\n"a": {"settings": {}}}}', r"line 2: context_servers\.a: an exten"),
+        ("opencode.json", '{"mcp": {\n"a": {"command": ["x", "{file:~/k}"]}}}', r"line 2: mcp\.a: \{file:…\} isn't"),
+        ("opencode.json", '{"mcp": {"a": {"command": ["x"],\n"environment": {"A": 1, "B": []}}}}', r"mcp\.a\.env"),
+        ("config.toml", '[mcp_servers.a]\nurl = "https://a.b"\nbearer_token_env_var = "K"', "variable K isn't set"),
+        ("config.toml", '[mcp_servers.a]\nargs = ["x"]', r"line 1: mcp_servers\.a: .* neither"),
+        ("settings.json", '{"mcp": {"inputs": []}}', r"mcp\.inputs"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_files_of_other_applications_name_the_line(
+    name: str, text: str, expected: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        load_file(write(tmp_path, text, name), {})
 
 
 def test_names_without_ascii_letters_get_different_prefixes(tmp_path: Path) -> None:

@@ -37,7 +37,10 @@ gateway = App(
     """,
 )
 
-File = Annotated[Path, Parameter(name="FILE", help="A gateway.toml, or a JSON file with mcpServers or servers.")]
+File = Annotated[
+    Path,
+    Parameter(name="FILE", help="A gateway.toml, or the configuration of an application, such as one with mcpServers."),
+]
 
 
 @gateway.default
@@ -48,7 +51,7 @@ def serve(file: File, /, *, options: ServeOptions = DEFAULTS) -> None:
         if ":/" in str(file):
             fix += " For one server: millstream run URL"
         raise CommandError(f"{file} is a folder." if file.is_dir() else f"There is no file {file}.", fix=fix)
-    if file.suffix not in (".toml", ".json"):
+    if file.suffix not in (".toml", ".json", ".jsonc"):
         raise CommandError(f"{file} isn't a .toml or .json file.", fix=f"Use one. For a program: millstream run {file}")
     options.start(str(file))
 

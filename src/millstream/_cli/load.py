@@ -31,7 +31,7 @@ from millstream.gateway._programs import ProgramError, UnsupportedVersion, libra
 T = TypeVar("T")
 
 _SCRIPTS = (".js", ".mjs", ".cjs")
-_CONFIGURATIONS = (".toml", ".json")
+_CONFIGURATIONS = (".toml", ".json", ".jsonc")
 """Extensions of gateway configuration files."""
 CUSTOMARY_NAMES = ("mcp", "server", "app")
 

@@ -27,6 +27,7 @@ from millstream import Settings, auth
 from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
 from millstream._telemetry.logs import is_secret
 from millstream.client import TargetError, parse_url
+from millstream.files import EnvFileError, read_env_file
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._jsonc import JsonSyntaxError
 from millstream.gateway._jsonc import read as read_json
@@ -45,8 +46,12 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 """A string, comment, bracket, or line break of a TOML document."""
-_SERVER_TABLES = ("mcpServers", "servers")
-"""Members of JSON files that list servers: `servers` in VS Code, `mcpServers` in Claude, Cursor, and most others."""
+_SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp.mcpServers")
+"""Members of files that list servers: `servers` in VS Code, `context_servers` in Zed, `mcp_servers` in Codex, and
+`mcpServers` in Claude, Cursor, and most others.
+"""
+_BRACED = re.compile(r"(?<!\$)\{env:(\w+)\}")
+"""A variable in files of opencode."""
 
 logger = logging.getLogger("millstream.gateway")
 KeyPath = tuple[str, ...]
@@ -231,7 +236,7 @@ class ConfigValue(Struct, frozen=True):
 
 
 def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> GatewayConfig:
-    """Read a ``gateway.toml``, or a JSON file with `mcpServers` or `servers`.
+    """Read a ``gateway.toml``, or the file of another application, such as one with `mcpServers`.
 
     Args:
         path: Path of the file. JSON may contain comments.
@@ -251,7 +256,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
     except (OSError, UnicodeDecodeError) as exc:
         raise ConfigError(f"{path} can't be read: {getattr(exc, 'strerror', None) or exc}.") from exc
     variables = os.environ if environ is None else environ
-    if path.suffix == ".json" or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
+    if path.suffix in (".json", ".jsonc") or (path.suffix != ".toml" and text.lstrip()[:1] in ("{", "/")):
         return _load_servers(_json_source(path, text, variables))
     return _load_gateway(path, text, variables)
 
@@ -347,6 +352,8 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         )
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
     root = ConfigValue(path, partial(_toml_line, text, written), environ, written, written)
+    if "mcp_servers" in written and "upstreams" not in written:
+        return _load_servers(root)
     values = root.read(
         options_of(GatewayConfig),
         settings=lambda each: each.read(options_of(Settings)),
@@ -554,7 +561,7 @@ def _file_path(value: ConfigValue) -> str:
 
 
 class _Server(Confidential, Struct, frozen=True, kw_only=True):
-    """An entry of `mcpServers` or `servers`. Other members have no effect, and are named in a warning."""
+    """An entry of another application's file. Other members have no effect, and are named in a warning."""
 
     url: str = ""
     httpUrl: str = ""  # noqa: N815  as in the files
@@ -562,30 +569,103 @@ class _Server(Confidential, Struct, frozen=True, kw_only=True):
     command: str | tuple[str, ...] = ""
     args: tuple[str | bool | int | float, ...] = ()
     env: dict[str, str | bool | int | float | None] = field(default_factory=dict[str, str | bool | int | float | None])
+    envFile: str = ""  # noqa: N815  VS Code, Cursor
+    env_vars: tuple[str, ...] = ()
+    """Variables to pass on (Codex)."""
     cwd: str | None = None
     headers: dict[str, str] = field(default_factory=dict[str, str])
+    env_http_headers: dict[str, str] = field(default_factory=dict[str, str])
+    """Headers whose values are in variables (Codex)."""
+    bearer_token_env_var: str = ""
     type: str = ""
+    source: str = ""
     disabled: bool = False
+    enabled: bool = True
     includeTools: tuple[str, ...] = ()  # noqa: N815  Gemini CLI
     excludeTools: tuple[str, ...] = ()  # noqa: N815  Gemini CLI
     disabledTools: tuple[str, ...] = ()  # noqa: N815  Roo Code, Windsurf
 
 
+_OTHER_NAMES = {
+    "environment": "env",  # opencode
+    "http_headers": "headers",  # Codex, and below
+    "enabled_tools": "includeTools",
+    "disabled_tools": "excludeTools",
+}
+
+
+def _find_servers(root: ConfigValue) -> ConfigValue | None:
+    """Return the table of servers; that of opencode, Crush, and the settings of VS Code is called `mcp`."""
+    found = members(root.value)
+    name = next((name for name in _SERVER_TABLES if name in found), "")
+    if name or "mcp" not in found:
+        return root.member(name) if name else None
+    table = root.member("mcp")
+    inner = members(table.value).get("servers")
+    return table.member("servers") if is_object(inner) and not inner.keys() & {"command", "url", "type"} else table
+
+
+def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
+    """Return an entry with the names of `_Server`, and with variables as ``${NAME}``.
+
+    Args:
+        entry: The entry.
+        has_braces: Whether variables are written ``{env:NAME}``, as in opencode.
+    """
+    value = dict(members(entry.value))
+    if has_braces:
+        text = json.dumps(value)
+        if "{file:" in text:
+            raise entry.error("{file:…} isn't read in a gateway. Set a variable, and write {env:NAME}.")
+        value = json.loads(_BRACED.sub(r"${\1}", text))
+    command = value.get("command")
+    if is_object(command):  # older files of Zed
+        value |= {
+            "command": command.get("path", ""),
+            **{name: each for name, each in command.items() if name != "path"},
+        }
+    for name, usual in _OTHER_NAMES.items():
+        if name in value and usual not in value:
+            value[usual] = value.pop(name)
+    for name in value.get("env_vars", ()):
+        if isinstance(name, str):
+            value["env"] = {name: f"${{{name}:-}}", **members(value.get("env"))}
+    if isinstance(value.get("env_http_headers"), dict):
+        extra = {name: f"${{{each}}}" for name, each in value["env_http_headers"].items()}
+        value["headers"] = {**extra, **members(value.get("headers"))}
+    if token := value.get("bearer_token_env_var"):
+        value["headers"] = {"Authorization": f"Bearer ${{{token}}}", **members(value.get("headers"))}
+    return structs.replace(entry, value=value, original=value)
+
+
+def _read_environment(entry: ConfigValue, server: _Server) -> dict[str, str]:
+    """Return the environment of a program, with the variables of its file."""
+    found: dict[str, str] = {}
+    if server.envFile:
+        try:
+            found = read_env_file(entry.path.resolve().parent / Path(server.envFile).expanduser())
+        except EnvFileError as exc:
+            raise entry.member("envFile").error(str(exc)) from exc
+    return found | {key: _as_text(each) for key, each in server.env.items() if each is not None}
+
+
 def _load_servers(root: ConfigValue) -> GatewayConfig:
-    servers = next((key for key in _SERVER_TABLES if key in members(root.value)), "")
-    if not servers:
+    servers = _find_servers(root)
+    if servers is None:
         raise root.error("the file has neither mcpServers nor servers. List the MCP servers under one of them.")
     options = options_of(_Server)
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
     unnamed = 0
-    for name, entry in root.member(servers).table().items():
+    for name, written in servers.table().items():
+        written.table()
+        entry = _normalize(written, has_braces=servers.where == ("mcp",))
         table = entry.table()
+        if table.get("disabled", entry).value is True or table.get("enabled", entry).value is False:
+            continue  # its variables needn't be set
         server = _Server(
             **{key: each.expand().convert(options[key].type) for key, each in table.items() if key in options}
         )
-        if server.disabled:
-            continue
         unknown = [key for key in table if key not in options]
         ignored |= dict.fromkeys(unknown)
         url_field = next((key for key in ("url", "httpUrl", "serverUrl") if getattr(server, key)), "")
@@ -593,6 +673,8 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
         if bool(url) == bool(server.command):
             likely = ((key, closest_name(key, ("command", "url"))) for key in unknown)
             hint = next((f" (did you mean {near} instead of {key}?)" for key, near in likely if near), "")
+            if "settings" in table and not url:
+                raise entry.error("an extension of Zed starts this server. Write its command, or set enabled to false.")
             raise entry.error(
                 f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}."
             )
@@ -614,12 +696,12 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
                 target=url or [*command, *map(_as_text, server.args)],
                 prefix=prefix,
                 headers=server.headers,
-                env={} if url else {key: _as_text(each) for key, each in server.env.items() if each is not None},
+                env={} if url else _read_environment(entry, server),
                 cwd=None if url else server.cwd,
                 policy=UpstreamPolicy(allow=allow and (*allow, "*://*"), deny=deny) if allow or deny else None,
             )
         )
-    _check_upstreams(root.member(servers), configs)
+    _check_upstreams(servers, configs)
     if ignored:
         logger.warning("%s: these options have no effect in a gateway: %s", root.path, ", ".join(ignored))
     return GatewayConfig(upstreams=tuple(configs))

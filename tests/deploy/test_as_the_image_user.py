@@ -1,0 +1,197 @@
+"""What the image, the compose file, the chart, and the unit start, where most folders aren't the user's.
+
+The tests make these folders read-only, and give up root's privilege to write them anyway. They don't change the user,
+because another user may not be able to start this environment's Python.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cases import for_each
+from patience import WAIT
+from processes import ROOT, free_port, run_server
+from redis_parts import RedisServer
+from workers_world import until
+
+pytestmark = pytest.mark.server
+
+DEPLOY = ROOT / "deploy"
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
+USER = re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)[0]
+KEY = "a-key-for-this-test-that-is-long-enough-to-be-one"
+SECRETS = {
+    "MCP_SERVER_AUTH_KEY": KEY,
+    "MILLSTREAM_SECRET_KEY": KEY[::-1],
+    "REDIS_PASSWORD": "",
+    "PUBLIC_NAME": "a.example",
+}
+
+
+class Container:
+    """Folders as Docker makes them: root's, except for those that the image or a volume gives to its user."""
+
+    def __init__(self, folder: Path) -> None:
+        self.app, self.state, self.tmp, self.logs = (folder / name for name in ("app", "state", "tmp", "logs"))
+        for each in (self.app, self.state, self.tmp, self.logs):
+            each.mkdir()
+        shutil.copy(DEPLOY / "server.py", self.app)
+        for each in (self.app, self.logs):
+            each.chmod(0o555)
+
+    def command(self, *words: str) -> list[str]:
+        drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
+        start = "import os, sys; os.chdir(sys.argv.pop(1)); from millstream._cli import main; main()"
+        return [*drop, sys.executable, "-c", start, str(self.app), *words]
+
+    @contextmanager
+    def run(self, *words: str, **environment: str) -> Iterator[int]:
+        port = free_port()
+        variables = {"HOME": str(self.state), "TMPDIR": str(self.tmp), **environment}
+        with run_server(self.command(*words, "--port", str(port)), port, self.state.parent / "log", **variables):
+            yield port
+
+    @property
+    def log(self) -> str:
+        return (self.state.parent / "log").read_text("utf-8")
+
+
+@pytest.fixture
+def container(monkeypatch: pytest.MonkeyPatch) -> Iterator[Container]:
+    for name in [name for name in os.environ if name.startswith(("MILLSTREAM_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    with tempfile.TemporaryDirectory() as name:
+        made = Container(Path(name))
+        yield made
+        for each in (made.app, made.logs):
+            each.chmod(0o755)
+
+
+def ask(port: int, path: str, body: object = None, **headers: str) -> tuple[int, str]:
+    given = {name.replace("_", "-"): value for name, value in headers.items()}
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, given)
+    try:
+        with urllib.request.urlopen(request, timeout=WAIT) as reply:  # noqa: S310  a loopback address
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as refused:
+        return refused.code, refused.read().decode()
+
+
+def check(container: Container, port: int) -> None:
+    """Call a tool with the key, and look at what stays closed, where logs are, and what was written."""
+    message = {
+        "jsonrpc": "2.0",
+        "id": 1,
+        "method": "tools/call",
+        "params": {"name": "get_current_time", "arguments": {}},
+    }
+    media = {"content_type": "application/json", "accept": "application/json, text/event-stream"}
+    status, text = ask(port, "/mcp", message, authorization=f"Bearer {KEY}", **media)
+    assert status == 200
+    assert "+00:00" in text
+    assert ask(port, "/mcp", message, **media)[0] == 401
+    assert (ask(port, "/livez")[0], ask(port, "/readyz")[0]) == (200, 200)
+    assert '"ok"' in ask(port, "/health")[1]
+    assert ask(port, "/metrics")[0] == 401
+    until(lambda: "is serving on" in container.log)
+    assert "ermission denied" not in container.log
+    assert [each.name for each in container.app.iterdir()] == ["server.py"]
+
+
+def of_the_image() -> dict[str, str]:
+    return dict(re.findall(r"(MILLSTREAM_\w+)=(\S+)", DOCKERFILE))
+
+
+def fill(values: Mapping[str, object]) -> dict[str, str]:
+    """Replace `${NAME}`, `${NAME:-default}`, and `${NAME:?error}`."""
+
+    def value(found: re.Match[str]) -> str:
+        return SECRETS.get(found[1], found[2] or "")
+
+    pattern = r"\$\{(\w+)(?::-([^}]*))?[^}]*\}"
+    return {name: re.sub(pattern, value, str(each)) for name, each in values.items()}
+
+
+def test_image_serves_as_its_user(container: Container) -> None:
+    words = json.loads(re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[0])
+    with container.run(*words, **of_the_image(), MCP_SERVER_AUTH_KEY=KEY) as port:
+        check(container, port)
+        probe = json.loads(re.findall(r"CMD (\[\"python.*\])$", DOCKERFILE, re.MULTILINE)[0])[1:]
+        healthy = [each.replace(":8000", f":{port}") for each in probe]
+        assert subprocess.run([sys.executable, *healthy], check=False, timeout=WAIT).returncode == 0
+
+
+def test_compose_service_serves_as_its_user(container: Container) -> None:
+    app = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))["services"]["app"]
+    assert "volumes" not in app  # Docker creates a missing folder as root's, and the user can't write it
+    words = json.loads(re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[0])
+    with closing(RedisServer()) as redis:
+        environment = {
+            **of_the_image(),
+            **fill(app["environment"]),
+            "MILLSTREAM_STORE": f"redis://127.0.0.1:{redis.port}/0",
+        }
+        with container.run(*words, **environment) as port:
+            check(container, port)
+            assert ask(port, "/docs", host="a.example")[0] in (200, 401)
+            assert ask(port, "/docs", host="b.example")[0] == 421
+
+
+def test_pod_of_the_chart_serves_as_its_user(container: Container) -> None:
+    text = (DEPLOY / "chart" / "templates" / "deployment.yaml").read_text("utf-8")
+    values = yaml.safe_load((DEPLOY / "chart" / "values.yaml").read_text("utf-8"))
+    words = [each.strip() for each in re.findall(r"args: \[(.*)\]", text)[0].split(",")]
+    words[-1] = str(values["workers"])
+    assert f"runAsUser: {USER}" in text
+    environment = {
+        **of_the_image(), "MCP_SERVER_AUTH_KEY": KEY, "MILLSTREAM_SECRET_KEY": KEY[::-1],
+        "MILLSTREAM_ALLOWED_HOSTS": ",".join(values["hosts"]), "FORWARDED_ALLOW_IPS": "10.42.3.0/24",
+        "MILLSTREAM_DRAIN_DELAY": str(values["drainDelay"]), "MILLSTREAM_DRAIN_TIMEOUT": str(values["drainTimeout"]),
+    }  # fmt: skip
+    with closing(RedisServer()) as redis:
+        environment["MILLSTREAM_STORE"] = f"redis://127.0.0.1:{redis.port}/0"
+        with container.run(*words, **environment) as port:
+            check(container, port)
+
+
+def test_unit_serves_in_the_folders_that_systemd_makes(container: Container) -> None:
+    unit = (DEPLOY / "systemd" / "millstream.service").read_text("utf-8")
+    container.logs.chmod(0o755)  # LogsDirectory= gives it to the user
+    places = {"/var/lib/millstream": str(container.state), "/var/log/millstream": str(container.logs)}
+    environment = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE))
+    for old, new in places.items():
+        environment = {name: each.replace(old, new) for name, each in environment.items()}
+    words = shlex.split(re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)[0])[1:]
+    words = [each.replace("/srv/millstream", str(container.app)) for each in words]
+    # A dynamic user's home is /, which it can't write.
+    with container.run(*words, **{**environment, "HOME": "/", "MCP_SERVER_AUTH_KEY": KEY}) as port:
+        assert ask(port, "/livez")[0] == 200
+        assert ask(port, "/mcp", {}, content_type="application/json")[0] == 401
+        until(lambda: "is serving on" in (container.logs / "server.log").read_text("utf-8"))
+    assert (container.state / "millstream.db").exists()
+
+
+@for_each("variable", ["MILLSTREAM_LOG_FILE", "MILLSTREAM_STORE"])
+def test_folders_of_root_are_named_in_the_error(variable: str, container: Container) -> None:
+    place = container.logs / "server.file"
+    value = str(place) if variable == "MILLSTREAM_LOG_FILE" else f"sqlite:///{place}"
+    variables = {**os.environ, "HOME": str(container.state), variable: value, "MCP_SERVER_AUTH_KEY": KEY}
+    words = container.command("run", "server.py", "--port", str(free_port()))
+    done = subprocess.run(words, env=variables, capture_output=True, text=True, check=False, timeout=WAIT)
+    assert done.returncode == 1
+    assert str(place) in done.stderr
+    assert "Traceback" not in done.stderr
