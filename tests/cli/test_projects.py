@@ -1,6 +1,7 @@
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from command_line import CliRunner
 from millstream import Client
@@ -19,7 +21,7 @@ from millstream._cli.program import program
 from millstream._cli.serve import without_packages
 from millstream.client._errors import ClientError
 from patience import WAIT
-from processes import free_port, wait_for_port
+from processes import ROOT, free_port, wait_for_port
 
 COMMAND = [sys.executable, "-m", "millstream"]
 
@@ -56,6 +58,30 @@ def test_templates_get_a_folder_of_their_own(folder: Path) -> None:
         assert (folder / place / "requirements.txt").is_file()
     assert (folder / "servernetwork.py").is_file()
     assert not (folder / "mcp_client_http.py").exists()
+
+
+def test_deployment_files_need_nothing_else(folder: Path) -> None:
+    assert CliRunner().invoke(program("init"), ["init", "shop", "--template", "deploy"]).exit_code == 0
+    made = folder / "shop"
+    texts = {path.relative_to(made).as_posix(): path.read_text("utf-8") for path in made.rglob("*") if path.is_file()}
+    assert [name for name, text in texts.items() if "deploy/" in text] == []
+    services = yaml.safe_load(texts["compose.yaml"])["services"]
+    assert services["app"]["build"] == {"context": ".", "dockerfile": "Dockerfile"}
+    mounted = [each.split(":")[0].removeprefix("./") for each in services["nginx"]["volumes"]]
+    copied = re.findall(r"^COPY (?!--from)(\S+)", texts["Dockerfile"], re.MULTILINE)
+    assert {*mounted, *copied} - texts.keys() == {"certs"}
+    assert {"systemd/millstream.service", "chart/Chart.yaml", ".env.example", "server.py"} <= texts.keys()
+
+
+def test_both_images_are_alike(folder: Path) -> None:
+    assert CliRunner().invoke(program("init"), ["init", "shop", "--template", "deploy"]).exit_code == 0
+    stages = [
+        (path / "Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2] for path in (ROOT / "deploy", folder / "shop")
+    ]
+    ours, theirs = (
+        re.sub(r"(?m)^(LABEL|  .*LABEL|#|COPY|      org).*\n|\n+", "\n", each).split("\n") for each in stages
+    )
+    assert [line for line in ours if line] == [line for line in theirs if line]
 
 
 def test_names_with_quotes_make_valid_files(folder: Path) -> None:
@@ -100,6 +126,7 @@ def wheel(folder: Path) -> Path:
 
 SERVER = """\
 import os
+import re
 import whistle
 from millstream import Server
 

@@ -91,8 +91,8 @@ _STARTS = {
     "stdio": "| `millstream run server.py --transport stdio` | serve over stdio, as desktop applications start it |",
 }
 _PACKAGE = Path(__file__).resolve().parents[1]
-Template = Literal["agent", "broadcast", "greet", "math", "mounted", "orders"]
-_EXAMPLES: dict[str, str] = {"agent": "time_agent", "math": "streaming_math"}
+Template = Literal["agent", "broadcast", "deploy", "greet", "math", "mounted", "orders"]
+_EXAMPLES: dict[str, str] = {"agent": "time_agent", "deploy": "../deploy", "math": "streaming_math"}
 """Template -> its folder in `examples`, unless that has the same name."""
 _IGNORED = """\
 .env
@@ -124,6 +124,8 @@ def init(
 
     - `millstream init news --template broadcast`: an event stream, a WebSocket, and pages
 
+    - `millstream init shop --template deploy`: files for Docker, Compose, systemd, and Kubernetes
+
     Args:
         folder: Folder for the project; by default this one, or a new one for a template.
         http: Serve HTTP (the default), or communicate with the program that starts it.
@@ -147,7 +149,7 @@ def init(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for each, text in files.items():
-            (folder / each).parent.mkdir(exist_ok=True)
+            (folder / each).parent.mkdir(parents=True, exist_ok=True)
             (folder / each).write_text(text, "utf-8", newline="\n")
     except OSError as exc:
         raise CommandError(f"{exc.filename} can't be written: {exc.strerror}.") from exc
@@ -170,8 +172,12 @@ def copy_template(name: str, template: str) -> dict[str, str]:
     files = {
         path.relative_to(source).as_posix(): path.read_text("utf-8")
         for path in sorted(source.rglob("*"))
-        if path.is_file() and path.suffix != ".pyc" and path.name != ".env"
+        if path.is_file() and path.suffix != ".pyc" and path.name != ".env" and path.parent.name != "certs"
     }
+    if template == "deploy":  # files for a clone of the repository, where the image is built from its source
+        own = {each.removeprefix("project/"): text for each, text in files.items() if each.startswith("project/")}
+        rest = {each: text for each, text in files.items() if not each.startswith("project/")}
+        files = {each: text.replace("deploy/", "").replace(": ..", ": .") for each, text in rest.items()} | own
     return {**files, "pyproject.toml": _project_file(name, files["requirements.txt"].split()), ".gitignore": _IGNORED}
 
 
