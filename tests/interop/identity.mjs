@@ -27,6 +27,7 @@ const configuration = (conformIdTokenClaims) => ({
   conformIdTokenClaims,
   jwks: { keys: [newKey()] },
   cookies: { keys: ["a key of tests"] },
+  scopes: ["openid", "offline_access", "orders:read", "orders:write"],
   claims: { openid: ["sub"], email: ["email", "email_verified", "hd"], profile: ["name"] },
   findAccount: (ctx, login) => ({
     accountId: login,

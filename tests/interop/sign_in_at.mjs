@@ -1,6 +1,8 @@
 // The official TypeScript SDK signs in at one address of MCP: sign_in_at.mjs PACKAGES LINE ORIGIN PATH. LINE is 1 or 2.
 // Over HTTP+SSE if the path is that of the stream. Prints what the tool said, and the resource that the client requested.
+// SIGN_IN_CLIENT is the id of a client that the issuer knows; without it, the client registers itself.
 
+import { execFileSync } from "node:child_process";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -15,17 +17,14 @@ const sse = one ? await load("@modelcontextprotocol/sdk/client/sse.js") : client
 const { UnauthorizedError } = one ? await load("@modelcontextprotocol/sdk/client/auth.js") : client;
 const Transport = path.endsWith("/sse") ? sse.SSEClientTransport : http.StreamableHTTPClientTransport;
 
-const kept = {};
+const known = process.env.SIGN_IN_CLIENT;
+const kept = known ? { client: { client_id: known } } : {};
 const back = "http://127.0.0.1:8765/callback";
 
-async function person(link) {
+function person(link) {
   kept.resource = new URL(link).searchParams.get("resource");
-  const page = await fetch(link);
-  const [, ticket] = (await page.text()).match(/name="ticket" value="([^"]+)"/);
-  const form = new URLSearchParams({ ticket, name: "ada", password: "correct horse", answer: "allow" });
-  const headers = { cookie: page.headers.get("set-cookie").split(";")[0], origin };
-  const answer = await fetch(new URL("/authorize", link), { method: "POST", body: form, headers, redirect: "manual" });
-  kept.answer = new URL(answer.headers.get("location")).searchParams;
+  const program = join(import.meta.dirname, "person.py");
+  kept.answer = new URL(execFileSync("python3", [program, String(link), back], { encoding: "utf-8" })).searchParams;
 }
 
 const authProvider = {

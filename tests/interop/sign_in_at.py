@@ -1,13 +1,13 @@
 """The official Python SDK, of either line, signs in at one address of MCP: ``sign_in_at.py ORIGIN PATH``.
 
 Over HTTP+SSE if the path is that of the stream. Prints what the tool said, and the resource that the client requested.
+``SIGN_IN_CLIENT`` is the id of a client that the issuer knows; without it, the client registers itself.
 """
 
 import asyncio
 import json
-import re
+import os
 import sys
-from html import unescape
 from importlib.metadata import version
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -16,7 +16,8 @@ import mcp.client.streamable_http as http
 from mcp import ClientSession
 from mcp.client.auth import OAuthClientProvider
 from mcp.client.sse import sse_client
-from mcp.shared.auth import OAuthClientMetadata
+from mcp.shared.auth import OAuthClientInformationFull, OAuthClientMetadata
+from person import visit
 
 ONE = version("mcp").startswith("1.")
 BACK = "http://127.0.0.1:8765/callback"
@@ -25,10 +26,11 @@ BACK = "http://127.0.0.1:8765/callback"
 class Kept:
     """The client's storage, and its user."""
 
-    def __init__(self, origin: str) -> None:
-        self.origin = origin
+    def __init__(self) -> None:
         self.tokens: Any = None
-        self.client: Any = None
+        known = os.environ.get("SIGN_IN_CLIENT")
+        made = {"client_id": known, "redirect_uris": [BACK], "token_endpoint_auth_method": "none"}
+        self.client: Any = OAuthClientInformationFull.model_validate(made) if known else None
         self.resource = ""
         self.answer: dict[str, str] = {}
 
@@ -46,19 +48,9 @@ class Kept:
 
     async def visit(self, url: str) -> None:
         """Sign in and consent."""
-        if ONE:
-            import httpx as web  # noqa: PLC0415  each line has its own
-        else:
-            import httpx2 as web  # type: ignore[no-redef]  # noqa: PLC0415
-        self.resource = dict(parse_qsl(urlsplit(url).query))["resource"]
-        async with web.AsyncClient() as browser:
-            page = await browser.get(url)
-            found = re.search(r'name="ticket" value="([^"]*)"', page.text)
-            assert found, page.text
-            form = {"ticket": unescape(found[1]), "name": "ada", "password": "correct horse", "answer": "allow"}
-            to = f"{self.origin}/authorize"
-            reply = await browser.post(to, data=form, headers={"origin": self.origin})
-        self.answer = dict(parse_qsl(urlsplit(reply.headers["location"]).query))
+        self.resource = dict(parse_qsl(urlsplit(url).query)).get("resource", "")
+        redirect = await asyncio.to_thread(visit, url, BACK)
+        self.answer = dict(parse_qsl(urlsplit(redirect).query))
 
     async def came(self) -> Any:
         """Return what the redirect brought."""
@@ -71,7 +63,7 @@ class Kept:
 
 async def main(origin: str, path: str) -> None:
     """Sign in, and call a tool."""
-    kept = Kept(origin)
+    kept = Kept()
     about = OAuthClientMetadata(client_name="Official", redirect_uris=[BACK])  # type: ignore[list-item]  a URL
     auth: Any = OAuthClientProvider(origin + path, about, kept, kept.visit, kept.came)
     opening: Any

@@ -628,7 +628,7 @@ async def post_as(
     method, fields, headers = method_of(issuer, who), dict(form), dict(proof)
     if method == "client_secret_basic":
         headers["Authorization"] = basic_credentials(who.client_id, who.client_secret)
-    elif who.client_id:
+    if who.client_id:  # also beside Basic, because servers of the official SDK look there first
         fields["client_id"] = who.client_id
     if method == "client_secret_post":
         fields["client_secret"] = who.client_secret
