@@ -1,6 +1,8 @@
 import datetime as dt
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
@@ -11,17 +13,19 @@ import pytest
 from jsonschema import Draft202012Validator
 from pydantic import HttpUrl, JsonValue, SecretStr
 
+import both_engines
 from cases import for_each
 from examples import argument_types
 from millstream.items import ArgumentError
 from millstream.testing import connect
+from patience import WAIT
 from plans import Plan, plan, read_arguments
 from scripts.docs import ROOT
 
 PAGE = (ROOT / "docs" / "reference" / "types.md").read_text("utf-8")
 ROWS = [
     [cell.strip().strip("`").replace("\\|", "|") for cell in re.split(r" (?<!\\)\| ", line.strip("|"))]
-    for line in PAGE.split("## Descriptions")[0].splitlines()
+    for line in PAGE.split("### Other types")[0].splitlines()
     if line.startswith("| `")
 ]
 
@@ -70,3 +74,30 @@ async def test_types_example_works() -> None:
 
 def test_types_page_covers_every_type() -> None:
     assert len(ROWS) >= 35
+
+
+OTHERS = [
+    [cell.strip() for cell in re.split(r" (?<!\\)\| ", line.strip("|"))]
+    for line in PAGE.partition("### Other types")[2].partition("### Rules")[0].splitlines()
+    if line.startswith("| `")
+]
+
+
+ANNOTATIONS = [[first.split("`")[1], sent.strip("`")] for first, sent, *_ in OTHERS]
+
+
+def column(number: int) -> list[str]:
+    return [row[number].strip("`").replace("\\|", "|") for row in OTHERS]
+
+
+def test_other_types_arrive_without_pydantic_as_the_table_shows() -> None:
+    program = [sys.executable, str(ROOT / "tests" / "support" / "both_engines.py"), "--core", json.dumps(ANNOTATIONS)]
+    found = json.loads(subprocess.run(program, check=True, stdout=subprocess.PIPE, timeout=WAIT).stdout)
+    assert found == column(2)
+    assert len(found) >= 30
+
+
+@pytest.mark.filterwarnings("ignore:Item 'at' on TypedDict")
+@for_each("other", [Any, argument_types.Review | None])
+async def test_other_types_arrive_with_pydantic_as_the_table_shows(other: Any) -> None:
+    assert await both_engines.try_annotations(ANNOTATIONS, other) == column(3)

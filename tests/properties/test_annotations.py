@@ -10,6 +10,7 @@ import random
 import string
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -62,7 +63,7 @@ class Model(BaseModel):
 
 
 LEAVES: list[Any] = [
-    *(int, float, str, bool, bytes, UUID, dt.date, Path, Color, Level, Any),
+    *(int, float, str, bool, bytes, UUID, dt.date, Path, Decimal, Color, Level, Any),
     *(Literal["a", "b"], Literal[1, 2], Point, Movie, Pair, list, dict, set),
     Annotated[int, Field(ge=0, le=9)],
     Annotated[str, Field(min_length=2, max_length=3)],

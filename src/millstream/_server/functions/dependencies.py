@@ -103,14 +103,25 @@ def hints_of(function: Function) -> dict[str, Any]:
     try:
         return typing.get_type_hints(target, include_extras=True)
     except (NameError, AttributeError):
-        pass
+        around = _names_around(target)
     found: dict[str, Any] = {}
     for name, annotation in target.__annotations__.items():
         holder = type(name, (), {"__annotations__": {name: annotation}, "__module__": target.__module__})
         try:
-            found |= typing.get_type_hints(holder, target.__globals__, include_extras=True)
+            found |= typing.get_type_hints(holder, target.__globals__, around, include_extras=True)
         except (NameError, AttributeError):
             found[name] = annotation
+    return found
+
+
+def _names_around(function: Any) -> dict[str, Any]:
+    """Return the local names of the functions and classes whose bodies are just defining a function."""
+    found: dict[str, Any] = {}
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_globals is function.__globals__ and frame.f_code.co_name in function.__qualname__.split("."):
+            found = {**frame.f_locals, **found}
+        frame = frame.f_back
     return found
 
 

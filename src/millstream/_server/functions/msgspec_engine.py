@@ -4,8 +4,9 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from functools import lru_cache, wraps
 from importlib import import_module
 from math import inf
@@ -32,6 +33,7 @@ from millstream._server.functions.parameters import (
     Parameter,
     finish_schema,
     is_slow_to_build,
+    parts_of,
 )
 from millstream._server.functions.patterns import check_patterns, search
 from millstream._server.functions.problems import Problem, engine_problem, find_problems, subject
@@ -78,6 +80,8 @@ def enc_hook(value: Any) -> Any:
         )
     if isinstance(value, PurePath):
         return str(value)
+    if type(value).__module__ in ("builtins", "collections") and isinstance(value, Collection):
+        return dict(value) if isinstance(value, Mapping) else list(value)
     pydantic_core = sys.modules.get("pydantic_core")
     if pydantic_core is not None:
         with suppress(ValueError):
@@ -214,6 +218,10 @@ class MsgspecEngine(Engine):
     """
 
     def __init__(self, arguments: ArgumentList, returns: Any) -> None:
+        for parameter in arguments.parameters:
+            for _, kind in parts_of(parameter.annotation):
+                if isinstance(kind, type) and is_dataclass(kind) and not all(each.init for each in fields(kind)):
+                    raise TypeError(f"{kind.__name__} has fields that only its own code sets (init=False)")
         self.struct = _struct_of(arguments)
         self._decoder = msgspec.json.Decoder(self.struct, dec_hook=dec_hook)
         schema = schema_of(self.struct, hook=schema_hook)
@@ -252,12 +260,21 @@ def _struct_of(arguments: ArgumentList) -> type[Struct]:
         if isinstance(parameter.default, _IMMUTABLE):
             options["default"] = parameter.default
         elif parameter.default is not NODEFAULT:
-            options["default_factory"] = functools.partial(copy.deepcopy, parameter.default)
+            options["default_factory"] = functools.partial(_copy_mutable, parameter.default)
         members.append((parameter.name, parameter.annotation, msgspec.field(**options)))
     # The struct exists for one call and is in no reference cycle.
     return msgspec.defstruct(
         arguments.function, members, kw_only=True, gc=False, forbid_unknown_fields=arguments.closed
     )
+
+
+def _copy_mutable(default: Any) -> Any:
+    """Return a default as one call gets it. A hashable one can be a sentinel, which is compared by identity."""
+    try:
+        hash(default)
+    except TypeError:
+        return copy.deepcopy(default)
+    return default
 
 
 def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:

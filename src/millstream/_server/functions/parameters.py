@@ -4,16 +4,31 @@ Problems of a parameter are found at registration, here or by the engine. The me
 works. This module doesn't import pydantic, because a program that uses it already has.
 """
 
+import collections
 import collections.abc
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal
 from functools import partial
 from types import NoneType, UnionType
-from typing import Annotated, Any, ForwardRef, Literal, NewType, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    ForwardRef,
+    Literal,
+    LiteralString,
+    NewType,
+    Self,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from msgspec import NODEFAULT, UNSET, Meta, Struct
 
@@ -30,6 +45,13 @@ COLLECTIONS: tuple[Any, ...] = (
     *(collections.abc.Mapping, collections.abc.MutableMapping),
 )
 """Generic types whose parameters are normalized, too."""
+_WRITTEN_AS: Mapping[Any, Any] = {
+    **dict.fromkeys((collections.abc.Iterable, collections.deque), list),
+    **dict.fromkeys((collections.OrderedDict, collections.defaultdict), dict),
+    **dict.fromkeys((collections.Counter, collections.ChainMap), dict),
+}
+_NO_KEYS = (bool, NoneType, list, tuple, set, frozenset, dict)
+"""Types that no name of a JSON object has."""
 _TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
 _NUMBERS = (int, float, Decimal)
 _BUILTINS = (str, int, float, bool, bytes, list, dict, set, frozenset, tuple, Decimal)
@@ -185,7 +207,7 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
     if is_alias(annotation):  # PEP 695
         return _normalize_alias(annotation, normalize_part, inside)
     annotation, metadata = split_annotation(annotation)
-    annotation = _receive(annotation) if received else annotation
+    annotation = (_receive if received else _write)(_replace(annotation))
     metadata = tuple(Meta(description=each) if isinstance(each, str) else each for each in metadata)
     origin = get_origin(annotation)
     if origin in UNIONS:
@@ -201,8 +223,6 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
         annotation = origin
     elif origin in COLLECTIONS:
         annotation = origin[*(part if part is ... else normalize_part(part) for part in get_args(annotation))]
-    elif annotation is object:
-        annotation = Any
     if annotation in _BUILTINS:
         for meta in metadata:
             _distribute_bounds([annotation], meta)
@@ -217,14 +237,42 @@ def _normalize_alias(alias: Any, normalize_part: Callable[..., Any], inside: Map
     return stand_in.target
 
 
+def _replace(annotation: Any) -> Any:
+    """Return the type that an annotation without values of its own means, such as `object` or a type variable."""
+    if annotation is object:
+        return Any
+    if annotation is LiteralString:
+        return str
+    if not isinstance(annotation, TypeVar):
+        return annotation
+    if annotation.__constraints__:
+        return union_of([*annotation.__constraints__])
+    default = annotation.__default__ if getattr(annotation, "has_default", bool)() else Any  # type: ignore[attr-defined]  # Python 3.13
+    return annotation.__bound__ or default
+
+
 def _receive(annotation: Any) -> Any:
-    kind = get_origin(annotation) or annotation
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
     if kind is collections.abc.Iterable:
-        parts: tuple[Any, ...] = get_args(annotation)
-        return list[parts] if parts else list  # type: ignore[valid-type]  # made from a value
+        return _write(annotation)
     if kind is type or kind is Callable:
         raise TypeError(f"clients can't send a {'class' if kind is type else 'function'}")
+    if annotation is Self:
+        raise TypeError("Self isn't known outside of a class. Write the name of the class")
+    if isinstance(kind, type) and issubclass(kind, collections.abc.Mapping) and parts:
+        key = split_annotation(parts[0])[0]
+        if (get_origin(key) or key) in _NO_KEYS or has_fields(key):
+            raise TypeError(f"clients can't send {type_text(annotation)}, because the names of JSON objects are text")
     return annotation
+
+
+def _write(annotation: Any) -> Any:
+    """Return the list or dict that a collection is written as."""
+    kind, parts = get_origin(annotation) or annotation, get_args(annotation)
+    written: Any = _WRITTEN_AS.get(kind) if isinstance(kind, Hashable) else None
+    if written is None:
+        return annotation
+    return written[(*parts, int) if kind is collections.Counter else parts] if parts else written
 
 
 def _is_json_value(annotation: Any) -> bool:
@@ -459,7 +507,7 @@ def parameter_of(
         raise TypeError(f"{where} takes any number of arguments: {how}.")
     hint = hints.get(parameter.name, Any if kind == "tool" else str)
     _check_hint(hint, where, name)
-    default = NODEFAULT if parameter.default is parameter.empty else parameter.default
+    default = NODEFAULT if parameter.default is parameter.empty or parameter.default is ... else parameter.default
     if isinstance(default, Meta) or is_pydantic_field(default):
         hint, default = Annotated[hint, default], NODEFAULT
     try:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
-from types import CodeType
+from types import CodeType, MethodType
 from typing import Any, Never, NoReturn, get_args, get_origin
 
 import msgspec
@@ -229,9 +229,9 @@ def _close_hints(target: Any, hints: dict[str, Any]) -> dict[str, Any]:
 
 def _signature_of(function: Function) -> inspect.Signature:
     """Return the parameters of a function. A partial lacks those that it fills, even if it looks like its function
-    (`functools.update_wrapper`).
+    (`functools.update_wrapper`), and a method lacks `self`, even if it's decorated.
     """
-    inner = inspect.unwrap(function, stop=lambda each: isinstance(each, functools.partial))
+    inner = inspect.unwrap(function, stop=lambda each: isinstance(each, functools.partial | MethodType))
     return inspect.signature(inner, follow_wrapped=not isinstance(inner, functools.partial))
 
 

@@ -84,6 +84,8 @@ _SIZES = {
     "array": ("minItems", "maxItems"),
     "object": ("minProperties", "maxProperties"),
 }
+_PLACE = re.compile(r"(.*) - at `(?:key` in `)?\$\.([^`]*+)`", re.DOTALL)
+"""An error of msgspec, and where it is."""
 _is_decimal = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?").fullmatch
 _TYPES: Mapping[str, tuple[type, ...]] = {
     name: (int, float) if kind is float else (kind,) for kind, name in KINDS.items()
@@ -112,6 +114,8 @@ class Problem(NamedTuple):
 
 def engine_problem(error: Exception) -> Problem:
     """Return the decoder's message as a problem, for arguments without a schema."""
+    if (found := _PLACE.fullmatch(str(error))) is not None:
+        return Problem((found[2],), f"is invalid: {shorten(found[1])}")
     return Problem((), f"don't fit: {shorten(str(error))}")
 
 

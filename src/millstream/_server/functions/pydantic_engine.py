@@ -8,9 +8,10 @@ import sys
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from decimal import Decimal
 from enum import Enum
 from functools import cached_property, lru_cache, partial
-from math import isfinite
+from math import inf, isfinite
 from typing import Annotated, Any, Literal, NotRequired, cast, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -31,6 +32,7 @@ from typing_extensions import TypedDict
 
 from millstream._override import override
 from millstream._protocol.json_schema import (
+    DECIMAL,
     LOOSE,
     NO_NUMBER,
     Schema,
@@ -125,7 +127,7 @@ class PydanticEngine(Engine):
             raise
         except _UNREADABLE as error:
             types = ", ".join(type_text(each.annotation) for each in parameters)
-            raise TypeError(f"{types} isn't supported") from error
+            raise TypeError(_unsupported(types, error)) from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
         self._validate = _codec_of(model).validator.validate_json
         self._make = make
@@ -199,6 +201,11 @@ def _problem(item: Any, values: Any) -> Problem:
     return Problem(
         path, f"is invalid: {item['msg']}{got_text(value, path, {}) if isinstance(value, str | int | float) else ''}"
     )
+
+
+def _unsupported(types: str, error: Exception) -> str:
+    """Return why pydantic can't read a type: it's unknown, or another package is missing."""
+    return f"{types} needs a package: {error}" if isinstance(error, ImportError) else f"{types} isn't supported"
 
 
 class _Arguments(pydantic.BaseModel):
@@ -314,8 +321,8 @@ def _clean_schema(schema: Schema, name: str) -> Schema:
     """Return a schema without references, and without titles that repeat a class name."""
     definitions: dict[str, Schema] = schema.get("$defs", {})
     for title, part in [(name, schema), *definitions.items()]:
-        if part.get("title") == title:
-            del part["title"]
+        if title in ((written := part.get("title", "")), _INVALID_CHARACTERS.sub("_", written)):
+            part.pop("title", None)
     return inline_references(schema, definitions)
 
 
@@ -348,6 +355,13 @@ class SchemaGenerator(GenerateJsonSchema):
         return {"type": "string", "contentEncoding": "base64"}
 
     @override
+    def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
+        """Describe decimal numbers without bounds as msgspec's engine does."""
+        if schema.keys() & {"ge", "gt", "le", "lt", "multiple_of", "max_digits", "decimal_places"}:
+            return super().decimal_schema(schema)
+        return {**_DECIMAL}
+
+    @override
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
         """Describe all names that the types of the keys allow, and no others."""
         values = self.generate_inner(schema["values_schema"]) if "values_schema" in schema else {}
@@ -363,8 +377,8 @@ class SchemaGenerator(GenerateJsonSchema):
     def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
         """Return no schema for a serializer without a return annotation, because it can write anything."""
         made = super().ser_schema(schema)
-        if made is None and getattr(schema.get("function"), "__module__", "").startswith("pydantic."):
-            return {"type": "string"}  # of a path
+        if getattr(schema.get("function"), "__module__", "").startswith("pydantic."):
+            return made  # of a path, an enum, or a dict
         own = schema["type"] == "function-plain" or schema.get("is_field_serializer")
         return {} if made is None and own and schema.get("return_schema") is None else made
 
@@ -398,8 +412,9 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         return Annotated[annotation, _StructSchema(annotation)]
     if has_fields(kind) and not hasattr(kind, "__pydantic_fields__") and (has_meta(kind) or _is_old_typed_dict(kind)):
         return _translate_class(annotation, kind, inside)
-    if origin is Literal:
-        return Annotated[annotation, pydantic.BeforeValidator(_member_of(parts))]
+    if origin is Literal or annotation is Decimal:
+        read = _read_decimal if annotation is Decimal else _member_of(parts)
+        return Annotated[annotation, pydantic.BeforeValidator(read)]
     if not parts:
         return annotation
     if origin in UNIONS:
@@ -420,6 +435,18 @@ def _choices_in(annotation: Any) -> dict[Any, Any]:
     return {str(each.value if isinstance(each, Enum) else each): each for each in choices}
 
 
+def _read_decimal(value: Any) -> Any:
+    """Return a decimal number from text or a number. `Decimal` reads more than JSON readers do."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return value
+    if find_problems(_DECIMAL, value):
+        raise PydanticCustomError("decimal", "must be a decimal number as text, such as 1.50")
+    return Decimal(str(value))
+
+
+_DECIMAL: Schema = {"type": "string", "pattern": DECIMAL}
+
+
 def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
     """Return a function that finds an enum member for a JSON value. pydantic accepts only the member."""
     members = [each for each in choices if isinstance(each, Enum)]
@@ -431,7 +458,9 @@ _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
 
 
 def _is_struct(kind: Any) -> bool:
-    return isinstance(kind, type) and (is_recursive_alias(kind) or issubclass(kind, Struct))
+    """Return whether only msgspec reads a class."""
+    known = is_recursive_alias(kind) or hasattr(kind, "__attrs_attrs__") or kind in (bytearray, memoryview)
+    return isinstance(kind, type) and (known or issubclass(kind, Struct))
 
 
 def _is_old_typed_dict(kind: Any) -> bool:
@@ -600,10 +629,11 @@ _TO_BASE64 = core_schema.plain_serializer_function_ser_schema(
 )
 
 
-def _encode_checked(codec: _Codec, value: Any) -> bytes:
+def _encode_checked(codec: _Codec, schema: Schema, value: Any) -> bytes:
     """Return the JSON of a value. Builtins in place of a model are validated and encoded as the model."""
+    made: Any = value
     try:
-        made: Any = codec.validator.validate_python(value)
+        made = codec.validator.validate_python(value)
         if isinstance(made, pydantic.BaseModel):
             unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
             if unset:  # `model_construct` validates nothing
@@ -613,7 +643,10 @@ def _encode_checked(codec: _Codec, value: Any) -> bytes:
         problems = (_problem(item, value) for item in error.errors(include_url=False)[:MAX_NAMED])
         raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
     except PydanticSerializationError as error:
-        raise output_error(str(error)) from None
+        data = codec.serializer.to_json(made, by_alias=True, warnings=False)
+        # A default of another type isn't validated, and can be JSON of the right one.
+        if find_problems(schema, msgspec.json.decode(data), steps=inf, first=True):
+            raise output_error(str(error)) from None
     if b"null" in data:
         plain = codec.serializer.to_python(made)
         if has_no_number(pydantic_core.to_jsonable_python(plain, inf_nan_mode="constants", bytes_mode="base64")):
@@ -635,9 +668,9 @@ def output_of(annotation: Any) -> Output | None:
     except RegistrationError:
         raise
     except _UNREADABLE as error:
-        raise OutputError(f"{type_text(annotation)} isn't supported") from error
+        raise OutputError(_unsupported(type_text(annotation), error)) from error
     schema = drop_formats(_clean_schema(schema, schema.get("title", "")), LOOSE)
-    return Output(schema, partial(_encode_checked, codec)) if is_structured(schema) else None
+    return Output(schema, partial(_encode_checked, codec, schema)) if is_structured(schema) else None
 
 
 def _check_matchers(schema: Any) -> None:

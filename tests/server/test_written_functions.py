@@ -1,0 +1,173 @@
+"""Functions as programs write them: decorated methods, classes inside functions, defaults, collections as results."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, HttpUrl, TypeAdapter
+
+from millstream import Server
+from millstream.client import ToolFailed
+from millstream.protocol import Json
+from millstream.testing import connect
+
+
+async def _call(function: Any, arguments: Json) -> Any:
+    mcp = Server("functions")
+    mcp.add_tool(function, name="tool")
+    async with connect(mcp) as client:
+        return await client.call("tool", arguments)
+
+
+async def _output(function: Any) -> Any:
+    mcp = Server("functions")
+    mcp.add_tool(function, name="tool")
+    async with connect(mcp) as client:
+        return (await client.request("tools/list"))["tools"][0].get("outputSchema")
+
+
+def logged(function: Any) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **more: Any) -> Any:
+        return function(*args, **more)
+
+    return call
+
+
+class Shop:
+    @logged
+    def buy(self, n: int) -> str:
+        return f"{type(self).__name__} {n}"
+
+    @classmethod
+    @logged
+    def sell(cls, n: int) -> str:
+        return f"{cls.__name__} {n}"
+
+    @functools.lru_cache  # noqa: B019  as people write it
+    def find(self, n: int) -> str:
+        return f"{type(self).__name__} {n}"
+
+
+@pytest.mark.parametrize("method", [Shop().buy, Shop.sell, Shop().find], ids=["method", "classmethod", "cache"])
+async def test_decorated_methods_keep_their_object(method: Any) -> None:
+    assert (await _call(method, {"n": 3})).text == "Shop 3"
+
+
+async def test_postponed_annotations_may_name_a_class_of_the_function_around() -> None:
+    @dataclass
+    class Local:
+        x: int
+
+    mcp = Server("functions")
+
+    @mcp.tool
+    def read(local: Local, more: list[Local] | None = None) -> str:
+        return f"{local.x} {more}"
+
+    async with connect(mcp) as client:
+        assert (await client.call("read", local={"x": 3})).text == "3 None"
+
+
+MISSING: Any = object()
+
+
+async def test_a_sentinel_is_still_itself() -> None:
+    def find(n: int = MISSING) -> str:
+        return str(n is MISSING)
+
+    assert (await _call(find, {})).text == "True"
+
+
+async def test_an_ellipsis_as_default_makes_an_argument_required() -> None:
+    def find(n: int = ...) -> str:  # type: ignore[assignment]  # as FastAPI's users write it
+        return str(n)
+
+    with pytest.raises(ToolFailed, match="missing 'n'"):
+        await _call(find, {})
+
+
+RESULTS: list[tuple[Any, Any, Any]] = [
+    (Iterable[int], [1, 2], [1, 2]),
+    (list[int], range(2), [0, 1]),
+    (list[str], {"a": 1}.keys(), ["a"]),
+    (deque[int], deque([1]), [1]),
+    (OrderedDict[str, int], OrderedDict(a=1), {"a": 1}),
+    (defaultdict[str, list[int]], defaultdict(list, a=[1]), {"a": [1]}),
+    (Counter[str], Counter("aab"), {"a": 2, "b": 1}),
+    (Mapping[str, int], types.MappingProxyType({"a": 1}), {"a": 1}),
+]
+
+
+@pytest.mark.parametrize("other", [Any, "Link | None"])
+@pytest.mark.parametrize(("annotation", "value", "written"), RESULTS, ids=str)
+async def test_collections_are_results(annotation: Any, value: Any, written: Any, other: Any) -> None:
+    def tool(other: Any = None) -> Any:
+        return value
+
+    tool.__annotations__.update({"return": annotation, "other": other})
+    assert await _output(tool) is not None
+    assert (await _call(tool, {})).data == written
+
+
+class Link(BaseModel):
+    url: HttpUrl = "https://example.com/"  # type: ignore[assignment]  # pydantic doesn't validate defaults
+    words: defaultdict[str, list[int]] = defaultdict(list)
+
+
+async def test_defaults_of_a_model_that_are_json_of_its_type_are_a_result() -> None:
+    def link() -> Link:
+        return Link()
+
+    assert (await _call(link, {})).data == {"url": "https://example.com/", "words": {}}
+    assert (await _output(link))["properties"]["words"]["type"] == "object"
+
+
+@dataclass
+class Range:
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if self.low > self.high:
+            raise ValueError("low must be below high")
+
+
+async def test_what_a_class_refuses_is_named_by_its_place() -> None:
+    def pick(ranges: list[Range]) -> str:
+        return str(ranges)
+
+    with pytest.raises(ToolFailed, match=r"'ranges\[0\]' is invalid: low must be below high\."):
+        await _call(pick, {"ranges": [{"low": 2, "high": 1}]})
+
+
+class Absent:
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Callable[[Any], Any]) -> Any:
+        raise ImportError("email-validator is not installed, run `pip install 'pydantic[email]'`")
+
+
+def test_a_type_that_needs_another_package_names_it() -> None:
+    def mail(to: Absent) -> str:
+        return str(to)
+
+    with pytest.raises(TypeError, match=r"Absent needs a package: email-validator .* run `pip install"):
+        Server("functions").add_tool(mail)
+    with pytest.raises(ImportError):
+        TypeAdapter(Absent)
+
+
+@pytest.mark.parametrize("annotation", ["dict[bool, int]", "dict[tuple[int, int], str]", "Mapping[Range, int]"])
+def test_names_that_no_json_object_has_are_refused(annotation: str) -> None:
+    def tool(a: Any) -> str:
+        return str(a)
+
+    tool.__annotations__["a"] = annotation
+    with pytest.raises(TypeError, match="because the names of JSON objects are text"):
+        Server("functions").add_tool(tool)
