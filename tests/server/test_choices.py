@@ -132,7 +132,7 @@ def test_errors_do_not_repeat_passwords() -> None:
     for raw, text in [
         ('{"x":"s3cret"}', "'x' must be a string of length >= 10. Expected"),
         ('{"api_key":"s3cret"}', "'api_key' must be an integer, got a string. Expected"),
-        ('{"token":"..s3cret"}', "'token' is invalid: Value error, it leaves the folder. Expected"),
+        ('{"token":"..s3cret"}', "'token' is invalid: it leaves the folder. Expected"),
         ('{"at":{"name":"Momo","password":"s3cret"}}', "missing 'title' in 'at'. Expected"),
         ('{"at":[{"password":"s3cret"}]}', "'at' must be an integer or an object, got an array. Expected"),
     ]:

@@ -197,10 +197,10 @@ def _problem(item: Any, values: Any) -> Problem:
         return Problem((*path, *steps[-1:]), "missing")
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return Problem(path, "unknown")
-    value = item["input"]  # an object would reveal too much, and a `SecretStr` is none of these types
-    return Problem(
-        path, f"is invalid: {item['msg']}{got_text(value, path, {}) if isinstance(value, str | int | float) else ''}"
-    )
+    value, text = item["input"], item["msg"].removeprefix("Value error, ")
+    # An object would reveal too much, and a `SecretStr` is none of these types.
+    got = got_text(value, path, {}) if isinstance(value, str | int | float) else ""
+    return Problem(path, f"is invalid: {text}{got}")
 
 
 def _unsupported(types: str, error: Exception) -> str:
