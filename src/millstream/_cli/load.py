@@ -371,6 +371,7 @@ _FASTMCP = (
     ".utilities.types",
 )
 _SOURCES = dict.fromkeys((f"mcp.server.fastmcp{each}" for each in _FASTMCP), "millstream.compat.fastmcp") | {
+    "mcp.shared.memory": "millstream.compat.memory",
     "mcp.types": "millstream.compat.types",
     **dict.fromkeys(
         (
@@ -379,6 +380,7 @@ _SOURCES = dict.fromkeys((f"mcp.server.fastmcp{each}" for each in _FASTMCP), "mi
             "mcp.server.auth.settings",
             "mcp.server.elicitation",
             "mcp.server.session",
+            "mcp.server.streamable_http",
             "mcp.shared.auth",
             "mcp.shared.context",
             "mcp.shared.exceptions",

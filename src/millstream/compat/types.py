@@ -18,6 +18,7 @@ METHOD_NOT_FOUND: int = errors.METHOD_NOT_FOUND
 PARSE_ERROR: int = errors.PARSE_ERROR
 Role = Literal["user", "assistant"]
 LoggingLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
+JSONRPCMessage = Json
 Url = Annotated[str, BeforeValidator(str)]
 """A URL as a string. Pydantic's URL objects are converted."""
 
@@ -279,6 +280,44 @@ class ModelPreferences(Wire):
     costPriority: float | None = None
     speedPriority: float | None = None
     intelligencePriority: float | None = None
+
+
+class EmptyResult(_WithMeta):
+    """A result without members."""
+
+
+class ListToolsResult(_WithMeta):
+    """A page of the tools."""
+
+    tools: list[Tool]
+    nextCursor: str | None = None
+
+
+class ListResourcesResult(_WithMeta):
+    """A page of the resources."""
+
+    resources: list[Resource]
+    nextCursor: str | None = None
+
+
+class ListResourceTemplatesResult(_WithMeta):
+    """A page of the resource templates."""
+
+    resourceTemplates: list[ResourceTemplate]
+    nextCursor: str | None = None
+
+
+class ListPromptsResult(_WithMeta):
+    """A page of the prompts."""
+
+    prompts: list[Prompt]
+    nextCursor: str | None = None
+
+
+class ReadResourceResult(_WithMeta):
+    """The contents of a resource."""
+
+    contents: list[TextResourceContents | BlobResourceContents]
 
 
 class ErrorData(Wire):

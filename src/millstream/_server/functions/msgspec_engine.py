@@ -80,15 +80,15 @@ def enc_hook(value: Any) -> Any:
         )
     if isinstance(value, PurePath):
         return str(value)
-    if type(value).__module__ in ("builtins", "collections") and isinstance(value, Collection):
-        return dict(value) if isinstance(value, Mapping) else list(value)
+    kind = cast("type[object]", type(value))
+    if kind.__module__ in ("builtins", "collections") and issubclass(kind, Collection):
+        return dict(value) if issubclass(kind, Mapping) else list(value)
     pydantic_core = sys.modules.get("pydantic_core")
     if pydantic_core is not None:
         with suppress(ValueError):
             if hasattr(value, "__pydantic_core_schema__") and not isinstance(value, type):
                 return import_module("millstream._server.functions.pydantic_engine").jsonable(value)
             return pydantic_core.to_jsonable_python(value)
-    kind = cast("type[object]", type(value))
     instead = "use builtins, a dataclass, TypedDict, Struct, or pydantic model"
     if issubclass(kind, Iterator):
         instead = "convert it to a list with list(…)"

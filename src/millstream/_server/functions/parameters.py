@@ -247,8 +247,9 @@ def _replace(annotation: Any) -> Any:
         return annotation
     if annotation.__constraints__:
         return union_of([*annotation.__constraints__])
-    default = annotation.__default__ if getattr(annotation, "has_default", bool)() else Any  # type: ignore[attr-defined]  # Python 3.13
-    return annotation.__bound__ or default
+    default: Any = annotation.__default__ if getattr(annotation, "has_default", bool)() else Any  # type: ignore[attr-defined]  # Python 3.13
+    bound: Any = annotation.__bound__
+    return bound or default
 
 
 def _receive(annotation: Any) -> Any:

@@ -64,7 +64,7 @@ from millstream.compat.fastmcp._outputs import (
     UrlElicitationRequiredError,
     ValidationError,
 )
-from millstream.compat.fastmcp._server import FastMCP
+from millstream.compat.fastmcp._server import EventCallback, EventMessage, EventStore, FastMCP
 from millstream.compat.types import Annotations, Icon, ToolAnnotations
 
 __all__ = [
@@ -85,6 +85,9 @@ __all__ = [
     "DeclinedElicitation",
     "DirectoryResource",
     "ElicitationResult",
+    "EventCallback",
+    "EventMessage",
+    "EventStore",
     "FastMCP",
     "FastMCPError",
     "FileResource",

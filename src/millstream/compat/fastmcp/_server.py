@@ -5,6 +5,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
@@ -43,6 +44,21 @@ M = TypeVar("M", bound=BaseModel)
 
 _TRANSPORTS = ("stdio", "sse", "streamable-http")
 _MAX_COMPLETIONS = 100
+
+
+EventCallback = Callable[["EventMessage"], Awaitable[None]]
+
+
+@dataclass
+class EventMessage:
+    """A message of a stream."""
+
+    message: Any
+    event_id: str | None = None
+
+
+class EventStore:
+    """The base class of event stores, which are never called: streams can be resumed without them."""
 
 
 class FastMCP(Generic[LifespanT]):
@@ -104,6 +120,11 @@ class FastMCP(Generic[LifespanT]):
         self._custom_routes: list[Route] = []
         for tool in tools:
             self._add("tools", tool.name, tool)
+
+    @property
+    def _mcp_server(self) -> "FastMCP[LifespanT]":
+        """What programs pass to `millstream.compat.memory`."""
+        return self
 
     @property
     def __millstream_server__(self) -> Server:
