@@ -282,7 +282,7 @@ def _file_in(folder: Path) -> str:
 def _low_level(source: str) -> CommandError:
     return CommandError(
         f"{source} uses the low-level Server of the official SDK, version 1.",
-        why="Millstream stands in for its FastMCP only.",
+        why="Millstream's compatibility layer has FastMCP only.",
         fix="Install the SDK beside Millstream: pip install 'mcp<2'",
     )
 

@@ -161,7 +161,7 @@ _CAPABILITIES: Mapping[str, object] = {
     "extensions io.modelcontextprotocol/ui": {},
     "extensions io.modelcontextprotocol/ui mimeTypes": ["text/html;profile=mcp-app"],
 }
-"""Path -> value. An empty object stands for any object."""
+"""Path -> value. An empty object matches any object."""
 _BITS = [(1 << bit, path.split(), value) for bit, (path, value) in enumerate(_CAPABILITIES.items())]
 
 

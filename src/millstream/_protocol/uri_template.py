@@ -278,7 +278,7 @@ def _expand(part: _Expression, values: Mapping[str, str]) -> str:
 
 
 def normalize_template(template: str) -> str:
-    """Return a template that matches the normal forms of the URIs that `template` stands for."""
+    """Return a template that matches the normal forms of the URIs that `template` matches."""
     taken = set(re.findall("x([0-9]+)y", template.lower()))
     mark = f"x{next(number for number in count() if str(number) not in taken)}y"
     expressions: list[tuple[str, str]] = []

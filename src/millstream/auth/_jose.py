@@ -38,7 +38,7 @@ class TokenRules(Struct, frozen=True):
     """Claims that a token must have."""
 
     issuer: str
-    """Value of ``iss``. With `tenants`, `TENANT` in it stands for the claim ``tid``."""
+    """Value of ``iss``. With `tenants`, the claim ``tid`` replaces `TENANT` in it."""
     audiences: Collection[str]
     """Values of ``aud``, of which a token must have one. If it's empty, ``aud`` must be missing."""
     implied: Mapping[str, Collection[str]] = {}

@@ -112,7 +112,7 @@ class Rights(Struct, frozen=True):
     """All scopes and groups that callers with one kind of credential can have."""
 
     scopes: frozenset[str]
-    """The scopes; ``*`` stands for any."""
+    """The scopes. ``*`` means any scope."""
     groups: frozenset[str] = frozenset()
     """Values of the claim `groups`."""
 

@@ -149,7 +149,7 @@ async def ask_issuer(url: str) -> FetchedDocument:
 
 
 _ANY_TENANT = "organizations"
-"""Stands for any tenant of Entra ID in the URL of an issuer."""
+"""Placeholder of the tenant in an Entra ID issuer's URL."""
 TYPES = frozenset(("at+jwt", "jwt", ""))
 """RFC 9068 requires ``at+jwt``; most issuers send ``jwt`` or nothing."""
 

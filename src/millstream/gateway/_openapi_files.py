@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 1024 * 1024
 """Maximum bytes of a document's files together."""
 _MAX_FILES = 5000
 _MAX_VALUES = 1_000_000
-"""Maximum values of a file in YAML, in which an alias counts with all that it stands for."""
+"""Maximum values of a file in YAML, in which an alias counts like the values that it repeats."""
 _FILES = "x-millstream-files"
 """Member of a document with the other files, by address."""
 

@@ -100,13 +100,13 @@ def is_alias(annotation: Any) -> bool:
 
 
 def resolve_alias(annotation: Any) -> Any:
-    """Return what an alias stands for."""
+    """Return the target of an alias."""
     alias, parts = get_origin(annotation) or annotation, get_args(annotation)
     return alias.__value__[parts] if parts else alias.__value__
 
 
 def make_stand_in(name: str) -> RecursiveAlias:
-    """Return what stands for an alias inside itself. Set its `target`."""
+    """Return the stand-in for an alias inside itself. Set its `target`."""
     return RecursiveAlias(re.sub(r"\W+", "_", name).strip("_"), (), {})
 
 
@@ -118,7 +118,7 @@ def close_alias(annotation: Any, namespace: Mapping[str, Any], inside: Mapping[s
     Args:
         annotation: The annotation, as it's written.
         namespace: The names of its module.
-        inside: The aliases that contain it, with what stands for them there.
+        inside: The aliases that contain it, each with its stand-in.
 
     Raises:
         NameError: A name doesn't exist.
@@ -195,7 +195,7 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
         annotation: The annotation.
         received: Whether clients send the value. An `Iterable` then arrives as a list, whose items are checked before
             the function runs.
-        inside: The aliases that contain it, with what stands for them there.
+        inside: The aliases that contain it, each with its stand-in.
 
     Raises:
         RegistrationError: A bound doesn't fit the type.

@@ -25,7 +25,7 @@ class KeyringTokenStore(msgspec.Struct):
     """Used if there's no key ring, and read if the key ring is empty."""
 
     def lock(self) -> AbstractAsyncContextManager[None]:
-        """Return the lock of the file, which also stands for the key ring."""
+        """Return the lock of the file, which also guards the key ring."""
         return self._file.lock()
 
     def load(self) -> StoredCredentials:
