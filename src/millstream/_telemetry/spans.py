@@ -21,7 +21,8 @@ _propagator = TraceContextTextMapPropagator()
 class OpenSpan(Struct):
     """A span that is current in its task until `Spans.end`."""
 
-    span: trace.Span
+    span: Any
+    """A `trace.Span`. In annotations of fields, OpenTelemetry's types would be unknown where it isn't installed."""
     token: Any
     trace_id: str
     span_id: str
@@ -30,7 +31,8 @@ class OpenSpan(Struct):
 class Spans(Struct, frozen=True):
     """Starts and ends spans of one server."""
 
-    tracer: trace.Tracer
+    tracer: Any
+    """A `trace.Tracer`."""
 
     def start(
         self, name: str, attributes: Attributes, *, meta: Mapping[str, object], headers: Mapping[str, object]
@@ -49,7 +51,7 @@ class Spans(Struct, frozen=True):
         parent = _remote(meta)
         links = [trace.Link(ambient)] if parent.is_valid and ambient.is_valid else None
         around = parent if parent.is_valid else ambient
-        span = self.tracer.start_span(
+        span: trace.Span = self.tracer.start_span(
             name,
             trace.set_span_in_context(trace.NonRecordingSpan(around)) if around.is_valid else None,
             trace.SpanKind.SERVER,
@@ -67,7 +69,7 @@ class Spans(Struct, frozen=True):
     def end(self, opened: OpenSpan, *, attributes: Attributes, failed: bool) -> None:
         """End a span in the task that started it, and add attributes known only at the end."""
         context.detach(opened.token)
-        span = opened.span
+        span: trace.Span = opened.span
         span.set_attributes(attributes)
         if failed:
             span.set_status(trace.StatusCode.ERROR)

@@ -248,8 +248,7 @@ def _replace(annotation: Any) -> Any:
     if annotation.__constraints__:
         return union_of([*annotation.__constraints__])
     default: Any = annotation.__default__ if getattr(annotation, "has_default", bool)() else Any  # type: ignore[attr-defined]  # Python 3.13
-    bound: Any = annotation.__bound__
-    return bound or default
+    return getattr(annotation, "__bound__", None) or default
 
 
 def _receive(annotation: Any) -> Any:
