@@ -145,7 +145,7 @@ def decoder(kind: type[T]) -> Callable[[bytes | str], T]:
 
 Json = dict[str, Any]
 """A JSON object."""
-decode_object = decoder(Json)
+decode_object: Callable[[bytes | str], Json] = decoder(Json)
 """Return the members of a JSON object, or raise one of `MALFORMED`."""
 decode_members = decoder(dict[str, Raw])
 """Return the members of a JSON object, with their values as JSON, or raise one of `MALFORMED`."""

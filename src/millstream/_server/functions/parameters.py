@@ -247,7 +247,8 @@ def _replace(annotation: Any) -> Any:
         return annotation
     if annotation.__constraints__:
         return union_of([*annotation.__constraints__])
-    default: Any = annotation.__default__ if getattr(annotation, "has_default", bool)() else Any  # type: ignore[attr-defined]  # Python 3.13
+    has_default: Any = getattr(annotation, "has_default", None)  # from Python 3.13
+    default = getattr(annotation, "__default__", Any) if has_default and has_default() else Any
     return getattr(annotation, "__bound__", None) or default
 
 
