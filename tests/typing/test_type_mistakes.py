@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -83,3 +84,28 @@ def test_public_interface_is_typed_and_small() -> None:
     exported = report["exportedSymbolCounts"]
     # What gateways and extensions import is public: docs/decisions/0052-guests-use-public-names.md.
     assert 100 < sum(exported.values()) <= 1_080
+
+
+EXTRAS = {
+    "jsonschema_rs",
+    "keyring",
+    "nats",
+    "openai",
+    "opentelemetry",
+    "pydantic",
+    "pydantic_ai",
+    "pydantic_core",
+    "redis",
+}
+
+
+def test_an_installation_without_extras_is_typed_completely(tmp_path: Path) -> None:
+    for each in Path(sysconfig.get_path("purelib")).iterdir():
+        if each.name.partition(".")[0] not in EXTRAS:
+            (tmp_path / each.name).symlink_to(each)
+    bare = str(Path(sys.base_prefix, "bin", "python3"))
+    options = ("--pythonpath", bare, "--verifytypes", "millstream", "--ignoreexternal")
+    report = pyright(*options, cwd=tmp_path, path=f"{ROOT / 'src'}{os.pathsep}{tmp_path}")["typeCompleteness"]
+    untyped = [each["name"] for each in report["symbols"] if not each["isTypeKnown"]]
+    assert len(untyped) < len(report["symbols"])
+    assert [name for name in untyped if not name.startswith("millstream.compat")] == []  # it needs pydantic
