@@ -63,7 +63,7 @@ class Model(BaseModel):
 
 
 LEAVES: list[Any] = [
-    *(int, float, str, bool, bytes, UUID, dt.date, Path, Decimal, Color, Level, Any),
+    *(int, float, str, bool, bytes, bytearray, UUID, dt.date, Path, Decimal, Color, Level, Any),
     *(Literal["a", "b"], Literal[1, 2], Point, Movie, Pair, list, dict, set),
     Annotated[int, Field(ge=0, le=9)],
     Annotated[str, Field(min_length=2, max_length=3)],

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import venv
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ pytestmark = [
 ]
 
 
-def pyright(*options: str, cwd: Path, path: str = "") -> dict[str, Any]:
-    """Return the report of pyright for this interpreter."""
+def pyright(*options: str, cwd: Path, path: str = "", programs: Path = Path(sys.executable).parent) -> dict[str, Any]:
+    """Return the report of pyright for this interpreter, or for another in a folder of programs."""
     node = Path(NODE)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{node.parent}", "PYTHONPATH": path}
+    environment = {**os.environ, "PATH": f"{programs}{os.pathsep}{node.parent}", "PYTHONPATH": path}
     done = subprocess.run(
         [str(node), str(PYRIGHT), "--outputjson", *options],
         capture_output=True,
@@ -100,12 +101,14 @@ EXTRAS = {
 
 
 def test_an_installation_without_extras_is_typed_completely(tmp_path: Path) -> None:
-    for each in Path(sysconfig.get_path("purelib")).iterdir():
+    venv.create(tmp_path, symlinks=True)
+    installed = Path(sysconfig.get_path("purelib"))
+    for each in installed.iterdir():
         if each.name.partition(".")[0] not in EXTRAS:
-            (tmp_path / each.name).symlink_to(each)
-    bare = str(Path(sys.base_prefix, "bin", "python3"))
-    options = ("--pythonpath", bare, "--verifytypes", "millstream", "--ignoreexternal")
-    report = pyright(*options, cwd=tmp_path, path=f"{ROOT / 'src'}{os.pathsep}{tmp_path}")["typeCompleteness"]
+            (tmp_path / installed.relative_to(sys.prefix) / each.name).symlink_to(each)
+    options = ("--verifytypes", "millstream", "--ignoreexternal")
+    made = pyright(*options, cwd=tmp_path, path=str(ROOT / "src"), programs=tmp_path / "bin")
+    report = made["typeCompleteness"]
     untyped = [each["name"] for each in report["symbols"] if not each["isTypeKnown"]]
     assert len(untyped) < len(report["symbols"])
     assert [name for name in untyped if not name.startswith("millstream.compat")] == []  # it needs pydantic

@@ -127,7 +127,7 @@ class PydanticEngine(Engine):
             raise
         except _UNREADABLE as error:
             types = ", ".join(type_text(each.annotation) for each in parameters)
-            raise TypeError(_unsupported(types, error)) from error
+            raise TypeError(_explain_failure(types, error)) from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
         self._validate = _codec_of(model).validator.validate_json
         self._make = make
@@ -203,7 +203,7 @@ def _problem(item: Any, values: Any) -> Problem:
     return Problem(path, f"is invalid: {text}{got}")
 
 
-def _unsupported(types: str, error: Exception) -> str:
+def _explain_failure(types: str, error: Exception) -> str:
     """Return why pydantic can't read a type: it's unknown, or another package is missing."""
     return f"{types} needs a package: {error}" if isinstance(error, ImportError) else f"{types} isn't supported"
 
@@ -668,7 +668,7 @@ def output_of(annotation: Any) -> Output | None:
     except RegistrationError:
         raise
     except _UNREADABLE as error:
-        raise OutputError(_unsupported(type_text(annotation), error)) from error
+        raise OutputError(_explain_failure(type_text(annotation), error)) from error
     schema = drop_formats(_clean_schema(schema, schema.get("title", "")), LOOSE)
     return Output(schema, partial(_encode_checked, codec, schema)) if is_structured(schema) else None
 
