@@ -1,6 +1,8 @@
+import importlib
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import fastapi  # noqa: F401  `folder` puts back sys.modules, and what it needs can't be imported twice
@@ -8,7 +10,7 @@ import pytest
 
 from cases import for_each
 from millstream._app.server_process import CommandError, report
-from millstream._cli.load import load, split_target
+from millstream._cli.load import compatible_imports, load, split_target
 from patience import WAIT
 
 ONE = 'from millstream import Server\nshop = Server("shop")\n'
@@ -270,3 +272,40 @@ def test_missing_extras_are_named_without_frames(code: str, tmp_path: Path) -> N
     assert "needs an extra package.\n  Cause: Line 3 of shop.py requires it.\n" in done.stderr
     assert f"  Fix:   Run: pip install 'millstream[{extra}]'\n" in done.stderr
     assert "File " not in done.stderr
+
+
+IMPORTED = {
+    "mcp.server.elicitation": ["AcceptedElicitation", "CancelledElicitation", "DeclinedElicitation"],
+    "mcp.server.fastmcp": ["Context", "FastMCP", "Icon", "Image"],
+    "mcp.server.fastmcp.prompts.base": ["UserMessage"],
+    "mcp.server.session": ["ServerSession"],
+    "mcp.server.streamable_http": ["EventCallback", "EventMessage", "EventStore"],
+    "mcp.shared.exceptions": ["McpError", "UrlElicitationRequiredError"],
+    "mcp.shared.memory": ["create_connected_server_and_client_session"],
+    "mcp.types": ["CallToolResult", "Completion", "ElicitRequestURLParams", "JSONRPCMessage", "PromptReference"],
+}
+"""What the SDK's own examples import, by module."""
+
+
+@pytest.fixture
+def no_sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The imports of a program that `run` loads where no SDK is installed."""
+    for name in [each for each in sys.modules if each.partition(".")[0] == "mcp"]:
+        monkeypatch.delitem(sys.modules, name)
+    with compatible_imports() as imports:
+        sys.meta_path.remove(imports)
+        sys.meta_path.insert(0, imports)
+        yield
+    for name in [each for each in sys.modules if each.partition(".")[0] == "mcp"]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("no_sdk")
+def test_names_that_the_examples_of_the_sdk_import_exist() -> None:
+    missing = [
+        f"{module}.{name}"
+        for module, names in IMPORTED.items()
+        for name in names
+        if not hasattr(importlib.import_module(module), name)
+    ]
+    assert missing == []

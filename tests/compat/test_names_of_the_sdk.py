@@ -1,16 +1,13 @@
 """What programs for the official SDK 1.x import and read: its clients, forms with titles, and sessions in memory."""
 
-import importlib
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
 
-from millstream._cli.load import compatible_imports
 from millstream.compat.fastmcp import AcceptedElicitation, Context, EventStore, FastMCP, McpError
 from millstream.compat.memory import create_connected_server_and_client_session
 from millstream.testing import connect
@@ -63,43 +60,6 @@ async def test_choices_with_titles_reach_the_form() -> None:
     properties = forms[0]["properties"]
     assert properties["colors"]["items"]["anyOf"][1] == {"const": "blue", "title": "Blue"}
     assert properties["size"]["oneOf"] == [{"const": "s", "title": "Small"}]
-
-
-IMPORTED = {
-    "mcp.server.elicitation": ["AcceptedElicitation", "CancelledElicitation", "DeclinedElicitation"],
-    "mcp.server.fastmcp": ["Context", "FastMCP", "Icon", "Image"],
-    "mcp.server.fastmcp.prompts.base": ["UserMessage"],
-    "mcp.server.session": ["ServerSession"],
-    "mcp.server.streamable_http": ["EventCallback", "EventMessage", "EventStore"],
-    "mcp.shared.exceptions": ["McpError", "UrlElicitationRequiredError"],
-    "mcp.shared.memory": ["create_connected_server_and_client_session"],
-    "mcp.types": ["CallToolResult", "Completion", "ElicitRequestURLParams", "JSONRPCMessage", "PromptReference"],
-}
-"""What the SDK's own examples import, by module."""
-
-
-@pytest.fixture
-def no_sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The imports of a program that `run` loads where no SDK is installed."""
-    for name in [each for each in sys.modules if each.partition(".")[0] == "mcp"]:
-        monkeypatch.delitem(sys.modules, name)
-    with compatible_imports() as imports:
-        sys.meta_path.remove(imports)
-        sys.meta_path.insert(0, imports)
-        yield
-    for name in [each for each in sys.modules if each.partition(".")[0] == "mcp"]:
-        del sys.modules[name]
-
-
-@pytest.mark.usefixtures("no_sdk")
-def test_names_that_the_examples_of_the_sdk_import_exist() -> None:
-    missing = [
-        f"{module}.{name}"
-        for module, names in IMPORTED.items()
-        for name in names
-        if not hasattr(importlib.import_module(module), name)
-    ]
-    assert missing == []
 
 
 class Events(EventStore):

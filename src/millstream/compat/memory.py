@@ -9,11 +9,10 @@ from pydantic import BaseModel
 from millstream.client import ServerError
 from millstream.compat import types
 from millstream.compat.fastmcp import FastMCP, McpError
-from millstream.protocol import Json
+from millstream.protocol import NEWEST_HANDSHAKE, Json
 from millstream.testing import TestClient, connect
 
 M = TypeVar("M", bound=BaseModel)
-_REVISION = "2025-11-25"
 
 
 class ClientSession:
@@ -76,5 +75,5 @@ async def create_connected_server_and_client_session(
         server: The server.
         read_timeout_seconds, raise_exceptions: Ignored.
     """
-    async with connect(server.engine, revision=_REVISION) as client:
+    async with connect(server.engine, revision=NEWEST_HANDSHAKE.date) as client:
         yield ClientSession(client)
