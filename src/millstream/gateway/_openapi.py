@@ -35,6 +35,7 @@ from millstream.gateway._openapi_files import COLLECTIONS, read_document, upgrad
 from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of, result_of
 from millstream.gateway._openapi_request import (
     BINARY,
+    FILE_NAME,
     FORM,
     JSON,
     MULTIPART,
@@ -84,7 +85,7 @@ _KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
 _ANY_SCALAR: Any = int | float | bool
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool}
 MAX_LOGGED = 20
-"""Maximum skipped operations to log by name."""
+"""Maximum skipped operations to log as warnings."""
 _MAX_ROUTE = 200
 logger = logging.getLogger("millstream.gateway")
 
@@ -206,8 +207,9 @@ class Document:
     def log_skipped(self, name: str, known: Collection[str] = ()) -> None:
         """Log the operations that aren't offered, except for those that are already known."""
         new = [(route, reason) for route, reason in self.skipped.items() if route not in known]
-        for route, reason in new[:MAX_LOGGED]:
-            logger.warning("%s: skipped %s, because %s", name, route, reason)
+        for number, (route, reason) in enumerate(new):
+            level = logging.WARNING if number < MAX_LOGGED else logging.DEBUG
+            logger.log(level, "%s: skipped %s, because %s", name, route, reason)
         if len(new) > MAX_LOGGED:
             logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
 
@@ -263,9 +265,9 @@ class Document:
                 described = {"description": notes} if notes else {}
             taken.add(name)
             argument, schema = self._argument(own_name, place, parameter, template)
-            if argument.file_name:
+            if argument.is_binary and place == "field":
                 file_name = {"type": "string", "description": f"File name for {own_name}"}
-                properties[argument.file_name] = {**schema, "items": file_name} if "items" in schema else file_name
+                properties[own_name + FILE_NAME] = {**schema, "items": file_name} if "items" in schema else file_name
             arguments[name], properties[name] = argument, schema | described
             if parameter.get("required") or place == "path":
                 required.append(name)
@@ -297,7 +299,6 @@ class Document:
         return Argument(
             name, place, *_style_of(parameter, place), self._query_members(schema) if place == "query" else found,
             media=media if is_binary or "*" not in media else "", is_binary=is_binary,
-            file_name=f"{name}__filename" if is_binary and place == "field" else "",
             allows_reserved=parameter.get("allowReserved") is True,
         ), schema  # fmt: skip
 
@@ -352,11 +353,10 @@ class Document:
         if media == "*/*" and self._is_binary(schema):
             media = BINARY
         kind = kind_of_body(media)
-        template, has_fields = {"media": media, "kind": kind}, kind in ("json", "multipart", "form")
-        found, required = self.fields(schema) if has_fields else ({}, [])
+        template, described = {"media": media, "kind": kind}, Json() if kind in ("text", "bytes") else schema
+        found, required = self.fields(described)
         if not found:
-            title = str(self.target(schema).get("title", "")) if has_fields else ""
-            name = re.sub(r"\W+", "_", title).lower() or "body"
+            name = re.sub(r"\W+", "_", str(self.target(described).get("title", ""))).lower() or "body"
             return [{"name": name, "in": "body", "schema": schema, "required": is_required}], template
         encodings, needed = members(content.get("encoding")), required if is_required else []
         fields = [
@@ -415,18 +415,16 @@ class Document:
         return frozenset(names)
 
     def _output(self, operation: Json) -> tuple[Json | None, bool]:
-        responses: Json = operation.get("responses") or {}
-        codes = [each for each in responses if str(each).startswith("2")]
-        if not self._output_schemas or len(codes) != 1:
-            return None, False
-        response = self.target(responses[codes[0]])
+        responses = members(operation.get("responses")).items()
+        found = [self.target(each) for code, each in responses if str(code).startswith("2")]
+        response = found[0] if self._output_schemas and len(found) == 1 else Json()
         schema = members(_content_of(response, "json")[1].get("schema") or response.get("schema"))  # version 2.0
         resolved = self.target(schema)
         if not resolved.keys() - {"title", "description"}:
             return None, False
         wrapped = resolved.get("type") != "object" and "properties" not in resolved
-        found = {"properties": {"result": schema}, "required": ["result"]} if wrapped else resolved
-        return self._response.schema({**found, "type": "object"}), wrapped
+        whole = {"properties": {"result": schema}, "required": ["result"]} if wrapped else resolved
+        return self._response.schema({**whole, "type": "object"}), wrapped
 
     def _resolve(self, node: Any) -> Json:
         """Return the target of a reference, or the node itself if it isn't one.

@@ -34,11 +34,12 @@ def parse_file(data: bytes) -> Any:
         ValueError: It's neither, or is too deep or large.
         MissingExtra: It's YAML, and the extra isn't installed.
     """
-    if data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    if data.lstrip()[:1] == b"{":
         if reason := exceeds_limits(data, MAX_DEPTH):
             raise ValueError(f"The document has {reason}.")
         try:
-            return msgspec.json.decode(data.removeprefix(b"\xef\xbb\xbf"))
+            return msgspec.json.decode(data)
         except msgspec.DecodeError as exc:
             raise ValueError(f"The document isn't JSON ({exc}).") from exc
     try:
@@ -82,11 +83,11 @@ class DocumentFiles:
         ``while files.wanted: files.add(read_file(files.wanted, base))``
     """
 
-    def __init__(self, base: str) -> None:
+    def __init__(self, base: str, max_bytes: int = MAX_BYTES) -> None:
         self.wanted: str = base
         """Address of the next file to add; empty if the document is complete."""
         self._base, self._pending, self._values = base, list[str](), dict[str, Any]()
-        self._digest, self._bytes = sha256(), 0
+        self._digest, self._bytes_left, self._max_bytes = sha256(), max_bytes, max_bytes
 
     @property
     def digest(self) -> bytes:
@@ -109,9 +110,9 @@ class DocumentFiles:
         """
         address = self.wanted
         self._digest.update(data)
-        self._bytes += len(data)
-        if self._bytes > MAX_BYTES or len(self._values) > _MAX_FILES:
-            raise ValueError(f"The document has more than {MAX_BYTES:,} bytes or {_MAX_FILES:,} files.")
+        self._bytes_left -= len(data)
+        if self._bytes_left < 0 or len(self._values) > _MAX_FILES:
+            raise ValueError(f"The document has more than {self._max_bytes:,} bytes or {_MAX_FILES:,} files.")
         try:
             value = self._values[address] = parse_file(data)
         except ValueError:

@@ -23,6 +23,8 @@ from millstream.protocol import Confidential, Json, encode, is_array, is_object
 FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
 DEEP = "deepObject"
 BINARY = "application/octet-stream"
+FILE_NAME = "__filename"
+"""End of the name of the argument with a file's name."""
 _MAX_DECODINGS = 5
 _MAX_NAME = 56
 """Maximum characters of a name or value in an error."""
@@ -56,8 +58,6 @@ class Argument(Struct, frozen=True, eq=False):
     allows_reserved: bool = False
     is_binary: bool = False
     """Whether the value is base64, and sent as bytes."""
-    file_name: str = ""
-    """The argument with the file's name."""
     others: frozenset[str] = frozenset()
     """Names that its members can't have, because they belong to other arguments. See `find_others`."""
 
@@ -184,7 +184,7 @@ def _form_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tup
 def _multipart_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tuple[bytes, str]:
     boundary, parts = secrets.token_hex(16), list[bytes]()
     for argument, whole in given:
-        names = arguments.get(argument.file_name) or ""
+        names = arguments.get(argument.name + FILE_NAME) or ""
         names = names if is_array(names) else [names]
         for number, (name, value) in enumerate(_parts(argument, whole)):
             head = f'form-data; name="{name.translate(_QUOTED)}"'

@@ -327,7 +327,7 @@ class ApiUpstream(Upstream):
             ClientError: They can't be reached.
         """
         base = await asyncio.to_thread(address_of, source) if url is None else str(url)
-        files = DocumentFiles(base)
+        files = DocumentFiles(base, self.config.max_catalog_bytes)
         while address := files.wanted:
             data = b""
             if url is None:
@@ -338,8 +338,6 @@ class ApiUpstream(Upstream):
                 with contextlib.suppress(ValueError, ClientError):  # the reference then leads to nothing
                     if (other := parse_url(address)).origin == url.origin:
                         data = await self._fetch(other)
-            if len(data) > self.config.max_catalog_bytes:
-                raise ValueError(f"The document is larger than {self.config.max_catalog_bytes:,} bytes.")
             await asyncio.to_thread(files.add, data)
         return files
 
