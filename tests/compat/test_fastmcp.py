@@ -1,4 +1,6 @@
 import asyncio
+import sys
+import warnings
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -415,6 +417,21 @@ async def test_direct_calls_return_sdk_shapes() -> None:
         await mcp.call_tool("none", {})
     with pytest.raises(ResourceError, match="Unknown resource"):
         await mcp.read_resource("none://")
+
+
+def test_routes_for_forms_name_the_package_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def respond(request: object) -> PlainTextResponse:
+        return PlainTextResponse("")
+
+    mcp = FastMCP("forms")
+    monkeypatch.setitem(sys.modules, "python_multipart", None)
+    with pytest.warns(UserWarning, match="'/login' can't read forms.* pip install python-multipart") as warned:
+        mcp.custom_route("/login", methods=["GET", "post"])(respond)
+    assert warned[0].filename == __file__
+    with warnings.catch_warnings(action="error"):
+        mcp.custom_route("/hi", methods=["GET"])(respond)
+        monkeypatch.undo()
+        mcp.custom_route("/send", methods=["POST"])(respond)
 
 
 async def test_first_of_two_equal_tool_names_stays(caplog: pytest.LogCaptureFixture) -> None:
