@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tarfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from zipfile import ZipFile
@@ -18,6 +19,7 @@ import yaml
 from api_calls import BASE
 from gateway.test_openapi_documents import DIGITAL_OCEAN, KUBERNETES, dangling_references
 from millstream import Client, Server
+from millstream.client import ServerError
 from patience import WAIT
 from processes import NODE, ROOT
 
@@ -118,7 +120,9 @@ def operations_in(spec: Any) -> int:
 async def tools_of(path: Path, **options: Any) -> list[Any]:
     http = httpx2.AsyncClient(base_url=BASE)
     async with Client(Server.from_openapi(path, http, **options), timeout=WAIT) as client:
-        return await client.tools()
+        with suppress(ServerError):  # a server without tools doesn't list any
+            return await client.tools()
+    return []
 
 
 def check_tool(tool: Any) -> None:
@@ -140,15 +144,13 @@ async def test_documents_of_ai_vendors_become_tools_for_every_client(vendors: li
 
 @pytest.mark.nightly
 async def test_each_operation_of_a_directory_is_a_tool_or_a_line_in_the_log(
-    directory: list[Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    directory: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("millstream.gateway._openapi.MAX_LOGGED", 10_000)
     for path in directory:
         caplog.clear()
-        with caplog.at_level(logging.WARNING, "millstream.gateway"):
+        with caplog.at_level(logging.DEBUG, "millstream.gateway"):
             tools = await tools_of(path, output_schemas=True)
-        skipped = [each.getMessage() for each in caplog.records if ": skipped " in each.getMessage()]
-        assert all(", because " in each for each in skipped)
+        skipped = [each for each in caplog.messages if ": skipped " in each and ", because " in each]
         assert len(tools) + len(skipped) >= operations_in(json.loads(path.read_bytes())), path
         for tool in tools:
             check_tool(tool)
