@@ -1,4 +1,5 @@
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def test_run_shows_a_panel_and_ends_with_ctrl_c(screen: Screen) -> None:
 
 
 def test_errors_and_findings_break_between_words(narrow: Screen) -> None:
-    narrow.start("install", "h.py")
+    narrow.start("run", str(SHOP), "--tls-key", "key.pem")
     lines = narrow.until("ended with")
     cause = next(number for number, line in enumerate(lines) if line.startswith("  Cause: "))
     assert lines[cause + 1].startswith(" " * len("  Cause: "))
@@ -136,6 +137,17 @@ def test_errors_and_findings_break_between_words(narrow: Screen) -> None:
     finding = next(number for number, line in enumerate(lines) if line.startswith("FAIL"))
     assert lines[finding + 1].startswith("      ")
     assert "\x1b[31mFAIL" in narrow.seen(colors=True)
+
+
+def test_list_sets_names_and_types_apart_and_keeps_words_whole(narrow: Screen) -> None:
+    narrow.start("list", str(ROOT / "examples/hub.py"))
+    lines = narrow.until("ended with 0")
+    row = next(number for number, line in enumerate(lines) if "multiply_numbers(" in line)
+    assert lines[row].rstrip().endswith("stream: boolean=false)")
+    assert lines[row + 1].strip().startswith("Multiply two numbers")
+    colored = narrow.seen(colors=True)
+    assert re.search(r"\x1b\[36m(?:\x1b\[\d+m)*multiply_numbers", colored)
+    assert re.search(r"\x1b\[(?:0;)?2m(?:\x1b\[\d+m)*: boolean", colored)
 
 
 def test_dev_waits_for_a_fix_and_shows_the_next_error(screen: Screen, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ import json
 import os
 import re
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,7 +74,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("nothing", "Available commands: init, run, gateway, dev,", "millstream --help"),
     ("shop.py", 'Unknown command "shop.py"', "Use: millstream run shop.py"),
     ("http://127.0.0.1:FREE/mcp", "Unknown command", "Use: millstream list http://127.0.0.1:FREE/mcp"),
-    ("run", "Missing argument: FILE[:OBJECT].", "millstream run --help"),
+    ("run", "Missing argument: FILE[:OBJECT].", "millstream run shop.py"),
     ("run shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
     ("run .", ". is a folder.", "millstream run inner.py"),
     ("run no_such_module", "There is no module no_such_module.", "millstream run no_such_module.py"),
@@ -107,13 +108,13 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("init my shop", "Unexpected argument: shop.", "Put quotes around a value with spaces"),
     ("init shop --template", "--template needs a value.", "millstream init --help"),
     ("--port 8 run shop.py", "--port comes after the command: millstream run --port", "millstream --help"),
-    ("call shop.py order {'isbn':'978'}", "--input isn't JSON", "double quotes"),
+    ("call shop.py order {'isbn':'978'}", "The argument isn't JSON", "double quotes"),
     ("run shop.py --port TAKEN", "Port TAKEN on 127.0.0.1 is in use.", "use another port: --port"),
     ("run shop.py --host 0.0.0.0", "callers don't have to sign in", "--auth-keys FILE"),
     ("run shop.py --transport ssee", 'Invalid value "ssee" for --transport.', 'Did you mean "sse"?'),
     ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
     ("run shop.py --workers 100000", 'Invalid value "100000" for --workers.', "Must be <= 1000."),
-    ("run shop.py -- --color red", "Programs get no arguments.", 'millstream run "python shop.py --color red"'),
+    ("run shop.py -- --color red", "Programs get no arguments.", "millstream run -- python shop.py --color red"),
     ("channel shop.py", "Error: The server has no events (-32601).", ""),
     ("call shop.py order isbn", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=VALUE."),
     ("keys list --file inside", "The key file inside can't be read: Is a directory.", "Use the path of a file."),
@@ -152,7 +153,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("call shop.py order --auth-key K", "call has no option --auth-key.", "millstream call shop.py order --auth K"),
     ("list tools shop.py", "The server is the first argument", "millstream list shop.py"),
     ("call order shop.py", "The server is the first argument", "millstream call shop.py order"),
-    ("list python shop.py", "The server is the first argument", "millstream list 'python shop.py'"),
+    ("list python shop.py", "A command with arguments comes after --.", "millstream list -- python shop.py"),
     ("call shop.py order isbn 978", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=978."),
     ("call shop.py order isbn:978", "not 'isbn:978'", "order isbn=978."),
     ("call shop.py delete_order", "The server has no tool 'delete_order'.", "It has: order, remove_order."),
@@ -176,7 +177,25 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("install nofile.py --client json", "There is no file nofile.py.", "Use a .py"),
     ("install shop.py --client json -v A", "not 'A'", "NAME=VALUE"),
     ("keys create", 'Unknown command "create"', "Use: millstream keys add"),
-    ("keys add", "Missing argument: NAME.", "millstream keys add --help"),
+    ("keys add", "Missing argument: NAME.", "millstream keys add alice"),
+    (
+        "run python shop.py --port 0",
+        "A command with arguments comes after --.",
+        "millstream run -- python shop.py --port 0",
+    ),
+    ("call -- python shop.py order", "Missing argument: TOOL.", "millstream call TOOL -- python shop.py order"),
+    ("list -- python shpo.py", "exited", "shpo.py"),
+    ("list shop.py order", "Unexpected argument: order.", "millstream call shop.py order"),
+    ("read shop.py order", "The server has no resource 'order'.", "It's a tool: millstream call shop.py order"),
+    ("prompt shop.py order", "The server has no prompt 'order'.", "It's a tool: millstream call shop.py order"),
+    ("call shop.py pitch", "The server has no tool 'pitch'.", "It's a prompt: millstream prompt shop.py pitch"),
+    ("call shop.py order isbn=1 isbn=2", "isbn has several values.", "isbn=a,b"),
+    ("install nofile.py", "There is no file nofile.py.", "Use a .py"),
+    ("run shop.py -port 8000", "-port has two hyphens: --port.", "millstream run --help"),
+    ("dev shop.py --reload", "dev always reloads", "Leave it out."),
+    ("list shop.py --timeout 0", "--timeout must be greater than 0.", "millstream list --help"),
+    ("--version run", "--version stands alone", "millstream --version"),
+    ("mcp list shop.py", 'Unknown command "mcp"', "Use: millstream list shop.py"),
     ("keys revoke none", "There is no key 'none'.", "millstream keys list"),
     ("list shop.py --timeout abc", 'Invalid value "abc" for --timeout.', "Write a number."),
     ("gateway http://127.0.0.1:FREE/mcp", "There is no file", "For one server: millstream run URL"),
@@ -202,6 +221,19 @@ def typed(words: list[str]) -> tuple[int, str]:
     """Run a command in this process, and return its status and output."""
     done = run_in_process(*words)
     return done.exit_code, done.output
+
+
+@pytest.mark.server
+def test_the_server_may_be_a_command_after_two_hyphens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "shop.py").write_text(FILES["shop.py"] + "\n\nif __name__ == '__main__':\n    mcp.run('stdio')\n")
+    monkeypatch.chdir(tmp_path)
+    for words in ("list -- python shop.py -v", "list --json -- python shop.py --json"):
+        status, said = typed(words.replace("python", sys.executable).split())
+        assert status == 0, said
+        assert "remove_order" in said
+        assert said.startswith("{") is (words.startswith("list --json"))
+    assert typed(f"call order isbn=978 copies=2 -- {sys.executable} shop.py".split()) == (0, "2\n")
+    assert typed(["call", "shop.py", "order", "--", "isbn=978", "copies=2"]) == (0, "2\n"), "-- ends the options"
 
 
 @pytest.mark.server
@@ -299,6 +331,9 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().call_tool(), "no attribute 'call_tool'", "To define a tool, write `@mcp.tool`."),  # type: ignore[attr-defined]
     (lambda: Server("shop", "Be kind."), "every argument after the first 1", "version=…, instructions=…"),  # type: ignore[misc]
     (lambda: program().add_middleware(1), "no attribute 'add_middleware'", "Server(middleware=["),  # type: ignore[attr-defined]
+    (lambda: Server("shop", serve="hub").hub.subscribe, "no attribute 'subscribe'", "mcp.hub.listen(channel)"),  # type: ignore[attr-defined]
+    (lambda: Server("shop", serve="hub").hub.emit, "no attribute 'emit'", "mcp.hub.publish(channel, data)"),  # type: ignore[attr-defined]
+    (lambda: program().run(8000), "Unknown transport 8000", "write port=8000"),  # type: ignore[arg-type]
     (lambda: program().asgi, "no attribute 'asgi'", "app = mcp"),  # type: ignore[attr-defined]
     (lambda: program().middleware("http"), "no attribute 'middleware'", "`app = GZipMiddleware(mcp)` for HTTP"),  # type: ignore[attr-defined]
     (lambda: setattr(program().state, "limiter", 1), "no attribute 'state'", "Settings(limit_calls='60/minute')"),  # type: ignore[attr-defined]

@@ -6,7 +6,7 @@ from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream._app.definition import Bind, Definition
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, no_attribute
 from millstream._stores.base import Store
 from millstream._tasks import SingleFlight, Tasks
 
@@ -150,6 +150,14 @@ class ServerApplication(Protocol):
         """ASGI 3."""
 
 
+_HUB_NAMES = dict.fromkeys(("subscribe", "on", "receive"), "Use `async with mcp.hub.listen(channel) as events`.") | {
+    "broadcast": "Use `await mcp.hub.publish(channel, data)`.",
+    "emit": "Use `await mcp.hub.publish(channel, data)`.",
+    "members": "Use `await mcp.hub.presence(channel)`.",
+}
+"""Name in other libraries -> what to use."""
+
+
 class HubAccess:
     """The hub for programs (``mcp.hub``). Arguments and errors are those of `Hub`.
 
@@ -159,6 +167,11 @@ class HubAccess:
 
     def __init__(self, runtimes: Runtimes) -> None:
         self._runtimes = runtimes
+
+    if not TYPE_CHECKING:  # type checkers would accept any attribute name
+
+        def __getattr__(self, name: str) -> Any:
+            raise no_attribute(self, name, _HUB_NAMES)
 
     async def _open(self) -> "Hub":
         hub = self._runtimes.hub or (await self._runtimes.start()).hub

@@ -111,9 +111,23 @@ _WORDS = (
         r'Invalid value "\2" for \1. Write a number.',
     ),
     (re.compile(r'(Invalid value "[^"]*?(\w+)" for \S+ Choose from: .*"\2".*\.)$'), r'\1 Did you mean "\2"?'),
+    (re.compile(r'Invalid value "ort" for -p\..*'), "-port has two hyphens: --port."),
+    (re.compile(r'Invalid value "[^"]*" for (--timeout)\. .* isn\'t greater than 0\.'), r"\1 must be greater than 0."),
     (re.compile(r'Command ".*" parameter (\S+) requires an argument\.'), r"\1 needs a value."),
 )
 """Sentences of the command-line library -> ours."""
+_EXAMPLES = {
+    "run": "millstream run shop.py",
+    "dev": "millstream dev shop.py",
+    "gateway": "millstream gateway gateway.toml",
+    "call": "millstream call shop.py order copies=2",
+    "read": "millstream read shop.py book://978-0",
+    "prompt": "millstream prompt shop.py pitch title=Emma",
+    "keys add": "millstream keys add alice",
+    "users add": "millstream users add alice",
+    **{name: f"millstream {name} shop.py" for name in ("list", "info", "ping", "doctor", "tokens", "watch", "tasks")},
+}
+"""Command -> what to write instead of the command alone."""
 _RED_ERROR = "\x1b[1;31mError:\x1b[0m"
 
 
@@ -157,30 +171,66 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
     )
 
     try:
-        if arguments[0] in _CLIENTS and len(arguments) > 2 and arguments[2].endswith(_SERVERS):
-            _check_order(*arguments[:3])
-        if arguments[0] in ("run", "dev") and "--" in arguments[2:-1] and arguments[1].endswith(".py"):
-            command = shlex.join(["python", arguments[1], *arguments[arguments.index("--") + 1 :]])
-            raise UsageError(f'Programs get no arguments. Run it as a command: millstream run "{command}"')
+        _check_server(arguments)
         yield
     except UnusedCliTokensError as exc:
         extra = " ".join(exc.unused_tokens or ())
-        if remedy := _find_misplaced(arguments, extra):
+        if remedy := _find_misplaced(arguments, extra, len(exc.unused_tokens or ())):
             _fail(f"Unexpected argument: {extra}.", arguments, remedy=remedy)
         _fail(f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.", arguments)
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or str(exc), arguments)
     except MissingArgumentError as exc:
         names = exc.command_chain or ()
-        text = str(exc)  # for an option without its value
+        text, remedy = str(exc), ""  # for an option without its value
         if exc.keyword is None and exc.argument is not None and names:
             text = f"Missing argument: {exc.argument.name}."
-        _fail(text, arguments, names)
+            remedy = _EXAMPLES.get(" ".join(names), "") if len(arguments) == len(names) else ""
+            if "--" in arguments:
+                remedy = shlex.join(["millstream", *names, exc.argument.name, *arguments[arguments.index("--") :]])
+        _fail(text, arguments, names, remedy)
     except (CycloptsError, UsageError) as exc:
         _fail(str(exc), arguments)
     except EOFError:  # Ctrl-D at a question
         report_error("Aborted.", 1, shown="Aborted.")
         sys.exit(1)
+
+
+def join_command(arguments: Sequence[str]) -> Sequence[str]:
+    """Return the arguments with the words after ``--`` as one, the server: ``list -- uvx mcp-server-time``."""
+    if arguments[0] not in (*_CLIENTS, "run", "dev") or "--" not in arguments[:-1]:
+        return arguments
+    at = arguments.index("--")
+    before, words = arguments[1:at], arguments[at + 1 :]
+    if before and (before[0].endswith(_SERVERS) or "://" in before[0] or " " in before[0]):
+        return arguments  # the server comes first, and -- ends the options
+    return [arguments[0], words[0] if len(words) == 1 else shlex.join(words), *before]
+
+
+def _quoted(arguments: Sequence[str]) -> str:
+    """Return the command for a server that's a program with arguments, but without quotes; else an empty string."""
+    command, *words = arguments
+    if command not in ("run", "dev", "list", "info", "ping", "doctor", "tokens") or len(words) < 2:
+        return ""
+    program = words[0]
+    if program.startswith("-") or program.endswith(_SERVERS) or " " in program or not shutil.which(program):
+        return ""
+    return f"millstream {command} -- {shlex.join(words)}"
+
+
+def _check_server(arguments: Sequence[str]) -> None:
+    """Check that the server is one argument, and the first.
+
+    Raises:
+        UsageError: It isn't.
+    """
+    if remedy := _quoted(arguments):
+        _fail("A command with arguments comes after --.", arguments, remedy=remedy)
+    if arguments[0] in _CLIENTS and len(arguments) > 2 and arguments[2].endswith(_SERVERS):
+        _check_order(*arguments[:3])
+    if arguments[0] in ("run", "dev") and "--" in arguments[2:-1] and arguments[1].endswith(".py"):
+        command = shlex.join(["--", "python", arguments[1], *arguments[arguments.index("--") + 1 :]])
+        raise UsageError(f"Programs get no arguments. Run it as a command: millstream run {command}")
 
 
 def _check_order(command: str, first: str, server: str) -> None:
@@ -197,8 +247,10 @@ def _check_order(command: str, first: str, server: str) -> None:
     raise UsageError(f"The server is the first argument: millstream {command} {shlex.join(words)}")
 
 
-def _find_misplaced(arguments: Sequence[str], extra: str) -> str:
-    """Return what to write for an argument that belongs elsewhere, or an empty string."""
+def _find_misplaced(arguments: Sequence[str], extra: str, number: int) -> str:
+    """Return what to write for `number` arguments that belong elsewhere, or an empty string."""
+    if arguments[0] == "list" and number == 1 and len(arguments) > 2:
+        return f"millstream call {shlex.quote(arguments[1])} {shlex.quote(extra)}"
     command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)
     if command == "publish":
         return "This command is for the MCP registry. Programs publish on a hub with POST /publish."
@@ -215,6 +267,8 @@ def _instead(arguments: Sequence[str], word: str, option: str) -> str:
 def _unknown(arguments: Sequence[str]) -> str:
     """Return the error for an unknown command with the right one, or an empty string if that's unclear."""
     word = arguments[0]
+    if word in ("--version", "-V"):
+        return f"{word} stands alone: millstream --version"
     if word.startswith("-"):
         command = next((each for each in arguments if each in _COMMANDS), "run")
         option = _OTHER_OPTIONS.get(word.lstrip("-"), "") if command in _OPTIONED else ""
@@ -226,6 +280,11 @@ def _unknown(arguments: Sequence[str]) -> str:
         other = f"gateway {word}" if word.endswith((".json", ".toml")) else f"run {word}"
     elif "://" in word:
         other = f"list {word}"
+    if word == "mcp" and arguments[1:2] and arguments[1] in _COMMANDS:
+        other = arguments[1]
+        arguments = arguments[1:]
+    if other and not word.endswith(_SERVERS) and "://" not in word:
+        other = shlex.join([*other.split(), *arguments[1 + (subcommand is not None) :]])
     return f'Unknown command "{word}". Use: millstream {other}' if other else ""
 
 
@@ -236,6 +295,8 @@ def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy
     command = " ".join(names) or (arguments[0] if arguments[0] in _COMMANDS else "")
     remedy = remedy or (f"millstream {command} --help" if command else "millstream --help")
     if found := _UNKNOWN.match(text):
+        if command == "dev" and found[1] == "--reload":
+            text, remedy = "dev always reloads, so it has no option --reload.", "Leave it out."
         if other := _other_option(command, found, arguments):
             text, remedy = f"{command} has no option {found[1]}.", other
     elif command in _LISTED and len(arguments) == 2:  # the server alone

@@ -639,18 +639,18 @@ def install(  # noqa: PLR0913  the options of the command
         dry_run: Show the change, and write nothing.
     """
     name = " ".join(name.split())
-    key = client or only_one_here(system_here())
     launch = Launch()
     if not undo:
         env = {**(read_file(env_file) if env_file else {}), **pairs(variable, "=", "--env must be NAME=VALUE")}
         headers = pairs(header, ":", '--header must be "Name: value"')
         launch = launch_of(target, env=env, headers=headers, packages=packages, editable=editable)
-        if key == PRINTED:
-            called = hyphenate(name or name_of(target))
-            _tell_name("some applications", called, name, json=json)
-            entry = APPLICATIONS["claude-code"].entry(called, launch)
-            sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
-            return
+    key = client or only_one_here(system_here())
+    if key == PRINTED and not undo:
+        called = hyphenate(name or name_of(target))
+        _tell_name("some applications", called, name, json=json)
+        entry = APPLICATIONS["claude-code"].entry(called, launch)
+        sys.stdout.write(json_module.dumps({"mcpServers": {called: entry}}, indent=2, ensure_ascii=False) + "\n")
+        return
     path, application = place_of(key, project=project)
     called = application.named(name or name_of(target))
     fields = {"application": application.title, "name": called, "file": str(path)}

@@ -5,6 +5,7 @@
 
 import json as json_module
 import os
+import re
 import shlex
 import sys
 import time
@@ -31,7 +32,7 @@ from millstream._cli.connect_options import (
 from millstream._cli.errors import UsageError
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
-from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, value_of
+from millstream._cli.tables import Progress, print_block, print_json, print_rows, print_text, style, value_of
 from millstream._protocol.content import Audio, Block, EmbeddedResource, Image, ResourceContents, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, RESOURCE_NOT_FOUND
 from millstream._protocol.json_schema import is_array, members
@@ -79,7 +80,17 @@ async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: 
             for each in prompts
         ]
         rows += [["skill", each.uri, each.description] for each in skills]
-        print_rows(rows, ["KIND", "NAME", "DESCRIPTION"])
+        print_rows(rows, ["KIND", "NAME", "DESCRIPTION"], paint=_paint)
+
+
+_SIGNATURE = re.compile(r"^(\w+ +)(?:([^\s(]+)|$)|(: \w+)(?=[=,?)])")
+
+
+def _paint(text: str) -> str:
+    """Color the kind, the name, and the types of an item."""
+    return _SIGNATURE.sub(
+        lambda found: style(found[1] or "", "dim") + style(found[2] or "", "cyan") + style(found[3] or "", "dim"), text
+    )
 
 
 async def call(
@@ -112,10 +123,11 @@ async def call(
         input: All arguments as one JSON object; - reads it from standard input.
         task: Let the server run the call as a task, which continues after this command ends.
     """
+    label = "--input"
     if len(arguments) == 1 and arguments[0].startswith("{") and not input:
-        input, arguments = arguments[0], ()  # as for --input
+        label, input, arguments = "The argument", arguments[0], ()
     bare, given = _split(arguments)
-    values = _object(input)
+    values = _object(input, label)
 
     async with options.client(target, elicit=person()) as client:
         tools = {each.name: each.input_schema for each in await client.tools()} if arguments else {}
@@ -133,11 +145,9 @@ async def call(
                 with progress_shown() as progress:
                     result = await client.call(tool, {**values, **typed}, progress=progress, raise_on_error=False)
         except ServerError as exc:
-            names = [each.name for each in await client.tools()] if exc.code == INVALID_PARAMS else [tool]
-            if tool not in names and "://" in tool:
-                remedy = f"To read a resource: millstream read {target} {tool}"
-                raise ClientError(f"The server has no tool {tool!r}. {remedy}") from exc
-            raise (unknown("tool", tool, names) or exc) from exc
+            if exc.code == INVALID_PARAMS:
+                raise (await _missing(client, "tool", tool, target) or exc) from exc
+            raise
         return print_result(result, as_json=json)
 
 
@@ -179,7 +189,8 @@ async def read(
         try:
             contents = await client.read(uri)
         except ServerError as exc:
-            raise (await no_such_resource(client, uri) if exc.code in _NOT_FOUND else None) or exc from exc
+            found = await no_such_resource(client, uri) if exc.code in _NOT_FOUND else None
+            raise (await _missing(client, "resource", uri, target, found) if found else None) or exc from exc
         if json:
             print_json({"contents": contents})
         elif output is not None:
@@ -229,8 +240,9 @@ async def prompt(
         try:
             result = await client.prompt(name, given)
         except ServerError as exc:
-            names = [each.name for each in await client.prompts()] if exc.code == INVALID_PARAMS else [name]
-            raise (unknown("prompt", name, names) or exc) from exc
+            if exc.code == INVALID_PARAMS:
+                raise (await _missing(client, "prompt", name, target) or exc) from exc
+            raise
         if json:
             print_json({"description": result.description, "messages": result.messages})
             return
@@ -239,9 +251,38 @@ async def prompt(
                 print_text(f"{message.role}: {describe(block)}")
 
 
+async def _missing(
+    client: Client, kind: str, name: str, target: str, error: ClientError | None = None
+) -> ClientError | None:
+    """Return the error for an item that the server doesn't have, or has as another kind; None if it has it.
+
+    Args:
+        client: The client.
+        kind: The kind of item that the command uses.
+        name: The name, or the URI.
+        target: The server.
+        error: The error without another kind, if it's known.
+    """
+    names = {
+        "tool": [each.name for each in await list_items(client.tools)],
+        "prompt": [each.name for each in await list_items(client.prompts)],
+        "resource": [each.uri for each in await list_items(client.resources)],
+    }
+    error = error or unknown(kind, name, names[kind])
+    for other, command in {"tool": "call", "prompt": "prompt", "resource": "read"}.items():
+        if other != kind and (name in names[other] or (other == "resource" and "://" in name)):
+            words = shlex.join(["millstream", command, target, name])
+            remedy = f"It's a {other}: {words}" if name in names[other] else f"To read a resource: {words}"
+            return error and ClientError(f"The server has no {kind} {name!r}.", remedy=remedy)
+    return error
+
+
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the arguments without names, and the others."""
     named = [word for word in arguments if "=" in word]
+    names = [word.partition("=")[0] for word in named]
+    if twice := next((name for name in names if names.count(name) > 1), ""):
+        raise UsageError(f"{twice} has several values. Pass one; a list is one value with commas, as in {twice}=a,b.")
     return [word for word in arguments if word not in named], pairs(named, "=", _USAGE)
 
 
@@ -258,16 +299,16 @@ def _unnamed_error(words: Sequence[str], item: str, names: Sequence[str]) -> Usa
     return UsageError(f"{_USAGE}, not {first!r}{remedy}.")
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: str, label: str) -> dict[str, Any]:
     if not text:
         return {}
     source = sys.stdin.read() if text == "-" else text
     try:
         found = json_module.loads(source)
     except (ValueError, RecursionError) as exc:
-        raise UsageError(f"--input isn't JSON: {exc}.") from exc
+        raise UsageError(f"{label} isn't JSON: {exc}. Text needs double quotes, or write NAME=VALUE.") from exc
     if not isinstance(found, dict):
-        raise UsageError("--input must be a JSON object.")
+        raise UsageError(f"{label} must be a JSON object.")
     return cast("dict[str, Any]", found)
 
 

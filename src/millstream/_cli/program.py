@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from cyclopts import App, Parameter
 
-from millstream._cli.errors import usage_errors
+from millstream._cli.errors import join_command, usage_errors
 from millstream._cli.help import COMMANDS, print_version, show
 
 MODULES = {
@@ -64,7 +64,7 @@ def run_command(app: App, arguments: Sequence[str]) -> None:
         SystemExit: With the status of the command, unless it's 0.
     """
     with usage_errors(arguments):
-        command, bound, _ = app.parse_args(list(arguments), exit_on_error=False, print_error=False)
+        command, bound, _ = app.parse_args(list(join_command(arguments)), exit_on_error=False, print_error=False)
         work = partial(command, *bound.args, **bound.kwargs)
         if iscoroutinefunction(command):
             from millstream._cli.connect_options import run_to_exit  # noqa: PLC0415  only for clients

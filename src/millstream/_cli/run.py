@@ -149,7 +149,7 @@ def run(  # noqa: PLR0913  the options of the command
 
     - `millstream run shop.py --with pandas`: with a package that isn't installed
 
-    - `millstream run "uvx mcp-server-git"`: another server, for clients of every revision and transport
+    - `millstream run -- uvx mcp-server-git --repository .`: another server, for clients of every revision
 
     All other settings are environment variables, such as MILLSTREAM_ALLOWED_HOSTS=mcp.example.com.
 

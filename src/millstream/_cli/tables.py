@@ -11,7 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from getpass import getpass
-from textwrap import shorten
+from textwrap import fill, shorten
 from typing import Any, TextIO
 
 import msgspec
@@ -91,11 +91,16 @@ def color_json(text: str) -> str:
     return _TOKEN.sub(colorize, text)
 
 
-def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
+def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str], *, paint: Callable[[str], str] = str) -> None:
     """Print a table that fits the terminal, or tab-separated lines in a pipe.
 
-    On a terminal, a cell that needs more than half of the line is followed by the last cell on a line of its own, and
-    the last cell ends after a whole word.
+    On a terminal, a cell that needs more than a third of the width is wrapped, and followed by the last cell on a line
+    of its own. The last cell ends after a whole word.
+
+    Args:
+        rows: The cells of each row.
+        header: The title of each column.
+        paint: Colors the cells of a row except for the last.
     """
     if not sys.stdout.isatty():
         for row in rows:
@@ -104,20 +109,22 @@ def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str]) -> None:
     width = shutil.get_terminal_size().columns
     table = [[safe(one_line(cell)) for cell in row] for row in (header, *rows)]
     sizes = [
-        max(len(row[column]) for row in table if len(row[column]) <= width // 2 or row is table[0])
+        max(len(row[column]) for row in table if len(row[column]) <= width // 3 or row is table[0])
         for column in range(len(header))
     ]
     begin = sum(sizes[:-1]) + 2 * (len(sizes) - 1)
     for number, row in enumerate(table):
         cells = [cell.ljust(size) for cell, size in zip(row[:-1], sizes[:-1], strict=True)]
-        line = "  ".join(cells)
-        room = max(width - begin, _NARROWEST)
+        line, indent = "  ".join(cells), begin
+        if len(line) > begin - 2:
+            indent = sizes[0] + 4
+            line = fill(line.rstrip(), width, subsequent_indent=" " * indent, break_on_hyphens=False)
+            line += f"\n{' ' * (indent - 2)}" if row[-1] else ""
+        room = max(width - indent, _NARROWEST)
         last = shorten(row[-1], room, placeholder="…")
         last = last if last != "…" else f"{row[-1][: room - 1]}…"  # one long word
-        if len(line) > begin - 2 and last:
-            line = f"{line.rstrip()}\n{' ' * (begin - 2)}"
-        line = f"{line}  {last}".rstrip()
-        sys.stdout.write(f"{style(line, 'bold') if number == 0 else line}\n")
+        text = f"{line if number == 0 else paint(line)}  {last}".rstrip()
+        sys.stdout.write(f"{style(text, 'bold') if number == 0 else text}\n")
 
 
 _COLORS = {"bold": "1", "green": "32", "red": "31", "yellow": "33", "cyan": "36", "dim": "2"}
@@ -125,7 +132,7 @@ _COLORS = {"bold": "1", "green": "32", "red": "31", "yellow": "33", "cyan": "36"
 
 def style(text: str, color: str) -> str:
     """Color text, or make it bold, if standard output is a terminal and NO_COLOR isn't set (https://no-color.org)."""
-    if not color or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    if not (color and text) or not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
     return f"\x1b[{_COLORS[color]}m{text}\x1b[0m"
 

@@ -92,7 +92,7 @@ def check_key(name: str, key: str) -> None:
     if not isinstance(key, str):  # pyright: ignore[reportUnnecessaryIsInstance]  os.environ.get returns None
         raise TypeError(
             f"The key {name!r} must be a string, not {type(key).__name__}. If it comes from an environment variable, "
-            "set the variable."
+            "set the variable. For several keys, write named_keys={'alice': KEY}."
         )
     if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
         what = "auth key" if name == "key" else f"key {name!r}"  # the setting's key has no other name

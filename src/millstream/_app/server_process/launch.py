@@ -88,8 +88,9 @@ def _check_address(host: object, port: object, workers: object) -> None:
             raise TypeError(f"run({name}={value!r}): {name} must be an integer.")
 
 
-def _unknown(transport: str) -> ValueError:
-    return ValueError(f"Unknown transport {transport!r}. Use 'http' or 'stdio'.")
+def _unknown(transport: object) -> ValueError:
+    port = "" if isinstance(transport, str) else f" For the port, write port={transport}."
+    return ValueError(f"Unknown transport {transport!r}. Use 'http' or 'stdio'.{port}")
 
 
 def _is_piped() -> bool:
