@@ -22,7 +22,11 @@ QUERIES = {
     "guides/connect-a-client": ("claude desktop", "cursor", "chatgpt", "vs code", "claude code"),
     "guides/develop-and-inspect": ("inspector", "hot reload", "debug", "auto reload"),
     "guides/testing": ("unit test", "mock", "pytest", "test client", "fixture"),
-    "guides/troubleshooting": ("troubleshooting", "does not start", "port in use", "421", "connection refused"),
+    "guides/troubleshooting": (
+        "troubleshooting", "does not start", "port in use", "421", "connection refused", "port already in use",
+        "address already in use", "internal error", "unauthorized",
+    ),
+    "guides/backup-and-upgrade": ("backup", "uninstall", "upgrade"),
     "guides/tools": ("tool", "decorator", "function", "input schema", "pagination"),
     "guides/resources": ("resource", "uri template", "subscribe"),
     "guides/prompts": ("prompt", "completion", "autocomplete"),

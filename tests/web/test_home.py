@@ -116,8 +116,8 @@ async def test_misspelled_paths_suggest_the_right_one() -> None:
     async def ledger(request: Request) -> Response:
         return PlainTextResponse("ledger")
 
-    found = await texts(mcp, "/event", "/dashbord/", "/doc", "/ledgers")
-    hints = ["Use /events.", "Use /dashboard.", "Use /docs.", "MCP is served at /mcp."]
+    found = await texts(mcp, "/event", "/dashbord/", "/doc", "/ledgers", "/nope", "/foo", "/contact")
+    hints = ["Use /events.", "Use /dashboard.", "Use /docs.", *["MCP is served at /mcp."] * 4]
     assert found == [(404, f"Not found. {hint}\n") for hint in hints]
     ((_, told),) = await texts(Server("shop"), "/event")
     assert "doesn't serve /events. Start it with --serve hub" in told

@@ -6,6 +6,7 @@ If callers have to sign in, every path requires a credential unless its route is
 
 import logging
 from collections.abc import Awaitable, Collection, Mapping
+from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING
 from urllib.parse import urlencode
@@ -25,7 +26,7 @@ from millstream._http.message import (
     wants_page,
 )
 from millstream._parts import Route, RouteRegistry
-from millstream._protocol.errors import ProtocolError, closest_name
+from millstream._protocol.errors import ProtocolError
 from millstream._server.calls.services import ObserveMessage
 from millstream._server.control import RequestGate
 
@@ -199,7 +200,7 @@ class Routes:
         if bare in _SIGN_IN_NAMES and _SIGN_IN in self._exact:
             bare = _SIGN_IN
         if len(bare) <= _MAX_MISSPELLED and bare not in self._exact and bare not in _HINTS:
-            bare = closest_name(bare, KNOWN_PATHS) or bare
+            bare = next(iter(get_close_matches(bare, KNOWN_PATHS, 1, _LEAST_ALIKE)), bare)
         part = KNOWN_PATHS.get(bare)
         if part and self._exact.keys().isdisjoint(_BY_PART[part]):
             text = f"This server doesn't serve {{root}}{bare}. Start it with --serve {part} or --serve all, or use "
@@ -348,6 +349,8 @@ _SIGN_IN_NAMES = frozenset({"/login", "/log-in", "/signin", "/auth", "/auth/logi
 """Names of the sign-in page elsewhere, which people try."""
 _MAX_MISSPELLED = 64
 """Maximum characters of a path that is compared with others, which takes longer the longer it is."""
+_LEAST_ALIKE = 0.8
+"""How much alike, from 0 to 1, a path must be to one that's suggested."""
 _HINTS = {
     "/tools": "Each tool has its own path: POST the arguments to {root}/tools/NAME. {root}/docs lists the tools.",
     "/mcp/tools": "POST to {root}/mcp/tools/list or {root}/mcp/tools/call.",

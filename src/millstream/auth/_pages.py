@@ -10,7 +10,6 @@ from pathlib import Path
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
-from zlib import crc32
 
 from millstream._http.hosts import is_own_origin
 from millstream._http.message import HttpRequest, Response
@@ -217,9 +216,9 @@ def _template(name: str | Path) -> "Template":
 
 
 def brand(server: str, icon: str) -> Mapping[str, Any]:
-    """Return what identifies a server on its pages: its name, and its icon or its first letter on its color."""
+    """Return what identifies a server on its pages: its name, and its icon or its first letter."""
     letter = next((each.upper() for each in server if each.isalnum()), "")
-    return {"server": server, "icon": icon, "letter": letter, "series": crc32(server.encode()) % 5 + 1}
+    return {"server": server, "icon": icon, "letter": letter}
 
 
 DATA = "img-src 'self' data:; "
@@ -235,7 +234,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "label": "",
     "primary": False,
     "icon": "",
-    "series": 0,
+    "letter": "",
     "focused": False,
 }
 
