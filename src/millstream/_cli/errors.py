@@ -207,7 +207,7 @@ def join_command(arguments: Sequence[str]) -> Sequence[str]:
     return [arguments[0], words[0] if len(words) == 1 else shlex.join(words), *before]
 
 
-def _quoted(arguments: Sequence[str]) -> str:
+def _suggest_hyphens(arguments: Sequence[str]) -> str:
     """Return the command for a server that's a program with arguments, but without quotes; else an empty string."""
     command, *words = arguments
     if command not in ("run", "dev", "list", "info", "ping", "doctor", "tokens") or len(words) < 2:
@@ -224,7 +224,7 @@ def _check_server(arguments: Sequence[str]) -> None:
     Raises:
         UsageError: It isn't.
     """
-    if remedy := _quoted(arguments):
+    if remedy := _suggest_hyphens(arguments):
         _fail("A command with arguments comes after --.", arguments, remedy=remedy)
     if arguments[0] in _CLIENTS and len(arguments) > 2 and arguments[2].endswith(_SERVERS):
         _check_order(*arguments[:3])
