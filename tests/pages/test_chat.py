@@ -116,6 +116,19 @@ def test_offline_users_miss_nothing(hub: str, open_page: OpenPage) -> None:
     expect(grace.locator(".event.gap")).to_have_count(0)
 
 
+def test_offline_machines_reach_a_server_of_their_own(hub: str, open_page: OpenPage) -> None:
+    page = open_page(f"{hub}/chat", name="Alan")
+    live(page)
+    page.evaluate("""() => {
+        Object.defineProperty(navigator, "onLine", { get: () => false });
+        dispatchEvent(new Event("offline"));
+    }""")
+    expect(page.locator("#banner")).to_contain_text("This device is offline.")
+    live(page)
+    say(page, "island: hello")
+    expect(page.locator(".message.own:not(.waiting, .sending)", has_text="island: hello")).to_be_visible()
+
+
 def test_messages_written_offline_are_sent_once(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/chat", name="Joan", lossy=True)
     live(page)

@@ -113,6 +113,22 @@ def test_gateway_page_shows_state_figures_and_tools(office: str, open_page: Open
     expect(page.get_by_role("heading", name="Order", exact=True)).to_be_visible()
 
 
+def test_gateway_page_shows_calls_over_time_and_who_called(office: str, open_page: OpenPage) -> None:
+    page = open_page(f"{office}/gateway#upstream=bookshop")
+    expect(page.locator("#tools")).to_contain_text("bookshop_order")
+    assert call(office, "bookshop_order", {"isbn": "1"})
+    assert call(office, "warehouse_move", {})
+    page.get_by_role("tab", name="Recent calls").click()
+    calls = page.get_by_role("table", name="Recent calls").locator("tbody tr")
+    expect(calls.first).to_contain_text(re.compile(r"\d\d:\d\d:\d\dbookshop_order127\.0\.0\.1"))
+    expect(calls.filter(has_text="warehouse_move")).to_have_count(0)
+    expect(page.locator("#rate-chart canvas")).to_have_attribute("aria-label", re.compile(r"Calls/s, now: All [\d.]+"))
+    expect(row(page, "calendar")).to_contain_text("now")
+    choose(page, "calendar")
+    page.get_by_role("tab", name="State").click()
+    expect(page.locator("#facts")).to_contain_text("Last error")
+
+
 def test_a_problem_is_shown_first_and_mouse_touch_and_keys_select_others(office: str, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway", has_touch=True)
     expect(page.get_by_role("heading", name="calendar", exact=True)).to_be_visible()

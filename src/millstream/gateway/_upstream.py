@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import partial
 from http import HTTPStatus
 from pathlib import Path
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict, cast
 
 import msgspec
@@ -356,6 +356,8 @@ class Upstream:
     state: State = "connecting"
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
+    last_error: Json | None = None
+    """When a call last got no usable response, and why."""
     changed_at: float = 0.0
     """Unix time of the last change to its lists; 0 before the first one."""
     tokens: int = 0
@@ -942,6 +944,7 @@ class Upstream:
 
         It counts against its caller. If it may concern all callers, the gateway checks the upstream itself.
         """
+        self.last_error = {"at": time(), "text": str(error)}
         if isinstance(error, InUse | NoCredentials | TooMuchArriving):
             return
         responded = 0 < error.status < HTTPStatus.INTERNAL_SERVER_ERROR or not isinstance(error, CONNECTION_FAILURES)
@@ -1020,6 +1023,7 @@ class Upstream:
             "tokens": self.tokens,
             "quarantined": len(self.quarantined),
             "accounts": self.config.connects,
+            "last_error": self.last_error,
             "links": len(self.links),
             "processes": None if processes is None else msgspec.to_builtins(processes.describe()),
             **self.breaker.describe(),

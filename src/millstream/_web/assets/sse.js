@@ -196,9 +196,10 @@ export class Feed {
     if (navigator.onLine) this.#onState({ state: "waiting", reason, status });
     else this.#onState({ state: "offline", reason: "This device is offline." });
     let timer = 0;
+    // Also offline, because a server on this machine needs no network.
     await new Promise((resolve) => {
       this.#wake = resolve;
-      if (navigator.onLine) timer = setTimeout(resolve, ms);
+      timer = setTimeout(resolve, ms);
     });
     clearTimeout(timer);
   }

@@ -158,8 +158,10 @@ export class Conversation {
  * @param {Actions} actions
  */
 export function draw(entry, before, actions) {
-  if (entry.kind === "event")
+  if (entry.kind === "event") {
+    entry.day ??= before?.day;
     return [element("li", { className: `event ${entry.look ?? ""}`, dir: "auto" }, entry.text)];
+  }
   const nodes = [];
   const day = entry.at?.toDateString();
   const last = before?.kind === "message" ? before : null;

@@ -121,7 +121,9 @@ function hear(channel, event) {
     inOrder(mine, said.at ?? mine.at);
     return;
   }
-  if (conversation.typing.delete(said.name)) showTyping();
+  if (!said.name) conversation.typing.clear(); // a tool sent it, and whoever typed it has finished
+  if (conversation.typing.delete(said.name) || !said.name) showTyping();
+  if (conversation.ready) said.at ??= new Date();
   show(channel, { kind: "message", ...said, own: own.has(event.id) });
 }
 
@@ -304,12 +306,14 @@ function enterChannel(channel) {
     name: me.name,
     history: HISTORY,
     hear: (event) => hear(channel, event),
-    gap: () =>
+    gap: () => {
+      if (conversation.entries.at(-1)?.look === "gap") return; // each subscription of this page reports it
       show(channel, {
         kind: "event",
         text: "The server no longer has some older messages, so they're missing here.",
         look: "gap"
-      }),
+      });
+    },
     ready: () => {
       conversation.ready = conversation.live = true;
       conversation.failed = "";

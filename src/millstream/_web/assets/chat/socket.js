@@ -187,9 +187,9 @@ export class Hub {
     clearInterval(this.#beat);
     for (const id of [...this.#waiting.keys()]) this.#settle(id, new Error("The connection was lost."));
     if (this.#stopped) return;
-    if (!navigator.onLine) return this.#onState({ state: "offline", reason: "This device is offline." });
     const wait = WAITS_MS[Math.min(this.#failures++, WAITS_MS.length - 1)] * (0.75 + Math.random() / 2);
-    this.#timer = setTimeout(() => this.now(), wait);
+    this.#timer = setTimeout(() => this.now(), wait); // also offline, because a server on this machine needs no network
+    if (!navigator.onLine) return this.#onState({ state: "offline", reason: "This device is offline." });
     this.#onState({
       state: "waiting",
       ...(reason === "slow" ? { reason: "This page was too slow, so the server disconnected it." } : await this.#why())

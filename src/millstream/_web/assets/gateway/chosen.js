@@ -1,7 +1,21 @@
 // The selected upstream: its tools with their token cost, its state, and quarantined definitions beside the accepted ones.
 
 import { quoted } from "../connect/clients.js";
-import { $, count, duration, element, facts, pre, pretty, showContentOrEmpty, showText, size, write } from "../dom.js";
+import {
+  $,
+  clock,
+  count,
+  duration,
+  element,
+  facts,
+  pre,
+  pretty,
+  showContentOrEmpty,
+  showText,
+  size,
+  write
+} from "../dom.js";
+import { LiveTable, column } from "../dashboard/table.js";
 import { fetchJson } from "../shell/connection.js";
 import { tabs } from "../shell/controls.js";
 import { write as address } from "../inspect/links.js";
@@ -19,12 +33,41 @@ export const upstreamState = ({ state }) => NAMES[state] ?? state;
 /** @type {Record<string, string>} */
 const KINDS = { tools: "tool", resources: "resource", templates: "template", prompts: "prompt" };
 
-const parts = tabs($("parts"), [
-  { id: "tools", title: "Tools", panel: "part-tools" },
-  { id: "facts", title: "State", panel: "part-facts" },
-  { id: "quarantine", title: "Quarantined", panel: "part-quarantine" }
-]);
-parts.choose("tools");
+const parts = tabs(
+  $("parts"),
+  [
+    { id: "tools", title: "Tools", panel: "part-tools" },
+    { id: "calls", title: "Recent calls", panel: "part-calls" },
+    { id: "facts", title: "State", panel: "part-facts" },
+    { id: "quarantine", title: "Quarantined", panel: "part-quarantine" }
+  ],
+  () => refresh()
+);
+
+/** @type {Set<string>} names of the tools of the selected upstream */
+let names = new Set();
+const recent = new LiveTable($("recent"), {
+  name: "Recent calls",
+  sort: "at",
+  empty: ["No recent calls", "The newest calls of its tools are listed here."],
+  key: ({ at, name, caller }) => `${at} ${name} ${caller}`,
+  columns: [
+    column("at", "When", ({ at }) => clock(new Date(at * 1_000)), { narrow: true, down: true }),
+    column("name", "Tool", undefined, { head: true, says: ({ name }) => name }),
+    column("caller", "Caller", ({ caller, client }) => caller || client || "–", { says: ({ client }) => client }),
+    column("error", "Error", ({ error, outcome }) => error || outcome.replaceAll("_", " ") || "–", {
+      wide: true,
+      says: ({ error }) => error,
+      raised: ({ by_server: failed }) => failed
+    })
+  ]
+});
+
+async function loadCalls() {
+  if ($("part-calls").hidden) return;
+  const found = await fetchJson("dashboard/calls", "its recent calls");
+  if (found) recent.show(found.calls.filter((/** @type {Json} */ call) => names.has(call.name)));
+}
 
 /** @type {Json | null} */
 let current = null;
@@ -55,6 +98,7 @@ export function open(row) {
 /** Reload the lists if they have changed. */
 export function refresh() {
   if (current) load(current);
+  loadCalls();
 }
 
 /** @param {Json} row */
@@ -68,6 +112,7 @@ async function load(row) {
   const found = await fetchJson(`gateway/items?${new URLSearchParams({ upstream: row.name })}`, "its tools");
   if (!found || mine !== asked) return;
   seen = wanted;
+  names = new Set(found.tools.map((/** @type {Json} */ each) => each.name));
   showContentOrEmpty($("tools"), $("no-tools"), found.tools.length > 0);
   $("tools").replaceChildren(...found.tools.map(tool));
   showContentOrEmpty($("quarantine"), $("no-quarantine"), found.quarantined.length > 0);
@@ -116,6 +161,7 @@ function drawFacts(row) {
       "Ended while idle": count(processes.ended_idle),
       "Last crash": processes.last_error || "none"
     }),
+    "Last error": row.last_error ? `${ago(row.last_error.at)}: ${row.last_error.text}` : "none",
     Workers: row.workers > 1 ? count(row.workers) : null
   };
   const text = JSON.stringify(shownFacts);

@@ -1,8 +1,9 @@
 // The gateway: all upstreams with their state and figures, polled while the page is visible, and the selected upstream
 // with its tools and quarantined definitions.
 
-import { $, count, duration, hashParameters, ms, reveal, size, write } from "../dom.js";
-import { LiveTable, cellBadge, cellButton, number } from "../dashboard/table.js";
+import { $, count, duration, figure, hashParameters, ms, reveal, size, write } from "../dom.js";
+import { LineChart } from "../dashboard/charts.js";
+import { LiveTable, cellBadge, cellButton, column, number } from "../dashboard/table.js";
 import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { LOOKS, open, refresh, upstreamState } from "./chosen.js";
@@ -12,6 +13,8 @@ const EVERY_MS = 2_000;
 /** @type {Json[]} */
 let upstreams = [];
 
+/** @param {number} at */
+const ago = (at) => `${duration(Math.max(0, Date.now() / 1_000 - at))} ago`;
 /** @param {Json} row */
 const running = ({ processes }) => processes?.running ?? null;
 
@@ -67,14 +70,13 @@ const table = new LiveTable($("upstreams"), {
       (row) => (row.processes ? `${count(row.processes.running)} of ${count(row.processes.limit)}` : "–"),
       { sort: running, narrow: true }
     ),
+    column("last_error", "Last error", (row) => (row.last_error ? ago(row.last_error.at) : row.reason ? "now" : "–"), {
+      sort: (row) => row.last_error?.at ?? 0,
+      says: (row) => row.last_error?.text ?? row.reason,
+      raised: (row) => row.state === "degraded"
+    }),
     number("tools", "Tools", ({ items }) => count(items.tools), { sort: ({ items }) => items.tools }),
-    number("tokens", "Tokens", undefined, { hint: "Estimated cost of its list of tools to a model" }),
-    number(
-      "changed_at",
-      "Changed",
-      (row) => (row.changed_at ? duration(Math.max(0, Date.now() / 1_000 - row.changed_at)) : "–"),
-      { hint: "How long ago its lists changed" }
-    )
+    number("tokens", "Tokens", undefined, { hint: "Estimated cost of its list of tools to a model" })
   ]
 });
 
@@ -129,6 +131,38 @@ function drawAll() {
   table.show(upstreams);
 }
 
+const SHOWN_SECONDS = 600;
+const chart = new LineChart($("rate-chart"), {
+  name: "Calls/s",
+  says: "Calls per second to all upstreams, since this page was opened",
+  format: (value, axis) => (axis ? String(Number(value.toPrecision(3))) : figure(value)),
+  series: [
+    { name: "All", color: "--accent", fill: true },
+    { name: "Failed", color: "--bad", dash: "dashed" }
+  ]
+});
+/** @type {Array<{at: number, calls: number, failed: number}>} counts at each time */
+const counts = [];
+
+function drawRates() {
+  const last = counts.at(-1);
+  const now = { at: Date.now() / 1_000, calls: 0, failed: 0 };
+  for (const { calls, unanswered, refused } of upstreams) {
+    now.calls += calls + refused;
+    now.failed += unanswered + refused;
+  }
+  if (last && now.calls < last.calls) counts.length = 0; // the server has restarted
+  counts.push(now);
+  if (counts.length * EVERY_MS > SHOWN_SECONDS * 1_000) counts.shift();
+  const points = counts.slice(1);
+  /** @param {"calls" | "failed"} name */
+  const rates = (name) =>
+    points.map((each, place) => (each[name] - counts[place][name]) / (each.at - counts[place].at));
+  const seconds = Math.min(SHOWN_SECONDS, Math.max(60, now.at - counts[0].at));
+  const axis = { times: points.map(({ at }) => at), until: now.at, seconds, step: EVERY_MS / 1_000 };
+  chart.show(axis, [rates("calls"), rates("failed")]);
+}
+
 let timer = 0;
 
 async function load() {
@@ -144,9 +178,10 @@ async function load() {
     write($("server-version"), found.version);
     document.title = `${found.title} · Gateway`;
     drawAll();
+    drawRates();
     drawChosen();
     refresh();
-  } else if (!navigator.onLine || !(await answers())) {
+  } else if (!(await answers())) {
     showLost("The server can't be reached. This page continues when it's back.", load);
   }
   if (!document.hidden) timer = setTimeout(load, EVERY_MS);
