@@ -55,3 +55,16 @@ def test_worst_state_wins() -> None:
         4,
         10,
     )
+
+
+def test_the_newest_error_of_any_worker_is_shown() -> None:
+    kinds = dict.fromkeys(("tools", "resources", "templates", "prompts"), 0)
+    one: dict[str, Any] = {
+        "name": "printer", "state": "ready", "reason": "", "processes": None, "listed_at": 1.0, "changed_at": 0.0,
+        "links": 1, "refused": 0, "calls": 5, "unanswered": 0, "items": kinds, "listed": kinds,
+    }  # fmt: skip
+    older, newer = ({**one, "last_error": {"at": at, "text": f"error {at}"}} for at in (1.0, 2.0))
+    for workers in ([newer, older], [older, newer], [newer, {**one, "last_error": None}], [one, newer]):
+        (report,) = merge_reports([[each] for each in workers])
+        assert report["last_error"]["text"] == "error 2.0", workers
+    assert merge_reports([[one], [one]])[0]["last_error"] is None

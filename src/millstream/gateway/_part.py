@@ -764,7 +764,7 @@ def _merge(one: Json, other: Json) -> Json:
         merged[name] += other[name]
     for name in ("p50_ms", "p99_ms", "listed_at", "changed_at"):
         merged[name] = max(one.get(name) or 0, other.get(name) or 0) or None
-    errors = [each["last_error"] for each in (one, other) if each["last_error"]]
+    errors = [error for each in (one, other) if (error := each.get("last_error"))]
     merged["last_error"] = max(errors, key=lambda error: error["at"], default=None)
     first, second = one["processes"], other["processes"]
     if first and second:  # its counts are integers, and its longest delay isn't
