@@ -250,6 +250,25 @@ async def test_upstream_sees_name_and_revision_of_the_client(make: Any) -> None:
         assert (await client.call(tool)).text == "ada 2025-06-18"
 
 
+async def test_upstream_sees_all_that_a_client_tells_about_itself() -> None:
+    program = MCPServer("curious")
+
+    @program.tool()
+    def about(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        params = ctx.session.client_params
+        return params.client_info.model_dump_json(by_alias=True, exclude_none=True) if params else ""
+
+    info = {"name": "ada", "version": "7", "title": "Ada", "icons": [{"src": "https://example.com/a.png"}]}
+    gateway = relay(program)
+    async with gateway.running():
+        begun = await post(gateway, {"method": "initialize", "params": {**INITIALIZE["params"], "clientInfo": info}})
+        headers = {"mcp-session-id": begun.headers["mcp-session-id"], "mcp-protocol-version": "2025-11-25"}
+        reply = await post(gateway, calling("about"), **headers)
+    assert (
+        json.loads(json.loads(reply.text.partition("data: ")[2] or reply.text)["result"]["content"][0]["text"]) == info
+    )
+
+
 async def test_option_hides_the_client_from_the_upstream() -> None:
     async with Client(relay(Cart(), forward_client=False), revision=ERAS[0], **NAMED) as client:
         assert (await client.call("who")).text == "millstream-gateway 2025-06-18"

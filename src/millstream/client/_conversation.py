@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from msgspec import Raw
+
 from millstream._http.client import Inflow
 from millstream._protocol.errors import HEADER_MISMATCH
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.metadata import LOG_LEVELS
+from millstream._protocol.metadata import LOG_LEVELS, Implementation
 from millstream._protocol.notifications import (
     ListToolsResult,
     PaginatedRequestParams,
@@ -18,6 +20,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._protocol.revisions import BY_DATE
+from millstream._version import __version__
 from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
 from millstream.client._questions import QuestionHandler
 from millstream.client._requests import (
@@ -59,6 +62,7 @@ class Conversation:
         inflow: Counts bytes that arrive.
         observer: Called with each notification, before its handlers.
         era: What earlier connections learned about the server.
+        about: The client's `clientInfo` as JSON, instead of the name and version of the options.
         reconnects: Whether a lost session is replaced by a new one. If not, requests raise `SessionLost` from then on.
 
     Raises:
@@ -79,6 +83,7 @@ class Conversation:
         inflow: Inflow | None = None,
         observer: Callable[[Notification], object] | None = None,
         era: Era | None = None,
+        about: Raw | None = None,
         reconnects: bool = True,
     ) -> None:
         if revision is not None and revision not in BY_DATE:
@@ -98,6 +103,7 @@ class Conversation:
             timeout=timeout,
             inflow=inflow or Inflow(),
             era=era or Era(),
+            about=about or Implementation(options.name, options.version or __version__),
             reconnects=reconnects,
             log_level=options.log_level,
         )

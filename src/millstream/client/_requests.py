@@ -38,14 +38,12 @@ from millstream._protocol.metadata import (
 )
 from millstream._protocol.notifications import (
     DiscoverResult,
-    InitializeRequestParams,
     InitializeResult,
     InputRequiredResult,
     ToolDescription,
 )
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._tasks import retry_delay
-from millstream._version import __version__
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
     AccessDenied,
@@ -260,6 +258,8 @@ class Requests(Confidential, Struct, kw_only=True):
     timeout: float
     inflow: Inflow
     era: Era
+    about: Implementation | msgspec.Raw
+    """Name and version of the client."""
     reconnects: bool = True
     """Whether a lost session is replaced by a new one. If not, each later request raises `SessionLost`."""
     declared: list[DeclaredCapability] = []
@@ -503,11 +503,6 @@ class Requests(Confidential, Struct, kw_only=True):
 
     # Negotiation
 
-    @property
-    def about(self) -> Implementation:
-        """Name and version of the client."""
-        return Implementation(self.options.name, self.options.version or __version__)
-
     def capabilities(self, revision: Revision) -> Json:
         """Return the capabilities to declare in a revision."""
         capabilities = self.questions.capabilities(revision, self.options.extra_capabilities)
@@ -617,9 +612,9 @@ class Requests(Confidential, Struct, kw_only=True):
         return None
 
     async def _initialize(self, transport: Transport, revision: Revision) -> Connection:
-        capabilities = msgspec.Raw(encode(self.capabilities(revision)))
-        params = encode(InitializeRequestParams(revision.date, capabilities, self.about))
-        raw = await self._ask(transport, "initialize", params, revision, self.timeout)
+        capabilities = self.capabilities(revision)
+        params: Json = {"protocolVersion": revision.date, "capabilities": capabilities, "clientInfo": self.about}
+        raw = await self._ask(transport, "initialize", encode(params), revision, self.timeout)
         try:
             result = _decode_initialize(raw)
         except MALFORMED as exc:

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Collection
 from enum import Enum
 from time import monotonic
 
-from msgspec import Struct, field
+from msgspec import Raw, Struct, field
 
 from millstream import ProtocolError
 from millstream._protocol.notifications import SubscriptionFilter
@@ -66,8 +66,8 @@ class ClientIdentity(Struct, frozen=True):
 
     revision: str
     """The revision as a date."""
-    name: str
-    version: str
+    info: Raw
+    """`clientInfo` as the client sent it."""
     capabilities: Json
 
 

@@ -20,6 +20,8 @@ from millstream._http.hosts import is_loopback
 from millstream._override import override
 from millstream._parts import PartHost
 from millstream._protocol.errors import UNSUPPORTED_VERSION, closest_name
+from millstream._protocol.jsonrpc import decode_members
+from millstream._protocol.metadata import Implementation
 from millstream._protocol.notifications import ResourceUpdatedNotificationParams, SubscriptionFilter
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
@@ -100,6 +102,7 @@ from millstream.protocol import (
     SuggestionMeta,
     decode_object,
     decoder,
+    encode,
     members,
     notification_message,
 )
@@ -121,6 +124,8 @@ _OTHER_CONNECTIONS = 28
 """HTTP connections for lists, subscriptions, and polls of tasks, in addition to those of calls."""
 _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
+_MAX_INFO = 16 * 1024
+"""Maximum bytes of a client's description of itself that is passed on."""
 _MAX_WARNINGS = 1000
 _MAX_PLAIN_METAS = 256
 _WEB_SCHEMES = "data", "http", "https", "mailto"
@@ -282,6 +287,18 @@ def _uri_matcher(uris: Collection[str], templates: Iterable[str]) -> Callable[[s
     """Return a function that finds a URI among others, and those that templates match."""
     patterns = [UpstreamPattern(each) for each in templates]
     return lambda uri: uri in uris or any(each.match(uri) is not None for each in patterns)
+
+
+def _info_of(call: Call) -> bytes:
+    """Return `clientInfo` as the client sent it. After `initialize`, only the name and version are known."""
+    try:
+        found = (
+            decode_members(call.raw_params() or b"{}").get("clientInfo", b"") if call.method == "initialize" else b""
+        )
+    except MALFORMED:
+        found = b""
+    known = Implementation(call.client.name, call.client.version)
+    return bytes(found) if 0 < len(found) <= _MAX_INFO else encode(known)
 
 
 def lacks_handshake(error: Exception) -> bool:
@@ -530,10 +547,8 @@ class Upstream:
             links.lost.pop(session.id, None)
             links.end_session(session.id)
             raise SessionLost("The session belonged to other credentials.")
-        client = call.client
-        identity = ClientIdentity(call.revision.date, client.name, client.version, self._capabilities_for(call))
-        if not self.config.forward_client:
-            identity = structs.replace(identity, name=NAME, version=__version__)
+        info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
+        identity = ClientIdentity(call.revision.date, Raw(info), self._capabilities_for(call))
         peer = "" if call.origin is None else call.origin.peer
         try:
             link = await links.open(key, "" if call.principal is None and is_loopback(peer) else call.owner, identity)
@@ -651,8 +666,7 @@ class Upstream:
             target,
             relays,
             Options(
-                name=NAME if client is None else client.name,
-                version="" if client is None else client.version,
+                name=NAME,
                 connect_timeout=config.connect_timeout,
                 max_bytes=config.max_bytes,
                 cache=False,
@@ -667,6 +681,7 @@ class Upstream:
             inflow=Inflow(self.gateway.arriving, config.name),
             observer=relays.receive,
             era=self._era if client is None else Era(),
+            about=client.info if client else None,
             reconnects=client is None,
         )
         places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if self._uses_http and not owner else None
