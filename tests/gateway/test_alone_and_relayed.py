@@ -1,0 +1,88 @@
+"""Programs of other libraries look the same alone and behind `millstream run`, to a client of the official SDK."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mcp.client.stdio import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
+
+from gateway.observed import Observer
+from processes import ROOT, SharedServer, share_server
+
+pytestmark = [pytest.mark.server, pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")]
+
+FILE = str(Path(__file__).parent / "programs" / "whole.py")
+PYTHONS = {
+    "mcp 1": str(ROOT / ".venv-mcp1" / "bin" / "python"),
+    "mcp 2": sys.executable,
+    "fastmcp": str(ROOT / ".venv-foreign" / "bin" / "python"),
+}
+ERAS = ("2025-11-25", "2026-07-28")
+RUN = ("-c", "from millstream._cli import main; main()", "run")
+
+
+def eras(library: str) -> tuple[str, ...]:
+    """Return the eras that a program of a library speaks itself."""
+    return ERAS[:1] if library == "mcp 1" else ERAS
+
+
+@pytest.fixture(scope="module", params=PYTHONS)
+def library(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def alone(library: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    """The program by itself, over HTTP."""
+    folder = tmp_path_factory.mktemp("alone")
+    with share_server(lambda port: [PYTHONS[library], FILE, str(port)], folder) as running:
+        yield running
+
+
+def over_http(server: SharedServer) -> AbstractAsyncContextManager[Any]:
+    return streamable_http_client(f"http://127.0.0.1:{server.port()}/mcp")
+
+
+def over_stdio(command: list[str], log: Any) -> AbstractAsyncContextManager[Any]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MILLSTREAM_")}
+    return stdio_client(StdioServerParameters(command=command[0], args=command[1:], env=environment), errlog=log)
+
+
+def differences(one: dict[str, str], other: dict[str, str]) -> dict[str, tuple[str | None, str | None]]:
+    assert len(one) > 40  # it has seen much
+    return {label: (one.get(label), other.get(label)) for label in one | other if one.get(label) != other.get(label)}
+
+
+async def test_program_in_process_looks_the_same_over_http(library: str, alone: SharedServer, tmp_path: Path) -> None:
+    def command(port: int) -> list[str]:
+        return [PYTHONS[library], *RUN, FILE, "--port", str(port)]
+
+    with share_server(command, tmp_path) as relayed:
+        for era in eras(library):
+            original = await Observer(lambda: over_http(alone), era).observe()
+            assert not differences(original, await Observer(lambda: over_http(relayed), era).observe())
+
+
+@pytest.mark.nightly
+async def test_program_by_url_looks_the_same_over_http(library: str, alone: SharedServer, tmp_path: Path) -> None:
+    def command(port: int) -> list[str]:
+        return [sys.executable, *RUN, f"http://127.0.0.1:{alone.port()}/mcp", "--port", str(port)]
+
+    with share_server(command, tmp_path) as relayed:
+        for era in eras(library):
+            original = await Observer(lambda: over_http(alone), era).observe()
+            assert not differences(original, await Observer(lambda: over_http(relayed), era).observe())
+
+
+@pytest.mark.nightly
+async def test_program_in_process_looks_the_same_over_stdio(library: str, tmp_path: Path) -> None:
+    relayed = [PYTHONS[library], *RUN, FILE, "--transport", "stdio"]
+    with (tmp_path / "log").open("w") as log:
+        for era in eras(library):
+            original = await Observer(lambda: over_stdio([PYTHONS[library], FILE], log), era).observe()
+            assert not differences(original, await Observer(lambda: over_stdio(relayed, log), era).observe())
