@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ CLIENTS: dict[str, tuple[Callable[[str, str, str], str], Callable[[], str]]] = {
 
 
 @contextlib.contextmanager
-def notes(kind: str, issuer: str = "") -> Iterator[str]:
+def notes(kind: str, issuer: str = "") -> Generator[str]:
     """Run our server."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
@@ -200,14 +200,14 @@ def notes(kind: str, issuer: str = "") -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def own() -> Iterator[tuple[str, str]]:
+def own() -> Generator[tuple[str, str]]:
     """Run our own authorization server."""
     with notes("own") as url:
         yield url, ""
 
 
 @contextlib.contextmanager
-def oidc_provider() -> Iterator[tuple[str, str]]:
+def oidc_provider() -> Generator[tuple[str, str]]:
     """Run the npm package oidc-provider, where clients register."""
     port, other = free_port(), free_port()
     words = [node(), str(INTEROP / "identity.mjs"), str(port), str(other)]
@@ -220,7 +220,7 @@ def oidc_provider() -> Iterator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
-def sdk() -> Iterator[tuple[str, str]]:
+def sdk() -> Generator[tuple[str, str]]:
     """Run a server of the official SDK, which is its own issuer."""
     port = free_port()
     words, place = (
