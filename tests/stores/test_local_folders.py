@@ -26,9 +26,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     return place
 
 
-def left_behind(*, age: float = 3600) -> Path:
-    """Create a socket without a listener."""
-    path = calls.private_socket()
+def left_behind(*, age: float = 3600, beside: Path | None = None) -> Path:
+    """Create a socket without a listener, in a folder of its own or beside another one."""
+    path = calls.private_socket() if beside is None else beside.with_name("0123456789ab")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
     os.utime(path, (time.time() - age,) * 2)
@@ -65,6 +65,13 @@ asyncio.run(main())
     os.utime(left / "store", (OLD, OLD))
     start_and_close()
     assert not list(place.iterdir())
+
+
+def test_sockets_of_the_workers_of_a_killed_parent_are_removed(place: Path) -> None:
+    left_behind(beside=left_behind())
+    new = left_behind(beside=left_behind(), age=0)
+    start_and_close()
+    assert list(place.iterdir()) == [new.parent]
 
 
 def test_active_sockets_are_not_removed(place: Path) -> None:

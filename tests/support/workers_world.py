@@ -110,6 +110,7 @@ class Program:
         self.process = process
         self.port = port
         self._log = log
+        self.folder = log.parent
 
     @property
     def log(self) -> str:

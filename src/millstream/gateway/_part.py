@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -186,7 +187,8 @@ class GatewayPart:
             host.every_second(upstream.links.end_idle)
         self._register_metrics(host)
         await self._wait_for_lists()
-        host.services.binds_sessions = any(each.may_have_own for each in self.upstreams.values())
+        if any(each.may_have_own for each in self.upstreams.values()):
+            host.services.session_holder = secrets.token_hex(6)
         self._announce_missing()
         if self._name_conflict:
             raise ValueError(self._name_conflict)

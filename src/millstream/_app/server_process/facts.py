@@ -49,8 +49,6 @@ class Facts(Struct, frozen=True, kw_only=True):
     call: str
     """The same call by `millstream call`."""
     warning: str
-    binds_sessions: bool = False
-    """Whether sessions belong to the worker where they begin, so that there can be only one."""
     workers: list[int] = []
     """Process ids of several workers."""
 

@@ -14,9 +14,8 @@ import sys
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import FrameType
-
-import msgspec
 
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
@@ -33,6 +32,7 @@ from millstream._app.server_process.listen_sockets import (
     passed_sockets,
 )
 from millstream._app.server_process.runner import StopSignals, loop_factory, run, waits_for
+from millstream._app.server_process.session_forwarder import SessionForwarder
 from millstream._app.server_process.worker_process import (
     BEATS,
     Alive,
@@ -55,6 +55,7 @@ from millstream._http.server.connection import ServerState
 from millstream._http.server.listener import TICK, ConnectionDrainer, SocketListener
 from millstream._override import override
 from millstream._server.calls import load_secrets
+from millstream._stores.workers import parent_address
 
 RELOAD_LINGER = 0.1
 """Seconds that an idle connection stays open while a developer waits for the new version."""
@@ -145,6 +146,11 @@ class HttpServer:
         if self._certificate is not None:
             tls = self._certificate.context
             runtime.host.run(self._certificate.watch())
+        forwarder = None
+        if runtime.services.session_holder and (store := parent_address()):
+            forwarder = SessionForwarder(runtime.services, endpoints, Path(store).parent)
+            endpoints = forwarder.endpoints
+            await forwarder.listen()
         listener = SocketListener(endpoints, tls=tls, proxies=TrustedProxies.from_environment(), state=self._state)
         for each in self.listeners:
             await listener.listen(each)
@@ -158,17 +164,15 @@ class HttpServer:
         if self.worker is not None:
             self.worker.takeover.begin(accept)
         # A gateway doesn't know what its upstreams offer until it listens.
-        found = facts(self._definition, host=self.host, port=self.port)
-        bound = runtime.services.binds_sessions and self._definition.settings.sessions
-        self.told(msgspec.structs.replace(found, binds_sessions=bound))
+        self.told(facts(self._definition, host=self.host, port=self.port))
         await self._over.wait()
-        await self._shut_down(runtime, listener)
+        await self._shut_down(runtime, listener, forwarder)
 
     def _stop(self, times: DrainTimes) -> None:
         self._times = times
         self._over.set()
 
-    async def _shut_down(self, runtime: Runtime, listener: SocketListener) -> None:
+    async def _shut_down(self, runtime: Runtime, listener: SocketListener, forwarder: SessionForwarder | None) -> None:
         """Fail readiness checks, stop accepting connections, announce that in the last responses, then end calls and
         streams.
         """
@@ -192,6 +196,8 @@ class HttpServer:
             going = (drainer.close_idle(linger) or drainer.is_answering()) and clock() < until
             if going:
                 await asyncio.sleep(TICK)
+        if forwarder is not None:
+            await forwarder.close()
         drainer.abort_closed()
         await asyncio.sleep(0)  # closed connections are removed
         if self._state.connections or self._state.tasks:

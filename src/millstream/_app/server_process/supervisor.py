@@ -149,8 +149,6 @@ class Supervisor:
         """Common part of the workers' roles."""
         # Python treats compiled code as fresh if the file has the recorded size and modification second.
         self._environment = {} if self.watched is None else {"PYTHONDONTWRITEBYTECODE": "1"}
-        self._used = self.workers
-        """Workers that should serve. The first worker accepts the connections of the others."""
         self._children: list[WorkerProcess] = []
         """All processes that haven't ended, including those that are exiting."""
         self._tasks = Tasks()
@@ -212,13 +210,6 @@ class Supervisor:
         # Watch from before the first worker imports the program.
         changed = None if self.watched is None else changes(self.watched)
         ready = await (await self._start(first)).ready()
-        if ready.facts.binds_sessions and others:
-            logger.warning(
-                "Only one of %d workers runs, because it holds the sessions of clients at upstreams or programs, which "
-                "remember something. It also accepts the connections of the others.",
-                len(self.workers),
-            )
-            self._used, others = [first], []
         await asyncio.gather(*[self._start(worker) for worker in others])
         self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
@@ -267,7 +258,7 @@ class Supervisor:
     def _missing_workers(self, among: Iterable[WorkerProcess]) -> list[SupervisedWorker]:
         """Return the workers without a serving process among some."""
         served = [child.worker for child in among if child.state == READY]
-        return [worker for worker in self._used if worker not in served]
+        return [worker for worker in self.workers if worker not in served]
 
     async def _start_before_next(self, worker: SupervisedWorker) -> WorkerProcess:
         """Start a worker, unless the next restart is requested before it's ready.
@@ -361,7 +352,7 @@ class Supervisor:
 
     def _fill(self) -> None:
         """Start replacements for all workers without a process."""
-        for worker in self._used:
+        for worker in self.workers:
             self._mend(worker, f"Worker {worker.number} is missing")
 
     async def _end(self) -> None:

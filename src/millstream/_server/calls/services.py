@@ -389,8 +389,8 @@ class Services:
         """Extensions of an upstream, which clients declare to it through this server."""
         self.streams: Share = Share(settings.max_streams)
         """All open streams and subscriptions, but not the streams of short calls."""
-        self.binds_sessions: bool = False
-        """Whether sessions belong to the worker where they begin, because it holds state of theirs."""
+        self.session_holder: str = ""
+        """Names this process in the ids of sessions whose state it holds. Empty if any worker can serve them."""
         self.session_ends: list[Callable[[str], None]] = []
         """Called with the id of each session that ends."""
         self.endings: set[Callable[[], None]] = set()

@@ -308,8 +308,8 @@ read_answers = msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | Entry
 _PREFIX = f"millstream-{crc32(socket.gethostname().encode()):08x}-"
 """A prefix with a hash of the host name. On a shared file system, a machine can probe only its own sockets."""
 _NAME = "store"
-_LONGEST_PATH = 100
-"""Maximum bytes of a socket path, slightly below the limit of common systems."""
+_LONGEST_PATH = 90
+"""Maximum bytes of a folder for sockets. Common systems limit the path of a socket to 104."""
 _OLD = 60.0
 """Seconds after which an unused socket is treated as abandoned."""
 _ELSEWHERE = "/tmp"  # noqa: S108  only this user can enter folders made there
@@ -325,7 +325,7 @@ def private_socket() -> Path:
 
 
 def sweep() -> None:
-    """Remove folders of killed parents: those of this user that contain only an unused socket."""
+    """Remove folders of killed parents: those of this user that contain only unused sockets."""
     for place in {tempfile.gettempdir(), _ELSEWHERE}:
         with suppress(OSError), os.scandir(place) as entries:
             for entry in entries:
@@ -336,13 +336,18 @@ def sweep() -> None:
 
 def _remove_dead(folder: Path) -> None:
     about = folder.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or [*folder.iterdir()] != [folder / _NAME]:
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid() or not (folder / _NAME).exists():
         return
-    path = folder / _NAME
-    about = path.lstat()
-    if stat.S_ISSOCK(about.st_mode) and time.time() - about.st_mtime > _OLD and not _listens(path):
-        path.unlink()
+    paths = [*folder.iterdir()]
+    if all(map(_is_unused, paths)):
+        for path in paths:
+            path.unlink()
         folder.rmdir()
+
+
+def _is_unused(path: Path) -> bool:
+    about = path.lstat()
+    return stat.S_ISSOCK(about.st_mode) and time.time() - about.st_mtime > _OLD and not _listens(path)
 
 
 def _listens(path: Path) -> bool:

@@ -378,7 +378,7 @@ class HttpSessions:
             expires_at=expires_at,
             epoch=services.store.epoch,
             recorded=recorded,
-            worker=services.store.workers.me if services.binds_sessions else "",
+            worker=services.session_holder,
         )
         return session, seal.encode(token, services.ring, services.nonce())
 
@@ -431,7 +431,7 @@ class HttpSessions:
         services = self._services
         token = seal.decode(value.decode("latin-1"), services.ring, services.clock() - services.leeway)
         revision: Revision | None = HANDSHAKE.get(token.revision) if token is not None else None
-        if token is None or revision is None or token.worker not in ("", services.store.workers.me):
+        if token is None or revision is None or token.worker not in ("", services.session_holder):
             return None
         client = ClientInfo(capabilities_of(token.capabilities), token.client_name, token.client_version)
         current = token.epoch == services.store.epoch
@@ -542,6 +542,8 @@ class StreamableExchange(Struct, eq=False):
         headers, sessions = self.request.headers, self.endpoint.sessions
         if sessions is not None and b"mcp-session-id" in headers:
             session = await sessions.find(self.request)
+            if self.endpoint.services.session_holder and self.endpoint.dispatcher.stopping:
+                raise unknown_session()  # it ends with this worker, which still takes answers for its last calls
             return session, check_handshake_header(headers, session.revision) or session.revision
         revision = check_handshake_header(headers, None)
         if revision is not None and sessions is not None:

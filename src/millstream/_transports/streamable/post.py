@@ -263,7 +263,7 @@ class Streamable:
             session, revision = None, None if b"mcp-protocol-version" in headers else ASSUMED
         else:
             session = sessions.find_known(value, request.principal)
-            revision = None if session is None else session.revision
+            revision = None if session is None or self._dispatcher.stopping else session.revision
             if headers.get(b"mcp-protocol-version") not in _BY_HEADER:
                 return None
         if revision is None:

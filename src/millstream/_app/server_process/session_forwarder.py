@@ -1,0 +1,224 @@
+"""Requests for sessions that another worker holds, passed on to that worker.
+
+Programs and upstreams keep state for a client's session in one process, so its sealed id names the worker that holds
+it. Any worker can get a request. If it's for another worker's session, the request goes to that worker's private socket
+as it came, before any other check, and the reply streams back. The holder checks the credential, counts the call
+against the limits, and logs it, as for its own connections. If the holder is gone, so is the session: 404.
+
+The sockets are beside the one of the parent's store, in a folder that only this user can access.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from millstream._http.client import ClientError, ConnectFailed
+from millstream._http.client.connection import HttpConnection, HttpReply
+from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.url import Url, parse_url
+from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
+from millstream._http.server import Endpoints
+from millstream._http.server.listener import SocketListener
+from millstream._protocol import seal
+from millstream._protocol.errors import SERVER_ERROR
+from millstream._recent import Recent
+from millstream._server.calls.services import Services
+from millstream._transports.open_streams import error_response, rpc_refusal, unknown_session
+from millstream._transports.streamable import MAX_CACHED_SESSIONS
+
+_CLIENT = b"millstream-client"
+"""Header with the scheme and address of the client."""
+_OWN = frozenset({
+    b"accept-encoding", b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"trailer",
+    b"transfer-encoding", b"upgrade", _CLIENT,
+})  # fmt: skip
+"""Request headers of one connection. The worker with the client's connection compresses."""
+_WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
+"""Reply headers that every connection writes itself, as it does those for pages of other origins."""
+_CORS = b"access-control-"
+_CONNECT_TIMEOUT = 5.0
+_END_TIMEOUT = 1.0
+"""Seconds for the last replies to other workers."""
+_BUSY = refusal(503, "The worker that holds this session is busy. Retry in a second.", retry_after="1")
+_STOPPED = rpc_refusal(
+    502,
+    SERVER_ERROR,
+    "The worker that holds this session has stopped during the request, which may have had an effect. Initialize "
+    "again, and check that before you repeat it.",
+)
+
+
+class SessionForwarder:
+    """Passes on requests for sessions of other workers, and receives those for its own.
+
+    Args:
+        services: The services of this worker.
+        endpoints: All endpoints of the server.
+        folder: The folder with the private sockets.
+    """
+
+    def __init__(self, services: Services, endpoints: Endpoints, folder: Path) -> None:
+        # Configuration
+        self._services = services
+        self._folder = folder
+        path = services.settings.path
+        self._paths = (path, path.rstrip("/") + "/")
+        self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
+        """The endpoints for the public sockets."""
+        self._listener = SocketListener(self._wrap(endpoints, _receive))
+        # Process
+        self._holders: Recent[bytes, str] = Recent(MAX_CACHED_SESSIONS)
+        """Sealed session id -> its worker; empty for an invalid one."""
+        self._pools: dict[str, ConnectionPool] = {}
+
+    def _wrap(self, endpoints: Endpoints, around: Callable[[Handler], Handler]) -> Endpoints:
+        """Return the endpoints with other handlers for MCP."""
+
+        def find(method: str, path: str) -> Handler | None:
+            handler = endpoints.find(method, path)
+            return handler if handler is None or path not in self._paths else around(handler)
+
+        hot = {
+            key: (around(handler) if path in self._paths else handler, method, path)
+            for key, (handler, method, path) in endpoints.hot.items()
+        }
+        return msgspec.structs.replace(endpoints, find=find, hot=hot)
+
+    async def listen(self) -> None:
+        """Receive the requests of other workers.
+
+        Raises:
+            OSError: The socket can't be created.
+        """
+        path = self._folder / self._services.session_holder
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(os.fspath(path))
+        path.chmod(0o600)
+        await self._listener.listen(sock)
+
+    async def close(self) -> None:
+        """Stop passing on and receiving, once all calls have ended."""
+        with suppress(OSError):
+            (self._folder / self._services.session_holder).unlink()
+        await self._listener.accept_backlog()
+        self._listener.close()
+        await self._listener.shut_down(_END_TIMEOUT)
+        for pool in self._pools.values():
+            await pool.close()
+
+    # To other workers
+
+    def _pass_on(self, handler: Handler) -> Handler:
+        holder = self._services.session_holder
+
+        def serve(request: HttpRequest) -> Awaitable[Response | Sink | None]:
+            sealed = request.headers.get(b"mcp-session-id")
+            if sealed is None:
+                return handler(request)
+            worker = self._holders.get(sealed)
+            if worker is None:
+                worker = self._find_holder(sealed)
+            return handler(request) if worker in ("", holder) else self._forward(worker, request)
+
+        return serve
+
+    def _find_holder(self, sealed: bytes) -> str:
+        services = self._services
+        token = seal.decode(sealed.decode("latin-1"), services.ring, services.clock() - services.leeway)
+        worker = "" if token is None else token.worker
+        if worker:
+            self._holders.keep(sealed, worker)
+        return worker
+
+    async def _forward(self, worker: str, request: HttpRequest) -> Response | None:
+        pool = self._pools.get(worker) or self._make_pool(worker)
+        data, request.body = _encode(request), b""
+        request.cancel_on_disconnect = True
+        try:
+            # A worker only closes idle connections, so a request on one of these wasn't processed.
+            reply = await pool.send(data, repeatable=True)
+        except ConnectFailed as exc:
+            if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
+                return _BUSY
+            self._pools.pop(worker, None)
+            return error_response(unknown_session())
+        except ClientError:  # a worker that has finished all calls removes its socket before it closes connections
+            return _STOPPED if (self._folder / worker).exists() else error_response(unknown_session())
+        head = b"".join(
+            b"%b: %b\r\n" % each
+            for each in reply.headers.items()
+            if each[0] not in _WRITTEN and not each[0].startswith(_CORS)
+        )
+        if reply.stream is None:
+            return Response(reply.body, reply.status, head)
+        await self._stream(reply, request.open(reply.status, head), is_call=request.method == "POST")
+        return None
+
+    async def _stream(self, reply: HttpReply, sink: Sink, *, is_call: bool) -> None:
+        """Pass on a stream until either side closes it. This worker's end doesn't wait for one that isn't a call's."""
+        stream, endings = reply.stream, self._services.endings
+        assert stream is not None  # noqa: S101  the caller has looked
+        sink.on_close(stream.close)
+        if not is_call:
+            endings.add(sink.close)
+        try:
+            while data := await stream.read():
+                sink.write(data)
+                await sink.drain()
+        except ClientError:  # the worker is gone, so the client finds that its session is, too
+            pass
+        finally:
+            endings.discard(sink.close)
+            stream.close()
+
+    def _make_pool(self, worker: str) -> ConnectionPool:
+        path = os.fspath(self._folder / worker)
+
+        async def dial(make: Callable[[], HttpConnection], url: Url, tls: Any) -> HttpConnection:
+            _, connection = await asyncio.get_running_loop().create_unix_connection(make, path)
+            return connection
+
+        pool = self._pools[worker] = ConnectionPool(
+            parse_url("http://worker"),
+            max_connections=self._services.settings.max_connections,
+            max_body=sys.maxsize,
+            connect_timeout=_CONNECT_TIMEOUT,
+            dial=dial,
+        )
+        return pool
+
+
+def _encode(request: HttpRequest) -> bytes:
+    query = b"?" + request.query if request.query else b""
+    headers = b"".join(b"%b: %b\r\n" % each for each in request.raw_headers if each[0] not in _OWN)
+    return b"%b %b%b HTTP/1.1\r\n%b%b: %b %b\r\ncontent-length: %d\r\n\r\n%b" % (
+        request.method.encode(),
+        quote(request.path).encode(),
+        query,
+        headers,
+        _CLIENT,
+        request.scheme.encode(),
+        request.peer.encode(),
+        len(request.body),
+        request.body,
+    )
+
+
+def _receive(handler: Handler) -> Handler:
+    """Serve a request of another worker as if it had come from the client."""
+
+    def serve(request: HttpRequest) -> Awaitable[Response | Sink | None]:
+        scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")
+        request.raw_headers = [each for each in request.raw_headers if each[0] != _CLIENT]
+        request.scheme, request.peer = scheme.decode() or request.scheme, peer.decode()
+        return handler(request)
+
+    return serve
