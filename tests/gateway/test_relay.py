@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Awaitable
 from typing import Any
 
@@ -15,6 +17,7 @@ from mcp_types import SamplingMessage, TextContent, ToolListChangedNotification
 from pydantic import BaseModel
 
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from http_peer import serve
 from millstream import Client, Server
 from millstream.client import ConnectionLost, Options, ServerError
 from patience import WAIT
@@ -510,3 +513,19 @@ async def test_clients_meet_a_gateway_whose_upstream_has_not_started() -> None:
                 assert client.server.name == "front"
                 assert await client.tools() == []
         started.set()
+
+
+@pytest.mark.server
+async def test_doctor_and_operators_learn_whether_a_server_relays_and_why_not() -> None:
+    one, several = Server("one"), catalog()
+    one.upstream("books", growing(), prefix="")
+    for server, mode in (
+        (one, "relays books"),
+        (several, "makes items of its upstreams' lists, because there are several upstreams"),
+    ):
+        async with server.running() as runtime, serve(server) as running:
+            command = [sys.executable, "-m", "millstream", "doctor", f"http://127.0.0.1:{running.port}/mcp"]
+            doctor = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+            shown, _ = await doctor.communicate()
+            assert f"gateway: it {mode}\n" in shown.decode()
+            assert {each["mode"] for each in runtime.host.gateway.describe()} == {mode}  # type: ignore[union-attr]

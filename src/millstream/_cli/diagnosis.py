@@ -35,7 +35,7 @@ from millstream._cli.items import check_resource
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style, value_of
-from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text
+from millstream._http.client.pool import ConnectionPool, connect_error, os_error_text, request
 from millstream._http.client.url import Url, proxy_for
 from millstream._protocol.errors import fit
 from millstream._protocol.notifications import ToolDescription
@@ -111,6 +111,10 @@ async def ping(
                 print_text(f"{one_line(client.server.name) or target}: {times[-1]:.2f} ms")
         if json:
             print_json({"server": client.server.name, "revision": client.revision, "ms": [round(t, 3) for t in times]})
+
+
+class _Health(Struct):
+    gateway: str = ""
 
 
 class DiagnosticStep(Struct, frozen=True):
@@ -204,7 +208,10 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
                 remedy='In a gateway for several people, set isolation = "per_principal" for it if its tools ask.',
             )
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
-        async for step in seen_by_browsers(place.url, {**place.headers, **options.headers(target)}, options.timeout):
+        headers = {**place.headers, **options.headers(target)}
+        if mode := await gateway_mode(place.url, headers, options.timeout):
+            yield DiagnosticStep("gateway", f"it {mode}")
+        async for step in seen_by_browsers(place.url, headers, options.timeout):
             yield step
 
 
@@ -250,6 +257,14 @@ async def check_certificate(url: Url, seconds: float) -> DiagnosticStep:
     certificate: dict[str, Any] = writer.get_extra_info("peercert") or {}
     writer.close()
     return DiagnosticStep("certificate", f"trusted until {certificate.get('notAfter', 'an unknown date')}")
+
+
+async def gateway_mode(url: Url, headers: Mapping[str, str], seconds: float) -> str:
+    """Return how a gateway of ours serves its upstreams, if it tells us."""
+    with suppress(ClientError, TimeoutError, msgspec.DecodeError):
+        reply = await request("GET", url.join("health"), headers, max_body=1 << 20, seconds=seconds)
+        return msgspec.json.decode(reply.body, type=_Health).gateway
+    return ""
 
 
 async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float) -> AsyncIterator[DiagnosticStep]:

@@ -91,8 +91,8 @@ class GatewayPart:
 
     name: str = "gateway"
     needs: Collection[str] = ("lifespan",)
-    _obstacle = ""
-    """Why the only upstream isn't relayed."""
+    _mode = ""
+    """Whether it relays its only upstream, and if not, why."""
     _name_conflict = ""
     """Error message about an upstream's item that conflicts with this server's own."""
 
@@ -196,7 +196,7 @@ class GatewayPart:
     def _choose_mode(self, host: PartHost) -> None:
         """Relay a single upstream, unless something speaks against it."""
         upstreams, definition, registry = list(self.upstreams.values()), self.definition, host.registry
-        self._obstacle = find_obstacle(
+        obstacle = find_obstacle(
             upstreams,
             is_api=not isinstance(upstreams[0], McpUpstream),
             has_items=any(registry.has_any(kind) for kind in METHODS),
@@ -204,9 +204,11 @@ class GatewayPart:
             has_search=bool(registry.list_selectors),
             extends=bool(definition.extensions) or registry.completes is not None,
         )
-        mode = f"makes items of its upstreams' lists, because {self._obstacle}" if self._obstacle else "relays"
-        logger.info("%s %s", definition.name, mode if self._obstacle else f"relays {upstreams[0].name}")
-        if not self._obstacle:
+        catalog = f"makes items of its upstreams' lists, because {obstacle}"
+        self._mode = catalog if obstacle else f"relays {upstreams[0].name}"
+        logger.info("%s %s", definition.name, self._mode)
+        host.report("gateway", lambda: self._mode)
+        if not obstacle:
             upstreams[0].relays = True
             upstreams[0].keeps_lists = not upstreams[0].is_program or not definition.parts.isdisjoint(_READERS)
             Passthrough(host, upstreams[0])
@@ -355,7 +357,7 @@ class GatewayPart:
 
     def describe(self) -> list[Json]:
         """Return state and statistics of each upstream."""
-        return [upstream.describe() for upstream in self.upstreams.values()]
+        return [{**upstream.describe(), "mode": self._mode} for upstream in self.upstreams.values()]
 
     def items(self, name: str) -> Json | None:
         """Return the tools of an upstream, largest first, and its quarantined items; None if it's unknown."""

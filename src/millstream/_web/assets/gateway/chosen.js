@@ -142,6 +142,7 @@ function drawFacts(row) {
   /** @param {number | null} at */
   const ago = (at) => (at ? `${duration(Math.max(0, Date.now() / 1_000 - at))} ago` : "never");
   const shownFacts = {
+    "This server": row.mode,
     "Names begin with": row.prefix ? `${row.prefix}_` : "nothing: they are its own",
     Revision: row.revision || "unknown",
     "Lists taken": ago(row.listed_at),
