@@ -73,7 +73,8 @@ async def create_connected_server_and_client_session(
 
     Args:
         server: The server.
-        read_timeout_seconds, raise_exceptions: Ignored.
+        read_timeout_seconds: Ignored.
+        raise_exceptions: Ignored.
     """
     async with connect(server.engine, revision=NEWEST_HANDSHAKE.date) as client:
         yield ClientSession(client)
