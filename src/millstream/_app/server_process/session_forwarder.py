@@ -26,7 +26,7 @@ from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url, parse_url
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 from millstream._http.server import Endpoints
-from millstream._http.server.listener import SocketListener
+from millstream._http.server.listener import TICK, SocketListener
 from millstream._protocol import seal
 from millstream._protocol.errors import SERVER_ERROR
 from millstream._recent import Recent
@@ -110,6 +110,10 @@ class SessionForwarder:
             (self._folder / self._services.session_holder).unlink()
         await self._listener.accept_backlog()
         self._listener.close()
+        clock, state = asyncio.get_running_loop().time, self._listener.state
+        until = clock() + _END_TIMEOUT
+        while any(each.answering for each in state.connections) and clock() < until:  # noqa: ASYNC110  as in the drain
+            await asyncio.sleep(TICK)
         await self._listener.shut_down(_END_TIMEOUT)
         for pool in self._pools.values():
             await pool.close()
