@@ -1,3 +1,4 @@
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from cases import for_each
 from client.feature_walk import changes, resources, tools
 from gateway.content_server import LINKED, PICTURE, SOUND, make_library
 from millstream import Audio, EmbeddedResource, Image, ResourceLink, Server, Text
@@ -115,6 +117,23 @@ async def test_every_content_type_reaches_every_revision(revision: str) -> None:
             reported: list[tuple[float, float | None, str | None]] = []
             await client.call(f"{name}steps", progress=lambda *what, to=reported: to.append(what))
             assert [each[:2] for each in reported] == [(1, 2)]
+
+
+@for_each("revision", ["2025-06-18", "2025-11-25", "2026-07-28"])
+async def test_middleware_that_passes_a_result_on_leaves_its_shape(revision: str) -> None:
+    class Watching(Middleware):
+        @override
+        async def on_call(self, request: Request, next: Next) -> Any:
+            return await next(request)
+
+    library = Server("library")
+    library.tool(lambda: 1, name="count", output_schema={"type": "integer"})
+    for middleware in ([], [Watching()]):
+        mcp = Server("front", middleware=middleware)
+        mcp.upstream("lib", library, start_timeout=WAIT)
+        async with Client(mcp, revision=revision, timeout=WAIT) as client:
+            result = await client.call("lib_count")
+        assert json.loads(bytes(result.structured_content or b"")) == (1 if revision == "2026-07-28" else {"result": 1})
 
 
 async def test_middleware_receives_the_uris_of_the_gateway() -> None:

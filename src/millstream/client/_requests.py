@@ -11,7 +11,7 @@ One `Requests` handles all concurrent calls of a client. It doesn't depend on th
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -593,7 +593,9 @@ class Requests(Confidential, Struct, kw_only=True):
             except ServerError as exc:
                 named = versions(exc)
                 common = newest(named)
-                if exc.code != UNSUPPORTED_VERSION or (common is None and any(each in HANDSHAKE for each in named)):
+                if exc.code != UNSUPPORTED_VERSION or self.pinned is not None:
+                    return None
+                if common is None and any(each in HANDSHAKE for each in named):
                     return None
                 if common is None:
                     raise UnknownVersion(_unknown(named)) from exc
@@ -605,7 +607,7 @@ class Requests(Confidential, Struct, kw_only=True):
                 if self.pinned is not None or (isinstance(exc, ConnectionLost) and transport.lost):
                     raise
                 return None  # for example a status 500 from a server that didn't expect the method
-            agreed = newest(offer.supported_versions)
+            agreed = newest(each for each in offer.supported_versions if self.pinned is None or each == revision.date)
             if agreed is None:
                 return None
             return self._new_connection(transport, agreed, offer, offer.meta.get(SERVER_KEY), result)
@@ -692,7 +694,7 @@ def versions(refusal: ServerError) -> list[str]:
         return []
 
 
-def newest(dates: list[str]) -> Revision | None:
+def newest(dates: Iterable[str]) -> Revision | None:
     """Return the newest revision of the per-request era that both sides support."""
     common = [date for date in dates if date in PER_REQUEST]
     return BY_DATE[max(common)] if common else None

@@ -192,7 +192,10 @@ class UpstreamTool(_UpstreamItem, Tool):
     def _decode(self, value: bytes) -> ToolResult:
         members, meta = split_result(value, "content", self.upstream.link_uri)
         result = _decode_tool(b"{%b}" % members)
-        return ToolResult([*result.content], result.structured_content, result.is_error, meta)
+        sent, structured = _value_in(members) if self.wraps else None, result.structured_content
+        if is_object(sent) and [*sent] == ["result"]:  # it was wrapped already, see `encode`
+            structured = sent["result"]
+        return ToolResult([*result.content], structured, result.is_error, meta)
 
     @override
     def encode(self, value: Any, call: Call) -> bytes:
@@ -207,13 +210,17 @@ class UpstreamTool(_UpstreamItem, Tool):
         try:
             members, call.meta = split_result(value, "content", upstream.link_uri if upstream.names.prefix else None)
             if holds_less(revision, upstream.revision):
-                value = decode_object(b"{%b}" % members).get("structuredContent") if self.wraps else None
+                value = _value_in(members) if self.wraps else None
                 # A value in an object was wrapped already, as for a call of an older revision.
                 wraps = self.wraps and not (is_object(value) and [*value] == ["result"])
                 members = project_tool_result(members, revision, wraps=wraps)
         except MALFORMED as exc:
             raise _malformed_error(call, upstream, exc) from None
         return members
+
+
+def _value_in(members: bytes) -> Any:
+    return decode_object(b"{%b}" % members).get("structuredContent")
 
 
 class UpstreamPrompt(_UpstreamItem, Prompt):
