@@ -44,7 +44,6 @@ from millstream._protocol.revisions import (
 )
 from millstream._protocol.schema_repair import repair_schema
 from millstream._protocol.skills import (
-    DIRECTORY,
     MAX_SKILL_BYTES,
     MAX_SKILL_FILES,
     SKILL_FILE,
@@ -57,7 +56,6 @@ from millstream._protocol.skills import (
 
 __all__ = [
     "BY_DATE",
-    "DIRECTORY",
     "INTERNAL_ERROR",
     "INVALID_PARAMS",
     "INVALID_REQUEST",

@@ -81,21 +81,15 @@ class Profile(Struct, frozen=True, omit_defaults=True, gc=False):
     issuer: str = ""
     email: str = ""
 
-    def only_name(self) -> "Profile":
-        """Return what every reader may see."""
-        return Profile(self.name)
-
 
 def knows_identities(reader: Principal | None) -> bool:
-    """Return whether a reader may see the subjects and e-mail addresses of others.
-
-    Example:
-        ``event.visible_user(knows_identities(ctx.principal))``
-
-    Args:
-        reader: The caller, or None without sign-in.
-    """
+    """Return whether a reader may see the subjects and e-mail addresses of others. It's None without sign-in."""
     return reader is not None and reader.has((IDENTITIES,))
+
+
+def visible_part(user: Profile | None, full: bool) -> Profile | None:
+    """Return what a reader may see of a user. `full` is the result of `knows_identities`."""
+    return user if full or user is None else Profile(user.name)
 
 
 def get_profile(principal: Principal, name_claims: Collection[str]) -> Profile:

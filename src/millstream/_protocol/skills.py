@@ -14,8 +14,6 @@ SKILLS = "io.modelcontextprotocol/skills"
 """The identifier of the skills extension."""
 SKILL_FILE = "SKILL.md"
 """The name of the file with a skill's instructions."""
-DIRECTORY = "inode/directory"
-"""The media type of a directory."""
 MAX_SKILL_FILES = 512
 """Number of files in one skill that every host accepts."""
 MAX_SKILL_BYTES = 16 * 1024 * 1024

@@ -32,7 +32,7 @@ from millstream._http.message import (
 from millstream._protocol import sse
 from millstream._protocol.errors import INVALID_REQUEST, PARSE_ERROR, ProtocolError, closest_name, shorten
 from millstream._protocol.jsonrpc import check_text, decoder, encode
-from millstream._protocol.principal import knows_identities
+from millstream._protocol.principal import knows_identities, visible_part
 from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._transports.open_streams import OpenStreams
@@ -62,7 +62,7 @@ _decode_publication = decoder(Publication)
 
 
 def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> bytes:
-    """Return an event of the hub as a server-sent event, for a reader as of `Event.visible_user`.
+    """Return an event of the hub as a server-sent event, for a reader as of `visible_part`.
 
     The publisher is in a field of its own, which `EventSource` ignores. With `envelope`, the data is the event as an
     object, as on a WebSocket, so that pages can read the publisher, too.
@@ -71,7 +71,7 @@ def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> byte
         return b"id: %b\n\n" % event.id.encode()
     envelope = envelope and bool(event.channel)
     data = encode_object(event, full) if envelope else event.data
-    text, user = sse.encode_event(data, event=event.event, id=event.id or None), event.visible_user(full)
+    text, user = sse.encode_event(data, event=event.event, id=event.id or None), visible_part(event.user, full)
     return text if user is None or envelope else b"user: %b\n%b" % (encode(user), text)
 
 

@@ -4,7 +4,7 @@ The hub has no knowledge of HTTP or MCP. A subscriber is an `OutputStream` and a
 """
 
 from millstream._http.message import OutputStream
-from millstream._protocol.principal import Profile, knows_identities
+from millstream._protocol.principal import Profile
 from millstream.hub._admission import AccessRules
 from millstream.hub._channels import EventTooLarge, Forbidden, HubLimits, InvalidName, LimitExceeded, check_channel
 from millstream.hub._event import Event, PublishResult
@@ -29,5 +29,4 @@ __all__ = [
     "PublishResult",
     "Subscription",
     "check_channel",
-    "knows_identities",
 ]

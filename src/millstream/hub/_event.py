@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from millstream._protocol.principal import Profile
+from millstream._protocol.principal import Principal, Profile, knows_identities, visible_part
 from millstream._recent import Recent
 from millstream._stores.base import Entry, read_offset
 from millstream.hub._channels import InvalidName
@@ -67,13 +67,12 @@ class Event(Struct, frozen=True, gc=False):
     channels, who arrived or left. Publishers can't set it, unlike any name in `data`.
     """
 
-    def visible_user(self, full: bool) -> Profile | None:
-        """Return what a reader may see of `user`.
+    def visible_user(self, reader: Principal | None) -> Profile | None:
+        """Return what a reader may see of `user`: ``event.visible_user(ctx.principal)``.
 
-        Args:
-            full: Whether the reader has the scope ``millstream:identities``.
+        Only readers with the scope ``millstream:identities`` see more than the name.
         """
-        return self.user if full or self.user is None else self.user.only_name()
+        return visible_part(self.user, knows_identities(reader))
 
 
 class EventMessage(Struct, frozen=True, gc=False, tag="event", omit_defaults=True):
@@ -110,8 +109,8 @@ def unpack(entry: Entry) -> Event:
 
 
 def encode_object(event: Event, full: bool) -> bytes:
-    """Return an event with data as one JSON object, for a reader as of `Event.visible_user`."""
-    user, data = event.visible_user(full), (event.data or b"").decode()
+    """Return an event with data as one JSON object, for a reader as of `visible_part`."""
+    user, data = visible_part(event.user, full), (event.data or b"").decode()
     return _encode_json(EventMessage(event.channel, data, event.id, event.event, user))
 
 

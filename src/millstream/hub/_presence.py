@@ -8,7 +8,7 @@ import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
-from millstream._protocol.principal import Profile
+from millstream._protocol.principal import Profile, visible_part
 from millstream._stores.base import CoAppend, Entry, Position, Store
 from millstream.hub._channels import PRESENCE, owned_id
 from millstream.hub._event import Event, StoredEvent, encode_data, pack, position_id, unpack
@@ -40,7 +40,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
         Args:
             full: Whether the reader has the scope ``millstream:identities``.
         """
-        user = self.user if full or self.user is None else self.user.only_name()
+        user = visible_part(self.user, full)
         return replace(self, owner="", user=user)
 
 

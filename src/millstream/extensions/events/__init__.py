@@ -16,7 +16,6 @@ from millstream import Context, Principal, ProtocolError, ToolError
 from millstream._override import override
 from millstream.extensions import Extension, Host, scopes_of
 from millstream.extensions.events._catalog import (
-    MAX_BODY,
     EventCatalog,
     EventType,
     FilterIndex,
@@ -34,7 +33,7 @@ from millstream.protocol import PER_REQUEST, Json, encode
 if TYPE_CHECKING:
     from millstream import Server
 
-__all__ = ["MAX_BODY", "EventOptions", "EventType", "Events"]
+__all__ = ["EventOptions", "EventType", "Events"]
 
 MAX_EVENTS = 50
 _MAX_SCANNED = 200

@@ -21,7 +21,7 @@ from millstream.extensions.events._catalog import (
     invalid,
     sees,
 )
-from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded, knows_identities
+from millstream.hub import Encode, Event, Forbidden, Hub, LimitExceeded
 from millstream.protocol import (
     INTERNAL_ERROR,
     MALFORMED,
@@ -274,7 +274,7 @@ def occurrence(reader: Reader, event: Event, cursor: str | None) -> Json:
         "data": Raw(event.data or b""),
     }
     if event.user is not None:
-        written["_meta"] = {USER_KEY: event.visible_user(knows_identities(reader.principal))}
+        written["_meta"] = {USER_KEY: event.visible_user(reader.principal)}
     return written if cursor is None else {**written, "cursor": cursor}
 
 

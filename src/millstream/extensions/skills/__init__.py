@@ -23,16 +23,18 @@ from millstream.extensions.skills._sources import (
     media_type,
     skill_of,
 )
-from millstream.protocol import DIRECTORY, INVALID_PARAMS, SKILL_FILE, SKILLS, Json, Skill, SkillResource, shorten
+from millstream.protocol import INVALID_PARAMS, SKILL_FILE, SKILLS, Json, Skill, shorten
 
 if TYPE_CHECKING:
     from millstream import Server
     from millstream.extensions import Host
 
-__all__ = ["Skill", "SkillOptions", "SkillResource", "Skills"]
+__all__ = ["SkillOptions", "Skills"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _TEMPLATE = "skill://{path*}"
+_DIRECTORY = "inode/directory"
+"""The media type of a directory."""
 
 
 class _Page(Struct):
@@ -217,7 +219,7 @@ class Skills(Extension):
             first, below, _ = each[len(base) :].partition("/")
             child = base + first
             if below:
-                found[child] = {"uri": child, "name": unquote(first), "mimeType": DIRECTORY}
+                found[child] = {"uri": child, "name": unquote(first), "mimeType": _DIRECTORY}
                 continue
             entry = {"uri": child, "name": unquote(first), "mimeType": media_type(first)}
             if child in skills:
