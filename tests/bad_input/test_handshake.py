@@ -52,10 +52,10 @@ async def test_invalid_version_header_gets_400_and_keeps_the_session(wire: Wire,
     await alive(wire, headers)
 
 
-async def test_second_initialize_gets_400_and_keeps_the_session(wire: Wire) -> None:
+async def test_initialize_of_another_client_gets_400_and_keeps_the_session(wire: Wire) -> None:
     """MCP 2025-11-25, basic/transports."""
     headers = await wire.initialize()
-    params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "u", "version": "1"}}
     assert (await wire.post(request("initialize", params, 7), headers)).error == (400, -32600, 7)
     await alive(wire, headers)
 

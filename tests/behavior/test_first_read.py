@@ -27,7 +27,7 @@ async def test_requests_sent_with_initialize_use_its_session() -> None:
             {"jsonrpc": "2.0", "method": "notifications/initialized"},
             request("tools/call", {"name": "spoken"}, 2),
             request("resources/subscribe", {"uri": "shop://sign"}, 3),
-            request("initialize", opening, 4),
+            request("initialize", {**opening, "clientInfo": {"name": "u", "version": "1"}}, 4),
         ):
             pipe.send(json.dumps(message).encode())
         answers: dict[Any, Any] = {}

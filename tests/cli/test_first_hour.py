@@ -51,7 +51,9 @@ def at_terminal(*words: str, cwd: Path) -> str:
 @pytest.mark.server
 def test_terminals_get_colors_signatures_and_indented_json(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(SHOP.format(auth=None))
-    assert "order(isbn, copies: integer=1)" in at_terminal("list", "shop.py", cwd=tmp_path)
+    listed = at_terminal("list", "shop.py", cwd=tmp_path)
+    assert "order(isbn, copies: integer=1)" in re.sub(r"\x1b\[[\d;]*m", "", listed)
+    assert "\x1b[36morder" in listed
     called = at_terminal("call", "shop.py", "order", "isbn=1", cwd=tmp_path)
     assert re.sub(r"\x1b\[[\d;]*m", "", called) == '{\n  "ordered": 1\n}\n'
     assert "\x1b[36m" in called

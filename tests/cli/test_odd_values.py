@@ -152,5 +152,5 @@ def test_tables_end_descriptions_after_a_word(
         "KIND  NAME         DESCRIPTION",
         "tool  order(isbn)  Order a book that is in stock,…",
         "tool  search(words, language?, published_after?)",
-        "                   Find books.",
+        "        Find books.",
     ]

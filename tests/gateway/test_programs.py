@@ -244,7 +244,7 @@ async def test_documented_program_runs_alone_and_as_upstream(tmp_path: Path) -> 
     assert example in page
     (tmp_path / "bookshop.py").write_text(example)
     blocks = [each.partition("```")[0] for each in page.split("```text\n")[1:]]
-    assert "millstream run bookshop.py\n" in blocks
+    assert "millstream run bookshop.py --workers 4\n" in blocks
     (tmp_path / "tools.py").write_text(next(each for each in blocks if "mcp.upstream" in each))
     for file, tool in (("bookshop.py", "price"), ("tools.py", "books_price")):
         command = [sys.executable, "-m", "millstream", "run", str(tmp_path / file), "--transport", "stdio"]

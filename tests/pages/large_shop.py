@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from millstream import Audio, Context, EmbeddedResource, Field, Image, ResourceLink, Server, ToolError, ToolResult
 from millstream._protocol.content import Content
+from millstream.protocol import ToolUnavailable
 
 mcp = Server(
     "crowded مخزن",
@@ -88,7 +89,7 @@ def gallery() -> ToolResult:
 @mcp.tool
 def broken() -> str:
     """Always fails."""
-    raise ToolError("The oven is cold. Heat it up first, and try again.")
+    raise ToolUnavailable("The oven is cold. Heat it up first, and try again.")
 
 
 @mcp.tool(title="تحية من القلب")

@@ -164,7 +164,7 @@ def test_pages_stay_usable_under_load(shared_crowd: SharedServer, open_page: Ope
         links = {"dashboard": "dashboard", "chat": "chat", "new": "inspect#tool=chatty", "docs": "docs#tool=chatty"}
         pages = {name: open_page(f"{address}/{link}", name="Ada", lossy=True) for name, link in links.items()}
         dashboard, inspect = pages["dashboard"], pages["new"]
-        expect(dashboard.locator("#reasons")).to_contain_text("of the calls fail")
+        expect(dashboard.locator("#reasons")).to_contain_text("The server fails")
         dashboard.keyboard.press("l")
         expect(pages["chat"].locator(".bubble").nth(20)).to_be_visible()
         expect(inspect.locator("#state")).to_have_text("Connected")

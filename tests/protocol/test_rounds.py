@@ -65,8 +65,8 @@ def test_changed_questions_drop_their_answer_and_later_ones() -> None:
 
 def test_questions_without_a_key_are_numbered_and_marked() -> None:
     replay = Rounds(None, {})
-    first, second = replay.slot(None), replay.slot(None)
-    assert (first, second, replay.slot("own")) == ("q1", "q2", "own")
+    first, second = replay.label(None), replay.label(None)
+    assert (first, second, replay.label("own")) == ("q1", "q2", "own")
     mark = digest("elicitation/create", {"message": "x"})
     assert replay.wire_key("q1", None, mark) == f"q1-{mark[:8]}"
     assert replay.wire_key("own", "own", mark) == "own"

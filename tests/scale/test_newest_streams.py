@@ -37,7 +37,7 @@ async def test_newest_stream_of_a_session_stays(backing: Backing) -> None:
 
 def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Semaphore, asyncio.Event]:
     """Workers tell each other messages of a kind once the event is set; the semaphore counts those that wait."""
-    waiting, go, tell = asyncio.Semaphore(0), asyncio.Event(), Peers.tell
+    waiting, go, tell = asyncio.Semaphore(0), asyncio.Event(), Peers.broadcast
 
     async def tell_late(self: Peers, message: object) -> bool:
         if isinstance(message, kind):
@@ -45,7 +45,7 @@ def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Sema
             await go.wait()
         return await tell(self, message)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Peers, "tell", tell_late)
+    monkeypatch.setattr(Peers, "broadcast", tell_late)
     return waiting, go
 
 

@@ -159,6 +159,7 @@ PAGES = {
     "docs/guides/behind-a-proxy.md": Page(
         needs="nginx",
         untyped={
+            "listen 443 ssl": "Its certificates aren't there. tests/deploy serves TLS with nginx.",
             "location /ws": "deploy/nginx.conf has the same lines. tests/deploy reads them.",
             "defaults": "tests/deploy/test_haproxy.py runs haproxy with it.",
             "MILLSTREAM_ALLOWED_HOSTS": "tests/transports/test_hosts.py has a server with such a name.",
@@ -210,7 +211,7 @@ PAGES = {
             "millstream users add": "They ask for passwords. tests/gateway/test_gateway_server.py adds such users.",
             "millstream gateway ~/.cursor": "The reader's own file. tests/gateway/test_run_command.py serves others.",
             "millstream install servers.json": "tests/gateway/test_run_command.py serves the file over stdio.",
-            'millstream run "uvx': "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
+            "millstream run -- uvx": "uvx would ask the index. tests/gateway/test_run_command.py runs such commands.",
             "The upstream warehouse can't be reached": "tests/gateway/test_blame.py reads such errors.",
             "The server 'warehouse'": "The same.",
         },
