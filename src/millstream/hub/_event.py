@@ -70,7 +70,9 @@ class Event(Struct, frozen=True, gc=False):
     def visible_user(self, reader: Principal | None) -> Profile | None:
         """Return what a reader may see of `user`: ``event.visible_user(ctx.principal)``.
 
-        Only readers with the scope ``millstream:identities`` see more than the name.
+        Args:
+            reader: The caller, or None without sign-in. Only callers with the scope ``millstream:identities`` see more
+                than the name.
         """
         return visible_part(self.user, knows_identities(reader))
 
