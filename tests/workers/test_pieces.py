@@ -88,7 +88,7 @@ def test_closed_and_invalid_supervisor_channels_end(ends: tuple[socket.socket, s
     assert line.read() is None
     ours.close()
     assert line.read() is None
-    line.send(Drain())  # nobody hears it, and nothing is raised
+    line.send(Drain())  # the other end is closed, and nothing is raised
 
 
 @pytest.mark.parametrize("given", ["250:1", "0:1", ""], ids=["closed", "another file", "nothing"])

@@ -121,7 +121,7 @@ function hear(channel, event) {
     inOrder(mine, said.at ?? mine.at);
     return;
   }
-  if (!said.name) conversation.typing.clear(); // a tool sent it, and whoever typed it has finished
+  if (!said.name) conversation.typing.clear(); // a tool sent it, so the person who asked for it has finished typing
   if (conversation.typing.delete(said.name) || !said.name) showTyping();
   if (conversation.ready) said.at ??= new Date();
   show(channel, { kind: "message", ...said, own: own.has(event.id) });
