@@ -199,7 +199,7 @@ def test_gateway_options_are_listed_with_defaults() -> None:
         "Prompts": own(PromptPolicy),
         "Resources": own(ResourcePolicy),
     }
-    text = (REFERENCE / "gateway-toml.md").read_text("utf-8")
+    text = (REFERENCE / "gateway.md").read_text("utf-8")
     for title, options in kinds.items():
         section = text.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
         listed = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", section, re.MULTILINE))

@@ -42,27 +42,27 @@ class Exclusion(NamedTuple):
 
 
 EXCLUSIONS = (
-    Exclusion(("audio",), R2, "2024-11-05 has no audio: audio becomes an embedded resource"),
-    Exclusion(("progress text",), R2, "2024-11-05 has no progress messages: only numbers pass"),
+    Exclusion(("audio",), R2, "2024-11-05 has no audio, so audio becomes an embedded resource"),
+    Exclusion(("progress text",), R2, "2024-11-05 has no text in progress notifications, so only the numbers pass"),
     Exclusion(
         ("structured object", "resource link"),
         R3,
-        "Before 2025-06-18 there are neither structured results nor resource links: both become text",
+        "Before 2025-06-18, there were no structured results or resource links, so both become text",
     ),
     Exclusion(
-        ("form", "form with choices", "several questions at once", "question of a prompt", "question of a resource"),
+        ("form", "form with choices", "several questions at once", "question that a prompt asks", "question that a resource asks"),
         R3,
-        "Before 2025-06-18 there is no elicitation: the call ends with an error",
+        "Before 2025-06-18, servers couldn't ask the user, so a call that asks fails with an error",
     ),
     Exclusion(
         ("URL to open", "sampling with tools"),
         R4,
-        "Before 2025-11-25 there is neither URL elicitation nor sampling with tools: the call ends with an error",
+        "Before 2025-11-25, there was no URL elicitation and no sampling with tools, so the call fails with an error",
     ),
     Exclusion(
         ("structured value of any type",),
         R5,
-        "Before 2026-07-28 structured results are objects: other values are wrapped as `result`, or become text",
+        "Before 2026-07-28, a structured result had to be an object. Other values are wrapped as `result`, or become text",
     ),
 )
 
@@ -374,10 +374,10 @@ async def prompts(pair: Pair) -> None:
     assert content["type"] == ("audio" if pair.both(R2) else "resource")
 
 
-@feature("question of a prompt")
+@feature("question that a prompt asks")
 async def prompt_question(pair: Pair) -> None:
     params = {"name": f"{pair.prefix}_asking"}
-    if pair.has("question of a prompt"):
+    if pair.has("question that a prompt asks"):
         found = await pair.request("prompts/get", params)
         assert found["messages"][0]["content"]["text"] == "About 6"
     else:
@@ -408,17 +408,17 @@ async def resources(pair: Pair) -> None:
     assert found["text"] == "7 page 12"
 
 
-@feature("resource that is missing")
+@feature("missing resource")
 async def missing(pair: Pair) -> None:
     with pytest.raises(ServerError) as caught:
         await pair.request("resources/read", {"uri": pair.uri("note://none")})
     assert caught.value.code == (-32602 if pair.down == R5 else -32002)
 
 
-@feature("question of a resource")
+@feature("question that a resource asks")
 async def resource_question(pair: Pair) -> None:
     params = {"uri": pair.uri("note://asking")}
-    if pair.has("question of a resource"):
+    if pair.has("question that a resource asks"):
         found = await pair.request("resources/read", params)
         assert found["contents"][0]["text"] == "Place 5"
     else:
