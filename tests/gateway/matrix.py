@@ -50,7 +50,13 @@ EXCLUSIONS = (
         "Before 2025-06-18, there were no structured results or resource links, so both become text",
     ),
     Exclusion(
-        ("form", "form with choices", "several questions at once", "question that a prompt asks", "question that a resource asks"),
+        (
+            "form",
+            "form with choices",
+            "several questions at once",
+            "question that a prompt asks",
+            "question that a resource asks",
+        ),
         R3,
         "Before 2025-06-18, servers couldn't ask the user, so a call that asks fails with an error",
     ),
@@ -62,7 +68,7 @@ EXCLUSIONS = (
     Exclusion(
         ("structured value of any type",),
         R5,
-        "Before 2026-07-28, a structured result had to be an object. Other values are wrapped as `result`, or become text",
+        "Before 2026-07-28, structured results had to be objects. Other values are wrapped as `result`, or become text",
     ),
 )
 

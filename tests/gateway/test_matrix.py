@@ -165,10 +165,13 @@ async def test_every_feature_works_in_all_combinations() -> None:
 
 def render_section() -> str:
     """Return the section of the reference page."""
-    lines = [
+    lead = (
         "A client of any revision can use an upstream of any revision, on every transport that the two revisions have. "
         "A cell of the table names what a client of the revision on the left doesn't get from an upstream of the "
-        "revision at the top. The numbers are explained below it.",
+        "revision at the top. The numbers are explained below it."
+    )
+    lines = [
+        lead,
         "",
         "| client ↓ upstream → | " + " | ".join(DATES) + " |",
         "|---|" + "---|" * len(DATES),
