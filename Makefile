@@ -122,7 +122,7 @@ test-oldest: $(VENV)/.test ## run the tests with the oldest versions that pyproj
 	$(UV) install --python .venv-oldest/bin/python --group test uv
 	$(subst $(BIN),.venv-oldest/bin,$(PYTEST)) -m "$(MARKS)" $(ARGS)
 
-sign-in: $(VENV)/.test .venv-mcp1/.ready $(NODE_TOOLS) ## sign in with every client at every issuer and address (ARGS="--write")
+sign-in: $(VENV)/.test .venv-mcp1/.ready .bench/keycloak/.ready $(NODE_TOOLS) ## sign in with every client at every issuer and address (ARGS="--write"); needs Maven and Java
 	$(BIN)/python scripts/sign_in.py $(ARGS)
 
 seeds: $(VENV)/.test ## type every line of the seed documents in empty environments, and say what works (NIGHTLY=1: one for each line)
@@ -249,6 +249,12 @@ $(PEERS)/.ready: $(VENV)/.setup requirements/bench.lock benches/package-lock.jso
 .bench/kafka/.ready .bench/java-sdk/.ready: .bench/%/.ready: scripts/%/pom.xml
 	@echo "Fetching the Java packages of $* ..."
 	-@mvn --quiet --batch-mode --file $< dependency:copy-dependencies -DoutputDirectory=$(abspath $(@D)) && touch $@
+
+.bench/keycloak/.ready:
+	@echo "Fetching Keycloak ..."
+	@mkdir -p $(@D) && cd $(@D) && mvn --quiet --batch-mode dependency:unpack \
+	  -Dartifact=org.keycloak:keycloak-quarkus-dist:26.7.3:zip -DoutputDirectory=$(abspath $(@D))
+	@touch $@
 
 # In the folder of its module, whose own go.sum then counts.
 .bench/traefik: scripts/traefik/go.mod

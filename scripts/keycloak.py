@@ -2,16 +2,14 @@
 
 FOLDER is an unpacked distribution of Keycloak. The script starts it on a free port with its defaults, enters what the
 guide "Sign in with Keycloak" says, and lets a client sign in. It prints what each step shows, and fails at the first
-difference. It needs Java, and its first start takes minutes, so it isn't part of the tests.
+difference. It needs Java.
 """
 
 import asyncio
 import contextlib
-import html
 import http.client
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -19,15 +17,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from http.cookies import SimpleCookie
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
-from millstream import Client
-from millstream.client import MemoryTokenStore, OAuth, Options
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "interop"))
 
-PASSWORD = "correct horse battery"  # noqa: S105  of a server that lasts a minute
+from person import visit  # noqa: E402  a helper of the tests
+
+from millstream import Client  # noqa: E402
+from millstream.client import MemoryTokenStore, OAuth, Options  # noqa: E402
+
+BACK = "http://127.0.0.1:8765/callback"
+
+PASSWORD = "correct horse"  # noqa: S105  of a server that lasts a minute
 PROGRAM = '''
 import os
 from millstream import Context, Server, auth
@@ -110,75 +114,49 @@ class Keycloak:
         return json.loads(ask("GET", f"{self.base}/admin/realms{path}", authorization=f"Bearer {self._token}")[2])
 
 
-def visit(url: str) -> str:
-    """Sign in on Keycloak's page, consent, and return the redirect to the client."""
-    jar: dict[str, str] = {}
-    form: dict[str, str] | None = None
-    for _ in range(6):
-        more = {"cookie": "; ".join(f"{name}={value}" for name, value in jar.items())} if jar else {}
-        if form is not None:
-            more["content_type"] = "application/x-www-form-urlencoded"
-        status, headers, body = ask(
-            "GET" if form is None else "POST", url, None if form is None else urlencode(form).encode(), **more
-        )
-        for line in headers.get_all("set-cookie") or ():
-            jar |= {name: each.value for name, each in SimpleCookie(line).items()}
-        if status in (302, 303):
-            url, form = headers["location"], None
-            if "/callback" in url:
-                return url
-            continue
-        text = body.decode()
-        action = re.search(r'<form[^>]*action="([^"]+)"', text)
-        if action is None:
-            raise SystemExit(text[:2000])
-        url = html.unescape(action[1])
-        if not url.startswith("http"):
-            url = f"http://{urlsplit(jar.get('base', '')).netloc or BASE}{url}"
-        form = {"username": "ada", "password": PASSWORD} if 'name="password"' in text else {"accept": "Yes"}
-        hidden = re.findall(r'<input[^>]*type="hidden"[^>]*name="([^"]+)"[^>]*value="([^"]*)"', text)
-        form |= dict(hidden)
-    raise AssertionError("The sign-in doesn't end.")
-
-
-BASE = ""
-
-
 async def sign_in(url: str, **options: Any) -> str:
     """Sign in as a client, and return what the tool says."""
 
     async def person(link: str) -> str:
-        return await asyncio.to_thread(visit, link)
+        return await asyncio.to_thread(visit, link, BACK)
 
     issuer = options.pop("issuer", "")
-    oauth = OAuth(store=MemoryTokenStore(), redirect_handler=person, **options)
+    oauth = OAuth(store=MemoryTokenStore(), redirect_handler=person, redirect_uri=BACK, **options)
     if issuer:
         oauth.for_issuer(issuer)
     async with Client(url, options=Options(auth=oauth)) as client:
         return (await client.call("who")).text
 
 
-def main(distribution: Path) -> None:
-    """Run the guide."""
-    global BASE  # noqa: PLW0603  one run
-    folder = Path(tempfile.mkdtemp(prefix="millstream-keycloak-"))
-    port, own = free_port(), free_port()
-    BASE = f"127.0.0.1:{port}"
-    url = f"http://127.0.0.1:{own}/mcp"
+@contextlib.contextmanager
+def realm(distribution: Path) -> Iterator[tuple[Keycloak, str]]:
+    """Run Keycloak with the realm, the person, and the client of the guide, and yield it and the issuer."""
+    port = free_port()
     start = ["sh", str(distribution / "bin/kc.sh"), "start-dev", f"--http-port={port}", "--http-host=127.0.0.1"]
     admin = {"KC_BOOTSTRAP_ADMIN_USERNAME": "admin", "KC_BOOTSTRAP_ADMIN_PASSWORD": PASSWORD, "KC_DB": "dev-mem"}
+    with (
+        tempfile.TemporaryDirectory(prefix="millstream-keycloak-") as folder,
+        running(start, Path(folder), port, "/realms/master", **admin),
+    ):
+        keycloak = Keycloak(port)
+        keycloak.enter("", {"realm": "team", "enabled": True})
+        keycloak.enter("/team/users", {
+            "username": "ada", "enabled": True, "email": "ada@example.com", "emailVerified": True,
+            "firstName": "Ada", "lastName": "L", "credentials": [{"type": "password", "value": PASSWORD}],
+        })  # fmt: skip
+        keycloak.enter("/team/clients", {
+            "clientId": "desk", "publicClient": True, "redirectUris": [BACK, "http://localhost:*"],
+        })  # fmt: skip
+        yield keycloak, f"http://127.0.0.1:{port}/realms/team"
+
+
+def main(distribution: Path) -> None:
+    """Run the guide."""
+    folder = Path(tempfile.mkdtemp(prefix="millstream-notes-"))
+    own = free_port()
+    url = f"http://127.0.0.1:{own}/mcp"
     try:
-        with running(start, folder, port, "/realms/master", **admin):
-            keycloak = Keycloak(port)
-            keycloak.enter("", {"realm": "team", "enabled": True})
-            keycloak.enter("/team/users", {
-                "username": "ada", "enabled": True, "email": "ada@example.com", "emailVerified": True,
-                "firstName": "Ada", "lastName": "L", "credentials": [{"type": "password", "value": PASSWORD}],
-            })  # fmt: skip
-            keycloak.enter("/team/clients", {
-                "clientId": "desk", "publicClient": True, "redirectUris": ["http://127.0.0.1:8765/callback"],
-            })  # fmt: skip
-            issuer = f"http://127.0.0.1:{port}/realms/team"
+        with realm(distribution) as (keycloak, issuer):
             (folder / "app.py").write_text(PROGRAM, "utf-8")
             serve = [sys.executable, "-m", "millstream", "run", "app.py", "--port", str(own)]
             known = {"client_id": "desk", "issuer": issuer}

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from keycloak import free_port, running
+from keycloak import free_port, realm, running
 
 ROOT = Path(__file__).resolve().parent.parent
 INTEROP = ROOT / "tests" / "interop"
@@ -52,6 +52,7 @@ async def who(ctx: Context) -> str:
     return str(ctx.principal.claims.get("preferred_username") or ctx.principal.subject)
 """
 SECONDS = 120
+KEYCLOAK = next(iter((ROOT / ".bench" / "keycloak").glob("keycloak-*")), Path("keycloak-that-is-not-installed"))
 
 
 def node() -> str:
@@ -220,6 +221,13 @@ def oidc_provider() -> Generator[tuple[str, str]]:
 
 
 @contextlib.contextmanager
+def keycloak() -> Generator[tuple[str, str]]:
+    """Run Keycloak with its defaults, and a client that it knows."""
+    with realm(KEYCLOAK) as (_, issuer), notes("account", issuer) as url:
+        yield url, "desk"
+
+
+@contextlib.contextmanager
 def sdk() -> Generator[tuple[str, str]]:
     """Run a server of the official SDK, which is its own issuer."""
     port = free_port()
@@ -236,6 +244,10 @@ ISSUERS: dict[str, tuple[Callable[[], Any], tuple[str, ...], Callable[[], str], 
     "oidc-provider": (
         oidc_provider, ADDRESSES, lambda: npm_version(INTEROP, "oidc-provider"),
         '`auth.oidc(ISSUER, audience=URL, scopes=["orders:read"])`; clients register. Requests need a scope.',
+    ),
+    "Keycloak": (
+        keycloak, ADDRESSES, lambda: KEYCLOAK.name.removeprefix("keycloak-"),
+        '`auth.oidc(ISSUER, audience="account", client_ids=["desk"], resource=URL)`; clients are given the id `desk`.',
     ),
     "The official SDK": (
         sdk, ("/mcp",), lambda: version("mcp"),

@@ -9,7 +9,7 @@ from auth_world import make_server, run_guarded
 from cases import for_each
 from examples import issuers
 from issuer_world import ISSUER, Issuer, claims, key_set, run_issuer, token
-from millstream import auth
+from millstream import Server, auth
 from wire import request
 
 URL = "https://mcp.example.com/mcp"
@@ -191,6 +191,30 @@ async def test_scopes_for_clients_have_the_prefix_that_the_issuer_expects() -> N
             f'scope="api://{GUID}/notes.read api://{GUID}/orders:write"'.encode()
             in (refused.headers[b"www-authenticate"])
         )
+
+
+@pytest.mark.parametrize(
+    ("listed", "named"),
+    [(["openid", "email", "service_account"], ["openid"]), (["read"], None), ("openid", None), (None, None)],
+)
+async def test_a_server_without_scopes_names_only_the_one_that_every_openid_issuer_has(
+    listed: Any, named: list[str] | None
+) -> None:
+    async with run_issuer() as issuer:
+        issuer.answers[CONFIGURATION] |= {"scopes_supported": listed}
+        server = Server("notes", auth=auth.oidc(issuer.url, audience=URL))
+        async with run_guarded(server) as world:
+            found = await world.ask(None, "GET", "/.well-known/oauth-protected-resource/mcp")
+            assert found.message.get("scopes_supported") == named
+
+
+async def test_metadata_is_served_while_the_issuer_does_not_respond() -> None:
+    async with run_issuer() as issuer:
+        issuer.answers[CONFIGURATION] = b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"
+        async with run_guarded(Server("notes", auth=auth.oidc(issuer.url, audience=URL))) as world:
+            found = await world.ask(None, "GET", "/.well-known/oauth-protected-resource/mcp")
+            assert found.message["authorization_servers"] == [issuer.url]
+            assert "scopes_supported" not in found.message
 
 
 # Tenants

@@ -1,4 +1,6 @@
-"""Official clients sign in at every address of MCP, where they're told that address (RFC 9728 §3.3)."""
+"""Official clients sign in at every address of MCP, where they're told that address (RFC 9728 §3.3), and our client
+signs in at an official server.
+"""
 
 import asyncio
 import json
@@ -9,8 +11,11 @@ from typing import Any
 import pytest
 
 from auth.issuing.test_sign_in_end_to_end import serving
+from interop.person import visit
+from millstream import Client
+from millstream.client import MemoryTokenStore, OAuth, Options
 from patience import WAIT
-from processes import NODE, ROOT
+from processes import NODE, ROOT, free_port, run_server
 
 pytestmark = pytest.mark.server
 
@@ -41,3 +46,21 @@ async def test_official_clients_sign_in_at_each_address(client: str) -> None:
             found = await signed_in(client, url, path)
             assert found["said"] == "ada shop:use", path
             assert found["resource"] in (url + path, f"{url}/mcp"), path
+
+
+async def test_our_client_signs_in_at_an_official_server_that_registers_it_with_a_secret(tmp_path: Path) -> None:
+    port = free_port()
+    url, back = f"http://127.0.0.1:{port}/mcp", "http://127.0.0.1:8765/callback"
+    visits: list[str] = []
+
+    async def person(link: str) -> str:
+        visits.append(link)
+        return await asyncio.to_thread(visit, link, back)
+
+    store = MemoryTokenStore()
+    with run_server([sys.executable, str(HERE / "sdk_issuer.py"), str(port)], port, tmp_path / "log"):
+        for _ in range(2):
+            oauth = OAuth(store=store, redirect_handler=person, redirect_uri=back)
+            async with Client(url, options=Options(auth=oauth)) as client:
+                assert (await client.call("who")).text == "ada read"
+    assert len(visits) == 1

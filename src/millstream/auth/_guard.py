@@ -191,14 +191,27 @@ def metadata_paths(
     # A proxy may have removed a path in front of the server's. Clients leave out a slash at the end.
     paths = {path.rstrip("/"): each for path, each in outside.items()} | outside | inside
 
+    async def default_scopes() -> list[str]:
+        """Return the scopes for a server that needs none. Official SDKs would request each one that the issuer lists,
+        which Keycloak refuses.
+        """
+        if addresses.resource.startswith(discovery.issuer):  # our own issuer, without OpenID Connect
+            return []
+        try:
+            listed = (await discovery.metadata()).get("scopes_supported")
+        except Unavailable:
+            return []
+        return ["openid"] if isinstance(listed, list) and "openid" in listed else []
+
     async def describe_resource(request: HttpRequest) -> Response:
         """Respond with the metadata of the requested address."""
         scopes = {scope for each in methods for scope in each.scopes} | set(known())
+        named = [methods[0].scope_prefix + each for each in sorted(scopes - {"offline_access"})]
         url = addresses.urls(request).get(paths[request.path])
         members = {
             "resource": (addresses.resource if request.path == METADATA_PATH else "") or url,
             "authorization_servers": list(dict.fromkeys(issuer for each in methods for issuer in each.issuers)),
-            "scopes_supported": [methods[0].scope_prefix + each for each in sorted(scopes - {"offline_access"})],
+            "scopes_supported": named or await default_scopes(),
             "bearer_methods_supported": ["header"],
             "resource_name": name,
         }
