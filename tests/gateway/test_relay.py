@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Awaitable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import httpx2
@@ -12,6 +13,7 @@ import pytest
 from mcp.server import MCPServer
 from mcp.server import Server as LowLevelServer
 from mcp.server.mcpserver import Context
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated
 from mcp.shared.exceptions import MCPError
 from mcp_types import SamplingMessage, TextContent, ToolListChangedNotification
 from pydantic import BaseModel
@@ -529,3 +531,106 @@ async def test_doctor_and_operators_learn_whether_a_server_relays_and_why_not() 
             shown, _ = await doctor.communicate()
             assert f"gateway: it {mode}\n" in shown.decode()
             assert {each["mode"] for each in runtime.host.gateway.describe()} == {mode}  # type: ignore[union-attr]
+
+
+class Listening:
+    """A program that serves subscriptions itself."""
+
+    def __init__(self) -> None:
+        self.bus = InMemorySubscriptionBus()
+        self.serve = ListenHandler(self.bus)
+        self.open: set[Any] = set()
+        self.changed = asyncio.Event()
+        self.server = LowLevelServer("listening", on_subscriptions_listen=self.listen)
+
+    async def listen(self, ctx: Any, params: Any) -> Any:
+        if params.notifications.prompts_list_changed:
+            raise MCPError(code=-32050, message="Prompts never change.", data={"since": 1999})
+        self.open.add(ctx.request_id)
+        self.changed.set()
+        try:
+            return await self.serve(ctx, params)
+        finally:
+            self.open.discard(ctx.request_id)
+            self.changed.set()
+
+    async def wait_for(self, count: int) -> None:
+        """Wait until there are as many subscriptions."""
+        async with asyncio.timeout(WAIT):
+            while len(self.open) != count:
+                self.changed.clear()
+                await self.changed.wait()
+
+
+LISTEN = "subscriptions/listen"
+
+
+def listening(*uris: str, **lists: bool) -> dict[str, Any]:
+    return {"notifications": {"resourceSubscriptions": [*uris], **lists}}
+
+
+async def test_relayed_subscription_reports_what_the_upstream_reports_and_ends_when_it_ends_it() -> None:
+    program, seen = Listening(), asyncio.Queue[Any]()
+    async with Client(relay(program.server), revision="2026-07-28") as one, asyncio.timeout(WAIT):
+        one.conversation.incoming.observer = seen.put_nowait
+        requests = [one.request(LISTEN, listening(f"book://{number}")) for number in (1, 2)]
+        running = [asyncio.ensure_future(each) for each in requests]
+        acknowledged = [json.loads(bytes((await seen.get()).params)) for _ in running]
+        await program.bus.publish(ResourceUpdated(uri="book://2"))
+        update = json.loads(bytes((await seen.get()).params))
+        program.serve.close()
+        results = [await each for each in running]
+    granted = {each["_meta"][SUBSCRIPTION]: each["notifications"] for each in acknowledged}
+    assert list(granted.values()) == [{"resourceSubscriptions": [f"book://{number}"]} for number in (1, 2)]
+    assert (update["uri"], granted[update["_meta"][SUBSCRIPTION]]) == (
+        "book://2",
+        {"resourceSubscriptions": ["book://2"]},
+    )
+    assert [each["_meta"][SUBSCRIPTION] for each in results] == [*granted]
+
+
+async def test_client_that_leaves_ends_its_subscription_at_the_upstream() -> None:
+    program = Listening()
+    async with Client(relay(program.server), revision="2026-07-28") as client:
+        async with client.watch(tools=True), client.watch("book://1"):
+            await program.wait_for(2)
+        await program.wait_for(0)
+
+
+async def test_stopping_relay_ends_its_subscriptions_at_the_upstream() -> None:
+    program = Listening()
+    gateway = relay(program.server)
+    async with gateway.running():
+        client = Client(gateway, revision="2026-07-28")
+        async with client, client.watch(tools=True):
+            await program.wait_for(1)
+    await program.wait_for(0)
+
+
+async def test_upstream_refuses_a_subscription_in_its_own_words() -> None:
+    async with Client(relay(Listening().server), revision="2026-07-28") as client:
+        with pytest.raises(ServerError) as refused:
+            await client.request(LISTEN, listening(promptsListChanged=True))
+    assert (refused.value.code, refused.value.data) == (-32050, {"since": 1999})
+
+
+async def test_relay_serves_the_subscriptions_that_exceed_what_an_upstream_should_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("millstream.gateway._links.MAX_STREAMS", 2)
+    program = MCPServer("shelf")
+
+    @program.tool()
+    async def grow(ctx: Context) -> str:  # pyright: ignore[reportUnusedFunction]
+        await ctx.notify_tools_changed()
+        return "grown"
+
+    gateway = relay(program)
+    async with Client(gateway, revision="2026-07-28") as client, AsyncExitStack() as stack:
+        watches = [await stack.enter_async_context(client.watch(tools=True)) for _ in range(4)]
+        await client.call("grow")
+        async with asyncio.timeout(WAIT):
+            assert [(await anext(each)).kind for each in watches] == ["tools"] * 4
+
+
+SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"

@@ -10,6 +10,7 @@
 
 import asyncio
 import contextlib
+import math
 import re
 from collections.abc import Awaitable, Collection, Mapping
 from functools import lru_cache, partial
@@ -43,8 +44,9 @@ from millstream._protocol.metadata import (
 from millstream._protocol.notifications import ElicitResult, EmptyResult, InputRequest, InputRequiredResult
 from millstream._protocol.seal import InputRequired
 from millstream._server.calls.call import Call
+from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import RelayedError
-from millstream._tasks import retry_delay
+from millstream._tasks import is_canceled, retry_delay
 from millstream._transports.open_streams import unknown_session
 from millstream.client import (
     AccessDenied,
@@ -69,6 +71,7 @@ from millstream.gateway._parked_calls import CALL_OVER, ParkedCall, TaggedRecord
 from millstream.gateway._relay import (
     MAX_OPEN_QUESTIONS,
     ForwardedQuestion,
+    ForwardedStream,
     Recipient,
     Relay,
     can_ask,
@@ -90,6 +93,7 @@ from millstream.protocol import (
     Json,
     Revision,
     ToolUnavailable,
+    decode_object,
     decoder,
     encode,
 )
@@ -105,6 +109,8 @@ to. On Streamable HTTP, fewer are needed, because most questions name their call
 """
 _MAX_SAVED_RESULT = 16 * 1024
 """Maximum bytes of a result that is saved while its call asks another question."""
+_COPIES = 3
+"""Copies of its parameters that a subscription keeps."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024
@@ -366,6 +372,67 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
             raise no_response_error(call, upstream, denied)
         recovered = True
     return await _forward(call, upstream, ask, verbatim=verbatim, recovered=recovered)
+
+
+async def forward_stream(call: Call, upstream: Upstream, params: bytes) -> bytes:  # noqa: C901  one frame for each
+    """Pass on `subscriptions/listen` until either side ends it, and return the raw result.
+
+    Raises:
+        RevisionsDiffer: The gateway has to serve the subscription, because the upstream can't be reached in the
+            client's revision, or serves enough of them.
+        ProtocolError: The upstream's error, or the subscription was lost.
+    """
+    owner, services, links = call.owner, call.services, upstream.links
+    if not links.streams.take(owner):
+        raise RevisionsDiffer
+    with contextlib.ExitStack() as ends:
+        ends.callback(links.streams.leave, owner)
+        try:
+            if upstream.credentials is not None:
+                await upstream.credentials.prepare(call)
+            link = await _connect(call, upstream, b"", "")
+        except ClientError:
+            raise RevisionsDiffer from None
+        source = link.conversation.negotiated.revision
+        if source is not call.revision:
+            raise RevisionsDiffer
+        if not services.streams.take(owner):
+            raise too_many_streams(services.streams.count(owner))
+        ends.callback(services.streams.leave, owner)
+        services.client_memory.take(owner, size := _COPIES * len(params))
+        ends.callback(services.client_memory.bytes.leave, owner, size)
+        requests, streams = link.conversation.requests, link.relays.streams
+        meta = _meta(call, upstream, source, upstream.abilities(call), verbatim=True)
+        ask = RawRequest(
+            method=call.method, params=params, meta=meta, timeout=math.inf, rounds=False, owner=owner,
+            id=next(requests.ids),
+        )  # fmt: skip
+        call.params = b""  # the stream can be open for a day
+        release_arguments(call, services.bodies)
+        work = asyncio.ensure_future(requests.ask(ask))
+
+        def end() -> None:
+            work.cancel()
+
+        stream = streams[ask.id] = ForwardedStream(call, end)
+        ends.callback(streams.pop, ask.id)
+        link.calls += 1
+        ends.callback(lambda: setattr(link, "calls", link.calls - 1))
+        services.endings.add(end)
+        ends.callback(services.endings.discard, end)
+        ends.callback(call.open_reply_channel().on_close(end))
+        try:
+            result = decode_object(await stream.outbox.settle_after(work))
+        except asyncio.CancelledError:
+            if is_canceled():
+                raise
+            result = {"resultType": "complete"}  # this server ends the stream
+        except ServerError as exc:
+            raise RelayedError(exc.code, exc.message, exc.data) from None
+        except (ClientError, *MALFORMED) as exc:
+            logger.debug("%s: a client's subscription was lost: %s", upstream.name, exc)
+            raise refused_error(call, upstream, "has ended the subscription. Subscribe again.") from None
+        return encode({**result, "_meta": stream.mark(result)})
 
 
 async def _fail(

@@ -92,6 +92,8 @@ class LinkKey(Struct, frozen=True, gc=False):
 
 MAX_OWN_SESSIONS = 4096
 """Maximum dedicated sessions of all upstreams in one process, half of them per caller."""
+MAX_STREAMS = 200
+"""Maximum subscriptions of clients that one upstream serves, half of them per caller. Each may take a connection."""
 MAX_HTTP_CALLS = 100
 """Maximum concurrent calls that several callers send to one upstream over HTTP. Each takes a connection."""
 _ATTEMPTS = 3
@@ -161,6 +163,8 @@ class Links(Struct):
     """Client session -> its own session at the upstream."""
     lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
     """Client sessions whose dedicated session has ended before them, and which haven't been told yet."""
+    streams: Share = field(default_factory=lambda: Share(MAX_STREAMS))
+    """Counts subscriptions of clients that the upstream serves."""
     retired: set[Link] = set()
     """Connections to close when their last call ends, because their user has reconnected or disconnected."""
     close_tasks: Tasks = field(default_factory=Tasks)

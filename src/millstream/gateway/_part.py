@@ -210,8 +210,10 @@ class GatewayPart:
         host.report("gateway", lambda: self._mode)
         if not obstacle:
             upstreams[0].relays = True
-            upstreams[0].keeps_lists = not upstreams[0].is_program or not definition.parts.isdisjoint(_READERS)
             Passthrough(host, upstreams[0])
+        for each in upstreams:
+            if obstacle or not each.is_program or not definition.parts.isdisjoint(_READERS):
+                each.keeps_lists.set()
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""

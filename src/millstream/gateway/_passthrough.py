@@ -6,8 +6,11 @@ is down, the items that a catalog makes of its last lists serve the call instead
 """
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable
+
+from msgspec import Raw
 
 from millstream import ProtocolError, ToolError
 from millstream._parts import PartHost
@@ -19,7 +22,7 @@ from millstream._server.calls.call import Call
 from millstream._server.dispatch import RawResult, RelayedError
 from millstream._server.features.registry import Handler
 from millstream.client import ClientError, ServerError
-from millstream.gateway._bridge import RevisionsDiffer, forward
+from millstream.gateway._bridge import RevisionsDiffer, forward, forward_stream
 from millstream.gateway._catalog import METHODS
 from millstream.gateway._links import Channel
 from millstream.gateway._relay import logger
@@ -59,6 +62,7 @@ class Passthrough:
         self._reading = asyncio.Lock()
         registry = host.registry
         host.dispatcher.wrap(_RELAYED, self._serve)
+        host.dispatcher.wrap(["subscriptions/listen"], self._listen)
         host.dispatcher.open_session = self._open_session
         self._others = list(registry.method_finders)
         registry.method_finders.insert(0, self._find_method)
@@ -103,10 +107,10 @@ class Passthrough:
     async def _serve_here(self, handler: Handler, call: Call) -> bytes:
         """Serve a call by the items of the upstream's lists, which are read once the first client needs them."""
         upstream = self._upstream
-        if not upstream.keeps_lists:
+        if not upstream.keeps_lists.is_set():
             async with self._reading:
-                if not upstream.keeps_lists:
-                    upstream.keeps_lists = True
+                if not upstream.keeps_lists.is_set():
+                    upstream.keeps_lists.set()
                     await upstream.freshen()
         elif self._reading.locked():
             async with self._reading:
@@ -125,12 +129,15 @@ class Passthrough:
             return False
         return channel is Channel.SHARED and upstream.revision is call.revision
 
+    async def _listen(self, handler: Handler, call: Call) -> bytes:
+        """Let the upstream serve a subscription, or serve it here if that isn't possible."""
+        if self._meets(call):
+            with contextlib.suppress(RevisionsDiffer):
+                raise RawResult(await forward_stream(call, self._upstream, encode(_read_params(call))))
+        return await self._serve_here(handler, call)
+
     def _forward(self, call: Call) -> Awaitable[bytes]:
-        try:
-            params = decode_members(call.raw_params() or b"{}")
-        except MALFORMED as exc:
-            raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
-        params.pop("_meta", None)
+        params = _read_params(call)
         headers = call.headers or {}
         if call.method in _CORE:
             raw = bytes(params.get("name") or params.get("uri") or b'""')
@@ -172,6 +179,16 @@ class Passthrough:
             conversation = link.conversation
             params = decode_object(call.params or b"{}")
             await conversation.requests.notify(conversation.transport, call.method, params)
+
+
+def _read_params(call: Call) -> dict[str, Raw]:
+    """Return the parameters of a request without `_meta`."""
+    try:
+        params = decode_members(call.raw_params() or b"{}")
+    except MALFORMED as exc:
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+    params.pop("_meta", None)
+    return params
 
 
 _MAX_NAME = 128

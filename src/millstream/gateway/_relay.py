@@ -41,6 +41,7 @@ from millstream.protocol import (
     INVALID_REQUEST,
     MALFORMED,
     METHOD_NOT_FOUND,
+    SUBSCRIPTION_KEY,
     Json,
     Revision,
     decode_object,
@@ -559,6 +560,34 @@ class Relay(Recipient):
             await Context(call).progress(step.progress, step.total, step.message)
 
 
+class ForwardedStream:
+    """A client's `subscriptions/listen` that an upstream serves."""
+
+    def __init__(self, call: Call, end: Callable[[], object]) -> None:
+        """Create a stream; `notify` opens it.
+
+        Args:
+            call: The client's call.
+            end: Ends the stream, because the client reads too slowly. It must not miss a change without a sign.
+        """
+        self._call = call
+        self._end = end
+        self.outbox: NotificationQueue = NotificationQueue(self._send)
+
+    def notify(self, method: str, params: Json) -> None:
+        """Pass on a notification, with the client's id of the subscription."""
+        if len(self.outbox) == MAX_QUEUED:
+            self._end()
+        self.outbox.put(method, encode({**params, "_meta": self.mark(params)}))
+
+    def mark(self, message: Json) -> Json:
+        """Return the `_meta` of a notification or result with the client's id of the subscription."""
+        return {**members(message.get("_meta")), SUBSCRIPTION_KEY: self._call.id}
+
+    async def _send(self, method: str, params: bytes) -> None:
+        await self._call.send_to_caller(notification_message(method, Raw(params)))
+
+
 class OwnSession(Struct, frozen=True):
     """The client session that a dedicated session at the upstream serves."""
 
@@ -623,6 +652,8 @@ class Relays:
         """
         self.recipients: dict[int, Recipient] = {}
         """Request id -> the client that it's forwarded for."""
+        self.streams: dict[int, ForwardedStream] = {}
+        """Request id -> a client's subscription that the upstream serves."""
         self.plain_calls: dict[int, Call] = {}
         """Request id -> a call that expects no messages. It gets a recipient if there is one."""
 
@@ -712,11 +743,15 @@ class Relays:
             logger.warning("A question was refused. %s", text)
         return ProtocolError(INVALID_REQUEST, text)
 
-    def receive(self, notification: Notification) -> None:
+    def receive(self, notification: Notification) -> None:  # noqa: C901  a case for each kind
         """Pass a notification to the client of its call."""
         method, params = notification.method, bytes(notification.params)
         if method == PROGRESS:
             self._receive_progress(params)
+        elif self.streams and (stream := self._find_stream(params)) is not None:
+            stream[0].notify(method, stream[1])
+            if method in CHANGES:
+                self._on_change(method, params)
         elif self._own is not None and (self._own.verbatim or method not in CHANGES):
             self._receive_own(self._own, notification)
         elif method == COMPLETE:  # its id identifies the client
@@ -733,6 +768,16 @@ class Relays:
                 found.notify(method, params)
             elif method == LOG and self._log is not None:
                 self._log(params.decode("utf-8", "replace"), 0)
+
+    def _find_stream(self, params: bytes) -> tuple[ForwardedStream, Json] | None:
+        """Return the subscription that a notification belongs to, and its parameters."""
+        try:
+            found = decode_object(params)
+        except MALFORMED:
+            return None
+        number = members(found.get("_meta")).get(SUBSCRIPTION_KEY)
+        stream = self.streams.get(number) if isinstance(number, int) else None
+        return None if stream is None else (stream, found)
 
     def _receive_progress(self, params: bytes) -> None:
         """Pass on progress of a call unchanged, even if the call has ended. `Recipient.progress` converts the rest."""

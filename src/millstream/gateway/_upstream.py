@@ -59,6 +59,7 @@ from millstream.gateway._catalog import (
 from millstream.gateway._credentials import Credentials, PerUserOAuth
 from millstream.gateway._links import (
     MAX_HTTP_CALLS,
+    MAX_STREAMS,
     SHARED_KEY,
     Breaker,
     Channel,
@@ -385,8 +386,6 @@ class Upstream:
     """Whether one connection serves all calls; None if it has to be decided again, by the capabilities."""
     relays = False
     """Whether the server passes this upstream's messages on, rather than items made of its lists."""
-    keeps_lists = True
-    """Whether its lists are read before a client asks for them."""
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
@@ -437,6 +436,8 @@ class Upstream:
         """Whether clients can have dedicated sessions. Assumed until the upstream gives out none."""
         self.task_tools: set[str] = set()
         """Tools that were refused in the handshake era, because they need tasks."""
+        self.keeps_lists: asyncio.Event = asyncio.Event()
+        """Set once its lists are needed here, even if no client asks for them."""
         self.lists_ready: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
@@ -673,7 +674,7 @@ class Upstream:
                 env=config.env,
                 cwd=config.cwd,
                 auth=None if self.credentials is None else self.credentials.auth(key.credentials),
-                max_connections=MAX_HTTP_CALLS + _OTHER_CONNECTIONS,
+                max_connections=MAX_HTTP_CALLS + MAX_STREAMS + _OTHER_CONNECTIONS,
             ),
             revision=revision,
             headers=config.headers,
@@ -768,7 +769,7 @@ class Upstream:
         try:
             found = await fetch(
                 conversation,
-                max_bytes=self.config.max_catalog_bytes if self.keeps_lists else 0,
+                max_bytes=self.config.max_catalog_bytes if self.keeps_lists.is_set() else 0,
                 before=self.catalog,
                 warn=self.warn,
             )
@@ -930,6 +931,10 @@ class Upstream:
 
     async def _watch(self, conversation: Conversation, subscribed: asyncio.Event) -> None:
         wanted = SubscriptionFilter(True, True, True, [])
+        if not self.keeps_lists.is_set():
+            subscribed.set()
+            await self.keeps_lists.wait()
+            self._refresh_event.set()
         try:
             async with conversation.watch(wanted) as changes:
                 subscribed.set()
