@@ -386,6 +386,8 @@ class Upstream:
     """Whether one connection serves all calls; None if it has to be decided again, by the capabilities."""
     relays = False
     """Whether the server passes this upstream's messages on, rather than items made of its lists."""
+    _listed_at = 0.0
+    """Monotonic time of the last lists; 0 before."""
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
@@ -405,10 +407,9 @@ class Upstream:
         self.names: Names = config.names
         policy = config.policy or UpstreamPolicy()
         self.policy: Policy = Policy(policy, config.names)
-        store = gateway.host.store
-        self.pins: Pins | None = Pins(config.name, policy, store.kv) if config.trust == "pin" else None
+        self.pins: Pins | None = Pins(config.name, policy, gateway.host.store.kv) if config.trust == "pin" else None
         """Pinned definitions, if any."""
-        self._stored_catalog = StoredCatalog(store, gateway.name, config.name, config.address)
+        self._stored_catalog = StoredCatalog(gateway.host.store, gateway.name, config.name, config.address)
         self._created_at = monotonic()
         self.breaker: Breaker = Breaker()
         self.catalog: Catalog = Catalog()
@@ -448,8 +449,6 @@ class Upstream:
         """Kinds of lists that the upstream said have changed."""
         self._listed = asyncio.Event()
         """Set when the lists have been fetched."""
-        self._listed_at = 0.0
-        """Monotonic time of that; 0 before."""
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
         """Warnings that were logged, because each refresh finds the same."""
 
