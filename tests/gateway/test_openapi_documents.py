@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from api_calls import BASE, operation
 from api_calls import body as json_body
 from cases import for_each
-from cpu import check_linear
+from cpu import check_linear, count_calls
 from http_peer import serve
 from millstream import Client, Server
 from millstream._protocol.json_schema import children
@@ -321,6 +321,52 @@ _LARGE: dict[str, Callable[[int], Any]] = {
 def test_reading_a_document_takes_linear_time(kind: str) -> None:
     http = httpx2.AsyncClient(base_url=BASE)
     check_linear(lambda size: Server.from_openapi(_LARGE[kind](size), http), 200)
+
+
+def _definitions(size: int, leads_to: Callable[[int], list[int]]) -> Any:
+    """Return a document whose definitions consist of others."""
+    schemas = {
+        f"P{number}": {
+            "type": "object",
+            "properties": {f"f{number}": {"type": "string"}},
+            "required": [f"f{number}"],
+            "allOf": [ref(f"P{each}") for each in leads_to(number) if each < size],
+        }
+        for number in range(size)
+    }
+    fields = {"a": ref("P0")}
+    return {
+        **operation(method="post", **json_body({"type": "object", "properties": fields})),
+        "components": {"schemas": schemas},
+    }
+
+
+_COMPOSED: dict[str, Callable[[int], Any]] = {
+    "chain": lambda size: _definitions(size, lambda number: [number + 1]),
+    "circle": lambda size: _definitions(size, lambda number: [(number + 1) % size]),
+    "diamond": lambda size: _definitions(size, lambda number: [number // 2 * 2 + 2, number // 2 * 2 + 3]),
+    "fan": lambda size: _definitions(size, lambda number: [0] if number else [*range(1, size)]),
+}
+
+
+@for_each("kind", _COMPOSED)
+def test_composed_definitions_take_linear_work(kind: str) -> None:
+    http = httpx2.AsyncClient(base_url=BASE)
+
+    def work(size: int) -> int:
+        with count_calls() as names:
+            Server.from_openapi(_COMPOSED[kind](size), http)
+        return len(names)
+
+    assert work(400) < 5 * work(100)
+
+
+async def test_read_only_property_of_a_wide_object_is_not_an_argument() -> None:
+    parts = [{"properties": {f"f{number}": {"type": "string", "readOnly": number == 79}}} for number in range(80)]
+    spec = operation(method="post", **json_body({"type": "object", "properties": {"a": {"allOf": parts}}}))
+    async with Client(Server.from_openapi(spec, httpx2.AsyncClient(base_url=BASE))) as client:
+        schema = json.dumps((await client.tools())[0].input_schema)
+    assert ("f78" in schema, "f79" in schema) == (True, False)
 
 
 def test_operations_with_one_name_are_numbered() -> None:

@@ -452,7 +452,7 @@ class _Inliner(Struct, eq=False):
         if self.recursive is None:
             return True
         if id(target) not in self.recursive:
-            self.recursive[id(target)] = _refers_to_itself(target, scope)
+            _find_recursive(target, scope, self.recursive)
         return self.recursive[id(target)]
 
     def hoist(self, name: str, target: Schema, scope: Schema) -> str:
@@ -528,23 +528,53 @@ _KEY_PATTERNS = {
 }
 
 
-def _refers_to_itself(definition: Schema, scope: Schema) -> bool:
-    """Return whether a definition refers to itself, directly or through others."""
-    seen: set[int] = set()
+def _find_recursive(definition: Schema, scope: Schema, found: dict[int, bool]) -> None:
+    """Find whether a definition refers to itself, and each that it leads to. Each is visited once (Tarjan)."""
+    lowest: dict[int, int] = {}
+    """Id of a definition -> number of the first visited one that it leads to."""
+    path, to_itself = list[int](), set[int]()
+    pending: list[tuple[int, int, Iterator[Schema]]] = []
+
+    def visit(target: Schema) -> None:
+        pending.append((id(target), len(lowest), _references(target, scope)))
+        lowest[id(target)] = len(lowest)
+        path.append(id(target))
+
+    visit(definition)
+    while pending:
+        node, number, targets = pending[-1]
+        for target in targets:
+            each = id(target)
+            if each in found:
+                continue
+            if each not in lowest:
+                visit(target)
+                break
+            lowest[node] = min(lowest[node], lowest[each])
+            if each == node:
+                to_itself.add(node)
+        else:
+            pending.pop()
+            if pending:
+                before = pending[-1][0]
+                lowest[before] = min(lowest[before], lowest[node])
+            if lowest[node] == number:  # with the rest of the path, it's in a circle
+                circle = [path.pop()]
+                while circle[-1] != node:
+                    circle.append(path.pop())
+                found.update(dict.fromkeys(circle, len(circle) > 1 or node in to_itself))
+
+
+def _references(definition: Schema, scope: Schema) -> Iterator[Schema]:
+    """Yield the definitions that one refers to."""
     pending: list[Any] = [definition]
     while pending:
         part = pending.pop()
         if not is_object(part) or "$defs" in part:
             continue  # A part with its own definitions comes from the hook and has no references to ours.
         if "$ref" in part:
-            target = scope[part["$ref"].removeprefix(REF)]
-            if target is definition:
-                return True
-            if id(target) not in seen:
-                seen.add(id(target))
-                pending.append(target)
+            yield scope[part["$ref"].removeprefix(REF)]
         pending += [child for _, child in children(part)]
-    return False
 
 
 class _Details(Struct, eq=False):

@@ -7,11 +7,12 @@ components become references to ``$defs``.
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
 from functools import cached_property, partial, reduce
 from importlib import import_module
+from itertools import chain, islice
 from operator import getitem
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,8 @@ _IN_BODY = "field", "body"
 _PLACES = "path", "query", "header", "cookie", *_IN_BODY
 _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema whose definitions are inlined."""
+_MAX_PARTS = 50
+"""Maximum number of an object's parts and variants that can say which properties aren't sent."""
 _MAX_NAME = 56
 """Maximum characters of a name."""
 _RESERVED_HEADERS = frozenset((name, "header") for name in (
@@ -386,23 +389,29 @@ class Document:
                 for value in filter(None, map(node.get, keywords)):
                     pending += value if is_array(value) else [value]
 
+    def parts(self, schema: Json) -> Iterator[tuple[bool, Json]]:
+        """Yield the schemas that describe an object: its own parts, then those of its variants. True for its own."""
+        has_fields, seen = False, set[int]()
+        variants: list[Iterable[Any]] = [[schema]]
+        for number, variant in enumerate(chain.from_iterable(variants)):
+            nodes: list[Json] = []
+            for node in self._parts(variant, seen, "allOf"):
+                has_fields = has_fields or bool(members(node.get("properties")))
+                nodes.append(node)
+                yield number == 0, node
+            if has_fields:  # without fields of its own, it's a union
+                variants += map(_variants, nodes)
+
     def fields(self, schema: Json) -> tuple[Json, list[str]]:
         """Return the properties of an object, including those of its parts and variants, and the required ones."""
+        parts = list(self.parts(schema))
         fields: Json = {}
-        required: list[Any] = []
-        seen, variants = set[int](), [schema]
-        for number, variant in enumerate(variants):
-            nodes = list(self._parts(variant, seen, "allOf"))
-            for node in nodes:
-                fields = members(node.get("properties")) | fields
-                required = required if number else items_of(node.get("required")) + required
-            for node in nodes if fields else ():  # without fields of its own, it's a union
-                discriminator = members(node.get("discriminator"))
-                required += {discriminator.get("propertyName")} & fields.keys()
-                kinds = members(discriminator.get("mapping")).values()
-                variants += ({"$ref": each if each.startswith("#/") else _COMPONENT + each} for each in map(str, kinds))
-                variants += (each for keyword in ("anyOf", "oneOf") for each in items_of(node.get(keyword)))
-        return fields, list(dict.fromkeys(each for each in required if isinstance(each, str)))
+        for _, node in reversed(parts):
+            fields |= members(node.get("properties"))
+        required = [name for is_own, node in reversed(parts) if is_own for name in items_of(node.get("required"))]
+        tags = [members(node.get("discriminator")).get("propertyName") for _, node in parts]
+        names = (*required, *(each for each in tags if each in fields))
+        return fields, list(dict.fromkeys(each for each in names if isinstance(each, str)))
 
     def _query_members(self, schema: Json) -> frozenset[str] | None:
         """Return the properties that a schema declares in any of its variants; None if an object can have any."""
@@ -472,20 +481,24 @@ class _Conversion(Struct):
             self.definitions[name] = self.convert(target)
         return inline_references(converted, self.definitions, max_nodes=_MAX_INLINED_NODES, recursive=self.recursive)
 
-    def convert(self, node: Any, hidden: frozenset[str] = frozenset()) -> Any:
+    def convert(self, node: Any, parts: Sequence[Json] = ()) -> Any:
+        """Return a schema without what can't be sent; `parts` are those of the object that it describes with others."""
         if not is_object(node):
             return False if node is False else {}
         result: Json = {}
         if isinstance(node.get("$ref"), str):
             result = self._reference(node)
         else:
-            fields, _ = self.document.fields(node)
-            hidden |= {name for name, each in fields.items() if self.document.target(each).get(self.flag) is True}
-        shown = without_properties(node, hidden)
+            parts = parts or [each for _, each in islice(self.document.parts(node), _MAX_PARTS)]
+        names = {
+            *members(node.get("properties")),
+            *(each for each in items_of(node.get("required")) if isinstance(each, str)),
+        }
+        shown = without_properties(node, frozenset(name for name in names if self._hides(name, (*parts, node))))
         kept = {key: value for key, value in shown.items() if key not in self.dropped and _is_valid(key, value)}
         if node.get("x-nullable") is True:  # of version 2.0, and of many documents of 3.0
             kept["nullable"] = True
-        parts: list[Any] = kept.pop("allOf", [])
+        inner: list[Any] = kept.pop("allOf", [])
         result |= map_subschemas(kept, self.convert)
         discriminator = members(node.get("discriminator"))
         if isinstance(tag := discriminator.get("propertyName"), str):
@@ -494,9 +507,14 @@ class _Conversion(Struct):
                 result[keyword] = [
                     self._require_tag(tag, members(discriminator.get("mapping")), *pair) for pair in pairs
                 ]
-        if parts:  # they describe the same object
-            result["allOf"] = [self.convert(each, hidden) for each in parts]
+        if inner:  # they describe the same object
+            result["allOf"] = [self.convert(each, parts) for each in inner]
         return _replace_nullable(_with_declared_types(result))
+
+    def _hides(self, name: str, parts: Sequence[Json]) -> bool:
+        """Return whether the first part that has a property says that it isn't sent."""
+        declared = (properties for each in parts if name in (properties := members(each.get("properties"))))
+        return self.document.target(next(declared, {}).get(name)).get(self.flag) is True
 
     def _require_tag(self, tag: str, mapping: Json, alternative: Any, converted: Json) -> Json:
         """Return an alternative of a union that requires its tag.
@@ -526,6 +544,14 @@ def _is_valid(keyword: str, value: Any) -> bool:
     if keyword.startswith(("x-", "$")) or (value == [] and keyword != "required"):
         return False
     return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
+
+
+def _variants(node: Json) -> Iterator[Any]:
+    """Yield the schemas of which one describes an object further."""
+    for each in map(str, members(members(node.get("discriminator")).get("mapping")).values()):
+        yield {"$ref": each if each.startswith("#/") else _COMPONENT + each}
+    for keyword in ("anyOf", "oneOf"):
+        yield from items_of(node.get(keyword))
 
 
 def _with_declared_types(node: Json) -> Json:
