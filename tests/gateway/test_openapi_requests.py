@@ -520,6 +520,10 @@ async def test_json_is_preferred_among_media_types() -> None:
         ([{"url": BASE}], [{"url": "/"}], "http://shop.test/p"),
         ([{"url": BASE}], [], f"{BASE}/p"),
         ([{"url": BASE}], [{"url": "https://upload.test/up"}], "https://upload.test/up/p"),
+        ([{"url": BASE}], [{"url": "HTTPS://Upload.test:443/up"}], "https://upload.test/up/p"),
+        ([{"url": BASE}], [{"url": "http://shop.test:80/v2"}], "http://shop.test/v2/p"),
+        ([{"url": BASE}], [{"url": "https://a.test"}, {"url": "https://upload.test/"}], "https://upload.test/p"),
+        ([{"url": BASE}], [{"url": "https://a.test"}, {"url": f"{BASE}/v2"}], f"{BASE}/v2/p"),
     ],
 )
 async def test_operations_with_their_own_server_are_called_there(servers: Any, own: Any, url: str) -> None:

@@ -166,7 +166,7 @@ class Document:
         self._spec: Json = spec
         self.base = base
         """Base URL of the API, if it isn't the first server."""
-        self._hosts = {each.rstrip("/").lower() for each in hosts}
+        self._hosts = {_origin(each) for each in hosts}
         self._output_schemas = output_schemas
         self._hides = hides
         ids = (members(each).get("operationId") for item in spec["paths"].values() for each in members(item).values())
@@ -179,11 +179,11 @@ class Document:
     @cached_property
     def url(self) -> str:
         """URL of the API; empty if the document has none. Some documents have one for each path instead."""
-        if url := _server_of(self._spec):
-            return url
+        if urls := _servers_of(self._spec):
+            return urls[0]
         items = map(members, self._spec["paths"].values())
-        own = [_server_of(item[each]) or _server_of(item) for item in items for each in _METHODS if each in item]
-        return own[0] if all(own) and own else ""
+        own = [_servers_of(item[each]) or _servers_of(item) for item in items for each in _METHODS if each in item]
+        return own[0][0] if all(own) and own else ""
 
     @property
     def title(self) -> str:
@@ -323,19 +323,19 @@ class Document:
         Raises:
             _NotOffered: The server is at another origin, which would receive the credentials.
         """
-        own, base = _server_of(operation) or _server_of(shared), (self.url or self.base).rstrip("/")
-        if not own:
-            return "", None
+        servers, base = _servers_of(operation) or _servers_of(shared), (self.url or self.base).rstrip("/")
         if base.startswith("//"):
             base = f"https:{base}"
-        own = urljoin(f"{base}/", own).rstrip("/")
-        origin, path = _origin(own), urlsplit(own).path
-        if origin in ("", _origin(base), _origin(self.base)):
-            is_below = own == base or own.startswith(f"{base}/")
-            return (own.removeprefix(base), None) if is_below else (path, "")
-        if origin not in self._hosts:
-            raise _NotOffered(f"it has a server of its own, {own}. To use it, set hosts")
-        return path, origin
+        for own in (urljoin(f"{base}/", each).rstrip("/") for each in servers):
+            origin, path = _origin(own), urlsplit(own).path
+            if origin in ("", _origin(base), _origin(self.base)):
+                is_below = own == base or own.startswith(f"{base}/")
+                return (own.removeprefix(base), None) if is_below else (path, "")
+            if origin in self._hosts:
+                return path, origin
+        if servers:
+            raise _NotOffered(f"it has a server of its own, {servers[0]}. To use it, set hosts")
+        return "", None
 
     def _body(self, operation: Json, parameters: list[Json]) -> tuple[list[Json], Json]:
         """Return each part of the body that's an argument, described like a parameter, and the template's members."""
@@ -618,9 +618,12 @@ def _parameter_key(name: str, place: str) -> tuple[str, str]:
     return (name.lower() if place == "header" else name), place
 
 
-def _server_of(holder: Any) -> str:
-    """Return the first server of a document, path, or operation, in which variables have their default values."""
-    server = members(next(iter(items_of(members(holder).get("servers"))), None))
+def _servers_of(holder: Any) -> list[str]:
+    """Return the servers of a document, path, or operation, in which variables have their default values."""
+    return [text for each in items_of(members(holder).get("servers")) if (text := _fill_in(members(each)))]
+
+
+def _fill_in(server: Json) -> str:
     values = members(server.get("variables"))
     return re.sub(
         "{([^{}]*+)}", lambda name: str(members(values.get(name[1])).get("default", "")), str(server.get("url", ""))
@@ -628,8 +631,9 @@ def _server_of(holder: Any) -> str:
 
 
 def _origin(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc}".lower() if parts.netloc else ""
+    parts = urlsplit(url.lower())
+    host = parts.netloc.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
+    return f"{parts.scheme}://{host}" if host else ""
 
 
 def _content_of(holder: Json, *kinds: str) -> tuple[str, Json]:
