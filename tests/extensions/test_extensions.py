@@ -224,6 +224,14 @@ async def test_invalid_extensions_are_refused_at_creation_or_start() -> None:
         pass
 
 
+@pytest.mark.parametrize("hook", ["open", "close"])
+def test_an_extension_with_a_plain_open_or_close_is_refused_by_name(hook: str) -> None:
+    members: dict[str, Any] = {"name": "com.example/plain", hook: lambda *given: None}
+    plain = type("Plain", (Extension,), members)()
+    with pytest.raises(TypeError, match=f"extensions: {hook} of Plain must be `async def`"):
+        Server("shop", extensions=[plain])
+
+
 async def test_extension_can_be_added_to_an_existing_server() -> None:
     server = Server("shop")
 

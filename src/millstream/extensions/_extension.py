@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from msgspec import Struct
@@ -271,7 +272,7 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
     """Return the extensions of a server.
 
     Raises:
-        TypeError: An item isn't an instance of `Extension`.
+        TypeError: An item isn't an instance of `Extension`, or its `open` or `close` is a plain function.
         ValueError: An identifier is missing or used twice.
     """
     if isinstance(extensions, str) or not isinstance(extensions, Sequence):
@@ -289,6 +290,9 @@ def check_extensions(extensions: Any) -> tuple[Extension, ...]:
                 f"{type(each).__name__}.name is {each.name!r}: use an identifier with a prefix, such as "
                 "'com.example/stock'."
             )
+        for hook in ("open", "close"):
+            if not iscoroutinefunction(getattr(each, hook)):
+                raise TypeError(f"extensions: {hook} of {type(each).__name__} must be `async def`.")
         if each.name in names:
             raise ValueError(f"Two extensions have the name {each.name!r}. Remove one.")
         names.add(each.name)
