@@ -308,7 +308,10 @@ PAGES = {
     ),
     "docs/guides/extensions.md": Page(
         also={"": (TypedCommand("millstream call extension.py order isbn=9780261103573", "…Ordered 9780261103573…"),)},
-        untyped={"extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it."},
+        untyped={
+            "extension.py": "The page shows the file in two parts; tests/extensions/test_extensions.py runs it.",
+            "carts.py": "The carts are for users who sign in; tests/examples/test_carts.py runs them.",
+        },
     ),
     "docs/guides/authentication-with-keys.md": Page(
         untyped={
