@@ -176,6 +176,8 @@ class PartHost:
         """Whether a peer address and headers belong to a program on this machine. Set with `policy`."""
         self.own_server: bool
         """Whether Millstream's own HTTP server is used, rather than another ASGI server. Set with `policy`."""
+        self.has_one_client: bool = False
+        """Whether one client has the server to itself, over stdio."""
         self.draining: Callable[[], bool] = draining
         """Whether the server has stopped accepting new work."""
         self.stack: AsyncExitStack = AsyncExitStack()

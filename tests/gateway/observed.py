@@ -35,8 +35,8 @@ class Observer:
         self._messages: list[str] = []
         self._arrived = asyncio.Event()
 
-    def client(self) -> Client:
-        """Return a client that declares nothing, and can be told apart."""
+    def client(self, **options: Any) -> Client:
+        """Return a client that declares nothing, unless the options do, and can be told apart."""
         info = mcp_types.Implementation(
             name="ada", version="7", title="Ada", website_url="https://example.com/ada", description="A reader.",
             icons=[mcp_types.Icon(src="https://example.com/ada.png")],
@@ -49,6 +49,7 @@ class Observer:
             log_level=None if self._handshake else "info",
             message_handler=self._take,
             read_timeout_seconds=WAIT,
+            **options,
         )
 
     async def _log(self, params: Any) -> None:
@@ -85,7 +86,24 @@ class Observer:
             await self._read(client)
             await self._remember(client)
             await self._listen(client)
+            if not self._handshake:
+                await self.note("follow", self._follow(client))
+        async with self.client(elicitation_callback=self._answer) as able:
+            await self.note("ask, answered", able.call_tool("ask", {}))
         return self.lines
+
+    async def _answer(self, ctx: Any, question: Any) -> mcp_types.ElicitResult:
+        self.lines["question"] = text_of(question)
+        return mcp_types.ElicitResult(action="accept", content={"name": "Ada"})
+
+    async def _follow(self, client: Client) -> str:
+        """Subscribe, and return what's granted and reported."""
+        uris = ["book://Emma"]
+        async with client.listen(tools_list_changed=True, resource_subscriptions=uris) as changes:
+            published = await client.call_tool("publish", {})
+            count = 0 if published.is_error else 2
+            events = [repr(await anext(changes)) for _ in range(count)]
+        return text_of([text_of(changes.honored), text_of(published), sorted(events)])
 
     async def _introduce(self, client: Client) -> None:
         lines = self.lines

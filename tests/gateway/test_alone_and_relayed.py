@@ -86,3 +86,39 @@ async def test_program_in_process_looks_the_same_over_stdio(library: str, tmp_pa
         for era in eras(library):
             original = await Observer(lambda: over_stdio([PYTHONS[library], FILE], log), era).observe()
             assert not differences(original, await Observer(lambda: over_stdio(relayed, log), era).observe())
+
+
+@pytest.mark.nightly
+async def test_command_looks_the_same_over_stdio(library: str, tmp_path: Path) -> None:
+    program = PYTHONS[library], FILE
+    relayed = [sys.executable, *RUN, " ".join(program), "--transport", "stdio"]
+    with (tmp_path / "log").open("w") as log:
+        for era in eras(library):
+            original = await Observer(lambda: over_stdio([*program], log), era).observe()
+            assert not differences(original, await Observer(lambda: over_stdio(relayed, log), era).observe())
+
+
+@pytest.mark.nightly
+async def test_program_by_url_looks_the_same_over_stdio(library: str, alone: SharedServer, tmp_path: Path) -> None:
+    relayed = [sys.executable, *RUN, f"http://127.0.0.1:{alone.port()}/mcp", "--transport", "stdio"]
+    with (tmp_path / "log").open("w") as log:
+        for era in eras(library):
+            original = await Observer(lambda: over_http(alone), era).observe()
+            assert not differences(original, await Observer(lambda: over_stdio(relayed, log), era).observe())
+
+
+async def test_command_over_stdio_is_one_process_that_knows_its_client(tmp_path: Path) -> None:
+    starts, file = tmp_path / "starts", tmp_path / "program.py"
+    run = f"runpy.run_path({FILE!r}, run_name='__main__')"
+    file.write_text(f"import runpy\nopen({str(starts)!r}, 'a').write('x')\n{run}")
+    command = [sys.executable, *RUN, f"{sys.executable} {file}", "--transport", "stdio"]
+    for era in ERAS:
+        observer = Observer(lambda: over_stdio(command, log), era)
+        starts.unlink(missing_ok=True)
+        with (tmp_path / "log").open("w") as log:
+            async with observer.client() as client:
+                await observer.note("who", client.call_tool("who", {}))
+                await observer.note("tools", client.list_tools())
+        assert "ada" in observer.lines["who"]
+        assert "find" in observer.lines["tools"]
+        assert starts.read_text() == "x"

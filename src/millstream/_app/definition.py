@@ -148,6 +148,8 @@ class Bind(Struct, frozen=True):
     """State of our own HTTP server; None under another one."""
     workers: Collection[object] = ()
     """State of each worker for `/health`, with several workers."""
+    one_client: bool = False
+    """Whether one client has the server to itself, over stdio."""
 
 
 class DefinitionListener(Protocol):

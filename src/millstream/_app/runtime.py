@@ -282,6 +282,7 @@ class Runtime:
             self.host = host = PartHost(
                 self.dispatcher, self.streams, self.sweep, self.store_health, draining=lambda: self.draining
             )
+            host.has_one_client = self.bind.one_client
             self._stack.push_async_callback(host.close)
             await self._stack.enter_async_context(host.stack)
             self._stack.push_async_callback(host.background.close, settings.drain_timeout)

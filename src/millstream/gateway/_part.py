@@ -184,6 +184,9 @@ class GatewayPart:
         await asyncio.gather(*(upstream.load() for upstream in self.upstreams.values()))
         for upstream in self.upstreams.values():
             await upstream.open()
+            lazy = upstream.relays and (upstream.is_program or upstream.serves_one)
+            if not lazy or not self.definition.parts.isdisjoint(_READERS):
+                upstream.keeps_lists.set()
             host.every_second(upstream.links.end_idle)
         self._register_metrics(host)
         await self._wait_for_lists()
@@ -211,9 +214,6 @@ class GatewayPart:
         if not obstacle:
             upstreams[0].relays = True
             Passthrough(host, upstreams[0])
-        for each in upstreams:
-            if obstacle or not each.is_program or not definition.parts.isdisjoint(_READERS):
-                each.keeps_lists.set()
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""

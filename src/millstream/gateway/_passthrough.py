@@ -105,7 +105,12 @@ class Passthrough:
         raise RawResult(result)
 
     async def _serve_here(self, handler: Handler, call: Call) -> bytes:
-        """Serve a call by the items of the upstream's lists, which are read once the first client needs them."""
+        """Serve a call by the items of the upstream's lists."""
+        await self._read_lists()
+        return await handler(call)
+
+    async def _read_lists(self) -> None:
+        """Read the upstream's lists once the first client needs them."""
         upstream = self._upstream
         if not upstream.keeps_lists.is_set():
             async with self._reading:
@@ -115,7 +120,6 @@ class Passthrough:
         elif self._reading.locked():
             async with self._reading:
                 pass
-        return await handler(call)
 
     def _meets(self, call: Call) -> bool:
         """Return whether both sides may speak the same revision. For a dedicated session, it's known once it's open."""
@@ -168,6 +172,8 @@ class Passthrough:
         except (ClientError, ToolError) as exc:  # its first call tries again
             logger.warning("%s: a client's session couldn't be opened: %s", upstream.name, exc)
             return b""
+        if link is None:
+            await self._read_lists()
         if link is None or (connection := link.conversation.negotiated).revision is not call.revision:
             return b""
         return connection.offer

@@ -403,6 +403,11 @@ _decode_step = decoder(ProgressStep)
 _decode_details = decoder(_Details)
 
 
+def message_for_client(method: str, params: bytes) -> bytes:
+    """Return an upstream's notification. Most servers leave out parameters that are empty."""
+    return notification_message(method, Raw(params) if params != b"{}" else None)
+
+
 class NotificationQueue:
     """A bounded queue of notifications about one call, which sends them in the background, in order."""
 
@@ -552,7 +557,7 @@ class Relay(Recipient):
     async def _send_to_client(self, method: str, params: bytes) -> None:
         call = self.call
         if method != PROGRESS:
-            await call.send_to_caller(notification_message(method, Raw(params)))
+            await call.send_to_caller(message_for_client(method, params))
         elif self.verbatim and call.token is not None:
             await call.send_to_caller(notification_message(method, _with_token(params, call.token)))
         else:

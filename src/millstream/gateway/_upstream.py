@@ -89,6 +89,7 @@ from millstream.gateway._relay import (
     can_ask,
     limit_abilities,
     logger,
+    message_for_client,
 )
 from millstream.protocol import (
     BY_DATE,
@@ -105,7 +106,6 @@ from millstream.protocol import (
     decoder,
     encode,
     members,
-    notification_message,
 )
 
 if TYPE_CHECKING:
@@ -386,6 +386,8 @@ class Upstream:
     """Whether one connection serves all calls; None if it has to be decided again, by the capabilities."""
     relays = False
     """Whether the server passes this upstream's messages on, rather than items made of its lists."""
+    serves_one = False
+    """Whether it's a command that the only client of this server has to itself. It starts when that client does."""
     _listed_at = 0.0
     """Monotonic time of the last lists; 0 before."""
     _uses_http = False
@@ -461,6 +463,7 @@ class Upstream:
                 self._is_websocket = not self._uses_http
             case Command() as command:
                 self.processes = pool.add(config, command)
+                self.serves_one = self.relays and self.gateway.host.has_one_client
             case Program() as program:
                 self._stack.push_async_callback(program.settle)
             case TransportFactory():
@@ -486,7 +489,7 @@ class Upstream:
     @property
     def has_replied(self) -> bool:
         """Whether it has been reached since the start. If it refused the gateway, clients hear the reason from it."""
-        return bool(self.catalog.revision) or (self.state == "degraded" and not self.breaker.is_open)
+        return self.serves_one or bool(self.catalog.revision) or (self.state == "degraded" and not self.breaker.is_open)
 
     def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
         """Return the key of the connection that a call needs.
@@ -507,7 +510,7 @@ class Upstream:
         needs_task = call.method == "tools/call" and name in self.task_tools  # tasks exist only in the newer era
         if not needs_task and self.channel(call) is Channel.OWN:
             return LinkKey(principal, session, credentials=credentials_key, own=True)
-        if self.processes is not None:
+        if self.processes is not None and not (self.serves_one and not self.revision.handshake):
             return LinkKey(principal, session, abilities)
         if not self.revision.handshake:  # each request is self-contained
             separate = credentials_key or program is not None or self._is_websocket
@@ -639,7 +642,7 @@ class Upstream:
     @property
     def _shares_processes(self) -> bool:
         """Whether one process of a command serves several callers."""
-        return self.processes is not None and self.config.isolation != "per_session"
+        return self.processes is not None and self.config.isolation != "per_session" and not self.serves_one
 
     def _make_link(self, key: LinkKey, owner: str, client: ClientIdentity | None = None) -> Link:
         # A process that serves several callers can't distinguish their capabilities. Servers list by capabilities, so
@@ -695,6 +698,10 @@ class Upstream:
     async def _run(self) -> None:
         """Keep the lists fresh while the gateway runs."""
         failures = 0
+        if self.serves_one:
+            self.state = "ready"
+            self.lists_ready.set()
+            await self.keeps_lists.wait()
         while True:
             try:
                 self.lister = await self._find_lister()
@@ -849,7 +856,7 @@ class Upstream:
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
         """Send a client's session what its own session received outside of calls."""
-        self._send_to_session(session, notification_message(method, Raw(params) if params != b"{}" else None))
+        self._send_to_session(session, message_for_client(method, params))
 
     def _send_to_session(self, session: str, message: bytes) -> None:
         self.gateway.host.services.changes.emit(SessionChange("", session=session, message=message))
@@ -957,6 +964,8 @@ class Upstream:
         self.lists_ready.set()  # don't make clients wait for it
         if isinstance(error, CONNECTION_FAILURES):
             self.breaker.open()
+        if self.serves_one:
+            self.keeps_lists.set()  # lists close the breaker
 
     def record_failure(self, error: ClientError, call: Call, method: str, name: str) -> None:
         """Record a call without a usable response.

@@ -103,6 +103,14 @@ async def touch(ctx: Context) -> str:
 
 
 @mcp.tool()
+async def publish(ctx: Context) -> str:
+    """Announce changes to subscriptions of the per-request era."""
+    await ctx.notify_tools_changed()
+    await ctx.notify_resource_updated("book://Emma")
+    return "ok"
+
+
+@mcp.tool()
 def put(value: int, ctx: Context) -> str:
     """Keep something in the session."""
     carts[getattr(ctx.session, "_connection", ctx.session)] = value

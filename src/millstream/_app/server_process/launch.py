@@ -5,6 +5,7 @@ import os
 import stat
 import sys
 
+from millstream._app.definition import Bind
 from millstream._app.runtimes import Runtimes, ServerApplication
 from millstream._app.server_process import CommandError, check_key, check_not_importing, convert_start_errors, report
 from millstream._app.server_process.runner import StopSignals, run
@@ -122,6 +123,7 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
         CommandError: The key for sealed state is invalid, or the server can't start.
     """
     check_key(runtimes.definition.settings)
+    runtimes.bind = Bind(one_client=True)
     stop = asyncio.Event()
     with StopSignals(runtimes, lambda _: stop.set()).handle():
         with convert_start_errors(runtimes.definition.name):
