@@ -67,7 +67,7 @@ _HOMES = {
     "ToolResultBlock": "_protocol.content",
     "ToolUse": "_protocol.content",
 }
-"""Public name -> module, imported on first use, so that programs load only what they use."""
+"""Public name -> module. Modules are imported on first use, so that programs load only the modules that they use."""
 
 _NEW = "For a new program: from millstream import Server."
 _CLIENT = "Import it from millstream.client."

@@ -162,7 +162,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_calls: Size = 10_000
     """Maximum concurrent calls, half of them per principal, or per address without one."""
     max_call_bytes: Size = 128 * 1024 * 1024
-    """Maximum bytes of the requests of all running calls, half of it per caller. Small requests aren't counted."""
+    """Maximum bytes of running calls' requests, half of it per caller. Small requests aren't counted."""
     max_threads: Size = 40
     max_streams: Size = 20_000
     max_subscriptions: Size = 1_000

@@ -135,7 +135,7 @@ class RouteRegistry:
         self._add(self.exact, path, route)
 
     def add_prefix(self, prefix: str, route: Route) -> None:
-        """Serve all paths with a prefix, except those with an exact route.
+        """Serve all paths with a prefix, except paths with an exact route.
 
         Raises:
             ValueError: Another part serves it.

@@ -37,7 +37,7 @@ class Recent(OrderedDict[K, V]):
 
 
 class RecentBytes(Recent[K, bytes]):
-    """A dictionary of bytes that also bounds what it holds: ``pages = RecentBytes[str](1000, max_bytes=2**20)``.
+    """A dictionary of bytes with a maximum total size: ``pages = RecentBytes[str](1000, max_bytes=2**20)``.
 
     Remove entries with ``del``. `pop` and `popitem` of an ordered dictionary don't call `__delitem__`.
 

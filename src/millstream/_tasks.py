@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Tasks:
-    """Owns the tasks of one object, and cancels those that are left in `close`: ``tasks.spawn(refresh())``."""
+    """Owns the tasks of one object: ``tasks.spawn(refresh())``. `close` cancels the tasks that still run."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()

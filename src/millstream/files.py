@@ -1,4 +1,4 @@
-"""Files that only their user can read, replaced atomically, and the variables of ``.env`` files.
+"""Files that only you can read, replaced atomically, and the variables in ``.env`` files.
 
 python-dotenv parses variables without expansion: a ``$`` is literal.
 
@@ -22,7 +22,7 @@ __all__ = [
 PRIVATE = 0o600
 """The mode of a file that only its user can read and write."""
 Stamp = tuple[int, int, int]
-"""What changes with a file: the time of its last change, its size, and its inode."""
+"""A file's modification time, size, and inode, which change with the file."""
 
 
 def find_file(folder: Path, path: Path) -> Path | None:
@@ -41,7 +41,7 @@ def find_file(folder: Path, path: Path) -> Path | None:
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """Return the current stamp of a file; None if it's missing: ``if stamp_of(path) != last: …``.
+    """Return the current stamp of a file, or None if it's missing: ``if stamp_of(path) != last: …``.
 
     Args:
         path: The file.
@@ -88,7 +88,7 @@ def open_lock(path: Path, *, wait: bool = True) -> int | None:
     """Lock a file against other processes, and return the descriptor to close. On Windows, nothing is locked.
 
     Args:
-        path: The file; the lock is a file next to it.
+        path: The file. The lock is a separate file next to it.
         wait: Whether to wait for the lock. If not, return None if another process holds it.
 
     Raises:
@@ -119,7 +119,7 @@ def read_env_file(path: Path, label: str = "") -> dict[str, str]:
 
     Args:
         path: The file.
-        label: What error messages call it; by default its path.
+        label: Name of the file in error messages. Defaults to its path.
 
     Raises:
         EnvFileError: The file can't be read, or a line isn't NAME=VALUE.
@@ -138,7 +138,7 @@ def read_env(text: str, label: str = ".env") -> dict[str, str]:
 
     Args:
         text: The text.
-        label: What error messages call the file.
+        label: Name of the file in error messages.
 
     Raises:
         EnvFileError: A line isn't NAME=VALUE.

@@ -1,4 +1,4 @@
-"""Items from other sources than functions: tools of another server, of a document, or of a database.
+"""Items that don't come from functions: tools from another server, a document, or a database.
 
 `Tool`, `Prompt`, `Resource`, and `Template` are built from an `ItemSource`, whose function receives the arguments and
 the `Call`. An extension adds them with `millstream.extensions.Host.add_item`.

@@ -100,7 +100,7 @@ def connect(
 ) -> TestClient:
     """Run a server in memory and connect to it: ``async with connect(mcp) as client: …``.
 
-    The caller is like the program that started the server: ``ctx.principal`` is None, and scopes aren't checked. With
+    The caller counts as the program that started the server: ``ctx.principal`` is None, and scopes aren't checked. With
     `principal` or `scopes`, the caller has signed in: ``connect(mcp, principal="ada", scopes=["notes:write"])``.
 
     Args:

@@ -74,13 +74,13 @@ TABLE: dict[str, PartEntry] = {
     ),
     "audit": PartEntry("millstream._app.parts.operations:AuditPart", lambda it: bool(it.settings.audit_log)),
 }
-"""Name -> part. Parts open in this order, after those they need."""
+"""Name -> part. Parts open in this order, each after the parts that it needs."""
 SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)
 """Valid values of ``serve=``."""
 
 
 def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
-    """Return the parts that a ``serve`` value names, with those that they add.
+    """Return the parts that a ``serve`` value names, and the parts that these add.
 
     Raises:
         ValueError: A part is unknown.
@@ -95,7 +95,7 @@ def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
 
 
 def make_parts(definition: "Definition") -> "list[Part]":
-    """Return the parts of a server by its `Definition`, with those of extensions last."""
+    """Return the parts that a server's `Definition` asks for. Extensions come last."""
     made: list[Part] = []
     for name, entry in TABLE.items():
         if name in definition.parts if entry.when is None else entry.when(definition):
@@ -499,7 +499,7 @@ class Definition:
             raise
 
     def paths(self, before: str = "") -> "Iterator[tuple[str, UserRoute]]":
-        """Yield the program's own paths, including those of mounted servers, with their prefixes."""
+        """Yield the program's own paths, and the paths of mounted servers with their prefixes."""
         yield from ((before, each) for each in self.user_routes)
         for part in dict.fromkeys(self.mounted):
             for parent, prefix in part._mounted_on:
@@ -539,14 +539,14 @@ class Definition:
                 yield name  # otherwise already reported for another tool or prefix
 
     def around(self) -> "Iterator[Definition]":
-        """Yield this server, then those that it's mounted on, the nearest first."""
+        """Yield this server, then the servers that it's mounted on, nearest first."""
         found = [self]
         for each in found:
             yield each
             found += [parent for parent, _ in each._mounted_on]
 
     def _inside(self) -> "Iterator[Definition]":
-        """Yield this server and those that are mounted on it."""
+        """Yield this server and all servers that are mounted on it."""
         yield self
         for each in self.mounted:
             yield from each._inside()
@@ -563,7 +563,7 @@ class Definition:
         return any(each.hooks is not None and each.hooks.wide for each in self._inside())
 
     def all_overrides(self) -> Mapping[Callable[..., Any], Callable[..., Any]]:
-        """Return the dependency overrides here: this server's, and those of its ancestors."""
+        """Return the dependency overrides that apply to this server: its own and its ancestors'."""
         found = self.overrides
         for parent, _ in self._mounted_on:
             found = {**found, **parent.all_overrides()}

@@ -1,4 +1,4 @@
-"""The paths of a running server: those of its parts and its program, behind the required checks.
+"""The paths of a running server, from its parts and the program, behind the required checks.
 
 If callers have to sign in, every path requires a credential unless its route is public. Otherwise, the private paths
 (the pages, `/publish`, `/metrics`) accept only programs on the server's own machine (`LocalOnly`).
@@ -161,7 +161,7 @@ class Routes:
 
         self._mcp = f"MCP is served at {{root}}{mcp_path}."
         self._transport = {path for path, route in table.exact.items() if route.reserved} - {mcp_path}
-        """Paths of earlier transports and of sign-in. Clients that don't find MCP try those."""
+        """Paths of earlier transports and of sign-in, which clients try if they don't find MCP."""
         self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in table.exact.items()}
         self._patterns = [(pattern, protect(route)) for pattern, route in table.patterns]
         self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
@@ -342,7 +342,7 @@ _BY_PART = {
 }
 """Part -> well-known paths that it would serve."""
 KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
-"""Paths that are suggested for similar ones. A program's own paths may be private, so they aren't."""
+"""Paths to suggest for similar ones. A program's own paths aren't suggested, because they may be private."""
 
 _SIGN_IN = "/sign-in"
 _SIGN_IN_NAMES = frozenset({"/login", "/log-in", "/signin", "/auth", "/auth/login", "/account", "/account/login"})

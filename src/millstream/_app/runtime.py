@@ -78,7 +78,7 @@ class Replicas:
         peers.on_loss(partial(self.tasks.spawn_once, self._renew))
 
     async def join(self) -> None:
-        """Ask the others what was removed."""
+        """Ask the other workers which items were removed."""
         if not await self._services.peers.broadcast(WorkerStart()):
             self._broadcast_soon(WorkerStart())
 
@@ -173,7 +173,7 @@ class Replicas:
         self._inform(worker)
 
     def _inform(self, worker: str) -> None:
-        """Send an outdated worker what it's missing. All workers receive it, without effect on the others."""
+        """Send the missing changes to an outdated worker. All workers receive them, but the others ignore them."""
         self._others.add(worker)
         self._broadcast_soon(WorkerGreeting())
         self._broadcast_removals()
@@ -250,7 +250,7 @@ class Runtime:
         self._requests = 0
 
     async def open(self) -> "Runtime":
-        """Open everything. If a step fails, what was opened is closed again.
+        """Open everything. If a step fails, close everything that was already opened.
 
         Raises:
             LocalError: The key for session ids is invalid.

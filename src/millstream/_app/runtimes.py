@@ -159,7 +159,7 @@ _HUB_NAMES = dict.fromkeys(("subscribe", "on", "receive"), "Use `async with mcp.
 
 
 class HubAccess:
-    """The hub for programs (``mcp.hub``). Arguments and errors are those of `Hub`.
+    """The hub for programs (``mcp.hub``). Its methods take the same arguments and raise the same errors as `Hub`.
 
     It's usable at any time: before the first request, in the lifespan of the server or of the application that it's
     mounted in, and after a long idle time. The first use opens the hub.

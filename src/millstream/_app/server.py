@@ -523,7 +523,7 @@ class Server:
         self._switch(kind, name, tag, on=False)
 
     def enable(self, kind: Kind | None = None, name: str = "", *, tag: str = "") -> None:
-        """Offer a disabled item again, at its old position. Errors are those of `disable`.
+        """Offer a disabled item again, at its old position. Raises the same errors as `disable`.
 
         Args:
             kind: Kind of the item: ``tool``, ``resource``, or ``prompt``.

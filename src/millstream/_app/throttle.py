@@ -1,4 +1,4 @@
-"""Rate limits and quotas of the settings and of single tools, as the gate in front of every call.
+"""The gate that checks rate limits and quotas, from the settings and from single tools, before every call.
 
 A caller is a principal, or an address for anonymous callers; the program that started this one over stdio has only the
 limits of the tools. If any limit refuses a call, none is charged. With a shared store, limits apply to all of its

@@ -165,7 +165,7 @@ class UserRoutes(RouteRegistry):
             self._put(prefix, each, made, mcp)
 
     def join(self, routes: RouteRegistry) -> None:
-        """Add these paths to those of the parts.
+        """Add these paths to the paths of the parts.
 
         Raises:
             ValueError: A part serves one of them.
@@ -348,7 +348,7 @@ def _refuse(request: HttpRequest, reply: Response) -> Response:
 
 
 def _report_failures(handler: Handler, show_errors: Callable[[], bool]) -> Handler:
-    """Wrap a handler to report failures like those of tools."""
+    """Wrap a handler to report failures in the same way as for tools."""
 
     async def handle(request: HttpRequest) -> Response | Sink | None:
         try:

@@ -172,7 +172,7 @@ def pairs(words: Sequence[str], mark: str, usage: str) -> dict[str, str]:
 
 
 def run_to_exit(work: Callable[[], Coroutine[Any, Any, int | None]]) -> None:
-    """Run the work of a command. Errors of the client become one line or JSON object instead of a traceback."""
+    """Run a command's coroutine. Client errors become one line, or one JSON object, instead of a traceback."""
     try:
         status = carry_out(work()) or 0
     except ClientError as exc:

@@ -58,7 +58,7 @@ def program(only: str = "") -> App:
 
 
 def run_command(app: App, arguments: Sequence[str]) -> None:
-    """Run a command. Those that use a server are coroutine functions.
+    """Run a command. Commands that use a server are coroutine functions.
 
     Raises:
         SystemExit: With the status of the command, unless it's 0.

@@ -34,7 +34,7 @@ _STDIO_OPTIONS = ("options", "transport", "dev", "log_level", "env_file", "packa
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ServeOptions:
-    """Options of commands that serve. Each field is an option of a command with a parameter of this type.
+    """Options of commands that start a server. Each field becomes an option of the command.
 
     Help shows the docstrings of the fields.
     """

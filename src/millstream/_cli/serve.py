@@ -217,7 +217,7 @@ def read_file(path: Path) -> dict[str, str]:
 
 
 def use_file(path: Path | None) -> None:
-    """Set the variables of a file for this program, keeping those that are already set.
+    """Set the variables in a file for this program, except variables that are already set.
 
     Raises:
         CommandError: The file can't be read.

@@ -43,7 +43,7 @@ def print_json(value: Any) -> None:
 
 
 def report(text: str, result: dict[str, str], *, json: bool) -> None:
-    """Print a result as JSON, or say on standard error what was done."""
+    """Print a result as JSON, or a message on standard error."""
     if json:
         print_json(result)
     else:

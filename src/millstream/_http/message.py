@@ -507,7 +507,7 @@ def wants_page(request: HttpRequest) -> bool:
 
 
 def _accepted_names(value: bytes) -> Iterator[bytes]:
-    """Yield the names that a header lists, in lower case, without those of quality 0 (RFC 9110 §12.4.2)."""
+    """Yield the names that a header lists, in lower case, except names with quality 0 (RFC 9110 §12.4.2)."""
     for item in value.lower().split(b","):
         name, *parameters = item.split(b";")
         if not any(map(_EXCLUDES.fullmatch, parameters)):

@@ -115,7 +115,7 @@ EXTENSION = "millstream.websocket"
 
 
 class DirectWire(Protocol):
-    """What a connection's protocol class offers in addition to ASGI."""
+    """The methods of a connection that ASGI doesn't have."""
 
     transport: asyncio.Transport
     outbox: "DirectSocket | None"

@@ -240,7 +240,7 @@ def _with_text_defaults(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
 
 
 def _defaults_of(kind: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """Return the defaults of a class's fields, `NODEFAULT` for those without, and their names in JSON."""
+    """Return the fields' defaults (`NODEFAULT` for a required field), and their names in JSON."""
     if issubclass(kind, Struct):
         found = fields(kind)
         some: dict[str, Any] = {
@@ -509,7 +509,7 @@ def _require(name: str, node: Any) -> Any:
 
 
 def key_schema(schema: Schema) -> Schema | None:
-    """Return the schema of the names of an object's members, from the schema of the values that Python reads them as.
+    """Return the schema for an object's member names, from the schema of the values that Python converts them to.
 
     None if every name is allowed, or if the names can't be described.
     """

@@ -1,4 +1,4 @@
-"""What a request has besides its parameters: `_meta`, and ``Mcp-Param-*`` headers.
+"""Request metadata in addition to the parameters: `_meta`, and ``Mcp-Param-*`` headers.
 
 `_meta` has the per-request envelope of 2026-07-28, progress tokens, and client capabilities. The envelope's keys are
 those of https://modelcontextprotocol.io/specification/2026-07-28/basic.
@@ -30,9 +30,9 @@ CLIENT_KEY = "io.modelcontextprotocol/clientInfo"
 LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
 SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 ORIGIN_KEY = "millstream.gateway/upstream"
-"""Member of `_meta` of what a gateway lists and reads: the names of its upstream and of those behind it."""
+"""Member of `_meta` of listed items and read resources: the name of the upstream, and of the upstreams behind it."""
 SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
-"""Member of `_meta` of notifications on a stream: the id of the request that opened it."""
+"""Member of a notification's `_meta`: the id of the request that opened the stream."""
 
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
 LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
@@ -190,7 +190,7 @@ _decode_known = decoder(
 
 
 def read_capabilities(raw: bytes) -> Json:
-    """Return the declared client capabilities. Above `MAX_CAPABILITIES` bytes, only those that a server can ask for.
+    """Return the declared client capabilities. Above `MAX_CAPABILITIES` bytes, return only the standard ones.
 
     Raises:
         msgspec.DecodeError: The value isn't an object.

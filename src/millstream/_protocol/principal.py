@@ -88,7 +88,7 @@ def knows_identities(reader: Principal | None) -> bool:
 
 
 def visible_part(user: Profile | None, full: bool) -> Profile | None:
-    """Return what a reader may see of a user. `full` is the result of `knows_identities`."""
+    """Return the members of a user that a reader may see. `full` is the result of `knows_identities`."""
     return user if full or user is None else Profile(user.name)
 
 

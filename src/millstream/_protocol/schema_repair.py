@@ -189,7 +189,7 @@ class _Repair:
         self._index(document, document, "")
 
     def _index(self, node: Any, root: Json, base: str, parent: Json | None = None, *, has_anchors: bool = True) -> None:
-        """Remember where schemas are, and what they're called. Ajv finds no anchors at the root or below
+        """Record the location and the name of each schema. Ajv finds no anchors at the root or below
         ``prefixItems``.
         """
         if not is_object(node) or id(node) in self._places:

@@ -143,13 +143,13 @@ class RelayedError(ProtocolError):
 
 
 class Outcome(Struct):
-    """The end of a call: a result (including that of a failed tool), an error, or neither if it was canceled."""
+    """The end of a call: a result (a failed tool has one, too), an error, or neither if the call was canceled."""
 
     result: bytes = b""
     """The JSON object of the result."""
     error: ProtocolError | None = None
     is_error: bool = False
-    """Whether the result is that of a failed tool."""
+    """Whether the tool failed."""
     incident: str = ""
     """The id of the log entry with the details of an unexpected failure."""
 
@@ -496,7 +496,7 @@ _ERROR = b'"isError":true'
 
 
 def _reports_error(call: Call, result: bytes) -> bool:
-    """Return whether a result that contains `_ERROR` is that of a failed tool."""
+    """Return whether a result that contains `_ERROR` comes from a failed tool."""
     try:
         return call.method == "tools/call" and _decode_tool_result(result).is_error
     except MALFORMED:
@@ -523,7 +523,7 @@ def _head(info: Json, revision: Revision, meta: Json | None) -> bytes:
 
 
 def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) -> Handler:
-    """Return the handler for a method: the server's own, or that of an extension.
+    """Return the handler for a method, from the server itself or from an extension.
 
     Raises:
         ProtocolError: METHOD_NOT_FOUND, for a handshake-era method that the revision or this server doesn't have.

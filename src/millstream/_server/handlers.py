@@ -378,7 +378,7 @@ class Handlers:
         return b""
 
     async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> Json:
-        """Pass the filters of extensions to them, and return what they accept."""
+        """Pass filters to the extensions that own them, and return the accepted ones."""
         agreed: Json = {}
         asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
         for member, serve in self._registry.filters.items():
@@ -553,7 +553,7 @@ class MiddlewareChain:
         return encode(await chain(MessageRequest(call.method, params, shared_context(call, self._hooks.home))))[1:-1]
 
     def _path(self, call: Call, params: Json) -> tuple[Hooks, ...]:
-        """Return the hooks for a request: this server's, then those of each server that its item is mounted through."""
+        """Return the hooks for a request: this server's, then the hooks of each server between it and the item."""
         item: Any = None
         method, registry, name, uri = call.method, self._registry, params.get("name"), params.get("uri")
         kind = {"tools/call": "tools", "prompts/get": "prompts"}.get(method)

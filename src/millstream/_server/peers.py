@@ -407,7 +407,7 @@ class Peers:
         return worker == self._store.workers.me
 
     def stamp(self) -> int:
-        """Return a number, in microseconds, greater than that of every message sent or received so far."""
+        """Return a timestamp in microseconds that's greater than any message's sent or received so far."""
         now = int(self._store.time() * 1e6)
         if self._stamp > now + WINDOW * 1e6:  # the clock was set back so far that no worker would accept the message
             self._stamp = now

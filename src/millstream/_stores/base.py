@@ -349,7 +349,7 @@ class Log(Protocol):
 
 
 class DataSource(Protocol):
-    """What a backend and the store on it have in common."""
+    """The common base of a backend and the store on top of it."""
 
     @property
     def shared(self) -> bool:
@@ -475,7 +475,7 @@ class Bus(Protocol):
         ...
 
     async def publish(self, topic: str, data: bytes) -> None:
-        """Send to all subscribers of the topic, including those of this worker.
+        """Send to all subscribers of the topic, including this worker's.
 
         Args:
             topic: Topic of the subscribers.

@@ -36,7 +36,7 @@ class Topics(Generic[T]):
         return iter(self._by_topic)
 
     def notify(self, topic: str, item: T) -> None:
-        """Call all listeners in the order they were added, except those removed or added during the calls."""
+        """Call all listeners in order, except listeners that are added or removed during the calls."""
         listeners = self._by_topic.get(topic, {})
         for mark in tuple(listeners):
             call = listeners.get(mark)
@@ -69,12 +69,12 @@ class Watchers(Topics[None]):
         return self.add("", lambda _: changed())
 
     def notify_all(self) -> None:
-        """Call all watchers, except those removed during the calls."""
+        """Call all watchers, except watchers that are removed during the calls."""
         self.notify("", None)
 
 
 class Listeners(Generic[T]):
-    """Listeners to what is pushed, by stream and topic. A log may inherit them.
+    """Listeners for pushed entries, by stream and topic. A log may inherit from this class.
 
     Those of a stream's topic, and those of all its entries, have separate channels (`channel_for`).
     """
@@ -134,7 +134,7 @@ class Listeners(Generic[T]):
         """Prepare for a channel's first listener."""
 
     def _leave(self, channel: str) -> None:
-        """Release what a channel without listeners needed. This may be called again."""
+        """Release the resources of a channel without listeners. This may be called again."""
 
 
 def never() -> None:

@@ -258,7 +258,7 @@ class LeasedWorker(_Worker):
             _logger, "The lease of this worker can't be renewed; retrying", "The lease of this worker has been renewed."
         )
         self._tails: list[Tail] = []
-        """The reader of the log of all workers, and that of the inbox."""
+        """The readers of the log for all workers and of the inbox."""
 
     # The lease
 

@@ -69,7 +69,7 @@ _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)
 
 _MAX_TRACEBACKS = 64
 _MAX_FRAMES = 16
-"""Maximum number of cached tracebacks of a formatter, and of their frames."""
+"""Maximum number of tracebacks that a formatter caches, and of frames in each."""
 _LONG_ERRORS = (AttributeError, BaseExceptionGroup, ImportError, NameError, SyntaxError)
 """Errors to which a traceback adds more than their text, such as a similar name."""
 _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -548,7 +548,7 @@ def user_frames(exc: BaseException) -> list[traceback.FrameSummary]:
 
 
 def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException], ...] = ()) -> BaseException:
-    """Shorten the tracebacks of an exception, and of its causes, to the frames of user code. Return the exception.
+    """Shorten the tracebacks of an exception and its causes to the frames in user code. Return the exception.
 
     To find the failing line in their own file, users don't need the frames between the socket and that line, or those
     of libraries that it called. A traceback without user code keeps the frames outside of Millstream, or else all

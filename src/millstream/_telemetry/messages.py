@@ -109,7 +109,7 @@ class MessageLog:
 
     @property
     def lost(self) -> int:
-        """Number of lines that the stream didn't accept, with those of other loggers."""
+        """Number of lines that the stream didn't accept, including other loggers' lines."""
         return self._outlet.lost
 
     def add(self, message: AccessRecord) -> None:

@@ -299,7 +299,7 @@ class EndedProcesses(Struct, array_like=True):
     readings: list[Reading]
 
     def add(self, name: str, data: bytes) -> "EndedProcesses":
-        """Return the counts with those of another process added."""
+        """Add another process's counts, and return the sums."""
         if name in self.names:
             return self
         lasting = [each for each in _decode(data) if each.kind in _CUMULATIVE_KINDS]
@@ -337,7 +337,7 @@ def _process() -> "CollectorRegistry":
 
 
 def _readings(metrics: Metrics) -> list[Reading]:
-    """Return our metrics, and those of the process."""
+    """Return our metrics and the process metrics."""
     found = metrics.readings()
     for metric in _process().collect():
         name = f"{metric.name}_total" if metric.type == "counter" else metric.name

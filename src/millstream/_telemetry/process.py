@@ -24,7 +24,7 @@ MAX_INTERVALS = 360
 STEPS = {60: SECONDS_EACH, 900: SECONDS_EACH, 3_600: 60}
 """Available periods in seconds -> seconds per point."""
 MAX_OPERATIONS = 64
-"""Maximum operations per interval: those with the most errors and calls. All others are counted together."""
+"""Maximum operations per interval. The ones with the most errors and calls stay; others are counted together."""
 Key = tuple[str, str]
 REST: Final[Key] = ("", "")
 """The key of operations beyond `MAX_OPERATIONS`."""
@@ -37,7 +37,7 @@ class OperationTally(Struct, array_like=True, gc=False):
     buckets: dict[int, int] = {}
     """Bucket number -> calls."""
     server_errors: int = 0
-    """Those of the errors that the server caused."""
+    """Number of errors that the server caused."""
 
     def add(self, other: "OperationTally") -> None:
         """Add another tally."""

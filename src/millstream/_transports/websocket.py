@@ -428,7 +428,7 @@ class WebSocketRoute(Struct, eq=False):
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
 
     async def _admit(self, scope: Scope) -> HttpRequest | Response:
-        """Return the authenticated handshake, or its refusal. The rules are those of POST requests."""
+        """Return the authenticated handshake, or a refusal. The same rules apply as for POST requests."""
         raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
         headers = dict(raw_headers)
         client, root, scheme = scope.get("client"), scope.get("root_path", ""), scope.get("scheme", "ws")

@@ -131,7 +131,7 @@ class LogTail(logging.Handler):
 
 
 def _lines_sent(last_id: str, instance: str) -> int:
-    """Return how many log lines of this process the reader of a stream has, by the id of its last event."""
+    """Return how many log lines of this process a reader already has, from the id of its last event."""
     begin, _, number = last_id.partition("-")
     return int(number) if begin == instance and number.isdecimal() and len(number) < 16 else 0
 

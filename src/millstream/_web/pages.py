@@ -54,7 +54,7 @@ def add_digests(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) ->
     digests: dict[str, bytes] = {}
 
     def rewrite(name: str) -> bytes:
-        """Rewrite a file after those that it loads, and return its digest."""
+        """Rewrite a file after the files that it loads, and return its digest."""
         if name not in digests:
             body = files[name]
             if name.endswith(".js"):
@@ -171,7 +171,7 @@ async def redirect_to_docs(request: HttpRequest) -> Response:
 
 
 def asset_handler(path: str = "", *, shown: frozenset[str] | None = None) -> Handler:
-    """Return the GET handler of a page or file; by default, of those whose path is requested."""
+    """Return the GET handler for a page or file. By default, it serves whichever file is requested."""
 
     async def get(request: HttpRequest) -> Response:
         known = request.headers.get(b"if-none-match", b"")

@@ -100,7 +100,7 @@ class Agent:
 
     Args:
         model: The model; see `LanguageModel`. The agent closes it.
-        servers: Servers with tools, resources, and prompts: targets of `Client` or `ServerConfig`s, in a list or by
+        servers: Servers with tools, resources, and prompts: a list of `Client` targets or `ServerConfig`s, or a dict by
             name.
         system: System prompt. The servers' instructions are appended.
         approve: Decides whether a tool may run that isn't marked as read-only, and whether a server may use the model.

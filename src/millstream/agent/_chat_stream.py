@@ -103,7 +103,7 @@ class StreamRepair:
                 delta["tool_calls"] = [each for each in calls if is_object(each) and self._repair_call(each)]
 
     def _repair_call(self, piece: Json) -> bool:
-        """Give a piece the index of the call that it belongs to. Return False if it repeats what has arrived."""
+        """Give a chunk the index of the call that it belongs to. Return False if it repeats an earlier chunk."""
         function = piece.get("function")
         if not is_object(function):
             function = piece["function"] = {}

@@ -302,7 +302,7 @@ class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     max_model_requests: int = 20
     """Maximum requests to the model: one, and one more after each set of tool calls."""
     max_tokens: int = 0
-    """Maximum total tokens, including prompts; 0 for no limit. The round that reaches it is the last one."""
+    """Maximum total tokens, including prompts. The round that reaches it is the last one. 0 means no limit."""
     max_result: int = 50_000
     """Maximum characters of a tool result or resource. The rest is replaced by a note."""
     max_parallel: int = 8

@@ -279,7 +279,7 @@ class AuthGuard:
         # State
         self.verdicts: Verdicts = Verdicts()
         self.header_lines: HeaderLineCache = HeaderLineCache()
-        """Header lines of the server's connections, with those of valid credentials."""
+        """Cached header lines of the server's connections, including valid credentials."""
         self.on_revocation: list[Callable[[], None]] = []
         """Called when credentials may have been revoked."""
         self._epochs = [method.epoch() for method in methods]

@@ -151,7 +151,7 @@ class AuthMethod:
         raise NotImplementedError
 
     def serve_at(self, urls: Collection[str]) -> None:
-        """Accept tokens for each of these URLs of the running server, if `resource` is one of them.
+        """Accept tokens for each of these URLs, at which the server runs, if `resource` is one of them.
 
         Args:
             urls: The URLs at which it serves MCP.

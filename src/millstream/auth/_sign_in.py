@@ -233,7 +233,7 @@ class SignIn:
         return _redirect(request, PATH, "", 0, b"" if self._host is None else self._host.forget())
 
     async def account(self, request: HttpRequest) -> Response:
-        """Handle `GET /sign-in/account`: who is signed in, what they may do, and the name that others see."""
+        """Handle `GET /sign-in/account`: return who is signed in, with their scopes and display name."""
         principal = request.principal
         assert principal is not None  # noqa: S101  the guard is in front
         name = principal.claims.get("name")
@@ -472,7 +472,7 @@ class SignedOut:
             del self._verdicts[known]
 
     def _drop(self, owner: str | None = None) -> None:
-        """Close the streams opened with cookies, of one owner or of all, and check those cookies again.
+        """Close streams that were opened with cookies, one owner's or all of them, and check the cookies again.
 
         All are closed after announcements may have been missed.
         """

@@ -233,7 +233,7 @@ class Conversation:
         fresh: bool,
         offered: Callable[[], bool] | None = None,
     ) -> PaginatedList[T]:
-        """Return a paginated list. It's empty unless `offered`, or by default unless the server has the capability.
+        """Return a paginated list, which is empty if the server lacks the capability, or if `offered` returns False.
 
         Args:
             method: Method of the list.

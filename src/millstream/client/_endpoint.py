@@ -221,7 +221,7 @@ _E = TypeVar("_E", bound=ClientError)
 _MAX_READ = 16 * 1024
 """Maximum bytes of an error's body that are read."""
 _WORDS = "detail", "message", "error_description", "error", "title", "reason", "msg"
-"""Members of JSON bodies that have the reason of an error, such as that of RFC 9457."""
+"""Members of JSON bodies that contain the reason for an error, such as ``detail`` (RFC 9457)."""
 _MARKUP = re.compile(r"(?is)<(script|style|svg)\b.*?(?:</\1>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*+>")
 """Elements and comments without an end extend to the end of the text, so that no text takes quadratic time."""
 

@@ -155,7 +155,7 @@ class ToolHeaders(Struct):
 
 
 _MAX_LINES = 256
-"""Maximum number of lines to compare with a second start."""
+"""Maximum number of lines to compare with the output of a second start."""
 NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
 """Errors of a server that doesn't support the handshake: ``except NO_HANDSHAKE: …``."""
 

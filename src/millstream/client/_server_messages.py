@@ -40,7 +40,7 @@ class PendingRequest(Struct, eq=False):
     _cancel_requests: int
     _seconds: float
     _latest: float
-    """Final deadline, in the loop's time, regardless of progress."""
+    """Final deadline on the event loop's clock, regardless of progress."""
     when: float
     """Deadline unless there's progress."""
     progress: OnProgress | None

@@ -101,7 +101,7 @@ def _check_no_file(text: str) -> None:
 
 
 def nearest_file(path: Path) -> str:
-    """Return the question whether a file beside a missing one is meant, or what to check."""
+    """Return a hint for a missing file: the closest name beside it, or what to check."""
     near = closest_name(path.name, [each.name for each in path.parent.glob(f"*{path.suffix}")])
     return f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to the working directory."
 

@@ -53,7 +53,7 @@ T = TypeVar("T")
 
 
 class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
-    """What a server reports, until it's read, and the task that keeps the subscription open."""
+    """The unread changes that a server reported, and the task that keeps the subscription open."""
 
     _waiting: deque[T] = field(default_factory=deque[T])
     _changed: asyncio.Event = field(default_factory=asyncio.Event)

@@ -254,7 +254,7 @@ class Host(Struct, eq=False):
         header: str = "",
         declared: bool = False,
     ) -> None:
-        """Answer a request. The arguments are those of the decorator `method`.
+        """Answer a request. Takes the same arguments as the decorator `method`.
 
         Args:
             name: The method, such as ``com.example/stock``.
@@ -290,7 +290,7 @@ class Host(Struct, eq=False):
         return answer
 
     def notification(self, name: str, handler: Handler, *, revisions: Collection[str] = ()) -> None:
-        """Handle a notification of clients. The arguments are those of the decorator `notification`.
+        """Handle a client notification. Takes the same arguments as the decorator `notification`.
 
         Args:
             name: The method of the notification.

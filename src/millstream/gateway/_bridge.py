@@ -290,7 +290,7 @@ def _plain_meta(call: Call, upstream: Upstream, source: Revision, *, verbatim: b
 def _meta(
     call: Call, upstream: Upstream, source: Revision, abilities: bytes, level: str = "", *, verbatim: bool = False
 ) -> bytes:
-    """Return the `_meta` members for the upstream: the client's, without those of its connection, and the path.
+    """Return the `_meta` members for the upstream: the client's, except the members about its connection, and the path.
 
     Raises:
         ToolError, ProtocolError: The call has come back to this gateway.

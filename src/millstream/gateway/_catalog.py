@@ -129,7 +129,7 @@ class Catalog(Struct, kw_only=True):
         return min((ttl_ms for ttl_ms, _ in self.hints.values()), default=0) / 1000
 
     def add_hint(self, kind: str, result: bytes) -> "_Page":
-        """Combine the cache hints of one page with those of earlier ones. Return the page."""
+        """Combine the cache hints of one page with earlier pages' hints. Return the page."""
         page = _decode_page(result)
         if page.ttl_ms is not None or page.cache_scope is not None:
             ttl_ms, private = max(0, page.ttl_ms or 0), page.cache_scope != "public"
@@ -207,7 +207,7 @@ def _hash_of(catalog: Catalog) -> bytes:
 
 
 async def _discover(conversation: Conversation, found: Catalog) -> None:
-    """Update capabilities and instructions. Sessions keep those of their handshake."""
+    """Update capabilities and instructions. Open sessions keep the ones from their handshake."""
     try:
         raw = await conversation.requests.ask(RawRequest(method="server/discover", repeatable=True))
         result = _decode_discover(raw)
@@ -276,7 +276,7 @@ async def fetch(
 async def _fetch_list(
     conversation: Conversation, found: Catalog, kind: str, max_bytes: int, omissions: list[str]
 ) -> int:
-    """Fetch one list, and return its size in bytes. Add what is left out of it to `omissions`."""
+    """Fetch one list, and return its size in bytes. Add the items that are left out to `omissions`."""
     method, member, key = METHODS[kind]
     items: dict[str, Description] = {}
     cursor: str | None = None

@@ -65,7 +65,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The content of a configuration file."""
 
     name: str = "gateway"
-    """Name that clients show; by default, that of a single upstream."""
+    """Name that clients show. With a single upstream, the default is its name."""
     version: str = ""
     instructions: str = ""
     """Instructions for the client's model on how to use the servers."""
@@ -595,7 +595,7 @@ _OTHER_NAMES = {
 
 
 def _find_servers(root: ConfigValue) -> ConfigValue | None:
-    """Return the table of servers; that of opencode, Crush, and the settings of VS Code is called `mcp`."""
+    """Return the table of servers. In the files of opencode and Crush, and VS Code's settings, it's called `mcp`."""
     found = members(root.value)
     name = next((name for name in _SERVER_TABLES if name in found), "")
     if name or "mcp" not in found:
@@ -721,7 +721,7 @@ def _as_text(value: str | float) -> str:
 
 
 def _describe(kind: Any) -> str:
-    """Return what a value of a type is, for an error."""
+    """Describe a type for an error message."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return str(parts[1].description)

@@ -139,7 +139,7 @@ class _UpstreamItem(Item):
 
     @override
     async def complete(self, params: CompleteRequestParams, call: Call) -> bytes | None:
-        """See `Item`. The values are those of the upstream; there are none if it doesn't support completion."""
+        """See `Item`. The values come from the upstream, and are empty if it doesn't support completion."""
         upstream, revision = self.upstream, self.upstream.revision
         if revision.completions_capability and "completions" not in upstream.catalog.capabilities:
             return _NO_COMPLETION
@@ -523,7 +523,7 @@ class ExtensionForwarding:
         return None, ""
 
     def _visible_skills(self, call: Call, upstream: Upstream, skills: Any) -> list[Json]:
-        """Return skills as the caller sees them, without those that are hidden from the caller."""
+        """Return the skills that the caller may see, in the form for the caller."""
         found = self._entries(call, upstream, skills)
         for skill in found:
             if is_array(skill.get("resources")):

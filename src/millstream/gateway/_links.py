@@ -281,7 +281,7 @@ class Links(Struct):
                 self.retired.add(link)
 
     def end_idle(self, now: float) -> None:
-        """Close connections that have been idle for too long, and those marked for closing. Call it once a second.
+        """Close connections that have been idle for too long or are marked for closing. Call it once a second.
 
         Args:
             now: Current time of `time.monotonic`.
@@ -330,7 +330,7 @@ _RETRY = 15.0
 
 
 class ResourceWatches(Struct):
-    """Watches resources of one upstream. `start` begins those that are already followed."""
+    """Watches resources of one upstream. `start` subscribes to resources that clients already follow."""
 
     name: str
     """Name of the upstream."""

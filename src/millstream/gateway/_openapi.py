@@ -208,7 +208,7 @@ class Document:
         self.skipped[f"{method} {path}"[:_MAX_ROUTE]] = reason
 
     def log_skipped(self, name: str, known: Collection[str] = ()) -> None:
-        """Log the operations that aren't offered, except for those that are already known."""
+        """Log the operations that aren't offered, unless they were logged before."""
         new = [(route, reason) for route, reason in self.skipped.items() if route not in known]
         for number, (route, reason) in enumerate(new):
             level = logging.WARNING if number < MAX_LOGGED else logging.DEBUG
@@ -379,7 +379,7 @@ class Document:
         return False
 
     def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
-        """Yield a schema, and the schemas in some of its keywords, except for those that were `seen`."""
+        """Yield a schema, and the schemas in some of its keywords, except schemas in `seen`."""
         pending = [schema]
         while pending:
             node = self.target(pending.pop())
@@ -390,7 +390,7 @@ class Document:
                     pending += value if is_array(value) else [value]
 
     def parts(self, schema: Json) -> Iterator[tuple[bool, Json]]:
-        """Yield the schemas that describe an object: its own parts, then those of its variants. True for its own."""
+        """Yield the schemas that describe an object: its own parts (with True), then the parts of its variants."""
         has_fields, seen = False, set[int]()
         variants: list[Iterable[Any]] = [[schema]]
         for number, variant in enumerate(chain.from_iterable(variants)):
@@ -403,7 +403,7 @@ class Document:
                 variants += map(_variants, nodes)
 
     def fields(self, schema: Json) -> tuple[Json, list[str]]:
-        """Return the properties of an object, including those of its parts and variants, and the required ones."""
+        """Return the properties of an object with its parts and variants, and the names of required ones."""
         parts = list(self.parts(schema))
         fields: Json = {}
         for _, node in reversed(parts):
@@ -482,7 +482,7 @@ class _Conversion(Struct):
         return inline_references(converted, self.definitions, max_nodes=_MAX_INLINED_NODES, recursive=self.recursive)
 
     def convert(self, node: Any, parts: Sequence[Json] = ()) -> Any:
-        """Return a schema without what can't be sent; `parts` are those of the object that it describes with others."""
+        """Return a schema without parts that can't be sent. `parts` are all parts of the object that it belongs to."""
         if not is_object(node):
             return False if node is False else {}
         result: Json = {}

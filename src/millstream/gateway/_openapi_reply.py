@@ -72,7 +72,7 @@ class ApiReply(Confidential, Struct, frozen=True):
 
     @property
     def error_text(self) -> str:
-        """What a model reads about an error: the status, the API's own words, and when to try again."""
+        """The error text for the model: the status, the API's own message, and when to try again."""
         status, headers, found = self.status, self.headers, self.read_json()
         body = found[1] if found else self.text if is_readable(self) else f"({self.media})"
         parts = [

@@ -42,7 +42,7 @@ CALL_LOST = "The server process that held this call has stopped, so the call is 
 WORKER_UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again shortly."
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Maximum bytes of the requests of all parked calls together; half of it for one caller."""
+"""Maximum total size of parked calls' requests, in bytes. One caller may use half of it."""
 _MAX_MESSAGE = 256 * 1024
 """Maximum bytes of one message between workers."""
 _WAKE_TIMEOUT = 30.0
@@ -282,7 +282,7 @@ class ParkedCalls:
     """The parked calls of one worker."""
 
     def __init__(self, services: Services) -> None:
-        """Create an empty table. Questions have the same bounds as those for handshake clients."""
+        """Create an empty table. Questions have the same limits as questions to handshake clients."""
         self._services = services
         self._calls: dict[str, ParkedCall] = {}
         self._share = Share(services.settings.max_pending_inputs)

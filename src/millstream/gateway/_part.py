@@ -106,7 +106,7 @@ class GatewayPart:
         self._subscriptions: dict[object, tuple[str, Collection[str], set[tuple[Upstream, str]]]] = {}
         """Stream or connection -> its caller, the URIs that it subscribes to, and the watched ones, by upstream."""
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
-        """Upstream -> whether its resources can be watched, and what is quarantined, at its last change."""
+        """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
 
     def _warn_about_rules(self, host: PartHost) -> None:
         """Warn about rules that hide items from every caller, because none can have a scope or group."""
@@ -423,7 +423,7 @@ class GatewayPart:
     # Items
 
     def _register(self, upstream: Upstream, announced: Collection[str]) -> None:
-        """Offer the items that an upstream lists now, and remove those that it no longer lists.
+        """Offer the items that an upstream lists now, and remove items that it no longer lists.
 
         Args:
             upstream: Upstream with a new catalog.
@@ -453,7 +453,7 @@ class GatewayPart:
             self._follow_again()
 
     def _find_items(self, upstream: Upstream) -> dict[str, _Items]:
-        """Return the items to offer by kind, without those that its policy excludes, or whose name can't be used."""
+        """Return the items to offer by kind, except items that the policy excludes or whose name can't be used."""
         found: dict[str, _Items] = {kind: {} for kind in METHODS}
         own_id, looping = self._announcement["id"], 0
         loops = find_loops(read_announcement(upstream.catalog.capabilities, own_id), own_id)
@@ -675,7 +675,7 @@ class GatewayPart:
                 await upstream.watches.wait_until_settled(own_uris, upstream.config.connect_timeout)
 
     def _own_uris(self, upstream: Upstream, uris: Collection[str]) -> list[str]:
-        """Return the upstream's own URIs of resources, those that can be watched there."""
+        """Return the upstream's own URIs of the resources that can be watched there."""
         if not upstream.is_watchable():
             return []
         offered = [each.offered["resources"] for each in self.upstreams.values()]

@@ -366,7 +366,7 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
 
 
 class RestrictedPattern(Struct, frozen=True):
-    """The URIs of a template, without those that aren't offered."""
+    """The URIs of a template, except URIs that aren't offered."""
 
     pattern: Pattern
     offers: Callable[[str], object]
@@ -646,7 +646,7 @@ def _budget(rules: Mapping[str, Any]) -> int:
 
 
 def _visibility(found: Sequence[CommonRules]) -> Callable[[Principal | None], bool] | None:
-    """Return a function that decides who sees an item: those with one group of each rule and all of the claims."""
+    """Return a function that decides who sees an item: callers with all claims, and one group of each rule."""
     groups = [rules.groups for rules in found if rules.groups]
     required = tuple(dict.fromkeys(claim for rules in found for claim in rules.claims.items()))
     if not groups and not required:

@@ -476,7 +476,7 @@ class NotificationQueue:
 
 @contextmanager
 def answer_errors() -> Generator[None]:
-    """Raise what a client answered instead of a result as the error for the upstream."""
+    """Raise a client's error response to a question as the error for the upstream."""
     try:
         yield
     except Declined as exc:
@@ -602,7 +602,7 @@ class OwnSession(Struct, frozen=True):
     verbatim: bool
     """Whether messages are passed on unchanged."""
     names_calls: bool
-    """Whether messages about a call say so, apart from those over HTTP+SSE."""
+    """Whether messages name the call that they belong to, apart from messages over HTTP+SSE."""
     send: Callable[[str, str, bytes], None]
     """``send(session, method, params)`` sends a notification outside of calls."""
     ask: Callable[[str, str, Json], Awaitable[bytes]]

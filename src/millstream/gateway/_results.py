@@ -135,7 +135,7 @@ class Redactor:
         return encode(self.members(msgspec.json.decode(data)))
 
     async def redact(self, work: Awaitable[bytes], call: Call) -> bytes:
-        """Return the result of `work` for a call with matches replaced, including those in its errors."""
+        """Return the result of `work` for a call, with matches replaced. In its errors, they're replaced as well."""
         try:
             result = await work
         except ToolError as exc:

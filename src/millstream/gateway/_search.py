@@ -166,7 +166,7 @@ class SearchPart:
 
     @staticmethod
     def _select_listed(kind: str, items: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Return the listed items: for tools, these two and those with the tag."""
+        """Return the listed items. Of the tools, these two and the tools with the tag are listed."""
         if kind != "tools":
             return items
         return {name: item for name, item in items.items() if name in (SEARCH, CALL) or LISTED_TAG in item.tags}

@@ -112,7 +112,7 @@ if TYPE_CHECKING:
     from millstream.gateway._credentials.source import UpstreamCredentials
 
 NAME = "millstream-gateway"
-"""Name that the gateway sends to upstreams where it doesn't forward that of a client."""
+"""Name that the gateway sends to upstreams if it doesn't forward a client's name."""
 State = Literal["connecting", "ready", "degraded"]
 _decode_resource = decoder(ResourceUpdatedNotificationParams)
 
@@ -122,7 +122,7 @@ _MIN_LISTED = 1.0
 _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
 _OTHER_CONNECTIONS = 28
-"""HTTP connections for lists, subscriptions, and polls of tasks, in addition to those of calls."""
+"""HTTP connections for lists, subscriptions, and polls of tasks, in addition to connections for calls."""
 _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
 _MAX_INFO = 16 * 1024
@@ -189,7 +189,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def names(self) -> Names:
-        """Mapping between its names and those on this server."""
+        """Mapping between the upstream's names and the names on this server."""
         return Names(self.name if self.prefix is None else self.prefix)
 
     @property
@@ -285,7 +285,7 @@ def refresh_pause(seconds: float) -> float:
 
 
 def _uri_matcher(uris: Collection[str], templates: Iterable[str]) -> Callable[[str], bool]:
-    """Return a function that finds a URI among others, and those that templates match."""
+    """Return a function that tells whether a URI is one of these, or matches a template."""
     patterns = [UpstreamPattern(each) for each in templates]
     return lambda uri: uri in uris or any(each.match(uri) is not None for each in patterns)
 
@@ -311,7 +311,7 @@ def lacks_handshake(error: Exception) -> bool:
 
 
 def _quarantine(uris: Iterable[str], templates: Iterable[str]) -> Callable[[str], bool]:
-    """Return a function that finds a URI among others and those that templates match, in any spelling."""
+    """Return a function that tells whether a URI, in any spelling, is one of these, or matches a template."""
     hidden: dict[str, set[frozenset[str]]] = {"": {frozenset()}}  # encoded more often than `uri_forms` decodes
     for uri in uris:
         for path, parts in uri_forms(uri.partition("#")[0]).values():
@@ -424,7 +424,7 @@ class Upstream:
         self._era = Era()
         self._tasks = Tasks()
         self.plain_metas: Recent[tuple[bytes, str], bytes] = Recent(_MAX_PLAIN_METAS)
-        """`_meta` of requests, by that of the client and its revision."""
+        """`_meta` of requests, by the client's `_meta` and revision."""
         places = Pool(config.max_connections, several=gateway.pool.places.several)
         clock = gateway.host.services.clock
         self.links: Links = Links(self._make_link, gateway.sessions, places, config.idle_seconds, clock)
@@ -742,7 +742,7 @@ class Upstream:
             await asyncio.sleep(reconnect_delay(failures))
 
     async def _find_lister(self) -> LinkKey:
-        """Return the key of the connection that reads the lists: a shared one, or that of a connected user."""
+        """Return the key of the connection that reads the lists: a shared connection, or a connected user's."""
         credentials = self.credentials
         if credentials is None or not credentials.personal:
             return LinkKey(handshake=self._in_sessions)
@@ -895,8 +895,8 @@ class Upstream:
 
     @property
     def is_asked(self) -> bool:
-        """Whether lists are read when a client asks: those of a program in this process, which costs little, and those
-        that their upstream calls stale at once.
+        """Whether lists are read when a client asks: for a program in this process, where that's cheap, and for lists
+        that the upstream declares stale at once.
         """
         return self.is_program or 0 in (ttl_ms for ttl_ms, _ in self.catalog.hints.values())
 

@@ -206,7 +206,7 @@ def is_pattern(name: str) -> bool:
 
 
 def topic_for(pattern: str) -> str | None:
-    """Return the topic of the journal that has the events of a channel or pattern, or None if all may have them."""
+    """Return the journal topic with the events of a channel or pattern, or None if every topic may have some."""
     if not is_pattern(pattern):
         return pattern
     first = pattern.partition(".")[0]

@@ -40,7 +40,7 @@ _NODE_BYTES = 336
 """Bytes that a channel takes beside the characters of its name, and a segment of a pattern."""
 """Maximum number of cached plans."""
 _COUNTS_PER_LIMIT = 4
-"""Number of counts of the unread bytes while a write of the maximum size is in progress."""
+"""How often unread bytes are counted while a write of the maximum size is in progress."""
 
 
 class Audience:
@@ -296,7 +296,7 @@ class Delivery:
             await self.event_tail.settle()
 
     async def catch_up(self) -> None:
-        """Deliver all new entries of the two streams, and move past those that aren't followed here."""
+        """Deliver all new entries of the two streams, and skip entries that aren't followed here."""
         await self.event_tail.settle()
         await self.change_tail.settle()
 

@@ -68,7 +68,7 @@ class Event(Struct, frozen=True, gc=False):
     """
 
     def visible_user(self, reader: Principal | None) -> Profile | None:
-        """Return what a reader may see of `user`: ``event.visible_user(ctx.principal)``.
+        """Return the members of `user` that a reader may see: ``event.visible_user(ctx.principal)``.
 
         Args:
             reader: The caller, or None without sign-in. Only callers with the scope ``millstream:identities`` see more
@@ -96,10 +96,10 @@ class PublishResult(Struct, frozen=True, gc=False):
 
 
 pack: Callable[[StoredEvent], bytes] = msgspec.msgpack.Encoder().encode
-"""Returns the encoded form of a record."""
+"""Encodes a record."""
 _decode_record = msgspec.msgpack.Decoder(StoredEvent).decode
 unpack_header = msgspec.msgpack.Decoder(EventHeader).decode
-"""Returns the channel, id, and time of a stored record without copying its data."""
+"""Reads the channel, id, and time of a stored record, without copying its data."""
 _encode_json = msgspec.json.Encoder().encode
 
 

@@ -288,7 +288,7 @@ class Hub:
         address: str = "",
         transport: str = "",
     ) -> Subscription:
-        """Write a client's messages to an outlet: first those that arrived while it was offline, then new ones.
+        """Write a client's messages to an outlet: first messages that arrived while it was offline, then new ones.
 
         Without a last event id, the first messages are the undelivered ones. With an id, they are the messages after
         that event.
@@ -321,9 +321,9 @@ class Hub:
     def listen(self, pattern: str, *, name: str = "") -> AsyncGenerator[Event, None]:
         """Return the events of a channel or pattern from now on, as an async iterator for a program.
 
-        Without a name, each listener gets all events. Those of one name are read by one listener at a time, on any
-        worker, from the position that the store keeps for the name; the first one starts now. An event is done when the
-        next one is requested. After a crash, the last event may come again, with the same id. If the journal dropped
+        Without a name, each listener gets all events. With a name, one listener at a time reads the events, on any
+        worker, from the position that the store keeps for the name. The first one starts now. An event is done when the
+        next one is requested. After a crash, the last event may arrive again, with the same id. If the journal dropped
         events, a warning is logged. Iteration ends when the hub closes.
 
         Args:
@@ -443,7 +443,7 @@ class Hub:
     async def _publish(
         self, channel: str, data: Any, event: str | None, id: str | None, owner: str, publisher: Caller
     ) -> PublishResult:
-        """Publish to any channel, including those of clients."""
+        """Publish to any channel, including clients' channels."""
         check_event_name(event)
         check_event_id(id, self._journal.epoch)
         if len(encoded := encode_data(data)) > self.limits.max_event:

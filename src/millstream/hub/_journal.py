@@ -115,7 +115,7 @@ class Journal(Struct):
         self._restart(max(self.offset, oldest.offset - 1) if oldest is not None else self.offset)
 
     def floor(self, channels: Iterable[str], least: int | None = None) -> int:
-        """Return the offset after which the cache, or what has been read after `least`, has all events of channels."""
+        """Return the offset after which the cache, or the events read after `least`, contain all events of channels."""
         floors, found = self.floors, self.recent_floor if least is None else least
         for each in channels:
             if not each.startswith(PRESENCE):

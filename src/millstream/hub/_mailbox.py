@@ -175,7 +175,7 @@ class EventListener:
     """Whether the store reports every append."""
 
     def __init__(self, store: Store, pattern: str, name: str, is_open: Callable[[], bool]) -> None:
-        """Create it. Arguments and errors are those of `Hub.listen`; it ends once `is_open` returns False."""
+        """See `Hub.listen` for arguments and errors. The iteration ends once `is_open` returns False."""
         check_pattern(pattern)
         if pattern.startswith("$"):
             raise InvalidName(f"Channels that start with $ are reserved for the hub: {pattern!r}.")

@@ -35,7 +35,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
         return owned_id(self.client_id, self.owner)
 
     def visible(self, full: bool) -> "Member":
-        """Return what a reader may see.
+        """Return the members that a reader may see.
 
         Args:
             full: Whether the reader has the scope ``millstream:identities``.

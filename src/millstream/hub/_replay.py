@@ -317,7 +317,7 @@ class CatchUp:
                 yield offset, source
 
     async def _write(self, place: EventLocation | None, plan: Iterator[EventLocation]) -> None:
-        """Write the events at a location and at those that follow it, waiting for space in the outlet."""
+        """Write the events at a location and at the following ones, waiting for space in the outlet."""
         outlet, journal, cursors, epoch = self._subscription.outlet, self._journal, self._cursors, self._epoch
         while place is not None and not outlet.closed:
             async with self._reader.slots:

@@ -95,7 +95,7 @@ class Subscription(Struct, eq=False):
 
 
 class PatternIndex(Struct):
-    """The subscribers with patterns: those whose patterns start with the same segments, or all of them."""
+    """The subscribers whose patterns start with the same segments. The root has all of them."""
 
     _children: dict[str, "PatternIndex"] = {}
     """Nodes by the next segment, which can be ``*``."""

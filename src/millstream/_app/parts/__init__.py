@@ -23,7 +23,7 @@ logger = logging.getLogger("millstream")
 
 
 class OwnPart:
-    """A part that is created for each start of a server. The host's exit stack closes what it opens."""
+    """A part that's created for each start of a server. The host's exit stack closes everything that it opens."""
 
     needs: Collection[str] = ()
 
@@ -46,7 +46,7 @@ class HttpPart(OwnPart):
 
 
 class LifespanPart(OwnPart):
-    """Runs the lifespans around the parts that open later: the server's, then those of mounted servers.
+    """Runs the lifespans of the server and of mounted servers, in this order, around the parts that open later.
 
     The hub is already open, so they can publish. They are entered and left in one task of their own, because task
     groups and cancel scopes belong to the task that enters them. If a lifespan ends while the server runs, because a

@@ -129,7 +129,7 @@ _decode = msgspec.msgpack.Decoder(EndedProcesses).decode
 
 
 class MachineMetrics(Struct, eq=False):
-    """The figures of this worker, combined with those of all other workers on this machine.
+    """The metrics of this worker, combined with the metrics of the other workers on this machine.
 
     Each worker stores its figures with the parent process every second if they changed, and before rendering. The
     figures of a worker that exits are added to a common record, so counters never decrease.
@@ -268,7 +268,7 @@ class ProbesPart(OwnPart):
         return Response(f"{text}\n".encode(), 200, TEXT_HEAD)
 
     async def health(self, request: HttpRequest) -> Response:
-        """Return the facts. What's outside of this server isn't a 503, because a restart wouldn't help."""
+        """Return the members of `/health`. Outside failures aren't a 503, because a restart wouldn't help."""
         host = self._host
         up = await host.store_health.look()
         draining, reasons = host.draining(), host.degraded_reasons()

@@ -52,7 +52,7 @@ READERS = 30
 MAX_WORKERS = 256
 """Maximum workers whose replies are used."""
 MAX_CHANNELS = 100
-"""Maximum channels per worker, those with the most subscribers."""
+"""Maximum channels to show per worker, starting with the channels that have the most subscribers."""
 _SAME = 0.5
 """Seconds for which the figures of this worker are cached, because rates are computed since the last query."""
 FRESH = 5.0
@@ -138,7 +138,7 @@ class DashboardQueries:
             await asyncio.sleep(1.02 - now % 1)
 
     def remember(self, second: int) -> None:
-        """Record the counts since the last call as those of this second."""
+        """Record the counts since the last call as the counts of this second."""
         cpu = time.process_time()
         used, self._cpu = cpu - self._cpu, cpu
         gauges = Gauges(self.observer.lag.worst_of(1.0), used, resident_bytes() or 0, len(self.streams))
@@ -182,7 +182,7 @@ class DashboardQueries:
         return {"readers": [structs.asdict(each) for each in found[:READERS]]}
 
     async def upstreams(self) -> list[Json]:
-        """Return state and statistics of each upstream of the gateway, of all workers together."""
+        """Return the state and statistics of each upstream, added up over all workers."""
         from millstream.gateway._part import merge_reports  # noqa: PLC0415  only where there is a gateway
 
         return merge_reports(await self._ask(_Question("upstreams"), list[Json]))

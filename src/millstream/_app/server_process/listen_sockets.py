@@ -1,4 +1,4 @@
-"""What a server needs before it listens: an address, a bound or inherited socket, protection, and a certificate.
+"""Preparations for listening: an address, a bound or inherited socket, protection, and a certificate.
 
 A socket is opened here, or passed by the process that started the program. A public address requires sign-in, or an
 explicit exception.
@@ -148,7 +148,7 @@ def address_of(listener: socket.socket) -> tuple[str, int]:
 
 
 def passed_sockets(descriptor: int | None) -> list[socket.socket]:
-    """Return the sockets that were passed to this program: the one of `--fd`, or those of systemd; often none.
+    """Return the sockets that were passed to this program, with `--fd` or by systemd. Often, there are none.
 
     Raises:
         CommandError: A descriptor isn't a TCP or UNIX socket.

@@ -73,7 +73,7 @@ def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
 
 
 _AWAITABLES = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
-"""Prefix of the attributes of coroutines and generators -> attribute with what they wait for."""
+"""Attribute prefix of coroutines and generators -> attribute with the object that they wait for."""
 
 
 def where(task: asyncio.Task[Any]) -> str:
@@ -183,7 +183,7 @@ class StopSignals:
 
 
 def waits_for(runtimes: Runtimes) -> str:
-    """Return what a stopping server waits for, in words; empty for nothing."""
+    """Describe what a stopping server is waiting for. Return an empty string if it isn't waiting."""
     seconds, calls, streams = runtimes.definition.settings.drain_timeout, runtimes.calls, runtimes.streams
     waits = [f"{_count(calls, 'call has', 'calls have')} up to {seconds:g} s to finish"] if calls else []
     if streams:

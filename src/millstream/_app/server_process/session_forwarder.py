@@ -42,7 +42,7 @@ _OWN = frozenset({
 })  # fmt: skip
 """Request headers of one connection. The worker with the client's connection compresses."""
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
-"""Reply headers that every connection writes itself, as it does those for pages of other origins."""
+"""Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
 _CONNECT_TIMEOUT = 5.0
 _END_TIMEOUT = 1.0
@@ -57,7 +57,7 @@ _STOPPED = rpc_refusal(
 
 
 class SessionForwarder:
-    """Passes on requests for sessions of other workers, and receives those for its own.
+    """Forwards requests for sessions on other workers, and receives requests for this worker's own sessions.
 
     Args:
         services: The services of this worker.

@@ -115,7 +115,7 @@ version, and frequent requests must not keep a good one from getting ready.
 
 @dataclass(eq=False)
 class Supervisor:
-    """One run of several workers: it starts their processes, replaces those that die, and restarts them.
+    """Supervises several workers: starts their processes, replaces processes that die, and restarts them.
 
     SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the
     kernel, it says that the terminal is gone, and a server started in it ends, as it does without workers.
@@ -150,7 +150,7 @@ class Supervisor:
         # Python treats compiled code as fresh if the file has the recorded size and modification second.
         self._environment = {} if self.watched is None else {"PYTHONDONTWRITEBYTECODE": "1"}
         self._children: list[WorkerProcess] = []
-        """All processes that haven't ended, including those that are exiting."""
+        """All processes that haven't ended, including exiting ones."""
         self._tasks = Tasks()
         self._main: asyncio.Task[None]
         self._stopping = self._forced = False

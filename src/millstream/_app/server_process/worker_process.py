@@ -426,7 +426,7 @@ GRACE = 5.0
 
 
 _BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-"""Signals of a person, or of the kernel for lack of memory. Other signals are the program's own fault."""
+"""Signals that a person sends, or the kernel if memory runs out. Other signals are the program's own fault."""
 
 
 KILLED = "Another process killed it, or the kernel for lack of memory."

@@ -101,7 +101,7 @@ class RateMeter(Struct):
     """Time when the whole allowance of one second is free again, as in `Limiter`."""
 
     def take(self, amount: int, now: float) -> float:
-        """Count what was received, and return the seconds to wait before reading more.
+        """Count received lines, and return the seconds to wait before reading more.
 
         Args:
             amount: What has been received, in any unit.

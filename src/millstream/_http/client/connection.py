@@ -201,7 +201,7 @@ class HttpConnection(asyncio.Protocol):
             self.abort()
 
     def _count(self, received: int, before: int) -> None:
-        """Count what was received of an unfinished reply, as the server does for requests.
+        """Count the received bytes of an unfinished reply, as the server does for requests.
 
         Raises:
             TooLarge: There's too much framing for its body, or the server sends too much at a time.
@@ -303,7 +303,7 @@ class HttpConnection(asyncio.Protocol):
     # Ends
 
     def _clear(self) -> None:
-        """Stop the timer, and drop what has arrived of the body."""
+        """Stop the timer, and drop the part of the body that has arrived."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -164,7 +164,7 @@ class ConnectionGuard:
     # Unsent bytes
 
     def count_unsent(self, connection: ConnectionWriter, written: int = 0) -> None:
-        """Count what a client hasn't read. Beyond its owner's share, or the maximum, cut a connection.
+        """Count the bytes that a client hasn't read. Beyond its owner's share, or the maximum, close a connection.
 
         Args:
             connection: The connection.

@@ -78,7 +78,7 @@ def load_secrets(setting: str, *, state_dir: Path | None = None) -> Secrets:
 
 
 async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secrets:
-    """Return the secrets of all workers that share a store: those of the setting, or the one in the store.
+    """Return the secrets that all workers with one store use: from the setting, or else from the store.
 
     Args:
         store: A shared and open store.

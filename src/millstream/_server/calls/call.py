@@ -459,7 +459,7 @@ def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call
 
 
 def notification_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
-    """Return a notification as a call without an answer. The arguments are those of `per_request_call`."""
+    """Return a notification as a call without an answer. Takes the same arguments as `per_request_call`."""
     client = _declared_client(message) if session is None else session.client
     return Call(
         revision=revision, id="", method=message.method, params=message.params, client=client, session=session, **way
@@ -475,7 +475,7 @@ def _declared_client(message: Envelope) -> ClientInfo:
 
 
 def handshake_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
-    """Return a request of the handshake era as a call. The arguments are those of `per_request_call`.
+    """Return a request of the handshake era as a call. Takes the same arguments as `per_request_call`.
 
     Raises:
         ProtocolError: The progress token is too long.

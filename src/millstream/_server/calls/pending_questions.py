@@ -157,7 +157,7 @@ class PendingQuestions:
             await _give_up(send, question_id, "The call that asked is over.")
 
     def fail(self, asked: Iterable[str]) -> list[str]:
-        """Fail the questions of a finished call. Return the ids of those without an answer."""
+        """Fail the questions of a finished call. Return the ids of unanswered questions."""
         without: list[str] = []
         for question_id in asked:
             question = self._open.get(question_id)

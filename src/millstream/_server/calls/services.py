@@ -214,7 +214,7 @@ class ChangeFeed:
         return len(self._watchers)
 
     def emit(self, change: ServerChange, *, but: Collection[str] = ()) -> None:
-        """Notify every watcher, or that of the session which the change concerns.
+        """Notify every watcher, or only the watcher of the session that the change concerns.
 
         Args:
             change: The change.

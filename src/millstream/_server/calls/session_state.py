@@ -1,4 +1,4 @@
-"""Values that functions keep in the store: those of a session, and those of side effects that happen only once.
+"""Values that functions keep in the store, for a session, or for side effects that happen only once.
 
 The values of a session are part of its record, so all workers share them.
 
@@ -179,7 +179,7 @@ async def _run(services: Services, name: str, claim: bytes, run: Callable[[], Aw
 
 
 async def _wait_for_value(services: Services, name: str) -> bytes | None:
-    """Return the value of an effect once it has one, or a claim that can be taken: one of a dead worker, or None."""
+    """Wait for the value of an effect. Return it, or a claim that can be taken over: a dead worker's, or None."""
     store = services.store
     changed = asyncio.Event()
     stop = store.bus.subscribe(_TOPIC + name, lambda _: changed.set(), interrupted=changed.set)

@@ -91,7 +91,7 @@ OnRecord = Callable[["SessionRecord | None"], None]
 _MAX_KNOWN = 65_536
 _MAX_ABSENT = 16_384
 _CACHED, _CACHED_BYTES = 1_024, 4_096
-"""Maximum number of decoded records of other workers to cache, and the maximum size of each."""
+"""Maximum number of cached records from other workers, and the maximum size of each."""
 _TRIES = 100
 _FIRST_COUNT = 10**9
 """Change counts have a fixed number of digits, so they don't change the size of a record."""

@@ -71,7 +71,7 @@ class Waits:
 
 
 class SyncHub:
-    """A blocking hub. Arguments, results, and errors are those of `Hub`."""
+    """A blocking hub, with the arguments, results, and errors of `Hub`."""
 
     def __init__(self, hub: Publisher, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
         self._hub = hub

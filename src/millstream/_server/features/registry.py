@@ -70,7 +70,7 @@ ListenFilter = Callable[[Any, Call, Callable[[bytes], bool]], Awaitable[tuple[An
 
 
 class RegisteredExtension(Struct, frozen=True):
-    """Methods and a capability beyond those of the revisions, added with `Registry.extend`.
+    """Methods and a capability that no revision has, added with `Registry.extend`.
 
     Example:
         ``host.extend(RegisteredExtension("extensions", {"example.com/stock": {}}, {}, frozenset(REVISIONS)))``
@@ -139,7 +139,7 @@ class Registry:
         self._numbers = count()
         # Caches
         self._equivalents: dict[str, dict[str, str]] = {kind: {} for kind in _NORMAL_FORMS}
-        """Kind -> normal form of the URI of each of its items, enabled or not -> the URI."""
+        """Kind -> normal form of an item's URI -> the URI as registered. Disabled items are included."""
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
         self._pages: RecentBytes[tuple[str, str, str | None, Audience]] = RecentBytes(
@@ -299,7 +299,7 @@ class Registry:
         self._forget_pages(kind)
 
     def _recount(self, kind: str) -> None:
-        """Collect the scopes and conditions of all items of a kind. `_offer` adds those of one item instead, so that
+        """Collect the scopes and conditions of all items of a kind. `_offer` adds only one item's, so that
         many registrations don't take time that grows with their square.
         """
         items: dict[str, Any] = getattr(self, kind)
@@ -485,7 +485,7 @@ class Registry:
     def audience(
         self, kind: str, principal: Principal | None, granted: Callable[[], frozenset[str] | None]
     ) -> Audience:
-        """Return what decides which items of a kind a caller sees. Callers with equal ones share cached pages.
+        """Return a key for the items of a kind that a caller sees. Callers with equal keys share cached pages.
 
         Args:
             kind: The kind of items.

@@ -48,7 +48,7 @@ async def call_with_dependencies(
     dependencies: Mapping[str, PlannedDependency],
     work: Callable[[dict[str, Any]], Awaitable[Any]],
 ) -> Any:
-    """Run the work of a call with the values of its dependencies, and close what was opened for it."""
+    """Resolve the dependencies of a call, run its work with the values, and close them."""
     async with AsyncExitStack() as exits:
         resolution = _Resolution(call, shared_context(call, home), call.services.overrides_of(home), exits)
         return await work(await resolution.resolve(dependencies))

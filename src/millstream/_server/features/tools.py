@@ -84,7 +84,7 @@ _SCALAR_RESULTS = {
     "object": b'"content":[{"type":"text","text":"%b"}],"structuredContent":{"result":%b}',
     "none": b'"content":[{"type":"text","text":"%b"}]',
 }
-"""Members of the result of a number or boolean, by the revision's kind of structured content."""
+"""Members of a result that's a number or a boolean, by the revision's kind of structured content."""
 
 
 class TaskRules(Struct, frozen=True):
@@ -381,7 +381,7 @@ decode_handshake_message = decoder(_HandshakeMessage)
 decode_handshake_params = decoder(_ParamsWithMeta)
 """Parameters, decoded down to `_meta`."""
 decode_handshake_call = decoder(_HandshakeCall)
-"""A complete `tools/call` of the handshake era, with undecoded arguments."""
+"""Decodes a complete `tools/call` of the handshake era, except its arguments."""
 
 
 class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
@@ -395,7 +395,7 @@ class _Request(_Message, kw_only=True):
 
 
 decode_request = decoder(_Request)
-"""A complete request of the per-request era, with undecoded parameters."""
+"""Decodes a complete request of the per-request era, except its parameters."""
 decode_request_params = decoder(_RequestParams)
 """Parameters, decoded down to `_meta`."""
 

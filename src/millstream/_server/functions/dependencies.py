@@ -1,4 +1,4 @@
-"""What a Python callable declares: whether it can be registered, its name, annotations, context, and dependencies.
+"""Reads a callable's declaration: name, annotations, context, dependencies, and whether it can be registered.
 
 `Depends` fills in a parameter by another function instead of the client. Dependencies are planned at registration, so
 mistakes are reported then. `features.sources` resolves them per call.

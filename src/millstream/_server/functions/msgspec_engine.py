@@ -306,7 +306,7 @@ def has_decimals(schema: Schema) -> bool:
 
 
 def _checked_encoder(annotation: Any, schema: Schema) -> Callable[[Any], bytes]:
-    """Return an encoder that decodes what it has written as validation."""
+    """Return an encoder that validates its output by decoding it."""
     decode = msgspec.json.Decoder(annotation, dec_hook=dec_hook).decode
     # Values of such a class aren't decoded again, because it validates itself or decoding has side effects.
     self_validating = annotation if hasattr(annotation, "__post_init__") else None

@@ -162,7 +162,7 @@ def _has_names(annotation: Any) -> bool:
 
 
 def refers_to_names(annotation: Any) -> bool:
-    """Return whether a resolved annotation still has names in it, as those of recursive aliases do."""
+    """Return whether a resolved annotation still contains names, as the annotations of recursive aliases do."""
     return not isinstance(annotation, str) and _has_names(annotation)
 
 

@@ -207,7 +207,7 @@ def _about(what: str) -> Generator[None, None, None]:
 
 
 def _find_docstring_holder(function: Function, target: Function) -> Any:
-    """Return what has the docstring: a callable object's class, if its ``__call__`` has none."""
+    """Return the object that has the docstring: for a callable object without one on ``__call__``, the class."""
     inner: object = inspect.unwrap(function)
     kind = type(inner)
     own = target.__doc__ or inspect.isroutine(inner) or inspect.isclass(inner)
@@ -228,7 +228,7 @@ def _close_hints(target: Any, hints: dict[str, Any]) -> dict[str, Any]:
 
 
 def _signature_of(function: Function) -> inspect.Signature:
-    """Return the parameters of a function. A partial lacks those that it fills, even if it looks like its function
+    """Return the parameters of a function. A partial has only unfilled ones, even if it looks like its function
     (`functools.update_wrapper`), and a method lacks `self`, even if it's decorated.
     """
     inner = inspect.unwrap(function, stop=lambda each: isinstance(each, functools.partial | MethodType))

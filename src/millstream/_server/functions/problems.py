@@ -131,7 +131,7 @@ def explain(problems: Sequence[Problem], schema: Schema) -> str:
 
 
 def describe_problems(schema: Schema, arguments: Schema, *, strict: bool = False) -> str:
-    """Return what a model has to fix, or an empty string: ``describe_problems(schema, {"copies": "two"})``.
+    """Describe problems for a model to fix: ``describe_problems(schema, {"copies": "two"})``. Empty without any.
 
     A string that contains a value of the required type is accepted, such as "2" for an integer. Patterns aren't
     checked, because a pattern from another server can take very long to match.
@@ -254,7 +254,7 @@ class _Union(NamedTuple):
 
 
 class _Comparison:
-    """A comparison of one value with a schema. Each pair of a part of both is judged once."""
+    """Compares one value with a schema. Each pair of a part of the value and a part of the schema is checked once."""
 
     def __init__(
         self, schema: Schema, *, lax: bool, one_of: bool, matches: Matches | None, formats: bool, steps: float

@@ -573,7 +573,7 @@ def _codec_of_class(kind: Any) -> _Codec:
 
 
 def jsonable(model: object) -> Any:
-    """Return a model as JSON values: ``jsonable(Book(title="Momo"))``, which are those of its output schema."""
+    """Return a model as JSON values that match its output schema: ``jsonable(Book(title="Momo"))``."""
     kind: Any = type(model)
     return _codec_of_class(kind).serializer.to_python(model, mode="json", by_alias=True)
 
@@ -674,7 +674,7 @@ def output_of(annotation: Any) -> Output | None:
 
 
 def _check_matchers(schema: Any) -> None:
-    """Check the patterns that pydantic lets Python match: compiled ones, and those with ``regex_engine="python-re"``.
+    """Check the patterns that pydantic matches with Python: compiled patterns, and ``regex_engine="python-re"``.
 
     Raises:
         PatternError: A text can keep it busy.

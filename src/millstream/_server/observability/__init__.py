@@ -137,7 +137,7 @@ class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
     rate: float | None
     """Calls per second since the previous read, or None if that was long ago."""
     server_errors: int = 0
-    """Those of the errors that the server caused."""
+    """Number of errors that the server caused."""
 
 
 class Figures(Struct, frozen=True, array_like=True):

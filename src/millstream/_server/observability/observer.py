@@ -330,7 +330,7 @@ class Observer:
         )
 
     def _kind(self, key: Labels) -> tuple[Series, Frame | None]:
-        """Return the shared data of calls of one kind, cached if the number of kinds is bounded."""
+        """Return the data that calls of one kind share. It's cached if the number of kinds is bounded."""
         method, name, outcome, revision = key[:4]
         labels = method, name if method == "tools/call" else "", outcome, revision
         clean, log = self._clean(labels), self._log

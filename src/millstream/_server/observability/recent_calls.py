@@ -80,7 +80,7 @@ class ClientCalls(Struct, array_like=True):
     """Seconds since 1970."""
     transport: str
     server_errors: int = 0
-    """Those of the errors that the server caused."""
+    """Number of errors that the server caused."""
 
 
 class ErrorCount(Struct, array_like=True):

@@ -325,7 +325,7 @@ def private_socket() -> Path:
 
 
 def sweep() -> None:
-    """Remove folders of killed parents: those of this user that contain only unused sockets."""
+    """Remove folders that killed parents left behind: folders of this user that contain only unused sockets."""
     for place in {tempfile.gettempdir(), _ELSEWHERE}:
         with suppress(OSError), os.scandir(place) as entries:
             for entry in entries:

@@ -55,7 +55,7 @@ class UsageCounter:
         self._forgot: dict[str, float] = {}
         """Time at which unexpired paces were last dropped, by kind."""
         self._slots: dict[str, dict[str, set[str]]] = {}
-        """Holders of taken slots by key and worker, so that those of dead workers are found without reading all."""
+        """Holders of taken slots by key and worker, so that a dead worker's holders are found without reading all."""
         self._lock = asyncio.Lock()
         """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
@@ -109,7 +109,7 @@ class UsageCounter:
             self._holders(slot.key, ())
 
     def _holders(self, key: str, dead: Collection[str]) -> Mapping[str, Collection[str]]:
-        """Return the holders of a key's slots by worker. Forget dead workers, and those without slots."""
+        """Return the holders of a key's slots by worker. Forget workers that are dead or have no slots."""
         held = {
             worker: holders for worker, holders in self._slots.pop(key, {}).items() if holders and worker not in dead
         }

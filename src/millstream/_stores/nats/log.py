@@ -78,7 +78,7 @@ _AT_ONCE = 16
 _LOOK_AGAIN = 60.0
 _TRIM_EVERY = 64
 _PART = 8
-"""A stream is trimmed once it may exceed its maximum length by this fraction (1/8)."""
+"""Fraction by which a stream may exceed its maximum length before it's trimmed (1/8)."""
 _LAG = 0.02
 """Seconds before a read from a lagging replica is repeated."""
 _MAX_NEWEST = 10_000

@@ -107,7 +107,7 @@ class RedisClient(Struct, eq=False):
     """Called after a failure, once the server responds again."""
     _redis: Any = None  # redis-py's types differ between its three kinds of clients
     _opened: list[Any] = []
-    """Clients to close: the main one and those of Sentinels."""
+    """Clients to close: the main client, and one for each Sentinel."""
     _connection: Any = None
     """The connection for commands, unless it's a Cluster."""
     _queue: deque[RedisRequest] = field(default_factory=deque[RedisRequest])
@@ -210,7 +210,7 @@ class RedisClient(Struct, eq=False):
                 await connection.disconnect(nowait=True)
 
     async def run(self, name: str, keys: Sequence[str], args: Sequence[Argument], *, again: bool = True) -> Any:
-        """Run a script and return its result. Arguments and errors are those of `send`."""
+        """Run a script and return its result. Takes the same arguments and raises the same errors as `send`."""
         return await self.send(name, keys, args, again=again).reply
 
     def send(

@@ -70,7 +70,7 @@ class RedisKeys:
         return [f"{self._prefix}{tag}:o:{part}", f"{self._prefix}{tag}:s:{part}"]
 
     def rooms(self, stream: str) -> list[str]:
-        """Return the keys of the accounting of a stream's owner, if it has one, and of its kind."""
+        """Return the keys that count the size of a stream's kind, and of its owner's share if it has an owner."""
         kind = f"log.{stream.partition(':')[0]}"
         wide = [self.order(kind), self.sizes(kind)]
         return (self.share(stream) if owner_for(stream) else wide) + wide

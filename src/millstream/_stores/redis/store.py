@@ -92,7 +92,7 @@ class PushReader(Struct, eq=False):
     """How many of them Redis has confirmed."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     marks: dict[bytes, asyncio.Future[None]] = {}
-    """Messages for the `mark_channel`, and what is done once they have arrived."""
+    """Messages for the `mark_channel`, and the callback for the arrival of each."""
     _read_task: asyncio.Task[Any] | None = None
 
     def __post_init__(self) -> None:
@@ -218,9 +218,9 @@ class PushReader(Struct, eq=False):
 
 
 ROOM = 64 * 1024 * 1024
-"""Maximum bytes of the lossy values of one kind, or of its indexes."""
+"""Maximum bytes of one kind's lossy values, or of the indexes for them."""
 _LOG_ROOMS = 8
-"""How many times as much all other streams of one kind may take, half of it for those of one owner. One stream takes at
+"""How many times as much all other streams of one kind may take; one owner's streams may take half. One stream takes at
 most about three quarters of that. Messages between workers aren't counted.
 """
 _SILENT_MARK = 2.0
@@ -435,7 +435,7 @@ class RedisMap(Struct, eq=False):
     _client: RedisClient
     _keys: RedisKeys
     _room: int = ROOM
-    """Maximum bytes of the lossy values of one kind. A share may take a fraction of it."""
+    """Maximum bytes of one kind's lossy values. A share may take a fraction of it."""
 
     async def get(self, key: str) -> bytes | None:
         name = self._keys.value(key)

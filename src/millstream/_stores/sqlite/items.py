@@ -161,7 +161,7 @@ class Streams(Struct, eq=False):
     """Counted bytes by kind."""
     _highest: dict[str, int] = {}
     _latest: tuple[int, int] = (0, 0)
-    """The last two streams appended to. Their newest entries stay, so a writer can read what it just wrote."""
+    """The last two streams appended to. Their newest entries stay, so that a writer can read its own entry."""
     _swept: float = 0.0
 
     def load(self) -> None:

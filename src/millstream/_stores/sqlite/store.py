@@ -147,7 +147,7 @@ class SqliteWriter(Struct, eq=False):
                 self._file.drop()
 
     def _make_ready(self, *, writes: bool) -> None:
-        """Reopen the file if needed, but fail fast shortly after a failure, so a full disk isn't retried per job."""
+        """Reopen the file if needed. Shortly after a failure, fail at once, so that jobs don't retry a full disk."""
         failed = self._failed
         if failed is not None and (writes or not self._file.is_open):
             if time.monotonic() - failed[0] < PAUSE:
@@ -186,7 +186,7 @@ def _calls(part: Items | Streams, writer: SqliteWriter, *names: str) -> dict[str
 
 
 class SqliteLog(SimpleNamespace):
-    """The `Log` in the file. All other methods are those of `Streams`. No entry can be missed."""
+    """The `Log` in the file, with the other methods of `Streams`. No entry can be missed."""
 
     def __init__(self, streams: Streams, writer: SqliteWriter) -> None:
         super().__init__(**_calls(streams, writer, "read", "newest", "touch", "trim"))

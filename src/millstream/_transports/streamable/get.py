@@ -209,9 +209,9 @@ class _StandaloneStream(_NewestStream, eq=False):
     """Returns whether the caller may know of an update."""
     subscribed: WatchedUris = WatchedUris()
     charged_bytes: int = 0
-    """Bytes of `Services.client_memory` that these take."""
+    """Bytes of `Services.client_memory` that the stream takes."""
     has_news: bool = False
-    """Whether a newer record than that of the opening has arrived, or is being read."""
+    """Whether a record has arrived, or is being read, that's newer than the one at the opening."""
     early: list[bytes] = []
     """Messages to write when there is a sink."""
     counter: int = 0

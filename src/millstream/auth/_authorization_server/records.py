@@ -93,7 +93,7 @@ class Code(Struct, frozen=True, omit_defaults=True):
 
 
 class Grant(Struct, frozen=True, omit_defaults=True):
-    """What a user has allowed a client, until it's revoked."""
+    """A user's permission for a client, until it's revoked."""
 
     client: str
     subject: str

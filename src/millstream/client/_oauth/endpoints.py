@@ -83,7 +83,7 @@ class Outbound(Struct, frozen=True):
     """Connection settings for requests to authorization servers: ``Outbound(dial=guard_dial(is_public))``."""
 
     tls: ssl.SSLContext | None = None
-    """Certificates to trust; those of the system by default."""
+    """Certificates to trust; by default, the system's."""
     dial: Dial[Any] | None = None
     """Connects to hosts; pass `guard_dial` if untrusted parties choose the addresses. By default, honors proxy
     variables.
@@ -220,7 +220,7 @@ _NEEDED = frozenset(
         "issuer", "registration_endpoint", "resource", "token_endpoint", "token_type",
     )
 )  # fmt: skip
-"""Members that say where credentials are sent, and what they are."""
+"""Members that determine where credentials are sent, or that are credentials."""
 
 
 def read_object(body: bytes, wanted: type[T]) -> T:

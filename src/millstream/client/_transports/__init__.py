@@ -1,4 +1,4 @@
-"""The options of a client, the interface of transports, and what they have in common.
+"""The options of a client, the interface of transports, and their common code.
 
 `DuplexTransport` matches responses to requests on connections that carry whole messages in both directions: stdio,
 WebSocket, HTTP+SSE, and memory. `EventReader` reads messages from event streams, across reconnections. Targets without

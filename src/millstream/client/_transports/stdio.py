@@ -426,7 +426,7 @@ _NPM = re.compile(r"npm \S+ ")
 
 
 def _last_sentence(output: str) -> str:
-    """Return the last unindented line and those below it: an error message, or the end of a traceback.
+    """Return the last unindented line and the lines below it: an error message, or the end of a traceback.
 
     What Node, npm, Go, Rust, and exception groups write below their message, or beside it, is left out.
     """

@@ -84,7 +84,7 @@ class OAuthClientInformationFull(OAuthClientMetadata):
 
 
 def construct_redirect_uri(redirect_uri_base: str, **params: str | None) -> str:
-    """Return a URI with parameters added to its query, without those that are None.
+    """Return a URI with parameters added to its query. Parameters that are None are left out.
 
     Args:
         redirect_uri_base: The client's redirect URI.

@@ -178,7 +178,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
 
     @override
     def catch_errors(self, handler: Handler) -> Handler:
-        """Wrap a handler to respond to its errors, including those of the provider."""
+        """Wrap a handler to respond to its errors, including the provider's."""
 
         async def answer(request: HttpRequest) -> Response | Sink | None:
             try:

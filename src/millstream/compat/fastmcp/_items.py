@@ -1,4 +1,4 @@
-"""What a server offers: functions that models call, functions that return messages, and resources with templates.
+"""The items of a server: functions that models call, functions that return messages, and resources with templates.
 
 Resources are text, bytes, functions, files, and folders.
 """

@@ -105,7 +105,7 @@ def tool_errors() -> Generator[None]:
 
 @contextmanager
 def errors_as(convert: Callable[[Exception], Exception]) -> Generator[None]:
-    """Convert errors inside the block, except those that the server handles itself."""
+    """Convert errors inside the block, except errors that the server handles itself."""
     try:
         yield
     except (ProtocolError, Declined, Cancelled):

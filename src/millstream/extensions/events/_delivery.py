@@ -314,7 +314,7 @@ class EventDelivery(Struct):
                     await self._claim().leave()
 
     def recheck(self) -> None:
-        """Check soon whether tokens of subscriptions were revoked, and end those subscriptions."""
+        """Check soon whether subscriptions' tokens were revoked, and end such subscriptions."""
         self._recheck_tokens = True
 
     def has_lease(self) -> bool:

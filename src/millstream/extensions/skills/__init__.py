@@ -182,7 +182,7 @@ class Skills(Extension):
         return {"resources": [children[uri] for uri in page], **more}
 
     def _page(self, uris: list[str], cursor: str | None) -> tuple[list[str], dict[str, str]]:
-        """Return a page of sorted URIs, and the cursor of the next one: the last URI of the page."""
+        """Return a page of sorted URIs, and the cursor of the next page, which is the last URI of this one."""
         if cursor is not None and "://" not in cursor:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: unknown cursor")
         remaining = uris if cursor is None else [uri for uri in uris if uri > cursor]

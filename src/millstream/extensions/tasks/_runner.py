@@ -82,7 +82,7 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
     responses: dict[str, bytes] = {}
     """Answers of this round, as JSON by key."""
     payload: bytes = b""
-    """JSON of the result of a completed task, or of the error of a failed one."""
+    """JSON result of a completed task, or JSON error of a failed one."""
     room: bytes = _ROOM
 
     @property
@@ -294,7 +294,7 @@ class _Run(Struct):
 
 
 class TaskRunner(TaskRecords):
-    """The tasks of one worker, which runs some of those in the store."""
+    """The tasks of one worker, which runs some of the tasks in the store."""
 
     _closing = False
 

@@ -127,7 +127,7 @@ class _Grant(
     client_id: str = ""
     client_secret: Secret | None = None
     scope: tuple[str, ...] = ()
-    """Scopes to request; by default those that the upstream or the authorization server chooses."""
+    """Scopes to request. By default, the upstream or the authorization server chooses."""
     private_addresses: bool = False
     """Whether the authorization server may be in a private network. By default, only if the upstream's URL is."""
     send_resource: bool = True

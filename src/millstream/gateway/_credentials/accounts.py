@@ -318,7 +318,7 @@ class PersonalCredentials(TokenCredentials):
                 await oauth.sign_out(self.url)
 
     async def _demand(self, owner: str) -> tuple[int, str]:
-        """Return the status and challenge of this user's last denied call, or those for an unauthenticated client."""
+        """Return the status and challenge of this user's last denied call, or of a call without credentials."""
         demand = await self._vault.get(f"connection-wanted:{self._id}:{owner}", tuple[int, str])
         if demand is not None:
             return demand
@@ -489,7 +489,7 @@ class ConnectionsPage:
         return pages.continue_page(request, f"{PAGE}?finish={handle}", title="One moment")
 
     async def _finish(self, request: HttpRequest, handle: str) -> Response:
-        """Create the connection, if the browser and the user are those that began the login."""
+        """Create the connection, if the same browser and user began the login."""
         pending = await self._vault.take_pending(_PENDING, handle, PendingConnection)
         principal = request.principal
         connection = None if pending is None else self._connections.get(pending.upstream)

@@ -81,7 +81,7 @@ class UpstreamCredentials:
         """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
         # State
         self._callers: WeakValueDictionary[str, LinkCaller] = WeakValueDictionary()
-        """The callers of open connections, and those in `_recent`."""
+        """The callers with open connections, and the callers in `_recent`."""
         self._recent: Recent[str, LinkCaller] = Recent(_MAX_CALLERS)
 
     # Used by calls

@@ -171,7 +171,7 @@ class TokenCredentials(UpstreamCredentials):
             self._grants.keep(name, grant)
 
     def _seal(self, name: str, grant: StoredGrant) -> tuple[bytes, float]:
-        """Return what is stored for a grant, and for how many seconds."""
+        """Return the stored form of a grant, and its lifetime in seconds."""
         sealed = self._vault.seal(_KIND, grant, (self._prefix + name).encode())
         until = grant.tokens.expires_at
         lasts = grant.tokens.refresh_token or not until

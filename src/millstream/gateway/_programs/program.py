@@ -421,7 +421,7 @@ class ProgramServer(Struct, frozen=True):
 
 
 Open = Callable[[], AbstractAsyncContextManager[ProgramServer]]
-"""Runs what a program runs once for all sessions, such as its lifespan."""
+"""Runs the code that a program runs once for all sessions, such as its lifespan."""
 MAX_USERS = 10_000
 """Maximum callers that a program remembers."""
 TOKEN = "access_token"  # noqa: S105  the name of a claim
