@@ -59,7 +59,7 @@ def test_recordings_name_their_client_and_accept_compression() -> None:
             assert "accept-encoding: " in head.lower() or path.stem.startswith("rust"), path
 
 
-def test_rows_change_only_what_their_title_says() -> None:
+def test_each_row_changes_only_the_setting_in_its_title() -> None:
     plain = ROWS["plain-2026"].kind
     assert ROWS["reconnect"].kind.body == ROWS["cloudflare"].kind.body == plain.body
     assert plain.body in ROWS["chunked"].kind.body

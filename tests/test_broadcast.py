@@ -74,7 +74,7 @@ def test_broadcasts_and_calls_do_not_interfere(program: Path, port: int) -> None
     assert 0 < found["events"] <= 50  # what is due when the second is over isn't sent any more
 
 
-def test_stalled_readers_are_cut_as_slow(program: Path, port: int) -> None:
+def test_stalled_readers_are_disconnected_with_the_reason_slow(program: Path, port: int) -> None:
     options = ("--subscribers", "20", "--stalled", "1", "--events", "400", "--size", "65536")
     found = load(program, port, *options)
     assert (found["slow"], found["deliveries"]) == (1, 8000)

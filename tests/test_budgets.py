@@ -247,7 +247,7 @@ def encode_echo(text: str) -> bytes:
 
 
 @for_each("text", ["Köln", "日本語", "🎉", "ї" * 5000], ids=["latin", "japanese", "emoji", "10 KB"])
-async def test_text_of_any_script_costs_one_check(text: str) -> None:
+async def test_text_in_every_script_is_checked_once(text: str) -> None:
     more = await count_more(make_echo(), encode_echo(text), last=b'"structuredContent":%d}}' % len(text))
     assert more == ["is_utf8"]
 

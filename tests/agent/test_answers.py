@@ -295,7 +295,7 @@ async def test_unreadable_resources_stop_the_question() -> None:
     assert [part["text"] for part in api.requests[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
 
 
-async def test_refused_lists_of_a_server_do_not_hide_those_of_others() -> None:
+async def test_refused_lists_of_one_server_do_not_hide_other_lists() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         if asked.method == "server/discover":
             await asked.result({**OFFER, "capabilities": {"prompts": {}, "resources": {}}})

@@ -78,7 +78,7 @@ async def test_parallel_calls_stay_apart(kind: str) -> None:
 
 
 @for_each("kind", list(ONE))
-async def test_pieces_of_a_call_stay_together(kind: str) -> None:
+async def test_chunks_of_a_call_are_joined(kind: str) -> None:
     end = [] if kind == "without a finish reason" else [END]
     assert found_calls(await reply(*ONE[kind], *end, DONE)) == [("add", json.loads(ADD))]
 

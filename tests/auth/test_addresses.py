@@ -56,7 +56,7 @@ async def test_messages_of_a_stream_are_described_by_the_stream() -> None:
         assert await described(world, "POST", "/messages/") == f"{ORIGIN}/sse"
 
 
-async def test_addresses_behind_a_path_of_a_proxy_are_described_with_it() -> None:
+async def test_metadata_contains_the_path_prefix_of_a_proxy() -> None:
     async with run_guarded(server(f"{ORIGIN}/vault/mcp")) as world:
         for path, method in ADDRESSES.items():
             assert await described(world, method, path) == f"{ORIGIN}/vault{path}"
@@ -102,7 +102,7 @@ async def test_tokens_for_other_addresses_are_refused(audience: str) -> None:
         assert (await world.ask(found, "POST", "/mcp", PING, host=HOST, **JSON)).status == 401
 
 
-async def test_a_configured_resource_is_described_whatever_the_host() -> None:
+async def test_configured_resource_is_described_for_every_host() -> None:
     async with run_guarded(make_server(auth.jwt(issuer=ISSUER, audience=f"{ORIGIN}/mcp", jwks=key_set()))) as world:
         for host in ("localhost", "127.0.0.1", "[::1]"):
             refused = await world.ask(None, "GET", "/sse", host=host, x_forwarded_host="evil.example")

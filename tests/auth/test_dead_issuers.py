@@ -70,7 +70,7 @@ async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptu
     assert f"{issuer.url}{CONFIGURATION}: 127.0.0.1 responded with 404" in text
 
 
-async def test_late_issuer_is_contacted_by_the_first_token(
+async def test_first_token_contacts_an_issuer_that_was_unavailable_at_the_start(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with run_issuer() as issuer:

@@ -287,7 +287,7 @@ def test_tenants_of_an_issuer_with_one_are_refused(options: dict[str, Any]) -> N
 
 
 @for_each("missing", ["exp", "aud"])
-async def test_introspection_may_leave_out_what_is_optional(missing: str) -> None:
+async def test_introspection_may_omit_optional_members(missing: str) -> None:
     """RFC 7662 §2.2."""
     async with run_issuer() as issuer:
         said = {**claims(iss=issuer.url), "active": True}

@@ -245,7 +245,7 @@ async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.Mo
         assert len(world.runtime.guard._checks) == 0
 
 
-async def test_oversized_credentials_are_refused_unread() -> None:
+async def test_oversized_credentials_are_refused_without_reading_them() -> None:
     async with run_guarded() as world:
         assert (await world.post("k" * 20_000, PING)).status == 403
         assert not any(len(value) > 100 for value in world.runtime.guard.verdicts)  # type: ignore[union-attr]

@@ -97,7 +97,7 @@ def test_auth_mistakes_are_refused_with_a_fix(name: str) -> None:
 
 
 @for_each("kind", ["tool", "prompt", "resource"])
-def test_scopes_given_as_one_string_are_refused(kind: str) -> None:
+def test_scopes_as_one_string_are_refused(kind: str) -> None:
     server: Any = Server("shop")
     given = {"resource": ("shop://a",)}.get(kind, ())
     with pytest.raises(TypeError, match="scopes"):

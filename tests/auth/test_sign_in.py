@@ -274,7 +274,7 @@ async def test_login_forms_with_too_many_fields_are_refused() -> None:
         assert (await world.ask(None, "POST", "/sign-in", b"a=1&" * 5, **FORM, **OWN)).status == 400
 
 
-async def test_large_login_forms_are_refused_unread() -> None:
+async def test_large_login_forms_are_refused_without_reading_them() -> None:
     async with run_guarded() as world:
         reply = await world.ask(None, "POST", "/sign-in", b"key=" + b"%4" * 40_000, **FORM, **OWN)
         assert (reply.status, b"This form is too large." in reply.body) == (413, True)

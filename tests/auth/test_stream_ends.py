@@ -62,7 +62,7 @@ def pass_time(world: GuardedServer, seconds: float) -> None:
 
 
 @for_each("kind", KEPT)
-async def test_streams_end_with_their_token_and_a_retry_time(kind: str) -> None:
+async def test_expired_tokens_end_streams_with_a_retry_time(kind: str) -> None:
     async with world_of_tokens() as world:
         short, long = await open_stream(world, lasting(600), kind), await open_stream(world, lasting(6000), kind)
         assert len(world.runtime.streams) == 2

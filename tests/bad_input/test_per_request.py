@@ -176,7 +176,7 @@ async def test_names_must_be_strings(wire: Wire, target: Any) -> None:
 
 
 @for_each("arguments", [{"a": "two", "b": 3}, {"a": 2}, [2, 3], "2, 3", {"a": 2.5, "b": 3}, {"a": 10**400}])
-async def test_invalid_arguments_tell_the_model_what_to_fix(wire: Wire, arguments: Any) -> None:
+async def test_errors_for_invalid_arguments_help_the_model(wire: Wire, arguments: Any) -> None:
     """MCP 2025-11-25, changelog."""
     reply = await wire.post(per_request("tools/call", {"name": "add", "arguments": arguments}, 7), ADD_HEADERS)
     assert (reply.status, reply.message["result"]["isError"]) == (200, True)

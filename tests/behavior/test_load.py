@@ -266,7 +266,7 @@ async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
         await asyncio.wait([again])
 
 
-async def test_ended_sessions_of_one_address_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ended_sessions_of_one_address_do_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._transports.streamable.MAX_DELETES", 1)
     async with run_wire(make_shop(), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(3)]

@@ -165,7 +165,7 @@ async def test_tool_that_cancels_its_task_is_answered_under_other_asgi_servers(n
         assert not wire.runtime.dispatcher.calls
 
 
-async def test_tool_that_cancels_its_task_is_answered_on_websockets() -> None:
+async def test_websocket_call_gets_a_response_if_the_tool_cancels_its_task() -> None:
     async with world() as app, app.client() as socket:
         await recv_json(socket)
         for name, tool in TOOLS.items():

@@ -121,7 +121,7 @@ def test_auth_key_comes_from_option_or_variable(tmp_path: Path) -> None:
             assert done.returncode == status, done.stderr
 
 
-def test_prompts_of_a_form_say_what_to_type() -> None:
+def test_form_prompts_describe_the_expected_input() -> None:
     fields = {
         "sure": {"type": "boolean"},
         "color": {"type": "string", "enum": ["red", "blue"], "default": "red"},
@@ -146,7 +146,7 @@ def test_prompts_of_a_form_say_what_to_type() -> None:
     ]
 
 
-def test_invalid_answers_are_explained_and_asked_again() -> None:
+def test_user_is_asked_again_after_an_invalid_answer() -> None:
     for value, field, words in (
         ("x", {"type": "integer"}, "a whole number"),
         (True, {"type": "integer"}, "a whole number"),

@@ -160,7 +160,7 @@ def test_doctor_fails_for_empty_servers(here: Path) -> None:
     assert (code, found["ok"], found["steps"][-1]["ok"]) == (1, False, False)
 
 
-def test_doctor_says_what_to_do_once() -> None:
+def test_doctor_suggests_a_fix_only_once() -> None:
     _, out, _ = run("doctor", f"http://127.0.0.1:{free_port()}/mcp")
     assert out.count("Check the host and port") == 1
 

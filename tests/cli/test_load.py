@@ -198,7 +198,7 @@ def test_objects_of_other_types_are_named(folder: Path) -> None:
     assert "Server(" in failure("empty.py:mcp").fix
 
 
-def test_files_named_like_a_library_hide_nothing(folder: Path) -> None:
+def test_files_named_like_a_library_do_not_shadow_it(folder: Path) -> None:
     (folder / "json.py").write_text(ONE)
     import json  # noqa: PLC0415 - what the library is after the load is the subject
 

@@ -201,7 +201,7 @@ async def test_notification_flood_ends_with_its_call() -> None:
             await client.call("x", timeout=NEVER)
 
 
-async def test_notification_flood_for_a_slow_handler_is_cut() -> None:
+async def test_server_that_floods_a_slow_handler_is_disconnected() -> None:
     note = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"boom"}}'
 
     async def behave(asked: ReceivedRequest) -> None:

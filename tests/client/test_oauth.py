@@ -301,7 +301,7 @@ async def test_remote_servers_cannot_open_loopback_urls(
         assert here.requests == []
 
 
-async def test_servers_name_nothing_closer_than_themselves() -> None:
+async def test_servers_cannot_name_addresses_closer_than_their_own() -> None:
     remote, near, here = "mcp.test", "192.168.1.5", "127.0.0.1"
     local = ["localhost", "a.localhost", "127.0.0.2", "127.1", "0x7f000001", "2130706433", "localhost."]
     local += ["0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"]  # noqa: S104

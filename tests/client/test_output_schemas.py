@@ -74,7 +74,7 @@ async def test_results_that_do_not_match_the_listed_schema_raise(era: Any, resul
     ],
     ids=["more", "flag", "no schema", "changed", "dropped", "boolean"],
 )
-async def test_results_that_match_what_the_server_lists_now_are_returned(schemas: Any, result: Any) -> None:
+async def test_results_that_match_the_current_schema_are_returned(schemas: Any, result: Any) -> None:
     async with (
         asyncio.timeout(WAIT),
         misbehaving(with_discovery(listing(*schemas, **result))) as server,

@@ -136,7 +136,7 @@ async def test_subscriptions_that_always_end_are_reopened_less_and_less_often(mo
 
 
 @for_each("revision", ["2025-11-25", "2026-07-28"])
-async def test_watching_what_the_caller_may_not_see_is_an_error(revision: str) -> None:
+async def test_watching_a_hidden_resource_is_an_error(revision: str) -> None:
     mcp = Server("shop", auth=auth.keys(named_keys={"bob": KEY_OF_BOB}))
 
     @mcp.resource("orders://all", scopes=["orders"])

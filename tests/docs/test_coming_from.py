@@ -55,7 +55,7 @@ async def test_function_can_be_route_and_tool() -> None:
 NAMES = re.compile(r"FastMCP\((\w+)=|\bmcp\.(\w+)\(|ctx\.(\w+)|`(get_\w+)\(\)`|^\| `(\w+)=", re.MULTILINE)
 
 
-def test_errors_know_the_replacement_of_each_name_that_the_fastmcp_page_lists() -> None:
+def test_errors_suggest_a_replacement_for_each_name_on_the_fastmcp_page() -> None:
     """A name either works here, or its error says what to write."""
     text = (ROOT / "docs" / "coming-from" / "fastmcp.md").read_text("utf-8").partition("### Sign-in")[0]
     left = "\n".join(line.split(" | ")[0] for line in text.splitlines() if line.startswith("| `"))

@@ -37,7 +37,7 @@ async def fill(user: str) -> None:
         await carts.carts.add(Principal(user).id, "9" * 3_000_000)
 
 
-async def test_a_full_cart_is_told_and_leaves_room_for_others() -> None:
+async def test_full_cart_is_an_error_and_does_not_affect_others() -> None:
     async with connect(carts.mcp, principal="ada") as ada, connect(carts.mcp, principal="bob") as bob:
         with pytest.raises(OwnerQuotaExceeded):
             await fill("ada")

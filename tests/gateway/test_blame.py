@@ -290,7 +290,7 @@ async def test_tool_that_hangs_for_two_callers_is_not_refused_to_others(
 
 
 @pytest.mark.server
-async def test_response_that_is_too_large_leaves_a_shared_process_to_others() -> None:
+async def test_too_large_response_does_not_stop_a_shared_process() -> None:
     async with run_target("stdio") as target, run_gateway(target, max_bytes=2**20) as gateway:
         alice, bob = await gateway.connect("alice"), await gateway.connect("bob")
         hanging = asyncio.create_task(say(bob, "hang"))

@@ -115,7 +115,7 @@ class Reading(Middleware):
         return await next(request)
 
 
-async def test_items_and_reads_name_their_upstream_whatever_it_claims() -> None:
+async def test_listed_and_read_items_name_their_real_upstream() -> None:
     inner = Server("inner", middleware=[Reading()])
     inner.upstream("files", files())
     outer = Server("outer")
@@ -212,7 +212,7 @@ def pids_in(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir()]
 
 
-async def test_upstream_whose_processes_are_in_use_is_not_down(
+async def test_upstream_with_all_processes_in_use_is_not_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("millstream.gateway._upstream._MIN_REFRESH", 0.05)

@@ -125,7 +125,7 @@ def test_missing_files_are_named(tmp_path: Path) -> None:
         Server.from_openapi(tmp_path / "none.yaml", Api().client())
 
 
-def test_yaml_without_the_extra_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_yaml_names_the_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = builtins.__import__
 
     def without_yaml(name: str, *more: Any) -> Any:
@@ -197,7 +197,7 @@ async def test_collections_of_version_2_in_paths_and_headers(how: dict[str, str]
     assert (request.url.raw_path.decode(), request.headers["x-b"]) == (f"/api/p/{path}", header)
 
 
-async def test_forms_of_version_2_have_the_type_that_their_fields_need() -> None:
+async def test_form_fields_of_version_2_determine_the_content_type() -> None:
     fields = old("formData"), old("formData", "integer", "n")
     assert (await sent(swagger(*fields), {"a": "x y", "n": 3})).content == b"a=x%20y&n=3"
     parts = multipart(await sent(swagger(*fields, consumes=["multipart/form-data"]), {"a": "x", "n": 3}))
@@ -252,7 +252,7 @@ class Cyclic(dict[str, Any]):
         return "Cyclic()"
 
 
-async def test_a_schema_that_contains_itself_costs_its_operation(caplog: pytest.LogCaptureFixture) -> None:
+async def test_operation_with_a_recursive_schema_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     cyclic = Cyclic(type="object", properties={})
     cyclic["properties"]["self"] = cyclic
     document = operation(method="post", **body(cyclic))

@@ -110,7 +110,7 @@ def answer(content: bytes, media: str, status: int = 200, **headers: str) -> htt
     return httpx2.Response(status, headers={"content-type": media, **headers}, content=content)
 
 
-async def test_responses_become_what_the_guide_says() -> None:
+async def test_responses_become_the_results_in_the_guide() -> None:
     rows = {
         "JSON": [answer(b'{"a":1}', JSON)],
         "image, audio": [answer(PIXEL, "image/png"), answer(PIXEL, "audio/wav")],

@@ -196,7 +196,7 @@ async def test_variables_stand_anywhere_in_a_path(path: str, name: str, expected
     assert request.url.raw_path.decode() == expected
 
 
-async def test_members_of_an_object_cannot_become_arguments_that_are_not_given() -> None:
+async def test_members_of_an_object_cannot_become_other_arguments() -> None:
     filters = parameter("query", {"type": "object", "additionalProperties": TEXT})
     document = operation(filters, parameter("query", TEXT, "tenant"))
     for name in ("tenant", "Tenant", "tenant[]"):
@@ -243,7 +243,7 @@ async def test_parameters_with_content_are_written_by_its_media_type(media: str,
     assert dict((await sent(document, {"a": value})).url.params) == {"a": text}
 
 
-async def test_parameters_of_the_client_stay_beside_those_of_the_call() -> None:
+async def test_client_parameters_are_kept_in_addition_to_call_parameters() -> None:
     api = Api()
     mcp = Server.from_openapi(operation(parameter("query", OBJECT)), api.client(params={"key": "secret"}))
     async with Client(mcp, timeout=WAIT) as client:

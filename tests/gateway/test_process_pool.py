@@ -249,7 +249,7 @@ async def test_hung_processes_are_replaced(shell: Command) -> None:
         assert "stopped responding" in upstream.describe().last_error
 
 
-async def test_unanswered_calls_do_not_end_a_process_that_answers_a_ping(shell: Command) -> None:
+async def test_process_that_answers_a_ping_survives_unanswered_calls(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = add(pool, "files", shell, timeout=WAIT)
         async with Client(upstream.target()) as client:
@@ -396,7 +396,7 @@ async def test_killed_watchdog_is_restarted(shell: Command, tmp_path: Path) -> N
         assert len(find_children() - others) == 2
 
 
-def test_output_of_one_owner_leaves_room_in_the_log_for_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_output_of_one_owner_does_not_use_up_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway.processes")
     log = ErrorLog("printer")
     for _ in range(1_000):

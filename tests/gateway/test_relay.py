@@ -201,7 +201,7 @@ ENVELOPE = {
 }
 
 
-async def test_method_that_an_upstream_does_not_know_has_status_404() -> None:
+async def test_method_that_the_upstream_does_not_know_gets_404() -> None:
     gateway = relay(MCPServer("plain"))
     headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "com.example/foo"}
     async with Client(gateway):
@@ -436,7 +436,7 @@ def calling(tool: str, **arguments: Any) -> dict[str, Any]:
     return {"method": "tools/call", "params": {"name": tool, "arguments": arguments}}
 
 
-async def test_session_that_the_upstream_ends_ends_with_404_in_a_relay() -> None:
+async def test_relay_returns_404_after_the_upstream_ends_the_session() -> None:
     gateway = relay(Cart())
     async with gateway.running() as runtime:
         headers = await open_session(gateway)
@@ -448,7 +448,7 @@ async def test_session_that_the_upstream_ends_ends_with_404_in_a_relay() -> None
         assert "None" in (await post(gateway, calling("take"), **again)).text
 
 
-async def test_session_that_the_upstream_ends_costs_a_catalog_one_call_that_says_so() -> None:
+async def test_first_call_after_the_upstream_ends_a_session_says_so() -> None:
     gateway = catalog(Cart(), Cart())
     async with gateway.running() as runtime:
         headers = await open_session(gateway)
@@ -569,7 +569,7 @@ def listening(*uris: str, **lists: bool) -> dict[str, Any]:
     return {"notifications": {"resourceSubscriptions": [*uris], **lists}}
 
 
-async def test_relayed_subscription_reports_what_the_upstream_reports_and_ends_when_it_ends_it() -> None:
+async def test_relayed_subscription_has_the_events_and_the_end_of_the_upstream() -> None:
     program, seen = Listening(), asyncio.Queue[Any]()
     async with Client(relay(program.server), revision="2026-07-28") as one, asyncio.timeout(WAIT):
         one.conversation.incoming.observer = seen.put_nowait
@@ -607,14 +607,14 @@ async def test_stopping_relay_ends_its_subscriptions_at_the_upstream() -> None:
     await program.wait_for(0)
 
 
-async def test_upstream_refuses_a_subscription_in_its_own_words() -> None:
+async def test_refused_subscription_keeps_the_message_of_the_upstream() -> None:
     async with Client(relay(Listening().server), revision="2026-07-28") as client:
         with pytest.raises(ServerError) as refused:
             await client.request(LISTEN, listening(promptsListChanged=True))
     assert (refused.value.code, refused.value.data) == (-32050, {"since": 1999})
 
 
-async def test_relay_serves_the_subscriptions_that_exceed_what_an_upstream_should_serve(
+async def test_relay_serves_subscriptions_beyond_the_limit_of_an_upstream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("millstream.gateway._links.MAX_STREAMS", 2)

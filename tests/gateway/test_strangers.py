@@ -183,7 +183,7 @@ def with_odd_places(whole: Any) -> Iterator[Any]:
             yield copy
 
 
-async def test_odd_value_in_any_place_of_an_item_costs_no_other_item(tmp_path: Path) -> None:
+async def test_invalid_value_anywhere_in_an_item_does_not_affect_other_items(tmp_path: Path) -> None:
     replies: Json = {"tools/call": DONE}
     good: Json = {
         "tools": {"name": "good", "inputSchema": {"type": "object"}},
@@ -232,7 +232,7 @@ LISTS: Json = {
 ALL = {"tools": {}, "resources": {}, "prompts": {}}
 
 
-async def test_lists_that_fail_leave_the_others(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failed_list_does_not_affect_other_lists(caplog: pytest.LogCaptureFixture) -> None:
     mcp = make_gateway(stranger(ALL, LISTS))
     async with Client(mcp, timeout=WAIT) as client:
         assert [each.name for each in await client.tools()] == ["go"]

@@ -120,7 +120,7 @@ async def test_every_content_type_reaches_every_revision(revision: str) -> None:
 
 
 @for_each("revision", ["2025-06-18", "2025-11-25", "2026-07-28"])
-async def test_middleware_that_passes_a_result_on_leaves_its_shape(revision: str) -> None:
+async def test_middleware_that_passes_a_result_on_does_not_change_it(revision: str) -> None:
     class Watching(Middleware):
         @override
         async def on_call(self, request: Request, next: Next) -> Any:

@@ -79,7 +79,7 @@ async def test_events_are_encoded_once_per_transport() -> None:
         assert outlets[0].chunks[-1] == other.chunks[-1]
 
 
-async def test_slow_subscribers_are_cut_and_can_resume() -> None:
+async def test_slow_subscribers_are_disconnected_and_can_resume() -> None:
     async with open_hub(max_buffered=1000) as hub:
         good, slow = await listen(hub), Outlet(takes=False)
         await hub.subscribe(["broadcast"], slow, encode=encode_line)

@@ -37,7 +37,7 @@ def numbers_of(outlet: Outlet) -> list[int]:
     return [int(data) for data in outlet.data]
 
 
-async def test_subscribers_that_come_and_go_miss_and_repeat_nothing(backing: Backing) -> None:
+async def test_reconnecting_subscribers_get_each_event_once(backing: Backing) -> None:
     dice = random.Random(0)
     patterns = [("orders.1",), ("orders.2", "news"), ("orders.*",), (">",), ("news", "orders.>")]
     async with workers(backing, 3) as hubs:
@@ -215,7 +215,7 @@ async def test_subscribers_that_come_together_share_marks(nats: NatsBacking, mon
 
 
 @pytest.mark.server
-async def test_killed_redis_connections_miss_and_repeat_nothing(redis: RedisBacking) -> None:
+async def test_every_event_arrives_once_when_redis_connections_are_killed(redis: RedisBacking) -> None:
     server = shared_servers(redis.servers)
     async with workers(redis, 2) as (one, two):
         outlets = [await listen(one, channel) for channel in ("a", "a.*")]

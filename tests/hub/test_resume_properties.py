@@ -111,7 +111,7 @@ class ReconnectsWithLittleRoom(Reconnects):
 
 @pytest.mark.many
 @for_each("machine", [Reconnects, ReconnectsWithLittleRoom])
-def test_resume_after_any_cut_loses_and_repeats_nothing(machine: type[RuleBasedStateMachine]) -> None:
+def test_resuming_after_any_interruption_delivers_each_event_once(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         machine, settings=settings(max_examples=examples(5), stateful_step_count=25)
     )

@@ -74,7 +74,7 @@ async def test_gap_of_one_subscription_does_not_hold_back_the_other() -> None:
         assert outlet.data == ["3", "4", "5", "1"]
 
 
-async def test_slow_outlet_is_cut_once_with_all_subscriptions() -> None:
+async def test_slow_outlet_is_disconnected_once_with_all_subscriptions() -> None:
     async with open_hub(max_buffered=1000) as hub:
         outlet = Outlet(takes=False)
         for channel in ("broadcast", ">"):
@@ -85,7 +85,7 @@ async def test_slow_outlet_is_cut_once_with_all_subscriptions() -> None:
         assert (outlet.closed, hub.stats().subscribers) == (True, 0)
 
 
-async def test_slowest_outlets_are_cut_first() -> None:
+async def test_slowest_outlets_are_disconnected_first() -> None:
     async with open_hub() as hub:
         slow, fast = Outlet(takes=False), Outlet()
         await add(hub, fast, "a")

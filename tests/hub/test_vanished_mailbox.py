@@ -29,7 +29,7 @@ async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
 
 
 @for_each("with_id", [False, True])
-async def test_mailbox_messages_lost_to_a_full_store_are_a_gap(with_id: bool) -> None:
+async def test_mailbox_messages_that_a_full_store_drops_cause_a_gap(with_id: bool) -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_log_bytes=SMALL)
     async with open_hub(store, clock=clock) as hub:
@@ -146,7 +146,7 @@ async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
         assert (await receive(hub, "made-up-0")).data == ["x"], "the message itself is the log's"
 
 
-async def test_records_of_invented_clients_evict_only_those_of_their_owner() -> None:
+async def test_invented_clients_evict_only_records_of_their_owner() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
     alice, bob = Principal("alice"), Principal("bob")

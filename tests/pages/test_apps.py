@@ -144,7 +144,7 @@ def test_an_app_cannot_flood_the_page(shop: str, page: Page) -> None:
     expect(events.filter(has_text="A message was dropped").last).to_contain_text("100 messages a second")
 
 
-def test_an_app_reaches_nothing_but_what_its_resource_declares(shop: str, page: Page) -> None:
+def test_app_can_reach_only_domains_that_its_resource_declares(shop: str, page: Page) -> None:
     frame = app(page, shop)
     expect(frame.locator("#reached")).to_have_text("null: declared")
     expect(page.locator(".app")).to_contain_text("connects to http://127.0.0.1:")

@@ -116,7 +116,7 @@ def test_offline_users_miss_nothing(hub: str, open_page: OpenPage) -> None:
     expect(grace.locator(".event.gap")).to_have_count(0)
 
 
-def test_offline_machines_reach_a_server_of_their_own(hub: str, open_page: OpenPage) -> None:
+def test_pages_reach_a_local_server_without_a_network(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/chat", name="Alan")
     live(page)
     page.evaluate("""() => {
@@ -389,7 +389,7 @@ def test_messages_are_found_by_their_words_and_by_their_links(hub: str, open_pag
     assert find_layout_problems(visitor) == []
 
 
-def test_a_channel_too_many_leaves_the_open_one_as_it_is(hub: str, open_page: OpenPage) -> None:
+def test_refused_channel_does_not_change_the_open_one(hub: str, open_page: OpenPage) -> None:
     ada = open_page(f"{hub}/chat#channel=many-0", name="Ada")
     live(ada)
     for number in range(1, 12):

@@ -89,7 +89,7 @@ def test_chat_shows_the_signed_in_name_whatever_a_message_claims(team: str, open
     assert find_layout_problems(bob) == []
 
 
-def test_chat_marks_names_that_nothing_vouches_for(team: str, open_page: OpenPage) -> None:
+def test_chat_marks_unverified_names(team: str, open_page: OpenPage) -> None:
     bob, eve = enter(open_page, team, "bob"), enter(open_page, team, "eve")
     eve.evaluate(
         """() => fetch("tools/send_sse_message", {method: "POST", headers: {"content-type": "application/json"},

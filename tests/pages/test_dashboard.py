@@ -235,9 +235,7 @@ def find(number: int) -> str:
 """
 
 
-def test_a_press_in_a_chart_shows_the_calls_of_that_time_and_an_error_shows_its_own(
-    tmp_path: Path, open_page: OpenPage
-) -> None:
+def test_clicking_a_chart_or_an_error_shows_its_calls(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
     file = tmp_path / "shop.py"
     file.write_text(SHOP)

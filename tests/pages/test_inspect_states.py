@@ -266,7 +266,7 @@ def test_long_markdown_does_not_freeze_the_page(crowd: str, open_page: OpenPage)
 
 
 @pytest.mark.parametrize("transport", ["HTTP+SSE", "WebSocket"])
-def test_other_transports_carry_calls_logs_and_cancellation(hub: str, open_page: OpenPage, transport: str) -> None:
+def test_calls_logs_and_cancellation_work_on_other_transports(hub: str, open_page: OpenPage, transport: str) -> None:
     page = inspect(hub, open_page)
     page.locator("#transport").select_option(transport)
     expect(page.locator("#state")).to_have_attribute(

@@ -100,7 +100,7 @@ def press(page: Page, target: Locator, *, touch: bool) -> None:
         target.click()
 
 
-def test_tools_stand_in_groups_by_tag_and_prefix_that_open_and_close(orchard: str, open_page: OpenPage) -> None:
+def test_tools_are_grouped_by_tag_and_prefix_in_collapsible_groups(orchard: str, open_page: OpenPage) -> None:
     for touch in (False, True):
         page = inspect(orchard, open_page, has_touch=touch)
         listed = page.locator("#items")

@@ -82,7 +82,7 @@ async def listen(wire: Wire, session: dict[str, str], steps: int, turns: int, cu
 @settings(max_examples=examples(5))
 @example(steps=4, turns=0, cuts=[1, 1, 1, 1, 1])
 @example(steps=4, turns=3, cuts=[1, 1, 1, 1, 1])
-def test_resume_after_any_event_loses_and_repeats_nothing(
+def test_resuming_after_any_event_delivers_each_event_once(
     revision: str, steps: int, turns: int, cuts: list[int]
 ) -> None:
     async def run() -> list[Event]:

@@ -62,7 +62,7 @@ def test_brackets_inside_strings_do_not_count(text: str) -> None:
     assert not exceeds_limits(text.encode())
 
 
-def test_brackets_after_a_string_that_ends_in_an_escaped_backslash_count() -> None:
+def test_brackets_count_after_a_string_with_an_escaped_backslash_at_the_end() -> None:
     """RFC 8259 §7: the quote after an even run of backslashes closes the string."""
     text = '["\\\\",' + "[" * 64 + "]" * 64 + "]"
     json.loads(text)

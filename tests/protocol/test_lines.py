@@ -16,7 +16,7 @@ def test_overlong_lines_are_reported_once_and_not_kept() -> None:
     assert splitter.feed(b"7\nab\n") == [b"ab"]
 
 
-def test_clipped_lines_have_their_start_and_end() -> None:
+def test_clipped_lines_keep_start_and_end() -> None:
     splitter = LineSplitter(1000, clip=True)
     line = b"<" * 300 + b"x" * 2000 + b">" * 300
     for size in (1, 7, 5000):

@@ -23,7 +23,7 @@ def test_tools_drop_members_that_the_revision_lacks() -> None:
     assert revisions.tool({"name": "u", "outputSchema": {"type": "object"}}, L4)["outputSchema"] == {"type": "object"}
 
 
-def test_names_and_titles_are_kept_on_every_revision() -> None:
+def test_every_revision_gets_names_and_titles() -> None:
     """MCP 2025-06-18, changelog."""
     item = {
         "uri": "a:b",

@@ -102,7 +102,7 @@ async def test_unknown_tools_are_protocol_errors() -> None:
 
 
 @for_each("arguments", [{"a": "x"}, {}, {"a": 1, "c": 1}])
-async def test_invalid_arguments_tell_a_model_what_to_fix(arguments: dict[str, Any]) -> None:
+async def test_errors_for_invalid_arguments_help_a_model(arguments: dict[str, Any]) -> None:
     _, reply = await send("call", {"name": "add", "arguments": arguments})
     assert reply["result"]["isError"] is True
     assert "Invalid arguments for tool 'add'" in reply["result"]["content"][0]["text"]

@@ -111,7 +111,7 @@ async def test_no_figures_are_sent_without_a_dashboard() -> None:
         assert [each.sent for each in ones] == [1, 1, 1]
 
 
-async def test_unresponsive_workers_leave_the_dashboard() -> None:
+async def test_dashboard_drops_unresponsive_workers() -> None:
     async with world(2) as (ones, clock):
         for each in ones:
             each.add(1)

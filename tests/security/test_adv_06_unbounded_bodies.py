@@ -41,7 +41,7 @@ async def _pour(peer: Peer, piece: bytes, times: int) -> None:
 
 
 @for_each("size", [4 * MIB + 1, 1024 * MIB, 10**15])
-async def test_declared_gibibyte_gets_413_unread(server: RunningServer, size: int) -> None:
+async def test_declared_gibibyte_gets_413_before_it_is_read(server: RunningServer, size: int) -> None:
     peer = await server.connect()
     await peer.send(b"POST /size HTTP/1.1\r\n" + HEAD + b"Content-Length: %d\r\n\r\n" % size)
     status, headers, _ = await peer.reply()

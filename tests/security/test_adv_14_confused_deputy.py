@@ -97,7 +97,7 @@ async def test_clients_cannot_submit_the_consent_form(desk: Desk) -> None:
     "https://app.example.com:443/back", "javascript:alert(1)//app.example.com/back",
     " " + BACK, BACK + "\r\nx: y", BACK + "\0",
 ])  # fmt: skip
-async def test_unregistered_redirect_uris_end_on_a_page(desk: Desk, uri: str) -> None:
+async def test_unregistered_redirect_uris_show_an_error_page(desk: Desk, uri: str) -> None:
     id = (await desk.register(redirect_uris=[BACK, BACK + "2"]))["client_id"]
     reply = await desk.ask("GET", "/authorize", query=authorization(id, redirect_uri=uri))
     assert (reply.status, "location" in reply.headers) == (400, False)
@@ -125,7 +125,7 @@ async def test_intercepted_codes_are_useless(desk: Desk) -> None:
     assert (await desk.token(id, code)).status == 200
 
 
-async def test_repeated_logins_do_not_evict_those_of_others(desk: Desks) -> None:
+async def test_repeated_logins_do_not_evict_logins_of_others(desk: Desks) -> None:
     for worker in desk.workers:
         worker.running._tickets._leaving.clock = lambda: 0.0  # on a slow machine, the limiter may allow more
     victim, flooder = Browser(desk), Browser(desk)

@@ -16,7 +16,7 @@ STATUSES = [301, 302, 303, 307, 308]
 
 @for_each("status", STATUSES)
 @for_each("form", ["http://{host}/mcp", "//{host}/mcp", "http://a@{host}/mcp", "http:\\\\{host}/mcp"])
-async def test_redirects_carry_nothing_to_another_origin(status: int, form: str) -> None:
+async def test_redirects_to_another_origin_carry_no_headers_or_body(status: int, form: str) -> None:
     async with misbehaving(with_discovery(lambda asked: asked.result(DONE))) as second:
         host = second.url.removeprefix("http://").partition("/")[0]
 

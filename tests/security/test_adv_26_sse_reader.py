@@ -24,7 +24,7 @@ ENDLESS = {
 
 
 @for_each("what", ENDLESS)
-async def test_endless_streams_are_cut_at_the_limit(what: str) -> None:
+async def test_endless_streams_end_at_the_limit(what: str) -> None:
     begin, piece = ENDLESS[what]
     sent = 0
     gone = asyncio.Event()

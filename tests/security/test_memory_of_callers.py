@@ -70,7 +70,7 @@ async def until_refused(pipe: MemoryPipe, request: Any) -> Any:
 
 
 @for_each("form", ["{}", "doc://ééééééééééééééééééééééééééééééééééééééééééééééééé/{}"])
-async def test_watched_uris_of_streams_take_what_is_counted(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watched_uris_take_as_much_memory_as_counted(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     uris = [form.format(number) for number in range(1000)]
     monkeypatch.setattr("millstream._server.calls.sessions.MAX_HELD", 8 * MIB)
     listen = per_request("subscriptions/listen", {"notifications": {"resourceSubscriptions": uris}})
@@ -169,7 +169,7 @@ async def test_arguments_of_running_calls_take_what_the_page_says(kind: Any, val
         await pipe.close()
 
 
-async def test_cached_list_pages_take_what_the_page_says(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cached_list_pages_take_the_documented_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.features.registry._MAX_PAGE_BYTES", MIB)
     mcp = Server("shop", settings=Settings(page_size=10, secret_key="a key of this test that is long enough"))
     for number in range(2_000):
@@ -189,7 +189,7 @@ async def test_cached_list_pages_take_what_the_page_says(monkeypatch: pytest.Mon
         assert growth.bytes == pytest.approx(MIB, rel=0.25)
 
 
-async def test_list_pages_that_callers_choose_are_not_kept() -> None:
+async def test_list_pages_that_callers_choose_are_not_cached() -> None:
     mcp = Server("shop", settings=Settings(page_size=100, secret_key="a key of this test that is long enough"))
     for number in range(400):
 

@@ -156,7 +156,7 @@ async def test_bytes_in_models_are_base64_in_arguments_and_results() -> None:
     assert tool["outputSchema"]["properties"]["data"]["contentEncoding"] == "base64"
 
 
-async def test_a_partial_that_looks_like_its_function_keeps_what_it_fills() -> None:
+async def test_partial_with_updated_attributes_keeps_its_filled_arguments() -> None:
     def base(x: int, y: int) -> str:
         return f"{x} {y}"
 
@@ -194,7 +194,7 @@ async def test_subclasses_of_a_result_have_no_output_schema() -> None:
         (Callable[[], int], "clients can't send a function"),
     ],
 )
-def test_values_that_are_no_types_are_refused_with_what_to_write(annotation: Any, says: str) -> None:
+def test_errors_for_values_that_are_not_types_suggest_a_type(annotation: Any, says: str) -> None:
     with pytest.raises(TypeError, match=says):
         Server("x").add_tool(_function(annotation), name="tool")
 
@@ -223,7 +223,7 @@ async def test_choices_are_offered_as_with_fastmcp(answer: Any, choice: Any, rec
 @pytest.mark.parametrize(
     ("answer", "says"), [(None, "write bool"), ({"a": int}, "Write a dataclass"), (3, "Write int")]
 )
-async def test_a_form_for_what_is_no_type_is_refused_with_what_to_write(answer: Any, says: str) -> None:
+async def test_error_for_a_form_without_a_type_suggests_a_type(answer: Any, says: str) -> None:
     mcp = Server("choices")
 
     @mcp.tool
@@ -258,7 +258,7 @@ def _lenient(n: int = 5, when: dt.date | None = None, text: str = "", filter: Ra
         ({"filter": {"data": None}}, "5 None ''"),
     ],
 )
-async def test_coerce_takes_what_models_send_for_not_given(arguments: Json, text: str) -> None:
+async def test_coerce_accepts_null_and_empty_text_as_not_given(arguments: Json, text: str) -> None:
     assert (await _call(_lenient, arguments, coerce=True)).text == text
     with pytest.raises(ToolFailed, match="Invalid arguments"):
         await _call(_lenient, arguments)

@@ -19,7 +19,7 @@ def explain_problems(schema: Schema, value: Any) -> str:
     return explain(list(find_problems(schema, value)), schema)
 
 
-def test_long_lists_of_names_are_cut() -> None:
+def test_long_lists_of_names_are_truncated() -> None:
     names = {f"n{index}": {"type": "string"} for index in range(MAX_LISTED + 5)}
     text = explain_problems({"type": "object", "properties": names, "required": list(names)}, {})
     assert text.startswith("missing 'n0', ")

@@ -166,7 +166,7 @@ def check_cost(usual: Callable[[], object], refusal: Callable[[], object], own: 
 
 
 @for_each(("annotation", "valid", "invalid"), CASES)
-def test_refusal_is_worded_in_the_time_of_a_few_checks(annotation: Any, valid: Any, invalid: Any) -> None:
+def test_error_message_takes_at_most_as_long_as_a_few_checks(annotation: Any, valid: Any, invalid: Any) -> None:
     def tool(a: Any) -> None: ...
 
     tool.__annotations__["a"] = annotation
@@ -220,7 +220,7 @@ def test_refusal_by_a_handwritten_schema_takes_the_time_of_a_few_checks(schema: 
     )
 
 
-def test_value_that_is_cut_hides_secrets_in_what_is_shown() -> None:
+def test_secrets_are_hidden_in_truncated_values() -> None:
     def tool(a: list[int]) -> None: ...
 
     made = plan(tool)

@@ -8,7 +8,7 @@ def start(pool: Pool, owner: str) -> asyncio.Task[bool]:
     return asyncio.get_running_loop().create_task(pool.acquire(owner))
 
 
-async def test_lone_owner_holds_all_places_until_there_is_another() -> None:
+async def test_lone_owner_may_take_all_slots_until_another_arrives() -> None:
     pool = Pool(8)
     assert all(pool.take("ada") for _ in range(8))
     assert not pool.take("ada")
@@ -20,7 +20,7 @@ async def test_lone_owner_holds_all_places_until_there_is_another() -> None:
     assert pool.take("bob")
 
 
-async def test_freed_places_go_to_the_waiting_owner_that_holds_least() -> None:
+async def test_freed_slots_go_to_the_waiting_owner_with_the_fewest() -> None:
     pool = Pool(4)
     for owner in ("ada", "ada", "bob", "cy"):
         assert pool.take(owner)

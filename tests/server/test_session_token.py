@@ -122,7 +122,7 @@ def test_session_ids_decode_on_any_worker_with_the_key() -> None:
         ("a\ud800b", "a?b"),
     ],
 )
-def test_long_client_names_are_cut_between_characters(text: str, kept: str) -> None:
+def test_long_client_names_are_truncated_between_characters(text: str, kept: str) -> None:
     token = msgspec.structs.replace(TOKEN, client_name=text, client_version=text)
     opened = decode(encode(token, RING, NONCE), RING, NOW)
     assert opened is not None

@@ -190,7 +190,7 @@ def test_type_decoder_errors_name_the_path() -> None:
         decode(b'[],"other":1')
 
 
-def test_argument_schemas_of_shared_types_are_those_of_pydantic() -> None:
+def test_argument_schemas_of_shared_types_match_pydantic() -> None:
 
     class Kind(enum.Enum):
         big = "big"

@@ -151,7 +151,7 @@ async def test_lossy_values_evict_the_oldest(store: Store) -> None:
 
 
 @pytest.mark.many
-async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
+async def test_shares_limit_the_space_of_one_owner(store: Store) -> None:
     kv, piece = store.kv, bytes(2**20)
     number = 0
     with suppress(OwnerQuotaExceeded):
@@ -180,7 +180,7 @@ async def test_shares_limit_the_room_of_one_owner(store: Store) -> None:
 
 
 @pytest.mark.many
-async def test_full_share_of_a_kind_in_one_slot_leaves_room_for_others(store: Store) -> None:
+async def test_full_share_in_one_slot_does_not_affect_other_owners(store: Store) -> None:
     number = 0
     with suppress(OwnerQuotaExceeded):
         while number < 200:
@@ -211,7 +211,7 @@ async def test_lossy_values_of_a_full_share_evict_its_oldest(store: Store) -> No
 
 
 @pytest.mark.many
-async def test_owners_have_shares_of_a_kind_that_nothing_declares(store: Store) -> None:
+async def test_owners_have_shares_of_undeclared_kinds(store: Store) -> None:
     alice, bob = (f"com.example/cart:{share_for(owner)}." for owner in ("alice", "bob"))
     number = 0
     with suppress(OwnerQuotaExceeded):
@@ -538,7 +538,7 @@ class LogMachine(RuleBasedStateMachine):
 
 @pytest.mark.many
 @pytest.mark.parametrize("name", backings(BACKINGS))
-def test_resume_after_any_cut_loses_and_repeats_nothing(name: str) -> None:
+def test_resuming_after_any_interruption_delivers_each_event_once(name: str) -> None:
     machine = type("Machine", (LogMachine,), {"make": staticmethod(BACKINGS[name])})
     run_state_machine_as_test(machine, settings=settings(max_examples=examples(5), stateful_step_count=30))
 
@@ -1184,7 +1184,7 @@ async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
     assert refused.wait > HOUR
 
 
-async def test_refused_charges_charge_nothing(store: Store) -> None:
+async def test_refused_charges_do_not_change_the_balance(store: Store) -> None:
     until = store.time() + HOUR
     full = Quota("full", 1, until)
     assert await are_allowed(store, full)

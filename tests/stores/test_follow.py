@@ -113,7 +113,7 @@ async def test_followers_start_with_existing_entries() -> None:
 
 
 @for_each("seed", range(20))
-async def test_late_and_duplicate_pushes_lose_and_repeat_nothing(seed: int) -> None:
+async def test_each_event_arrives_once_despite_late_and_duplicate_pushes(seed: int) -> None:
     dice = random.Random(seed)
     store = Parts()
     reader = Reader(store)
@@ -261,7 +261,7 @@ async def test_new_epoch_is_a_gap_followed_by_new_entries() -> None:
     assert [gap.epoch for gap in reader.told] == ["here"]
 
 
-async def test_readers_beyond_the_end_continue_at_the_end() -> None:
+async def test_readers_beyond_the_end_continue_with_the_next_entry() -> None:
     store = Parts()
     await append(store, b"1", b"2")
     reader = Reader(store, Position("here", 9))

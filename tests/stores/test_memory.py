@@ -152,7 +152,7 @@ async def test_expired_items_are_swept_incrementally(clock: Clock) -> None:
     assert stored_bytes(store.kv) == stored_bytes(store.log) == 0
 
 
-async def test_unswept_expired_items_are_absent(clock: Clock) -> None:
+async def test_expired_items_are_absent_before_the_sweep(clock: Clock) -> None:
     store = MemoryStore(clock=clock)
     for n in range(4 * SWEEP):
         await store.kv.put(f"{n}", b"", 10.0)

@@ -391,7 +391,9 @@ async def filters_of(store: NatsStore, stream: str) -> list[str]:
     )
 
 
-async def test_sizes_of_many_shares_are_not_all_kept(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_number_of_remembered_share_sizes_is_bounded(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("millstream._stores.nats.store.MAX_SIZES", 10)
     store = await backing.worker()
     for number in range(40):
@@ -401,9 +403,7 @@ async def test_sizes_of_many_shares_are_not_all_kept(backing: NatsBacking, monke
     assert await store.kv.get("session:~owner0.a") == bytes(100)
 
 
-async def test_filters_follow_the_topics_and_become_wider(
-    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_filters_widen_when_there_are_many_topics(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.nats.log._MAX_FILTERS", 3)
     store = await backing.worker()
     log, heard, stops = store.log, list[bytes](), list[Callable[[], None]]()

@@ -334,7 +334,7 @@ async def test_large_entries_leave_a_stream_before_it_fills_redis(server: RedisS
             await store.log.read(STREAM, positions[0])
 
 
-async def test_large_streams_of_one_owner_drop_only_their_own(server: RedisServer) -> None:
+async def test_large_streams_drop_only_entries_of_their_owner(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         room = 2_000_000
         store.backend.log._room = room // 8

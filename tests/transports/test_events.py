@@ -253,7 +253,7 @@ async def test_expired_event_streams_end_with_a_retry_time(lane: bool) -> None:
         assert await stream.peer.chunk() == b""
 
 
-async def test_stalled_readers_are_cut_without_affecting_others(lane: bool) -> None:
+async def test_stalled_readers_are_disconnected_without_affecting_others(lane: bool) -> None:
     async with world(lane, max_buffered=64 * 1024) as here:
         good = await here.stream()
         stalled = await here.server.connect(small_buffer=True)

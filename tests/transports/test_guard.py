@@ -61,7 +61,7 @@ async def test_running_calls_have_no_guard_timeout(start: Start) -> None:
     assert (await peer.reply())[2] == b"held"
 
 
-async def test_peers_that_do_not_read_are_cut(start: Start) -> None:
+async def test_peers_that_do_not_read_are_disconnected(start: Start) -> None:
     closed = asyncio.Event()
 
     async def pour(request: HttpRequest) -> None:

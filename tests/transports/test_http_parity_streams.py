@@ -171,7 +171,7 @@ async def test_slow_readers_hold_back_draining_writers(start: Start) -> None:
     assert (await peer.reply())[2] == piece * 64
 
 
-async def test_readers_too_far_behind_are_cut(start: Start) -> None:
+async def test_readers_too_far_behind_are_disconnected(start: Start) -> None:
     cut = asyncio.Event()
 
     async def flood(request: HttpRequest) -> None:

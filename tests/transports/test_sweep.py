@@ -124,7 +124,7 @@ def guard(loop: Loop) -> ConnectionGuard:
         (Connection(FAST_BODY), 28, "408"),
     ],
 )
-def test_peers_are_cut_after_their_timeout(
+def test_peers_are_disconnected_after_their_timeout(
     guard: ConnectionGuard, loop: Loop, connection: Connection, seconds: int, fate: str
 ) -> None:
     assert guard.admit(connection)
@@ -153,7 +153,7 @@ def test_running_calls_and_paused_reading_have_no_timeout(guard: ConnectionGuard
     assert paused.fate == "408"
 
 
-def test_only_peers_that_read_nothing_are_cut(guard: ConnectionGuard, loop: Loop) -> None:
+def test_only_peers_that_read_nothing_are_disconnected(guard: ConnectionGuard, loop: Loop) -> None:
     stalled, slow = Connection(busy=True), Connection(busy=True)
     for connection in (stalled, slow):
         guard.admit(connection)
@@ -270,7 +270,7 @@ def test_mass_refusals_take_at_most_500_iterations(guard: ConnectionGuard, loop:
 
 
 @pytest.mark.parametrize("replying", [SILENT, CLOSED])
-def test_closes_without_a_refusal_count_as_work(guard: ConnectionGuard, loop: Loop, replying: int) -> None:
+def test_closing_without_a_refusal_counts_as_work(guard: ConnectionGuard, loop: Loop, replying: int) -> None:
     crowd = [Connection(IDLE if replying == SILENT else DONE) for _ in range(20)]
     for connection in crowd:
         connection.replying = replying
@@ -292,7 +292,7 @@ def test_large_replies_count_completely_until_their_last_byte_is_read(guard: Con
     assert guard.unsent.used == 0
 
 
-def test_stalled_peers_are_cut_a_few_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
+def test_stalled_peers_are_disconnected_a_few_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
     crowd = [Connection(busy=True) for _ in range(20)]
     for connection in crowd:
         guard.admit(connection)

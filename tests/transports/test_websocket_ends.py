@@ -175,7 +175,7 @@ async def test_disconnect_during_a_write_ends_the_outbox(fails: bool) -> None:
         assert send.sent == []
 
 
-async def test_hub_closes_slow_outboxes_as_slow_and_others_as_going_away() -> None:
+async def test_hub_gives_slow_outboxes_and_others_different_close_codes() -> None:
     async with held_outbox() as (outbox, send, writer):
         outbox.write(b'{"a":1}')
         assert outbox.buffered == 7
@@ -264,7 +264,7 @@ async def test_expired_sockets_are_closed_with_a_reason(way: str) -> None:
         )
 
 
-async def test_canceled_socket_task_closes_as_going_away() -> None:
+async def test_canceled_socket_task_closes_with_1001() -> None:
     async with world() as app:
         socket = await app.raw()
         (task,) = app.route._sockets.values()

@@ -60,7 +60,7 @@ async def test_unknown_paths_and_hosts_are_pages_for_browsers_only(way: str) -> 
     assert (plain.status, plain.headers[b"content-type"]) == (421, b"text/plain; charset=utf-8")
 
 
-async def test_browsers_without_access_read_what_to_do() -> None:
+async def test_browsers_without_access_get_a_page_with_advice() -> None:
     async with run_guarded() as world:
         jar = await cookie(world, BOB)
         page = await world.ask(None, "GET", "/dashboard", cookie=jar, sec_fetch_site="none", **HTML)
@@ -137,7 +137,7 @@ async def test_options_without_a_preflight_list_the_methods() -> None:
         assert (await wire.ask("OPTIONS", "/no-such-path", {"host": "127.0.0.1"})).status == 404
 
 
-async def test_wrong_messages_say_what_is_missing() -> None:
+async def test_errors_for_invalid_messages_name_the_missing_member() -> None:
     headers = {"host": "127.0.0.1", "accept": "*/*", "content-type": "application/json"}
     server = Server("shop")
 

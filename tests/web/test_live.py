@@ -196,7 +196,7 @@ async def test_unknown_event_ids_return_every_line() -> None:
             assert screen.lines() == ["one"]
 
 
-async def test_stalled_watchers_are_cut() -> None:
+async def test_stalled_watchers_are_disconnected() -> None:
     world = World()
     async with world.watching() as slow, world.watching() as quick:
         slow.buffered = MAX_BUFFERED + 1

@@ -55,7 +55,7 @@ def test_pages_call_only_what_their_cookie_allows(script: str) -> None:
     assert [path for path in called(script) if not accepted(path) and path not in DEVELOPING] == []
 
 
-def test_cookie_allows_only_what_pages_call() -> None:
+def test_cookie_allows_only_requests_that_pages_make() -> None:
     paths = {path for script in SCRIPTS if script.removeprefix("/assets/") not in ELSEWHERE for path in called(script)}
     needless = [
         each

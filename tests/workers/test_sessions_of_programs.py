@@ -236,7 +236,7 @@ async def test_audit_log_has_each_call_once_with_the_address_of_the_client(serve
     assert [each["address"] for each in lines()] == ["127.0.0.9"]
 
 
-async def test_session_of_a_killed_worker_ends_with_404_and_not_without_its_state(served: Program) -> None:
+async def test_requests_for_a_session_on_a_killed_worker_get_404(served: Program) -> None:
     async with two_workers(served) as (holder, session, other):
         await other.call(session, "put", value=7)
         pid = int(text_of(await holder.call({}, "pid")))

@@ -34,7 +34,7 @@ def worker_states(*states: str) -> list[WorkerState]:
         (("ready", "gone", "gone"), [None, 1, 1]),
     ],
 )
-def test_workers_agree_on_one_stand_in(states: tuple[str, ...], expected: list[int | None]) -> None:
+def test_workers_agree_on_one_replacement(states: tuple[str, ...], expected: list[int | None]) -> None:
     assert [stands_in(place, worker_states(*states)) for place in (1, 2, 3)] == expected
 
 

@@ -98,7 +98,7 @@ def test_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["a server", "a starting server", "a file"])
-def test_what_is_in_use_is_kept(tmp_path: Path, what: str) -> None:
+def test_entries_in_use_are_not_evicted(tmp_path: Path, what: str) -> None:
     path = tmp_path / "server.sock"
     slow = PROGRAM.replace("yield", "await asyncio.Event().wait()\n    yield")
     (tmp_path / "shop.py").write_text(slow if what == "a starting server" else PROGRAM)

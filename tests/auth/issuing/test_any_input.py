@@ -66,7 +66,7 @@ def loop() -> Iterator[Loop]:
 
 @FEW
 @given(pairs=PAIRS, noise=st.binary(max_size=40))
-def test_any_authorization_query_ends_on_a_page_or_a_redirect(loop: Loop, pairs: Any, noise: bytes) -> None:
+def test_every_authorization_query_gets_a_page_or_a_redirect(loop: Loop, pairs: Any, noise: bytes) -> None:
     for query in (encoded(pairs), f"{authorization(loop.id)}&{encoded(pairs)}", noise.decode("latin-1")):
         reply = loop.ask("GET", "/authorize", query=query)
         assert reply.status in (200, 303, 400)
