@@ -42,7 +42,7 @@ def _expressions(path: Path) -> list[tuple[int, str, int]]:
     return found
 
 
-def test_no_repeat_in_an_expression_can_share_text_with_another() -> None:
+def test_repeats_in_an_expression_cannot_match_the_same_text() -> None:
     slow: dict[str, str] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         for line, text, flags in _expressions(path):
@@ -124,7 +124,7 @@ def _read_script(body: str, flags: str) -> tuple[str, int]:
 
 
 @pytest.mark.filterwarnings("ignore:Possible nested set")  # which JavaScript doesn't know
-def test_no_repeat_in_an_expression_of_a_script_can_share_text_with_another() -> None:
+def test_repeats_in_a_script_expression_cannot_match_the_same_text() -> None:
     slow: dict[str, str] = {}
     count = 0
     for path in sorted(PACKAGE.rglob("*.js")):

@@ -197,9 +197,7 @@ async def test_scopes_for_clients_have_the_prefix_that_the_issuer_expects() -> N
     ("listed", "named"),
     [(["openid", "email", "service_account"], ["openid"]), (["read"], None), ("openid", None), (None, None)],
 )
-async def test_a_server_without_scopes_names_only_the_one_that_every_openid_issuer_has(
-    listed: Any, named: list[str] | None
-) -> None:
+async def test_server_without_scopes_names_only_the_scope_openid(listed: Any, named: list[str] | None) -> None:
     async with run_issuer() as issuer:
         issuer.answers[CONFIGURATION] |= {"scopes_supported": listed}
         server = Server("notes", auth=auth.oidc(issuer.url, audience=URL))
@@ -269,7 +267,7 @@ async def test_any_tenant_is_accepted_only_with_its_own_issuer_and_key() -> None
         assert await every.identify(of_tenant(issuer, TENANT, alg="RS256")) is None
 
 
-async def test_an_issuer_of_several_tenants_is_refused_with_the_way_out(caplog: pytest.LogCaptureFixture) -> None:
+async def test_error_for_an_issuer_with_several_tenants_suggests_a_fix(caplog: pytest.LogCaptureFixture) -> None:
     async with run_issuer() as issuer:
         async with run_guarded(make_server(auth.oidc(common(issuer), audience=GUID))) as world:
             assert (await world.post(of_tenant(issuer, TENANT), PING)).status == 503

@@ -156,7 +156,7 @@ async def test_new_key_is_looked_for_again_soon_after_a_failure() -> None:
         assert len(await keys.find("es", "ES256")) == 1
 
 
-async def test_untrusted_certificate_of_an_issuer_names_the_variable(tmp_path: Path) -> None:
+async def test_error_for_an_untrusted_issuer_certificate_names_the_variable(tmp_path: Path) -> None:
     cert, key = make(tmp_path, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)

@@ -250,7 +250,7 @@ async def test_wrong_keys_in_the_named_header_are_throttled() -> None:
 @for_each(
     "name", ["Authorization", "Cookie", "Host", "Sec-WebSocket-Key", "X-CSRF-Token", "X API Key", "X-Name", "Key:"]
 )
-async def test_headers_that_logs_would_show_or_that_mean_something_else_are_refused(name: str) -> None:
+async def test_headers_that_are_logged_or_have_a_meaning_are_refused_for_keys(name: str) -> None:
     with pytest.raises(ValueError, match="auth_key_header"):
         async with run_guarded(make_server(auth_key_header=name)):
             pass

@@ -198,7 +198,7 @@ def test_clients_of_one_user_share_quotas_but_not_sessions() -> None:
     assert Principal("a", "bc").binding != Principal("ab", "c").binding != Principal("abc").binding
 
 
-def test_machine_and_person_with_the_same_name_are_different_principals() -> None:
+def test_client_and_user_with_the_same_name_are_different_principals() -> None:
     """RFC 9068 §5: the subject of a machine's token is its client id."""
     issuer = "https://issuer.example"
     machine, person = Principal("ada", issuer, "ada"), Principal("ada", issuer, "claude")

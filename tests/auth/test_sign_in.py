@@ -342,9 +342,7 @@ async def test_cookie_opens_every_private_route_of_the_program(tmp_path: Path) -
 
 
 @for_each("headers", FOREIGN)
-async def test_foreign_pages_cannot_send_forms_to_the_program_and_read_why(
-    headers: dict[str, str], tmp_path: Path
-) -> None:
+async def test_forms_from_foreign_pages_are_refused_with_a_reason(headers: dict[str, str], tmp_path: Path) -> None:
     async with run_guarded(own_site(tmp_path)) as world:
         jar = await cookie(world)
         for method in ("POST", "DELETE"):
@@ -358,9 +356,7 @@ async def test_foreign_pages_cannot_send_forms_to_the_program_and_read_why(
 
 
 @for_each("headers", [each for each in FOREIGN if each.get("sec_fetch_site", "none") != "none" or "origin" in each])
-async def test_no_route_does_anything_for_a_foreign_page_with_the_cookie(
-    headers: dict[str, str], tmp_path: Path
-) -> None:
+async def test_every_route_ignores_the_cookie_from_foreign_pages(headers: dict[str, str], tmp_path: Path) -> None:
     async with run_guarded(own_site(tmp_path)) as world:
         jar = await cookie(world)
         routes = listed_paths(world.runtime.serve_http())

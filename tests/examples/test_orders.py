@@ -68,7 +68,7 @@ def service(name: str, ports: dict[str, int], folder: Path) -> AbstractContextMa
 
 
 @pytest.mark.server
-async def test_restarted_service_announces_no_order_twice_and_odd_events_stop_none(tmp_path: Path) -> None:
+async def test_restarted_service_announces_each_order_once_and_skips_other_events(tmp_path: Path) -> None:
     ports = {name: free_port() for name in ("hub", "users", "order_service", "notifications")}
     hub, orders, notifications = (
         f"http://127.0.0.1:{ports[name]}" for name in ("hub", "order_service", "notifications")

@@ -221,7 +221,7 @@ async def test_unanswered_check_opens_the_breaker_until_the_upstream_responds(re
         assert (await say(alice, "quick")).isdecimal()
 
 
-async def test_handshake_that_one_caller_is_refused_stays_for_others() -> None:
+async def test_refused_handshake_of_one_caller_does_not_affect_others() -> None:
     upstream, handshakes, is_full = Upstream(PER_REQUEST), [], False
 
     async def behave(asked: ReceivedRequest) -> None:

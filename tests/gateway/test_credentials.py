@@ -229,7 +229,7 @@ async def test_refused_gateway_tokens_are_replaced_once() -> None:
 
 
 @pytest.mark.parametrize("refused_late", [False, True])
-async def test_concurrent_calls_are_sent_again_with_the_token_that_replaced_theirs(refused_late: bool) -> None:
+async def test_concurrent_calls_are_repeated_with_the_new_token(refused_late: bool) -> None:
     tokens, arrived = iter(("old", "new")), asyncio.Barrier(2)
     refused, may_renew, retried = asyncio.Event(), asyncio.Event(), asyncio.Event()
 

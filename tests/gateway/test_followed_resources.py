@@ -50,7 +50,7 @@ async def count_calls_of_a_change(streams: int) -> int:
         return len(names)
 
 
-async def test_changed_tools_do_not_look_at_the_resources_of_each_stream() -> None:
+async def test_changed_tools_do_not_check_the_resources_of_each_stream() -> None:
     assert await count_calls_of_a_change(20) < 3 * await count_calls_of_a_change(1)
 
 

@@ -41,7 +41,7 @@ def served(path: Path, **settings: Any) -> Any:
     return server
 
 
-async def test_people_of_a_file_sign_in_with_their_scopes_and_groups(tmp_path: Path) -> None:
+async def test_users_in_a_file_sign_in_with_their_scopes_and_groups(tmp_path: Path) -> None:
     add_user(tmp_path, "--scope", "orders:write", "--group", "staff", "--group", "on-call")
     described = 'scope_descriptions = {"orders:write" = "order"}'
     path = write(tmp_path, f'[auth.issuer]\nurl = "{URL}"\nusers = "users.json"\n{described}')

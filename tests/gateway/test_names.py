@@ -3,7 +3,7 @@ import re
 from millstream.gateway._names import CAPABILITY, MAX_LOOPS, Names, find_loops, leads_back, read_announcement
 
 
-def test_few_ways_back_are_compared_with_the_items_of_an_upstream() -> None:
+def test_few_loop_prefixes_are_compared_with_upstream_items() -> None:
     """Thousands would stop the gateway for half a minute at each refresh of a hostile upstream's lists."""
     ways = {f"p{number}": {"id": "ours"} for number in range(1900)}
     announcement = read_announcement({"experimental": {CAPABILITY: {"id": "theirs", "upstreams": ways}}}, "ours")

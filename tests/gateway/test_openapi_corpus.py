@@ -150,7 +150,7 @@ async def test_documents_of_ai_vendors_become_tools_for_every_client(vendors: li
 
 
 @pytest.mark.nightly
-async def test_each_operation_of_a_directory_is_a_tool_or_a_line_in_the_log(
+async def test_every_operation_in_a_directory_is_offered_or_logged(
     directory: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     for path in directory:

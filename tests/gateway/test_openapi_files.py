@@ -113,7 +113,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ('{"swagger": "1.2", "paths": {}}', "must be version"),
     ],
 )
-def test_texts_that_are_no_documents_are_refused_with_a_sentence(tmp_path: Path, text: str, reason: str) -> None:
+def test_error_for_text_that_is_not_a_document_is_a_sentence(tmp_path: Path, text: str, reason: str) -> None:
     path = tmp_path / "api.yaml"
     path.write_text(text, "utf-8")
     with pytest.raises(ValueError, match=reason):

@@ -168,7 +168,7 @@ async def test_label_and_dot_cannot_leave_the_path() -> None:
 
 
 @pytest.mark.parametrize("value", [{"x": {"y][b": 1}}, {"b]": 1}, {"x": [{"[": 1}]}])
-async def test_keys_of_nested_objects_cannot_become_other_parameters(value: Any) -> None:
+async def test_nested_object_keys_cannot_become_other_parameters(value: Any) -> None:
     document = operation(parameter("query", {"type": "object", "additionalProperties": True}, style="deepObject"))
     assert "can't contain" in await refusal(document, {"a": value})
 

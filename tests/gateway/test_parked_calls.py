@@ -377,7 +377,7 @@ async def test_parked_calls_are_bounded_per_caller_and_in_total(world: World) ->
         assert text(await send(worker, key=BOB, then=answer(await send(worker, key=BOB))))
 
 
-async def test_repeated_answers_of_one_caller_do_not_hold_up_another(world: World) -> None:
+async def test_repeated_answers_from_one_caller_do_not_delay_another(world: World) -> None:
     guard = auth.keys(named_keys={"alice": ALICE, "bob": BOB})
     async with world.workers(2, auth=guard, max_pending_inputs=2) as (first, second):
         alice, bob = await send(first, key=ALICE), await send(first, key=BOB)

@@ -82,7 +82,7 @@ async def test_announced_tool_of_a_program_behind_a_prefix_is_listed_and_callabl
         assert (await client.call("a_announced")).text == "x"
 
 
-async def test_tool_that_a_program_adds_silently_is_listed_when_a_client_asks() -> None:
+async def test_tool_added_without_a_notification_is_listed_when_a_client_asks() -> None:
     async with Client(catalog(), revision=ERAS[0]) as client:
         assert "a_silent" not in await names(client)
         await client.call("a_grow_silently")
@@ -279,7 +279,7 @@ async def test_option_hides_the_client_from_the_upstream() -> None:
         assert (await client.call("who")).text == "millstream-gateway 2025-06-18"
 
 
-async def test_refusal_of_the_upstream_at_initialize_is_the_refusal_of_the_client() -> None:
+async def test_client_gets_the_refusal_of_the_upstream_at_initialize() -> None:
     gateway = relay(Cart(admits="ada"))
     async with Client(gateway, revision=ERAS[0], **NAMED) as client:
         assert (await client.call("take")).text == "None"
@@ -300,7 +300,7 @@ async def test_catalog_refuses_only_the_calls_of_a_client_that_an_upstream_refus
         assert (await client.call("b_take")).text == "None"
 
 
-async def test_unlisted_names_are_passed_on_by_a_relay_and_refused_by_a_catalog() -> None:
+async def test_relay_passes_unlisted_names_on_and_catalog_refuses_them() -> None:
     program = growing()
     for era in ERAS:
         async with Client(relay(program), revision=era) as client:
@@ -379,7 +379,7 @@ async def test_change_announced_in_a_call_without_a_session_arrives_before_its_r
         assert not await next_notification(client, "notifications/tools/list_changed", work)
 
 
-async def test_code_of_an_error_stays_that_of_the_upstream_in_every_era() -> None:
+async def test_error_code_of_the_upstream_is_kept_in_every_era() -> None:
     async def read(ctx: Any, params: Any) -> Any:
         raise MCPError(code=-32002, message="There is no such page.", data={"uri": params.uri})
 
@@ -390,7 +390,7 @@ async def test_code_of_an_error_stays_that_of_the_upstream_in_every_era() -> Non
         assert (refused.value.code, refused.value.data) == (-32002, {"uri": "page://7"})
 
 
-async def test_program_that_has_refused_everyone_since_the_start_refuses_each_client_itself() -> None:
+async def test_program_that_refuses_every_client_refuses_with_its_own_error() -> None:
     program = MCPServer("closed")
 
     async def refuse(ctx: Any, call_next: Any) -> Any:

@@ -167,7 +167,7 @@ async def test_clients_of_both_eras_share_one_process() -> None:
         await visit_in_turn(old, new)
 
 
-async def test_shared_process_changes_its_era_once_to_be_able_to_ask(tmp_path: Path) -> None:
+async def test_shared_process_changes_its_era_once_so_that_it_can_ask(tmp_path: Path) -> None:
     mcp = Server("front", settings=Settings(store=f"sqlite:///{tmp_path}/gateway.db"))
     mcp.upstream("foreign", OFFICIAL, prefix="", start_timeout=WAIT, timeout=WAIT)
     answer = "Ada, a word, file:///work"

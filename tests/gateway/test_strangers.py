@@ -389,7 +389,7 @@ async def run_picky_server(tools: Mapping[str, str]) -> AsyncIterator[Misbehavin
         yield server
 
 
-async def test_http_upstream_is_listed_with_all_that_clients_can_have() -> None:
+async def test_http_upstream_lists_tools_for_every_client_capability() -> None:
     tools = {"plain": "", "ask": "elicitation", "think": "sampling", "look": "roots"}
     async with asyncio.timeout(WAIT), run_picky_server(tools) as server:
         mcp = make_gateway(server.url, policy=UpstreamPolicy())  # not relayed
@@ -478,7 +478,7 @@ async def test_cache_hints_of_an_upstream_are_kept() -> None:
     }
 
 
-async def test_lists_without_hints_are_not_cached_if_another_is_stale_at_once() -> None:
+async def test_lists_without_hints_are_not_cached_beside_a_stale_one() -> None:
     pages: Json = {
         "server/discover": {**OFFER, "capabilities": ALL},
         "tools/list": {"tools": [], "ttlMs": 0},

@@ -179,7 +179,7 @@ def test_an_app_cannot_use_webrtc(shop: str, page: Page) -> None:
             listener.recv(100)
 
 
-def test_the_frame_is_for_this_server_alone_and_takes_domains_only(shop: str) -> None:
+def test_frame_can_be_embedded_only_here_and_takes_only_domains(shop: str) -> None:
     rules = dict(each.partition(" ")[::2] for each in app_policy({}).split("; "))
     assert (rules["connect-src"], rules["frame-src"], rules["sandbox"]) == ("'none'", "'none'", "allow-scripts")
     assert "'self'" not in rules["script-src"]

@@ -306,7 +306,7 @@ def test_an_address_that_names_no_part_opens_the_first(hub: str, open_page: Open
     expect(page.get_by_role("tab", selected=True)).to_contain_text("Tools and methods")
 
 
-def test_a_marked_point_is_forgotten_where_the_range_has_fewer(hub: str, open_page: OpenPage) -> None:
+def test_marked_point_is_cleared_in_a_range_with_fewer_points(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/dashboard", fresh=True)
 
     def cut(route: Route) -> None:

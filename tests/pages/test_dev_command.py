@@ -40,7 +40,7 @@ def test_the_inspector_shows_tracebacks_logs_and_prints(tmp_path: Path, open_pag
             expect(logs).to_contain_text(text)
 
 
-def test_a_file_that_does_not_load_covers_the_page_until_it_does(tmp_path: Path, open_page: OpenPage) -> None:
+def test_overlay_stays_until_the_file_loads(tmp_path: Path, open_page: OpenPage) -> None:
     file = tmp_path / "shop.py"
     file.write_text(FILE, "utf-8")
     port = free_port()

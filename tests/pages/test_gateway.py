@@ -129,7 +129,7 @@ def test_gateway_page_shows_calls_over_time_and_who_called(office: str, open_pag
     expect(page.locator("#facts")).to_contain_text("Last error")
 
 
-def test_a_problem_is_shown_first_and_mouse_touch_and_keys_select_others(office: str, open_page: OpenPage) -> None:
+def test_problem_is_selected_first_and_others_can_be_selected(office: str, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway", has_touch=True)
     expect(page.get_by_role("heading", name="calendar", exact=True)).to_be_visible()
     page.get_by_role("button", name="bookshop", exact=True).tap()

@@ -78,9 +78,7 @@ def idle(page: Page) -> None:
     expect(page.get_by_role("button", name="Ask", exact=True)).to_be_visible()
 
 
-def test_calls_unfold_beside_the_text_and_ask_before_they_change_something(
-    shop: Callable[..., str], open_page: OpenPage
-) -> None:
+def test_calls_appear_beside_the_text_and_ask_before_changes(shop: Callable[..., str], open_page: OpenPage) -> None:
     burn = calls(("burn", '{"isbn": "1"}'))
     price = calls(("price", '{"isbn": "9780"}'), text="I'll look.")
     page = open_page(

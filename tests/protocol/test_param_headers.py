@@ -242,7 +242,7 @@ def test_booleans_have_exactly_one_spelling(raw: bytes) -> None:
     assert "mcp-param-b does not match" in mismatch({b"mcp-param-b": raw}, {"b": True})
 
 
-def test_strings_compare_exactly_and_a_bad_sentinel_is_refused() -> None:
+def test_strings_are_compared_exactly_and_invalid_sentinels_are_refused() -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: values are case-sensitive."""
     assert "mcp-param-s does not match argument 's'" in mismatch({b"mcp-param-s": b"EU"}, {"s": "eu"})
     assert "mcp-param-s is not the Base64" in mismatch({b"mcp-param-s": b"=?base64?Q?="}, {"s": "eu"})

@@ -99,7 +99,7 @@ def test_kind_and_owner_are_separated(kind: bytes, bound: bytes, kind2: bytes, b
     assert opened == (b"x" if (kind, bound) == (kind2, bound2) else None)
 
 
-def test_rotation_seals_with_the_first_secret_and_opens_with_all() -> None:
+def test_rotation_encrypts_with_the_first_secret_and_decrypts_with_all() -> None:
     before, during, after = KeyRing([OLD]), KeyRing([NEW, OLD]), KeyRing([NEW])
     old, new = before.seal(b"k", b"old", NONCE), during.seal(b"k", b"new", NONCE)
     assert during.open(b"k", old) == b"old"

@@ -87,7 +87,7 @@ def test_text_that_is_no_uri_stays_as_it_is() -> None:
         assert normalize_uri(text) == text
 
 
-def test_what_another_library_makes_of_a_uri_has_the_same_normal_form() -> None:
+def test_uri_normalized_by_another_library_has_the_same_normal_form() -> None:
     draw = random.Random(3)
     compared = 0
     for _ in range(20_000 if NIGHTLY else 2_000):
@@ -135,7 +135,7 @@ def test_normalizing_a_host_takes_linear_time(piece: str) -> None:
     check_linear(normalize, 500)
 
 
-def test_names_of_the_dns_have_one_normal_form_in_any_spelling() -> None:
+def test_every_spelling_of_a_dns_name_has_the_same_normal_form() -> None:
     for spelled in ("http://bücher.example", "http://b%C3%BCcher.example", "http://B%c3%bccher%E3%80%82example"):
         assert normalize_uri(spelled) == "http://xn--bcher-kva.example/"
     assert normalize_uri("http://b%C3%BCcher.example./") == "http://xn--bcher-kva.example./"

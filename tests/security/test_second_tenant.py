@@ -565,7 +565,7 @@ async def test_second_tenant_does_not_notice(case: Case, monkeypatch: pytest.Mon
         assert not await shared.use(BOB)
 
 
-async def test_second_tenant_is_next_where_hundreds_of_calls_wait_for_a_thread() -> None:
+async def test_second_tenant_gets_the_next_thread_before_hundreds_of_waiting_calls() -> None:
     mcp, started, finish = make_server(max_threads=1), list[str](), Semaphore(0)
 
     @mcp.tool

@@ -278,7 +278,7 @@ async def up_to_the_sign(changes: Any) -> AsyncIterator[Any]:
             return
 
 
-async def test_failing_conditions_of_one_caller_keep_updates_for_others() -> None:
+async def test_failing_conditions_for_one_caller_do_not_stop_updates_for_others() -> None:
     mcp, failing = Server("shop"), set[str]()
 
     @mcp.resource(

@@ -52,7 +52,7 @@ async def test_a_resource_is_read_in_the_spelling_of_another_library() -> None:
         assert await _read(client, "shop://items/3") == "item 3"
 
 
-async def test_the_same_holds_behind_a_gateway_which_asks_in_the_spelling_of_the_upstream() -> None:
+async def test_gateway_requests_resources_in_the_spelling_of_the_upstream() -> None:
     asked: list[str] = []
 
     class Note:

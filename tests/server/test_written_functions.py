@@ -121,7 +121,7 @@ class Link(BaseModel):
     words: defaultdict[str, list[int]] = defaultdict(list)
 
 
-async def test_defaults_of_a_model_that_are_json_of_its_type_are_a_result() -> None:
+async def test_model_with_valid_json_defaults_is_a_result() -> None:
     def link() -> Link:
         return Link()
 

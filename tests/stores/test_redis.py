@@ -139,7 +139,7 @@ async def test_released_values_free_their_share(server: RedisServer) -> None:
         assert 0 < int(server.ask("PTTL", sizes)) <= (TTL + 60) * 1_000
 
 
-async def test_a_position_that_cannot_be_encoded_is_a_gap_and_fails_no_other_read(server: RedisServer) -> None:
+async def test_unencodable_position_is_a_gap_and_does_not_affect_other_reads(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         (position,) = await append(store, STREAM, b"taken")
         found = await asyncio.gather(
@@ -370,7 +370,7 @@ async def test_concurrent_appends_to_a_stream_share_a_script(server: RedisServer
         assert [entry.position for entry in await read_all(store, "hub:channel:x")] == positions
 
 
-async def test_canceled_and_refused_appends_do_not_harm_others_of_their_batch(server: RedisServer) -> None:
+async def test_canceled_and_refused_appends_do_not_affect_their_batch(server: RedisServer) -> None:
     async with open_worker(server.url, lease=600.0) as store:
         await warm_up(store)
 
@@ -389,7 +389,7 @@ async def test_canceled_and_refused_appends_do_not_harm_others_of_their_batch(se
         assert entries.keys() <= set(range(15))
 
 
-async def test_a_key_that_cannot_be_sent_does_not_harm_others_of_its_batch(server: RedisServer) -> None:
+async def test_unsendable_key_does_not_affect_the_rest_of_its_batch(server: RedisServer) -> None:
     async with open_worker(server.url, lease=600.0) as store:
         keys = ("one:a", "one:\udcff", "one:b")
         results = await asyncio.gather(*(store.kv.put(key, b"1", TTL) for key in keys), return_exceptions=True)

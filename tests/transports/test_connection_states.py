@@ -260,7 +260,7 @@ def test_upgrade_event_includes_early_frames() -> None:
     assert event.ahead == b"\x81\x80"
 
 
-def test_a_full_pipeline_is_answered_and_then_the_connection_closes() -> None:
+def test_full_pipeline_is_answered_before_the_connection_closes() -> None:
     connection = Watched()
     events = connection.answer(request(body=b"x", extra=b"X-Odd:1\r\n") * (MAX_PIPELINE + 5))
     assert [type(each) for each in events] == [ServerExchange] * (MAX_PIPELINE + 1)

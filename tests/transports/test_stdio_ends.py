@@ -111,7 +111,7 @@ async def test_open_questions_are_withdrawn_on_shutdown() -> None:
 @for_each(
     ("way", "said"), [("stop", "The server is stopping"), ("leave", "has disconnected"), ("late", "didn't respond")]
 )
-async def test_concurrent_questions_failing_for_one_reason_report_it(way: str, said: str) -> None:
+async def test_concurrent_questions_that_fail_together_report_the_reason(way: str, said: str) -> None:
     timeout = 0.01 if way == "late" else 60
     mcp, over = Server("asks", settings=Settings(drain_timeout=30, input_timeout=timeout)), asyncio.Event()
 

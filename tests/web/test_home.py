@@ -70,7 +70,7 @@ async def test_the_bare_address_does_not_redirect_users_without_access(*, lane: 
     assert await replies(locked, *paths, lane=lane, authorization=f"Bearer {KEY}") == [(200, None)] * 2
 
 
-async def test_the_bare_address_asks_users_to_sign_in_unless_they_have() -> None:
+async def test_start_page_asks_users_to_sign_in_unless_they_are_signed_in() -> None:
     mcp = Server("shop", serve="web", settings=Settings(auth_key=KEY))
     async with mcp.running(), serve(mcp, lane=True) as running:
         url = f"http://127.0.0.1:{running.port}"

@@ -79,7 +79,7 @@ async def test_registration_takes_json_only(desk: Desk, kind: str) -> None:
     assert (await register(desk, {"redirect_uris": [BACK]}, kind=kind)).status == 415
 
 
-async def test_excess_registrations_are_throttled_and_keep_used_clients(desk: Desk) -> None:
+async def test_excess_registrations_are_throttled_and_do_not_evict_used_clients(desk: Desk) -> None:
     used = (await desk.register())["client_id"]
     await desk.sign_in(used)
     assert await desk.services.store.kv.keys("oauth-client:") == [f"oauth-client:{used}"]

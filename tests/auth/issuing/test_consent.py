@@ -93,7 +93,7 @@ async def test_guesses_from_other_networks_do_not_lock_a_user_out(desk: Desk) ->
     assert statuses == [403] * 10 + [429], "a device may guess no faster"
 
 
-async def test_guesses_from_a_few_networks_do_not_keep_out_a_new_browser(desk: Desk) -> None:
+async def test_guesses_from_a_few_networks_do_not_lock_out_a_new_browser(desk: Desk) -> None:
     throttle, guesses = desk.running._authorize.throttle, 0
     for number in range(100):
         said = await throttle.check(f"198.51.100.{number % 4}", "ada", "wrong")

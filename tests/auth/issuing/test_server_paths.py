@@ -76,7 +76,7 @@ async def test_issuers_with_a_path_are_found_at_all_well_known_urls() -> None:
 
 
 @WAYS
-async def test_token_endpoint_allows_any_origin_and_consent_page_none(lane: bool) -> None:
+async def test_token_endpoint_allows_every_origin_and_consent_page_allows_none(lane: bool) -> None:
     async with run_guarded(shop(), lane=lane) as world:
         for path in ("/token", "/register", "/revoke", "/.well-known/jwks.json"):
             preflight = await world.ask(
