@@ -65,6 +65,8 @@ async def ask(ctx: Context) -> str:
 @program.tool()
 async def hang(ctx: Context) -> str:
     await ctx.report_progress(1, 2)
+    with open("running", "w"):
+        pass
     try:
         await asyncio.sleep(3600)
     finally:
@@ -246,6 +248,19 @@ async def test_requests_for_a_session_on_a_killed_worker_get_404(served: Program
         again = await other.initialize()
         await other.call(again, "put", value=8)
         assert await other.take(again) == (200, "8")
+
+
+async def test_call_in_a_killed_worker_fails_with_the_reason_and_its_session_with_404(served: Program) -> None:
+    running = served.folder / "running"
+    async with two_workers(served) as (holder, session, other):
+        pid = int(text_of(await holder.call({}, "pid")))
+        running.unlink(missing_ok=True)
+        call = asyncio.create_task(other.call(session, "hang"))
+        await until_async(running.exists)
+        kill(pid)
+        reply = await call
+        assert (reply.status_code, "may have had an effect" in reply.text) == (502, True)
+        assert [await other.take(session) for _ in range(3)] == [(404, "")] * 3
 
 
 async def test_session_ends_with_404_when_all_workers_are_replaced(served: Program) -> None:

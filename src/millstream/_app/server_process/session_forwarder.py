@@ -143,6 +143,9 @@ class SessionForwarder:
         return worker
 
     async def _forward(self, worker: str, request: HttpRequest) -> Response | None:
+        if worker not in self._pools:
+            for gone in [each for each in self._pools if not (self._folder / each).exists()]:
+                await self._pools.pop(gone).close()
         pool = self._pools.get(worker) or self._make_pool(worker)
         data, request.body = _encode(request), b""
         request.cancel_on_disconnect = True
@@ -152,7 +155,8 @@ class SessionForwarder:
         except ConnectFailed as exc:
             if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
                 return _BUSY
-            self._pools.pop(worker, None)
+            if self._pools.pop(worker, None) is not None:
+                await pool.close()
             return error_response(unknown_session())
         except ClientError:  # a worker that has finished all calls removes its socket before it closes connections
             return _STOPPED if (self._folder / worker).exists() else error_response(unknown_session())
