@@ -484,20 +484,32 @@ async def test_deleted_session_ends_its_own_session_at_the_upstream() -> None:
         assert not own_sessions(runtime)
 
 
+async def begin(gateway: Server, *peers: str) -> list[httpx2.Response]:
+    """Begin a session from each of some addresses, and return the replies."""
+    replies: list[httpx2.Response] = []
+    async with Client(gateway):
+        for peer in peers:
+            transport = httpx2.ASGITransport(gateway, client=(peer, 1))
+            async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
+                headers = {"accept": "application/json, text/event-stream"}
+                body = {"jsonrpc": "2.0", "id": 1} | INITIALIZE
+                replies.append(await http.post("/mcp", json=body, headers=headers))
+    return replies
+
+
 async def test_caller_with_too_many_sessions_is_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._part.MAX_OWN_SESSIONS", 4)
-    gateway = relay(Cart())
-
-    async def begin(peer: str) -> httpx2.Response:
-        transport = httpx2.ASGITransport(gateway, client=(peer, 1))
-        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8000") as http:
-            headers = {"accept": "application/json, text/event-stream"}
-            return await http.post("/mcp", json={"jsonrpc": "2.0", "id": 1} | INITIALIZE, headers=headers)
-
-    async with Client(gateway):
-        replies = [await begin(peer) for peer in ("192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2")]
+    replies = await begin(relay(Cart()), "192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2")
     assert [each.status_code for each in replies] == [200, 200, 503, 200]
     assert replies[2].headers["retry-after"] == "60"
+
+
+async def test_sessions_through_a_trusted_proxy_have_no_share_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.gateway._part.MAX_OWN_SESSIONS", 4)
+    for trusted, status in (("10.0.0.0/8", 200), ("*", 503)):  # with a star, no address is known to be a proxy's
+        monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
+        replies = await begin(relay(Cart()), "10.0.0.1", "10.0.0.1", "10.0.0.1")
+        assert replies[-1].status_code == status
 
 
 async def test_clients_meet_a_gateway_whose_upstream_has_not_started() -> None:

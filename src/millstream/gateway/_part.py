@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import msgspec
 
 from millstream._http.client import ArrivingBytes
+from millstream._http.hosts import TrustedProxies
 from millstream._parts import PartHost
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
@@ -157,6 +158,7 @@ class GatewayPart:
             pool=pool,
             parked_calls=parked,
             sessions=Share(MAX_OWN_SESSIONS),
+            proxies=TrustedProxies.from_environment(),
             has_several=len(self.definition.upstreams) > 1,
             arriving=ArrivingBytes(host.settings.max_incoming_bytes, largest),
             on_change=self._register,

@@ -16,7 +16,7 @@ from msgspec import Raw, Struct, structs
 
 from millstream import ProtocolError, __version__
 from millstream._http.client import ArrivingBytes, Inflow
-from millstream._http.hosts import is_loopback
+from millstream._http.hosts import TrustedProxies
 from millstream._override import override
 from millstream._parts import PartHost
 from millstream._protocol.errors import UNSUPPORTED_VERSION, closest_name
@@ -348,6 +348,7 @@ class Gateway(Struct, frozen=True):
     """Whether there are several upstreams."""
     sessions: Share
     """Counts the dedicated sessions of all upstreams."""
+    proxies: TrustedProxies
     arriving: ArrivingBytes
     """Bytes of unfinished replies of all upstreams."""
     on_change: Callable[["Upstream", Collection[str]], None]
@@ -553,8 +554,9 @@ class Upstream:
         info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
         identity = ClientIdentity(call.revision.date, Raw(info), self._capabilities_for(call))
         peer = "" if call.origin is None else call.origin.peer
+        exempt = call.principal is None and self.gateway.proxies.exempts(peer)
         try:
-            link = await links.open(key, "" if call.principal is None and is_loopback(peer) else call.owner, identity)
+            link = await links.open(key, "" if exempt else call.owner, identity)
         except NO_HANDSHAKE as exc:
             if self.revision.handshake or not lacks_handshake(exc):
                 raise
