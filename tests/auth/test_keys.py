@@ -223,6 +223,13 @@ async def test_another_key_beside_a_bearer_token_is_refused() -> None:
         assert basic.status == 400
 
 
+async def test_a_header_with_more_than_the_key_is_refused_with_what_to_send() -> None:
+    async with run_guarded(make_server(**KEY_HEADER)) as world:
+        for key in (f"Bearer {ALICE}", "", f"{ALICE}, {BOB}"):
+            reply = await ask(world, None, x_api_key=key)
+            assert (reply.status, "The X-Api-Key header must have only" in reply.message["detail"]) == (400, True)
+
+
 async def test_repeated_key_headers_are_refused() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         peer = await world.running.connect()

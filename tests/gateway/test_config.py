@@ -445,7 +445,10 @@ def test_policies_in_code_are_checked_like_files() -> None:
 
 def test_errors_about_secrets_do_not_repeat_them(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
-    for text in ('[settings]\nauth_key = ["S3CRET"]', '[auth.jwt]\nsecret = ["S3CRET"]'):
+    for text in (
+        '[settings]\nauth_key = ["S3CRET"]', '[auth.jwt]\nsecret = ["S3CRET"]', '[auth]\nkeys = ["S3CRET"]',
+        '[auth.keys]\nnamed_keys = { desk = ["S3CRET", "read"] }', '[auth.keys]\nfile = ["S3CRET"]',
+    ):  # fmt: skip
         file.write_text(text)
         with pytest.raises(ConfigError) as raised:
             load_file(file)

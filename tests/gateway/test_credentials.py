@@ -16,7 +16,7 @@ from gateway.accounts import ALICE, BOB, reject_tokens, run_gateway, run_world
 from http_peer import serve
 from issuer_world import claims as said_of
 from issuer_world import run_issuer, token
-from millstream import Context, Server, auth
+from millstream import Context, Server, Settings, auth
 from millstream._protocol.errors import LocalError
 from millstream.client import ServerError
 from millstream.gateway import Secret, UpstreamConfig, bearer, client_credentials, static_headers, token_exchange
@@ -169,6 +169,17 @@ async def test_forwarded_headers_stay_with_their_caller(
                     assert said == ["blue", "green", "none"]
         assert {each["authorization"] for each in other.seen} == {f"Bearer {ALICE}", f"Bearer {BOB}"}
         assert not any("x-other" in each for each in other.seen)
+
+
+async def test_forwarding_the_header_of_keys_warns_like_authorization(caplog: pytest.LogCaptureFixture) -> None:
+    async with run_echo() as other:
+        for name in ("", "X-API-Key"):
+            assert "own credential" not in caplog.text
+            mcp = Server("gateway", auth=auth.keys(ALICE), settings=Settings(auth_key_header=name))
+            mcp.upstream("up", other.url, forward_headers=["x-api-key"])
+            async with mcp.running():
+                pass
+    assert "contains x-api-key: that server receives each caller's own credential" in caplog.text
 
 
 async def test_cross_origin_redirects_drop_credentials() -> None:

@@ -80,6 +80,12 @@ async def test_issuers_of_a_file_are_named_to_clients(tmp_path: Path, monkeypatc
         assert found.message["resource"] == f"{URL}/mcp"
 
 
+def test_users_may_be_a_table_with_a_file(tmp_path: Path) -> None:
+    add_user(tmp_path)
+    text = f'[auth.issuer]\nurl = "{URL}"\nusers = {{ file = "users.json" }}'
+    assert len(server_of_file(write(tmp_path, text)).definition.auth) == 1
+
+
 def test_logins_and_several_methods_are_combined(tmp_path: Path) -> None:
     text = f"""
     [auth.issuer]
@@ -105,7 +111,16 @@ def test_logins_and_several_methods_are_combined(tmp_path: Path) -> None:
         ("[auth.issuer]\nusers = 'users.json'", 1, "url is required"),
         ("[auth.issuer]\nurl = 5\nusers = 'users.json'", 2, "must be a string"),
         ("[auth.issuer]\nurl = 'https://a.example'\nusers = 'users.json'\nscope = ['a']", 4, "unknown option"),
-        ("[auth.issuer]\nurl = 'https://a.example'\nusers = 'users.json'\nscopes = 'a'", 1, "must be a list"),
+        ("[auth.issuer]\nurl = 'https://a.example'\nusers = 'users.json'\nscopes = 'a'", 4, "must be a list"),
+        ("[auth.issuer]\nurl = 'https://a.example'\nusers = 'users.json'\nregistration = 'false'", 4, "true or false"),
+        ("[auth.issuer]\nurl = 'https://a.example'\nusers = 'missing.json'", 3, "millstream users add"),
+        ("[auth.introspection]\nclient_tokens = 'false'", 2, "true or false"),
+        ("[auth.oidc]\naudience = 3", 2, "a string or a list"),
+        ("[auth.oidc]\nscope_includes = { admin = 'read' }", 2, 'a table with a list such as ["a", "b"] for each name'),
+        ("[auth.oidc]\nissuer = 'https://a.example'\naudience = 'x'\nalgorithms = ['none']", 1, "isn't supported here"),
+        ("[auth]\nkeys = 'missing.json'", 2, "millstream keys add"),
+        ("[auth.keys]\nnamed_keys = ['a']", 2, "a table with a string or a list"),
+        ("[auth.keys]\nnamed_keys = { a = '0123456789abcdef', b = '0123456789abcdef' }", 1, "have the same key"),
         ("[auth.oidc]\nissuer = 'nonsense'\naudience = 'x'", 1, "issuer must be an https URL"),
         ("[auth.oidc]\naudience = 'x'", 1, "issuer is required"),
         ("[auth.oidc]\nissuer = 'https://a.example'\naudience = 'account'", 1, "audience mapper"),

@@ -301,12 +301,27 @@ async def test_email_addresses_are_no_display_names() -> None:
     assert await name_for({}, **claims) == {}
     whole = {"subject": "17-eve", "issuer": "https://id.example.com", "email": "eve@example.com"}
     assert await name_for({}, "millstream:identities", **claims) == whole
-    unverified = {**claims, "email_verified": False, "name": "Eve"}
-    assert "email" not in await name_for({}, "millstream:identities", **unverified)
+    for unverified in (False, "false", None):
+        found = await name_for({}, "millstream:identities", **claims, email_verified=unverified)
+        assert "email" not in found
+    assert await name_for({}, "millstream:identities", **claims, email_verified="true") == whole
+    assert await name_for({}, name="eve\uff20example.com") == {}
+
+
+async def test_addresses_that_look_like_those_of_another_person_are_left_out() -> None:
+    for address in ("b\u24de\u24d1@example.com", "bo\u034fb@example.com", " bob@example.com"):
+        assert "email" not in await name_for({}, "millstream:identities", email=address)
 
 
 async def test_names_cannot_contain_lines_or_invisible_characters() -> None:
     assert await name_for({}, name="Eve\r\ndata: x\u202e\u200b  B\x00") == {"name": "Eve data: x B"}
+    for unseen in "\u3164\u2800\uffa0\u115f\u034f\ufe0f\u17b4\u00ad\U000e0100\U000e0041":
+        assert await name_for({}, name=f"{unseen}Bob{unseen}") == {"name": "Bob"}, ascii(unseen)
+    assert await name_for({}, name="\uff22ob") == {"name": "Bob"}
+    assert await name_for({}, name="Bo\u0301b" + "\u0301" * 60) == {"name": "B\u00f3b\u0301\u0301"}
+    assert await name_for({}, name="\u0928\u093f\u0930\u094d\u092e\u0932\u093e") == {
+        "name": "\u0928\u093f\u0930\u094d\u092e\u0932\u093e"
+    }
     assert await name_for({}, name=["bob"], preferred_username="eve") == {"name": "eve"}
     assert len((await name_for({}, name="e" * 5000))["name"]) == 80
 

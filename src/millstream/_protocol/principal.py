@@ -3,7 +3,9 @@
 A `Share` bounds a table, a queue, or a number of bytes, so that no owner can use it up for the others.
 """
 
+import re
 import sys
+import unicodedata
 from collections.abc import Collection
 from hashlib import sha256
 from math import inf
@@ -67,6 +69,11 @@ IDENTITIES = "millstream:identities"
 SHARED_KEY = "key"
 """The name of keys that weren't given one. Several people may use such a key, so it names none of them."""
 _MAX_NAME = 80
+_UNSEEN = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+    "|(?<=[\u0300-\u036f]{2})[\u0300-\u036f]"
+)
+"""Printable characters that show nothing, so that two names would look the same, and stacks of accents."""
 
 
 class Profile(Struct, frozen=True, omit_defaults=True, gc=False):
@@ -105,7 +112,10 @@ def get_profile(principal: Principal, name_claims: Collection[str]) -> Profile:
     claims, issuer, subject = principal.claims, principal.issuer, principal.subject
     own = () if issuer or subject == SHARED_KEY or not name_claims else (subject,)
     names = (_clean(each) for each in (*map(claims.get, name_claims), *own))
-    email = "" if claims.get("email_verified") is False else _clean(claims.get("email"))
+    email = _clean(claims.get("email"))
+    # Some issuers send `email_verified` as text. An address that was cleaned could be that of another person.
+    if email != claims.get("email") or claims.get("email_verified", True) not in (True, "true"):
+        email = ""
     return Profile(next((each for each in names if each and "@" not in each), ""), subject, issuer, email)
 
 
@@ -113,9 +123,9 @@ def _clean(text: object) -> str:
     """Return a claim as one line without control and invisible characters; empty if it isn't text."""
     if not isinstance(text, str):
         return ""
-    if text.isprintable() and "  " not in text and len(text) <= _MAX_NAME:
-        return text.strip()
-    return " ".join("".join(each if each.isprintable() else " " for each in text[: 2 * _MAX_NAME]).split())[:_MAX_NAME]
+    text = unicodedata.normalize("NFKC", text[: 2 * _MAX_NAME])
+    shown = "".join(each if each.isprintable() else " " for each in _UNSEEN.sub("", text))
+    return " ".join(shown.split())[:_MAX_NAME]
 
 
 class Share:

@@ -331,6 +331,9 @@ class AuthGuard:
         if self._key_header and (key := request.headers.get(self._key_header)) is not None:
             # Like this, both headers share cached verdicts, throttling, and the rules for what they contain.
             given = b"Bearer " + key.strip(b" ")
+            if not _CREDENTIAL.fullmatch(given[7:]):
+                text = f"The {names[-1].decode().title()} header must have only the key or token, without Bearer."
+                return self.challenges.for_malformed(request, text)
             if value is not None and b"Bearer " + value.partition(b" ")[2].strip(b" ") != given:
                 return self.challenges.for_malformed(request, "The request has two credentials that differ. Send one.")
             value = given

@@ -291,6 +291,8 @@ def key_method(given: Sequence[tuple[str, str, Collection[str]]], file: str | Pa
         check_key(name, key)
     now = time.time()
     stored = tuple(StoredKey(name, digest(key), now, check_scopes(scopes)) for name, key, scopes in given)
+    if len({each.hash for each in stored}) < len({(each.hash, each.name) for each in stored}):
+        raise ValueError("Two names have the same key, so their callers can't be told apart. Give each its own key.")
     return KeyMethod(stored, KeyFile(Path(file)) if file else None)
 
 

@@ -23,7 +23,7 @@ from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import Tickets, UpstreamPageMethod, Vault
 from millstream.auth._jose import ASYMMETRIC, TENANT, Claims, FetchedKeys, TokenRules
 from millstream.auth._method import AuthMethod, KnownScopes, NeedsServer, Paths, Unavailable
-from millstream.auth._tokens import Discovery, TokenMethod, ask_issuer, issuer_keys, rules_of, several
+from millstream.auth._tokens import Discovery, TokenMethod, accepted_algorithms, ask_issuer, issuer_keys, rules_of
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
 logger = logging.getLogger("millstream")
@@ -391,7 +391,7 @@ def oidc(  # noqa: PLR0913  the options of an issuer
     )
     rules = replace(rules, issuer=template)
     keys = issuer_keys(issuer, template if tenants else "")
-    allowed = several("algorithms", algorithms) or ASYMMETRIC
+    allowed = accepted_algorithms(algorithms) or ASYMMETRIC
     if client_secret and not client_id:
         raise ValueError("auth.oidc() requires client_id if you set client_secret.")
     if not client_id:

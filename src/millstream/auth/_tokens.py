@@ -284,11 +284,24 @@ def several(name: str, given: Collection[str]) -> tuple[str, ...]:
     Raises:
         TypeError: The value is a single string, or contains other types.
     """
-    if isinstance(given, str):
+    if isinstance(given, str) or not isinstance(given, Collection):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name} must be a list: {name}=[{given!r}]")
     found = tuple(given)
     if wrong := [each for each in cast("tuple[object, ...]", found) if not isinstance(each, str)]:
         raise TypeError(f"{name} must be a list of strings, but {wrong[0]!r} isn't a string.")
+    return found
+
+
+def accepted_algorithms(given: Names, possible: Collection[str] = ASYMMETRIC) -> tuple[str, ...]:
+    """Return the accepted signature algorithms.
+
+    Raises:
+        ValueError: One isn't possible.
+        TypeError: It isn't a list of strings.
+    """
+    found = several("algorithms", given)
+    if unknown := [each for each in found if each not in possible]:
+        raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Supported: {', '.join(possible)}.")
     return found
 
 
@@ -418,10 +431,10 @@ def jwt(  # noqa: PLR0913  the options of an issuer
     """
     if bool(jwks) == bool(secret):
         raise ValueError("auth.jwt() requires either jwks=, the issuer's keys, or secret=, a shared secret.")
-    allowed = several("algorithms", algorithms) or (("HS256",) if secret else ASYMMETRIC)
-    possible = ("HS256", "HS384", "HS512") if secret else ASYMMETRIC
-    if unknown := [each for each in allowed if each not in possible]:
-        raise ValueError(f"The algorithm {unknown[0]!r} isn't supported here. Supported: {', '.join(possible)}.")
+    if secret:
+        allowed = accepted_algorithms(algorithms, ("HS256", "HS384", "HS512")) or ("HS256",)
+    else:
+        allowed = accepted_algorithms(algorithms) or ASYMMETRIC
     keys: FixedKeys | FetchedKeys
     if secret:
         keys = FixedKeys([shared_secret(secret)])

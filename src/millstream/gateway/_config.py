@@ -12,11 +12,12 @@ import shlex
 import tomllib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cache, partial
+from functools import cache, partial, reduce
 from glob import escape
 from inspect import Parameter, signature
+from operator import or_
 from pathlib import Path
-from types import NoneType, UnionType
+from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
@@ -95,7 +96,7 @@ class ConfigValue(Struct, frozen=True):
 
     def quote(self, value: object) -> str:
         """Return a value of the wrong type for an error, without secrets."""
-        if any(map(is_secret, self.where)):
+        if any(is_secret(each.replace("keys", "key")) for each in self.where):
             return f"another type ({type(value).__name__})"
         return f"{value!r:.60}"
 
@@ -116,7 +117,7 @@ class ConfigValue(Struct, frozen=True):
             ConfigError: The value isn't a table.
         """
         if not is_object(self.value):
-            raise self.error(f"it must be a table of options, not {self.original!r:.60}.")
+            raise self.error(f"it must be a table of options, not {self.quote(self.original)}.")
         return {name: self.member(name) for name in self.value}
 
     def options(self, known: Mapping[str, FieldInfo]) -> "dict[str, ConfigValue]":
@@ -473,7 +474,6 @@ _AUTH_METHODS = ("issuer", "keys", "oidc", "jwt", "introspection")
 """Functions of `millstream.auth` that are tables of ``[auth]``."""
 _LOGINS = ("login_provider", "identity_provider")
 """Functions that are tables of ``[auth.issuer]``, for `users`."""
-_AUTH_FILES = ("file", "users")
 
 
 def _load_auth(value: ConfigValue) -> tuple[Any, ...]:
@@ -494,7 +494,7 @@ def _load_auth(value: ConfigValue) -> tuple[Any, ...]:
 def _load_issuer(value: ConfigValue) -> Any:
     """Return an authorization server, whose ways to sign in are options of their own in a file."""
     table = value.table()
-    users = [auth.users(file=_file_path(table["users"]))] if "users" in table else list[Any]()
+    users = [_call_auth(table["users"], "users")] if "users" in table else list[Any]()
     for name in _LOGINS:
         users += [_call_auth(each, name) for each in _tables(table[name])] if name in table else []
     clients = [_call_auth(each, "client") for each in _tables(table["clients"])] if "clients" in table else list[Any]()
@@ -530,16 +530,12 @@ def _call_auth(value: ConfigValue, name: str, *, done: Mapping[str, Any] = {}, i
     }
     known = [key for key, each in kinds.items() if each.kind is not Parameter.VAR_POSITIONAL]
     given: dict[str, Any] = dict(done)
-    if isinstance(value.value, str) and "file" in known:
-        return function(file=_file_path(value))
-    for key, each in value.table().items():
+    for key, each in ({"file": value} if isinstance(value.value, str) and "file" in known else value.table()).items():
         if key in done or key in ignored:
             continue
         if key not in known:
             raise each.error(f"unknown option; {suggest(key, [*known, *ignored])} {_SIGN_IN_GUIDE}")
-        if str(kinds[key].annotation) in ("str", "<class 'str'>") and not isinstance(each.value, str):
-            raise each.error(f"it must be a string, not {each.quote(each.original)}.")
-        given[key] = _file_path(each) if key in _AUTH_FILES else each.value
+        given[key] = _file_path(each) if key == "file" else each.convert(_file_type(kinds[key].annotation))
     missing = [
         key for key, each in kinds.items() if key in known and each.default is Parameter.empty and key not in given
     ]
@@ -551,9 +547,19 @@ def _call_auth(value: ConfigValue, name: str, *, done: Mapping[str, Any] = {}, i
         raise value.error(str(exc)) from exc
 
 
+def _file_type(kind: Any) -> Any:
+    """Return what an argument of this type is in a file. Every collection of strings is a list there."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return reduce(or_, (_file_type(each) for each in parts if get_origin(each) not in (list, set, frozenset)))
+    if origin is tuple:
+        return GenericAlias(tuple, tuple(map(_file_type, parts)))
+    return GenericAlias(dict, (str, _file_type(parts[1]))) if origin is Mapping else kind
+
+
 def _file_path(value: ConfigValue) -> str:
     if not isinstance(value.value, str):
-        raise value.error(f"it must be the path of a file, not {value.original!r:.60}.")
+        raise value.error(f"it must be the path of a file, not {value.quote(value.original)}.")
     return str(value.path.resolve().parent / value.value)
 
 
@@ -733,6 +739,10 @@ def _describe(kind: Any) -> str:
         return f"a list with some of {', '.join(get_args(parts[0]))}"
     if parts[1:] == (str,):
         return "a table of strings"
+    if origin is dict and get_args(parts[1]):
+        return f"a table with {_describe(parts[1])} for each name"
+    if origin is tuple and parts[-1] is not ...:
+        return f"a list of {' and '.join(map(_describe, parts))}"
     return _DESCRIPTIONS.get(origin or kind, "a table")
 
 

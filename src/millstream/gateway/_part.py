@@ -274,7 +274,7 @@ class GatewayPart:
                     f"The upstream {name!r} has auth and a fixed Authorization header. Remove one of them."
                 )
             configured.append("authorization")
-        forward = check_forwarded(name, config.forward_headers, configured)
+        forward = check_forwarded(name, config.forward_headers, configured, host.settings.auth_key_header)
         if isinstance(auth, TokenExchange | PerUserOAuth) and host.guard is None:
             kind = auth.__struct_config__.tag
             in_file = ", or a table such as [auth.issuer] of a gateway.toml"

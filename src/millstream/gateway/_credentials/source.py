@@ -259,13 +259,16 @@ class FixedCredentials(UpstreamCredentials):
         return found != sent
 
 
-def check_forwarded(upstream: str, names: Sequence[str], configured: Collection[str]) -> tuple[str, ...]:
+def check_forwarded(
+    upstream: str, names: Sequence[str], configured: Collection[str], key_header: str = ""
+) -> tuple[str, ...]:
     """Return the names of headers to forward, in lower case.
 
     Args:
         upstream: Name of the upstream, for errors.
         names: The operator's list.
         configured: Names of headers that the upstream's own configuration sets.
+        key_header: The header in which callers may send their key for this server.
 
     Raises:
         LocalError: A header must not be forwarded.
@@ -284,12 +287,12 @@ def check_forwarded(upstream: str, names: Sequence[str], configured: Collection[
             check_headers({name: ""})
         except TargetError as exc:
             raise LocalError(f"{where}: {exc}") from None
-    if "authorization" in found:
+    for name in {"authorization", key_header.lower()}.intersection(found):
         logger.warning(
-            "forward_headers of the upstream %r contains authorization: that server receives each caller's own "
-            "credential for this one, and can use it here as the caller. Forward it only to servers that you run "
-            "yourself.",
+            "forward_headers of the upstream %r contains %s: that server receives each caller's own credential for "
+            "this one, and can use it here as the caller. Forward it only to servers that you run yourself.",
             upstream,
+            name,
         )
     return found
 
