@@ -1,11 +1,13 @@
 """Resources that clients watch through a gateway."""
 
 import asyncio
+import json
 from contextlib import AsyncExitStack
 
 from cpu import count_calls
 from millstream import Client, Server
 from patience import WAIT
+from wire import MemoryPipe, request
 
 URIS = [f"doc://shop/{number}" for number in range(100)]
 
@@ -52,6 +54,29 @@ async def count_calls_of_a_change(streams: int) -> int:
 
 async def test_changed_tools_do_not_check_the_resources_of_each_stream() -> None:
     assert await count_calls_of_a_change(20) < 3 * await count_calls_of_a_change(1)
+
+
+async def test_next_subscription_takes_the_gateway_no_more_work_than_the_first() -> None:
+    mcp, _ = make_gateway()
+    async with asyncio.timeout(WAIT), mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher)
+
+        async def ask(method: str, params: object, number: int) -> None:
+            pipe.send(json.dumps(request(method, params, number)).encode())
+            assert "result" in json.loads(await pipe.receive())
+
+        await ask("initialize", {"protocolVersion": "2025-11-25", "clientInfo": {"name": "t", "version": "1"}}, 0)
+
+        async def work(first: int, last: int) -> int:
+            with count_calls() as names:
+                for number in range(first, last):
+                    await ask("resources/subscribe", {"uri": f"doc://shop/{number}"}, number)
+            return sum(name.startswith("GatewayPart.") for name in names) // (last - first)
+
+        first = await work(1, 11)
+        await work(11, 100)
+        assert await work(100, 110) < 1.2 * first
+        await pipe.close()
 
 
 async def test_resource_that_an_upstream_offers_later_is_watched() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from bad_input.shop import make_shop
 from cases import for_each
+from cpu import count_calls
 from fleet import Worker, fleet, settle, until
 from millstream import Context, Server
 from millstream._protocol.handlers import NotificationFilters
@@ -242,10 +243,33 @@ async def test_updates_use_the_newest_record() -> None:
     stream.open(cast("Any", SimpleNamespace(write=said.append)))
     stream.update_record(None)  # another worker has changed the record, which is read now
     stream.watcher(sign, encode_change(sign))
-    stream.begin(SessionRecord(subscriptions=["shelf://1"]))  # what was read when the stream opened
-    stream.update_record(SessionRecord(subscriptions=["shelf://1", "shop://sign"]))
+    stream.begin(SessionRecord(subscriptions={"shelf://1": ""}))  # what was read when the stream opened
+    stream.update_record(SessionRecord(subscriptions={"shelf://1": "", "shop://sign": ""}))
     assert len(said) == 1
     assert b"shop://sign" in said[0]
+
+
+async def test_next_subscription_takes_no_more_work_than_the_first() -> None:
+    async with fleet(make_ten, 1) as (worker,):
+        headers = await worker.initialize()
+        stream = await worker.get(headers)
+
+        async def work(first: int, method: str) -> int:
+            with count_calls() as names:
+                for number in range(first, first + 20):
+                    reply = await worker.ask(f"resources/{method}", {"uri": f"note://{number}%2e"}, headers)
+                    assert "result" in reply
+                await settle()
+            return len(names)
+
+        first = await work(0, "subscribe")
+        for number in range(20, 500):
+            await worker.ask("resources/subscribe", {"uri": f"note://{number}%2e"}, headers)
+        assert await work(500, "subscribe") < 1.2 * first
+        assert await work(500, "unsubscribe") < 1.2 * first
+        await worker.server.resource_updated("note://499.")
+        (message,) = await stream.until(1)
+        assert message["params"] == {"uri": "note://499%2e"}
 
 
 async def test_changes_during_a_read_cause_another_read() -> None:

@@ -58,8 +58,8 @@ from millstream._protocol.uri import normalize_uri
 from millstream._server.calls.call import Call, check_scopes, granted_scopes, params_of
 from millstream._server.calls.context import call_binding, open_rounds, shared_context
 from millstream._server.calls.questions import read_responses
-from millstream._server.calls.services import UPDATED, ServerChange, WatchedUris
-from millstream._server.calls.sessions import SessionRecord, size_of_uris
+from millstream._server.calls.services import UPDATED, ServerChange, affected_uris
+from millstream._server.calls.sessions import SessionRecord, size_of_uris, spellings, watch_uris
 from millstream._server.control import release_arguments, too_many_streams
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
@@ -272,13 +272,13 @@ class Handlers:
         normal = normalize_uri(uri)
 
         def add(record: SessionRecord) -> SessionRecord | None:
-            if any(normalize_uri(each) == normal for each in record.subscriptions):
+            if normal in record.subscriptions:
                 return None
             if len(record.subscriptions) >= self._services.settings.max_subscriptions:
                 raise ProtocolError(INVALID_REQUEST, "Too many subscriptions in this session. Unsubscribe from some.")
             self._find_readable(uri, call)
             self._services.changes.source.check_room(call.owner, (uri,))
-            return replace(record, subscriptions=[*record.subscriptions, uri])
+            return replace(record, subscriptions=record.subscriptions | watch_uris([uri]))
 
         await self._change_subscriptions(call, add)
         await self._services.changes.source.wait_until_followed((uri,))
@@ -290,8 +290,8 @@ class Handlers:
         normal = normalize_uri(uri) if len(uri) <= MAX_URI_BYTES else uri
 
         def drop(record: SessionRecord) -> SessionRecord | None:
-            kept = [each for each in record.subscriptions if normalize_uri(each) != normal]
-            return None if len(kept) == len(record.subscriptions) else replace(record, subscriptions=kept)
+            kept = record.subscriptions.copy()
+            return None if kept.pop(normal, None) is None else replace(record, subscriptions=kept)
 
         await self._change_subscriptions(call, drop)
         return b""
@@ -319,7 +319,7 @@ class Handlers:
             raise ProtocolError(
                 INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters."
             )
-        size = size_of_uris(wanted.resource_subscriptions, changes.source.entry_bytes)
+        size = size_of_uris(watch_uris(wanted.resource_subscriptions), changes.source.entry_bytes)
         pushes = _Pushes()
         with ExitStack() as ends:
             agreed = await self._open_filters(call, pushes, ends) if self._registry.filters else {}
@@ -347,8 +347,8 @@ class Handlers:
                 await call.send_to_caller(acknowledgment)
                 return b""
             reports = partial(self._registry.reports, call)
-            watched = WatchedUris(frozenset(filter(reports, granted.resource_subscriptions)))
-            uris = watched.uris
+            watched = watch_uris(filter(reports, granted.resource_subscriptions))
+            uris = spellings(watched)
             lists = {
                 kind: notification_message(ServerChange(kind).method, NotificationParams(mark))
                 for kind in ("tools", "prompts", "resources")
@@ -359,18 +359,18 @@ class Handlers:
             def watcher(change: ServerChange, message: bytes) -> None:
                 if change.kind in lists:
                     pushes.push(lists[change.kind])
-                for uri in filter(reports, watched.affected_by(change)):
+                for uri in filter(reports, affected_uris(change, watched)):
                     pushes.push(notification_message(UPDATED, ResourceUpdatedNotificationParams(uri, mark)))
 
             ends.callback(changes.watch(watcher))
             end = pushes.over.set
             endings.add(end)
             ends.callback(endings.discard, end)
-            changes.source.follow(call, owner, uris)
-            ends.callback(changes.source.follow, call, owner, ())
+            changes.source.follow(call, owner, watched)
+            ends.callback(changes.source.follow, call, owner, {})
             await changes.source.wait_until_followed(uris)
             await call.send_to_caller(acknowledgment)
-            del wanted, granted, acknowledgment  # what isn't counted must not be kept
+            del wanted, granted, uris, acknowledgment  # what isn't counted must not be kept
             await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
             ends.callback(line.on_close(end))
             pushes.begin(call)

@@ -35,7 +35,7 @@ from millstream._protocol.jsonrpc import (
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, Revision
 from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
-from millstream._server.calls.services import SESSION_OVER, ServerChange, WatchedUris, session_messages
+from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher, OpenSession
 from millstream._tasks import has_failed, is_canceled
@@ -65,9 +65,6 @@ class ClientConnection(Confidential, Struct, eq=False):
     _tasks: dict[asyncio.Task[None], Call | None] = {}
     """Running tasks -> their call; None for a batch."""
     _stop_watching: Callback | None = None
-    _watched_list: list[str] = []
-    """The subscriptions of the session's record, and the same for look-ups."""
-    _watched: WatchedUris = WatchedUris()
     _ends: set[Callback] = set()
     """Functions that end the connection's subscriptions with their results."""
 
@@ -275,10 +272,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         assert session is not None  # noqa: S101  watched only in a session
         assert session.record is not None  # noqa: S101  sessions of connections have one
         reports = partial(self._dispatcher.registry.reports, self)
-        if session.record.subscriptions != self._watched_list:
-            self._watched_list = session.record.subscriptions
-            self._watched = WatchedUris(self._watched_list)
-        for each in session_messages(change, message, session.client, self._watched, reports):
+        for each in session_messages(change, message, session.client, session.record.subscriptions, reports):
             self._notify(each)
 
     def _notify(self, message: bytes) -> None:
@@ -312,7 +306,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         if self.session is not None:
             self._note(SESSION_OVER)
             self._dispatcher.services.end_session(self.session.id)
-            self._dispatcher.services.changes.source.follow(self.session.id, self.session.owner, ())
+            self._dispatcher.services.changes.source.follow(self.session.id, self.session.owner, {})
             self._dispatcher.services.client_memory.release(self.session)
         tasks = dict(self._tasks)
         for task in tasks:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange
+from millstream._server.calls.sessions import spellings
 from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler
 from millstream._server.features.resources import Resource, Template
@@ -87,6 +88,10 @@ class GatewayDefinition(Protocol):
     def title(self) -> str: ...
 
 
+_Sources = set[tuple[Upstream, str]]
+"""Upstreams, and their own URIs of resources."""
+
+
 class GatewayPart:
     """Connects to the upstreams of a server and offers their items."""
 
@@ -104,8 +109,9 @@ class GatewayPart:
         self._announcement: Announcement = {"id": "", "upstreams": {}}
         """See `_names`."""
 
-        self._subscriptions: dict[object, tuple[str, Collection[str], set[tuple[Upstream, str]]]] = {}
-        """Stream or connection -> its caller, the URIs that it subscribes to, and the watched ones, by upstream."""
+        self._subscriptions: dict[object, tuple[str, Mapping[str, str], _Sources, _Sources]] = {}
+        """Stream or connection -> its caller, the URIs that it subscribes to, and those of upstreams: all of them, and
+        the watched ones."""
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
 
@@ -641,32 +647,43 @@ class GatewayPart:
         for upstream in self.upstreams.values():
             upstream.watches.check_room(owner, self._own_uris(upstream, uris))
 
-    def follow(self, follower: object, owner: str, uris: Collection[str]) -> None:
+    def follow(self, follower: object, owner: str, uris: Mapping[str, str]) -> None:
         """See `ChangeSource`: watch the resources that streams and connections of this worker subscribe to."""
-        self._watch(follower, owner, uris, self._find_sources(uris))
+        if follower not in self._subscriptions:
+            self._watch(follower, owner, uris, self._find_sources(spellings(uris)))
+            return
+        _, before, wanted, _ = self._subscriptions[follower]
+        added, gone = (
+            self._find_sources([these[form] or form for form in these.keys() - others.keys()])
+            for these, others in ((uris, before), (before, uris))
+        )
+        self._watch(follower, owner, uris, (wanted - gone) | added)
 
     def _follow_again(self) -> None:
         """Update what is watched after other resources are offered. Many streams can have the same URIs."""
-        found: dict[Collection[str], set[tuple[Upstream, str]]] = {}
-        for follower, (owner, uris, watched) in list(self._subscriptions.items()):
+        found: dict[Collection[str], _Sources] = {}
+        for follower, (owner, uris, _, watched) in list(self._subscriptions.items()):
             key = frozenset(uris)
             if key not in found:
-                found[key] = self._find_sources(uris)
+                found[key] = self._find_sources(spellings(uris))
             if found[key] != watched:
                 self._watch(follower, owner, uris, found[key])
 
-    def _find_sources(self, uris: Collection[str]) -> set[tuple[Upstream, str]]:
+    def _find_sources(self, uris: Collection[str]) -> _Sources:
         return {(each, uri) for each in self.upstreams.values() for uri in self._own_uris(each, uris)}
 
-    def _watch(self, follower: object, owner: str, uris: Collection[str], wanted: set[tuple[Upstream, str]]) -> None:
-        _, _, before = self._subscriptions.pop(follower, (owner, (), set[tuple[Upstream, str]]()))
+    def _watch(self, follower: object, owner: str, uris: Mapping[str, str], wanted: _Sources) -> None:
+        _, _, _, before = self._subscriptions.pop(follower, (owner, {}, wanted, _Sources()))
         for upstream, uri in before - wanted:
             upstream.watches.leave(owner, uri)
-        watched = {(each, uri) for each, uri in wanted if (each, uri) in before or each.watches.take(owner, uri)}
-        if len(watched) < len(wanted):  # a session can subscribe on any worker, and before it has a stream
+        taken = {(each, uri) for each, uri in wanted - before if each.watches.take(owner, uri)}
+        watched = (before & wanted) | taken
+        if watched == wanted:
+            watched = wanted
+        else:  # a session can subscribe on any worker, and before it has a stream
             logger.warning("%s watches %d of its %d resources", owner or "A client", len(watched), len(wanted))
         if uris:
-            self._subscriptions[follower] = owner, uris, watched
+            self._subscriptions[follower] = owner, uris, wanted, watched
         for upstream in {each for each, _ in before ^ watched}:
             upstream.watches.start(handshake=upstream.revision.handshake)
 

@@ -8,7 +8,7 @@ to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, a
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from math import inf
 from secrets import token_bytes
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from millstream._protocol.seal import NONCE_BYTES, KeyRing
 from millstream._protocol.uri import normalize_uri
 from millstream._server.calls import Secrets, load_secrets
 from millstream._server.calls.pending_questions import PendingQuestions
-from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords
+from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords, spellings
 from millstream._server.peers import LEEWAY, Peers
 from millstream._server.pool import Threads
 from millstream._stores.base import Store
@@ -82,40 +82,19 @@ ANY_UPDATE = ServerChange("updated")
 """Updates may have been lost. Watchers of resources must report all of them as changed."""
 
 
-class WatchedUris:
-    """URIs that a client watches, to be found in any spelling without a look at each.
-
-    Example:
-        ``WatchedUris(["shop://Stock", "shop://stock"]).affected_by(ServerChange("updated", "SHOP://stock"))``
-    """
-
-    __slots__ = ("_others", "uris")
-
-    def __init__(self, uris: Collection[str] = ()) -> None:
-        self.uris: frozenset[str] = frozenset(uris)
-        self._others: dict[int, list[str]] = {}
-        """Hash of the normal form -> the URIs that are spelled differently. Forms would take as much memory again."""
-        for uri in self.uris:
-            if (form := normalize_uri(uri)) != uri:
-                self._others.setdefault(hash(form), []).append(uri)
-
-    def affected_by(self, change: ServerChange) -> Collection[str]:
-        """Return the URIs that a change affects, as the client has spelled them."""
-        if change is ANY_UPDATE:
-            return sorted(self.uris)
-        if change.kind != "updated":
-            return ()
-        form = normalize_uri(change.uri)
-        same = {change.uri, form} & self.uris
-        others = self._others.get(hash(form))
-        return same.union(uri for uri in others if normalize_uri(uri) == form) if others else same
+def affected_uris(change: ServerChange, watched: Mapping[str, str]) -> Iterable[str]:
+    """Return which of the watched URIs a change affects, as the client has spelled them. See `watch_uris`."""
+    if change is ANY_UPDATE:
+        return sorted(spellings(watched))
+    form = normalize_uri(change.uri)
+    return (watched[form] or form,) if change.kind == "updated" and form in watched else ()
 
 
 def session_messages(
     change: ServerChange,
     message: bytes,
     client: ClientInfo,
-    subscribed: WatchedUris,
+    subscribed: Mapping[str, str],
     reports: Callable[[str], bool],
 ) -> Iterator[bytes]:
     """Yield the notifications that a session gets about a change.
@@ -124,13 +103,13 @@ def session_messages(
         change: The change.
         message: Its encoded notification.
         client: The client of the session.
-        subscribed: The resources that it has subscribed to.
+        subscribed: The resources that it has subscribed to, see `watch_uris`.
         reports: Returns whether the caller may know of an update, which can change after the subscription.
     """
     if isinstance(change, SessionChange) and change.message:
         yield message
     elif change.kind == "updated":
-        for uri in filter(reports, subscribed.affected_by(change)):
+        for uri in filter(reports, affected_uris(change, subscribed)):
             yield message if uri == change.uri else encode_change(ServerChange("updated", uri))
     elif not isinstance(change, Broadcast) or change.reaches(client):
         yield message
@@ -162,8 +141,10 @@ class ChangeSource(Protocol):
         """
         return
 
-    def follow(self, follower: object, owner: str, uris: Collection[str]) -> None:
-        """Replace the resources that a stream or connection of a caller follows. Pass none when it ends."""
+    def follow(self, follower: object, owner: str, uris: Mapping[str, str]) -> None:
+        """Replace the resources that a stream or connection of a caller follows, see `watch_uris`. Pass none when it
+        ends.
+        """
         return
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 import sys
-from collections.abc import Callable, Collection, Generator
+from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -37,7 +37,8 @@ class SessionRecord(Struct, frozen=True, omit_defaults=True):
     """The stored state of a session."""
 
     log_level: str = ""
-    subscriptions: list[str] = []
+    subscriptions: dict[str, str] = {}
+    """See `watch_uris`."""
     capabilities: dict[str, Any] | None = None
     """Declared client capabilities, if the sealed id can't hold them exactly."""
     ended: bool = False
@@ -233,7 +234,8 @@ class SessionRecords:
             record = edit(session.record)
             if record is not None:
                 _pack(record)
-                self._resize(session, session.size + size_of_uris(record.subscriptions))
+                grown = growth_of_uris(session.record.subscriptions, record.subscriptions)
+                self._resize(session, session.charged_bytes + grown)
                 session.record = record
             return
         record = await self._swap(session, edit)
@@ -336,9 +338,7 @@ MAX_HELD = 128 * 1024 * 1024
 """Maximum bytes per worker. A single caller can use half of them."""
 _RELEASED = -1
 _SLOT_BYTES = 40
-"""Average bytes of an entry in a set."""
-_SPELLING_BYTES = 220
-"""Bytes of what finds a URI that isn't in its normal form, see `WatchedUris`."""
+"""Average bytes of an entry in a dict."""
 
 
 def size_of(value: Any) -> int:
@@ -351,17 +351,40 @@ def size_of(value: Any) -> int:
     return own + sum([size_of(each) for each in inner])
 
 
-def size_of_uris(uris: Collection[str], entry_bytes: int = 0) -> int:
+def watch_uris(uris: Iterable[str]) -> dict[str, str]:
+    """Return URIs to be found in any spelling: their normal form -> the client's spelling, or "" if it's the same."""
+    watched: dict[str, str] = {}
+    for uri in uris:
+        if (form := normalize_uri(uri)) not in watched:
+            watched |= {uri: ""} if form == uri else {form: uri}
+    return watched
+
+
+def spellings(watched: Mapping[str, str]) -> list[str]:
+    """Return watched URIs as the client has spelled them."""
+    return [uri or form for form, uri in watched.items()]
+
+
+def size_of_uris(watched: Mapping[str, str], entry_bytes: int = 0) -> int:
     """Return the bytes that watched URIs take.
 
     Args:
-        uris: The URIs.
+        watched: The URIs, see `watch_uris`.
         entry_bytes: See `ChangeSource.entry_bytes`.
     """
+    texts = [*watched, *filter(None, watched.values())]
     # Python keeps the UTF-8 form of a text that it has encoded.
-    texts = sum(sys.getsizeof(uri) + (0 if uri.isascii() else len(uri.encode(errors="replace"))) for uri in uris)
-    spelled = sum(normalize_uri(uri) != uri for uri in uris)
-    return texts + spelled * _SPELLING_BYTES + len(uris) * (_SLOT_BYTES + entry_bytes)
+    sizes = (sys.getsizeof(text) + (0 if text.isascii() else len(text.encode(errors="replace"))) for text in texts)
+    return sum(sizes) + len(watched) * (_SLOT_BYTES + entry_bytes)
+
+
+def growth_of_uris(before: Mapping[str, str], after: Mapping[str, str], entry_bytes: int = 0) -> int:
+    """Return the bytes that watched URIs take beyond those of before. Only those that differ are looked at."""
+    added, removed = (
+        {form: these[form] for form in these.keys() - others.keys()}
+        for these, others in ((after, before), (before, after))
+    )
+    return size_of_uris(added, entry_bytes) - size_of_uris(removed, entry_bytes)
 
 
 class ClientMemoryQuota:

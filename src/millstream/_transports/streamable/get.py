@@ -19,11 +19,10 @@ from millstream._server.calls.services import (
     SESSION_OVER,
     ServerChange,
     Services,
-    WatchedUris,
     encode_change,
     session_messages,
 )
-from millstream._server.calls.sessions import Session, SessionRecord, size_of_uris
+from millstream._server.calls.sessions import Session, SessionRecord, growth_of_uris, spellings
 from millstream._server.peers import SessionEnd, StreamTakeover
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.tail import Tail
@@ -207,7 +206,7 @@ class _StandaloneStream(_NewestStream, eq=False):
     request: HttpRequest
     reports: Callable[[str], bool]
     """Returns whether the caller may know of an update."""
-    subscribed: WatchedUris = WatchedUris()
+    subscribed: dict[str, str] = {}
     charged_bytes: int = 0
     """Bytes of `Services.client_memory` that the stream takes."""
     has_news: bool = False
@@ -233,7 +232,7 @@ class _StandaloneStream(_NewestStream, eq=False):
     @override
     def close(self) -> None:
         if not self.over:
-            self.services.changes.source.follow(self.id, self.request.owner, ())
+            self.services.changes.source.follow(self.id, self.request.owner, {})
             self.services.client_memory.bytes.leave(self.request.owner, self.charged_bytes)
         super().close()
 
@@ -256,18 +255,18 @@ class _StandaloneStream(_NewestStream, eq=False):
             for each in session_messages(change, message, self.client, self.subscribed, self.reports):
                 self.write(each)
 
-    def _charge(self) -> None:
+    def _charge(self, before: dict[str, str]) -> None:
         """Count what the subscriptions take, and drop them if the caller's share is used up."""
         memory, owner = self.services.client_memory.bytes, self.request.owner
         memory.leave(owner, self.charged_bytes)
-        self.charged_bytes = size_of_uris(self.subscribed.uris, self.services.changes.source.entry_bytes)
+        self.charged_bytes += growth_of_uris(before, self.subscribed, self.services.changes.source.entry_bytes)
         if not memory.take(owner, self.charged_bytes):
             _logger.warning(
                 "%s gets no updates of its %d resources: its sessions use too much memory",
                 owner,
-                len(self.subscribed.uris),
+                len(self.subscribed),
             )
-            self.charged_bytes, self.subscribed = 0, WatchedUris()
+            self.charged_bytes, self.subscribed = 0, {}
 
     def begin(self, record: SessionRecord) -> None:
         """Use the record from when the stream opened, unless a newer one has arrived or is being read."""
@@ -280,10 +279,10 @@ class _StandaloneStream(_NewestStream, eq=False):
         if record is None:
             self.held = [] if self.held is None else self.held
             return
-        self.subscribed = WatchedUris(record.subscriptions)
+        before, self.subscribed = self.subscribed, record.subscriptions
         if not self.over:
-            self._charge()
-            self.services.changes.source.follow(self.id, self.request.owner, self.subscribed.uris)
+            self._charge(before)
+            self.services.changes.source.follow(self.id, self.request.owner, self.subscribed)
         held, self.held = self.held or [], None
         for change, message in held:
             self.watcher(change, message)
@@ -330,7 +329,7 @@ class StandaloneStreams(_NewestStreams):
             standing.begin(record)
             if resumed:  # everything may have changed while the client was disconnected
                 changes = [ServerChange(kind) for kind in ("tools", "prompts", "resources") if registry.offers(kind)]
-                uris = filter(reports, sorted(standing.subscribed.uris or record.subscriptions))
+                uris = filter(reports, sorted(spellings(standing.subscribed or record.subscriptions)))
                 for change in changes + [ServerChange("updated", uri) for uri in uris]:
                     standing.write(encode_change(change))
             await sink.wait_closed()
