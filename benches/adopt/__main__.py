@@ -46,6 +46,13 @@ has one, their server object with `millstream run program.py`. Over Streamable H
 lists are identical to those that the server returns on stdio, and one tool is called. Without an account or a network,
 some tools return an error of their own.
 
+To try one of them, let `uvx` fetch it:
+
+```text
+$ millstream list -- uvx mcp-server-time
+$ millstream call get_current_time timezone=Europe/Berlin -- uvx mcp-server-time
+```
+
 | package | library | tools | resources | prompts | as a command | its object |
 |---|---|---|---|---|---|---|
 """

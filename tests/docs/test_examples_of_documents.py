@@ -8,11 +8,13 @@ from pathlib import Path
 import httpx2
 import pytest
 import yaml
+from websockets.asyncio.client import connect as websocket
 
 import http_peer
-from examples import events, fastapi_orders
+from examples import compat_bookshop, events, fastapi_orders
 from examples.rooms import may_use, mcp
 from millstream import Principal
+from millstream.compat.memory import create_connected_server_and_client_session
 from millstream.testing import connect
 from patience import WAIT
 from processes import ROOT, SharedServer, free_port, run_command, run_server, share_server
@@ -78,6 +80,19 @@ def shared_rooms(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedSer
         yield server
 
 
+@pytest.fixture(scope="module")
+def shared_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedServer]:
+    """`examples/hub.py`, started."""
+    with share_server(partial(run_command, "examples/hub.py"), tmp_path_factory.mktemp("hub")) as server:
+        yield server
+
+
+@pytest.fixture
+def hub_port(shared_hub: SharedServer) -> int:
+    """The port of `examples/hub.py`."""
+    return shared_hub.port()
+
+
 @pytest.fixture
 def rooms(shared_rooms: SharedServer) -> int:
     """The port of the running example."""
@@ -130,3 +145,37 @@ async def test_wire_of_http_sse_is_as_explained(tmp_path: Path) -> None:
                 assert f"\n{event}\n" in page
             direct = await client.post("/mcp", content=messages[2], headers={"content-type": "application/json"})
             assert f"\n\n{direct.text}\n```" in page
+
+
+def as_documented(text: str) -> str:
+    """Return a pattern for text in which … stands for what differs."""
+    return re.escape(text).replace("…", ".+")
+
+
+@pytest.mark.server
+async def test_documented_websocket_messages_are_exchanged(hub_port: int) -> None:
+    page = (ROOT / "docs" / "reference" / "websocket.md").read_text("utf-8")
+    lines = re.findall(r"^([<>]) (\{.*\})$", page, re.MULTILINE)
+    assert {side for side, _ in lines} == {"<", ">"}
+    async with asyncio.timeout(WAIT), websocket(f"ws://127.0.0.1:{hub_port}/ws") as socket:
+        for side, message in lines:
+            if side == ">":
+                await socket.send(message)
+            else:
+                assert re.fullmatch(as_documented(message), str(await socket.recv()))
+
+
+@pytest.mark.server
+async def test_documented_routes_respond_as_documented(hub_port: int) -> None:
+    page = (ROOT / "docs" / "reference" / "routes.md").read_text("utf-8")
+    examples = re.findall(r"^\$ curl -s http://127\.0\.0\.1:8000(/\w+)\n(.+)$", page, re.MULTILINE)
+    assert len(examples) == 3
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{hub_port}", timeout=WAIT) as client:
+        for path, text in examples:
+            assert re.fullmatch(as_documented(text), (await client.get(path)).text.strip())
+
+
+async def test_program_with_changed_imports_serves_its_tool() -> None:
+    async with create_connected_server_and_client_session(compat_bookshop.mcp) as session:
+        result = await session.call_tool("price", {"isbn": "9780261103573"})
+    assert result.structuredContent == {"result": 9.99}

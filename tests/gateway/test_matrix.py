@@ -168,7 +168,8 @@ def render_section() -> str:
     lead = (
         "A client of any revision can use an upstream of any revision, on every transport that the two revisions have. "
         "A cell of the table names what a client of the revision on the left doesn't get from an upstream of the "
-        "revision at the top. The numbers are explained below it."
+        "revision at the top. The numbers are explained below it. For example, a client of 2025-11-25 gets everything "
+        "from an upstream of 2026-07-28, except structured results that aren't objects (6)."
     )
     lines = [
         lead,
