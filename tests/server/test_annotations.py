@@ -143,6 +143,15 @@ async def test_a_recursive_alias_is_described_as_one_definition() -> None:
     assert (await _call(_function(Nested, Nested), {"a": [1, [2]]})).data == [1, [2]]
 
 
+async def test_made_defaults_beside_a_path_are_described_as_what_they_are() -> None:
+    class Folder(msgspec.Struct, rename="camel"):
+        base_path: Path = Path("/x")
+        counts: dict[str, int] = msgspec.field(default_factory=dict)
+
+    properties = (await _tool(_function(Folder)))["inputSchema"]["properties"]["a"]["properties"]
+    assert (properties["basePath"]["default"], properties["counts"]["default"]) == ("/x", {})
+
+
 async def test_bytes_in_models_are_base64_in_arguments_and_results() -> None:
     def picture() -> Raw:
         return Raw()

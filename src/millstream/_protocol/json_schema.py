@@ -8,17 +8,15 @@ a `$ref` to another document is refused (MCP 2026-07-28, basic).
 
 import enum
 import re
-from collections import namedtuple
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import MISSING, is_dataclass
-from dataclasses import fields as dataclass_fields
 from functools import partial
 from math import inf, isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
 from urllib.parse import unquote
 
-from msgspec import NODEFAULT, Meta, Struct, defstruct, field
+from msgspec import Meta, Struct, defstruct, field
+from msgspec.inspect import DataclassType, NamedTupleType, StructType, type_info
 from msgspec.json import schema_components
 from msgspec.structs import fields
 
@@ -35,13 +33,13 @@ _INDEX = re.compile("0|[1-9][0-9]{0,9}")
 """Index of an array in a JSON pointer (RFC 6901 §4)."""
 
 REF = "#/$defs/"
-# Keywords that hold schemas (2020-12 core §10 and §11). All other keywords hold data.
+# Keywords that hold schemas (2020-12 core §10 and §11, and earlier drafts). All other keywords hold data.
 SUBSCHEMAS = frozenset(
-    ("additionalProperties", "contains", "contentSchema", "else", "if", "items", "not", "propertyNames", "then",
-     "unevaluatedItems", "unevaluatedProperties")
+    ("additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not",
+     "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties")
 )  # fmt: skip
 SUBSCHEMA_LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
-MAPS = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+MAPS = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
 LOOSE = frozenset(("date-time", "time", "duration"))
 """Formats that Python's text doesn't always follow: a time can lack an offset, and a duration can be negative or have a
 fraction. Some clients validate these formats.
@@ -198,13 +196,13 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
                 components = {**more, **components, name: definition}
     except NameError as error:
         raise TypeError(f"an annotation inside {type_text(annotation)} can't be resolved: {error}") from error
-    _write_decimals(root)
+    _write_decimals({"items": root, "$defs": components})
     for component in components.values():
-        _write_decimals(component)
         component.pop("title", None)  # This is the class name. Titles given by users are beside the `$ref`.
     document = inline_references(root, components)
     _Details(dict(document.get("$defs", {})), {} if written else MOMENTS).add(document, annotation)
-    return drop_formats(document, {"duration"}) if written else document
+    drop_formats(document, {"duration"} if written else ())
+    return document
 
 
 def _with_text_defaults(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
@@ -219,44 +217,22 @@ def _with_text_defaults(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         return annotation if same else union[made] if origin in (Union, UnionType) else origin[made]
     if not isinstance(annotation, type) or annotation in inside:
         return annotation
-    defaults, names = _defaults_of(annotation)
-    if defaults is None:
+    info: Any = type_info(annotation)
+    is_tuple = isinstance(info, NamedTupleType)
+    if not (is_tuple or isinstance(info, StructType | DataclassType)):
         return annotation
     hints = get_type_hints(annotation, include_extras=True)
-    types = {name: _with_text_defaults(hints[name], (*inside, annotation)) for name in defaults}
-    texts = {name: str(each) if hasattr(each, "__fspath__") else each for name, each in defaults.items()}
-    if all(types[name] is hints[name] and texts[name] is defaults[name] for name in defaults):
-        return annotation
-    if hasattr(annotation, "_fields"):
-        given = [text for text in texts.values() if text is not NODEFAULT]
-        make_tuple: Any = namedtuple  # noqa: PYI024  made of values
-        made_tuple = make_tuple(annotation.__name__, list(texts), defaults=given)
-        made_tuple.__annotations__ = types
-        return made_tuple
-    members = [(name, types[name], field(name=names[name], default=texts[name])) for name in defaults]
-    config: Any = getattr(annotation, "__struct_config__", None)
-    tags = {} if config is None else {"tag": config.tag, "tag_field": config.tag_field}
-    return defstruct(annotation.__name__, members, kw_only=True, **tags)
-
-
-def _defaults_of(kind: Any) -> tuple[dict[str, Any] | None, dict[str, str]]:
-    """Return the fields' defaults (`NODEFAULT` for a required field), and their names in JSON."""
-    if issubclass(kind, Struct):
-        found = fields(kind)
-        some: dict[str, Any] = {
-            each.name: [] if each.default_factory is not NODEFAULT else each.default for each in found
-        }
-        return some, {each.name: each.encode_name for each in found}
-    if is_dataclass(kind):
-        given = {
-            each.name: NODEFAULT if each.default is MISSING and each.default_factory is MISSING else each.default
-            for each in dataclass_fields(kind)
-        }
-        some = {name: [] if each is MISSING else each for name, each in given.items()}
-        return some, {name: name for name in some}
-    if hasattr(kind, "_field_defaults"):
-        return {name: kind._field_defaults.get(name, NODEFAULT) for name in kind._fields}, {}
-    return None, {}
+    members: list[Any] = []
+    changed = False
+    for each in info.fields:
+        kind = _with_text_defaults(hints[each.name], (*inside, annotation))
+        default = str(each.default) if hasattr(each.default, "__fspath__") else each.default
+        changed |= kind is not hints[each.name] or default is not each.default
+        options: Any = {"default": default, "default_factory": each.default_factory, "name": each.encode_name}
+        members.append((each.name, kind, field(**options)))
+    shape: Any = {name: getattr(info, name, is_tuple) for name in ("array_like", "forbid_unknown_fields")}
+    shape |= {name: getattr(info, name, None) for name in ("tag", "tag_field")}
+    return defstruct(annotation.__name__, members, kw_only=True, **shape) if changed else annotation
 
 
 def inline_references(
@@ -279,15 +255,12 @@ def inline_references(
         return _Inliner(inf, None).document(root, definitions)
 
 
-def _write_decimals(node: Any) -> None:
+def _write_decimals(schema: Schema) -> None:
     """Give decimal numbers our pattern instead of msgspec's own format."""
-    if not is_object(node):
-        return
-    if node.get("type") == "string" and node.get("format") == "decimal":
-        del node["format"]
-        node["pattern"] = DECIMAL
-    for _, child in children(node):
-        _write_decimals(child)
+    for node in walk(schema):
+        if node.get("type") == "string" and node.get("format") == "decimal":
+            del node["format"]
+            node["pattern"] = DECIMAL
 
 
 def wrap_output(schema: Schema) -> Schema:
@@ -337,10 +310,11 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
         if not is_object(node):
             raise ValueError(f"{where}: a schema must be an object or a boolean")
         _check_identity(node, where)
-        try:
-            pending += [(child, "/".join(map(str, (where, *at))), depth + 1) for at, child in children(node)]
-        except ValueError as error:
-            raise ValueError(f"{where}/{error}") from None
+        for keywords, kind, text in (SUBSCHEMA_LISTS, list, "an array"), (MAPS, dict, "an object"):
+            for keyword in keywords & node.keys():
+                if not isinstance(node[keyword], kind):
+                    raise ValueError(f"{where}/{keyword}: must be {text} of schemas")
+        pending += [(child, "/".join(map(str, (where, *at))), depth + 1) for at, child in children(node)]
 
 
 def _check_identity(node: Schema, where: str) -> None:
@@ -358,20 +332,26 @@ def _check_identity(node: Schema, where: str) -> None:
 def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], Any]]:
     """Iterate over the direct subschemas, each with its location: ``("items",)``, ``("properties", "a")``.
 
-    Raises:
-        ValueError: A keyword has a value of the wrong type.
+    Keywords of earlier drafts have them, too: `items` can be an array, and members of `dependencies` can be names.
     """
     for keyword, value in node.items():
-        if keyword in SUBSCHEMAS:
-            yield (keyword,), value
-        elif keyword in SUBSCHEMA_LISTS:
-            if not is_array(value):
-                raise ValueError(f"{keyword}: must be an array of schemas")
+        if is_object(value) and keyword in MAPS:
+            lists = keyword == "dependencies"
+            yield from (((keyword, name), each) for name, each in value.items() if not (lists and is_array(each)))
+        elif is_array(value) and (keyword in SUBSCHEMA_LISTS or keyword == "items"):
             yield from (((keyword, index), child) for index, child in enumerate(value))
-        elif keyword in MAPS:
-            if not is_object(value):
-                raise ValueError(f"{keyword}: must be an object of schemas")
-            yield from (((keyword, name), child) for name, child in value.items())
+        elif keyword in SUBSCHEMAS:
+            yield (keyword,), value
+
+
+def walk(schema: Any) -> Iterator[Schema]:
+    """Yield a schema and all schemas inside it, except for booleans."""
+    pending = [schema]
+    while pending:
+        node = pending.pop()
+        if is_object(node):
+            yield node
+            pending += [child for _, child in children(node)][::-1]
 
 
 def map_subschemas(node: Schema, change: Callable[[Any], Any]) -> Schema:
@@ -380,11 +360,8 @@ def map_subschemas(node: Schema, change: Callable[[Any], Any]) -> Schema:
     Args:
         node: A schema object.
         change: Function that returns the replacement of a subschema.
-
-    Raises:
-        ValueError: A keyword has a value of the wrong type.
     """
-    made = {key: value.copy() if key in SUBSCHEMA_LISTS or key in MAPS else value for key, value in node.items()}
+    made: Schema = {key: value.copy() if isinstance(value, list | dict) else value for key, value in node.items()}
     for (keyword, *at), child in children(node):
         if at:
             made[keyword][at[0]] = change(child)
@@ -393,14 +370,11 @@ def map_subschemas(node: Schema, change: Callable[[Any], Any]) -> Schema:
     return made
 
 
-def drop_formats(node: Any, formats: Collection[str]) -> Any:
-    """Return a copy of a schema without the given formats, at any depth."""
-    if not is_object(node):
-        return node
-    made = map_subschemas(node, lambda child: drop_formats(child, formats))
-    if made.get("format") in formats:
-        del made["format"]
-    return made
+def drop_formats(schema: Schema, formats: Collection[str]) -> None:
+    """Remove the given formats from a schema, at any depth."""
+    for node in walk(schema):
+        if node.get("format") in formats:
+            del node["format"]
 
 
 def rebase_references(node: Any, place: str) -> Any:

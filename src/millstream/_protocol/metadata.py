@@ -19,7 +19,7 @@ import msgspec
 from msgspec import UNSET, Meta, Raw, Struct, UnsetType
 
 from millstream._protocol.errors import HEADER_MISMATCH, ProtocolError
-from millstream._protocol.json_schema import MAPS, SUBSCHEMA_LISTS, SUBSCHEMAS, is_array, is_object, members, value_at
+from millstream._protocol.json_schema import children, is_array, is_object, members, value_at
 from millstream._protocol.jsonrpc import MAX_ID, Json, decode_object, decoder
 
 TASKS = "io.modelcontextprotocol/tasks"
@@ -222,10 +222,6 @@ _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _PLAIN = re.compile(r"[\t\x20-\x7e]*")
 _INTEGER = re.compile(r"(-?[0-9]{1,16})(?:\.0+)?")
 
-# Keywords that hold subschemas in JSON Schema 2020-12 and earlier drafts.
-_SCHEMAS_BY_NAME = (*sorted(MAPS), "dependencies")
-_SCHEMAS = (*sorted(SUBSCHEMA_LISTS | SUBSCHEMAS), "additionalItems")
-
 
 class ParamHeader(Struct, frozen=True, gc=False):
     """A parameter with a header annotation."""
@@ -283,16 +279,12 @@ def _positions(
     schema positions.
     """
     if not is_object(schema):
-        return  # A boolean schema, a list of names under "dependencies", or not a schema.
+        return  # A boolean schema, or not a schema.
     yield where, path, schema
-    for keyword in _SCHEMAS_BY_NAME:
-        for name, member in members(schema.get(keyword)).items():
-            below = (*path, name) if keyword == "properties" and path is not None else None
-            yield from _positions(f"{where}.{keyword}.{name}", below, member)
-    for keyword in _SCHEMAS:
-        value: Any = schema.get(keyword)
-        for member in value if is_array(value) else [value]:
-            yield from _positions(f"{where}.{keyword}", None, member)
+    for at, member in children(schema):
+        steps = tuple(map(str, at))
+        below = (*path, *steps[1:]) if steps[0] == "properties" and path is not None else None
+        yield from _positions(".".join((where, *steps)), below, member)
 
 
 def encode_value(value: str) -> str:

@@ -15,15 +15,16 @@ from millstream._protocol.json_schema import (
     MAPS,
     SUBSCHEMA_LISTS,
     SUBSCHEMAS,
+    children,
     is_array,
     is_object,
     members,
     value_at_pointer,
+    walk,
 )
 from millstream._protocol.jsonrpc import Json, encode
 
 _TYPES = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
-_SUBSCHEMAS = SUBSCHEMAS | {"additionalItems"}
 _LOCATORS = frozenset(("$anchor", "$dynamicAnchor", "$id"))
 _DATA = frozenset(("const", "default"))
 """Keywords whose value can be anything."""
@@ -71,8 +72,8 @@ def _is_list_of_names(value: Any) -> bool:
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(MAPS | {"dependencies", "dependentRequired"}, is_object),
-    **dict.fromkeys(_SUBSCHEMAS, lambda value: is_object(value) or isinstance(value, bool)),
+    **dict.fromkeys(MAPS | {"dependentRequired"}, is_object),
+    **dict.fromkeys(SUBSCHEMAS, lambda value: is_object(value) or isinstance(value, bool)),
     **dict.fromkeys(SUBSCHEMA_LISTS | {"enum"}, lambda value: is_array(value) and bool(value)),
     **dict.fromkeys(
         _REFERENCES
@@ -139,25 +140,11 @@ def repair_schema(schema: Any, warn: Callable[[str], object] | None = None) -> A
 
 def has_uris(schema: Any) -> bool:
     """Return whether a schema or a part of it has a URI of its own, which another tool's schema could have, too."""
-    return is_object(schema) and ("$id" in schema or any(map(has_uris, _subschemas(schema))))
+    return any("$id" in each for each in walk(schema))
 
 
 def _as_object(schema: bool) -> Json:
     return {} if schema else {"not": {}}
-
-
-def _is_map(key: str) -> bool:
-    return key in MAPS or key == "dependencies"
-
-
-def _subschemas(node: Json) -> list[Any]:
-    found: list[Any] = []
-    for key, value in node.items():
-        if is_array(value):
-            found += value if key in SUBSCHEMA_LISTS or key == "items" else ()
-        elif is_object(value):
-            found += value.values() if _is_map(key) else [value] if key in _SUBSCHEMAS else ()
-    return found
 
 
 def _join(base: str, reference: str) -> str:
@@ -205,9 +192,8 @@ class _Repair:
         for anchor in (node.get("$anchor"), node.get("$dynamicAnchor")):
             if isinstance(anchor, str) and has_anchors and parent is not None:
                 self._name(base, anchor, node)
-        listed = set(map(id, listed)) if is_array(listed := node.get("prefixItems")) else set[int]()
-        for each in _subschemas(node):
-            self._index(each, root, base, node, has_anchors=has_anchors and id(each) not in listed)
+        for (keyword, *_), each in children(node):
+            self._index(each, root, base, node, has_anchors=has_anchors and keyword != "prefixItems")
 
     def _name(self, base: str, name: str, node: Json) -> None:
         if self._targets.setdefault((base, name), node) is not node:
@@ -247,13 +233,13 @@ class _Repair:
 
     def _value(self, node: Json, key: str, value: Any) -> Any:  # noqa: PLR0911  one branch a keyword
         """Return the value of a keyword that clients can read, or None."""
-        if is_object(value) and _is_map(key):
+        if is_object(value) and key in MAPS:
             found = {name: self._member(key, name, each) for name, each in value.items()}
             return {name: each for name, each in found.items() if each is not None}
         if is_array(value) and (key in SUBSCHEMA_LISTS or key == "items"):
             schemas = (self._member(key, "", each) for each in value if each is not None)
             return [each for each in schemas if each is not None] or None
-        if is_object(value) and key in _SUBSCHEMAS:
+        if is_object(value) and key in SUBSCHEMAS:
             return self.schema(value)
         if key in ("type", "required", "pattern", "dependentRequired"):
             return _repair_value(key, value)

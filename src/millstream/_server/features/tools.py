@@ -5,7 +5,7 @@ A tool is built from an `ItemSource` and has no knowledge of functions. Everythi
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import CodeType
 from typing import Any, Literal, Self, Unpack, cast
 
@@ -16,7 +16,7 @@ from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.content import ToolAnnotations, ToolAnnotationsDict
 from millstream._protocol.errors import ToolUnavailable, suggest
-from millstream._protocol.json_schema import children, is_object, members
+from millstream._protocol.json_schema import is_object, members, walk
 from millstream._protocol.jsonrpc import Json, decoder
 from millstream._protocol.jsonrpc import encode as encode_json
 from millstream._protocol.metadata import (
@@ -281,20 +281,14 @@ def _check_schema(source: ItemSource) -> None:
             "such a tool. List all properties at the root, and check the alternatives in the function",
             source.code,
         )
-    if names := [name for name in _property_names(source.schema) if not PROPERTY_NAME.fullmatch(name)]:
+    properties = (members(node.get("properties")) for node in walk(source.schema))
+    if names := [name for each in properties for name in each if not PROPERTY_NAME.fullmatch(name)]:
         others = f" (and {len(names) - 1:,} more)" if len(names) > 1 else ""
         warn_author(
             f"{source.name}: the argument name {names[0]!r}{others} doesn't work with every model: Claude's API "
             "refuses every request with such a tool. Use up to 64 ASCII letters, digits, underscores, hyphens, dots",
             source.code,
         )
-
-
-def _property_names(node: Any) -> Iterator[str]:
-    if is_object(node):
-        yield from members(node.get("properties"))
-        for _, child in children(node):
-            yield from _property_names(child)
 
 
 PROPERTY_NAME = re.compile("[a-zA-Z0-9_.-]{1,64}")

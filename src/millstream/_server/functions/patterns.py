@@ -13,7 +13,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from millstream._protocol.json_schema import DECIMAL, children, is_object
+from millstream._protocol.json_schema import DECIMAL, walk
 from millstream._server.functions.parameters import PatternError
 
 _MAX_SEARCHED = 4_096
@@ -180,12 +180,10 @@ def check_pattern(pattern: str, flags: int = 0) -> None:
 
 def check_patterns(schema: Any) -> None:
     """Check the patterns of a schema. Raises the error of `check_pattern`."""
-    if is_object(schema):
-        pattern = schema.get("pattern")
+    for node in walk(schema):
+        pattern = node.get("pattern")
         if isinstance(pattern, str) and pattern != DECIMAL:
             check_pattern(pattern)
-        for _, child in children(schema):
-            check_patterns(child)
 
 
 def search(pattern: str, text: str) -> bool:

@@ -669,7 +669,8 @@ def output_of(annotation: Any) -> Output | None:
         raise
     except _UNREADABLE as error:
         raise OutputError(_explain_failure(type_text(annotation), error)) from error
-    schema = drop_formats(_clean_schema(schema, schema.get("title", "")), LOOSE)
+    schema = _clean_schema(schema, schema.get("title", ""))
+    drop_formats(schema, LOOSE)
     return Output(schema, partial(_encode_checked, codec, schema)) if is_structured(schema) else None
 
 
