@@ -180,6 +180,26 @@ async def test_shares_limit_the_space_of_one_owner(store: Store) -> None:
 
 
 @pytest.mark.many
+async def test_keys_of_small_values_count_for_the_share_of_their_owner(store: Store) -> None:
+    number = 0
+    with suppress(OwnerQuotaExceeded):
+        while number < 200:
+            await store.kv.put(f"session:~greedy.{number}", bytes(2**20), TTL)
+            number += 1
+    marks = 0
+    with suppress(OwnerQuotaExceeded):
+        while marks < 5_000:
+            await store.kv.put(f"session:~greedy.{'k' * 2_000}{marks}", b"1", TTL)
+            marks += 1
+    assert 100 < marks < 5_000
+    with pytest.raises(OwnerQuotaExceeded):
+        await store.kv.compare_and_set(f"session:~greedy.{'k' * 2_000}", None, b"1", TTL)
+    await store.kv.put("session:~greedy.0", b"1", TTL)  # it doesn't grow
+    await store.kv.put("session:~modest.0", bytes(2**20), TTL)
+    await store.kv.put("session:~modest.1", b"1", TTL)
+
+
+@pytest.mark.many
 async def test_full_share_in_one_slot_does_not_affect_other_owners(store: Store) -> None:
     number = 0
     with suppress(OwnerQuotaExceeded):

@@ -98,14 +98,16 @@ class Data:
             return sum(len(each) + ENTRY_OVERHEAD for each in (value, *others))
 
         old, share, kind = self.values.get(key), owner_for(key), kind_of(key)
-        if (old is not None and len(value) <= len(old[0])) or (len(value) <= MARK_BYTES and not lossy):
+        if old is not None and len(value) <= len(old[0]):
             return
-        while share and used_bytes(lambda name: owner_for(name) == share) > MAX_VALUES // 2:
+        is_mark = len(value) <= MARK_BYTES and not lossy
+        room = MAX_VALUES // 2 + (MAX_VALUES // 16 if is_mark else 0)
+        while share and used_bytes(lambda name: owner_for(name) == share) > room:
             oldest = next((name for name, held in self.values.items() if held[2] and owner_for(name) == share), key)
             if not lossy or oldest == key or len(value) + ENTRY_OVERHEAD > MAX_VALUES // 2:
                 raise OwnerQuotaExceeded("The share is full.")
             del self.values[oldest]
-        while used_bytes(lambda name: kind_of(name) == kind) > MAX_VALUES:
+        while not is_mark and used_bytes(lambda name: kind_of(name) == kind) > MAX_VALUES:
             oldest = next((name for name, held in self.values.items() if held[2] and kind_of(name) == kind), key)
             if not lossy or oldest == key or len(value) + ENTRY_OVERHEAD > MAX_VALUES:
                 raise StoreFull("The store is full.")

@@ -137,9 +137,10 @@ class Map(Protocol):
     value is absent for every method.
 
     A full kind rejects new values with `StoreFull`. A share of a kind (`owner_for`) may take half of the kind's space;
-    beyond that, writes raise `OwnerQuotaExceeded`. A value that doesn't grow, or has at most `MARK_BYTES`, is
-    accepted even then. A lossy value is never rejected, unless it's too large: it replaces the oldest lossy
-    values of its full share, or of its full kind. A program writes either all values of a kind as lossy, or none.
+    beyond that, writes raise `OwnerQuotaExceeded`. A value that doesn't grow is accepted even then. So is one of at
+    most `MARK_BYTES`, until those of a share have taken another sixteenth of the space with their keys. A lossy value
+    is never rejected, unless it's too large: it replaces the oldest lossy values of its full share, or of its full
+    kind. A program writes either all values of a kind as lossy, or none.
     """
 
     async def get(self, key: str) -> bytes | None:

@@ -21,7 +21,7 @@ PART = 2
 MARK_BYTES = 16
 """A value up to this size, such as a tombstone, is a mark."""
 _RESERVED_PART = 16
-"""The divisor of a kind's space that gives the part reserved for marks, in stores that this program keeps itself."""
+"""The divisor of a kind's space that gives the part reserved for marks. A share's marks may take as much beyond it."""
 _SLACK = 1e-6
 """Tolerance for rounding errors of sums."""
 
@@ -40,7 +40,13 @@ def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[st
     """Return the space in bytes that a value may use, by share. The empty share is all of the key's kind."""
     reserved, share = len(value) <= MARK_BYTES or lossy, owner_for(key)
     rooms = {"": max_bytes if reserved else max_bytes - max_bytes // _RESERVED_PART}
-    return {share: max_bytes // PART, **rooms} if share and (lossy or not reserved) else rooms
+    return {share: share_room(value, max_bytes, lossy=lossy), **rooms} if share else rooms
+
+
+def share_room(value: bytes, max_bytes: int, *, lossy: bool) -> int:
+    """Return the space in bytes that one share of a kind may use with a value."""
+    is_mark = len(value) <= MARK_BYTES and not lossy
+    return max_bytes // PART + (max_bytes // _RESERVED_PART if is_mark else 0)
 
 
 @lru_cache(maxsize=4096)

@@ -52,6 +52,7 @@ from millstream._stores.rates import (
     owner_for,
     quota_key,
     refuse_all,
+    share_room,
 )
 from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
@@ -188,12 +189,14 @@ class NatsMap(Struct, eq=False):
         if lossy and not share:
             return
         growth = _cost(key, value) - (_cost(key, old.data) if old is not None else 0)
-        if growth > 0 and (lossy or len(value) > MARK_BYTES):
-            if share and await self._share_size(key, growth) + growth > ROOM // PART:
-                if not lossy or growth > ROOM // PART:
-                    raise OwnerQuotaExceeded(f"The caller's share of {ROOM // PART} bytes is full.")
+        if growth > 0:
+            room = share_room(value, ROOM, lossy=lossy)
+            if share and await self._share_size(key, growth, room) + growth > room:
+                if not lossy or growth > room:
+                    raise OwnerQuotaExceeded(f"The caller's share of {room} bytes is full.")
                 await self._evict(key, growth)
-            if not lossy and await self._kind_size(self._stream(key), growth) + growth > ROOM:
+            is_mark = len(value) <= MARK_BYTES
+            if not (lossy or is_mark) and await self._kind_size(self._stream(key), growth) + growth > ROOM:
                 raise StoreFull(f"The {ROOM} bytes for this kind of value are full.")
         self._grow(key, growth)
 
@@ -218,12 +221,12 @@ class NatsMap(Struct, eq=False):
             size.bytes, size.at = await self._link.size(stream), now
         return size.bytes
 
-    async def _share_size(self, key: str, growth: int) -> int:
+    async def _share_size(self, key: str, growth: int, room: int) -> int:
         name, now = self._share(key), time.monotonic()
         if len(self._sizes) > MAX_SIZES:
             self._sizes.clear()
         size = self._sizes.setdefault(name, _Size())
-        if now - size.at > _SHARE_FRESH or size.bytes + growth > ROOM // PART:
+        if now - size.at > _SHARE_FRESH or size.bytes + growth > room:
             size.bytes, size.at = 0, now
             async for _, cost in self._live_values(key):
                 size.bytes += cost

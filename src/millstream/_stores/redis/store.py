@@ -39,8 +39,6 @@ from millstream._stores.base import (
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.memory.log import REPEATED
 from millstream._stores.rates import (
-    MARK_BYTES,
-    PART,
     Charge,
     ChargeResult,
     ChargeResults,
@@ -48,6 +46,7 @@ from millstream._stores.rates import (
     Quota,
     RateCharge,
     owner_for,
+    share_room,
 )
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.client import ALLOW, PATIENCE, SILENCE, Argument, RedisClient, RedisRequest
@@ -468,8 +467,8 @@ class RedisMap(Struct, eq=False):
         names = [self._keys.value(key), *(self._keys.share(key) if share else ())]
         if tag_of(key) == HUB:
             names += [self._keys.order(kind), self._keys.sizes(kind)]
-        most = self._room // PART if share else self._room
-        about = (milliseconds(ttl), int(lossy), most, MARK_BYTES if share else "", self._room)
+        most = share_room(value or b"", self._room, lossy=lossy) if share else self._room
+        about = (milliseconds(ttl), int(lossy), most, int(bool(share)), self._room)
         args: list[Any] = [*compare, int(value is not None), value or b"", *about]
         return bool(await self._client.run("set", names, args, again=False))
 

@@ -1,8 +1,8 @@
 -- Change a value. KEYS: key[, order, sizes[, order, sizes]]
--- ARGV: compare, expected, present, value, ttl, lossy, room, mark, room of the kind
--- 'compare' is 'any', 'absent' or 'equal'. Without 'present' the value is deleted. With 'mark', order and sizes are those
--- of the value's share: it refuses what doesn't fit into its room and is larger than a mark. Of a lossy value, it drops
--- the oldest instead. The second order and sizes are those of the kind.
+-- ARGV: compare, expected, present, value, ttl, lossy, room, shared, room of the kind
+-- 'compare' is 'any', 'absent' or 'equal'. Without 'present' the value is deleted. With 'shared', order and sizes are
+-- those of the value's share: it refuses what doesn't fit into its room. Of a lossy value, it drops the oldest instead.
+-- The second order and sizes are those of the kind.
 local lossy = ARGV[6] == '1'
 if ARGV[1] ~= 'any' then
   local value = redis.call('GET', KEYS[1])
@@ -22,7 +22,7 @@ local size = #KEYS[1] + #ARGV[4] + 200
 if lossy and size > room then
   return redis.error_reply('TOOLARGE value')
 end
-if ARGV[8] ~= '' and not lossy and not fits(KEYS[2], KEYS[3], KEYS[1], size, room, #ARGV[4] <= tonumber(ARGV[8]), ARGV[5]) then
+if ARGV[8] == '1' and not lossy and not fits(KEYS[2], KEYS[3], KEYS[1], size, room, ARGV[5]) then
   return redis.error_reply('SHAREFULL value')
 end
 redis.call('SET', KEYS[1], ARGV[4], 'PX', ARGV[5])

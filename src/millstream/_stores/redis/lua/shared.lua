@@ -101,16 +101,16 @@ local function account(order, sizes, key, known, size, note, ttl, room, most, wi
   end
 end
 
--- Count a value to its share, if it fits into the share's room, is a mark, or doesn't grow. `order` has the keys by when
+-- Count a value to its share, if it fits into the share's room or doesn't grow. `order` has the keys by when
 -- they end.
-local function fits(order, sizes, key, size, room, mark, ttl)
+local function fits(order, sizes, key, size, room, ttl)
   local now = clock()
   for _, each in ipairs(redis.call('ZRANGEBYSCORE', order, '-inf', digits(now), 'LIMIT', 0, 1000)) do
     forget(order, sizes, each)
   end
   local old = tonumber(redis.call('HGET', sizes, key) or 0)
   local sum = tonumber(redis.call('HGET', sizes, '') or 0)
-  if size > old and sum + size - old > room and not mark then
+  if size > old and sum + size - old > room then
     return false
   end
   redis.call('ZADD', order, digits(now + tonumber(ttl) * 1000), key)
