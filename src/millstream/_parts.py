@@ -8,7 +8,7 @@ nothing to a call.
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from msgspec import Struct
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from millstream.hub import Hub
 
 T = TypeVar("T")
+W = TypeVar("W", bound=Callable[..., object])
 Socket = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application for WebSockets."""
 Method = Callable[[Call], Awaitable[Mapping[str, Any]]]
@@ -303,7 +304,7 @@ class PartHost:
             observer: Called after each call.
         """
         self._observers.append(observer)
-        self.dispatcher.observe = observer if len(self._observers) == 1 else _chain_observers(tuple(self._observers))
+        self.dispatcher.observe = _chain_observers(self._observers)
 
     def observe_messages(self, observer: ObserveMessage) -> None:
         """Watch messages that don't become calls.
@@ -312,9 +313,7 @@ class PartHost:
             observer: Called for each message.
         """
         self._message_observers.append(observer)
-        self.services.note = (
-            observer if len(self._message_observers) == 1 else _chain_message_observers(tuple(self._message_observers))
-        )
+        self.services.note = _chain_observers(self._message_observers)
 
     # Items
 
@@ -501,17 +500,9 @@ def _chain_gates(gates: tuple[Gate, ...]) -> Gate:
     return run
 
 
-def _chain_observers(observers: tuple[Observe, ...]) -> Observe:
-    def observe(call: Call, seconds: float, answer: bytes) -> None:
+def _chain_observers(observers: list[W]) -> W:
+    def observe(*seen: Any, **more: Any) -> None:
         for each in observers:
-            each(call, seconds, answer)
+            each(*seen, **more)
 
-    return observe
-
-
-def _chain_message_observers(observers: tuple[ObserveMessage, ...]) -> ObserveMessage:
-    def observe(*message: Any, **more: Any) -> None:
-        for each in observers:
-            each(*message, **more)
-
-    return observe
+    return cast("W", observe) if len(observers) > 1 else observers[0]

@@ -72,7 +72,7 @@ def _is_list_of_names(value: Any) -> bool:
 
 
 _CHECKS: dict[str, Callable[[Any], bool]] = {
-    **dict.fromkeys(MAPS | {"dependentRequired"}, is_object),
+    **dict.fromkeys(MAPS | {"$vocabulary"}, is_object),
     **dict.fromkeys(SUBSCHEMAS, lambda value: is_object(value) or isinstance(value, bool)),
     **dict.fromkeys(SUBSCHEMA_LISTS | {"enum"}, lambda value: is_array(value) and bool(value)),
     **dict.fromkeys(
@@ -86,14 +86,8 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     ),
     **dict.fromkeys(("exclusiveMaximum", "exclusiveMinimum", "maximum", "minimum"), _is_number),
     **dict.fromkeys(("$recursiveAnchor", "deprecated", "nullable", "readOnly", "uniqueItems", "writeOnly"), _is_flag),
-    "$vocabulary": is_object,
     "examples": is_array,
     "multipleOf": lambda value: _is_number(value) and value > 0,
-    "pattern": lambda value: isinstance(value, str) and portable_pattern(value) == value,
-    "required": _is_list_of_names,
-    "type": lambda value: all(
-        isinstance(each, str) and each in _TYPES for each in (value if is_array(value) else [value])
-    ),
 }
 """Keyword -> whether a value has the right type. Subschemas in it aren't checked."""
 
@@ -108,7 +102,7 @@ def fits_keyword(keyword: str, value: Any) -> bool:
         value: Its value. Subschemas in it aren't checked.
     """
     check = _CHECKS.get(keyword)
-    return check is None or check(value)
+    return _repair_value(keyword, value) == value if keyword in _REPAIRED else check is None or check(value)
 
 
 def repair_schema(schema: Any, warn: Callable[[str], object] | None = None) -> Any:
@@ -241,7 +235,7 @@ class _Repair:
             return [each for each in schemas if each is not None] or None
         if is_object(value) and key in SUBSCHEMAS:
             return self.schema(value)
-        if key in ("type", "required", "pattern", "dependentRequired"):
+        if key in _REPAIRED:
             return _repair_value(key, value)
         if key in _REFUSED or not fits_keyword(key, value):
             return None
@@ -323,6 +317,9 @@ class _Repair:
 _HAS_LOCATORS = re.compile(rb'"\$(?:id|anchor|dynamicAnchor)":')
 _BAD_ESCAPE = re.compile(r"%(?:2[Ff]|(?![0-9A-Fa-f]{2}))")
 """Part of a fragment that validators decode differently, or not at all."""
+
+
+_REPAIRED = frozenset(("dependentRequired", "pattern", "required", "type"))
 
 
 def _repair_value(key: str, value: Any) -> Any:

@@ -32,7 +32,7 @@ from typing import (
 
 from msgspec import NODEFAULT, UNSET, Meta, Struct
 
-from millstream._protocol.json_schema import RecursiveAlias, Schema, drop_null, is_array, is_object, type_text
+from millstream._protocol.json_schema import RecursiveAlias, Schema, children, drop_null, is_object, type_text
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
 
@@ -596,12 +596,10 @@ def is_slow_to_build(schema: Any, *, many: bool = False) -> bool:
         schema: The schema, or a part of one.
         many: Whether any number of values can have this schema.
     """
-    if is_array(schema):
-        return any(is_slow_to_build(part, many=many) for part in schema)
     if not is_object(schema):
         return False
     if schema.get("uniqueItems") is True and schema.get("items", {}).get("type") == "string":
         return True
     if many and isinstance(schema.get("pattern"), str):
         return True
-    return any(is_slow_to_build(part, many=many or key in _MANY) for key, part in schema.items())
+    return any(is_slow_to_build(part, many=many or at[0] in _MANY) for at, part in children(schema))
