@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
-from millstream import Server
+from millstream import Server, auth
 from millstream._app.server_process import facts
 from millstream._transports.openapi import example_of
 
@@ -77,6 +77,26 @@ def test_panel_lists_only_served_pages() -> None:
                                            ("::1", "http://[::1]:8000/mcp")])  # fmt: skip
 def test_shown_address_can_be_opened(host: str, url: str) -> None:
     assert facts.facts(shop().definition, host=host, port=8000).url == url
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        lambda url: auth.issuer(url, users=auth.login_provider(url, allow=["*"], client_id="a", client_secret="b")),
+        lambda url: auth.oidc(url, audience=f"{url}/mcp"),
+        lambda url: auth.oidc(url, audience=["guid", f"{url}/mcp"], client_id="a"),
+        lambda url: [auth.keys("k" * 20), auth.oidc(url, audience="guid", resource=f"{url}/mcp")],
+    ],
+)
+def test_sign_in_at_another_port_is_pointed_out(methods: Any) -> None:
+    told = facts.facts(Server("shop", auth=methods("http://localhost:8000")).definition, host="127.0.0.1", port=8001)
+    assert "to http://localhost:8000 to sign in, but this server listens at http://127.0.0.1:8001" in told.warning
+    for url, host, port in (
+        ("http://localhost:8000", "127.0.0.1", 8000),
+        ("https://mcp.example.com", "127.0.0.1", 8001),
+    ):
+        assert not facts.facts(Server("shop", auth=methods(url)).definition, host=host, port=port).warning
+    assert not facts.facts(Server("shop", auth=auth.keys("k" * 20)).definition, host="127.0.0.1", port=1).warning
 
 
 def test_panel_lists_worker_processes() -> None:

@@ -256,11 +256,10 @@ class Browser:
     async def __aexit__(self, *exc: object) -> None:
         await self.http.aclose()
 
-    async def sign_in(self, key: str) -> "Browser":
-        """Sign in with a key."""
-        reply = await self.http.post(
-            "/sign-in", data={"key": key, "next": "/connections"}, headers={"origin": self.base}
-        )
+    async def sign_in(self, key: str, name: str = "") -> "Browser":
+        """Sign in with a key or token, or with a name and its password."""
+        form = {"name": name, "password": key} if name else {"key": key}
+        reply = await self.http.post("/sign-in", data={**form, "next": "/connections"}, headers={"origin": self.base})
         assert reply.status_code == 303, reply.text
         return self
 
@@ -273,9 +272,9 @@ class Browser:
         form = {"upstream": upstream, "action": action}
         return await self.http.post("/connections", data=form, headers={"origin": self.base, **headers})
 
-    async def begin_login(self) -> str:
+    async def begin_login(self, upstream: str = "up") -> str:
         """Begin to connect an account. Return the URL that the browser is redirected to."""
-        reply = await self.submit("connect")
+        reply = await self.submit("connect", upstream)
         found = re.search(r'http-equiv="refresh" content="0;url=([^"]+)"', reply.text)
         assert found, reply.text
         return unescape(found[1])
@@ -294,11 +293,10 @@ class Browser:
         headers = {"sec-fetch-site": "same-origin", "accept": "text/html"}
         return await self.http.get(unescape(found[1]), headers=headers)
 
-    async def connect(self, accounts: Accounts, person: str, **changes: str) -> None:
+    async def connect(self, accounts: Accounts, person: str, upstream: str = "up", **changes: str) -> None:
         """Connect an account."""
-        reply = await self.finish(
-            await self.open_callback(accounts.authorize(await self.begin_login(), person, **changes))
-        )
+        link = await self.begin_login(upstream)
+        reply = await self.finish(await self.open_callback(accounts.authorize(link, person, **changes)))
         assert (reply.status_code, reply.headers.get("location")) == (303, "/connections"), reply.text
 
 

@@ -167,7 +167,12 @@ def test_rules_of_an_issuer_elsewhere_are_not_judged(tmp_path: Path) -> None:
 
 
 async def test_the_guide_s_file_is_served(tmp_path: Path) -> None:
-    text = (ROOT / "examples" / "gateway" / "people.toml").read_text("utf-8").partition("# region: upstreams")[0]
+    whole = (ROOT / "examples" / "gateway" / "people.toml").read_text("utf-8")
+    text = whole.partition("# region: upstreams")[0] + whole.partition("# region: others")[2]
     add_user(tmp_path, "--scope", "orders:write", "--group", "finance")
+    keys = tmp_path / "millstream-keys.json"
+    keys.unlink(missing_ok=True)
+    key = run_in_process("keys", "add", "ci", "--file", str(keys)).stdout.strip()
     async with run_guarded(served(write(tmp_path, text))) as world:
-        assert (await world.ask(await signed_in(world), "POST", "/mcp", LIST, **JSON)).status == 200
+        for credential in (await signed_in(world), key):
+            assert (await world.ask(credential, "POST", "/mcp", LIST, **JSON)).status == 200

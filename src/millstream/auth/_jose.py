@@ -52,11 +52,16 @@ class TokenRules(Struct, frozen=True):
     tenants: Collection[str] = ()
     """Values of ``tid``, of which a token must have one; ``*`` for any."""
     resource: str = ""
-    """URL of the MCP endpoint for clients; by default the first audience that is a URL."""
+    """URL of the MCP endpoint for clients, if no audience is one."""
     scope_prefix: str = ""
     """What the issuer expects in front of scopes that a client requests."""
     id_tokens: bool = False
     """Whether ID tokens are expected, instead of access tokens."""
+
+    @property
+    def url(self) -> str:
+        """URL of the MCP endpoint for clients; empty if it's unknown."""
+        return self.resource or next((each for each in self.audiences if each.startswith(("https://", "http://"))), "")
 
     def issuer_of(self, claims: Claims) -> str:
         """Return the issuer that a token must have; empty if its tenant isn't accepted."""

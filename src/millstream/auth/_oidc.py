@@ -260,6 +260,11 @@ class OidcAtPages(Struct, frozen=True):
     client: tuple[str, str]
     """This server's client id and secret at the issuer; the secret may be empty."""
 
+    @property
+    def resource(self) -> str:
+        """URL of the MCP endpoint."""
+        return self.rules.url
+
     def bind(self, services: Services, name: str, known: KnownScopes) -> "RunningOidc":
         """Return the method of a running server."""
         return RunningOidc(self, services, known)

@@ -160,8 +160,7 @@ class IssuerMethod(AuthMethod):
     def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Clock) -> None:
         self._rules = rules
         self._clock = clock
-        urls = (each for each in rules.audiences if each.startswith(("https://", "http://")))
-        self.resource = rules.resource or next(urls, "")
+        self.resource = rules.url
         named = [each for each in rules.tenants if each != "*"] or [_ANY_TENANT]
         self.issuers = tuple(rules.issuer.replace(TENANT, each) for each in named)
         self.scopes = tuple(scopes)

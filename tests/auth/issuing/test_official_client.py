@@ -46,9 +46,9 @@ class Kept:
 class Program:
     """A program that uses the official client, and its user."""
 
-    def __init__(self, url: str, document: str | None = None) -> None:
+    def __init__(self, url: str, document: str | None = None, person: str = "ada") -> None:
         self.kept = Kept()
-        self.person = Person()
+        self.person = Person(person)
         self.came = ""
         about = OAuthClientMetadata(client_name="Official", redirect_uris=[BACK])  # type: ignore[list-item]  a URL
         self.auth = OAuthClientProvider(

@@ -47,9 +47,10 @@ async def serving(people: KnownUsers | None = None, **options: Any) -> AsyncIter
 
 
 class Person:
-    """Ada's browser."""
+    """The browser of a person, who is Ada by default."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "ada") -> None:
+        self.name = name
         self.visits = 0
         self.cookies: dict[str, str] = {}
 
@@ -67,7 +68,7 @@ class Person:
         origin = f"{parts.scheme}://{parts.netloc}"
         form = {"ticket": unescape(found[1]), "answer": "allow"}
         if 'name="password"' in text:
-            form |= {"name": "ada", "password": "correct horse"}
+            form |= {"name": self.name, "password": "correct horse"}
         headers = {**self._headers(), "content-type": FORM, "origin": origin}
         reply = await fetch("POST", f"{origin}/authorize", headers=headers, body=urlencode(form).encode())
         self._keep(reply.header(b"set-cookie"))

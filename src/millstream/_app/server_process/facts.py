@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -68,6 +69,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         curl = call = curl.replace("curl", f"curl --unix-socket {shlex.quote(host.removeprefix(UNIX))}", 1)
     warned = public and not definition.protected
     clear = NO_TLS if public and not settings.tls_cert else ""
+    elsewhere = "" if public or local else _sign_in_elsewhere(definition, origin, port)
     pages = ["docs"] if "rest" in definition.parts else []
     if local:
         pages = []
@@ -86,8 +88,20 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
         protections=protections(settings, signed_in=definition.protected),
         curl=curl,
         call=call,
-        warning=NO_AUTH if warned else clear,
+        warning=NO_AUTH if warned else clear or elsewhere,
     )
+
+
+def _sign_in_elsewhere(definition: Definition, origin: str, port: int) -> str:
+    """Return a warning if clients are sent to another port of this machine to sign in."""
+    for each in definition.auth:
+        url = urlsplit(getattr(each, "resource", ""))
+        if url.hostname and is_loopback(url.hostname) and url.port != port:
+            return (
+                f"Clients are sent to {url.scheme}://{url.netloc} to sign in, but this server listens at {origin}. "
+                "Unless a proxy is there, write this address in the options of the sign-in."
+            )
+    return ""
 
 
 def protections(settings: Settings, *, signed_in: bool = False) -> list[str]:

@@ -82,6 +82,11 @@ class Issuer(Struct, frozen=True, eq=False):
 
     config: IssuerConfig
 
+    @property
+    def resource(self) -> str:
+        """URL of the MCP endpoint, or of the server."""
+        return self.config.audience or self.config.url
+
     def bind(self, services: Services, name: str, known: KnownScopes) -> "RunningIssuer":
         """Return the authorization server of a running server.
 
