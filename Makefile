@@ -125,7 +125,9 @@ test-oldest: $(VENV)/.test ## run the tests with the oldest versions that pyproj
 sign-in: $(VENV)/.test .venv-mcp1/.ready .bench/keycloak/.ready $(NODE_TOOLS) ## sign in with every client at every issuer and address (ARGS="--write"); needs Maven and Java
 	$(BIN)/python scripts/sign_in.py $(ARGS)
 
-seeds: $(VENV)/.test ## type every line of the seed documents in empty environments, and say what works (NIGHTLY=1: one for each line)
+seeds: $(VENV)/.test ## type every line of the seed documents in empty environments, look at their pages in a browser, and say what works (NIGHTLY=1: one environment for each line)
+	-@scripts/apt chromium-headless-shell || scripts/apt chromium
+	-@scripts/apt curl redis-server
 	@$(BIN)/python scripts/seeds.py
 
 bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")

@@ -1,12 +1,14 @@
 """Type what five documents ask people to type, in environments with nothing but the wheel: ``make seeds``.
 
 scripts/seeds.toml has each line as its document has it, and what we type instead, if that differs. What a line counts
-as comes from comparing the two. Only the port is replaced. By day, the lines of a document share an environment, a
-folder, and a server. With NIGHTLY=1, each line has its own.
+as comes from comparing the two. Only the port is replaced. An environment has what the files of its system install, and
+what the document installs; programs of other machines have environments without Millstream. Pages are opened in a
+browser. By day, the lines of a system share an environment, a folder, and a server. With NIGHTLY=1, each line has its
+own.
 """
 
 import os
-import shutil
+import re
 import signal
 import subprocess
 import sys
@@ -16,11 +18,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
+import yaml
 from uv import find_uv_bin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,11 +35,15 @@ sys.path[:1] = [
 
 from agent_world import KEY, ScriptedModel, calls, repeats  # noqa: E402  it needs the path
 from empty_environment import Environment, build_wheel  # noqa: E402  as above
-from processes import NODE, free_port, run_server  # noqa: E402  as above
+from processes import free_port, run_server  # noqa: E402  as above
+from programs import find_program  # noqa: E402  as above
+from seeds import scenes  # noqa: E402  as above
+from seeds.scenes import Browser, Server, Stage  # noqa: E402  as above
 
 LABELS = ("verbatim", "changed", "described", "not typed")
 WAIT = 60.0
-PAGE = ROOT / "tests" / "seeds" / "page.cjs"
+PORTS = 5
+"""Most ports that a system needs, from 8000 on."""
 PRIVATE = ("API", "MCP_", "MILLSTREAM_", "PYTHON", "VIRTUAL_ENV", "XDG_")
 """Variables with these beginnings, or `API` anywhere, don't reach the commands."""
 Row = Mapping[str, Any]
@@ -45,8 +53,19 @@ class Place(NamedTuple):
     """Where lines are typed."""
 
     folder: Path
-    port: int
+    ports: Sequence[int]
     variables: dict[str, str]
+    wheel: Path
+    browser: Browser
+    server: Server | None = None
+
+    def fill(self, text: str) -> str:
+        """Replace the document's ports 8000 to 8004, and PORT to PORT4 in what we add."""
+
+        def port(found: re.Match[str]) -> str:
+            return f"{found[1]}{self.ports[int(found[2] or 0)]}"
+
+        return re.sub(r"(\b)PORT([1-4]?)\b", port, re.sub(r"(\b(?:localhost|127\.0\.0\.1):)800([0-4])\b", port, text))
 
 
 def main(only: Sequence[str]) -> int:
@@ -55,7 +74,7 @@ def main(only: Sequence[str]) -> int:
     groups: list[list[Row]] = []
     for name in tables["systems"]:
         rows = [row for row in tables["line"] if row["system"] == name]
-        rows = [row for row in rows if not only or row["seed"] in only]
+        rows = [row for row in rows if not only or {row["seed"], name} & {*only}]
         typed = [row for row in rows if label(row) != "not typed"]
         groups += [[row] for row in typed] if os.environ.get("NIGHTLY") else [typed] if typed else []
     failures: dict[int, str] = {}
@@ -65,7 +84,7 @@ def main(only: Sequence[str]) -> int:
             failures |= found
     counts: Counter[str] = Counter()
     for row in tables["line"]:
-        if not only or row["seed"] in only:
+        if not only or {row["seed"], row["system"]} & {*only}:
             failure = failures.get(id(row), "")
             counts["failed" if failure else label(row)] += 1
             print(f"{row['seed']}  {'FAILED' if failure else label(row):<9}  {shown(row)}")
@@ -123,7 +142,6 @@ def run_rows(systems: Mapping[str, Any], rows: Sequence[Row], wheel: Path) -> di
                 failure = run_row(row, place)
             except Exception as exc:
                 failure = f"{type(exc).__name__}: {str(exc)[-400:]}"
-            if failure:
                 failures[id(row)] = failure
     return failures
 
@@ -135,34 +153,42 @@ def prepare(system: Row, wheel: Path) -> Iterator[Place]:
         cache = subprocess.run([sys.executable, "-m", "uv", "cache", "dir"], capture_output=True, text=True, check=True)
         environment = Environment(Path(home) / "venv", wheel)
         public = {name: each for name, each in os.environ.items() if not name.startswith(PRIVATE) and "API" not in name}
+        ports = [free_port() for _ in range(PORTS)]
         variables = {
             **public, **environment.variables, **system.get("env", {}), "HOME": home, "LANG": "C.UTF-8",
             "UV_CACHE_DIR": cache.stdout.strip(), "UV_FIND_LINKS": str(wheel.parent),
+            "VIRTUAL_ENV": str(Path(home) / "venv"), "MILLSTREAM_PORT": str(ports[0]),
         }  # fmt: skip
         for name, line in SHIMS.items():
             (environment.bin / name).write_text(f"#!/bin/sh\n{line}\n", "utf-8")
             (environment.bin / name).chmod(0o755)
-        port = free_port()
-        place = Place(Path(home) / "example", port, {**variables, "MILLSTREAM_PORT": str(port)})
+        browser = stack.enter_context(Browser())
+        place = Place(Path(home) / "example", ports, variables, wheel, browser)
         type_line("pip install millstream", place._replace(folder=Path(home)))
         for line in system["setup"]:
             type_line(line, place._replace(folder=Path(home)))
         if "model" in system:
             api = stack.enter_context(ScriptedModel(*[calls(("get_current_time", "{}")), repeats("It is ")] * 8))
             replace_in(place.folder / ".env.example", {"https://api.example.com/v1": api.url, "your_api_key": KEY})
-            replace_in(place.folder / ".env.example", {"localhost:8000": f"localhost:{port}"})
+            replace_in(place.folder / ".env.example", {"localhost:8000": f"localhost:{ports[0]}"})
             type_line("cp .env.example .env", place)
         if "start" in system:
-            start = f"exec {system['start']}{system.get('option', '')}".replace("PORT", str(port))
-            words = ["env", "-C", str(place.folder), *(f"{key}={value}" for key, value in place.variables.items())]
-            stack.enter_context(run_server([*words, "sh", "-c", start], port, Path(home) / "log"))
+            server = start(f"{system['start']}{place.fill(system.get('option', ''))}", place)
+            place = place._replace(server=stack.enter_context(server))
         yield place
 
 
 SHIMS = {
     "uv": f'exec "{find_uv_bin()}" --quiet "$@"',  # `python -m uv` would use the environment of that Python
-    "open": 'exec curl -sSf "$@"',  # the browser of another system
+    "open": 'printf %s "$1" > "$HOME/opened"',  # the browser of another system; ours opens it then
 }
+
+
+def start(line: str, place: Place) -> Server:
+    """Return a server, which a shell starts with a line."""
+    words = ["env", "-C", str(place.folder), *(f"{key}={value}" for key, value in place.variables.items())]
+    line = line if "&& exec " in line else f"exec {line}"
+    return Server([*words, "bash", "-c", line], place.ports[0], place.folder.parent / f"{place.ports[0]}.log")
 
 
 def replace_in(path: Path, words: Mapping[str, str]) -> None:
@@ -172,68 +198,110 @@ def replace_in(path: Path, words: Mapping[str, str]) -> None:
     path.write_text(text, "utf-8")
 
 
-def type_line(line: str, place: Place) -> str:
-    """Type a line in a shell. Return what it prints."""
+def type_line(line: str | Sequence[str], place: Place) -> str:
+    """Type a line in a shell, or run a command. Return what it prints."""
+    command = ["bash", "-c", line] if isinstance(line, str) else line
     done = subprocess.run(
-        ["bash", "-c", line], cwd=place.folder, env=place.variables, stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=5 * WAIT, check=False,
+        command, cwd=place.folder, env=place.variables, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=5 * WAIT, check=False,
     )  # fmt: skip
     if done.returncode:
-        raise RuntimeError(f"{line[:60]} ended with {done.returncode}: {(done.stdout + done.stderr)[-400:]}")
+        raise RuntimeError(f"{command[-1][:60]} ended with {done.returncode}: {(done.stdout + done.stderr)[-400:]}")
     return done.stdout + done.stderr
 
 
 def run_row(row: Row, place: Place) -> str:
     """Run a row. Return what went wrong, or nothing."""
-    if row.get("needs"):
-        type_line(f"pip install {' '.join(row['needs'])}", place)
-    place = place._replace(variables={**place.variables, **row.get("env", {})})
-    option = "" if row.get("kind") == "start" else row.get("option", "").replace("PORT", str(place.port))
-    text = typed(row).replace("localhost:8000", f"localhost:{place.port}") + option
-    then = row.get("then", "").replace("localhost:8000", f"localhost:{place.port}")
-    kind = row.get("kind", "line")
-    if kind == "start":
-        return start_row(row, text, place)
-    if kind == "file":
-        (place.folder / row["file"]).write_text(text, "utf-8")
-        text = row["then"].replace("localhost:8000", f"localhost:{place.port}")
-    command = {
-        "page": [NODE, "--experimental-eventsource", "--no-warnings", str(PAGE), text],
-        "python": ["python", "-u", "-c", f"{text}\n{row.get('check', '')}"],
-    }.get(kind, ["bash", "-c", text])
-    if row.get("stream"):
-        output = follow(command, then, row["expect"], place)
-    else:
-        done = subprocess.run(
-            command, cwd=place.folder, env=place.variables, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-            timeout=5 * WAIT, check=False,
-        )  # fmt: skip
-        output = done.stdout + done.stderr
-        if done.returncode:
-            return f"It ended with {done.returncode}: {output[-400:]}"
-    return "" if row["expect"] in output else f"No {row['expect']!r} in: {output[-400:]}"
+    with ExitStack() as stack:
+        place = place._replace(variables={**place.variables, **row.get("env", {})})
+        if row.get("redis"):
+            port = free_port()
+            words = ["redis-server", "--port", str(port), "--save", "", "--daemonize", "no"]
+            stack.enter_context(run_server(words, port, place.folder.parent / "redis.log"))
+            place.variables["MILLSTREAM_STORE"] = f"redis://localhost:{port}"
+        text = typed(row)
+        if "compose" in row:
+            text = compose(place, row["compose"])
+        if "file" in row:
+            (place.folder / row["file"]).write_text(text, "utf-8")
+            text = row["runs"]
+        if row.get("kind") == "start":
+            ports = [free_port() for _ in range(PORTS)]
+            place = place._replace(
+                ports=ports,
+                variables={**place.variables, **dict.fromkeys(("MILLSTREAM_PORT", "FASTMCP_PORT"), str(ports[0]))},
+            )
+            # The document's own port, wherever the line has it.
+            text = re.sub(r"\b8000\b", str(ports[0]), text) + place.fill(row.get("option", ""))
+            try:
+                place = place._replace(server=stack.enter_context(start(text, place)))
+            except AssertionError as exc:
+                return str(exc)[-400:]
+            text = row.get("then", "true")
+        else:
+            text += row.get("option", "")
+        return check_row(row, place.fill(text), place)
 
 
-def start_row(row: Row, text: str, place: Place) -> str:
-    """Start a server on another port, and call it."""
-    port = free_port()
-    variables = {**place.variables, "MILLSTREAM_PORT": str(port), "FASTMCP_PORT": str(port)}
-    text = text.replace("8000", str(port)) + row.get("option", "").replace("PORT", str(port))
-    words = ["env", "-C", str(place.folder), *(f"{key}={value}" for key, value in variables.items())]
-    log = place.folder.parent / f"{port}.log"
-    try:
-        with run_server([*words, "bash", "-c", f"exec {text}"], port, log):
-            output = follow(["bash", "-c", row["then"].replace("8000", str(port))], "", row["expect"], place)
-    except AssertionError as exc:
-        return str(exc)[-400:]
-    return "" if row["expect"] in output else f"No {row['expect']!r} in: {output[-400:]}"
+def compose(place: Place, file: str) -> str:
+    """Return the command of a compose file's service, whose environment is added to the place's."""
+    (service,) = yaml.safe_load((place.folder / file).read_text("utf-8"))["services"].values()
+    place.variables.update(
+        {name: str(each) for name, each in service.get("environment", {}).items() if each is not None}
+    )
+    command = str(service["command"])
+    return command.removeprefix('sh -c "').removesuffix('"').replace("&& ", "&& exec ")
 
 
-def follow(command: Sequence[str], then: str, expect: str, place: Place) -> str:
-    """Return what a command has printed once it printed what's expected, or at its end, or after a while.
+def check_row(row: Row, text: str, place: Place) -> str:
+    """Type a row's text, and return what it should print, broadcast, or show, and doesn't."""
+    wanted = [row["expect"]] if isinstance(row["expect"], str) else row["expect"]
+    then = ["bash", "-c", place.fill(row["then"])] if row.get("stream") and "then" in row else None
+    if row.get("kind") == "page":
+        return place.browser.run_script(text, then, wanted, place.variables)
+    command = ["bash", "-c", text]
+    if row.get("kind") == "python":
+        command = [find_python(row, place), "-u", "-c", f"{text}\n{row.get('check', '')}"]
+    if row.get("hears"):
+        listener = ["bash", "-c", place.fill("exec curl -sN http://localhost:8000/events")]
+        output = follow(listener, command, [row["hears"]], place)
+        if row["hears"] not in output:
+            return f"Listeners don't hear {row['hears']!r}: {output[-400:]}"
+    output = follow(command, then, wanted, place) if row.get("stream") or row.get("kind") == "start" else ""
+    output = output or type_line(command, place)
+    opened = place.folder.parent / "opened"
+    if opened.exists():
+        output += place.browser.read(opened.read_text("utf-8"), wanted)
+        opened.unlink()
+    missing = [each for each in wanted if each not in output]
+    if missing:
+        return f"No {' or no '.join(missing)} in: {output[-400:]}"
+    if "scene" in row and place.server is not None:
+        type_here = partial(type_in_shell, place)
+        getattr(scenes, row["scene"])(Stage(place.ports, place.server, place.browser, place.folder, type_here))
+    return ""
+
+
+def find_python(row: Row, place: Place) -> str:
+    """Return the Python for a program: the environment's, or that of another machine, which has only its packages."""
+    if "packages" not in row:
+        return "python"
+    machine = Environment(Path(place.variables["HOME"]) / "machine", place.wheel)
+    path = {"PATH": f"{machine.bin}{os.pathsep}{place.variables['PATH']}"}
+    type_line(f"pip install {' '.join(row['packages'])}", place._replace(variables={**place.variables, **path}))
+    return str(machine.bin / "python")
+
+
+def type_in_shell(place: Place, line: str) -> str:
+    """Type a line with the place's ports."""
+    return type_line(place.fill(line), place)
+
+
+def follow(command: Sequence[str], then: Sequence[str] | None, wanted: Sequence[str], place: Place) -> str:
+    """Return what a command has printed once it printed all that's wanted, or at its end, or after a while.
 
     Args:
-        then: typed again and again until then.
+        then: run again and again until then.
     """
     path = place.folder.parent / "printed"
     with path.open("wb") as file:
@@ -245,11 +313,12 @@ def follow(command: Sequence[str], then: str, expect: str, place: Place) -> str:
     try:
         while time.monotonic() < deadline:
             ended = process.poll() is not None
-            if expect in path.read_text("utf-8", "replace") or ended:
+            text = path.read_text("utf-8", "replace")
+            if all(each in text for each in wanted) or ended:
                 break
             if then:
                 subprocess.run(
-                    ["bash", "-c", then], env=place.variables, capture_output=True, timeout=WAIT, check=False
+                    then, cwd=place.folder, env=place.variables, capture_output=True, timeout=WAIT, check=False
                 )
             time.sleep(0.1)
     finally:
@@ -260,5 +329,6 @@ def follow(command: Sequence[str], then: str, expect: str, place: Place) -> str:
 
 
 if __name__ == "__main__":
-    shutil.which("curl") or sys.exit("make seeds needs curl.")
+    for names in (("curl",), ("redis-server",), ("chromium-headless-shell", "chromium", "google-chrome")):
+        find_program(*names) or sys.exit(f"make seeds needs {names[0]}.")
     sys.exit(main(sys.argv[1:]))

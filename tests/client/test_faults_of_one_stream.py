@@ -161,6 +161,35 @@ async def test_messages_that_are_invalid_are_skipped(way: str) -> None:
     assert [each.text for each in results] == ["done"] * 3
 
 
+async def test_call_after_a_restart_opens_a_new_stream_where_the_old_one_is_unknown() -> None:
+    streams: list[ReceivedRequest] = []
+    results: list[int] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.verb == "GET":
+            streams.append(asked)
+            await asked.stream()
+            await asked.chunk(b"event: endpoint\ndata: /messages\n\n")
+            await asyncio.get_running_loop().create_future()
+        if results and len(streams) == 1:
+            return await asked.reply(b'{"detail":"Session not found."}', status="404 Not Found")
+        await asked.reply(b"", status="202 Accepted")
+        said = answer(asked.message)
+        if asked.method == "tools/call":
+            results.append(len(streams))
+            said = b'{"jsonrpc":"2.0","id":%d,"result":{"content":[]}}' % asked.message["id"]
+        return await streams[-1].event(said, "event: message\n") if said and streams else None
+
+    async with (
+        asyncio.timeout(WAIT),
+        misbehaving(behave) as server,
+        Client(server.url.replace("/mcp", "/sse"), timeout=WAIT) as client,
+    ):
+        for _ in range(3):
+            await client.call("x")
+    assert (results, len(streams)) == ([1, 2, 2], 2)
+
+
 async def test_websocket_redirects_do_not_leak_credentials() -> None:
     heard: list[str] = []
     places: list[str] = []

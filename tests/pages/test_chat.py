@@ -361,6 +361,25 @@ def test_chat_shows_messages_from_curl_and_the_tool_and_sends_by_the_tool(hub: s
     assert heard(page, "tool:")[-1:] == ["tool: by the page"]
 
 
+def test_message_of_a_tool_without_a_name_shows_who_sent_it(tmp_path: Path, open_page: OpenPage) -> None:
+    port = free_port()
+    with run_server(run_command("examples/broadcast/main.py", port), port, tmp_path / "log"):
+        url = f"http://127.0.0.1:{port}"
+        ada, grace = (open_page(f"{url}/chat", name=name, lossy=True) for name in ("Ada", "Grace"))
+        live(ada)
+        live(grace)
+        grace.get_by_label("Send with").select_option("tool")
+        grace.get_by_label("Message", exact=True).press_sequentially("through the tool")
+        expect(ada.get_by_text("Grace is typing")).to_be_visible()
+        grace.keyboard.press("Enter")
+        message = ada.locator(".message", has_text="through the tool")
+        expect(message.locator("strong")).to_have_text("Grace")
+        expect(message.locator("time")).to_have_count(1)
+        expect(ada.get_by_text("Grace is typing")).to_be_hidden()
+        call(url, "send_sse_message", {"message": "through the tool"})
+        expect(ada.locator(".message", has_text="through the tool").last.locator("strong")).to_have_text("broadcast")
+
+
 def test_messages_are_found_by_their_words_and_by_their_links(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/chat", name="Ada", permissions=["clipboard-read", "clipboard-write"])
     live(page)

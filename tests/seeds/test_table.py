@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 
 from processes import ROOT
+from seeds import scenes
 
 pytestmark = pytest.mark.check
 
 TABLE = tomllib.loads((ROOT / "scripts" / "seeds.toml").read_text("utf-8"))
 KEYS = {"seed", "system", "kind", "says", "snippet", "describes", "types", "replaces", "because", "omitted", "expect"}
-MORE = {"stream", "then", "check", "option", "needs", "env", "file"}
+MORE = {"stream", "then", "check", "option", "env", "file", "runs", "hears", "scene", "packages", "redis", "compose"}
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +44,5 @@ def test_rows_are_complete(script: ModuleType) -> None:
         assert row["system"] in TABLE["systems"]
         assert ("expect" in row) is (script.label(row) != "not typed"), row
         assert ("because" in row) is (script.label(row) == "changed"), row
+        assert ("file" in row) is ("runs" in row), row
+        assert "scene" not in row or callable(getattr(scenes, row["scene"])), row

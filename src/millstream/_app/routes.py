@@ -39,8 +39,9 @@ logger = logging.getLogger("millstream")
 _FORWARDED = frozenset({b"forwarded", b"via", b"x-real-ip", b"x-client-ip", b"true-client-ip", b"cf-connecting-ip"})
 _PREFIX = b"x-forwarded"
 _REFUSED = Response(
-    b"This page is for programs on the server's own machine, because this server has no sign-in. Open it there at a "
-    b"loopback address such as http://127.0.0.1:8000, on a server bound to one, and not through a proxy.\n",
+    b"This page needs a sign-in, and this server has none. To sign in here, start the server with a long random text "
+    b"in MCP_SERVER_AUTH_KEY. Without sign-in, the page opens only on the server's own machine, at a loopback address "
+    b"such as http://127.0.0.1:8000, on a server bound to one, and not through a proxy.\n",
     403,
     TEXT_HEAD,
 )

@@ -434,6 +434,8 @@ class CompatibleImports(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         source = _SOURCES.get(module.__name__)
         if source is None:
+            if module.__name__ == "mcp":  # the README of SDK 1.x imported FastMCP from here
+                vars(module)["__getattr__"] = lambda name: getattr(import_module("mcp.server.fastmcp"), name)
             return
         found = import_module(source)
         names = getattr(found, "__all__", None) or [name for name in vars(found) if not name.startswith("_")]

@@ -430,7 +430,9 @@ class HttpSseTransport(DuplexTransport):
         reply = await self._endpoint.send("POST", extra, message, repeatable=False, target=self._messages)
         reply.discard()
         if reply.status >= 300:
-            raise status_error(reply, self._endpoint.url.origin, ConnectionLost)
+            # A server that has restarted doesn't know the stream's session, and hasn't processed the message.
+            kind = SessionLost if reply.status == 404 else ConnectionLost
+            raise status_error(reply, self._endpoint.url.origin, kind)
 
     @override
     async def close(self) -> None:

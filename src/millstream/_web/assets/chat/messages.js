@@ -7,6 +7,7 @@ import { copy, copyable } from "../shell/controls.js";
 const LONGEST = 20_000; // maximum characters rendered as Markdown
 const TOGETHER_MS = 5 * 60_000;
 export const DRAWN = 400; // maximum messages of a channel
+const TOLD = 20; // messages of tools whose senders are remembered until they arrive
 const HEARD = 2_000; // ids kept to detect duplicates
 
 const days = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long", year: "numeric" });
@@ -132,15 +133,24 @@ export class Conversation {
   ready = false; // its history has arrived
   live = false; // its subscription is active
   present = false; // its members are loaded
+  lostAt = 0; // when the server reported missing messages
   failed = "";
   draft = "";
   /** @type {Map<string, number>} name -> expiry time */
   typing = new Map();
+  /** @type {Map<string, {name: string, known: boolean}>} text that a tool is about to send -> who asked for it */
+  senders = new Map();
 
   /** @param {Entry} entry */
   add(entry) {
     this.entries.push(entry);
     if (this.entries.length > DRAWN) this.entries.shift();
+  }
+
+  /** Note who asks a tool to send a text. @param {string} text @param {{name: string, known: boolean}} sender */
+  expect(text, sender) {
+    this.senders.set(text, sender);
+    if (this.senders.size > TOLD) this.senders.delete(this.senders.keys().next().value ?? "");
   }
 
   /** Record the id of a received message. @param {string} id */

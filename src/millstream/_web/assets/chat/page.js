@@ -121,7 +121,12 @@ function hear(channel, event) {
     inOrder(mine, said.at ?? mine.at);
     return;
   }
-  if (!said.name) conversation.typing.clear(); // a tool sent it, so the person who asked for it has finished typing
+  if (!said.name) {
+    const sender = conversation.senders.get(said.text);
+    if (sender) Object.assign(said, sender);
+    else conversation.typing.clear(); // a tool sent it, so the person who asked for it has finished typing
+    conversation.senders.delete(said.text);
+  }
   if (conversation.typing.delete(said.name) || !said.name) showTyping();
   if (conversation.ready) said.at ??= new Date();
   show(channel, { kind: "message", ...said, own: own.has(event.id) });
@@ -172,6 +177,13 @@ function forget(entry) {
  */
 async function sendByTool(entry) {
   fate(entry, "sending");
+  try {
+    // Not every tool takes a name, so tell the channel first whose message comes.
+    if (hub.open)
+      await hub.publish(typingOf(entry.channel), { name: me.name, from: me.id, sends: entry.text }, "typing");
+  } catch {
+    // It's only shown without a sender then.
+  }
   try {
     await callTool({ message: entry.text, name: me.name, channel: entry.channel });
     if (entry.state) fate(entry, "");
@@ -279,10 +291,11 @@ setInterval(showTyping, 1_000);
 
 /** @param {string} channel @param {HubEvent} event */
 function hearTyping(channel, event) {
-  const { name, from } = JSON.parse(event.data);
+  const { name, from, sends } = JSON.parse(event.data);
   if (from === me.id || typeof name !== "string") return;
   const typing = event.user?.name || name.slice(0, 80) || "Someone";
   rooms.get(channel)?.typing.set(typing, Date.now() + TYPED_MS);
+  if (typeof sends === "string") rooms.get(channel)?.expect(sends, { name: typing, known: Boolean(event.user?.name) });
   showTyping();
 }
 
@@ -307,7 +320,8 @@ function enterChannel(channel) {
     history: HISTORY,
     hear: (event) => hear(channel, event),
     gap: () => {
-      if (conversation.entries.at(-1)?.look === "gap") return; // each subscription of this page reports it
+      if (Date.now() - conversation.lostAt < BACK_MS) return; // each subscription of this page reports it
+      conversation.lostAt = Date.now();
       show(channel, {
         kind: "event",
         text: "The server no longer has some older messages, so they're missing here.",
