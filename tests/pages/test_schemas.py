@@ -129,6 +129,25 @@ def test_nested_alternatives_do_not_block_the_page(page: Page) -> None:
     assert found <= 50
 
 
+def test_patterns_that_backtrack_are_left_to_the_server(page: Page) -> None:
+    text = "a" * 40 + "!"
+    hard = [
+        "^(a+)+$", "^([a-z0-9]+[.-]?)+@example$", "^(a|a)*$", "^(?:a|aa)+$", "^(a?){40}$", "^(a*)*$", "^(\\w+\\s?)*$",
+        "a*a*a*a*a*a*b", "^" + "(a|a)" * 40 + "$", "^(?:a{1,40}){1,40}$", "^(([a-z])+.)+$", "^" + "a?" * 40 + "a{40}b$",
+    ]  # fmt: skip
+    easy = ["^[a-z]{2,9}-[0-9]+$", "^b+$", "^[0-9a-f]{8}(-[0-9a-f]{4}){3}$", "^(red|green|blue)$", "\\d{3}"]
+    found = page.evaluate(
+        """async ([patterns, text]) => {
+          const { validate } = await import("./assets/schema/validate.js");
+          const { sample } = await import("./assets/schema/sample.js");
+          patterns.forEach((pattern) => sample({ type: "string", pattern }));
+          return patterns.map((pattern) => validate(text, { type: "string", pattern }).length);
+        }""",
+        [hard + easy, text],
+    )
+    assert list(found) == [0] * len(hard) + [1] * len(easy)
+
+
 def test_forms_round_trip_values(page: Page) -> None:
     found = page.evaluate(
         """async (forms) => {

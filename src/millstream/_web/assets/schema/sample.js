@@ -2,7 +2,7 @@
 // valid, there's no sample.
 
 import { options, present } from "./resolve.js";
-import { validate } from "./validate.js";
+import { matches, validate } from "./validate.js";
 
 const MAX_DEPTH = 8;
 const MAX_ITEMS = 5;
@@ -97,7 +97,7 @@ function textMatching(pattern) {
   };
   try {
     const text = choice();
-    return new RegExp(pattern, "u").test(text) ? text : null;
+    return matches(pattern, text) ? text : null;
   } catch {
     return null;
   }

@@ -62,12 +62,40 @@ const FORMATS = {
   ipv6: (text) => /^[0-9a-f:.]{2,45}$/i.test(text) && text.includes(":")
 };
 
-/** @param {string} pattern @param {string} text */
-const matches = (pattern, text) => {
+const MAX_TRIES = 100_000;
+const PIECES = /\\.|\[(?:\\.|[^\]\\])*\]|\(|\)|\||[*+?]|\{(\d+)(,?)(\d*)\}|[^]/gsu;
+
+/**
+ * Return how many ways a browser's matcher, which backtracks, may try at most before it gives up.
+ *
+ * @param {string} pattern @param {number} length of the text
+ */
+const triesOf = (pattern, length) => {
+  const groups = [1];
+  let last = 1; // of the piece before, which may be repeated
+  let repeated = false;
+  for (const [piece, least, comma, most] of pattern.matchAll(PIECES)) {
+    const isRepeat = "*+?".includes(piece) || least !== undefined;
+    const times = piece === "?" ? 1 : least === undefined ? length : Number(comma ? most || length : least);
+    if (piece === ")") last = groups.pop() ?? 1;
+    else if (!isRepeat) last = 1;
+    const top = Math.max(groups.length - 1, 0);
+    if (piece === "(") groups.push(1);
+    else if (piece === ")") groups[top] = (groups[top] ?? 1) * last;
+    else if (piece === "|") groups[top] = (groups[top] ?? 1) * 2;
+    else if (isRepeat && !repeated)
+      groups[top] = ((groups[top] ?? 1) / last) * last ** times * (least && !comma ? 1 : times + 1);
+    repeated = isRepeat || piece === "("; // what follows is no repeat of its own
+  }
+  return (groups[0] ?? 1) * (length + 1); // it may begin anywhere
+};
+
+/** Return whether a text matches; true if that's left to the server. @param {string} pattern @param {string} text */
+export const matches = (pattern, text) => {
   try {
-    return new RegExp(pattern, "u").test(text);
+    return !(triesOf(pattern, text.length) <= MAX_TRIES) || new RegExp(pattern, "u").test(text);
   } catch {
-    return true; // A pattern of another dialect, left to the server.
+    return true; // A pattern of another dialect
   }
 };
 
