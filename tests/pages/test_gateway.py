@@ -147,6 +147,18 @@ def test_all_links_of_a_gateway_fit_on_a_phone(office: str, open_page: OpenPage)
     expect(page.get_by_role("link", name="Connect", exact=True)).to_be_in_viewport(ratio=1)
 
 
+def test_tables_of_a_gateway_fit_on_a_phone(office: str, open_page: OpenPage) -> None:
+    page = open_page(f"{office}/gateway#upstream=bookshop", width=390, height=844)
+    assert call(office, "bookshop_order", {"isbn": "1"})
+    page.get_by_role("tab", name="Recent calls").click()
+    for name, last in (("Upstreams", "Failed"), ("Recent calls", "Error")):
+        table = page.get_by_role("table", name=name)
+        expect(table.get_by_role("columnheader", name=last)).to_be_visible()
+        assert table.evaluate("table => table.getBoundingClientRect().right <= innerWidth")
+    page.get_by_role("tab", name="State").click()
+    expect(page.locator("#facts")).to_contain_text("(p50)")
+
+
 def test_changed_definitions_are_shown_as_quarantined(office: str, folder: Path, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway#upstream=warehouse")
     expect(page.get_by_role("tab", name="Tools")).to_contain_text("2")

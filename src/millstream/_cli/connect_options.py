@@ -1,11 +1,12 @@
 """Options, connections, and error handling of the commands that use a server."""
 
+import asyncio
 import os
 import re
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from cyclopts import Group, Parameter
 
@@ -14,6 +15,7 @@ from millstream._cli.signals import carry_out
 from millstream._cli.tables import brief, fill_in, print_text, safe
 from millstream._http.client.url import parse_url
 from millstream._http.hosts import is_loopback
+from millstream._override import override
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, closest_name
 from millstream._protocol.json_schema import members
 from millstream._tasks import run_in_thread
@@ -41,6 +43,8 @@ T = TypeVar("T")
 FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
 """Exit statuses: the request failed, wrong usage, no connection, no access, no response in time."""
 
+_SILENCE = 5.0
+"""Seconds without a connection after which a command says what it's waiting for."""
 _FORBIDDEN = 403
 _MAX_LINE = 64 * 1024
 
@@ -91,7 +95,7 @@ class ConnectOptions:
 
     def client(self, target: str, *, elicit: Elicit | None = None, log_level: str = "") -> Client:
         """Return a client for the server."""
-        return Client(
+        client = _CommandClient(
             target,
             revision=self.revision or None,
             headers=self.headers(target),
@@ -107,6 +111,23 @@ class ConnectOptions:
                 probe_timeout=min(10.0, self.timeout),
             ),
         )
+        client.target = target
+        return client
+
+
+class _CommandClient(Client):
+    """A client that says on standard error what it's waiting for, if a server doesn't respond."""
+
+    target = ""
+
+    @override
+    async def __aenter__(self) -> Self:
+        notice = f"Waiting for a response from {brief(self.target)}. Press Ctrl-C to stop, or set --timeout."
+        timer = asyncio.get_running_loop().call_later(_SILENCE, print_line, notice)
+        try:
+            return await super().__aenter__()
+        finally:
+            timer.cancel()
 
 
 DEFAULTS = ConnectOptions()

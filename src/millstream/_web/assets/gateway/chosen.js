@@ -8,6 +8,7 @@ import {
   duration,
   element,
   facts,
+  ms,
   pre,
   pretty,
   showContentOrEmpty,
@@ -153,6 +154,7 @@ function drawFacts(row) {
     Connections: count(row.links),
     "Calls without a usable response": count(row.unanswered),
     "Calls refused without being sent": count(row.refused),
+    Duration: `${ms(row.p50_ms)} (p50), ${ms(row.p99_ms)} (p99)`,
     ...(processes && {
       Processes: `${count(processes.running)} of ${count(processes.limit)}${processes.spare ? `, ${count(processes.spare)} spare` : ""}`,
       "Their memory": processes.memory ? size(processes.memory) : "unknown",
