@@ -103,8 +103,7 @@ def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
         or not rules.accepts_audience(claims)
         or not _is_text(subject)
         or not is_time(expires)
-        # Amazon Cognito's ID tokens differ from its access tokens only in this claim.
-        or not (rules.id_tokens or claims.get("token_use", "access") == "access")
+        or not (rules.id_tokens or _is_access(claims))
         # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.
         or claims.get("cnf") is not None
         or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
@@ -155,6 +154,17 @@ def scopes_of(claims: Claims, implied: Mapping[str, Collection[str]], names: Col
         waiting += more
     # An issuer's scope `*` has no special meaning here.
     return frozenset(found - {EVERYTHING})
+
+
+def _is_access(claims: Claims) -> bool:
+    """Return whether nothing says that this isn't an access token. Other tokens of Amazon Cognito and Keycloak may
+    differ only in one claim, and events, such as logout tokens, only in `events` (RFC 8417).
+    """
+    return (
+        claims.get("token_use", "access") == "access"
+        and claims.get("typ") not in ("ID", "Refresh", "Offline", "Logout")
+        and "events" not in claims
+    )
 
 
 def _is_text(value: Any) -> bool:
