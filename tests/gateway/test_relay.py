@@ -646,3 +646,33 @@ async def test_relay_serves_subscriptions_beyond_the_limit_of_an_upstream(
 
 
 SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
+
+
+async def test_call_of_a_listed_tool_and_its_result_pass_a_relay_byte_by_byte() -> None:
+    received: list[dict[str, Any]] = []
+    about = {"ttlMs": 9, "cacheScope": "public", "resultType": "complete"}
+    results: dict[str, dict[str, Any]] = {
+        "server/discover": about | {"supportedVersions": [ERAS[1]], "capabilities": {"tools": {}}},
+        "tools/list": about | {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]},
+        "tools/call": {"resultType": "complete", "content": [], "com.example/n": 1, "_meta": {"com.example/a": [1]}},
+    }
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "tools/call":
+            received.append(asked.message["params"])
+        if asked.method in results:
+            await asked.result(results[asked.method])
+        else:
+            await asked.reply(b"", status="404 Not Found")
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        gateway = relay(server.url)
+        headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "tools/call", "mcp-name": "echo"}
+        meta = ENVELOPE | {"com.example/trace": {"id": 7}}
+        params = [{"name": "echo", "arguments": {"a": 1}, "_meta": meta}, {"name": "echo", "n": 1, "_meta": meta}]
+        async with gateway.running():
+            replies = [await post(gateway, {"method": "tools/call", "params": each}, **headers) for each in params]
+    for each in received:
+        del each["_meta"]["millstream.gateway/path"]
+    assert received == params
+    assert [each.json()["result"] for each in replies] == [results["tools/call"]] * 2

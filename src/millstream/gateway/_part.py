@@ -20,7 +20,7 @@ from millstream._server.calls.sessions import spellings
 from millstream._server.features import Hooks
 from millstream._server.features.registry import Handler
 from millstream._server.features.resources import Resource, Template
-from millstream._server.features.tools import NAMES_THAT_WORK, Tool, works_everywhere
+from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.client import TargetError
 from millstream.client._targets import Remote, find_server
 from millstream.files import stamp_of
@@ -584,8 +584,6 @@ class GatewayPart:
         item = upstream.item_classes[kind](upstream, name, own_name, description)
         if isinstance(item, Template) and (not upstream.names.prefix or upstream.pins is not None):
             item.template = RestrictedPattern(item.template, lambda uri: not self._hides(upstream, uri))
-        if isinstance(item, Tool) and upstream.relays:
-            item.plain = False  # its calls are passed on
         rules.apply(item, StoredResults(self._host.store.kv, upstream.names).save)
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 

@@ -59,6 +59,7 @@ class Passthrough:
     def __init__(self, host: PartHost, upstream: Upstream) -> None:
         self._host = host
         self._upstream = upstream
+        upstream.relay = self._serve
         self._reading = asyncio.Lock()
         registry = host.registry
         host.dispatcher.wrap(_RELAYED, self._serve)
@@ -142,6 +143,8 @@ class Passthrough:
 
     def _forward(self, call: Call) -> Awaitable[bytes]:
         params = _read_params(call)
+        if call.arguments is not None and call.name:  # a transport has read them, so they aren't in headers
+            return forward(call, self._upstream, call.method, encode(params), call.name, verbatim=True)
         headers = call.headers or {}
         if call.method in _CORE:
             raw = bytes(params.get("name") or params.get("uri") or b'""')

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import partial
 from http import HTTPStatus
@@ -387,6 +387,8 @@ class Upstream:
     """Whether one connection serves all calls; None if it has to be decided again, by the capabilities."""
     relays = False
     """Whether the server passes this upstream's messages on, rather than items made of its lists."""
+    relay: Callable[[Callable[[Call], Awaitable[bytes]], Call], Awaitable[bytes]] | None = None
+    """``relay(handler, call)`` passes a call on, or serves it by the handler if that isn't possible."""
     serves_one = False
     """Whether it's a command that the only client of this server has to itself. It starts when that client does."""
     _listed_at = 0.0
