@@ -108,10 +108,11 @@ nightly: ## kill, fuzz, soak, and freeze for hours, and run the tests on every P
 	for version in $(VERSIONS); do $(MAKE) test-python VERSION=$$version || exit; done
 	$(MAKE) test-oldest
 
-# Tests that run other people's programs are left to `make test`, because those have an environment and a Python of their own.
-test-python: $(VENV)/.compiled tests/conformance/node_modules/.package-lock.json ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
+# Other people's programs have environments of their own, with the usual Python.
+test-python: $(VENV)/.compiled ## run the tests on another Python, which is downloaded if it can be (VERSION=3.14)
 	@$(if $(filter .venv,$(VENV)),echo 'Which Python? For example: make test-python VERSION=3.14' >&2; exit 1,$(BIN)/python --version)
 	@command -v cc >/dev/null || scripts/apt gcc libc6-dev
+	@env -u MAKEFLAGS -u MFLAGS $(MAKE) --no-print-directory .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS)
 	$(PYTEST) $(addprefix --ignore tests/,interop pages client/test_foreign_servers.py \
 	  docs/test_coming_from.py) -m "$(DAY)" $(ARGS)
 

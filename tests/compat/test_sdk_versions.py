@@ -55,7 +55,7 @@ def ask(topic: str) -> list[base.Message]:
 ENDINGS = {"guarded": 'if __name__ == "__main__":\n    mcp.run()\n', "unguarded": 'mcp.run(transport="sse")\n'}
 VERSIONS = {
     "none": [],
-    "1.9.4": ["mcp==1.9.4", "pydantic<2.13"],
+    "1.9.4": ["mcp==1.9.4", "pydantic<2.14"],
     "1.9.4 that can't be imported": ["mcp==1.9.4", "pydantic>=2.14"],
     "2.3.0": ["mcp==2.3.0"],
 }

@@ -88,7 +88,8 @@ def ask(port: int, path: str, body: object = None, **headers: str) -> tuple[int,
         with urllib.request.urlopen(request, timeout=WAIT) as reply:  # noqa: S310  a loopback address
             return reply.status, reply.read().decode()
     except urllib.error.HTTPError as refused:
-        return refused.code, refused.read().decode()
+        with refused:
+            return refused.code, refused.read().decode()
 
 
 def check(container: Container, port: int) -> None:

@@ -3,6 +3,7 @@
 import base64
 import gzip
 import json
+from http import HTTPStatus
 from typing import Any
 
 import httpx2
@@ -117,7 +118,7 @@ async def test_binary_bodies_arrive_with_every_byte(content: bytes, media: str, 
         (answer(b"", "", 300), "HTTP error 300: Multiple Choices"),
         (
             answer(b'{"title": "Nope"}', "application/problem+json", 422),
-            'HTTP error 422: Unprocessable Entity - {"title":"Nope"}',
+            f'HTTP error 422: {HTTPStatus(422).phrase} - {{"title":"Nope"}}',
         ),
         (answer(b"<problem/>", "application/problem+xml", 400), "HTTP error 400: Bad Request - <problem/>"),
         (answer(b"", "", 429, **{"retry-after": "0"}), "HTTP error 429: Too Many Requests - Try again in 0 seconds."),

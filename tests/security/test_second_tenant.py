@@ -48,7 +48,7 @@ class Tenant(NamedTuple):
 ALICE = Tenant("alice", "alice-has-a-key-of-some-length", "127.0.0.2")
 BOB = Tenant("bob", "bob-has-another-of-some-length", "127.0.0.3")
 CAROL = Tenant("carol", "carol-has-a-third-one-of-some-length", "127.0.0.4")
-MANY = 100
+MANY = 200
 """Far more than one tenant may hold of anything in these cases."""
 HANDSHAKE, PER_REQUEST = "2025-11-25", "2026-07-28"
 FORM: Json = {"type": "object", "properties": {"x": {"type": "integer"}}}
@@ -395,8 +395,8 @@ async def request_bytes(stack: AsyncExitStack) -> Shared:
     return Shared(hold, use, "too much data")
 
 
-def watches(revision: str) -> Case:
-    """Return the case of watched resources of an upstream, for clients of a revision."""
+def watches(*, relayed: bool) -> Case:
+    """Return the case of watched resources of an upstream, which serves most subscriptions itself if it's relayed."""
 
     async def watches(stack: AsyncExitStack) -> Shared:
         there = Server("there")
@@ -411,13 +411,15 @@ def watches(revision: str) -> Case:
 
         mcp = make_server()
         mcp.upstream("there", there, prefix="", start_timeout=WAIT, timeout=WAIT)
+        if not relayed:
+            mcp.resource("own://item", name="own")(lambda: "")
         running = await run(stack, mcp)
         count = 0
 
         async def hold(tenant: Tenant) -> str:
             nonlocal count
             count += 50
-            client = await connect(stack, running, tenant, revision=revision)
+            client = await connect(stack, running, tenant, revision=PER_REQUEST)
             uris = [f"item://{tenant.name}/{number}" for number in range(count, count + 50)]
             try:
                 await stack.enter_async_context(client.watch(*uris))
@@ -426,7 +428,7 @@ def watches(revision: str) -> Case:
             return ""
 
         async def use(tenant: Tenant) -> str:
-            client = await connect(stack, running, tenant, revision=revision)
+            client = await connect(stack, running, tenant, revision=PER_REQUEST)
             uri = f"item://{tenant.name}/{count + 1}"
             async with client.watch(uri) as changes:
                 await client.call("touch", uri=uri)
@@ -437,7 +439,7 @@ def watches(revision: str) -> Case:
 
         return Shared(hold, use, "You watch 500 resources of 'there'")
 
-    watches.__name__ += f"-{revision}"
+    watches.__name__ += "-relayed" if relayed else ""
     return watches
 
 
@@ -543,7 +545,8 @@ CASES: list[Case] = [
     failures,
     processes,
     processes_of_the_gateway,
-    watches(PER_REQUEST),
+    watches(relayed=False),
+    watches(relayed=True),
     stored_results,
     unread_replies,
     arriving_replies("application/json"),
