@@ -58,6 +58,16 @@ async def test_users_in_a_file_sign_in_with_their_scopes_and_groups(tmp_path: Pa
         assert (await world.ask(found, "POST", "/mcp", LIST, **JSON)).status == 200
 
 
+async def test_files_without_people_say_how_to_add_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "users.json").write_text('{"users": []}', "utf-8")
+    (tmp_path / "keys.json").write_text('{"keys": []}', "utf-8")
+    path = write(tmp_path, f'[auth.issuer]\nurl = "{URL}"\nusers = "users.json"\n[auth.keys]\nfile = "keys.json"')
+    async with run_guarded(served(path)):
+        for kind in ("user", "key"):
+            file = tmp_path / f"{kind}s.json"
+            assert f"{file} has no {kind}s. Add one: millstream {kind}s add NAME --file {file}" in caplog.text
+
+
 @for_each("text", ['[auth.keys]\nfile = "keys.json"', '[auth]\nkeys = "keys.json"'])
 async def test_keys_of_a_file_are_accepted(text: str, tmp_path: Path) -> None:
     (tmp_path / "keys.json").unlink(missing_ok=True)

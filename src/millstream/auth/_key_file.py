@@ -176,6 +176,8 @@ class RecordFile(Generic[R]):
         except msgspec.DecodeError as exc:
             raise LocalError(f"{path} isn't a {self.kind} file: {exc}. `{command}` writes one.") from exc
         self._seen = status.st_mtime_ns, status.st_size, status.st_ino
+        if not self.records:
+            logger.warning("%s has no %ss. Add one: %s --file %s", path, self.kind, command, path)
 
     def use(self, records: tuple[R, ...]) -> None:
         """Use these records until the file is read again."""
