@@ -176,8 +176,17 @@ class RecordFile(Generic[R]):
         except msgspec.DecodeError as exc:
             raise LocalError(f"{path} isn't a {self.kind} file: {exc}. `{command}` writes one.") from exc
         self._seen = status.st_mtime_ns, status.st_size, status.st_ino
+
+    def load_for_server(self) -> None:
+        """Read the file, and log how to add a record if it has none.
+
+        Raises:
+            LocalError: See `load`.
+        """
+        self.load()
         if not self.records:
-            logger.warning("%s has no %ss. Add one: %s --file %s", path, self.kind, command, path)
+            text = "%s has no %ss. Add one: millstream %ss add NAME --file %s"
+            logger.warning(text, self.path, self.kind, self.kind, self.path)
 
     def use(self, records: tuple[R, ...]) -> None:
         """Use these records until the file is read again."""
@@ -317,7 +326,7 @@ class KeyMethod(AuthMethod):
         self._revoked_at: dict[str, float] = {}
         """Name of a recently removed key -> time of removal. The name may have another key."""
         if file is not None:
-            file.load()
+            file.load_for_server()
         self.epoch()
 
     @override

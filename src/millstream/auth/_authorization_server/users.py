@@ -222,7 +222,7 @@ def users(*, file: str | Path) -> UserFile:
         LocalError: The file can't be read.
     """
     found = UserFile(Path(file))
-    found.load()
+    found.load_for_server()
     return found
 
 
