@@ -167,7 +167,7 @@ GUESTS = ("extensions", "agent")
 """Packages that import what a package of others could import. See decision 0053."""
 
 
-def test_guests_use_the_public_interface() -> None:
+def test_agent_and_extensions_use_the_public_interface() -> None:
     private: list[str] = []
     for guest in GUESTS:
         for path in sources(f"src/millstream/{guest}"):

@@ -73,7 +73,7 @@ ONE = {
 
 
 @for_each("kind", list(TWO))
-async def test_parallel_calls_stay_apart(kind: str) -> None:
+async def test_parallel_calls_are_not_mixed_up(kind: str) -> None:
     assert found_calls(await reply(*TWO[kind], END, DONE)) == [("add", json.loads(ADD)), ("add", json.loads(MORE))]
 
 

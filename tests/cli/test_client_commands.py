@@ -199,7 +199,7 @@ class TestInAPipe:
         (["lsit"], 2, 'Unknown command "lsit". Did you mean "list"?'),
     ],
 )
-def test_failures_are_one_line_and_a_status(arguments: list[str], status: int, words: str) -> None:
+def test_failed_command_prints_one_line_and_returns_a_status(arguments: list[str], status: int, words: str) -> None:
     done = run(*(word.replace("{port}", str(free_port())) for word in arguments))
     assert done.exit_code == status, done.stderr
     assert words in done.stderr

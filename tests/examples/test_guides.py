@@ -249,7 +249,9 @@ async def test_gallery_sends_images_and_files(tmp_path: Path) -> None:
         assert "catalog://2026/spring.txt" in (await client.read("catalog://"))[0].text
 
 
-async def test_both_logs_are_written(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tool_writes_to_its_own_log_and_to_the_client(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inventory, "BOXES", dict(inventory.BOXES))
     caplog.set_level(logging.INFO, "inventory")
     async with connect(inventory.mcp, revision="2025-11-25") as client:

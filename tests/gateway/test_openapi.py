@@ -267,7 +267,7 @@ async def test_function_selects_the_kind_of_each_operation() -> None:
         ("multipart/form-data", "multipart/form-data; boundary=", b'name="tags"\r\n\r\nb\r\n'),
     ],
 )
-async def test_bodies_follow_the_document(media: str, kind: str, body: bytes) -> None:
+async def test_bodies_are_encoded_as_the_document_says(media: str, kind: str, body: bytes) -> None:
     asked: list[httpx2.Request] = []
 
     def api(request: httpx2.Request) -> httpx2.Response:

@@ -223,7 +223,7 @@ async def test_parameters_of_the_path_are_overridden_by_the_operation() -> None:
     assert schema["properties"]["a"]["type"] == "integer"
 
 
-async def test_parameters_and_fields_of_one_name_are_told_apart() -> None:
+async def test_parameters_and_fields_with_the_same_name_are_distinct() -> None:
     fields = {"type": "object", "properties": {"id": TEXT}}
     places = [parameter(place, TEXT, "id") for place in ("path", "query", "header", "cookie")]
     document = operation(*places, method="post", path="/p/{id}", **body(fields))

@@ -114,7 +114,7 @@ SCHEMAS: list[Any] = [
 ]
 
 
-async def test_odd_schemas_cost_at_most_their_example() -> None:
+async def test_unusual_schemas_lose_at_most_their_example() -> None:
     tools = [{"name": f"tool{at}", "inputSchema": each, "outputSchema": each} for at, each in enumerate(SCHEMAS)]
     command = stranger({"tools": {}}, {"tools/list": {"result": {"tools": tools}}, "tools/call": DONE})
     hidden = UpstreamPolicy(tools={"*": ToolPolicy(hidden={"a": 1}, defaults={"b": 2})})

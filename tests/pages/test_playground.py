@@ -168,7 +168,7 @@ def test_an_open_question_cannot_be_collapsed(shop: Callable[..., str], open_pag
     expect(card.get_by_label("Result", exact=True)).to_have_text("1 is gone")
 
 
-def test_a_form_is_filled_in_and_an_answer_stops(shop: Callable[..., str], open_page: OpenPage) -> None:
+def test_user_fills_in_a_form_and_stops_an_answer(shop: Callable[..., str], open_page: OpenPage) -> None:
     page = open_page(shop(calls(("deliver", "{}")), repeats("To "), hangs("Once upon"), says("Yes.")))
     ask(page, "Deliver it")
     form = page.get_by_role("form", name="Where to?")

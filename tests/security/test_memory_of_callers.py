@@ -144,7 +144,7 @@ async def test_patterns_of_the_hub_take_what_is_counted(depth: int, monkeypatch:
         (list[dict[str, int]], [{}] * 30_000, 18),
     ],
 )
-async def test_arguments_of_running_calls_take_what_the_page_says(kind: Any, value: Any, times: float) -> None:
+async def test_arguments_of_running_calls_take_the_documented_memory(kind: Any, value: Any, times: float) -> None:
     mcp = Server("shop", settings=Settings(secret_key="a key of this test that is long enough", max_call_bytes=MIB))
     started: list[str] = []
 

@@ -73,7 +73,7 @@ async def test_gateway_requests_resources_in_the_spelling_of_the_upstream() -> N
     assert asked == [*URIS, "Shop://Items/3"]
 
 
-async def test_no_spelling_of_a_uri_walks_around_a_scope() -> None:
+async def test_scopes_apply_to_every_spelling_of_a_uri() -> None:
     mcp = Server("secrets")
     mcp.resource("vault://Keys/master", scopes=["admin"])(_returning("secret"))
     mcp.resource("{+anything}", name="anything")(lambda anything: f"open {anything}")

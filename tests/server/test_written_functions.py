@@ -139,7 +139,7 @@ class Range:
             raise ValueError("low must be below high")
 
 
-async def test_what_a_class_refuses_is_named_by_its_place() -> None:
+async def test_errors_of_a_class_name_the_place_of_the_value() -> None:
     def pick(ranges: list[Range]) -> str:
         return str(ranges)
 

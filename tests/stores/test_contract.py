@@ -245,7 +245,7 @@ async def test_owners_have_shares_of_undeclared_kinds(store: Store) -> None:
         await store.kv.put(f"{alice}more", bytes(2**20), TTL)
 
 
-async def test_keys_name_their_share_after_a_mark() -> None:
+async def test_keys_contain_their_share_after_a_separator() -> None:
     keys = ("session:~a.b", "other:~a.b.c", "session:a.b", "session:~a", "session:~.b", "~a.b", "session", "x:b~a.c")
     assert [owner_for(key) for key in keys] == ["a", "a", "", "", "", "", "", ""]
     assert owner_for(f"com.example/cart:{share_for('ada')}.1") == owner_for(f"x:{share_for('ada')}.2") != ""
@@ -920,7 +920,7 @@ async def test_appends_of_all_workers_have_one_order(backing: Backing) -> None:
     assert await read_all(workers[2], STREAM) == entries
 
 
-async def test_seals_apply_to_every_worker(backing: Backing) -> None:
+async def test_sealed_logs_are_sealed_for_every_worker(backing: Backing) -> None:
     owner, other = await backing.worker(), await backing.worker()
     await append(owner, "call:1", b"begun")
     await other.log.append("call:1", b"closed by another", ttl=TTL, max_entries=10, seal=True)

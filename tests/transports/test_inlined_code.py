@@ -39,7 +39,7 @@ def is_copied(own: list[str], copied: list[str]) -> bool:
     return any(copied[at : at + len(own)] == own for at in range(len(copied)))
 
 
-def test_a_request_begins_on_the_hot_path_as_elsewhere() -> None:
+def test_request_starts_in_the_same_way_on_the_fast_path() -> None:
     own = own_statements(HttpProtocol._begin, {"exchange": "event"})
     assert len(own) == 4
     assert is_copied(own, statements(HttpProtocol.data_received))

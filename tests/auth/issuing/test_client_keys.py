@@ -114,7 +114,7 @@ def test_unusable_pem_keys_are_refused_in_the_configuration(pem: str, words: str
         auth.client("batch", jwks=pem)
 
 
-async def test_client_keys_may_be_at_a_url(desk: Desk) -> None:
+async def test_client_keys_can_be_fetched_from_a_url(desk: Desk) -> None:
     async with run_issuer() as site:
         site.answers["/jwks"] = JWKS
         client = auth.client("batch", jwks=f"{site.url}/jwks")

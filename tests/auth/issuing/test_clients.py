@@ -233,7 +233,7 @@ async def test_metadata_documents_can_be_switched_off(desk: Desk) -> None:
     assert (await desk.tokens(client["client_id"], resource=None))["access_token"]
 
 
-async def test_pages_about_documents_out_of_reach_name_the_setting(desk: Desk) -> None:
+async def test_pages_about_unreachable_documents_name_the_setting(desk: Desk) -> None:
     desk = Desk(desk.services.store, url=HERE)
     async with run_issuer() as site:
         id = described(site)

@@ -75,7 +75,7 @@ async def test_failure_reduces_concurrency_without_refusing() -> None:
     assert crowd.most == 2
 
 
-async def test_addresses_do_not_wait_for_each_other() -> None:
+async def test_one_address_does_not_delay_another() -> None:
     crowd = Crowd(three())
     tasks = crowd.send(4)
     await until(lambda: crowd.inside == 3)
