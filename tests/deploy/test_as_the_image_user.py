@@ -1,7 +1,9 @@
-"""What the image, the compose file, the chart, and the unit start, where most folders aren't the user's.
+"""What the image, the compose file, the chart, and the unit start, as their user, where most folders aren't the user's.
 
-The tests make these folders read-only, and give up root's privilege to write them anyway. They don't change the user,
-because another user may not be able to start this environment's Python.
+If root runs the tests, the server has the image's user id, and the folders belong to root, as Docker makes them. The
+one capability left lets it read files, because this environment's Python may be in a folder of root's. It can't write
+any. Other users can't give folders to root: there, the folders are read-only, and a user namespace shows the image's
+user id where the kernel allows one.
 """
 
 import json
@@ -41,6 +43,20 @@ SECRETS = {
 }
 
 
+def as_image_user() -> list[str]:
+    """Return a command that runs another one as the image's user."""
+    if os.getuid() == 0:
+        reads = "-all,+dac_read_search"
+        user = ["--reuid", USER, "--regid", USER, "--clear-groups"]
+        return ["setpriv", *user, "--inh-caps", reads, "--ambient-caps", reads, "--pdeathsig", "KILL", "--"]
+    mapped = ["unshare", "--user", "--map-user", USER, "--map-group", USER, "--"]
+    try:
+        allowed = subprocess.run([*mapped, "true"], check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        allowed = False
+    return mapped if allowed else []
+
+
 class Container:
     """Folders as Docker makes them: root's, except for those that the image or a volume gives to its user."""
 
@@ -49,13 +65,24 @@ class Container:
         for each in (self.app, self.state, self.tmp, self.logs):
             each.mkdir()
         shutil.copy(DEPLOY / "server.py", self.app)
-        for each in (self.app, self.logs):
-            each.chmod(0o555)
+        if os.getuid() == 0:
+            folder.chmod(0o755)
+            self.give(self.state, self.tmp)
+        else:
+            self.app.chmod(0o555)
+            self.logs.chmod(0o555)
+
+    @staticmethod
+    def give(*folders: Path) -> None:
+        """Give folders to the image's user, as the image, a volume, or systemd does."""
+        for each in folders:
+            each.chmod(0o755)
+            if os.getuid() == 0:
+                os.chown(each, int(USER), int(USER))
 
     def command(self, *words: str) -> list[str]:
-        drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.getuid() == 0 else []
         start = "import os, sys; os.chdir(sys.argv.pop(1)); from millstream._cli import main; main()"
-        return [*drop, sys.executable, "-c", start, str(self.app), *words]
+        return [*as_image_user(), sys.executable, "-c", start, str(self.app), *words]
 
     @contextmanager
     def run(self, *words: str, **environment: str) -> Iterator[int]:
@@ -127,6 +154,18 @@ def fill(values: Mapping[str, object]) -> dict[str, str]:
     return {name: re.sub(pattern, value, str(each)) for name, each in values.items()}
 
 
+def test_commands_run_with_the_id_and_the_rights_of_the_image_user(container: Container) -> None:
+    program = f"import os, pathlib; print(os.getuid()); pathlib.Path({str(container.state)!r}, 'x').write_text('')"
+    told = subprocess.run([*as_image_user(), sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert told.stdout.strip() in ({USER} if os.getuid() == 0 else {USER, str(os.getuid())})
+    assert (container.state / "x").stat().st_uid == (int(USER) if os.getuid() == 0 else os.getuid())
+    refused = program.replace(str(container.state), str(container.app))
+    failed = subprocess.run(
+        [*as_image_user(), sys.executable, "-c", refused], check=False, capture_output=True, text=True
+    )
+    assert "PermissionError" in failed.stderr
+
+
 def test_image_serves_as_its_user(container: Container) -> None:
     words = json.loads(re.findall(r"^CMD (.*)$", DOCKERFILE, re.MULTILINE)[0])
     with container.run(*words, **of_the_image(), MCP_SERVER_AUTH_KEY=KEY) as port:
@@ -171,15 +210,15 @@ def test_pod_of_the_chart_serves_as_its_user(container: Container) -> None:
 
 def test_unit_serves_in_the_folders_that_systemd_makes(container: Container) -> None:
     unit = (DEPLOY / "systemd" / "millstream.service").read_text("utf-8")
-    container.logs.chmod(0o755)  # LogsDirectory= gives it to the user
+    container.give(container.logs)  # as LogsDirectory= does
     places = {"/var/lib/millstream": str(container.state), "/var/log/millstream": str(container.logs)}
     environment = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE))
     for old, new in places.items():
         environment = {name: each.replace(old, new) for name, each in environment.items()}
     words = shlex.split(re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)[0])[1:]
     words = [each.replace("/srv/millstream", str(container.app)) for each in words]
-    # A dynamic user's home is /, which it can't write.
-    with container.run(*words, **{**environment, "HOME": "/", "MCP_SERVER_AUTH_KEY": KEY}) as port:
+    # A dynamic user's home is /, which it can't write, like this folder.
+    with container.run(*words, **{**environment, "HOME": str(container.app), "MCP_SERVER_AUTH_KEY": KEY}) as port:
         assert ask(port, "/livez")[0] == 200
         assert ask(port, "/mcp", {}, content_type="application/json")[0] == 401
         until(lambda: "is serving on" in (container.logs / "server.log").read_text("utf-8"))
