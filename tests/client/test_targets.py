@@ -13,6 +13,7 @@ from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
 from millstream.client._targets import Place, Remote, find_server
 from millstream.client._transports.stdio import Command
+from patience import WAIT
 
 
 def place(target: Any) -> Place:
@@ -87,6 +88,24 @@ def test_scripts_run_with_their_interpreter(tmp_path: Path) -> None:
         assert (started.argv[0], started.argv[-1]) == (sys.executable, str(file))
 
 
+GREETER = """
+from millstream import Server
+mcp = Server("greeter")
+
+@mcp.tool
+def greet(name: str) -> str:
+    return f"Hello, {name}"
+
+mcp.run(transport="stdio")
+"""
+FILES_OF_OTHERS = [
+    '{"servers": {"local": {"type": "stdio", "command": COMMAND, "args": ARGUMENTS}}}',
+    '{"context_servers": {"local": {"command": {"path": COMMAND, "args": ARGUMENTS}}}}',
+    '{\n// of Cursor\n"mcpServers": {"local": {"command": COMMAND, "args": ARGUMENTS}}}',
+    '{"mcp": {"local": {"type": "local", "command": COMMAND, "args": ARGUMENTS}}}',
+]
+
+
 def test_configurations_list_their_servers(tmp_path: Path) -> None:
     given = {
         "mcpServers": {
@@ -105,6 +124,19 @@ def test_configurations_list_their_servers(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(TargetError, match="isn't valid JSON"):
         place(path)
+
+
+@for_each("text", FILES_OF_OTHERS, ids=lambda text: text.split('"')[1])
+async def test_files_of_other_applications_are_read_as_a_gateway_reads_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "greet.py").write_text(GREETER)
+    path = tmp_path / "settings.json"
+    words = [sys.executable, str(tmp_path / "greet.py")]
+    path.write_text(text.replace("COMMAND", json.dumps(words[0])).replace("ARGUMENTS", json.dumps(words[1:])))
+    async with Client(path, timeout=WAIT) as client:
+        for _ in range(2):
+            assert (await client.call("local_greet", name="Ada")).text == "Hello, Ada"
+    with pytest.raises(TargetError, match="are used together"):
+        place(f"{path}#local")
 
 
 def test_server_objects_are_targets() -> None:

@@ -23,7 +23,12 @@ from millstream.client._transports.stdio import Command
 _RUN_CODE = "from millstream._cli import main; main()"
 _SERVE_CODE = "import sys; from millstream._cli import serve_file; serve_file(*sys.argv[1:])"
 _SCRIPTS = (".js", ".mjs", ".cjs")
-_FILES = (".py", ".toml", ".json", *_SCRIPTS)
+_FILES = (".py", ".toml", ".json", ".jsonc", *_SCRIPTS)
+SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp.mcpServers")
+"""Members of files that list servers: `servers` in VS Code, `context_servers` in Zed, `mcp_servers` in Codex, and
+`mcpServers` in Claude, Cursor, and most others.
+"""
+_OTHER_TABLES = (*SERVER_TABLES[1:], "mcp")
 
 
 class Remote(Confidential, Struct, frozen=True):
@@ -115,13 +120,9 @@ def _command(words: Sequence[str], base: Command) -> Command:
 def _file(path: Path, name: str, base: Command) -> Place:
     if not path.is_file():
         raise TargetError(f"There is no file {path}. {nearest_file(path)}")
-    if path.suffix == ".json":
-        try:
-            given: Any = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as exc:
-            raise TargetError(f"{path} isn't valid JSON: {exc}.") from exc
-        return _from_configuration(given, name, str(path), base)
-    if path.suffix == ".toml":
+    if path.suffix in (".json", ".jsonc") and not needs_gateway(path, name):
+        return _from_configuration(read_json(path), name, str(path), base)
+    if path.suffix in (".toml", ".json", ".jsonc"):
         argv: tuple[str, ...] = (sys.executable, "-P", "-c", _RUN_CODE, "run", str(path), "--transport", "stdio")
         return replace(base, argv=argv, ours=True)
     if path.suffix == ".py":  # its `__main__` block may serve HTTP, or nothing
@@ -135,6 +136,41 @@ def _file(path: Path, name: str, base: Command) -> Place:
     if path.suffix in _SCRIPTS:
         return replace(base, argv=("node", str(path)))
     return replace(base, argv=(str(path),))
+
+
+def read_json(path: Path) -> Any:
+    """Return the value in a JSON file.
+
+    Raises:
+        TargetError: It can't be read.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as exc:
+        raise TargetError(f"{path} isn't valid JSON: {exc}.") from exc
+
+
+def needs_gateway(path: Path, name: str = "") -> bool:
+    """Return whether a JSON file is one that only the gateway reads: it has comments, or no `mcpServers` but another
+    application's list.
+
+    Args:
+        path: Path of the file.
+        name: Name of the one server to use, or empty.
+
+    Raises:
+        TargetError: A server is named in such a file.
+    """
+    text = path.read_text("utf-8", "replace")
+    try:
+        given = json.loads(text)
+        found = isinstance(given, dict) and "mcpServers" not in given and not given.keys().isdisjoint(_OTHER_TABLES)
+    except ValueError:
+        commented = re.search(r"^\s*//|/\*", text, re.MULTILINE) is not None
+        found = commented and any(f'"{each}"' in text for each in (*SERVER_TABLES, "mcp"))
+    if found and name:
+        raise TargetError(f"The servers of {path} are used together. Leave #{name} out; tools have the server's name.")
+    return found
 
 
 def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> bool:

@@ -28,6 +28,7 @@ from millstream import Settings, auth
 from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
 from millstream._telemetry.logs import is_secret
 from millstream.client import TargetError, parse_url
+from millstream.client._targets import SERVER_TABLES
 from millstream.files import EnvFileError, read_env_file
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._jsonc import JsonSyntaxError
@@ -47,10 +48,6 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 """A string, comment, bracket, or line break of a TOML document."""
-_SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp.mcpServers")
-"""Members of files that list servers: `servers` in VS Code, `context_servers` in Zed, `mcp_servers` in Codex, and
-`mcpServers` in Claude, Cursor, and most others.
-"""
 _BRACED = re.compile(r"(?<!\$)\{env:(\w+)\}")
 """A variable in files of opencode."""
 
@@ -603,7 +600,7 @@ _OTHER_NAMES = {
 def _find_servers(root: ConfigValue) -> ConfigValue | None:
     """Return the table of servers. In the files of opencode and Crush, and VS Code's settings, it's called `mcp`."""
     found = members(root.value)
-    name = next((name for name in _SERVER_TABLES if name in found), "")
+    name = next((name for name in SERVER_TABLES if name in found), "")
     if name or "mcp" not in found:
         return root.member(name) if name else None
     table = root.member("mcp")

@@ -1,6 +1,5 @@
 """``millstream chat``: ask one question, or have a conversation, with a model that uses the tools of servers."""
 
-import json as json_module
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -49,8 +48,8 @@ from millstream.agent import (
     ModelUnreachable,
     ServerConfig,
 )
-from millstream.client import ClientError, Options, TargetError
-from millstream.client._targets import Remote, find_server, mcp_servers
+from millstream.client import ClientError, Options
+from millstream.client._targets import Remote, find_server, mcp_servers, needs_gateway, read_json
 
 
 def chat(  # noqa: PLR0913  the options of the command
@@ -172,11 +171,8 @@ def _places(
         return [reach(place.target, "", headers={**place.headers, **headers})]
     places: list[ServerConfig] = []
     for text in servers:
-        if text.endswith(".json") and Path(text).is_file():
-            try:
-                entries = mcp_servers(json_module.loads(Path(text).read_text("utf-8")), text)
-            except (OSError, ValueError) as exc:
-                raise TargetError(f"{text} can't be read as JSON: {exc}.") from exc
+        if text.endswith(".json") and Path(text).is_file() and not needs_gateway(Path(text)):
+            entries = mcp_servers(read_json(Path(text)), text)
             places += [reach({"mcpServers": {name: entry}}, name, headers={}) for name, entry in entries.items()]
         else:
             key = configuration.headers_for(text) if "://" in text else {}
