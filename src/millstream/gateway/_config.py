@@ -15,7 +15,6 @@ from contextlib import suppress
 from functools import cache, partial, reduce
 from glob import escape
 from inspect import Parameter, signature
-from operator import or_
 from pathlib import Path
 from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -548,7 +547,8 @@ def _file_type(kind: Any) -> Any:
     """Return what an argument of this type is in a file. Every collection of strings is a list there."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
-        return reduce(or_, (_file_type(each) for each in parts if get_origin(each) not in (list, set, frozenset)))
+        kinds = [_file_type(each) for each in parts if get_origin(each) not in (list, set, frozenset)]
+        return reduce(lambda one, other: one | other, kinds)
     if origin is tuple:
         return GenericAlias(tuple, tuple(map(_file_type, parts)))
     return GenericAlias(dict, (str, _file_type(parts[1]))) if origin is Mapping else kind
