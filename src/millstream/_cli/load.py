@@ -435,7 +435,7 @@ class CompatibleImports(MetaPathFinder, Loader):
         source = _SOURCES.get(module.__name__)
         if source is None:
             if module.__name__ == "mcp":  # the README of SDK 1.x imported FastMCP from here
-                vars(module)["__getattr__"] = lambda name: getattr(import_module("mcp.server.fastmcp"), name)
+                vars(module)["__getattr__"] = _find_in_fastmcp
             return
         found = import_module(source)
         names = getattr(found, "__all__", None) or [name for name in vars(found) if not name.startswith("_")]
@@ -450,6 +450,10 @@ class CompatibleImports(MetaPathFinder, Loader):
                 else f"{module.__name__} isn't installed, so the program"
             )
             print(f"{reason} runs on Millstream's compatibility layer.", file=sys.stderr)
+
+
+def _find_in_fastmcp(name: str) -> Any:
+    return getattr(import_module("mcp.server.fastmcp"), name)
 
 
 def _is_in_sdk(error: BaseException) -> bool:

@@ -514,7 +514,7 @@ class _Conversion(Struct):
     def _hides(self, name: str, parts: Sequence[Json]) -> bool:
         """Return whether the first part that has a property says that it isn't sent."""
         declared = (properties for each in parts if name in (properties := members(each.get("properties"))))
-        return self.document.target(next(declared, {}).get(name)).get(self.flag) is True
+        return self.document.target(next(declared, Json()).get(name)).get(self.flag) is True
 
     def _require_tag(self, tag: str, mapping: Json, alternative: Any, converted: Json) -> Json:
         """Return an alternative of a union that requires its tag.
