@@ -19,7 +19,9 @@ from hub_parts import Outlet, encode_line, open_hub
 from millstream import Principal, Server, Settings
 from millstream.client import ServerError
 from millstream.hub import LimitExceeded
+from millstream.stores import StoreFull
 from millstream.testing import connect
+from store_parts import MemoryStore
 from wire import MemoryPipe, per_request, request
 
 MIB = 1024 * 1024
@@ -171,6 +173,46 @@ async def test_arguments_of_running_calls_take_the_documented_memory(kind: Any, 
         assert 0.75 * MIB < counted <= MIB
         assert growth.bytes == pytest.approx(times * counted, rel=0.25)
         await pipe.close()
+
+
+async def test_notifications_count_with_calls() -> None:
+    started: list[str] = []
+
+    async def work(call: Any) -> None:
+        started.append("")
+        await asyncio.Event().wait()
+
+    mcp = Server("shop", settings=Settings(secret_key="a key of this test that is long enough", max_call_bytes=MIB))
+    async with mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
+        runtime.services.bodies.maximum = runtime.services.bodies.each = MIB
+        runtime.dispatcher.registry.notification_handlers["com.example/work"] = work
+        pipe.send(json.dumps(request("initialize", INITIALIZE)).encode())
+        await pipe.receive()
+        params = {"objects": [1000] * 15_000}
+        message = json.dumps({"jsonrpc": "2.0", "method": "com.example/work", "params": params}).encode()
+        for _ in range(30):
+            pipe.send(message)
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert 5 < len(started) < 15
+        assert 0.8 * MIB < runtime.services.bodies.count(EVE.id) <= MIB
+        await pipe.close()
+    assert runtime.services.bodies.used == 0
+
+
+@for_each(("key", "size"), [(8, 0), (8, 100), (2_000, 16), (8, 100_000)])
+async def test_values_of_the_memory_store_take_what_is_counted(key: int, size: int) -> None:
+    store = MemoryStore(max_value_bytes=8 * MIB)
+    with measured() as growth:
+        for number in itertools.count():
+            try:
+                await store.kv.put(f"result:~eve.{number:0{key}}", bytes(size), 300.0)
+            except StoreFull:
+                break
+    counted = store.kv.kinds["result"].shares["eve"]
+    assert 3.9 * MIB < counted <= 4.6 * MIB
+    assert growth.bytes == pytest.approx(counted, rel=0.25)
 
 
 async def test_cached_list_pages_take_the_documented_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -427,12 +427,19 @@ class Dispatcher:
 
         A notification above a limit is dropped and logged at debug level. The limits are those of calls.
         """
-        owner, share = call.owner, self._notification_share
-        if share.take(owner):
-            task = self.notification_tasks.spawn(self._run_notification(call))
-            task.add_done_callback(lambda _: share.leave(owner))
-        else:
+        share, bodies = self._notification_share, self.services.bodies
+
+        def release(_: object) -> None:
+            share.leave(call.owner)
+            release_arguments(call, bodies)
+
+        if not share.take(call.owner):
             logger.debug("Dropped a client's %s: too many notifications are being handled.", call.method)
+        elif not self.load.takes(call, len(call.params)):
+            share.leave(call.owner)
+            logger.debug("Dropped a client's %s: too much data is being handled.", call.method)
+        else:
+            self.notification_tasks.spawn(self._run_notification(call)).add_done_callback(release)
 
     async def _run_notification(self, call: Call) -> None:
         call.services = self.services
