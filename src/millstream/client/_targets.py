@@ -166,7 +166,7 @@ def needs_gateway(path: Path, name: str = "") -> bool:
         given = json.loads(text)
         found = isinstance(given, dict) and "mcpServers" not in given and not given.keys().isdisjoint(_OTHER_TABLES)
     except ValueError:
-        commented = re.search(r"^\s*//|/\*", text, re.MULTILINE) is not None
+        commented = re.search(r"^[ \t]*+//|/\*", text, re.MULTILINE) is not None
         found = commented and any(f'"{each}"' in text for each in (*SERVER_TABLES, "mcp"))
     if found and name:
         raise TargetError(f"The servers of {path} are used together. Leave #{name} out; tools have the server's name.")
