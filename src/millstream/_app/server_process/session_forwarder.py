@@ -155,11 +155,13 @@ class SessionForwarder:
         except ConnectFailed as exc:
             if not isinstance(exc.__cause__, FileNotFoundError | ConnectionRefusedError):
                 return _BUSY
+            reply = None
+        except ClientError:  # a worker that has finished all calls removes its socket before it closes connections
+            return _STOPPED if (self._folder / worker).exists() else error_response(unknown_session())
+        if reply is None:
             if self._pools.pop(worker, None) is not None:
                 await pool.close()
             return error_response(unknown_session())
-        except ClientError:  # a worker that has finished all calls removes its socket before it closes connections
-            return _STOPPED if (self._folder / worker).exists() else error_response(unknown_session())
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
