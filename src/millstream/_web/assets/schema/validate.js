@@ -63,7 +63,7 @@ const FORMATS = {
 };
 
 const MAX_TRIES = 100_000;
-const PIECES = /\\.|\[(?:\\.|[^\]\\])*\]|\(|\)|\||[*+?]|\{(\d+)(,?)(\d*)\}|./gsu;
+const PIECES = /\\.|\[(?:\\.|[^\]\\])*(?:\]|\\?$)|\(|\)|\||[*+?]|\{(\d+)(,?)(\d*)\}|./gsu;
 
 /**
  * Return how many ways a browser's matcher, which backtracks, may try at most before it gives up.
