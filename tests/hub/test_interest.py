@@ -4,12 +4,18 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
 import pytest
 
+from auth_world import STREAM, GuardedServer
+from fleet import real_fleet
+from http_peer import serve
 from hub_parts import Outlet, encode_line, listen, open_hub
+from millstream import Server, Settings
 from millstream.hub import Hub
 from nats_parts import NatsBacking
+from patience import WAIT
 from redis_parts import RedisBacking, shared_servers, until
 from store_parts import BACKINGS, Backing, LocalBacking, backings
 
@@ -24,6 +30,11 @@ async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     await backing.close()
 
 
+def make_open_hub(store: str = "memory://", **settings: Any) -> Server:
+    """Return a hub that anyone may use."""
+    return Server("open", serve="hub", settings=Settings(store=store, **settings))
+
+
 @asynccontextmanager
 async def workers(backing: Backing, count: int) -> AsyncIterator[list[Hub]]:
     """The hubs of several workers."""
@@ -35,6 +46,23 @@ async def workers(backing: Backing, count: int) -> AsyncIterator[list[Hub]]:
 def numbers_of(outlet: Outlet) -> list[int]:
     """The numbers that an outlet has received."""
     return [int(data) for data in outlet.data]
+
+
+async def test_a_stream_has_each_event_that_follows_the_head_of_its_response(backing: Backing) -> None:
+    async with AsyncExitStack() as stack:
+        one, two = await stack.enter_async_context(real_fleet(make_open_hub, backing, 2))
+        world = GuardedServer(two.server, two.runtime, await stack.enter_async_context(serve(two.server)))
+        for number in range(8):
+            peer = await world.send(None, "GET", f"/events?channel=room.{number}", **STREAM)
+            await peer.head()
+            await one.server.hub.publish(f"room.{number}", "hello")
+            text = await peer.chunk()  # whatever comes first, the stream is open then
+            await one.server.hub.publish(f"room.{number}", "bye")
+            async with asyncio.timeout(WAIT):
+                while b"data: bye" not in text:
+                    text += await peer.chunk()
+            assert b"data: hello" in text
+            peer.close()
 
 
 async def test_reconnecting_subscribers_get_each_event_once(backing: Backing) -> None:

@@ -6,7 +6,7 @@ sent as an id alone, which clients store without dispatching an event. Errors ar
 """
 
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import cache, lru_cache, partial
 from itertools import islice
 from typing import Any
@@ -150,7 +150,7 @@ class HubRoutes(Struct, frozen=True):
                 transport="events",
             )
 
-        return await self._serve(request, admit, begin)
+        return await self._serve(request, admit, begin, channels)
 
     async def client_stream(self, request: HttpRequest) -> Response | Sink:
         """Stream the messages of one client: progress and results of its streamed calls."""
@@ -176,10 +176,15 @@ class HubRoutes(Struct, frozen=True):
         return await self._serve(request, partial(receive, client_id, principal=principal, address=address), begin)
 
     async def _serve(
-        self, request: HttpRequest, admit: Callable[[], object], begin: Callable[[Sink, bool, bool], Awaitable[None]]
+        self,
+        request: HttpRequest,
+        admit: Callable[[], object],
+        begin: Callable[[Sink, bool, bool], Awaitable[None]],
+        channels: Sequence[str] = (),
     ) -> Response | Sink:
         """Open a stream. All checks run before the hub is involved. `begin` learns whether the stream is compressed,
-        and whether its reader may see whole profiles.
+        and whether its reader may see whole profiles. It gets every event of the channels that is published once the
+        client has the head of the response.
         """
         try:
             admit()
@@ -187,19 +192,20 @@ class HubRoutes(Struct, frozen=True):
             return _refusal(exc)
         if not parse_accept(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream. Accept content-type text/event-stream.")
-        if self.streams.full(request):
-            return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
-        gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
-        sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
-        if gzip:
-            sink.write(GZIP_START)
-        self.streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes)
-        try:
-            await begin(sink, gzip, knows_identities(request.principal))
-        except BaseException:
-            sink.close()
-            raise
-        return sink
+        async with self.hub.following(channels):
+            if self.streams.full(request):
+                return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
+            gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))
+            sink = request.open(200, STREAM_HEAD + GZIP_HEAD if gzip else STREAM_HEAD)
+            if gzip:
+                sink.write(GZIP_START)
+            self.streams.add(sink, request, ("events", ""), code=_gzip if gzip else bytes)
+            try:
+                await begin(sink, gzip, knows_identities(request.principal))
+            except BaseException:
+                sink.close()
+                raise
+            return sink
 
     async def publish(self, request: HttpRequest) -> Response:
         """Publish the event in a JSON body: ``{"channel"?, "data", "event"?, "id"?}``."""

@@ -6,6 +6,7 @@ and mailboxes and presence track clients. This module does no network I/O.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from heapq import nlargest
 from itertools import count
 from typing import Any
@@ -257,6 +258,20 @@ class Hub:
             transport=transport,
         )
         return await self._start(subscription, last_event_id, history)
+
+    @asynccontextmanager
+    async def following(self, channels: Sequence[str]) -> AsyncGenerator[None]:
+        """Read the events of channels during the block, so that a subscription in it begins without waiting.
+
+        Args:
+            channels: Channels and patterns, of which none may be invalid.
+        """
+        try:
+            await self._delivery.interest.add(channels)
+            await self._delivery.pass_published()
+            yield
+        finally:
+            self._delivery.interest.remove(channels)
 
     async def follow(
         self, channel: str, outlet: OutputStream, *, encode: Encode, last_event_id: str = "", transport: str = ""
