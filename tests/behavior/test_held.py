@@ -106,7 +106,7 @@ async def test_watches_of_a_closed_connection_are_not_counted() -> None:
         session = client.connection.session
         assert session is not None
         await client.connection.close()
-        await runtime.services.records.change(session, lambda _: SessionRecord(subscriptions=["shop://books/late"]))
+        await runtime.services.records.change(session, lambda _: SessionRecord(subscriptions={"shop://books/late": ""}))
         assert runtime.services.client_memory.bytes.used == 0
 
 
