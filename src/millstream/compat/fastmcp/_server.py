@@ -25,7 +25,7 @@ from millstream._server.calls.call import Call
 from millstream._server.functions.dependencies import warn_author
 from millstream.compat import types
 from millstream.compat.fastmcp._auth import ProviderTokenVerifier, Settings, VerifierMethod, settings_of
-from millstream.compat.fastmcp._context import Context
+from millstream.compat.fastmcp._context import Context, LifespanT
 from millstream.compat.fastmcp._items import (
     FunctionResource,
     Prompt,
@@ -39,7 +39,6 @@ from millstream.protocol import Json
 
 logger = logging.getLogger("millstream")
 
-LifespanT = TypeVar("LifespanT")
 M = TypeVar("M", bound=BaseModel)
 
 _TRANSPORTS = ("stdio", "sse", "streamable-http")
