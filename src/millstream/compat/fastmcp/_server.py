@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 from pydantic import BaseModel
@@ -39,6 +39,7 @@ from millstream.protocol import Json
 
 logger = logging.getLogger("millstream")
 
+F = TypeVar("F", bound=Callable[..., Any])
 M = TypeVar("M", bound=BaseModel)
 
 _TRANSPORTS = ("stdio", "sse", "streamable-http")
@@ -169,7 +170,7 @@ class FastMCP(Generic[LifespanT]):
         icons: Sequence[Any] | None = None,
         meta: Json | None = None,
         structured_output: bool | None = None,
-    ) -> Any:
+    ) -> Callable[[F], F]:
         """Register a function as a tool: ``@mcp.tool()``, ``@mcp.tool("name")``, or ``@mcp.tool``.
 
         Args:
@@ -195,7 +196,7 @@ class FastMCP(Generic[LifespanT]):
             )
             return function
 
-        return _decorate(name, register)
+        return cast("Callable[[F], F]", _decorate(name, register))
 
     def add_tool(self, fn: Callable[..., Any], name: str | None = None, *args: Any, **options: Any) -> None:
         """Register a function as a tool. Takes the same arguments as `tool`.
@@ -219,7 +220,7 @@ class FastMCP(Generic[LifespanT]):
             raise ToolError(f"Unknown tool: {name}")
         self.engine.definition.remove("tools", name)
 
-    def resource(self, uri: str, **options: Any) -> Callable[[Any], Any]:
+    def resource(self, uri: str, **options: Any) -> Callable[[F], F]:
         """Register a function as a resource, or as a template if the URI has ``{variables}``.
 
         Args:
@@ -257,7 +258,7 @@ class FastMCP(Generic[LifespanT]):
         title: str | None = None,
         description: str | None = None,
         icons: Sequence[Any] | None = None,
-    ) -> Any:
+    ) -> Callable[[F], F]:
         """Register a function as a prompt. `tool` shows the forms of the decorator.
 
         Args:
@@ -271,7 +272,7 @@ class FastMCP(Generic[LifespanT]):
             self.add_prompt(Prompt.from_function(function, name, title, description, icons))
             return function
 
-        return _decorate(name, register)
+        return cast("Callable[[F], F]", _decorate(name, register))
 
     def add_prompt(self, prompt: Prompt) -> None:
         """Register a prompt.
