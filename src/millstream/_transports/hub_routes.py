@@ -192,7 +192,7 @@ class HubRoutes(Struct, frozen=True):
             return _refusal(exc)
         if not parse_accept(request.headers.get(b"accept")).stream:
             return plain_problem(406, "This is a stream. Accept content-type text/event-stream.")
-        async with self.hub.following(channels):
+        async with self.hub.hold_interest(channels):
             if self.streams.full(request):
                 return plain_problem(503, "Too many open streams. Try again later.", _RETRY_AFTER)
             gzip = self.gzip and accepts_gzip(request.headers.get(b"accept-encoding", b""))

@@ -260,7 +260,7 @@ class Hub:
         return await self._start(subscription, last_event_id, history)
 
     @asynccontextmanager
-    async def following(self, channels: Sequence[str]) -> AsyncGenerator[None]:
+    async def hold_interest(self, channels: Sequence[str]) -> AsyncGenerator[None]:
         """Read the events of channels during the block, so that a subscription in it begins without waiting.
 
         Args:
