@@ -51,7 +51,7 @@ async def test_each_address_is_described_by_its_own_url() -> None:
         assert root.message["resource"] == f"{ORIGIN}/mcp"
 
 
-async def test_messages_of_a_stream_are_described_by_the_stream() -> None:
+async def test_metadata_for_the_messages_path_names_the_sse_path() -> None:
     async with run_guarded(server()) as world:
         assert await described(world, "POST", "/messages/") == f"{ORIGIN}/sse"
 

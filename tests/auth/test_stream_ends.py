@@ -164,7 +164,7 @@ async def test_running_calls_finish_after_their_token_expires() -> None:
         assert b'"text":"asked"' in await rest_of(again)
 
 
-async def test_streams_end_with_their_cookie() -> None:
+async def test_streams_end_when_their_cookie_expires() -> None:
     async with world_of_tokens() as world:
         for seconds, passes in ((600, 700), (10**6, 12 * 3600 + 1)):
             jar = await cookie(world, lasting(seconds))

@@ -123,7 +123,7 @@ def test_official_suite_passes_without_unexplained_results(runs: Runs, way: str,
 
 
 @pytest.mark.parametrize("name", AGAIN)
-def test_scenarios_of_single_servers_are_covered_by_others(runs: Runs, name: str) -> None:
+def test_scenarios_run_on_one_server_are_covered_by_another(runs: Runs, name: str) -> None:
     looked_at = {
         one: {(each.scenario, each.id) for each in runs.report("lane", one).checks} for one in (name, AGAIN[name])
     }

@@ -181,7 +181,7 @@ def test_lines_of_mistakes_count_line_feeds_only(tmp_path: Path) -> None:
             load_file(write(tmp_path, text), {})
 
 
-def test_the_line_of_a_mistake_is_found_without_parsing_a_long_array_for_each_row(
+def test_mistakes_in_long_arrays_are_located_without_parsing_each_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = 0

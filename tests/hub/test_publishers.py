@@ -243,7 +243,7 @@ async def test_without_claims_nothing_names_publishers() -> None:
         assert "user" not in event
 
 
-async def test_without_sign_in_streams_have_no_field_more() -> None:
+async def test_streams_without_sign_in_have_no_extra_field() -> None:
     server = Server("open", serve="hub", settings=Settings())
     async with run_guarded(server) as world:
         reply = await world.ask(None, "POST", "/publish", CLAIM, **JSON_BODY)

@@ -63,7 +63,7 @@ async def test_newest_stand_alone_stream_wins_on_any_worker() -> None:
 
 
 @for_each("turns", [0, 1, 7])
-async def test_one_of_several_concurrent_streams_stays(turns: int) -> None:
+async def test_only_one_of_several_concurrent_streams_stays_open(turns: int) -> None:
     async with fleet(make_shop, 4, turns=lambda: turns) as workers:
         for _ in range(5):
             headers = await workers[0].initialize()

@@ -98,7 +98,7 @@ REFUSED = {
 
 
 @for_each("case", REFUSED)
-def test_refusing_large_arguments_is_as_cheap_as_small_ones(case: str) -> None:
+def test_refusing_large_arguments_costs_no_more_than_small_ones(case: str) -> None:
     function, arguments, item = REFUSED[case]
     made = plan(function)
     small, large = (arguments % many(item, count) for count in (10, 200_000))

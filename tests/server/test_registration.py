@@ -215,7 +215,7 @@ def test_annotations_may_be_a_dict_with_wire_names(mcp: Server) -> None:
 
 
 @for_each("name", ["a,b", "has space", "ü", "my tool!", "a" * 129, "a/b"])
-def test_tool_names_that_some_clients_reject_warn(mcp: Server, name: str) -> None:
+def test_tool_names_that_some_clients_reject_cause_a_warning(mcp: Server, name: str) -> None:
     """2025-11-25, server/tools, Tool Names: 1 to 128 ASCII letters, digits, underscores, hyphens and dots."""
     with pytest.warns(
         UserWarning, match="use 1 to 128 ASCII letters, digits, underscores, hyphens, and dots"

@@ -111,7 +111,7 @@ class Pool(Share):
 
     @override
     def leave(self, owner: str, amount: int = 1) -> None:
-        """Give back places that `take` or `acquire` has counted."""
+        """Give back places that `take` or `acquire` counted."""
         super().leave(owner, amount)
         while self._queues:
             owner = self.next_owner

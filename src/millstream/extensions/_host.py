@@ -52,7 +52,7 @@ _decode_rounds = decoder(InputResponseRequestParams)
 
 
 class ListenSubscription(Struct, eq=False):
-    """One open `subscriptions/listen` whose filter has a member of an extension."""
+    """An open `subscriptions/listen` whose filter contains an extension's member."""
 
     _call: Call
     _push: Callable[[bytes], bool]

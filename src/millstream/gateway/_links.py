@@ -397,7 +397,7 @@ class ResourceWatches(Struct):
             self.changed.set()
 
     def start(self, *, handshake: bool) -> None:
-        """Watch the resources that were taken, and no others.
+        """Watch only the resources that were taken.
 
         Args:
             handshake: Whether the upstream uses the handshake era.

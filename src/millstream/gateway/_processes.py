@@ -419,7 +419,7 @@ class ProcessTransport(StdioTransport):
             raise
 
     def idle_seconds(self, now: float) -> float:
-        """Return the seconds since it was last used; negative while in use."""
+        """Return the seconds since the process was last used. They're negative while it's in use, and once it stops."""
         stops = self.closing or self.exited.is_set() or not self.pid
         works = self.waiting or not self.writable.is_set() or self.relay.subscribed.is_set()
         return -1.0 if stops or works else now - self.last_used

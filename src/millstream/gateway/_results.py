@@ -265,7 +265,7 @@ _CONVERSIONS: Mapping[str, Callable[[Members, Rename], Members]] = {
 
 
 class NoResponse(ProtocolError):
-    """The lack of a response from the upstream."""
+    """The upstream sent no response."""
 
 
 def call_error(call: "Call", text: str, error: type[ToolError] = ToolUnavailable) -> ToolError | ProtocolError:

@@ -405,8 +405,8 @@ def _serve(host: PartHost, definition: Definition) -> None:
 
 
 def store_figures(health: StoreHealth) -> Json:
-    """Return whether the store responds, and how full it is. Only the memory store has a limit that its server can
-    reach, and knows its size.
+    """Return whether the store responds, and how full it is. Only the memory store knows its size and has a limit that
+    its server can reach.
     """
     figures: Json = {"kind": health.kind, "up": health.up}
     backend = getattr(health.store, "backend", None)

@@ -60,7 +60,7 @@ _PYDANTIC_MARKS = ("__get_pydantic_core_schema__", "__pydantic_validator__", "__
 
 
 def may_be_type(annotation: Any) -> bool:
-    """Return whether an annotation isn't a plain value, which is a mistake."""
+    """Return whether an annotation could be a type. A plain value, such as a list or a number, is a mistake."""
     return type(annotation) is not object and not isinstance(
         annotation, list | dict | tuple | set | frozenset | int | float | bytes
     )

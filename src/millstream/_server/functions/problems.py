@@ -254,7 +254,7 @@ class _Union(NamedTuple):
 
 
 class _Comparison:
-    """Compares one value with a schema. Each pair of a part of the value and a part of the schema is checked once."""
+    """Compares one value with a schema. Each part of the value is checked once against each part of the schema."""
 
     def __init__(
         self, schema: Schema, *, lax: bool, one_of: bool, matches: Matches | None, formats: bool, steps: float

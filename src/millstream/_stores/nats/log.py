@@ -636,7 +636,7 @@ class NatsLog(Listeners[Entry]):
         return True
 
     async def touch_subject(self, subject: str, view: View, ttl: float) -> int:
-        """Add a mark or the like under a subject, and return its sequence. The JetStream stream then exists."""
+        """Add an empty entry, such as a mark, and return its sequence number. The JetStream stream exists then."""
         headers = {_TTL: repr(ttl), "Nats-TTL": str(int(ttl) + 2), "Nats-Rollup": "sub"}
         seq, _ = await self._publish(view, subject, b"", headers)
         return seq
