@@ -19,9 +19,9 @@ async def test_each_user_has_a_cart_that_keeps_concurrent_additions() -> None:
         assert sorted(found) == sorted([*map(str, range(8)), "last"])
     async with connect(carts.mcp, principal="bob") as bob:
         assert (await bob.call("add_to_cart", isbn="1")).data == ["1"]
-    async with connect(carts.mcp) as nobody:
+    async with connect(carts.mcp) as anonymous:
         with pytest.raises(ToolFailed, match="Sign in to use a cart"):
-            await nobody.call("add_to_cart", isbn="1")
+            await anonymous.call("add_to_cart", isbn="1")
 
 
 async def test_a_restart_keeps_carts_in_a_shared_store(tmp_path: Path) -> None:
