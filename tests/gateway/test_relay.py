@@ -407,6 +407,21 @@ async def test_program_that_refuses_every_client_refuses_with_its_own_error() ->
     assert [each.json()["error"] for each in replies] == [{"code": -32050, "message": "Closed on Mondays."}] * 2
 
 
+async def test_upstream_is_asked_for_its_description_once_until_the_lists_are_read_again() -> None:
+    program, seen = growing(), list[str]()
+
+    async def note(ctx: Any, call_next: Any) -> Any:
+        seen.append(ctx.method)
+        return await call_next(ctx)
+
+    program._lowlevel_server.middleware.append(note)
+    gateway = relay(program)
+    async with asyncio.timeout(WAIT), gateway.running() as runtime:
+        assert seen == ["server/discover"]
+        await runtime.host.gateway.upstreams["only"].freshen()  # type: ignore[union-attr]
+        assert seen == ["server/discover"] * 2  # its capabilities may have changed
+
+
 async def test_equal_initialize_in_a_session_is_answered_again_by_a_relay() -> None:
     gateway = relay(Cart())
     async with gateway.running() as runtime:

@@ -206,10 +206,10 @@ def _hash_of(catalog: Catalog) -> bytes:
     return digest_of(structs.replace(catalog, taken_at=0.0))
 
 
-async def _discover(conversation: Conversation, found: Catalog) -> None:
+async def _discover(conversation: Conversation, found: Catalog, offer: bytes) -> None:
     """Update capabilities and instructions. Open sessions keep the ones from their handshake."""
     try:
-        raw = await conversation.requests.ask(RawRequest(method="server/discover", repeatable=True))
+        raw = offer or await conversation.requests.ask(RawRequest(method="server/discover", repeatable=True))
         result = _decode_discover(raw)
         found.add_hint("discover", raw)
     except (ServerError, *MALFORMED) as exc:
@@ -222,6 +222,7 @@ async def fetch(
     conversation: Conversation,
     *,
     max_bytes: int,
+    offer: bytes = b"",
     before: Catalog | None = None,
     warn: Callable[[str], None] = logger.warning,
 ) -> Catalog:
@@ -230,6 +231,7 @@ async def fetch(
     Args:
         conversation: Connection to the upstream.
         max_bytes: Maximum bytes of all lists together. With 0, only the information about the upstream is fetched.
+        offer: The upstream's result of `server/discover`, if it's new; empty to ask again.
         before: The last catalog.
         warn: Logs why a list or an item is left out.
 
@@ -249,7 +251,7 @@ async def fetch(
         capabilities=dict(negotiated.capabilities),
     )
     if not negotiated.revision.handshake:
-        await _discover(conversation, found)
+        await _discover(conversation, found, offer)
     offered = [
         kind
         for kind, (method, _, _) in METHODS.items()

@@ -391,6 +391,8 @@ class Upstream:
     """``relay(handler, call)`` passes a call on, or serves it by the handler if that isn't possible."""
     serves_one = False
     """Whether it's a command that the only client of this server has to itself. It starts when that client does."""
+    _listed_offer = b""
+    """What the connection that reads the lists has negotiated, at the last lists."""
     _listed_at = 0.0
     """Monotonic time of the last lists; 0 before."""
     _uses_http = False
@@ -776,10 +778,13 @@ class Upstream:
 
     async def _list(self, conversation: Conversation) -> None:
         announced, self._announced_kinds = self._announced_kinds, set()
+        offer = conversation.negotiated.offer
+        known, self._listed_offer = self._listed_offer, offer
         try:
             found = await fetch(
                 conversation,
                 max_bytes=self.config.max_catalog_bytes if self.keeps_lists.is_set() else 0,
+                offer=b"" if offer is known else offer,
                 before=self.catalog,
                 warn=self.warn,
             )
