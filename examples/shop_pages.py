@@ -33,7 +33,7 @@ async def payment(request: Request) -> Response:
     body = await request.body()
     expected = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     if not SECRET or not hmac.compare_digest(expected, request.headers.get("x-signature", "")):
-        raise HTTPException(403, "The signature is wrong.")
+        raise HTTPException(403, "The signature is invalid.")
     paid.append((await request.json())["order"])
     return JSONResponse({"paid": len(paid)})
 

@@ -73,7 +73,7 @@ def test_each_row_changes_only_the_setting_in_its_title() -> None:
         assert row.kind.expect == "sum" or row.kind.reply or "notifications/" in row.kind.body
 
 
-def test_documented_comparison_is_understood(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documented_comparison_can_be_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[tuple[list[str], int]] = []
     monkeypatch.setattr(command, "alone", lambda options, names: measured.append((names, options.rounds)) or 0)
     page = command.PAGE.read_text("utf-8")

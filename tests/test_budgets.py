@@ -287,7 +287,7 @@ async def test_headers_that_differ_between_requests_cost_one_call_each(lines: di
     assert more == ["HeaderLineCache.__missing__"] * unique
 
 
-async def test_origins_cost_their_check_alone() -> None:
+async def test_origins_cost_only_their_check() -> None:
     lines = {"Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-origin"}
     data = encode_request("POST", "/mcp", [*HEADERS, *encode_headers(lines)], BODY)
     more = await count_more(make_server()[0], data)

@@ -46,8 +46,8 @@ def test_code_takes_precedence_over_the_environment() -> None:
 @for_each(
     ("name", "text", "expected"),
     [
-        ("PATH", "noslash", "a path that starts with /, without spaces, ?, and #"),
-        ("SSE_PATH", "/a?b", "a path that starts with /, without spaces, ?, and #"),
+        ("PATH", "noslash", "a path that starts with /, without spaces, ?, or #"),
+        ("SSE_PATH", "/a?b", "a path that starts with /, without spaces, ?, or #"),
         ("PAGE_SIZE", "0", "a whole number, 1 or more"),
         ("MAX_BODY", "-1", "a whole number, 1 or more"),
         ("MAX_THREADS", "0", "a whole number, 1 or more"),
@@ -61,11 +61,11 @@ def test_code_takes_precedence_over_the_environment() -> None:
         ("HEADER_TIMEOUT", "0", "a number of seconds above 0"),
         ("INPUT_TIMEOUT", "0", "a number of seconds above 0"),
         ("SESSIONS", "maybe", "true or false"),
-        ("LOG_LEVEL", "foo", "debug, info, warning, error or critical"),
+        ("LOG_LEVEL", "foo", "debug, info, warning, error, or critical"),
     ],
 )
 def test_invalid_values_name_the_variable_and_the_valid_form(name: str, text: str, expected: str) -> None:
-    assert refusal(**{name: text}) == f"MILLSTREAM_{name} cannot be {text!r}. It must be {expected}."
+    assert refusal(**{name: text}) == f"MILLSTREAM_{name} can't be {text!r}. It must be {expected}."
 
 
 def test_unknown_variables_suggest_the_nearest_name() -> None:
@@ -104,15 +104,15 @@ def test_unknown_keywords_are_refused(given: dict[str, object]) -> None:
 @for_each(
     ("given", "expected"),
     [
-        ({"max_calls": 0}, "max_calls cannot be 0. It must be a whole number, 1 or more."),
-        ({"max_calls": "7"}, "max_calls cannot be '7'. It must be a whole number, 1 or more."),
-        ({"heartbeat": float("nan")}, "heartbeat cannot be nan. It must be a number of seconds, 0 or more."),
+        ({"max_calls": 0}, "max_calls can't be 0. It must be a whole number, 1 or more."),
+        ({"max_calls": "7"}, "max_calls can't be '7'. It must be a whole number, 1 or more."),
+        ({"heartbeat": float("nan")}, "heartbeat can't be nan. It must be a number of seconds, 0 or more."),
         (
             {"path": "noslash"},
-            "path cannot be 'noslash'. It must be a path that starts with /, without spaces, ?, and #.",
+            "path can't be 'noslash'. It must be a path that starts with /, without spaces, ?, or #.",
         ),
-        ({"sessions": 1}, "sessions cannot be 1. It must be true or false."),
-        ({"allowed_hosts": "a.example"}, "allowed_hosts cannot be 'a.example'."),
+        ({"sessions": 1}, "sessions can't be 1. It must be true or false."),
+        ({"allowed_hosts": "a.example"}, "allowed_hosts can't be 'a.example'."),
     ],
 )
 def test_settings_in_code_are_validated(given: Any, expected: str) -> None:
@@ -133,7 +133,7 @@ def test_equivalent_values_are_normalized() -> None:
 def test_invalid_connection_caps_are_refused_by_name(text: str) -> None:
     with pytest.raises(VariableError) as caught:
         Settings.load({"MAX_CONNECTIONS": text})
-    assert str(caught.value) == f"MAX_CONNECTIONS cannot be {text!r}. It must be a whole number, 0 or more."
+    assert str(caught.value) == f"MAX_CONNECTIONS can't be {text!r}. It must be a whole number, 0 or more."
 
 
 def test_unprefixed_max_connections_caps_the_hub() -> None:
@@ -171,7 +171,7 @@ def test_address_comes_from_argument_then_environment() -> None:
 
 @for_each("text", ["http", "-1", "65536", "80.0"])
 def test_invalid_ports_are_refused_by_variable_name(text: str) -> None:
-    with pytest.raises(VariableError, match="MILLSTREAM_PORT cannot be"):
+    with pytest.raises(VariableError, match="MILLSTREAM_PORT can't be"):
         address(None, None, {"MILLSTREAM_PORT": text})
     with pytest.raises(VariableError, match="MILLSTREAM_HOST is empty"):
         address(None, None, {"MILLSTREAM_HOST": " "})

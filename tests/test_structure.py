@@ -151,7 +151,7 @@ def test_every_package_has_a_layer() -> None:
     assert {layer_of(path) for path in sources("src")} - set(LAYERS) == set()
 
 
-def test_imports_point_down() -> None:
+def test_imports_point_to_lower_layers() -> None:
     upward: list[str] = []
     for path in sources("src"):
         own = LAYERS.index(layer_of(path))

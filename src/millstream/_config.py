@@ -31,14 +31,12 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 
 """A duration in seconds, 0 or more."""
 Timeout = Annotated[float, Meta(gt=0, le=1e9, description="a number of seconds above 0")]
 """A time limit that must leave some time: with 0, it would end requests, sessions, or questions at once."""
-UrlPath = Annotated[
-    str, Meta(pattern=r"^/[^\s?#]*$", description="a path that starts with /, without spaces, ?, and #")
-]
+UrlPath = Annotated[str, Meta(pattern=r"^/[^\s?#]*$", description="a path that starts with /, without spaces, ?, or #")]
 RootPath = Annotated[
     str,
     Meta(
         pattern=r"^(/[^\s?#]*[^\s?#/])?$",
-        description="a path that starts with / and doesn't end with one, without spaces, ?, and #",
+        description="a path that starts with / and doesn't end with one, without spaces, ?, or #",
     ),
 ]
 RateText = Annotated[
@@ -52,11 +50,11 @@ QuotaText = Annotated[
     str,
     Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),
 ]
-Compression = Annotated[Literal["auto", "on", "off"], Meta(description="auto, on or off")]
-LogFormat = Annotated[Literal["auto", "text", "json"], Meta(description="auto, text or json")]
+Compression = Annotated[Literal["auto", "on", "off"], Meta(description="auto, on, or off")]
+LogFormat = Annotated[Literal["auto", "text", "json"], Meta(description="auto, text, or json")]
 LogLevel = Annotated[
     Literal["debug", "info", "warning", "error", "critical"],
-    Meta(description="debug, info, warning, error or critical"),
+    Meta(description="debug, info, warning, error, or critical"),
 ]
 
 
@@ -296,7 +294,7 @@ def address(host: str | None, port: int | None, environ: Mapping[str, str] | Non
         if not text or _is_foreign("MILLSTREAM_PORT", text):
             return host, 8000
         if not (text.strip().isascii() and text.strip().isdigit() and int(text) <= 65535):
-            raise VariableError(f"MILLSTREAM_PORT cannot be {text!r}. It must be a number from 0 to 65535.")
+            raise VariableError(f"MILLSTREAM_PORT can't be {text!r}. It must be a number from 0 to 65535.")
         port = int(text)
     return host, port
 
@@ -332,7 +330,7 @@ def _convert(name: str, value: object, kind: Any, *, strict: bool = False) -> An
             expected = f"It must be a list of strings{f': [{value!r}]' if isinstance(value, str) else ''}."
         if name.lower().endswith(("_key", "store")):
             raise ValueError(f"The value of {name} can't be used, and isn't shown. {expected}") from None
-        raise ValueError(f"{name} cannot be {value!r}. {expected}") from exc
+        raise ValueError(f"{name} can't be {value!r}. {expected}") from exc
 
 
 def _is_foreign(variable: str, text: str) -> bool:

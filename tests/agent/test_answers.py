@@ -221,7 +221,7 @@ async def test_sampling_requires_approval() -> None:
 async def test_refused_sampling_is_reported_to_the_server() -> None:
     result, _ = await returned(("review", "{}"), approve=lambda request: False)
     assert result.outcome == "error"
-    assert "did not allow" in result.text
+    assert "didn't allow" in result.text
 
 
 async def test_servers_see_the_roots() -> None:
@@ -394,7 +394,7 @@ async def test_only_one_answer_runs_at_a_time() -> None:
             await collect(first)
 
 
-async def test_transcript_is_json_lines(tmp_path: Any) -> None:
+async def test_transcript_is_written_as_json_lines(tmp_path: Any) -> None:
     with ScriptedModel(calls(("price", '{"isbn": "9780"}')), says("Four.")) as api:
         async with Agent(model(api), [make()]) as agent:
             await collect(agent.say("How much?"))

@@ -56,7 +56,7 @@ def start(*arguments: str, folder: Path, api: ScriptedModel, dotenv: str = "") -
     )  # fmt: skip
 
 
-def test_standard_output_has_only_the_answer(tmp_path: Path) -> None:
+def test_standard_output_contains_only_the_answer(tmp_path: Path) -> None:
     script = (calls(("price", '{"isbn": "9780"}')), repeats("It costs "))
     done = chat(SHOP, "-m", "How much?", "--system", "Be brief.", "--model", "other", folder=tmp_path, script=script)
     assert (done.status, done.out) == (0, "It costs 4\n")
@@ -165,7 +165,7 @@ def test_keys_are_sent_only_to_their_server(clock: SharedServer, tmp_path: Path)
         ([SHOP, "--header", "x"], {}, 2, "Name: value"),
     ],
 )
-def test_failures_are_one_sentence_and_a_status(
+def test_failures_print_one_sentence_and_return_a_status(
     arguments: list[str], more: dict[str, str], status: int, words: str, tmp_path: Path
 ) -> None:
     port = str(free_port())

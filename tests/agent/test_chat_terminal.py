@@ -58,7 +58,7 @@ def chat(tmp_path: Path) -> Iterator[Chat]:
 
 
 @pytest.mark.parametrize("columns", [80, 120])
-def test_answers_are_readable(chat: Chat, columns: int) -> None:
+def test_answers_fit_the_terminal_and_show_tool_calls(chat: Chat, columns: int) -> None:
     wanted = calls(("price", '{"isbn": "9780"}'), ("fail", "{}"), text="Let me see.")
     shown = chat(wanted, says(PAGE, pieces=40), columns=columns)
     shown.until("test-model with 11 tools of shop", ">")

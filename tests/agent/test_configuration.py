@@ -23,7 +23,7 @@ def configured(environment: dict[str, str] | None = None, file: dict[str, str] |
     return Configuration(FILE if file is None else file, environment or {})
 
 
-def test_configuration_files_have_names_and_values() -> None:
+def test_configuration_files_contain_names_and_values() -> None:
     assert FILE["DEFAULT_MODEL"] == "qwen3-next:80b"
     assert FILE["MCP_SERVER_URL"] == "http://localhost:9000"
     assert FILE["MCP_SERVER_AUTH_KEY"] == "my secret # key"

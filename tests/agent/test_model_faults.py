@@ -91,7 +91,7 @@ async def test_pauses_never_exceed_their_limit(monkeypatch: pytest.MonkeyPatch) 
         assert first.seconds == seconds
 
 
-async def test_login_throttle_end() -> None:
+async def test_rate_limit_after_the_last_attempt_raises_an_error() -> None:
     error = await failed(BUSY, BUSY, limits=Limits(max_attempts=2))
     assert isinstance(error, ModelRateLimited)
 

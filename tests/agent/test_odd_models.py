@@ -104,7 +104,7 @@ ANSWERS = {
 
 @for_each("kind", list(ANSWERS))
 @pytest.mark.filterwarnings("error")
-async def test_answers_are_read(kind: str) -> None:
+async def test_complete_and_streamed_answers_are_decoded(kind: str) -> None:
     media = "application/json" if kind.startswith("not") else "text/event-stream"
     assert (await reply(*ANSWERS[kind], media=media)).text == "Hello"
 
@@ -137,7 +137,7 @@ async def test_empty_answers_are_errors() -> None:
     assert caught.value.temporary
 
 
-async def test_nothing_may_be_said_after_a_tool() -> None:
+async def test_empty_answer_after_a_tool_result_is_accepted() -> None:
     messages = [
         {"role": "user", "content": "Add."},
         {"role": "assistant", "content": None, "tool_calls": [WANTED]},

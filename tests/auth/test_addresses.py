@@ -86,7 +86,7 @@ async def test_mounted_addresses_are_described_with_their_mount_path() -> None:
         assert json.loads(found.body)["resource"] == f"{ORIGIN}/books{path}"
 
 
-async def test_tokens_for_one_address_are_valid_at_all() -> None:
+async def test_tokens_for_one_address_are_valid_at_every_address() -> None:
     async with run_guarded(server()) as world:
         for audience in ADDRESSES:
             found = token(claims(aud=ORIGIN + audience))
@@ -109,7 +109,7 @@ async def test_configured_resource_is_described_for_every_host() -> None:
             assert metadata_url(refused) == f"{ORIGIN}/.well-known/oauth-protected-resource/sse"
 
 
-async def test_codes_for_each_address_bring_tokens_for_all() -> None:
+async def test_codes_for_any_address_yield_tokens_for_all_addresses() -> None:
     async with run_guarded(shop()) as world:
         for path in ADDRESSES:
             found = await signed_in(world, resource=ORIGIN + path)

@@ -38,7 +38,7 @@ async def ping(wire: Wire, credential: str) -> None:
 
 
 @pytest.mark.many
-async def test_callers_with_many_credentials_evict_their_own() -> None:
+async def test_callers_with_many_credentials_evict_only_their_own() -> None:
     method = Counting()
     people = [f"person{number}.0" for number in range(20)]
     async with run_wire(make_server(method), "asgi") as wire:

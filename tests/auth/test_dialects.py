@@ -128,13 +128,13 @@ async def test_tokens_for_others_are_refused(case: str) -> None:
 
 
 @for_each("given", ["notes", ["notes"], {"roles": ["notes"]}, None, 5, [5, {}], "*"])
-async def test_odd_claims_with_scopes_give_only_their_text(given: Any) -> None:
+async def test_scopes_come_only_from_text_in_malformed_claims(given: Any) -> None:
     found = await method(audience=URL, scope_claims=["a.b"]).identify(token(claims(a={"b": given})))
     assert found is not None
     assert found.principal.scopes == ({"notes"} if given in ("notes", ["notes"]) else set())
 
 
-async def test_a_claim_with_a_dot_in_its_name_is_found_first() -> None:
+async def test_claim_name_with_a_dot_takes_precedence_over_a_path() -> None:
     said = {"https://example.com/roles": ["writer"], "https://example": {"com/roles": ["admin"]}}
     found = await method(audience=URL, scope_claims=["https://example.com/roles"]).identify(token(claims(**said)))
     assert found is not None
@@ -279,7 +279,7 @@ async def test_error_for_an_issuer_with_several_tenants_suggests_a_fix(caplog: p
 
 
 @for_each("options", [{"tenants": [TENANT]}, {"tenants": "x"}])
-def test_tenants_of_an_issuer_with_one_are_refused(options: dict[str, Any]) -> None:
+def test_tenants_are_refused_for_a_single_tenant_issuer(options: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError), match="tenants"):
         auth.oidc(f"https://login.example.com/{TENANT}/v2.0", audience=GUID, **options)
 

@@ -274,7 +274,7 @@ def test_unsendable_keys_are_refused_at_construction(key: str) -> None:
         auth.keys(key)
 
 
-async def test_servers_without_auth_add_no_frame_and_no_import() -> None:
+async def test_servers_without_auth_add_no_call_frame_or_import() -> None:
     server = Server("open", settings=Settings())
     async with server.running() as runtime:
         assert runtime.guard is None

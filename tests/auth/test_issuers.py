@@ -121,7 +121,7 @@ async def test_known_keys_work_for_a_day_during_an_outage() -> None:
 
 
 @for_each("failing", ["/keys", CONFIGURATION])
-async def test_issuer_that_fails_at_first_is_asked_again_after_five_seconds(
+async def test_issuer_that_fails_at_first_is_retried_after_five_seconds(
     failing: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = Clock()
@@ -143,7 +143,7 @@ async def test_issuer_that_fails_at_first_is_asked_again_after_five_seconds(
     caplog.clear()
 
 
-async def test_new_key_is_looked_for_again_soon_after_a_failure() -> None:
+async def test_key_lookup_is_retried_soon_after_a_failure() -> None:
     async with run_issuer() as issuer:
         issuer.answers["/keys"] = key_set("RS256")
         keys, clock = await kept_keys(issuer)

@@ -223,7 +223,7 @@ async def test_another_key_beside_a_bearer_token_is_refused() -> None:
         assert basic.status == 400
 
 
-async def test_a_header_with_more_than_the_key_is_refused_with_what_to_send() -> None:
+async def test_key_headers_with_extra_text_are_refused_with_a_fix() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         for key in (f"Bearer {ALICE}", "", f"{ALICE}, {BOB}"):
             reply = await ask(world, None, x_api_key=key)
@@ -239,7 +239,7 @@ async def test_repeated_key_headers_are_refused() -> None:
         peer.close()
 
 
-async def test_other_headers_carry_no_keys() -> None:
+async def test_keys_in_other_headers_are_ignored() -> None:
     for server in (make_server(), make_server(**KEY_HEADER)):
         async with run_guarded(server) as world:
             assert (await ask(world, None, api_key=ALICE)).status == 401
@@ -257,7 +257,7 @@ async def test_wrong_keys_in_the_named_header_are_throttled() -> None:
 @for_each(
     "name", ["Authorization", "Cookie", "Host", "Sec-WebSocket-Key", "X-CSRF-Token", "X API Key", "X-Name", "Key:"]
 )
-async def test_headers_that_are_logged_or_have_a_meaning_are_refused_for_keys(name: str) -> None:
+async def test_logged_and_reserved_headers_are_refused_as_key_headers(name: str) -> None:
     with pytest.raises(ValueError, match="auth_key_header"):
         async with run_guarded(make_server(auth_key_header=name)):
             pass

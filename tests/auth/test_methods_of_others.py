@@ -28,7 +28,7 @@ class Badges(AuthMethod):
         return id in BADGES.values()
 
 
-async def test_method_with_public_names_decides_who_calls() -> None:
+async def test_custom_auth_method_identifies_the_caller() -> None:
     badges = Badges()
     mcp = Server("shop", auth=badges)
 
@@ -56,7 +56,7 @@ async def test_method_with_public_names_decides_who_calls() -> None:
     assert b"directory" not in refused.body
 
 
-async def test_methods_after_one_that_is_unavailable_are_tried() -> None:
+async def test_later_methods_are_tried_if_one_is_unavailable() -> None:
     first, second = Badges(), Badges()
     first.down = True
     mcp = Server("shop", auth=[first, second])

@@ -108,6 +108,6 @@ def test_scopes_as_one_string_are_refused(kind: str) -> None:
             return ""
 
 
-def test_an_issuer_can_be_a_key_of_a_dict() -> None:
+def test_issuers_can_be_dict_keys() -> None:
     issuer = auth.github("https://a.example", allow=["ada"], client_id="id", client_secret="s" * 32)
     assert {issuer: 1}[issuer] == 1

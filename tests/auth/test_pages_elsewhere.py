@@ -133,7 +133,7 @@ async def test_users_missing_from_the_allowlist_see_the_reason_and_get_no_cookie
     assert "millstream" not in world.jar
 
 
-async def test_identities_that_are_too_large_for_a_cookie_get_none(world: World) -> None:
+async def test_identities_too_large_for_a_cookie_get_no_cookie(world: World) -> None:
     code = "x" * 2100
     world.upstream.allowed.add(code)
     landed = await world.back(await world.away("/chat"), code)

@@ -160,7 +160,7 @@ async def test_subscriptions_require_read_scopes() -> None:
             assert said["params"]["notifications"]["resourceSubscriptions"] == granted
 
 
-async def test_stdio_parents_have_all_scopes_and_anonymous_http_none() -> None:
+async def test_stdio_parents_have_all_scopes_and_anonymous_http_callers_none() -> None:
     server = Server("open", settings=Settings())
 
     @server.tool(scopes=["orders:write"])
@@ -227,14 +227,14 @@ async def test_refused_publications_name_the_missing_scope() -> None:
         assert (refused.status, b"millstream:publish" in refused.body) == (403, True)
 
 
-async def test_sign_in_links_of_refusals_lead_back_to_the_page() -> None:
+async def test_sign_in_links_on_refusals_lead_back_to_the_page() -> None:
     async with run_guarded() as world:
         page = await world.ask(BOB, "GET", "/dashboard", accept="text/html,application/xhtml+xml,*/*;q=0.8")
         assert (page.status, b"/sign-in?next=%2Fdashboard" in page.body) == (403, True)
         assert b"your account, key, or token" in page.body
 
 
-async def test_usual_names_of_the_sign_in_page_lead_to_it() -> None:
+async def test_common_sign_in_paths_name_the_sign_in_page() -> None:
     async with run_guarded() as world:
         for path in ("/login", "/signin/", "/auth/login"):
             assert b"Use /sign-in." in (await world.ask(None, "GET", path)).body

@@ -398,7 +398,7 @@ async def test_signing_in_returns_to_the_page_that_was_asked_for(path: str, want
 @for_each("wanted", ["//evil.example/files/", "/\\evil.example/files/", "https://evil.example/notes/7",
                      "/notes/7\r\nx: y", "/notes/x", "/hook", "/files", "notes/7", "/%2Fevil.example",
                      "/ notes/7"])  # fmt: skip
-async def test_signing_in_leads_to_no_other_server(wanted: str, tmp_path: Path) -> None:
+async def test_signing_in_never_redirects_to_another_server(wanted: str, tmp_path: Path) -> None:
     async with run_guarded(own_site(tmp_path)) as world:
         place = (await sign_in(world, wanted=wanted)).headers[b"location"]
         assert place == (b"/files" if wanted == "/files" else b"/connect")

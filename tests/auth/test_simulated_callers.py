@@ -46,7 +46,7 @@ async def test_without_a_caller_scopes_are_not_checked() -> None:
         assert (await client.call("write")).text == "Written."
 
 
-async def test_scopes_are_a_list_and_belong_to_a_name() -> None:
+async def test_scopes_must_be_a_list_and_need_a_name() -> None:
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"scopes": "write"}, r"scopes=\['write'\]"),
         ({"principal": Principal("ada"), "scopes": ["write"]}, "into the principal"),

@@ -234,7 +234,7 @@ SCOPES: list[tuple[dict[str, Any], set[str]]] = [
 
 
 @for_each(("changes", "scopes"), SCOPES)
-async def test_scopes_are_read_in_every_usual_form(changes: dict[str, Any], scopes: set[str]) -> None:
+async def test_scopes_are_read_in_every_common_form(changes: dict[str, Any], scopes: set[str]) -> None:
     """RFC 8693 §4.2."""
     found = await method(scope_includes={"admin": ["write"], "write": ["read"]}).identify(token(claims(**changes)))
     assert found is not None

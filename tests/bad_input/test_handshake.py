@@ -29,7 +29,7 @@ async def test_unknown_session_ids_get_404(wire: Wire, method: str, session: str
     assert reply.error == (404, -32001, 1 if method == "POST" else "none")
 
 
-async def test_deleted_sessions_get_404_and_others_stay(wire: Wire) -> None:
+async def test_deleted_sessions_get_404_and_others_remain(wire: Wire) -> None:
     """MCP 2025-11-25, basic/transports."""
     gone, other = await wire.initialize(), await wire.initialize()
     assert (await wire.ask("DELETE", "/mcp", gone)).status == 204
@@ -248,7 +248,7 @@ async def test_unusable_accept_headers_get_406(wire: Wire, accept: str) -> None:
         None,
     ],
 )
-async def test_usable_accept_headers_are_served(wire: Wire, accept: str | None) -> None:
+async def test_requests_with_usable_accept_headers_are_served(wire: Wire, accept: str | None) -> None:
     headers = {name: value for name, value in (await wire.initialize()).items() if name != "accept"}
     reply = await wire.post(request("ping"), headers if accept is None else {**headers, "accept": accept})
     assert (reply.status, reply.message["result"]) == (200, {})

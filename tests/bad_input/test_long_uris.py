@@ -9,7 +9,7 @@ from cpu import cpu_seconds_of
 
 
 @for_each("method", ["resources/subscribe", "resources/unsubscribe"])
-async def test_long_uri_takes_as_long_as_reading_it(method: str) -> None:
+async def test_subscribing_to_a_long_uri_takes_no_longer_than_reading_it(method: str) -> None:
     begin = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "c", "version": "1"}}
     long = {"uri": "http://" + "ä" * 500_000}
 

@@ -33,7 +33,7 @@ async def test_canceled_calls_stop_without_a_response(connect: Connect, combinat
 
 
 @in_combinations("explicit cancel", over=("memory",))
-async def test_cancellation_directly_after_the_request_counts(connect: Connect, combination: Combination) -> None:
+async def test_cancellation_right_after_the_request_takes_effect(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/utilities/cancellation."""
     client = await connect(combination)
     key = f"right behind {combination}"

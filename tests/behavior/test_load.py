@@ -154,7 +154,7 @@ async def test_calls_waiting_for_their_session_count_toward_the_cap(monkeypatch:
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_answers_and_cancellations_pass_a_full_server(way: str) -> None:
+async def test_full_server_accepts_answers_and_cancellations(way: str) -> None:
     mcp, _, _ = make_holding_server(max_calls=2)
     async with run_wire(mcp, way) as wire:
         headers = await wire.initialize(capabilities={"elicitation": {}})

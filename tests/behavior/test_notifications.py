@@ -39,7 +39,7 @@ async def test_calls_without_a_stream_still_return_their_result(connect: Connect
 
 
 @in_combinations("notifications", "handshake session")
-async def test_sessions_receive_logs_from_their_level(connect: Connect, combination: Combination) -> None:
+async def test_sessions_receive_logs_at_or_above_their_level(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/utilities/logging."""
     client = await connect(combination)
     assert (await client.request("logging/setLevel", {"level": "debug"})).result == {}
@@ -57,7 +57,7 @@ async def test_sessions_receive_logs_from_their_level(connect: Connect, combinat
 
 
 @in_combinations("notifications", "requests of its own")
-async def test_requests_receive_logs_from_their_level(connect: Connect, combination: Combination) -> None:
+async def test_requests_receive_logs_at_or_above_their_level(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/utilities/logging."""
     client = await connect(combination)
     level = "io.modelcontextprotocol/logLevel"

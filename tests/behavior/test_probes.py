@@ -173,7 +173,7 @@ async def test_health_fails_if_the_server_cannot_serve() -> None:
         assert (health.status, json.loads(health.body)["status"], ready.status) == (503, "degraded", 200)
 
 
-async def test_draining_server_reports_it() -> None:
+async def test_draining_server_reports_that_it_is_draining() -> None:
     server = Server("shop")
     async with server.running() as runtime:
         await ask(server, "GET", "/livez")
@@ -193,7 +193,7 @@ async def test_sweep_measures_the_lag_of_the_event_loop(monkeypatch: pytest.Monk
                 await asyncio.sleep(0.002)
 
 
-async def test_every_fact_of_the_server_is_listed() -> None:
+async def test_every_member_of_health_is_listed() -> None:
     table = ROUTES.read_text("utf-8").partition("## `/health`")[2].partition("\n## ")[0]
     listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     server = Server("shop", serve="all")

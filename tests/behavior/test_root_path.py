@@ -20,7 +20,7 @@ async def test_urls_begin_with_the_root_path() -> None:
         assert json.loads((await ask(server, "GET", "/openapi.json")).body)["servers"] == [{"url": "/ai"}]
 
 
-async def test_own_server_applies_the_root_path() -> None:
+async def test_built_in_server_applies_the_root_path() -> None:
     server, port = Server("shop", settings=Settings(root_path="/ai")), free_port()
     serving = asyncio.create_task(server.run_async(port=port))
     try:

@@ -58,7 +58,7 @@ async def test_effects_between_questions_run_once(connect: Connect, combination:
 
 
 @in_combinations("requests of its own")
-async def test_questions_of_a_round_have_their_keys(connect: Connect, combination: Combination) -> None:
+async def test_questions_in_a_round_keep_their_keys(connect: Connect, combination: Combination) -> None:
     """A question's key is its `key=`; unknown answers are ignored (MCP 2026-07-28, basic/patterns/mrtr)."""
     client = await connect(combination)
     questions, state = await first_round(client, "asks_twice", key=f"keys {combination}")
@@ -78,7 +78,7 @@ async def test_missing_answers_are_requested_again(connect: Connect, combination
 
 
 @in_combinations("requests of its own")
-async def test_answers_count_without_a_state(connect: Connect, combination: Combination) -> None:
+async def test_answers_are_accepted_without_a_state(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     questions, _ = await first_round(client, "insists")
     reply = await resend(client, "insists", dict.fromkeys(questions, POINT), None)

@@ -26,7 +26,7 @@ UNBALANCED = {
 
 @in_combinations("questions")
 @for_each("kind", UNBALANCED)
-async def test_unbalanced_tool_results_are_refused_in_the_function(
+async def test_unbalanced_tool_results_raise_in_the_function(
     connect: Connect, combination: Combination, kind: str
 ) -> None:
     client = await connect(combination, answer=lambda method, params: SAMPLE)
@@ -106,5 +106,5 @@ async def test_prompt_messages_have_one_block(connect: Connect, combination: Com
     assert (await client.request("prompts/get", {"name": "uses_a_tool"})).error["code"] == -32603
 
 
-def test_every_conversation_of_the_table_is_tested() -> None:
+def test_every_conversation_in_the_table_is_tested() -> None:
     assert set(CONVERSATIONS) == {*UNBALANCED, "balanced", "blocks", "audio"}

@@ -57,7 +57,7 @@ async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) 
                 await each.wait_closed()
 
 
-async def test_automatic_progress_needs_a_silent_heartbeat() -> None:
+async def test_automatic_progress_is_sent_only_after_a_silent_interval() -> None:
     mcp, told, go_on = Server("lively"), asyncio.Event(), asyncio.Event()
 
     @mcp.tool
@@ -154,7 +154,7 @@ async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: py
     assert "no line for you" in caplog.text
 
 
-async def test_blocking_functions_warn_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+async def test_blocking_functions_are_reported_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     mcp = Server("shop", settings=Settings())
     async with mcp.running() as runtime:
         sweep = runtime.sweep

@@ -169,7 +169,7 @@ def test_dev_waits_for_a_fix_and_shows_the_next_error(screen: Screen, tmp_path: 
     screen.until("ended with 0")
 
 
-def test_watch_shows_what_happens(screen: Screen, server: SharedServer) -> None:
+def test_watch_prints_changes_at_a_terminal(screen: Screen, server: SharedServer) -> None:
     url = f"http://127.0.0.1:{server.port()}/mcp"
     screen.start("watch", url, "shop://news")
     screen.until("Watching shop")

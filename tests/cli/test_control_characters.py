@@ -76,5 +76,5 @@ def test_control_characters_do_not_reach_the_terminal(
     assert not set(HIDDEN) & set(shown)
 
 
-def test_joiners_stay_in_the_text_that_they_shape() -> None:
+def test_joiners_that_shape_text_are_kept() -> None:
     assert safe(SEEN) == SEEN

@@ -149,7 +149,7 @@ async def test_errors_as_json_have_their_cause_and_remedy() -> None:
 async def test_missing_servers_are_explained() -> None:
     await fails(3, "There is no server at", "list", f"http://127.0.0.1:{free_port()}/mcp")
     await fails(3, r"There is no server at http://nothing\.invalid", "list", "http://nothing.invalid/mcp")
-    await fails(3, "If it is a URL, write http://", "list", "localhost:8000/mcp")
+    await fails(3, "If it's a URL, write http://", "list", "localhost:8000/mcp")
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["install", "http://127.0.0.1/mcp", "--with", "x", "--client", "json"], 1, "can't be added to a server at a URL."),
     (["run", ""], 1, "'' isn't a file name."),
     (["run", "shop.py:"], 1, "'shop.py:' isn't a file name."),
-    (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without spaces, ?, and #."),
+    (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without spaces, ?, or #."),
     (["run", "shop.py", "--path", "/a?b"], 1, "Correct the option, or leave it out."),
     (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address of this machine."),
     (["chat", SHOP, "-m", "x", "--model", "m", "--api-url", "http://127.0.0.1:99999/v1"], 2, "isn't the URL of an API"),
@@ -203,7 +203,7 @@ PRINTING = [["--help"], ["version"], ["list", "--help"], ["list", SHOP], ["compl
 @pytest.mark.server
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 @for_each("arguments", PRINTING, ids=" ".join)
-def test_full_disk_is_one_sentence(arguments: list[str]) -> None:
+def test_full_disk_error_is_one_sentence(arguments: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         done = start(*arguments, stdout=full)
     assert done.returncode == 1

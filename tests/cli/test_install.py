@@ -310,7 +310,7 @@ def test_files_changed_during_the_question_are_not_written(home: Path) -> None:
     assert path.read_text("utf-8") == '{"new": 1}'
 
 
-def test_undo_keeps_changes_during_the_question(home: Path) -> None:
+def test_undo_keeps_changes_made_during_the_question(home: Path) -> None:
     from millstream._cli.install import prepare_undo, write  # noqa: PLC0415 - only here is it done by hand
 
     path = home / PLACES["cursor"][0]
@@ -334,7 +334,7 @@ def test_variables_come_from_options_and_a_file(home: Path, tmp_path: Path) -> N
     assert "Line 2" in done.exception.what
 
 
-def test_claude_desktop_gets_a_name_as_typed(home: Path) -> None:
+def test_claude_desktop_entries_keep_the_name_as_typed(home: Path) -> None:
     words = [str(SHOP), "--client", "claude", "--yes", "--name", "My Analytics Server"]
     done = install(*words)
     assert "Added My Analytics Server to Claude Desktop." in done.stdout
@@ -372,7 +372,7 @@ def test_project_files_are_supported(home: Path, folder: Path) -> None:
         ([str(SHOP), "--client", "cursor", "--with-editable", "nowhere"], "There is no folder nowhere"),
     ],
 )
-def test_invalid_installs_are_one_sentence(arguments: list[str], words: str, home: Path) -> None:
+def test_invalid_installs_are_explained_in_one_sentence(arguments: list[str], words: str, home: Path) -> None:
     done = install(*arguments, "--yes")
     assert isinstance(done.exception, CommandError)
     assert words in done.exception.what

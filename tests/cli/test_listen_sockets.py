@@ -11,7 +11,7 @@ from millstream._app.server_process import listen_sockets as listening
 @pytest.mark.parametrize(
     ("number", "what"), [(errno.EADDRINUSE, "Port 8000 on 127.0.0.1 is in use."), (errno.EACCES, "Port 8000 is not")]
 )
-def test_reason_comes_from_errno(number: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listen_error_shows_the_errno_text(number: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
     class Refused(socket.socket):
         def bind(self, address: Any) -> None:

@@ -176,7 +176,7 @@ def test_syntax_errors_show_their_line(folder: Path) -> None:
     assert "line 1" in error.detail
 
 
-def test_files_that_exit_are_pointed_to_the_main_guard(folder: Path) -> None:
+def test_errors_for_files_that_exit_suggest_the_main_guard(folder: Path) -> None:
     (folder / "shop.py").write_text("import sys\nsys.exit(3)\n")
     assert "__main__" in failure("shop.py").fix
 
@@ -220,7 +220,7 @@ def test_main_guard_of_a_file_does_not_run(folder: Path) -> None:
     assert load("shop.py").name == "shop"
 
 
-def test_reports_have_what_why_and_fix(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_contain_the_problem_its_cause_and_a_fix(capsys: pytest.CaptureFixture[str]) -> None:
     report(CommandError("It broke.", why="Because.", fix="Mend it.", detail="  line 1\n"))
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -301,7 +301,7 @@ def no_sdk(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_sdk")
-def test_names_that_the_examples_of_the_sdk_import_exist() -> None:
+def test_names_imported_by_the_sdk_examples_exist() -> None:
     missing = [
         f"{module}.{name}"
         for module, names in IMPORTED.items()

@@ -102,7 +102,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run two.py", "two.py has several servers: a, b.", "millstream run two.py:a"),
     ("run shop.py:mcpp", "There is no mcpp in shop.py.", "Name one of: mcp."),
     ("run shop.py --prot 8", "Unknown option: --prot.", "Did you mean --port?"),
-    ("run shop.py --port 80000", "80000 is not a port.", "Use --port 8000."),
+    ("run shop.py --port 80000", "80000 isn't a valid port.", "Use --port 8000."),
     ("run shop.py --port abc", 'Invalid value "abc" for --port.', "Write a whole number."),
     ("run shop.py --serve hub web", "Unexpected argument: web.", "commas in a list"),
     ("init my shop", "Unexpected argument: shop.", "Put quotes around a value with spaces"),
@@ -126,8 +126,8 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --env-file no.env", "no.env can't be read", "Check the path of the file."),
     ("dev shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
     ("list http://127.0.0.1:FREE/mcp", "There is no server at", "Check the host and port"),
-    ("list htp://127.0.0.1/mcp", "is not a URL of a server.", "https://example.com/mcp"),
-    ("list http://127.0.0.1:x/mcp", "is not a URL", "its port isn't a number"),
+    ("list htp://127.0.0.1/mcp", "isn't a server URL.", "https://example.com/mcp"),
+    ("list http://127.0.0.1:x/mcp", "isn't a valid URL", "its port isn't a number"),
     ("list no-such-command", "There is no program 'no-such-command'.", "on the PATH"),
     ("list nofile.py", "There is no file nofile.py.", "Did you mean none.py?"),
     ("list notes.txt", "notes.txt isn't a program.", "Use a .py"),
@@ -399,7 +399,7 @@ def test_a_mistake_in_a_program_is_explained() -> None:
     assert len(COMMANDS) + len(PROGRAMS) >= 60
 
 
-def test_the_page_quotes_messages_that_exist() -> None:
+def test_messages_quoted_on_the_page_exist() -> None:
     page = (ROOT / "docs" / "guides" / "troubleshooting.md").read_text("utf-8")
     quoted = re.findall(r"^### `([^`]+)`$", page, re.MULTILINE)
     assert len(quoted) > 12

@@ -137,7 +137,7 @@ async def test_watch_ends_when_its_output_is_closed() -> None:
         assert await process.stderr.read() == b""
 
 
-def test_tables_end_descriptions_after_a_word(
+def test_tables_truncate_descriptions_after_a_word(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)

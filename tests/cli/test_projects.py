@@ -60,7 +60,7 @@ def test_templates_get_a_folder_of_their_own(folder: Path) -> None:
     assert not (folder / "mcp_client_http.py").exists()
 
 
-def test_deployment_files_need_nothing_else(folder: Path) -> None:
+def test_deployment_template_is_self_contained(folder: Path) -> None:
     assert CliRunner().invoke(program("init"), ["init", "shop", "--template", "deploy"]).exit_code == 0
     made = folder / "shop"
     texts = {path.relative_to(made).as_posix(): path.read_text("utf-8") for path in made.rglob("*") if path.is_file()}
@@ -73,7 +73,7 @@ def test_deployment_files_need_nothing_else(folder: Path) -> None:
     assert {"systemd/millstream.service", "chart/Chart.yaml", ".env.example", "server.py"} <= texts.keys()
 
 
-def test_both_images_are_alike(folder: Path) -> None:
+def test_template_and_repository_images_are_the_same(folder: Path) -> None:
     assert CliRunner().invoke(program("init"), ["init", "shop", "--template", "deploy"]).exit_code == 0
     stages = [
         (path / "Dockerfile").read_text("utf-8").rpartition("\nFROM ")[2] for path in (ROOT / "deploy", folder / "shop")

@@ -243,8 +243,8 @@ def test_missing_file_is_reported_before_a_used_port(command: tuple[str, ...]) -
         (("run", "nosuch.py"), 1, "There is no file nosuch.py."),
         (("run", "nosuch.py", "--transport", "stdio"), 1, "There is no file nosuch.py."),
         (("run", "examples/echo_math.py"), 1, "echo_server, math_server"),
-        (("run", "examples/greet.py", "--port", "70000"), 1, "70000 is not a port."),
-        (("run", "examples/greet.py", "--host", "192.0.2.1"), 1, "Cannot listen on 192.0.2.1"),
+        (("run", "examples/greet.py", "--port", "70000"), 1, "70000 isn't a valid port."),
+        (("run", "examples/greet.py", "--host", "192.0.2.1"), 1, "Can't listen on 192.0.2.1"),
         (("run", "examples/greet.py", "--host", "not a host"), 1, "not a host isn't an address"),
         (("run", "examples/greet.py", "--transport", "smoke"), 2, "smoke"),
         (("run", "examples/greet.py", "--transport", "stdio", "--log-level", "loud"), 2, "loud"),
@@ -395,7 +395,7 @@ def test_privileged_ports_are_explained(monkeypatch: pytest.MonkeyPatch) -> None
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", refused)
-    with pytest.raises(CommandError, match="Port 80 is not allowed"):
+    with pytest.raises(CommandError, match="Port 80 isn't allowed"):
         listen("127.0.0.1", 80)
 
 
@@ -405,4 +405,4 @@ def test_programs_that_call_run_get_the_same_message(
     monkeypatch.setattr(logging.getLogger(), "handlers", [logging.NullHandler()])
     with pytest.raises(SystemExit):
         run_program(Server("shop"), "127.0.0.1", 70_000)
-    assert "70000 is not a port" in capsys.readouterr().err
+    assert "70000 isn't a valid port" in capsys.readouterr().err

@@ -74,7 +74,7 @@ def unread_pipe(path: Path) -> Iterator[int]:
 
 
 @for_each("options", [(), ("--workers", "2")])
-def test_unread_log_stops_no_call_and_no_shutdown(options: tuple[str, ...], noisy: Path) -> None:
+def test_unread_log_does_not_block_calls_or_shutdown(options: tuple[str, ...], noisy: Path) -> None:
     port, log = free_port(), noisy.with_name(f"log{len(options)}")
     with (
         unread_pipe(log),
@@ -96,7 +96,7 @@ def test_unread_log_does_not_block_a_second_ctrl_c(noisy: Path) -> None:
         assert process.wait(WAIT) in (0, 130)
 
 
-def test_unread_log_stops_no_stdio_call(noisy: Path) -> None:
+def test_unread_log_does_not_block_stdio_calls(noisy: Path) -> None:
     with unread_pipe(noisy.with_name("log")) as log:
         done = subprocess.run(
             [*COMMAND, "run", str(noisy), "--transport", "stdio"],

@@ -15,10 +15,10 @@ SHOP = 'from millstream import Server\nmcp = Server("shop")\n'
 @pytest.mark.parametrize(
     ("variable", "text", "what"),
     [
-        ("MILLSTREAM_HEARTBEAT", "abc", "MILLSTREAM_HEARTBEAT cannot be 'abc'."),
-        ("MAX_CONNECTIONS", "abc", "MAX_CONNECTIONS cannot be 'abc'."),
+        ("MILLSTREAM_HEARTBEAT", "abc", "MILLSTREAM_HEARTBEAT can't be 'abc'."),
+        ("MAX_CONNECTIONS", "abc", "MAX_CONNECTIONS can't be 'abc'."),
         ("MILLSTREAM_HEARTBEET", "3", "Unknown setting MILLSTREAM_HEARTBEET."),
-        ("MILLSTREAM_LOG_LEVEL", "foo", "MILLSTREAM_LOG_LEVEL cannot be 'foo'."),
+        ("MILLSTREAM_LOG_LEVEL", "foo", "MILLSTREAM_LOG_LEVEL can't be 'foo'."),
     ],
 )
 def test_unusable_variables_are_named_without_a_traceback(
@@ -40,7 +40,7 @@ def test_unusable_variables_are_named_without_a_traceback(
     [
         (
             "PATH=noslash",
-            "MILLSTREAM_PATH cannot be 'noslash'. It must be a path that starts with /, without spaces, ?, and #.",
+            "MILLSTREAM_PATH can't be 'noslash'. It must be a path that starts with /, without spaces, ?, or #.",
         ),
         ("SECRET_KEY=short", "MILLSTREAM_SECRET_KEY has a secret of fewer than 32 characters."),
     ],

@@ -137,7 +137,7 @@ async def test_log_messages_reach_their_handler(revision: str) -> None:
 
 
 @for_each("revision", BY_DATE)
-async def test_servers_send_no_log_messages_below_the_requested_level(revision: str) -> None:
+async def test_log_messages_below_the_requested_level_are_not_sent(revision: str) -> None:
     heard: list[LogMessage] = []
     async with Client(mcp, revision=revision, on_log=heard.append, options=Options(log_level="error")) as client:
         await client.call("say", text="hello")
@@ -299,7 +299,7 @@ def test_blocking_client_that_stays_open_does_not_keep_its_program_running() -> 
     assert done.stdout == "shop\n"
 
 
-def test_clients_and_their_subscriptions_show_no_credentials() -> None:
+def test_client_and_subscription_reprs_hide_credentials() -> None:
     client = Client("https://example.com/mcp", headers={"Authorization": "Bearer not-for-logs"})
     for each in (client, client.watch(), client.events.subscribe("paid"), client.tasks, client.tools()):
         assert "not-for-logs" not in repr(each)

@@ -46,7 +46,7 @@ async def test_compressed_responses_are_read(*, stream: bool) -> None:
             assert [(await client.call("x")).text for _ in range(2)] == ["done"] * 2
 
 
-async def test_compressed_responses_are_bounded_by_what_they_become() -> None:
+async def test_compressed_responses_are_bounded_by_their_decompressed_size() -> None:
     large = {"content": [{"type": "text", "text": "a" * 5_000_000}]}
     options, behave = Options(max_bytes=1_000_000), serve(gzip.compress, "gzip", large)
     async with misbehaving(behave) as server, Client(server.url, timeout=WAIT, options=options) as client:

@@ -23,5 +23,5 @@ def test_the_reason_on_an_error_page_is_found_in_linear_time(piece: bytes) -> No
         (b"<p>1 < 2</p>", "1 < 2"),
     ],
 )
-def test_the_reason_on_an_error_page_is_its_text(page: bytes, reason: str) -> None:
+def test_reason_from_an_error_page_is_the_visible_text(page: bytes, reason: str) -> None:
     assert error_detail(error_page(page)) == reason

@@ -81,7 +81,7 @@ async def test_tiny_lines_do_not_block_the_event_loop() -> None:
     assert turns >= MIB // PIECE - 4
 
 
-async def test_servers_with_too_many_lines_a_second_have_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_servers_that_send_too_many_lines_a_second_are_slowed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     inflow, received = Inflow(), 0

@@ -148,7 +148,7 @@ async def test_only_the_redirect_with_our_state_ends_a_login(monkeypatch: pytest
 @pytest.mark.parametrize(
     ("problem", "title"), [("", "You're signed in"), ("Ada declined <b>.", "You aren't signed in")]
 )
-async def test_last_page_of_a_login_says_whether_it_worked(
+async def test_final_login_page_shows_whether_the_login_worked(
     problem: str, title: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loopback, pages = Loopback(), list[str]()
@@ -301,7 +301,7 @@ async def test_remote_servers_cannot_open_loopback_urls(
         assert here.requests == []
 
 
-async def test_servers_cannot_name_addresses_closer_than_their_own() -> None:
+async def test_servers_cannot_name_login_addresses_on_a_more_private_network() -> None:
     remote, near, here = "mcp.test", "192.168.1.5", "127.0.0.1"
     local = ["localhost", "a.localhost", "127.0.0.2", "127.1", "0x7f000001", "2130706433", "localhost."]
     local += ["0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"]  # noqa: S104

@@ -186,7 +186,7 @@ async def test_clients_register_for_the_scopes_that_they_request() -> None:
 
 
 @for_each("kept", ["memory", "file"])
-async def test_objects_with_one_store_spend_a_refresh_token_once(kept: str, tmp_path: Path) -> None:
+async def test_clients_with_a_shared_token_store_use_a_refresh_token_once(kept: str, tmp_path: Path) -> None:
     valid, spent = {"token": "first"}, list[str]()
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -296,7 +296,7 @@ def test_broken_token_files_are_ignored(text: str, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.json"]
 
 
-def test_unwritable_tokens_last_for_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_tokens_that_cannot_be_stored_last_for_the_process(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").write_text("in the way")
     store = FileTokenStore(tmp_path / "file" / "tokens.json")
     with caplog.at_level(logging.WARNING):

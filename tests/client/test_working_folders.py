@@ -35,7 +35,7 @@ async def test_missing_folder_is_named(tmp_path: Path) -> None:
             pass
 
 
-async def test_path_with_spaces_isn_t_taken_for_a_command_line() -> None:
+async def test_path_with_spaces_is_not_mistaken_for_a_command_line() -> None:
     for command, advice in (("/opt/Program Files/server", False), (f"{sys.executable} -m x", True)):
         with pytest.raises(TargetError) as caught:
             async with Client([command], timeout=WAIT):
@@ -52,6 +52,6 @@ async def test_message_endpoint_at_another_server_is_named() -> None:
         await request.chunk(b"event: endpoint\ndata: http://other.example.com/messages\n\n")
 
     async with misbehaving(behave) as server:
-        with pytest.raises(ClientError, match="requests messages to be sent to another server"):
+        with pytest.raises(ClientError, match="tells clients to send messages to another server"):
             async with Client(server.url, timeout=WAIT):
                 pass

@@ -281,7 +281,7 @@ async def test_validate_call_functions_receive_the_context(revision: str) -> Non
         assert (await client.call("greet", name="A", raise_on_error=False)).is_error
 
 
-async def test_functions_of_resources_are_examined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_resource_functions_are_inspected_once(monkeypatch: pytest.MonkeyPatch) -> None:
     mcp = FastMCP("shelf")
 
     @mcp.resource("shelf://count")
@@ -434,7 +434,7 @@ def test_routes_for_forms_name_the_package_that_reads_them(monkeypatch: pytest.M
         mcp.custom_route("/send", methods=["POST"])(respond)
 
 
-async def test_first_of_two_equal_tool_names_stays(caplog: pytest.LogCaptureFixture) -> None:
+async def test_first_of_two_tools_with_the_same_name_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     mcp = FastMCP("twins")
     mcp.add_tool(lambda: "first", name="twin")
     mcp.add_tool(lambda: "second", name="twin")

@@ -66,7 +66,7 @@ class Events(EventStore):
     """A program's own store."""
 
 
-async def test_a_session_in_memory_answers_as_the_sdk_does() -> None:
+async def test_in_memory_sessions_respond_like_the_sdk() -> None:
     mcp = FastMCP("shop", event_store=Events())
 
     @mcp.tool()

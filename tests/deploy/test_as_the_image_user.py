@@ -154,7 +154,7 @@ def fill(values: Mapping[str, object]) -> dict[str, str]:
     return {name: re.sub(pattern, value, str(each)) for name, each in values.items()}
 
 
-def test_commands_run_with_the_id_and_the_rights_of_the_image_user(container: Container) -> None:
+def test_commands_run_with_the_id_and_permissions_of_the_image_user(container: Container) -> None:
     program = f"import os, pathlib; print(os.getuid()); pathlib.Path({str(container.state)!r}, 'x').write_text('')"
     told = subprocess.run([*as_image_user(), sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert told.stdout.strip() in ({USER} if os.getuid() == 0 else {USER, str(os.getuid())})
@@ -191,7 +191,7 @@ def test_compose_service_serves_as_its_user(container: Container) -> None:
             assert ask(port, "/docs", host="b.example")[0] == 421
 
 
-def test_pod_of_the_chart_serves_as_its_user(container: Container) -> None:
+def test_helm_chart_pod_serves_as_its_user(container: Container) -> None:
     text = (DEPLOY / "chart" / "templates" / "deployment.yaml").read_text("utf-8")
     values = yaml.safe_load((DEPLOY / "chart" / "values.yaml").read_text("utf-8"))
     words = [each.strip() for each in re.findall(r"args: \[(.*)\]", text)[0].split(",")]
@@ -208,7 +208,7 @@ def test_pod_of_the_chart_serves_as_its_user(container: Container) -> None:
             check(container, port)
 
 
-def test_unit_serves_in_the_folders_that_systemd_makes(container: Container) -> None:
+def test_systemd_unit_serves_in_the_folders_that_systemd_creates(container: Container) -> None:
     unit = (DEPLOY / "systemd" / "millstream.service").read_text("utf-8")
     container.give(container.logs)  # as LogsDirectory= does
     places = {"/var/lib/millstream": str(container.state), "/var/log/millstream": str(container.logs)}
@@ -226,7 +226,7 @@ def test_unit_serves_in_the_folders_that_systemd_makes(container: Container) -> 
 
 
 @for_each("variable", ["MILLSTREAM_LOG_FILE", "MILLSTREAM_STORE"])
-def test_folders_of_root_are_named_in_the_error(variable: str, container: Container) -> None:
+def test_error_names_folders_owned_by_root(variable: str, container: Container) -> None:
     place = container.logs / "server.file"
     value = str(place) if variable == "MILLSTREAM_LOG_FILE" else f"sqlite:///{place}"
     variables = {**os.environ, "HOME": str(container.state), variable: value, "MCP_SERVER_AUTH_KEY": KEY}

@@ -41,7 +41,7 @@ async def test_our_column_behaves_the_same() -> None:
         assert (await client.call("order", isbn="7")).text == "Nothing ordered."
 
 
-async def test_function_can_be_route_and_tool() -> None:
+async def test_one_function_can_be_a_route_and_a_tool() -> None:
     transport = httpx2.ASGITransport(items.app)
     async with (
         items.app.router.lifespan_context(items.app),

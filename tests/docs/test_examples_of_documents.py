@@ -107,7 +107,7 @@ async def test_page_script_receives_posts_and_presence(rooms: int) -> None:
 
 
 @pytest.mark.server
-async def test_page_script_of_news_receives_both_kinds(tmp_path: Path) -> None:
+async def test_news_page_script_receives_both_channels(tmp_path: Path) -> None:
     port = free_port()
     source = (ROOT / "examples" / "news.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
     with run_server(run_command("examples/news.py", port), port, tmp_path / "log"):
@@ -121,7 +121,7 @@ async def test_page_script_of_news_receives_both_kinds(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-async def test_wire_of_http_sse_is_as_explained(tmp_path: Path) -> None:
+async def test_documented_http_sse_messages_match_the_wire(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "explanation" / "http-sse.md").read_text("utf-8")
     messages = re.findall(r"""(?:-d '|POST `)(\{.*\})(?:'|`)""", page)
     assert [json.loads(each)["method"] for each in messages] == ["initialize", "tools/call", "tools/call"]

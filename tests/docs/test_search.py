@@ -109,6 +109,6 @@ def test_queries_lead_to_their_page(results: dict[str, list[str]], page: str) ->
     assert {query: results[query][:SHOWN] for query in QUERIES[page] if page not in results[query][:SHOWN]} == {}
 
 
-def test_search_words_are_for_pages() -> None:
+def test_search_words_belong_to_existing_pages() -> None:
     words = tomllib.loads((ROOT / "docs" / "search.toml").read_text("utf-8"))["words"]
     assert [page for page in words if not (ROOT / "docs" / f"{page}.md").exists()] == []

@@ -221,7 +221,7 @@ def configurations(value: Any) -> Iterator[dict[str, Any]]:
         yield from ([each] if {"command", "url"} & set(each) else configurations(each))
 
 
-def test_clients_of_the_page_work(installed: Path, tmp_path: Path) -> None:
+def test_documented_clients_work(installed: Path, tmp_path: Path) -> None:
     name = "docs/guides/connect-a-client.md"
     text = (ROOT / name).read_text("utf-8")
     servers = [each for b in blocks(text) if b.language == "json" for each in configurations(json.loads(b.body))]

@@ -360,7 +360,7 @@ async def test_expired_subscriptions_receive_nothing(tmp_path: Path, monkeypatch
         assert not late & set(received(short["id"]))
 
 
-async def test_deliveries_begin_again_if_the_channel_cannot_be_read(
+async def test_deliveries_restart_if_the_channel_cannot_be_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     follow, failures = Hub.follow, [StoreUnavailable("The store is down.")]

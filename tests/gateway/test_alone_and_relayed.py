@@ -107,7 +107,7 @@ async def test_program_by_url_looks_the_same_over_stdio(library: str, alone: Sha
             assert not differences(original, await Observer(lambda: over_stdio(relayed, log), era).observe())
 
 
-async def test_command_over_stdio_is_one_process_that_knows_its_client(tmp_path: Path) -> None:
+async def test_stdio_command_runs_in_one_process_that_sees_the_client(tmp_path: Path) -> None:
     starts, file = tmp_path / "starts", tmp_path / "program.py"
     run = f"runpy.run_path({FILE!r}, run_name='__main__')"
     file.write_text(f"import runpy\nopen({str(starts)!r}, 'a').write('x')\n{run}")

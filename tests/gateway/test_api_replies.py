@@ -79,7 +79,7 @@ async def gateway(document: Any, url: str, *, hosts: tuple[str, ...] = (), **opt
         yield client
 
 
-async def test_results_and_errors_say_what_the_api_says() -> None:
+async def test_results_and_errors_contain_the_response_of_the_api() -> None:
     async with raw_api(REPLIES) as (url, _), gateway(described(*REPLIES), url, max_bytes=1_000_000) as client:
         replies = {name: await client.call(name, raise_on_error=False) for name in REPLIES}
     assert replies["png"].content == [Image(PNG, "image/png")]

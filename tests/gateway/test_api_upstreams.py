@@ -288,7 +288,7 @@ async def test_fastapi_applications_work_as_upstreams() -> None:
     assert started == ["up", "down"] * len(BY_DATE)
 
 
-async def test_middleware_receives_results_of_apis_as_results_of_tools() -> None:
+async def test_middleware_receives_api_results_as_tool_results() -> None:
     seen: list[Any] = []
 
     class Watching(middleware.Middleware):
@@ -310,7 +310,7 @@ async def test_middleware_receives_results_of_apis_as_results_of_tools() -> None
     assert [each.content for each in seen] == [[Text('{"isbn":"7"}')]]
 
 
-def test_the_text_of_an_address_is_the_same_in_all_workers() -> None:
+def test_upstream_addresses_have_the_same_text_in_all_workers() -> None:
     class OtherServer:
         """A server of another library, whose `repr` differs between processes."""
 

@@ -97,7 +97,7 @@ async def test_lists_are_in_the_order_of_the_configuration() -> None:
         assert [tool.name for tool in await client.tools(fresh=True)] == ["own", "first_one", "second_two"]
 
 
-def test_constant_changes_are_listed_once_a_second() -> None:
+def test_continually_changing_lists_are_refreshed_at_most_once_a_second() -> None:
     assert [refresh_pause(each) for each in (0.01, 0.5, 60)] == [1, 2, 5]
 
 

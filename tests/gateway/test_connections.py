@@ -368,7 +368,7 @@ async def test_declined_or_forged_redirects_keep_the_registration_of_all_users()
         assert len(accounts.registered) == 1
 
 
-async def test_state_of_a_login_does_not_finish_it() -> None:
+async def test_login_cannot_be_finished_with_its_state_parameter() -> None:
     async with run_scenario() as (_, _, alice, _):
         await alice.sign_in(ALICE)
         state = parse_qs(urlsplit(await alice.begin_login()).query)["state"][0]

@@ -75,7 +75,7 @@ async def test_every_message_of_a_process_is_utf_8(revision: str) -> None:
     assert CAFE in heard
 
 
-async def test_stdio_session_survives_them(tmp_path: Path) -> None:
+async def test_stdio_session_survives_invalid_bytes(tmp_path: Path) -> None:
     file = tmp_path / "servers.json"
     file.write_text(json.dumps({"mcpServers": {"odd": {"command": COMMAND[0], "args": COMMAND[1:]}}}))
     program = str(ROOT / ".venv" / "bin" / "millstream")

@@ -69,7 +69,7 @@ async def test_files_without_people_say_how_to_add_one(tmp_path: Path, caplog: p
 
 
 @for_each("text", ['[auth.keys]\nfile = "keys.json"', '[auth]\nkeys = "keys.json"'])
-async def test_keys_of_a_file_are_accepted(text: str, tmp_path: Path) -> None:
+async def test_keys_in_a_file_are_accepted(text: str, tmp_path: Path) -> None:
     (tmp_path / "keys.json").unlink(missing_ok=True)
     key = run_in_process("keys", "add", "ci", "--file", str(tmp_path / "keys.json")).stdout.strip()
     async with run_guarded(served(write(tmp_path, text))) as world:
@@ -77,7 +77,7 @@ async def test_keys_of_a_file_are_accepted(text: str, tmp_path: Path) -> None:
         assert (await world.ask("wrong", "POST", "/mcp", LIST, **JSON)).status == 403
 
 
-async def test_issuers_of_a_file_are_named_to_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_issuers_in_a_file_are_announced_to_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPLICATION", "6f1c0f3e")
     path = write(
         tmp_path,
@@ -90,7 +90,7 @@ async def test_issuers_of_a_file_are_named_to_clients(tmp_path: Path, monkeypatc
         assert found.message["resource"] == f"{URL}/mcp"
 
 
-def test_users_may_be_a_table_with_a_file(tmp_path: Path) -> None:
+def test_users_option_may_be_a_table_that_names_a_file(tmp_path: Path) -> None:
     add_user(tmp_path)
     text = f'[auth.issuer]\nurl = "{URL}"\nusers = {{ file = "users.json" }}'
     assert len(server_of_file(write(tmp_path, text)).definition.auth) == 1
@@ -138,7 +138,7 @@ def test_logins_and_several_methods_are_combined(tmp_path: Path) -> None:
         ("[auth.keys]\nfile = 'missing.json'\nfiles = 1", 3, "unknown option"),
     ],
 )
-def test_mistakes_name_their_line_and_the_way_out(text: str, line: int, hint: str, tmp_path: Path) -> None:
+def test_configuration_errors_name_the_line_and_a_fix(text: str, line: int, hint: str, tmp_path: Path) -> None:
     (tmp_path / "users.json").write_text('{"users": []}', "utf-8")
     with pytest.raises(ValueError, match=f"line {line}: ") as caught:
         server_of_file(write(tmp_path, text))
@@ -170,13 +170,13 @@ async def test_rules_that_no_user_can_meet_are_reported(
     assert all(any(each in text for text in said) for each in warned)
 
 
-def test_rules_of_an_issuer_elsewhere_are_not_judged(tmp_path: Path) -> None:
+def test_rules_for_an_external_issuer_are_not_checked(tmp_path: Path) -> None:
     text = f'[auth.oidc]\nissuer = "http://127.0.0.1:1"\naudience = "{URL}/mcp"\n[policy]\ngroups = ["staff"]'
     (method,) = server_of_file(write(tmp_path, text)).definition.auth
     assert method.rights() is None
 
 
-async def test_the_guide_s_file_is_served(tmp_path: Path) -> None:
+async def test_documented_gateway_file_is_served(tmp_path: Path) -> None:
     whole = (ROOT / "examples" / "gateway" / "people.toml").read_text("utf-8")
     text = whole.partition("# region: upstreams")[0] + whole.partition("# region: others")[2]
     add_user(tmp_path, "--scope", "orders:write", "--group", "finance")

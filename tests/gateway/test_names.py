@@ -3,7 +3,7 @@ import re
 from millstream.gateway._names import CAPABILITY, MAX_LOOPS, Names, find_loops, leads_back, read_announcement
 
 
-def test_few_loop_prefixes_are_compared_with_upstream_items() -> None:
+def test_number_of_loop_prefixes_compared_with_upstream_items_is_bounded() -> None:
     """Thousands would stop the gateway for half a minute at each refresh of a hostile upstream's lists."""
     ways = {f"p{number}": {"id": "ours"} for number in range(1900)}
     announcement = read_announcement({"experimental": {CAPABILITY: {"id": "theirs", "upstreams": ways}}}, "ours")

@@ -263,7 +263,7 @@ def dangling_references(root: dict[str, Any]) -> list[str]:
     return found
 
 
-async def test_a_malformed_operation_is_logged_once_and_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+async def test_malformed_operation_is_logged_once_and_does_not_affect_others(caplog: pytest.LogCaptureFixture) -> None:
     api, reads, read_again = Server("api"), count(1), asyncio.Event()
 
     async def answer(request: Request) -> JSONResponse:

@@ -64,7 +64,7 @@ def write(folder: Path, files: dict[str, str]) -> Path:
     return folder / "api.yaml"
 
 
-async def test_documents_in_several_files_are_one(tmp_path: Path) -> None:
+async def test_documents_split_into_several_files_are_joined(tmp_path: Path) -> None:
     path = write(tmp_path, FILES)
     schema = (await tools(path))["put_pet"].input_schema
     assert schema["properties"]["id"] == {"type": "integer"}
@@ -233,7 +233,7 @@ async def test_shared_parameters_and_keys_of_version_2_are_resolved() -> None:
     assert str((await sent(document, {"a": "x", "limit": 3})).url) == f"{BASE}/p/x?limit=3"
 
 
-async def test_responses_of_version_2_have_output_schemas_if_they_are_on() -> None:
+async def test_responses_of_version_2_have_output_schemas_if_enabled() -> None:
     document = swagger(method="get", responses={"200": {"$ref": "#/responses/Found"}})
     found = (await tools(document, output_schemas=True))["op"].output_schema
     assert found["properties"]["tag"] == {"type": ["string", "null"]}

@@ -131,7 +131,7 @@ async def test_responses_become_the_results_in_the_guide() -> None:
     assert redirected.data == {"ok": True}
 
 
-async def test_examples_of_other_names_are_sent_under_their_own() -> None:
+async def test_renamed_parameters_in_the_guide_are_sent_under_their_original_names() -> None:
     text = (ROOT / "docs" / "guides" / "openapi.md").read_text("utf-8")
     found = re.search(r"such as `(\S+)` or `(\S+)`, make .*? such as `(\S+)` or `(\S+)`, and the API", text, re.DOTALL)
     assert found is not None
@@ -142,7 +142,7 @@ async def test_examples_of_other_names_are_sent_under_their_own() -> None:
     )
 
 
-async def test_an_api_without_a_body_gets_none() -> None:
+async def test_operations_without_a_body_are_called_without_one() -> None:
     api = Api()
     await api.call(operation(method="post"), {})
     assert (api.requests[0].content, api.requests[0].headers.get("content-type")) == (b"", None)

@@ -154,7 +154,7 @@ async def test_redirects_are_followed_within_the_origin(
     assert result.is_error == (len(methods) == 1)
 
 
-async def test_redirects_in_a_circle_end() -> None:
+async def test_circular_redirects_end() -> None:
     api = Api(*(answer(b"", "", 302, location="/p") for _ in range(20)))
     result = await api.call(operation(), {})
     assert "HTTP error 302" in result.text
@@ -169,7 +169,7 @@ async def test_paging_headers_are_in_the_meta_of_the_result() -> None:
     assert (created.is_error, (created.meta or {})["millstream.gateway/headers"]) == (False, {"location": "/p/1"})
 
 
-async def test_compressed_replies_without_end_cost_only_their_call() -> None:
+async def test_endless_compressed_replies_fail_only_their_call() -> None:
     bomb = gzip.compress(b"0" * (65 * 1024 * 1024), 1)
     api = Api(answer(bomb, **{"content-encoding": "gzip"}), answer(b"{}"))
     async with Client(Server.from_openapi(operation(), api.client()), timeout=WAIT) as client:

@@ -191,7 +191,7 @@ VARIABLES = [
 
 
 @pytest.mark.parametrize(("path", "name", "expected"), VARIABLES)
-async def test_variables_stand_anywhere_in_a_path(path: str, name: str, expected: str) -> None:
+async def test_variables_may_appear_anywhere_in_a_path(path: str, name: str, expected: str) -> None:
     request = await sent(operation(parameter("path", TEXT, name), path=path), {name: "x"})
     assert request.url.raw_path.decode() == expected
 
@@ -211,7 +211,7 @@ async def test_undeclared_path_variables_are_required_arguments() -> None:
     assert (await sent(document, {"id": "7"})).url.path == "/api/p/7/7"
 
 
-async def test_parameters_of_the_path_are_overridden_by_the_operation() -> None:
+async def test_path_level_parameters_are_overridden_by_the_operation() -> None:
     document = operation(parameter("query", {"type": "integer"}), parameter("header", TEXT, "X-Own"))
     document["paths"]["/p"]["parameters"] = [
         parameter("query", TEXT),
@@ -337,7 +337,7 @@ async def test_optional_bodies_without_members_are_not_sent() -> None:
     assert (request.content, request.headers.get("content-type")) == (b"", None)
 
 
-async def test_nulls_outside_of_json_bodies_are_left_out() -> None:
+async def test_nulls_outside_of_json_bodies_are_omitted() -> None:
     document = operation(
         parameter("query", NULLABLE, "q"), parameter("header", NULLABLE, "X-H"), parameter("cookie", NULLABLE, "c"),
         method="post", **body(MAYBE, "application/x-www-form-urlencoded"),
@@ -621,7 +621,7 @@ async def test_alternatives_with_a_discriminator_require_their_tag() -> None:
     assert sent_json(await sent(document, {"body": {"kind": "dog"}})) == {"kind": "dog"}
 
 
-async def test_deprecated_operations_and_parameters_say_so() -> None:
+async def test_deprecated_operations_and_parameters_are_marked() -> None:
     (tool,) = (
         await tools(operation(parameter("query", TEXT, deprecated=True), deprecated=True, summary="Find"))
     ).values()

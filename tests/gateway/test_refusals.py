@@ -92,7 +92,7 @@ async def test_retry_after_can_be_a_date() -> None:
     assert " Try again in 7,2" in said or " Try again in 7,1" in said
 
 
-async def test_reasons_pass_through_the_policy_s_redaction() -> None:
+async def test_refusal_reasons_are_redacted_by_the_policy() -> None:
     policy = UpstreamPolicy(redact_results=[Redaction("[a-z]+@example.com", "[email]")])
     said = await refusal(("429 Busy", TEXT, b"ask ada@example.com", ""), handshake=False, policy=policy)
     assert said.endswith("responded with status 429: ask [email].")
@@ -105,7 +105,7 @@ async def test_credentials_that_the_operator_set_are_named() -> None:
     assert said.endswith("It responded with status 401: key revoked.")
 
 
-async def test_only_a_lost_connection_may_have_had_an_effect() -> None:
+async def test_error_for_a_lost_connection_warns_of_a_possible_effect() -> None:
     async def behave(request: ReceivedRequest) -> None:
         if request.method == "tools/call":
             raise ConnectionError
@@ -119,7 +119,7 @@ async def test_only_a_lost_connection_may_have_had_an_effect() -> None:
     assert "may have had an effect" in said
 
 
-async def test_client_errors_have_the_status_reason_and_time() -> None:
+async def test_client_errors_include_status_reason_and_retry_time() -> None:
     async with upstream(CASES[0][0], handshake=False) as url, Client(url, timeout=WAIT) as client:
         with pytest.raises(ConnectionLost, match=r"status 429: slow down\. Try again in 17 seconds") as caught:
             await client.call("hello")

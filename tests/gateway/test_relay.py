@@ -527,7 +527,7 @@ async def test_sessions_through_a_trusted_proxy_have_no_share_of_their_own(monke
         assert replies[-1].status_code == status
 
 
-async def test_clients_meet_a_gateway_whose_upstream_has_not_started() -> None:
+async def test_clients_can_connect_to_a_gateway_before_its_upstream_starts() -> None:
     started = asyncio.Event()
 
     async def behave(asked: ReceivedRequest) -> None:

@@ -94,7 +94,7 @@ async def test_added_tools_are_found() -> None:
         assert "weather" not in (await client.call("search_tools", query="weather")).text
 
 
-async def test_one_thread_makes_the_index_for_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_thread_builds_the_index_for_all_searches(monkeypatch: pytest.MonkeyPatch) -> None:
     threads: list[threading.Thread] = []
 
     class Index(ToolIndex):

@@ -244,7 +244,10 @@ async def test_process_that_may_not_ask_keeps_its_era() -> None:
     async with asyncio.timeout(WAIT), mcp.running(), connect(mcp, PER_REQUEST) as client:
         for _ in range(2):
             refusal = (await client.call("go", raise_on_error=False)).text
-            assert refusal == "The server 'mute' couldn't ask a question. The gateway's policy refuses its questions."
+            assert (
+                refusal
+                == "The server 'mute' couldn't ask a question. The gateway's policy doesn't allow its questions."
+            )
 
 
 QUOTES = r"""
@@ -285,7 +288,7 @@ class ProgramsOfAda(auth.AuthMethod):
 
 
 @for_each("isolation", ["shared", "per_principal"])
-async def test_programs_of_one_person_do_not_answer_for_each_other(isolation: Any) -> None:
+async def test_questions_of_one_users_program_do_not_reach_another_program(isolation: Any) -> None:
     mcp = Server(
         "front", auth=ProgramsOfAda(), settings=Settings(secret_key="a secret of the tests that is long enough")
     )
@@ -297,7 +300,7 @@ async def test_programs_of_one_person_do_not_answer_for_each_other(isolation: An
             await hostile.hang_up()
             answer = await other.work()
     if isolation == "shared":
-        assert "doesn't say which one asks" in answer
+        assert "doesn't say which one it belongs to" in answer
         assert (other.questions, other.logs) == ([], [])
     else:  # a process of its own
         assert "secret" in answer

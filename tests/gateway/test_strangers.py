@@ -324,7 +324,7 @@ NULLS: Json = {
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["client", "gateway"])
-async def test_null_members_are_absent(caplog: pytest.LogCaptureFixture, *, behind: bool) -> None:
+async def test_null_members_are_omitted(caplog: pytest.LogCaptureFixture, *, behind: bool) -> None:
     about = {"name": "s", "version": None, "title": None, "icons": None}
     capabilities = {**ALL, "completions": None, "logging": None, "experimental": None}
     command = stranger(capabilities, NULLS, instructions=None, _meta=None, serverInfo=about)

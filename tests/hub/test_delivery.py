@@ -132,7 +132,7 @@ async def test_subscribers_are_capped_per_address_and_channel() -> None:
 
 
 @for_each("caller", [{"address": "192.0.2.1"}, {"address": "127.0.0.1", "principal": Principal("ada")}])
-async def test_one_caller_has_half_of_the_subscribers(caller: dict[str, Any]) -> None:
+async def test_one_caller_gets_at_most_half_of_the_subscribers(caller: dict[str, Any]) -> None:
     async with open_hub(max_connections=4) as hub:
         first = await listen(hub, "a", **caller)
         await listen(hub, "a", **caller)
@@ -143,7 +143,7 @@ async def test_one_caller_has_half_of_the_subscribers(caller: dict[str, Any]) ->
         await listen(hub, "a", **caller)
 
 
-async def test_local_subscribers_without_sign_in_have_no_share() -> None:
+async def test_local_subscribers_without_sign_in_are_not_limited_to_a_share() -> None:
     async with open_hub(max_connections=2) as hub:
         for _ in range(2):  # a proxy is one peer for all of its clients
             await listen(hub, "a", address="127.0.0.1")

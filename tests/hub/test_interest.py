@@ -48,7 +48,7 @@ def numbers_of(outlet: Outlet) -> list[int]:
     return [int(data) for data in outlet.data]
 
 
-async def test_a_stream_has_each_event_that_follows_the_head_of_its_response(backing: Backing) -> None:
+async def test_streams_contain_every_event_published_after_their_response_head(backing: Backing) -> None:
     async with AsyncExitStack() as stack:
         one, two = await stack.enter_async_context(real_fleet(make_open_hub, backing, 2))
         world = GuardedServer(two.server, two.runtime, await stack.enter_async_context(serve(two.server)))
@@ -123,7 +123,7 @@ async def test_wildcards_beside_exact_names_receive_each_event_once(backing: Bac
         assert (await outlets[3].until(22))[20:] == ["not for the first", "last"]
 
 
-async def test_positions_move_past_events_that_no_one_wants(backing: Backing) -> None:
+async def test_positions_move_past_events_without_subscribers(backing: Backing) -> None:
     async with workers(backing, 2) as (one, two):
         outlet = await listen(one, "quiet")
         for number in range(5):
@@ -150,7 +150,7 @@ async def test_new_subscribers_receive_only_later_events(backing: Backing) -> No
             outlet.close()
 
 
-async def test_history_has_events_from_before_a_worker_followed(backing: Backing) -> None:
+async def test_history_contains_events_from_before_a_worker_subscribed(backing: Backing) -> None:
     async with workers(backing, 2) as (one, two):
         for number in range(4):
             await two.publish("news.a", str(number))
@@ -216,7 +216,7 @@ async def nats() -> AsyncIterator[NatsBacking]:
 
 
 @pytest.mark.server
-async def test_subscribers_that_come_together_share_marks(nats: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_concurrent_subscribers_share_store_requests(nats: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
     async with workers(nats, 2) as (one, two):
         last = (await listen(one, "lobby")).last_id
         for number in range(300):
@@ -257,7 +257,7 @@ async def test_every_event_arrives_once_when_redis_connections_are_killed(redis:
 
 
 @pytest.mark.server
-async def test_uninterested_workers_are_sent_nothing(filtering: Backing) -> None:
+async def test_workers_without_interested_subscribers_are_sent_nothing(filtering: Backing) -> None:
     async with workers(filtering, 2) as (one, two):
         await listen(one, "mine")
         tail = one._delivery.event_tail

@@ -72,7 +72,7 @@ async def _has(hub: Hub, key: str) -> bool:
 
 
 @pytest.mark.parametrize("name", SHARED)
-async def test_two_workers_share_the_events_of_a_name(name: str) -> None:
+async def test_two_workers_share_the_events_of_a_named_listener(name: str) -> None:
     async with two_workers(name) as (_, hubs):
         programs = [Program(hub, name="mailer") for hub in hubs]
         await position_is_saved(hubs[0], "mailer")
@@ -89,7 +89,7 @@ async def test_two_workers_share_the_events_of_a_name(name: str) -> None:
         await other.stop()
 
 
-async def test_another_worker_reads_on_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_another_worker_continues_reading_after_a_kill(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.hub._mailbox._LEASE", 0.3)
     monkeypatch.setattr("millstream.hub._mailbox._RETRY", 0.0)
     shared = SharedStore()

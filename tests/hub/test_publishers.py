@@ -180,7 +180,7 @@ async def test_subjects_reach_only_readers_with_the_scope() -> None:
             assert b"subject" not in await read(world, DESK, path)
 
 
-async def test_presence_tells_known_names_from_chosen_ones() -> None:
+async def test_presence_distinguishes_verified_names_from_chosen_ones() -> None:
     async with run_guarded(make_rooms()) as world, world.socket(DESK) as desk, world.socket(EVE) as eve:
         await desk.send('{"type":"subscribe","channel":"$presence.room"}')
         await eve.send('{"type":"subscribe","channel":"room","name":"bob"}')
@@ -229,14 +229,14 @@ async def test_other_workers_name_the_publisher() -> None:
             assert (member["name"], member["user"]) == ("bob", {"name": "eve"})
 
 
-async def test_a_shared_key_names_none_of_its_users() -> None:
+async def test_shared_key_does_not_name_a_publisher() -> None:
     async with run_guarded(make_rooms()) as world:
         await publish(world, SHARED)
         [event] = fields(await read(world, DESK, "/events?channel=room&history=5"))
         assert json.loads(event["user"]) == {}
 
 
-async def test_without_claims_nothing_names_publishers() -> None:
+async def test_publishers_are_not_named_without_a_claim() -> None:
     async with run_guarded(make_rooms(display_name_claims=())) as world:
         await publish(world, EVE)
         [event] = fields(await read(world, OFFICE, "/events?channel=room&history=5"))
@@ -289,14 +289,14 @@ async def name_for(settings: Json, reader_scope: str = "", **claims: Any) -> Jso
         return dict(json.loads(event["user"]))
 
 
-async def test_the_operator_chooses_the_claim_of_the_name() -> None:
+async def test_operator_chooses_the_claim_for_display_names() -> None:
     claims = {"name": "Bob", "employee": "Eve of Sales", "preferred_username": "eve"}
     assert await name_for({}, **claims) == {"name": "Bob"}
     assert await name_for({"display_name_claims": ("employee",)}, **claims) == {"name": "Eve of Sales"}
     assert await name_for({"display_name_claims": ("missing", "preferred_username")}, **claims) == {"name": "eve"}
 
 
-async def test_email_addresses_are_no_display_names() -> None:
+async def test_email_addresses_are_not_used_as_display_names() -> None:
     claims = {"name": "eve@example.com", "email": "eve@example.com", "preferred_username": "eve@corp.example.com"}
     assert await name_for({}, **claims) == {}
     whole = {"subject": "17-eve", "issuer": "https://id.example.com", "email": "eve@example.com"}

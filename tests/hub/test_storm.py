@@ -154,7 +154,7 @@ async def test_leaving_during_a_shared_read_does_not_affect_others() -> None:
         assert await listen(hub)
 
 
-async def test_read_in_progress_is_not_shared_with_later_needs() -> None:
+async def test_read_in_progress_is_not_shared_with_later_requests() -> None:
     shared, slow = SharedReads[list[int]](len), asyncio.Event()
 
     def read(*offsets: int) -> Callable[[], Any]:

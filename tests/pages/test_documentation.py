@@ -42,7 +42,7 @@ def test_pages_pass_axe_and_need_no_horizontal_scrolling(site: str, open_page: O
         page.close()
 
 
-def test_site_asks_no_other_host(site: str, open_page: OpenPage) -> None:
+def test_site_sends_requests_to_no_other_host(site: str, open_page: OpenPage) -> None:
     page = open_page(site, fresh=True)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

@@ -63,7 +63,7 @@ def test_a_call_becomes_a_task_that_is_followed_canceled_and_resumed(shop: str, 
     expect(result(page)).to_contain_text("The task was canceled.")
 
 
-def test_a_task_asks_and_an_older_revision_has_none(shop: str, open_page: OpenPage) -> None:
+def test_tasks_can_ask_and_are_hidden_in_older_revisions(shop: str, open_page: OpenPage) -> None:
     page = inspect(shop, open_page)
     for approved, text in ((True, "Ordered."), (False, "Nothing was ordered.")):
         choose(page, "Tools", "reorder")

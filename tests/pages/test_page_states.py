@@ -170,7 +170,7 @@ LOOP = """async () => {
 }"""
 
 
-def test_loop_health_needs_repeated_lag(crowd: str, open_page: OpenPage) -> None:
+def test_loop_health_degrades_only_after_repeated_lag(crowd: str, open_page: OpenPage) -> None:
     page = open_page(f"{crowd}/dashboard")
     assert page.evaluate(LOOP) == ["", "", "warn", "warn", "bad"]
 

@@ -189,7 +189,7 @@ def test_user_fills_in_a_form_and_stops_an_answer(shop: Callable[..., str], open
     expect(page.get_by_label("Your name")).to_be_focused()
 
 
-def test_without_a_model_one_screen_says_how_to_set_it(plain: str, open_page: OpenPage) -> None:
+def test_screen_without_a_model_explains_how_to_configure_one(plain: str, open_page: OpenPage) -> None:
     page = open_page(f"{plain}/chat", name="Ada")
     page.get_by_role("link", name="Playground").click()
     expect(page.get_by_role("heading", name="Choose a model")).to_be_visible()

@@ -85,7 +85,7 @@ def test_headers_are_checked_before_the_version() -> None:
     assert admit(request(), {**HEADERS, b"mcp-name": b" =?base64?YWRk?= "}).name == "add"
 
 
-def test_methods_and_capabilities_come_last() -> None:
+def test_methods_and_capabilities_are_checked_last() -> None:
     """MCP 2026-07-28, basic/versioning."""
     assert refusal(request(method="ping")) == (404, -32601)
     assert refusal(request(method="prompts/get")) == (404, -32601)

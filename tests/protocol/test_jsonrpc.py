@@ -47,7 +47,7 @@ def test_notifications_and_responses_are_distinguished() -> None:
     assert read(b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}').is_answer
 
 
-def test_null_members_of_servers_are_absent() -> None:
+def test_null_members_from_servers_are_treated_as_absent() -> None:
     for body, message in (
         (b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}', Envelope(1, "", b"", b"{}")),
         (b'{"jsonrpc":"2.0","id":1,"result":null,"error":{}}', Envelope(1, "", b"", b"", b"{}")),

@@ -75,9 +75,9 @@ def test_header_names_must_be_tokens(token: Any) -> None:
 @for_each("kind", ["number", "object", "array", "null", ["string", "null"], None])
 def test_only_strings_integers_and_booleans_may_be_annotated(kind: Any) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
-    with pytest.raises(ValueError, match="string, integer or boolean"):
+    with pytest.raises(ValueError, match="string, integer, or boolean"):
         find_annotations(tool(a={"type": kind, "x-mcp-header": "A"}))
-    with pytest.raises(ValueError, match="string, integer or boolean"):
+    with pytest.raises(ValueError, match="string, integer, or boolean"):
         find_annotations(tool(a={"x-mcp-header": "A"}))
 
 
@@ -233,19 +233,19 @@ def test_integers_compare_by_value(raw: bytes, value: float) -> None:
 )  # fmt: skip
 def test_unusual_spellings_and_large_integers_never_match(raw: bytes, value: Any) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
-    assert "mcp-param-i does not match" in mismatch({b"mcp-param-i": raw}, {"o": {"i": value}})
+    assert "mcp-param-i doesn't match" in mismatch({b"mcp-param-i": raw}, {"o": {"i": value}})
 
 
 @for_each("raw", [b"True", b"1", b"", b"false"])
 def test_booleans_have_exactly_one_spelling(raw: bytes) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
-    assert "mcp-param-b does not match" in mismatch({b"mcp-param-b": raw}, {"b": True})
+    assert "mcp-param-b doesn't match" in mismatch({b"mcp-param-b": raw}, {"b": True})
 
 
 def test_strings_are_compared_exactly_and_invalid_sentinels_are_refused() -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: values are case-sensitive."""
-    assert "mcp-param-s does not match argument 's'" in mismatch({b"mcp-param-s": b"EU"}, {"s": "eu"})
-    assert "mcp-param-s is not the Base64" in mismatch({b"mcp-param-s": b"=?base64?Q?="}, {"s": "eu"})
+    assert "mcp-param-s doesn't match argument 's'" in mismatch({b"mcp-param-s": b"EU"}, {"s": "eu"})
+    assert "mcp-param-s isn't Base64" in mismatch({b"mcp-param-s": b"=?base64?Q?="}, {"s": "eu"})
 
 
 def test_arguments_of_the_wrong_type_are_left_to_the_validator() -> None:

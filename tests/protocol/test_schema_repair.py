@@ -79,7 +79,7 @@ def test_repairing_a_schema_takes_linear_time(kind: str) -> None:
     check_linear(lambda size: repair_schema(_LARGE[kind](size)), 500)
 
 
-def test_references_in_a_row_are_kept() -> None:
+def test_chained_references_are_kept() -> None:
     schema = {"$defs": {**{f"d{number}": {"$ref": f"#/$defs/d{number + 1}"} for number in range(8)}, "d8": STRING}}
     assert repair_schema(schema) == schema
 

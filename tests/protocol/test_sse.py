@@ -65,7 +65,7 @@ def test_the_endpoint_event_carries_the_url() -> None:
 def test_line_ends_and_nul_in_single_line_fields_are_refused(character: str) -> None:
     """WHATWG HTML §9.2.6."""
     for encode in (sse.prime, sse.endpoint, lambda id: sse.encode_message(b"{}", id)):
-        with pytest.raises(ValueError, match="CR, LF or NUL"):
+        with pytest.raises(ValueError, match="CR, LF, or NUL"):
             encode(f"a{character}b")
 
 
@@ -79,7 +79,7 @@ def test_a_negative_retry_is_refused() -> None:
 # decoding: the standard's own examples
 
 
-def test_the_examples_of_the_standard() -> None:
+def test_examples_in_the_standard_are_decoded_as_it_describes() -> None:
     """WHATWG HTML §9.2.6."""
     assert decode(b"data: YHOO\ndata: +2\ndata: 10\n\n") == [SseEvent("YHOO\n+2\n10")]
     stream = b": test stream\n\ndata: first event\nid: 1\n\ndata:second event\nid\n\ndata:  third event\n"

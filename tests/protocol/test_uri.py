@@ -82,7 +82,7 @@ def test_uris_that_can_name_different_resources_stay_different() -> None:
         assert normalize_uri(one) != normalize_uri(other), (one, other)
 
 
-def test_text_that_is_no_uri_stays_as_it_is() -> None:
+def test_text_that_is_not_a_uri_is_left_unchanged() -> None:
     for text in ("", "notes/7", "no scheme:", "%zz", "\ud800:x"):
         assert normalize_uri(text) == text
 
@@ -119,7 +119,7 @@ def test_uri_normalized_by_another_library_has_the_same_normal_form() -> None:
         ("memo://host:port/", "must be a host, or a host and a port"),
     ],
 )
-def test_text_that_is_no_uri_is_refused_with_what_to_write(uri: str, says: str) -> None:
+def test_text_that_is_not_a_uri_is_refused_with_a_fix(uri: str, says: str) -> None:
     with pytest.raises(ValueError, match=r"^resource '") as refused:
         check_uri("resource", uri)
     assert says in str(refused.value)

@@ -125,7 +125,7 @@ async def test_registration_on_one_of_several_workers_is_explained() -> None:
         assert "'grown' would be registered on one worker only" in result["content"][0]["text"]
 
 
-async def test_single_worker_may_add_and_later_workers_are_warned(
+async def test_single_worker_may_add_items_and_later_workers_warn(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     shared = SharedStore()
@@ -138,7 +138,7 @@ async def test_single_worker_may_add_and_later_workers_are_warned(
         assert "late" in await tools(first)
         async with one_worker(make_shop, shared) as second:
             await until(lambda: first.runtime.shared and second.runtime.shared)
-            assert "without what this one has registered since its start: late" in caplog.text
+            assert "without the items that this one registered while running: late" in caplog.text
             with pytest.raises(LocalError, match="one worker only"):
                 first.server.tool(late, name="later")  # type: ignore[call-overload]
             await second.die()

@@ -39,7 +39,7 @@ async def asked(workers: list[Worker], monitor: Monitor) -> list[str]:
     return [name for name in names if name not in BY_THEMSELVES]
 
 
-async def test_calls_and_sessions_need_no_redis_command() -> None:
+async def test_calls_and_sessions_need_no_redis_commands() -> None:
     backing = RedisBacking()
     try:
         async with real_fleet(make_talking, backing) as workers:

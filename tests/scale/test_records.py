@@ -249,7 +249,7 @@ async def test_updates_use_the_newest_record() -> None:
     assert b"shop://sign" in said[0]
 
 
-async def test_next_subscription_takes_no_more_work_than_the_first() -> None:
+async def test_later_subscriptions_take_no_more_work_than_the_first() -> None:
     async with fleet(make_ten, 1) as (worker,):
         headers = await worker.initialize()
         stream = await worker.get(headers)

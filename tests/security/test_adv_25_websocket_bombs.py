@@ -50,7 +50,7 @@ async def test_messages_with_too_many_fragments_are_refused(payload: bytes, way:
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_messages_with_the_maximum_of_fragments_are_accepted(way: str) -> None:
+async def test_messages_with_the_maximum_number_of_fragments_are_accepted(way: str) -> None:
     async with world(way) as app:
         socket = await app.raw()
         rest = [frame(0, fin=False)] * (MAX_FRAGMENTS - 2)

@@ -106,6 +106,6 @@ def test_no_type_shows_fields_that_may_contain_credentials() -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_values_with_credentials_show_none(value: object) -> None:
+def test_reprs_of_values_with_credentials_hide_them(value: object) -> None:
     assert type(value).__name__ in repr(value)
     assert SECRET not in f"{value!r} {value} {[value]} {ValueError(value)}"

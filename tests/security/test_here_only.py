@@ -40,7 +40,7 @@ async def test_loopback_only_paths_get_403_on_a_public_bind(server: Server, path
 
 
 @for_each("path", HERE_ONLY)
-async def test_peer_decides_under_other_asgi_servers(server: Server, path: str) -> None:
+async def test_peer_address_decides_under_other_asgi_servers(server: Server, path: str) -> None:
     async with client(server, OUTSIDE) as http:
         assert (await http.get(path)).status_code == 403
         assert (await http.post("/publish", json={"data": 1})).status_code == 403
@@ -90,7 +90,7 @@ async def test_socket_publishing_is_loopback_only(server: Server) -> None:
 
 
 @for_each(("peer", "expected"), [(HERE, True), (OUTSIDE, False)])
-async def test_peer_decides_on_loopback_origins_under_other_servers(
+async def test_peer_address_decides_on_loopback_origins_under_other_servers(
     server: Server, peer: tuple[str, int], expected: bool
 ) -> None:
     fields = {"origin": "http://localhost:3000", "accept": "application/json, text/event-stream"}

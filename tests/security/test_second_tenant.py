@@ -555,7 +555,7 @@ CASES: list[Case] = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
-async def test_second_tenant_does_not_notice(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_second_tenant_is_not_affected_by_the_first(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)  # who has to wait is refused
     async with asyncio.timeout(WAIT), AsyncExitStack() as stack:
         shared = await case(stack)

@@ -143,7 +143,7 @@ async def test_a_recursive_alias_is_described_as_one_definition() -> None:
     assert (await _call(_function(Nested, Nested), {"a": [1, [2]]})).data == [1, [2]]
 
 
-async def test_made_defaults_beside_a_path_are_described_as_what_they_are() -> None:
+async def test_default_factories_are_described_by_their_value_beside_a_path() -> None:
     class Folder(msgspec.Struct, rename="camel"):
         base_path: Path = Path("/x")
         counts: dict[str, int] = msgspec.field(default_factory=dict)
@@ -194,11 +194,11 @@ async def test_subclasses_of_a_result_have_no_output_schema() -> None:
 @pytest.mark.parametrize(
     ("annotation", "says"),
     [
-        (["a", "b"], r"it's no type. For one of these values, write Literal\['a', 'b'\]"),
-        ({"a": int}, "it's no type. Write a dataclass, TypedDict"),
-        ([int], r"it's no type. For a list, write list\[int\]"),
-        (3, r"it's no type. Write int, or Literal\[3\]"),
-        (object(), "it's no type. Write a type"),
+        (["a", "b"], r"it isn't a type. For one of these values, write Literal\['a', 'b'\]"),
+        ({"a": int}, "it isn't a type. Write a dataclass, TypedDict"),
+        ([int], r"it isn't a type. For a list, write list\[int\]"),
+        (3, r"it isn't a type. Write int, or Literal\[3\]"),
+        (object(), "it isn't a type. Write a type"),
         (type[Cat], "clients can't send a class"),
         (Callable[[], int], "clients can't send a function"),
     ],
@@ -217,7 +217,7 @@ def test_errors_for_values_that_are_not_types_suggest_a_type(annotation: Any, sa
         ([{"a": {"title": "A"}}], ["a"], ["a"]),
     ],
 )
-async def test_choices_are_offered_as_with_fastmcp(answer: Any, choice: Any, received: Any) -> None:
+async def test_choices_are_offered_as_in_fastmcp(answer: Any, choice: Any, received: Any) -> None:
     mcp = Server("choices")
 
     @mcp.tool
@@ -245,7 +245,7 @@ async def test_error_for_a_form_without_a_type_suggests_a_type(answer: Any, says
         assert (await client.call("ask")).text == "refused"
 
 
-async def test_arguments_of_a_call_that_are_not_json_are_named() -> None:
+async def test_call_arguments_that_are_not_json_are_named() -> None:
     async with Client(Server("x")) as client:
         with pytest.raises(TypeError, match=r"The argument 'into' of 'add' .* write result_type=int"):
             await client.call("add", into=int)
@@ -267,7 +267,7 @@ def _lenient(n: int = 5, when: dt.date | None = None, text: str = "", filter: Ra
         ({"filter": {"data": None}}, "5 None ''"),
     ],
 )
-async def test_coerce_accepts_null_and_empty_text_as_not_given(arguments: Json, text: str) -> None:
+async def test_coerce_treats_null_and_empty_text_as_omitted(arguments: Json, text: str) -> None:
     assert (await _call(_lenient, arguments, coerce=True)).text == text
     with pytest.raises(ToolFailed, match="Invalid arguments"):
         await _call(_lenient, arguments)

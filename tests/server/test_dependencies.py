@@ -350,6 +350,6 @@ def test_the_depends_of_another_library_is_refused() -> None:
 
     for function in (by_default, annotated):
         with pytest.raises(
-            TypeError, match=r"shop: this Depends is of fastapi\. Write: from millstream import Depends"
+            TypeError, match=r"shop: this Depends is from fastapi\. Write: from millstream import Depends"
         ):
             mcp.tool(function)

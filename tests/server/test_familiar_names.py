@@ -140,7 +140,7 @@ async def test_missing_capability_error_names_the_client_option() -> None:
             await client.call("order")
 
 
-async def test_a_tool_without_a_title_gets_one_of_its_name() -> None:
+async def test_tool_without_a_title_gets_one_from_its_name() -> None:
     mcp = Server("shop")
     for name, options in (("get_bookById", {}), ("plain", {"title": ""}), ("given", {"annotations": {"title": "G"}})):
         mcp.tool(name=name, **options)(lambda: "")  # type: ignore[call-overload]
@@ -148,7 +148,7 @@ async def test_a_tool_without_a_title_gets_one_of_its_name() -> None:
         assert [each.title for each in await client.list_tools()] == ["Get book By Id", None, None]
 
 
-async def test_names_from_other_packages_suggest_the_name_here() -> None:
+async def test_names_from_other_packages_suggest_ours() -> None:
     mcp = shop()
 
     @mcp.tool
@@ -182,7 +182,7 @@ async def test_names_from_other_packages_suggest_the_name_here() -> None:
             await client.prompt("x")
 
 
-def test_client_keywords_of_other_packages_name_ours() -> None:
+def test_client_keywords_from_other_packages_suggest_ours() -> None:
     for keyword, ours in {"auth": "Options(auth=", "elicitation_handler": "elicit=", "log_handler": "on_log="}.items():
         with pytest.raises(TypeError, match=re.escape(ours)):
             Client(Server("shop"), **{keyword: None})  # type: ignore[arg-type]
@@ -207,7 +207,7 @@ async def test_progress_handlers_under_other_names_are_refused() -> None:
                 await client.call("order", **{name: print})
 
 
-def test_servers_show_their_name_and_items() -> None:
+def test_server_repr_shows_name_and_items() -> None:
     mcp = Server("shop")
 
     @mcp.tool
@@ -219,6 +219,6 @@ def test_servers_show_their_name_and_items() -> None:
 
 
 @for_each("make", [connect, Client])
-async def test_awaiting_a_client_says_to_write_a_block(make: Callable[[Server], Any]) -> None:
+async def test_error_for_awaiting_a_client_suggests_async_with(make: Callable[[Server], Any]) -> None:
     with pytest.raises(TypeError, match=r"Instead of await, write: async with … as client:"):
         await make(shop())

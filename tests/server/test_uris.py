@@ -88,7 +88,7 @@ async def test_scopes_apply_to_every_spelling_of_a_uri() -> None:
                 await client.read(uri)
 
 
-async def test_no_spelling_of_a_uri_walks_around_a_policy() -> None:
+async def test_no_spelling_of_a_uri_bypasses_a_policy() -> None:
     shop = Server("shop")
     shop.resource("http://example.com/open")(_returning("open"))
     shop.resource("http://example.com/secret")(_returning("secret"))

@@ -60,7 +60,7 @@ async def test_decorated_methods_keep_their_object(method: Any) -> None:
     assert (await _call(method, {"n": 3})).text == "Shop 3"
 
 
-async def test_postponed_annotations_may_name_a_class_of_the_function_around() -> None:
+async def test_postponed_annotations_may_name_a_class_in_the_enclosing_function() -> None:
     @dataclass
     class Local:
         x: int
@@ -78,7 +78,7 @@ async def test_postponed_annotations_may_name_a_class_of_the_function_around() -
 MISSING: Any = object()
 
 
-async def test_a_sentinel_is_still_itself() -> None:
+async def test_sentinel_default_keeps_its_identity() -> None:
     def find(n: int = MISSING) -> str:
         return str(n is MISSING)
 
@@ -107,7 +107,7 @@ RESULTS: list[tuple[Any, Any, Any]] = [
 
 @pytest.mark.parametrize("other", [Any, "Link | None"])
 @pytest.mark.parametrize(("annotation", "value", "written"), RESULTS, ids=str)
-async def test_collections_are_results(annotation: Any, value: Any, written: Any, other: Any) -> None:
+async def test_collections_can_be_returned(annotation: Any, value: Any, written: Any, other: Any) -> None:
     def tool(other: Any = None) -> Any:
         return value
 
@@ -121,7 +121,7 @@ class Link(BaseModel):
     words: defaultdict[str, list[int]] = defaultdict(list)
 
 
-async def test_model_with_valid_json_defaults_is_a_result() -> None:
+async def test_model_with_valid_json_defaults_can_be_returned() -> None:
     def link() -> Link:
         return Link()
 
@@ -139,7 +139,7 @@ class Range:
             raise ValueError("low must be below high")
 
 
-async def test_errors_of_a_class_name_the_place_of_the_value() -> None:
+async def test_errors_raised_by_a_class_name_the_path_of_the_value() -> None:
     def pick(ranges: list[Range]) -> str:
         return str(ranges)
 
@@ -164,7 +164,7 @@ def test_a_type_that_needs_another_package_names_it() -> None:
 
 
 @pytest.mark.parametrize("annotation", ["dict[bool, int]", "dict[tuple[int, int], str]", "Mapping[Range, int]"])
-def test_names_that_no_json_object_has_are_refused(annotation: str) -> None:
+def test_dict_keys_that_are_not_text_are_refused(annotation: str) -> None:
     def tool(a: Any) -> str:
         return str(a)
 

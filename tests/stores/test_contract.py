@@ -180,7 +180,7 @@ async def test_shares_limit_the_space_of_one_owner(store: Store) -> None:
 
 
 @pytest.mark.many
-async def test_keys_of_small_values_count_for_the_share_of_their_owner(store: Store) -> None:
+async def test_keys_of_small_values_count_toward_the_share_of_their_owner(store: Store) -> None:
     number = 0
     with suppress(OwnerQuotaExceeded):
         while number < 200:

@@ -44,7 +44,7 @@ async def test_expired_workers_get_a_new_name() -> None:
     assert not await one.alive(old)
 
 
-async def test_store_pauses_and_clock_jumps_expire_no_lease() -> None:
+async def test_store_pauses_and_clock_jumps_do_not_expire_leases() -> None:
     machine = Machine()
     workers = [await machine.worker() for _ in range(3)]
     names = [each.me for each in workers]

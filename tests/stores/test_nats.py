@@ -216,7 +216,7 @@ async def test_rejected_requests_are_reported_as_failures_of_the_store(
         assert len(rejected) <= 2
 
 
-async def test_an_entry_that_is_being_stored_is_waited_for(
+async def test_reads_wait_for_an_entry_that_is_being_stored(
     backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await backing.worker()

@@ -46,7 +46,7 @@ STREAM = "hub:journal"
         ("redis://:hunter2@host/one", "database number"),
         ("redis://:hunter2@host/0?color=hunter2", "Unknown option"),
         ("redis://:hunter2@host/0?prefix={hunter2}", "prefix"),
-        ("redis+sentinel://:hunter2@host:26379", "name of the service"),
+        ("redis+sentinel://:hunter2@host:26379", "Sentinel service name"),
         ("redis+cluster://:hunter2@host:7000/3", "only database 0"),
         ("rediss://:hunter2@host?ca=/nowhere/hunter2", "certificates"),
         ("redis://:hunter2@host?wait=hunter2", "wait must be a number"),

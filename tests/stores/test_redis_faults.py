@@ -103,7 +103,7 @@ async def test_stalled_redis_is_an_error_and_recovers(server: RedisServer) -> No
         assert found[-1].position == after
 
 
-async def test_append_with_a_lost_reply_is_made_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_append_with_a_lost_reply_is_applied_once(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
     async with Proxy(server.port) as wire, open_worker(f"redis://127.0.0.1:{wire.port}", 600.0) as store:
         await warm_up(store)
@@ -210,7 +210,7 @@ async def test_servers_with_different_prefixes_share_redis(server: RedisServer) 
         assert await one.kv.keys("key") == ["key"]
 
 
-async def test_redis_pause_expires_no_lease(server: RedisServer) -> None:
+async def test_redis_pause_does_not_expire_leases(server: RedisServer) -> None:
     async with open_worker(server.url, 600.0) as one, open_worker(server.url, 600.0) as two:
         await one.members.join("chat", "ann", b"Ann", CoAppend(STREAM, b"+ann", TTL, 10))
         names = [one.workers.me, two.workers.me]

@@ -146,7 +146,7 @@ class _Automaton:
         probe = len(self.labels)
         part = self._sequence(body, before=_Part(), bounded=False)
         if part.empty:
-            raise _Unknown("it repeats what can be empty")
+            raise _Unknown("it repeats an expression that can match nothing")
         exact = len(self.labels) == probe + 1 and low == high and high <= _MAX_POSITIONS // 4
         if high <= _MAX_UNROLLED or exact:
             whole = _Part(part.first, part.last, empty=low == 0)
@@ -253,7 +253,7 @@ def _slowness(graph: _Automaton) -> str:
         if twice or any(
             one < other and (each, each) in _walk(graph, (one, other), (inside, inside), room) for one, other in pairs
         ):
-            return "a repeat in it can read the same text in several ways"
+            return "one of its repeats can match the same text in several ways"
     for each in loops:
         for other in loops:
             if other not in reach[each] or other in around[each] or {each, other} & graph.accepting:
@@ -278,4 +278,4 @@ def find_backtracking(pattern: str, flags: int = 0, *, search: bool = True) -> s
     except _Unknown as error:
         return str(error)
     except re.error as error:
-        return f"Python can't read it ({error})"
+        return f"Python can't compile it ({error})"

@@ -205,7 +205,7 @@ async def test_every_batch_message_is_logged(capture: pytest.CaptureFixture[str]
         await pipe.close()
 
 
-async def test_unmeasured_messages_enter_no_histogram(capture: pytest.CaptureFixture[str]) -> None:
+async def test_unmeasured_messages_are_not_in_histograms(capture: pytest.CaptureFixture[str]) -> None:
     async with world(capture) as seen:
         await seen.post("/mcp", INITIALIZE)
         await seen.post("/mcp", b"{")

@@ -118,7 +118,7 @@ async def test_secrets_are_hidden_before_truncation() -> None:
     assert "abc" not in line["target"]
 
 
-async def test_peer_memory_of_the_log_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_caches_of_the_message_log_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "MAX_CACHED", 4)
     given = [AccessRecord(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
     lines = await lines_of(*given, *given)
@@ -157,7 +157,7 @@ async def test_pending_lines_are_bounded() -> None:
 
 
 @for_each("closed", [False, True])
-async def test_failing_log_stream_harms_no_call(closed: bool) -> None:
+async def test_failing_log_stream_does_not_affect_calls(closed: bool) -> None:
     stream = io.StringIO() if closed else Broken()
     log = MessageLog(stream, json=True)
     if closed:

@@ -46,14 +46,14 @@ async def error_type(tmp_path: Path, revision: str, name: str, **arguments: Any)
 
 
 @pytest.mark.parametrize("revision", ["2025-03-26", "2026-07-28"])
-async def test_failures_of_the_server_have_types_of_their_own(tmp_path: Path, revision: str) -> None:
+async def test_server_failures_have_error_types_of_their_own(tmp_path: Path, revision: str) -> None:
     assert await error_type(tmp_path, revision, "order", copies=0) == "server_error"
     assert await error_type(tmp_path, revision, "slow") == "server_error"
     assert await error_type(tmp_path, revision, "shop://sales") == "-32603"
 
 
 @pytest.mark.parametrize("revision", ["2025-03-26", "2026-07-28"])
-async def test_mistakes_of_callers_are_not_the_servers_errors(tmp_path: Path, revision: str) -> None:
+async def test_caller_mistakes_are_not_counted_as_server_errors(tmp_path: Path, revision: str) -> None:
     assert await error_type(tmp_path, revision, "order", copies=10) == "tool_error"
     assert await error_type(tmp_path, revision, "order") in ("tool_error", "-32602")
     assert await error_type(tmp_path, revision, "shop://nothing") in ("-32602", "-32002")

@@ -169,7 +169,7 @@ def test_state_changes_go_through_the_tables() -> None:
     assert given_directly == ["self.reading = NEW", "self.replying = SILENT"]
 
 
-def test_connections_make_exactly_the_moves_of_the_tables() -> None:
+def test_connections_make_exactly_the_moves_in_the_tables() -> None:
     seen: set[tuple[int, int]] = set()
     replied: set[tuple[int, int]] = set()
     fast, parsed, exact = (

@@ -232,7 +232,7 @@ async def test_ordinary_requests_after_another_one_bypass_the_parser(odd: bytes)
     assert parser.fed == 0
 
 
-async def test_connections_with_ordinary_requests_only_make_no_parser() -> None:
+async def test_connections_with_only_ordinary_requests_create_no_parser() -> None:
     await SHORT.talk([message([*USUAL, b"content-length: 1"], b"x")])  # makes the Host known
     connection = SHORT.connect()
     connection.connection_made(FakeTransport())

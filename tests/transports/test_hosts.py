@@ -276,7 +276,7 @@ def test_wildcard_without_cors_allows_no_cross_site_page() -> None:
     assert policy.cors_head(b"https://shop.example") == b""
 
 
-def test_name_of_a_test_client_gets_the_line_to_write() -> None:
+def test_host_name_of_a_test_client_is_refused_with_a_fix() -> None:
     refusal = LOCAL.check("POST", {b"host": b"testserver"}, [(b"host", b"testserver")])
     assert refusal is not None
     assert refusal.status == 421

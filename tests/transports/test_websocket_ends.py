@@ -278,7 +278,7 @@ async def test_handshake_at_a_stopping_server_is_refused() -> None:
         await app.route.close(WAIT)
         peer = await app.handshake()
         status, _, body = await peer.reply()
-        assert (status, body) == (503, b"The server stops. Connect again in a few seconds.\n")
+        assert (status, body) == (503, b"The server is stopping. Connect again in a few seconds.\n")
 
 
 async def test_heartbeats_are_not_sent_as_messages() -> None:

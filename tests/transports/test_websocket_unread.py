@@ -108,7 +108,7 @@ async def test_ended_unread_connection_is_dropped_after_the_write_timeout(end: E
 
 
 @for_each("end", ENDS)
-async def test_lost_connections_wait_for_no_peer(end: End) -> None:
+async def test_lost_connections_do_not_wait_for_the_peer(end: End) -> None:
     async with fed() as one:
         unread(one)
         await end(one)

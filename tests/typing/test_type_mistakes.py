@@ -100,7 +100,7 @@ EXTRAS = {
 }
 
 
-def test_an_installation_without_extras_is_typed_completely(tmp_path: Path) -> None:
+def test_installation_without_extras_is_fully_typed(tmp_path: Path) -> None:
     venv.create(tmp_path, symlinks=True)
     installed = Path(sysconfig.get_path("purelib"))
     for each in installed.iterdir():

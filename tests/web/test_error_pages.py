@@ -34,7 +34,7 @@ async def get(server: Server, path: str, headers: dict[str, str], way: str = "la
 
 @for_each("way", ["lane", "asgi"])
 @for_each("path", ["/", "/mcp"])
-async def test_browsers_at_the_servers_address_read_how_to_use_it(path: str, way: str) -> None:
+async def test_browsers_at_the_endpoint_see_how_to_use_it(path: str, way: str) -> None:
     page = await get(Server("Book <shop>"), path, HTML, way)
     assert page.status == 200
     text = said(page)
@@ -93,7 +93,7 @@ async def test_paths_of_a_served_part_name_the_path_that_exists() -> None:
         assert "--serve" not in text
 
 
-async def test_error_pages_are_small_and_say_each_thing_once() -> None:
+async def test_error_pages_are_small_and_repeat_nothing() -> None:
     for path, once in (("/nothing", "found"), ("/message", "allowed")):
         page = await get(Server("shop"), path, HTML)
         assert len(page.body) < 6_000
@@ -113,7 +113,7 @@ async def test_entry_page_shows_commands_with_the_sign_in_that_the_server_requir
 
 
 @for_each("way", ["lane", "asgi"])
-async def test_head_of_a_stream_describes_it_without_opening_one(way: str) -> None:
+async def test_head_request_for_a_stream_opens_none(way: str) -> None:
     server = Server("shop", serve="hub")
     async with run_wire(server, way) as wire:
         for path in ("/mcp", "/mcp/", "/sse", "/events", "/mcp/sse/ann"):

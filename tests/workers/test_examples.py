@@ -11,14 +11,14 @@ pytestmark = pytest.mark.server
 
 
 @pytest.mark.parametrize("options", [["--workers", "2"], ["--reload"]], ids=["workers", "reload"])
-def test_commands_of_the_page_serve(tmp_path: Path, options: list[str]) -> None:
+def test_documented_commands_start_a_server(tmp_path: Path, options: list[str]) -> None:
     port = free_port()
     with start_program(run_command("examples/hub.py", port, *options), port, tmp_path / "log", cwd=ROOT) as served:
         assert is_answering(port)
         assert len(served.pids) == (2 if "--workers" in options else 1)
 
 
-async def test_program_of_the_page_serves_with_two_workers(tmp_path: Path) -> None:
+async def test_documented_program_serves_with_two_workers(tmp_path: Path) -> None:
     port = free_port()
     program = tmp_path / "several_workers.py"
     program.write_text((ROOT / "examples" / "several_workers.py").read_text().replace("8000", str(port)))

@@ -63,7 +63,7 @@ async def test_official_client_calls_a_tool_at_a_socket(tmp_path: Path) -> None:
         assert str(program.process.pid) in str(result.content)
 
 
-def test_curl_command_of_the_log_works(tmp_path: Path) -> None:
+def test_logged_curl_command_works(tmp_path: Path) -> None:
     with served(tmp_path) as (program, path):
         (told,) = [record for record in program.records if "url" in record]
         assert told["url"] == f"unix:{path}"
@@ -72,14 +72,14 @@ def test_curl_command_of_the_log_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_file_is_for_owner_and_group_and_is_removed_at_the_end(tmp_path: Path, workers: str) -> None:
+def test_socket_file_is_for_owner_and_group_and_is_removed_at_the_end(tmp_path: Path, workers: str) -> None:
     with served(tmp_path, "--workers", workers) as (program, path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert {who(path) for _ in range(4)} <= set(program.children() or [program.process.pid])
     assert not path.exists()
 
 
-def test_rolling_restart_keeps_the_file(tmp_path: Path) -> None:
+def test_rolling_restart_keeps_the_socket_file(tmp_path: Path) -> None:
     with served(tmp_path, "--workers", "2") as (program, path):
         inode, before = path.stat().st_ino, set(program.pids)
         program.process.send_signal(signal.SIGHUP)
@@ -88,7 +88,7 @@ def test_rolling_restart_keeps_the_file(tmp_path: Path) -> None:
         assert who(path) not in before
 
 
-def test_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
+def test_socket_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))
@@ -98,7 +98,7 @@ def test_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["a server", "a starting server", "a file"])
-def test_entries_in_use_are_not_evicted(tmp_path: Path, what: str) -> None:
+def test_socket_paths_in_use_are_not_replaced(tmp_path: Path, what: str) -> None:
     path = tmp_path / "server.sock"
     slow = PROGRAM.replace("yield", "await asyncio.Event().wait()\n    yield")
     (tmp_path / "shop.py").write_text(slow if what == "a starting server" else PROGRAM)
@@ -117,7 +117,7 @@ def test_entries_in_use_are_not_evicted(tmp_path: Path, what: str) -> None:
             program.process.send_signal(signal.SIGKILL)
             program.process.wait()
     assert done.returncode == 1
-    assert f"Cannot listen on the UNIX socket {path}." in done.stderr
+    assert f"Can't listen on the UNIX socket {path}." in done.stderr
 
 
 @pytest.mark.parametrize("options", [[], ["--workers", "2"]], ids=["alone", "with workers"])
@@ -141,7 +141,7 @@ def test_private_pages_require_sign_in_at_a_socket(tmp_path: Path, headers: dict
         assert found.get("/docs").status_code == 200
 
 
-def test_names_are_checked_at_a_socket(tmp_path: Path) -> None:
+def test_host_names_are_checked_at_a_socket(tmp_path: Path) -> None:
     expected = {"mcp.example.com": 200, "localhost": 200, "evil.example": 421}
     with (
         served(tmp_path, "--serve", "rest", MILLSTREAM_ALLOWED_HOSTS="mcp.example.com") as (_, path),

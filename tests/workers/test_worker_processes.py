@@ -196,7 +196,7 @@ def test_invalid_settings_are_reported_once(tmp_path: Path) -> None:
     environment = {**os.environ, "MILLSTREAM_KEEP_ALIVE": "long"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False, env=environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("Error: MILLSTREAM_KEEP_ALIVE cannot be 'long'.")
+    assert done.stderr.startswith("Error: MILLSTREAM_KEEP_ALIVE can't be 'long'.")
     assert done.stderr.count("KEEP_ALIVE") == 1
 
 

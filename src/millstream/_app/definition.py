@@ -323,7 +323,7 @@ class Definition:
             registry = self.registry
             return "templates" if key in registry.templates or key in registry.disabled["templates"] else "resources"
         if noun not in ("tool", "prompt"):
-            raise TypeError(f"{noun!r} isn't a kind: use 'tool', 'resource' or 'prompt'.")
+            raise TypeError(f"{noun!r} isn't a kind: use 'tool', 'resource', or 'prompt'.")
         return f"{noun}s"
 
     def items(self) -> "Iterator[tuple[str, str, Any, bool]]":
@@ -454,7 +454,7 @@ class Definition:
                 "instead, with upstream(…)."
             )
         if other in self.around():
-            raise ValueError(f"{other.name!r} cannot be mounted on {self.name!r}, because it would contain itself.")
+            raise ValueError(f"{other.name!r} can't be mounted on {self.name!r}, because it would contain itself.")
         self._check_everywhere(other.name)
         features = {
             "a lifespan": other.has_lifespan(),

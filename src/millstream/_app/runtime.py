@@ -166,8 +166,8 @@ class Replicas:
     def _welcome(self, message: WorkerStart, worker: str) -> None:
         if self._added:
             logger.warning(
-                "Another worker started without what this one has registered since its start: %s. Register it before "
-                "the server runs, or in its lifespan.",
+                "Another worker started without the items that this one registered while running: %s. Register them "
+                "before the server runs, or in its lifespan.",
                 ", ".join(self._added),
             )
         self._inform(worker)

@@ -132,7 +132,7 @@ def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None
     if auth is None:
         return ()
     if isinstance(auth, str):
-        raise TypeError("auth must not be a string. If it is a key, write auth=auth.keys(…).")
+        raise TypeError("auth must not be a string. If it's a key, write auth=auth.keys(…).")
     methods = tuple(auth) if isinstance(auth, Sequence) else (auth,)
     if not methods:
         raise TypeError("auth=[] protects nothing. Leave it out, or add a method, such as auth.keys(…).")
@@ -182,7 +182,7 @@ _OTHER_NAMES = {
     "post": "Write `@mcp.route(path, methods=['POST'])`.",
     "read_resource": "Write `async with Client(mcp) as client: await client.read(uri)`.",
     "run_http_async": "Write `await mcp.run_async('http')`.",
-    "run_sse_async": "Write `await mcp.run_async('http')`, which serves /sse, too.",
+    "run_sse_async": "Write `await mcp.run_async('http')`, which also serves /sse.",
     "run_stdio_async": "Write `await mcp.run_async('stdio')`.",
     "run_streamable_http_async": "Write `await mcp.run_async('http')`.",
     "router": "Write `@mcp.route(path)`.",
@@ -233,7 +233,7 @@ class Server:
         **{name: f"Write `settings=Settings({name}=…)`." for name in Settings.__struct_fields__ if name != "store"},
         "debug": "Start it with `millstream run --dev`.",
         "description": "Write `info=Info(description=…)`.",
-        "host": "Give it to the start: `mcp.run(host=…)`, or `millstream run --host`.",
+        "host": "Pass it when you start the server: `mcp.run(host=…)`, or `millstream run --host`.",
         "json_response": "Write `settings=Settings(json_only=True)`.",
         "dependencies": "Start it with `millstream run FILE --with PACKAGE`.",
         "icons": "Write `info=Info(icons=…)`.",
@@ -244,7 +244,7 @@ class Server:
             "A second item with the same name is an error. Write `mcp.remove_tool(name)` before you replace one.",
         ),
         **dict.fromkeys(("include_tags", "exclude_tags"), "Write `mcp.disable(tag=…)`."),
-        "port": "Give it to the start: `mcp.run(port=…)`, or `millstream run --port`.",
+        "port": "Pass it when you start the server: `mcp.run(port=…)`, or `millstream run --port`.",
         "providers": "Write `mcp.mount(other)` for a server, or `mcp.upstream(name, target)` for a remote one.",
         "rate_limit": "Write `settings=Settings(limit_calls=…)`.",
         "session_state_store": "Write `store='redis://…'`.",

@@ -222,7 +222,10 @@ class Throttle:
 
     def _full(self, policy: str, slot: ConcurrencySlot) -> ProtocolError:
         """Return the refusal of a caller with too many concurrent calls."""
-        text, head = "Too many concurrent calls. Try again when one has ended", b"retry-after: %d\r\n" % ceil(SLOT_WAIT)
+        text, head = (
+            "Too many concurrent calls. Try again when one has finished",
+            b"retry-after: %d\r\n" % ceil(SLOT_WAIT),
+        )
         return self._refuse(policy, text, f"{slot.count} at a time", SLOT_WAIT, head)
 
     def _refuse(self, policy: str, text: str, limit: str, wait: float, head: bytes) -> ProtocolError:

@@ -43,7 +43,7 @@ COMMANDS = {
     "Millstream": {
         "completion": "Complete commands and options in your shell.",
         "version": "Print the version.",
-        "help": "Print this help, or that of a command.",
+        "help": "Print this help, or help for a command.",
     },
 }
 """Heading -> command -> description."""

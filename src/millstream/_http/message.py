@@ -75,7 +75,7 @@ def header_lines(**headers: str) -> bytes:
     lines = b""
     for name, value in headers.items():
         if not value.isprintable():
-            raise ValueError(f"{value!r} can't be the value of a header.")
+            raise ValueError(f"{value!r} can't be a header value.")
         lines += f"{name.replace('_', '-')}: {value}\r\n".encode("latin-1")
     return lines
 
@@ -551,11 +551,13 @@ class ProblemKind(Struct, frozen=True):
     head: bytes = _HEAD
 
 
-MALFORMED = ProblemKind("malformed-body", 400, "Malformed body", "The body is not UTF-8 JSON, or nested too deeply.")
+MALFORMED = ProblemKind(
+    "malformed-body", 400, "Malformed body", "The body isn't UTF-8 JSON, or it's nested too deeply."
+)
 UNKNOWN_TOOL = ProblemKind("unknown-tool", 404, "Unknown tool", "This server has no tool with that name.")
 TOOL_ERROR = ProblemKind(
     "tool-error", 409, "The tool failed",
-    "The arguments are valid, but the tool could not complete the call. The detail is the tool's own explanation.",
+    "The arguments are valid, but the tool couldn't complete the call. The detail is the tool's own explanation.",
 )  # fmt: skip
 NEEDS_ANSWERS = ProblemKind(
     "needs-answers", 409, "The tool needs input",

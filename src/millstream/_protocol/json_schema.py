@@ -125,7 +125,7 @@ def value_at_pointer(document: Any, fragment: str) -> Any:
         elif is_array(found) and is_index and int(name) < len(found):
             found = found[int(name)]
         else:
-            raise LookupError(f"{fragment!r} leads to nothing")
+            raise LookupError(f"{fragment!r} points to nothing")
     return found
 
 
@@ -320,7 +320,7 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
 def _check_identity(node: Schema, where: str) -> None:
     dialect = node.get("$schema", DIALECT)
     if not isinstance(dialect, str) or dialect.rstrip("#") != DIALECT:
-        raise ValueError(f"{where}: the dialect {dialect!r} is not supported; use {DIALECT}")
+        raise ValueError(f"{where}: the dialect {dialect!r} isn't supported; use {DIALECT}")
     for keyword in ("$ref", "$dynamicRef"):
         target = node.get(keyword, "#")
         if not isinstance(target, str) or not target.startswith("#"):

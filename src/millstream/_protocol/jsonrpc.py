@@ -223,7 +223,7 @@ def check_text(body: bytes) -> None:
         ProtocolError: PARSE_ERROR.
     """
     if not (body.isascii() or is_utf8(body)):
-        raise _unreadable("the body is not UTF-8")
+        raise _unreadable("the body isn't UTF-8")
     why = exceeds_limits(body)
     if why:
         raise _unreadable(why)

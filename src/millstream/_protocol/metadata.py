@@ -260,7 +260,7 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise ValueError(f"{where}: {ANNOTATION} must be a non-empty RFC 9110 token, not {token!r}.")
         if kind not in _KINDS:
-            raise ValueError(f"{where}: {ANNOTATION} needs type string, integer or boolean, not {kind!r}.")
+            raise ValueError(f"{where}: {ANNOTATION} needs type string, integer, or boolean, not {kind!r}.")
         header = b"mcp-param-" + token.lower().encode()
         if header in found:
             other = ".".join(found[header].path)
@@ -329,7 +329,7 @@ def decode_value(raw: bytes, header: str = "Header value") -> str:
             return value.decode()
     except (Base64Error, UnicodeDecodeError):
         pass
-    raise _mismatch(f"{header} is not the Base64 of UTF-8 text")
+    raise _mismatch(f"{header} isn't Base64-encoded UTF-8 text")
 
 
 def decode_name(raw: bytes) -> str:
@@ -369,9 +369,9 @@ def check(params: tuple[ParamHeader, ...], headers: Mapping[bytes, bytes], argum
         if raw is None:
             raise _mismatch(f"{header} is missing, but argument {argument!r} is given")
         if value is None:
-            raise _mismatch(f"{header} is present, but argument {argument!r} is not given")
+            raise _mismatch(f"{header} is present, but argument {argument!r} isn't given")
         if not _same(decode_value(raw, header), value):
-            raise _mismatch(f"{header} does not match argument {argument!r}")
+            raise _mismatch(f"{header} doesn't match argument {argument!r}")
 
 
 def _same(text: str, value: Any) -> bool:

@@ -83,7 +83,7 @@ def endpoint(url: str) -> bytes:
 
 def _one_line(field: str, value: str) -> bytes:
     if "\n" in value or "\r" in value or "\0" in value:
-        raise ValueError(f"An SSE {field} must not contain CR, LF or NUL: {value[:80]!r}.")
+        raise ValueError(f"An SSE {field} must not contain CR, LF, or NUL: {value[:80]!r}.")
     return value.encode()
 
 

@@ -315,10 +315,10 @@ def _parse(template: str) -> list[str | _Expression]:
         if inside is not None:
             parts.append(_parse_expression(template, *found.span(1)))
         elif text == "{":
-            raise _bad(template, found.start(), "'{' is not closed")
+            raise _bad(template, found.start(), "'{' isn't closed")
         elif bad := NOT_IN_URI.search(text):
             what = (
-                "is not followed by two hexadecimal digits" if bad[0] == "%" else "is not allowed outside an expression"
+                "isn't followed by two hexadecimal digits" if bad[0] == "%" else "isn't allowed outside an expression"
             )
             raise _bad(template, found.start() + bad.start(), f"{bad[0]!r} {what}")
         else:
@@ -339,7 +339,7 @@ def _parse_expression(template: str, at: int, end: int) -> _Expression:
         if not name:
             raise _bad(template, at, "a variable name is missing")
         if bad := _NAME.sub("", name, count=1):
-            what = f"modifier {bad[0]!r} (level 4) is not supported" if bad[0] in "*:" else f"{bad[0]!r} is not allowed"
+            what = f"modifier {bad[0]!r} (level 4) isn't supported" if bad[0] in "*:" else f"{bad[0]!r} isn't allowed"
             raise _bad(template, at + len(name) - len(bad), what)
         names.append(name)
         at += len(name) + 1

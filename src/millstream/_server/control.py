@@ -229,7 +229,7 @@ class Control:
         if not there:
             raise ProtocolError(
                 INVALID_REQUEST,
-                "The call has ended, because its worker has stopped. Start the call again.",
+                "The call ended because its worker stopped. Start the call again.",
                 status=400,
             )
 

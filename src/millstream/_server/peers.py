@@ -350,7 +350,7 @@ class Peers:
             try:
                 receive(message, sender)
             except Exception:
-                _logger.exception("A message of another worker couldn't be processed.")
+                _logger.exception("A message from another worker couldn't be processed.")
 
     async def _fetch(self, key: str) -> None:
         with suppress(LocalError, OSError):

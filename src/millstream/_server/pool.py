@@ -204,7 +204,7 @@ class Threads:
         busy = self.places.used
         if busy:
             threads = "1 thread is still running code" if busy == 1 else f"{busy} threads are still running code"
-            logger.warning("%s. The server stops without waiting for them.", threads)
+            logger.warning("%s. The server is stopping without waiting for them.", threads)
         for _ in range(self._started):
             self._jobs.put(None)
         self._started = 0

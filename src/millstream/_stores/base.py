@@ -68,7 +68,7 @@ class Gap(Exception):
     """
 
     def __init__(self, epoch: str, oldest: Position | None, newest: Position | None = None) -> None:
-        super().__init__("The stream cannot be read from this position.")
+        super().__init__("The stream can't be read from this position.")
         self.epoch = epoch
         """The current epoch of the stream."""
         self.oldest = oldest

@@ -255,7 +255,7 @@ class LeasedWorker(_Worker):
         self._changed = Watchers()
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
-            _logger, "The lease of this worker can't be renewed; retrying", "The lease of this worker has been renewed."
+            _logger, "This worker's lease can't be renewed; retrying", "This worker's lease has been renewed."
         )
         self._tails: list[Tail] = []
         """The readers of the log for all workers and of the inbox."""

@@ -261,7 +261,7 @@ class LoopLag:
         self._clock = clock
         self._sleep = sleep
         self._histogram = registry.histogram(
-            "millstream_event_loop_lag_seconds", "Delay of the event loop's timers.", bounds=LAG_BOUNDS
+            "millstream_event_loop_lag_seconds", "Delay of event loop timers.", bounds=LAG_BOUNDS
         ).of()
         self._samples: deque[tuple[float, float]] = deque(maxlen=_MAX_SAMPLES)
         """Wake-up times of the event loop, and their delays."""

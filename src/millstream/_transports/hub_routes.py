@@ -256,7 +256,7 @@ _REFUSALS: dict[type[Exception], tuple[int, str]] = {
     Forbidden: (403, ""),
     EventTooLarge: (413, ""),
     LimitExceeded: (503, ""),
-    StoreFull: (503, "The store is full. The event was not published."),
+    StoreFull: (503, "The store is full. The event wasn't published."),
     StoreUnavailable: (503, "The store didn't respond in time. The event may or may not be published."),
 }
 """Error -> status and text. An empty text means the error's own. The others replace it, as it may name a server."""

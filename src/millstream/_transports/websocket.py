@@ -252,7 +252,7 @@ class Dialect(Struct, eq=False):
             raise ProtocolError(INVALID_REQUEST, f"This socket is already subscribed to {channel!r}.")
         most = hub.limits.max_channels_per_subscriber
         if len(self._subscriptions) >= most:
-            raise LimitExceeded("channels of one socket", most)
+            raise LimitExceeded("channels on one socket", most)
         self._subscriptions[channel] = await hub.subscribe(
             (channel,),
             self._outbox,
@@ -319,7 +319,7 @@ _NOTIFICATION = b'{"jsonrpc":"2.0","method"'
 _STOPS = "The server is stopping"
 _AGED = "The connection reached its maximum age (max_stream_seconds). Reconnect, and resume with the last id."
 _BUSY = refusal(503, "Too many open connections. Try again later.", retry_after="5")
-_LEAVING = refusal(503, "The server stops. Connect again in a few seconds.", retry_after="5")
+_LEAVING = refusal(503, "The server is stopping. Connect again in a few seconds.", retry_after="5")
 _NOT_A_PAGE = refusal(
     426,
     "This is the address of a WebSocket. Connect to it with ws: or wss: instead of http: or https:.",

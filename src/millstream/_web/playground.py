@@ -259,7 +259,7 @@ class PlaygroundConversation(Struct, eq=False):
             self._send({"type": "stopped"})
         except ModelAuthError:
             # The API's error may quote the key.
-            logger.warning("The API of the playground's model rejected its key")
+            logger.warning("The playground's model API rejected its key")
             self._fail("The model's API rejected the key of this server's operator.")
         except (AgentError, ClientError) as exc:
             self._fail(str(exc))

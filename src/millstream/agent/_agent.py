@@ -235,11 +235,11 @@ class Agent:
             ProtocolError: The user refused, the model gave no answer, or the request includes tools.
         """
         if params.tools:
-            raise ProtocolError(INVALID_PARAMS, "This client does not support tools in sampling requests.")
+            raise ProtocolError(INVALID_PARAMS, "This client doesn't support tools in sampling requests.")
         messages = chat_messages(params.messages, self.limits.max_result)
         text = "\n".join(str(message["content"]) for message in messages)
         if not await self._person.allows(Approval(kind="sampling", server=server, text=text)):
-            raise ProtocolError(_REJECTED, "The user did not allow the server to use the model.")
+            raise ProtocolError(_REJECTED, "The user didn't allow the server to use the model.")
         system: list[Message] = [{"role": "system", "content": params.system_prompt}] if params.system_prompt else []
         request = ModelRequest(
             messages=[*system, *messages],

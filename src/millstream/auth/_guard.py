@@ -335,7 +335,7 @@ class AuthGuard:
                 text = f"The {names[-1].decode().title()} header must have only the key or token, without Bearer."
                 return self.challenges.for_malformed(request, text)
             if value is not None and b"Bearer " + value.partition(b" ")[2].strip(b" ") != given:
-                return self.challenges.for_malformed(request, "The request has two credentials that differ. Send one.")
+                return self.challenges.for_malformed(request, "The request has two different credentials. Send one.")
             value = given
         if value is None:
             found = await self.ambient(request, own) if self.ambient is not None else None

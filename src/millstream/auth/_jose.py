@@ -195,7 +195,7 @@ _MIN_SECRET = 32
 
 
 class InvalidToken(Exception):
-    """The token is malformed, or its signature is wrong."""
+    """The token is malformed, or its signature is invalid."""
 
 
 class Header(Struct):
@@ -267,13 +267,13 @@ def verify(token: str, key: PublicKey, algorithm: str) -> Json:
     """Verify a token and return its claims.
 
     Raises:
-        InvalidToken: The signature is wrong, or there are no claims.
+        InvalidToken: The signature is invalid, or there are no claims.
     """
     try:
         registry = _Registry(algorithms=[algorithm], strict_check_header=False)
         return decode_object(jws.deserialize_compact(token, key.key, registry=registry).payload)
     except (JoseError, ValueError, TypeError, RecursionError) as exc:
-        raise InvalidToken("The signature is wrong.") from exc
+        raise InvalidToken("The signature is invalid.") from exc
 
 
 def verify_any(token: str, keys: Iterable[PublicKey], algorithm: str) -> Json | None:

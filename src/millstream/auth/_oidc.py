@@ -188,7 +188,7 @@ class CodeFlow:
         found = await ask(await self.endpoint("userinfo_endpoint"), self._title, headers=headers)
         # OpenID Connect Core §5.3.4: the response could be about another user.
         if not is_object(found) or found.get("sub") != subject:
-            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
+            raise SignInFailed(f"The response from {self._title} couldn't be verified. Start again.")
         return found
 
     async def finish(self, callback: Callback) -> tuple[Claims, str]:
@@ -237,7 +237,7 @@ class CodeFlow:
             or not hmac.compare_digest(text(claims.get("nonce")).encode("utf-8", "replace"), nonce.encode())
         ):
             logger.error("%s returned an ID token that failed verification.", self._issuer)
-            raise SignInFailed(f"The response from {self._title} could not be verified. Start again.")
+            raise SignInFailed(f"The response from {self._title} couldn't be verified. Start again.")
         return claims
 
     def _is_ours(self, claims: Claims) -> bool:

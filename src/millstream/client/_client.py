@@ -688,7 +688,7 @@ class Client:
             TypeError: Always; the message says what to use instead.
         """
         raise TypeError(
-            f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient of millstream.client."
+            f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient from millstream.client."
         )
 
     def __exit__(self, *exc: object) -> None:

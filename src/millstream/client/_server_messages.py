@@ -293,7 +293,7 @@ class ServerMessages(Struct, eq=False):
         try:
             rest = handler(*args)
         except Exception:
-            _logger.exception("A message handler of the client raised an error.")
+            _logger.exception("A client message handler raised an error.")
             return
         if not inspect.isawaitable(rest):
             return
@@ -315,7 +315,7 @@ class ServerMessages(Struct, eq=False):
                 try:
                     await self._queue.popleft()
                 except Exception:
-                    _logger.exception("A message handler of the client raised an error.")
+                    _logger.exception("A client message handler raised an error.")
         finally:
             while self._queue:  # the client was closed
                 rest = self._queue.popleft()
@@ -343,7 +343,7 @@ class ServerMessages(Struct, eq=False):
             except ProtocolError as exc:
                 answer = error_message(message.id, exc.code, exc.message, exc.data)
             except (TypeError, ValueError, RecursionError):
-                _logger.exception("A handler of the client returned a value that JSON can't represent.")
+                _logger.exception("A client handler returned a value that JSON can't represent.")
                 answer = error_message(message.id, INTERNAL_ERROR, "The client couldn't answer")
             await transport.send(answer, "")
         except ClientError as exc:

@@ -958,7 +958,7 @@ _CONNECTION_ERRORS: _Texts = (
     (ConnectionLost, f"closed the connection during the call. {_EFFECT}"),
 )
 _ERRORS: _Texts = (
-    (SessionLost, "has ended its session with you, and what it remembered is gone. Call again to begin another one."),
+    (SessionLost, "has ended its session with you and lost its state. Call again to start a new one."),
     (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
     (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
@@ -966,4 +966,4 @@ _ERRORS: _Texts = (
     (TooMuchArriving, f"is sending too much at a time: {{exc.holding}}. {_EFFECT} Try again later."),
     (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),
 )
-_INVALID = "sent an invalid response. Another try probably fails as well; the gateway's log has the reason."
+_INVALID = "sent an invalid response. Trying again probably won't help; see the gateway's log for the reason."

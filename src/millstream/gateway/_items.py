@@ -503,7 +503,7 @@ class ExtensionForwarding:
         params = _read(call)
         upstream, original_uri = self._resolve(params.uri)
         if upstream is None:
-            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource.")
+            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} isn't a directory resource.")
         page = await self._ask(call, upstream, uri=original_uri, cursor=params.cursor)
         result: Json = {name: page[name] for name in _FORWARDED_MEMBERS if name in page}
         result["resources"] = self._entries(call, upstream, page.get("resources"))

@@ -353,7 +353,7 @@ class GatewayPart:
                 async with asyncio.timeout_at(started + upstream.config.start_timeout):
                     await upstream.lists_ready.wait()
             except TimeoutError:
-                logger.warning("The upstream %s has not returned any lists yet", name)
+                logger.warning("The upstream %s hasn't returned any lists yet", name)
 
     def _announce_missing(self) -> None:
         """Announce what upstreams without lists may have, because clients connect before these are there."""

@@ -143,7 +143,7 @@ def check_declared(method: str, abilities: bytes) -> Json:
     try:
         return members(_decode_abilities(abilities)[_CAPABILITY[method]])
     except KeyError:
-        text = f"The client did not declare support for {method}, or the gateway's policy refuses it"
+        text = f"The client didn't declare support for {method}, or the gateway's policy refuses it"
         raise ProtocolError(METHOD_NOT_FOUND, text) from None
 
 
@@ -277,7 +277,7 @@ _CONNECTION_MEMBERS = frozenset({"_meta", "task"})
 def _project_form(params: Json, modes: Json, target: Revision) -> Json:
     mode = params.get("mode") or "form"
     if not isinstance(mode, str) or mode not in modes:
-        raise ProtocolError(INVALID_PARAMS, f"The client did not declare elicitation.{str(mode)[:16]}.")
+        raise ProtocolError(INVALID_PARAMS, f"The client didn't declare elicitation.{str(mode)[:16]}.")
     if mode == "url":
         url = params.get("url")
         if not isinstance(url, str) or not url.lower().startswith(_SCHEMES):
@@ -296,13 +296,13 @@ def _project_form(params: Json, modes: Json, target: Revision) -> Json:
     try:
         params["requestedSchema"] = project_form(repair_schema(params["requestedSchema"]), target)
     except (AttributeError, KeyError, TypeError, ValueError) as exc:
-        raise ProtocolError(INVALID_PARAMS, "Invalid params: requestedSchema is not a flat form") from exc
+        raise ProtocolError(INVALID_PARAMS, "Invalid params: requestedSchema isn't a flat form") from exc
     return params
 
 
 def _project_sampling(params: Json, declared: Json, source: Revision, target: Revision) -> Json:
     if "tools" not in declared and (params.get("tools") or params.get("toolChoice")):
-        raise ProtocolError(INVALID_PARAMS, "The client did not declare sampling.tools.")
+        raise ProtocolError(INVALID_PARAMS, "The client didn't declare sampling.tools.")
     if "context" not in declared and target.sampling_tools:
         params.pop("includeContext", None)
     if source.content <= target.content and source.sampling_tools <= target.sampling_tools:
@@ -739,7 +739,7 @@ class Relays:
     def _unknown_client_error(self, method: str) -> ProtocolError:
         if not self.recipients:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked.")
-        text = f"The server {self._name!r} serves several calls, and its question doesn't say which one asks."
+        text = f"The server {self._name!r} serves several calls, and its question doesn't say which one it belongs to."
         if self._log is not None:
             check_declared(method, self._abilities)  # another isolation can't help where the policy refuses
             text += ' Set isolation = "per_principal" for it in the gateway, or "per_session" without sign-in.'

@@ -570,7 +570,7 @@ class Upstream:
                 link.expires_at = session.expires_at
                 return link
             links.end(link)
-            why = "It gives out no session ids."
+            why = "It doesn't issue session ids."
         logger.info("%s has no sessions for its clients: %s", self.name, why)
         self.gives_sessions = False
         return None
@@ -616,12 +616,12 @@ class Upstream:
         if not (newer and self._shares_processes and self.has_handshake):
             return ""
         if not can_ask(limit_abilities(ALL_ABILITIES, self.policy.questions)):
-            return "The gateway's policy refuses its questions."
-        remedy = "It restarts to be able to. Call again."
+            return "The gateway's policy doesn't allow its questions."
+        remedy = "It will restart so that it can. Call again."
         if self.catalog.asks_by_handshake:
             return remedy
         logger.warning(
-            "%s can't ask questions in revision %s: it starts again, with the handshake",
+            "%s can't ask questions in revision %s; restarting it with the handshake",
             self.name,
             self.catalog.revision,
         )

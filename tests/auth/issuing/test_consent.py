@@ -138,7 +138,7 @@ async def consented(desk: Desk, **about: Any) -> tuple[str, Browser]:
     return id, browser
 
 
-async def test_consent_is_remembered_and_new_scopes_are_asked(desk: Desk) -> None:
+async def test_consent_is_remembered_and_new_scopes_require_it_again(desk: Desk) -> None:
     id, browser = await consented(desk)
     assert "code" in (await browser.open(id, scope="orders:read")).answer
     more = await browser.open(id, scope="orders:read orders:write")

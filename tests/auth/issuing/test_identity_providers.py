@@ -107,8 +107,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an ID token": ({"header": {"typ": "JWT"}}, "of the type oauth-id-jag"),
     "an access token": ({"header": {"typ": "at+jwt"}}, "of the type oauth-id-jag"),
     "of no type": ({"header": {"typ": None}}, "of the type oauth-id-jag"),
-    "of an unknown key": ({"header": {"kid": "new"}}, "signature is wrong"),
-    "of somebody else's key": ({"header": {"key": OTHER, "kid": "es"}}, "signature is wrong"),
+    "of an unknown key": ({"header": {"kid": "new"}}, "signature is invalid"),
+    "of somebody else's key": ({"header": {"key": OTHER, "kid": "es"}}, "signature is invalid"),
 }
 
 
@@ -144,7 +144,7 @@ async def test_forged_grants_are_refused() -> None:
             assert (await there.bring(each)).error == "invalid_grant"
 
 
-async def test_usual_signature_algorithms_are_accepted() -> None:
+async def test_common_signature_algorithms_are_accepted() -> None:
     async with world() as there:
         for name in KEYS:
             assert (await there.bring(there.grant(header={"alg": name}))).status == 200, name

@@ -178,7 +178,7 @@ async def test_indistinguishable_login_methods_are_refused(desk: Desk, ways: Any
         Desk(desk.services.store, people=ways)
 
 
-async def test_removed_clients_start_no_upstream_login(desk_of: Desk, elsewhere: Elsewhere) -> None:
+async def test_removed_clients_cannot_start_an_upstream_login(desk_of: Desk, elsewhere: Elsewhere) -> None:
     browser = Browser(desk_of)
     id, _ = await sent_away(desk_of, browser)
     await desk_of.services.store.kv.delete(f"oauth-new:{id}")

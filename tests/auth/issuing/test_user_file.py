@@ -141,7 +141,7 @@ def test_passwords_are_compared_in_full() -> None:
 
 
 @pytest.mark.usefixtures("quick_hashes")
-async def test_passwords_that_are_not_utf_8_are_wrong(desk: Desk, path: Path) -> None:
+async def test_passwords_that_are_not_utf_8_count_as_wrong(desk: Desk, path: Path) -> None:
     users(path, "add", "ada", typed="correct horse\n")
     desk = Desk(desk.services.store, people=auth.users(file=path))
     browser = Browser(desk)

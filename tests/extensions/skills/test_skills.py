@@ -78,7 +78,7 @@ async def test_directories_are_read_one_level_at_a_time(folder: Path) -> None:
         top = await client.request("resources/directory/read", {"uri": "skill://acme"})
         assert [each["uri"] for each in top["resources"]] == ["skill://acme/refunds"]
         for uri in ("skill://acme/refunds/SKILL.md", "skill://acme/", "skill://nothing", "https://acme"):
-            with pytest.raises(ServerError, match="is not a directory resource"):
+            with pytest.raises(ServerError, match="isn't a directory resource"):
                 await client.request("resources/directory/read", {"uri": uri})
         with pytest.raises(ServerError, match="No skill is served at"):
             await client.skill("skill://acme/refunds/assets/SKILL.md")

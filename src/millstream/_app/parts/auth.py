@@ -44,9 +44,9 @@ class AuthPart(OwnPart):
         resource = next((each.resource for each in issuing if each.resource), "")
         if issuing and not resource:
             logger.warning(
-                "Clients can't tell for sure which URL their tokens are for, because the audience of %s isn't one. The "
-                "metadata names the address that each client uses, which may be wrong behind a proxy. Pass resource=, "
-                "such as resource='https://mcp.example.com%s'.",
+                "Clients can't tell for sure which URL their tokens are for, because the audience of %s isn't a URL. "
+                "The metadata names the address that each client uses, which may be wrong behind a proxy. Pass "
+                "resource=, such as resource='https://mcp.example.com%s'.",
                 issuing[0].issuers[0],
                 settings.path,
             )

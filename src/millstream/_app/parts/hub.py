@@ -46,7 +46,7 @@ class HubPart(OwnPart):
         """
         claims = host.settings.display_name_claims
         if "sub" in claims:
-            raise ValueError("display_name_claims can't have 'sub', because only some readers may see subjects.")
+            raise ValueError("display_name_claims can't contain 'sub', because only some readers may see subjects.")
         hub = Hub(
             host.store,
             HubLimits.of(host.settings),
@@ -178,6 +178,6 @@ def _mirror(
             if error:
                 await hub.send(client_id, error.decode(), principal=principal)
         except LocalError:
-            logger.exception("A message could not be sent to the stream of %s", client_id)
+            logger.exception("A message couldn't be sent to the stream of %s", client_id)
 
     return send

@@ -159,7 +159,7 @@ class MachineMetrics(Struct, eq=False):
             try:
                 await self.leave()
             except (LocalError, OSError):
-                logger.debug("The parent didn't accept the figures of this worker", exc_info=True)
+                logger.debug("The parent process didn't accept this worker's metrics", exc_info=True)
 
     async def leave(self) -> None:
         """Store the current figures with the parent."""

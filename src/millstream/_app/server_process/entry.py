@@ -46,11 +46,13 @@ async def _first(application: ServerApplication, scope: MutableMapping[str, Any]
         runtime = await application.runtimes.start()
         prepare(application, runtime)
     except Exception:
-        logger.exception("%s couldn't start. The next request retries.", application.runtimes.definition.name)
+        logger.exception(
+            "%s couldn't start. It will be retried on the next request.", application.runtimes.definition.name
+        )
     else:
         await application(scope, receive, send)
         return
-    body = b"The server could not start. Its log says why. Try again.\n"
+    body = b"The server couldn't start. See its log for the reason, then try again.\n"
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body)), (b"retry-after", b"1")]
     await send({"type": "http.response.start", "status": 503, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -99,7 +99,7 @@ def _sign_in_elsewhere(definition: Definition, origin: str, port: int) -> str:
         if url.hostname and is_loopback(url.hostname) and url.port != port:
             return (
                 f"Clients are sent to {url.scheme}://{url.netloc} to sign in, but this server listens at {origin}. "
-                "Unless a proxy is there, write this address in the options of the sign-in."
+                "Unless a proxy is there, write this address in the sign-in options."
             )
     return ""
 

@@ -54,7 +54,9 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     if host.startswith(UNIX):
         return _listen_at(Path(host.removeprefix(UNIX)).absolute())
     if not 0 <= port <= MAX_PORT:
-        raise CommandError(f"{port} is not a port.", why=f"Ports go from 0 to {MAX_PORT}.", fix="Use --port 8000.")
+        raise CommandError(
+            f"{port} isn't a valid port.", why=f"Ports range from 0 to {MAX_PORT}.", fix="Use --port 8000."
+        )
     try:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
@@ -126,7 +128,7 @@ def _listen_at(path: Path) -> socket.socket:
         if exc.errno == errno.EADDRINUSE:
             why = "Another program is listening there." if path.is_socket() else "There is a file that isn't a socket."
         fix = "Use a path of fewer than 100 characters, in a folder that you may write to."
-        raise CommandError(f"Cannot listen on the UNIX socket {path}.", why=why, fix=fix) from exc
+        raise CommandError(f"Can't listen on the UNIX socket {path}.", why=why, fix=fix) from exc
 
 
 def _is_abandoned(path: Path) -> bool:
@@ -181,7 +183,7 @@ def _open_passed_socket(descriptor: int) -> socket.socket:
 def _address_failure(host: str, port: int, exc: OSError) -> CommandError:
     if isinstance(exc, PermissionError):
         return CommandError(
-            f"Port {port} is not allowed.", why="Ports below 1024 require a privilege.", fix="Use --port 8000."
+            f"Port {port} isn't allowed.", why="Ports below 1024 require a privilege.", fix="Use --port 8000."
         )
     if exc.errno == errno.EADDRINUSE:
         other = port + 1 if port < MAX_PORT else 8000
@@ -191,7 +193,7 @@ def _address_failure(host: str, port: int, exc: OSError) -> CommandError:
             fix=f"Stop that one, or use another port: --port {other}, or run(port={other}) in a program.",
         )
     return CommandError(
-        f"Cannot listen on {host} port {port}.",
+        f"Can't listen on {host} port {port}.",
         why=exc.strerror or str(exc),
         fix="Use --host 127.0.0.1, or 0.0.0.0 for every address of this machine.",
     )

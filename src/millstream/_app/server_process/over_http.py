@@ -310,7 +310,7 @@ class WorkerStops(StopSignals):
         messages = self._place.line.read()
         if messages is None:  # the next server needs the address immediately
             self._loop.remove_reader(self._place.line.end)
-            logger.warning("The parent process is gone, so this worker stops, too")
+            logger.warning("The parent process is gone. Stopping this worker")
             self._drain(DrainTimes())
         for message in messages or ():
             self._take(message)

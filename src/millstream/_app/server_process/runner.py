@@ -62,7 +62,7 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
     places = sorted({place for task in asyncio.all_tasks(loop) if (place := where(task))})
     what = ", ".join(places) or "a thread or a generator"
-    logger.error("The server stops without waiting for code that is still running: %s", what)
+    logger.error("Stopping without waiting for code that is still running: %s", what)
     last = threading.Timer(LAST_SECONDS, os._exit, (status,))  # printed text may wait for a reader forever
     last.daemon = True
     last.start()

@@ -472,11 +472,11 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
         case TimeoutError():
             return f"{host} didn't respond within {seconds:g} seconds."
         case ConnectionLost():
-            return f"{host} closed the connection in the middle of its answer."
+            return f"{host} closed the connection in the middle of its response."
         case TooLarge():
-            return "The answer is too large."
+            return "The response is too large."
         case InvalidResponse():
-            return "The answer isn't valid HTTP."
+            return "The response isn't valid HTTP."
         case _:
             cause = exc.__cause__ or exc
             text = f"{host} can't be reached: {type(cause).__name__}."

@@ -65,7 +65,7 @@ class Url(Struct, frozen=True):
         try:
             return parse_url(urljoin(str(self), reference))
         except ValueError as exc:
-            raise TargetError(f"{reference} is not a URL: {exc}.") from exc
+            raise TargetError(f"{reference} isn't a valid URL: {exc}.") from exc
 
 
 def parse_url(text: str) -> Url:
@@ -78,18 +78,18 @@ def parse_url(text: str) -> Url:
         TargetError: It isn't an absolute http, https, ws, or wss URL, or it contains a password.
     """
     if any(ord(letter) <= 0x20 or ord(letter) == 0x7F for letter in text):
-        raise TargetError(f"{text!r} is not a URL: it contains spaces or control characters.")
+        raise TargetError(f"{text!r} isn't a valid URL: it contains spaces or control characters.")
     try:
         parts = urlsplit(text)
         try:
             port = parts.port
         except ValueError:
-            raise TargetError(f"{text} is not a URL: its port isn't a number from 0 to 65535.") from None
+            raise TargetError(f"{text} isn't a valid URL: its port isn't a number from 0 to 65535.") from None
         host = (parts.hostname or "").encode("idna").decode()
     except ValueError as exc:
-        raise TargetError(f"{text} is not a URL: {exc}.") from exc
+        raise TargetError(f"{text} isn't a valid URL: {exc}.") from exc
     if parts.scheme not in _PORTS or not host:
-        raise TargetError(f"{text} is not a URL of a server. Use a URL such as https://example.com/mcp.")
+        raise TargetError(f"{text} isn't a server URL. Use a URL such as https://example.com/mcp.")
     if parts.username is not None or parts.password is not None:
         raise TargetError(
             "A URL must not contain a user name or password. Send them in headers, for example Authorization."

@@ -97,7 +97,7 @@ def form_of(answer: Any) -> Form:
     see `_type_of_choices`.
 
     Raises:
-        TypeError: The type isn't flat, or it's no type. The text names the field, or explains what to write.
+        TypeError: The type isn't flat, or it isn't a type. The text names the field, or explains what to write.
     """
     kind = _type_of_choices(answer)
     if answer is None or not may_be_type(kind):

@@ -213,7 +213,7 @@ def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> d
             kind, module = type(each).__name__.lstrip("_"), type(each).__module__
             if kind in ("Depends", "Security"):
                 origin = module.partition(".")[0]
-                raise TypeError(f"{name}: this Depends is of {origin}. Write: from millstream import Depends.")
+                raise TypeError(f"{name}: this Depends is from {origin}. Write: from millstream import Depends.")
             if module == "fastapi.params":
                 use = "Read ctx.headers" if kind in ("Header", "Cookie") else "Write: from millstream import Field"
                 raise TypeError(f"{name}: a tool can't use {kind} of FastAPI. {use}.")

@@ -112,7 +112,7 @@ def engine_of_type(annotation: Any) -> Engine:
     """Return the engine of one type, as a function with one parameter, `VALUE`.
 
     Raises:
-        TypeError: Neither engine supports the type, or it's no type.
+        TypeError: Neither engine supports the type, or it isn't a type.
     """
     if not may_be_type(annotation):
         raise TypeError(f"{annotation!r} can't be read from JSON: {what_to_write(annotation)}.")

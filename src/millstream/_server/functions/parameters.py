@@ -70,17 +70,19 @@ def what_to_write(value: object) -> str:
     """Return what to write instead of a value that's no type."""
     kind = type(value)
     if isinstance(value, list) and all(isinstance(each, type) for each in cast("list[object]", value)):
-        return f"it's no type. For a list, write list[{' | '.join(map(type_text, cast('list[type]', value))) or 'str'}]"
+        return (
+            f"it isn't a type. For a list, write list[{' | '.join(map(type_text, cast('list[type]', value))) or 'str'}]"
+        )
     if isinstance(value, list | tuple | set | frozenset) and value:
         choices = ", ".join(map(repr, cast("Iterable[object]", value)))
-        return f"it's no type. For one of these values, write Literal[{choices}]"
+        return f"it isn't a type. For one of these values, write Literal[{choices}]"
     if isinstance(value, dict):
-        return "it's no type. Write a dataclass, TypedDict, or pydantic model with these fields"
+        return "it isn't a type. Write a dataclass, TypedDict, or pydantic model with these fields"
     if value is None:
-        return "it's no type. To let the user confirm, write bool"
+        return "it isn't a type. To let the user confirm, write bool"
     if kind in _BUILTINS:
-        return f"it's no type. Write {kind.__name__}, or Literal[{value!r}] for this value alone"
-    return "it's no type. Write a type, such as str or a dataclass"
+        return f"it isn't a type. Write {kind.__name__}, or Literal[{value!r}] for this value alone"
+    return "it isn't a type. Write a type, such as str or a dataclass"
 
 
 def unwrap_alias(annotation: Any) -> Any:

@@ -96,7 +96,7 @@ class _Scanner:
         self._at = count.end()
         sign, low, comma, high, mode = count.groups()
         if node.empty:
-            raise _Unknown("it repeats what can be empty")
+            raise _Unknown("it repeats an expression that can match nothing")
         least = int(sign == "+") if sign else int(low or 0)
         most = (1 if sign == "?" else inf) if sign else float(high or inf) if comma else least
         most = inf if most > _MAX_STEPS else most
@@ -121,7 +121,9 @@ def _cost(node: _Node, follow: frozenset[str]) -> tuple[float, float]:
         clashes = node.low < node.high and not node.possessive and not body.first.isdisjoint(follow)
         if node.high == inf:
             if clashes or inside > 1:
-                raise _Unknown("a repeat in it can read what follows, or the same text in several ways")
+                raise _Unknown(
+                    "one of its repeats can also match the text that follows, or match the same text in several ways"
+                )
             return 1, inf
         return inside**node.high * (node.high - node.low + 1 if clashes else 1), length * node.high
     if not node.parts:
@@ -145,7 +147,7 @@ def find_backtracking(pattern: str, flags: int = 0) -> str:
     try:
         re.compile(pattern, flags)
         if flags & re.VERBOSE:
-            raise _Unknown("it is verbose")
+            raise _Unknown("it uses verbose mode")
         whole = _Scanner(pattern, flags).alternatives()
         ways, length = _cost(whole, frozenset())
         anchored = pattern.startswith(("^", r"\A")) and not flags & re.MULTILINE and not whole.alternatives
@@ -156,9 +158,9 @@ def find_backtracking(pattern: str, flags: int = 0) -> str:
     except _Unknown as error:
         return str(error)
     except (re.error, ArithmeticError, RecursionError) as error:
-        return f"Python can't read it ({error})"
+        return f"Python can't compile it ({error})"
     if ways > _MAX_WAYS:
-        return "it can read the same text in many ways"
+        return "it can match the same text in many ways"
     return "" if anchored or ways * length <= _MAX_STEPS else "a match can begin anywhere and be of any length"
 
 

@@ -221,7 +221,7 @@ class Observer:
             registry.read(
                 "counter",
                 "millstream_log_lines_lost_total",
-                "Lines of the log that its stream didn't accept.",
+                "Log lines that the stream didn't accept.",
                 lambda: {(): log.lost},
             )
         self._process = ProcessFigures(registry, clock=clock)

@@ -39,8 +39,8 @@ _PORT = 4222
 _MAX_REPLICAS = 5
 _NAMESPACE = re.compile(r"[A-Za-z0-9_-]{1,32}")
 _SYNTAX = (
-    "Write nats://[user:password@ or token@]host[:port][,host…], with ?replicas=1, 3 or 5, ?namespace=name, "
-    "?credentials=file. nats+tls:// connects by TLS."
+    "Write nats://[user:password@ or token@]host[:port][,host…], with ?replicas=1, 3, or 5, ?namespace=name, "
+    "?credentials=file. nats+tls:// uses TLS."
 )
 
 
@@ -78,7 +78,7 @@ def parse_address(url: str) -> NatsAddress:
     namespace = options.pop("namespace", "millstream")
     credentials = options.pop("credentials", None)
     if options or not hosts or "/" in hosts:
-        raise LocalError(f"This URL of a NATS store is invalid. {_SYNTAX}")
+        raise LocalError(f"This NATS store URL is invalid. {_SYNTAX}")
     if not replicas.isdigit() or int(replicas) not in range(1, _MAX_REPLICAS + 1):
         raise LocalError(f"The number of replicas must be 1 to {_MAX_REPLICAS}. {_SYNTAX}")
     if not _NAMESPACE.fullmatch(namespace):
@@ -103,7 +103,7 @@ def _with_port(host: str) -> str:
     if not colon or host.endswith("]"):
         name, port = host, str(_PORT)
     if not name or not port.isdigit() or not 0 < int(port) < 2**16:
-        raise LocalError(f"A server in the URL of the NATS store has no valid host or port. {_SYNTAX}")
+        raise LocalError(f"A server in the NATS store URL has no valid host or port. {_SYNTAX}")
     return f"{name}:{port}"
 
 

@@ -114,7 +114,7 @@ def _path(path: str, kind: str) -> tuple[int, str]:
     service = ""
     if kind == "+sentinel":
         if not parts:
-            raise LocalError("The name of the service in Sentinel is missing: redis+sentinel://HOST:PORT/SERVICE.")
+            raise LocalError("The Sentinel service name is missing: redis+sentinel://HOST:PORT/SERVICE.")
         service = parts.pop(0)
     if not parts:
         return 0, service

@@ -521,6 +521,4 @@ def _unreachable(address: RedisAddress, why: str) -> str:
         if address.tls
         else "If it requires TLS, start the URL with rediss"
     )
-    return (
-        f"The store at {address} can't be reached: {why or 'it does not answer'}. Start it, or correct its URL. {hint}."
-    )
+    return f"The store at {address} can't be reached: {why or 'no response'}. Start it, or correct its URL. {hint}."

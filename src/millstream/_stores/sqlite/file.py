@@ -23,18 +23,18 @@ _TEXTS: Final[dict[str, str]] = {
     "SQLITE_FULL": (
         "can't grow: the disk is full, or the file has reached its maximum size. Nothing was changed. Free some space."
     ),
-    "SQLITE_BUSY": """is in use by another process, or another event loop of this one. One owns a SQLite store. To
+    "SQLITE_BUSY": """is in use by another process, or another event loop of this one. A SQLite store has one owner. To
         serve with several processes, start one with --workers N; for several machines or programs, use redis://. If a
-        program looks into the file, end it.""",
-    "SQLITE_NOTADB": """isn't a SQLite database, or its beginning is damaged. Nothing in it was changed. Name another
-        file, or put back a copy of this one.""",
-    "SQLITE_CORRUPT": f"""is damaged. Nothing in it was changed. {_AWAY}; `sqlite3 FILE .recover` may save what is in
-        it.""",
+        another program has opened the file, close it there.""",
+    "SQLITE_NOTADB": """isn't a SQLite database, or its beginning is damaged. Nothing in it was changed. Use another
+        file, or restore a backup of this one.""",
+    "SQLITE_CORRUPT": f"""is damaged. Nothing in it was changed. {_AWAY}; `sqlite3 FILE .recover` may save
+        its data.""",
     "ValueError": f"is damaged. Nothing in it was changed. {_AWAY}.",
     "SQLITE_READONLY": """can't be written. Let the user of this process write to the file and to its folder, where
         SQLite keeps a second file.""",
     "SQLITE_IOERR_LOCK": """can't be locked. Let the user of this process write to the file. Some network file systems
-        have no locks: use a local disk, or redis://.""",
+        don't support locks: use a local disk, or redis://.""",
     "SQLITE_CANTOPEN": """can't be opened. The folder must exist, and the user of this process must be allowed to write
         to it, because SQLite keeps a second file there.""",
     "SQLITE_PERM": "can't be opened: the user of this process has no permission.",

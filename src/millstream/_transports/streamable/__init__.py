@@ -456,7 +456,7 @@ class HttpSessions:
 
 
 EMPTY_STREAM = Response(b"", 200, STREAM_HEAD)
-_JSON_ONLY = "Not acceptable. This server answers with application/json."
+_JSON_ONLY = "Not acceptable. This server responds with application/json."
 
 
 class StreamableEndpoint:

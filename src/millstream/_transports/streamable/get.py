@@ -262,7 +262,7 @@ class _StandaloneStream(_NewestStream, eq=False):
         self.charged_bytes += growth_of_uris(before, self.subscribed, self.services.changes.source.entry_bytes)
         if not memory.take(owner, self.charged_bytes):
             _logger.warning(
-                "%s gets no updates of its %d resources: its sessions use too much memory",
+                "%s gets no updates for its %d resources, because its sessions use too much memory",
                 owner,
                 len(self.subscribed),
             )

@@ -129,7 +129,7 @@ class AuthorizationRequests(Struct, frozen=True):
         if given.repeated:
             raise OAuthError("invalid_request", "A parameter is repeated.")
         if "request" in given or "request_uri" in given:
-            raise OAuthError("request_not_supported", "Request objects are not supported.")
+            raise OAuthError("request_not_supported", "Request objects aren't supported.")
         if given.get("response_type") != "code":
             error = "unsupported_response_type" if given.get("response_type") else "invalid_request"
             raise OAuthError(error, "response_type must be code.")
@@ -399,7 +399,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         try:
             person = await self.config.from_upstream(pending.login, callback)
         except SignInFailed as exc:
-            return callback_error("You are not signed in", str(exc), 403)
+            return callback_error("You aren't signed in", str(exc), 403)
         return await self._finish(
             client, authorization, person, pending.login, self.tickets.keep(person, pending.login)
         )

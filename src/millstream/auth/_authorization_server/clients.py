@@ -293,11 +293,11 @@ class Clients:
             raise Unavailable(f"The client's metadata document couldn't be fetched. {exc} {_NO_ACCESS}") from None
         kind = media_type(answer.headers)
         if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
-            raise Unavailable("The client's metadata document is not JSON.")
+            raise Unavailable("The client's metadata document isn't JSON.")
         try:
             said = decode_object(answer.body)
         except MALFORMED:
-            raise Unavailable("The client's metadata document is not JSON.") from None
+            raise Unavailable("The client's metadata document isn't JSON.") from None
         if said.get("client_id") != url:
             raise Unavailable("The client's metadata document describes another client.")
         if "client_secret" in said or "client_secret_expires_at" in said:
@@ -334,7 +334,7 @@ class Clients:
         try:
             return decode_object(request.body)
         except MALFORMED:
-            raise OAuthError("invalid_client_metadata", "The body is not a JSON object.") from None
+            raise OAuthError("invalid_client_metadata", "The body isn't a JSON object.") from None
 
     async def register(self, request: HttpRequest) -> Response:
         """Handle `POST /register`: dynamic client registration (RFC 7591). Only this response has the secret.
@@ -443,7 +443,7 @@ class Clients:
     async def _by_secret(self, request: HttpRequest, client_id: str, secret: str) -> OAuthClient:
         client = await self._find_known(request, client_id)
         if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
-            raise _invalid_client("The client's secret is wrong.")
+            raise _invalid_client("The client secret is invalid.")
         return client
 
     async def _by_assertion(self, request: HttpRequest, form: Parameters) -> OAuthClient:
@@ -467,7 +467,7 @@ class Clients:
         keys = await self._keys_of(request, client, header)
         claims = verify_any(assertion, keys, header.alg)
         if claims is None:
-            raise _invalid_client("The assertion's signature is wrong.")
+            raise _invalid_client("The assertion's signature is invalid.")
         await self._judge_assertion(claims, client)
         return client
 
@@ -531,7 +531,7 @@ class Clients:
             raise _invalid_grant("This server doesn't accept grants from this identity provider.")
         claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
         if claims is None:
-            raise _invalid_grant("The grant's signature is wrong.")
+            raise _invalid_grant("The grant's signature is invalid.")
         self._check_grant(claims, client)
         scope, resource = claims.get("scope", ""), claims.get("resource", [])
         name: Any = claims.get("name", claims.get("email"))

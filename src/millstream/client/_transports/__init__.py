@@ -106,7 +106,11 @@ class SkipLog(Struct):
         """Log why a message was skipped, unless another one was logged."""
         if not self._logged:
             self._logged = True
-            _logger.warning("A message from the server was skipped, as others like it will be. %s: %.80r", why, data)
+            _logger.warning(
+                "Skipped a message from the server; others like it will be skipped without a warning. %s: %.80r",
+                why,
+                data,
+            )
 
 
 _messages = logging.getLogger("millstream.client.messages")

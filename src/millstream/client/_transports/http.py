@@ -389,7 +389,7 @@ class HttpSseTransport(DuplexTransport):
         except TimeoutError as exc:
             if reply is None:
                 raise ConnectFailed(f"{url.origin} didn't respond within {seconds:g} seconds.") from exc
-            raise NotMcp(f"{url} opens an event stream, but it doesn't send the endpoint event of MCP.") from exc
+            raise NotMcp(f"{url} opens an event stream, but doesn't send MCP's endpoint event.") from exc
 
     async def _read(self, stream: Body, named: asyncio.Future[None]) -> None:
         reader = EventReader(self._options.max_bytes, self.skip)
@@ -401,7 +401,7 @@ class HttpSseTransport(DuplexTransport):
                 if event.event == "endpoint" and not self._messages:
                     target = url.join(event.data)
                     if target.origin != url.origin:  # credentials are only sent to this origin
-                        raise NotMcp(f"{url} requests messages to be sent to another server, {target.origin}.")
+                        raise NotMcp(f"{url} tells clients to send messages to another server, {target.origin}.")
                     self._messages = target.target
                     if not named.done():
                         named.set_result(None)

@@ -173,7 +173,7 @@ def check_uri(uri: str) -> None:
         ValueError: The URI is invalid.
     """
     if not uri.startswith("ui://") or len(uri) == len("ui://") or "{" in uri:
-        raise ValueError(f"{uri!r} is not the URI of a view: start it with ui://, such as 'ui://orders/table'.")
+        raise ValueError(f"{uri!r} isn't the URI of a view: start it with ui://, such as 'ui://orders/table'.")
 
 
 def metadata_of(options: AppOptions) -> Json:

@@ -37,7 +37,7 @@ def forbidden_error(reason: str) -> ProtocolError:
 def limit_error(limit: str, most: int | None = None) -> ProtocolError:
     """Return the error for a limit of the server."""
     data: Json = {"limit": limit} if most is None else {"limit": limit, "max": most}
-    return ProtocolError(RESOURCE_EXHAUSTED, f"A limit of the server was reached: {limit}", data)
+    return ProtocolError(RESOURCE_EXHAUSTED, f"A server limit was reached: {limit}", data)
 
 
 MAX_BODY = 256 * 1024
@@ -301,7 +301,7 @@ def _object_schema(declared: JsonType, name: str, what: str) -> Json:
     schema = declared.schema
     if schema.get("type") != "object":
         raise TypeError(
-            f"The {what} of {name!r} must be an object: use a dataclass, Struct, TypedDict or pydantic model."
+            f"The {what} of {name!r} must be an object: use a dataclass, Struct, TypedDict, or pydantic model."
         )
     return schema
 

@@ -301,7 +301,7 @@ def read_url(text: str) -> Url:
         url = parse_url(text)
         if url.scheme == "https" and len(text) <= MAX_URL and text.isascii() and "#" not in text:
             return url
-    raise invalid("delivery.url must be an https URL without user name and fragment")
+    raise invalid("delivery.url must be an https URL without a user name or fragment")
 
 
 class WebhookSender(Struct, frozen=True):

@@ -66,9 +66,7 @@ class Skills(Extension):
     @override
     def register(self, server: "Server") -> None:
         """Serve all files through one resource template."""
-        server.resource(_TEMPLATE, name="skills", description="Files of the skills of this server.")(
-            self._read_resource
-        )
+        server.resource(_TEMPLATE, name="skills", description="Files of this server's skills.")(self._read_resource)
 
     @override
     async def open(self, host: "Host") -> None:
@@ -177,7 +175,7 @@ class Skills(Extension):
         """
         children = await asyncio.to_thread(self._children, params.uri)
         if children is None:
-            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} is not a directory resource.")
+            raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} isn't a directory resource.")
         page, more = self._page(sorted(children), params.cursor)
         return {"resources": [children[uri] for uri in page], **more}
 

@@ -458,7 +458,7 @@ class TaskRunner(TaskRecords):
             return await self._host.acquire_slots(holder, self._limits(owner), call=saved)
         except LimitReached as reached:
             if not reached.name:
-                text = "Too many concurrent calls. Try again when one has ended."
+                text = "Too many concurrent calls. Try again when one has finished."
             else:
                 settings = self._settings
                 text = (
@@ -466,7 +466,7 @@ class TaskRunner(TaskRecords):
                     if reached.key
                     else f"{settings.max_tasks:,} tasks"
                 )
-                text += " run already, which is the limit. Try again later."
+                text += " are already running, which is the limit. Try again later."
             raise ProtocolError(RATE_LIMITED, text, status=429) from reached
 
     def _limits(self, owner: str) -> list[SlotLimit]:
@@ -580,7 +580,7 @@ class TaskRunner(TaskRecords):
             try:
                 await self.update(run.name, run.change(message=text))
             except LocalError:
-                logger.debug("The status message of a task couldn't be stored", exc_info=True)
+                logger.debug("A task's status message couldn't be stored", exc_info=True)
             await asyncio.sleep(_STATUS_INTERVAL)
 
     # Other workers
