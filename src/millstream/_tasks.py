@@ -60,6 +60,10 @@ class Tasks:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
 
+    def reopen(self) -> None:
+        """Let new tasks run after `close`."""
+        self._closed = False
+
     async def close(self, seconds: float | None = None) -> None:
         """Cancel all tasks, and wait for them to end.
 

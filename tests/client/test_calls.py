@@ -1,9 +1,14 @@
 import asyncio
+import datetime as dt
 import math
 import subprocess
 import sys
 import textwrap
-from typing import Any, TypedDict
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypedDict
 
 import msgspec
 import pydantic
@@ -42,6 +47,11 @@ class NumberedOrder(pydantic.BaseModel):
     isbn: pydantic.StrictInt
 
 
+@dataclass
+class Wrapping:
+    paper: str = "red"
+
+
 @for_each("revision", BY_DATE)
 @for_each("wanted", [TypedOrder, StructOrder, ModelOrder, dict[str, Any], ModelOrder | None])
 async def test_results_decode_to_the_requested_type(revision: str, wanted: Any) -> None:
@@ -76,6 +86,50 @@ async def test_results_of_another_type_raise(revision: str) -> None:
         assert (await client.call("count", a=1, b=2)).data in (3, {"result": 3}, "3")
 
 
+@for_each(("wanted", "text"), [(Literal["red"], "red"), (dt.date, "2024-05-01"), (str | None, "5 pounds")])
+async def test_text_decodes_to_types_that_are_text(wanted: Any, text: str) -> None:
+    async with Client(mcp) as client:
+        found = await client.call("say", text=text, result_type=wanted)
+    assert str(found) == text
+
+
+async def test_result_without_content_is_null() -> None:
+    server = Server("empty")
+
+    @server.tool
+    def nothing() -> None:
+        """Do nothing."""
+
+    async with Client(server) as client:
+        assert await client.call("nothing", result_type=int | None) is None  # type: ignore[arg-type]
+
+
+async def test_models_and_paths_are_sent_as_arguments() -> None:
+    server = Server("echo")
+
+    @server.tool
+    def echo(order: Any, folder: Any) -> list[Any]:
+        """Echo."""
+        return [order, folder]
+
+    async with Client(server) as client:
+        found = await client.call("echo", order=ModelOrder(isbn="1", copies=2), folder=Path("/books"))
+    assert found.data == [{"isbn": "1", "copies": 2}, "/books"]
+
+
+async def test_arguments_of_prompts_are_sent_as_text() -> None:
+    server = Server("prompts")
+
+    @server.prompt
+    def plan(days: int, sunny: bool, places: str) -> str:
+        """Plan a trip."""
+        return f"{days!r} {sunny!r} {places!r}"
+
+    async with Client(server) as client:
+        found = await client.prompt("plan", {"days": 3}, sunny=True, places=["Bath", 5])
+    assert found.text == """3 True '["Bath",5]'"""
+
+
 async def test_arguments_may_be_named_like_options() -> None:
     server = Server("s")
 
@@ -94,6 +148,32 @@ async def test_arguments_may_be_named_like_options() -> None:
 async def test_handlers_can_decline(revision: str, answer: Any) -> None:
     async with Client(mcp, revision=revision, elicit=lambda question: answer) as client:
         assert (await client.call("deliver", raise_on_error=False)).is_error
+
+
+@for_each("revision", [HANDSHAKE, "2026-07-28"])
+@for_each("answer", [True, "accept"])
+async def test_forms_can_be_accepted_as_they_are(revision: str, answer: Any) -> None:
+    server = Server("shop")
+
+    @server.tool
+    async def choose(ctx: Context) -> str:
+        """Ask for the wrapping."""
+        return str(await ctx.elicit("Wrap it?", Wrapping))
+
+    async with Client(server, revision=revision, elicit=lambda question: answer) as client:
+        assert (await client.call("choose")).text == "Wrapping(paper='red')"
+
+
+@for_each("revision", [HANDSHAKE, "2026-07-28"])
+async def test_errors_of_question_handlers_are_logged(revision: str, caplog: pytest.LogCaptureFixture) -> None:
+
+    def broken(question: Question) -> dict[str, Any]:
+        raise ZeroDivisionError("no answer")
+
+    async with Client(mcp, revision=revision, elicit=broken) as client:
+        with pytest.raises(ClientError):
+            await client.call("deliver")
+    assert "ZeroDivisionError: no answer" in caplog.text
 
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
@@ -271,6 +351,62 @@ async def test_client_outside_its_block_raises() -> None:
         _ = client.revision
 
 
+async def test_blocks_of_a_client_follow_each_other() -> None:
+    client = Client(mcp, timeout=WAIT)
+    for n in (1, 2):
+        async with client:
+            assert await client.call("count", a=n, b=1, result_type=int) == n + 1
+    with pytest.raises(ClientError, match="async with"):
+        await client.call("count", a=1, b=1)
+
+
+def test_blocks_of_a_client_run_in_several_event_loops() -> None:
+    client = Client(mcp, timeout=WAIT)
+
+    async def count(n: int) -> int:
+        async with client:
+            return await client.call("count", a=n, b=1, result_type=int)
+
+    assert [asyncio.run(count(n)) for n in (1, 2)] == [2, 3]
+
+
+async def test_nested_blocks_share_a_connection() -> None:
+    client = Client(mcp, timeout=WAIT)
+    async with client:
+        connection = client.conversation.connection
+        async with client:
+            assert client.conversation.connection is connection
+        assert await client.call("count", a=1, b=1, result_type=int) == 2
+
+
+async def test_concurrent_blocks_share_a_client() -> None:
+    client = Client(mcp, timeout=WAIT)
+
+    async def count(n: int) -> int:
+        async with client:
+            return await client.call("count", a=n, b=0, result_type=int)
+
+    assert await asyncio.gather(*map(count, range(20))) == list(range(20))
+
+
+async def test_block_that_could_not_be_entered_leaves_the_client_usable() -> None:
+    running = False
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        if not running:
+            raise OSError("the database is away")
+        yield
+
+    client = Client(Server("late", lifespan=lifespan), timeout=WAIT)
+    with pytest.raises(OSError, match="away"):
+        async with client:
+            pass
+    running = True
+    async with client:
+        await client.ping()
+
+
 def test_unknown_revisions_are_refused_at_once() -> None:
     with pytest.raises(TargetError, match="2025-11-25"):
         Client(mcp, revision="2024-01-01")
@@ -283,6 +419,17 @@ def test_blocking_client_needs_no_await() -> None:
         assert client.server.name == "shop"
         with pytest.raises(ServerError):
             client.call("nothing")
+
+
+def test_blocks_of_a_blocking_client_nest_and_follow_each_other() -> None:
+    client = BlockingClient(mcp)
+    for _ in range(2):
+        with client:
+            with client:
+                assert client.call("count", a=1, b=2, result_type=int) == 3
+            assert client.call("count", a=1, b=2, result_type=int) == 3
+    with pytest.raises(ClientError, match="with BlockingClient"):
+        client.call("count", a=1, b=2)
 
 
 def test_blocking_client_that_stays_open_does_not_keep_its_program_running() -> None:

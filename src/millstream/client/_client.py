@@ -3,7 +3,7 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -117,6 +117,7 @@ class Client:
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 
     Calls can run concurrently. Entering the block connects. After a connection is lost, the next request reconnects.
+    Blocks of one client can be nested or follow each other: the outermost one connects and closes.
 
     Args:
         target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
@@ -186,6 +187,8 @@ class Client:
         """Output schemas of listed tools, by name."""
         self._progress: OnProgress | None = None
         """Handler for the progress of calls that don't have their own."""
+        self._blocks = 0
+        """Number of blocks that the client is in."""
 
     # The connection
 
@@ -195,11 +198,18 @@ class Client:
         Raises:
             ClientError: The connection failed; the message says why and what to do.
         """
-        await self.conversation.start()
+        self._blocks += 1
+        try:
+            await (self.conversation.start() if self._blocks == 1 else self.conversation.requests.connect(first=True))
+        except BaseException:
+            self._blocks -= 1
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self.conversation.close()
+        self._blocks -= 1
+        if not self._blocks:
+            await self.conversation.close()
 
     if not TYPE_CHECKING:  # type checkers report it themselves
 
@@ -427,7 +437,7 @@ class Client:
         return found.contents
 
     async def prompt(
-        self, name: str, arguments: Mapping[str, str] | None = None, /, *, timeout: float = 0, **more: str
+        self, name: str, arguments: Mapping[str, Any] | None = None, /, *, timeout: float = 0, **more: Any
     ) -> GetPromptResult:
         """Return the messages of a prompt: ``(await client.prompt("review", isbn="9780141439600")).messages``.
 
@@ -435,13 +445,15 @@ class Client:
             name: Name of the prompt.
             arguments: Arguments as a mapping, for names that clash with `timeout`.
             timeout: Seconds to wait for this request; 0 for the client's `timeout`.
-            more: Arguments of the prompt by keyword. All are text.
+            more: Arguments of the prompt by keyword. Prompts take text, so other values are sent as JSON.
 
         Raises:
             ServerError: The prompt doesn't exist, or an argument is missing.
             ClientError: There was no response.
         """
-        params = encode({"name": name, "arguments": {**(arguments or {}), **more}})
+        given = {**(arguments or {}), **more}
+        texts = {each: value if isinstance(value, str) else encode(value).decode() for each, value in given.items()}
+        params = encode({"name": name, "arguments": texts})
         ask = RawRequest(method="prompts/get", params=params, name=name, timeout=timeout, repeatable=True)
         try:
             found = await self.conversation.requests.ask(ask)
@@ -728,14 +740,18 @@ class BlockingClient:
 
     def __init__(self, target: Target, **more: Unpack[_ClientArguments]) -> None:
         self._client = Client(target, **more)
-        self._runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-        self._loop = self._runner.get_loop()
-        self._thread = threading.Thread(target=self._run, name="millstream-client", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Runs in the thread inside the block."""
+        self._thread = threading.Thread()
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        if self._loop is None:
+            runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
+            self._loop = runner.get_loop()
+            self._thread = threading.Thread(target=_run, args=(runner,), name="millstream-client", daemon=True)
+            self._thread.start()
         try:
-            self._wait(self._client.__aenter__())
+            self._wait(self._client.__aenter__)
         except BaseException:
             self._stop()
             raise
@@ -743,7 +759,7 @@ class BlockingClient:
 
     def __exit__(self, *exc: object) -> None:
         try:
-            self._wait(self._client.__aexit__(*exc))
+            self._wait(self._client.__aexit__, *exc)
         finally:
             self._stop()
 
@@ -753,20 +769,26 @@ class BlockingClient:
             return found
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            return self._wait(found(*args, **kwargs))
+            return self._wait(found, *args, **kwargs)
 
         return method
 
-    def _wait(self, work: Any) -> Any:
+    def _wait(self, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         async def result() -> Any:
-            return await work if inspect.isawaitable(work) else work
+            found = work(*args, **kwargs)
+            return await found if inspect.isawaitable(found) else found
 
+        if self._loop is None:
+            raise ClientError("The client isn't connected. Use `with BlockingClient(…) as client:`.")
         return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
 
     def _stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        if self._loop is not None and not self._client._blocks:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop = None
 
-    def _run(self) -> None:
-        with self._runner:  # cancels calls that Ctrl-C interrupted
-            self._loop.run_forever()
+
+def _run(runner: asyncio.Runner) -> None:
+    with runner:  # cancels calls that Ctrl-C interrupted
+        runner.get_loop().run_forever()

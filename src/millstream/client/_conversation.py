@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, TypeVar
 
 from msgspec import Raw
@@ -112,7 +113,8 @@ class Conversation:
         self.incoming.watchers.add(self._cache.invalidate)
 
     async def start(self) -> None:
-        """Connect and negotiate."""
+        """Connect and negotiate, also after `close`."""
+        self.incoming.background.reopen()
         try:
             await self.requests.restore(await self.requests.connect(first=True))
         except BaseException:
@@ -272,12 +274,16 @@ class Conversation:
 
 
 def _encode_call(tool: str, arguments: Mapping[str, Any]) -> bytes:
-    try:
+    with suppress(TypeError):
         return encode({"name": tool, "arguments": arguments})
+    # It knows models and paths, which few arguments are.
+    widely: Callable[[Any], bytes] = import_module("millstream._server.functions.msgspec_engine").encode
+    try:
+        return widely({"name": tool, "arguments": arguments})
     except TypeError:
         for name, value in arguments.items():
             with suppress(TypeError):
-                encode(value)
+                widely(value)
                 continue
             start = f"The argument {name!r} of {tool!r} can't be sent as JSON"
             if isinstance(value, type):
@@ -285,6 +291,7 @@ def _encode_call(tool: str, arguments: Mapping[str, Any]) -> bytes:
                     f"it's the class {value.__name__}. For the type of the result, write result_type={value.__name__}"
                 )
             else:
-                text = f"it's a {type(value).__name__}, or contains such a value. Use builtins, dataclasses, or Structs"
+                kind = type(value).__name__
+                text = f"it's a {kind}, or contains such a value. Use builtins, dataclasses, Structs, or models"
             raise TypeError(f"{start}, because {text}.") from None
         raise

@@ -5,6 +5,7 @@ coroutines; plain functions run in the event loop and must not block.
 """
 
 import inspect
+import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
@@ -42,12 +43,15 @@ class Question(ElicitRequestParams, kw_only=True):
 
 
 ElicitAnswer = Mapping[str, Any] | str | bool | None
-"""Form values; True after the user opened the URL; ``"decline"`` or False; ``"cancel"`` or None."""
+"""Form values; True after the user opened the URL, or to leave the form as it is; ``"decline"`` or False; ``"cancel"``
+or None.
+"""
 Elicit = Callable[[Question], ElicitAnswer | Awaitable[ElicitAnswer]]
 Sample = Callable[[CreateMessageRequestParams], str | SampleResult | Awaitable[str | SampleResult]]
 Roots = Sequence[str | Path] | Callable[[], Awaitable[Sequence[str | Path | Root]]]
 """Folders and files, as paths or `file://` URIs, or a function that returns them when the server asks."""
 
+_logger = logging.getLogger(__name__)
 _ACTIONS = frozenset({"accept", "decline", "cancel"})
 _decode_form = foreign_decoder(Question)
 _decode_sample = foreign_decoder(CreateMessageRequestParams)
@@ -143,7 +147,10 @@ class Questions(Struct, eq=False):
     async def _fill_in(self, params: bytes) -> Any:
         if self._elicit is None:
             raise ProtocolError(METHOD_NOT_FOUND, "This client has no user to ask.")
-        answer = await _ask(self._elicit, _decode_form(params))
+        question = _decode_form(params)
+        answer = await _ask(self._elicit, question)
+        if not question.url and (answer is True or answer == "accept"):
+            answer = {}
         if isinstance(answer, Mapping):
             return {"action": "accept", "content": dict(cast("Mapping[str, Any]", answer))}
         if isinstance(answer, str) and answer in _ACTIONS:
@@ -201,6 +208,7 @@ async def _ask(handler: Callable[[Any], Any], question: Any) -> Any:
     except ProtocolError:
         raise
     except Exception as exc:
+        _logger.exception("A client handler for questions raised an error.")
         raise ProtocolError(INTERNAL_ERROR, f"The client couldn't answer: {type(exc).__name__}") from exc
 
 

@@ -13,7 +13,7 @@ from msgspec import UNSET, Raw, Struct
 from millstream._override import override
 from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.jsonrpc import MALFORMED, Json
+from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.notifications import CallToolResult, PaginatedResult
 from millstream._recent import Recent
 from millstream.client._errors import InvalidResponse, ToolFailed
@@ -162,7 +162,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
             raise ToolFailed(self.text or "The tool failed without giving a reason.", self)
 
     def into(self, wanted: type[T]) -> T:
-        """Convert the value to a type, from the structured content or else from text that is JSON.
+        """Convert the value to a type, from the structured content or else from the text, which may be JSON.
 
         Args:
             wanted: Any type msgspec supports (builtins, dataclasses, Structs, TypedDicts, unions), or a Pydantic model.
@@ -176,7 +176,12 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         if raw is UNSET:
             if wanted is str:
                 return cast("T", self.text)
-            return _read(self.text.encode(), wanted)
+            try:
+                return _read(self.text.encode() or b"null", wanted)
+            except InvalidResponse:
+                with suppress(InvalidResponse):  # a date or a choice, for example
+                    return _read(encode(self.text), wanted)
+                raise
         try:
             return _read(bytes(raw), wanted)
         except InvalidResponse:
