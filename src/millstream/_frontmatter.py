@@ -17,7 +17,7 @@ _BLOCK = re.compile(r"\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|\Z)", re.
 
 
 class FrontmatterError(ValueError):
-    """The text has no valid frontmatter. The message says what's wrong.
+    """The text has no valid frontmatter. The message describes the problem.
 
     Example:
         ``except FrontmatterError as error: print(f"{path}: {error}")``

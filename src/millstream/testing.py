@@ -115,7 +115,7 @@ def connect(
         scopes: Scopes of a caller given by its subject. A `Principal` has its own.
 
     Raises:
-        TypeError: There are scopes beside a `Principal`, or the scopes are one string.
+        TypeError: Scopes were passed with a `Principal`, or as one string.
         ValueError: The revision is unknown.
     """
     if revision not in BY_DATE:

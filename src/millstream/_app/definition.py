@@ -140,7 +140,7 @@ class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=Su
 
 
 class Bind(Struct, frozen=True):
-    """Where the server listens, as far as known."""
+    """The address that the server listens on, if known."""
 
     loopback: bool | None = None
     """Whether only this machine can reach it; None if its address is unknown."""
@@ -223,7 +223,7 @@ class Definition:
         """Changes while running, for workers that start later."""
 
     def configure(self, *, serve: str | Collection[str] = (), **changes: object) -> None:
-        """Apply command line options over the program's, before the server runs.
+        """Override the program's options with the command line's, before the server runs.
 
         Args:
             serve: Parts to serve instead; empty keeps the program's.
@@ -250,7 +250,7 @@ class Definition:
 
     @property
     def connects(self) -> bool:
-        """Whether users can connect their accounts at upstreams, on the page of connections."""
+        """Whether users can connect their upstream accounts on the connections page."""
         return any(each.connects for each in self.upstreams)
 
     @property

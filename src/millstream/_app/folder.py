@@ -24,9 +24,9 @@ from millstream._server.features.sources import completer_of
 from millstream.files import find_file
 
 MAX_BYTES = 10 * 1024 * 1024
-"""Maximum bytes of one file."""
+"""Maximum size of a file, in bytes."""
 MAX_FILES = 10_000
-"""Maximum entries of the list."""
+"""Maximum number of entries in the list."""
 MAX_COMPLETED = 100
 LONG_WALK = 0.01
 """Seconds of CPU time above which a scan is cached."""
@@ -83,7 +83,7 @@ class Folder:
             start = ""
 
     def find(self, path: str) -> Path | None:
-        """Return the file of a path; None if it doesn't exist or may not be read."""
+        """Return the file at a path, or None if it doesn't exist or may not be read."""
         if _has_hidden(path.replace("\\", "/").split("/")):
             return None
         return find_file(self._root, self._root / path)

@@ -100,7 +100,7 @@ def server_of(value: Any) -> Server:
         value: Server object; see `millstream.gateway._programs.library_of`.
 
     Raises:
-        ProgramError: It can't run this way; the message says why and what to do.
+        ProgramError: It can't run this way; the message explains why and suggests a fix.
     """
     from millstream._app.user_routes import application_at  # noqa: PLC0415  only for other libraries
     from millstream.gateway._programs.auth import ProgramAuth  # noqa: PLC0415

@@ -277,7 +277,7 @@ async def _describe_stream(request: HttpRequest) -> Response:
 
 
 _PAGES = {"Connect a client": "/connect", "API docs": "/docs"}
-"""Label -> path of pages for people who open the address of MCP."""
+"""Label -> path of pages for people who open the MCP endpoint."""
 
 
 def _unless_browser(handler: Handler, show: Handler) -> Handler:
@@ -347,11 +347,11 @@ KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
 
 _SIGN_IN = "/sign-in"
 _SIGN_IN_NAMES = frozenset({"/login", "/log-in", "/signin", "/auth", "/auth/login", "/account", "/account/login"})
-"""Names of the sign-in page elsewhere, which people try."""
+"""Usual names of sign-in pages, which people try."""
 _MAX_MISSPELLED = 64
-"""Maximum characters of a path that is compared with others, which takes longer the longer it is."""
+"""Maximum length of a path that is compared with others. Longer ones take longer to compare."""
 _LEAST_ALIKE = 0.8
-"""How much alike, from 0 to 1, a path must be to one that's suggested."""
+"""Minimum similarity, from 0 to 1, between a path and a suggested one."""
 _HINTS = {
     "/tools": "Each tool has its own path: POST the arguments to {root}/tools/NAME. {root}/docs lists the tools.",
     "/mcp/tools": "POST to {root}/mcp/tools/list or {root}/mcp/tools/call.",

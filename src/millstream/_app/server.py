@@ -59,7 +59,7 @@ def check_arguments(name: Any, lifespan: Any, info: Any, settings: Any, **texts:
         texts: Arguments that must be strings.
 
     Raises:
-        TypeError: An argument has the wrong type; the message says what is right.
+        TypeError: An argument has the wrong type; the message names the right one.
         ValueError: The name is empty.
     """
     if not isinstance(name, str):
@@ -212,7 +212,7 @@ class Server:
         instructions: Instructions for the client's model on how to use the server.
         info: Title, description, icons, and website.
         store: URL of the store for streams and sessions; by default that of the settings, or ``memory://``.
-        lifespan: ``async with`` context around the time the server runs. Its value is ``ctx.lifespan``.
+        lifespan: An ``async with`` context that's open while the server runs. Its value is ``ctx.lifespan``.
         serve: What to serve in addition to MCP: hub, rest, web, metrics, several of them, or all.
         auth: How callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` decides who may use a channel of the hub.
@@ -377,7 +377,7 @@ class Server:
         Args:
             function: The function. An ``async def`` function runs in the event loop, a ``def`` function in a worker
                 thread.
-            more: Nothing, because options have names.
+            more: Not allowed, because options are passed by name.
             options: Options of `millstream._server.features.tools.ToolOptions`, such as ``name``, ``title``,
                 ``annotations``, ``timeout`` in seconds, ``scopes``, ``limit``, and ``task``.
 
@@ -426,7 +426,7 @@ class Server:
     def prompt(self, function: Any = None, /, **options: Unpack[PromptOptions]) -> Any:
         """Register a function as a prompt: ``@mcp.prompt``. Return the function.
 
-        It returns text, which the user says, a `Message`, or a list of them (MCP 2025-11-25, server/prompts).
+        It returns text (a user message), a `Message`, or a list of them (MCP 2025-11-25, server/prompts).
 
         Args:
             function: The function. Clients send its arguments as strings.
@@ -635,8 +635,8 @@ class Server:
             client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
             name: Name that clients show.
             options: `routes`, a list of `millstream.gateway.RouteMap`, `names`, and `choose`. With
-                `output_schemas`, tools promise what the document says about responses. `hosts` are origins of other
-                servers that operations may have.
+                `output_schemas`, tools have output schemas, taken from the document's responses. `hosts` are origins
+                of other servers that operations may have.
 
         Raises:
             ValueError: The document is invalid, or has no server and `client` isn't given.

@@ -112,7 +112,7 @@ MAX_RANGES = 8
 
 
 class UserRoute(Struct, frozen=True, eq=False):
-    """One path, or all below it."""
+    """A route: one path, or all paths below it."""
 
     path: str
     methods: frozenset[str]

@@ -44,7 +44,7 @@ FAILED, MISUSED, UNREACHABLE, DENIED, LATE = 1, 2, 3, 4, 5
 """Exit statuses: the request failed, wrong usage, no connection, no access, no response in time."""
 
 _SILENCE = 5.0
-"""Seconds without a connection after which a command says what it's waiting for."""
+"""Seconds without a connection after which a command reports what it's waiting for."""
 _FORBIDDEN = 403
 _MAX_LINE = 64 * 1024
 

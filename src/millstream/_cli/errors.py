@@ -74,7 +74,7 @@ _OTHER_NAMES = {
     "users new": "users add",
     "users rm": "users remove",
 }
-"""Command of other programs -> ours."""
+"""Command in other programs -> ours."""
 _OTHER_OPTIONS = {
     "auth-key": "auth",
     "debug": "log-level debug",
@@ -115,7 +115,7 @@ _WORDS = (
     (re.compile(r'Invalid value "[^"]*" for (--timeout)\. .* isn\'t greater than 0\.'), r"\1 must be greater than 0."),
     (re.compile(r'Command ".*" parameter (\S+) requires an argument\.'), r"\1 needs a value."),
 )
-"""Sentences of the command-line library -> ours."""
+"""Messages of the command-line library -> ours."""
 _EXAMPLES = {
     "run": "millstream run shop.py",
     "dev": "millstream dev shop.py",
@@ -132,7 +132,7 @@ _RED_ERROR = "\x1b[1;31mError:\x1b[0m"
 
 
 class UsageError(Exception):
-    """The arguments of a command are invalid or inconsistent; the message says what to write."""
+    """The arguments of a command are invalid or inconsistent; the message suggests a replacement."""
 
 
 def finite(_: type, number: float) -> None:

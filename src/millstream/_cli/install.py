@@ -208,7 +208,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     url: str = ""
     """Member of the entry for a URL. Empty if the application can only start programs."""
     url_type: Mapping[str, str] = {}
-    """Member of that entry that says how to connect, if there is one."""
+    """Member of that entry with the kind of connection, if there is one."""
     headers: str = "headers"
     """Member of the entry that holds the HTTP headers."""
     write: Callable[[str, Launch], Entry] | None = None
@@ -633,7 +633,7 @@ def install(  # noqa: PLR0913  the options of the command
         name: Name of the server in the application.
         variable: Set an environment variable of the server; repeatable.
         env_file: Set the variables in this file.
-        header: For a URL: header of each request, "Name: value". Repeat it.
+        header: For a URL: send a header with each request, "Name: value"; repeatable.
         project: Write the configuration of this folder instead of your own, if the application supports it.
         undo: Undo the last install of this server.
         dry_run: Show the change, and write nothing.

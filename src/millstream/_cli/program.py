@@ -122,11 +122,11 @@ def print_help(app: App, words: Sequence[str]) -> None:
 EnvFile = Annotated[Path | None, Parameter(help="Set the variables in this file that aren't already set.")]
 Json = Annotated[bool, Parameter(help="Print JSON.")]
 Packages = Annotated[
-    tuple[str, ...], Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv. Repeat it.")
+    tuple[str, ...], Parameter(name="--with", metavar="PKG", help="Run with this package; needs uv; repeatable.")
 ]
 Editable = Annotated[
     tuple[str, ...],
-    Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv. Repeat it."),
+    Parameter(name="--with-editable", metavar="DIR", help="Run with the package in this folder; needs uv; repeatable."),
 ]
 Port = Annotated[
     int | None, Parameter(alias="-p", metavar="PORT", help="Port to listen on; 0 picks a free port. [default: 8000]")

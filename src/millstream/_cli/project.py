@@ -159,7 +159,7 @@ def init(
     print_text(f"Created {server_name} in {folder.resolve()}: {', '.join(files)}.")
     change_folder = "" if folder.resolve() == Path.cwd() else f"cd {shlex.quote(str(folder))} && "
     if template:
-        print_text(f"Next: {change_folder}pip install -r requirements.txt. README.md says how to start it.")
+        print_text(f"Next: {change_folder}pip install -r requirements.txt. README.md explains how to start it.")
     else:
         print_text(f"Next: {change_folder}millstream dev server.py")
 

@@ -56,14 +56,14 @@ def safe_json(text: str) -> str:
 
 
 def print_text(text: str, to: TextIO | None = None) -> None:
-    """Print text of a server, without control characters on a terminal."""
+    """Print a server's text, without control characters on a terminal."""
     out = to or sys.stdout
     out.write((safe(text) if out.isatty() else text) + "\n")
     out.flush()
 
 
 def print_block(text: str, to: TextIO | None = None) -> None:
-    """Print text of a server. On a terminal, indent and color JSON."""
+    """Print a server's text. On a terminal, indent and color JSON."""
     out = to or sys.stdout
     if out.isatty() and text[:1] in "{[":
         try:

@@ -248,7 +248,7 @@ def query_value(name: str, query: bytes) -> str:
 
 
 client_id_of = partial(query_value, "client_id")
-"""The `client_id` in a query string, or an empty string."""
+"""Return the `client_id` in a query string, or an empty string."""
 
 
 def last_event_id(request: HttpRequest) -> str:
@@ -383,7 +383,7 @@ def failure(exc: BaseException, method: str, path: str) -> Response:
 
 
 FROM_BYTES = 4 * 1024
-"""Shorter bodies are sent as they are."""
+"""Minimum size of a body to compress, in bytes."""
 
 GZIP_HEAD = b"content-encoding: gzip\r\nvary: accept-encoding\r\n"
 
@@ -502,7 +502,7 @@ excludes a type.
 
 
 def wants_page(request: HttpRequest) -> bool:
-    """Return whether a browser navigates. Its scripts, and other programs, don't list HTML beside everything else."""
+    """Return whether the request is a browser navigation. Scripts don't list HTML among other types."""
     return parse_accept(request.headers.get(b"accept")).page
 
 
@@ -569,7 +569,7 @@ WRONG_TYPE = ProblemKind(
 )
 INVALID_ARGUMENTS = ProblemKind(
     "invalid-arguments", 422, "Invalid arguments",
-    "The arguments don't match the tool's schema. The detail says what to fix.",
+    "The arguments don't match the tool's schema. The detail explains what to fix.",
 )  # fmt: skip
 REFUSED = ProblemKind("refused", 403, "Refused", "The call was rejected before it ran.")
 INTERNAL = ProblemKind(

@@ -292,7 +292,7 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
         object_root: Whether the root must be an object. False for results, which can be any JSON value.
 
     Raises:
-        ValueError: The schema breaks a rule. The text says what is wrong and where.
+        ValueError: The schema breaks a rule. The message names the problem and its location.
     """
     if object_root and schema.get("type") != "object":
         raise ValueError('the root of the schema must have "type": "object"')

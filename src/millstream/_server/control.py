@@ -38,7 +38,7 @@ opening handshake.
 
 
 class Load:
-    """The calls in flight of one server, as counts."""
+    """Counts of a server's in-flight calls."""
 
     def __init__(self, calls: Collection[Call], services: Services) -> None:
         # Configuration
@@ -151,7 +151,7 @@ _MAX_ID = 1024
 
 
 class Control:
-    """The calls in flight, by the names that later messages use."""
+    """In-flight calls, by the names that later messages use for them."""
 
     def __init__(self, questions: PendingQuestions, peers: Peers) -> None:
         self._questions = questions

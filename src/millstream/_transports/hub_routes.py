@@ -44,7 +44,7 @@ CLIENT_PATH = "/mcp/sse/"
 MAX_HISTORY = 1_000
 
 _RETRY_AFTER = b"retry-after: 5\r\n"
-_PARTIAL = "Calls that other processes of the server handle don't appear here. Its log says what to do."
+_PARTIAL = "Calls handled by the server's other processes don't appear here. The server's log describes the fix."
 
 
 class Publication(Struct, forbid_unknown_fields=True):

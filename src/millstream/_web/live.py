@@ -146,7 +146,7 @@ def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) 
     async def events(request: HttpRequest) -> Response | None:
         """Send the buffered lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines.
 
-        The event ``failure`` says why the changed program can't start; ``null`` once it has changed again.
+        The event ``failure`` gives the reason why the changed program can't start; ``null`` once it has changed again.
         """
         sink = streams.open(request, ("inspect", ""))
         if sink is None:

@@ -155,7 +155,7 @@ def add_pages(routes: RouteRegistry, shown: Collection[str], *, account: bool) -
     Args:
         routes: Routes of the server. The sign-in pages of an authorization server share some of the files.
         shown: Names of the pages.
-        account: Whether people sign in. The bar then says who has, and signs out.
+        account: Whether people sign in. The bar then shows the user and a sign-out button.
     """
     for path, route in pages((*shown, "account") if account else shown).items():
         if path not in routes.exact or not path.startswith("/assets/"):

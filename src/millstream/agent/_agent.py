@@ -146,7 +146,7 @@ class Agent:
         """Connect to all servers.
 
         Raises:
-            ClientError: A server can't be reached; the message says why and what to do.
+            ClientError: A server can't be reached; the message explains why and suggests a fix.
         """
         self._closing.push_async_callback(self.model.close)
         try:

@@ -44,7 +44,7 @@ class Approval(Struct, frozen=True, kw_only=True):
     description: str = ""
     arguments: Mapping[str, Any] = {}
     upstream: str = ""
-    """If the server is a gateway, the name of the upstream that it says the tool comes from."""
+    """If the server is a gateway, the name that it gives for the tool's upstream."""
     read_only: bool = False
     """Whether the tool is marked as read-only, by a server whose hints aren't trusted."""
     text: str = ""

@@ -102,7 +102,7 @@ class ToolCaller(Struct, frozen=True):
     """Limits concurrent calls."""
 
     async def call(self, call: ToolCall) -> CallOutcome:
-        """Execute a call. The outcome's text says why, if it can't be executed."""
+        """Execute a call. If it can't be executed, the outcome's text gives the reason."""
         tool = next((each for each in self.toolbox if each.name == call.name), None)
         called = await self._execute(call, tool)
         server = "" if tool is None else tool.server.name

@@ -98,7 +98,7 @@ class ChallengeResponses(Struct, kw_only=True):
     scopes: Collection[str] = ()
     """Scopes that every caller needs."""
     scope_prefix: str = ""
-    """What the issuer expects in front of scopes that a client requests."""
+    """Prefix that the issuer expects on the scopes that a client requests."""
     form: Callable[[HttpRequest], Response | None] = lambda request: None
     """Returns the sign-in form for browsers; None for other clients."""
 
@@ -171,9 +171,9 @@ def metadata_paths(
     """Return the GET handlers of one server's metadata by path: at the root, and with the internal and the external
     path of each address of MCP.
 
-    Protected resource metadata says where clients get a token for this server (RFC 9728). It's about the address whose
-    path it has. Clients of revision 2025-03-26 instead request the authorization server's metadata at this server's
-    origin, and get a copy. Both documents are public, for all origins.
+    Protected resource metadata tells clients where to get a token for this server (RFC 9728). It describes the
+    address whose path it has. Clients of revision 2025-03-26 instead request the authorization server's metadata at
+    this server's origin, and get a copy. Both documents are public, for all origins.
 
     Args:
         methods: Auth methods; at least one has an issuer.

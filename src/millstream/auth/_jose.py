@@ -54,7 +54,7 @@ class TokenRules(Struct, frozen=True):
     resource: str = ""
     """URL of the MCP endpoint for clients, if no audience is one."""
     scope_prefix: str = ""
-    """What the issuer expects in front of scopes that a client requests."""
+    """Prefix that the issuer expects on the scopes that a client requests."""
     id_tokens: bool = False
     """Whether ID tokens are expected, instead of access tokens."""
 

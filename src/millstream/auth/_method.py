@@ -83,7 +83,7 @@ async def prefetch_all(those: Iterable[Prefetchable]) -> None:
 def addresses_for(resource: str, settings: Settings) -> dict[str, str]:
     """Return the URLs at which one server serves MCP, by path below its mount point.
 
-    Metadata names the URL that was requested (RFC 9728 §3.3), and a token for one URL is valid at all.
+    Metadata names the URL that was requested (RFC 9728 §3.3), and a token for one URL is valid at all of them.
 
     Args:
         resource: URL of the MCP endpoint as clients know it. If it doesn't end with the endpoint's path, a proxy maps
@@ -127,7 +127,7 @@ class AuthMethod:
     scopes: tuple[str, ...] = ()
     """Scopes that every caller needs."""
     scope_prefix: str = ""
-    """What the issuer expects in front of scopes that a client requests."""
+    """Prefix that the issuer expects on the scopes that a client requests."""
     shows: bool = False
     """Whether `identify` sends the credential to another server. The guard tries such methods last."""
 

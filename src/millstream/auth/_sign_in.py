@@ -243,7 +243,7 @@ class SignIn:
         return reply({"name": shown, "scopes": scopes, "known_as": known_as})
 
     async def ambient(self, request: HttpRequest, own: bool) -> Principal | Response | None:
-        """Return the principal of a request's cookie; None without a cookie that applies.
+        """Authenticate a request by its sign-in cookie. Return None if no cookie applies.
 
         Args:
             request: A request without a credential.

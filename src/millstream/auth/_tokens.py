@@ -342,7 +342,7 @@ def rules_of(
 
     Raises:
         ValueError: The issuer, the audience, or a scope is invalid.
-        TypeError: A list of strings is something else.
+        TypeError: An argument that must be a list of strings isn't one.
     """
     try:
         check_url(issuer)
@@ -416,7 +416,7 @@ def jwt(  # noqa: PLR0913  the options of an issuer
             no ``aud``.
         scope_claims: Claims with scopes, such as ``permissions`` or ``realm_access.roles``. By default ``scope``, or
             ``scp``.
-        scope_prefix: What the issuer expects in front of scopes that a client requests, such as ``api://notes/``.
+        scope_prefix: Prefix that the issuer expects on the scopes that a client requests, such as ``api://notes/``.
 
     Raises:
         ValueError: An argument is missing or invalid.

@@ -196,7 +196,7 @@ class Client:
         """Connect and negotiate a revision.
 
         Raises:
-            ClientError: The connection failed; the message says why and what to do.
+            ClientError: The connection failed; the message explains why and suggests a fix.
         """
         self._blocks += 1
         try:
@@ -230,7 +230,7 @@ class Client:
 
     @property
     def capabilities(self) -> Mapping[str, Any]:
-        """Capabilities of the server."""
+        """The server's capabilities."""
         return self.conversation.negotiated.capabilities
 
     @property
@@ -240,7 +240,7 @@ class Client:
 
     @property
     def instructions(self) -> str:
-        """Instructions of the server for a language model."""
+        """The server's instructions for a language model."""
         return self.conversation.negotiated.instructions
 
     @property
@@ -487,7 +487,7 @@ class Client:
     # Skills
 
     def skills(self, *, fresh: bool = False) -> "PaginatedList[Skill]":
-        """List the skills of the server without reading their files: ``for skill in await client.skills(): …``.
+        """List the server's skills without reading their files: ``for skill in await client.skills(): …``.
 
         Args:
             fresh: Whether to ask the server even if the cached list is still valid.
@@ -531,14 +531,14 @@ class Client:
 
     @cached_property
     def tasks(self) -> "ClientTasks":
-        """Tasks of the server: start them, wait for them, and cancel them."""
+        """The server's tasks: start them, wait for them, and cancel them."""
         from millstream.client._tasks import ClientTasks  # noqa: PLC0415  few clients use tasks
 
         return ClientTasks(self.conversation)
 
     @cached_property
     def events(self) -> "ClientEvents":
-        """Events of the server (SEP-3415, a draft): list them, and subscribe to them."""
+        """The server's events (SEP-3415, a draft): list them, and subscribe to them."""
         from millstream.client._events import ClientEvents  # noqa: PLC0415  few clients use events
 
         return ClientEvents(self.conversation)
@@ -697,7 +697,7 @@ class Client:
         """Reject a plain ``with``.
 
         Raises:
-            TypeError: Always; the message says what to use instead.
+            TypeError: Always; the message suggests a replacement.
         """
         raise TypeError(
             f"{type(self).__name__} is asynchronous: write `async with`, or use BlockingClient from millstream.client."

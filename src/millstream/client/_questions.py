@@ -1,4 +1,4 @@
-"""Questions of a server to its client: for the user, for a language model, and about roots.
+"""Questions that a server asks its client: for the user, for a language model, and about roots.
 
 The same handlers serve requests of the handshake era and rounds of the per-request era. They can be plain functions or
 coroutines; plain functions run in the event loop and must not block.

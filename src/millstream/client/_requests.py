@@ -126,7 +126,7 @@ _NO_HEADERS: Mapping[str, str] = {}
 class ToolHeaders(Struct):
     """Header annotations of the tools that have been listed.
 
-    They say which arguments are also sent as headers. Tools with invalid annotations are left out of lists, as the
+    They name the arguments that are also sent as headers. Tools with invalid annotations are left out of lists, as the
     specification requires: https://modelcontextprotocol.io/specification/2026-07-28/server/tools.
     """
 

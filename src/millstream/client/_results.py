@@ -191,7 +191,7 @@ class Result(CallToolResult, frozen=True, kw_only=True):
 
 
 def find_mismatch(result: Result, schema: Json) -> str:
-    """Return what differs between a result and the output schema of its tool (MCP, server/tools#output-schema).
+    """Return the difference between a result and its tool's output schema (MCP, server/tools#output-schema).
 
     It's an empty string for a result that fits, for an error, and for content above 64 KiB, which isn't examined.
     """

@@ -33,9 +33,9 @@ class Channel(Enum):
     """How a client session or request reaches an upstream."""
 
     OWN = "own"
-    """By a session at the upstream that serves this session alone, in its revision and name."""
+    """Through an upstream session that serves only this client session, with its revision and name."""
     SHARED = "shared"
-    """By a connection in the client's era that others may use, too."""
+    """Through a connection in the client's era that other clients may also use."""
     ASK_BACK = "ask_back"
     """From a session to an upstream without any: questions in its results become requests to the client."""
     PARK = "park"
@@ -162,7 +162,7 @@ class Links(Struct):
     own: dict[str, Link] = {}
     """Client session -> its own session at the upstream."""
     lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
-    """Client sessions whose dedicated session has ended before them, and which haven't been told yet."""
+    """Client sessions whose dedicated session ended first, and whose clients haven't been notified yet."""
     streams: Share = field(default_factory=lambda: Share(MAX_STREAMS))
     """Counts subscriptions of clients that the upstream serves."""
     retired: set[Link] = set()
@@ -520,7 +520,7 @@ class Breaker:
         self._durations: deque[float] = deque(maxlen=_MAX_DURATIONS)
 
     def refusal(self, call: Call, method: str, name: str) -> str:
-        """Return the rest of a sentence that says why a call isn't sent, or an empty string to send it."""
+        """Return the rest of a sentence about why a call isn't sent, or an empty string to send it."""
         text, callers = "", self.records.get((method, name[:_MAX_NAME]))
         if self.is_open:
             text = "isn't responding, so the call wasn't sent. Try again in a minute."

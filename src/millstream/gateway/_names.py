@@ -39,7 +39,7 @@ _LETTERS = str.maketrans(
 
 
 def fold(name: str) -> str:
-    """Return a name without what readers overlook: case, width, accents, separators, and letters of other scripts."""
+    """Return a name without details that readers overlook: case, width, accents, separators, and foreign letters."""
     text = unicodedata.normalize("NFKC", name).translate(_CAPITALS).casefold()
     return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
 

@@ -84,7 +84,7 @@ _NOT_KEPT = frozenset((
 ))  # fmt: skip
 """Keywords that have another meaning, or none, at the place to which a definition is moved."""
 _KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
-"""What to prefer if a body has several media types."""
+"""Preferred media types, for a body that has several."""
 _ANY_SCALAR: Any = int | float | bool
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool}
 MAX_LOGGED = 20
@@ -146,7 +146,7 @@ class Document:
         spec: The document.
         base: Base URL of the API, if it isn't the document's first server.
         hosts: Origins of other servers that operations may have.
-        output_schemas: Whether tools promise what the document says about responses.
+        output_schemas: Whether tools have output schemas, taken from the document's responses.
         hides: Returns whether arguments can't set a parameter, by its name and place.
 
     Raises:
@@ -906,7 +906,7 @@ def check_api(config: Any) -> None:
     """Check that an `UpstreamConfig` with an API is valid.
 
     Raises:
-        ValueError: The configuration is invalid; the message says why.
+        ValueError: The configuration is invalid; the message gives the reason.
     """
     if config.target is not None:
         raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both.")

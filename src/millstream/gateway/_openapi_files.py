@@ -102,7 +102,7 @@ class DocumentFiles:
         return {**root, _FILES: others} if others else root
 
     def add(self, data: bytes) -> None:
-        """Add the wanted file. References to one that isn't a document lead to nothing.
+        """Add the wanted file. References to one that isn't a document point to nothing.
 
         Raises:
             ValueError: It's the document itself, and can't be used, or there's too much of it.
@@ -134,7 +134,7 @@ def read_document(path: str | Path) -> Any:
     """Return a document from a file, with the files beside it that it refers to.
 
     Raises:
-        ValueError: It can't be read; the message says why.
+        ValueError: It can't be read; the message gives the reason.
         MissingExtra: It's YAML, and the extra isn't installed.
     """
     base = address_of(path)

@@ -264,7 +264,7 @@ def _file_type(allowed: str, file_name: str, known: str) -> str:
 
 
 def items_of(value: Any) -> list[Any]:
-    """Return a list of a document, which is empty for every other value."""
+    """Return a document's value if it's a list, or else an empty list."""
     return value if is_array(value) else []
 
 

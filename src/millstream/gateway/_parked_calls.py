@@ -142,7 +142,7 @@ class _LostCall(TaggedRecord):
 
 _Outcome = _Result | _Questions | _Refusal | _Failure | _NoResult | _LostCall
 _News = _Notification | _Outcome
-"""What the worker that holds a call says about it."""
+"""Messages about a call from the worker that holds it."""
 _encode = msgspec.msgpack.encode
 _decode_news: Callable[[bytes], _News] = msgspec.msgpack.Decoder(_News).decode
 

@@ -45,7 +45,7 @@ _RELAYED = (
     "tools/call",
 )
 _NOTIFICATIONS = ("notifications/roots/list_changed", "notifications/progress")
-"""What a client announces to the server of its session."""
+"""Notifications that a client sends to its session's server."""
 
 
 class Passthrough:

@@ -77,7 +77,7 @@ _decode_messages = decoder(list[Message])
 
 
 def abilities_of(call: Call) -> bytes:
-    """Return what the client of a call can be asked, as canonical JSON in the form of the newest revision.
+    """Return the questions that a call's client can be asked, as canonical JSON in the form of the newest revision.
 
     Empty for a client that can't be asked anything. Clients with equal abilities can share a connection to an upstream.
     """

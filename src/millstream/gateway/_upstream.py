@@ -118,7 +118,7 @@ _decode_resource = decoder(ResourceUpdatedNotificationParams)
 
 CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetError)
 _MIN_LISTED = 1.0
-"""Minimum seconds between two times that the lists are read because a client asks."""
+"""Minimum seconds between two reads of the lists at a client's request."""
 _MIN_REFRESH = 5.0
 """Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
 _OTHER_CONNECTIONS = 28
@@ -204,7 +204,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         """Check the configuration.
 
         Raises:
-            ValueError: The configuration is invalid; the message says why.
+            ValueError: The configuration is invalid; the message gives the reason.
         """
         if not self.name.strip():
             raise ValueError("An upstream requires a name.")

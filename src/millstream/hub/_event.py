@@ -63,8 +63,8 @@ class Event(Struct, frozen=True, gc=False):
     offset: int = 0
     timestamp: float = 0.0
     user: Profile | None = None
-    """Who published it, by their credential; None for the program, and for callers without sign-in. On presence
-    channels, who arrived or left. Publishers can't set it, unlike any name in `data`.
+    """The publisher, identified by a credential; None for the program, and for callers without sign-in. On presence
+    channels, the client that arrived or left. Publishers can't set it, unlike any name in `data`.
     """
 
     def visible_user(self, reader: Principal | None) -> Profile | None:

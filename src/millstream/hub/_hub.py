@@ -264,7 +264,7 @@ class Hub:
         """Read the events of channels during the block, so that a subscription in it begins without waiting.
 
         Args:
-            channels: Channels and patterns, of which none may be invalid.
+            channels: Valid channels and patterns.
         """
         try:
             await self._delivery.interest.add(channels)
@@ -342,7 +342,7 @@ class Hub:
         events, a warning is logged. Iteration ends when the hub closes.
 
         Args:
-            pattern: A channel or pattern, not of the channels that start with ``$``.
+            pattern: A channel or pattern. Channels that start with ``$`` aren't allowed.
             name: The name of the listener, for example what it does with the events.
 
         Raises:

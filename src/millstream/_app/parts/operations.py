@@ -258,7 +258,7 @@ class ProbesPart(OwnPart):
         """Return whether to send new work here: not while the server drains.
 
         An unavailable store doesn't change that: plain calls don't need it, and a pause of a shared store would remove
-        all workers at once. A degraded server is ready, too, and says why.
+        all workers at once. A degraded server is also ready, and gives the reason.
         """
         if self._host.draining():
             return Response(b"draining\n", 503, _LATER)

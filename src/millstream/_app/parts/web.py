@@ -54,7 +54,7 @@ MAX_WORKERS = 256
 MAX_CHANNELS = 100
 """Maximum channels to show per worker, starting with the channels that have the most subscribers."""
 _SAME = 0.5
-"""Seconds for which the figures of this worker are cached, because rates are computed since the last query."""
+"""Seconds for which the figures of this worker are cached, because rates cover the time since the last query."""
 FRESH = 5.0
 """Seconds for which the figures of a silent worker are still shown."""
 
@@ -165,7 +165,7 @@ class DashboardQueries:
         return self._taken[1]
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> Json:
-        """Return the last so many seconds, as in `history_values`; with a method, its own points, too."""
+        """Return the most recent seconds, as in `history_values`; with a method, its own points, too."""
         question = _Question(
             "history", min((each for each in STEPS if each >= seconds), default=max(STEPS)), method, name
         )

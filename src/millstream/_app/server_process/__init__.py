@@ -1,6 +1,6 @@
 """Serving an application: the ASGI entry, our HTTP server, the start-up panel, and what every command reports.
 
-An error of the command line says what happened, why, and what to do.
+A command-line error has three parts: what happened, why, and what to do.
 """
 
 import os
@@ -104,7 +104,7 @@ def check_key(settings: Settings) -> None:
     """Check the key for session ids before anything listens.
 
     Raises:
-        CommandError: The key is invalid; the message says what to do.
+        CommandError: The key is invalid; the message suggests a fix.
     """
     try:
         load_secrets(settings.secret_key)
@@ -134,11 +134,11 @@ def convert_start_errors(name: str) -> Generator[None]:
 
 
 _TOLD = (ValueError, TypeError, ImportError, LocalError)
-"""Errors of our own checks are complete."""
+"""Errors raised by our own checks. Their messages are complete."""
 
 
 def place_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
-    """Return where to look, in words."""
+    """Describe where to look."""
     if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
         return f"line {exc.lineno} of {_brief(exc.filename)}"
     if frames and not is_foreign(frames[-1].filename):

@@ -24,7 +24,7 @@ _OWN_SERVER = (
 )
 """Protections that only our own server provides; they're logged under another one."""
 STOP_POLL = 0.2
-"""Seconds between looks at whether uvicorn stops."""
+"""Seconds between checks for whether uvicorn is stopping."""
 _OWN_SOCKETS = "caps on unfinished WebSocket messages, their time and their fragments, and on frames handled at a time"
 
 

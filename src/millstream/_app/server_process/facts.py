@@ -48,7 +48,7 @@ class Facts(Struct, frozen=True, kw_only=True):
     protections: list[str]
     curl: str
     call: str
-    """The same call by `millstream call`."""
+    """The same call with `millstream call`."""
     warning: str
     workers: list[int] = []
     """Process ids of several workers."""

@@ -108,7 +108,7 @@ class HttpServer:
         run(self.serve(), loop_factory())
 
     async def run_here(self) -> None:
-        """Serve in the running loop, until stopped or until the task is canceled, which drains, too."""
+        """Serve in the running loop, until stopped or until the task is canceled, which also drains it."""
         serving = asyncio.create_task(self.serve())
         try:
             await asyncio.shield(serving)
@@ -342,7 +342,7 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
     """Serve `Server.run()` over HTTP, for a program that may have its own logging.
 
     Raises:
-        SystemExit: The address can't be used; standard error says why.
+        SystemExit: The address can't be used; the reason is on standard error.
     """
     number, place = begin_run(), claim()
     if place is not None and place.hello.run != number:

@@ -86,7 +86,7 @@ async def _changes(folder: Path, served: Seen) -> AsyncIterator[None]:
 
 
 def look(folder: Path) -> Seen:
-    """Return time and size of each Python file, without installed packages."""
+    """Return the modification time and size of each Python file, without installed packages."""
     seen: Seen = {}
     for place, folders, files in os.walk(folder):
         folders[:] = [each for each in folders if not _is_foreign(Path(place, each))]

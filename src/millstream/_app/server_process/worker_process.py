@@ -420,7 +420,7 @@ def own_command() -> list[str]:
 
 
 PATIENCE = 30.0
-"""Seconds for a process that hasn't said how long it may take to exit."""
+"""Seconds to wait for a process that hasn't reported how long it may take to exit."""
 GRACE = 5.0
 """Seconds after a worker's own timeout before it's killed."""
 

@@ -1,7 +1,7 @@
 """The outbound HTTP engine, used by the client, for sign-ins, and to fetch key sets.
 
 Here are what all of it uses: streamed reply bodies with backpressure, bounds on what one server may send, and errors,
-whose texts say what happened and what to do.
+whose messages describe the problem and a remedy.
 """
 
 import asyncio

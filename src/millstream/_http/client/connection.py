@@ -92,7 +92,7 @@ class HttpConnection(asyncio.Protocol):
     _framing_bytes = 0
     """Bytes of the head, or of the body's framing since its first piece."""
     _framed_since = 0.0
-    """When the framing of a stream was last forgiven."""
+    """Time at which a stream's framing bytes were last reset."""
     _is_head = False
     """Whether the reply has no body, whatever its head says (RFC 9110 §9.3.2)."""
     _inflater: Any = None

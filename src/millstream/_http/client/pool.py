@@ -361,7 +361,7 @@ class ConnectionPool:
 
 
 def connect_error(url: Url, exc: OSError) -> ConnectFailed:
-    """Return the error for a server that doesn't respond, or not with TLS that is trusted."""
+    """Return the error for a server that doesn't respond, or whose TLS isn't trusted."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return TlsFailed(
             f"The certificate of {url.origin} isn't trusted: {exc.verify_message}.",
@@ -388,7 +388,7 @@ _MAX_URL = 2048
 
 
 class OutboundError(ValueError):
-    """A fetch failed. The text says why, without content from internal addresses."""
+    """A fetch failed. The message gives the reason, without content from internal addresses."""
 
 
 class FetchedDocument(Struct, frozen=True):

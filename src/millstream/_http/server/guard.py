@@ -36,7 +36,7 @@ from millstream._protocol.principal import Share
 logger = logging.getLogger("millstream")
 
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
-"""The refusal of a client that is too slow, by what the connection reads."""
+"""Refusals of slow clients, by what the connection is reading."""
 _LINGER = 2.0
 """Seconds that a refused client has to read the refusal."""
 _MAX_SPARES = 16

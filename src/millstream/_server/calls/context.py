@@ -320,7 +320,7 @@ class Context(CallInfo):
         The user may see and change the request, or refuse it (MCP 2025-11-25, client/sampling).
 
         Args:
-            messages: Text, which the user says, or the messages so far, oldest first.
+            messages: Text (a user message), or the messages so far, oldest first.
             max_tokens: Maximum length of the reply, in tokens.
             system: A system prompt. The client may ignore it.
             temperature: Randomness of the reply. Its range depends on the model.

@@ -207,7 +207,7 @@ def _inclusive(node: Schema) -> Schema:
 
 
 def parse_answer(content: Json, answer: Any) -> Any:
-    """Return the answer as the type that was asked for, or unchanged for a schema.
+    """Return the answer as the requested type, or unchanged for a schema.
 
     Raises:
         ProtocolError: The answer doesn't fit the form.
@@ -255,7 +255,7 @@ def check_conversation(messages: Sequence[Message]) -> None:
     """Check the rules that hold in every revision.
 
     Raises:
-        ValueError: A message breaks a rule. The text names it and says what to do.
+        ValueError: A message breaks a rule. The message names it and suggests a fix.
     """
     asked: Counter[str] = Counter()
     for number, message in enumerate(messages, 1):
@@ -409,7 +409,7 @@ _decode_roots = decoder(ListRootsResult)
 
 
 def read_answer(question: Question, raw: bytes) -> Any:
-    """Return the answer of a question.
+    """Return the answer to a question.
 
     Raises:
         Declined: The user declined.

@@ -83,7 +83,7 @@ ANY_UPDATE = ServerChange("updated")
 
 
 def affected_uris(change: ServerChange, watched: Mapping[str, str]) -> Iterable[str]:
-    """Return which of the watched URIs a change affects, as the client has spelled them. See `watch_uris`."""
+    """Return the watched URIs that a change affects, in the client's spelling. See `watch_uris`."""
     if change is ANY_UPDATE:
         return sorted(spellings(watched))
     form = normalize_uri(change.uri)

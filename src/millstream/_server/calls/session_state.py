@@ -52,7 +52,7 @@ class SessionState:
         """Return the value of a key: ``await ctx.session_state.get("cart", [])``.
 
         Raises:
-            ToolError: The client has no session. So do the other methods.
+            ToolError: The client has no session. The other methods raise it as well.
         """
         raw = (await self._records.read(self._session)).state.get(key)
         return default if raw is None else msgspec.json.decode(raw)

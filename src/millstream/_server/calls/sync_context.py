@@ -254,7 +254,7 @@ class SyncContext(CallInfo):
         """Let the client's model continue a conversation: ``ctx.sample("Say hello", max_tokens=50)``.
 
         Args:
-            messages: Text, which the user says, or the messages so far, oldest first.
+            messages: Text (a user message), or the messages so far, oldest first.
             options: The keywords of `Context.sample`.
 
         Raises:

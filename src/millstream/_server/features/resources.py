@@ -73,7 +73,7 @@ def prompt_of(function: Callable[..., Any], *, home: object = None, **options: U
         options: See `PromptOptions` and `Labels`.
 
     Raises:
-        TypeError, ValueError: The function can't be a prompt. The text says what to change.
+        TypeError, ValueError: The function can't be a prompt. The message explains what to change.
     """
     check_options(name_of(function), options, PromptOptions)
     source, rest = source_of(function, "prompt", home, options)
@@ -226,7 +226,7 @@ def resource_of(
         options: See `ResourceOptions` and `Labels`.
 
     Raises:
-        TypeError, ValueError: The function can't be a resource. The text says what to change.
+        TypeError, ValueError: The function can't be a resource. The message explains what to change.
     """
     check_options(name_of(function), options, ResourceOptions, Annotations)
     if "{" not in uri:

@@ -205,7 +205,7 @@ def tool_of(function: Callable[..., Any], *, home: object = None, **options: Unp
         options: See `ToolOptions` and `Labels`.
 
     Raises:
-        TypeError, ValueError, ImportError: The function can't be a tool. The text says what to change.
+        TypeError, ValueError, ImportError: The function can't be a tool. The message explains what to change.
     """
     check_options(name_of(function), options, ToolOptions, ToolAnnotations)
     source, rest = source_of(function, "tool", home, options)

@@ -21,7 +21,7 @@ Function = Callable[..., Any]
 
 
 class RegistrationError(TypeError):
-    """A function that can't be registered. The text says what to write instead."""
+    """A function that can't be registered. The message suggests a replacement."""
 
 
 _ABOVE = {"classmethod": "__func__", "property": "fget"}
@@ -36,7 +36,7 @@ def check_function(function: Any, kind: str) -> None:
         kind: The name of that decorator.
 
     Raises:
-        TypeError: The object can't be registered. The text says what to write instead.
+        TypeError: The object can't be registered. The message suggests a replacement.
     """
     if isinstance(function, type):
         raise TypeError(
@@ -82,7 +82,7 @@ def warn_author(text: str, code: CodeType | None = None) -> None:
 
 
 def unwrap_function(function: Function) -> Function:
-    """Return the function with annotations and docstring, inside partials, decorators, and ``__call__``."""
+    """Unwrap partials, decorators, and ``__call__``. Return the function with the annotations and docstring."""
     while isinstance(function, functools.partial):
         function = function.func
     function = inspect.unwrap(function)

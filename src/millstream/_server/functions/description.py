@@ -153,7 +153,7 @@ def check_options(
         annotations: The type of the annotations option.
 
     Raises:
-        TypeError: An option is unknown or invalid. The text says what is allowed.
+        TypeError: An option is unknown or invalid. The message lists what is allowed.
     """
     names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
     for option, value in options.items():

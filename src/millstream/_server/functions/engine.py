@@ -156,7 +156,7 @@ class SchemaCheck:
     loaded when such a schema is registered (docs/decisions/0008).
 
     Raises:
-        ValueError: The schema is invalid. The text says what is wrong and where.
+        ValueError: The schema is invalid. The message names the problem and its location.
         ImportError: The library isn't installed.
     """
 

@@ -104,7 +104,7 @@ def output_error(why: str) -> LocalError:
 
 
 def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
-    """Decorate a function of a type, so that it's computed once for all functions with that type.
+    """Cache a function of a type, so that it runs once for all functions with that type.
 
     Types that are equal but written differently, such as ``int | str`` and ``str | int``, are kept apart, because the
     order shows in their schemas.

@@ -51,7 +51,7 @@ _WRITTEN_AS: Mapping[Any, Any] = {
     **dict.fromkeys((collections.Counter, collections.ChainMap), dict),
 }
 _NO_KEYS = (bool, NoneType, list, tuple, set, frozenset, dict)
-"""Types that no name of a JSON object has."""
+"""Types that can't be keys of a JSON object."""
 _TEXTS = ("title", "description", "examples", "extra_json_schema", "extra")
 _NUMBERS = (int, float, Decimal)
 _BUILTINS = (str, int, float, bool, bytes, list, dict, set, frozenset, tuple, Decimal)
@@ -67,7 +67,7 @@ def may_be_type(annotation: Any) -> bool:
 
 
 def what_to_write(value: object) -> str:
-    """Return what to write instead of a value that's no type."""
+    """Return what to write instead of a value that isn't a type."""
     kind = type(value)
     if isinstance(value, list) and all(isinstance(each, type) for each in cast("list[object]", value)):
         return (
@@ -466,7 +466,7 @@ class ParameterError(TypeError):
 
 
 class PatternError(ParameterError):
-    """A pattern that could keep the matcher busy. The text says what to write instead."""
+    """A pattern that could keep the matcher busy. The message suggests a replacement."""
 
 
 def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> inspect.Signature:

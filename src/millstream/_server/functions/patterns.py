@@ -174,7 +174,7 @@ def check_pattern(pattern: str, flags: int = 0) -> None:
     """Check a pattern that Python's matcher tries on text of clients.
 
     Raises:
-        PatternError: A text can keep it busy. The error says what to write instead.
+        PatternError: A text can keep it busy. The error suggests a replacement.
     """
     if why := find_backtracking(pattern, flags):
         raise PatternError(f"the pattern {pattern!r} can take very long to match, because {why}. {ADVICE}")
@@ -198,7 +198,7 @@ def matcher_of(pattern: str) -> Callable[[str], bool]:
     """Return a function that tries a pattern in linear time: with pydantic, if Python's matcher could take longer.
 
     Raises:
-        PatternError: Neither can. The error says what to write instead.
+        PatternError: Neither can. The error suggests a replacement.
     """
     if not find_backtracking(pattern):
         return lambda text: re.search(pattern, text) is not None

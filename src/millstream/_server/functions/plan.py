@@ -391,7 +391,7 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
     If the decoder refuses them, it tries again with ``2.0`` read as the integer 2, as JSON Schema does.
 
     Raises:
-        ArgumentError: The arguments are invalid. The text says what to fix.
+        ArgumentError: The arguments are invalid. The message explains what to fix.
     """
     if plan.check is not None:
         read_checked(raw, f"{plan.kind} {plan.name!r}", plan.input_schema, plan.check)
@@ -438,7 +438,7 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
     """Return arguments as JSON values, validated against a handwritten schema.
 
     Raises:
-        ArgumentError: The arguments are invalid. The text says what to fix.
+        ArgumentError: The arguments are invalid. The message explains what to fix.
     """
     _check_size(raw, item, MAX_VALUES)
     try:

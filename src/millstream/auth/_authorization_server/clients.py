@@ -505,7 +505,7 @@ class Clients:
     # Grants from identity providers
 
     async def read_grant(self, assertion: str, client: OAuthClient) -> tuple[Grant, Claims]:
-        """Verify an identity provider's grant. Return it as a grant of ours, and its claims.
+        """Verify an identity provider's grant. Return our own grant for it, and its claims.
 
         With such a grant, members of an organization use a client here without a login page. It's a JWT signed by a
         configured provider for this issuer and one client, valid once within a few minutes:

@@ -1,6 +1,6 @@
 """The configuration of an authorization server and its clients, from ``auth.issuer(…)``, and its metadata.
 
-The configuration also says which tokens a request may ask for, and which users may still sign in.
+The configuration also decides which tokens a request may ask for, and which users may still sign in.
 
 The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose paths are defined here.
 """

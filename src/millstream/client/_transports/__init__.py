@@ -427,7 +427,7 @@ class EventReader(Struct, eq=False):
     """Set as long as the stream."""
     _events: deque[SseEvent] = field(default_factory=deque[SseEvent])
     _counted_bytes: int = 0
-    """Bytes of the event in arrival."""
+    """Counted bytes of the event that's being received."""
     response: Envelope | None = None
     """The response, if it arrived on another stream."""
 

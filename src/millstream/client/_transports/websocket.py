@@ -81,7 +81,7 @@ class _Socket(ClientConnection, asyncio.BufferedProtocol):
             transport.abort()
 
     async def receive(self, most: int) -> bytes:
-        """Return the next message, of at most so many fragments."""
+        """Return the next message, up to a maximum number of fragments."""
         parts: list[bytes] = []
         async for part in self.recv_streaming(decode=False):
             parts.append(part)

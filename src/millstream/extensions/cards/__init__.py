@@ -135,7 +135,7 @@ def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, reposito
 
     Args:
         identity: Name and addresses of the server.
-        about: What it says about itself: `title`, `description`, `version`, and others.
+        about: The server's description of itself: `title`, `description`, `version`, and others.
         repository: URL of the source code.
     """
     entry: Json = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}

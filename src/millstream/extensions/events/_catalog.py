@@ -113,7 +113,7 @@ class EventType:
         """Return the entry of `events/list`.
 
         Args:
-            delivery: The ways in which this server delivers events.
+            delivery: Delivery modes of this server.
         """
         described: Json = {"name": self.name}
         if self.description:
@@ -212,7 +212,7 @@ class EventType:
 
 
 class Reader(Struct):
-    """What one subscription receives of an event type."""
+    """Decides which events of a type one subscription receives."""
 
     kind: EventType
     arguments: Arguments

@@ -52,7 +52,7 @@ WINDOW = 900.0
 MAX_PENDING = 100
 """Maximum pending events of one subscription. Beyond it, the oldest is dropped, and the endpoint gets a `gap`."""
 MAX_QUEUED = 200_000
-"""Maximum pending deliveries of one worker, half of it per principal. Only the principal beyond it loses events."""
+"""Maximum pending deliveries of one worker, half of it per principal. Only a principal that exceeds it loses events."""
 IN_FLIGHT = 64
 IN_FLIGHT_PER_HOST = 32
 """Maximum concurrent deliveries to one host and port."""

@@ -236,7 +236,7 @@ def static_headers(
     """Send secret headers for all callers: ``auth=static_headers({"x-api-key": Secret(env="SHOP_KEY")})``.
 
     Args:
-        headers: Name of each header -> its value, or a `Secret` that says where the value is.
+        headers: Name of each header -> its value, or a `Secret` that locates the value.
         query: The same for parameters in the query, which some APIs take keys in.
 
     Raises:

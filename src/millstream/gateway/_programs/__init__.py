@@ -21,7 +21,7 @@ _PORT = re.compile(r"(?<=.):(?:\*|\d+)\Z")
 
 
 class ProgramError(ValueError):
-    """A program can't run here; the message says why and what to do."""
+    """A program can't run here; the message explains why and suggests a fix."""
 
 
 class UnsupportedVersion(ProgramError):
