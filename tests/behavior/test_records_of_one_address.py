@@ -98,7 +98,7 @@ async def test_session_ids_contain_no_address() -> None:
         keys = await wire.runtime.store.kv.keys("session:")
         shares = [owner_for(key) for key in keys]
         assert not any("2001" in key or "192.0" in key for key in keys)
-        assert [len(share) for share in shares] == [12, 12, 12, 0]
+        assert [len(share) for share in shares] == [13, 13, 13, 0]
         assert shares[0] == shares[1] != shares[2]
 
 

@@ -121,7 +121,7 @@ async def test_changed_redis_password_is_an_outage_until_fixed(
 async def test_released_values_free_their_share(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         store.backend.kv._room = 4_000
-        order, sizes = "millstream:{ada}:o:session.ada", "millstream:{ada}:s:session.ada"
+        order, sizes = "millstream:{~ada}:o:session.~ada", "millstream:{~ada}:s:session.~ada"
         await store.kv.put("session:~ada.1", bytes(1_500), 0.1)
 
         async def taken() -> bool:
@@ -131,8 +131,8 @@ async def test_released_values_free_their_share(server: RedisServer) -> None:
             return False
 
         await until(taken)
-        assert server.ask("ZRANGE", order, "0", "-1") == [b"millstream:{ada}:k:session:~ada.2"]
-        assert server.ask("HGET", sizes, "") == b"%d" % (1_500 + len("millstream:{ada}:k:session:~ada.2") + 200)
+        assert server.ask("ZRANGE", order, "0", "-1") == [b"millstream:{~ada}:k:session:~ada.2"]
+        assert server.ask("HGET", sizes, "") == b"%d" % (1_500 + len("millstream:{~ada}:k:session:~ada.2") + 200)
         await store.kv.delete("session:~ada.2")
         assert server.ask("HGET", sizes, "") == b"0"
         assert server.ask("EXISTS", order) == 0

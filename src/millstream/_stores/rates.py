@@ -16,6 +16,8 @@ from msgspec import Struct
 
 SHARE = "~"
 """Begins the share in a key, after the colon. The first dot ends it."""
+_UNMARKED = frozenset({"session", "task", "taskcall", "result", "oauth-new", "oauth-pending", "connection-pending"})
+"""Kinds whose keys older versions wrote without the mark. Redis and NATS find a value by its key and its share."""
 PART = 2
 """The divisor of a kind's space that gives the maximum for one share."""
 MARK_BYTES = 16
@@ -27,13 +29,14 @@ _SLACK = 1e-6
 
 
 def owner_for(key: str) -> str:
-    """Return the share of a key, such as ``ada`` for ``session:~ada.81b5``, or an empty string if it has none.
+    """Return the share of a key, such as ``~ada`` for ``session:~ada.81b5``, or an empty string if it has none.
 
     Args:
         key: A key of a `Map`.
     """
-    share, dot, _ = key.partition(":")[2].partition(".")
-    return share[1:] if dot and share.startswith(SHARE) else ""
+    kind, _, rest = key.partition(":")
+    share, dot, _ = rest.partition(".")
+    return share if dot and share != SHARE and (share.startswith(SHARE) or kind in _UNMARKED) else ""
 
 
 def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[str, int]:

@@ -80,7 +80,8 @@ class Mailboxes(Struct):
         unsaved = self._unsaved_offsets.get(client_id)
         if unsaved is not None:
             return unsaved
-        saved = await self._kv.get(_key("seen", client_id))
+        new, old = await self._kv.get_many([_key("seen", client_id), f"seen:{client_id}"])  # `old`: an older version's
+        saved = new or old
         return parse_offset(saved.decode(), self._journal.epoch) if saved is not None else 0
 
     async def record_undelivered(self, client_id: str, place: str, at: float) -> None:

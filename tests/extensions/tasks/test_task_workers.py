@@ -163,6 +163,19 @@ async def test_stopping_worker_hands_over_unfinished_tasks() -> None:
         assert shop.ended == {"Emma": 1}
 
 
+async def test_only_worker_leaves_its_tasks_to_the_next_one() -> None:
+    shop, shared = Shop(), SharedStore()
+    async with one_worker(shop.make, shared) as goes:
+        task_id = (await client_of(goes).call("again", word="Emma"))["taskId"]
+        await until(lambda: shop.runs("Emma") == 1)
+        await goes.runtime.drain(0.0)
+        await settle()
+    async with one_worker(shop.make, shared) as comes:
+        await until(lambda: shop.began["2:Emma"] == 1)
+        shop.release.set()
+        assert text(await client_of(comes).wait_for_end(task_id)) == "2:Emma"
+
+
 async def test_tasks_can_finish_during_the_drain() -> None:
     shop, shared = Shop(), SharedStore()
     async with fleet(shop.make, 1, store=shared) as (stays,), one_worker(shop.make, shared) as goes:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping
 from typing import Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream._protocol.errors import INVALID_REQUEST, LocalError, ProtocolError
 from millstream._protocol.json_schema import is_object
@@ -37,8 +37,10 @@ class SessionRecord(Struct, frozen=True, omit_defaults=True):
     """The stored state of a session."""
 
     log_level: str = ""
-    subscriptions: dict[str, str] = {}
+    subscriptions: dict[str, str] = field(default={}, name="watched")
     """See `watch_uris`."""
+    listed: list[str] = field(default=[], name="subscriptions")
+    """The subscriptions in a record of an older version."""
     capabilities: dict[str, Any] | None = None
     """Declared client capabilities, if the sealed id can't hold them exactly."""
     ended: bool = False
@@ -83,6 +85,18 @@ FULL = -32000
 # JSON preserves what clients declared. msgpack has no integers beyond 64 bits.
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(SessionRecord).decode
+
+
+def _unpack(raw: bytes | None) -> SessionRecord:
+    """Return a session's record. If it can't be read, the session counts as deleted, so its client begins a new one."""
+    try:
+        record = NO_RECORD if raw is None else _decode(raw)
+    except msgspec.DecodeError:
+        return SessionRecord(ended=True)
+    if record.listed:
+        return msgspec.structs.replace(record, subscriptions=watch_uris(record.listed), listed=[])
+    return record
+
 
 Resize = Callable[[Session, int], None]
 """Called with the new record size of a connection's session. Raises if the quota is exceeded."""
@@ -199,7 +213,7 @@ class SessionRecords:
             return session.record
         with _convert_store_errors():
             raw, newest = await self._look(session.id)
-        record = NO_RECORD if raw is None else _decode(raw)
+        record = _unpack(raw)
         if newest and raw is None:
             self.known.discard(session.id)
             self._absent.keep(session.id, None)
@@ -257,7 +271,7 @@ class SessionRecords:
                 raw = await read_again(kv, key, attempt) if attempt or self.may_exist(session) else None
                 if raw is not None:
                     self._note(session.id)
-                present = NO_RECORD if raw is None else _decode(raw)
+                present = _unpack(raw)
                 record = None if present.ended else edit(present)
                 if record is None:
                     return None
@@ -305,7 +319,7 @@ class SessionRecords:
             watcher = self._watchers.get(session_id)
             if newest:
                 if watcher is not None:
-                    watcher(NO_RECORD if raw is None else _decode(raw))
+                    watcher(_unpack(raw))
                 return
             if failed is not None:
                 _logger.warning("Couldn't read the record of a session; retrying: %s", failed)

@@ -54,6 +54,7 @@ HANDED_OVER = "-"
 """Placeholder for the worker of a task that waits for another worker."""
 _ANONYMOUS = "anonymous"
 _MAX_ID = 64
+_OLD_ID = 48
 _ROOM = bytes(512)
 """Bytes reserved in a record for its final state, so a full store can't prevent a task from ending."""
 
@@ -126,7 +127,9 @@ _decode_call = msgspec.msgpack.Decoder(SavedCall).decode
 def name_of(task_id: str, principal: Principal | None) -> str:
     """Return the common part of a task's store keys. It includes the principal, so others don't find the task."""
     owner = _ANONYMOUS if principal is None else principal.binding.hex()
-    return f"{share_for(owner)}.{task_id}"
+    # Tasks of older versions have shorter ids, and names without the mark of a share.
+    share = share_for(owner) if len(task_id) > _OLD_ID else owner
+    return f"{share}.{task_id}"
 
 
 class TaskRecords:
@@ -345,7 +348,7 @@ class TaskRunner(TaskRecords):
         """
         self._check_open()
         # In hexadecimal, an id never begins with a hyphen, which commands take for an option.
-        task_id, now, saved = secrets.token_hex(24), self._host.now(), call.save()
+        task_id, now, saved = secrets.token_hex(25), self._host.now(), call.save()
         name = name_of(task_id, call.principal)
         slots = await self._take_slots(task_id, saved.owner)
         settings, rules = self._settings, call.rules
@@ -432,7 +435,7 @@ class TaskRunner(TaskRecords):
         if (
             record is not None
             and record.status == WORKING
-            and record.worker not in (self._me, HANDED_OVER)
+            and record.worker != self._me
             and not await self._host.alive(record.worker)
         ):
             await self._recover(record.worker, name)
@@ -620,15 +623,14 @@ class TaskRunner(TaskRecords):
             _, worker, name = key.split(":", 2)
             if worker not in alive:
                 alive[worker] = await self._host.alive(worker)
-            if not alive[worker]:
-                await self._recover(worker, name)
+            if not alive[worker] and await self._recover(worker, name):
                 await self.unmark(name, worker)
 
-    async def _recover(self, worker: str, name: str) -> None:
-        """Settle the task of a dead worker: run it again, or fail it."""
+    async def _recover(self, worker: str, name: str) -> bool:
+        """Settle the task of a dead worker: run it again, or fail it. Return False to leave it to other workers."""
         record = await self.get(name)
         if record is None or record.over or record.worker != worker:
-            return
+            return True
         saved = await self.call_of(name)
         handed = worker == HANDED_OVER
         if saved is None or not self._host.has_tool(saved.tool):
@@ -638,7 +640,7 @@ class TaskRunner(TaskRecords):
         elif record.attempts >= MAX_ATTEMPTS and not handed:
             text = f"The worker that ran this task stopped {MAX_ATTEMPTS} times before the task was done."
         elif self._closing or self._host.stopping:
-            return
+            return False
         else:
             me, attempts = self._me, record.attempts + (not handed)
             claimed = await self._claim(
@@ -652,13 +654,14 @@ class TaskRunner(TaskRecords):
             if claimed is not None:
                 logger.info("A task of %s runs again, because its worker stopped", saved.tool)
                 self._run(name, claimed, saved, None)
-            return
+            return True
         logger.warning("A task of %s failed: %s", "a tool" if saved is None else saved.tool, text)
         await self.update(
             name,
             lambda record: replace(record, **_failure(INTERNAL_ERROR, text)) if record.worker == worker else None,
         )
         await self.forget_call(name)
+        return True
 
     async def _claim(self, name: str, me: str, expires: float, change: Change) -> TaskRecord | None:
         """Change a record so that this worker runs the task. Return it, or None if the task isn't this worker's."""
