@@ -168,6 +168,46 @@ def test_forms_round_trip_values(page: Page) -> None:
     assert list(found) == [[value] * 3 for _, value in FORMS]
 
 
+def recursive(definition: Any) -> dict[str, Any]:
+    """Return a schema with a definition that refers to itself."""
+    return {"type": "object", "properties": {"n": {"$ref": "#/$defs/N"}}, "required": ["n"], "$defs": {"N": definition}}
+
+
+MANY = {f"p{number}": {"$ref": "#/$defs/N"} for number in range(12)}
+RECURSIVE = [
+    recursive({"type": "object", "properties": MANY}),
+    recursive({"type": "object", "properties": MANY, "required": list(MANY)}),
+    recursive({"type": "array", "prefixItems": list(MANY.values()), "minItems": 12}),
+    recursive({"anyOf": [{"type": "object", "title": name, "properties": MANY} for name in MANY]}),
+    recursive({"type": "object", "additionalProperties": {"anyOf": list(MANY.values())}}),
+]
+
+
+def test_recursive_schemas_have_descriptions_and_forms_of_bounded_size(page: Page) -> None:
+    found = page.evaluate(
+        """async (schemas) => {
+          const { schemaForm } = await import("./assets/schema/form.js");
+          const { describe } = await import("./assets/schema/describe.js");
+          return schemas.map((schema) => {
+            const form = schemaForm(schema, { id: "own" });
+            return [describe(schema, schema), form.node].map((node) => node.querySelectorAll("*").length);
+          });
+        }""",
+        RECURSIVE,
+    )
+    assert [size for sizes in found for size in sizes if not 3 < size < 40_000] == []
+
+
+def test_descriptions_show_each_property_of_a_large_schema(page: Page) -> None:
+    wide = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(1_500)}}
+    count = """async (schema) => {
+      const { describe } = await import("./assets/schema/describe.js");
+      return describe(schema, schema).querySelectorAll("li").length;
+    }"""
+    assert page.evaluate(count, wide) == 1_500
+    assert page.evaluate(count, {"type": "object", "properties": {"a": wide}}) == 1_501
+
+
 ODD: list[Any] = [
     None, True, False, 5, "text", [], [{}],
     {"properties": {"a": True, "b": False, "c": None, "d": 5, "e": []}, "required": None},

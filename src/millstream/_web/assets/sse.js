@@ -17,6 +17,7 @@ export class Parser {
   /** @type {number | null} */
   retryMs = null;
   #rest = "";
+  #lastCr = ""; // its LF may follow
   /** @type {string[]} */
   #data = [];
   #type = "";
@@ -28,7 +29,10 @@ export class Parser {
 
   /** Yield the events that this text completes, `{type, data, id}`, and update `lastEventId`. @param {string} text */
   *feed(text) {
-    const lines = (this.#rest + text).split(/\r\n|\n|\r(?!$)/);
+    const whole = this.#lastCr + text;
+    this.#lastCr = whole.endsWith("\r") ? "\r" : "";
+    const lines = whole.slice(0, whole.length - this.#lastCr.length).split(/\r\n|\n|\r/);
+    lines[0] = this.#rest + lines[0]; // which isn't split again
     this.#rest = lines.pop() ?? "";
     for (const line of lines) {
       if (line === "") yield* this.#dispatch();

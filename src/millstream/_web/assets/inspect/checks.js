@@ -1,5 +1,7 @@
 // Checks of a result: a path, a relation, and a value. Independent of the page.
 
+import { triesOf } from "../schema/validate.js";
+
 /** @type {Record<string, string>} */
 export const RELATIONS = {
   equals: "equals",
@@ -15,6 +17,7 @@ export const WITHOUT_VALUE = ["exists", "missing"];
 
 const MAX_PATHS = 150;
 const MAX_DEPTH = 8;
+const MAX_TRIES = 20_000_000; // of a browser's matcher, which take a fraction of a second
 
 /** Split a path such as `content[0].text` into names and indexes. @param {string} path */
 const steps = (path) => path.split(/[.[\]]+/).filter(Boolean);
@@ -47,8 +50,14 @@ const holds = {
       : typeof found === "string"
         ? found.includes(text)
         : JSON.stringify(found ?? "").includes(text),
-  matches: (found, text) =>
-    new RegExp(text, "u").test(typeof found === "string" ? found : (JSON.stringify(found) ?? "")),
+  matches: (found, text) => {
+    const whole = typeof found === "string" ? found : (JSON.stringify(found) ?? "");
+    if (!(triesOf(text, whole.length) <= MAX_TRIES))
+      throw new Error(
+        `This pattern could take too long for ${whole.length.toLocaleString()} characters. Begin it with ^, or use fewer repeats.`
+      );
+    return new RegExp(text, "u").test(whole);
+  },
   atLeast: (found, text) => typeof found === "number" && found >= Number(text),
   atMost: (found, text) => typeof found === "number" && found <= Number(text),
   exists: (found) => found !== undefined,

@@ -134,4 +134,4 @@ export const markdownBlock = (text, properties = {}) =>
 /** Whether a text looks like Markdown. @param {string} text */
 export const looksLikeMarkdown = (text) =>
   /^ {0,3}(#{1,6}\s|```|~~~|[-*+]\s+\S|\d{1,9}[.)]\s+\S)|^[ \t]*(?:\|[ \t]*)?:?-+:?[ \t]*\|/m.test(text) ||
-  /\*\*\S[^*\n]*\*\*|\[[^\]\n]+\]\(https?:/.test(text);
+  /\*\*\S[^*\n]*\*\*|\[[^[\]\n]+\]\(https?:/.test(text);

@@ -6,6 +6,7 @@ import { hint, nameOf, options, present } from "./resolve.js";
 
 const MAX_DEPTH = 8;
 const SHOWN_OPTIONS = 24;
+const MAX_NESTED = 1_000; // rows below the first level, because recursive schemas have very many
 
 /** @param {Schema} schema @param {Schema} root */
 const arrayType = (schema, root) => {
@@ -38,24 +39,27 @@ function values(schema) {
  * @param {Schema} schema
  * @param {Schema} root
  * @param {number} depth
+ * @param {{left: number}} room for nested rows
  * @returns {HTMLElement | null}
  */
-function describeChildren(schema, root, depth) {
-  if (depth > MAX_DEPTH || options(schema)) return null;
+function describeChildren(schema, root, depth, room) {
+  if (depth > MAX_DEPTH || room.left < 1 || options(schema)) return null;
   const properties = Object.entries(schema.properties ?? {});
   const parts = [];
   if (properties.length)
-    parts.push(list(properties.map(([name, part]) => row(name, part, schema.required?.includes(name), root, depth))));
+    parts.push(
+      list(properties.map(([name, part]) => row(name, part, schema.required?.includes(name), root, depth, room)))
+    );
   if (schema.additionalProperties && typeof schema.additionalProperties === "object")
-    parts.push(list([row("any other name", schema.additionalProperties, false, root, depth, true)]));
+    parts.push(list([row("any other name", schema.additionalProperties, false, root, depth, room, true)]));
   if (schema.type === "array" && schema.items) {
-    const below = describeChildren(present(schema.items, root), root, depth + 1);
+    const below = describeChildren(present(schema.items, root), root, depth + 1, room);
     if (below) parts.push(below);
   }
   /** @type {Schema[] | undefined} */
   const shapes = schema.anyOf ?? schema.oneOf ?? schema.prefixItems;
   if (shapes)
-    parts.push(list(shapes.map((part, place) => row(nameOf(part, root, place), part, null, root, depth, true))));
+    parts.push(list(shapes.map((part, place) => row(nameOf(part, root, place), part, null, root, depth, room, true))));
   return parts.length ? element("div", "nested-schema", ...parts) : null;
 }
 
@@ -68,9 +72,11 @@ const list = (rows) => element("ul", "properties", ...rows);
  * @param {boolean | null} required
  * @param {Schema} root
  * @param {number} depth
+ * @param {{left: number}} room
  * @returns {HTMLElement}
  */
-function row(name, given, required, root, depth, loose = false) {
+function row(name, given, required, root, depth, room, loose = false) {
+  if (depth) room.left -= 1;
   const schema = present(given, root);
   const kind = hint(schema).replace(/^array/, arrayType(schema, root) ?? "array");
   const head = element(
@@ -84,7 +90,7 @@ function row(name, given, required, root, depth, loose = false) {
   const words = schema.description
     ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description))
     : null;
-  const below = describeChildren(schema, root, depth + 1);
+  const below = describeChildren(schema, root, depth + 1, room);
   const fields = below?.querySelector(".properties")?.childElementCount;
   const nested =
     below &&
@@ -106,12 +112,13 @@ function row(name, given, required, root, depth, loose = false) {
  */
 export function describe(given, root, none = "Any JSON.") {
   const schema = present(given, root);
-  const below = describeChildren(schema, root, 0);
+  const room = { left: MAX_NESTED };
+  const below = describeChildren(schema, root, 0, room);
   const about = schema.description
     ? element("p", { className: "words", dir: "auto" }, ...inline(schema.description))
     : null;
   if (below) return element("div", "schema", about, below);
   if (schema.type === "object" || (!schema.type && !options(schema)))
     return element("div", "schema", about, element("p", "soft", none));
-  return element("div", "schema", list([row("value", given, null, root, 0, true)]));
+  return element("div", "schema", list([row("value", given, null, root, 0, room, true)]));
 }

@@ -12,6 +12,7 @@ import { validate } from "./validate.js";
 /** @typedef {import("./nested.js").Place} Place */
 
 const MAX_DEPTH = 8;
+const MAX_NESTED = 500; // further editors are JSON, because recursive schemas have very many
 
 /** @type {Record<string, typeof text | typeof numeric>} */
 const BY_TYPE = { integer: numeric, number: numeric, string: text };
@@ -46,7 +47,8 @@ function nestedEditor(schema, { depth, root }) {
 function make(name, given, at) {
   const schema = present(given, at.root);
   if (schema.type === "array" && schema.items) schema.items = present(schema.items, at.root);
-  const nested = nestedEditor(schema, at);
+  at.room.left -= 1;
+  const nested = at.room.left < 0 ? null : nestedEditor(schema, at);
   return nested ? nested(name, schema, at) : field(name, schema, at);
 }
 
@@ -143,7 +145,7 @@ export const textField = (name, { description, required, id }) =>
  */
 export function schemaForm(schema, { id, label = "Arguments as JSON" }) {
   const whole = present(schema, schema);
-  const inner = members(whole, { root: schema, id, depth: 0, required: true, make });
+  const inner = members(whole, { root: schema, id, depth: 0, required: true, room: { left: MAX_NESTED }, make });
   const jsonOnly = !inner.list.length && resolve(schema, schema).additionalProperties !== false;
   const raw = rawEditor(`${id}-raw`, label);
   raw.node.hidden = !jsonOnly;

@@ -13,6 +13,7 @@ const MAX_INITIAL_ROWS = 10; // longer lists are completed by the user
  * @property {boolean} required
  * @property {number} depth
  * @property {Schema} root document for references
+ * @property {{left: number}} room for further editors
  * @property {(name: string, schema: any, at: Place) => Editor} make creates an editor below it
  * @property {boolean} [variant] whether it's one of several alternatives
  *

@@ -2,6 +2,7 @@
 
 const MAX_STEPS = 20;
 const MAX_DEPTH = 20;
+const MAX_PARTS = 100; // of `allOf`, nested ones included
 /** Whether a value is an object, and neither null nor an array. @param {unknown} value @returns {value is Json} */
 export const isObject = (value) => value !== null && typeof value === "object" && !Array.isArray(value);
 /** @param {unknown} value */
@@ -73,13 +74,14 @@ function unescaped(part) {
  * @param {Schema} schema
  * @param {Schema} root
  */
-function mergeAllOf(schema, root, depth = 0) {
+function mergeAllOf(schema, root, room = { left: MAX_PARTS }) {
   if (!schema.allOf) return schema;
   const { allOf, ...own } = schema;
-  if (depth > MAX_DEPTH) return own;
   let whole = own;
   for (const each of allOf) {
-    const part = mergeAllOf(resolve(each, root), root, depth + 1);
+    if (room.left < 1) break;
+    room.left -= 1;
+    const part = mergeAllOf(resolve(each, root), root, room);
     const properties = { ...whole.properties, ...part.properties, ...whole.properties };
     const required = [...new Set([...(part.required ?? []), ...(whole.required ?? [])])];
     whole = { ...part, ...whole };

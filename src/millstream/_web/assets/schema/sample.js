@@ -6,6 +6,7 @@ import { matches, validate } from "./validate.js";
 
 const MAX_DEPTH = 8;
 const MAX_ITEMS = 5;
+const MAX_MS = 200; // Nested alternatives take exponential time.
 const SITE = ["https:", "", "example.com", ""].join("/");
 /** @type {Record<string, string>} */
 const FORMATS = {
@@ -39,6 +40,8 @@ const BY_NAME = [
   [/colou?r/i, "red"],
   [/(^|_)(id|key|sku|isbn|code|ref)$/i, "A-100"]
 ];
+
+/** @typedef {{root: Schema, until: number}} At the document for references, and when to stop */
 
 /** Return a text that matches a regular expression; null if it uses unsupported features. @param {string} pattern */
 function textMatching(pattern) {
@@ -139,21 +142,21 @@ function number(schema, name) {
  * Return an object with the required properties, or the first property if none is required.
  *
  * @param {Schema} schema
- * @param {Schema} root
+ * @param {At} at
  * @param {number} depth
  */
-function object(schema, root, depth) {
+function object(schema, at, depth) {
   /** @type {Json} */
   const made = {};
   const properties = schema.properties ?? {};
   for (const name of schema.required ?? []) {
-    const value = make(properties[name] ?? {}, root, name, depth + 1);
+    const value = make(properties[name] ?? {}, at, name, depth + 1);
     if (value === undefined) return undefined;
     made[name] = value;
   }
   if (depth === 0 && !Object.keys(made).length && Object.keys(properties).length) {
     const [name, part] = Object.entries(properties)[0];
-    const value = make(part, root, name, depth + 1);
+    const value = make(part, at, name, depth + 1);
     if (value != null) made[name] = value;
   }
   for (let number = 1; Object.keys(made).length < (schema.minProperties ?? 0) && number <= MAX_ITEMS; number += 1) {
@@ -161,13 +164,13 @@ function object(schema, root, depth) {
       `name_${number}`,
       schema.additionalProperties ?? {}
     ];
-    made[name] = make(part, root, name, depth + 1) ?? "text";
+    made[name] = make(part, at, name, depth + 1) ?? "text";
   }
   return made;
 }
 
-/** @param {Schema} schema @param {Schema} root @param {string} name @param {number} depth */
-function array(schema, root, name, depth) {
+/** @param {Schema} schema @param {At} at @param {string} name @param {number} depth */
+function array(schema, at, name, depth) {
   const first = schema.prefixItems ?? [];
   const min = Math.max(schema.minItems ?? 0, first.length);
   const length = Math.min(
@@ -176,9 +179,7 @@ function array(schema, root, name, depth) {
     Math.max(MAX_ITEMS, min)
   );
   const singular = name.replace(/s$/, "");
-  const items = Array.from({ length }, (_, index) =>
-    make(first[index] ?? schema.items ?? {}, root, singular, depth + 1)
-  );
+  const items = Array.from({ length }, (_, index) => make(first[index] ?? schema.items ?? {}, at, singular, depth + 1));
   if (items.includes(undefined)) return min ? undefined : [];
   if (schema.uniqueItems)
     return items.map((each, index) =>
@@ -187,17 +188,17 @@ function array(schema, root, name, depth) {
         : typeof each === "number"
           ? each + index
           : typeof each === "string"
-            ? (options(present(schema.items ?? {}, root))?.[index]?.value ?? `${each}${index}`)
+            ? (options(present(schema.items ?? {}, at.root))?.[index]?.value ?? `${each}${index}`)
             : each
     );
   return items;
 }
 
-/** @param {unknown} given @param {Schema} root @param {string} name @param {number} depth @returns {any} */
-function make(given, root, name, depth) {
-  if (depth > MAX_DEPTH || given === false) return undefined;
-  const schema = present(given === true ? {} : given, root);
-  const value = makeResolved(schema, root, name, depth);
+/** @param {unknown} given @param {At} at @param {string} name @param {number} depth @returns {any} */
+function make(given, at, name, depth) {
+  if (depth > MAX_DEPTH || given === false || performance.now() > at.until) return undefined;
+  const schema = present(given === true ? {} : given, at.root);
+  const value = makeResolved(schema, at, name, depth);
   return value === undefined && schema.nullable ? null : value;
 }
 
@@ -205,14 +206,14 @@ function make(given, root, name, depth) {
  * Return a value for a resolved schema.
  *
  * @param {Schema} schema
- * @param {Schema} root
+ * @param {At} at
  * @param {string} name
  * @param {number} depth
  */
-function makeResolved(schema, root, name, depth) {
+function makeResolved(schema, at, name, depth) {
   if ("const" in schema) return schema.const;
   /** @param {unknown} value */
-  const fits = (value) => value !== undefined && !validate(value, schema, root).length;
+  const fits = (value) => value !== undefined && !validate(value, schema, at.root).length;
   const declared = [schema.examples?.[0], schema.example, schema.default].find(
     (each) => each !== null && each !== "" && fits(each)
   );
@@ -223,15 +224,15 @@ function makeResolved(schema, root, name, depth) {
   if (parts) {
     const { anyOf, oneOf, ...rest } = schema;
     for (const part of parts) {
-      const value = make({ ...rest, ...present(part, root) }, root, name, depth + 1);
+      const value = make({ ...rest, ...present(part, at.root) }, at, name, depth + 1);
       if (fits(value)) return value;
     }
     return undefined;
   }
   /** @type {Record<string, () => any>} */
   const kinds = {
-    object: () => object(schema, root, depth),
-    array: () => array(schema, root, name, depth),
+    object: () => object(schema, at, depth),
+    array: () => array(schema, at, name, depth),
     string: () => text(schema, name),
     integer: () => number(schema, name),
     number: () => number(schema, name),
@@ -248,6 +249,6 @@ function makeResolved(schema, root, name, depth) {
  * @param {Json} root document for references
  */
 export function sample(schema, root = schema) {
-  const value = make(schema, root, "", 0);
+  const value = make(schema, { root, until: performance.now() + MAX_MS }, "", 0);
   return value !== undefined && !validate(value, schema, root).length ? value : undefined;
 }

@@ -5,12 +5,12 @@ import { resolve } from "./resolve.js";
 
 const MAX_DEPTH = 64;
 const MAX_PROBLEMS = 50;
-const MAX_STEPS = 100_000; // Nested alternatives take exponential time. The rest is left to the server.
+const MAX_MS = 100; // Nested alternatives take exponential time. The rest is left to the server.
 
 /** @param {unknown} value */
 const kindOf = (value) => (value === null ? "null" : Array.isArray(value) ? "array" : typeof value);
 /** @param {unknown} one @param {unknown} other */
-const same = (one, other) => one === other || JSON.stringify(sorted(one)) === JSON.stringify(sorted(other));
+const same = (one, other) => one === other || canonical(one) === canonical(other);
 /** @type {(value: any) => any} */
 const sorted = (value) => {
   if (Array.isArray(value)) return value.map(sorted);
@@ -21,6 +21,8 @@ const sorted = (value) => {
       .map((key) => [key, sorted(value[key])])
   );
 };
+/** @param {unknown} value */
+const canonical = (value) => JSON.stringify(sorted(value));
 /** @param {unknown} value */
 const brief = (value) => {
   const text = JSON.stringify(value) ?? String(value);
@@ -63,6 +65,7 @@ const FORMATS = {
 };
 
 const MAX_TRIES = 100_000;
+const MAX_PATTERN = 2_000; // characters
 const PIECES = /\\.|\[(?:\\.|[^\]\\])*(?:\]|\\?$)|\(|\)|\||[*+?]|\{(\d+)(,?)(\d*)\}|./gsu;
 
 /**
@@ -70,7 +73,8 @@ const PIECES = /\\.|\[(?:\\.|[^\]\\])*(?:\]|\\?$)|\(|\)|\||[*+?]|\{(\d+)(,?)(\d*
  *
  * @param {string} pattern @param {number} length of the text
  */
-const triesOf = (pattern, length) => {
+export const triesOf = (pattern, length) => {
+  if (pattern.length > MAX_PATTERN) return Infinity;
   const groups = [1];
   let last = 1; // of the piece before, which may be repeated
   let repeated = false;
@@ -87,7 +91,8 @@ const triesOf = (pattern, length) => {
       groups[top] = ((groups[top] ?? 1) / last) * last ** times * (least && !comma ? 1 : times + 1);
     repeated = isRepeat || piece === "("; // what follows is no repeat of its own
   }
-  return (groups[0] ?? 1) * (length + 1); // it may begin anywhere
+  // Without `^`, it may begin anywhere.
+  return (groups[0] ?? 1) * (pattern[0] === "^" && !pattern.includes("|") ? 1 : length + 1);
 };
 
 /** Return whether a text matches; true if that's left to the server. @param {string} pattern @param {string} text */
@@ -124,10 +129,7 @@ const NUMBER = {
 const ARRAY = {
   minItems: (least, value) => value.length < least && `At least ${least} items; it has ${value.length}.`,
   maxItems: (most, value) => value.length > most && `At most ${most} items; it has ${value.length}.`,
-  uniqueItems: (wanted, value) =>
-    wanted &&
-    new Set(value.map((/** @type {unknown} */ each) => JSON.stringify(sorted(each)))).size < value.length &&
-    "Items must be unique."
+  uniqueItems: (wanted, value) => wanted && new Set(value.map(canonical)).size < value.length && "Items must be unique."
 };
 /** @type {Checks} */
 const OBJECT = {
@@ -137,8 +139,7 @@ const OBJECT = {
 /** @type {Checks} */
 const ANY = {
   enum: (all, value) =>
-    !all.some((/** @type {unknown} */ each) => same(each, value)) &&
-    `One of ${all.map(brief).join(", ")}; it's ${brief(value)}.`,
+    !new Set(all.map(canonical)).has(canonical(value)) && `One of ${all.map(brief).join(", ")}; it's ${brief(value)}.`,
   const: (only, value) => !same(only, value) && `Must be ${brief(only)}; it's ${brief(value)}.`
 };
 /** @type {Record<string, Checks>} */
@@ -151,7 +152,7 @@ const BY_KIND = { string: TEXT, number: NUMBER, array: ARRAY, object: OBJECT };
  * @property {Schema | boolean} root document for references
  * @property {Path} path
  * @property {number} depth
- * @property {{left: number}} budget
+ * @property {number} until when to stop
  * @property {(...problem: Problem) => void} report
  */
 
@@ -170,7 +171,7 @@ export function validate(value, schema, root = schema) {
     root,
     path: [],
     depth: 0,
-    budget: { left: MAX_STEPS },
+    until: performance.now() + MAX_MS,
     report: (path, keyword, message) => problems.length < MAX_PROBLEMS && problems.push({ path, keyword, message })
   });
   return problems;
@@ -183,10 +184,12 @@ const fits = (value, schema, at) => {
   return valid;
 };
 
+/** @param {At} at */
+const isLate = ({ until }) => performance.now() > until;
+
 /** @param {any} value @param {any} given @param {At} at */
 function check(value, given, at) {
-  if (given === true || given === undefined || at.depth > MAX_DEPTH || at.budget.left < 1) return;
-  at.budget.left -= 1;
+  if (given === true || given === undefined || at.depth > MAX_DEPTH || isLate(at)) return;
   if (given === false) return void at.report(at.path, "false", "No value is allowed here.");
   const schema = resolve(given, at.root);
   /** @param {string | number} [step] */
@@ -238,6 +241,7 @@ function properties(value, schema, at, below) {
       if (!Object.hasOwn(value, other)) at.report([...at.path, other], "required", `Required with ${name}.`);
   }
   for (const [name, each] of Object.entries(value)) {
+    if (isLate(at)) return;
     const matching = patterns.filter(([pattern]) => matches(pattern, name)).map(([, part]) => part);
     if (Object.hasOwn(own, name)) check(each, own[name], below(name));
     for (const part of matching) check(each, part, below(name));
