@@ -28,7 +28,7 @@ BOOKS = {
 
 # region: search
 @mcp.tool
-def search(words: Annotated[str, Field(examples=["Tolkien"])]) -> dict[str, str]:
+def search(words: str) -> dict[str, str]:
     """Find books by author or title."""
     return {isbn: book for isbn, book in BOOKS.items() if words.lower() in book.lower()}
 
