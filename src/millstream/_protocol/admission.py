@@ -308,7 +308,7 @@ class Handshake(Struct, frozen=True, gc=False):
     """True if the request had no parameters. Such a client is a script and gets no session."""
 
     def repeats(self, revision: Revision, client: ClientInfo) -> bool:
-        """Return whether it opens the session again that it has opened. The official SDK responds to such a request."""
+        """Return whether a second `initialize` repeats the first. The official SDK responds to such a request."""
         return self.revision is revision and self.client == client
 
 

@@ -45,7 +45,7 @@ LOOSE = frozenset(("date-time", "time", "duration"))
 fraction. Some clients validate these formats.
 """
 MOMENTS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
-"""Module and class name -> RFC 3339 format. Strings without an offset are accepted, too."""
+"""Module and class name -> RFC 3339 format. Strings without an offset are also accepted."""
 DECIMAL = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 r"""Some validators match non-ASCII digits with ``\d``."""
 NO_NUMBER = "NaN and infinities can't be represented in JSON"

@@ -39,7 +39,7 @@ class Params(Struct, rename="camel", omit_defaults=True, gc=False):
 
 
 class InitializeRequestParams(Params, omit_defaults=False):
-    """`initialize`. The schema requires every member, but some clients omit the last two."""
+    """The parameters of `initialize`. The schema requires every member, but some clients omit the last two."""
 
     protocol_version: str
     capabilities: Raw = Raw(b"{}")
@@ -47,7 +47,7 @@ class InitializeRequestParams(Params, omit_defaults=False):
 
 
 class PaginatedRequestParams(Params):
-    """All list methods."""
+    """The parameters of all list methods."""
 
     cursor: str | None = None
 
@@ -65,27 +65,27 @@ class InputResponseRequestParams(Params):
 
 
 class CallToolRequestParams(InputResponseRequestParams):
-    """`tools/call`. A call without a name is handled like a call of an unknown tool."""
+    """The parameters of `tools/call`. A call without a name is handled like a call of an unknown tool."""
 
     name: str = ""
     arguments: Raw = Raw(b"")
 
 
 class GetPromptRequestParams(InputResponseRequestParams, kw_only=True):
-    """`prompts/get`."""
+    """The parameters of `prompts/get`."""
 
     name: str
     arguments: dict[str, str] | None = None
 
 
 class ReadResourceRequestParams(InputResponseRequestParams, kw_only=True):
-    """`resources/read`."""
+    """The parameters of `resources/read`."""
 
     uri: str
 
 
 class ResourceRequestParams(Params):
-    """`resources/subscribe` and `resources/unsubscribe`."""
+    """The parameters of `resources/subscribe` and `resources/unsubscribe`."""
 
     uri: str
 
@@ -125,7 +125,7 @@ class CompleteRequestParams(Params):
 
 
 class SetLevelRequestParams(Params):
-    """`logging/setLevel`."""
+    """The parameters of `logging/setLevel`."""
 
     level: str
 
@@ -144,7 +144,7 @@ class SubscriptionFilter(Params):
 
 
 class SubscriptionsListenRequestParams(Params):
-    """`subscriptions/listen`."""
+    """The parameters of `subscriptions/listen`."""
 
     notifications: SubscriptionFilter
 
@@ -195,7 +195,7 @@ class CacheableResult(EmptyResult, frozen=True, kw_only=True):
 
 
 class InitializeResult(EmptyResult, frozen=True, kw_only=True):
-    """`initialize`."""
+    """The result of `initialize`."""
 
     protocol_version: str
     capabilities: Json
@@ -268,25 +268,25 @@ class PaginatedResult(CacheableResult, frozen=True, kw_only=True):
 
 
 class ListToolsResult(PaginatedResult, frozen=True, kw_only=True):
-    """`tools/list`."""
+    """The result of `tools/list`."""
 
     tools: list[ToolDescription]
 
 
 class ListResourcesResult(PaginatedResult, frozen=True, kw_only=True):
-    """`resources/list`."""
+    """The result of `resources/list`."""
 
     resources: list[ResourceDescription]
 
 
 class ListResourceTemplatesResult(PaginatedResult, frozen=True, kw_only=True):
-    """`resources/templates/list`."""
+    """The result of `resources/templates/list`."""
 
     resource_templates: list[TemplateDescription]
 
 
 class ListPromptsResult(PaginatedResult, frozen=True, kw_only=True):
-    """`prompts/list`."""
+    """The result of `prompts/list`."""
 
     prompts: list[PromptDescription]
 
@@ -327,13 +327,13 @@ class Completion(Wire, frozen=True):
 
 
 class CompleteResult(EmptyResult, frozen=True, kw_only=True):
-    """`completion/complete`."""
+    """The result of `completion/complete`."""
 
     completion: Completion
 
 
 class CancelledNotificationParams(Params):
-    """`notifications/cancelled`."""
+    """The parameters of `notifications/cancelled`."""
 
     request_id: RequestId | UnsetType = UNSET
     reason: Any = None
@@ -347,7 +347,7 @@ class NotificationParams(Params):
 
 
 class ProgressNotificationParams(Params):
-    """`notifications/progress`."""
+    """The parameters of `notifications/progress`."""
 
     progress_token: ProgressToken
     progress: float
@@ -356,7 +356,7 @@ class ProgressNotificationParams(Params):
 
 
 class LoggingMessageNotificationParams(Params):
-    """`notifications/message`."""
+    """The parameters of `notifications/message`."""
 
     level: str
     data: Any
@@ -364,14 +364,14 @@ class LoggingMessageNotificationParams(Params):
 
 
 class ResourceUpdatedNotificationParams(Params):
-    """`notifications/resources/updated`."""
+    """The parameters of `notifications/resources/updated`."""
 
     uri: str
     meta: Json = _META
 
 
 class SubscriptionsAcknowledgedNotificationParams(Params):
-    """`notifications/subscriptions/acknowledged`: the changes that the server will report."""
+    """The parameters of `notifications/subscriptions/acknowledged`: the changes that the server will report."""
 
     notifications: SubscriptionFilter
     meta: Json = _META
@@ -425,7 +425,7 @@ def cancelled_id(params: bytes) -> RequestId | None:
 
 
 class ElicitRequestParams(Params, kw_only=True):
-    """`elicitation/create`: a form without a mode or with the mode `form`, or a URL with the mode `url`."""
+    """The parameters of `elicitation/create`: a form (no mode, or the mode `form`) or a URL (the mode `url`)."""
 
     mode: str | None = None
     message: str

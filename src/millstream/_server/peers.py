@@ -28,7 +28,7 @@ from millstream._tasks import Tasks
 
 
 class PeerMessage(Struct, frozen=True, array_like=True):
-    """A message of one worker to another. Its tag is its name on the wire."""
+    """A message from one worker to another. Its tag is its name on the wire."""
 
 
 class RecordUpdate(PeerMessage, frozen=True, tag="record"):
@@ -260,7 +260,7 @@ class Peers:
         self.use(values)
 
     def use(self, values: Sequence[bytes]) -> None:
-        """Sign with the first of these secrets from now on, and accept signatures of all of them."""
+        """Sign with the first of these secrets from now on, and accept signatures made with any of them."""
         self._keys = [hmac.digest(value, _LABEL, "sha256") for value in values] if self.shared else []
 
     # Received messages

@@ -29,7 +29,7 @@ class Pool(Share):
     """Places that owners use for a while, such as processes. `acquire` waits until one is free.
 
     A lone owner may hold all places. With several, an eighth of them is kept for owners that hold nothing.
-    A place that is given back goes to the waiting owner that holds least; equal ones take turns.
+    A place that is given back goes to the waiting owner that holds the fewest; equal ones take turns.
 
     Args:
         maximum: Number of places.
@@ -100,7 +100,7 @@ class Pool(Share):
         return True
 
     def move(self, source: str, target: str) -> None:
-        """Count a place of one owner for another one that has room for none more (``has_room(target, 0)``).
+        """Transfer a place to another owner that has no room for more (``has_room(target, 0)``).
 
         Args:
             source: The owner that holds it.

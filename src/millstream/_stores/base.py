@@ -542,7 +542,7 @@ class Workers(Protocol):
 
     @property
     def lease(self) -> float:
-        """Seconds after its last renewal until a worker counts as dead."""
+        """Seconds without a renewal after which a worker counts as dead."""
         ...
 
     async def alive(self, worker: str) -> bool:

@@ -163,7 +163,7 @@ def drop_paces(
 
 
 def check_pace(pace: RateCharge, full_at: float, now: float) -> tuple[ChargeResult, float]:
-    """Return the result for a pace that is fully recovered at `full_at`, and when it is after the charge."""
+    """Return the result for a pace that is fully recovered at `full_at`, and when it will be after the charge."""
     full_at, each = max(now, full_at), pace.seconds / pace.count
     room = pace.seconds - (full_at - now)
     amount = max(pace.cost, min(pace.most, room // each))

@@ -109,7 +109,7 @@ class Listeners(Generic[T]):
         return stop
 
     def topics(self, stream: str) -> set[str | None]:
-        """Return the topics of a stream that are listened to, and None if all its entries are."""
+        """Return the topics of a stream that have listeners. None stands for all of its entries."""
         parts = (channel.partition("\0") for channel in self._listeners)
         return {topic if is_topic else None for name, is_topic, topic in parts if name == stream}
 

@@ -18,7 +18,7 @@ from millstream._telemetry.messages import SERVER_FAILURES
 from millstream._telemetry.metrics import Labels, Metrics, Series, process_values
 
 SECONDS_EACH = 10
-"""Seconds of a interval."""
+"""The length of an interval, in seconds."""
 MAX_INTERVALS = 360
 """Number of intervals in an hour."""
 STEPS = {60: SECONDS_EACH, 900: SECONDS_EACH, 3_600: 60}
@@ -159,7 +159,7 @@ class History:
 
         Args:
             seconds: One of `STEPS`.
-            chosen: An operation whose points are returned separately, too.
+            chosen: An operation whose points are also returned separately.
         """
         step, until = STEPS.get(seconds, SECONDS_EACH), self._last + 1 if self._last is not None else 0
         past = HistoryWindow(step, until, self.bounds, {}, {}, {})

@@ -2,7 +2,7 @@
 
 `GET /sse` opens the stream. Its first event names the path for POST requests, with a sealed id from which any worker
 reads which worker has the stream, and its owner. Closing the stream ends the session. Any handshake revision can be
-negotiated, and requests of the per-request era are served, too.
+negotiated, and requests of the per-request era are also served.
 """
 
 import secrets

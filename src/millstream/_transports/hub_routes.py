@@ -65,7 +65,7 @@ def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> byte
     """Return an event of the hub as a server-sent event, for a reader as of `visible_part`.
 
     The publisher is in a field of its own, which `EventSource` ignores. With `envelope`, the data is the event as an
-    object, as on a WebSocket, so that pages can read the publisher, too.
+    object, as on a WebSocket, so that pages can also read the publisher.
     """
     if event.data is None:
         return b"id: %b\n\n" % event.id.encode()

@@ -171,7 +171,7 @@ def document(
         info: The server's name, version, and description.
         instructions: The description, if `info` has none.
         root_path: The path at which the server is mounted.
-        mcp: Where to find the server by MCP.
+        mcp: The path of the MCP endpoint, and the published events.
     """
     schemas: Json = {"Content": _CONTENT, "Problem": _PROBLEM}
     paths = {f"{TOOLS_PATH}{quote(tool.name)}": {"post": _operation(tool, schemas)} for tool in tools}

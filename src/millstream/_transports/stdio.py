@@ -85,7 +85,7 @@ class _Output(asyncio.Protocol):
         await self._room.wait()
 
     async def make_room(self) -> None:
-        """Wait while too much is unread, so a client that doesn't read isn't read from, either."""
+        """Wait while too much is unread, so nothing more is read from a client that doesn't read."""
         self.flush()
         transport = self._transport
         if transport is not None and transport.get_write_buffer_size() >= self._max_buffered:

@@ -37,7 +37,7 @@ _ADVICE = {
     404: "Check the address, or begin at the start page.",
 }
 _SAID = re.compile(r"^(?:not found|method not allowed)(?:\.\s*|$)", re.IGNORECASE)
-"""First sentence of a text for programs, which the title of the page says, too."""
+"""The first sentence of a text for programs, which is also in the page's title."""
 _LEFT_OUT = re.compile(r"/\*.*?\*/|@[^{]+\{(?:[^{}]*\{[^{}]*\})*[^{}]*\}", re.DOTALL)
 """Comments, fonts, and media queries."""
 _RULE = re.compile(r"([^{}]+)\{([^{}]*)\}")

@@ -166,7 +166,7 @@ class SignIns:
         return continue_page(request, "/inspect")
 
     async def sign_out(self, request: HttpRequest, url: Url) -> Response:
-        """Delete the tokens for a server. ``{"revoked": …}`` is whether their issuer has revoked them, too."""
+        """Delete the tokens for a server. ``{"revoked": …}`` is whether their issuer has also revoked them."""
         if not is_same_origin(request):
             return _NOT_OWN_PAGE
         key = _key(request, get_cookie(request, _COOKIE), url)

@@ -662,7 +662,7 @@ def _make_room(pool: UpstreamProcesses | ProcessPool) -> None:
 def _limit_memory(pid: int, limit: int, name: str) -> None:
     """Limit the memory of a process that has just started, and of its children.
 
-    Memory that is only reserved doesn't count, so Node and Go programs work, too.
+    Memory that is only reserved doesn't count, so Node and Go programs also work.
     """
     try:
         import resource  # noqa: PLC0415  not on Windows

@@ -265,7 +265,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
 
         Args:
             message: A notification or request, see `millstream.protocol.notification_message`.
-            late: Whether to send it even after the work, before the answer.
+            late: Whether to send it even if the function has returned, as long as the result hasn't been sent.
         """
         if self.over and not late:
             return
@@ -423,7 +423,7 @@ class CallInfo:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller canceled the call. An `async def` function is canceled, too; in a thread, check ``if
+        """Whether the caller canceled the call. An `async def` function is also canceled; in a thread, check ``if
         ctx.cancelled: …``.
         """
         return self._call.cancelled

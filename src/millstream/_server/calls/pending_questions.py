@@ -40,7 +40,7 @@ class ClientRefusal(ToolError):
 
 
 class _PendingQuestion(NamedTuple):
-    """A question without an answer."""
+    """An unanswered question."""
 
     scope: str
     """The session or connection that can answer it."""
@@ -49,7 +49,7 @@ class _PendingQuestion(NamedTuple):
 
 
 class PendingQuestions:
-    """Requests to clients without an answer. Their number is bounded, and each ends with its call at the latest."""
+    """Unanswered requests to clients. Their number is bounded, and each ends no later than its call."""
 
     def __init__(self, *, max_open: int, timeout: float, workers: Workers) -> None:
         self._share = Share(max_open)

@@ -163,8 +163,8 @@ class Figures(Struct, frozen=True, array_like=True):
     process: dict[str, float | None]
     hub: Json | None = None
     blocked: float = 0.0
-    """Milliseconds of the last minute in which the event loop was blocked. The last field, because older versions don't
-    have it.
+    """Milliseconds of the last minute in which the event loop was blocked. This is the last field
+    because older versions don't have it.
     """
 
 

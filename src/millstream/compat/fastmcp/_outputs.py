@@ -2,7 +2,7 @@
 
 A signature decides which engine decodes the arguments, and which parameter receives the context. The return annotation
 of a tool decides whether its output is structured. Blocks are recognized by class name, so blocks of an installed
-``mcp.types`` work, too.
+``mcp.types`` also work.
 
 Programs raise and catch exceptions with the official SDK's names.
 """
