@@ -35,7 +35,7 @@ async def test_yaml_has_the_types_of_yaml_1_2(tmp_path: Path) -> None:
     file.write_text(YAML, "utf-8")
     for path in (file, str(file)):
         schema = (await tools(path))["on"].input_schema
-        assert schema["properties"]["mode"]["enum"] == ["on", "off", "yes", "2020-01-01", "12:30:00", "1", "10", None]
+        assert schema["properties"]["mode"]["enum"] == ["on", "off", "yes", "2020-01-01", "12:30:00", "1", "10"]
         assert schema["properties"]["page"] == {"type": "integer"}
 
 
@@ -236,7 +236,7 @@ async def test_shared_parameters_and_keys_of_version_2_are_resolved() -> None:
 async def test_responses_of_version_2_have_output_schemas_if_enabled() -> None:
     document = swagger(method="get", responses={"200": {"$ref": "#/responses/Found"}})
     found = (await tools(document, output_schemas=True))["op"].output_schema
-    assert found["properties"]["tag"] == {"type": ["string", "null"]}
+    assert found["properties"]["tag"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
 
 
 async def test_servers_of_version_2_prefer_https() -> None:

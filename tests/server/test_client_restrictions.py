@@ -66,7 +66,8 @@ def openai(schema: Json) -> Problems:
 
 def gemini(schema: Json) -> Problems:
     """Gemini: enums of texts have the type string, arrays have items, and `required` names properties
-    (ai.google.dev/api/caching#Schema; google-gemini/gemini-cli#13326).
+    (ai.google.dev/api/caching#Schema; google-gemini/gemini-cli#13326). No choice is null, and every alternative has a
+    type (router-for-me/CLIProxyAPI#4545, zereight/gitlab-mcp#166).
     """
     for path, node in _schemas(schema):
         names = node.get("properties", {})
@@ -74,6 +75,19 @@ def gemini(schema: Json) -> Problems:
             yield f"{path}: required names {node['required']}"
         if "enum" in node and all(isinstance(each, str) for each in node["enum"]) and node.get("type") != "string":
             yield f"{path}: an enum of texts without a type"
+        if None in node.get("enum", ()):
+            yield f"{path}: null among the choices"
+        if {} in [*node.get("anyOf", ()), *node.get("oneOf", ())]:
+            yield f"{path}: an alternative without a type"
+
+
+def cursor(schema: Json) -> Problems:
+    """Cursor and Copilot: a schema has one type, and isn't a boolean (cursor/cursor#3778, github/copilot-cli#4623)."""
+    for path, node in _schemas(schema):
+        if isinstance(node.get("type"), list):
+            yield f"{path}: several types"
+        if any(isinstance(each, bool) for each in node.get("properties", {}).values()):
+            yield f"{path}: a boolean as the schema of a property"
 
 
 def validators(schema: Json) -> Problems:
@@ -91,9 +105,11 @@ def validators(schema: Json) -> Problems:
     for path, node in _schemas(schema):
         if node.get("required") == []:  # draft 4 forbids it
             yield f"{path}: required is empty"
+        if len(choices := node.get("enum", ())) > len({*map(repr, choices)}):  # PrefectHQ/fastmcp#195
+            yield f"{path}: a choice is repeated"
 
 
-RULES: list[Callable[[Json], Problems]] = [vscode, claude, openai, gemini, validators]
+RULES: list[Callable[[Json], Problems]] = [vscode, claude, openai, gemini, cursor, validators]
 
 
 class Color(enum.Enum):
@@ -134,7 +150,21 @@ ANNOTATIONS: list[Any] = [
     *(list, set, tuple, dict, list[Any], list[list], list | None, tuple[int, str], tuple[int, ...], tuple[()]),
     *(Pair, Book, list[Book], Circle | Square, Annotated[Cat | Dog, Field(discriminator="kind")], list[Cat | Dog]),
     *(Color, list[Color], dict[Color, int], dict[Literal["a"], list], Literal["a", 1], Literal["a"], Sequence[int]),
-    *(Mapping[str, list], Decimal, UUID, dt.datetime, Path, bytes, JsonValue, HttpUrl, frozenset[str], Any, object),
+    *(Any | None, object | None, Literal["a", None], Literal[1, "a", None]),  # noqa: PYI061  null is a choice
+    *(
+        list[Any | None],
+        Mapping[str, list],
+        Decimal,
+        UUID,
+        dt.datetime,
+        Path,
+        bytes,
+        JsonValue,
+        HttpUrl,
+        frozenset[str],
+        Any,
+        object,
+    ),
 ]
 
 
@@ -161,6 +191,65 @@ async def test_no_client_refuses_the_schema_of_an_annotation(annotation: Any) ->
         server = Server("restrictions")
         server.add_tool(tool)
         assert await _check(server) == 1
+
+
+async def test_no_client_refuses_the_schemas_of_an_openapi_document() -> None:
+    fields: Json = {
+        "size": {"type": "string", "nullable": True, "enum": ["s", "m", "s"]},
+        "note": {"type": ["null", "string", "integer"], "minLength": 1},
+        "places": {"type": "array", "items": {"type": ["object", "null"], "properties": {"any": True}}},
+        "way": {"enum": ["car", None], "description": "How"},
+        "other": {"anyOf": [{}, {"type": "null"}]},
+        "who": {"nullable": True, "$ref": "#/components/schemas/Person"},
+    }
+    body = {"content": {"application/json": {"schema": {"type": "object", "properties": fields}}}}
+    document: Json = {
+        "openapi": "3.1.0",
+        "info": {"title": "Trips", "version": "1"},
+        "servers": [{"url": "https://example.com"}],
+        "paths": {"/trips": {"post": {"operationId": "plan", "requestBody": body, "responses": {}}}},
+        "components": {"schemas": {"Person": {"type": ["object", "null"], "properties": {"name": {"type": "string"}}}}},
+    }
+    server = Server.from_openapi(document)
+    assert await _check(server) == 1
+    async with connect(server) as client:
+        [tool] = await client.tools()
+    found: Json = tool.input_schema["properties"]
+    assert found["size"] == {"anyOf": [{"type": "string", "enum": ["s", "m"]}, {"type": "null"}]}
+    assert found["note"]["anyOf"] == [
+        {"minLength": 1, "type": "string"},
+        {"minLength": 1, "type": "integer"},
+        {"type": "null"},
+    ]
+    assert found["way"] == {"description": "How", "anyOf": [{"type": "string", "enum": ["car"]}, {"type": "null"}]}
+    assert "anyOf" not in found["other"]
+
+
+class Size(enum.Enum):
+    SMALL = "s"
+    NONE = ""
+
+
+def choose(size: Size) -> str:
+    """Choose a size."""
+    return size.value
+
+
+def test_empty_choices_cause_a_warning() -> None:
+    """Gemini (sbroenne/mcp-server-excel#607, anomalyco/opencode#46676)."""
+    with pytest.warns(UserWarning, match="Gemini's API refuses choices that are empty"):
+        Server("sizes").add_tool(choose)
+
+
+def test_large_schemas_cause_a_warning() -> None:
+    """claude.ai (anthropics/claude-code#77296)."""
+
+    def tool(text: Annotated[str, Field(description="long " * 4000)]) -> str:
+        """Do something."""
+        return text
+
+    with pytest.warns(UserWarning, match=r"claude.ai leaves out tools with more than 16,384"):
+        Server("large").add_tool(tool)
 
 
 EXAMPLES = ["archive", "argument_types", "bookshop", "calls", "everything", "library", "notes", "parcels"]

@@ -439,13 +439,7 @@ class _Inliner(Struct, eq=False):
         return self.names[id(target)]
 
     def members(self, node: Schema, scope: Schema) -> Schema:
-        result = _for_clients(map_subschemas(node, lambda child: self.expand(child, scope)))
-        if "enum" in result and "type" not in result:
-            values: list[Any] = result["enum"]
-            kinds = {JSON_TYPES.get(type(value)) for value in values}
-            if len(kinds) == 1 and None not in kinds:
-                result = {"type": kinds.pop(), **result}
-        return result
+        return _with_type(_for_clients(map_subschemas(node, lambda child: self.expand(child, scope))))
 
 
 def _for_clients(node: Schema) -> Schema:
@@ -453,7 +447,8 @@ def _for_clients(node: Schema) -> Schema:
 
     Some refuse arrays without `items`, or with a boolean there (VS Code), and follow the mapping of a discriminator,
     which leads to definitions that are inlined (OpenAPI's keyword, which only names the member in JSON Schema). Python
-    needs the member to choose the type.
+    needs the member to choose the type. Gemini's API and Cursor refuse several types in one schema, null among choices,
+    and alternatives without a type.
     """
     kind = node.get("type")
     if (kind == "array" or (is_array(kind) and "array" in kind)) and not is_object(node.get("items")):
@@ -472,7 +467,38 @@ def _for_clients(node: Schema) -> Schema:
         del node["required"]
     if "default" in node and node["default"] is None and kind == "number":
         del node["default"]  # NaN or infinity
-    return node
+    if {} in node.get("anyOf", ()):
+        del node["anyOf"]  # anything is allowed
+    if "enum" in node:
+        node["enum"] = [*{repr(each): each for each in node["enum"]}.values()]
+    return _by_type(node) if is_array(kind) or None in node.get("enum", ()) else node
+
+
+def _by_type(node: Schema) -> Schema:
+    """Return a schema of several types, or with null among its choices, as alternatives."""
+    about = {key: node.pop(key) for key in [*node] if key in _ABOUT or key.startswith("x-")}
+    kind, choices = node.pop("type", None), node.pop("enum", None)
+    kinds: list[Any] = kind if is_array(kind) else [kind]
+    others = [each for each in kinds if each != "null"]
+    if choices is None:
+        parts = [{**node, "type": each} for each in others]
+    else:
+        node["enum"] = [each for each in choices if each is not None]
+        parts = [_with_type(node | {"type": others[0]} if len(others) == 1 and others[0] else node)]
+        parts = parts if node["enum"] else []
+    if ("null" in kinds or kind is None) and (choices is None or None in choices):
+        parts.append({"type": "null"})
+    return about | (parts[0] if len(parts) == 1 else {"anyOf": parts})
+
+
+_ABOUT = frozenset(("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"))
+"""Keywords about a value as a whole."""
+
+
+def _with_type(node: Schema) -> Schema:
+    """Return a schema whose choices have one type with that type."""
+    kinds = {JSON_TYPES.get(type(value)) for value in node.get("enum", ())}
+    return {"type": kinds.pop(), **node} if "type" not in node and len(kinds) == 1 and None not in kinds else node
 
 
 def _require(name: str, node: Any) -> Any:
@@ -623,6 +649,7 @@ class _Details(Struct, eq=False):
 
 
 def _order(node: Schema, choices: Collection[Any]) -> None:
-    order = list(choices)
+    node = node.get("anyOf", [node])[0]  # null is an alternative, not a choice
+    order = [each for each in choices if each is not None]
     if len(node.get("enum", ())) == len(order) and all(each in order for each in node["enum"]):
         node["enum"] = order

@@ -584,12 +584,6 @@ def _replace_nullable(node: Json) -> Json:
             node[keyword] = node.pop(bound)
     if node.pop("nullable", None) is not True or not node:
         return node
-    if is_array(node.get("enum")) and None not in node["enum"]:
-        node["enum"] = [*node["enum"], None]
-    if isinstance(kind := node.get("type"), str):
-        node["type"] = [kind, "null"]
-    if "$ref" not in node and "allOf" not in node:
-        return node
     notes: Json = {key: node.pop(key) for key in ("title", "description", "default") if key in node}
     return {**notes, "anyOf": [node, {"type": "null"}]}
 

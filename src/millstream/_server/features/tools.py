@@ -289,8 +289,21 @@ def _check_schema(source: ItemSource) -> None:
             "refuses every request with such a tool. Use up to 64 ASCII letters, digits, underscores, hyphens, dots",
             source.code,
         )
+    if any("" in node.get("enum", ()) for node in walk(source.schema)):
+        warn_author(
+            f"{source.name}: Gemini's API refuses choices that are empty, and every request with such a tool. Let the "
+            "argument be None instead",
+            source.code,
+        )
+    if (size := len(encode_json(source.schema))) > _MAX_SCHEMA:
+        warn_author(
+            f"{source.name}: the schema of the arguments has {size:,} bytes, and claude.ai leaves out tools with more "
+            f"than {_MAX_SCHEMA:,}. Shorten descriptions, or split the tool",
+            source.code,
+        )
 
 
+_MAX_SCHEMA = 16 * 1024
 PROPERTY_NAME = re.compile("[a-zA-Z0-9_.-]{1,64}")
 """Names of arguments that every model's API accepts. Some refuse all tools of a request for one other name."""
 
