@@ -12,7 +12,7 @@ import pytest
 
 from millstream import Client
 from millstream.client import Options, ToolFailed
-from millstream.protocol import BY_DATE, ORIGIN_KEY
+from millstream.protocol import BY_DATE
 from patience import WAIT
 from processes import ROOT, SharedServer, free_port, run_server, share_server
 
@@ -50,19 +50,14 @@ async def get(url: str, method: str = "GET", headers: dict[str, str] | None = No
         return await client.request(method, url, headers=headers)
 
 
-def without_origin(item: dict[str, Any]) -> dict[str, Any]:
-    meta = {key: value for key, value in item.get("_meta", {}).items() if key != ORIGIN_KEY}
-    return {**item, "_meta": meta} if meta else {key: value for key, value in item.items() if key != "_meta"}
-
-
 async def lists(target: Any, revision: str | None = None) -> dict[str, Any]:
-    """Return a server's lists without what differs between revisions, and without the gateway's own `_meta`."""
+    """Return a server's lists without what differs between revisions."""
     async with asyncio.timeout(WAIT), Client(target, revision=revision, timeout=WAIT) as client:
         found = {}
         for method in (each for each in LISTS if each.partition("/")[0] in client.capabilities):
             result = await client.request(method)
             key = next(name for name in result if isinstance(result[name], list))
-            found[key] = [without_origin(each) for each in result[key]]
+            found[key] = result[key]
         return {"name": client.server.name, "instructions": client.instructions, **found}
 
 

@@ -18,7 +18,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import SamplingMessage, TextContent, ToolListChangedNotification
 from pydantic import BaseModel
 
-from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from client.misbehaving_servers import GREETING, ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Server
 from millstream.client import ConnectionLost, Options, ServerError
@@ -691,3 +691,29 @@ async def test_call_of_a_listed_tool_and_its_result_pass_a_relay_byte_by_byte() 
         del each["_meta"]["millstream.gateway/path"]
     assert received == params
     assert [each.json()["result"] for each in replies] == [results["tools/call"]] * 2
+
+
+async def prompts_of_a_past_era(asked: ReceivedRequest) -> None:
+    """Complete an argument that the list of prompts doesn't name."""
+    if asked.method == "prompts/list":
+        await asked.result({"prompts": [{"name": "greet"}]})
+    elif asked.method == "completion/complete":
+        await asked.result({"completion": {"values": [asked.message["params"]["argument"]["name"]]}})
+    else:
+        await asked.result({})
+
+
+async def test_relay_between_eras_lists_and_completes_prompts_as_the_upstream_does() -> None:
+    greeting = {**GREETING, "capabilities": {"prompts": {}, "completions": {}}}
+
+    async def behave(asked: ReceivedRequest) -> None:
+        await (asked.result(greeting) if asked.method == "initialize" else with_handshake(prompts_of_a_past_era)(asked))
+
+    reference = {"type": "ref/prompt", "name": "greet"}
+    async with misbehaving(behave) as upstream:
+        for era in ERAS:
+            async with Client(relay(upstream.url), revision=era, timeout=WAIT) as client:
+                arguments = {"ref": reference, "argument": {"name": "tone", "value": ""}}
+                found = await client.request("completion/complete", arguments)
+                (prompt,) = (await client.request("prompts/list"))["prompts"]
+            assert (found["completion"]["values"], prompt) == (["tone"], {"name": "greet"})

@@ -408,11 +408,11 @@ class Handlers:
         if self._registry.completes is not None:
             return b'"completion":%b' % encode(await self._registry.completes(call, params))
         item, reference = self._find_completed(params.ref, call)
+        members = await item.complete(params, call)
+        if members is not None:  # an upstream knows its arguments
+            return members
         if params.argument.name not in item.parameters:
             raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
-        members = await item.complete(params, call)
-        if members is not None:
-            return members
         known = params.context.arguments if params.context is not None and call.revision.completion_context else {}
         completer = self._registry.completers.get((reference, params.argument.name))
         value = params.argument.value

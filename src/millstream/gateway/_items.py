@@ -100,7 +100,7 @@ def _with_view(description: Description, names: Names) -> Description:
     ui = members(meta.get("ui"))
     if isinstance(uri := ui.get("resourceUri"), str):
         meta["ui"] = {**ui, "resourceUri": names.uri(uri)}
-    return {**description, "_meta": meta}
+    return {**description, "_meta": meta} if meta else description
 
 
 _LEGACY_VIEW_KEY = "ui/resourceUri"
@@ -296,7 +296,8 @@ class _UpstreamReadable(_UpstreamItem, Readable):
                 raise _malformed_error(call, upstream, exc) from None
             if hints and b'"ttlMs"' not in members:
                 members += _NOT_CACHED
-        call.meta = with_origin(call.meta, upstream.name)
+        if not upstream.relays:
+            call.meta = with_origin(call.meta, upstream.name)
         return members
 
     @override

@@ -481,8 +481,9 @@ class GatewayPart:
             elif name in found[kind]:
                 upstream.warn(f"skipped {own_name!r}, because another item is named {name!r}")
             else:
-                meta = with_origin(description.get("_meta"), upstream.name)
-                found[kind][name] = own_name, {**description, "_meta": meta}, rules
+                if not upstream.relays:
+                    description = {**description, "_meta": with_origin(description.get("_meta"), upstream.name)}
+                found[kind][name] = own_name, description, rules
         if looping != upstream.looping:
             upstream.looping = looping
             logger.warning("%s: left out %d items that lead back to this gateway", upstream.name, looping)
@@ -532,6 +533,8 @@ class GatewayPart:
             return given
         (upstream,) = self.upstreams.values()
         theirs = dict(upstream.catalog.server)
+        if theirs:
+            theirs.setdefault("version", "")
         if definition.named:
             theirs.pop("name", None)
             theirs.pop("title", None)
