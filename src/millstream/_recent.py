@@ -1,6 +1,7 @@
 """A bounded dictionary, for what can be read or computed again."""
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import TypeVar
 
 from millstream._override import override
@@ -36,34 +37,36 @@ class Recent(OrderedDict[K, V]):
             del self[next(iter(self))]
 
 
-class RecentBytes(Recent[K, bytes]):
-    """A dictionary of bytes with a maximum total size: ``pages = RecentBytes[str](1000, max_bytes=2**20)``.
+class RecentBytes(Recent[K, V]):
+    """A dictionary with a maximum total size: ``pages = RecentBytes[str, bytes](1000, max_bytes=2**20, size_of=len)``.
 
     Remove entries with ``del``. `pop` and `popitem` of an ordered dictionary don't call `__delitem__`.
 
     Args:
         maximum: Maximum number of entries.
         max_bytes: Maximum total size of the values, in bytes.
+        size_of: Returns the size of a value, which never changes.
     """
 
-    def __init__(self, maximum: int, *, max_bytes: int) -> None:
+    def __init__(self, maximum: int, *, max_bytes: int, size_of: Callable[[V], int]) -> None:
         super().__init__(maximum)
         self._max_bytes = max_bytes
+        self._size_of = size_of
         self.held: int = 0
         """Total size of the values."""
 
     @override
-    def keep(self, key: K, value: bytes) -> None:
+    def keep(self, key: K, value: V) -> None:
         if key in self:
             del self[key]
-        self.held += len(value)
+        self.held += self._size_of(value)
         super().keep(key, value)
         while self.held > self._max_bytes:
             del self[next(iter(self))]
 
     @override
     def __delitem__(self, key: K) -> None:
-        self.held -= len(self[key])
+        self.held -= self._size_of(self[key])
         super().__delitem__(key)
 
     @override

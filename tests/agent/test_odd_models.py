@@ -7,8 +7,10 @@ import pytest
 
 from agent_world import Answer, ScriptedModel, collect, delta, event, model, of, says
 from cases import for_each
+from cpu import check_linear
 from millstream import Server, ToolAnnotations
 from millstream.agent import Agent, ModelError, ModelRequest, ModelResponse, ModelServerError, ToolEnd
+from millstream.agent._chat_stream import StreamRepair
 
 ADD = '{"a": 2, "b": 3}'
 MORE = '{"a": 5, "b": 5}'
@@ -158,3 +160,32 @@ async def test_arguments_that_were_encoded_twice_are_decoded() -> None:
         async with Agent(model(api), [mcp]) as agent:
             (end,) = of(ToolEnd, await collect(agent.say("Add.")))
     assert end.text == "5"
+
+
+def test_many_pieces_with_a_name_take_linear_time() -> None:
+    def read(number: int) -> None:
+        pieces = [
+            {"index": 0, "id": "x", "function": {"name": "add", "arguments": each}}
+            for each in ['{"a":[0', *[",{}"] * number]
+        ]
+        line = json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": pieces}}]}).encode()
+        assert b'"index": 0' in StreamRepair().feed(b"data: " + line + b"\n\n")
+
+    check_linear(read, 1_000)
+
+
+async def test_replies_without_end_stop_at_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.agent._chat_stream.MAX_REPLY", 1024**2)
+    for piece in (delta({"content": "more and more "}) * 1_000, b"data: no end of line" * 1_000):
+        with pytest.raises(ModelServerError, match="larger than 1 MiB") as caught:
+            await reply(*[piece] * 60)
+        assert not caught.value.temporary
+
+
+async def test_models_cannot_call_thousands_of_tools_at_once() -> None:
+    calls = [call(number, f"x{number}", arguments="{}") for number in range(300)]
+    with ScriptedModel(Answer(pieces=[*calls, END, DONE])) as api:
+        async with Agent(model(api)) as agent:
+            with pytest.raises(ModelServerError, match="called 300 tools at once"):
+                await collect(agent.say("Go."))
+            assert agent.messages == []

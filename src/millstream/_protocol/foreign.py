@@ -94,19 +94,28 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
             if warn is not None and is_object(found):
                 for name, (_, kinds) in _members((kind,)).items():
                     if kinds and is_array(found.get(name)):
-                        found[name] = [each for each in found[name] if _is_usable(each, kinds[0], warn)]
+                        found[name] = _usable(found[name], kinds[0], warn)
             return decode(encode(found))
 
     return read
 
 
-def _is_usable(item: Any, kind: type[Struct], warn: Callable[[str], None]) -> bool:
-    try:
-        msgspec.convert(item, kind)
-    except msgspec.ValidationError as exc:
-        warn(f"Left out an item of a server's list, {item!r:.100}: {exc}")
-        return False
-    return True
+MAX_WARNINGS = 10
+"""Maximum items of one list for which a warning is logged."""
+
+
+def _usable(items: list[Any], kind: type[Struct], warn: Callable[[str], None]) -> list[Any]:
+    usable: list[Any] = []
+    for number, item in enumerate(items, 1):
+        try:
+            msgspec.convert(item, kind)
+            usable.append(item)
+        except msgspec.ValidationError as exc:
+            if number - len(usable) <= MAX_WARNINGS:
+                warn(f"Left out an item of a server's list, {item!r:.100}: {exc}")
+    if (more := len(items) - len(usable) - MAX_WARNINGS) > 0:
+        warn(f"Left out {more:,} more items of that list.")
+    return usable
 
 
 def present(members: Json) -> Json:

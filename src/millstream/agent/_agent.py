@@ -42,6 +42,7 @@ from millstream.agent._events import (
     Limits,
     ModelError,
     ModelRetry,
+    ModelServerError,
     RoundStart,
     SamplingResult,
     TextDelta,
@@ -69,12 +70,16 @@ async def listen(
     async with contextlib.aclosing(model.stream(request)) as pieces:
         async for piece in pieces:
             if isinstance(piece, ModelResponse):
+                if len(piece.tool_calls) > _MAX_CALLS:
+                    raise ModelServerError(f"The model called {len(piece.tool_calls):,} tools at once.")
                 return piece
             if on_chunk is not None:
                 await on_chunk(piece)
     raise ModelError("The model ended its answer without a reply.")
 
 
+_MAX_CALLS = 256
+"""Maximum tool calls of one reply."""
 _FIRST_WAIT = 1.0
 """Seconds before the second attempt, unless the API specifies them. Each further pause is twice as long."""
 _STOPPED = CallOutcome("The user stopped this call. It may have taken effect, fully or partly.")

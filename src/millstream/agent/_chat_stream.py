@@ -11,9 +11,14 @@ from typing import Any
 from httpx2 import AsyncByteStream, Response
 
 from millstream._override import override
+from millstream.agent._events import ModelServerError
 from millstream.protocol import MALFORMED, Json, is_array, is_object
 
 _DONE = b"data: [DONE]\n\n"
+MAX_REPLY = 128 * 1024 * 1024
+"""Maximum bytes of one reply. A stream has several hundred for each token."""
+_MAX_CHECKED = 16 * 1024 * 1024
+"""Maximum characters of arguments to decode, to find where a call ends."""
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -24,14 +29,18 @@ class _Call:
         self.number = number
         self.id = id
         self.name = name
-        self.arguments = ""
+        self.size = 0
+        self._pieces: list[str] = []
+
+    def add(self, arguments: str) -> None:
+        """Add a piece of the arguments."""
+        self._pieces.append(arguments)
+        self.size += len(arguments)
 
     @property
-    def is_complete(self) -> bool:
-        try:
-            return is_object(json.loads(self.arguments))
-        except MALFORMED:
-            return False
+    def arguments(self) -> str:
+        self._pieces = ["".join(self._pieces)]
+        return self._pieces[0]
 
 
 class StreamRepair:
@@ -43,9 +52,17 @@ class StreamRepair:
         self._calls: list[_Call] = []
         self._by_index: dict[object, _Call] = {}
         self._has_choice = self._is_finished = False
+        self._size = self._checked = 0
 
     def feed(self, data: bytes) -> bytes:
-        """Return what can be sent after some more bytes of the reply."""
+        """Return what can be sent after some more bytes of the reply.
+
+        Raises:
+            ModelServerError: The reply is too large.
+        """
+        self._size += len(data)
+        if self._size > MAX_REPLY:
+            raise ModelServerError(f"The model's reply is larger than {MAX_REPLY // 1024**2} MiB.")
         if self._is_json is None and data.strip():
             self._is_json = data.lstrip()[:1] == b"{"  # a complete reply, although a stream was requested
         self._pieces.append(data)
@@ -114,10 +131,10 @@ class StreamRepair:
             arguments = function["arguments"] = json.dumps(arguments)
         last = self._calls[-1] if self._calls else None
         call = last if index is None else self._by_index.get(str(index))
-        if call is not None and arguments and id == call.id and arguments == call.arguments and call.is_complete:
+        if call and arguments and id == call.id and len(arguments) == call.size and self._is_whole(call, arguments):
             return False
         differs = call is not None and bool(id and call.id and id != call.id)
-        if call is None or (name and (differs or (arguments and call.is_complete))):
+        if call is None or (name and (differs or (arguments and self._is_whole(call)))):
             call = _Call(len(self._calls), id, name)
             self._calls.append(call)
             self._by_index[str(index)] = call
@@ -125,9 +142,19 @@ class StreamRepair:
             piece.pop("id", None)
             if name == call.name:
                 function.pop("name", None)
-        call.arguments += arguments or ""
+        call.add(arguments or "")
         piece["index"] = call.number
         return True
+
+    def _is_whole(self, call: _Call, again: str = "") -> bool:
+        """Return whether the arguments of a call are complete, and the same `again`."""
+        self._checked += call.size
+        if self._checked > _MAX_CHECKED or (again and again != call.arguments):
+            return False
+        try:
+            return call.arguments.rstrip().endswith("}") and is_object(json.loads(call.arguments))
+        except MALFORMED:
+            return False
 
 
 def _encode(chunk: object) -> bytes:

@@ -180,6 +180,8 @@ class LanguageModel:
                     if text := _text_of(event):
                         yield _without_surrogates(text)
                 response = events.get()
+        except ModelError:
+            raise
         except exceptions.ContentFilterError as exc:
             raise ModelRefused(f"The model refused to answer: {_one_line(str(exc))}.") from exc
         except exceptions.UserError as exc:

@@ -109,7 +109,7 @@ class Conversation:
             log_level=options.log_level,
         )
         self.tool_headers: ToolHeaders = ToolHeaders()
-        self._cache = Cache()
+        self._cache = Cache(options.max_bytes)
         self.incoming.watchers.add(self._cache.invalidate)
 
     async def start(self) -> None:
@@ -269,7 +269,7 @@ class Conversation:
         raw = await self.requests.ask(ask)
         result = read(ask.method, decode, raw)
         if self._options.cache:
-            self._cache.put(ask.method, ask.params, result, result.ttl_ms)
+            self._cache.put(ask.method, ask.params, result, result.ttl_ms, len(raw))
         return result, len(raw)
 
 

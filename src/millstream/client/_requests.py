@@ -22,7 +22,7 @@ from millstream._http.client import Inflow
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.content import Icon
 from millstream._protocol.errors import MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION, Confidential, shorten
-from millstream._protocol.foreign import drop_nulls, foreign_decoder, present
+from millstream._protocol.foreign import MAX_WARNINGS, drop_nulls, foreign_decoder, present
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Json, PeerError, decoder, encode, notification_message
 from millstream._protocol.metadata import (
@@ -43,6 +43,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
+from millstream._recent import Recent
 from millstream._tasks import retry_delay
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
@@ -121,6 +122,8 @@ def request_body(request_id: int, method: str, params: bytes) -> bytes:
 
 _logger = logging.getLogger(__name__)
 _NO_HEADERS: Mapping[str, str] = {}
+_MAX_ANNOTATED = 10_000
+"""Maximum tools whose header annotations are kept."""
 
 
 class ToolHeaders(Struct):
@@ -130,22 +133,27 @@ class ToolHeaders(Struct):
     specification requires: https://modelcontextprotocol.io/specification/2026-07-28/server/tools.
     """
 
-    _known: dict[str, tuple[ParamHeader, ...]] = {}
+    _known: Recent[str, tuple[ParamHeader, ...]] = msgspec.field(default_factory=lambda: Recent(_MAX_ANNOTATED))
 
     def learn(self, tools: list[ToolDescription]) -> list[ToolDescription]:
         """Store the annotations of tools, and return the tools whose annotations are valid."""
         usable: list[ToolDescription] = []
+        wrong = 0
         for tool in tools:
             try:
                 found = find_annotations(tool.input_schema)
             except (ValueError, RecursionError) as exc:
-                _logger.warning("Left out the tool %s: %s", tool.name, exc)
+                wrong += 1
+                if wrong <= MAX_WARNINGS:
+                    _logger.warning("Left out the tool %s: %s", tool.name, exc)
                 continue
             if found:
-                self._known[tool.name] = found
+                self._known.keep(tool.name, found)
             else:
                 self._known.pop(tool.name, None)
             usable.append(tool)
+        if wrong > MAX_WARNINGS:
+            _logger.warning("Left out %d more tools.", wrong - MAX_WARNINGS)
         return usable
 
     def of(self, tool: str, arguments: Mapping[str, Any]) -> Mapping[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
+from operator import itemgetter
 from typing import Any, Generic, TypeVar, cast, get_origin
 
 import msgspec
@@ -15,7 +16,7 @@ from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
 from millstream._protocol.notifications import CallToolResult, PaginatedResult
-from millstream._recent import Recent
+from millstream._recent import RecentBytes
 from millstream.client._errors import InvalidResponse, ToolFailed
 from millstream.client._server_messages import Change
 
@@ -40,10 +41,15 @@ class Cache:
     It keeps results that carry a time to live, and is emptied when the server reports a change, see
     https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. Each client has its own cache, so
     public and private results are treated the same.
+
+    Args:
+        max_bytes: Maximum size of all results together, as JSON.
     """
 
-    def __init__(self) -> None:
-        self._entries: Recent[tuple[str, bytes], tuple[float, Any]] = Recent(_MAX_ENTRIES)
+    def __init__(self, max_bytes: int) -> None:
+        self._entries: RecentBytes[tuple[str, bytes], tuple[float, Any, int]] = RecentBytes(
+            _MAX_ENTRIES, max_bytes=max_bytes, size_of=itemgetter(2)
+        )
 
     def get(self, method: str, params: bytes) -> Any:
         """Return the cached result, or None if it's missing or stale."""
@@ -51,13 +57,13 @@ class Cache:
         found = self._entries.get(key)
         if found is None or found[0] <= time.monotonic():
             return None
-        self._entries.keep(key, found)
+        self._entries.move_to_end(key)
         return found[1]
 
-    def put(self, method: str, params: bytes, result: Any, ttl_ms: int) -> None:
-        """Cache a result for `ttl_ms` milliseconds."""
+    def put(self, method: str, params: bytes, result: Any, ttl_ms: int, size: int) -> None:
+        """Cache a result of some bytes for `ttl_ms` milliseconds."""
         if ttl_ms > 0:
-            self._entries.keep((method, params), (time.monotonic() + min(ttl_ms, _MAX_TTL_MS) / 1000, result))
+            self._entries.keep((method, params), (time.monotonic() + min(ttl_ms, _MAX_TTL_MS) / 1000, result, size))
 
     def invalidate(self, change: Change, subscription: Any) -> None:
         """Drop the results that a change affects."""

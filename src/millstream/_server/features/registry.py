@@ -142,8 +142,8 @@ class Registry:
         """Kind -> normal form of an item's URI -> the URI as registered. Disabled items are included."""
         self.fast: dict[bytes, PreparedCall] = {}
         """Value of `Mcp-Name` -> the decoder for complete 2026-07-28 calls of that tool."""
-        self._pages: RecentBytes[tuple[str, str, str | None, Audience]] = RecentBytes(
-            _MAX_PAGES, max_bytes=_MAX_PAGE_BYTES
+        self._pages: RecentBytes[tuple[str, str, str | None, Audience], bytes] = RecentBytes(
+            _MAX_PAGES, max_bytes=_MAX_PAGE_BYTES, size_of=len
         )
         """(kind, revision, cursor, audience) -> members of the result."""
         self._scopes: dict[str, frozenset[str]] = {}

@@ -59,7 +59,7 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     log_level: str = ""
     """Minimum severity of log messages to request; empty leaves it to the server."""
     cache: bool = True
-    """Whether to cache lists and resources for the time that the server allows."""
+    """Whether to cache lists and resources for the time that the server allows, up to `max_bytes`."""
     env: Mapping[str, str] = {}
     """Environment variables for a server that the client starts, in addition to `HOME`, `PATH`, and the like."""
     cwd: str | None = None

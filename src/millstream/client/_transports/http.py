@@ -48,6 +48,8 @@ _ACCEPT_EVENTS = f"Accept: text/event-stream\r\n{_IDENTITY}"
 _NO_SESSION = re.compile(
     rb"(?i)(?:no valid|invalid|unknown|expired)[a-z ]{0,12} session|session (?:id )?(?:not found|expired)"
 )
+_MAX_REASON = 16 * 1024
+"""Maximum bytes of an error's body to search for words."""
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _ATTEMPTS = 5
@@ -176,7 +178,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
     def _has_lost_session(self, reply: HttpReply) -> bool:
         """Return whether the server doesn't know the session. Many respond with 400 instead of 404."""
         return bool(self._session) and (
-            reply.status == 404 or (reply.status == 400 and _NO_SESSION.search(reply.body) is not None)
+            reply.status == 404 or (reply.status == 400 and _NO_SESSION.search(reply.body[:_MAX_REASON]) is not None)
         )
 
     def _error(self, reply: HttpReply) -> ClientError:

@@ -145,6 +145,7 @@ class WebSocketTransport(DuplexTransport):
                 subprotocols=[Subprotocol("mcp")],
                 additional_headers=headers,
                 max_size=options.max_bytes,
+                compression=None,  # a small message could become a large one, which isn't counted while it arrives
                 open_timeout=options.connect_timeout,
                 ssl=(options.tls or ssl.create_default_context()) if url.secure else None,
                 proxy=None if proxy is None else proxy.address,
