@@ -292,7 +292,7 @@ async def test_lists_are_cached_for_their_ttl() -> None:
         await client.read("x://1")
         await client.read("x://1", fresh=True)
         assert reads == (3 if kept is None else 2)
-        cache.put("resources/read", b'{"uri":"x://2"}', "kept", 60_000)
+        cache.put("resources/read", b'{"uri":"x://2"}', "kept", 60_000, 4)
         assert cache.get("resources/read", b'{"uri":"x://2"}') == "kept"
         cache.invalidate(Change("resource", "x://1"), None)
         assert cache.get("resources/read", b'{"uri":"x://2"}') is None
