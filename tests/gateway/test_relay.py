@@ -20,8 +20,8 @@ from pydantic import BaseModel
 
 from client.misbehaving_servers import GREETING, ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
-from millstream import Client, Server
-from millstream.client import ConnectionLost, Options, ServerError
+from millstream import Client, Server, Settings
+from millstream.client import ConnectionLost, Options, ServerError, ToolFailed
 from patience import WAIT
 
 ERAS = ("2025-06-18", "2026-07-28")
@@ -717,3 +717,58 @@ async def test_relay_between_eras_lists_and_completes_prompts_as_the_upstream_do
                 found = await client.request("completion/complete", arguments)
                 (prompt,) = (await client.request("prompts/list"))["prompts"]
             assert (found["completion"]["values"], prompt) == (["tone"], {"name": "greet"})
+
+
+async def test_tool_call_in_a_session_passes_a_relay_byte_by_byte() -> None:
+    received: list[dict[str, Any]] = []
+    result = {"content": [], "com.example/n": 1, "_meta": {"com.example/a": [1]}}
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "tools/call":
+            received.append(asked.message["params"])
+            await asked.result(result)
+        elif asked.method == "initialize":
+            greeting = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "r"}}
+            await asked.result(greeting, more="Mcp-Session-Id: 7\r\n")
+        else:
+            await asked.reply(b"", status="202 Accepted" if "notif" in asked.method else "405 Method Not Allowed")
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        gateway = relay(server.url)
+        trace = {"com.example/trace": {"id": 7}}
+        params: list[dict[str, Any]] = [
+            {"name": "unlisted", "arguments": {"_meta": {}, "big": 2**70}, "_meta": trace},
+            {"name": "unlisted", "com.example/n": 1},
+        ]
+        async with gateway.running():
+            headers = await open_session(gateway)
+            replies = [await post(gateway, {"method": "tools/call", "params": each}, **headers) for each in params]
+    for each, sent in zip(received, params, strict=True):
+        del each["_meta"]["millstream.gateway/path"]
+        assert {"_meta": {}, **sent} == each
+    assert [each.json()["result"] for each in replies] == [result] * 2
+
+
+async def test_header_that_names_another_tool_is_refused_by_a_relay() -> None:
+    gateway = relay(Cart())
+    headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "tools/call", "mcp-name": "put"}
+    async with gateway.running():
+        call = {"method": "tools/call", "params": {"name": "take", "arguments": {}, "_meta": ENVELOPE}}
+        assert (await post(gateway, call, **headers)).json()["error"]["code"] == -32020
+        assert (await post(gateway, call, **headers | {"mcp-name": "take"})).status_code == 200
+
+
+async def test_tool_timeout_of_the_server_ends_relayed_calls() -> None:
+    program = MCPServer("slow")
+
+    @program.tool()
+    async def wait() -> str:  # pyright: ignore[reportUnusedFunction]
+        await asyncio.Event().wait()
+        return ""
+
+    gateway = Server("gateway", settings=Settings(tool_timeout=0.05))
+    gateway.upstream("only", program, prefix="")
+    for era in ERAS:
+        async with asyncio.timeout(WAIT), Client(gateway, revision=era) as client:
+            with pytest.raises(ToolFailed, match="didn't finish"):
+                await client.call("wait")

@@ -126,16 +126,10 @@ logger = logging.getLogger("millstream")
 
 OpenSession = Callable[[Call], Awaitable[bytes]]
 """Called with each `initialize`. Returns its result, or empty bytes for this server's own."""
+RelayCall = Callable[[Call], Awaitable[bytes]]
+"""Called with each call. Returns the complete result of another server, or empty bytes to serve the call here."""
 Observe = Callable[[Call, float, bytes], None]
 """``observe(call, seconds, answer)``."""
-
-
-class RawResult(CustomResult):
-    """Ends a call with the complete result of another server, to which nothing is added."""
-
-    def __init__(self, encoded: bytes) -> None:
-        super().__init__({})
-        self.encoded: bytes = encoded
 
 
 class RelayedError(ProtocolError):
@@ -186,6 +180,8 @@ class Dispatcher:
         """Middleware around the handlers."""
         self.open_session: OpenSession | None = None
         """Opens sessions, if they belong to another server."""
+        self.relay: RelayCall | None = None
+        """Passes calls on to another server."""
         self.observe: Observe | None = None
         """Called for every finished call."""
         self.begin: Callable[[Call], None] | None = None
@@ -225,7 +221,7 @@ class Dispatcher:
         """Serve methods through a function, which receives the handler and the call."""
         self._handlers.update({method: partial(around, self._handlers[method]) for method in methods})
 
-    async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901, PLR0912  one frame for each call
+    async def call(self, call: Call, scope: str = "") -> bytes:  # noqa: C901, PLR0912, PLR0915  one frame for each call
         """Run one call and return its answer.
 
         Args:
@@ -249,8 +245,14 @@ class Dispatcher:
         try:
             if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
                 await asked
-            tool = call.tool
-            if tool is not None:
+            tool, relay, head, result = call.tool, self.relay, b"", b""
+            if relay is not None:
+                timeout = self._tool_timeout if call.method == "tools/call" else 0
+                work = relay(call)
+                result = await (run_with_timeout(lambda *_: work, call, None, timeout) if timeout else work)
+            if result:
+                head, members = result[:-1], b""
+            elif tool is not None:
                 timeout, run = tool.timeout, tool.run
                 if timeout is None:
                     timeout = self._tool_timeout
@@ -263,10 +265,12 @@ class Dispatcher:
             else:
                 handler, around = _handler(self._handlers, self.registry, call), self.around
                 members = await (handler(call) if around is None else around(call, handler))
-            if _ERROR in members and _reports_error(call, b"{%b}" % members):
+            if not result:
+                head = self._heads[call.revision.date]
+                head = head if call.meta is None else _head(self.info, call.revision, call.meta)
+                head = head if members else head.removesuffix(b",")
+            if _ERROR in (result or members) and _reports_error(call, result or b"{%b}" % members):
                 call.failure = CallFailure("tool_error")
-            head = self._heads[call.revision.date] if call.meta is None else _head(self.info, call.revision, call.meta)
-            head = head if members else head.removesuffix(b",")
             answer = (
                 b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
                 if not (call.bare or call.cancelled)
@@ -411,8 +415,6 @@ class Dispatcher:
         return _wrap_envelope(call, b'%b,"_meta":%b}' % (encode(result)[:-1], meta))
 
     def _custom_result(self, call: Call, exc: CustomResult) -> bytes:
-        if isinstance(exc, RawResult):
-            return _wrap_envelope(call, exc.encoded)
         result = dict(exc.result)
         meta: Json = {**(call.meta or {}), **result.pop("_meta", {})}
         if call.revision.result_type:

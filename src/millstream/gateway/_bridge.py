@@ -194,7 +194,6 @@ def forward(
     name: str,
     *,
     headers: Mapping[str, str] = {},
-    verbatim: bool = False,
 ) -> Awaitable[bytes]:
     """Send a request to an upstream and return the raw JSON object of its result.
 
@@ -205,7 +204,6 @@ def forward(
         params: Encoded parameters.
         name: Upstream's name of the tool or prompt, or URI of the resource.
         headers: Additional HTTP headers.
-        verbatim: Whether the client speaks the upstream's revision, so that everything is passed on unchanged.
 
     Raises:
         InputRequired: The upstream asks a question, which the client answers with its next request.
@@ -214,16 +212,15 @@ def forward(
         ToolError: There was no response, or the upstream requires a capability that the client lacks.
     """
     ask = RawRequest(method=method, params=params, name=name, headers=headers, rounds=False, owner=call.owner)
-    if upstream.credentials is None and (link := upstream.plain_link) is not None and _is_plain(call):
-        return _forward_plainly(call, upstream, link, ask, verbatim=verbatim)
-    return _forward(call, upstream, ask, verbatim=verbatim)
+    if _is_plain(call) and (link := upstream.find_plain_link(call)) is not None:
+        return forward_plainly(call, upstream, link, ask, call.raw_meta())
+    return forward_exactly(call, upstream, ask)
 
 
 def _is_plain(call: Call) -> bool:
     """Return whether the client receives only the result of a call, and this is the call's first request."""
     return not (
         call.revision.handshake
-        or call.token is not None
         or call.tee is not None
         or call.log_level
         or call.rounds is not None
@@ -232,12 +229,19 @@ def _is_plain(call: Call) -> bool:
     )
 
 
-async def _forward_plainly(  # noqa: C901  one frame for each call
-    call: Call, upstream: Upstream, link: Link, ask: RawRequest, *, verbatim: bool
+async def forward_plainly(  # noqa: C901  one frame for each call
+    call: Call, upstream: Upstream, link: Link, ask: RawRequest, meta: bytes, *, verbatim: bool = False
 ) -> bytes:
-    """Forward a call that is one request and one result on both sides. Only the result can contain questions."""
-    source, requests, relays = link.conversation.negotiated.revision, link.conversation.requests, link.relays
-    ask.meta = _plain_meta(call, upstream, source, verbatim=verbatim)
+    """Forward a call that is one request and one result on both sides, on the link of `Upstream.find_plain_link`.
+
+    Args:
+        call, upstream, link, ask: The client's call, the target, a connection to it, and the request.
+        meta: The `_meta` of the call.
+        verbatim: Whether the client speaks the upstream's revision, so that everything is passed on unchanged.
+    """
+    requests, relays = link.conversation.requests, link.relays
+    source = call.revision if verbatim else link.conversation.negotiated.revision
+    ask.meta = _plain_meta(call, upstream, source, meta, verbatim=verbatim)
     breaker, method, name = upstream.breaker, ask.method, ask.name
     if breaker.records and (refusal := breaker.refusal(call, method, name)):
         raise refused_error(call, upstream, refusal)
@@ -262,8 +266,7 @@ async def _forward_plainly(  # noqa: C901  one frame for each call
         breaker.succeed(monotonic() - started, call, method, name)
         raise _ForwardedCall(call, upstream, ask, source=source, verbatim=verbatim).convert_error(exc) from None
     except ClientError as exc:
-        upstream.record_failure(exc, call, method, name)
-        raise no_response_error(call, upstream, exc) from None
+        raise await _fail(call, upstream, link, exc, ask) from None
     finally:
         link.calls -= 1
         if places is not None:
@@ -275,9 +278,8 @@ async def _forward_plainly(  # noqa: C901  one frame for each call
     return result
 
 
-def _plain_meta(call: Call, upstream: Upstream, source: Revision, *, verbatim: bool) -> bytes:
-    """Return `_meta` for an upstream of the per-request era, cached because most of a client's requests share it."""
-    raw = call.raw_meta()
+def _plain_meta(call: Call, upstream: Upstream, source: Revision, raw: bytes, *, verbatim: bool) -> bytes:
+    """Return `_meta` for the upstream, cached because most of a client's requests share it."""
     key, cache = (raw, source.date), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
@@ -319,8 +321,8 @@ def _meta(
     return b"%b%b%b" % (_envelope(source, abilities, level, client, tasks=tasks), passed and b",", passed)
 
 
-async def _forward(  # noqa: C901, PLR0912  one frame for each call
-    call: Call, upstream: Upstream, ask: RawRequest, *, verbatim: bool, recovered: bool = False
+async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
+    call: Call, upstream: Upstream, ask: RawRequest, *, verbatim: bool = False, recovered: bool = False
 ) -> bytes:
     """Forward a call. If it's denied, its user may connect an account or grant more scopes, once."""
     credentials, denied, method, name = upstream.credentials, None, ask.method, ask.name
@@ -371,7 +373,7 @@ async def _forward(  # noqa: C901, PLR0912  one frame for each call
         if recovered or credentials is None or not await credentials.recover(call, denied):
             raise no_response_error(call, upstream, denied)
         recovered = True
-    return await _forward(call, upstream, ask, verbatim=verbatim, recovered=recovered)
+    return await forward_exactly(call, upstream, ask, verbatim=verbatim, recovered=recovered)
 
 
 async def forward_stream(call: Call, upstream: Upstream, params: bytes) -> bytes:  # noqa: C901  one frame for each

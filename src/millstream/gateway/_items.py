@@ -9,7 +9,6 @@ policy has no rules for unknown methods. Skills have a known shape, so those of 
 
 import copy
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, Self
 
 from msgspec import Raw, Struct, structs
@@ -183,9 +182,6 @@ class UpstreamTool(_UpstreamItem, Tool):
         self._described = {**_with_view(description, upstream.names), "name": name}
 
     def _run(self, arguments: Any, call: Call) -> Awaitable[Any]:
-        if call.tool is not None and (relay := self.upstream.relay) is not None:
-            call.tool = None  # the transport has skipped the relay, so this is the first of two times
-            return relay(partial(self._run, arguments), call)
         params = self._call_head + bytes(arguments) + b"}"
         headers: Mapping[str, str] = {}
         if self._own_headers:

@@ -172,11 +172,6 @@ class Links(Struct):
     def __len__(self) -> int:
         return len(self.links)
 
-    def ready(self, key: LinkKey) -> Link | None:
-        """Return the open connection of a key, or None."""
-        link = self.links.get(key)
-        return link if link is not None and link.open_task is None else None
-
     async def open(self, key: LinkKey, owner: str = "", client: ClientIdentity | None = None) -> Link:
         """Return the connection of a key, opening it if necessary.
 

@@ -6,11 +6,8 @@ is down, the items that a catalog makes of its last lists serve the call instead
 """
 
 import asyncio
-import contextlib
 import json
-from collections.abc import Awaitable
-
-from msgspec import Raw
+from collections.abc import Awaitable, Mapping
 
 from millstream import ProtocolError, ToolError
 from millstream._parts import PartHost
@@ -19,31 +16,22 @@ from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import decode_name
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
-from millstream._server.dispatch import RawResult, RelayedError
+from millstream._server.dispatch import RelayedError
 from millstream._server.features.registry import Handler
 from millstream.client import ClientError, ServerError
-from millstream.gateway._bridge import RevisionsDiffer, forward, forward_stream
+from millstream.client.lowlevel import RawRequest
+from millstream.gateway._bridge import RevisionsDiffer, forward_exactly, forward_plainly, forward_stream
 from millstream.gateway._catalog import METHODS
-from millstream.gateway._links import Channel
+from millstream.gateway._links import Channel, Link
 from millstream.gateway._relay import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._upstream import Upstream
 from millstream.protocol import BY_DATE, INVALID_PARAMS, MALFORMED, decode_object, encode
 
 _CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
-_LISTS = frozenset(method for method, *_ in METHODS.values())
-_RELAYED = (
-    *_LISTS,
-    "completion/complete",
-    "logging/setLevel",
-    "ping",
-    "prompts/get",
-    "resources/read",
-    "resources/subscribe",
-    "resources/unsubscribe",
-    "server/discover",
-    "tools/call",
-)
+_LISTEN = "subscriptions/listen"
+_SERVED_HERE = frozenset({*(method for method, *_ in METHODS.values()), "server/discover", _LISTEN})
+"""Methods that can be served here although the upstream speaks the client's revision."""
 _NOTIFICATIONS = ("notifications/roots/list_changed", "notifications/progress")
 """Notifications that a client sends to its session's server."""
 
@@ -59,14 +47,11 @@ class Passthrough:
     def __init__(self, host: PartHost, upstream: Upstream) -> None:
         self._host = host
         self._upstream = upstream
-        upstream.relay = self._serve
         self._reading = asyncio.Lock()
-        registry = host.registry
-        host.dispatcher.wrap(_RELAYED, self._serve)
-        host.dispatcher.wrap(["subscriptions/listen"], self._listen)
-        host.dispatcher.open_session = self._open_session
-        self._others = list(registry.method_finders)
-        registry.method_finders.insert(0, self._find_method)
+        registry, dispatcher = host.registry, host.dispatcher
+        dispatcher.relay = self._relay
+        dispatcher.open_session = self._open_session
+        registry.method_finders.append(self._find_method)
         registry.serves_all = True
         registry.relayed.update(dict.fromkeys(_NOTIFICATIONS, self._notify))
         registry.notification_handlers.update(registry.relayed)
@@ -74,41 +59,63 @@ class Passthrough:
 
     def _close(self) -> None:
         registry = self._host.registry
+        self._host.dispatcher.relay = None
         registry.serves_all = False
         registry.method_finders.remove(self._find_method)
         for method in _NOTIFICATIONS:
             del registry.relayed[method], registry.notification_handlers[method]
 
     def _find_method(self, method: str, revision: Revision) -> Handler | None:
-        if method in _CORE:
-            return None
-        other = next((found for find in self._others if (found := find(method, revision))), None)
+        """Find any method, because the upstream may have it."""
 
-        async def answer(call: Call) -> bytes:
-            if other is None:
-                raise method_not_found(method)
-            return await other(call)
+        async def refuse(call: Call) -> bytes:
+            raise method_not_found(method)
 
-        return lambda call: self._serve(answer, call)
+        return None if method in _CORE else refuse
 
-    async def _serve(self, handler: Handler, call: Call) -> bytes:
-        """Pass a call on, or serve it by the handler if that isn't possible."""
-        if not self._meets(call):
-            return await self._serve_here(handler, call)
-        try:
-            result = await self._forward(call)
-        except RevisionsDiffer:
-            return await self._serve_here(handler, call)
-        except NoResponse:
-            if call.method in _LISTS or call.method == "server/discover":  # the last ones, while the upstream is down
-                return await handler(call)
-            raise
-        raise RawResult(result)
+    def _relay(self, call: Call) -> Awaitable[bytes]:
+        """Pass a call on. The result is empty if the items of the upstream's lists have to serve the call."""
+        link = self._upstream.find_plain_link(call)
+        if link is None or call.method in _SERVED_HERE:
+            return self._relay_exactly(call, link)
+        return self._forward(call, link)
 
-    async def _serve_here(self, handler: Handler, call: Call) -> bytes:
-        """Serve a call by the items of the upstream's lists."""
+    async def _relay_exactly(self, call: Call, link: Link | None) -> bytes:
+        if link is not None or self._meets(call):
+            try:
+                return await self._forward(call, link)
+            except RevisionsDiffer:
+                pass
+            except NoResponse:
+                if call.method == _LISTEN or call.method not in _SERVED_HERE:
+                    raise
+                return b""
         await self._read_lists()
-        return await handler(call)
+        return b""
+
+    def _forward(self, call: Call, link: Link | None) -> Awaitable[bytes]:
+        try:
+            params = decode_members(call.raw_params() or b"{}")
+        except MALFORMED as exc:
+            raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
+        meta = bytes(params.pop("_meta", b""))
+        if call.method == _LISTEN:
+            return forward_stream(call, self._upstream, encode(params))
+        headers: Mapping[bytes, bytes] = call.headers or {}
+        if call.method in _CORE:
+            raw = bytes(params.get("name") or params.get("uri") or b'""')
+            name = json.loads(raw) if raw[:1] == b'"' else ""
+            call.name = name[:_MAX_NAME]
+        else:
+            name = decode_name(headers.get(b"mcp-name", b"").strip(b" \t"))
+        ask = RawRequest(method=call.method, params=encode(params), name=name, rounds=False, owner=call.owner)
+        if call.revision.routing_headers:
+            ask.headers = {
+                key.decode(): value.decode("latin-1") for key, value in headers.items() if key.startswith(b"mcp-param-")
+            }
+        if link is None:
+            return forward_exactly(call, self._upstream, ask, verbatim=True)
+        return forward_plainly(call, self._upstream, link, ask, meta, verbatim=True)
 
     async def _read_lists(self) -> None:
         """Read the upstream's lists once the first client needs them."""
@@ -133,29 +140,6 @@ class Passthrough:
         if call.method == "tools/call" and upstream.has_tasks:  # tasks of the upstream belong to their caller here
             return False
         return channel is Channel.SHARED and upstream.revision is call.revision
-
-    async def _listen(self, handler: Handler, call: Call) -> bytes:
-        """Let the upstream serve a subscription, or serve it here if that isn't possible."""
-        if self._meets(call):
-            with contextlib.suppress(RevisionsDiffer):
-                raise RawResult(await forward_stream(call, self._upstream, encode(_read_params(call))))
-        return await self._serve_here(handler, call)
-
-    def _forward(self, call: Call) -> Awaitable[bytes]:
-        params = _read_params(call)
-        if call.arguments is not None and call.name:  # a transport has read them, so they aren't in headers
-            return forward(call, self._upstream, call.method, encode(params), call.name, verbatim=True)
-        headers = call.headers or {}
-        if call.method in _CORE:
-            raw = bytes(params.get("name") or params.get("uri") or b'""')
-            name = json.loads(raw) if raw[:1] == b'"' else ""
-            call.name = name[:_MAX_NAME]
-        else:
-            name = decode_name(headers.get(b"mcp-name", b"").strip(b" \t"))
-        passed = {
-            key.decode(): value.decode("latin-1") for key, value in headers.items() if key.startswith(b"mcp-param-")
-        }
-        return forward(call, self._upstream, call.method, encode(params), name, headers=passed, verbatim=True)
 
     async def _open_session(self, call: Call) -> bytes:
         """Open the dedicated session of a client's session, and return the upstream's result of `initialize`.
@@ -188,16 +172,6 @@ class Passthrough:
             conversation = link.conversation
             params = decode_object(call.params or b"{}")
             await conversation.requests.notify(conversation.transport, call.method, params)
-
-
-def _read_params(call: Call) -> dict[str, Raw]:
-    """Return the parameters of a request without `_meta`."""
-    try:
-        params = decode_members(call.raw_params() or b"{}")
-    except MALFORMED as exc:
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
-    params.pop("_meta", None)
-    return params
 
 
 _MAX_NAME = 128

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import random
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from functools import partial
 from http import HTTPStatus
@@ -384,11 +384,11 @@ class Upstream:
     looping: int = 0
     """Number of items that aren't offered, because they lead back to this gateway."""
     _is_plain: bool | None = None
-    """Whether one connection serves all calls; None if it has to be decided again, by the capabilities."""
+    """Whether messages name their call, no call becomes a task, and callers have neither credentials nor processes of
+    their own; None if it has to be decided again, by the capabilities.
+    """
     relays = False
     """Whether the server passes this upstream's messages on, rather than items made of its lists."""
-    relay: Callable[[Callable[[Call], Awaitable[bytes]], Call], Awaitable[bytes]] | None = None
-    """``relay(handler, call)`` passes a call on, or serves it by the handler if that isn't possible."""
     serves_one = False
     """Whether it's a command that the only client of this server has to itself. It starts when that client does."""
     _listed_offer = b""
@@ -629,15 +629,27 @@ class Upstream:
         self.refresh()
         return remedy
 
-    @property
-    def plain_link(self) -> Link | None:
-        """The connection that all calls share, if it's open, requests are self-contained, and none becomes a task."""
+    def find_plain_link(self, call: Call) -> Link | None:
+        """Return the open connection for a call that is one request and one result: the one that all share, or in a
+        relay, the dedicated session of its client. None if the call needs more.
+        """
         if self._is_plain is None and self.catalog.revision:
-            separate = self.processes is not None or self._is_websocket or self._protected_program is not None
-            self._is_plain = not (self.revision.handshake or separate or self.has_tasks)
-        if not self._is_plain or self.breaker.is_open:
+            separate = self.processes is not None or self.credentials is not None or self._protected_program is not None
+            anonymous = self._is_websocket or self._era.name == "http+sse"
+            self._is_plain = not (separate or anonymous or self.has_tasks)
+        if not self._is_plain or self.breaker.is_open or call.token is not None:
             return None
-        return self.links.ready(SHARED_KEY)
+        links, session = self.links, call.session
+        if not call.revision.handshake:
+            link = links.links.get(SHARED_KEY)
+        elif session is None or (link := links.own.get(session.id)) is None:
+            return None
+        else:
+            link.expires_at = session.expires_at
+        if link is None or link.open_task is not None:
+            return None
+        revision = link.conversation.negotiated.revision
+        return link if revision is call.revision or not (self.relays or revision.handshake) else None
 
     @property
     def _protected_program(self) -> Program | None:

@@ -393,6 +393,7 @@ decode_handshake_call = decoder(_HandshakeCall)
 
 class _RequestParams(Struct, gc=False, rename={"meta": "_meta"}):
     meta: _Meta
+    name: str = ""
 
 
 class _Request(_Message, kw_only=True):
@@ -404,7 +405,7 @@ class _Request(_Message, kw_only=True):
 decode_request = decoder(_Request)
 """Decodes a complete request of the per-request era, except its parameters."""
 decode_request_params = decoder(_RequestParams)
-"""Parameters, decoded down to `_meta`."""
+"""Parameters, decoded down to the name and `_meta`."""
 
 
 class _RawParams(Struct, gc=False, rename={"meta": "_meta", "responses": "inputResponses", "state": "requestState"}):

@@ -177,12 +177,13 @@ _BY_HEADER: Mapping[bytes | None, Revision] = {
 }
 """`MCP-Protocol-Version` of a handshake-era request -> revision, for requests without a session."""
 _HANDSHAKE_METHODS = frozenset[str]().union(*(each.requests for each in HANDSHAKE.values()))
-_LISTS = {
+_UNDECODED = {
     method.encode(): method
     for revision in PER_REQUEST.values()
     for method in revision.requests
-    if method.endswith(("/list", "/discover"))
+    if method.endswith(("/list", "/discover", "tools/call"))
 }
+"""Methods whose handlers read the parameters. Another server reads those of a tool call."""
 _MAX_USUAL = 64 * 1024
 """Maximum bytes of a usual body. The exact path reads a larger one in parts, each with its own bound."""
 
@@ -227,12 +228,12 @@ class Streamable:
                     return taken if isinstance(taken, Response) else await self._fast_initialize(request, taken)
         elif (named := _PER_REQUEST.get(headers.get(b"mcp-protocol-version"))) is None:
             pass
-        elif headers[b"mcp-method"] == b"tools/call":
+        elif headers[b"mcp-method"] == b"tools/call" and self._dispatcher.relay is None:
             fast = self._fast.get(headers.get(b"mcp-name", b""))
             if fast is not None:
                 call = self._fast_call(request, fast, named)
-        elif headers[b"mcp-method"] in _LISTS:
-            call = self._fast_list(request, named)
+        elif headers[b"mcp-method"] in _UNDECODED:
+            call = self._fast_request(request, named)
         if call is None or (size > LIGHT and not self._dispatcher.load.takes(call, size)):
             del body  # a stream may be open for a day
             return await serve_exactly(self._endpoint, request)
@@ -268,7 +269,7 @@ class Streamable:
                 return None
         if revision is None:
             return None
-        if b'"tools/call"' not in request.body:
+        if b'"tools/call"' not in request.body or self._dispatcher.relay is not None:
             return self._fast_message(request, session, revision)
         try:
             envelope = decode_handshake_call(request.body)
@@ -302,7 +303,7 @@ class Streamable:
     def _fast_message(
         self, request: HttpRequest, session: Session | None, revision: Revision
     ) -> Call | Envelope | Response | None:
-        """Return a message other than a tool call, as `_fast_handshake_call` does."""
+        """Return a message whose parameters its handler reads, as `_fast_handshake_call` does."""
         try:
             message = decode_handshake_message(request.body)
             params = bytes(message.params)
@@ -372,8 +373,8 @@ class Streamable:
             responses=params.responses or None,
         )
 
-    def _fast_list(self, request: HttpRequest, revision: Revision) -> Call | None:
-        """Return a list request decoded in two typed passes, or None if anything is unusual. Its handler reads the
+    def _fast_request(self, request: HttpRequest, revision: Revision) -> Call | None:
+        """Return a request decoded in two typed passes, or None if anything is unusual. Its handler reads the
         parameters.
         """
         headers, body = request.headers, request.body
@@ -381,12 +382,14 @@ class Streamable:
             return None
         try:
             envelope = decode_request(body)
-            meta: Any = decode_request_params(envelope.params).meta  # its levels are a Literal created at runtime
+            params = decode_request_params(envelope.params)
+            meta: Any = params.meta  # its levels are a Literal created at runtime
         except MALFORMED:
             return None
         method = envelope.method
         if (
-            method != _LISTS[headers[b"mcp-method"]]
+            method != _UNDECODED[headers[b"mcp-method"]]
+            or params.name.encode() != headers.get(b"mcp-name", b"")
             or meta.version != revision.date
             or not self._dispatcher.registry.serves(method, revision)
         ):
@@ -403,6 +406,7 @@ class Streamable:
             origin=request,
             principal=request.principal,
             headers=headers,
+            name=params.name,
             token=None if meta.token is UNSET else meta.token,
             log_level="" if meta.log_level is UNSET else meta.log_level,
         )
