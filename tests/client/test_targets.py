@@ -9,6 +9,7 @@ import pytest
 from cases import for_each
 from millstream import Client, Server
 from millstream._http.client.url import parse_url
+from millstream.client import ClientError
 from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
 from millstream.client._targets import Place, Remote, find_server
@@ -42,11 +43,11 @@ def test_url_targets_are_parsed(text: str, host: str, port: int, target: str) ->
     ("target", "words"),
     [
         ("", "empty"),
-        ("ftp://example.com", "not a URL of a server"),
-        ("http://", "not a URL of a server"),
+        ("ftp://example.com", "isn't a server URL"),
+        ("http://", "isn't a server URL"),
         ("http://exa mple.com", "control characters"),
         ("http://example.com/\r\nX: y", "control characters"),
-        ("http://example.com:99999/", "not a URL"),
+        ("http://example.com:99999/", "isn't a valid URL"),
         ("http://me:secret@example.com/", "must not contain a user name or password"),
         ("localhost:8000/mcp", "write http://localhost:8000/mcp"),
         ("example.com/mcp", "write http://example.com/mcp"),
@@ -135,8 +136,52 @@ async def test_files_of_other_applications_are_read_as_a_gateway_reads_them(tmp_
     async with Client(path, timeout=WAIT) as client:
         for _ in range(2):
             assert (await client.call("local_greet", name="Ada")).text == "Hello, Ada"
-    with pytest.raises(TargetError, match="are used together"):
-        place(f"{path}#local")
+    async with Client(f"{path}#local", timeout=WAIT) as client:
+        assert (await client.call("greet", name="Ada")).text == "Hello, Ada"
+
+
+async def test_one_of_several_servers_in_files_of_other_applications_is_chosen_by_name(tmp_path: Path) -> None:
+    (tmp_path / "greet.py").write_text(GREETER)
+    path = tmp_path / "settings.json"
+    good = {"command": sys.executable, "args": [str(tmp_path / "greet.py")]}
+    path.write_text(json.dumps({"servers": {"broken": {"command": "does-not-exist"}, "the local one": good}}))
+    async with Client(f"{path}#the local one", timeout=WAIT) as client:
+        assert (await client.call("greet", name="Ada")).text == "Hello, Ada"
+    with pytest.raises(ClientError, match="It has: broken, the local one"):
+        async with Client(f"{path}#other", timeout=WAIT):
+            pass
+
+
+def test_variables_in_configurations_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_KEY", "k")
+    monkeypatch.delenv("SHOP_HOST", raising=False)
+    path = tmp_path / "mcp.json"
+    files = {"command": "npx", "args": ["${workspaceFolder}/a", "$${B}"], "env": {"A": "${env:SHOP_KEY}", "N": 1}}
+    shop = {"url": "https://${SHOP_HOST:-shop.example}/mcp", "headers": {"X-Key": "${SHOP_KEY}"}}
+    bad = {"url": "https://shop.example/mcp", "headers": {"X-Key": "${SHOP_KEYS}"}}
+    path.write_text(json.dumps({"mcpServers": {"files": files, "shop": shop, "bad": bad}}))
+    assert place(f"{path}#files") == Command(("npx", f"{tmp_path}/a", "${B}"), {"A": "k", "N": "1"})
+    found = place(f"{path}#shop")
+    assert isinstance(found, Remote)
+    assert (str(found.url), found.headers) == ("https://shop.example/mcp", {"X-Key": "k"})
+    with pytest.raises(TargetError, match=r"'bad' of .*SHOP_KEYS isn't set \(did you mean SHOP_KEY\?\)"):
+        place(f"{path}#bad")
+    assert place({"mcpServers": {"files": {"command": "sh", "args": ["-c", "echo ${HOME}"]}}}) == Command(
+        ("sh", "-c", "echo ${HOME}")
+    )
+
+
+def test_environment_files_of_configurations_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "mcp.json"
+    entry: dict[str, Any] = {"command": "npx", "envFile": "${workspaceFolder}/shop.env", "env": {"A": "1"}}
+    path.write_text(json.dumps({"mcpServers": {"files": entry}}))
+    with pytest.raises(TargetError, match=r"'files' of .*shop.env can't be read"):
+        place(path)
+    (tmp_path / "shop.env").write_text("A=0\nB='two words'\nC=3\n")
+    assert find_server(path, env={"C": "4"}, cwd=None) == Command(("npx",), {"A": "1", "B": "two words", "C": "4"})
+    entry["envFile"] = "shop.env"
+    path.write_text(json.dumps({"mcpServers": {"files": entry}}))
+    assert place(path) == Command(("npx",), {"A": "1", "B": "two words", "C": "3"})
 
 
 def test_server_objects_are_targets() -> None:

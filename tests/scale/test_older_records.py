@@ -15,7 +15,6 @@ from extensions.tasks.tasks_world import TaskClient, text
 from fleet import fleet, one_worker
 from hub_parts import MemoryStore, open_hub, receive
 from millstream import Server
-from millstream._stores.redis.keys import RedisKeys
 from shared_store import SharedStore
 from wire import Json
 
@@ -121,12 +120,3 @@ async def test_messages_that_an_older_version_delivered_are_not_repeated() -> No
         assert first.data == []
         await store.kv.put(find("seen")[0], place.encode(), TTL)
         assert (await receive(hub, "me")).data == ["1"]
-
-
-async def test_values_of_an_older_version_are_found_in_redis() -> None:
-    key, _ = find("session")
-    assert RedisKeys("ms:").value(key) == f"ms:{{EsoXtJryKJQ2}}:k:{key}"
-
-
-async def test_older_workers_find_the_values_of_newer_ones_in_redis() -> None:
-    assert RedisKeys("ms:").value("session:~EsoXtJryKJQ2.0d5f") == "ms:{~EsoXtJryKJQ2}:k:session:~EsoXtJryKJQ2.0d5f"

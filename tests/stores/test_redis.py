@@ -457,3 +457,9 @@ async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatc
                     pass
     finally:
         server.close()
+
+
+def test_values_are_where_workers_of_an_older_version_look() -> None:
+    for key in ("session:ada.1", "session:~ada.1"):
+        share = key.partition(":")[2].partition(".")[0]
+        assert keys.RedisKeys("ms:").value(key) == f"ms:{{{share}}}:k:{key}"

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from millstream._app.server import Server
 from millstream._config import Settings, VariableError
 from millstream.gateway._config import ConfigError, GatewayConfig, load_file
@@ -56,11 +58,12 @@ def _name_of(target: str | list[str]) -> str:
     return next((word for word in words[1:] if not word.startswith("-")), words[0])
 
 
-def server_of_file(path: Path) -> Server:
+def server_of_file(path: Path, only: str = "") -> Server:
     """Return the server that a file describes, with its upstreams.
 
     Args:
         path: Path of a ``gateway.toml``, or of a JSON file with `mcpServers` or `servers`.
+        only: Name of the one upstream to offer, under its own names. By default, all of them.
 
     Raises:
         ConfigError: The file can't be used; the message names the line.
@@ -85,7 +88,10 @@ def server_of_file(path: Path) -> Server:
     made.definition.named = config.name != GatewayConfig().name
     if not config.upstreams:
         raise ConfigError(f"{path} has no upstreams. Add a table such as [upstreams.files].")
-    for each in config.upstreams:
+    upstreams = {each.name: each for each in config.upstreams}
+    if only and only not in upstreams:
+        raise ConfigError(f"{path} has no server {only!r}. It has: {', '.join(upstreams)}.")
+    for each in [replace(upstreams[only], prefix="")] if only else config.upstreams:
         made.definition.add_upstream(each)
     return made
 

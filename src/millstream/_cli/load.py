@@ -57,7 +57,7 @@ def load(target: str) -> Server:
         if Path(source).suffix in _CONFIGURATIONS:
             from millstream._app.gateway_server import server_of_file  # noqa: PLC0415  only for gateways
 
-            return server_of_file(Path(source))
+            return server_of_file(Path(source), name)
     except VariableError as exc:
         raise _import_failure(source, exc) from exc
     except ValueError as exc:
@@ -136,7 +136,12 @@ def folder_of(target: str) -> Path:
 
 
 def split_target(target: str) -> tuple[str, str]:
-    """Split ``"shop.py:mcp"`` into ``("shop.py", "mcp")``. Other colons belong to the path."""
+    """Split ``"shop.py:mcp"`` into ``("shop.py", "mcp")``, and ``"mcp.json#shop"`` likewise. Other colons belong to the
+    path.
+    """
+    configuration, hash_sign, server = target.rpartition("#")
+    if hash_sign and configuration.endswith(_CONFIGURATIONS):
+        return configuration, server
     source, colon, name = target.rpartition(":")
     dotted = all(word.isidentifier() for word in name.split("."))  # such as mcp.app, which an error explains
     return (source, name) if colon and source and dotted else (target, "")

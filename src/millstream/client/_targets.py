@@ -16,9 +16,11 @@ from msgspec.structs import replace
 
 from millstream._http.client.url import Url, parse_url
 from millstream._protocol.errors import Confidential, closest_name
+from millstream._protocol.json_schema import is_array, is_object
 from millstream.client._errors import TargetError
 from millstream.client._transports import ServerObject, TransportFactory
 from millstream.client._transports.stdio import Command
+from millstream.files import read_env_file
 
 _RUN_CODE = "from millstream._cli import main; main()"
 _SERVE_CODE = "import sys; from millstream._cli import serve_file; serve_file(*sys.argv[1:])"
@@ -29,6 +31,10 @@ SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp
 `mcpServers` in Claude, Cursor, and most others.
 """
 _OTHER_TABLES = (*SERVER_TABLES[1:], "mcp")
+
+VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")
+"""A variable in a configuration file."""
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class Remote(Confidential, Struct, frozen=True):
@@ -120,10 +126,11 @@ def _command(words: Sequence[str], base: Command) -> Command:
 def _file(path: Path, name: str, base: Command) -> Place:
     if not path.is_file():
         raise TargetError(f"There is no file {path}. {nearest_file(path)}")
-    if path.suffix in (".json", ".jsonc") and not needs_gateway(path, name):
-        return _from_configuration(read_json(path), name, str(path), base)
+    if path.suffix in (".json", ".jsonc") and not needs_gateway(path):
+        return _from_configuration(read_json(path), name, str(path), base, path.parent)
     if path.suffix in (".toml", ".json", ".jsonc"):
-        argv: tuple[str, ...] = (sys.executable, "-P", "-c", _RUN_CODE, "run", str(path), "--transport", "stdio")
+        source = f"{path}#{name}" if name else str(path)
+        argv: tuple[str, ...] = (sys.executable, "-P", "-c", _RUN_CODE, "run", source, "--transport", "stdio")
         return replace(base, argv=argv, ours=True)
     if path.suffix == ".py":  # its `__main__` block may serve HTTP, or nothing
         advice = (
@@ -150,27 +157,20 @@ def read_json(path: Path) -> Any:
         raise TargetError(f"{path} isn't valid JSON: {exc}.") from exc
 
 
-def needs_gateway(path: Path, name: str = "") -> bool:
+def needs_gateway(path: Path) -> bool:
     """Return whether a JSON file is one that only the gateway reads: it has comments, or no `mcpServers` but another
     application's list.
 
     Args:
         path: Path of the file.
-        name: Name of the one server to use, or empty.
-
-    Raises:
-        TargetError: A server is named in such a file.
     """
     text = path.read_text("utf-8", "replace")
     try:
         given = json.loads(text)
-        found = isinstance(given, dict) and "mcpServers" not in given and not given.keys().isdisjoint(_OTHER_TABLES)
+        return isinstance(given, dict) and "mcpServers" not in given and not given.keys().isdisjoint(_OTHER_TABLES)
     except ValueError:
         commented = re.search(r"^[ \t]*+//|/\*", text, re.MULTILINE) is not None
-        found = commented and any(f'"{each}"' in text for each in (*SERVER_TABLES, "mcp"))
-    if found and name:
-        raise TargetError(f"The servers of {path} are used together. Leave #{name} out; tools have the server's name.")
-    return found
+        return commented and any(f'"{each}"' in text for each in (*SERVER_TABLES, "mcp"))
 
 
 def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> bool:
@@ -215,8 +215,16 @@ def mcp_servers(configuration: Any, source: str = "The configuration") -> dict[s
     return dict(cast("Mapping[str, Any]", found))
 
 
-def _from_configuration(given: Any, name: str, source: str, base: Command) -> Place:
-    """Resolve one server of a configuration, in the format of desktop applications."""
+def _from_configuration(given: Any, name: str, source: str, base: Command, folder: Path | None = None) -> Place:
+    """Resolve one server of a configuration, in the format of desktop applications.
+
+    Args:
+        given: The configuration.
+        name: Name of the server; empty if there's only one.
+        source: Name of the configuration in errors.
+        base: Environment and working directory.
+        folder: Folder of the file, in which variables are replaced.
+    """
     entries = mcp_servers(given, source)
     if not name:
         if len(entries) > 1:
@@ -232,6 +240,14 @@ def _from_configuration(given: Any, name: str, source: str, base: Command) -> Pl
     if not isinstance(entry, Mapping):
         raise TargetError(f'The server {name!r} of {source} must be an object: {{"url": …}} or {{"command": …}}.')
     fields = cast("Mapping[str, Any]", entry)
+    variables: dict[str, str] = {}
+    if folder is not None:
+        try:
+            fields = _expand(fields, folder)
+            if file := fields.get("envFile"):
+                variables = read_env_file(folder / Path(str(file)).expanduser())
+        except ValueError as exc:
+            raise TargetError(f"The server {name!r} of {source} can't be used: {exc}") from exc
     url = fields.get("url") or fields.get("serverUrl")
     if isinstance(url, str):
         return Remote(parse_url(url), _texts(fields.get("headers"), name), str(fields.get("type") or ""))
@@ -244,7 +260,16 @@ def _from_configuration(given: Any, name: str, source: str, base: Command) -> Pl
         )
     words = [command, *map(str, cast("list[object]", arguments))]
     where = fields.get("cwd")
-    return Command(tuple(words), _texts(fields.get("env"), name) | dict(base.env), str(where) if where else base.cwd)
+    variables |= _texts(fields.get("env"), name) | dict(base.env)
+    return Command(tuple(words), variables, str(where) if where else base.cwd)
+
+
+def _expand(value: Any, folder: Path) -> Any:
+    if isinstance(value, str):
+        return expand_variables(value, os.environ, folder)
+    if is_array(value):
+        return [_expand(each, folder) for each in value]
+    return {name: _expand(each, folder) for name, each in value.items()} if is_object(value) else value
 
 
 def _texts(given: Any, name: str) -> dict[str, str]:
@@ -253,3 +278,41 @@ def _texts(given: Any, name: str) -> dict[str, str]:
     if not isinstance(given, Mapping):
         raise TargetError(f"The headers or variables of the server {name!r} must be an object.")
     return {str(key): str(value) for key, value in cast("Mapping[object, object]", given).items()}
+
+
+def expand_variables(text: str, variables: Mapping[str, str], folder: Path) -> str:
+    """Replace ``${NAME}`` in a text of a configuration file: ``expand_variables("${HOST}:80", os.environ, Path())``.
+
+    ``${NAME:-text}`` has a default, and ``$${`` is a literal ``${``.
+
+    Args:
+        text: The text.
+        variables: Values by name.
+        folder: The folder of the file.
+
+    Raises:
+        ValueError: A variable isn't set.
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        if found[1]:
+            return found[0][1:]
+        name, default_given, default = found[2].partition(":-")
+        if name.startswith("input:"):
+            raise ValueError(
+                f"{found[0]} asks the user for input, which works only in editors. Set a variable, and write ${{NAME}}."
+            )
+        if name in ("workspaceFolder", "userHome"):
+            return str(folder.resolve() if name == "workspaceFolder" else Path.home())
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{found[0]} isn't a valid variable: write ${{NAME}}, or $${{ for the text ${{")
+        value = variables.get(name)
+        if value:
+            return value
+        if default_given or value is not None:
+            return default
+        near = closest_name(name, [each for each in variables if each.isupper()])
+        hint = f" (did you mean {near}?)" if near else ""
+        raise ValueError(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
+
+    return VARIABLE.sub(replace, text)

@@ -27,7 +27,7 @@ from millstream import Settings, auth
 from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
 from millstream._telemetry.logs import is_secret
 from millstream.client import TargetError, parse_url
-from millstream.client._targets import SERVER_TABLES
+from millstream.client._targets import SERVER_TABLES, VARIABLE, expand_variables
 from millstream.files import EnvFileError, read_env_file
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._jsonc import JsonSyntaxError
@@ -39,7 +39,6 @@ from millstream.protocol import Confidential, is_array, is_object, members
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum bytes of a file."""
-_VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOKEN = re.compile(
     r'''"""(?:[^"\\]++|\\.|"{1,2}+(?!"))*+"{3,5}|"(?:[^"\\\n]++|\\.)*+"|#[^\n]*'''
@@ -157,40 +156,22 @@ class ConfigValue(Struct, frozen=True):
     def expand(self) -> "ConfigValue":
         """Replace ``${NAME}`` in all strings of the value with environment variables.
 
-        ``${NAME:-text}`` has a default, and ``$${`` is a literal ``${``.
+        See `expand_variables`.
 
         Raises:
             ConfigError: A variable isn't set.
         """
         value = self.value
         if isinstance(value, str):
-            value = _VARIABLE.sub(self._variable, value)
+            try:
+                value = expand_variables(value, self.environ, self.path.parent)
+            except ValueError as exc:
+                raise self.error(str(exc)) from None
         elif is_array(value):
             value = [structs.replace(self, value=each).expand().value for each in value]
         elif is_object(value):
             value = {name: self.member(name).expand().value for name in value}
         return structs.replace(self, value=value)
-
-    def _variable(self, found: re.Match[str]) -> str:
-        if found[1]:
-            return found[0][1:]
-        name, default_given, default = found[2].partition(":-")
-        if name.startswith("input:"):
-            raise self.error(
-                f"{found[0]} asks the user for input, which a gateway can't do. Set a variable, and write ${{NAME}}."
-            )
-        if name in ("workspaceFolder", "userHome"):
-            return str(self.path.resolve().parent if name == "workspaceFolder" else Path.home())
-        if not _NAME.fullmatch(name):
-            raise self.error(f"{found[0]} isn't a valid variable: write ${{NAME}}, or $${{ for the text ${{")
-        value = self.environ.get(name)
-        if value:
-            return value
-        if default_given or value is not None:
-            return default
-        near = closest_name(name, [each for each in self.environ if each.isupper()])
-        hint = f" (did you mean {near}?)" if near else ""
-        raise self.error(f"the variable {name} isn't set{hint}. Set it, or write ${{{name}:-default}}.")
 
     def convert(self, kind: Any) -> Any:
         """Return the value as a type.
@@ -413,7 +394,7 @@ def _load_command(command: ConfigValue) -> Any:
     """Return a command. Its variables are expanded after splitting it, so that no value becomes several words."""
     if not isinstance(command.value, str):
         return command.expand().convert(str | tuple[str, ...])
-    hidden = _VARIABLE.sub(lambda found: f"\0{found[0].encode().hex()}\0", command.value)
+    hidden = VARIABLE.sub(lambda found: f"\0{found[0].encode().hex()}\0", command.value)
     if hidden == command.value:
         return hidden
     try:

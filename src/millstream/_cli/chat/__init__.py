@@ -172,8 +172,7 @@ def _places(
     places: list[ServerConfig] = []
     for text in servers:
         if text.endswith(".json") and Path(text).is_file() and not needs_gateway(Path(text)):
-            entries = mcp_servers(read_json(Path(text)), text)
-            places += [reach({"mcpServers": {name: entry}}, name, headers={}) for name, entry in entries.items()]
+            places += [reach(f"{text}#{name}", name, headers={}) for name in mcp_servers(read_json(Path(text)), text)]
         else:
             key = configuration.headers_for(text) if "://" in text else {}
             places.append(reach(text, "", headers={**key, **headers}))
