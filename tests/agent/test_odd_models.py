@@ -69,6 +69,9 @@ ONE = {
     "no type, no index": [call(..., ...)],
     "without a finish reason": [call()],
     "index as text": [call("0", "x1", arguments='{"a": 2,'), call("0", ..., ..., ' "b": 3}')],
+    "a number as id": [call(0, 7, arguments='{"a": 2,'), call(0, ..., ..., ' "b": 3}')],
+    "an empty object first": [call(arguments="{}"), call(0, ..., ..., ADD)],
+    "an empty object last": [call(), call(0, ..., ..., "{}")],
     "name after the id": [call(0, "x1", ..., ""), call(0, ..., "add", ADD)],
     "a message, not a delta": [event([{"index": 0, "message": {"tool_calls": [WANTED]}}])],
 }  # fmt: skip
@@ -83,6 +86,11 @@ async def test_parallel_calls_are_not_mixed_up(kind: str) -> None:
 async def test_chunks_of_a_call_are_joined(kind: str) -> None:
     end = [] if kind == "without a finish reason" else [END]
     assert found_calls(await reply(*ONE[kind], *end, DONE)) == [("add", json.loads(ADD))]
+
+
+async def test_an_empty_object_inside_the_arguments_is_kept() -> None:
+    pieces = [call(arguments='{"a": '), call(0, ..., ..., "{}"), call(0, ..., ..., "}"), END, DONE]
+    assert found_calls(await reply(*pieces)) == [("add", {"a": {}})]
 
 
 HELLO = delta({"content": "Hello"})

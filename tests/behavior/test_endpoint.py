@@ -158,6 +158,7 @@ async def test_unknown_notifications_are_accepted_and_ignored(http: Http) -> Non
         ({"content-type": "Application/JSON; charset=utf-8"}, 200),
         ({"content-type": "application/json", "accept": "text/html"}, 406),
         ({"content-type": "application/json", "accept": "*/*"}, 200),
+        ({"content-type": "application/json", "accept": ""}, 200),
         ({"content-type": "application/json", "accept": "APPLICATION/json;q=0.5"}, 200),
     ],
     ids=str,

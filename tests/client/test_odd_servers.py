@@ -9,6 +9,7 @@ import pytest
 from cases import for_each
 from client.misbehaving_servers import (
     DONE,
+    GREETING,
     OFFER,
     ReceivedRequest,
     assert_readable,
@@ -371,3 +372,75 @@ async def test_refusals_are_quoted_briefly_on_one_line(
         await asked.reply(body, status=status, type=type, more=more)
 
     await check_failure(with_discovery(behave), expected)
+
+
+BALANCED = "s1\r\nSet-Cookie: LB=one; Path=/; HttpOnly\r\nSet-Cookie: LBCORS=two; Path=/; SameSite=None; Secure"
+"""The session of a server behind a load balancer that keeps sessions on one server by cookies."""
+
+
+@for_each(("headers", "sent"), [({}, "LB=one; LBCORS=two"), ({"Cookie": "mine=1"}, "mine=1")])
+async def test_cookies_that_come_with_a_session_are_sent_back(headers: dict[str, str], sent: str) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result(DONE)
+
+    async with misbehaving(with_handshake(behave, BALANCED)) as server:
+        async with Client(server.url, headers=headers, timeout=WAIT) as client:
+            await client.call("x")
+        *opening, initialized, _, call, end = server.requests
+    assert {each.headers.get("cookie") for each in opening} == {headers.get("Cookie")}
+    assert [each.method or each.verb for each in (initialized, call, end)] == [
+        "notifications/initialized",
+        "tools/call",
+        "DELETE",
+    ]
+    assert {each.headers["cookie"] for each in (initialized, call, end)} == {sent}
+
+
+async def test_cookies_without_a_session_are_dropped() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result(DONE, more="Set-Cookie: person=ada\r\n")
+
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        await client.call("x")
+        await client.call("x")
+    assert not any("cookie" in each.headers for each in server.requests)
+
+
+async def test_cookies_of_an_event_stream_are_sent_with_messages() -> None:
+    streams: list[ReceivedRequest] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.verb == "GET":
+            streams.append(asked)
+            await asked.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nSet-Cookie: LB=one; Path=/\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
+            await asked.chunk(b"event: endpoint\ndata: /messages\n\n")
+            await asyncio.get_running_loop().create_future()
+        await asked.reply(b"", status="202 Accepted" if streams else "405 Method Not Allowed")
+        if streams and "id" in asked.message:
+            await streams[0].event(asked.answer({**DONE, **GREETING}), "event: message\n")
+
+    async with misbehaving(behave) as server:
+        async with Client(server.url.replace("/mcp", "/sse"), timeout=WAIT) as client:
+            await client.call("x")
+        messages = [each.headers.get("cookie") for each in server.requests if each.path == "/messages"]
+    assert messages
+    assert set(messages) == {"LB=one"}
+
+
+@for_each("status", ["400 Bad Request", "404 Not Found", "500 Internal Server Error"])
+async def test_a_server_that_refuses_initialized_can_be_used(status: str) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result(DONE)
+
+    async def refusing(asked: ReceivedRequest) -> None:
+        if asked.method == "notifications/initialized":
+            error = {"jsonrpc": "2.0", "id": None, "error": {"code": -32601, "message": "Method not found"}}
+            await asked.reply(json.dumps(error).encode(), status=status)
+        else:
+            await with_handshake(behave)(asked)
+
+    async with misbehaving(refusing) as server, Client(server.url, timeout=WAIT) as client:
+        assert (await client.call("x")).text == "done"

@@ -47,15 +47,40 @@ def test_notifications_and_responses_are_distinguished() -> None:
     assert read(b'{"jsonrpc":"2.0","id":null,"error":{"code":1,"message":"x"}}').is_answer
 
 
-def test_null_members_from_servers_are_treated_as_absent() -> None:
-    for body, message in (
+@for_each(
+    ("body", "message"),
+    [
         (b'{"jsonrpc":"2.0","id":1,"result":{},"error":null}', Envelope(1, "", b"", b"{}")),
         (b'{"jsonrpc":"2.0","id":1,"result":null,"error":{}}', Envelope(1, "", b"", b"", b"{}")),
+        (b'{"jsonrpc":"2.0","id":1,"method":null,"params":null,"result":{},"error":null}', Envelope(1, "", b"", b"{}")),
+        (b'{"jsonrpc":"2.0","id":1,"result":null,"error":null}', Envelope(1, "", b"", b"null")),
+        (b'{"jsonrpc":"2.0","id":null,"result":null,"error":{}}', Envelope(None, "", b"", b"", b"{}")),
+        (b'{"jsonrpc":"2.0","id":1,"method":"a","result":null,"error":null}', Envelope(1, "a", b"")),
         (b'{"jsonrpc":"2.0","method":"a","params":null}', Envelope(None, "a", b"")),
-    ):
-        assert read(body, allow_null=True) == message
-        with pytest.raises(ProtocolError):
-            read(body)
+        (
+            b'{"jsonrpc":"2.0","id":null,"method":"notifications/a","params":{}}',
+            Envelope(None, "notifications/a", b"{}"),
+        ),
+    ],
+)
+def test_null_members_are_treated_as_absent(body: bytes, message: Envelope) -> None:
+    assert read(body) == message
+
+
+def test_an_empty_array_is_read_as_no_parameters() -> None:
+    """PHP encodes an empty object in this way."""
+    assert read(b'{"jsonrpc":"2.0","method":"a","params":[]}') == Envelope(None, "a", b"")
+
+
+def test_ids_that_a_library_wrote_as_floats_are_integers() -> None:
+    """As Gson does after it has read a number without a type."""
+    assert read(b'{"jsonrpc":"2.0","id":7.0,"result":{}}').id == 7
+    assert read(b'{"jsonrpc":"2.0","id":"7.0","method":"a"}').id == "7.0"
+
+
+def test_a_byte_order_mark_is_ignored() -> None:
+    """RFC 8259 §8.1. PowerShell and some Windows programs write one."""
+    assert read(b'\xef\xbb\xbf{"jsonrpc":"2.0","id":1,"method":"a"}') == Envelope(1, "a", b"")
 
 
 @for_each(
@@ -70,7 +95,7 @@ def test_null_members_from_servers_are_treated_as_absent() -> None:
         b'{"jsonrpc":"2.0","id":{},"method":"a"}',
         b'{"jsonrpc":"2.0","id":1,"method":7}',
         b'{"jsonrpc":"2.0","id":1,"method":""}',
-        b'{"jsonrpc":"2.0","id":1,"method":"a","params":[]}',
+        b'{"jsonrpc":"2.0","id":1,"method":"a","params":[1]}',
         b'{"jsonrpc":"2.0","id":1,"method":"a","result":{}}',
         b'{"jsonrpc":"2.0","id":1}',
         b'{"jsonrpc":"2.0","id":1,"result":{},"error":{}}',
@@ -84,7 +109,7 @@ def test_json_that_is_not_a_message_is_an_invalid_request(body: bytes) -> None:
     assert code_of(body) == INVALID_REQUEST
 
 
-@for_each("body", [b"", b"{", b'{"id":NaN}', b"\xef\xbb\xbf{}", b"{} {}", b'"unclosed', b"nul", b"[" * 9999])
+@for_each("body", [b"", b"{", b'{"id":NaN}', b"\xef\xbb\xbf", b"{} {}", b'"unclosed', b"nul", b"[" * 9999])
 def test_invalid_json_is_a_parse_error(body: bytes) -> None:
     assert code_of(body) == PARSE_ERROR
 

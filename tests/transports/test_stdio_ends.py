@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import json
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -216,3 +217,34 @@ async def test_clients_that_do_not_read_are_not_read() -> None:
         assert answers >= sent // len(ping)
         for descriptor in client._descriptors:
             os.close(descriptor)
+
+
+async def test_input_and_output_may_be_one_socket() -> None:
+    """As inetd, systemd with `Accept=yes`, and `socat EXEC` start a program."""
+    peer, one = socket.socketpair()
+    peer.setblocking(False)
+    stdin, stdout = os.dup(one.fileno()), os.dup(one.fileno())
+    loop = asyncio.get_running_loop()
+    mcp = Server("books")
+
+    @mcp.tool
+    def long(size: int) -> str:
+        return "x" * size
+
+    async with mcp.running() as runtime, asyncio.timeout(WAIT):
+        serving = loop.create_task(serve_stdio(runtime.dispatcher, stdin=stdin, stdout=stdout))
+        call = request("tools/call", {"name": "long", "arguments": {"size": 2_000_000}}, 1)
+        received = b""
+        for sent in (opening(), call):
+            await loop.sock_sendall(peer, json.dumps(sent).encode() + b"\n")
+            while not received.endswith(b"\n"):
+                received += await loop.sock_recv(peer, 65_536)
+            reply, received = json.loads(received), b""
+            assert reply["id"] == sent["id"]
+        peer.shutdown(socket.SHUT_WR)
+        await serving
+    assert len(reply["result"]["content"][0]["text"]) == 2_000_000
+    for each in (peer, one):
+        each.close()
+    for descriptor in (stdin, stdout):
+        os.close(descriptor)

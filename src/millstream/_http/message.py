@@ -485,7 +485,7 @@ class _AcceptCache(dict[bytes | None, AcceptedTypes]):
     """`Accept` value -> its meaning. A known value is found without a Python call."""
 
     def __missing__(self, value: bytes | None) -> AcceptedTypes:
-        names = {b"*/*"} if value is None else set(_accepted_names(value))
+        names = set(_accepted_names(value)) if value else {b"*/*"}
         json = not names.isdisjoint((b"application/json", b"application/*", b"*/*"))
         stream = not names.isdisjoint((b"text/event-stream", b"text/*", b"*/*"))
         page = b"text/html" in names and stream and b"text/event-stream" not in names
@@ -496,8 +496,8 @@ class _AcceptCache(dict[bytes | None, AcceptedTypes]):
 
 
 parse_accept = _AcceptCache().__getitem__
-"""Returns the reply types that an `Accept` header allows. Without the header (None), all are allowed; quality 0
-excludes a type.
+"""Returns the reply types that an `Accept` header allows. Without the header (None), or if it's empty, all are
+allowed. Quality 0 excludes a type.
 """
 
 

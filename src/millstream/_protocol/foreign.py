@@ -35,7 +35,7 @@ def read_foreign(body: bytes) -> Envelope:
     if not (body.isascii() or is_utf8(body)):  # a client would refuse the message that contains it
         body = body.decode("utf-8", "replace").encode()
     try:
-        envelope = read(body, allow_null=True)
+        envelope = read(body)
     except ProtocolError as exc:
         # The repair takes many times as long and as much memory.
         if exc.code != PARSE_ERROR or len(body) > _MAX_REPAIRED or exceeds_limits(body):
@@ -44,7 +44,7 @@ def read_foreign(body: bytes) -> Envelope:
             repaired = repair_json(body.decode("utf-8-sig"))
         except MALFORMED:
             raise exc from None
-        envelope = read(repaired, allow_null=True)
+        envelope = read(repaired)
     if envelope.is_answer and isinstance(envelope.id, str) and _NUMBER.fullmatch(envelope.id):
         return replace(envelope, id=int(envelope.id))
     return envelope

@@ -11,6 +11,7 @@ seconds. Each step is one linear pass, without a loop in Python.
 
 import functools
 import re
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from itertools import accumulate
 from typing import Any, Literal, TypeVar
@@ -260,12 +261,13 @@ def read_result(body: bytes, request_id: int) -> Envelope | None:
     return Envelope(request_id, "", b"", bytes(found.result)) if found.id == request_id else None
 
 
-def read(body: bytes, *, allow_null: bool = False) -> Envelope:
+def read(body: bytes) -> Envelope:
     """Decode one envelope. The last of duplicate keys wins, and unknown keys are ignored.
+
+    A null member is an absent one.
 
     Args:
         body: The bytes of the message.
-        allow_null: Whether a null member means an absent one, because some servers write every member.
 
     Raises:
         ProtocolError: PARSE_ERROR if the bytes aren't JSON, INVALID_REQUEST if they aren't a JSON-RPC message.
@@ -276,11 +278,9 @@ def read(body: bytes, *, allow_null: bool = False) -> Envelope:
         require_json(body)
         raise _invalid("a message must be a JSON object") from None
     except MALFORMED as exc:
+        if body.startswith(BOM_UTF8):  # RFC 8259 §8.1 lets a parser ignore it
+            return read(body.removeprefix(BOM_UTF8))
         raise _unreadable(exc if body else "the body is empty instead of a JSON-RPC message") from exc
-    if allow_null:
-        for name in ("params", "error", "result"):
-            if bytes(getattr(envelope, name)) == _NULL and (name != "result" or envelope.error):
-                setattr(envelope, name, _EMPTY)
     return _message(envelope)
 
 
@@ -303,13 +303,14 @@ def _is_two(raw: bytes) -> bool:
         return False
 
 
-def _request_id(raw: bytes, envelope: _Envelope) -> RequestId | None:
-    if not raw or (raw == _NULL and envelope.error):
+def _request_id(raw: bytes, *, may_be_null: bool) -> RequestId | None:
+    if not raw or (raw == _NULL and may_be_null):
         return None
     if len(raw) > MAX_ID:
         raise _invalid(f'"id" must have at most {MAX_ID} bytes')
     try:
-        request_id: RequestId = decode_id(raw)
+        # Libraries that read every number as a float also write ids in that way.
+        request_id: RequestId = decode_id(raw[:-2] if raw.endswith(b".0") else raw)
     except ValueError:
         raise _invalid('"id" must be a string or an integer') from None
     return request_id
@@ -319,10 +320,15 @@ def _message(envelope: _Envelope) -> Envelope:
     # Nearly always these exact bytes, but JSON allows escapes.
     if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
         raise _invalid('"jsonrpc" must be "2.0"')
-    request_id = _request_id(bytes(envelope.id), envelope)
     raw_method, result, error = bytes(envelope.method), bytes(envelope.result), bytes(envelope.error)
     if bool(raw_method) + bool(result) + bool(error) != 1:
-        raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
+        # Some peers write every member.
+        raw_method, error = (b"" if raw == _NULL else raw for raw in (raw_method, error))
+        result = b"" if result == _NULL and (raw_method or error) else result
+        if bool(raw_method) + bool(result) + bool(error) != 1:
+            raise _invalid('a message must have a "method", or exactly one of "result" and "error"')
+    may_be_null = bool(error) or raw_method.startswith(b'"notifications/')
+    request_id = _request_id(bytes(envelope.id), may_be_null=may_be_null)
     if not raw_method:
         if request_id is None and result:
             raise _invalid('a response must have the "id" of its request')
@@ -335,7 +341,9 @@ def _message(envelope: _Envelope) -> Envelope:
         raise _invalid('"method" must not be empty')
     params = bytes(envelope.params)
     if params and params[:1] != b"{":
-        raise _invalid('"params" must be an object')
+        if params not in (_NULL, b"[]"):  # as PHP encodes an empty object
+            raise _invalid('"params" must be an object')
+        params = b""
     return Envelope(request_id, method, params)
 
 

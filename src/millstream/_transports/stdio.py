@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import io
 import os
+import socket
 import stat
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -39,17 +40,23 @@ class _Output(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
         self._waiting: list[bytes] = []
-        self._gone = False
+        self._gone = self._is_shared = False
         self._room = asyncio.Event()
         self._room.set()
 
-    async def open(self) -> None:
-        """Use the event loop's pipe transport if stdout is a pipe or socket. Files and terminals are written
-        directly.
-        """
+    async def open(self, stdin: int) -> None:
+        """Use a transport of the event loop if stdout is a pipe or socket. Files and terminals are written directly."""
         if os.isatty(self._fd):
             return
         try:
+            status = os.fstat(self._fd)
+            if stat.S_ISSOCK(status.st_mode) and os.path.samestat(status, os.fstat(stdin)):
+                # inetd, socat, and some others pass one socket. A pipe transport would take input as the peer's end.
+                self._is_shared = True
+                one = socket.socket(fileno=os.dup(self._fd))
+                one.setblocking(False)
+                self._transport, _ = await self._loop.create_connection(lambda: self, sock=one)
+                return
             self._transport, _ = await self._loop.connect_write_pipe(
                 lambda: self, os.fdopen(self._fd, "wb", buffering=0, closefd=False)
             )
@@ -103,6 +110,11 @@ class _Output(asyncio.Protocol):
         """Stop writing. Unread data is dropped, because the descriptor is closed next."""
         if self._transport is not None:
             self._transport.abort()
+
+    @override
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._is_shared and isinstance(transport, asyncio.Transport):
+            transport.pause_reading()
 
     @override
     def pause_writing(self) -> None:
@@ -173,7 +185,7 @@ async def serve_stdio(
         output = _Output(private, max_buffered=settings.stream_buffer)
         connection = ClientConnection(dispatcher, output.write, output.drain, transport="stdio")
         try:
-            await output.open()
+            await output.open(stdin)
             read, stop_reading = await open_reader(stdin)
             await _unless(stop, _read_all(read, connection, output, settings.max_body))
             connection.asks = False

@@ -129,11 +129,19 @@ class StreamRepair:
         )  # fmt: skip
         if arguments is not None and not isinstance(arguments, str):
             arguments = function["arguments"] = json.dumps(arguments)
+        if id:
+            piece["id"] = id  # a number from some servers
         last = self._calls[-1] if self._calls else None
         call = last if index is None else self._by_index.get(str(index))
         if call and arguments and id == call.id and len(arguments) == call.size and self._is_whole(call, arguments):
             return False
         differs = call is not None and bool(id and call.id and id != call.id)
+        if (
+            arguments
+            and arguments.strip() == "{}"
+            and (not (call and call.size) or (not name and self._is_whole(call)))
+        ):
+            arguments = function["arguments"] = ""  # some servers send an empty object before or after the real one
         if call is None or (name and (differs or (arguments and self._is_whole(call)))):
             call = _Call(len(self._calls), id, name)
             self._calls.append(call)

@@ -25,6 +25,7 @@ _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_REDIRECTS = 3
 _MAX_DETAIL = 300
 _MAX_STARTS = 16
+_MAX_COOKIES = 4096
 _CLIENT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
 
 
@@ -105,6 +106,7 @@ class Endpoint:
         self._auth = auth
         names = {name.lower() for name in headers}
         self._has_auth = auth is not None or "authorization" in names
+        self._has_cookies = "cookie" in names
         self._waiting = waiting
         """Context manager that is entered during a login."""
         agent = {} if "user-agent" in names else {"User-Agent": f"millstream/{__version__}"}
@@ -158,6 +160,16 @@ class Endpoint:
                     reply.final_url = url
                 return reply
             reply.discard()
+
+    def cookies(self, reply: HttpReply) -> str:
+        """Return the header line that sends a reply's cookies back, or an empty string.
+
+        Load balancers set cookies so that all requests of a session reach the same server.
+        """
+        cookies = reply.header(b"set-cookie")
+        if self._has_cookies or len(cookies) > _MAX_COOKIES or not (cookies.isascii() and "=" in cookies):
+            return ""
+        return f"Cookie: {'; '.join(each.partition(';')[0].strip() for each in cookies.splitlines())}\r\n"
 
     async def _reauthorize(self, status: int, challenge: str) -> bool:
         """Get new credentials. Return False if there aren't any."""

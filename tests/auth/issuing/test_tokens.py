@@ -345,6 +345,7 @@ async def test_client_credentials_grant_returns_a_token(desk: Desk, way: str) ->
 
 @for_each(("form", "authorization", "status"), [
     ({}, basic("nightly", "wrong" * 8), 401), ({}, basic("nobody", SECRET), 401), ({}, "Basic !!!", 401),
+    ({}, basic("nightly", ""), 401),
     ({}, "Bearer x", 401), ({"client_id": "nightly", "client_secret": "wrong"}, "", 401),
     ({"client_id": "nightly"}, "", 401),
     ({"client_id": "nightly", "client_secret": ""}, "", 401), ({"client_id": "other"}, basic("nightly", SECRET), 401),
@@ -360,6 +361,15 @@ async def test_unauthenticated_clients_are_refused(
     reply = await desk.post("/token", {"grant_type": "client_credentials", **form}, **more)
     assert (reply.status, reply.error) == (status, "invalid_client" if status == 401 else "invalid_request")
     assert ("www-authenticate" in reply.headers) is (status == 401 and bool(authorization))
+
+
+async def test_public_clients_may_send_their_id_as_basic_credentials_without_a_secret(desk: Desk) -> None:
+    """RFC 6749 §2.3.1. Some OAuth libraries try this before they put the id into the form."""
+    client_id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(client_id))["code"]
+    form = {"grant_type": "authorization_code", "code": code, "redirect_uri": BACK, "code_verifier": VERIFIER}
+    assert (await desk.post("/token", form, authorization=basic(client_id, "guess"))).error == "invalid_client"
+    assert "access_token" in (await desk.post("/token", form, authorization=basic(client_id, ""))).message
 
 
 async def test_secret_guesses_are_throttled(desk: Desk) -> None:

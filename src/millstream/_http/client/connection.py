@@ -40,7 +40,7 @@ class HttpReply(Struct, eq=False):
 
     status: int
     headers: dict[bytes, bytes]
-    """Last value of each header, by lower-case name."""
+    """Last value of each header, by lower-case name. `set-cookie` has all values, one a line."""
     body: bytes = b""
     stream: Body | None = None
     final_url: Url | None = None
@@ -231,7 +231,10 @@ class HttpConnection(asyncio.Protocol):
     # From the parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers[name.lower()] = value
+        name = name.lower()
+        if name == b"set-cookie" and name in self._headers:
+            value = self._headers[name] + b"\n" + value
+        self._headers[name] = value
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

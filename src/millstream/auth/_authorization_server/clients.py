@@ -420,13 +420,14 @@ class Clients:
         secret, assertion = form.get("client_secret"), form.get("client_assertion")
         if sum((header is not None, bool(secret), bool(assertion))) > 1:
             raise OAuthError("invalid_request", "The client uses more than one authentication method. Use only one.")
+        client_id = form.get("client_id")
         if header is not None:
-            return await self._by_secret(request, *_basic(header, form))
+            client_id, secret = _basic(header, form)
         if assertion:
             return await self._by_assertion(request, form)
         if secret:
-            return await self._by_secret(request, form.get("client_id"), secret)
-        client = await self._find_known(request, form.get("client_id"))
+            return await self._by_secret(request, client_id, secret)
+        client = await self._find_known(request, client_id)
         if client.method != "none":
             raise _invalid_client("This client has to authenticate.")
         return client

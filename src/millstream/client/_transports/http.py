@@ -73,6 +73,8 @@ class StreamableTransport(Confidential, Struct, eq=False):
     _skip: SkipLog = field(default_factory=SkipLog)
     _revision: Revision | None = None
     _session: str = ""
+    _cookies: str = ""
+    """Header line with the cookies that came with the session's id."""
     _heads: Recent[tuple[str, Revision | None, str], str] = field(default_factory=lambda: Recent(_MAX_HEADS))
     """Method, revision, and session -> header lines."""
     _readers: dict[int, EventReader] = {}
@@ -100,6 +102,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
             if request.method == "initialize":
                 value = reply.header(b"mcp-session-id")
                 self._session = value if value.isascii() and value.isprintable() and " " not in value else ""
+                self._cookies = self._endpoint.cookies(reply) if self._session else ""
             if reply.stream is None:
                 return self._answer(request, reply)
             _check_coding(reply)
@@ -119,7 +122,8 @@ class StreamableTransport(Confidential, Struct, eq=False):
         repeatable = method == "notifications/initialized"
         reply = await self._endpoint.send("POST", extra, message, repeatable=repeatable)
         reply.discard()
-        if reply.status >= 400:
+        # A server that doesn't know the notification can still be used. If the session is gone, the next request fails.
+        if reply.status >= 400 and not repeatable:
             raise self._error(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
             stands = asyncio.Event()
@@ -148,7 +152,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
 
     def _about(self, revision: Revision | None) -> str:
         version = _version_line(revision)
-        return f"{version}Mcp-Session-Id: {self._session}\r\n" if self._session else version
+        return f"{version}Mcp-Session-Id: {self._session}\r\n{self._cookies}" if self._session else version
 
     def _answer(self, request: TransportRequest, reply: HttpReply) -> Envelope:
         """Return the response from a reply that isn't a stream."""
@@ -363,6 +367,7 @@ class HttpSseTransport(DuplexTransport):
         self._options = options
         self._messages = ""
         """Path and query for POSTs."""
+        self._cookies = ""
         self._revision: Revision | None = None
 
     @override
@@ -386,6 +391,7 @@ class HttpSseTransport(DuplexTransport):
                     raise with_reply(refused, reply)
                 if reply.final_url is not None:
                     self._endpoint.url = reply.final_url
+                self._cookies = self._endpoint.cookies(reply)
                 self._background.spawn(self._read(reply.stream, named))
                 await named
         except TimeoutError as exc:
@@ -428,7 +434,7 @@ class HttpSseTransport(DuplexTransport):
 
     @override
     async def _write(self, message: bytes) -> None:
-        extra = _ACCEPT + _version_line(self._revision)
+        extra = _ACCEPT + self._cookies + _version_line(self._revision)
         reply = await self._endpoint.send("POST", extra, message, repeatable=False, target=self._messages)
         reply.discard()
         if reply.status >= 300:
