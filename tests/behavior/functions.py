@@ -33,6 +33,7 @@ from millstream import (
 )
 from millstream._protocol.content import ToolResultBlock, ToolUse
 from millstream._server.calls.call import Call
+from millstream._server.calls.questions import Messages
 from patience import WAIT
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
@@ -290,9 +291,10 @@ async def samples_with_tools(ctx: Context) -> str:
 
 USES = Message("assistant", [ToolUse("a", "weather", {}), ToolUse("b", "tides", {})])
 RESULTS = [ToolResultBlock("b", [Text("low")]), ToolResultBlock("a", [Text("sunny")])]
-CONVERSATIONS: dict[str, list[Message | str]] = {
+CONVERSATIONS: dict[str, Messages] = {
     "balanced": ["How is the weather?", USES, Message("user", RESULTS), "And tomorrow?"],
     "blocks": [Message("user", [Text("one"), Image(PNG, "image/png")]), Message("assistant", [Text("two")]), "three"],
+    "content": ["What is this?", Image(PNG, "image/png")],
     "audio": [Message("user", Audio(WAV, "audio/wav"))],
     "without results": ["How is the weather?", USES],
     "one result missing": [USES, Message("user", RESULTS[:1])],

@@ -85,6 +85,17 @@ async def test_messages_with_several_blocks_are_split_for_older_revisions(
 
 
 @in_combinations("questions")
+async def test_content_outside_of_messages_is_from_the_user(connect: Connect, combination: Combination) -> None:
+    client = await connect(combination, answer=lambda method, params: SAMPLE)
+    assert (await client.call("samples_conversation", kind="content")).text == "word"
+    ((_, params),) = client.questions
+    assert [(each["role"], each["content"]["type"]) for each in params["messages"]] == [
+        ("user", "text"),
+        ("user", "image"),
+    ]
+
+
+@in_combinations("questions")
 async def test_audio_is_sent_if_the_revision_supports_it(connect: Connect, combination: Combination) -> None:
     """Regression: 2024-11-05 only has text and images."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
@@ -107,4 +118,4 @@ async def test_prompt_messages_have_one_block(connect: Connect, combination: Com
 
 
 def test_every_conversation_in_the_table_is_tested() -> None:
-    assert set(CONVERSATIONS) == {*UNBALANCED, "balanced", "blocks", "audio"}
+    assert set(CONVERSATIONS) == {*UNBALANCED, "balanced", "blocks", "content", "audio"}

@@ -116,17 +116,19 @@ async def test_responses_become_the_results_in_the_guide() -> None:
         "image, audio": [answer(PIXEL, "image/png"), answer(PIXEL, "audio/wav")],
         "text": [answer(b"\xe9", "text/plain; charset=latin-1")],
         "other bytes": [answer(PIXEL, "application/zip")],
+        "an empty reply": [answer(b"", JSON, 204)],
         "any status outside of 200 to 299": [answer(b"no", "text/plain", 404)],
         "a redirect within the origin": [answer(b"", "text/plain", 302, location="/q")],
     }
     assert table("reply").keys() == rows.keys()
     results = [[await reply(each) for each in replies] for replies in rows.values()]
-    [json_result], [image, audio], [text], [other], [error], [redirected] = results
+    [json_result], [image, audio], [text], [other], [empty], [error], [redirected] = results
     assert (json_result.text, json_result.data) == ('{"a":1}', {"a": 1})
     assert isinstance(image.content[0], Image)
     assert isinstance(audio.content[0], Audio)
     assert text.text == "é"
     assert isinstance(other.content[0], EmbeddedResource)
+    assert empty.content == []
     assert (error.is_error, error.text) == (True, "HTTP error 404: Not Found - no")
     assert redirected.data == {"ok": True}
 

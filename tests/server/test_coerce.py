@@ -49,6 +49,35 @@ async def test_lenient_tools_accept_text_where_hosts_send_it(revision: str) -> N
             assert (await client.call("order", count=4)).text.startswith("(4, ")
 
 
+async def test_numbers_count_as_text_at_any_depth() -> None:
+    mcp = Server("deep")
+
+    @mcp.tool(coerce=True)
+    def deep(words: list[str], by_name: dict[str, list[str]], orders: list[Order], pair: list[int | str]) -> str:
+        """Return the arguments."""
+        return repr((words, by_name, orders, pair))
+
+    async with connect(mcp) as client:
+        given = {
+            "words": [1, "a"],
+            "by_name": '{"x": [2.5]}',
+            "orders": [{"isbn": 3, "copies": None}],
+            "pair": [4, "b"],
+        }
+        found = await client.call("deep", given)
+    assert found.text == repr((["1", "a"], {"x": ["2.5"]}, [Order("3")], [4, "b"]))
+
+
+async def test_refusals_name_only_what_lenient_tools_refuse() -> None:
+    mcp = Server("one")
+    register(mcp, coerce=True)
+    async with connect(mcp) as client:
+        wrong = {"count": "three", "isbns": "[1]", "first": '{"isbn": 5}', "price": ""}
+        found = await client.call("order", wrong, raise_on_error=False)
+    assert "'count' must be an integer" in found.text
+    assert not {"'isbns'", "'first'", "'first.isbn'", "'price'"} & {word.strip(";") for word in found.text.split()}
+
+
 @for_each("wrong", [{"count": "three"}, {"count": 1, "isbns": "[1, "}, {}, {"count": "[3]"}])
 async def test_lenient_tools_still_refuse_invalid_arguments(wrong: dict[str, Any]) -> None:
     mcp = Server("one")

@@ -188,6 +188,30 @@ def test_client_keywords_from_other_packages_suggest_ours() -> None:
             Client(Server("shop"), **{keyword: None})  # type: ignore[arg-type]
 
 
+async def test_options_from_other_packages_suggest_ours() -> None:
+    mcp = shop()
+
+    @mcp.tool
+    async def ask(ctx: Context) -> str:
+        """Ask in the words of other packages."""
+        asks: list[tuple[Callable[[], object], str]] = [
+            (lambda: ctx.sample("Hi", system_prompt="Be brief."), "Write system=…"),  # type: ignore[call-arg]
+            (lambda: ctx.sample("Hi", temprature=1), "did you mean 'temperature'"),  # type: ignore[call-arg]
+            (lambda: ctx.elicit("Who?", response_type=str), "Write the type after the text"),  # type: ignore[call-overload]
+        ]
+        for wrong, words in asks:
+            with pytest.raises(TypeError, match=words):
+                wrong()
+        return "asked"
+
+    with pytest.raises(TypeError, match="Write output_schema=None"):
+        mcp.tool(structured_output=False)(ask)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="Write `instructions=…`"):
+        Server("shop", prompt="Sell books.")  # type: ignore[call-arg]
+    async with Client(mcp) as client:
+        assert (await client.call("ask")).text == "asked"
+
+
 async def test_handlers_for_a_message_and_a_schema_are_refused() -> None:
     def person(message: str, schema: object) -> str:
         return "decline"

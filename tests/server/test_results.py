@@ -2,6 +2,7 @@ import datetime as dt
 import json
 import sys
 from dataclasses import dataclass
+from io import BytesIO, StringIO
 from typing import Annotated, Any
 
 import msgspec
@@ -181,6 +182,14 @@ def test_model_instances_are_not_validated_again() -> None:
     assert Counted.made == 1
 
 
+def test_tools_may_have_no_output_schema() -> None:
+    def count() -> int:
+        return 1
+
+    assert plan(count).output is not None
+    assert plan(count, output_schema=None).output is None
+
+
 def test_results_must_match_hand_written_output_schemas() -> None:
     output = output_from_schema({"type": "object", "properties": {"a": {"type": "integer"}}})
     assert members(encode_result({"a": 1}, output))["structuredContent"] == {"a": 1}
@@ -217,6 +226,12 @@ def test_tool_result_sets_every_member() -> None:
     assert members(encode_result(ToolResult(structured=None))) == {"content": [text("null")], "structuredContent": None}
     assert members(encode_result(ToolResult("no", is_error=True))) == {"content": [text("no")], "isError": True}
     assert members(encode_result(ToolResult())) == {"content": []}
+
+
+def test_content_may_be_written_as_dicts() -> None:
+    image = {"type": "image", "data": "aGk=", "mimeType": "image/png"}
+    found = members(encode_result(ToolResult([text("a"), image, {"type": "sunny"}, {"n": 1}])))
+    assert found["content"] == [text("a"), image, text('{"type":"sunny"}'), text('{"n":1}')]
 
 
 def test_tool_results_must_match_the_output_schema_unless_they_are_errors() -> None:
@@ -354,6 +369,18 @@ def test_iterator_results_are_explained(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "pydantic_core", None)
     with pytest.raises(TypeError, match="can't be converted to JSON: convert it to a list"):
         encode_result(map(int, ["1"]))
+
+
+@for_each("value", [BytesIO(b"a"), StringIO("a"), {"file": BytesIO(b"a")}])
+def test_files_in_results_are_refused(value: Any) -> None:
+    with pytest.raises(TypeError, match="can't be converted to JSON: return what it contains"):
+        encode_result(value)
+
+
+@for_each("key", [None, True, (1, 2), frozenset((1,))])
+def test_keys_that_are_no_text_are_explained(key: Any) -> None:
+    with pytest.raises(TypeError, match="has a dict whose keys aren't text or numbers"):
+        encode_result({"by": {key: 1}})
 
 
 @for_each("value", [float("nan"), float("inf")])

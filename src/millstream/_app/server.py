@@ -244,6 +244,7 @@ class Server:
             "A second item with the same name is an error. Write `mcp.remove_tool(name)` before you replace one.",
         ),
         **dict.fromkeys(("include_tags", "exclude_tags"), "Write `mcp.disable(tag=…)`."),
+        "prompt": "Write `instructions=…`.",
         "port": "Pass it when you start the server: `mcp.run(port=…)`, or `millstream run --port`.",
         "providers": "Write `mcp.mount(other)` for a server, or `mcp.upstream(name, target)` for a remote one.",
         "rate_limit": "Write `settings=Settings(limit_calls=…)`.",

@@ -121,7 +121,7 @@ def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped
     meta = {HEADERS_KEY: headers} if headers else None
     if output_schema is None:
         if found is None:
-            return ToolResult([content_of(path, reply)], meta=meta)
+            return ToolResult([content_of(path, reply)] if reply.content else [], meta=meta)
         value, text = found
         return ToolResult(text, value if is_object(value) else UNSET, meta=meta)
     value = found[0] if found else reply.text if is_readable(reply) else None

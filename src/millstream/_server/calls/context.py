@@ -12,8 +12,7 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 import msgspec
 
 from millstream._override import override
-from millstream._protocol.content import Message
-from millstream._protocol.errors import LocalError
+from millstream._protocol.errors import LocalError, refuse_unknown
 from millstream._protocol.jsonrpc import encode, notification_message
 from millstream._protocol.metadata import LOG_LEVELS, LogLevel
 from millstream._protocol.notifications import (
@@ -24,7 +23,16 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.seal import Rounds, binding_hash, hash_principal, open_state
 from millstream._server.calls.call import Call, CallInfo, CallProgress, params_of
-from millstream._server.calls.questions import Elicit, ElicitUrl, Question, Roots, Sample, ask_by_request, ask_by_round
+from millstream._server.calls.questions import (
+    Elicit,
+    ElicitUrl,
+    Messages,
+    Question,
+    Roots,
+    Sample,
+    ask_by_request,
+    ask_by_round,
+)
 from millstream._server.calls.services import Publisher, principal_id
 from millstream._server.calls.session_state import SessionState, once_stored
 from millstream._stores.rates import share_for
@@ -83,10 +91,26 @@ class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
         return getattr(self._coroutine, name)
 
 
+_OPTIONS_ELSEWHERE = {
+    **dict.fromkeys(
+        ("response_type", "schema"), "Write the type after the text, as in `ctx.elicit('Where to?', str)`."
+    ),
+    "model_preferences": "Write preferences=…",
+    "result_type": "Ask for JSON, and decode `answer.text`.",
+    "system_prompt": "Write system=…",
+}
+"""Option of other packages -> what to write here."""
+
+
 def _question(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     @wraps(method)
     def ask(*args: P.args, **options: P.kwargs) -> Coroutine[Any, Any, T]:
-        return _OpenQuestion(method(*args, **options), method.__name__)
+        try:
+            return _OpenQuestion(method(*args, **options), method.__name__)
+        except TypeError:
+            known = inspect.signature(method).parameters
+            refuse_unknown(f"ctx.{method.__name__}", options, known, _OPTIONS_ELSEWHERE)
+            raise
 
     return ask
 
@@ -304,7 +328,7 @@ class Context(CallInfo):
     @_question
     async def sample(
         self,
-        messages: str | Message | Sequence[Message | str],
+        messages: Messages,
         *,
         max_tokens: int = 1024,
         system: str | None = None,
@@ -320,7 +344,7 @@ class Context(CallInfo):
         The user may see and change the request, or refuse it (MCP 2025-11-25, client/sampling).
 
         Args:
-            messages: Text (a user message), or the messages so far, oldest first.
+            messages: Text or content (a user message), or the messages so far, oldest first.
             max_tokens: Maximum length of the reply, in tokens.
             system: A system prompt. The client may ignore it.
             temperature: Randomness of the reply. Its range depends on the model.

@@ -26,6 +26,7 @@ from msgspec import Meta, Struct
 
 from millstream._protocol.admission import require_capabilities
 from millstream._protocol.content import (
+    Content,
     EmbeddedResource,
     Message,
     ResourceLink,
@@ -64,7 +65,7 @@ from millstream._protocol.revisions import Revision, project_conversation, proje
 from millstream._protocol.seal import InputRequired, Rounds, digest
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import OVER, PendingQuestions
-from millstream._server.functions.engine import VALUE, engine_of_type
+from millstream._server.functions.engine import VALUE, engine_of_type, read_messages
 from millstream._server.functions.msgspec_engine import Engine, once_per_type
 from millstream._server.functions.parameters import may_be_type, what_to_write
 from millstream._server.functions.patterns import matcher_of
@@ -245,12 +246,6 @@ def _wrong_answer(problems: list[Problem], schema: Schema) -> ProtocolError:
     return ProtocolError(INVALID_PARAMS, f"The answer doesn't match the form: {why}")
 
 
-def conversation(given: str | Message | Sequence[Message | str]) -> list[Message]:
-    """Return the messages in order. Strings become user messages."""
-    several = [given] if isinstance(given, str | Message) else given
-    return [Message("user", each) if isinstance(each, str) else each for each in several]
-
-
 def check_conversation(messages: Sequence[Message]) -> None:
     """Check the rules that hold in every revision.
 
@@ -314,10 +309,14 @@ class ElicitUrl(Struct, frozen=True):
     """The id of the question, for revisions that have one. The default is random."""
 
 
+Messages = str | Message | Content | Sequence[str | Message | Content]
+"""What a model continues: text and content blocks, which the user says, and messages."""
+
+
 class Sample(Struct, frozen=True):
     """A conversation for the client's model to continue: ``Sample("Say hello", max_tokens=50)``."""
 
-    messages: str | Message | Sequence[Message | str]
+    messages: Messages
     max_tokens: int = 1024
     system: str | None = None
     temperature: float | None = None
@@ -360,7 +359,7 @@ def capability_of(question: Question) -> Json:
 
 
 def _with_tools(question: Sample) -> bool:
-    blocks = (block for message in conversation(question.messages) for block in message.blocks)
+    blocks = (block for message in read_messages(question.messages) for block in message.blocks)
     return bool(question.tools or question.tool_choice) or any(isinstance(b, ToolUse | ToolResultBlock) for b in blocks)
 
 
@@ -386,7 +385,7 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
         return ElicitRequestParams(mode="url", message=question.message, url=question.url, elicitation_id=known)
     if isinstance(question, Roots):
         return Params()
-    messages = conversation(question.messages)
+    messages = read_messages(question.messages)
     check_conversation(messages)
     if _with_tools(question) and not revision.sampling_tools:
         raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} doesn't have.")

@@ -7,14 +7,13 @@ from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypedDict, TypeVar, Unpack, cast, overload
 
-from millstream._protocol.content import Message
 from millstream._protocol.errors import Cancelled
 from millstream._protocol.metadata import LogLevel
 from millstream._protocol.notifications import Root, SampleResult
 from millstream._protocol.principal import Principal
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
-from millstream._server.calls.questions import Question
+from millstream._server.calls.questions import Messages, Question
 from millstream._server.calls.services import Publisher
 from millstream._server.calls.session_state import SyncSessionState
 from millstream._server.pool import Jobs, run_carried, work
@@ -248,9 +247,7 @@ class SyncContext(CallInfo):
         """
         self._wait(self._context.elicit_url(message, url, key=key))
 
-    def sample(
-        self, messages: str | Message | Sequence[Message | str], **options: Unpack[SampleOptions]
-    ) -> SampleResult:
+    def sample(self, messages: Messages, **options: Unpack[SampleOptions]) -> SampleResult:
         """Let the client's model continue a conversation: ``ctx.sample("Say hello", max_tokens=50)``.
 
         Args:

@@ -136,6 +136,7 @@ _ELSEWHERE = {
     "exclude_args": "Make the parameter a dependency: Annotated[T, Depends(function)].",
     "run_in_thread": "Write thread=…",
     "serializer": "Return ToolResult(content=[Text(…)]) from the function.",
+    "structured_output": "Write output_schema=None, or return Text(…) for text alone.",
     "version": "An item has one version. Give the other one another name.",
 }
 """Option of other packages -> what to write here."""

@@ -12,9 +12,10 @@ structured, with the same JSON as text for clients without structured content.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from importlib import import_module
-from typing import Annotated, Any, TypeGuard, get_args, get_origin
+from typing import Annotated, Any, TypeGuard, cast, get_args, get_origin
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -290,7 +291,9 @@ def encode_value(value: Any, output: Output | None) -> bytes:
     try:
         return encode(value) if output is None else output.encode(value)
     except RecursionError:
-        raise NotJson("the result contains itself, or is nested too deeply for JSON") from None
+        raise NotJson(
+            "the result contains itself, is nested too deeply for JSON, or has a dict whose keys aren't text or numbers"
+        ) from None
 
 
 def _encode_structured(value: Any, output: Output | None) -> bytes:
@@ -306,7 +309,7 @@ def _explicit(result: ToolResult, output: Output | None) -> bytes:
         structured, items = b',"structuredContent":%b' % data, items or [data.decode()]
     elif output is not None and not result.is_error:
         raise output_error("it has no structured value")
-    members = b'"content":%b%b' % (encode([_block(item) for item in items]), structured)
+    members = b'"content":%b%b' % (encode([_given_block(item) for item in items]), structured)
     return members + b',"isError":true' if result.is_error else members
 
 
@@ -335,6 +338,14 @@ def _block(item: Any) -> Content:
     return Text(as_text(item))
 
 
+def _given_block(item: Any) -> Content:
+    """Return a content block. A dict can be one, as in other packages."""
+    if isinstance(item, dict):
+        with suppress(msgspec.ValidationError):
+            return cast("Content", msgspec.convert(item, Content))
+    return _block(item)
+
+
 def as_text(value: Any) -> str:
     """Return a value as text: itself, the text of a `Text`, or JSON. Streaming tools report their progress with it."""
     if isinstance(value, str):
@@ -347,15 +358,18 @@ def encode_messages(value: Any) -> bytes:
 
     Strings and blocks have the role user. A dict with a role and content is a message, as in other packages.
     """
-    items = value if _is_several(value) else [value]
-    several = [_message(item) for item in items]
-    messages = [each for message in several for each in message.one_by_one()]
+    messages = [each for message in read_messages(value) for each in message.one_by_one()]
     for message in messages:
         if not isinstance(message.content, BLOCKS):
             raise LocalError(
                 f"a prompt contains a {type(message.content).__name__}, which is allowed only in sampling messages"
             )
     return b'"messages":%b' % encode(messages)
+
+
+def read_messages(value: Any) -> list[Message]:
+    """Return messages: ``read_messages(["Look:", Image(data, "image/png")])``. Text and blocks are from the user."""
+    return [_message(item) for item in (value if _is_several(value) else [value])]
 
 
 def _message(item: Any) -> Message:

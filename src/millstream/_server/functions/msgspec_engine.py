@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from functools import lru_cache, wraps
 from importlib import import_module
+from io import IOBase
 from math import inf
 from pathlib import Path, PurePath
 from typing import Any, Protocol, TypeVar, cast
@@ -84,14 +85,15 @@ def enc_hook(value: Any) -> Any:
     if kind.__module__ in ("builtins", "collections") and issubclass(kind, Collection):
         return dict(value) if issubclass(kind, Mapping) else list(value)
     pydantic_core = sys.modules.get("pydantic_core")
-    if pydantic_core is not None:
+    is_file = isinstance(value, IOBase)  # pydantic would read its lines
+    if pydantic_core is not None and not is_file:
         with suppress(ValueError):
             if hasattr(value, "__pydantic_core_schema__") and not isinstance(value, type):
                 return import_module("millstream._server.functions.pydantic_engine").jsonable(value)
             return pydantic_core.to_jsonable_python(value)
     instead = "use builtins, a dataclass, TypedDict, Struct, or pydantic model"
     if issubclass(kind, Iterator):
-        instead = "convert it to a list with list(…)"
+        instead = "return what it contains" if is_file else "convert it to a list with list(…)"
     raise NotJson(f"a value of type {kind.__name__} can't be converted to JSON: {instead}")
 
 

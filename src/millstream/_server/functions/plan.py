@@ -15,11 +15,11 @@ from types import CodeType, MethodType
 from typing import Any, Never, NoReturn, get_args, get_origin
 
 import msgspec
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Struct, UnsetType
 from msgspec.structs import astuple
 
 from millstream._protocol.errors import shorten
-from millstream._protocol.json_schema import Schema, drop_modules, is_object
+from millstream._protocol.json_schema import Schema, drop_modules, is_array, is_object, members
 from millstream._protocol.jsonrpc import Json, decode_object, too_many_values
 from millstream._protocol.metadata import ParamHeader, find_annotations
 from millstream._server.functions.dependencies import (
@@ -103,7 +103,7 @@ def plan(
     contexts: tuple[type, ...] = (),
     name: str | None = None,
     input_schema: Schema | None = None,
-    output_schema: Schema | None = None,
+    output_schema: Schema | UnsetType | None = UNSET,
     coerce: bool = False,
 ) -> Plan:
     """Return the plan of a function.
@@ -113,7 +113,8 @@ def plan(
         kind: The kind of item. Arguments of prompts and resources arrive as text.
         contexts: Classes that mark the context parameter.
         name: A name for messages instead of the function's.
-        input_schema, output_schema: Handwritten schemas, listed unchanged. Arguments and results are validated.
+        input_schema, output_schema: Handwritten schemas, listed unchanged. Arguments and results are validated. Without
+            an output schema (None), results aren't described.
         coerce: Accept ``"3"`` as 3, 3 as text, and JSON strings as lists or objects, ignore unknown arguments, and
             take null and ``""`` as "not given" for arguments with a default.
 
@@ -161,8 +162,8 @@ def plan(
         }
         parameters = [] if whole else parameters
     with _about(f"{name}: output_schema"):
-        by_hand = output_from_schema(output_schema) if output_schema is not None else None
-    if by_hand or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns):
+        by_hand = output_from_schema(output_schema) if isinstance(output_schema, dict) else None
+    if output_schema is not UNSET or kind != "tool" or returns in _WITHOUT_OUTPUT or may_be_content(returns):
         returns = None
     arguments = ArgumentList(name, parameters, closed if check else kind == "tool" and not coerce)
     code = getattr(target, "__code__", None)
@@ -380,7 +381,16 @@ def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
     if len(raw) > MAX_WALKED:
         return [engine_problem(error)]
     try:
-        return plan.engine.problems(error, msgspec.json.decode(raw), lax=plan.coerce)
+        values = msgspec.json.decode(raw)
+        if plan.coerce:
+            try:
+                values = _coerce(plan.input_schema, values)
+                plan.engine.convert(values, lax=True)
+            except msgspec.DecodeError as other:
+                error = other
+            except AttributeError:
+                pass  # not an object
+        return plan.engine.problems(error, values, lax=plan.coerce)
     except (msgspec.DecodeError, RecursionError):
         return [engine_problem(error)]
 
@@ -476,17 +486,25 @@ def _coerce(schema: Schema, values: Json) -> Json:
     properties, required = schema.get("properties", {}), schema.get("required", ())
     made: Json = {}
     for name, value in values.items():
-        node = properties.get(name, {})
+        node = members(properties.get(name, schema.get("additionalProperties")))
         if value is None or value == "":
-            if name not in required and any(find_problems({"properties": {name: node}}, {name: value})):
+            optional = name in properties and name not in required
+            if optional and any(find_problems({"properties": {name: node}}, {name: value})):
                 continue
             made[name] = value
-        elif is_object(value):
-            made[name] = _coerce(_object_in(node), value)
         else:
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            made[name] = str(value) if is_number and _types_of(node) <= {"string", "null"} else value
+            made[name] = _coerce_value(node, value)
     return made
+
+
+def _coerce_value(node: Schema, value: Any) -> Any:
+    if is_object(value):
+        return _coerce(_part_of(node, "object"), value)
+    if is_array(value):
+        items = _part_of(node, "array").get("items", {})
+        return [_coerce_value(items, each) for each in value]
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return str(value) if is_number and _types_of(node) <= {"string", "null"} else value
 
 
 def _types_of(node: Schema) -> set[str]:
@@ -494,9 +512,9 @@ def _types_of(node: Schema) -> set[str]:
     return {part.get("type", "") for part in node.get("anyOf", [node])}
 
 
-def _object_in(node: Schema) -> Schema:
-    """Return the only alternative of a schema that is an object, or an empty schema."""
-    found = [part for part in node.get("anyOf", [node]) if part.get("type") == "object"]
+def _part_of(node: Schema, kind: str) -> Schema:
+    """Return the only alternative of a schema that has a type, or an empty schema."""
+    found = [part for part in node.get("anyOf", [node]) if part.get("type") == kind]
     return found[0] if len(found) == 1 else {}
 
 
