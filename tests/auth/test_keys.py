@@ -79,6 +79,17 @@ def test_key_files_writable_by_others_are_refused(kept: KeyFile, mode: int) -> N
         kept.load()
 
 
+def test_key_and_user_files_readable_by_all_users_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for kind, use in (("key", auth.keys), ("user", auth.users)):
+        path = tmp_path / f"{kind}s.json"
+        for mode, warns in ((0o600, False), (0o640, False), (0o644, True), (0o604, True)):
+            caplog.clear()
+            path.write_text(f'{{"{kind}s": []}}', "utf-8")
+            path.chmod(mode)
+            use(file=path)
+            assert (f"All users of this machine may read {path}. Run: chmod o-r {path}" in caplog.text) is warns
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"keys":[{"name":1}]}', '{"keys":[],"more":1}'])
 def test_invalid_key_files_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys.json"

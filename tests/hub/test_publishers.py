@@ -326,6 +326,20 @@ async def test_names_cannot_contain_lines_or_invisible_characters() -> None:
     assert len((await name_for({}, name="e" * 5000))["name"]) == 80
 
 
+async def test_words_of_names_have_letters_of_one_script() -> None:
+    for mixed in ("\u0412ob", "Bo\u044c", "Ada B\u03bfb", "A\u0501a", "\u13aada", "Bob-\u0410da"):
+        assert await name_for({}, name=mixed, preferred_username="eve") == {"name": "eve"}, ascii(mixed)
+    names = (
+        "\u0418\u0432\u0430\u043d",
+        "Ivan \u0418\u0432\u0430\u043d",
+        "\u5c71\u7530Ada",
+        "\u30bf\u30ed\u5c71",
+        "Zo\u00eb O'Neil-3",
+    )
+    for name in names:
+        assert await name_for({}, name=name) == {"name": name}
+
+
 async def test_subjects_are_refused_as_display_names() -> None:
     server = make_rooms(display_name_claims=("sub",))
     with pytest.raises(ValueError, match="display_name_claims"):

@@ -76,6 +76,10 @@ _UNSEEN = re.compile(
 """Printable characters that show nothing, so that two names would look the same, and stacks of accents."""
 
 
+_LOOKALIKES = frozenset(("LATIN", "CYRILLIC", "GREEK", "COPTIC", "ARMENIAN", "CHEROKEE", "LISU"))
+"""Scripts that share the shapes of letters."""
+
+
 class Profile(Struct, frozen=True, omit_defaults=True, gc=False):
     """Who a caller is, for others: ``if event.user: print(event.user.name)``. It comes from the credential."""
 
@@ -116,7 +120,16 @@ def get_profile(principal: Principal, name_claims: Collection[str]) -> Profile:
     # Some issuers send `email_verified` as text. An address that was cleaned could be that of another person.
     if email != claims.get("email") or claims.get("email_verified", True) not in (True, "true"):
         email = ""
-    return Profile(next((each for each in names if each and "@" not in each), ""), subject, issuer, email)
+    name = next((each for each in names if each and "@" not in each and not _mixes_scripts(each)), "")
+    return Profile(name, subject, issuer, email)
+
+
+def _mixes_scripts(name: str) -> bool:
+    """Return whether a word of a name has letters of two scripts that look alike, as in UTS 39."""
+    return any(
+        len({unicodedata.name(each, "").partition(" ")[0] for each in word if each.isalpha()} & _LOOKALIKES) > 1
+        for word in name.split()
+    )
 
 
 def _clean(text: object) -> str:

@@ -178,7 +178,7 @@ class RecordFile(Generic[R]):
         self._seen = status.st_mtime_ns, status.st_size, status.st_ino
 
     def load_for_server(self) -> None:
-        """Read the file, and log how to add a record if it has none.
+        """Read the file, and warn if it has no records, or if other users may read it.
 
         Raises:
             LocalError: See `load`.
@@ -187,6 +187,8 @@ class RecordFile(Generic[R]):
         if not self.records:
             text = "%s has no %ss. Add one: millstream %ss add NAME --file %s"
             logger.warning(text, self.path, self.kind, self.kind, self.path)
+        if os.name == "posix" and self.path.stat().st_mode & 0o004:
+            logger.warning("All users of this machine may read %s. Run: chmod o-r %s", self.path, self.path)
 
     def use(self, records: tuple[R, ...]) -> None:
         """Use these records until the file is read again."""
