@@ -125,7 +125,7 @@ def get_profile(principal: Principal, name_claims: Collection[str]) -> Profile:
 
 
 def _mixes_scripts(name: str) -> bool:
-    """Return whether a word of a name has letters of two scripts that look alike, as in UTS 39."""
+    """Return whether a word of a name has letters of two similar scripts (UTS 39)."""
     return any(
         len({unicodedata.name(each, "").partition(" ")[0] for each in word if each.isalpha()} & _LOOKALIKES) > 1
         for word in name.split()
