@@ -171,7 +171,7 @@ def test_servers_without_measurements_fail_the_budget() -> None:
     assert "did not start" in report.tables(results)
 
 
-def test_cpu_ratios_decide_if_the_budget_says_so() -> None:
+def test_cpu_ratios_decide_if_the_budget_requires_it() -> None:
     ours, rust = Figures([{"rate": 50.0, "cpu_us": 10.0}]), Figures([{"rate": 100.0, "cpu_us": 15.0}])
     results = {"call": {"ours": ours, "rust": rust}}
     (verdict,) = report.verdicts(results)

@@ -45,7 +45,7 @@ def test_invalid_lines_are_named_and_not_shown() -> None:
         assert str(caught.value) == message
 
 
-def test_commands_read_env_files_the_same_way(tmp_path: Path) -> None:
+def test_all_commands_read_env_files_the_same_way(tmp_path: Path) -> None:
     path = tmp_path / ".env"
     path.write_text('API_KEY="a\\"b"\nOTHER=\'x\ny\'\n')
     assert read_file(path) == read_env_file(path) == {"API_KEY": 'a"b', "OTHER": "x\ny"}

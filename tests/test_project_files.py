@@ -103,7 +103,7 @@ def test_version_is_the_same_everywhere() -> None:
 
 
 @for_each("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_workflows_ask_for_few_permissions(path: Path) -> None:
+def test_workflows_request_few_permissions(path: Path) -> None:
     assert workflow(path.name)["permissions"] in ({}, {"contents": "read"})
 
 

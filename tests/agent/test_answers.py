@@ -295,7 +295,7 @@ async def test_unreadable_resources_stop_the_question() -> None:
     assert [part["text"] for part in api.requests[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
 
 
-async def test_refused_lists_of_one_server_do_not_hide_other_lists() -> None:
+async def test_lists_that_one_server_refuses_do_not_hide_the_others() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         if asked.method == "server/discover":
             await asked.result({**OFFER, "capabilities": {"prompts": {}, "resources": {}}})
@@ -342,7 +342,7 @@ async def test_stopping_an_answer_keeps_the_conversation_valid() -> None:
     assert results == ["The user stopped this call. It may have taken effect, fully or partly.", "0"]
 
 
-async def test_answer_that_was_stopped_has_no_more_events() -> None:
+async def test_stopped_answer_produces_no_more_events() -> None:
     with ScriptedModel(hangs("Once upon")) as api:
         async with Agent(model(api)) as agent, asyncio.timeout(WAIT):
             answer = agent.say("A story")
@@ -353,7 +353,7 @@ async def test_answer_that_was_stopped_has_no_more_events() -> None:
                 await anext(answer)
 
 
-async def test_finished_answer_has_no_more_events() -> None:
+async def test_finished_answer_produces_no_more_events() -> None:
     with ScriptedModel(says("The end.")) as api:
         async with Agent(model(api)) as agent, asyncio.timeout(WAIT):
             answer = agent.say("A story")

@@ -130,7 +130,7 @@ def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
     shown.until("On its way.", "! ", "A pity.")
 
 
-def test_ctrl_c_stops_an_answer_and_twice_exits(chat: Chat) -> None:
+def test_ctrl_c_stops_an_answer_and_a_second_one_exits(chat: Chat) -> None:
     shown = chat(hangs("Wait for it"), calls(("forever", "{}")), calls(("burn", '{"isbn": "1"}')), says("Still here."))
     shown.until("\n>")
     shown.type("Hello")
@@ -193,7 +193,7 @@ def test_answers_cannot_control_the_terminal(monkeypatch: pytest.MonkeyPatch) ->
         assert seen.read(100) == "two \ufffd]52;c;cm0=\ufffdred".encode()
 
 
-def test_blocks_with_many_marks_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_blocks_with_many_marks_are_printed_unchanged(capsys: pytest.CaptureFixture[str]) -> None:
     screen = TerminalScreen()
     for text in ("*_" * 10_000, "**bold**"):
         screen.show(TextDelta(text))

@@ -66,7 +66,7 @@ def test_azure_variables_select_the_model() -> None:
         ({"OPENAI_API_KEY": "sk"}, "No model is selected"),
     ],
 )
-def test_missing_configuration_is_named(environment: dict[str, str], words: str) -> None:
+def test_error_names_the_missing_configuration(environment: dict[str, str], words: str) -> None:
     with pytest.raises(ConfigurationError, match=words):
         configured(environment, {}).model()
 
@@ -92,7 +92,7 @@ def test_server_keys_are_sent_only_to_that_server() -> None:
         assert own.headers_for(url) == {}
 
 
-def test_files_cannot_redirect_keys_of_the_environment() -> None:
+def test_files_cannot_redirect_keys_from_the_environment() -> None:
     stolen = {"OPENAI_API_KEY": "sk-mine"}
     with pytest.raises(ConfigurationError, match="same place"):
         configured(stolen, {"OPENAI_BASE_URL": "https://evil.example/v1", "DEFAULT_MODEL": "m"}).model()

@@ -230,7 +230,7 @@ def test_invalid_api_urls_are_refused_at_construction() -> None:
 
 
 @for_each("module", ["pydantic_ai", "openai"])
-def test_missing_agent_extra_is_named(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_the_missing_agent_extra(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, module, None)
         with pytest.raises(AgentError, match=r"pip install 'millstream\[agent\]'"):

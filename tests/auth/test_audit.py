@@ -155,7 +155,7 @@ def test_full_disk_leaves_no_partial_line(tmp_path: Path) -> None:
     assert path.stat().st_size < 2000
 
 
-def test_foreign_files_are_not_continued_as_audit_log(tmp_path: Path) -> None:
+def test_audit_records_are_not_appended_to_other_files(tmp_path: Path) -> None:
     path = tmp_path / "a"
     for text in (b"x\n", b'{"hash":"x"}\n', b"half a line"):
         path.write_bytes(text)

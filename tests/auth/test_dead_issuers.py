@@ -25,7 +25,7 @@ async def warned(method: Any, caplog: pytest.LogCaptureFixture) -> str:
     return "".join(found)
 
 
-async def test_unreachable_issuer_is_reported_at_start(
+async def test_unreachable_issuer_is_reported_at_startup(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """Regression: the server started without a warning and refused the issuer's tokens later."""
@@ -39,7 +39,7 @@ async def test_unreachable_issuer_is_reported_at_start(
 @pytest.mark.parametrize(
     ("path", "said"), [("/tenant", "responded with 404"), ("", "has no jwks_uri"), ("/other", "the issuer is")]
 )
-async def test_wrong_issuer_is_reported_at_start(path: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_wrong_issuer_is_reported_at_startup(path: str, said: str, caplog: pytest.LogCaptureFixture) -> None:
     async with run_issuer() as issuer:
         issuer.answers[CONFIGURATION] = {"issuer": issuer.url}
         issuer.answers[f"/other{CONFIGURATION}"] = {"issuer": issuer.url, "jwks_uri": f"{issuer.url}/keys"}
@@ -48,21 +48,21 @@ async def test_wrong_issuer_is_reported_at_start(path: str, said: str, caplog: p
     assert issuer.url in text
 
 
-async def test_missing_keys_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
+async def test_missing_keys_are_reported_at_startup(caplog: pytest.LogCaptureFixture) -> None:
     async with run_issuer() as issuer:
         method = auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/nothing")
         text = await warned(method, caplog)
     assert f"{issuer.url}/nothing: 127.0.0.1 responded with 404." in text
 
 
-async def test_oversized_key_sets_are_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
+async def test_oversized_key_sets_are_reported_at_startup(caplog: pytest.LogCaptureFixture) -> None:
     async with run_issuer() as issuer:
         issuer.answers["/keys"] = make_many_keys(257)
         text = await warned(auth.jwt(issuer=issuer.url, audience=AUDIENCE, jwks=f"{issuer.url}/keys"), caplog)
     assert f"{issuer.url}/keys: The set has 257 keys, but at most 256 are supported." in text
 
 
-async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unreachable_upstream_is_reported_at_startup(caplog: pytest.LogCaptureFixture) -> None:
     async with run_issuer() as issuer:
         issuer.answers.clear()
         people = auth.login_provider(issuer.url, allow=["@example.com"], client_id="shop", client_secret="s" * 32)
@@ -70,7 +70,7 @@ async def test_unreachable_upstream_is_reported_at_start(caplog: pytest.LogCaptu
     assert f"{issuer.url}{CONFIGURATION}: 127.0.0.1 responded with 404" in text
 
 
-async def test_first_token_contacts_an_issuer_that_was_unavailable_at_the_start(
+async def test_first_token_contacts_an_issuer_that_was_unavailable_at_startup(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with run_issuer() as issuer:

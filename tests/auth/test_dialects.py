@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @for_each("case", REFUSED)
-async def test_tokens_for_others_are_refused(case: str) -> None:
+async def test_tokens_for_other_servers_are_refused(case: str) -> None:
     dialect, changes = REFUSED[case]
     said, options, _ = DIALECTS[dialect]
     assert await method(**options).identify(token(claims(**{**said, **changes}), typ="JWT")) is None
@@ -321,7 +321,7 @@ GUIDES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 @for_each("dialect", GUIDES)
-async def test_settings_of_the_guide_accept_tokens_and_name_the_server(dialect: str) -> None:
+async def test_settings_in_the_guide_accept_tokens_and_name_the_server(dialect: str) -> None:
     make, arguments = GUIDES[dialect]
     async with run_issuer() as issuer:
         only = make(issuer.url, *arguments)
@@ -329,7 +329,7 @@ async def test_settings_of_the_guide_accept_tokens_and_name_the_server(dialect: 
         assert await only.identify(token(claims(iss=issuer.url, **DIALECTS[dialect][0]), typ="JWT")) is not None
 
 
-async def test_tenants_of_the_guide_are_accepted() -> None:
+async def test_tenants_in_the_guide_are_accepted() -> None:
     async with run_issuer() as issuer:
         only = issuers.entra_tenants(common(issuer), GUID, [TENANT, OTHER_TENANT])
         for tenant in (TENANT, OTHER_TENANT):

@@ -47,7 +47,7 @@ async def test_every_path_except_probes_and_assets_requires_a_credential(lane: b
 
 @for_each("lane", [True, False], ids=["lane", "asgi"])
 @for_each("below", ["/assets/", "/sign-in/", "/sign-in-", "/sign-out/", "/.well-known/oauth-"])
-async def test_mcp_requires_a_credential_below_public_paths(below: str, lane: bool) -> None:
+async def test_mcp_below_a_public_path_requires_a_credential(below: str, lane: bool) -> None:
     served: dict[str, Any] = {"path": f"{below}mcp", "sse_path": f"{below}sse", "messages_path": f"{below}messages/"}
     async with run_guarded(lane=lane, **served) as world:
         asked = [(method, path) for method, path in paths(world) if path.rstrip("/").endswith(("mcp", "sse", "ages"))]

@@ -288,7 +288,7 @@ async def test_inactive_tokens_are_refused(changes: dict[str, Any]) -> None:
         assert await introspected(issuer).identify("t") is None
 
 
-async def test_tokens_without_subject_need_an_option() -> None:
+async def test_tokens_without_a_subject_need_an_option() -> None:
     async with run_issuer() as issuer:
         said = {"active": True, **claims(iss=None, sub=None, client_id="desk")}
         answers(issuer, {"nobody": said, "named": {**said, "username": "ada"}, "person": {**said, "sub": "ada"}})

@@ -132,7 +132,7 @@ async def test_keys_are_added_rotated_and_revoked_while_the_server_runs(kept: Ke
         assert (await world.post(new, PING, mcp_session_id=session)).status == 403
 
 
-async def test_rotated_keys_work_only_during_their_grace(tmp_path: Path) -> None:
+async def test_rotated_keys_work_only_during_their_grace_period(tmp_path: Path) -> None:
     file, now = KeyFile(tmp_path / "keys.json"), [0.0]
     old = file.add("ci", ("a",), 0.0, None)
     new = file.rotate("ci", 0.0, 60.0)
@@ -225,7 +225,7 @@ async def test_keys_in_the_named_header_are_accepted() -> None:
         assert (await ask(world, None, x_api_key=f"{BOB} ")).message["content"][0]["text"] == "bob"
 
 
-async def test_another_key_beside_a_bearer_token_is_refused() -> None:
+async def test_different_key_next_to_a_bearer_token_is_refused() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         assert (await ask(world, ALICE)).status == 200
         for key in (BOB, "wrong", "", f"Bearer {ALICE}"):

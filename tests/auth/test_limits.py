@@ -177,7 +177,7 @@ async def test_limits_apply_to_rest_and_sockets() -> None:
             assert (error["code"], error["data"]["retryAfterMs"] > 0) == (-31429, True)
 
 
-async def test_tool_cost_counts_and_refused_calls_are_free() -> None:
+async def test_tool_costs_are_charged_and_refused_calls_are_free() -> None:
     async with run_guarded(limited(limit_calls="5/minute")) as world:
         assert (await world.call(ALICE, "dear")).status == 200
         check_left = await world.call(ALICE, "dear")
@@ -242,7 +242,7 @@ async def test_streams_and_publications_count_as_requests() -> None:
         assert (await world.post(ROOT, request("ping"))).status == 429
 
 
-async def test_stdio_parents_have_only_tool_limits() -> None:
+async def test_only_tool_limits_apply_to_stdio_parents() -> None:
     server = limited(limit_requests="1/minute", limit_calls="1/minute")
     async with connect(server) as client:
         for _ in range(2):
@@ -253,7 +253,7 @@ async def test_stdio_parents_have_only_tool_limits() -> None:
         assert failed.value.code == -31429
 
 
-async def test_gate_exists_only_with_limits() -> None:
+async def test_requests_are_gated_only_if_limits_are_set() -> None:
     server = Server("s", settings=Settings())
     async with run_guarded(server) as world:
         assert world.runtime.dispatcher.gate is None

@@ -57,7 +57,7 @@ def test_paths_are_refused_as_keys(host: str) -> None:
 
 @for_each("name", ["MCP_SERVER_AUTH_KEY", "MILLSTREAM_AUTH_KEY", "MILLSTREAM_AUTH_KEYS"])
 @for_each("value", ["", " "])
-def test_placeholder_variables_prevent_the_start(name: str, value: str) -> None:
+def test_placeholder_variables_prevent_startup(name: str, value: str) -> None:
     with pytest.raises(VariableError, match=f"{name} is empty"):
         Settings.load({name: value})
 

@@ -223,7 +223,7 @@ async def test_cookie_does_not_override_a_wrong_authorization() -> None:
         assert (await world.ask("wrong", "GET", "/docs", cookie=await cookie(world), **OWN)).status == 403
 
 
-async def test_cookie_ends_with_its_key_and_expiry(tmp_path: Any) -> None:
+async def test_cookie_ends_with_its_key_or_at_its_expiry(tmp_path: Any) -> None:
     file = KeyFile(tmp_path / "keys.json")
     key = file.add("ada", ("*",), 0.0, None)
     async with run_guarded(make_server(auth.keys(file=file.path))) as world:

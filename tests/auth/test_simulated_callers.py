@@ -40,7 +40,7 @@ async def test_a_whole_principal_keeps_its_claims() -> None:
         assert (await client.call("who")).text == "ada books"
 
 
-async def test_without_a_caller_scopes_are_not_checked() -> None:
+async def test_scopes_are_not_checked_without_a_caller() -> None:
     async with connect(mcp) as client:
         assert (await client.call("who")).text == "no one"
         assert (await client.call("write")).text == "Written."

@@ -196,7 +196,7 @@ async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
         by_key.close()
 
 
-async def test_streams_of_rotated_keys_end_after_the_grace(tmp_path: Path) -> None:
+async def test_streams_of_rotated_keys_end_after_the_grace_period(tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
     old = file.add("ci", (), 0.0, None)
     new = file.rotate("ci", 0.0, time.time() + 600)

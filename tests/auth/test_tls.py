@@ -163,7 +163,7 @@ def test_old_tls_versions_are_refused(tmp_path: Path) -> None:
     assert Certificate(*make(tmp_path, "x")).context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 
-def test_invalid_certificates_prevent_the_start(tmp_path: Path) -> None:
+def test_invalid_certificates_prevent_startup(tmp_path: Path) -> None:
     cert, key = make(tmp_path, "x")
     other = tmp_path / "other"
     other.mkdir()

@@ -52,7 +52,7 @@ async def test_invalid_version_header_gets_400_and_keeps_the_session(wire: Wire,
     await alive(wire, headers)
 
 
-async def test_initialize_of_another_client_gets_400_and_keeps_the_session(wire: Wire) -> None:
+async def test_initialize_by_another_client_gets_400_and_keeps_the_session(wire: Wire) -> None:
     """MCP 2025-11-25, basic/transports."""
     headers = await wire.initialize()
     params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "u", "version": "1"}}
@@ -295,7 +295,7 @@ async def test_bodies_over_the_limit_get_413(way: str) -> None:
         await alive(wire, headers)
 
 
-async def test_short_keys_prevent_the_start() -> None:
+async def test_short_keys_prevent_startup() -> None:
     with pytest.raises((ValueError, LocalError), match="secret"):
         async with make_shop(secret_key="short").running():
             pass

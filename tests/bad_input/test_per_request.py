@@ -185,7 +185,7 @@ async def test_errors_for_invalid_arguments_help_the_model(wire: Wire, arguments
 # The order of the steps
 
 
-async def test_first_failing_check_decides(wire: Wire) -> None:
+async def test_first_failing_check_determines_the_error(wire: Wire) -> None:
     """MCP 2026-07-28, basic/versioning: a before b, b before c, c before d, d before e."""
     steps: list[tuple[Any, dict[str, str], int]] = [
         (request("no/such", {"_meta": {}}, 7), without(routing("tools/list"), "mcp-method"), -32602),

@@ -263,7 +263,7 @@ async def test_subscription_on_an_expired_stream_ends_with_its_result(way: str) 
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_age_of_a_running_calls_stream_is_that_of_its_call(way: str) -> None:
+async def test_stream_of_a_running_call_is_as_old_as_the_call(way: str) -> None:
     go = asyncio.Event()
     mcp = Server("shop", settings=Settings(secret_key="a secret of the tests that is long enough"))
 

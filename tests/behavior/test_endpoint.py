@@ -198,7 +198,7 @@ LADDER: list[tuple[str, dict[str, Any], dict[str, str], int, int]] = [
 
 
 @for_each(("envelope", "headers", "status", "code"), [each[1:] for each in LADDER], ids=[each[0] for each in LADDER])
-async def test_first_failing_check_decides_the_error(
+async def test_first_failing_check_determines_the_error(
     http: Http, envelope: dict[str, Any], headers: dict[str, str], status: int, code: int
 ) -> None:
     """MCP 2026-07-28, basic/versioning: every refusal carries the id of its request."""

@@ -175,7 +175,7 @@ async def test_sessionless_servers_announce_no_session_features(connect: Connect
     assert not any(capabilities[kind].get("listChanged") for kind in ("tools", "prompts", "resources"))
 
 
-async def test_short_keys_prevent_the_start() -> None:
+async def test_short_keys_prevent_startup() -> None:
     server = world.build(secret_key="short")
     with pytest.raises(ValueError, match="32 characters"):
         async with server.running():

@@ -30,7 +30,7 @@ async def delete(wire: Wire, headers: dict[str, str]) -> int:
     return (await wire.ask("DELETE", "/mcp", headers)).status
 
 
-async def test_tombstones_last_until_the_session_would_end() -> None:
+async def test_tombstones_last_until_the_session_would_have_ended() -> None:
     clock = Clock()
     async with run_wire(make_shop(session_ttl=1_000.0), "asgi") as wire:
         rule_time(wire, clock)

@@ -126,7 +126,7 @@ def test_run_shows_a_panel_and_ends_with_ctrl_c(screen: Screen) -> None:
     screen.until("ended with 0")
 
 
-def test_errors_and_findings_break_between_words(narrow: Screen) -> None:
+def test_errors_and_findings_wrap_between_words(narrow: Screen) -> None:
     narrow.start("run", str(SHOP), "--tls-key", "key.pem")
     lines = narrow.until("ended with")
     cause = next(number for number, line in enumerate(lines) if line.startswith("  Cause: "))
@@ -139,7 +139,7 @@ def test_errors_and_findings_break_between_words(narrow: Screen) -> None:
     assert "\x1b[31mFAIL" in narrow.seen(colors=True)
 
 
-def test_list_separates_names_and_types_and_does_not_break_words(narrow: Screen) -> None:
+def test_list_separates_names_and_types_and_does_not_split_words(narrow: Screen) -> None:
     narrow.start("list", str(ROOT / "examples/hub.py"))
     lines = narrow.until("ended with 0")
     row = next(number for number, line in enumerate(lines) if "multiply_numbers(" in line)

@@ -305,7 +305,7 @@ def test_doctor_names_the_setting_that_separates_callers_of_a_command() -> None:
 
 
 @pytest.mark.server
-def test_doctor_takes_the_file_of_a_gateway(tmp_path: Path) -> None:
+def test_doctor_accepts_a_gateway_file(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     command = [sys.executable, "-m", "millstream", "run", SHOP, "--transport", "stdio"]
     file.write_text(f'name = "front"\n\n[upstreams.shop]\ncommand = {json.dumps(command)}\n', "utf-8")

@@ -133,7 +133,7 @@ def test_tls_servers_are_reached_over_wss(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_tls_key_without_certificate_stops_the_start() -> None:
+def test_tls_key_without_a_certificate_prevents_startup() -> None:
     done = start("run", SHOP, "--tls-key", "key.pem", "--port", "0", stdout=subprocess.PIPE)
     assert done.returncode == 1
     assert b"The TLS certificate is missing." in done.stderr

@@ -253,7 +253,7 @@ REMOTE = {"httpUrl": "https://example.com/old", "headers": {"X": "Y"}, "oauth": 
     [(COMMAND, URL, {"httpUrl": URL}), (REMOTE, str(SHOP), LOCAL)],
     ids=["a URL", "a command"],
 )
-def test_entries_for_other_servers_start_empty(
+def test_entries_for_other_servers_inherit_nothing(
     before: dict[str, Any], target: str, entry: dict[str, Any], home: Path
 ) -> None:
     path = entry_in_gemini(home, before)
@@ -433,7 +433,7 @@ def test_lists_of_servers_are_installed_as_a_gateway(tmp_path: Path) -> None:
         command.launch_of(str(tmp_path / "servers.yaml"), env={}, headers={})
 
 
-def test_foreign_servers_are_started_unchanged(tmp_path: Path) -> None:
+def test_programs_of_other_libraries_are_started_unchanged(tmp_path: Path) -> None:
     for name, text in (("other.py", "import mcp\n"), ("other.js", "")):
         (tmp_path / name).write_text(text, "utf-8")
     python = command.launch_of(str(tmp_path / "other.py"), env={}, headers={})

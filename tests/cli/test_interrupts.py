@@ -333,7 +333,7 @@ def test_signal_ends_an_answer_that_has_not_begun(start: Start, model: ScriptedM
     assert chat(begin, model, "-m", "go").ended() == ENDS["SIGTERM"]
 
 
-def test_signal_ends_a_read_that_swallows_its_exception() -> None:
+def test_signal_ends_a_read_that_swallows_the_exception() -> None:
     def swallow() -> None:
         with suppress(ending.TerminationSignal):
             os.kill(os.getpid(), signal.SIGTERM)

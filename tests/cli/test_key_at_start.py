@@ -25,7 +25,7 @@ def bad_key(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.parametrize("transport", ["http", "stdio"])
-def test_unusable_key_files_prevent_the_start(
+def test_unusable_key_files_prevent_startup(
     folder: Path,
     bad_key: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -57,7 +57,7 @@ async def test_unusable_key_files_block_readiness_under_other_servers(
 
 
 @pytest.mark.parametrize("home", ["a file", "none"])
-async def test_unsaved_keys_warn_at_start(
+async def test_unsaved_keys_cause_a_warning_at_startup(
     home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     place = tmp_path / "state"

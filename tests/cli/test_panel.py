@@ -61,7 +61,7 @@ def test_command_can_be_copied_from_a_narrow_terminal() -> None:
     ("warned", "hosts"),
     [(True, (EVERY_ADDRESS, "::", "192.0.2.1", "mcp.local")), (False, ("127.0.0.1", "::1", "localhost"))],
 )
-def test_public_addresses_warn(warned: bool, hosts: tuple[str, ...]) -> None:
+def test_public_addresses_cause_a_warning(warned: bool, hosts: tuple[str, ...]) -> None:
     for host in hosts:
         assert ("no authentication" in " ".join(drawn(shop(), host).split())) is warned
 
@@ -108,7 +108,7 @@ def test_panel_lists_worker_processes() -> None:
     assert "processes" not in drawn(shop())
 
 
-def test_facts_are_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
+def test_panel_is_one_log_record_without_a_terminal(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream")
     facts.show(facts.facts(shop().definition, host="127.0.0.1", port=8000), stream=io.StringIO())
     (record,) = caplog.records

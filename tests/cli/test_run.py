@@ -385,7 +385,7 @@ def test_omitted_options_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert changed.parts == {"metrics"}
 
 
-def test_port_zero_takes_a_free_port() -> None:
+def test_port_zero_selects_a_free_port() -> None:
     with listen("127.0.0.1", 0) as listener:
         assert listener.getsockname()[1] > 0
 

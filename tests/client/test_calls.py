@@ -117,7 +117,7 @@ async def test_models_and_paths_are_sent_as_arguments() -> None:
     assert found.data == [{"isbn": "1", "copies": 2}, "/books"]
 
 
-async def test_arguments_of_prompts_are_sent_as_text() -> None:
+async def test_prompt_arguments_are_sent_as_text() -> None:
     server = Server("prompts")
 
     @server.prompt
@@ -345,13 +345,13 @@ async def test_any_request_can_be_sent() -> None:
         assert raw["resultType"] == "complete"
 
 
-async def test_client_outside_its_block_raises() -> None:
+async def test_using_a_client_outside_its_block_raises() -> None:
     client = Client(mcp)
     with pytest.raises(ClientError, match="async with"):
         _ = client.revision
 
 
-async def test_blocks_of_a_client_follow_each_other() -> None:
+async def test_client_can_be_entered_again_after_its_block() -> None:
     client = Client(mcp, timeout=WAIT)
     for n in (1, 2):
         async with client:
@@ -360,7 +360,7 @@ async def test_blocks_of_a_client_follow_each_other() -> None:
         await client.call("count", a=1, b=1)
 
 
-def test_blocks_of_a_client_run_in_several_event_loops() -> None:
+def test_client_can_be_used_in_several_event_loops() -> None:
     client = Client(mcp, timeout=WAIT)
 
     async def count(n: int) -> int:

@@ -78,7 +78,7 @@ async def test_timed_out_handshake_call_is_canceled_at_the_server() -> None:
 
 
 @for_each("streamed", [False, True])
-async def test_server_death_during_a_call_is_explained(*, streamed: bool) -> None:
+async def test_server_that_dies_during_a_call_is_explained(*, streamed: bool) -> None:
     calls = 0
 
     async def behave(asked: ReceivedRequest) -> None:

@@ -161,7 +161,7 @@ async def test_messages_that_are_invalid_are_skipped(way: str) -> None:
     assert [each.text for each in results] == ["done"] * 3
 
 
-async def test_call_after_a_restart_opens_a_new_stream_where_the_old_one_is_unknown() -> None:
+async def test_call_after_a_restart_opens_a_new_stream_if_the_old_one_is_unknown() -> None:
     streams: list[ReceivedRequest] = []
     results: list[int] = []
 

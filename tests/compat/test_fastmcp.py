@@ -419,7 +419,7 @@ async def test_direct_calls_return_sdk_shapes() -> None:
         await mcp.read_resource("none://")
 
 
-def test_routes_for_forms_name_the_package_that_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_form_routes_name_the_package_that_parses_forms(monkeypatch: pytest.MonkeyPatch) -> None:
     async def respond(request: object) -> PlainTextResponse:
         return PlainTextResponse("")
 

@@ -83,7 +83,7 @@ def test_public_docstrings_have_an_example(name: str) -> None:
     assert EXAMPLE.search(inspect.getdoc(public()[name]) or ""), inspect.getdoc(public()[name])
 
 
-def test_exceptions_of_the_example_rule_exist() -> None:
+def test_exceptions_to_the_example_rule_exist() -> None:
     assert set(public()) >= PLAIN
 
 

@@ -36,7 +36,7 @@ def test_only_the_program_can_announce() -> None:
     assert not may_use(None, "publish", "announcements")
 
 
-async def test_agents_receive_events_of_the_shop() -> None:
+async def test_agents_receive_events_from_the_shop() -> None:
     async with http_peer.serve(events.mcp) as served, connect(events.mcp) as client, asyncio.timeout(WAIT):
         before = events.mcp.hub.stats().subscribers
         waiting = asyncio.create_task(events.wait_for_payment(f"http://127.0.0.1:{served.port}/mcp", "ada"))

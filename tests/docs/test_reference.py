@@ -180,7 +180,7 @@ def test_hub_methods_are_listed(name: str) -> None:
     assert f"mcp.hub.{name}(" in (REFERENCE / "hub.md").read_text("utf-8")
 
 
-def test_every_security_test_of_an_advisory_is_listed() -> None:
+def test_every_advisory_test_is_listed() -> None:
     text = (ROOT / "docs" / "security" / "advisories.md").read_text("utf-8")
     files = {path.name for path in (ROOT / "tests" / "security").glob("test_adv_*.py")}
     assert set(re.findall(r"`(test_adv_\w+\.py)`", text)) == files

@@ -12,7 +12,7 @@ from processes import free_port, run_command, run_server
 pytestmark = pytest.mark.server
 
 
-async def test_server_is_listed_while_it_runs_also_in_a_rolling_restart(tmp_path: Path) -> None:
+async def test_server_stays_listed_during_a_rolling_restart(tmp_path: Path) -> None:
     """The agent is a stand-in with Consul's two endpoints."""
     services: dict[str, Any] = {}
     tokens: set[str] = set()

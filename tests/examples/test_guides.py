@@ -65,7 +65,7 @@ async def test_tagged_tools_of_the_notes_example_can_be_switched_on_and_off() ->
         await client.call("use_beta_tools", on=False)
 
 
-async def test_library_is_read_completed_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_library_can_be_read_completed_and_watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "LENT", [])
     async with connect(library.mcp) as client:
         assert (await client.read("library://opening-hours"))[0].text.startswith("Monday")
@@ -82,7 +82,7 @@ async def test_library_is_read_completed_and_watched(monkeypatch: pytest.MonkeyP
 
 
 @ERAS
-async def test_variables_of_guides_are_completed(connect: Any, revision: str) -> None:
+async def test_guide_variables_are_completed(connect: Any, revision: str) -> None:
     async with connect(library.mcp, revision) as caller:
         reference = {"type": "ref/resource", "uri": "library://books/{name}"}
         argument = {"name": "name", "value": "m"}
@@ -273,7 +273,7 @@ async def test_failures_are_translated() -> None:
             await client.call("look_up")
 
 
-async def test_weather_failures_reach_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_weather_failures_are_reported_to_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise TimeoutError
 

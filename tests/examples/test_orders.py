@@ -104,7 +104,7 @@ async def test_restarted_service_announces_each_order_once_and_skips_other_event
                 assert after == ["Grace Hopper ordered 1 × jam."]
 
 
-def test_each_service_of_the_compose_file_is_a_program_that_its_callers_may_name() -> None:
+def test_compose_services_run_existing_programs_and_allow_their_own_host_name() -> None:
     services = yaml.safe_load((FOLDER / "compose.yaml").read_text("utf-8"))["services"]
     assert len(services) == 5
     for name, service in services.items():

@@ -58,7 +58,7 @@ def test_serverless_example_answers_in_a_new_event_loop_each_time() -> None:
 
 
 @pytest.mark.server
-def test_traced_example_prints_the_call_and_its_part(tmp_path: Path) -> None:
+def test_traced_example_prints_the_call_and_its_child_span(tmp_path: Path) -> None:
     port, output = free_port(), tmp_path / "log"
     with run_server(run_command("examples/traced.py", port), port, output):
         url = f"http://127.0.0.1:{port}/mcp"
@@ -72,7 +72,7 @@ def test_traced_example_prints_the_call_and_its_part(tmp_path: Path) -> None:
     assert spans["tools/call price"]["attributes"]["gen_ai.operation.name"] == "execute_tool"
 
 
-async def test_webhook_of_shop_pages_checks_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_shop_webhook_checks_the_signature(monkeypatch: pytest.MonkeyPatch) -> None:
     body = b'{"order":"7"}'
     unset, right = (hmac.new(secret, body, hashlib.sha256).hexdigest() for secret in (b"", SECRET.encode()))
     transport = httpx2.ASGITransport(shop_pages.mcp)
@@ -87,7 +87,7 @@ async def test_webhook_of_shop_pages_checks_the_signature(monkeypatch: pytest.Mo
     await shop_pages.mcp.stop()
 
 
-async def test_card_of_the_example_describes_the_server() -> None:
+async def test_example_card_describes_the_server() -> None:
     transport = httpx2.ASGITransport(carded.mcp)
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
         card = (await http.get("/mcp/server-card")).json()

@@ -44,7 +44,7 @@ def test_mounted_event_stream_names_its_url(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["examples.hub:mcp", "examples.echo_math:app"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_uvicorn_stops_although_streams_are_open(tmp_path: Path, target: str, number: signal.Signals) -> None:
+def test_uvicorn_stops_while_streams_are_open(tmp_path: Path, target: str, number: signal.Signals) -> None:
     port = free_port()
     paths = ["/sse", "/events"] if target.endswith("mcp") else ["/echo/sse"]
     with ExitStack() as stack:
@@ -61,7 +61,7 @@ def test_uvicorn_stops_although_streams_are_open(tmp_path: Path, target: str, nu
             stream.read()
 
 
-def test_application_can_be_tested_with_the_client_of_fastapi() -> None:
+def test_application_can_be_tested_with_the_fastapi_client() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_echo_math.py"]
     done = subprocess.run(command, cwd=ROOT / "examples", capture_output=True, text=True, timeout=WAIT, check=False)
     assert "1 passed" in done.stdout, done.stdout + done.stderr

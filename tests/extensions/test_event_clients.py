@@ -130,7 +130,7 @@ async def test_streams_are_reopened_after_the_last_event_that_arrived(
 
 
 @for_each("active", [True, False])
-async def test_terminated_streams_raise_the_error_of_the_server(active: bool) -> None:
+async def test_terminated_streams_raise_the_server_error(active: bool) -> None:
     opened = 0
 
     async def behave(asked: ReceivedRequest) -> None:

@@ -213,7 +213,7 @@ class StalledTransport(FakeTransport):
 
 
 @for_each("limits", [{}, {"max_unread": 30_000}], ids=["of each", "of all"])
-async def test_slow_streams_are_disconnected_and_resume_without_a_loss(limits: dict[str, int]) -> None:
+async def test_slow_streams_are_disconnected_and_resume_without_loss(limits: dict[str, int]) -> None:
     server = make_tagged(stream_buffer=STREAM_BUFFER)
     events = events_of(server)
     async with server.running() as runtime:
@@ -381,7 +381,7 @@ async def test_any_integer_is_accepted_as_an_age() -> None:
         ] == []
 
 
-async def test_events_require_the_name_of_the_draft() -> None:
+async def test_events_require_the_draft_extension_name() -> None:
     with pytest.raises(ValueError, match="SEP-3415"):
         Events(draft="SEP-1803")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     events = Events(draft="SEP-3415")

@@ -188,7 +188,7 @@ async def test_broadcasts_reach_the_sessions_of_every_worker(tmp_path: Path) -> 
             assert [peer.looking for peer in peers] == [[("all", "")]] * len(peers)
 
 
-async def test_invalid_extensions_are_refused_at_creation_or_start() -> None:
+async def test_invalid_extensions_are_refused_at_creation_or_startup() -> None:
     class Ping(Extension):
         name = "com.example/ping"
 

@@ -68,7 +68,7 @@ async def names_of(client: Client) -> list[str]:
     ]  # fmt: skip
 
 
-async def test_items_of_extensions_can_be_used_at_each_start() -> None:
+async def test_extension_items_can_be_used_after_every_start() -> None:
     mcp = Server("shop", extensions=[Opened("items", add_items)])
     for _ in range(2):
         async with mcp.running(), Client(mcp) as client:
@@ -77,7 +77,7 @@ async def test_items_of_extensions_can_be_used_at_each_start() -> None:
             assert (await client.read("shop://books/7"))[0].text == "book"
 
 
-async def test_removed_items_are_gone_for_clients() -> None:
+async def test_clients_no_longer_see_removed_items() -> None:
     def open_shop(host: Host) -> None:
         add_items(host)
         for item in ITEMS:
@@ -88,7 +88,7 @@ async def test_removed_items_are_gone_for_clients() -> None:
         assert await names_of(client) == []
 
 
-async def test_items_whose_name_is_taken_prevent_the_start() -> None:
+async def test_items_whose_name_is_taken_prevent_startup() -> None:
     mcp = Server("shop", extensions=[Opened("items", add_items)])
     mcp.tool(lambda: 1, name="add", description="Add.")
     with pytest.raises(ValueError, match="The tool 'add' already exists"):

@@ -268,7 +268,7 @@ async def test_webhook_subscriptions_are_limited(tmp_path: Path) -> None:
         await _expect_error(subscribe_all(), -32025)
 
 
-async def test_refresh_keeps_the_count_of_subscriptions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_refresh_keeps_the_subscription_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts, put = asyncio.Queue[bytes](), MemoryMap.put
 
     async def record(self: MemoryMap, key: str, value: bytes, ttl: float, **options: Any) -> None:
@@ -410,7 +410,7 @@ async def test_too_many_pending_events_become_a_gap(tmp_path: Path) -> None:
         assert [each["data"]["order"] for each in page["events"]][:1] == ["1"]
 
 
-async def test_subscriptions_without_access_are_terminated(tmp_path: Path) -> None:
+async def test_subscriptions_that_lose_access_are_terminated(tmp_path: Path) -> None:
     async with run_receiver(tmp_path) as receiver:
         options: dict[str, Any] = {
             "private_callbacks": True,
@@ -475,7 +475,7 @@ async def test_slow_endpoints_do_not_block_other_principals(tmp_path: Path, monk
             await each.wait_for_messages(32)
 
 
-async def test_hanging_endpoints_lose_only_events_of_their_own_principal(
+async def test_hanging_endpoints_lose_only_their_own_principals_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
@@ -524,7 +524,7 @@ async def test_pending_deliveries_are_limited_per_principal(tmp_path: Path, monk
         assert 10 < kinds["event"] < 4 * 11  # at most 10 waited, and each subscription got the last one
 
 
-async def test_endpoints_on_the_host_of_a_hanging_one_get_their_events(
+async def test_endpoints_on_the_same_host_as_a_hanging_one_get_their_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
@@ -709,7 +709,7 @@ async def test_two_workers_deliver_each_event_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-async def test_principals_cannot_touch_webhooks_and_events_of_others(tmp_path: Path) -> None:
+async def test_principals_cannot_access_webhooks_or_events_of_others(tmp_path: Path) -> None:
     async with _run_two_workers(tmp_path, "--store", f"sqlite:///{tmp_path}/store.db") as (receiver, ada):
         bob = SepClient(ada._http, ada._url, BOB)
         url, secrets = receiver.url(), {name: receiver.secret() for name in ("ada", "bob")}

@@ -127,7 +127,7 @@ async def test_keys_in_the_query_stay_out_of_logs_and_errors(caplog: pytest.LogC
     assert "s3" not in caplog.text + "".join(each.text for each in results)
 
 
-async def test_secrets_in_queries_belong_to_apis_only() -> None:
+async def test_secrets_in_queries_are_allowed_only_for_apis() -> None:
     mcp = Server("front")
     mcp.upstream("tools", "http://127.0.0.1:9/mcp", auth=static_headers(query={"key": "a"}))
     with pytest.raises(Exception, match="only an API can have"):
@@ -135,7 +135,7 @@ async def test_secrets_in_queries_belong_to_apis_only() -> None:
             pass
 
 
-async def test_hosts_that_the_operator_names_get_requests_and_credentials() -> None:
+async def test_hosts_named_by_the_operator_get_requests_and_credentials() -> None:
     async with (
         raw_api({"a": ("200 OK", JSON, b'{"a":1}')}) as (url, _),
         raw_api({"up/b": ("200 OK", JSON, b"{}")}) as other,
@@ -149,7 +149,7 @@ async def test_hosts_that_the_operator_names_get_requests_and_credentials() -> N
     assert other[1] == ["GET /up/b HTTP/1.1"]
 
 
-async def test_policies_keep_the_names_of_the_api() -> None:
+async def test_policies_use_the_names_in_the_api() -> None:
     names = ("$top", "filter[tenant]", "filter[name]", "Filter[tenant]")
     parameters = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in names]
     rules = ToolPolicy(hidden={"filter[tenant]": "acme"}, defaults={"$top": "5"})
@@ -166,7 +166,7 @@ async def test_policies_keep_the_names_of_the_api() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*argument name")
-async def test_arguments_of_other_servers_get_names_for_every_model() -> None:
+async def test_argument_names_of_other_servers_suit_every_model() -> None:
     inner = Server("inner")
     schema = {"type": "object", "properties": {"$top": {"type": "integer"}, "q": {}}, "required": ["$top"]}
 
@@ -183,7 +183,7 @@ async def test_arguments_of_other_servers_get_names_for_every_model() -> None:
         assert json.loads((await client.call("find", {"top": 3, "q": "x"})).text) == {"$top": 3, "q": "x"}
 
 
-async def test_documents_in_several_files_are_read_from_their_origin() -> None:
+async def test_documents_in_several_files_are_read_only_from_their_origin() -> None:
     pages = {
         "api.yaml": "openapi: 3.1.0\nservers: [{url: /}]\npaths: {/odd: {$ref: 'odd.yaml#/it'}, /b: {$ref: 'http://127.0.0.2:9/x'}}",
         "odd.yaml": "it: {get: {operationId: odd, responses: {}}}",

@@ -128,7 +128,7 @@ async def test_operations_become_tools_with_named_headers() -> None:
     assert not any("evil" in each or each.startswith("GET /x") for each in asked)
 
 
-async def test_arguments_cannot_override_values_that_the_operator_fixed() -> None:
+async def test_arguments_cannot_override_values_fixed_by_the_operator() -> None:
     """Policies hide `Tenant` and `filter[tenant]`, and the operator configures the headers."""
     any_object = {"type": "object", "additionalProperties": {"type": "string"}}
     paging = {"type": "object", "properties": {"page": {}, "tenant": {}}}
@@ -234,7 +234,7 @@ class RenewedAccount(UpstreamCredentials):
         return True
 
 
-async def test_api_that_denies_a_call_again_is_an_error_of_the_call() -> None:
+async def test_call_that_an_api_denies_again_fails() -> None:
     async with shop() as (url, asked):
         mcp = Server("front")
         mcp.upstream("shop", openapi=f"{url}/about.json", start_timeout=WAIT)
@@ -326,7 +326,7 @@ def test_upstream_addresses_have_the_same_text_in_all_workers() -> None:
     assert not address(Server("shop"))
 
 
-def test_invalid_api_options_are_refused_at_start() -> None:
+def test_invalid_api_options_are_refused_at_startup() -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"openapi": 3}, "takes the URL or file"),
         ({"openapi": "x.json", "target": "http://x/mcp"}, "not both"),

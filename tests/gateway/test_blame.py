@@ -256,7 +256,7 @@ async def give_up(client: Client, upstream: Upstream) -> str:
     return await call
 
 
-async def test_check_does_not_wait_for_connections_that_callers_use() -> None:
+async def test_check_does_not_wait_for_connections_in_use_by_callers() -> None:
     upstream = Upstream(PER_REQUEST)
     most = Options().max_connections * 7 // 8  # an eighth is kept for others
     async with misbehaving(upstream.behave) as server, run_gateway(server.url, connect_timeout=SECONDS / 4) as gateway:
@@ -313,7 +313,7 @@ async def test_crash_of_a_shared_process_fails_only_the_calls_that_it_ran() -> N
 
 @pytest.mark.server
 @ERAS
-async def test_errors_with_any_code_are_the_upstreams_own(revision: str) -> None:
+async def test_errors_with_any_code_count_as_responses_from_the_upstream(revision: str) -> None:
     async with run_target("stdio") as target, run_gateway(target) as gateway:
         client = await gateway.connect("alice", revision)
         with pytest.raises(ServerError, match="A page is torn") as resource:

@@ -101,7 +101,7 @@ def test_continually_changing_lists_are_refreshed_at_most_once_a_second() -> Non
     assert [refresh_pause(each) for each in (0.01, 0.5, 60)] == [1, 2, 5]
 
 
-async def test_upstreams_with_many_tools_need_no_types_for_each(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_upstreams_with_many_tools_create_no_type_for_each_tool(monkeypatch: pytest.MonkeyPatch) -> None:
     upstream, defined = Server("upstream"), list[str]()
     for number in range(20):
         upstream.tool(lambda city: f"sunny in {city}", name=f"weather_{number}")

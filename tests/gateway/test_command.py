@@ -56,7 +56,7 @@ async def test_mcp_servers_file_works_over_stdio(tmp_path: Path) -> None:
         assert (await client.call("two_search_books", words="x")).data == ["The book of x"]
 
 
-def test_start_message_counts_items_of_upstreams(tmp_path: Path) -> None:
+def test_start_message_counts_upstream_items(tmp_path: Path) -> None:
     shop, port, log = tmp_path / "shop.py", free_port(), tmp_path / "log"
     shop.write_text(
         'from millstream import Server\nmcp = Server("s")\nmcp.tool(name="buy")(lambda: "")\nmcp.run("stdio")'

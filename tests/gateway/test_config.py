@@ -170,7 +170,7 @@ def test_toml_mistakes_name_file_line_and_fix(tmp_path: Path) -> None:
         assert "sesame" not in str(caught.value)
 
 
-def test_lines_of_mistakes_count_line_feeds_only(tmp_path: Path) -> None:
+def test_line_numbers_of_mistakes_count_only_line_feeds(tmp_path: Path) -> None:
     for text in (
         '# \x85\n# \u2028 \u2029\n[upstreams.a]\ncommand = "a"\nbad = 1',
         '[upstreams.a]\r\n\r\n\r\ncommand = "a\u2028b"\r\nbad = 1',
@@ -407,7 +407,7 @@ def test_a_url_in_a_file_never_becomes_a_command(tmp_path: Path) -> None:
             load_file(write(tmp_path, text, place), variables)
 
 
-def test_variables_in_a_command_add_no_words(tmp_path: Path) -> None:
+def test_variables_in_a_command_add_no_arguments(tmp_path: Path) -> None:
     file = str(write(tmp_path, "", "shop.py"))
     variables = {"FOLDER": "/a b; touch pwned", "PROGRAM": "touch pwned", "FILE": file}
     for command, target in (

@@ -30,7 +30,7 @@ from patience import WAIT
 from redis_parts import RedisServer, shared_servers
 
 
-async def test_calls_use_the_account_of_their_user() -> None:
+async def test_calls_use_the_users_account() -> None:
     async with run_scenario() as (other, gate, alice, bob):
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         await gate.wait_for_tool("up_who")
@@ -47,13 +47,13 @@ async def test_calls_use_the_account_of_their_user() -> None:
         assert len(other.accounts.registered) == 1
 
 
-async def test_log_says_where_to_connect_the_first_account(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_tells_where_to_connect_the_first_account(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")
     async with run_scenario():
         assert "The upstream up offers nothing until a user connects an account at /connections" in caplog.text
 
 
-async def test_gateway_without_other_pages_serves_the_styles_of_its_sign_in_page() -> None:
+async def test_gateway_without_other_pages_serves_the_sign_in_page_styles() -> None:
     async with run_scenario() as (_, _, alice, _):
         assert (await alice.http.get("/dashboard")).status_code == 404
         page = await alice.page()

@@ -119,7 +119,7 @@ async def test_rotated_secret_files_apply_without_a_restart(tmp_path: Path) -> N
         assert other.refusals == 1
 
 
-async def test_invalid_credential_options_prevent_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_invalid_credential_options_prevent_startup(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOT_THERE", raising=False)
     url = "http://127.0.0.1:9/mcp"
     for options, words in (
@@ -171,7 +171,7 @@ async def test_forwarded_headers_stay_with_their_caller(
         assert not any("x-other" in each for each in other.seen)
 
 
-async def test_forwarding_the_header_of_keys_warns_like_authorization(caplog: pytest.LogCaptureFixture) -> None:
+async def test_forwarding_the_key_header_warns_like_authorization(caplog: pytest.LogCaptureFixture) -> None:
     async with run_echo() as other:
         for name in ("", "X-API-Key"):
             assert "own credential" not in caplog.text
@@ -342,7 +342,7 @@ async def test_refused_exchange_affects_only_its_caller() -> None:
         assert await gate.call(ada, "up_who") == "ada-exchanged"
 
 
-async def test_header_values_of_others_do_not_make_open_connections_keep_old_tokens(
+async def test_other_callers_do_not_make_open_connections_keep_old_tokens(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("millstream.gateway._credentials.source._MAX_CALLERS", 2)

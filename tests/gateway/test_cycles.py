@@ -114,7 +114,7 @@ class _Application:
 
 
 @pytest.mark.parametrize("selected", [False, True])
-async def test_gateway_to_applications_of_this_process_is_not_announced(*, selected: bool) -> None:
+async def test_gateway_to_applications_in_this_process_is_not_announced(*, selected: bool) -> None:
     application = _Application()
     mcp = Server("front")
     mcp.upstream("shop", openapi=OpenApi(document=application) if selected else application, start_timeout=WAIT)

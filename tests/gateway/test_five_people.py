@@ -66,7 +66,7 @@ async def use(person: str, how: Program | str, url: str) -> tuple[str, set[str],
         return (await client.call("notes_who")).text, names, bought
 
 
-async def test_five_people_work_with_their_own_accounts_also_after_a_restart_with_two_workers(tmp_path: Path) -> None:
+async def test_five_people_use_their_own_accounts_even_after_a_restart_with_two_workers(tmp_path: Path) -> None:
     port = free_port()
     url, file, users = f"http://127.0.0.1:{port}", tmp_path / "gateway.toml", str(tmp_path / "users.json")
     for name, options in PASSWORDS.items():

@@ -77,7 +77,7 @@ async def test_keys_in_a_file_are_accepted(text: str, tmp_path: Path) -> None:
         assert (await world.ask("wrong", "POST", "/mcp", LIST, **JSON)).status == 403
 
 
-async def test_issuers_in_a_file_are_announced_to_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_issuers_in_a_file_are_advertised_to_clients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("APPLICATION", "6f1c0f3e")
     path = write(
         tmp_path,

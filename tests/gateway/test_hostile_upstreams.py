@@ -129,7 +129,7 @@ async def test_listed_and_read_items_name_their_real_upstream() -> None:
         assert result["_meta"][ORIGIN_KEY] == ["inner", "files"]
 
 
-async def test_prefixed_names_reach_the_upstream_of_the_prefix() -> None:
+async def test_prefixed_names_reach_the_upstream_with_that_prefix() -> None:
     mcp = Server("front")
     mcp.upstream("greedy", greedy(), prefix="", start_timeout=WAIT)
     mcp.upstream("files", files(), start_timeout=WAIT)

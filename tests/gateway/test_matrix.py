@@ -199,7 +199,7 @@ def render_section() -> str:
     return "\n".join(lines) + "\n"
 
 
-def test_section_of_the_reference_is_current(request: pytest.FixtureRequest) -> None:
+def test_reference_section_is_current(request: pytest.FixtureRequest) -> None:
     before, title, rest = PAGE.read_text("utf-8").partition("\n## What passes the gateway\n\n")
     section, next_title, after = rest.partition("\n## ")
     if request.config.getoption("--update"):

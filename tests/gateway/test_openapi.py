@@ -198,7 +198,7 @@ async def test_fastapi_applications_become_servers() -> None:
 
 
 @pytest.mark.parametrize("shelf", ["..", ".", ""])
-async def test_path_traversal_values_reach_no_operation(shelf: str) -> None:
+async def test_path_traversal_values_do_not_reach_any_operation(shelf: str) -> None:
     asked: list[str] = []
 
     def api(request: httpx2.Request) -> httpx2.Response:
@@ -240,7 +240,7 @@ def test_invalid_documents_are_refused_at_once(spec: Any, says: str) -> None:
         Server.from_openapi(spec)
 
 
-def test_variables_of_the_server_url_have_their_defaults() -> None:
+def test_server_url_variables_have_their_defaults() -> None:
     variables = {"scheme": {"default": "https"}, "port": {"enum": ["443", "8443"], "default": "8443"}}
     servers = [{"url": "{scheme}://{region}.example.com:{port}/v1", "variables": variables}, {"url": "http://other"}]
     variables["region"] = {"default": "eu"}
@@ -267,7 +267,7 @@ async def test_function_selects_the_kind_of_each_operation() -> None:
         ("multipart/form-data", "multipart/form-data; boundary=", b'name="tags"\r\n\r\nb\r\n'),
     ],
 )
-async def test_bodies_are_encoded_as_the_document_says(media: str, kind: str, body: bytes) -> None:
+async def test_bodies_are_encoded_as_the_document_specifies(media: str, kind: str, body: bytes) -> None:
     asked: list[httpx2.Request] = []
 
     def api(request: httpx2.Request) -> httpx2.Response:

@@ -75,7 +75,7 @@ def listed(client: str, documents: list[Path], folder: Path) -> list[str]:
 
 @pytest.mark.server
 @pytest.mark.parametrize("client", CLIENTS)
-def test_clients_of_other_projects_read_the_lists_of_two_documents(client: str, tmp_path: Path) -> None:
+def test_other_clients_can_read_the_lists_of_two_documents(client: str, tmp_path: Path) -> None:
     documents = [tmp_path / "kubernetes.json", tmp_path / "ocean.json"]
     for path, document in zip(documents, (KUBERNETES, DIGITAL_OCEAN), strict=True):
         path.write_text(json.dumps(document), "utf-8")
@@ -174,9 +174,7 @@ async def test_lists_of_large_documents_stay_small(directory: list[Path]) -> Non
 @pytest.mark.nightly
 @pytest.mark.server
 @pytest.mark.parametrize("client", CLIENTS)
-def test_clients_of_other_projects_read_the_list_of_each_publisher(
-    directory: list[Path], client: str, tmp_path: Path
-) -> None:
+def test_other_clients_can_read_the_list_of_each_publisher(directory: list[Path], client: str, tmp_path: Path) -> None:
     by_publisher = {str(path).partition("/api/")[2].partition("/")[0]: path for path in directory}
     documents = [path for path in by_publisher.values() if path.stat().st_size < MAX_BYTES // 30]
     assert len(documents) > 500

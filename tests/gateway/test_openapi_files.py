@@ -30,7 +30,7 @@ paths:
 """
 
 
-async def test_yaml_has_the_types_of_yaml_1_2(tmp_path: Path) -> None:
+async def test_yaml_values_have_the_types_of_yaml_1_2(tmp_path: Path) -> None:
     file = tmp_path / "api.yaml"
     file.write_text(YAML, "utf-8")
     for path in (file, str(file)):
@@ -76,7 +76,7 @@ async def test_documents_split_into_several_files_are_joined(tmp_path: Path) -> 
     }
 
 
-async def test_files_outside_of_the_folder_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_files_outside_the_folder_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "secret.json").write_text(FILES["shared.json"], "utf-8")
     text = FILES["api.yaml"]
     for name in ("../secret", "link"):
@@ -191,7 +191,7 @@ async def test_collections_of_version_2_keep_their_format(how: dict[str, str], q
         ({"collectionFormat": "ssv"}, "1%202", "1 2"),
     ],
 )
-async def test_collections_of_version_2_in_paths_and_headers(how: dict[str, str], path: str, header: str) -> None:
+async def test_collections_of_version_2_work_in_paths_and_headers(how: dict[str, str], path: str, header: str) -> None:
     document = swagger(old("path", "array", **how), old("header", "array", "X-B", **how), method="get", path="/p/{a}")
     request = await sent(document, {"a": ["1", "2"], "X-B": ["1", "2"]})
     assert (request.url.raw_path.decode(), request.headers["x-b"]) == (f"/api/p/{path}", header)
@@ -214,7 +214,7 @@ async def test_parameters_without_a_schema_keep_their_keywords() -> None:
     assert (await tools(document))["op"].input_schema["properties"]["n"] == {"type": "integer", "minimum": 1}
 
 
-async def test_bodies_of_version_2_are_sent_by_their_kind() -> None:
+async def test_bodies_of_version_2_are_sent_according_to_their_kind() -> None:
     json_body = swagger({"name": "pet", "in": "body", "required": True, "schema": {"$ref": "#/definitions/Pet"}})
     assert sent_json(await sent(json_body, {"name": "x", "tag": None})) == {"name": "x", "tag": None}
     xml = swagger({"name": "pet", "in": "body", "schema": {"type": "string"}}, consumes=["application/xml"])

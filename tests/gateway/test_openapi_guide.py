@@ -100,7 +100,7 @@ BODIES: dict[str, Callable[[], Awaitable[None]]] = {
 }
 
 
-async def test_bodies_are_sent_as_the_guide_says() -> None:
+async def test_bodies_are_sent_as_the_guide_describes() -> None:
     assert table("media type").keys() == BODIES.keys()
     for check in BODIES.values():
         await check()

@@ -124,12 +124,12 @@ async def test_binary_bodies_arrive_with_every_byte(content: bytes, media: str, 
         (answer(b"", "", 429, **{"retry-after": "0"}), "HTTP error 429: Too Many Requests - Try again in 0 seconds."),
     ],
 )
-async def test_errors_have_the_status_and_the_words_of_the_api(response: httpx2.Response, text: str) -> None:
+async def test_errors_have_the_status_and_message_of_the_api(response: httpx2.Response, text: str) -> None:
     result = await reply(response)
     assert (result.is_error, result.text) == (True, text)
 
 
-async def test_long_errors_are_cut() -> None:
+async def test_long_errors_are_truncated() -> None:
     assert len((await reply(answer(b"x" * 100_000, "text/plain", 400))).text) < 5000
 
 
@@ -214,7 +214,7 @@ async def test_replies_that_fit_output_schemas_are_structured(schema: Any, conte
     assert (await reply(answer(content), document, output_schemas=True)).data == structured
 
 
-async def test_tools_promise_nothing_where_the_document_is_unclear() -> None:
+async def test_tools_have_no_output_schema_if_the_document_is_unclear() -> None:
     for document in (promising(RESPONSE, **{"204": {"description": ""}}), promising({}), promising({"title": "Any"})):
         assert (await tools(document, output_schemas=True))["op"].output_schema is None
 
@@ -231,7 +231,7 @@ async def test_resources_keep_bytes_and_charsets() -> None:
     assert text.text == "é"
 
 
-async def test_blocks_of_text_stay_blocks() -> None:
+async def test_text_replies_stay_text_blocks() -> None:
     assert (await reply(answer(b"hi", "text/plain"))).content == [Text("hi")]
     for status in (202, 204, 205):
         # Model APIs refuse empty text: HKUDS/nanobot#949.

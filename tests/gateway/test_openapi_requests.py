@@ -173,7 +173,7 @@ async def test_nested_object_keys_cannot_become_other_parameters(value: Any) -> 
     assert "can't contain" in await refusal(document, {"a": value})
 
 
-async def test_long_names_are_not_repeated_for_each_value_in_them() -> None:
+async def test_long_names_are_not_repeated_for_each_of_their_values() -> None:
     document = operation(parameter("query", {"type": "object", "additionalProperties": True}, style="deepObject"))
     assert "too long for a name" in await refusal(
         document, {"a": {"x" * 10_000: {f"k{number}": 1 for number in range(100)}}}
@@ -337,7 +337,7 @@ async def test_optional_bodies_without_members_are_not_sent() -> None:
     assert (request.content, request.headers.get("content-type")) == (b"", None)
 
 
-async def test_nulls_outside_of_json_bodies_are_omitted() -> None:
+async def test_nulls_outside_json_bodies_are_omitted() -> None:
     document = operation(
         parameter("query", NULLABLE, "q"), parameter("header", NULLABLE, "X-H"), parameter("cookie", NULLABLE, "c"),
         method="post", **body(MAYBE, "application/x-www-form-urlencoded"),
@@ -372,7 +372,7 @@ async def test_other_bodies_are_text_or_base64(media: str, text: str, sent_bytes
         assert (request.content, request.headers["content-type"]) == (sent_bytes, sent_as)
 
 
-async def test_bodies_of_any_type_are_files_if_the_schema_says_so() -> None:
+async def test_bodies_of_any_type_can_be_declared_as_files() -> None:
     request = await sent(
         operation(method="post", **body({"type": "string", "format": "binary"}, "*/*")), {"body": "aGk="}
     )
@@ -426,13 +426,13 @@ async def test_files_are_parts_with_a_name_and_a_type(
         ({"type": "array", "items": OBJECT}, [{"x": 1}, {"x": 2}], [b'{"x":1}', b'{"x":2}']),
     ],
 )
-async def test_lists_are_a_part_for_each_item(schema: Any, value: Any, contents: list[bytes]) -> None:
+async def test_lists_become_one_part_per_item(schema: Any, value: Any, contents: list[bytes]) -> None:
     fields = {"type": "object", "properties": {"f": schema, "a": TEXT}}
     request = await sent(operation(method="post", **body(fields, "multipart/form-data")), {"f": value, "a": "x"})
     assert [content for _, _, content in multipart(request)] == [*contents, b"x"]
 
 
-async def test_several_files_have_names_of_their_own() -> None:
+async def test_several_files_have_their_own_names() -> None:
     fields = {"type": "object", "properties": {"f": {"type": "array", "items": FILE}}}
     document = operation(method="post", **body(fields, "multipart/form-data"))
     request = await sent(document, {"f": ["aGk=", "aGk="], "f__filename": ["a.txt"]})
@@ -630,7 +630,7 @@ async def test_deprecated_operations_and_parameters_are_marked() -> None:
 
 
 @pytest.mark.parametrize("method", ["get", "head", "options", "trace", "delete", "put", "patch", "post"])
-async def test_each_method_is_sent(method: str) -> None:
+async def test_every_http_method_is_sent(method: str) -> None:
     request = await sent(operation(method=method), {})
     assert (request.method, str(request.url)) == (method.upper(), f"{BASE}/p")
 
@@ -640,7 +640,7 @@ async def test_paths_with_a_query_keep_it() -> None:
     assert request.url.query == b"action=list&a=b"
 
 
-async def test_unreachable_apis_are_errors_of_the_call() -> None:
+async def test_unreachable_apis_fail_the_call() -> None:
     def fail(request: httpx2.Request) -> httpx2.Response:
         raise httpx2.ConnectTimeout("too slow")
 

@@ -221,7 +221,7 @@ async def test_killed_processes_are_replaced_with_backoff(shell: Command) -> Non
         assert "out of paper" in report.last_error
 
 
-async def test_calls_that_end_their_process_delay_others_by_a_second_at_most(shell: Command) -> None:
+async def test_calls_that_end_their_process_delay_others_by_at_most_a_second(shell: Command) -> None:
     async with asyncio.timeout(WAIT), open_pool() as pool:
         upstream = add(pool, "printer", shell)
         async with Client(upstream.target()) as client:

@@ -160,7 +160,7 @@ async def test_program_checks_tokens(name: str, where: str, server: str, tmp_pat
                 assert "resource_metadata" in reply.headers["www-authenticate"]
 
 
-def test_protected_programs_are_refused_beside_other_upstreams(tmp_path: Path) -> None:
+def test_protected_programs_are_refused_next_to_other_upstreams(tmp_path: Path) -> None:
     file = tmp_path / "gateway.py"
     program = PROTECTED.format(where="", server="MCPServer").replace("mcp = ", "theirs = ").replace("@mcp", "@theirs")
     file.write_text(
@@ -247,7 +247,7 @@ async def test_documented_program_runs_alone_and_as_upstream(tmp_path: Path) -> 
             assert (await client.call(tool, isbn="978-0141439587")).text == "9.99"
 
 
-async def test_published_server_is_identical_behind_its_command(tmp_path: Path) -> None:
+async def test_published_server_behaves_the_same_through_its_command(tmp_path: Path) -> None:
     command = f"{ROOT / '.venv-mcp1/bin/mcp-server-time'} --local-timezone UTC"
     original = await lists(command, ERAS[0])
     port = free_port()
@@ -312,7 +312,7 @@ LOADS = (
         ("fast", "fastmcp.FastMCP", "", "'sse'", "old True False"),
     ],
 )
-def test_millstream_serves_where_a_program_calls_run(
+def test_millstream_serves_when_a_program_calls_run(
     name: str, server: str, options: str, transport: str, said: str, tmp_path: Path
 ) -> None:
     file, (module, _, kind) = tmp_path / "old.py", server.rpartition(".")
@@ -346,7 +346,7 @@ def without_application(python: str) -> list[str]:
     return [python, "-c", start]
 
 
-async def test_programs_run_beside_an_sdk_of_another_version(tmp_path: Path) -> None:
+async def test_programs_run_next_to_another_sdk_version(tmp_path: Path) -> None:
     file = tmp_path / "old.py"
     file.write_text(OLD)
     (tmp_path / "helper.py").write_text("from mcp.server.fastmcp import Context\n")
@@ -358,7 +358,7 @@ async def test_programs_run_beside_an_sdk_of_another_version(tmp_path: Path) -> 
         assert said.count("can't run this program, so it runs on Millstream's compatibility layer") == 1
 
 
-async def test_missing_sdk_import_uses_our_compatibility_layer(tmp_path: Path) -> None:
+async def test_importing_a_missing_sdk_uses_our_compatibility_layer(tmp_path: Path) -> None:
     file = tmp_path / "old.py"
     file.write_text(
         "from mcp.server.fastmcp import FastMCP\nfrom mcp.types import TextContent\n"

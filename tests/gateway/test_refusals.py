@@ -98,7 +98,7 @@ async def test_refusal_reasons_are_redacted_by_the_policy() -> None:
     assert said.endswith("responded with status 429: ask [email].")
 
 
-async def test_credentials_that_the_operator_set_are_named() -> None:
+async def test_refusal_names_the_credentials_that_the_operator_set() -> None:
     reply = ("401 Unauthorized", TEXT, b"key revoked", "")
     said = await refusal(reply, handshake=False, headers={"Authorization": "Bearer k"})
     assert "rejected the gateway's credentials. Its operator has to replace them." in said

@@ -182,7 +182,7 @@ async def test_system_prompt_of_a_single_upstream_is_not_extended() -> None:
     assert prompts == ["Be brief."]
 
 
-async def test_single_upstream_introduces_itself() -> None:
+async def test_single_upstream_keeps_its_own_description() -> None:
     for era in ERAS:
         async with Client(relay(asking()), revision=era) as client:
             assert (client.server.name, client.server.title) == ("registrar", "The registrar")
@@ -201,7 +201,7 @@ ENVELOPE = {
 }
 
 
-async def test_method_that_the_upstream_does_not_know_gets_404() -> None:
+async def test_method_unknown_to_the_upstream_gets_404() -> None:
     gateway = relay(MCPServer("plain"))
     headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "com.example/foo"}
     async with Client(gateway):
@@ -255,7 +255,7 @@ async def test_upstream_sees_name_and_revision_of_the_client(make: Any) -> None:
         assert (await client.call(tool)).text == "ada 2025-06-18"
 
 
-async def test_upstream_sees_all_that_a_client_tells_about_itself() -> None:
+async def test_upstream_sees_everything_a_client_tells_about_itself() -> None:
     program = MCPServer("curious")
 
     @program.tool()
@@ -279,7 +279,7 @@ async def test_option_hides_the_client_from_the_upstream() -> None:
         assert (await client.call("who")).text == "millstream-gateway 2025-06-18"
 
 
-async def test_client_gets_the_refusal_of_the_upstream_at_initialize() -> None:
+async def test_client_gets_the_upstreams_refusal_of_initialize() -> None:
     gateway = relay(Cart(admits="ada"))
     async with Client(gateway, revision=ERAS[0], **NAMED) as client:
         assert (await client.call("take")).text == "None"
@@ -293,7 +293,7 @@ async def test_client_gets_the_refusal_of_the_upstream_at_initialize() -> None:
     )
 
 
-async def test_catalog_refuses_only_the_calls_of_a_client_that_an_upstream_refuses() -> None:
+async def test_catalog_refuses_only_calls_to_the_upstream_that_refuses_the_client() -> None:
     async with Client(catalog(Cart(admits="ada"), Cart()), revision=ERAS[0]) as client:
         with pytest.raises(ServerError, match="aren't admitted"):
             await client.call("a_take")
@@ -379,7 +379,7 @@ async def test_change_announced_in_a_call_without_a_session_arrives_before_its_r
         assert not await next_notification(client, "notifications/tools/list_changed", work)
 
 
-async def test_error_code_of_the_upstream_is_kept_in_every_era() -> None:
+async def test_upstream_error_code_is_kept_in_every_era() -> None:
     async def read(ctx: Any, params: Any) -> Any:
         raise MCPError(code=-32002, message="There is no such page.", data={"uri": params.uri})
 
@@ -422,7 +422,7 @@ async def test_upstream_is_asked_for_its_description_once_until_the_lists_are_re
         assert seen == ["server/discover"] * 2  # its capabilities may have changed
 
 
-async def test_equal_initialize_in_a_session_is_answered_again_by_a_relay() -> None:
+async def test_relay_answers_a_repeated_initialize_in_a_session() -> None:
     gateway = relay(Cart())
     async with gateway.running() as runtime:
         headers = await open_session(gateway)
@@ -463,7 +463,7 @@ async def test_relay_returns_404_after_the_upstream_ends_the_session() -> None:
         assert "None" in (await post(gateway, calling("take"), **again)).text
 
 
-async def test_first_call_after_the_upstream_ends_a_session_says_so() -> None:
+async def test_first_call_after_the_upstream_ends_a_session_reports_it() -> None:
     gateway = catalog(Cart(), Cart())
     async with gateway.running() as runtime:
         headers = await open_session(gateway)
@@ -487,7 +487,7 @@ def end_own_sessions(runtime: Any, name: str = "only") -> None:
         link.conversation.transport.end(ConnectionLost("The program ended the session."))
 
 
-async def test_deleted_session_ends_its_own_session_at_the_upstream() -> None:
+async def test_deleting_a_session_ends_its_upstream_session() -> None:
     gateway = relay(Cart())
     async with gateway.running() as runtime:
         headers = await open_session(gateway)
@@ -519,7 +519,7 @@ async def test_caller_with_too_many_sessions_is_refused_and_others_are_not(monke
     assert replies[2].headers["retry-after"] == "60"
 
 
-async def test_sessions_through_a_trusted_proxy_have_no_share_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sessions_through_a_trusted_proxy_are_not_limited_to_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._part.MAX_OWN_SESSIONS", 4)
     for trusted, status in (("10.0.0.0/8", 200), ("*", 503)):  # with a star, no address is known to be a proxy's
         monkeypatch.setenv("FORWARDED_ALLOW_IPS", trusted)
@@ -596,7 +596,7 @@ def listening(*uris: str, **lists: bool) -> dict[str, Any]:
     return {"notifications": {"resourceSubscriptions": [*uris], **lists}}
 
 
-async def test_relayed_subscription_has_the_events_and_the_end_of_the_upstream() -> None:
+async def test_relayed_subscription_has_the_upstreams_events_and_end() -> None:
     program, seen = Listening(), asyncio.Queue[Any]()
     async with Client(relay(program.server), revision="2026-07-28") as one, asyncio.timeout(WAIT):
         one.conversation.incoming.observer = seen.put_nowait
@@ -616,7 +616,7 @@ async def test_relayed_subscription_has_the_events_and_the_end_of_the_upstream()
     assert [each["_meta"][SUBSCRIPTION] for each in results] == [*granted]
 
 
-async def test_client_that_leaves_ends_its_subscription_at_the_upstream() -> None:
+async def test_client_that_leaves_ends_its_upstream_subscription() -> None:
     program = Listening()
     async with Client(relay(program.server), revision="2026-07-28") as client:
         async with client.watch(tools=True), client.watch("book://1"):
@@ -624,7 +624,7 @@ async def test_client_that_leaves_ends_its_subscription_at_the_upstream() -> Non
         await program.wait_for(0)
 
 
-async def test_stopping_relay_ends_its_subscriptions_at_the_upstream() -> None:
+async def test_stopping_a_relay_ends_its_upstream_subscriptions() -> None:
     program = Listening()
     gateway = relay(program.server)
     async with gateway.running():
@@ -634,14 +634,14 @@ async def test_stopping_relay_ends_its_subscriptions_at_the_upstream() -> None:
     await program.wait_for(0)
 
 
-async def test_refused_subscription_keeps_the_message_of_the_upstream() -> None:
+async def test_refused_subscription_keeps_the_upstreams_message() -> None:
     async with Client(relay(Listening().server), revision="2026-07-28") as client:
         with pytest.raises(ServerError) as refused:
             await client.request(LISTEN, listening(promptsListChanged=True))
     assert (refused.value.code, refused.value.data) == (-32050, {"since": 1999})
 
 
-async def test_relay_serves_subscriptions_beyond_the_limit_of_an_upstream(
+async def test_relay_serves_more_subscriptions_than_an_upstream_allows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("millstream.gateway._links.MAX_STREAMS", 2)
@@ -663,7 +663,7 @@ async def test_relay_serves_subscriptions_beyond_the_limit_of_an_upstream(
 SUBSCRIPTION = "io.modelcontextprotocol/subscriptionId"
 
 
-async def test_call_of_a_listed_tool_and_its_result_pass_a_relay_byte_by_byte() -> None:
+async def test_listed_tools_calls_and_results_pass_a_relay_unchanged() -> None:
     received: list[dict[str, Any]] = []
     about = {"ttlMs": 9, "cacheScope": "public", "resultType": "complete"}
     results: dict[str, dict[str, Any]] = {

@@ -24,7 +24,7 @@ mcp.upstream("printer", [{sys.executable!r}, "-I", "-S", {upstream!r}, "steady"]
 """
 
 
-def test_worker_counts_are_summed_and_items_are_the_offered_ones(tmp_path: Path) -> None:
+def test_worker_counts_are_summed_and_only_offered_items_count(tmp_path: Path) -> None:
     (tmp_path / "office.py").write_text(PROGRAM)
     port = free_port()
     command = run_command(str(tmp_path / "office.py"), port, "--serve", "web", "--workers", "2")

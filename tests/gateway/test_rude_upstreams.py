@@ -470,7 +470,7 @@ async def test_message_floods_do_not_delay_the_result(revision: str) -> None:
     assert len(steps) <= 3_000
 
 
-async def test_messages_for_no_request_do_not_affect_calls() -> None:
+async def test_messages_that_belong_to_no_request_do_not_affect_calls() -> None:
     started = asyncio.Event()
     lies: list[Json] = [
         {"id": 10**6, "result": DONE},

@@ -199,7 +199,7 @@ async def test_openapi_document_of_repaired_tools_has_no_dangling_reference() ->
             assert isinstance(target, dict), reference
 
 
-async def test_mistakes_in_lists_of_an_upstream_are_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+async def test_mistakes_in_an_upstreams_lists_are_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "millstream.gateway"):
         async with make_gateway().running():
             pass

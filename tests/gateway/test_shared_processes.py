@@ -127,7 +127,7 @@ async def test_process_of_one_caller_can_ask() -> None:
             assert "secret" in await second.work()
 
 
-async def test_every_principal_learns_that_the_policy_refused_a_question() -> None:
+async def test_every_principal_is_told_that_the_policy_refused_a_question() -> None:
     async with callers(ALICE, BOB, policy=UpstreamPolicy(questions=())) as (alice, bob):
         for caller in (alice, bob):
             refusal = await caller.work()

@@ -207,7 +207,7 @@ async def test_invalid_value_anywhere_in_an_item_does_not_affect_other_items(tmp
     assert "memo://odd/good" in {each.uri for each in resources}
 
 
-def test_odd_schemas_reach_neither_models_nor_older_clients() -> None:
+def test_odd_parts_of_schemas_reach_neither_models_nor_older_clients() -> None:
     for schema in filter(None, SCHEMAS):
         if isinstance(schema, dict):
             tool = ToolDescription(name="odd", input_schema=schema)
@@ -252,7 +252,7 @@ def test_list_command_shows_what_can_be_listed() -> None:
     assert "The prompts are out." in done.stderr
 
 
-async def test_refreshed_lists_that_fail_stay_as_they_were(caplog: pytest.LogCaptureFixture) -> None:
+async def test_lists_that_fail_to_refresh_stay_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     tools = LISTS["tools/list"]
     failing = {"error": {"code": -32603, "message": "Out of order."}}
@@ -478,7 +478,7 @@ async def test_cache_hints_of_an_upstream_are_kept() -> None:
     }
 
 
-async def test_lists_without_hints_are_not_cached_beside_a_stale_one() -> None:
+async def test_lists_without_hints_are_not_cached_next_to_a_stale_one() -> None:
     pages: Json = {
         "server/discover": {**OFFER, "capabilities": ALL},
         "tools/list": {"tools": [], "ttlMs": 0},
@@ -500,7 +500,7 @@ async def test_lists_without_hints_are_not_cached_beside_a_stale_one() -> None:
     assert found == {**dict.fromkeys(pages, 0), "resources/list": 20_000}
 
 
-async def test_only_links_that_the_gateway_can_read_get_a_prefix() -> None:
+async def test_only_links_readable_by_the_gateway_get_a_prefix() -> None:
     links = {
         "https://docs.example.com/p": "https://docs.example.com/p",
         "HTTP://docs.example.com/p": "HTTP://docs.example.com/p",
@@ -551,7 +551,7 @@ ABOUT: Json = {
 }  # fmt: skip
 
 
-async def test_gateway_with_one_upstream_introduces_itself_as_the_upstream() -> None:
+async def test_gateway_with_one_upstream_has_the_upstreams_description() -> None:
     command = stranger({"tools": {}}, LISTS, serverInfo=ABOUT)
     icon = Icon("https://strange.example.com/i.png")
 
@@ -578,7 +578,7 @@ async def test_gateway_with_one_upstream_introduces_itself_as_the_upstream() -> 
     assert await ask(mcp) == ["front", None, "0", None, ()]
 
 
-async def test_unusable_information_about_an_upstream_is_left_out() -> None:
+async def test_unusable_information_about_an_upstream_is_omitted() -> None:
     about = {"name": "x" * 5000, "version": "1\x1b[2J", "title": 5, "icons": [{"src": 5}], "websiteUrl": None}
     mcp = server_of_upstream(shlex.join(stranger({"tools": {}}, LISTS, serverInfo=about)))
     async with Client(mcp, timeout=WAIT) as client:

@@ -194,7 +194,7 @@ async def test_two_workers_join_hub_and_bus_without_loss_or_repetition(kind: str
         assert len(set(bus.received)) == len(bus.received) == COUNT
 
 
-async def test_kafka_channels_come_from_keys() -> None:
+async def test_kafka_keys_become_channels() -> None:
     brokers = import_module("examples.bus_brokers")
     async with TestKafkaBroker(brokers.kafka) as kafka, brokers.mcp.running():
         await kafka.publish("refused", topic="orders", key=b"a b")

@@ -71,7 +71,7 @@ def test_patterns_are_not_channels(name: str) -> None:
         check_channel(name)
 
 
-def test_multi_segment_wildcard_is_only_at_the_end() -> None:
+def test_multi_segment_wildcard_is_allowed_only_at_the_end() -> None:
     with pytest.raises(InvalidName):
         check_pattern("a.>.b")
 
@@ -82,7 +82,7 @@ def test_client_ids_follow_channel_name_rules(client_id: str) -> None:
         check_client_id(client_id)
 
 
-def test_display_names_may_contain_spaces_but_no_line_ends() -> None:
+def test_display_names_may_contain_spaces_but_not_line_breaks() -> None:
     check_name("")
     check_name("Zoë van Dijk 👩‍🚀")
     for name in ("a\nb", "a\0", "x" * 81, "\ufffd"):

@@ -106,7 +106,7 @@ async def test_reconnecting_subscribers_get_each_event_once(backing: Backing) ->
             assert found == wanted
 
 
-async def test_wildcards_beside_exact_names_receive_each_event_once(backing: Backing) -> None:
+async def test_wildcards_and_exact_names_together_receive_each_event_once(backing: Backing) -> None:
     async with workers(backing, 2) as (one, two):
         outlets = [await listen(one, *channels) for channels in (("a.b",), ("a.*",), (">",), ("a.b", "a.>"))]
         wanted = [str(number) for number in range(20)]

@@ -93,7 +93,7 @@ async def hear(socket: Any) -> Json:
     return dict(message)
 
 
-async def test_event_streams_name_the_publisher_beside_the_claim() -> None:
+async def test_event_streams_name_the_publisher_next_to_the_claim() -> None:
     async with run_guarded(make_rooms()) as world:
         await publish(world, EVE)
         [event] = fields(await read(world, DESK, "/events?channel=room&history=5"))
@@ -130,7 +130,7 @@ def _inflate(packed: bytes) -> bytes:
     return zlib.decompressobj(31).decompress(packed)
 
 
-async def test_sockets_name_the_publisher_beside_the_claim() -> None:
+async def test_sockets_name_the_publisher_next_to_the_claim() -> None:
     async with run_guarded(make_rooms()) as world, world.socket(DESK) as desk, world.socket(EVE) as eve:
         await desk.send('{"type":"subscribe","channel":"room"}')
         await eve.send('{"type":"publish","channel":"room","data":{"name":"bob"}}')
@@ -308,7 +308,7 @@ async def test_email_addresses_are_not_used_as_display_names() -> None:
     assert await name_for({}, name="eve\uff20example.com") == {}
 
 
-async def test_addresses_that_look_like_those_of_another_person_are_left_out() -> None:
+async def test_addresses_that_resemble_another_persons_are_omitted() -> None:
     for address in ("b\u24de\u24d1@example.com", "bo\u034fb@example.com", " bob@example.com"):
         assert "email" not in await name_for({}, "millstream:identities", email=address)
 
@@ -347,7 +347,7 @@ async def test_subjects_are_refused_as_display_names() -> None:
             pass
 
 
-async def test_polls_and_tools_of_events_name_the_publisher() -> None:
+async def test_event_polls_and_tools_name_the_publisher() -> None:
     shop = make_shop(webhooks=False, recent_events_tool=True)
     async with run_shop(shop) as world:
         start = (await world.client(BOB).request("events/poll", name="order.paid"))["cursor"]
@@ -364,7 +364,7 @@ async def test_polls_and_tools_of_events_name_the_publisher() -> None:
             ]
 
 
-async def test_streams_and_webhooks_of_events_name_the_publisher(tmp_path: Path) -> None:
+async def test_event_streams_and_webhooks_name_the_publisher(tmp_path: Path) -> None:
     async with run_receiver(tmp_path) as receiver:
         shop = make_shop(private_callbacks=True, tls=receiver.tls)
         async with asyncio.timeout(WAIT), run_shop(shop) as world:

@@ -44,7 +44,7 @@ async def test_remaining_subscription_continues_writing(first: int) -> None:
         assert hub.stats().subscribers == 0
 
 
-async def test_resume_beside_another_subscription_skips_written_events() -> None:
+async def test_resuming_next_to_another_subscription_skips_written_events() -> None:
     async with open_hub() as hub:
         outlet = Outlet()
         start = (await hub.publish("broadcast", "0")).id

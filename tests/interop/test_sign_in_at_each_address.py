@@ -48,7 +48,7 @@ async def test_official_clients_sign_in_at_each_address(client: str) -> None:
             assert found["resource"] in (url + path, f"{url}/mcp"), path
 
 
-async def test_our_client_signs_in_at_an_official_server_that_registers_it_with_a_secret(tmp_path: Path) -> None:
+async def test_our_client_signs_in_at_an_official_server_that_gives_it_a_secret(tmp_path: Path) -> None:
     port = free_port()
     url, back = f"http://127.0.0.1:{port}/mcp", "http://127.0.0.1:8765/callback"
     visits: list[str] = []

@@ -75,7 +75,7 @@ def app(page: Page, address: str) -> FrameLocator:
     return frame
 
 
-def test_an_app_gets_the_call_and_acts_only_when_the_person_allows_it(shop: str, page: Page) -> None:
+def test_app_gets_the_call_and_acts_only_with_approval(shop: str, page: Page) -> None:
     frame = app(page, shop)
     expect(frame.locator("#input")).to_have_text('{"count":3}')
     expect(page.locator(".app iframe")).to_have_css("height", "333px")
@@ -179,7 +179,7 @@ def test_an_app_cannot_use_webrtc(shop: str, page: Page) -> None:
             listener.recv(100)
 
 
-def test_frame_can_be_embedded_only_here_and_takes_only_domains(shop: str) -> None:
+def test_frame_can_be_embedded_only_here_and_accepts_only_domains(shop: str) -> None:
     rules = dict(each.partition(" ")[::2] for each in app_policy({}).split("; "))
     assert (rules["connect-src"], rules["frame-src"], rules["sandbox"]) == ("'none'", "'none'", "allow-scripts")
     assert "'self'" not in rules["script-src"]
@@ -281,7 +281,7 @@ def test_the_official_host_shows_our_apps_and_calls_their_tools(shop: str, page:
     expect(page.locator("#said")).to_have_text("Order more books")
 
 
-def test_the_official_host_shows_the_app_of_the_documentation(tmp_path: Path, page: Page) -> None:
+def test_the_official_host_shows_the_documented_app(tmp_path: Path, page: Page) -> None:
     port = free_port()
     command = ["sh", "-c", 'cd examples && exec "$@"', "sh", *run_command("charted.py", port)]
     with run_server(command, port, tmp_path / "log"):
@@ -290,7 +290,7 @@ def test_the_official_host_shows_the_app_of_the_documentation(tmp_path: Path, pa
         page.goto("about:blank")
 
 
-def test_an_app_of_the_official_library_runs_in_the_inspector(shop: str, page: Page) -> None:
+def test_app_built_with_the_official_library_runs_in_the_inspector(shop: str, page: Page) -> None:
     page.goto(f"{shop}/inspect#tool=official")
     page.locator("#detail").get_by_role("button", name="Run", exact=True).click()
     frame = page.frame_locator(".app iframe")

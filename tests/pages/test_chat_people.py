@@ -101,7 +101,7 @@ def test_chat_marks_unverified_names(team: str, open_page: OpenPage) -> None:
     expect(message.get_by_title("Signed in under this name")).to_have_count(0)
 
 
-def test_chat_says_before_writing_which_scope_is_missing(team: str, open_page: OpenPage) -> None:
+def test_chat_names_the_missing_scope_before_the_user_writes(team: str, open_page: OpenPage) -> None:
     ada = enter(open_page, team, "ada")
     expect(ada.locator("#read-only")).to_contain_text("Writing takes the scope millstream:publish")
     expect(ada.get_by_label("Message", exact=True)).to_be_hidden()

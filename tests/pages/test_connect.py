@@ -20,7 +20,7 @@ def steps(page: Page) -> str:
     return page.locator("#steps").inner_text()
 
 
-def test_the_page_says_what_the_server_is_and_how_each_client_connects(hub: str, open_page: OpenPage) -> None:
+def test_page_describes_the_server_and_how_each_client_connects(hub: str, open_page: OpenPage) -> None:
     page = open_page(hub, permissions=["clipboard-read", "clipboard-write"])
     expect(page.get_by_role("heading", level=1)).to_have_text("hub")
     expect(page.locator("#address")).to_have_text(f"{hub}/mcp")
@@ -48,7 +48,7 @@ def test_the_page_says_what_the_server_is_and_how_each_client_connects(hub: str,
     expect(page.locator("#detail h2").first).to_contain_text("add_numbers")
 
 
-def test_touch_opens_a_client_and_the_page_fits(hub: str, open_page: OpenPage) -> None:
+def test_tapping_a_tab_shows_its_steps_and_the_page_fits(hub: str, open_page: OpenPage) -> None:
     page = open_page(hub, has_touch=True, width=390, height=844)
     page.get_by_role("tab", name="Terminal").tap()
     expect(page.locator("#steps")).to_contain_text("millstream list")

@@ -74,5 +74,5 @@ TAKEN = """async () => {
 }"""
 
 
-def test_last_event_id_is_that_of_the_handled_event(hub: str, open_page: OpenPage) -> None:
+def test_last_event_id_belongs_to_the_handled_event(hub: str, open_page: OpenPage) -> None:
     assert open_page(f"{hub}/docs").evaluate(TAKEN) == ["1", "2", "3"]

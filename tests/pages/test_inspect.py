@@ -220,7 +220,7 @@ def test_server_errors_are_shown_with_their_code(hub: str, open_page: OpenPage, 
     expect(result(page)).to_contain_text("(-32602)")
 
 
-def test_network_loss_is_reported_and_survived(hub: str, open_page: OpenPage) -> None:
+def test_page_reports_and_survives_a_network_loss(hub: str, open_page: OpenPage) -> None:
     page = inspect(hub, open_page, "2025-11-25", lossy=True)
     page.context.set_offline(True)
     choose(page, "Tools", "greet")

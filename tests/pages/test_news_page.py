@@ -34,7 +34,7 @@ def test_news_page_shows_earlier_and_new_announcements(open_page: OpenPage, tmp_
         expect(page.get_by_role("listitem")).to_have_text(["Early", "<b>Late</b>"])
 
 
-def test_script_of_the_guide_runs_in_the_console_of_the_page(open_page: OpenPage, tmp_path: Path) -> None:
+def test_script_in_the_guide_runs_in_the_page_console(open_page: OpenPage, tmp_path: Path) -> None:
     port = free_port()
     script = (ROOT / "examples/news.js").read_text("utf-8").replace("127.0.0.1:8000", f"127.0.0.1:{port}")
     url = f"http://127.0.0.1:{port}"

@@ -52,7 +52,7 @@ PAIR: Schema = {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "
 PAIR |= {"minItems": 2, "maxItems": 2}
 
 
-def test_tuples_have_exactly_their_items(page: Page) -> None:
+def test_tuples_have_a_fixed_number_of_items(page: Page) -> None:
     form = Form(page, properties={"pair": PAIR, "more": PAIR}, required=["pair"])
     pair = form.node.get_by_role("group", name="pair")
     expect(pair.get_by_role("button")).to_have_count(0)

@@ -93,7 +93,7 @@ def page(hub: str, open_page: OpenPage) -> Iterator[Page]:
     return opened  # type: ignore[return-value]
 
 
-def test_values_are_validated_by_the_specification(page: Page) -> None:
+def test_values_are_validated_according_to_the_specification(page: Page) -> None:
     """JSON Schema 2020-12: each keyword that tools use, with the place of each problem."""
     found = page.evaluate(
         """async (cases) => {

@@ -233,7 +233,7 @@ def test_account_menu_shows_the_user_and_signs_out_this_browser(shop: Shop, open
         expect(page.get_by_label("Password")).to_be_visible()
 
 
-def test_docs_say_how_callers_sign_in(shop: Shop, plain: str, open_page: OpenPage) -> None:
+def test_docs_show_how_callers_sign_in(shop: Shop, plain: str, open_page: OpenPage) -> None:
     page = open_page(f"{shop.url}/docs", fresh=True, lossy=True)
     sign_in(page)
     page.wait_for_url(f"{shop.url}/docs")

@@ -1,7 +1,7 @@
 from millstream._protocol.jsonrpc import LineSplitter, LineStart
 
 
-def test_last_line_without_newline_counts_at_end_of_input() -> None:
+def test_last_line_without_a_newline_is_read_at_end_of_input() -> None:
     splitter = LineSplitter(100)
     assert splitter.feed(b'{"a":1}\r\n{"b"') == [b'{"a":1}']
     assert splitter.feed(b":2}") == []

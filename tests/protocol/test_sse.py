@@ -62,7 +62,7 @@ def test_the_endpoint_event_carries_the_url() -> None:
 
 
 @for_each("character", ["\r", "\n", "\0"])
-def test_line_ends_and_nul_in_single_line_fields_are_refused(character: str) -> None:
+def test_line_breaks_and_nul_in_single_line_fields_are_refused(character: str) -> None:
     """WHATWG HTML §9.2.6."""
     for encode in (sse.prime, sse.endpoint, lambda id: sse.encode_message(b"{}", id)):
         with pytest.raises(ValueError, match="CR, LF, or NUL"):
@@ -94,7 +94,7 @@ def test_examples_in_the_standard_are_decoded_as_it_describes() -> None:
 
 
 @for_each("end", ["\n", "\r", "\r\n"])
-def test_every_line_end_is_understood(end: str) -> None:
+def test_every_kind_of_line_break_is_understood(end: str) -> None:
     assert decode(f"event: a{end}data: 1{end}data: 2{end}{end}data: 3{end}{end}".encode()) == [
         SseEvent("1\n2", "a"),
         SseEvent("3"),
@@ -165,7 +165,7 @@ def test_a_retry_that_is_not_digits_or_too_long_is_ignored(value: str) -> None:
     assert decoder.retry_ms == 5
 
 
-def test_leading_zeros_of_a_retry_do_not_count() -> None:
+def test_leading_zeros_in_a_retry_are_ignored() -> None:
     """WHATWG HTML §9.2.6."""
     decoder = Decoder()
     assert decoder.feed(b"retry: " + b"0" * 5000 + b"12\ndata\n\n") == [SseEvent("", retry_ms=12)]
@@ -219,7 +219,7 @@ def test_events_round_trip(text: str, name: str, id: str, retry_ms: int, data: s
 
 
 @given(st.lists(st.tuples(st.sampled_from(["data", "data: x", "id: 1", "event: e", ":", "", "retry: 2"]), line_ends)))
-def test_mixed_line_ends_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> None:
+def test_mixed_line_breaks_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> None:
     mixed = "".join(line + (":" if end != "\r\n" and not line else "") + end for line, end in lines)
     plain = mixed.replace("\r\n", "\n").replace("\r", "\n")
     assert decode(mixed.encode()) == decode(plain.encode())

@@ -77,7 +77,7 @@ def test_equivalent_uris_have_one_normal_form() -> None:
         assert {normalize_uri(each) for each in others} == {normalize_uri(uri)}, uri
 
 
-def test_uris_that_can_name_different_resources_stay_different() -> None:
+def test_uris_that_may_name_different_resources_stay_different() -> None:
     for one, other in DIFFERENT:
         assert normalize_uri(one) != normalize_uri(other), (one, other)
 

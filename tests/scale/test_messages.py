@@ -147,7 +147,9 @@ async def test_messages_are_accepted_once_their_worker_has_received_them(size: i
 
 
 @for_each("size", [0, 20_000])
-async def test_messages_of_another_owner_displace_no_answer(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_messages_from_another_owner_do_not_displace_an_answer(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a worker is busy, one owner sends more than its share to it. Another one's answer still arrives."""
     monkeypatch.setattr("millstream._server.peers.MAX_UNRECEIVED", 20 if size else 6)
     note, alice = {"jsonrpc": "2.0", "method": "notifications/x", "params": {"note": "x" * size}}, f"Bearer {ALICE}"

@@ -71,7 +71,7 @@ async def test_client_errors_reach_calls_on_another_worker() -> None:
         assert (await stream.end())[-1]["result"]["isError"]
 
 
-async def test_answers_of_other_sessions_do_not_reach_the_call() -> None:
+async def test_answers_from_other_sessions_do_not_reach_the_call() -> None:
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)

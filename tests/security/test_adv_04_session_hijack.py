@@ -98,7 +98,7 @@ THIEVES = ["bob", "", "alice ", "Alice", "alic"]
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("thief", THIEVES)
-async def test_stolen_session_ids_are_reported_as_unknown(thief: str, way: str) -> None:
+async def test_stolen_session_ids_are_treated_as_unknown(thief: str, way: str) -> None:
     async with fronted(way) as front:
         session = await front.initialize("alice")
         for method, body in (("POST", PING), ("GET", b""), ("DELETE", b"")):

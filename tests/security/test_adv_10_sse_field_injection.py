@@ -23,7 +23,7 @@ ENCODERS: dict[str, Callable[[str], bytes]] = {
 
 @for_each("payload", PAYLOADS)
 @for_each("encode", ENCODERS.values(), ids=ENCODERS.keys())
-def test_single_line_fields_refuse_line_ends_and_nul(encode: Callable[[str], bytes], payload: str) -> None:
+def test_single_line_fields_refuse_line_breaks_and_nul(encode: Callable[[str], bytes], payload: str) -> None:
     """CVE-2026-43968 was a bare CR in an event name."""
     with pytest.raises(ValueError, match="CR, LF, or NUL"):
         encode(payload)
@@ -40,7 +40,7 @@ def test_only_line_breaks_end_a_line(encode: Callable[[str], bytes], separator: 
 
 
 @for_each("payload", PAYLOADS)
-def test_line_ends_in_data_stay_data(payload: str) -> None:
+def test_line_breaks_in_data_stay_data(payload: str) -> None:
     """CVE-2026-44214."""
     stream = sse.encode_event(payload.encode(), event="tick", id="1")
     assert Decoder().feed(stream) == [SseEvent(payload.replace("\r\n", "\n").replace("\r", "\n"), "tick", "1")]

@@ -44,6 +44,6 @@ async def test_no_path_spelling_reaches_a_file(before: str, way: str) -> None:
                 assert name == "base.css?/../../pages.py&x", (before, name)
 
 
-async def test_served_files_are_fixed_at_start() -> None:
+async def test_served_files_are_fixed_at_startup() -> None:
     assert all(path.count("..") == 0 and path.startswith(("/assets/", "/")) for path in pages())
     assert not any(path.endswith(".py") for path in pages())

@@ -57,7 +57,7 @@ async def _begun_over_asgi(wire: Wire, path: str, headers: dict[str, str]) -> in
 
 @WAYS
 @for_each("path", STREAMS)
-async def test_streams_are_refused_to_cross_site_pages(path: str, way: str) -> None:
+async def test_cross_site_pages_cannot_open_streams(path: str, way: str) -> None:
     async with run_wire(make_server(), way) as wire:
         for mode in ("no-cors", "navigate", "cors"):
             crossing = {"sec-fetch-site": "cross-site", "sec-fetch-mode": mode}
@@ -93,7 +93,7 @@ IMAGE = {
 
 @WAYS
 @for_each("path", STREAMS[:-1])  # the dashboard is only for this machine
-async def test_streams_are_refused_to_pages_that_browsers_do_not_identify(path: str, way: str) -> None:
+async def test_pages_that_browsers_do_not_identify_cannot_open_streams(path: str, way: str) -> None:
     async with run_wire(make_server(), way) as wire:
         for host in ("0.0.0.0:8000", "[::]:8000", "192.168.1.5:8000"):
             fetched = {**IMAGE, "host": host, "accept": "text/event-stream"}

@@ -73,7 +73,7 @@ async def until_refused(pipe: MemoryPipe, request: Callable[[int], Any]) -> Any:
 
 
 @for_each("form", ["{}", "doc://ééééééééééééééééééééééééééééééééééééééééééééééééé/{}"])
-async def test_watched_uris_take_as_much_memory_as_counted(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_watched_uris_take_as_much_memory_as_is_counted(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.calls.sessions.MAX_HELD", 8 * MIB)
 
     def listen(number: int) -> Any:
@@ -95,7 +95,7 @@ async def test_watched_uris_take_as_much_memory_as_counted(form: str, monkeypatc
         await pipe.close()
 
 
-async def test_sessions_on_connections_take_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sessions_on_connections_take_as_much_memory_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.calls.sessions.MAX_HELD", MIB)
     capabilities = {"experimental": {f"e{number}": {} for number in range(300)}}
     opening = {**INITIALIZE, "capabilities": capabilities}
@@ -116,7 +116,7 @@ async def test_sessions_on_connections_take_what_is_counted(monkeypatch: pytest.
 
 
 @for_each("depth", [1, 3, 90])
-async def test_patterns_of_the_hub_take_what_is_counted(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_hub_patterns_take_as_much_memory_as_is_counted(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.hub._delivery._MAX_MEMORY", 8 * MIB)
     async with open_hub(max_connections=0) as hub:
 
@@ -202,7 +202,7 @@ async def test_notifications_count_with_calls() -> None:
 
 
 @for_each(("key", "size"), [(8, 0), (8, 100), (2_000, 16), (8, 100_000)])
-async def test_values_of_the_memory_store_take_what_is_counted(key: int, size: int) -> None:
+async def test_memory_store_values_take_as_much_memory_as_is_counted(key: int, size: int) -> None:
     store = MemoryStore(max_value_bytes=8 * MIB)
     with measured() as growth:
         for number in itertools.count():

@@ -42,7 +42,7 @@ async def test_streamed_calls_return_their_stream_url(hub: int) -> None:
     assert any("progress" in line for line in stream.lines)
 
 
-async def test_clients_that_listen_first_receive_their_calls(hub: int) -> None:
+async def test_clients_that_listen_first_receive_their_results(hub: int) -> None:
     async with shell_program(seed.LISTEN.replace("{client_id}", "seed-002"), hub) as stream:
         call = seed.CALL_STREAMED.replace("/mcp ", "/mcp?client_id=seed-002 ")
         await stream.until(lambda line: line.startswith("data:") and '"text":"15"' in line, lambda: shell(call, hub))

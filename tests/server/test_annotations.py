@@ -143,7 +143,7 @@ async def test_a_recursive_alias_is_described_as_one_definition() -> None:
     assert (await _call(_function(Nested, Nested), {"a": [1, [2]]})).data == [1, [2]]
 
 
-async def test_default_factories_are_described_by_their_value_beside_a_path() -> None:
+async def test_default_factories_next_to_a_path_are_described_by_their_value() -> None:
     class Folder(msgspec.Struct, rename="camel"):
         base_path: Path = Path("/x")
         counts: dict[str, int] = msgspec.field(default_factory=dict)

@@ -166,7 +166,7 @@ def check_cost(usual: Callable[[], object], refusal: Callable[[], object], own: 
 
 
 @for_each(("annotation", "valid", "invalid"), CASES)
-def test_error_message_takes_at_most_as_long_as_a_few_checks(annotation: Any, valid: Any, invalid: Any) -> None:
+def test_error_message_takes_no_longer_than_a_few_checks(annotation: Any, valid: Any, invalid: Any) -> None:
     def tool(a: Any) -> None: ...
 
     tool.__annotations__["a"] = annotation
@@ -201,7 +201,9 @@ HANDWRITTEN: list[tuple[dict[str, Any], Any, Any]] = [
 
 
 @for_each(("schema", "valid", "invalid"), HANDWRITTEN)
-def test_refusal_by_a_handwritten_schema_takes_the_time_of_a_few_checks(schema: Any, valid: Any, invalid: Any) -> None:
+def test_refusal_by_a_handwritten_schema_takes_no_longer_than_a_few_checks(
+    schema: Any, valid: Any, invalid: Any
+) -> None:
     made = plan(lambda a: None, name="tool", input_schema={"type": "object", **schema})
     right, wrong = (msgspec.json.encode({"a": each}) for each in (valid, invalid))
     read_arguments(made, right)

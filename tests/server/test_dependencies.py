@@ -198,7 +198,7 @@ async def test_functions_classes_and_context_managers_work_as_dependencies() -> 
     assert [each.open for each in sessions] == [False] * 3
 
 
-async def test_dependencies_work_outside_of_tools(shop: Shop) -> None:
+async def test_dependencies_work_outside_tools(shop: Shop) -> None:
     mcp = Server("shop")
     Opened = Annotated[str, Depends(shop.opened)]  # noqa: N806  a type
 
@@ -322,7 +322,7 @@ def test_unresolvable_dependencies_are_refused_at_registration(function: Any, sa
 @for_each(
     ("kind", "instead"), [("Query", "from millstream import Field"), ("Body", "Field"), ("Header", "Read ctx.headers")]
 )
-def test_parameters_of_fastapi_are_refused(kind: str, instead: str) -> None:
+def test_fastapi_parameters_are_refused(kind: str, instead: str) -> None:
     """Their constraints wouldn't apply, and clients could send a header's value as an argument."""
     mark: Any = getattr(fastapi.params, kind)(default="a")
     mcp = Server("shop")
@@ -338,7 +338,7 @@ def test_parameters_of_fastapi_are_refused(kind: str, instead: str) -> None:
             mcp.tool(function)
 
 
-def test_the_depends_of_another_library_is_refused() -> None:
+def test_depends_from_another_library_is_refused() -> None:
     """Otherwise a client could send the value that it should fill in."""
     mcp, foreign = Server("shop"), type("Depends", (), {"__module__": "fastapi.params"})()
 

@@ -212,7 +212,7 @@ async def test_options_from_other_packages_suggest_ours() -> None:
         assert (await client.call("ask")).text == "asked"
 
 
-async def test_handlers_for_a_message_and_a_schema_are_refused() -> None:
+async def test_question_handlers_with_a_message_and_a_schema_are_refused() -> None:
     def person(message: str, schema: object) -> str:
         return "decline"
 

@@ -97,7 +97,7 @@ async def test_idle_servers_keep_their_lifespan_and_hub(kind: str, monkeypatch: 
     assert ended.is_set() is (kind == "lifespan")
 
 
-async def test_server_without_hub_says_how_to_enable_it() -> None:
+async def test_server_without_a_hub_explains_how_to_enable_it() -> None:
     with pytest.raises(LocalError, match=r"""'shop' serves no hub. Write Server\('shop', serve="hub"\)"""):
         _ = Server("shop", serve="rest").hub
     server = shop()

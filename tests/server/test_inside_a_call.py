@@ -95,7 +95,7 @@ async def test_resource_scopes_apply_within_a_call() -> None:
     assert "needs the scope secrets" in reply.message["error"]["message"]
 
 
-async def test_a_question_in_a_task_is_answered_after_the_task_was_shown() -> None:
+async def test_question_in_a_task_is_answered_after_the_task_is_shown() -> None:
     mcp = Server("shop")
     shown: list[str] = []
 

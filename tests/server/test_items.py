@@ -31,7 +31,7 @@ async def ask(wire: Wire, method: str, name: str = "", /, **params: Any) -> Any:
     return reply.message
 
 
-async def test_a_tool_without_a_python_function_is_an_operation_of_the_openapi_document(mcp: Server) -> None:
+async def test_tool_without_a_python_function_is_in_the_openapi_document(mcp: Server) -> None:
     async with run_wire(mcp, "asgi") as wire:
         document = (await wire.ask("GET", "/openapi.json", POST)).message
         operation = document["paths"]["/tools/weigh"]["post"]

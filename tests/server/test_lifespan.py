@@ -13,7 +13,7 @@ from app_peer import ask
 from millstream import Server
 
 
-async def test_task_group_of_anyio_spans_the_time_that_the_server_runs() -> None:
+async def test_anyio_task_group_stays_open_while_the_server_runs() -> None:
     ended: list[str] = []
 
     @asynccontextmanager

@@ -92,7 +92,7 @@ async def test_mounted_lifespan_runs_inside_the_outer_lifespan() -> None:
         assert places.seen[8:] == ["+inner"]
 
 
-async def test_failing_lifespan_of_a_mounted_server_stops_the_start() -> None:
+async def test_failing_lifespan_of_a_mounted_server_prevents_startup() -> None:
     places = Places()
     outer = places.place("outer")
     outer.mount(places.place("first"), prefix="f")
@@ -102,7 +102,7 @@ async def test_failing_lifespan_of_a_mounted_server_stops_the_start() -> None:
     assert places.seen == ["+outer", "+first", "-first", "-outer"]
 
 
-async def test_servers_with_a_lifespan_are_mounted_before_the_start() -> None:
+async def test_servers_with_a_lifespan_are_mounted_before_startup() -> None:
     places = Places()
 
     @asynccontextmanager

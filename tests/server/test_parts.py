@@ -135,7 +135,7 @@ async def test_parts_open_after_their_needs_and_close_before_them() -> None:
     assert events[3:] == ["close c", "close b", "close a"]
 
 
-async def test_unorderable_parts_are_refused_at_start() -> None:
+async def test_unorderable_parts_are_refused_at_startup() -> None:
     wrong: list[tuple[list[Empty], str]] = [
         ([Empty("till", [], ["hub"])], "The part 'till' needs 'hub', which isn't served: add it to serve="),
         ([Empty("till", [], ["shelf"])], "The part 'till' needs 'shelf', which isn't served: add it to extensions="),
@@ -177,7 +177,7 @@ async def test_background_work_ends_before_its_part_closes() -> None:
     assert events == ["work ends", "close busy"]
 
 
-async def test_background_work_that_ignores_its_cancellation_does_not_keep_the_server_from_closing() -> None:
+async def test_background_work_that_ignores_cancellation_does_not_block_closing() -> None:
     released = asyncio.Event()
 
     async def ignore() -> None:

@@ -8,7 +8,7 @@ def start(pool: Pool, owner: str) -> asyncio.Task[bool]:
     return asyncio.get_running_loop().create_task(pool.acquire(owner))
 
 
-async def test_lone_owner_may_take_all_slots_until_another_arrives() -> None:
+async def test_sole_owner_may_take_all_slots_until_another_arrives() -> None:
     pool = Pool(8)
     assert all(pool.take("ada") for _ in range(8))
     assert not pool.take("ada")

@@ -77,7 +77,7 @@ def test_templates_may_begin_with_a_variable(mcp: Server) -> None:
 
 
 @pytest.mark.parametrize("reference", ["revue", "book://{isbn}"])
-async def test_completers_without_a_target_prevent_the_start(mcp: Server, reference: str) -> None:
+async def test_completers_without_a_target_prevent_startup(mcp: Server, reference: str) -> None:
 
     @mcp.complete(reference, argument="isbn")
     def complete(value: str, arguments: dict[str, str]) -> list[str]:

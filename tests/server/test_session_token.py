@@ -140,7 +140,7 @@ def test_invalid_session_ids_are_rejected(text: str) -> None:
     assert decode(text, RING, NOW) is None
 
 
-def test_ids_of_other_keys_and_kinds_are_rejected() -> None:
+def test_ids_with_other_keys_and_kinds_are_rejected() -> None:
     plain = msgspec.msgpack.encode(TOKEN)
     assert decode(RING.seal(KIND, plain, NONCE), RING, NOW) == TOKEN
     assert decode(RING.seal(b"state", plain, NONCE), RING, NOW) is None

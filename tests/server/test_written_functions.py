@@ -153,7 +153,7 @@ class Absent:
         raise ImportError("email-validator is not installed, run `pip install 'pydantic[email]'`")
 
 
-def test_a_type_that_needs_another_package_names_it() -> None:
+def test_error_names_the_package_that_a_type_needs() -> None:
     def mail(to: Absent) -> str:
         return str(to)
 

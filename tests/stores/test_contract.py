@@ -318,7 +318,7 @@ async def test_close_ends_subscriptions(store: Store) -> None:
 # Streams
 
 
-async def test_entries_are_read_in_the_order_of_append(store: Store) -> None:
+async def test_entries_are_read_in_the_order_in_which_they_were_appended(store: Store) -> None:
     positions = await append(store, "stream", b"a", b"", b"c")
     assert await store.log.read("stream", None) == [
         Entry(position, data) for position, data in zip(positions, [b"a", b"", b"c"], strict=True)

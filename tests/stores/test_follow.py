@@ -161,7 +161,7 @@ async def test_current_followers_need_no_read() -> None:
     assert (reader.got[-1], store.reads) == (b"4", reads)
 
 
-async def test_followers_that_settle_together_share_the_reads() -> None:
+async def test_followers_that_settle_together_share_their_reads() -> None:
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
     together = [asyncio.create_task(reader.tail.settle()) for _ in range(50)]

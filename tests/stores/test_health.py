@@ -80,7 +80,7 @@ async def test_health_checks_query_the_store_once_a_second() -> None:
     assert values.asked == 2
 
 
-async def test_repeated_work_ends_although_a_library_swallowed_its_cancellation() -> None:
+async def test_repeated_work_ends_even_if_a_library_swallows_its_cancellation() -> None:
     requested, works = asyncio.Event(), asyncio.Event()
     requested.set()
 

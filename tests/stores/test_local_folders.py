@@ -67,7 +67,7 @@ asyncio.run(main())
     assert not list(place.iterdir())
 
 
-def test_sockets_of_the_workers_of_a_killed_parent_are_removed(place: Path) -> None:
+def test_worker_sockets_of_a_killed_parent_are_removed(place: Path) -> None:
     left_behind(beside=left_behind())
     new = left_behind(beside=left_behind(), age=0)
     start_and_close()

@@ -232,7 +232,7 @@ async def test_full_kinds_do_not_affect_others(clock: Clock) -> None:
     assert store.log.kinds["call"].size <= 10_000 < stored_bytes(store.log)
 
 
-async def test_unused_kinds_release_their_room(clock: Clock) -> None:
+async def test_unused_kinds_release_their_space(clock: Clock) -> None:
     store = MemoryStore(clock=clock)
     await append(store, "call:1:a", bytes(3_000), ttl=10.0)
     clock.now += 10.0

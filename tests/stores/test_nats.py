@@ -28,7 +28,7 @@ async def backing() -> AsyncIterator[NatsBacking]:
     await backing.close()
 
 
-def test_nats_url_has_servers_login_replicas_and_namespace() -> None:
+def test_nats_url_contains_servers_login_replicas_and_namespace() -> None:
     address = parse_address("nats://ada:p%40ss@one:4223,two,[::1]:4224/?replicas=3&namespace=shop")
     assert address.servers == ("nats://one:4223", "nats://two:4222", "nats://[::1]:4224")
     assert (address.user, address.password, address.token) == ("ada", "p@ss", None)
@@ -164,7 +164,7 @@ def test_a_closed_connection_is_replaced_and_the_append_repeated() -> None:
     uvloop.run(run())
 
 
-def test_a_message_that_is_not_sent_is_a_failure_of_the_store() -> None:
+def test_message_that_cannot_be_sent_is_a_store_failure() -> None:
     async def run() -> None:
         server = shared_server()
         await server.wait()
@@ -178,7 +178,7 @@ def test_a_message_that_is_not_sent_is_a_failure_of_the_store() -> None:
     uvloop.run(run())
 
 
-async def test_rejected_requests_are_reported_as_failures_of_the_store(
+async def test_rejected_requests_are_reported_as_store_failures(
     backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = await backing.worker()

@@ -284,7 +284,7 @@ def test_script_commands_are_documented_and_checked() -> None:
     assert {f"+{name.lower()}" for name in checked} <= set(documented_permissions())
 
 
-async def test_forbidden_redis_commands_are_named_at_start(server: RedisServer) -> None:
+async def test_forbidden_redis_commands_are_named_at_startup(server: RedisServer) -> None:
     for name in ("xadd", "evalsha", "info"):
         server.ask("ACL", "SETUSER", "millstream", "on", ">secret", "~millstream:*", "+@all", f"-{name}")
         with pytest.raises(LocalError, match=f"(?i){name}.*ACL SETUSER"):

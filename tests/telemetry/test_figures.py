@@ -76,7 +76,7 @@ def test_worker_figures_are_summed_with_the_worst_lag() -> None:
     assert page["store"] == {"up": True}
 
 
-def test_worker_rows_start_with_the_oldest() -> None:
+def test_oldest_worker_rows_come_first() -> None:
     young = figures_of(
         {"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4}
     )

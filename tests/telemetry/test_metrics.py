@@ -113,7 +113,7 @@ def test_finer_bounds_do_not_change_the_exposition(values: list[float]) -> None:
 
 
 @given(st.lists(st.floats(0.00001, 60), min_size=1), st.sampled_from([0.5, 0.95, 0.99, 1.0]))
-def test_quantiles_lie_in_the_right_bucket(values: list[float], q: float) -> None:
+def test_quantiles_are_in_the_right_bucket(values: list[float], q: float) -> None:
     histogram = Metrics().histogram("h", "H.", finer=FINE)
     for value in values:
         histogram.observe(value)

@@ -43,7 +43,7 @@ def test_counts_are_summed_and_starts_are_the_earliest() -> None:
     }
 
 
-def test_counters_of_ended_processes_stay_and_gauges_go() -> None:
+def test_counters_of_ended_processes_stay_and_gauges_disappear() -> None:
     ended = EndedProcesses([], [])
     for name, calls in (("one", 2), ("two", 3), ("two", 3)):
         ended = ended.add(name, process(calls, since=1.0))

@@ -46,7 +46,7 @@ async def error_type(tmp_path: Path, revision: str, name: str, **arguments: Any)
 
 
 @pytest.mark.parametrize("revision", ["2025-03-26", "2026-07-28"])
-async def test_server_failures_have_error_types_of_their_own(tmp_path: Path, revision: str) -> None:
+async def test_server_failures_have_their_own_error_types(tmp_path: Path, revision: str) -> None:
     assert await error_type(tmp_path, revision, "order", copies=0) == "server_error"
     assert await error_type(tmp_path, revision, "slow") == "server_error"
     assert await error_type(tmp_path, revision, "shop://sales") == "-32603"

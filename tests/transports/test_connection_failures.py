@@ -15,7 +15,7 @@ class Force(BaseException):
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @for_each("raised", [Force, asyncio.CancelledError])
 @for_each("turns", [0, 1])
-async def test_forced_end_of_a_call_closes_its_connection(raised: type[BaseException], turns: int) -> None:
+async def test_forcibly_ended_call_closes_its_connection(raised: type[BaseException], turns: int) -> None:
 
     async def fails(_request: HttpRequest) -> Response:
         for _ in range(turns):

@@ -148,7 +148,7 @@ def test_every_state_is_reachable_and_can_end() -> None:
             assert reached == set(range(len(names)))
 
 
-def test_no_state_reads_after_the_end() -> None:
+def test_no_state_reads_after_the_connection_ends() -> None:
     """RFC 9112 §9.6."""
     assert {after for before, after in pairs(READING_MOVES) if before == DONE} == {DONE}
     assert {after for before, after in pairs(REPLYING_MOVES) if before == CLOSED} == {CLOSED}

@@ -188,7 +188,7 @@ async def test_unread_output_does_not_block_shutdown() -> None:
         client.leave()
 
 
-async def test_clients_that_do_not_read_are_not_read() -> None:
+async def test_nothing_is_read_from_clients_that_do_not_read() -> None:
     mcp = Server("echo", settings=Settings(stream_buffer=64 * 1024))
     ping = json.dumps(request("ping", {}, 1)).encode() + b"\n"
     async with mcp.running() as runtime:

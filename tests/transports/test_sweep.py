@@ -338,13 +338,13 @@ def test_ipv6_networks_share_one_cap(loop: Loop) -> None:
     ]
 
 
-def test_address_has_half_of_the_connections(loop: Loop) -> None:
+def test_one_address_gets_at_most_half_of_the_connections(loop: Loop) -> None:
     guard = guard_for(loop, max_connections=4)
     assert admitted(guard, "192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2") == [True, True, False, True]
 
 
 @for_each(("peer", "is_proxy"), [("192.0.2.1", True), ("127.0.0.1", False), ("::1", False), ("", False)])
-def test_proxies_and_local_clients_have_all_connections(loop: Loop, peer: str, is_proxy: bool) -> None:
+def test_proxies_and_local_clients_may_use_all_connections(loop: Loop, peer: str, is_proxy: bool) -> None:
     assert admitted(guard_for(loop, max_connections=2), peer, peer, is_proxy=is_proxy) == [True, True]
     capped = guard_for(loop, max_connections=2, max_connections_per_address=1)
     assert admitted(capped, peer, peer, is_proxy=is_proxy) == [True, not peer]

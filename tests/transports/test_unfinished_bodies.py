@@ -37,7 +37,7 @@ async def connect(port: int, address: str) -> Peer:
 
 
 @for_each("path", [b"/echo", b"/exact"])
-async def test_one_address_gets_half_of_the_unfinished_body_budget(start: Start, path: bytes) -> None:
+async def test_one_address_gets_at_most_half_of_the_unfinished_body_budget(start: Start, path: bytes) -> None:
     server = await start(max_incoming_bytes=400, max_body=200)
     half = b"POST %b HTTP/1.1\r\n" % path + HEAD + b"X-Odd:1\r\nContent-Length: 200\r\n\r\n"
     greedy = [await connect(server.port, "127.0.0.2") for _ in range(3)]

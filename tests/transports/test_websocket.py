@@ -157,7 +157,7 @@ async def test_excess_sockets_get_503_with_retry_after(way: str) -> None:
 
 
 @pytest.mark.many
-async def test_hundred_sockets_are_served_concurrently() -> None:
+async def test_a_hundred_sockets_are_served_concurrently() -> None:
     async with world() as app, asyncio.timeout(WAIT * 4), asyncio.TaskGroup() as group:
         here, told = asyncio.Semaphore(0), asyncio.Event()
 

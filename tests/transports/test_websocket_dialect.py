@@ -276,7 +276,7 @@ async def test_missing_hub_is_explained_in_the_dialect() -> None:
             assert (await ask(socket, {"type": "unsubscribe"}))["error"]["code"] == -32602
 
 
-async def test_publishing_is_forbidden_when_it_is_off() -> None:
+async def test_publishing_is_forbidden_if_it_is_turned_off() -> None:
     async with world() as app:
         app.route.may_publish = lambda principal, address, headers: False
         async with app.client() as socket:

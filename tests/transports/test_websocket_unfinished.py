@@ -46,7 +46,7 @@ async def socket_from(app: World, address: str) -> RawSocket:
 
 
 @for_each("sent", UNFINISHED.values(), ids=UNFINISHED.keys())
-async def test_unfinished_messages_share_the_budget_of_bodies(sent: bytes) -> None:
+async def test_unfinished_messages_share_the_body_budget(sent: bytes) -> None:
     async with world(**BOUNDS) as app:
         greedy = [await socket_from(app, "127.0.0.2") for _ in range(3)]
         for socket in greedy[:2]:
@@ -67,7 +67,7 @@ async def test_unfinished_messages_share_the_budget_of_bodies(sent: bytes) -> No
         await app.until(lambda: held(app) == 0)
 
 
-async def test_messages_and_bodies_share_the_budget_of_their_address() -> None:
+async def test_messages_and_bodies_from_one_address_share_its_budget() -> None:
     async with world(**BOUNDS) as app:
         socket = await app.raw()
         assert app.running.guard.unfinished.take("127.0.0.1", 180_000)
@@ -288,7 +288,7 @@ FLOODS = {"pings": frame(PING), "pongs": frame(PONG), "messages": frame(TEXT, b"
 
 
 @for_each("flood", FLOODS.values(), ids=FLOODS.keys())
-async def test_reads_full_of_tiny_frames_yield_to_the_loop(flood: bytes) -> None:
+async def test_reads_full_of_tiny_frames_yield_to_the_event_loop(flood: bytes) -> None:
     async with fed() as one:
         count, most = READ // len(flood), MAX_FRAMES + PIECE // len(flood) + 1
         one.protocol.data_received(flood * count)

@@ -49,7 +49,7 @@ def marked_lines(text: str) -> set[int]:
     return {number for number, line in enumerate(text.splitlines(), 1) if line.endswith(MARK)}
 
 
-def test_type_mistakes_file_has_at_least_forty() -> None:
+def test_type_mistakes_file_has_at_least_forty_mistakes() -> None:
     assert len(marked_lines((HERE / "mistakes.py").read_text("utf-8"))) >= 40
 
 

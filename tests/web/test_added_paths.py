@@ -394,7 +394,7 @@ async def test_blocked_routes_of_one_caller_leave_threads_for_others(monkeypatch
             await asyncio.gather(*slow_ones)
 
 
-async def test_requests_beyond_the_threads_of_routes_wait() -> None:
+async def test_requests_wait_if_all_route_threads_are_busy() -> None:
     mcp, headers = Server("shop", auth=auth.keys(KEY)), {"authorization": f"Bearer {KEY}"}
     together = threading.Barrier(20, timeout=WAIT)
 

@@ -78,13 +78,13 @@ async def test_browsers_without_access_get_a_page_with_advice() -> None:
 
 
 @for_each("way", ["lane", "asgi"])
-async def test_texts_say_that_browsers_get_a_page_instead(way: str) -> None:
+async def test_texts_mention_that_browsers_get_a_page_instead(way: str) -> None:
     for path in ("/", "/nothing", "/dashboard", "/message"):
         reply = await get(Server("shop"), path, CURL, way)
         assert (path, reply.status in (404, 405), reply.headers[b"vary"]) == (path, True, b"accept")
 
 
-async def test_paths_of_a_served_part_name_the_path_that_exists() -> None:
+async def test_error_for_a_path_of_a_served_part_names_the_existing_path() -> None:
     server = Server("shop", serve="rest")
     hints = (("/docs/", "Use /docs."), ("/tools", "/tools/NAME"), ("/tools/", "/tools/NAME"), ("/mcp/tools", "/call"))
     for path, hint in hints:
@@ -176,7 +176,7 @@ def add_routes(server: Server) -> Server:
     return server
 
 
-async def test_responses_of_the_program_stay_as_they_are() -> None:
+async def test_program_responses_stay_unchanged() -> None:
     async with run_guarded(add_routes(make_server())) as world:
         jar = await cookie(world)
         for path, status in (("/plain", 418), ("/open", 401)):

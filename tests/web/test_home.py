@@ -38,7 +38,7 @@ async def texts(server: Server, *paths: str, **more: Any) -> Any:
 
 
 @LANES
-async def test_the_address_alone_is_a_page_or_leads_to_one(*, lane: bool) -> None:
+async def test_bare_address_is_a_page_or_leads_to_one(*, lane: bool) -> None:
     asked = [("GET", "/"), ("HEAD", "/"), ("POST", "/"), ("GET", "/docs")]
     given = await replies(Server("shop", serve="rest"), *asked, lane=lane)
     assert given == [(303, "docs"), (303, "docs"), (404, None), (200, None)]
@@ -49,7 +49,7 @@ async def test_the_address_alone_is_a_page_or_leads_to_one(*, lane: bool) -> Non
     assert found[0].content == found[3].content
 
 
-async def test_the_connect_page_says_how_callers_sign_in_and_which_pages_they_reach() -> None:
+async def test_connect_page_shows_how_callers_sign_in_and_which_pages_they_can_open() -> None:
     locked = Server("shop", serve="web", settings=Settings(auth_key=KEY, path="/shop/mcp"))
     [found] = await ask(locked, ("GET", "/connect/server"), authorization=f"Bearer {KEY}")
     assert (found.json()["path"], found.json()["keys"], found.json()["oauth"]) == ("/shop/mcp", True, False)
@@ -83,7 +83,7 @@ async def test_start_page_asks_users_to_sign_in_unless_they_are_signed_in() -> N
 
 
 @for_each("path", ["/", "/{rest:path}"])
-async def test_a_page_that_the_program_serves_stays_at_the_address(path: str) -> None:
+async def test_page_that_the_program_serves_at_the_root_is_not_replaced(path: str) -> None:
     mcp = Server("shop", serve="web")
 
     @mcp.route(path)
@@ -93,7 +93,7 @@ async def test_a_page_that_the_program_serves_stays_at_the_address(path: str) ->
     assert await replies(mcp, ("GET", "/")) == [(203, None)]
 
 
-async def test_a_folder_that_the_program_serves_stays_at_the_address(tmp_path: Path) -> None:
+async def test_folder_that_the_program_serves_at_the_root_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "index.html").write_text("home")
     mcp = Server("shop", serve="web")
     mcp.static("/", tmp_path)

@@ -252,7 +252,7 @@ async def test_tokens_are_refreshed_once_for_concurrent_calls() -> None:
         assert other.forms[1]["refresh_token"] == "refresh-1"
 
 
-async def test_sign_out_during_a_refresh_wins() -> None:
+async def test_sign_out_during_a_refresh_takes_precedence() -> None:
     async with guarded() as other, inspecting(other) as browser:
         other.given = {"expires_in": 1}
         await browser.sign_in(other)

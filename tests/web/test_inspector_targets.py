@@ -191,6 +191,6 @@ def test_inspect_option_enables_the_pages() -> None:
 
 
 @for_each("url", ["nonsense", "ws://127.0.0.1/mcp", "file:///etc/passwd", "http://a:b@example.com/"])
-def test_invalid_inspect_targets_prevent_the_start(url: str) -> None:
+def test_invalid_inspect_targets_prevent_startup(url: str) -> None:
     with pytest.raises(CommandError):
         check_inspected((url,))

@@ -124,7 +124,7 @@ async def test_watchers_receive_server_log_and_snapshots() -> None:
         assert json.loads(screen.events[-1].data) == {"number": 2}
 
 
-async def test_snapshots_are_made_once_and_only_for_watchers() -> None:
+async def test_snapshots_are_taken_once_and_only_for_watchers() -> None:
     world = World()
     runner = asyncio.ensure_future(world.feed.run())
     await asyncio.sleep(0)
@@ -139,7 +139,7 @@ async def test_snapshots_are_made_once_and_only_for_watchers() -> None:
     await asyncio.gather(runner, return_exceptions=True)
 
 
-async def test_figures_continue_after_a_failed_second(
+async def test_figures_continue_after_an_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(live, "INTERVAL", 0)

@@ -99,7 +99,7 @@ def one(kind: str, messages: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-async def test_a_model_uses_the_tools_and_each_call_says_how_long_it_took(api: Any) -> None:
+async def test_model_uses_the_tools_and_each_call_shows_its_duration(api: Any) -> None:
     api(calls(("price", '{"isbn": "9780"}')), repeats("It costs "))
     async with running(shop()) as address, talking(address) as socket:
         await send(socket, type="say", text="How much?")
@@ -111,7 +111,7 @@ async def test_a_model_uses_the_tools_and_each_call_says_how_long_it_took(api: A
     assert one("assistant_message", heard)["text"] == "It costs 4"
 
 
-async def test_a_tool_that_may_change_something_runs_only_when_the_person_allows_it(api: Any) -> None:
+async def test_tool_that_may_change_something_runs_only_with_approval(api: Any) -> None:
     burn = calls(("burn", '{"isbn": "1"}'))
     api(burn, repeats(""), burn, repeats(""), burn, repeats(""))
     async with running(shop()) as address, talking(address) as socket:
@@ -127,7 +127,7 @@ async def test_a_tool_that_may_change_something_runs_only_when_the_person_allows
         assert "approval" not in {each["type"] for each in heard}
 
 
-async def test_a_form_of_the_server_is_filled_in_by_the_person(api: Any) -> None:
+async def test_user_fills_in_a_form_from_the_server(api: Any) -> None:
     api(calls(("deliver", "{}")), repeats("To "))
     async with running(shop()) as address, talking(address) as socket:
         await send(socket, type="say", text="Deliver it")
@@ -151,7 +151,7 @@ async def test_users_can_stop_an_answer_and_continue_the_conversation(api: Any) 
     assert [each["role"] for each in model.requests[-1].body["messages"]][-3:] == ["user", "assistant", "user"]
 
 
-async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_server(api: Any) -> None:
+async def test_calls_run_as_the_caller_and_the_model_key_stays_on_the_server(api: Any) -> None:
     keys = auth.keys(ALL, named_keys={"grace": (READER, ["millstream:chat"]), "eve": (PLAIN, ["books:read"])})
     api(calls(("who", "{}"), ("order", "{}")), says("So."), refuses(401, f"Incorrect API key provided: {MODEL_KEY}"))
     async with running(shop(keys)) as address:
@@ -179,7 +179,7 @@ async def test_calls_run_as_the_caller_and_the_key_of_the_model_stays_on_the_ser
             assert refused.value.response.status_code == status
 
 
-async def test_without_a_sign_in_only_this_machine_has_a_playground(api: Any) -> None:
+async def test_playground_without_sign_in_works_only_on_this_machine(api: Any) -> None:
     mcp = shop()
     async with running(mcp) as address, httpx2.AsyncClient(base_url=f"http://{address}", verify=NO_TRUST) as client:
         state = (await client.get("/chat/playground")).json()

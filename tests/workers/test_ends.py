@@ -174,7 +174,7 @@ async def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
         assert served.count_lines("The parent process is gone") == 2
 
 
-def test_worker_hanging_at_start_ends_with_its_parent(tmp_path: Path) -> None:
+def test_worker_hanging_at_startup_ends_with_its_parent(tmp_path: Path) -> None:
     with run_workers(tmp_path, 2) as served:
         (tmp_path / "shop.py").write_text(f"{PROGRAM}\n(HERE / 'hangs').touch()\nimport time\ntime.sleep(86400)\n")
         served.process.send_signal(signal.SIGHUP)

@@ -134,7 +134,7 @@ async def test_failed_restarts_are_not_repeated(tmp_path: Path) -> None:
         assert served.count_lines("is missing") == 0
 
 
-async def test_hanging_version_yields_to_the_next(tmp_path: Path) -> None:
+async def test_hanging_version_is_replaced_by_the_next(tmp_path: Path) -> None:
     with run_workers(tmp_path, 1, "--reload") as served:
         (tmp_path / "shop.py").write_text(PROGRAM + "\nimport time\n(HERE / 'hangs').touch()\ntime.sleep(86400)\n")
         await until_async((tmp_path / "hangs").exists)

@@ -182,7 +182,7 @@ async def test_session_of_another_principal_is_unknown_through_another_worker(se
         assert await holder.take(session) == (200, "7")
 
 
-async def test_stand_alone_stream_at_another_worker_gets_the_messages_of_its_session(served: Program) -> None:
+async def test_stand_alone_stream_on_another_worker_gets_its_sessions_messages(served: Program) -> None:
     async with (
         two_workers(served) as (holder, session, other),
         other.http.stream("GET", "/mcp", headers=session) as stream,
@@ -226,7 +226,7 @@ async def test_session_deleted_through_another_worker_ends_everywhere(served: Pr
         assert [(await each.take(session))[0] for each in (other, holder)] == [404, 404]
 
 
-async def test_audit_log_has_each_call_once_with_the_address_of_the_client(served: Program) -> None:
+async def test_audit_log_has_each_call_once_with_the_client_address(served: Program) -> None:
     async with two_workers(served, address="127.0.0.9") as (_, session, other):
         await other.call({**session, "millstream-client": "http 203.0.113.9"}, "put", value=1)
 

@@ -72,7 +72,7 @@ def test_logged_curl_command_works(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_socket_file_is_for_owner_and_group_and_is_removed_at_the_end(tmp_path: Path, workers: str) -> None:
+def test_socket_file_is_limited_to_owner_and_group_and_removed_at_the_end(tmp_path: Path, workers: str) -> None:
     with served(tmp_path, "--workers", workers) as (program, path):
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert {who(path) for _ in range(4)} <= set(program.children() or [program.process.pid])
@@ -121,7 +121,7 @@ def test_socket_paths_in_use_are_not_replaced(tmp_path: Path, what: str) -> None
 
 
 @pytest.mark.parametrize("options", [[], ["--workers", "2"]], ids=["alone", "with workers"])
-def test_socket_of_systemd_is_used_and_kept(tmp_path: Path, options: list[str]) -> None:
+def test_systemd_socket_is_used_and_kept(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
     path = tmp_path / "passed.sock"
     with socket.socket(socket.AF_UNIX) as listener:
@@ -161,7 +161,7 @@ async def who() -> int:
 """
 
 
-def test_limits_tell_the_clients_of_a_proxy_apart(tmp_path: Path) -> None:
+def test_limits_distinguish_the_clients_behind_a_proxy(tmp_path: Path) -> None:
     environment = {"MILLSTREAM_LIMIT_REQUESTS": "1/minute", "FORWARDED_ALLOW_IPS": "10.0.0.5"}
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     with served(tmp_path, program=LIMITED, **environment) as (_, path), client(path, **POST) as found:
@@ -200,7 +200,7 @@ def haproxy_of_the_guide(folder: Path, path: Path) -> Iterator[int]:
     "proxy",
     [pytest.param(nginx_of_the_guide, marks=NEEDS_NGINX), pytest.param(haproxy_of_the_guide, marks=NEEDS_HAPROXY)],
 )
-async def test_proxies_of_the_guide_reach_workers_at_a_socket(tmp_path: Path, proxy: Any) -> None:
+async def test_proxies_in_the_guide_reach_workers_at_a_socket(tmp_path: Path, proxy: Any) -> None:
     with served(tmp_path, "--workers", "2", program=SHOP) as (_, path), proxy(tmp_path, path) as port:
         await check_sessions_and_paths(Fronted(port, (0, 0)))
         await check_events(Fronted(port, (0, 0)))

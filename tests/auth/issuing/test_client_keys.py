@@ -190,7 +190,9 @@ def test_keys_with_slow_verification_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("kid", [None, "a"])
-async def test_tokens_are_tried_with_few_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch, kid: str | None) -> None:
+async def test_tokens_are_checked_against_only_a_few_keys(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, kid: str | None
+) -> None:
     tried: list[object] = []
 
     def count(token: str, key: Any, algorithm: str) -> Any:

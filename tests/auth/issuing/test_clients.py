@@ -75,7 +75,7 @@ async def test_invalid_registrations_are_refused(desk: Desk, said: Any, error: s
 
 
 @for_each("kind", ["application/x-www-form-urlencoded", "text/plain", ""])
-async def test_registration_takes_json_only(desk: Desk, kind: str) -> None:
+async def test_registration_accepts_only_json(desk: Desk, kind: str) -> None:
     assert (await register(desk, {"redirect_uris": [BACK]}, kind=kind)).status == 415
 
 

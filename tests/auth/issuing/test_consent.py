@@ -52,7 +52,7 @@ async def test_wrong_password_shows_an_error_and_allows_a_retry(desk: Desk, name
     assert (await browser.answer(page)).status == 303
 
 
-async def test_passwords_cannot_be_guessed_fast(desk: Desk) -> None:
+async def test_passwords_cannot_be_guessed_quickly(desk: Desk) -> None:
     id = (await desk.register())["client_id"]
     browser = Browser(desk)
     page = await browser.open(id)
@@ -185,7 +185,7 @@ CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "https://www.cursor.co
         (CURSOR[1], "Takes you back to", "www.cursor.com"),
     ],
 )
-async def test_the_page_says_which_app_the_browser_will_open(desk: Desk, uri: str, label: str, shown: str) -> None:
+async def test_page_names_the_app_that_the_browser_will_open(desk: Desk, uri: str, label: str, shown: str) -> None:
     id = (await desk.register(redirect_uris=[*CURSOR, "com.example.app:/back"]))["client_id"]
     browser = Browser(desk)
     page = await browser.open(id, redirect_uri=uri)

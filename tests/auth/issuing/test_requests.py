@@ -76,7 +76,7 @@ def test_redirect_uris_match_exactly_except_loopback_ports(registered: str, aske
     {"client_id": ["{id}", "{id}"]}, {"redirect_uri": [BACK, BACK]},
     {"redirect_uri": [BACK, "https://evil.example/"]},
 ])  # fmt: skip
-async def test_unknown_clients_and_redirect_uris_are_never_redirected(desk: Desk, changes: dict[str, Any]) -> None:
+async def test_unknown_clients_and_redirect_uris_never_cause_a_redirect(desk: Desk, changes: dict[str, Any]) -> None:
     """OAuth 2.1 §4.1.2.1."""
     id = (await desk.register())["client_id"]
     changes = {name: [each.replace("{id}", id) for each in value] if name == "client_id" and value and value != "nobody"
@@ -215,7 +215,7 @@ async def test_token_request_can_narrow_several_resources(desk: Desk) -> None:
     assert (await desk.refresh(id, narrow, resource=RESOURCE)).error == "invalid_target"
 
 
-async def test_unknown_scopes_are_dropped_beside_known_ones(desk: Desk) -> None:
+async def test_unknown_scopes_are_dropped_if_others_are_known(desk: Desk) -> None:
     """OAuth 2.1 §3.2.2.1."""
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id, scope="openid orders:read offline_access")

@@ -35,7 +35,7 @@ async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | 
     return await desk.running._authorize.throttle.check(peer, name, word)
 
 
-async def test_wrong_passwords_from_an_address_count_across_workers(stores: list[Store]) -> None:
+async def test_wrong_passwords_from_one_address_count_across_workers(stores: list[Store]) -> None:
     desks = await desks_on(stores)
     said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
     assert said == [WRONG] * 10 + [SLOW] * 4
@@ -102,7 +102,7 @@ async def test_consent_and_registrations_apply_to_all_workers() -> None:
     await backing.close()
 
 
-async def test_workers_count_alone_during_a_store_outage() -> None:
+async def test_workers_count_separately_during_a_store_outage() -> None:
     backing = BACKINGS["memory"]()
     store = await backing.worker()
     (desk,) = await desks_on([store])

@@ -207,7 +207,7 @@ async def test_the_previous_refresh_token_never_ends_the_grant(every_store: Stor
     assert (await desk.refresh(id, newest["refresh_token"])).status == 200
 
 
-async def test_older_refresh_tokens_have_no_grace(desk: Desk) -> None:
+async def test_older_refresh_tokens_have_no_grace_period(desk: Desk) -> None:
     id = (await desk.register())["client_id"]
     first = (await desk.tokens(id))["refresh_token"]
     second = (await desk.refresh(id, first)).message["refresh_token"]

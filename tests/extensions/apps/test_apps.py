@@ -75,7 +75,7 @@ async def test_tools_are_linked_to_their_views(folder: Path) -> None:
     assert found["refresh"]["ui"] == {"resourceUri": uri, "visibility": ["app"]}
 
 
-async def test_tools_with_missing_views_prevent_the_start() -> None:
+async def test_tools_with_missing_views_prevent_startup() -> None:
     server = Server("shop")
 
     @server.extend(Apps()).tool("ui://shop/none")

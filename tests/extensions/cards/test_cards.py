@@ -98,7 +98,7 @@ async def test_card_of_a_protected_server_is_public_and_mentions_the_key() -> No
         (URL, "shop", "a name: com.example/"),
     ],
 )
-async def test_invalid_card_settings_prevent_the_start(url: str, name: str, problem: str) -> None:
+async def test_invalid_card_settings_prevent_startup(url: str, name: str, problem: str) -> None:
     server = Server("shop", settings=Settings(card_url=url, card_name=name))
     with pytest.raises(CardError, match=problem):
         async with server.running():

@@ -160,7 +160,7 @@ def test_only_changed_files_are_read_again(folder: Path, monkeypatch: pytest.Mon
         (b"---\nname: bad\ndescription: \xff\n---\n", "isn't UTF-8"),
     ],
 )
-def test_invalid_skills_prevent_the_start(tmp_path: Path, text: str | bytes, problem: str) -> None:
+def test_invalid_skills_prevent_startup(tmp_path: Path, text: str | bytes, problem: str) -> None:
     write(tmp_path, "skills/bad/SKILL.md", text)
     with pytest.raises(ValueError, match=problem) as refused:
         served(tmp_path / "skills")
