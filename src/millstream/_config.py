@@ -109,7 +109,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """A header in which callers may send their key or token as well, such as ``X-API-Key``."""
     display_name_claims: tuple[str, ...] = ("name", "preferred_username")
     """Claims that can have a caller's display name for others, in order of preference. Without any of them, it's the
-    name of the API key. Empty means that the hub doesn't say who publishes.
+    name of the API key. Empty means that the hub doesn't name publishers.
     """
     limit_requests: RateText = ""
     """Rate limit of all requests per caller: ``600/minute``. A caller is a principal, or an address without one."""

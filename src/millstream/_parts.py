@@ -58,7 +58,7 @@ class Part(Protocol):
 
     @property
     def name(self) -> str:
-        """The name for `needs` of other parts."""
+        """The name by which other parts need this one."""
         ...
 
     @property

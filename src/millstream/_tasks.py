@@ -1,4 +1,4 @@
-"""Tasks that end with their owner or serve several callers, work in a thread of its own, and delays between attempts.
+"""Tasks that end with their owner or serve several callers, work in its own thread, and delays between attempts.
 
 Delays grow and vary, so that a failing server isn't flooded, and its clients don't all return at once.
 """

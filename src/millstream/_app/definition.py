@@ -157,7 +157,7 @@ class DefinitionListener(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether other workers run the server, too."""
+        """Whether other workers also run the server."""
         ...
 
     def emit(self, change: ServerChange) -> None:
@@ -353,7 +353,7 @@ class Definition:
             )
 
     def _places(self, kind: str, key: str) -> "Iterator[tuple[Definition, str]]":
-        """Yield this server, and wherever it's mounted, each with the name of an item there."""
+        """Yield this server and each server that it's mounted on, with the item's name there."""
         yield self, key
         for parent, prefix in self._mounted_on:
             yield from parent._places(kind, prefix_name(kind, key, prefix))
@@ -483,7 +483,7 @@ class Definition:
     # Used by other servers of the tree
 
     def add_path(self, added: "UserRoute") -> None:
-        """Serve a path of the program's own here, and wherever this server is mounted.
+        """Serve one of the program's own paths here, and wherever this server is mounted.
 
         Raises:
             ValueError: The path is taken.

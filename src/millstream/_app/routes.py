@@ -50,7 +50,7 @@ _REFUSED = Response(
 class LocalOnly(msgspec.Struct, frozen=True):
     """Distinguishes programs on this machine from others.
 
-    A loopback address isn't sufficient, because a proxy on the same machine has one, too, and its clients may be
+    A loopback address isn't sufficient, because a proxy on the same machine also has one, and its clients may be
     anywhere. A request counts as local only if the server is bound to a loopback address (or its address is unknown),
     the peer has one, no header says that the request was forwarded, and its Host is a loopback name. nginx with only a
     `proxy_pass` passes all of these, but speaks HTTP/1.0, which browsers, curl, and Prometheus don't.
@@ -122,12 +122,12 @@ class Routes:
 
         Args:
             table: The routes.
-            guard: Wraps every path, if callers have to sign in.
-            here_only: Wraps private paths, if they don't.
-            gates: Wrap the handlers of gated routes.
+            guard: Protects every path, if callers have to sign in.
+            here_only: Limits private paths to this machine, if they don't.
+            gates: Checks around the handlers of gated routes.
             sockets: Whether the server has a WebSocket.
-            mcp_path: Path of MCP.
-            title: Name of the server, for people.
+            mcp_path: Path of the MCP endpoint.
+            title: The server's display name.
         """
         self._title = title
         self._pages = {label: path for label, path in _PAGES.items() if path in table.exact}
@@ -302,7 +302,7 @@ def _refuse(status: int, text: str, **headers: str) -> Handler:
 def _allow(allowed: str, refusal: Handler) -> Handler:
     """Return the handler of OPTIONS, which lists the methods of a path (RFC 9110 §9.3.7).
 
-    A preflight that gets here is one of an Origin that isn't allowed, so it's refused.
+    A preflight that gets here is from an Origin that isn't allowed, so it's refused.
     """
 
     async def answer(request: HttpRequest) -> Response | Sink | None:
@@ -326,7 +326,7 @@ def _with_gates(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
 
 
 def _as_if(path: str, handler: Handler) -> Handler:
-    """Return the handler called as for another path, so that callers sign in for that one."""
+    """Return the handler, called as if for another path, so that callers sign in for that one."""
 
     def call(request: HttpRequest) -> Awaitable[Response | Sink | None]:
         request.path = path
@@ -347,7 +347,7 @@ KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
 
 _SIGN_IN = "/sign-in"
 _SIGN_IN_NAMES = frozenset({"/login", "/log-in", "/signin", "/auth", "/auth/login", "/account", "/account/login"})
-"""Usual names of sign-in pages, which people try."""
+"""Common names of sign-in pages, which people try."""
 _MAX_MISSPELLED = 64
 """Maximum length of a path that is compared with others. Longer ones take longer to compare."""
 _LEAST_ALIKE = 0.8

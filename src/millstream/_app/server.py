@@ -320,7 +320,7 @@ class Server:
         """Return the extension of a class, or None: ``mcp.extension(Stock)``.
 
         Args:
-            kind: The class. An extension of a subclass counts, too.
+            kind: The class. An extension of a subclass also counts.
         """
         return next((each for each in self._extensions if isinstance(each, kind)), None)
 
@@ -585,7 +585,7 @@ class Server:
         """Serve the files of a folder below a path, with ``index.html`` for a folder, and ``404.html`` for missing
         files.
 
-        Files outside of the folder and hidden files aren't served.
+        Files outside the folder and hidden files aren't served.
 
         Args:
             path: ``/app``, or ``/`` for everything that has no other path.
@@ -607,7 +607,7 @@ class Server:
     def files(self, uri: str, folder: str | PathLike[str], **options: "Unpack[ResourceLabels]") -> None:
         """Offer the files of a folder as resources: ``docs://`` is their list, ``docs://guide/start.md`` one of them.
 
-        Clients can complete the path. Files outside of the folder, even through symbolic links, and hidden files aren't
+        Clients can complete the path. Files outside the folder, even through symbolic links, and hidden files aren't
         read; a file may have up to 10 MiB.
 
         Args:

@@ -235,7 +235,7 @@ class Throttle:
 
 
 def _spend(paces: Sequence[_Pace]) -> bool:
-    """Charge what this worker decides alone, or has prepaid. Return whether it was enough for all of them."""
+    """Charge what this worker decides alone, or has prepaid. Return whether that covers all of them."""
     for number, (limiter, key, price) in enumerate(paces):
         if not limiter.spend(key, price):
             _put_back(paces[:number])

@@ -36,7 +36,7 @@ from millstream._web.error_pages import error_page
 def _files(folder: str, *, max_age: int, shared: bool) -> Application:
     """Return an ASGI application that serves a folder, without hidden files, and with a limit on ranges.
 
-    Starlette resolves paths, and refuses those outside of the folder, including symbolic links. It supports entity
+    Starlette resolves paths, and refuses those outside the folder, including symbolic links. It supports entity
     tags, ``Last-Modified``, ``index.html`` and ``404.html``, and ranges (RFC 9110 §14).
 
     Args:

@@ -55,7 +55,7 @@ class Launch(Confidential, Struct, frozen=True, kw_only=True):
     args: tuple[str, ...] = ()
     env: Mapping[str, str] = {}
     url: str = ""
-    """URL, instead of a command."""
+    """The URL, if there's no command."""
     headers: Mapping[str, str] = {}
 
     def by_remote(self) -> "Launch":
@@ -196,7 +196,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     paths: tuple[str, ...]
     """The configuration file: one path below the home folder, or three below `System.settings`, by `_SYSTEMS`."""
     folder_variable: str = ""
-    """Variable with another folder of a file below the home folder."""
+    """Variable that moves a file below the home folder to another folder."""
     under: str = "mcpServers"
     """Member of its configuration that contains the servers."""
     project: str = ""
@@ -212,7 +212,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     headers: str = "headers"
     """Member of the entry that holds the HTTP headers."""
     write: Callable[[str, Launch], Entry] | None = None
-    """Creates an entry of another form, from the name of the server and the launch."""
+    """Creates an entry in another form, from the server's name and the launch."""
     named: Callable[[str], str] = hyphenate
     """Converts the name of a server to the application's form."""
     afterwards: str

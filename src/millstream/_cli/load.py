@@ -411,7 +411,7 @@ class CompatibleImports(MetaPathFinder, Loader):
         self._told = False
 
     def replace_sdk(self, error: BaseException | None) -> bool:
-        """Find the SDK's modules before it does, if it can't run the program. Return whether to import that again.
+        """Find the SDK's modules first if the SDK can't run the program. Return whether to import the program again.
 
         Args:
             error: What the import of the program raised.

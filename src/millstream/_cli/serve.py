@@ -46,10 +46,10 @@ def serve_http(  # noqa: PLR0913  the options of commands
         descriptor: Descriptor of a socket to listen on instead.
         workers: Number of processes.
         reload: Whether to restart when a file changes.
-        told: Called when it serves.
+        told: Called once it's serving.
         serve: Parts to serve, instead of those of the program.
         store: URL of the store.
-        web: Whether to serve the pages, too.
+        web: Whether to also serve the pages.
         settings: Settings by name; None leaves a setting unchanged.
 
     Raises:

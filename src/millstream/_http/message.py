@@ -434,7 +434,7 @@ def accepts_gzip(value: bytes) -> bool:
 
 
 PIECE = 8192
-"""Maximum bytes to parse before the event loop gets its turn, where a few bytes can mean much work."""
+"""Maximum bytes to parse before the event loop gets its turn, where a few bytes can mean a lot of work."""
 MAX_FRAMING = 64 * 1024
 """Maximum bytes of a body's chunk framing, plus an eighth of the body. Tiny chunks cost as much as large ones."""
 MAX_FRAGMENTS = 256

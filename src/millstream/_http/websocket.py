@@ -1,7 +1,7 @@
 """The output of one WebSocket: complete text messages, followed by a close frame.
 
-Events and notifications are unsolicited: a peer with too many unread bytes of them is cut as slow. Answers aren't
-counted, because a peer may request much over a slow connection. Instead, reading pauses while a peer doesn't read its
+Events and notifications are unsolicited: a peer with too many unread bytes of them is cut off as slow. Answers aren't
+counted, because a peer may request a lot over a slow connection. Instead, reading pauses while a peer doesn't read its
 answers (`drain`). `QueuedSocket` (ASGI) and `DirectSocket` (our own server) implement the sending.
 """
 

@@ -75,7 +75,7 @@ def header_version(headers: Headers) -> str:
 def per_request_revision(message: Envelope, headers: Headers | None = None) -> Revision | None:
     """Return the per-request revision that a request or notification names, or None for the handshake era.
 
-    One that isn't known counts as the newest, until `admit_per_request` refuses it.
+    An unknown one counts as the newest, until `admit_per_request` refuses it.
 
     Raises:
         ProtocolError: An `initialize` request names a revision without a handshake in its header.

@@ -1,8 +1,8 @@
 """Errors, separated by who caused them, and what their messages contain: a peer's text made safe, and suggested names.
 
 The codes are those of JSON-RPC and MCP (https://modelcontextprotocol.io/specification), and a few of our own. An error
-about a misspelled name suggests the closest existing one. Python only says that an argument is unexpected, and versions
-before 3.13 suggest nothing.
+about a misspelled name suggests the closest existing one. Python only reports that an argument is unexpected, and
+versions before 3.13 suggest nothing.
 """
 
 import difflib
@@ -133,7 +133,7 @@ class Declined(Exception):
 
 
 class Cancelled(Exception):
-    """The user dismissed a question without an answer: ``except Cancelled: return "Not now."``."""
+    """The user dismissed a question without answering it: ``except Cancelled: return "Not now."``."""
 
 
 _HIDDEN = (
@@ -141,7 +141,7 @@ _HIDDEN = (
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _JOINED = f"[^\x00-\u02ff\u200c\u200d{_HIDDEN}]"
-"""Letters of many scripts, and emoji, which joiners shape. Between others, joiners are invisible."""
+"""Letters of many scripts, and emoji, which joiners shape. Between other characters, joiners are invisible."""
 INVISIBLE = re.compile(rf"[{_HIDDEN}]|(?<!{_JOINED})[\u200c\u200d]|[\u200c\u200d](?!{_JOINED})")
 r"""Control and format characters except ``\n`` and ``\t``: bidirectional and line marks, zero-width ones, and tags."""
 

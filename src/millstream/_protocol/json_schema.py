@@ -332,7 +332,7 @@ def _check_identity(node: Schema, where: str) -> None:
 def children(node: Schema) -> Iterator[tuple[tuple[str, ...] | tuple[str, int], Any]]:
     """Iterate over the direct subschemas, each with its location: ``("items",)``, ``("properties", "a")``.
 
-    Keywords of earlier drafts have them, too: `items` can be an array, and members of `dependencies` can be names.
+    Keywords of earlier drafts also have them: `items` can be an array, and members of `dependencies` can be names.
     """
     for keyword, value in node.items():
         if is_object(value) and keyword in MAPS:

@@ -298,7 +298,7 @@ def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = Fal
     Args:
         members: Members of the result for the newest revision, as JSON without braces.
         revision: The client's revision.
-        wraps: Whether the tool's output schema is wrapped, so that objects are wrapped, too.
+        wraps: Whether the tool's output schema is wrapped, so that objects are also wrapped.
     """
     result = _decode_result(b"{%b}" % members)
     parts = [b'"content":%b' % encode([block(each, revision) for each in result.content])]

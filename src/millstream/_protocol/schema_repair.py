@@ -1,4 +1,4 @@
-"""Repair of JSON Schemas of other servers, so that no client refuses them.
+"""Repair of other servers' JSON Schemas, so that no client refuses them.
 
 The official TypeScript SDK compiles output schemas when it reads a list, and refuses the whole list if one of them has
 a reference to nothing or a pattern that isn't ECMA-262. A keyword without a usable value is left out, so that the
@@ -38,7 +38,7 @@ _INVERTED = frozenset(("contains", "if", "not", "oneOf"))
 _MAX_SHOWN = 60
 _MAX_PASSES = 8
 _MAX_HOPS = 16
-"""Maximum references in a row. A longer chain counts as one that leads nowhere, since following each takes long."""
+"""Maximum references in a row. A longer chain counts as leading nowhere, because following it takes too long."""
 _MAX_URI = 1024
 """Maximum length of a URI that is resolved. Otherwise a long one would be copied for each schema below it."""
 _FROM_DRAFT_4 = ("exclusiveMaximum", "maximum"), ("exclusiveMinimum", "minimum")
@@ -133,7 +133,7 @@ def repair_schema(schema: Any, warn: Callable[[str], object] | None = None) -> A
 
 
 def has_uris(schema: Any) -> bool:
-    """Return whether a schema or a part of it has a URI of its own, which another tool's schema could have, too."""
+    """Return whether a schema or a part of it has its own URI, which another tool's schema could also have."""
     return any("$id" in each for each in walk(schema))
 
 
@@ -161,7 +161,7 @@ class _Repair:
         self._targets: dict[tuple[str, str], Json] = {}
         """URI, and an anchor or nothing -> the schema."""
         self._doubled: set[int] = set()
-        """Ids of schemas whose URI or anchor another one has."""
+        """Ids of schemas that share a URI or anchor with another one."""
         self._usable: dict[int, bool] = {}
         """Id of an object that only a reference treats as a schema -> whether it's one."""
         self._depth = 0
@@ -194,7 +194,7 @@ class _Repair:
             self._doubled.add(id(node))
 
     def schema(self, node: Json) -> Json:
-        """Return a schema without what no reader can use."""
+        """Return a schema without the parts that no reader can use."""
         start, made = len(self.dropped), Json()
         for key, value in node.items():
             before = len(self.dropped)

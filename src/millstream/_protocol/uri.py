@@ -30,7 +30,7 @@ _MAX_REMEMBERED = 256
 
 
 def check_uri(what: str, uri: str) -> None:
-    """Check a URI that a program writes. Letters of any alphabet are fine, since clients encode them.
+    """Check a URI from the program. Letters of any alphabet are fine, because clients encode them.
 
     Args:
         what: What has the URI, for the error.

@@ -1,6 +1,6 @@
 """Control of running calls: their limits, answers to their questions, cancellations, and the end of a session.
 
-Transports use this module instead of the call itself, because a call can run on another worker than the one that
+Transports use this module instead of the call itself, because a call can run on a different worker from the one that
 received the message. The number and size of calls are limited, and one caller can use half of each limit.
 """
 

@@ -137,7 +137,7 @@ class RelayedError(ProtocolError):
 
 
 class Outcome(Struct):
-    """The end of a call: a result (a failed tool has one, too), an error, or neither if the call was canceled."""
+    """The end of a call: a result (also of a failed tool), an error, or neither if the call was canceled."""
 
     result: bytes = b""
     """The JSON object of the result."""
@@ -501,7 +501,7 @@ class _ToolResult(Struct, rename="camel"):
 
 _decode_tool_result = decoder(_ToolResult)
 _ERROR = b'"isError":true'
-"""Part of every result that reports an error. Structured content can have it, too."""
+"""Part of every result that reports an error. Structured content can also have it."""
 
 
 def _reports_error(call: Call, result: bytes) -> bool:

@@ -113,7 +113,7 @@ class WorkerStart(PeerMessage, frozen=True, tag="join"):
 
 
 class MissedMessages(PeerMessage, frozen=True, tag="miss"):
-    """The sender may have missed messages of others."""
+    """The sender may have missed messages from others."""
 
 
 class WorkerGreeting(PeerMessage, frozen=True, tag="present"):
@@ -236,7 +236,7 @@ class Peers:
         self._keys: list[bytes] = []
         self._receivers: dict[type, list[Callable[[Any, str], object]]] = {}
         self._own: set[type] = set()
-        """Message types for which this worker's own messages are received, too."""
+        """Message types for which this worker also receives its own messages."""
         self._interrupted: list[Callable[[], None]] = []
         self._on_loss: list[Callable[[], None]] = []
         self._worker_checks: list[Callable[[], Awaitable[None]]] = [self._check_receivers]
@@ -375,7 +375,7 @@ class Peers:
                         self._settle(stamp, received=False)
 
     def _open_letter(self, data: bytes) -> _Envelope | None:
-        """Return a valid message of another worker, or of this one if it's wanted; None for anything else."""
+        """Return a valid message from another worker, or from this one if it's wanted; None for anything else."""
         mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
             if not self._warned:

@@ -155,7 +155,7 @@ LAST_SECONDS = 1.0
 class TextOutlet:
     """Writes lines to a stream without waiting for a slow or stalled reader. Any thread may use it.
 
-    Lines that the stream doesn't take at once are kept, up to `MAX_KEPT` bytes, and a thread writes them when there's
+    Lines that the stream can't take at once are kept, up to `MAX_KEPT` bytes, and a thread writes them when there's
     room. More lines are dropped, and the next line then gives their number.
 
     Args:
@@ -215,7 +215,7 @@ class TextOutlet:
     def _reopen(self, descriptor: int) -> int:
         """Return a descriptor of a pipe that other processes can't block by writing to the same pipe at the same time.
 
-        Setting the original one to non-blocking would change it for them, too.
+        Setting the original one to non-blocking would also change it for them.
         """
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             with suppress(OSError):  # the pipe belongs to another user, or this isn't Linux
@@ -258,7 +258,7 @@ class TextOutlet:
         self._unreported += lines
 
     def _send_later(self) -> None:
-        """Write kept lines when there's room. Runs in a thread of its own."""
+        """Write kept lines when there's room. Runs in its own thread."""
         poll = _poll(self._descriptor or 0)
         while True:
             poll.poll()

@@ -213,7 +213,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
     async def _answer_initialize(self, message: Envelope, open_session: OpenSession) -> None:
-        """Respond to `initialize` when something outside has opened a session, too, or refused the client."""
+        """Respond to `initialize` after something outside has also opened a session or refused the client."""
         session = self.session
         assert session is not None and message.id is not None  # noqa: S101, PT018  the caller has set both
         try:

@@ -62,7 +62,7 @@ _decode_publication = decoder(Publication)
 
 
 def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> bytes:
-    """Return an event of the hub as a server-sent event, for a reader as of `visible_part`.
+    """Return an event of the hub as a server-sent event, for a reader as in `visible_part`.
 
     The publisher is in a field of its own, which `EventSource` ignores. With `envelope`, the data is the event as an
     object, as on a WebSocket, so that pages can also read the publisher.
@@ -108,7 +108,7 @@ class HubRoutes(Struct, frozen=True):
     gzip: bool = False
     note: ObserveMessage = ignore_message
     is_partial: Callable[[], object] = bool
-    """Returns whether messages of other processes don't arrive here."""
+    """Returns whether messages from other processes don't arrive here."""
 
     @staticmethod
     def match(path: str) -> str | None:
@@ -259,7 +259,7 @@ _REFUSALS: dict[type[Exception], tuple[int, str]] = {
     StoreFull: (503, "The store is full. The event wasn't published."),
     StoreUnavailable: (503, "The store didn't respond in time. The event may or may not be published."),
 }
-"""Error -> status and text. An empty text means the error's own. The others replace it, as it may name a server."""
+"""Error -> status and text. An empty text means the error's own. The others replace one that may name a server."""
 
 
 def _refusal(exc: Exception) -> Response:

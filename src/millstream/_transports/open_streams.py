@@ -194,7 +194,7 @@ class OpenStreams(Struct, eq=False):
     def beat(self) -> None:
         """Send a comment to every stream as a sign of life. End streams over the maximum age.
 
-        Those of calls have a time limit of their own.
+        Calls have their own time limit.
         """
         oldest = monotonic() - self.max_age
         for each in list(self._numbered.values()):

@@ -114,7 +114,7 @@ _decode_text = decoder(str)
 
 
 def encode_event(event: Event, full: bool = False) -> bytes:
-    """Return an event of the hub as one message, for a reader as of `visible_part`. The close frame reports that
+    """Return an event of the hub as one message, for a reader as in `visible_part`. The close frame reports that
     a subscriber is cut.
     """
     if event.data is None:

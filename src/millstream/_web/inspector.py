@@ -227,7 +227,7 @@ class SignIns:
     # Stored state
 
     async def _own_tokens(self, request: HttpRequest, url: Url) -> Tokens | None:
-        """Return the tokens for a request from our own page. Browsers send cookies with other pages' requests, too."""
+        """Return the tokens for a request from our own page. Browsers also send cookies with other pages' requests."""
         browser = get_cookie(request, _COOKIE)
         if not browser or not is_same_origin(request):
             return None

@@ -41,7 +41,7 @@ class ModelError(AgentError):
     Args:
         message: What happened, and what to do.
         temporary: Whether the same request may succeed later.
-        retry_after: Seconds to wait before a retry, if the API says so.
+        retry_after: Seconds to wait before a retry, if the API specifies them.
 
     Example:
         ``except ModelError as error: print(error)``

@@ -1,7 +1,7 @@
 """The tools of several servers, as a model sees and calls them.
 
 Tools are renamed for the model's API, which accepts up to 64 letters, digits, ``_``, and ``-``. A call goes from the
-model's text to a request, and from the outcome to text for the model. Errors here become text for the model, too, and
+model's text to a request, and from the outcome to text for the model. Errors here also become text for the model, and
 don't end the conversation.
 """
 

@@ -368,7 +368,7 @@ def _cookie_line(request: HttpRequest, value: str, seconds: int) -> bytes:
 _TOPIC = "signed-out"
 _MARK = b"\0"
 _EVERYWHERE = "*"
-"""Before a principal's id, in place of a cookie's digest."""
+"""Prefix of a principal's id, used in place of a cookie's digest."""
 _MAX_SIGN_OUTS = 4096
 
 

@@ -45,7 +45,7 @@ decode_tools = foreign_decoder(ListToolsResult, logger.warning)
 
 
 class Conversation:
-    """A connection to a server for raw messages, which gateways forward. A `Client` has one, too.
+    """A connection to a server for raw messages, which gateways forward. A `Client` also has one.
 
     ``await conversation.requests.ask(RawRequest(method="ping"))`` sends a request and returns the result as JSON.
     ``next(conversation.requests.ids)`` reserves the id of a later `RawRequest`. After a connection is lost, the next

@@ -535,7 +535,7 @@ class Requests(Confidential, Struct, kw_only=True):
     async def _connect_with(self, *, sse: bool = False) -> Connection:
         """Open a transport and negotiate.
 
-        A server that exits on an unknown method, or isn't of the era that it was, is tried a second time.
+        A server that exits on an unknown method, or whose era has changed, is tried a second time.
         """
         era, pinned = self.era, self.pinned
         handshake = era.name != ""

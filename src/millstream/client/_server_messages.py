@@ -155,7 +155,7 @@ class ServerMessages(Struct, eq=False):
     """Filters of notifications in both directions, for extensions."""
     _timer: asyncio.TimerHandle | None = None
     _wakes_at: float = math.inf
-    """When the timer fires, at the latest at the first deadline."""
+    """When the timer fires: no later than the first deadline."""
     running: dict[int, PendingRequest] = {}
     """Pending requests by id, which is also the progress token."""
     watchers: set[Watcher] = set()
@@ -195,7 +195,7 @@ class ServerMessages(Struct, eq=False):
             _logger.debug("The server sent a %s that can't be decoded.", message.method)
 
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
-        """Report that messages outside of calls have stopped, because of `fault`, or were missed if `fault` is None."""
+        """Report that messages outside calls have stopped, because of `fault`, or were missed if `fault` is None."""
         if self.interruption_callback is not None:
             self.interruption_callback(transport, fault)
 

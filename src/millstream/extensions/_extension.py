@@ -103,11 +103,11 @@ class Extension(Middleware):
     revisions: Collection[str] = ()
     """Dates of the revisions that have the extension; all by default.
 
-    For experiments: clients of a later revision don't get the extension until its date is added. To leave out the
-    handshake era only, use `millstream.protocol.PER_REQUEST`, which later revisions join.
+    For experiments: clients of a later revision don't get the extension until its date is added. To exclude only
+    the handshake era, use `millstream.protocol.PER_REQUEST`, which later revisions join.
     """
     experimental: bool = False
-    """Whether to announce and declare the extension under ``experimental``, too, for older peers."""
+    """Whether to also announce and declare the extension under ``experimental``, for older peers."""
     _server: "Server | None" = None
 
     # On both sides

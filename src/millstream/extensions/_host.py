@@ -110,17 +110,17 @@ class Host(Struct, eq=False):
 
     @property
     def map(self) -> Map:
-        """Values by key, each with a time to live, shared by all workers. Start keys with a prefix of your own."""
+        """Values by key, each with a time to live, shared by all workers. Start keys with your own prefix."""
         return self._host.store.kv
 
     @property
     def log(self) -> Log:
-        """Append-only streams of entries, shared by all workers. Start names with a prefix of your own."""
+        """Append-only streams of entries, shared by all workers. Start names with your own prefix."""
         return self._host.store.log
 
     @property
     def bus(self) -> Bus:
-        """Messages between workers. Start topics with a prefix of your own. See also `on_workers_change`."""
+        """Messages between workers. Start topics with your own prefix. See also `on_workers_change`."""
         return self._host.store.bus
 
     @property

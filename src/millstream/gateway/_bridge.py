@@ -442,9 +442,9 @@ async def _fail(
 ) -> ToolError | ProtocolError:
     """Return the error for a call without a response.
 
-    If its own session at the upstream has ended, a relay ends the client's session, too, and the client initializes
-    again. One that is bound to a connection only learns of it by the error. With a catalog, the next call opens another
-    session, and the error says that what the upstream remembered is gone.
+    If its own session at the upstream has ended, a relay also ends the client's session, and the client initializes
+    again. A client that is bound to a connection learns of it only from the error. With a catalog, the next call opens
+    another session, and the error explains that the upstream's state is lost.
     """
     lost, session = isinstance(exc, SessionLost), call.session
     if link is not None and link.key.own and link.conversation.transport.lost:

@@ -1,7 +1,7 @@
 """The catalog of an upstream: its four lists, as a copy that outlives connections and workers.
 
 Pinned definitions protect against upstreams that change a tool after it was accepted. With ``trust = "pin"``, an item
-is offered only while its definition is the accepted one. A new item that looks like a known one isn't offered, either.
+is offered only while its definition is the accepted one. A new item that looks like a known one isn't offered either.
 `millstream gateway accept` writes accepted definitions to a file for version control. For items that aren't in it, the
 store keeps the digest of the first definition. Changes to the file take effect at the next check.
 """
@@ -125,7 +125,7 @@ class Catalog(Struct, kw_only=True):
 
     @property
     def fresh_seconds(self) -> float:
-        """Seconds until the first list is stale; 0 if the upstream doesn't say."""
+        """Seconds until the first list is stale; 0 if the upstream doesn't specify it."""
         return min((ttl_ms for ttl_ms, _ in self.hints.values()), default=0) / 1000
 
     def add_hint(self, kind: str, result: bytes) -> "_Page":

@@ -361,7 +361,7 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
 
 
 def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> Any:
-    """Remove the fields that say where an upstream is, and return its target, or set its `openapi`."""
+    """Remove the fields that locate an upstream, and return its target, or set its `openapi`."""
     url, command, args, api = (values.pop(key, None) for key in ("url", "command", "args", "openapi"))
     present = [key for key, value in (("url", url), ("command", command), ("openapi", api)) if value]
     if len(present) != 1:

@@ -70,7 +70,7 @@ _PLACES = "path", "query", "header", "cookie", *_IN_BODY
 _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema whose definitions are inlined."""
 _MAX_PARTS = 50
-"""Maximum number of an object's parts and variants that can say which properties aren't sent."""
+"""Maximum number of an object's parts and variants to search for properties that aren't sent."""
 _MAX_NAME = 56
 """Maximum characters of a name."""
 _RESERVED_HEADERS = frozenset((name, "header") for name in (
@@ -512,7 +512,7 @@ class _Conversion(Struct):
         return _replace_nullable(_with_declared_types(result))
 
     def _hides(self, name: str, parts: Sequence[Json]) -> bool:
-        """Return whether the first part that has a property says that it isn't sent."""
+        """Return whether the first part that has a property declares that it isn't sent."""
         declared = (properties for each in parts if name in (properties := members(each.get("properties"))))
         return self.document.target(next(declared, Json()).get(name)).get(self.flag) is True
 

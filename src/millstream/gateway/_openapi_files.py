@@ -150,7 +150,7 @@ def address_of(path: str | Path) -> str:
 
 
 def read_file(address: str, base: str) -> bytes:
-    """Return the bytes of a document's file; none if it's another file than the document and can't be read.
+    """Return the bytes of a document's file; none if it's a file other than the document and can't be read.
 
     Args:
         address: Address of the file, which must be in the document's folder.

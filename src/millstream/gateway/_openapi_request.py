@@ -322,7 +322,7 @@ def _join(argument: Argument, value: Any, escape: _Escape) -> str:
 
 
 def _write_content(argument: Argument, value: Any) -> str:
-    """Return a value as text, which is JSON for a parameter with such `content`."""
+    """Return a value as text: as JSON for a parameter whose `content` is JSON."""
     return encode(value).decode() if is_json(plain_media(argument.media)) else _text(value)
 
 

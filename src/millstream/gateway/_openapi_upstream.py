@@ -131,7 +131,7 @@ class ApiUpstream(Upstream):
         secrets = config.auth if isinstance(config.auth, StaticHeaders) else StaticHeaders()
         names = (*config.forward_headers, *config.headers, *secrets.headers)
         self._fixed_query = secrets.query.keys()
-        """Parameters in the query that arguments can't set, either."""
+        """Query parameters that arguments can't set."""
         self._fixed_headers = {name.lower().replace("_", "-") for name in names}
         """Headers that arguments can't set, because the operator configures them."""
         self._pools: dict[str, ConnectionPool] = {}

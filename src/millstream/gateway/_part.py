@@ -110,8 +110,8 @@ class GatewayPart:
         """See `_names`."""
 
         self._subscriptions: dict[object, tuple[str, Mapping[str, str], _Sources, _Sources]] = {}
-        """Stream or connection -> its caller, the URIs that it subscribes to, and those of upstreams: all of them, and
-        the watched ones."""
+        """Stream or connection -> its caller, the URIs that it subscribes to, and the upstreams' URIs: all of them,
+        and the watched ones."""
         self._watchable: dict[str, tuple[bool, list[QuarantinedItem]]] = {}
         """Upstream -> whether its resources can be watched, and its quarantined items, at the last change."""
 
@@ -205,7 +205,7 @@ class GatewayPart:
             raise ValueError(self._name_conflict)
 
     def _choose_mode(self, host: PartHost) -> None:
-        """Relay a single upstream, unless something speaks against it."""
+        """Relay a single upstream, unless something prevents it."""
         upstreams, definition, registry = list(self.upstreams.values()), self.definition, host.registry
         obstacle = find_obstacle(
             upstreams,
@@ -356,7 +356,7 @@ class GatewayPart:
                 logger.warning("The upstream %s hasn't returned any lists yet", name)
 
     def _announce_missing(self) -> None:
-        """Announce what upstreams without lists may have, because clients connect before these are there."""
+        """Announce what upstreams without lists may have, because clients connect before the lists arrive."""
         for upstream in self.upstreams.values():
             if not upstream.catalog.taken_at:
                 for capability in upstream.catalog.capabilities or _LISTED:
@@ -505,7 +505,7 @@ class GatewayPart:
             registry.offer("completions")
 
     async def _list(self, handler: Handler, call: Call) -> bytes:
-        """Return a page of a list, after lists that have to be read for it."""
+        """Return a page of a list, after reading the lists that it needs."""
         if stale := [each.freshen() for each in self.upstreams.values() if each.is_stale]:
             await asyncio.gather(*stale)
         return await handler(call)
@@ -513,7 +513,7 @@ class GatewayPart:
     def _merge_hints(self) -> None:
         """Combine the cache hints: the shortest lifetime, and private if any upstream's list is.
 
-        Nothing can be cached while an upstream has no lists yet, nor what one that's asked each time gives no hint for.
+        Nothing can be cached while an upstream has no lists yet, or if one that's asked each time gives no hint.
         """
         merged: dict[str, tuple[int, bool]] = {}
         for upstream in self.upstreams.values():
@@ -661,7 +661,7 @@ class GatewayPart:
         self._watch(follower, owner, uris, (wanted - gone) | added)
 
     def _follow_again(self) -> None:
-        """Update what is watched after other resources are offered. Many streams can have the same URIs."""
+        """Update the watched resources after the offered ones have changed. Many streams can have the same URIs."""
         found: dict[Collection[str], _Sources] = {}
         for follower, (owner, uris, _, watched) in list(self._subscriptions.items()):
             key = frozenset(uris)

@@ -181,7 +181,7 @@ class Recipient:
         Args:
             call: The client's call.
             abilities: The questions that the client can answer, see `abilities_of`.
-            redactor: Redacts the upstream's messages, if the policy says so.
+            redactor: Redacts the upstream's messages, if the policy requires it.
         """
         self.abilities: bytes = abilities
         self.redactor: Redactor | None = redactor
@@ -604,9 +604,9 @@ class OwnSession(Struct, frozen=True):
     names_calls: bool
     """Whether messages name the call that they belong to, apart from messages over HTTP+SSE."""
     send: Callable[[str, str, bytes], None]
-    """``send(session, method, params)`` sends a notification outside of calls."""
+    """``send(session, method, params)`` sends a notification outside calls."""
     ask: Callable[[str, str, Json], Awaitable[bytes]]
-    """``ask(session, method, params)`` asks a question outside of calls."""
+    """``ask(session, method, params)`` asks a question outside calls."""
 
 
 class Relays:
@@ -798,7 +798,7 @@ class Relays:
             own.send(own.id, PROGRESS, encode(_with_token(params, self._ended[token])))
 
     def _find_own(self, request_id: int) -> Recipient | None:
-        """Return the call of a message on a dedicated session; None if it's outside of calls."""
+        """Return the call of a message on a dedicated session; None if it's outside calls."""
         own, names_calls = self._own, self.conversation.transport.name != "http+sse"
         if not request_id and own is not None and own.names_calls and names_calls:
             return None

@@ -876,14 +876,14 @@ class Upstream:
         return OwnSession(session, client.capabilities, self.relays, names_calls, self._pass_on, self._ask_session)
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
-        """Send a client's session what its own session received outside of calls."""
+        """Send a client's session what its own session received outside calls."""
         self._send_to_session(session, message_for_client(method, params))
 
     def _send_to_session(self, session: str, message: bytes) -> None:
         self.gateway.host.services.changes.emit(SessionChange("", session=session, message=message))
 
     async def _ask_session(self, session: str, method: str, params: Json) -> bytes:
-        """Ask the client of a session outside of its calls.
+        """Ask the client of a session outside its calls.
 
         Raises:
             ProtocolError: It can't be asked, refused, or didn't respond.

@@ -4,7 +4,7 @@ Each event is encoded once per kind of outlet, and a plain loop writes the same 
 channel's outlets by encoder are its plan, which is built on demand and contains each outlet once.
 
 A subscriber that falls too far behind gets a final event with the reason and can resume. Others are unaffected. Each
-outlet has its own bound, but there can be thousands, so the bytes that all of them haven't read are bounded, too: above
+outlet has its own bound, but there can be thousands, so the bytes that all of them haven't read are also bounded: above
 that, the slowest outlets are cut.
 """
 

@@ -48,7 +48,7 @@ class HttpPart(OwnPart):
 class LifespanPart(OwnPart):
     """Runs the lifespans of the server and of mounted servers, in this order, around the parts that open later.
 
-    The hub is already open, so they can publish. They are entered and left in one task of their own, because task
+    The hub is already open, so they can publish. They are entered and left in their own task, because task
     groups and cancel scopes belong to the task that enters them. If a lifespan ends while the server runs, because a
     task of its group failed, `/readyz` and `/health` report it.
     """
@@ -170,7 +170,7 @@ class LimitsPart(OwnPart):
 
 
 class McpPart(HttpPart):
-    """Serves the paths of MCP."""
+    """Serves the MCP paths."""
 
     name: str = "mcp"
 

@@ -386,7 +386,7 @@ class SiblingWatch(Struct, eq=False):
 
     name: str
     found: Callable[[], None]
-    """Called once, when there is a sibling."""
+    """Called once, when a sibling is found."""
     clock: Callable[[], float] = monotonic
     _socket: socket.socket | None = None
     _heard: float = -HEARD

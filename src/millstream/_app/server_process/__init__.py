@@ -55,7 +55,7 @@ def check_not_importing(server: object = None) -> None:
     """Refuse to serve from inside the import of a file that a command serves.
 
     Args:
-        server: The server object of a program for another library, which the command serves as it is then.
+        server: The server object of a program for another library, which the command then serves as it is.
 
     Raises:
         CommandError: The file is being imported.

@@ -112,7 +112,7 @@ class UnixListener(socket.socket):
 
 
 def _listen_at(path: Path) -> socket.socket:
-    """Return the UNIX socket of a path. Replace a file that a killed server has left.
+    """Return the UNIX socket of a path. Replace a file that a killed server left behind.
 
     Raises:
         CommandError: The path can't be used, or a program listens there.

@@ -79,7 +79,7 @@ class HttpServer:
     listeners: Sequence[socket.socket] = ()
     """Bound sockets."""
     told: Callable[[Facts], None] = show
-    """Called when it listens."""
+    """Called once it's listening."""
     worker: WorkerSlot | None = None
     """Role of this process among several workers."""
 
@@ -273,12 +273,12 @@ def serve_worker(place: WorkerSlot, application: ServerApplication) -> None:
 
 
 class WorkerStops(StopSignals):
-    """Stops a worker on a message of its parent, the parent's exit, or SIGTERM."""
+    """Stops a worker when its parent sends a message or exits, or on SIGTERM."""
 
     _numbers = (signal.SIGTERM,)
 
     def __init__(self, place: WorkerSlot, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]) -> None:
-        """Create it; `handle` installs the handlers."""
+        """Prepare the handlers, which `handle` installs."""
         super().__init__(runtimes, on_stop)
         self._place = place
 
@@ -393,7 +393,7 @@ def serve_with_panel(
         host: Address to listen on.
         port: Port to listen on.
         descriptor: Descriptor of a socket to listen on instead.
-        told: Called when it serves.
+        told: Called once it's serving.
 
     Raises:
         CommandError: The address or the key for session ids can't be used.

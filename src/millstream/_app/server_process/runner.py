@@ -29,7 +29,7 @@ def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.Abst
     and threads. A function that ignores cancellation would keep the process alive after its lifespan has closed. Here
     its location is logged before the process exits.
 
-    In other threads than the main one, wait like `asyncio.run`, because the process belongs to the caller.
+    In threads other than the main one, wait like `asyncio.run`, because the process belongs to the caller.
     """
     status = 1
     deadline = threading.Timer(LAST_SECONDS, lambda: _exit(loop, status))
@@ -125,7 +125,7 @@ class StopSignals:
     _numbers: Collection[int] = _SIGNALS
 
     def __init__(self, runtimes: Runtimes, on_stop: Callable[[DrainTimes], None]) -> None:
-        """Create it; `handle` installs the handlers.
+        """Prepare the handlers, which `handle` installs.
 
         Args:
             runtimes: Runtimes whose calls are counted for messages.

@@ -93,7 +93,7 @@ class SessionForwarder:
         return msgspec.structs.replace(endpoints, find=find, hot=hot)
 
     async def listen(self) -> None:
-        """Receive the requests of other workers.
+        """Receive requests from other workers.
 
         Raises:
             OSError: The socket can't be created.
@@ -105,7 +105,7 @@ class SessionForwarder:
         await self._listener.listen(sock)
 
     async def close(self) -> None:
-        """Stop passing on and receiving, once all calls have ended."""
+        """Stop forwarding and receiving requests once all calls have ended."""
         with suppress(OSError):
             (self._folder / self._services.session_holder).unlink()
         await self._listener.accept_backlog()
@@ -173,7 +173,7 @@ class SessionForwarder:
         return None
 
     async def _stream(self, reply: HttpReply, sink: Sink, *, is_call: bool) -> None:
-        """Pass on a stream until either side closes it. This worker's end doesn't wait for one that isn't a call's."""
+        """Forward a stream until either side closes it. A stopping worker waits only for streams of calls."""
         stream, endings = reply.stream, self._services.endings
         assert stream is not None  # noqa: S101  the caller has looked
         sink.on_close(stream.close)
@@ -223,7 +223,7 @@ def _encode(request: HttpRequest) -> bytes:
 
 
 def _receive(handler: Handler) -> Handler:
-    """Serve a request of another worker as if it had come from the client."""
+    """Serve a request from another worker as if it had come from the client."""
 
     def serve(request: HttpRequest) -> Awaitable[Response | Sink | None]:
         scheme, _, peer = request.headers.pop(_CLIENT, b"").partition(b" ")

@@ -60,7 +60,7 @@ def _has_terminal() -> bool:
 PAUSE = 0.3
 """Seconds between two scans."""
 MAX_FILES = 5_000
-"""Maximum files of a folder; a folder with more isn't a single program."""
+"""Maximum files in a folder. A folder with more isn't a single program."""
 _FOREIGN = frozenset({"__pycache__", "node_modules", "site-packages"})
 
 Seen = dict[str, tuple[int, int]]
@@ -133,7 +133,7 @@ class Supervisor:
     watched: Path | None = None
     """Folder; when a Python file in it changes, all workers restart."""
     told: Callable[[Facts], None] = show
-    """Called once when the workers serve."""
+    """Called once, when the workers are serving."""
 
     def __post_init__(self) -> None:
         self._hello = Hello(
@@ -256,7 +256,7 @@ class Supervisor:
         logger.info("The new version is serving (%s %s)", "processes" if len(pids) > 1 else "process", ", ".join(pids))
 
     def _missing_workers(self, among: Iterable[WorkerProcess]) -> list[SupervisedWorker]:
-        """Return the workers without a serving process among some."""
+        """Return those of the workers that have no serving process."""
         served = [child.worker for child in among if child.state == READY]
         return [worker for worker in self.workers if worker not in served]
 
@@ -439,7 +439,7 @@ def supervise(
         run: Number of this ``run()`` call in the program.
         descriptor: Descriptor of a socket to listen on instead.
         watched: Folder; when a Python file in it changes, all workers restart.
-        told: Called once when the workers serve.
+        told: Called once, when the workers are serving.
 
     Raises:
         CommandError: The address can't be used, or a worker can't start.

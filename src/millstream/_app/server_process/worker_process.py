@@ -134,7 +134,7 @@ _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 class MessageChannel:
     """One end of the pair of sockets.
 
-    The end of the stream is a message, too: it tells a worker that the parent is gone, for whatever reason.
+    The end of the stream is also a message: it tells a worker that the parent is gone, for whatever reason.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -173,7 +173,7 @@ class SocketTakeover:
     """
 
     def __init__(self, me: int, others: Mapping[int, Sequence[socket.socket]]) -> None:
-        """Create it; `begin` starts accepting.
+        """Prepare the takeover, which `begin` starts.
 
         Args:
             me: Number of this worker.
@@ -340,7 +340,7 @@ def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
     """Return sockets for the workers: one for each, or fewer, which they share. The parent keeps them until shutdown.
 
     On Linux, the kernel spreads connections over sockets that share a port, so each worker has its own. Connections in
-    a socket's queue survive the death of its worker, because the parent holds the socket, too, and the replacement
+    a socket's queue survive the death of its worker, because the parent also holds the socket, and the replacement
     continues with it. Elsewhere, all workers share one socket (macOS lets them share a port, but assigns all
     connections to one).
 

@@ -27,7 +27,7 @@ class ClientError(Exception):
     detail: str = ""
     """The reason that came with the status, shortened."""
     retry_after: float | None = None
-    """Seconds after which the server allows another try, if it said so."""
+    """Seconds after which the server allows another try, if it specified that."""
 
     def __init__(self, message: str, *, remedy: str = "") -> None:
         super().__init__(f"{message} {remedy}" if remedy else message)

@@ -94,7 +94,7 @@ class HttpConnection(asyncio.Protocol):
     _framed_since = 0.0
     """Time at which a stream's framing bytes were last reset."""
     _is_head = False
-    """Whether the reply has no body, whatever its head says (RFC 9110 §9.3.2)."""
+    """Whether the reply has no body, regardless of its head (RFC 9110 §9.3.2)."""
     _inflater: Any = None
     """Decompresses the body. Servers may compress without a request (RFC 9110 §12.5.3)."""
     _inflates: bool = False

@@ -247,7 +247,7 @@ class ConnectionPool:
                 raise
 
     async def check(self) -> None:
-        """Open a connection outside of the pool, and close it again.
+        """Open a connection outside the pool, and close it again.
 
         Raises:
             ConnectFailed: The connection failed.

@@ -1,6 +1,6 @@
 """URLs for a client: the address to connect to, the request target, and the proxy that the environment selects.
 
-``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY``, and ``NO_PROXY`` are read like curl does, in upper or lower case
+``HTTPS_PROXY``, ``HTTP_PROXY``, ``ALL_PROXY``, and ``NO_PROXY`` are read as curl reads them, in upper or lower case
 (https://everything.curl.dev/usingcurl/proxies/env.html). Hosts on this machine never use a proxy. https uses a tunnel
 (CONNECT, RFC 9110 §9.3.6), and http an absolute URL in the request line (RFC 9112 §3.2.2).
 """

@@ -685,7 +685,7 @@ class ServerConnection:
             data = rest
 
     def _receive_body(self, data: bytes) -> None:
-        """Process the rest of a body whose head bypassed the parser. The parser reads a request behind it."""
+        """Process the rest of a body whose head bypassed the parser. The parser reads a request that follows it."""
         body = data[: self._remaining_bytes]
         self._remaining_bytes -= len(body)
         self.on_body(body)

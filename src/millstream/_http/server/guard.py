@@ -188,7 +188,7 @@ class ConnectionGuard:
             self._unsent_by_connection[connection] = owner, size, piece
 
     def _cut(self, owner: str) -> None:
-        """Cut the longest stalled connection of an owner, or of the one that holds most."""
+        """Cut the longest-stalled connection of an owner, or of the owner that holds the most."""
         unsent = self._unsent_by_connection
         owner = owner or max((each for each, _, _ in unsent.values()), key=self.unsent.count)
         slowest = next(each for each, (its, _, _) in unsent.items() if its == owner)

@@ -378,7 +378,7 @@ class ConnectionDrainer(Struct, eq=False):
         return waiting or len(over) < len(since)
 
     def abort_closed(self) -> None:
-        """End closed connections that wait for the client's own close, which may never come over TLS."""
+        """Drop closed connections that wait for the client to close its side. Over TLS, it may never do so."""
         for connection in list(self._state.connections):
             transport = connection.transport
             if transport.is_closing() and not transport.get_write_buffer_size():

@@ -101,7 +101,7 @@ class MessageRequest(Struct, eq=False):
 
 
 class Middleware:
-    """A base class for middleware. Override the hooks that you need. Any object with at least one hook works, too.
+    """A base class for middleware. Override the hooks that you need. Any object with at least one hook also works.
 
     Every hook is awaited with a request and ``next``. Its return value is the result, and its exception is the error
     (`ToolError` for a message to the model). A hook that doesn't call ``next`` refuses or answers the request itself.

@@ -64,7 +64,7 @@ class ToolOptions(Labels, total=False):
     """Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments."""
     task: Literal["allowed", "required"] | None
     """Whether calls become tasks for clients that declare the tasks extension. Calls of other clients are plain calls,
-    or with ``required`` refused.
+    or are refused with ``required``.
     """
     task_ttl: float | None
     """Seconds after which a task and its result are deleted, instead of ``Settings.task_ttl``."""
@@ -267,14 +267,14 @@ def check_tool_name(name: str, code: CodeType | None = None) -> None:
 
     Args:
         name: The name.
-        code: Code of the tool's function, whose place the warning names. By default, that of the caller.
+        code: Code of the tool's function, whose location the warning shows. By default, the caller's.
     """
     if not works_everywhere(name):
         warn_author(f"The tool name {name!r} doesn't work with every client: {NAMES_THAT_WORK}", code)
 
 
 def _check_schema(source: ItemSource) -> None:
-    """Warn the author of what model APIs refuse in the schema of a tool's arguments, with all other tools."""
+    """Warn the author if model APIs would refuse a tool's argument schema, and all other tools with it."""
     if composed := [each for each in ("oneOf", "anyOf", "allOf") if each in source.schema]:
         warn_author(
             f"{source.name}: Claude's API refuses schemas with {composed[0]!r} at their root, and every request with "
@@ -305,7 +305,7 @@ def _check_schema(source: ItemSource) -> None:
 
 _MAX_SCHEMA = 16 * 1024
 PROPERTY_NAME = re.compile("[a-zA-Z0-9_.-]{1,64}")
-"""Names of arguments that every model's API accepts. Some refuse all tools of a request for one other name."""
+"""Names of arguments that every model's API accepts. Some APIs refuse all tools because of one other name."""
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:

@@ -115,7 +115,7 @@ def hints_of(function: Function) -> dict[str, Any]:
 
 
 def _names_around(function: Any) -> dict[str, Any]:
-    """Return the local names of the functions and classes whose bodies are just defining a function."""
+    """Return the local names of the functions and classes whose bodies are currently defining a function."""
     found: dict[str, Any] = {}
     frame = inspect.currentframe()
     while frame is not None:

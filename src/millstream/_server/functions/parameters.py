@@ -44,7 +44,7 @@ COLLECTIONS: tuple[Any, ...] = (
     *(getattr(collections.abc, name) for name in ("Sequence", "MutableSequence", "Collection", "Set", "MutableSet")),
     *(collections.abc.Mapping, collections.abc.MutableMapping),
 )
-"""Generic types whose parameters are normalized, too."""
+"""Generic types whose parameters are also normalized."""
 _WRITTEN_AS: Mapping[Any, Any] = {
     **dict.fromkeys((collections.abc.Iterable, collections.deque), list),
     **dict.fromkeys((collections.OrderedDict, collections.defaultdict), dict),
@@ -261,7 +261,7 @@ def _receive(annotation: Any) -> Any:
     if kind is type or kind is Callable:
         raise TypeError(f"clients can't send a {'class' if kind is type else 'function'}")
     if annotation is Self:
-        raise TypeError("Self isn't known outside of a class. Write the name of the class")
+        raise TypeError("Self isn't known outside a class. Write the name of the class")
     if isinstance(kind, type) and issubclass(kind, collections.abc.Mapping) and parts:
         key = split_annotation(parts[0])[0]
         if (get_origin(key) or key) in _NO_KEYS or has_fields(key):

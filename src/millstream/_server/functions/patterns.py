@@ -18,9 +18,9 @@ from millstream._server.functions.parameters import PatternError
 
 _MAX_SEARCHED = 4_096
 _MAX_WAYS = 64
-"""Maximum number of ways to read a text that bounded repeats and alternatives may leave."""
+"""Maximum number of ways in which bounded repeats and alternatives may read a text."""
 _MAX_STEPS = 256
-"""The same, times the characters of each way, if a match may begin anywhere. Repeats of more count as unbounded."""
+"""The same, times the characters of each way, if a match may begin anywhere. Larger repeats count as unbounded."""
 _LATIN = "".join(map(chr, range(0x250)))
 """Characters that tell apart all sets of an expression in ASCII, with the next ones."""
 _OTHERS = "\u0663\u20ac\u2028\u212a"
@@ -171,7 +171,7 @@ ADVICE = (
 
 
 def check_pattern(pattern: str, flags: int = 0) -> None:
-    """Check a pattern that Python's matcher tries on text of clients.
+    """Check a pattern that Python's matcher tries on text from clients.
 
     Raises:
         PatternError: A text can keep it busy. The error suggests a replacement.

@@ -68,7 +68,7 @@ FORMATS: Mapping[str, tuple[Any, str]] = {
 }
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool, "null": None}
 _EXACT = Context(prec=1000, traps=[])
-"""Divides decimals such as 19.99 and 0.01 without a rest; floats can't."""
+"""Divides decimals such as 19.99 and 0.01 without a remainder, which floats can't."""
 _NUMERIC: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minimum": (">=", lambda value, bound: value >= bound),
     "exclusiveMinimum": (">", lambda value, bound: value > bound),
@@ -537,7 +537,7 @@ def _unreadable(node: Schema, text: str) -> str | None:
 
 
 def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> str:
-    """Return ``, got the string "hello"``, with long values cut and secrets left out.
+    """Return ``, got the string "hello"``, with long values truncated and secrets omitted.
 
     Args:
         value: The value.

@@ -107,7 +107,7 @@ class PydanticEngine(Engine):
     Plain types are strict, as with msgspec. Models have their own configuration.
 
     Raises:
-        TypeError: pydantic doesn't support a type, either.
+        TypeError: pydantic doesn't support a type.
         RegistrationError: pydantic would ignore a bound of our `Field`.
         OutputError: pydantic can't describe the result.
     """
@@ -297,7 +297,7 @@ _OF_FIELDS = (
 
 
 def _is_about_the_type(field: FieldInfo) -> bool:
-    """Return whether a `pydantic.Field` says nothing that only a field of a model can have."""
+    """Return whether a `pydantic.Field` has nothing that only a model's field can have."""
     return field.is_required() and field.repr and all(getattr(field, name, None) is None for name in _OF_FIELDS)
 
 

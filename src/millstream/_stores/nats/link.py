@@ -344,7 +344,7 @@ class NatsLink:
         try:
             await self.client.publish(subject, data, reply, headers)
         except RuntimeError:
-            # The client's tasks that would notice a closed connection may have ended with this error, too.
+            # The client's tasks that would notice a closed connection may also have ended with this error.
             await self.client.force_reconnect()
             raise
 

@@ -264,7 +264,7 @@ class Consumer:
         return frozenset(filters)
 
     async def receive(self, seq: int) -> None:
-        """Wait until the consumer has received everything up to a sequence, because there is a mark behind it."""
+        """Wait until the consumer has received everything up to a sequence, because a mark follows it."""
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 while self.seq < seq:
@@ -544,7 +544,7 @@ class NatsLog(Listeners[Entry]):
         return within(map(self._entry, reversed(found)), max_bytes)[::-1]
 
     async def _begin_of_newest(self, view: View, low: int, last: int, limit: int) -> int:
-        """Return a sequence with at least `limit` messages from there on, and not many more."""
+        """Return a sequence after which there are at least `limit` messages, and not many more."""
         link, span = self._link, 2 * limit
         while last - span > low:
             _, count = await link.count_from(view.stream, view.subject, last - span)

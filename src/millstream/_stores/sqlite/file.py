@@ -188,7 +188,7 @@ class Database:
                 database.close()
 
     def run(self, statement: str, fields: Sequence[Any] = ()) -> sqlite3.Cursor:
-        """Run a statement."""
+        """Execute a statement."""
         if self._database is None:
             raise StoreUnavailable("The SQLite store is closed.")
         return self._database.execute(statement, fields)

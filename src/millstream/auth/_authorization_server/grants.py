@@ -380,7 +380,7 @@ class TokenEndpoints(Struct, frozen=True):
         return claims if claims is not None and claims.get("iss") == self.config.url else None
 
     async def revoke(self, request: HttpRequest) -> Response:
-        """Revoke a token and its grant. Succeeds for unknown tokens, too."""
+        """Revoke a token and its grant. Also succeeds for unknown tokens."""
         client, token = await self.clients.read_token(request)
         if (found := await self.find_refresh_token(token)) is not None:
             said, grant = found

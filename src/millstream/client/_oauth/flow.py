@@ -151,7 +151,7 @@ h1 {{ margin: 0; font-size: 1.25rem }}</style>
 <main><h1>{}</h1><p>{}</p></main>
 """
 _PAGE_SECONDS = 2.0
-"""Seconds in which a browser takes the last page."""
+"""Seconds for a browser to fetch the last page."""
 
 
 class Loopback(Struct, eq=False):
@@ -459,7 +459,7 @@ class OAuth:
         Args:
             issuer: The exact issuer identifier (RFC 8414 §2).
             send_resource: Whether requests name the server as their ``resource`` (RFC 8707). Entra ID refuses it if
-                the scopes name another one. Without it, a token may be valid at other servers, too.
+                the scopes name another one. Without it, a token may also be valid at other servers.
             assume_pkce: Whether the issuer supports PKCE with S256, although its metadata doesn't say so.
 
         Raises:

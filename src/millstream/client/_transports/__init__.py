@@ -145,7 +145,7 @@ class Listener(Protocol):
     """Receives what the server sends outside of responses."""
 
     subscribed: asyncio.Event
-    """Set while there are subscribers for messages outside of calls."""
+    """Set while there are subscribers for messages outside calls."""
 
     @property
     def filters(self) -> NotificationFilters | None:
@@ -162,7 +162,7 @@ class Listener(Protocol):
         """
 
     def on_interruption(self, transport: "Transport", fault: ClientError | None) -> None:
-        """Report that messages outside of calls have stopped, or were missed.
+        """Report that messages outside calls have stopped, or were missed.
 
         Args:
             transport: The connection.

@@ -1,7 +1,7 @@
 """`FastMCP` and related names of the official SDK, version 1.
 
-To port a program, replace ``mcp.server.fastmcp`` with ``millstream.compat.fastmcp`` in its imports. This module has
-the names of ``mcp.server.auth``, ``mcp.server.session``, ``mcp.server.elicitation``, and ``mcp.shared``, too. Those of
+To port a program, replace ``mcp.server.fastmcp`` with ``millstream.compat.fastmcp`` in its imports. This module also
+has the names of ``mcp.server.auth``, ``mcp.server.session``, ``mcp.server.elicitation``, and ``mcp.shared``. Those of
 ``mcp.types`` are in `millstream.compat.types`.
 """
 

@@ -1,7 +1,7 @@
 """Runs tasks, and settles the tasks of dead workers.
 
 A task runs in the worker that received its call. If that worker dies, the others find its tasks by their markers. A
-task runs again if its tool allows that. Otherwise it fails with an error that says to call the tool again.
+task runs again if its tool allows that. Otherwise it fails with an error that asks for the call to be repeated.
 
 The store has, for each task, a record of its state, the saved call, and a marker of the worker that runs it. A record
 changes only by compare-and-set, and never after the task has ended. If several workers settle a task at the same time,
