@@ -103,16 +103,16 @@ class Passthrough:
             return forward_stream(call, self._upstream, encode(params))
         headers: Mapping[bytes, bytes] = call.headers or {}
         if call.method in _CORE:
-            raw = bytes(params.get("name") or params.get("uri") or b'""')
-            name = json.loads(raw) if raw[:1] == b'"' else ""
+            name = call.name
+            if not name and (raw := bytes(params.get("name") or params.get("uri") or b""))[:1] == b'"':
+                name = json.loads(raw) if b"\\" in raw else raw[1:-1].decode()
             call.name = name[:_MAX_NAME]
         else:
             name = decode_name(headers.get(b"mcp-name", b"").strip(b" \t"))
         ask = RawRequest(method=call.method, params=encode(params), name=name, rounds=False, owner=call.owner)
-        if call.revision.routing_headers:
-            ask.headers = {
-                key.decode(): value.decode("latin-1") for key, value in headers.items() if key.startswith(b"mcp-param-")
-            }
+        for key in headers:
+            if key[:10] == b"mcp-param-":
+                ask.headers = {**ask.headers, key.decode(): headers[key].decode("latin-1")}
         if link is None:
             return forward_exactly(call, self._upstream, ask, verbatim=True)
         return forward_plainly(call, self._upstream, link, ask, meta, verbatim=True)
