@@ -7,6 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -262,6 +263,27 @@ async def test_call_in_a_killed_worker_fails_with_the_reason_and_its_session_wit
         assert (reply.status_code, "may have had an effect" in reply.text) == (502, True)
         await until_async(lambda: pid not in served.children())
         assert [await other.take(session) for _ in range(3)] == [(404, "")] * 3
+
+
+def listening_socket(pid: int) -> Path:
+    """Return the path of the only Unix socket on which a process listens."""
+    open_files = {str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()}
+    rows = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    (path,) = [row[7] for row in rows if len(row) == 8 and row[3] == "00010000" and f"socket:[{row[6]}]" in open_files]
+    return Path(path)
+
+
+async def test_only_the_first_request_fails_otherwise_while_a_killed_worker_still_accepts(served: Program) -> None:
+    async with two_workers(served) as (holder, session, other):
+        pid = int(text_of(await holder.call({}, "pid")))
+        path = listening_socket(pid)
+        kill(pid)
+        await until_async(lambda: pid not in served.children())
+        path.unlink()
+        dying = await asyncio.start_unix_server(lambda _, writer: writer.close(), path)
+        async with dying:
+            assert [(await other.take(session))[0] for _ in range(3)] == [502, 404, 404]
+        assert [(await other.take(session))[0] for _ in range(2)] == [404, 404]
 
 
 async def test_session_ends_with_404_when_all_workers_are_replaced(served: Program) -> None:

@@ -78,6 +78,8 @@ class SessionForwarder:
         self._holders: Recent[bytes, str] = Recent(MAX_CACHED_SESSIONS)
         """Sealed session id -> its worker; empty for an invalid one."""
         self._pools: dict[str, ConnectionPool] = {}
+        self._lost: set[str] = set()
+        """Workers that closed a connection during a request, and haven't responded since. They may be ending."""
 
     def _wrap(self, endpoints: Endpoints, around: Callable[[Handler], Handler]) -> Endpoints:
         """Return the endpoints with other handlers for MCP."""
@@ -145,10 +147,12 @@ class SessionForwarder:
     async def _forward(self, worker: str, request: HttpRequest) -> Response | None:
         if worker not in self._pools:
             for gone in [each for each in self._pools if not (self._folder / each).exists()]:
+                self._lost.discard(gone)
                 await self._pools.pop(gone).close()
         pool = self._pools.get(worker) or self._make_pool(worker)
         data, request.body = _encode(request), b""
         request.cancel_on_disconnect = True
+        lost = worker in self._lost
         try:
             # A worker only closes idle connections, so a request on one of these wasn't processed.
             reply = await pool.send(data, repeatable=True)
@@ -157,7 +161,11 @@ class SessionForwarder:
                 return _BUSY
             reply = None
         except ClientError:  # a worker that has finished all calls removes its socket before it closes connections
-            return _STOPPED if (self._folder / worker).exists() else error_response(unknown_session())
+            if lost or not (self._folder / worker).exists():
+                return error_response(unknown_session())
+            self._lost.add(worker)
+            return _STOPPED
+        self._lost.discard(worker)
         if reply is None:
             if self._pools.pop(worker, None) is not None:
                 await pool.close()
