@@ -719,6 +719,26 @@ async def test_relay_between_eras_lists_and_completes_prompts_as_the_upstream_do
             assert (found["completion"]["values"], prompt) == (["tone"], {"name": "greet"})
 
 
+async def test_relay_between_eras_passes_unlisted_names_on() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        params = asked.message["params"]
+        text = f"{params.get('name')} {json.dumps(params.get('arguments'))}"
+        content = {"type": "text", "text": text}
+        if asked.method == "tools/call":
+            await asked.result({"content": [content]})
+        elif asked.method == "prompts/get":
+            await asked.result({"messages": [{"role": "user", "content": content}]})
+        else:
+            await asked.result({"tools": []})
+
+    async with misbehaving(with_handshake(behave)) as upstream:
+        for era in ERAS:
+            async with Client(relay(upstream.url), revision=era, timeout=WAIT) as client:
+                assert (await client.call("hidden", a=[1])).text == 'hidden {"a": [1]}'
+                prompt = await client.request("prompts/get", {"name": "hush", "arguments": {"b": "2"}})
+            assert prompt["messages"][0]["content"]["text"] == 'hush {"b": "2"}'
+
+
 async def test_tool_call_in_a_session_passes_a_relay_byte_by_byte() -> None:
     received: list[dict[str, Any]] = []
     result = {"content": [], "com.example/n": 1, "_meta": {"com.example/a": [1]}}

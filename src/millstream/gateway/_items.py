@@ -174,7 +174,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         self.upstream = upstream
         self.own_name = own_name
         self._call_head = b'{"name":%b,"arguments":' % encode(own_name)
-        original = upstream.catalog.tools[own_name]["inputSchema"]
+        original = upstream.catalog.tools.get(own_name, description)["inputSchema"]
         self._own_headers = headers if original is schema else find_annotations(original)
         """Headers of the upstream's own schema, because the policy may have removed arguments."""
         output = description.get("outputSchema")

@@ -8,6 +8,7 @@ is down, the items that a catalog makes of its last lists serve the call instead
 import asyncio
 import json
 from collections.abc import Awaitable, Mapping
+from typing import Any
 
 from millstream import ProtocolError, ToolError
 from millstream._parts import PartHost
@@ -52,7 +53,7 @@ class Passthrough:
         dispatcher.relay = self._relay
         dispatcher.open_session = self._open_session
         registry.method_finders.append(self._find_method)
-        registry.serves_all = True
+        registry.find_elsewhere = self._find_item
         registry.relayed.update(dict.fromkeys(_NOTIFICATIONS, self._notify))
         registry.notification_handlers.update(registry.relayed)
         host.on_close(self._close)
@@ -60,7 +61,7 @@ class Passthrough:
     def _close(self) -> None:
         registry = self._host.registry
         self._host.dispatcher.relay = None
-        registry.serves_all = False
+        registry.find_elsewhere = None
         registry.method_finders.remove(self._find_method)
         for method in _NOTIFICATIONS:
             del registry.relayed[method], registry.notification_handlers[method]
@@ -72,6 +73,12 @@ class Passthrough:
             raise method_not_found(method)
 
         return None if method in _CORE else refuse
+
+    def _find_item(self, kind: str, name: str) -> Any:
+        """Return a tool or prompt that isn't listed, because the upstream may have it."""
+        if kind not in ("tools", "prompts"):
+            return None
+        return self._upstream.item_classes[kind](self._upstream, name, name, {"inputSchema": {"type": "object"}})
 
     def _relay(self, call: Call) -> Awaitable[bytes]:
         """Pass a call on. The result is empty if the items of the upstream's lists have to serve the call."""

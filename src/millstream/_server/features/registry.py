@@ -161,8 +161,8 @@ class Registry:
         self.extensions: list[RegisteredExtension] = []
         self.method_finders: list[Callable[[str, Revision], Handler | None]] = []
         """Each returns the handler of a method that no extension here has, or None. The first match is used."""
-        self.serves_all: bool = False
-        """Whether another server decides which methods exist."""
+        self.find_elsewhere: Callable[[str, str], Any] | None = None
+        """Returns the item of a kind and name if another server decides what exists, or None."""
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
@@ -391,7 +391,7 @@ class Registry:
         capability = revision.requests.get(method)
         if capability is None:
             return self.extension_handler(method, revision) is not None
-        return self.serves_all or capability in self._offered_capabilities
+        return self.find_elsewhere is not None or capability in self._offered_capabilities
 
     def offer(self, capability: str) -> None:
         """Announce a capability from now on."""
@@ -515,6 +515,8 @@ class Registry:
         The caller may lack its scopes: see `check_scopes`.
         """
         item = getattr(self, kind).get(name)
+        if item is None and self.find_elsewhere is not None:
+            item = self.find_elsewhere(kind, name)
         return item if item is not None and sees(caller, item) else None
 
     def find_readable(
