@@ -103,6 +103,8 @@ ANSWERS = {
     "CRLF": [each.replace(b"\n", b"\r\n") for each in (HELLO, delta({}, "stop"), DONE)],
     "split anywhere": [bytes([each]) for each in HELLO + delta({}, "stop") + DONE],
     "no space after data": [each.replace(b"data: ", b"data:") for each in (HELLO, delta({}, "stop"), DONE)],
+    "empty data": [b"data:\n\n", HELLO, b"data: \n\n", delta({}, "stop"), DONE],
+    "byte order mark": [b"\xef\xbb\xbf" + HELLO, delta({}, "stop"), DONE],
     "no line after the last event": [HELLO, delta({}, "stop").rstrip()],
     "usage null": [HELLO, event([], usage={"prompt_tokens": None, "completion_tokens": 1}), delta({}, "stop"), DONE],
     "not a stream": [b'{"choices": [{"message": {"role": "assistant", "content": "Hello"}}]}'],

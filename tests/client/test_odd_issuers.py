@@ -122,12 +122,55 @@ async def test_slightly_malformed_issuer_responses_are_accepted(world: dict[str,
     assert (odd.visits, set(odd.shown)) == (1, {"Bearer good"})
 
 
+@for_each("named", ["/.well-known/oauth-protected-resource/mcp", "'@/elsewhere'", "nowhere:", "http://[bad"])
+async def test_a_challenge_that_names_no_url_does_not_prevent_a_login(named: str) -> None:
+    odd = World()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.path == "/mcp" and "authorization" not in asked.headers:
+            place = named.replace("@", f"http://{asked.headers['host']}")
+            challenge = f'WWW-Authenticate: Bearer resource_metadata="{place}"\r\n'
+            await asked.reply(b"", status="401 Unauthorized", more=challenge)
+        else:
+            await odd.behave(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, odd.client(server.url) as client:
+        assert (await client.call("x")).text == "done"
+
+
+@for_each(
+    ("place", "words"), [("/moved", ""), ("http://127.0.0.1:9/moved", "isn't available"), ("@", "isn't available")]
+)
+async def test_metadata_is_found_after_one_redirect_within_its_origin(place: str, words: str) -> None:
+    odd = World()
+    usual = "/.well-known/oauth-authorization-server"
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.path == usual:
+            where = place.replace("@", usual)
+            await asked.reply(b"", status="301 Moved Permanently", more=f"Location: {where}\r\n")
+        else:
+            asked.path = usual if asked.path == "/moved" else asked.path
+            await odd.behave(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server:
+        client = odd.client(server.url)
+        if not words:
+            async with client:
+                assert (await client.call("x")).text == "done"
+        else:
+            with pytest.raises(AccessDenied) as caught:
+                async with client:
+                    await client.call("x")
+            assert_readable(caught.value, words)
+
+
 @for_each(
     ("world", "expected", "words"),
     [
         ({"resource": {"resource": "http://[bad"}}, AccessDenied, "another server"),
-        ({"resource": {"authorization_servers": ["http://[bad"]}}, TargetError, "not a URL"),
-        ({"resource": {"authorization_servers": ["javascript:1"]}}, TargetError, "not a URL"),
+        ({"resource": {"authorization_servers": ["http://[bad"]}}, TargetError, "isn't a valid URL"),
+        ({"resource": {"authorization_servers": ["javascript:1"]}}, TargetError, "isn't a server URL"),
         ({"resource": {"authorization_servers": ["http://issuer.example"]}}, AccessDenied, "https"),
         ({"issuer": {"issuer": "https://evil.example"}}, AccessDenied, "another issuer"),
         ({"issuer": {"authorization_endpoint": None}}, AccessDenied, "no authorization endpoint"),

@@ -256,6 +256,23 @@ def test_tools_that_an_application_disables_are_not_offered(tmp_path: Path, capl
     ]
 
 
+def test_null_members_in_application_files_are_absent(tmp_path: Path) -> None:
+    rest = dict.fromkeys(("env", "cwd", "headers", "envFile", "disabled", "includeTools", "type"))
+    servers = {
+        "a": {"command": "x", "args": ["y"], "url": None, **rest},
+        "b": {
+            "url": "https://b.example/mcp",
+            "command": None,
+            "args": None,
+            **rest,
+            "headers": {"X-A": 5, "X-B": None},
+        },
+    }
+    a, b = load_file(write(tmp_path, json.dumps({"mcpServers": servers}), "mcp.json")).upstreams
+    assert (a.target, a.env, a.cwd) == (["x", "y"], {}, None)
+    assert (b.target, b.headers) == ("https://b.example/mcp", {"X-A": "5"})
+
+
 def test_numbers_and_booleans_in_application_files_are_text(tmp_path: Path) -> None:
     server = {
         "command": "x",

@@ -5,6 +5,7 @@ bytes of a reply go in, and those of a well-formed stream come out.
 """
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -64,6 +65,7 @@ class StreamRepair:
         if self._size > MAX_REPLY:
             raise ModelServerError(f"The model's reply is larger than {MAX_REPLY // 1024**2} MiB.")
         if self._is_json is None and data.strip():
+            data = data.removeprefix(BOM_UTF8)
             self._is_json = data.lstrip()[:1] == b"{"  # a complete reply, although a stream was requested
         self._pieces.append(data)
         if self._is_json or b"\n" not in data:
@@ -81,8 +83,8 @@ class StreamRepair:
 
     def _repair_line(self, line: bytes) -> bytes:
         name, _, data = line.strip().partition(b":")
-        if name != b"data":
-            return line + b"\n" if name else b"\n"
+        if name != b"data" or not data:  # empty data keeps the connection open
+            return line + b"\n" if name not in (b"", b"data") else b"\n"
         if data.strip().startswith(b"[DONE]"):
             return self._finish() + _DONE
         try:

@@ -544,6 +544,9 @@ def _file_path(value: ConfigValue) -> str:
 # mcpServers
 
 
+_Scalars = dict[str, str | bool | int | float | None]
+
+
 class _Server(Confidential, Struct, frozen=True, kw_only=True):
     """An entry of another application's file. Other members have no effect, and are named in a warning."""
 
@@ -552,12 +555,12 @@ class _Server(Confidential, Struct, frozen=True, kw_only=True):
     serverUrl: str = ""  # noqa: N815  as above
     command: str | tuple[str, ...] = ""
     args: tuple[str | bool | int | float, ...] = ()
-    env: dict[str, str | bool | int | float | None] = field(default_factory=dict[str, str | bool | int | float | None])
+    env: _Scalars = field(default_factory=dict[str, str | bool | int | float | None])
     envFile: str = ""  # noqa: N815  VS Code, Cursor
     env_vars: tuple[str, ...] = ()
     """Variables to pass on (Codex)."""
     cwd: str | None = None
-    headers: dict[str, str] = field(default_factory=dict[str, str])
+    headers: _Scalars = field(default_factory=dict[str, str | bool | int | float | None])
     env_http_headers: dict[str, str] = field(default_factory=dict[str, str])
     """Headers whose values are in variables (Codex)."""
     bearer_token_env_var: str = ""
@@ -596,7 +599,7 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
         entry: The entry.
         has_braces: Whether variables are written ``{env:NAME}``, as in opencode.
     """
-    value = dict(members(entry.value))
+    value = {name: each for name, each in members(entry.value).items() if each is not None}
     if has_braces:
         text = json.dumps(value)
         if "{file:" in text:
@@ -630,7 +633,7 @@ def _read_environment(entry: ConfigValue, server: _Server) -> dict[str, str]:
             found = read_env_file(entry.path.resolve().parent / Path(server.envFile).expanduser())
         except EnvFileError as exc:
             raise entry.member("envFile").error(str(exc)) from exc
-    return found | {key: _as_text(each) for key, each in server.env.items() if each is not None}
+    return found | _as_texts(server.env)
 
 
 def _load_servers(root: ConfigValue) -> GatewayConfig:
@@ -679,7 +682,7 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
                 name=name,
                 target=url or [*command, *map(_as_text, server.args)],
                 prefix=prefix,
-                headers=server.headers,
+                headers=_as_texts(server.headers),
                 env={} if url else _read_environment(entry, server),
                 cwd=None if url else server.cwd,
                 policy=UpstreamPolicy(allow=allow and (*allow, "*://*"), deny=deny) if allow or deny else None,
@@ -700,8 +703,12 @@ def _find_culprit(value: Any) -> Any:
 
 
 def _as_text(value: str | float) -> str:
-    """Return a value of the environment or an argument as text. Some clients also accept numbers and booleans."""
+    """Return an argument or the value of a variable or header as text. Some clients accept numbers and booleans."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _as_texts(table: _Scalars) -> dict[str, str]:
+    return {name: _as_text(each) for name, each in table.items() if each is not None}
 
 
 def _describe(kind: Any) -> str:

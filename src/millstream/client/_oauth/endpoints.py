@@ -10,6 +10,7 @@ can be bound to a key of the client, see `Proofs`.
 import re
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import IPv4Address, ip_address
 from socket import inet_aton
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from millstream.client._oauth.signing import ProofKey
 
 
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 MAX_LENGTH = 16 * 1024
 """Maximum length. Longer headers are ignored."""
 _PART = re.compile(
@@ -196,13 +198,18 @@ def _distance(host: str) -> int:
 
 
 async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T | None:
-    """Fetch a JSON document. Return None if it doesn't exist.
+    """Fetch a JSON document, after at most one redirect within its origin. Return None if it doesn't exist.
 
     Raises:
         AccessDenied: It exists, but a member that matters can't be used. Another document must not replace it.
     """
     try:
         reply = await fetch("GET", url, outbound=outbound)
+        if reply.status in _REDIRECTS and b"location" in reply.headers:
+            start = parse_secure(url)
+            target = start.join(reply.header(b"location"))
+            if target.origin == start.origin:
+                reply = await fetch("GET", str(target), outbound=outbound)
         return read_object(reply.body, wanted) if reply.status == 200 else None
     except UnusableMember as exc:
         raise AccessDenied(f"The metadata at {url} can't be used: {exc}") from None
@@ -291,7 +298,10 @@ async def find_resource(url: Url, named: str, outbound: Outbound) -> ProtectedRe
     """
     path = url.target.partition("?")[0].rstrip("/")
     known = "/.well-known/oauth-protected-resource"
-    places = [refuse_local(named, url)] if named else [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
+    places = [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
+    if named:
+        with suppress(TargetError):  # a server that names no URL has its metadata at the usual places
+            places = [refuse_local(str(url.join(named)), url)]
     for place in dict.fromkeys(places):
         found = await get_json(place, ProtectedResource, outbound)
         if found is not None and found.authorization_servers:
