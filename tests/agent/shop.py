@@ -1,6 +1,7 @@
 """A server for agents, with tools of every kind and different hints."""
 
 import asyncio
+import warnings
 from dataclasses import dataclass
 
 from millstream import Audio, Context, EmbeddedResource, Image, ResourceLink, Server, Text, ToolAnnotations, ToolError
@@ -76,10 +77,12 @@ def make() -> Server:  # noqa: C901  a list of tools
         await asyncio.Event().wait()
         return "?"
 
-    @mcp.tool(annotations=READ, name="weird.name." + "x" * 90)
-    async def weird() -> str:
-        """No model may call it by its name."""
-        return "weird indeed"
+    with warnings.catch_warnings(action="ignore", category=UserWarning):
+
+        @mcp.tool(annotations=READ, name="weird.name." + "x" * 90)
+        async def weird() -> str:
+            """No model may call it by its name."""
+            return "weird indeed"
 
     @mcp.resource("book://{isbn}")
     async def book(isbn: str) -> str:

@@ -279,6 +279,8 @@ def test_prompts_become_messages() -> None:
         ("t", None, {"mimeType": "text/plain", "text": "t"}),
         ("<p>", "text/html", {"mimeType": "text/html", "text": "<p>"}),
         (b"abc", None, {"mimeType": "application/octet-stream", "blob": "YWJj"}),
+        (Image(b"abc", "image/png"), None, {"mimeType": "image/png", "blob": "YWJj"}),
+        (Audio(b"abc", "audio/wav"), "audio/x-wav", {"mimeType": "audio/x-wav", "blob": "YWJj"}),
         ({"a": 1}, None, {"mimeType": "application/json", "text": '{"a":1}'}),
         (Address("s"), "application/ld+json", {"mimeType": "application/ld+json", "text": '{"street":"s","number":1}'}),
         ([], None, {"mimeType": "application/json", "text": "[]"}),

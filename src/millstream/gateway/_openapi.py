@@ -132,7 +132,8 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
 def _plain_name(text: str | None) -> str:
     """Return a text as a name in ASCII; empty if nothing is left."""
     plain = normalize("NFKD", text or "").encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_MAX_NAME].strip("_")
+    plain = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_MAX_NAME].strip("_")
+    return f"_{plain}" if plain[:1].isdigit() else plain  # Gemini's API refuses names that begin with a digit
 
 
 class _NotOffered(Exception):

@@ -74,10 +74,12 @@ class ToolOptions(Labels, total=False):
     """Whether the call becomes a task only when the function awaits `Context.start_task`."""
 
 
-_NAME = re.compile(r"[A-Za-z0-9_.-]{1,128}")
-"""2025-11-25, server/tools, Tool Names."""
+_NAME = re.compile("[A-Za-z_][A-Za-z0-9_-]{0,63}")
+"""MCP also allows dots, digits at the start, and 128 characters (2025-11-25, server/tools). Claude Desktop then refuses
+all tools of a server, and Gemini's API all of a request.
+"""
 _WORDS = re.compile(r"[_\W]+|(?<=[a-z0-9])(?=[A-Z])")
-NAMES_THAT_WORK = "use 1 to 128 ASCII letters, digits, underscores, hyphens, and dots"
+NAMES_THAT_WORK = "use 1 to 64 ASCII letters, digits, underscores, and hyphens, and begin with a letter"
 _SCALARS: Mapping[str, type] = {"integer": int, "boolean": bool}
 _SCALAR_RESULTS = {
     "any": b'"content":[{"type":"text","text":"%b"}],"structuredContent":%b',

@@ -20,7 +20,16 @@ from typing import Annotated, Any, TypeGuard, cast, get_args, get_origin
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
-from millstream._protocol.content import BLOCKS, Content, EmbeddedResource, Image, Message, ResourceContents, Text
+from millstream._protocol.content import (
+    BLOCKS,
+    Audio,
+    Content,
+    EmbeddedResource,
+    Image,
+    Message,
+    ResourceContents,
+    Text,
+)
 from millstream._protocol.errors import LocalError, MissingExtra
 from millstream._protocol.json_schema import Schema, check_schema, drop_modules
 from millstream._server.functions.dependencies import RegistrationError
@@ -396,6 +405,8 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
         raise LocalError(f"the resource {uri} returned nothing")
     text: str | None = None
     blob: bytes | None = None
+    if isinstance(value, Image | Audio):
+        value, mime_type = value.data, mime_type or value.mime_type
     if isinstance(value, str):
         usual, text = "text/plain", value
     elif isinstance(value, bytes):
