@@ -177,7 +177,7 @@ class ParkedCall(Recipient):
         super().__init__(relay.call, relay.abilities, relay.redactor)
         self.id: str = secrets.token_hex(16)
         self.source: Revision = source
-        self.size: int = size
+        self.size: int = 2 * size  # the parameters, and the message that contains them
         self._calls = calls
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}

@@ -1,0 +1,195 @@
+"""One caller's share of a table over HTTP, behind a gateway, or in the store takes the memory that is counted."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from fleet import until
+from growth import MIB, measured
+from guard_peer import run_guarded_servers
+from http_peer import Peer
+from millstream import Principal, Server, Settings
+from millstream._http.client import ArrivingBytes, Inflow, TooMuchArriving
+from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.url import parse_url
+from millstream._http.message import HttpRequest, Response
+from millstream.protocol import TASKS
+from patience import WAIT
+from wire import MemoryPipe, Wire, encode_headers, encode_request, per_request, request, routing, run_wire
+
+EVE = Principal("eve")
+SECRET = "a key of this test that is long enough"
+
+
+def make_server(**settings: Any) -> Server:
+    return Server("shop", settings=Settings(secret_key=SECRET, **settings))
+
+
+@asynccontextmanager
+async def opened(wire: Wire, data: bytes) -> AsyncIterator[Peer]:
+    assert wire.running is not None
+    peer = await wire.running.connect(data)
+    try:
+        yield peer
+    finally:
+        peer.writer.transport.abort()
+
+
+async def test_capabilities_of_http_sessions_take_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._transports.streamable._CAPABILITIES_ROOM", MIB // 2)
+    about = {"protocolVersion": "2025-11-25", "clientInfo": {"name": "t", "version": "1"}}
+    capabilities = {"experimental": {f"e{number}": {} for number in range(300)}}
+    body = json.dumps(request("initialize", {**about, "capabilities": capabilities})).encode()
+    size = len(json.dumps(capabilities, separators=(",", ":")))
+    async with asyncio.timeout(20), run_wire(make_server(), "asgi") as wire:
+        await wire.post(json.loads(body))
+        with measured() as growth:
+            number = 0
+            while number * size < MIB * 5 // 8:  # more than the total, which a single caller may have
+                number += 1
+                await wire.post(json.loads(body))
+        assert growth.bytes < MIB // 2 * 1.25 + number * 2048  # and the sessions themselves
+
+
+async def test_incoming_bodies_take_what_is_counted() -> None:
+    length = MIB
+    data = encode_request("POST", "/mcp", encode_headers(routing("tools/list")), b"x" * length)[:-1]
+    server = make_server(max_incoming_bytes=16 * MIB, max_body=2 * MIB)
+    async with asyncio.timeout(20), run_wire(server, "http") as wire, AsyncExitStack() as stack:
+        assert wire.running is not None
+        unfinished = wire.running.guard.unfinished
+        with measured() as growth:
+            for number in range(1, 30):
+                peer = await stack.enter_async_context(opened(wire, data))
+                done = asyncio.ensure_future(peer.reader.read(1))
+                stack.callback(done.cancel)
+                await until(lambda: done.done() or unfinished.used >= number * (length - 1))  # noqa: B023
+                if done.done():
+                    break
+        assert 6 * MIB < unfinished.used <= 16 * MIB
+        assert growth.bytes == pytest.approx(unfinished.used, rel=0.25)
+
+
+async def test_unread_replies_take_what_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+    async def large(_: HttpRequest) -> Response:
+        return Response(body=b"x" * 5 * MIB)
+
+    async with asyncio.timeout(20), run_guarded_servers() as start, AsyncExitStack() as stack:
+        server = await start({("POST", "/large"): large}, max_outgoing_bytes=16 * MIB)
+        unsent = server.guard.unsent
+        with measured() as growth:
+            for _ in range(6):
+                cut = caplog.text.count("replies unread")
+                before = unsent.used
+                peer = await server.connect(
+                    encode_request("POST", "/large", [(b"host", b"127.0.0.1")], b""), small_buffer=True
+                )
+                stack.callback(peer.writer.transport.abort)
+                await until(lambda: unsent.used > before or caplog.text.count("replies unread") > cut)  # noqa: B023
+        assert growth.bytes < unsent.used * 1.25
+        assert unsent.used <= 16 * MIB
+
+
+async def test_replies_of_upstreams_take_what_is_counted() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1048576\r\n\r\n")
+        await asked.write(b"x" * (MIB - 1))
+        await asyncio.Event().wait()
+
+    arriving = ArrivingBytes(16 * MIB, MIB)
+    head = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+    async with asyncio.timeout(20), misbehaving(behave) as server:
+        pool = ConnectionPool(
+            parse_url(server.url),
+            max_connections=50,
+            max_body=2 * MIB,
+            connect_timeout=WAIT,
+            inflow=Inflow(arriving, "shop"),
+        )
+        waiting: list[asyncio.Task[Any]] = []
+        with measured() as growth:
+            while not any(each.done() for each in waiting):
+                before = arriving.callers.count("eve")
+                waiting.append(asyncio.create_task(pool.send(head, repeatable=False, owner="eve")))
+                await until(lambda: waiting[-1].done() or arriving.callers.count("eve") >= before + MIB - 1)  # noqa: B023
+        with pytest.raises(TooMuchArriving):
+            await waiting[-1]
+        counted = arriving.callers.count("eve")
+        assert 3 * MIB < counted <= 4 * MIB
+        assert growth.bytes == pytest.approx(counted, rel=0.25)
+        for each in waiting:
+            each.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        await pool.close()
+
+
+async def test_parked_calls_take_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.gateway._parked_calls.MAX_BYTES", 8 * MIB)
+
+    async def behave(asked: ReceivedRequest) -> None:
+        server.requests.clear()  # they are in this process, too
+        if "error" in asked.message:
+            refused.append(asked.message["error"]["message"])
+        if asked.method == "tools/list":
+            await asked.result({"tools": [{"name": "ask", "inputSchema": {"type": "object"}}]})
+            return
+        form = {"type": "object", "properties": {"x": {"type": "integer"}}}
+        question = {"id": f"q{asked.message['id']}", "params": {"message": "Well?", "requestedSchema": form}}
+        asked.body = b""
+        await asked.stream()
+        await asked.event(json.dumps({"jsonrpc": "2.0", "method": "elicitation/create", **question}).encode())
+        await asyncio.Event().wait()
+
+    refused: list[str] = []
+    mcp = make_server(max_pending_inputs=1_000)
+    params = {"name": "ask", "arguments": {"text": "x" * 200_000}}
+    async with asyncio.timeout(20), misbehaving(with_handshake(behave, "s1")) as server:
+        mcp.upstream("there", server.url, prefix="", start_timeout=WAIT, timeout=WAIT)
+        async with mcp.running() as runtime:
+            pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
+            body = per_request("tools/call", params, elicitation={"form": {}})
+
+            async def call(number: int) -> None:
+                pipe.send(json.dumps({**body, "id": number}).encode())
+                assert b"input_required" in await pipe.receive()
+
+            await call(0)  # loads modules
+            with measured() as growth:
+                for number in range(1, 10):
+                    await call(number)
+            assert growth.bytes == pytest.approx(9 * 400_000, rel=0.25)
+            pipe.send(json.dumps({**body, "id": 10}).encode())
+            await until(lambda: refused != [])
+            assert "10 of them yours" in refused[0]
+            await pipe.close()
+
+
+async def test_running_tasks_take_four_times_what_the_store_counts() -> None:
+    mcp = make_server(max_tasks=200, max_tasks_per_caller=100)
+
+    @mcp.tool(task="required")
+    async def work(text: str) -> str:
+        await asyncio.Event().wait()
+        return text
+
+    async with asyncio.timeout(20), mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
+        body = per_request("tools/call", {"name": "work", "arguments": {"text": "x" * 20_000}}, extensions={TASKS: {}})
+        with measured() as growth:
+            started, refused = 0, ""
+            while not refused:
+                pipe.send(json.dumps({**body, "id": started}).encode())
+                reply = json.loads(await pipe.receive())
+                started += "result" in reply and reply["result"].get("resultType") == "task"
+                refused = json.dumps(reply.get("error", ""))[2:-1] or str(reply["result"].get("content", ""))
+        assert "100 of your tasks are already running" in refused
+        assert started == 100
+        stored = runtime.services.store.kv.kinds["taskcall"].shares  # type: ignore[attr-defined]
+        (counted,) = stored.values()
+        assert growth.bytes == pytest.approx(4 * counted, rel=0.25)
+        await pipe.close()
