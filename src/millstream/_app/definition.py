@@ -240,7 +240,7 @@ class Definition:
 
     @property
     def title(self) -> str:
-        """Title for people."""
+        """Display title."""
         return self.info.title or self.name
 
     @property

@@ -518,7 +518,7 @@ def prepare_undo(path: Path, under: Sequence[str]) -> FileChange:
 
 
 def read(path: Path) -> str | None:
-    """Return the text of a file with its original line ends, or None if it doesn't exist.
+    """Return the text of a file with its original line endings, or None if it doesn't exist.
 
     Raises:
         CommandError: The file isn't text, can't be read, or isn't a regular file, which could block.
@@ -544,7 +544,7 @@ def replace(path: Path, text: str, *, like: Path | None = None) -> None:
 
     Args:
         path: The file.
-        text: Its content, with line ends.
+        text: Its content, with line endings.
         like: File whose mode a new file gets. By default, only you can read it, because it may contain keys.
 
     Raises:

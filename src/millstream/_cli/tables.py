@@ -138,7 +138,7 @@ def style(text: str, color: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Replace line ends and tabs."""
+    """Replace line breaks and tabs."""
     return " ".join(text.split())
 
 

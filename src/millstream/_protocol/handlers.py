@@ -102,7 +102,7 @@ class NotificationMessage(Struct):
     params: Json
     incoming: bool
     principal: Principal | None = None
-    """The peer, on a server where callers sign in."""
+    """The peer, if it signed in."""
 
 
 NotificationFilter = Callable[[NotificationMessage], NotificationMessage | None]

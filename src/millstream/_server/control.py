@@ -170,7 +170,7 @@ class Control:
     def notify(self, message: Envelope, scope: str) -> RequestId | None:
         """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC.
 
-        Return the request that it cancels if that isn't running here.
+        Return the request that it cancels, if that request isn't running here.
         """
         if message.method != "notifications/cancelled":
             return None

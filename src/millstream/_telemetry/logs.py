@@ -493,9 +493,9 @@ _MAX_LINE = 8192
 def capture_prints(listener: logging.Handler) -> Callable[[], None]:
     """Pass each line printed to standard output and standard error to a handler. Return a function that stops it.
 
-    Records have the level INFO, and ``stdout`` or ``stderr`` as the logger name. The original streams get the lines,
-    too. Existing log handlers keep them, so their lines don't appear twice. For development, because it slows down each
-    print.
+    Records have the level INFO, and ``stdout`` or ``stderr`` as the logger name. The original streams also get the
+    lines. Existing log handlers keep these streams, so their lines don't appear twice. For development, because it
+    slows down each print.
     """
     before = sys.stdout, sys.stderr
     after = cast("TextIO", _Tee(before[0], "stdout", listener)), cast("TextIO", _Tee(before[1], "stderr", listener))

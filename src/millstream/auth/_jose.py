@@ -157,7 +157,7 @@ def scopes_of(claims: Claims, implied: Mapping[str, Collection[str]], names: Col
 
 
 def _is_access(claims: Claims) -> bool:
-    """Return whether nothing says that this isn't an access token. Other tokens of Amazon Cognito and Keycloak may
+    """Return whether nothing indicates that this isn't an access token. Other tokens of Amazon Cognito and Keycloak may
     differ only in one claim, and events, such as logout tokens, only in `events` (RFC 8417).
     """
     return (

@@ -144,7 +144,7 @@ class RecordFile(Generic[R]):
     """
 
     kind: ClassVar[str]
-    """What a record is: ``key`` or ``user``."""
+    """The kind of record: ``key`` or ``user``."""
     contents: ClassVar[type[Struct]]
     """The file as a whole."""
 
@@ -197,7 +197,7 @@ class RecordFile(Generic[R]):
     def reload(self, effect: str) -> bool:
         """Read the file if it has changed, and return whether its records may have changed.
 
-        A missing or unreadable file has no records; `effect` says what doesn't work then.
+        A missing or unreadable file has no records; `effect` describes what doesn't work then.
         """
         if self._seen is not None and self._seen == stamp_of(self.path):
             return False

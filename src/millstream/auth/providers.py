@@ -94,7 +94,7 @@ class Callback(Struct, frozen=True):
     url: str
     """URL of the callback, as passed to `begin`."""
     state_data: bytes
-    """State from `begin`."""
+    """The state that `begin` returned."""
 
 
 class RedirectTarget(Protocol):

@@ -259,7 +259,7 @@ _MAX_DIGITS = 10
 
 
 def try_again(exc: ClientError) -> str:
-    """Return the sentence that says when to try again; empty if the server didn't say."""
+    """Return the sentence about when to try again; empty if the server didn't specify it."""
     return "" if exc.retry_after is None else f"Try again in {exc.retry_after:,.0f} seconds."
 
 

@@ -98,7 +98,7 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
             raise self._fault
 
     async def _keep_open(self) -> None:
-        """Reopen the subscription with backoff. The first attempt that isn't confirmed, and lasting errors end it."""
+        """Reopen the subscription with backoff. End it if the first attempt fails, or on a permanent error."""
         now = asyncio.get_running_loop().time
         try:
             while self._fault is None:

@@ -107,7 +107,7 @@ _LEGACY_VIEW_KEY = "ui/resourceUri"
 
 
 async def _ask(call: Call, upstream: Upstream, params: Json) -> bytes:
-    """Forward a call about no item, and return the result as the policy allows."""
+    """Forward a call that isn't for an item, and return the result as the policy allows."""
     work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.policy.redactor(call.method, "")
     return await (work if redactor is None else redactor.redact(work, call))
 

@@ -1,6 +1,6 @@
 """Editing of single members in the text of a JSON document.
 
-Comments, trailing commas, order, indentation, and line ends are preserved, as editors allow them in settings
+Comments, trailing commas, order, indentation, and line endings are preserved, as editors allow them in settings
 (https://code.visualstudio.com/docs/languages/json#_json-with-comments). This module doesn't access files.
 """
 

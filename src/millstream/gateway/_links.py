@@ -62,7 +62,7 @@ def choose_channel(
 
 
 class ClientIdentity(Struct, frozen=True):
-    """A client as its own session at an upstream introduces it."""
+    """A client, as its own session at an upstream describes it."""
 
     revision: str
     """The revision as a date."""
@@ -139,7 +139,7 @@ class Link(Struct, eq=False):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it's a connection for calls, open and without any. Dedicated sessions hold state, and never are."""
+        """Whether it's an open connection for calls without any now. Dedicated sessions hold state, and never count."""
         return not self.calls and self.open_task is None and self.key != SHARED_KEY and not self.key.own
 
 
@@ -151,8 +151,8 @@ class Links(Struct):
     sessions: Share
     """Counts dedicated sessions, which stay open as long as the sessions of their clients."""
     places: Pool
-    """Places for open connections. An owner that may not have another one loses an idle one of its own or of an owner
-    that holds more.
+    """Places for open connections. If an owner may not have another one, an idle one is closed: its own, or that of an
+    owner that holds more.
     """
     idle_seconds: float
     """Seconds after which an idle connection is closed."""
@@ -492,8 +492,8 @@ class Breaker:
     """Refuses calls that would probably get no response, so that callers fail fast.
 
     What a caller causes counts against that caller and tool: after `FAILURES` failures, its calls to the tool are
-    refused for a while, which doubles each time. Two callers that let a tool time out can be one person, so no number
-    of them has it refused for others. Only failures of the gateway's own requests open the breaker, for all.
+    refused for a while, which doubles each time. Two callers whose calls time out may be one person, so no number of
+    them makes a tool refused for others. Only failures of the gateway's own requests open the breaker, for all.
     """
 
     is_open: bool = False

@@ -87,7 +87,7 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     limit: RateText = ""
     """Rate limit per caller, such as ``10/minute``. Each tool counts separately."""
     cost: Weight | None = None
-    """Number of calls that one call counts as, in the limits of its caller."""
+    """How many calls one call counts as, in its caller's limits."""
     concurrency: Cap = 0
     """Maximum concurrent calls of all callers together; 0 for no limit."""
     timeout: Seconds = 0.0

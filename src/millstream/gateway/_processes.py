@@ -644,7 +644,7 @@ class Watchdog:
 
 
 def _make_room(pool: UpstreamProcesses | ProcessPool) -> None:
-    """Stop the least recently used idle process of the largest owner, if another one waits that holds less."""
+    """Stop the least recently used idle process of the largest owner, if an owner that holds less is waiting."""
     places, among = pool.places, pool.running
     if sum(each.closing for each in among) >= places.waiting.used:
         return

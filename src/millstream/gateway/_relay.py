@@ -228,7 +228,7 @@ def name_sender(upstream: str, message: str) -> str:
 
 
 def project_question(method: str, raw: bytes, asked: Recipient, source: Revision, upstream: str) -> ForwardedQuestion:
-    """Convert an upstream's question to the client's revision, and say who asks.
+    """Convert an upstream's question to the client's revision, and name who asks.
 
     Args:
         method: Method of the question.
@@ -573,7 +573,7 @@ class ForwardedStream:
 
         Args:
             call: The client's call.
-            end: Ends the stream, because the client reads too slowly. It must not miss a change without a sign.
+            end: Ends the stream, because the client reads too slowly. It must not miss a change without noticing.
         """
         self._call = call
         self._end = end

@@ -57,7 +57,7 @@ class ToolOptions(Labels, total=False):
     limit: str | None
     """Rate limit per caller: ``10/minute``."""
     cost: float | None
-    """Number of calls that one call counts as, in the limits of its caller."""
+    """How many calls one call counts as, in its caller's limits."""
     concurrency: int | None
     """Maximum number of concurrent calls, over all callers."""
     coerce: bool

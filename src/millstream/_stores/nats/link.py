@@ -517,7 +517,7 @@ class NatsLink:
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s.")
 
     async def count_from(self, stream: str, subject: str, seq: int) -> tuple[int, int]:
-        """Return the sequence of the first message of a subject from a sequence on, and their number; 0 for none."""
+        """Return the first sequence of a subject from `seq` on, and the number of messages from there; 0 for none."""
         found = await self.batch(stream, subject, seq, 1, 1)
         return (found[0].seq, int(found[0].headers.get("Nats-Num-Pending", 0)) + 1) if found else (0, 0)
 

@@ -2,7 +2,7 @@
 
 Attempts in progress count as failures until they finish, so parallel guesses get no more tries than sequential ones.
 There is one slot for each remaining failure. An attempt takes a slot, waiting for one if necessary, and a correct
-password releases it. Workers that share a store count together; while it's unavailable, each worker counts alone.
+password releases it. Workers that share a store count together; while it's unavailable, each worker counts separately.
 """
 
 import asyncio
@@ -381,7 +381,7 @@ class LoginThrottle:
 
     Known devices, which are browsers in which the user has logged in before, have their own limit, so attackers
     elsewhere can't lock the user out. Half of a name's allowance is for networks that haven't failed before, so that a
-    few attackers can't keep the user out of a new browser, either.
+    few attackers can't keep the user out of a new browser either.
     """
 
     def __init__(self, passwords: Passwords | None, vault: Vault) -> None:

@@ -164,8 +164,8 @@ def parse_secure(url: str) -> Url:
 
 
 def refuse_local(place: str, named_by: Url) -> str:
-    """Return a URL that another server names, after checking that it's no closer to this machine than that server.
-    Services of this machine and of its network may trust requests that come from there, such as a browser's.
+    """Return a URL that another server names, after checking that it isn't on a more private network than that server.
+    Services on this machine and its network may trust requests that come from there, such as a browser's.
 
     Raises:
         AccessDenied: The URL is on this machine and the server isn't, or it's in a private network and the server is in

@@ -339,7 +339,7 @@ def _version_line(revision: Revision | None) -> str:
 
 
 def _check_coding(reply: HttpReply) -> None:
-    """Check that the body isn't compressed in another way than gzip and deflate.
+    """Check that the body isn't compressed with anything other than gzip and deflate.
 
     Raises:
         InvalidResponse: The body is compressed.

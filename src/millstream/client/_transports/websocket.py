@@ -50,7 +50,7 @@ class _Connect(connect):
 
 
 class _Socket(ClientConnection, asyncio.BufferedProtocol):
-    """Reads in pieces, so tiny frames can't hold the event loop, and drops a server that leaves pongs unread."""
+    """Reads in pieces, so tiny frames can't hold up the event loop, and drops a server that leaves pongs unread."""
 
     def __init__(self, inflow: Inflow, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""Apps (``io.modelcontextprotocol/ui``): HTML views of the results of tools.
+"""Apps (``io.modelcontextprotocol/ui``): HTML views of tool results.
 
 ``apps.add("orders/")`` serves the views of a folder, and ``@apps.tool("ui://orders/table")`` links a tool to one. The
 views are resources, with their content security policy and permissions. The specification is
@@ -90,7 +90,7 @@ class Apps(Extension):
         return ""
 
     def add(self, source: str | PathLike[str], *, uri: str = "", **options: Unpack[AppOptions]) -> None:
-        """Serve HTML views for results of tools: ``apps.add("orders/")``.
+        """Serve HTML views for tool results: ``apps.add("orders/")``.
 
         A folder's ``table.html`` has the URI ``ui://FOLDER/table``. A view is one file, because a host's sandbox loads
         nothing else unless `resources` allows it. It's read at each request, so a change shows at once.

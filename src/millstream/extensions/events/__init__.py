@@ -1,6 +1,6 @@
 """Events of a server that clients subscribe to (SEP-3415, a draft).
 
-Clients that an event wakes up without its data call the tool `get_recent_events`.
+Clients that are woken up by an event without its data call the tool `get_recent_events`.
 
 Example:
     ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``, and

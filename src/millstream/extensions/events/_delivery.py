@@ -564,7 +564,7 @@ class EventDelivery(Struct):
             self._outbox.schedule(message)
 
     def _drop(self, target: Target, offset: int) -> None:
-        """Drop an event that is accepted, given up, or one too many."""
+        """Drop an event that was accepted, given up on, or displaced by others."""
         message = target.pending.pop(offset)
         self._outbox.cancel(message)
         self._outbox.share.leave(target.principal.id)

@@ -237,7 +237,7 @@ def static_headers(
 
     Args:
         headers: Name of each header -> its value, or a `Secret` that locates the value.
-        query: The same for parameters in the query, which some APIs take keys in.
+        query: The same for query parameters, in which some APIs expect keys.
 
     Raises:
         ValueError: A header or parameter has no value.
@@ -356,7 +356,7 @@ def per_user_oauth(
 ) -> PerUserOAuth:
     """Have each user connect their own account: ``auth=per_user_oauth()``.
 
-    A call of a user without a connection asks them to open ``/connections``. Tokens are sealed in the server's store.
+    A call from a user without a connection asks them to open ``/connections``. Tokens are sealed in the server's store.
     The server needs ``auth=`` to tell users apart.
 
     Args:

@@ -368,7 +368,7 @@ class ExchangedCredentials(_IssuedCredentials):
 
     personal = True
     _last_key = ""
-    """Link key of the caller whose token reads the lists. It stays so as long as the token can."""
+    """Link key of the caller whose token reads the lists. It stays the same as long as that token can read them."""
     _failed_key = ""
     """Link key whose token failed to read the lists."""
 
