@@ -279,6 +279,26 @@ async def test_message_after_a_byte_order_mark_is_read(tmp_path: Path) -> None:
         assert (await client.call("pid")).text
 
 
+NULL_IDS = """
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["method"] == "initialize":
+            about = {"capabilities": {}, "serverInfo": {"name": "x", "version": "1"}}
+            reply = {"result": {"protocolVersion": "2025-06-18", **about}}
+        elif message["method"] == "tools/call":
+            reply = {"result": {"content": [{"type": "text", "text": "done"}]}}
+        else:
+            reply = {"id": None, "error": {"code": -32601, "message": "Method not found"}}
+        say(json.dumps({"jsonrpc": "2.0", "id": message.get("id"), **reply}))
+"""
+
+
+async def test_refused_notifications_do_not_fail_the_next_request(tmp_path: Path) -> None:
+    """Many small servers respond to `notifications/initialized`, with null as id."""
+    async with asyncio.timeout(WAIT), Client(write(tmp_path, NULL_IDS)) as client:
+        assert (await client.call("x")).text == "done"
+
+
 async def test_process_that_ignores_signals_is_killed(tmp_path: Path) -> None:
     child = tmp_path / "child"
     program = f"""

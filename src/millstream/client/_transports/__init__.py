@@ -229,6 +229,7 @@ class Transport(Protocol):
 
 
 _MAX_BATCH = 1000
+_UNKNOWN_METHOD = re.compile(rb'"code"\s*:\s*-32601\b')
 _CLIPPED_RESPONSE = re.compile(
     rb"""\{\s*(?:"jsonrpc"\s*:\s*"2\.0"\s*,\s*)?"id"\s*:\s*([0-9]{1,18})\s*,\s*"(?:result|error)".*
     | \{\s*"(?:result|error)".*,\s*"id"\s*:\s*([0-9]{1,18})\s*\}""",
@@ -266,6 +267,7 @@ class DuplexTransport:
         self._background = background
         self._waiting: dict[int, asyncio.Future[Envelope]] = {}
         self._last_id = 0
+        self._has_notified = False
         self.skip: SkipLog = SkipLog()
         self.fault: ClientError | None = None
         """Why the connection has ended."""
@@ -299,6 +301,7 @@ class DuplexTransport:
         """
         if self.fault is not None:
             raise self.fault
+        self._has_notified = True
         await self._write(message)
 
     async def _write(self, message: bytes) -> None:
@@ -378,8 +381,13 @@ class DuplexTransport:
                 self.end(exc)
             return
         answered = message.id
-        if answered is None and len(self._waiting) == 1:
-            answered = next(iter(self._waiting))  # the server couldn't parse the only request
+        if (
+            answered is None
+            and len(self._waiting) == 1
+            and not (self._has_notified and _UNKNOWN_METHOD.search(message.error))
+        ):
+            # The server couldn't parse the only request. Some servers also refuse notifications that they don't know.
+            answered = next(iter(self._waiting))
         waiter = self._waiting.get(answered) if isinstance(answered, int) else None
         if waiter is not None:
             if not waiter.done():
