@@ -1,3 +1,4 @@
+import csv
 import re
 from pathlib import Path
 
@@ -273,6 +274,61 @@ def test_clicking_a_chart_or_an_error_shows_its_calls(tmp_path: Path, open_page:
             expect(page.locator("#call-tools .pager")).to_contain_text("of 100")
         page.locator("#calls-chart canvas").press("Enter")
         expect(page.get_by_role("button", name="Show the calls of all times")).to_be_visible()
+        page.context.close()
+
+
+def test_address_of_a_selected_period_is_a_link_to_it(tmp_path: Path, open_page: OpenPage) -> None:
+    port = free_port()
+    file = tmp_path / "shop.py"
+    file.write_text(SHOP)
+    address = f"http://127.0.0.1:{port}"
+    with run_server(run_command(str(file), port), port, tmp_path / "log"):
+        for number in range(10):
+            call(address, "find", {"number": number})
+        page = open_page(f"{address}/dashboard", lossy=True)
+        live(page)
+        page.get_by_role("button", name="1 d", exact=True).click()
+        expect(page.get_by_role("button", name="1 d", exact=True)).to_have_attribute("aria-pressed", "true")
+        expect(page.locator("#calls-chart canvas")).to_have_attribute("aria-label", TOLD)
+        page.locator("#calls-chart canvas").press("Enter")
+        chip = page.get_by_role("button", name="Show the calls of all times")
+        period = chip.inner_text()
+        page.wait_for_url(re.compile(r"#calls&range=86400&since=\d+&until=\d+$"))
+        other = open_page(page.url, lossy=True)
+        expect(other.get_by_role("button", name="Show the calls of all times")).to_have_text(period)
+        expect(other.get_by_role("button", name="1 d", exact=True)).to_have_attribute("aria-pressed", "true")
+        other.get_by_role("button", name="Show the calls of all times").click()
+        other.wait_for_url(re.compile(r"#calls$"))
+        for odd in ("#calls&range=x&since=&until=9", "#&&=&until=2&since=1", "#tools&range=60&since=9e99&until=1e999"):
+            strange = open_page(f"{address}/dashboard{odd}", lossy=True)
+            live(strange)
+        page.context.close()
+
+
+def test_tables_are_saved_as_csv(tmp_path: Path, open_page: OpenPage) -> None:
+    port = free_port()
+    file = tmp_path / "shop.py"
+    file.write_text(SHOP)
+    address = f"http://127.0.0.1:{port}"
+    with run_server(run_command(str(file), port), port, tmp_path / "log"):
+        for number in range(30):
+            call(address, "find", {"number": number})
+        call(address, '=1+1,"', {})
+        page = open_page(f"{address}/dashboard#calls", lossy=True)
+        live(page)
+        expect(page.locator("#call-tools .pager")).to_contain_text("of 31")
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="Save this table as CSV").click()
+        assert saved.value.suggested_filename == "calls.csv"
+        rows = list(csv.reader(saved.value.path().read_text("utf-8").splitlines()))
+        assert len(rows) == 32, "all rows, not one page"
+        assert rows[0][:3] == ["When", "What", "Took"]
+        assert not any(cell.startswith("=") for line in rows for cell in line)
+        assert any("'=1+1" in cell for line in rows for cell in line)
+        page.get_by_role("tab", name="Clients").click()
+        with page.expect_download() as saved:
+            page.get_by_role("button", name="Save this table as CSV").click()
+        assert saved.value.suggested_filename == "clients.csv"
         page.context.close()
 
 

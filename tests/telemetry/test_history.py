@@ -58,6 +58,20 @@ def test_longer_ranges_sum_slots() -> None:
         assert past.points[full][1].cpu == pytest.approx(0.1 * step)
 
 
+def test_day_has_points_of_five_minutes_and_is_bounded() -> None:
+    history, series = make_history()
+    for second in range(0, 100_000, 20):
+        series[(*ADD, "")].observe(0.001)
+        history.take(START + second, series, Gauges(cpu=0.1, memory=second))
+    past = history.look(86_400, ADD)
+    counted = calls(past)
+    assert (past.step, len(counted)) == (300, 289)
+    assert counted[1:-1] == [15] * 287
+    assert past.chosen.keys() == past.points.keys()
+    assert min(past.points) > past.until - 86_400 - 300
+    assert len(history.look(3_600).points) == 61
+
+
 def test_history_is_bounded() -> None:
     history, _ = make_history()
     series: dict[Labels, Series] = {("tools/call", f"tool_{number:03d}", ""): Series(FINE) for number in range(500)}
@@ -70,7 +84,7 @@ def test_history_is_bounded() -> None:
     assert sum(past.operations[REST].buckets.values()) > 0
     whole = 500 * 3_600 // 20
     assert abs(sum(calls(past)) - whole) <= 1_500  # one point
-    assert sum(map(len, history._ring)) < MAX_INTERVALS * (40 + 12 * (MAX_OPERATIONS + 1))
+    assert sum(map(len, history._hour.packed)) < MAX_INTERVALS * (40 + 12 * (MAX_OPERATIONS + 1))
 
 
 def test_stalled_and_reversed_clocks_change_nothing() -> None:

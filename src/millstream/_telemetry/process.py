@@ -21,7 +21,9 @@ SECONDS_EACH = 10
 """The length of an interval, in seconds."""
 MAX_INTERVALS = 360
 """Number of intervals in an hour."""
-STEPS = {60: SECONDS_EACH, 900: SECONDS_EACH, 3_600: 60}
+DAY_INTERVALS = 288
+"""Number of five-minute intervals in a day."""
+STEPS = {60: SECONDS_EACH, 900: SECONDS_EACH, 3_600: 60, 86_400: 300}
 """Available periods in seconds -> seconds per point."""
 MAX_OPERATIONS = 64
 """Maximum operations per interval. The ones with the most errors and calls stay; others are counted together."""
@@ -99,8 +101,28 @@ _pack = msgspec.msgpack.Encoder().encode
 _unpack = msgspec.msgpack.Decoder(HistoryInterval).decode
 
 
+class _Ring(Struct):
+    """Consecutive intervals of one length."""
+
+    length: int
+    """In seconds."""
+    packed: deque[bytes]
+    current: HistoryInterval | None = None
+
+    def add(self, second: int, tallies: list[tuple[int, OperationTally]], gauges: Gauges) -> None:
+        start, interval = second // self.length * self.length, self.current
+        if interval is None or interval.at != start:
+            if interval is not None:
+                kept = HistoryInterval(interval.at, _limit_operations(interval.tallies), interval.gauges)
+                self.packed.append(_pack(kept))
+            interval = self.current = HistoryInterval(start, {}, Gauges())
+        interval.gauges = interval.gauges.with_(gauges)
+        for number, tally in tallies:
+            interval.tallies.setdefault(number, OperationTally()).add(tally)
+
+
 class History:
-    """The ring of one process: its last hour, in intervals of ten seconds.
+    """The rings of one process: its last hour, in intervals of ten seconds, and its last day, in five minutes.
 
     Each interval has the calls by duration and the errors of each operation, and the state of the process. Call `take`
     once a second. Calls themselves have no overhead. Intervals are stored packed, which also lets another thread read
@@ -112,9 +134,8 @@ class History:
         # Configuration
         self.bounds = bounds
         # Process
-        self._ring: deque[bytes] = deque(maxlen=MAX_INTERVALS)
-        self._interval: HistoryInterval | None = None
-        """The current interval."""
+        self._hour = _Ring(SECONDS_EACH, deque(maxlen=MAX_INTERVALS))
+        self._day = _Ring(STEPS[86_400], deque(maxlen=DAY_INTERVALS))
         self._counted: dict[Labels, list[int]] = {}
         """Series -> its counts at the last call of `take`."""
         self._numbers: dict[Key, int] = {REST: 0}
@@ -132,16 +153,9 @@ class History:
         if self._last is not None and second <= self._last:
             return
         self._last = second
-        start, interval = second // SECONDS_EACH * SECONDS_EACH, self._interval
-        if interval is None or interval.at != start:
-            if interval is not None:
-                self._ring.append(
-                    _pack(HistoryInterval(interval.at, _limit_operations(interval.tallies), interval.gauges))
-                )
-            interval = self._interval = HistoryInterval(start, {}, Gauges())
-        interval.gauges = interval.gauges.with_(gauges)
-        for number, tally in self._growth(series):
-            interval.tallies.setdefault(number, OperationTally()).add(tally)
+        tallies = [*self._growth(series)]
+        self._hour.add(second, tallies, gauges)
+        self._day.add(second, tallies, gauges)
 
     def _growth(self, series: Mapping[Labels, Series]) -> Iterator[tuple[int, OperationTally]]:
         for labels, each in series.items():
@@ -164,7 +178,8 @@ class History:
         step, until = STEPS.get(seconds, SECONDS_EACH), self._last + 1 if self._last is not None else 0
         past = HistoryWindow(step, until, self.bounds, {}, {}, {})
         number = self._numbers.get(chosen, -1) if chosen is not None else -1
-        intervals = list(self._ring) if self._interval is None else [*self._ring, _pack(self._interval)]
+        ring = self._day if seconds > 3_600 else self._hour
+        intervals = list(ring.packed) if ring.current is None else [*ring.packed, _pack(ring.current)]
         keys = list(self._numbers)  # after the intervals, because this runs in a thread and new operations get numbers
         for interval in map(_unpack, intervals):
             at = interval.at // step * step

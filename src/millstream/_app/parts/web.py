@@ -332,7 +332,7 @@ def _query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
     """Return the GET handlers of the dashboard besides its stream, by path."""
 
     async def history(request: HttpRequest) -> Response:
-        """Handle ``?seconds=`` up to an hour; ``?method=`` and ``?name=`` add the series of one operation."""
+        """Handle ``?seconds=`` up to a day; ``?method=`` and ``?name=`` add the series of one operation."""
         text = query_value("seconds", request.query)
         seconds = int(text) if text.isdecimal() and len(text) < 8 else 60
         method, name = query_value("method", request.query), query_value("name", request.query)

@@ -347,3 +347,10 @@ const titleFromName = (name) =>
  * @param {Json} tool
  */
 export const labelOf = ({ name, title }) => (title && title !== titleFromName(name) ? title : name);
+
+/** Download a file. @param {string} name @param {string} text @param {string} type */
+export function save(name, text, type) {
+  const url = URL.createObjectURL(new Blob([text], { type }));
+  element("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}

@@ -1,7 +1,7 @@
 // The dashboard. An event stream sends the server's facts once, a snapshot each second, and the log. The charts of the
 // selected range come from the history.
 
-import { $, count, figure, makeButton, ms, store, stored, write } from "../dom.js";
+import { $, count, figure, makeButton, ms, save, store, stored, write } from "../dom.js";
 import { fetchJson } from "../shell/connection.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { tabs } from "../shell/controls.js";
@@ -13,14 +13,15 @@ import { drawHealth, drawUnknown } from "./health.js";
 import { add, toggleLog } from "./log.js";
 import { drawServer, drawWorkers, takeFacts } from "./server.js";
 import { drawStreams, showStreams } from "./streams.js";
-import { LiveTable, cellButton, errorColumns, number } from "./table.js";
+import { LiveTable, cellButton, errorColumns, number, tables } from "./table.js";
 
 const MIB = 1_048_576;
 /** @type {Array<[number, string, string]>} */
 const RANGES = [
   [60, "1 min", "Last minute"],
   [900, "15 min", "Last 15 minutes"],
-  [3_600, "1 h", "Last hour"]
+  [3_600, "1 h", "Last hour"],
+  [86_400, "1 d", "Last day"]
 ];
 /** @type {Record<number, number>} */
 const AGAIN_MS = { 60: 1_000, 900: 5_000 };
@@ -83,6 +84,11 @@ let snapshot = null;
 /** @type {Json | null} */
 let past = null;
 let asked = 0;
+/** @type {{since: number, until: number} | null} the selected period */
+let moment = null;
+const [wanted, ...linked] = location.hash.slice(1).split("&");
+/** @type {Record<string, number>} the range and the period of a link */
+const link = Object.fromEntries(linked.map((each) => each.split("=")).map(([name, value]) => [name, Number(value)]));
 
 // Tools and methods
 
@@ -193,7 +199,8 @@ function drillDown(since, until) {
       sum + (t + step > since && t < until ? (calls[place] ?? 0) : 0),
     0
   );
-  markTime({ since, until });
+  moment = { since, until };
+  markTime(moment);
   callsBetween(since, until, total, chosen ? title(chosen) : "");
 }
 onPick(drillDown);
@@ -223,6 +230,8 @@ async function load() {
     past = found;
     drawCharts(found);
     draw();
+    if (link.since > 0 && link.until > link.since && link.until < 1e10) drillDown(link.since, link.until);
+    link.until = 0;
   }
   if (feedOpen) timer = setTimeout(() => document.hidden || load(), AGAIN_MS[range] ?? 15_000);
 }
@@ -244,18 +253,32 @@ const parts = tabs(
   $("parts"),
   Object.entries(PARTS).map(([id, name]) => ({ id, title: name, panel: `part-${id}` })),
   (id) => {
-    location.hash = id === "tools" ? "" : id;
+    writeLink();
     opened(id);
   }
 );
+
+/** Put the open part and the selected period into the address. */
+function writeLink() {
+  const period = moment ? `&range=${range}&since=${moment.since}&until=${moment.until}` : "";
+  location.hash = `${parts.current() === "tools" ? "" : parts.current()}${period}`;
+}
 connectCalls({
   open: (id) => {
     parts.choose(id);
     const details = document.querySelector(".details");
     if (details && details.getBoundingClientRect().top > innerHeight / 2) details.scrollIntoView(); // as on a phone
   },
-  forget: () => markTime(null)
+  forget: () => {
+    moment = null;
+    markTime(null);
+    writeLink();
+  }
 });
+$("save-table").onclick = () => {
+  const id = $(`part-${parts.current()}`).querySelector(".table")?.id ?? "";
+  save(`${parts.current()}.csv`, tables.get(id)?.csv() ?? "", "text/csv");
+};
 $("to-errors").onclick = () => parts.choose("errors");
 $("tab-audit").hidden = true;
 lookForAudit((kept) => {
@@ -276,7 +299,6 @@ function goTo(id) {
   opened(id);
 }
 $("main").scrollTop = 0;
-const wanted = location.hash.slice(1);
 if (wanted in PARTS && wanted !== "audit") goTo(wanted);
 
 // The stream
@@ -337,5 +359,7 @@ commands(() => [
   }))
 ]);
 
-turn(RANGES.some(([seconds]) => seconds === range) ? range : 60);
+// A link shows its range, or a longer one if the period has become older.
+const least = link.range ? Math.max(link.range, Date.now() / 1_000 - link.since) : range;
+turn((RANGES.find(([seconds]) => seconds >= least) ?? RANGES[RANGES.length - 1])[0]);
 feed.start();

@@ -52,6 +52,13 @@ export const errorColumns = (sort = (row) => row.server_errors) => [
   })
 ];
 
+/** @param {string} text text beginning like a formula is marked as text, because anyone can choose names */
+const csvCell = (text) =>
+  `"${(/^[=+\-@\t\r]/.test(text) && Number.isNaN(Number(text)) ? `'${text}` : text).replaceAll('"', '""')}"`;
+
+/** @type {Map<string, LiveTable>} tables by the id of their place */
+export const tables = new Map();
+
 export class LiveTable {
   #place;
   #columns;
@@ -90,6 +97,7 @@ export class LiveTable {
     place,
     { name, columns, key, sort, down = true, empty, words = () => "", search = null, fits = () => true, pager = null }
   ) {
+    tables.set(place.id, this);
     this.#place = place;
     this.#columns = columns;
     this.#key = key;
@@ -214,6 +222,19 @@ export class LiveTable {
       cell.ariaSort = chosen ? (this.#down ? "descending" : "ascending") : null;
       write(mark, chosen ? (this.#down ? "↓" : "↑") : "");
     }
+  }
+
+  /** Return all rows that fit the filter, as CSV. */
+  csv() {
+    const rows = this.#sorted(this.#rows.filter(this.#fits)).map((row) =>
+      this.#columns.map(({ fill }) => {
+        const cell = element("td");
+        fill(cell, row);
+        return cell.textContent ?? "";
+      })
+    );
+    const lines = [this.#columns.map(({ title }) => title), ...rows];
+    return `${lines.map((line) => line.map(csvCell).join(",")).join("\r\n")}\r\n`;
   }
 
   /** Return the frozen rows with current figures. @param {Json[]} rows */

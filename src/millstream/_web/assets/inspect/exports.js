@@ -1,6 +1,6 @@
-// Exports: a call as curl, Python, or TypeScript, and downloads.
+// Exports: a call as curl, Python, or TypeScript.
 
-import { element, pretty } from "../dom.js";
+import { pretty } from "../dom.js";
 import { NEWEST } from "../mcp/client.js";
 import { META, requestHeaders } from "../mcp/transports.js";
 
@@ -155,10 +155,3 @@ export const LANGUAGES = {
   TypeScript: (url, values, guarded) =>
     `const response = await fetch(${JSON.stringify(url)}, {\n  method: "POST",\n  headers: { ${inJson(guarded)} },\n  body: JSON.stringify(${pretty(values).replaceAll("\n", "\n  ")}),\n});\nif (!response.ok) throw new Error((await response.json()).detail);\nconsole.log(await response.json());\n`
 };
-
-/** Download a file. @param {string} name @param {string} text @param {string} type */
-export function save(name, text, type) {
-  const url = URL.createObjectURL(new Blob([text], { type }));
-  element("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
-}

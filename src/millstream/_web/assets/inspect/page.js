@@ -12,6 +12,7 @@ import {
   onSubmit,
   optionsOf,
   pre,
+  save,
   store,
   stored,
   write
@@ -23,7 +24,6 @@ import { copy, copyable, makeResizable, tabs, toast } from "../shell/controls.js
 import { groupItems, LongList, tagsOf } from "../shell/long-list.js";
 import { commands, shortcut } from "../shell/palette.js";
 import { cease, say } from "./bench.js";
-import { save } from "./exports.js";
 import { clearHistory, draw as drawHistory } from "./history.js";
 import { page } from "./host.js";
 import { KINDS, SERVER, updated } from "./kinds.js";

@@ -12,6 +12,7 @@ import {
   onSubmit,
   optionsOf,
   pretty,
+  save as saveFile,
   store,
   stored,
   textInput
@@ -21,7 +22,6 @@ import { jsonBlock } from "../render/json.js";
 import { copyable, toast } from "../shell/controls.js";
 import { say } from "./bench.js";
 import { RELATIONS, WITHOUT_VALUE, at, judge, paths } from "./checks.js";
-import { save as saveFile } from "./exports.js";
 import { request, session } from "./session.js";
 
 const KEY = "millstream.inspect.saved";
