@@ -46,7 +46,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "crowds": {"test_slow_senders": GIVEN, "test_unknown_key_ids": INSIDE},
     "behind_nginx": {"test_people_sign_in": GIVEN},
     "cpu_of_headers": {"": "it compares the time of requests to one process"},
-    "memory_of_callers": {"": "what a caller makes one process keep is counted by process"},
+    "memory_of_": {"": "what a caller makes one process keep is counted by process"},
     "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},
     "kept_capabilities": {"": INSIDE},
     "second_tenant": {"": "shares count for one process; across workers, only the store limits"},

@@ -1015,7 +1015,7 @@ class Upstream:
             self._refresh_event.set()  # lists close it
 
     async def _find_fault(self) -> ClientError | None:
-        """Return why the upstream doesn't respond to a request of the gateway's own, or None if it does."""
+        """Return why the upstream doesn't respond to the gateway's own request, or None if it does."""
         try:
             async with asyncio.timeout(self.config.connect_timeout):
                 if self.processes is None:  # callers may use all connections of the others

@@ -240,7 +240,7 @@ def _normalize_alias(alias: Any, normalize_part: Callable[..., Any], inside: Map
 
 
 def _replace(annotation: Any) -> Any:
-    """Return the type that an annotation without values of its own means, such as `object` or a type variable."""
+    """Return the type that stands for an annotation such as `object` or a type variable."""
     if annotation is object:
         return Any
     if annotation is LiteralString:

@@ -470,7 +470,7 @@ class DirectoryResource(Resource):
     mime_type: str = Field(default="application/json", pattern=_MIME_TYPE)
 
     def list_files(self) -> list[Path]:
-        """Return the paths in the directory. Raises NotADirectoryError for another file."""
+        """Return the paths in the directory. Raises NotADirectoryError if it isn't one."""
         if not self.path.is_dir():
             raise NotADirectoryError(f"Not a directory: {self.path}")
         return list((self.path.rglob if self.recursive else self.path.glob)(self.pattern or "*"))
