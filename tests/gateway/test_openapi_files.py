@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from api_calls import BASE, Api, body, multipart, operation, sent, sent_json, tools
+from cases import for_each
 from millstream import Client, Server
 from millstream._override import override
 from patience import WAIT
@@ -259,3 +260,34 @@ async def test_operation_with_a_recursive_schema_is_skipped(caplog: pytest.LogCa
     document["paths"]["/q"] = {"get": {"operationId": "fine", "responses": {}}}
     assert list(await tools(document)) == ["fine"]
     assert "skipped POST /p" in caplog.text
+
+
+def nested(depth: int, form: str) -> tuple[Any, Any]:
+    """Return a schema with so many schemas inside each other, and the definitions that it refers to."""
+    inner: Any = {"type": "object", "properties": {"z": {"type": "string"}}}
+    definitions: dict[str, Any] = {}
+    for number in range(depth):
+        if form == "references":
+            definitions[f"S{number}"] = inner
+            inner = {"type": "object", "properties": {"a": {"$ref": f"#/components/schemas/S{number}"}}}
+        else:
+            inner = {
+                "allOf": {"allOf": [inner]},
+                "properties": {"type": "object", "properties": {"a": inner}},
+                "items": {"type": "array", "items": inner},
+            }[form]
+    return inner, definitions
+
+
+@for_each("form", ["allOf", "properties", "items", "references"])
+async def test_schemas_nested_too_deeply_are_named_as_the_reason(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    for depth in (80, 300, 5_000):
+        caplog.clear()
+        inner, definitions = nested(depth, form)
+        document = operation(method="post", **body({"type": "object", "properties": {"deep": inner}}))
+        document["components"] = {"schemas": definitions}
+        document["paths"]["/q"] = {"get": {"operationId": "fine", "responses": {}}}
+        assert len(await tools(document)) == (2 if depth == 80 else 1)
+        reason = "because its schemas are nested more than 100 levels deep"
+        assert ("skipped POST /p, " + reason in caplog.text) == (depth > 80)
+        assert "RecursionError" not in caplog.text

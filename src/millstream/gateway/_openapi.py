@@ -69,6 +69,9 @@ _IN_BODY = "field", "body"
 _PLACES = "path", "query", "header", "cookie", *_IN_BODY
 _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema whose definitions are inlined."""
+_MAX_NESTING = 100
+"""Maximum schemas inside each other."""
+_TOO_DEEP = f"its schemas are nested more than {_MAX_NESTING} levels deep"
 _MAX_PARTS = 50
 """Maximum number of an object's parts and variants to search for properties that aren't sent."""
 _MAX_NAME = 56
@@ -201,7 +204,9 @@ class Document:
                         yield self._operation(path, method, shared, self._resolve(operation))
                 except _NotOffered as exc:
                     self.skip(method, path, str(exc))
-                except (LookupError, TypeError, AttributeError, ValueError, RecursionError) as exc:
+                except RecursionError:  # the interpreter allows even less
+                    self.skip(method, path, _TOO_DEEP)
+                except (LookupError, TypeError, AttributeError, ValueError) as exc:
                     self.skip(method, path, f"it's malformed: {type(exc).__name__} ({exc})")
 
     def skip(self, method: str, path: str, reason: str) -> None:
@@ -473,6 +478,8 @@ class _Conversion(Struct):
     definitions: Json = {}
     recursive: dict[int, bool] = {}
     """See `inline_references`."""
+    depth: int = 0
+    """Number of schemas around the current one."""
 
     def schema(self, node: Json) -> Json:
         """Return a schema of the document as JSON Schema 2020-12, with its definitions."""
@@ -483,9 +490,22 @@ class _Conversion(Struct):
         return inline_references(converted, self.definitions, max_nodes=_MAX_INLINED_NODES, recursive=self.recursive)
 
     def convert(self, node: Any, parts: Sequence[Json] = ()) -> Any:
-        """Return a schema without parts that can't be sent. `parts` are all parts of the object that it belongs to."""
+        """Return a schema without parts that can't be sent. `parts` are all parts of the object that it belongs to.
+
+        Raises:
+            _NotOffered: The schema is nested too deeply.
+        """
         if not is_object(node):
             return False if node is False else {}
+        if self.depth >= _MAX_NESTING:
+            raise _NotOffered(_TOO_DEEP)
+        self.depth += 1
+        try:
+            return self._convert(node, parts)
+        finally:
+            self.depth -= 1
+
+    def _convert(self, node: Json, parts: Sequence[Json]) -> Json:
         result: Json = {}
         if isinstance(node.get("$ref"), str):
             result = self._reference(node)
