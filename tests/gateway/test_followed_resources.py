@@ -3,8 +3,14 @@
 import asyncio
 import json
 from contextlib import AsyncExitStack
+from typing import Any
+
+from mcp.server import Server as LowLevelServer
+from mcp.server.subscriptions import InMemorySubscriptionBus, ListenHandler, ResourceUpdated
+from mcp_types import ListResourcesResult, ListResourceTemplatesResult, ResourceTemplate
 
 from cpu import count_calls
+from fleet import until
 from millstream import Client, Server
 from patience import WAIT
 from wire import MemoryPipe, request
@@ -105,3 +111,61 @@ async def update(mcp: Server, uri: str) -> None:
     while True:
         await mcp.resource_updated(uri)
         await asyncio.sleep(0.01)
+
+
+class Listening:
+    """A program for the official SDK, with the subscriptions that it serves."""
+
+    def __init__(self) -> None:
+        self.bus = InMemorySubscriptionBus()
+        self.serve = ListenHandler(self.bus)
+        self.listed: list[int] = []
+        """Number of URIs in each request."""
+        self.open: dict[Any, set[str]] = {}
+        self.server = LowLevelServer(
+            "listening",
+            on_subscriptions_listen=self.listen,
+            on_list_resources=self.resources,
+            on_list_resource_templates=self.templates,
+        )
+
+    async def resources(self, ctx: Any, params: Any) -> Any:
+        return ListResourcesResult(resources=[])
+
+    async def templates(self, ctx: Any, params: Any) -> Any:
+        return ListResourceTemplatesResult(
+            resource_templates=[ResourceTemplate(name="d", uri_template="doc://{number}")]
+        )
+
+    async def listen(self, ctx: Any, params: Any) -> Any:
+        uris = params.notifications.resource_subscriptions or []
+        if not uris:  # for changed lists
+            return await self.serve(ctx, params)
+        self.listed.append(len(uris))
+        self.open[ctx.request_id] = set(map(str, uris))
+        try:
+            return await self.serve(ctx, params)
+        finally:
+            del self.open[ctx.request_id]
+
+
+async def test_upstream_is_asked_for_each_resource_a_few_times() -> None:
+    count, program, mcp = 60, Listening(), Server("front")
+    mcp.upstream("shop", program.server, start_timeout=WAIT)
+    mcp.upstream("other", make_shop(), start_timeout=WAIT)
+    async with (
+        asyncio.timeout(WAIT),
+        Client(mcp, timeout=WAIT, revision="2026-07-28") as client,
+        AsyncExitStack() as stack,
+    ):
+        watches = [await stack.enter_async_context(client.watch(each)) for each in URIS[:count]]
+        await until(lambda: set().union(*program.open.values()) == {f"doc://{number}" for number in range(count)})
+        assert sum(program.listed) < 8 * count  # each one that's added would ask for all: 30 * count
+        assert len(program.open) < 10
+        for number in (0, 31, 59):
+            await program.bus.publish(ResourceUpdated(uri=f"doc://{number}"))
+            assert (await anext(watches[number])).uri == URIS[number]
+        asked = len(program.listed)
+        await stack.aclose()
+        await until(lambda: not program.open)
+        assert len(program.listed) - asked < 15

@@ -10,7 +10,7 @@ import contextlib
 import math
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from enum import Enum
 from time import monotonic
 
@@ -324,6 +324,25 @@ _RETRY = 15.0
 """Seconds before a failed subscription is retried."""
 
 
+class _JointWatch(Struct, eq=False):
+    """A subscription to some resources of an upstream."""
+
+    uris: set[str]
+    replaced: Sequence["_JointWatch"] = ()
+    """Subscriptions that end once this one is granted."""
+    task: asyncio.Task[None] | None = None
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the upstream has granted or refused it."""
+    is_granted: bool = False
+    ended: bool = False
+
+    def end(self) -> None:
+        """Unsubscribe."""
+        self.ended = True
+        if self.task is not None:
+            self.task.cancel()
+
+
 class ResourceWatches(Struct):
     """Watches resources of one upstream. `start` subscribes to resources that clients already follow."""
 
@@ -401,7 +420,7 @@ class ResourceWatches(Struct):
         for key in self.tasks.keys() - wanted:
             self.tasks.pop(key).cancel()
         for key in wanted - self.tasks.keys():
-            work = self._watch([key], asyncio.Event(), ()) if key else self._watch_jointly()
+            work = self._watch(_JointWatch({key})) if key else self._watch_jointly()
             self.tasks[key] = asyncio.create_task(work)
 
     async def wait_until_settled(self, uris: Collection[str], seconds: float) -> None:
@@ -413,30 +432,50 @@ class ResourceWatches(Struct):
                         await event.wait()
 
     async def _watch_jointly(self) -> None:
-        """Watch all resources with one subscription. Once the upstream grants the next one, the last one ends."""
-        tasks: list[asyncio.Task[None]] = []
+        """Watch all resources with few subscriptions, because each one lists its resources again.
+
+        New resources get a subscription of their own, which replaces smaller ones. So each has more resources than the
+        next one. Once the upstream grants a subscription, those that it replaces end.
+        """
+        open: list[_JointWatch] = []
         self.changed.set()
         try:
             while await self.changed.wait():
                 self.changed.clear()
-                tasks = [each for each in tasks if not each.cancelling()]
-                for refused in tasks[1:]:
-                    refused.cancel()
-                settled = asyncio.Event()
-                tasks = [*tasks[:1], asyncio.create_task(self._watch(sorted(self.watched), settled, tasks[:1]))]
-                await settled.wait()
+                kept: list[_JointWatch] = []
+                new = set(self.watched)
+                open = [each for each in open if not each.ended]
+                for each in open:  # the largest first
+                    useful = self.watched.keys() & each.uris
+                    if each.is_granted and 2 * len(useful) > len(each.uris):
+                        kept.append(each)
+                        new -= useful
+                while new and kept and len(kept[-1].uris) <= len(new):
+                    new |= self.watched.keys() & kept.pop().uris
+                replaced = [each for each in open if each not in kept]
+                for each in replaced:
+                    if not (each.is_granted and new):
+                        each.end()
+                if new:
+                    watch = _JointWatch(new, replaced)
+                    watch.task = asyncio.create_task(self._watch(watch))
+                    open = [*kept, *replaced, watch]
+                    await watch.settled.wait()
         finally:
-            for task in tasks:
-                task.cancel()
+            for each in open:
+                each.end()
 
-    async def _watch(self, uris: list[str], settled: asyncio.Event, older: Collection[asyncio.Task[None]]) -> None:
+    async def _watch(self, watch: "_JointWatch") -> None:
+        uris = sorted(watch.uris)
         while True:
             try:
                 conversation = await self.connect()
                 async with conversation.watch(SubscriptionFilter(False, False, False, uris)) as changes:
-                    for task in older:
-                        task.cancel()
-                    self._settle(uris, settled)
+                    watch.is_granted = True
+                    for each in watch.replaced:
+                        each.end()
+                    watch.replaced = ()
+                    self._settle(watch)
                     async for change in changes:
                         if change.kind == "resource":
                             self.on_update(change.uri)
@@ -445,12 +484,12 @@ class ResourceWatches(Struct):
                                 self.on_update(uri)
             except ClientError as exc:
                 logger.debug("The subscription to %d resources ended: %s", len(uris), exc)
-                self._settle(uris, settled)
+                self._settle(watch)
             await asyncio.sleep(_RETRY * random.uniform(0.75, 1))  # noqa: S311  jitter
 
-    def _settle(self, uris: list[str], settled: asyncio.Event) -> None:
-        settled.set()
-        for uri in uris:
+    def _settle(self, watch: "_JointWatch") -> None:
+        watch.settled.set()
+        for uri in watch.uris:
             if (event := self.decisions.get(uri)) is not None:
                 event.set()
 
