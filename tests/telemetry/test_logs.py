@@ -1,6 +1,7 @@
 import io
 import json
 import logging
+import logging.config
 import sys
 import traceback
 from collections.abc import Iterator
@@ -262,6 +263,42 @@ def test_configuring_twice_writes_each_record_once() -> None:
     logs.configure("info", stream=stream)
     logs.configure("info", stream=stream)
     assert len(write(stream, "once").splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("make", "lines"),
+    [
+        (lambda: logging.StreamHandler(sys.stderr), ["here"]),
+        (lambda: logging.StreamHandler(sys.stdout), ["here"]),
+        (lambda: logging.StreamHandler(io.StringIO()), ['{"ts":']),
+    ],
+)
+def test_a_program_with_its_own_console_log_has_each_line_once(
+    capsys: pytest.CaptureFixture[str], make: Any, lines: list[str]
+) -> None:
+    own, root = make(), logging.getLogger()
+    root.addHandler(own)
+    try:
+        logs.configure("info")
+        logging.getLogger("shop").warning("here")
+    finally:
+        root.removeHandler(own)
+    captured = capsys.readouterr()
+    assert [line[: len(lines[0])] for line in (captured.out + captured.err).splitlines()] == lines
+
+
+def test_loggers_that_a_program_disabled_by_its_configuration_still_report_errors() -> None:
+    stream, logger = io.StringIO(), logging.getLogger("millstream.gateway")
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": True})
+    try:
+        assert logger.disabled
+        logs.configure("info", stream=stream)
+        logger.error("broken")
+    finally:
+        for each in logging.root.manager.loggerDict.values():
+            if isinstance(each, logging.Logger):
+                each.disabled = False
+    assert json.loads(stream.getvalue())["message"] == "broken"
 
 
 def test_uvicorn_logs_use_our_format() -> None:

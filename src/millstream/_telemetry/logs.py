@@ -104,7 +104,8 @@ def configure(
     stream: TextIO | None = None,
     beside: logging.Handler | None = None,
 ) -> None:
-    """Send all log records to `stream` (standard error by default). Replaces an earlier configuration.
+    """Send all log records to `stream` (standard error by default). Replaces an earlier configuration, but not one of
+    the program that writes to standard output or standard error.
 
     Args:
         level: ``debug``, ``info``, ``warning``, ``error``, or ``critical``.
@@ -131,10 +132,15 @@ def configure(
     root = logging.getLogger()
     for old in [each for each in root.handlers if isinstance(each, _OurHandler)]:
         root.removeHandler(old)
-    root.addHandler(handler)
     if beside is not None and beside not in root.handlers:
         beside.setFormatter(JsonLines())
         root.addHandler(beside)
+    for name, logger in root.manager.loggerDict.items():
+        if name.partition(".")[0] == "millstream" and isinstance(logger, logging.Logger):
+            logger.disabled = False  # `dictConfig` of the program disables loggers that exist already, by default
+    if any(map(_writes_to_console, root.handlers)):
+        return  # the program has its own format, and would have each line twice
+    root.addHandler(handler)
     root.setLevel(number)
     for name in UVICORN_LOGGERS:
         logger = logging.getLogger(name)
@@ -142,6 +148,14 @@ def configure(
         logger.propagate = True
         # At level "info", uvicorn repeats the start-up panel.
         logger.setLevel(logging.WARNING if number == logging.INFO else number)
+
+
+def _writes_to_console(handler: logging.Handler) -> bool:
+    """Return whether a handler writes to standard output or standard error. Rich's doesn't count, because the official
+    SDK installs it in every program, and it wraps lines.
+    """
+    stream: object = getattr(handler, "stream", None) if isinstance(handler, logging.StreamHandler) else None
+    return stream is not None and stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
 
 
 MAX_KEPT = 256 * 1024
