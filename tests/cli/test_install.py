@@ -367,7 +367,7 @@ def test_project_files_are_supported(home: Path, folder: Path) -> None:
         ([str(SHOP)], "No supported application"),
         ([URL, "--client", "cursor", "-v", "A=1"], "Variables can't be set"),
         ([str(SHOP), "--client", "cursor", "--header", "A: 1"], "Headers can't be sent"),
-        (["ftp://example.com", "--client", "cursor"], "not a URL of a server"),
+        (["ftp://example.com", "--client", "cursor"], "isn't a server URL"),
         (["wss://example.com/ws", "--client", "cursor"], "can't use WebSockets"),
         ([str(SHOP), "--client", "cursor", "--with-editable", "nowhere"], "There is no folder nowhere"),
     ],

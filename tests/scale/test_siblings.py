@@ -69,7 +69,7 @@ def test_sibling_processes_without_a_shared_store_are_reported(tmp_path: Path, g
         assert {status for status, _ in answers} == {200}
         assert "Several processes serve 'shop'" in log.read_text("utf-8")
         firsts: set[str] = set()
-        while not any("Calls that other processes of the server handle" in first for first in firsts):
+        while not any("Calls handled by the server's other processes" in first for first in firsts):
             assert monotonic() < deadline, firsts
             firsts.add(first_event(port))
 
