@@ -33,7 +33,6 @@ from millstream import (
 )
 from millstream._protocol.content import ToolResultBlock, ToolUse
 from millstream._server.calls.call import Call
-from millstream._server.calls.questions import Messages
 from patience import WAIT
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
@@ -291,7 +290,7 @@ async def samples_with_tools(ctx: Context) -> str:
 
 USES = Message("assistant", [ToolUse("a", "weather", {}), ToolUse("b", "tides", {})])
 RESULTS = [ToolResultBlock("b", [Text("low")]), ToolResultBlock("a", [Text("sunny")])]
-CONVERSATIONS: dict[str, Messages] = {
+CONVERSATIONS: dict[str, Any] = {
     "balanced": ["How is the weather?", USES, Message("user", RESULTS), "And tomorrow?"],
     "blocks": [Message("user", [Text("one"), Image(PNG, "image/png")]), Message("assistant", [Text("two")]), "three"],
     "content": ["What is this?", Image(PNG, "image/png")],

@@ -783,7 +783,7 @@ class BlockingClient:
         return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
 
     def _stop(self) -> None:
-        if self._loop is not None and not self._client._blocks:
+        if self._loop is not None and not self._client._blocks:  # pyright: ignore[reportPrivateUsage]
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop = None
