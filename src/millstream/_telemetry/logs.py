@@ -154,7 +154,7 @@ def _writes_to_console(handler: logging.Handler) -> bool:
     """Return whether a handler writes to standard output or standard error. Rich's doesn't count, because the official
     SDK installs it in every program, and it wraps lines.
     """
-    stream: object = getattr(handler, "stream", None) if isinstance(handler, logging.StreamHandler) else None
+    stream: object = getattr(handler, "stream", None)
     return stream is not None and stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__)
 
 
