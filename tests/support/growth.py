@@ -2,7 +2,7 @@
 
 import gc
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 MIB = 1024 * 1024
@@ -15,7 +15,7 @@ class Growth:
 
 
 @contextmanager
-def measured() -> Iterator[Growth]:
+def measured() -> Generator[Growth]:
     """Measure what the block keeps."""
     growth = Growth()
     gc.collect()
