@@ -7,10 +7,8 @@ import pytest
 
 from agent_world import Answer, ScriptedModel, collect, delta, event, model, of, says
 from cases import for_each
-from cpu import check_linear
 from millstream import Server, ToolAnnotations
 from millstream.agent import Agent, ModelError, ModelRequest, ModelResponse, ModelServerError, ToolEnd
-from millstream.agent._chat_stream import StreamRepair
 
 ADD = '{"a": 2, "b": 3}'
 MORE = '{"a": 5, "b": 5}'
@@ -170,18 +168,6 @@ async def test_arguments_that_were_encoded_twice_are_decoded() -> None:
         async with Agent(model(api), [mcp]) as agent:
             (end,) = of(ToolEnd, await collect(agent.say("Add.")))
     assert end.text == "5"
-
-
-def test_many_pieces_with_a_name_take_linear_time() -> None:
-    def read(number: int) -> None:
-        pieces = [
-            {"index": 0, "id": "x", "function": {"name": "add", "arguments": each}}
-            for each in ['{"a":[0', *[",{}"] * number]
-        ]
-        line = json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": pieces}}]}).encode()
-        assert b'"index": 0' in StreamRepair().feed(b"data: " + line + b"\n\n")
-
-    check_linear(read, 1_000)
 
 
 async def test_replies_without_end_stop_at_a_size(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,18 @@
+"""What correcting a reply costs."""
+
+import json
+
+from cpu import check_linear
+from millstream.agent._chat_stream import StreamRepair
+
+
+def test_many_pieces_with_a_name_take_linear_time() -> None:
+    def read(number: int) -> None:
+        pieces = [
+            {"index": 0, "id": "x", "function": {"name": "add", "arguments": each}}
+            for each in ['{"a":[0', *[",{}"] * number]
+        ]
+        line = json.dumps({"choices": [{"index": 0, "delta": {"tool_calls": pieces}}]}).encode()
+        assert b'"index": 0' in StreamRepair().feed(b"data: " + line + b"\n\n")
+
+    check_linear(read, 1_000)
