@@ -719,6 +719,21 @@ async def test_relay_between_eras_lists_and_completes_prompts_as_the_upstream_do
             assert (found["completion"]["values"], prompt) == (["tone"], {"name": "greet"})
 
 
+async def test_relay_between_eras_lists_what_the_upstream_added_without_a_word() -> None:
+    tools = ["one"]
+
+    async def behave(asked: ReceivedRequest) -> None:
+        listed = [{"name": name, "inputSchema": {"type": "object"}} for name in tools]
+        await asked.result({"tools": listed} if asked.method == "tools/list" else {})
+
+    async with misbehaving(with_handshake(behave)) as upstream:
+        for era in ERAS:
+            async with Client(relay(upstream.url), revision=era, timeout=WAIT) as client:
+                assert await names(client) == tools
+                tools.append(era)
+                await listed(client, era)
+
+
 async def test_relay_between_eras_passes_unlisted_names_on() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         params = asked.message["params"]

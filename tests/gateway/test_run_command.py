@@ -30,6 +30,28 @@ async def test_commands_are_served_over_http_and_stdio(tmp_path: Path) -> None:
                     await tools(client)
 
 
+PAST = """
+import json, sys
+for line in sys.stdin:
+    message, listed = json.loads(line), {"tools": [{"name": "add", "inputSchema": {"type": "object"}}]}
+    offer = {"protocolVersion": "2025-06-18", "capabilities": {"tools": {}}}
+    offer["serverInfo"] = {"name": "past", "version": ""}
+    answers = {"initialize": offer, "tools/list": listed}
+    found = answers.get(message["method"])
+    answer = {"error": {"code": -32601, "message": "no"}} if found is None else {"result": found}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], **answer}), flush=True)
+"""
+
+
+async def test_command_of_a_past_era_announces_only_what_it_has() -> None:
+    run = [sys.executable, "-m", "millstream", "run", "--transport", "stdio", "--", sys.executable, "-c", PAST]
+    async with Client(run, revision="2026-07-28", timeout=WAIT) as client:
+        assert client.capabilities.keys() & {"tools", "resources", "prompts", "completions"} == {"tools"}
+        assert (client.server.name, client.server.version) == ("past", "")
+        assert [tool.name for tool in await client.tools()] == ["add"]
+
+
 async def test_one_word_programs_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "shop server"
     program.write_text(f"#!/bin/sh\nexec {COMMAND}\n", "utf-8")

@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -114,8 +114,9 @@ def find_command(target: str) -> str | list[str] | None:
         package = target.partition(".")[0]  # modules take precedence
         if not package.isidentifier() or PathFinder.find_spec(package, [str(Path.cwd()), *sys.path]) is None:
             return [target]
-    if len(words) < 2 or source.is_file():
-        return None
+    with suppress(OSError):  # a command can be too long for a file name
+        if len(words) < 2 or source.is_file():
+            return None
     if shutil.which(words[0]) is not None:
         return target
     if source.suffix == ".py":

@@ -62,7 +62,7 @@ MAX_SHOWN = 500
 _READERS = frozenset({"rest", "web"})
 """Parts that read the items of upstreams without a client's request."""
 _LISTED = ("tools", "resources", "prompts")
-_CAPABILITIES = frozenset({*_LISTED, "completions"})
+_CAPABILITIES = frozenset({*_LISTED, "completions", "logging"})
 _NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
 _Items = dict[str, tuple[str, Description, ItemRules]]
 """Name on this server -> upstream's name, description for callers, and rules."""
@@ -221,7 +221,7 @@ class GatewayPart:
         host.report("gateway", lambda: self._mode)
         if not obstacle:
             upstreams[0].relays = True
-            Passthrough(host, upstreams[0])
+            Passthrough(host, upstreams[0], self._announce_missing)
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
@@ -358,7 +358,7 @@ class GatewayPart:
     def _announce_missing(self) -> None:
         """Announce what upstreams without lists may have, because clients connect before the lists arrive."""
         for upstream in self.upstreams.values():
-            if not upstream.catalog.taken_at:
+            if not upstream.catalog.taken_at and upstream.keeps_lists.is_set():
                 for capability in upstream.catalog.capabilities or _LISTED:
                     self._host.registry.offer(capability)
         self._merge_hints()

@@ -7,7 +7,7 @@ is down, the items that a catalog makes of its last lists serve the call instead
 
 import asyncio
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from millstream import ProtocolError, ToolError
@@ -43,11 +43,13 @@ class Passthrough:
     Args:
         host: The running server.
         upstream: Its only upstream.
+        announce_missing: Announces what the upstream may have, because its lists couldn't be read.
     """
 
-    def __init__(self, host: PartHost, upstream: Upstream) -> None:
+    def __init__(self, host: PartHost, upstream: Upstream, announce_missing: Callable[[], None]) -> None:
         self._host = host
         self._upstream = upstream
+        self._announce_missing = announce_missing
         self._reading = asyncio.Lock()
         registry, dispatcher = host.registry, host.dispatcher
         dispatcher.relay = self._relay
@@ -132,6 +134,7 @@ class Passthrough:
                 if not upstream.keeps_lists.is_set():
                     upstream.keeps_lists.set()
                     await upstream.freshen()
+                    self._announce_missing()
         elif self._reading.locked():
             async with self._reading:
                 pass

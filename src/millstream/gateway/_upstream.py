@@ -916,10 +916,10 @@ class Upstream:
 
     @property
     def is_asked(self) -> bool:
-        """Whether lists are read when a client asks: for a program in this process, where that's cheap, and for lists
-        that the upstream declares stale at once.
+        """Whether lists are read when a client asks: of the only upstream, of a program in this process, where that's
+        cheap, and those that the upstream declares stale at once.
         """
-        return self.is_program or 0 in (ttl_ms for ttl_ms, _ in self.catalog.hints.values())
+        return self.relays or self.is_program or 0 in (ttl_ms for ttl_ms, _ in self.catalog.hints.values())
 
     @property
     def is_stale(self) -> bool:
