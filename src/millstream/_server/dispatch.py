@@ -248,8 +248,9 @@ class Dispatcher:
             tool, relay, head, result = call.tool, self.relay, b"", b""
             if relay is not None:
                 timeout = self._tool_timeout if call.method == "tools/call" else 0
-                work = relay(call)
-                result = await (run_with_timeout(lambda *_: work, call, None, timeout) if timeout else work)
+                result = await (
+                    run_with_timeout(lambda _, each: relay(each), call, None, timeout) if timeout else relay(call)
+                )
             if result:
                 head, members = result[:-1], b""
             elif tool is not None:
