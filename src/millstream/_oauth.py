@@ -1,4 +1,4 @@
-"""Parts of OAuth messages that our authorization server, its logins, and the client share."""
+"""Parts of OAuth messages that our authorization server, its sign-ins, and the client share."""
 
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Mapping

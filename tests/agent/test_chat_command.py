@@ -83,7 +83,7 @@ def test_events_can_be_printed_as_json_lines(tmp_path: Path) -> None:
 
 def test_destructive_tools_are_refused_without_a_terminal(tmp_path: Path) -> None:
     done = chat(SHOP, "-m", "Burn it", folder=tmp_path, script=(calls(("burn", '{"isbn": "1"}')), says("No?")))
-    assert "burn wasn't allowed, because there's no terminal to ask on. Use --yes to allow everything." in done.err
+    assert "burn wasn't allowed, because there's no terminal to prompt on. Use --yes to allow everything." in done.err
     assert done.asked[1].last["content"].startswith("The user didn't allow")
 
 
@@ -102,7 +102,7 @@ def test_several_servers_and_a_configuration_can_be_combined(tmp_path: Path) -> 
     done = chat("mcp.json", "-m", "How much?", "--yes", folder=tmp_path, script=script)
     assert done.err.splitlines()[-1] == "done\tsouth\tprice\t1"
     done = chat("mcp.json", "-m", "How much?", folder=tmp_path, script=script)
-    assert "price wasn't allowed, because there's no terminal to ask on. Use --yes" in done.err
+    assert "price wasn't allowed, because there's no terminal to prompt on. Use --yes" in done.err
 
 
 @pytest.fixture(scope="module")

@@ -280,7 +280,7 @@ async def test_large_login_forms_are_refused_without_reading_them() -> None:
         assert (reply.status, b"This form is too large." in reply.body) == (413, True)
 
 
-async def test_program_pages_use_login_and_event_source() -> None:
+async def test_custom_pages_support_sign_in_and_event_source() -> None:
     server = make_server()
 
     @server.route("/board")

@@ -92,7 +92,9 @@ async def test_streaming_tools_without_a_token_return_the_last_value(
 
 
 @in_combinations("notifications")
-async def test_concurrent_calls_keep_their_notifications_apart(connect: Connect, combination: Combination) -> None:
+async def test_concurrent_calls_receive_only_their_own_notifications(
+    connect: Connect, combination: Combination
+) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     key = f"apart {combination}"

@@ -57,7 +57,7 @@ async def test_prompts_can_ask_questions(connect: Connect, combination: Combinat
 
 
 @in_combinations("questions", "elicitation")
-async def test_declining_and_dismissing_are_distinguished(connect: Connect, combination: Combination) -> None:
+async def test_declined_and_dismissed_questions_differ(connect: Connect, combination: Combination) -> None:
     declining = await connect(combination, answer=always({"action": "decline"}))
     assert (await declining.call("asks", kind="point")).text == "declined"
     assert "declined" in (await declining.call("insists")).failure

@@ -12,11 +12,11 @@ from cases import for_each
 SAMPLE: Json = {"role": "assistant", "content": {"type": "text", "text": "word"}, "model": "m"}
 UNBALANCED = {
     "without results": "The conversation ends before the tool uses 'a', 'b' have tool results",
-    "one result missing": "Message 2 of the conversation must answer",
-    "results in two messages": "Message 2 of the conversation must answer",
-    "something between": "Message 2 of the conversation must answer",
-    "a result twice": "its tool results are for 'b', 'b', 'a'",
-    "results of nothing": "Message 1 of the conversation must answer",
+    "one result missing": "Message 2 of the conversation must contain results",
+    "results in two messages": "Message 2 of the conversation must contain results",
+    "something between": "Message 2 of the conversation must contain results",
+    "a result twice": "but has results for ('b', 'b', 'a')",
+    "results of nothing": "Message 1 of the conversation must contain results",
     "results and text": "Message 2 of the conversation mixes tool results with other content",
     "uses of the user": "Message 1 of the conversation contains a ToolUse, so its role must be 'assistant'",
     "results of the assistant": "Message 2 of the conversation contains a ToolResultBlock, so its role must be 'user'",
@@ -37,7 +37,9 @@ async def test_unbalanced_tool_results_raise_in_the_function(
 
 
 @in_combinations("questions")
-async def test_conversations_with_tools_need_a_supporting_revision(connect: Connect, combination: Combination) -> None:
+async def test_tool_conversations_need_a_revision_that_supports_them(
+    connect: Connect, combination: Combination
+) -> None:
     """Regression: before 2025-11-25, messages can't contain tool uses."""
     client = await connect(combination, answer=lambda method, params: SAMPLE)
     reply = await client.call("samples_conversation", kind="balanced")

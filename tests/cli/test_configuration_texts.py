@@ -65,7 +65,7 @@ class TestJson:
             ('{\n  // nothing\n}\n', '{\n  // nothing\n  "m": {\n    "x": 1\n  }\n}\n'),
         ],
     )  # fmt: skip
-    def test_documents_keep_their_style(self, before: str, after: str) -> None:
+    def test_edits_preserve_document_formatting(self, before: str, after: str) -> None:
         assert jsonc.put(before, ("m", "x"), 1) == after
 
     @for_each(

@@ -115,7 +115,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --serve chatt", "Unknown part 'chatt'", "Use --serve all"),
     ("run shop.py --workers 100000", 'Invalid value "100000" for --workers.', "Must be <= 1000."),
     ("run shop.py -- --color red", "Programs get no arguments.", "millstream run -- python shop.py --color red"),
-    ("channel shop.py", "Error: The server has no events (-32601).", ""),
+    ("channel shop.py", "Error: The server doesn't support events (-32601).", ""),
     ("call shop.py order isbn", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=VALUE."),
     ("keys list --file inside", "The key file inside can't be read: Is a directory.", "Use the path of a file."),
     ("run shop.py --workers 0", 'Invalid value "0" for --workers.', "Must be >= 1."),
@@ -157,7 +157,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("call shop.py order isbn 978", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=978."),
     ("call shop.py order isbn:978", "not 'isbn:978'", "order isbn=978."),
     ("call shop.py delete_order", "The server has no tool 'delete_order'.", "It has: order, remove_order."),
-    ("record shop.py", "Name the recording, then the server", "millstream record messages.jsonl shop.py"),
+    ("record shop.py", "Pass the recording file, then the server", "millstream record messages.jsonl shop.py"),
     ("call shop.py", "Missing argument: TOOL.", "millstream list shop.py"),
     ("call shop.py order 978", "Arguments must be NAME=VALUE, not '978'", "order isbn=978."),
     ("call shop.py order 978 2", "not '978'", "order isbn=978 copies=2."),
@@ -329,7 +329,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: program().list_tools(), "no attribute 'list_tools'", "client.tools()"),  # type: ignore[attr-defined]
     (lambda: program().list_resources(), "`@mcp.resource` adds", "client.resources()"),  # type: ignore[attr-defined]
     (lambda: program().call_tool(), "no attribute 'call_tool'", "To define a tool, write `@mcp.tool`."),  # type: ignore[attr-defined]
-    (lambda: Server("shop", "Be kind."), "every argument after the first 1", "version=…, instructions=…"),  # type: ignore[misc]
+    (lambda: Server("shop", "Be kind."), "arguments after the first 1 by keyword", "version=…, instructions=…"),  # type: ignore[misc]
     (lambda: program().add_middleware(1), "no attribute 'add_middleware'", "Server(middleware=["),  # type: ignore[attr-defined]
     (lambda: Server("shop", serve="hub").hub.subscribe, "no attribute 'subscribe'", "mcp.hub.listen(channel)"),  # type: ignore[attr-defined]
     (lambda: Server("shop", serve="hub").hub.emit, "no attribute 'emit'", "mcp.hub.publish(channel, data)"),  # type: ignore[attr-defined]

@@ -182,7 +182,7 @@ async def test_login_does_not_wait_for_other_browser_connections() -> None:
 
 
 @pytest.mark.parametrize("kept", ["memory", "file"])
-async def test_concurrent_calls_log_in_once_and_refresh_silently(kept: str, tmp_path: Path) -> None:
+async def test_concurrent_calls_sign_in_once_and_refresh_silently(kept: str, tmp_path: Path) -> None:
     visits = registrations = renewals = 0
     valid = {"t1"}
 

@@ -265,7 +265,7 @@ async def test_extension_closes_with_the_server_and_can_reopen() -> None:
         assert stock.closed == number
 
 
-async def test_extension_is_absent_in_revisions_without_it() -> None:
+async def test_extension_is_hidden_in_unsupported_revisions() -> None:
     class New(Extension):
         name = "com.example/new"
         revisions = (NEWEST.date,)

@@ -146,7 +146,7 @@ async def test_conflicting_names_are_refused_with_both_sources() -> None:
             async with mcp.running():
                 pass
     mcp = make_gateway(make_library(), prefix="no spaces")
-    with pytest.raises(ValueError, match="leads to names that not every client can call"):
+    with pytest.raises(ValueError, match="produces names that some clients can't call"):
         async with mcp.running():
             pass
 

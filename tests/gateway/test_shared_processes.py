@@ -96,7 +96,7 @@ async def callers(*keys: str, **options: Any) -> AsyncIterator[list[Caller]]:
 
 
 @pytest.mark.parametrize("keys", [(ALICE, BOB), ("", "")], ids=["principals", "anonymous sessions"])
-async def test_question_of_an_abandoned_call_reaches_no_other_caller(
+async def test_abandoned_calls_question_is_not_sent_to_other_callers(
     keys: tuple[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")

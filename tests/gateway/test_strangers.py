@@ -551,7 +551,7 @@ ABOUT: Json = {
 }  # fmt: skip
 
 
-async def test_gateway_with_one_upstream_has_the_upstreams_description() -> None:
+async def test_gateway_with_one_upstream_uses_its_server_info() -> None:
     command = stranger({"tools": {}}, LISTS, serverInfo=ABOUT)
     icon = Icon("https://strange.example.com/i.png")
 

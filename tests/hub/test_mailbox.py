@@ -57,7 +57,7 @@ async def test_two_connections_of_a_client_both_receive_messages() -> None:
         assert (await receive(hub, "me")).data == []
 
 
-async def test_mailbox_count_is_bounded_with_a_gap() -> None:
+async def test_full_mailbox_drops_oldest_events_and_reports_a_gap() -> None:
     async with open_hub(mailbox=3) as hub:
         for number in range(3):
             await hub.send("me", str(number))

@@ -149,7 +149,7 @@ async def test_lost_journal_is_a_gap() -> None:
         assert again.data == ["2", "3", "4"], "the history is kept"
 
 
-async def test_new_epoch_is_a_gap_and_delivery_continues() -> None:
+async def test_new_epoch_reports_a_gap_and_delivery_continues() -> None:
     store: Any = DelayedStore(lambda: 0, MemoryStore(epoch="one"))
     async with open_hub(store) as hub:
         outlet = await listen(hub)

@@ -191,7 +191,7 @@ async def test_users_not_on_the_allowlist_are_refused(login: str, allow: list[st
     assert not any("person" in name for name in window.cookies)
 
 
-async def test_allowlist_accepts_addresses_and_everyone(desk_with: Make) -> None:
+async def test_allowlist_accepts_email_addresses_and_wildcard(desk_with: Make) -> None:
     for login, allow in (("grace@gmail.com", ["grace@gmail.com"]), ("mallory@example.com", ["*"])):
         desk = desk_with(allow)
         window = Browser(desk)

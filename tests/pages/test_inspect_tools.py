@@ -205,7 +205,7 @@ def test_an_exchange_is_one_row_with_its_progress_folded(orchard: str, open_page
     assert run_axe(page) == []
 
 
-def test_a_list_of_objects_is_shown_once_as_a_table_that_sorts(orchard: str, open_page: OpenPage) -> None:
+def test_list_of_objects_is_shown_once_as_a_sortable_table(orchard: str, open_page: OpenPage) -> None:
     page = inspect(orchard, open_page)
     result = run(page)
     expect(result.get_by_label("Text", exact=True)).to_have_count(0)

@@ -334,7 +334,7 @@ def test_fastapi_parameters_are_refused(kind: str, instead: str) -> None:
         return word
 
     for function in (by_default, annotated):
-        with pytest.raises(TypeError, match=rf"word: a tool can't use {kind} of FastAPI\. .*{instead}"):
+        with pytest.raises(TypeError, match=rf"word: a tool can't use FastAPI's {kind}\. .*{instead}"):
             mcp.tool(function)
 
 

@@ -138,7 +138,7 @@ def average(values: list[float]) -> float:
 
 
 @for_each("item", [b'""', b'"a"'])
-def test_slow_types_bound_the_number_of_values(item: bytes) -> None:
+def test_value_count_is_limited_for_slow_types(item: bytes) -> None:
     assert f"at most {MAX_BUILT:,} values" in refusal(plan(distinct), b'{"words":%b}' % many(item, MAX_BUILT + 2))
 
 

@@ -130,7 +130,7 @@ async def test_published_events_reach_other_sockets(way: str) -> None:
         }  # fmt: skip
 
 
-async def test_unsubscribing_stops_events_and_keeps_the_socket() -> None:
+async def test_unsubscribing_stops_events_and_keeps_the_socket_open() -> None:
     async with world() as app, app.client() as socket:
         await recv_json(socket)
         await send_json(socket, {"type": "subscribe"})

@@ -171,7 +171,7 @@ async def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
         (tmp_path / "go").touch()
         assert (await running).value == "done"
         until(lambda: not any(alive(pid) for pid in pids))
-        assert served.count_lines("The parent process is gone") == 2
+        assert served.count_lines("The parent process has exited") == 2
 
 
 def test_worker_hanging_at_startup_ends_with_its_parent(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def prefix_name(kind: str, key: str, prefix: str) -> str:
 
 @dataclass(eq=False)
 class Definition:
-    """One server, before and while it runs."""
+    """A server's definition, which exists before the server runs and can change while it runs."""
 
     # Configuration
     name: str

@@ -239,7 +239,7 @@ class Routes:
         return error_page(request, reply, self._title, links)
 
     def _enter(self, handler: Handler, mcp_path: str) -> Handler:
-        """Return the handler of MCP's address, which shows a page to browsers."""
+        """Return the MCP endpoint's handler, which shows browsers a page."""
 
         async def show(request: HttpRequest) -> Response:
             from millstream._web.error_pages import entry_page  # noqa: PLC0415  only for browsers

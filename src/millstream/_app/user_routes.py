@@ -218,7 +218,7 @@ def route_of(
     """
     (check_form if fixed else check_path)(path)
     if isinstance(methods, str):
-        raise TypeError(f"route({path!r}): methods must be a list: methods=[{methods!r}]")
+        raise TypeError(f"route({path!r}): methods must be a list, such as methods=[{methods!r}].")
     chosen = frozenset(each.upper() for each in methods)
     if not chosen or chosen - METHODS:
         raise ValueError(

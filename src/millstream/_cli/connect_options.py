@@ -137,7 +137,7 @@ def auth_for(login: bool) -> Auth | None:
     """Return the login, if requested."""
     if not login:
         return None
-    from millstream.client import OAuth  # noqa: PLC0415 - only for logins
+    from millstream.client import OAuth  # noqa: PLC0415 - only to sign in
 
     return OAuth()
 

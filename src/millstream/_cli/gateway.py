@@ -150,6 +150,7 @@ def _lines(definition: catalog.Description) -> list[str]:
 def _confirm() -> bool:
     if not sys.stdin.isatty():
         raise CommandError(
-            "Nothing was accepted, because there's no terminal to ask on.", fix="Review the change, then use --yes."
+            "Nothing was accepted, because there's no terminal to prompt on.",
+            fix="Review the change, then run the command again with --yes.",
         )
     return confirm("Accept?")

@@ -527,7 +527,7 @@ def read(path: Path) -> str | None:
         if not stat.S_ISREG(path.stat().st_mode):
             raise CommandError(
                 f"{path} isn't a regular file.",
-                why="An application's configuration is a file, or a link to one.",
+                why="An application's configuration must be a regular file or a link to one.",
                 fix="Check it, and move it elsewhere.",
             )
         return path.read_bytes().decode("utf-8")
@@ -758,7 +758,7 @@ def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) 
     if dry_run or yes:
         return not dry_run
     if json or not somebody_looks():
-        text = "Nothing was written, because there's no terminal to ask on."
+        text = "Nothing was written, because there's no terminal to prompt on."
         report_error(text, 2, remedy="Use --yes.", shown=text)
         raise SystemExit(2)
     if not confirm("Write this?"):

@@ -68,7 +68,7 @@ async def record(file: Path, /, *server: str, header: Header = (), login: bool =
         login: Sign in with a browser if the server requires it, and store the tokens.
     """
     if not server:
-        raise UsageError("Name the recording, then the server: millstream record messages.jsonl shop.py")
+        raise UsageError("Pass the recording file, then the server: millstream record messages.jsonl shop.py")
     if sys.stdin.isatty():
         print("Waiting for a client on standard input. Press Ctrl-C to stop.", file=sys.stderr)
     place = find_server(server[0] if len(server) == 1 else server, env={}, cwd=None)

@@ -110,7 +110,7 @@ class AsgiSink(CloseSignal, eq=False):
         self.connection_lost()
 
     async def finish(self) -> None:
-        """Close, and wait until the last byte is passed to the server or the peer is gone."""
+        """Close, and wait until the last byte is passed to the server or the peer has disconnected."""
         pump = self.pump
         assert pump is not None  # noqa: S101  set when the stream began
         self.close()
@@ -138,7 +138,7 @@ class AsgiSink(CloseSignal, eq=False):
                     await self.news.wait_changed()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:
-            # ASGI 2.4 servers raise when the peer is gone; older ones ignore the message.
+            # ASGI 2.4 servers raise when the peer has disconnected; older ones ignore the message.
             self.connection_lost()
 
 

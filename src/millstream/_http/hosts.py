@@ -117,7 +117,7 @@ class HostPolicy:
 
     Call ``check`` to apply all rules. The set `good` caches Host values that passed. A fast path can skip ``check`` for
     a request with a single Host that is in the set and with neither Origin nor ``Sec-Fetch-Site``. If the bind address
-    is unknown (`loopback_bind` is None), peers with loopback addresses count as this machine.
+    is unknown (`loopback_bind` is None), peers with loopback addresses are treated as local.
     """
 
     def __init__(

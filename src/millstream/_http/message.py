@@ -110,7 +110,7 @@ class OutputStream(Protocol):
 
     @property
     def buffered(self) -> int:
-        """Bytes written but not yet accepted by the peer's connection, or 0 if the peer is gone."""
+        """Bytes written but not yet accepted by the peer's connection, or 0 if the peer has disconnected."""
         ...
 
     def write(self, data: bytes, /) -> object:

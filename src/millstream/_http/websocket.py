@@ -88,7 +88,7 @@ class SocketBase(CloseSignal, eq=False, kw_only=True):
 
     @override
     def connection_lost(self) -> None:
-        """Stop sending, because the peer is gone or the closing handshake has begun."""
+        """Stop sending, because the peer has disconnected or the closing handshake has begun."""
         self._drop()
         self._end(None)
 
@@ -214,7 +214,7 @@ class DirectSocket(SocketBase, eq=False):
                 async with asyncio.timeout(self.grace):
                     await self._send_close_frame(self.send)
             except (OSError, RuntimeError):
-                pass  # The peer is gone, or doesn't read the rest in time (TimeoutError is an OSError).
+                pass  # The peer has disconnected, or doesn't read the rest in time (TimeoutError is an OSError).
             self.connection_lost()
 
 
@@ -288,7 +288,7 @@ class QueuedSocket(SocketBase, eq=False):
             self._deadline.reschedule(asyncio.get_running_loop().time() + self.grace)
 
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
-        """Read and send until the socket is closed and empty, or the peer is gone or doesn't read in time."""
+        """Read and send until the socket is closed and empty, or the peer has disconnected or doesn't read in time."""
         reader = asyncio.create_task(reading)
         try:
             await self._run()

@@ -120,7 +120,7 @@ class CustomResult(Exception):
     Clients reject result types that they don't know. Check the client's capabilities first.
 
     Args:
-        result: All members of the result, `resultType` included.
+        result: All members of the result, including `resultType`.
     """
 
     def __init__(self, result: Mapping[str, Any]) -> None:
@@ -315,7 +315,9 @@ def suggest_keywords(function: F, elsewhere: Alternatives | None = None) -> F:
     def check_keywords(*positional: Any, **given: Any) -> Any:
         refuse_unknown(where, given, names, elsewhere or {})
         if only and len(positional) - bound > most:
-            raise TypeError(f"{where}: name every argument after the first {most}, as in {', '.join(only[:3])}")
+            raise TypeError(
+                f"{where}: pass arguments after the first {most} by keyword, such as {', '.join(only[:3])}."
+            )
         return function(*positional, **given)
 
     return check_keywords  # type: ignore[return-value]  # it takes and gives what the function does

@@ -369,7 +369,7 @@ def project_conversation(messages: Sequence[Message], revision: Revision) -> lis
         ToolError: The revision doesn't support a block.
     """
     if "audio" not in revision.content and any(isinstance(b, Audio) for message in messages for b in message.blocks):
-        raise ToolError(f"This needs sampling with audio, which protocol revision {revision.date} doesn't have.")
+        raise ToolError(f"This requires sampling with audio, which protocol revision {revision.date} doesn't support.")
     if revision.sampling_tools:
         return list(messages)
     return [each for message in messages for each in message.one_by_one()]

@@ -207,7 +207,7 @@ class Control:
         See https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
 
         Raises:
-            ProtocolError: The worker that asked is gone or unreachable.
+            ProtocolError: The worker that asked has exited or is unreachable.
         """
         if self._questions.answer(message, session_id):
             return

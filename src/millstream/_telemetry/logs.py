@@ -249,7 +249,7 @@ class TextOutlet:
                 del self.unsent[: os.write(self._descriptor, piece)]
         except BlockingIOError:
             pass
-        except OSError:  # the reader is gone
+        except OSError:  # the reader has disconnected
             self._drop(self.unsent)
             self.unsent.clear()
             self._unreported = 0

@@ -41,7 +41,7 @@ from millstream._server.dispatch import Dispatcher, OpenSession
 from millstream._tasks import has_failed, is_canceled
 
 Write = Callable[[bytes], bool]
-"""Queues one message without waiting. Returns False if the peer is gone or was cut for reading too slowly."""
+"""Queues one message without waiting. Returns False if the peer has disconnected or was cut for reading too slowly."""
 Drain = Callable[[], Awaitable[None]]
 _LISTEN = "subscriptions/listen"
 
@@ -92,7 +92,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         """Do nothing, because the connection stays open during silent calls."""
 
     def ends_call(self) -> bool:
-        """Return whether the client is gone. See `Origin`."""
+        """Return whether the client has disconnected. See `Origin`."""
         return self._gone
 
     # Received messages
@@ -298,7 +298,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        """Stop all work, because the client is gone."""
+        """Stop all work, because the client has disconnected."""
         self._gone = True
         if self._stop_watching is not None:
             self._stop_watching()

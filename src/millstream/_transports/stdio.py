@@ -64,7 +64,7 @@ class _Output(asyncio.Protocol):
             self._transport = None
 
     def write(self, message: bytes) -> bool:
-        """Queue a message. Return False if the reader is gone or too slow."""
+        """Queue a message. Return False if the reader has disconnected or is too slow."""
         if self._gone:
             return False
         if not self._waiting:
@@ -99,7 +99,7 @@ class _Output(asyncio.Protocol):
             await self._room.wait()
 
     async def finish(self) -> None:
-        """Wait until everything is written or the reader is gone."""
+        """Wait until everything is written or the reader has disconnected."""
         self.flush()
         transport = self._transport
         if transport is not None and not self._gone:
@@ -161,7 +161,7 @@ def _set_line_buffering(*, on: bool) -> bool:
     out = sys.stdout
     if not isinstance(out, io.TextIOWrapper) or out.line_buffering is on:
         return False
-    with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
+    with contextlib.suppress(OSError, ValueError):  # the reader has disconnected, or the stream is closed
         out.reconfigure(line_buffering=on)
     return True
 
@@ -169,7 +169,7 @@ def _set_line_buffering(*, on: bool) -> bool:
 def _flush() -> None:
     """Flush prints while the descriptor points to stderr, so they can't reach the protocol later."""
     if sys.stdout is not None:
-        with contextlib.suppress(OSError, ValueError):  # the reader is gone, or the stream is closed
+        with contextlib.suppress(OSError, ValueError):  # the reader has disconnected, or the stream is closed
             sys.stdout.flush()
 
 

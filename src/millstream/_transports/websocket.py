@@ -459,7 +459,7 @@ class WebSocketRoute(Struct, eq=False):
         return DirectSocket(wire, send, limit=limit, grace=grace)
 
     async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
-        """Process messages until the peer is gone. Pause while the peer doesn't read its responses."""
+        """Process messages until the peer has disconnected. Pause while the peer doesn't read its responses."""
         code, reason, most = INTERNAL, "Internal error", self._dispatcher.services.settings.max_message
         try:
             while True:

@@ -121,7 +121,7 @@ def stop(answer: Response, host: str, text: str) -> Response:
 
 
 def redirect_page(url: str, label: str, head: bytes = b"") -> Response:
-    """Return the page that redirects to a sign-in elsewhere: ``redirect_page(pending.url, "Continue to example.com")``.
+    """Return a page that redirects to another site's sign-in: ``redirect_page(pending.url, "Continue to GitHub")``.
 
     The page's policy would block a direct redirect after a form, because it applies to the form's target.
 

@@ -355,9 +355,9 @@ def rules_of(
     clients = several("client_ids", client_ids)
     if not all(map(_is_name, audiences)) or not (audiences or clients):
         raise ValueError(
-            "audience must be what tokens contain in aud: this server's public URL, such as "
-            "https://mcp.example.com/mcp, without a fragment, or what the issuer uses instead. If its tokens have no "
-            "aud, pass client_ids=[…], the clients whose tokens you accept."
+            "audience must match the tokens' aud claim: usually this server's public URL (such as "
+            "https://mcp.example.com/mcp, without a fragment), or the value that your issuer uses. If its tokens have "
+            "no aud, pass client_ids=[…], the clients whose tokens you accept."
         )
     if "account" in audiences and not clients:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""`Client`: one object for a server of any revision, over any transport. `BlockingClient` needs no `await`."""
+"""`Client` connects to a server of any protocol revision, over any transport. `BlockingClient` needs no `await`."""
 
 import asyncio
 import inspect

@@ -206,13 +206,15 @@ class Conversation:
 
         Raises:
             ValueError: The level is unknown.
-            NotSupported: The revision has no log level per session.
+            NotSupported: The revision doesn't support a per-session log level.
         """
         if level not in LOG_LEVELS:
             raise ValueError(f"Unknown log level {level!r}. Use one of {', '.join(LOG_LEVELS)}.")
         revision = self.negotiated.revision
         if not revision.handshake:
-            raise NotSupported(f"Revision {revision.date} has no log level per session. Set Options(log_level=…).")
+            raise NotSupported(
+                f"Revision {revision.date} doesn't support a per-session log level. Set Options(log_level=…)."
+            )
         await self.requests.ask(RawRequest(method="logging/setLevel", params=encode({"level": level})))
         self.requests.log_level = level
 

@@ -121,7 +121,7 @@ class ClientEvents(Struct, eq=False):
         """Return the event types that the server offers to this client.
 
         Raises:
-            ServerError: The server has no events.
+            ServerError: The server doesn't support events.
             ClientError: There was no response.
         """
         try:
@@ -131,7 +131,7 @@ class ClientEvents(Struct, eq=False):
         except ServerError as exc:
             if exc.code != METHOD_NOT_FOUND:
                 raise
-            raise ServerError(exc.code, "The server has no events.", exc.data) from exc
+            raise ServerError(exc.code, "The server doesn't support events.", exc.data) from exc
 
     def subscribe(
         self,

@@ -363,7 +363,7 @@ class Requests(Confidential, Struct, kw_only=True):
             extra = await self._answers(required, rounds, ask.id)
 
     async def _answers(self, required: InputRequiredResult, rounds: int, request_id: int) -> bytes:
-        """Return the members to add to the parameters of the next round."""
+        """Return the members to add to the next round's parameters."""
         members: Json = {}
         if required.input_requests:
             members["inputResponses"] = await answer_all(

@@ -548,7 +548,7 @@ _Scalars = dict[str, str | bool | int | float | None]
 
 
 class _Server(Confidential, Struct, frozen=True, kw_only=True):
-    """An entry of another application's file. Other members have no effect, and are named in a warning."""
+    """A server entry in another application's configuration file. Unknown members are ignored with a warning."""
 
     url: str = ""
     httpUrl: str = ""  # noqa: N815  as in the files

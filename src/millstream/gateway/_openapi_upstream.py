@@ -280,7 +280,7 @@ class ApiUpstream(Upstream):
         return None
 
     async def _refresh(self) -> None:
-        """Read the document, and offer its operations.
+        """Read the document and register its operations as tools.
 
         Raises:
             ValueError: The document can't be used.

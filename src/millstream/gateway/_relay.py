@@ -123,7 +123,7 @@ def _decode_abilities(abilities: bytes) -> Json:
 
 
 def declare(abilities: bytes, revision: Revision) -> Json:
-    """Return abilities as client capabilities of an upstream's revision."""
+    """Convert abilities to client capabilities in the upstream's revision."""
     declared: Json = dict(_decode_abilities(abilities))
     modes = members(declared.pop("elicitation", None))
     supported: Json = {mode: {} for mode in modes if mode in revision.elicitation_modes}

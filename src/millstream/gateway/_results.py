@@ -147,16 +147,16 @@ class Redactor:
 
 
 async def run_aside(call: Call, size: int, function: Callable[..., T], *args: Any) -> T:
-    """Run a function that examines each value of a message, in a thread unless the message is small.
+    """Run a function that examines each value of a message, using a worker thread for large messages.
 
     Args:
-        call: The call that needs it.
-        size: Bytes of the message, see `Call.weight`.
+        call: The current call.
+        size: Message size, in bytes, see `Call.weight`.
         function: The function.
         args: Its arguments.
 
     Raises:
-        ToolError: The caller's share of the threads is in use.
+        ToolError: The caller has no free worker threads.
     """
     if size < _SMALL:
         return function(*args)

@@ -211,7 +211,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         prefix = self.names.prefix
         if PREFIX.fullmatch(prefix) is None:
             raise ValueError(
-                f"upstream {self.name!r}: the prefix {prefix!r} leads to names that not every client can call: "
+                f"upstream {self.name!r}: the prefix {prefix!r} produces names that some clients can't call: "
                 f"{PREFIX_RULE}, or set another prefix."
             )
         if self.revision is not None and self.revision not in BY_DATE:
@@ -488,7 +488,7 @@ class Upstream:
 
     @property
     def revision(self) -> Revision:
-        """Revision of the upstream; the newest until it has been reached."""
+        """Protocol revision of the upstream. Until the first connection, the newest one."""
         return BY_DATE.get(self.catalog.revision, NEWEST)
 
     @property
@@ -554,7 +554,7 @@ class Upstream:
         if (link is not None and link.key != key) or session.id in links.lost:
             links.lost.pop(session.id, None)
             links.end_session(session.id)
-            raise SessionLost("The session belonged to other credentials.")
+            raise SessionLost("The session was opened with different credentials.")
         info = _info_of(call) if self.config.forward_client else encode(Implementation(NAME, __version__))
         identity = ClientIdentity(call.revision.date, Raw(info), self._capabilities_for(call))
         peer = "" if call.origin is None else call.origin.peer
@@ -856,7 +856,10 @@ class Upstream:
         return bool(self.quarantined) and self._is_quarantined(uri)
 
     def link_uri(self, uri: str) -> str:
-        """Return a URI in a result as clients of the gateway read it. Links to the web aren't the upstream's."""
+        """Translate a URI in an upstream's result for gateway clients.
+
+        Web links that the upstream doesn't list are unchanged.
+        """
         if uri.partition(":")[0].lower() in _WEB_SCHEMES and not self._is_listed(uri):
             return uri
         return self.names.uri(uri) if "resources" in self.catalog.capabilities else uri

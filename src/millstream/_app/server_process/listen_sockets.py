@@ -37,7 +37,9 @@ def chosen_address(host: str | None, port: int | None) -> tuple[str, int]:
     try:
         return address(host, port)
     except VariableError as exc:
-        raise CommandError(str(exc), why="An option doesn't override this environment variable.") from exc
+        raise CommandError(
+            str(exc), why="No command-line option was given that overrides this environment variable."
+        ) from exc
 
 
 def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:

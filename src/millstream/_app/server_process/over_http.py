@@ -1,7 +1,7 @@
 """Serving over HTTP with our own connections, for ``millstream run`` and ``Server.run()``.
 
-The server is a single process, or a worker. A worker serves on the parent's sockets, until the parent stops it or is
-gone.
+The server is a single process, or a worker. A worker serves on the parent's sockets, until the parent stops it or
+exits.
 """
 
 import asyncio
@@ -310,7 +310,7 @@ class WorkerStops(StopSignals):
         messages = self._place.line.read()
         if messages is None:  # the next server needs the address immediately
             self._loop.remove_reader(self._place.line.end)
-            logger.warning("The parent process is gone. Stopping this worker")
+            logger.warning("The parent process has exited. Stopping this worker")
             self._drain(DrainTimes())
         for message in messages or ():
             self._take(message)

@@ -191,7 +191,7 @@ class SessionForwarder:
             while data := await stream.read():
                 sink.write(data)
                 await sink.drain()
-        except ClientError:  # the worker is gone, so the client finds that its session is, too
+        except ClientError:  # the worker has exited, so the client finds that its session is, too
             pass
         finally:
             endings.discard(sink.close)

@@ -374,7 +374,7 @@ class Supervisor:
         await self._tasks.close()
 
     async def _look_after(self, child: WorkerProcess) -> None:
-        """Supervise a process from start to end, and replace it as soon as it accepts no more connections."""
+        """Supervise a process from start to exit, and replace it as soon as it accepts no more connections."""
         with suppress(NotStarted):  # reported by `_start`
             await child.ready()
             child.worker.back_off.serves()

@@ -134,7 +134,7 @@ _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 class MessageChannel:
     """One end of the pair of sockets.
 
-    The end of the stream is also a message: it tells a worker that the parent is gone, for whatever reason.
+    The end of the stream is also a message: it tells a worker that the parent has exited, for whatever reason.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -142,7 +142,7 @@ class MessageChannel:
         self._buffer = b""
 
     def send(self, message: Message) -> None:
-        """Send a message, dropping it if the peer is gone or has been unresponsive for long."""
+        """Send a message, dropping it if the peer has disconnected or has been unresponsive for long."""
         with suppress(OSError):
             self.end.sendall(msgspec.json.encode(message) + b"\n")
 
@@ -239,7 +239,7 @@ class WorkerSlot:
         while (first := self.line.read()) == []:
             pass
         if not first or not isinstance(first[0], Hello):
-            raise SystemExit(1)  # the parent is gone
+            raise SystemExit(1)  # the parent has exited
         self.hello = first[0]
         self.early = first[1:]
         """Messages that arrived together with the first."""

@@ -46,7 +46,7 @@ class ConsolePrompts(Struct, eq=False):
         what = request.tool or "a server's question to the model"
         if self.read is None:
             self.screen.note(
-                f"{what} wasn't allowed, because there's no terminal to ask on. Use --yes to allow everything."
+                f"{what} wasn't allowed, because there's no terminal to prompt on. Use --yes to allow everything."
             )
             return False
         self.screen.pause()

@@ -341,7 +341,10 @@ def _empty(line: list[Segment]) -> bool:
 
 
 def end_of_block(text: str) -> int:
-    """Return the end of the first Markdown block, a blank line outside of a code block, or 0 if it's incomplete."""
+    """Return the position after the first complete Markdown block, or 0 if there's none.
+
+    A blank line outside a code block ends a block.
+    """
     at = 0
     while (blank := text.find("\n\n", at)) >= 0:
         if len(_FENCE.findall(text, 0, blank + 1)) % 2 == 0:

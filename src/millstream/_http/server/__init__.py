@@ -4,10 +4,10 @@
 continues after an upgrade, `ConnectionGuard` enforces every time limit with one timer, and `SocketListener` accepts.
 `Endpoints` connects all of that to an application.
 
-The fast head reader reads head lines without the parser, in one plain form: any name, a colon, a space, and printable
-ASCII (RFC 9112 §5, without folding or further white space). Any other line, and any line that changes how a message is
+The fast head reader reads head lines without the parser, in one strict form: any name, a colon, a space, and printable
+ASCII (RFC 9112 §5, with no folding or extra whitespace). Any other line, and any line that changes how a message is
 framed, raises KeyError. The HTTP parser then reads that request from its beginning. Framing has two cases, so a message
-can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body that has arrived whole in one chunk
+can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body received in full in one chunk
 (`read_chunk`). ``tests/transports/test_fast_heads.py`` compares both readers.
 """
 

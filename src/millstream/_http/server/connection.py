@@ -174,7 +174,7 @@ class ServerState(Struct, eq=False):
     cut: int = 0
     """Number of connections cut because of unread replies."""
     connections: set[Any] = set()
-    """All open connections, WebSockets included."""
+    """All open connections, including WebSockets."""
     tasks: set[asyncio.Task[None]] = set()
     """Tasks of suspended calls and of WebSockets."""
 
@@ -340,7 +340,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
         return failure(exc, self.method, self.path)
 
     def connection_lost(self) -> None:
-        """End the stream because the client is gone. Cancel the call if it asked for that."""
+        """End the stream because the client has disconnected. Cancel the call if it asked for that."""
         self.disconnected = True
         if self.sink is not None:
             self.sink.connection_lost()

@@ -53,7 +53,7 @@ _silent_logger.setLevel(logging.CRITICAL)  # clients must not be able to fill th
 
 
 class ClientDisconnected(OSError):
-    """Raised by `send` if the client is gone (ASGI 2.4)."""
+    """Raised by `send` if the client has disconnected (ASGI 2.4)."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -582,7 +582,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Process a message from the application.
 
         Raises:
-            ClientDisconnected: The client is gone.
+            ClientDisconnected: The client has disconnected.
             RuntimeError: The message can't follow the previous one.
         """
         await self.room.wait()

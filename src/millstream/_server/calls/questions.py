@@ -257,9 +257,9 @@ def check_conversation(messages: Sequence[Message]) -> None:
         uses, results = _tools_of(message, f"Message {number} of the conversation")
         if results != asked:
             raise ValueError(
-                f"Message {number} of the conversation must answer the tool uses of the previous message, which "
-                f"are {_ids(asked)}, but its tool results are for {_ids(results)}. Put one tool result for each "
-                "tool use, and no other content, into the user's next message."
+                f"Message {number} of the conversation must contain results for the previous message's "
+                f"tool uses ({_ids(asked)}), but has results for ({_ids(results)}). The user's next message must "
+                "contain exactly one tool result per tool use and nothing else."
             )
         asked = uses
     if asked:
@@ -388,7 +388,7 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
     messages = read_messages(question.messages)
     check_conversation(messages)
     if _with_tools(question) and not revision.sampling_tools:
-        raise ToolError(f"This needs sampling with tools, which protocol revision {revision.date} doesn't have.")
+        raise ToolError(f"This requires sampling with tools, which protocol revision {revision.date} doesn't support.")
     return CreateMessageRequestParams(
         messages=project_conversation(messages, revision),
         max_tokens=question.max_tokens,
@@ -460,16 +460,18 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
     revision = call.revision
     elicitation_id = (question.id or secrets.token_urlsafe(16)) if isinstance(question, ElicitUrl) else ""
     if method not in revision.asks or (isinstance(question, ElicitUrl) and "url" not in revision.elicitation_modes):
-        raise ToolError(f"This needs {method}, which protocol revision {revision.date} doesn't have.")
+        raise ToolError(f"This requires {method}, which protocol revision {revision.date} doesn't support.")
     params = params_of(question, revision, elicitation_id=elicitation_id)
     if not call.open_reply_channel().asks:
         if isinstance(question, ElicitUrl) and revision.url_error:
             raise ProtocolError(URL_ELICITATION_REQUIRED, question.message, {"elicitations": [params]})
         if call.session is None:
-            raise ToolError(f"This needs {method}, which needs a session. Send initialize first, then the session id.")
-        raise ToolError(f"This needs {method}, which needs a streamed reply. Accept text/event-stream.")
+            raise ToolError(
+                f"This requires {method}, which needs a session. Send initialize first, then the session id."
+            )
+        raise ToolError(f"This requires {method}, which needs a streamed reply. Accept text/event-stream.")
     if not declares(call.client.capabilities, capability_of(question)):
-        raise ToolError(f"This needs {method}, but the client didn't declare {_names(capability_of(question))}.")
+        raise ToolError(f"This requires {method}, but the client didn't declare {_names(capability_of(question))}.")
     scope = "" if call.session is None else call.session.id
     asked = call.question_ids = set() if call.question_ids is None else call.question_ids
     raw = await open_questions.ask(call.send_to_caller, method, params, owner=call.owner, scope=scope, asked=asked)

@@ -487,7 +487,7 @@ def _in_two_steps(tool: Tool) -> Callable[[bytes], Any]:
         envelope = _decode_raw_call(body)
         params = envelope.params
         if params.name != name:
-            raise msgspec.DecodeError("The header names another tool.")
+            raise msgspec.DecodeError("The header specifies a different tool.")
         params.arguments = decode_arguments(params.arguments)
         return envelope
 

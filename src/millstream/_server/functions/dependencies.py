@@ -216,7 +216,7 @@ def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> d
                 raise TypeError(f"{name}: this Depends is from {origin}. Write: from millstream import Depends.")
             if module == "fastapi.params":
                 use = "Read ctx.headers" if kind in ("Header", "Cookie") else "Write: from millstream import Field"
-                raise TypeError(f"{name}: a tool can't use {kind} of FastAPI. {use}.")
+                raise TypeError(f"{name}: a tool can't use FastAPI's {kind}. {use}.")
         mark = next((each for each in marks if isinstance(each, Dependency)), None)
         if mark is not None:
             found[name] = mark

@@ -242,7 +242,7 @@ def _check_accidental(
     """Refuse parameters that would become client arguments by mistake.
 
     Raises:
-        TypeError: `self`, or a context without an annotation.
+        TypeError: A parameter is `self`, or a context that isn't annotated.
     """
     described = (by_hand or {}).get("properties", {})
     for value in values:
@@ -292,7 +292,7 @@ def _engine(arguments: ArgumentList, returns: Any, code: CodeType | None) -> Eng
         try:
             promised = None if returns is None else normalize(returns)
         except RegistrationError as error:
-            raise RegistrationError(f"{name}: the return type: {error}.") from error
+            raise RegistrationError(f"{name}: invalid return type: {error}.") from error
         return engine_of(arguments, promised)
     except (OutputError, RecursionError) as error:
         warn_author(

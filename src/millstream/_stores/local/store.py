@@ -1,7 +1,7 @@
 """The worker's side of a store in the parent process.
 
 A worker that loses its connection reconnects. Its lease ended with the connection. If nothing listens at the address
-anymore, the parent is gone, and every call fails immediately.
+anymore, the parent has exited, and every call fails immediately.
 """
 
 import asyncio
@@ -104,7 +104,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         """Connect.
 
         Raises:
-            LocalError: The parent is gone or can't open the store.
+            LocalError: The parent has exited or can't open the store.
         """
         self._open = True
         try:
@@ -132,7 +132,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         """Call a method in the parent.
 
         Raises:
-            StoreUnavailable: The parent is gone or doesn't respond.
+            StoreUnavailable: The parent has exited or doesn't respond.
             LocalError, Gap: The method raised it.
         """
         if self._transport is None:

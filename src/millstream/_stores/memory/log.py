@@ -278,7 +278,9 @@ class MemoryLog(Listeners[Entry]):
         """Append an entry. In an index, `at` is the entry's offset in the first stream."""
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self.max_bytes:
-            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self.max_bytes} bytes of the in-memory log.")
+            raise StoreFull(
+                f"The entry is {len(data)} bytes, but the in-memory log is limited to {self.max_bytes} bytes."
+            )
         held = self._present(stream, now)
         if held is None:
             kind = self.kinds[kind_of(stream)]

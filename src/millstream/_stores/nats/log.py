@@ -376,7 +376,7 @@ class NatsLog(Listeners[Entry]):
         link, view = self._link, self._main(stream)
         if len(data) > link.max_bytes:
             raise StoreFull(
-                f"An entry of {len(data)} bytes exceeds the {link.max_bytes} bytes that the NATS server allows."
+                f"The entry is {len(data)} bytes, but the NATS server allows at most {link.max_bytes} bytes."
             )
         place, first = token(index.stream) if index is not None else _NO_INDEX, token(topic.partition(".")[0])
         subject = f"{view.base}.{place}.{'end' if seal else 'entry'}.{first}.{token(topic)}"

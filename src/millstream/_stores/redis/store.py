@@ -291,7 +291,7 @@ class RedisLog(Listeners[Entry]):
         topic: str = "",
     ) -> Position:
         if len(data) > MAX_ENTRY:
-            raise StoreFull(f"An entry of {len(data)} bytes exceeds the maximum of {MAX_ENTRY} for Redis.")
+            raise StoreFull(f"The entry is {len(data)} bytes, but the maximum for Redis is {MAX_ENTRY} bytes.")
         keys, bounds = self._keys, (milliseconds(ttl), max_entries, int(seal))
         batch = self._batches.get(stream)
         if batch is None or not batch.accepts(len(data), bounds):

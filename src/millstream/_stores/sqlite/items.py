@@ -246,7 +246,9 @@ class Streams(Struct, eq=False):
         run, kind = self._file.run, kind_of(stream)
         cost = len(data) + ITEM_BYTES
         if cost + len(stream) + STREAM_BYTES > self._max_bytes:
-            raise StoreFull(f"An entry of {len(data)} bytes exceeds the {self._max_bytes} bytes of the store's log.")
+            raise StoreFull(
+                f"The entry is {len(data)} bytes, but the store's log is limited to {self._max_bytes} bytes."
+            )
         row = self._file.one(
             "SELECT id, floor, last, entries, size, sealed, until FROM streams WHERE name=?", (stream,)
         )

@@ -473,7 +473,7 @@ class TokenEndpoints(Struct, frozen=True):
         # Clients often request every scope that a server lists; the response contains the actual ones (RFC 6749 §3.3).
         wanted = self.config.requested_scopes(asked) if asked else client.scopes
         if asked and most.isdisjoint(asked.split()):
-            raise OAuthError("invalid_scope", "This client may not have these scopes.")
+            raise OAuthError("invalid_scope", "This client isn't allowed to request any of these scopes.")
         scopes = tuple(each for each in dict.fromkeys((*self.config.scopes, *wanted)) if each in most)
         resources = self.config.requested_resources(form.all("resource"))
         return await self.access_token(client, client.id, scopes, resources)

@@ -795,7 +795,7 @@ class OAuth:
         if "S256" not in issuer.code_challenge_methods_supported and not self._assumes_pkce:
             raise AccessDenied(
                 f"The metadata of {issuer.issuer} doesn't list PKCE with S256, so authorization codes could be stolen.",
-                remedy="If the issuer supports it, name the issuer and your client_id, and set assume_pkce.",
+                remedy="If the issuer supports it, pass the issuer and your client_id, and set assume_pkce.",
             )
         if not issuer.authorization_endpoint:
             raise AccessDenied(f"{issuer.issuer} has no authorization endpoint, so users can't sign in.")

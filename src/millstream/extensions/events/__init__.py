@@ -1,4 +1,4 @@
-"""Events of a server that clients subscribe to (SEP-3415, a draft).
+"""Server events that clients can subscribe to (SEP-3415, a draft).
 
 Clients that are woken up by an event without its data call the tool `get_recent_events`.
 
