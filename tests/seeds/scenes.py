@@ -319,19 +319,27 @@ def streamed_calls(stage: Stage) -> None:
 
 
 async def _listen(url: str, session: aiohttp.ClientSession, connected: asyncio.Semaphore) -> None:
-    """Hear every broadcast, also when streams end. A stream's first event tells that its subscription is active."""
+    """Hear every broadcast, also when streams end. A stream's first event tells that its subscription is active.
+
+    As in browsers, the id of an event counts once the whole event has arrived: a stream can end within one.
+    """
     last, missing = "", {f"Broadcast {number}" for number in range(BROADCASTS)}
     while missing:
         try:
             headers = {"Last-Event-ID": last} if last else {}
             async with session.get(f"{url}/events", headers=headers) as response:
-                last = (await response.content.readline()).decode().removeprefix("id: ").strip() or last
-                connected.release()
+                arriving, opened = last, False
                 while missing and (line := (await response.content.readline()).decode()):
+                    if not opened:
+                        opened = True
+                        connected.release()
                     name, _, value = line.strip().partition(": ")
-                    last = value if name == "id" else last
-                    if name == "data":
+                    if name == "id":
+                        arriving = value
+                    elif name == "data":
                         missing.discard(value)
+                    elif not name:
+                        last = arriving
         except aiohttp.ClientError:
             await asyncio.sleep(0.1)
 
