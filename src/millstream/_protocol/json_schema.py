@@ -471,7 +471,12 @@ def _for_clients(node: Schema) -> Schema:
         del node["anyOf"]  # anything is allowed
     if "enum" in node:
         node["enum"] = [*{repr(each): each for each in node["enum"]}.values()]
-    return _by_type(node) if is_array(kind) or None in node.get("enum", ()) else node
+    several = is_array(kind) or None in node.get("enum", ())
+    return _by_type(node) if several and _WHOLE.isdisjoint(node) else node
+
+
+_WHOLE = frozenset(("const", "not", "allOf", "anyOf", "oneOf", "if", "$ref"))
+"""Keywords that decide about null together with the types."""
 
 
 def _by_type(node: Schema) -> Schema:
@@ -480,6 +485,8 @@ def _by_type(node: Schema) -> Schema:
     kind, choices = node.pop("type", None), node.pop("enum", None)
     kinds: list[Any] = kind if is_array(kind) else [kind]
     others = [each for each in kinds if each != "null"]
+    if choices is None and len(others) > 1 and any(children(node)):  # copies of copies would grow with each level
+        return about | {"type": kind} | node
     if choices is None:
         parts = [{**node, "type": each} for each in others]
     else:
@@ -488,7 +495,9 @@ def _by_type(node: Schema) -> Schema:
         parts = parts if node["enum"] else []
     if ("null" in kinds or kind is None) and (choices is None or None in choices):
         parts.append({"type": "null"})
-    return about | (parts[0] if len(parts) == 1 else {"anyOf": parts})
+    if len(parts) == 1:
+        return about | parts[0]
+    return {**about, "anyOf": parts} if parts else {**about, "not": {}}
 
 
 _ABOUT = frozenset(("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"))

@@ -272,14 +272,13 @@ def read(body: bytes) -> Envelope:
     Raises:
         ProtocolError: PARSE_ERROR if the bytes aren't JSON, INVALID_REQUEST if they aren't a JSON-RPC message.
     """
+    body = body.removeprefix(BOM_UTF8)  # RFC 8259 §8.1 lets a parser ignore it
     try:
         envelope = _decode_envelope(body)
     except msgspec.ValidationError:
         require_json(body)
         raise _invalid("a message must be a JSON object") from None
     except MALFORMED as exc:
-        if body.startswith(BOM_UTF8):  # RFC 8259 §8.1 lets a parser ignore it
-            return read(body.removeprefix(BOM_UTF8))
         raise _unreadable(exc if body else "the body is empty instead of a JSON-RPC message") from exc
     return _message(envelope)
 

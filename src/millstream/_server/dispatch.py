@@ -245,14 +245,14 @@ class Dispatcher:
         try:
             if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
                 await asked
-            tool, relay, head, result = call.tool, self.relay, b"", b""
+            tool, relay, result = call.tool, self.relay, b""
             if relay is not None:
                 timeout = self._tool_timeout if call.method == "tools/call" else 0
                 result = await (
                     run_with_timeout(lambda _, each: relay(each), call, None, timeout) if timeout else relay(call)
                 )
             if result:
-                head, members = result[:-1], b""
+                members = b""
             elif tool is not None:
                 timeout, run = tool.timeout, tool.run
                 if timeout is None:
@@ -270,12 +270,13 @@ class Dispatcher:
                 head = self._heads[call.revision.date]
                 head = head if call.meta is None else _head(self.info, call.revision, call.meta)
                 head = head if members else head.removesuffix(b",")
-            if _ERROR in (result or members) and _reports_error(call, result or b"{%b}" % members):
+                result = b"%b%b}" % (head, members)
+            if _ERROR in (members or result) and _reports_error(call, result):
                 call.failure = CallFailure("tool_error")
             answer = (
-                b'{"jsonrpc":"2.0","id":%b,"result":%b%b}}' % (encode(call.id), head, members)
+                b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
                 if not (call.bare or call.cancelled)
-                else _wrap_envelope(call, b"%b%b}" % (head, members))
+                else _wrap_envelope(call, result)
             )
         except BaseException as exc:
             answer = self._failure(call, exc)

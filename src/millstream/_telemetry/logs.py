@@ -138,7 +138,7 @@ def configure(
     for name, logger in root.manager.loggerDict.items():
         if name.partition(".")[0] == "millstream" and isinstance(logger, logging.Logger):
             logger.disabled = False  # `dictConfig` of the program disables loggers that exist already, by default
-    if any(map(_writes_to_console, root.handlers)):
+    if stream is None and any(map(_writes_to_console, root.handlers)):
         return  # the program has its own format, and would have each line twice
     root.addHandler(handler)
     root.setLevel(number)

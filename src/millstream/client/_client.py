@@ -189,6 +189,8 @@ class Client:
         """Handler for the progress of calls that don't have their own."""
         self._blocks = 0
         """Number of blocks that the client is in."""
+        self._turn = asyncio.Lock()
+        """Held while one of them connects or closes."""
 
     # The connection
 
@@ -198,18 +200,17 @@ class Client:
         Raises:
             ClientError: The connection failed; the message explains why and suggests a fix.
         """
-        self._blocks += 1
-        try:
-            await (self.conversation.start() if self._blocks == 1 else self.conversation.requests.connect(first=True))
-        except BaseException:
-            self._blocks -= 1
-            raise
+        async with self._turn:
+            await (self.conversation.requests.connect(first=True) if self._blocks else self.conversation.start())
+            self._blocks += 1
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         self._blocks -= 1
         if not self._blocks:
-            await self.conversation.close()
+            async with self._turn:
+                if not self._blocks:
+                    await self.conversation.close()
 
     if not TYPE_CHECKING:  # type checkers report it themselves
 
@@ -742,6 +743,7 @@ class BlockingClient:
         self._client = Client(target, **more)
         self._loop: asyncio.AbstractEventLoop | None = None
         """Runs in the thread inside the block."""
+        self._depth = 0
         self._thread = threading.Thread()
 
     def __enter__(self) -> Self:
@@ -755,9 +757,11 @@ class BlockingClient:
         except BaseException:
             self._stop()
             raise
+        self._depth += 1
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._depth -= 1
         try:
             self._wait(self._client.__aexit__, *exc)
         finally:
@@ -783,7 +787,7 @@ class BlockingClient:
         return asyncio.run_coroutine_threadsafe(result(), self._loop).result()
 
     def _stop(self) -> None:
-        if self._loop is not None and not self._client._blocks:  # pyright: ignore[reportPrivateUsage]
+        if self._loop is not None and not self._depth:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop = None

@@ -32,7 +32,7 @@ from millstream.client._requests import (
     ToolHeaders,
 )
 from millstream.client._results import Cache, PaginatedList, read
-from millstream.client._server_messages import Notification, OnChange, OnLog, OnProgress, ServerMessages
+from millstream.client._server_messages import Change, Notification, OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find_server
 from millstream.client._transports import Options, Transport
 from millstream.client._watches import Changes, WatchingRequests
@@ -115,6 +115,7 @@ class Conversation:
     async def start(self) -> None:
         """Connect and negotiate, also after `close`."""
         self.incoming.background.reopen()
+        self._cache.invalidate(Change("again"), None)  # the server may have changed in the meantime
         try:
             await self.requests.restore(await self.requests.connect(first=True))
         except BaseException:

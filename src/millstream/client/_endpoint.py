@@ -169,7 +169,8 @@ class Endpoint:
         cookies = reply.header(b"set-cookie")
         if self._has_cookies or len(cookies) > _MAX_COOKIES or not (cookies.isascii() and "=" in cookies):
             return ""
-        return f"Cookie: {'; '.join(each.partition(';')[0].strip() for each in cookies.splitlines())}\r\n"
+        pairs = [each.partition(";")[0].strip().partition("=") for each in cookies.split("\n") if "=" in each]
+        return f"Cookie: {'; '.join(f'{name}={value}' for name, value in {n: v for n, _, v in pairs}.items())}\r\n"
 
     async def _reauthorize(self, status: int, challenge: str) -> bool:
         """Get new credentials. Return False if there aren't any."""

@@ -244,7 +244,7 @@ def _from_configuration(given: Any, name: str, source: str, base: Command, folde
     if folder is not None:
         try:
             fields = _expand(fields, folder)
-            if file := fields.get("envFile"):
+            if (file := fields.get("envFile")) and "command" in fields:
                 variables = read_env_file(folder / Path(str(file)).expanduser())
         except ValueError as exc:
             raise TargetError(f"The server {name!r} of {source} can't be used: {exc}") from exc
@@ -277,7 +277,8 @@ def _texts(given: Any, name: str) -> dict[str, str]:
         return {}
     if not isinstance(given, Mapping):
         raise TargetError(f"The headers or variables of the server {name!r} must be an object.")
-    return {str(key): str(value) for key, value in cast("Mapping[object, object]", given).items()}
+    values = cast("Mapping[object, object]", given).items()
+    return {str(key): each if isinstance(each, str) else json.dumps(each) for key, each in values if each is not None}
 
 
 def expand_variables(text: str, variables: Mapping[str, str], folder: Path) -> str:

@@ -450,6 +450,7 @@ class ResourceWatches(Struct):
                     if each.is_granted and 2 * len(useful) > len(each.uris):
                         kept.append(each)
                         new -= useful
+                        self._settle(each)
                 while new and kept and len(kept[-1].uris) <= len(new):
                     new |= self.watched.keys() & kept.pop().uris
                 replaced = [each for each in open if each not in kept]

@@ -509,13 +509,13 @@ class Registry:
             if name not in hidden and (scopes is None or item.scopes <= scopes)
         }
 
-    def find(self, kind: str, name: str, caller: Call | HttpRequest) -> Any:
+    def find(self, kind: str, name: str, caller: Call | HttpRequest, *, listed: bool = False) -> Any:
         """Return the item that a caller names, or None if it's unknown or hidden from the caller.
 
-        The caller may lack its scopes: see `check_scopes`.
+        The caller may lack its scopes: see `check_scopes`. With `listed`, another server isn't asked.
         """
         item = getattr(self, kind).get(name)
-        if item is None and self.find_elsewhere is not None:
+        if item is None and not listed and self.find_elsewhere is not None:
             item = self.find_elsewhere(kind, name)
         return item if item is not None and sees(caller, item) else None
 

@@ -213,7 +213,7 @@ async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T 
         return read_object(reply.body, wanted) if reply.status == 200 else None
     except UnusableMember as exc:
         raise AccessDenied(f"The metadata at {url} can't be used: {exc}") from None
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError, TargetError):
         return None
 
 

@@ -267,7 +267,8 @@ class DuplexTransport:
         self._background = background
         self._waiting: dict[int, asyncio.Future[Envelope]] = {}
         self._last_id = 0
-        self._has_notified = False
+        self._refusable = 0
+        """Notifications that the server may still refuse."""
         self.skip: SkipLog = SkipLog()
         self.fault: ClientError | None = None
         """Why the connection has ended."""
@@ -301,7 +302,7 @@ class DuplexTransport:
         """
         if self.fault is not None:
             raise self.fault
-        self._has_notified = True
+        self._refusable += bool(method)
         await self._write(message)
 
     async def _write(self, message: bytes) -> None:
@@ -381,13 +382,10 @@ class DuplexTransport:
                 self.end(exc)
             return
         answered = message.id
-        if (
-            answered is None
-            and len(self._waiting) == 1
-            and not (self._has_notified and _UNKNOWN_METHOD.search(message.error))
-        ):
-            # The server couldn't parse the only request. Some servers also refuse notifications that they don't know.
-            answered = next(iter(self._waiting))
+        if answered is None and self._refusable and _UNKNOWN_METHOD.search(message.error):
+            self._refusable -= 1  # some servers refuse notifications that they don't know
+        elif answered is None and len(self._waiting) == 1:
+            answered = next(iter(self._waiting))  # the server couldn't parse the only request
         waiter = self._waiting.get(answered) if isinstance(answered, int) else None
         if waiter is not None:
             if not waiter.done():
