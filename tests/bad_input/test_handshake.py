@@ -229,7 +229,7 @@ async def test_compressed_bodies_get_415(wire: Wire, encoding: str) -> None:
     assert reply.error == (415, -32600, "none")
 
 
-@for_each("accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html", ""])
+@for_each("accept", ["text/html", "image/*", "application/json;q=0", "application/json;q=0.0, text/html"])
 async def test_unusable_accept_headers_get_406(wire: Wire, accept: str) -> None:
     headers = await wire.initialize()
     assert (await wire.post(request("ping"), {**headers, "accept": accept})).error == (406, -32600, "none")

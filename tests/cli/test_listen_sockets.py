@@ -9,7 +9,7 @@ from millstream._app.server_process import listen_sockets as listening
 
 
 @pytest.mark.parametrize(
-    ("number", "what"), [(errno.EADDRINUSE, "Port 8000 on 127.0.0.1 is in use."), (errno.EACCES, "Port 8000 is not")]
+    ("number", "what"), [(errno.EADDRINUSE, "Port 8000 on 127.0.0.1 is in use."), (errno.EACCES, "Port 8000 isn't")]
 )
 def test_listen_error_shows_the_errno_text(number: int, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
 

@@ -389,6 +389,33 @@ async def test_concurrent_blocks_share_a_client() -> None:
     assert await asyncio.gather(*map(count, range(20))) == list(range(20))
 
 
+async def test_block_entered_while_another_ends_can_answer_questions() -> None:
+    mcp = Server("asker")
+
+    @mcp.tool
+    async def ask(ctx: Context) -> str:
+        return str(await ctx.elicit("Name?", str))
+
+    client = Client(mcp, revision="2025-11-25", elicit=lambda _: {"value": "Ada"}, timeout=WAIT)
+    await client.__aenter__()
+    ending = asyncio.create_task(client.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    async with client:
+        await ending
+        assert (await client.call("ask")).text == "Ada"
+
+
+async def test_lists_are_requested_again_by_a_client_that_is_entered_again() -> None:
+    mcp = Server("shop")
+    mcp.tool(lambda: "x", name="one")
+    client = Client(mcp, timeout=WAIT)
+    async with client:
+        assert [tool.name for tool in await client.tools()] == ["one"]
+    mcp.tool(lambda: "x", name="two")
+    async with client:
+        assert [tool.name for tool in await client.tools()] == ["one", "two"]
+
+
 async def test_block_that_could_not_be_entered_leaves_the_client_usable() -> None:
     running = False
 

@@ -291,3 +291,13 @@ async def test_schemas_nested_too_deeply_are_named_as_the_reason(form: str, capl
         reason = "because its schemas are nested more than 100 levels deep"
         assert ("skipped POST /p, " + reason in caplog.text) == (depth > 80)
         assert "RecursionError" not in caplog.text
+
+
+async def test_nested_lists_of_types_do_not_multiply() -> None:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(16):
+        schema = {"type": ["object", "array", "null"], "properties": {"a": schema}}
+    body = {"content": {"application/json": {"schema": schema}}}
+    operation = {"operationId": "op", "requestBody": body, "responses": {}}
+    document = {"openapi": "3.1.0", "servers": [{"url": "http://a.example"}], "paths": {"/": {"post": operation}}}
+    assert len(json.dumps((await tools(document))["op"].input_schema)) < 4000

@@ -784,6 +784,31 @@ async def test_tool_call_in_a_session_passes_a_relay_byte_by_byte() -> None:
     assert [each.json()["result"] for each in replies] == [result] * 2
 
 
+async def test_result_that_is_no_object_arrives_as_it_is() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        line = b'{"jsonrpc":"2.0","id":%d,"result":null}' % asked.message["id"]
+        await (asked.reply(line) if asked.method == "tools/call" else asked.result({}))
+
+    async with asyncio.timeout(WAIT), misbehaving(with_handshake(behave, "7")) as upstream:
+        gateway = relay(upstream.url)
+        async with gateway.running():
+            reply = await post(gateway, calling("x"), **await open_session(gateway))
+    assert reply.json() == {"jsonrpc": "2.0", "id": 1, "result": None}
+
+
+async def test_tasks_of_a_relay_are_found_by_their_caller() -> None:
+    shop = Server("shop")
+
+    @shop.tool(task="required")
+    async def slow() -> str:
+        return "done"
+
+    async with asyncio.timeout(WAIT), Client(relay(shop), revision=ERAS[1]) as client:
+        task = await client.tasks.start("slow")
+        assert (await client.tasks.get(task.task_id)).task_id == task.task_id
+        assert (await client.tasks.wait(task)).text == "done"
+
+
 async def test_header_that_names_another_tool_is_refused_by_a_relay() -> None:
     gateway = relay(Cart())
     headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "tools/call", "mcp-name": "put"}

@@ -190,7 +190,7 @@ async def test_updates_during_a_record_read_are_delivered() -> None:
         await settle()
         (key,) = await first.store.core.kv.keys("session:")
         watched = dict.fromkeys([SIGN, *(f"shop://{number:0100}" for number in range(100))], "")
-        many = {"subscriptions": watched, "changes": 2}
+        many = {"watched": watched, "changes": 2}
         await first.store.core.kv.put(key, json.dumps(many).encode(), 60)
         second.runtime.services.records.forget()
         real, go = second.store.kv, asyncio.Event()
