@@ -280,7 +280,7 @@ async def forward_plainly(  # noqa: C901  one frame for each call
 
 def _plain_meta(call: Call, upstream: Upstream, source: Revision, raw: bytes, *, verbatim: bool) -> bytes:
     """Return `_meta` for the upstream, cached because most of a client's requests share it."""
-    key, cache = (raw, source.date), upstream.plain_metas
+    key, cache = (raw, source.date, verbatim), upstream.plain_metas
     meta_bytes = cache.get(key)
     if meta_bytes is None:
         meta_bytes = _meta(call, upstream, source, upstream.abilities(call), verbatim=verbatim)

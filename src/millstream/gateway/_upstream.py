@@ -428,7 +428,7 @@ class Upstream:
         """Items that aren't offered, because their definition isn't the accepted one."""
         self._era = Era()
         self._tasks = Tasks()
-        self.plain_metas: Recent[tuple[bytes, str], bytes] = Recent(_MAX_PLAIN_METAS)
+        self.plain_metas: Recent[tuple[bytes, str, bool], bytes] = Recent(_MAX_PLAIN_METAS)
         """`_meta` of requests, by the client's `_meta` and revision."""
         places = Pool(config.max_connections, several=gateway.pool.places.several)
         clock = gateway.host.services.clock
