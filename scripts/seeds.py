@@ -70,6 +70,7 @@ class Place(NamedTuple):
 
 def main(only: Sequence[str]) -> int:
     """Print the table. Return 1 if a line doesn't do what it should."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, and the servers restart their workers by it
     tables = tomllib.loads((ROOT / "scripts" / "seeds.toml").read_text("utf-8"))
     groups: list[list[Row]] = []
     for name in tables["systems"]:
