@@ -42,7 +42,7 @@ class Screen:
     def __init__(self, columns: int, folder: Path) -> None:
         self.columns = columns
         self._folder = folder
-        self._socket = f"millstream-{uuid4().hex[:12]}"
+        self._socket = ""
 
     def tmux(self, *words: str) -> str:
         assert TMUX is not None
@@ -58,8 +58,10 @@ class Screen:
     def start(self, *words: str, **variables: str) -> None:
         """Run a command whose last output stays on the screen.
 
-        In bash, because other login shells would end at Ctrl-C with the command.
+        In bash, because other login shells would end at Ctrl-C with the command. On a new socket, because the last
+        tmux server may still be ending.
         """
+        self._socket = f"millstream-{uuid4().hex[:12]}"
         given = {"PYTHONPATH": TEST_PATH, "HOME": str(self._folder), "PATH": os.environ["PATH"], **variables}
         environment = " ".join(f"{name}={shlex.quote(value)}" for name, value in given.items())
         command = shlex.join([sys.executable, "-m", "millstream", *words])

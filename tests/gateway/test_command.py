@@ -82,7 +82,7 @@ def test_changed_definitions_are_shown_and_accepted(tmp_path: Path) -> None:
     asked = accept(file, "shop")
     assert asked.exit_code == 1
     assert '"description": "Buy."' in asked.stdout
-    assert "use --yes" in asked.stderr
+    assert "again with --yes" in asked.stderr
     assert not lock.exists()
     assert "Accepted buy." in accept(file, "shop", "--yes").stdout
     assert json.loads(lock.read_text("utf-8"))["shop"]["tools"]["buy"]["description"] == "Buy."
