@@ -1,6 +1,8 @@
 import asyncio
 import datetime as dt
 import math
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -471,6 +473,29 @@ def test_blocking_client_that_stays_open_does_not_keep_its_program_running() -> 
         [sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, timeout=WAIT, check=True
     )
     assert done.stdout == "shop\n"
+
+
+def test_interrupted_connection_of_a_blocking_client_leaves_no_thread() -> None:
+    program = """
+        import sys, threading
+        from millstream.client import BlockingClient
+
+        try:
+            with BlockingClient(sys.argv[1]):
+                pass
+        except KeyboardInterrupt:
+            print([thread.name for thread in threading.enumerate()])
+    """
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/mcp"
+        with subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), url], stdout=subprocess.PIPE, text=True
+        ) as process:
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                printed, _ = process.communicate(timeout=WAIT)
+    assert printed == "['MainThread']\n"
 
 
 def test_client_and_subscription_reprs_hide_credentials() -> None:
