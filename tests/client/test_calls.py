@@ -475,6 +475,7 @@ def test_blocking_client_that_stays_open_does_not_keep_its_program_running() -> 
     assert done.stdout == "shop\n"
 
 
+@pytest.mark.server
 def test_interrupted_connection_of_a_blocking_client_leaves_no_thread() -> None:
     program = """
         import sys, threading
