@@ -19,6 +19,7 @@ pytestmark = pytest.mark.server
 BLOCKS = [{"type": "text", "text": 'x "isError":true'}]
 RESULTS: dict[str, Any] = {
     "soft": {"content": BLOCKS, "isError": True},
+    "early": {"isError": True, "content": BLOCKS, "structuredContent": {"isError": False}},
     "fine": {"content": BLOCKS, "isError": False, "structuredContent": {"isError": True}},
 }
 TOOLS = {"tools": [{"name": name, "inputSchema": {"type": "object"}} for name in (*RESULTS, "hard")]}
@@ -47,7 +48,13 @@ def outcomes(tmp_path: Path) -> dict[str, str]:
     return {each["target"]: each.get("outcome", "") for each in lines if each["method"] == "tools/call"}
 
 
-EXPECTED = {"own": "tool_error", "soft_soft": "tool_error", "fine_fine": "", "hard_hard": "-32000"}
+EXPECTED = {
+    "own": "tool_error",
+    "soft_soft": "tool_error",
+    "early_early": "tool_error",
+    "fine_fine": "",
+    "hard_hard": "-32000",
+}
 
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
@@ -70,3 +77,12 @@ async def test_failed_tools_are_in_the_metrics(tmp_path: Path) -> None:
     failed = {name: any(f'"{name}"' in each and 'error_type="' in each for each in counted) for name in EXPECTED}
     assert failed == {name: bool(outcome) for name, outcome in EXPECTED.items()}
     assert outcomes(tmp_path) == EXPECTED
+
+
+@pytest.mark.parametrize("name", ["soft", "early", "fine"])
+async def test_failed_tools_of_a_relayed_server_are_in_the_audit_log(tmp_path: Path, name: str) -> None:
+    mcp = Server("front", settings=Settings(audit_log=str(tmp_path / "audit.jsonl")))
+    mcp.upstream(name, upstream(name), prefix="", start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        await client.call(name, raise_on_error=False)
+    assert outcomes(tmp_path) == {name: EXPECTED[f"{name}_{name}"]}

@@ -252,26 +252,27 @@ class Dispatcher:
                     run_with_timeout(lambda _, each: relay(each), call, None, timeout) if timeout else relay(call)
                 )
             if result:
-                members = b""
-            elif tool is not None:
-                timeout, run = tool.timeout, tool.run
-                if timeout is None:
-                    timeout = self._tool_timeout
-                value = (
-                    await run_with_timeout(run, call, call.arguments, timeout)
-                    if timeout
-                    else await run(call.arguments, call)
-                )
-                members = tool.encode(value, call)
+                failed = result.rfind(b'"isError"') >= 0 and _reports_error(result)
             else:
-                handler, around = _handler(self._handlers, self.registry, call), self.around
-                members = await (handler(call) if around is None else around(call, handler))
-            if not result:
+                if tool is not None:
+                    timeout, run = tool.timeout, tool.run
+                    if timeout is None:
+                        timeout = self._tool_timeout
+                    value = (
+                        await run_with_timeout(run, call, call.arguments, timeout)
+                        if timeout
+                        else await run(call.arguments, call)
+                    )
+                    members = tool.encode(value, call)
+                else:
+                    handler, around = _handler(self._handlers, self.registry, call), self.around
+                    members = await (handler(call) if around is None else around(call, handler))
                 head = self._heads[call.revision.date]
                 head = head if call.meta is None else _head(self.info, call.revision, call.meta)
                 head = head if members else head.removesuffix(b",")
                 result = b"%b%b}" % (head, members)
-            if _ERROR in (members or result) and _reports_error(call, result):
+                failed = members.endswith(_ERROR)
+            if failed and call.method == "tools/call":
                 call.failure = CallFailure("tool_error")
             answer = (
                 b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
@@ -422,7 +423,7 @@ class Dispatcher:
         if call.revision.result_type:
             meta = {SERVER_KEY: revisions.implementation(self.info, call.revision, whole=False), **meta}
         answer = encode({**result, "_meta": meta} if meta else result)
-        if _ERROR in answer and _reports_error(call, answer):
+        if result.get("isError") is True and call.method == "tools/call":
             call.failure = CallFailure("tool_error")
         return _wrap_envelope(call, answer)
 
@@ -502,14 +503,14 @@ class _ToolResult(Struct, rename="camel"):
 
 
 _decode_tool_result = decoder(_ToolResult)
-_ERROR = b'"isError":true'
-"""Part of every result that reports an error. Structured content can also have it."""
+_ERROR = b',"isError":true'
+"""Last member of the result of each tool that failed."""
 
 
-def _reports_error(call: Call, result: bytes) -> bool:
-    """Return whether a result that contains `_ERROR` comes from a failed tool."""
+def _reports_error(result: bytes) -> bool:
+    """Return whether another server's result comes from a failed tool."""
     try:
-        return call.method == "tools/call" and _decode_tool_result(result).is_error
+        return _decode_tool_result(result).is_error
     except MALFORMED:
         return False
 

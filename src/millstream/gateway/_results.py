@@ -219,6 +219,8 @@ def split_result(
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)
+    if (error := found.pop("isError", None)) is not None:
+        found["isError"] = error  # last, where `Dispatcher.call` looks for it
     own_meta: Json | None = None
     if meta is not None:
         raw = bytes(meta)
