@@ -117,7 +117,7 @@ def test_stdio_lines_have_unique_ids() -> None:
     assert [json.loads(line)["id"] for line in call_lines(7, 3)] == [7, 8, 9]
 
 
-def test_cases_name_known_targets() -> None:
+def test_cases_refer_to_known_targets() -> None:
     for case in CASES.values():
         assert set(case.targets) <= set(TARGETS)
         assert case.targets[0].startswith(("ours", "adopted"))
@@ -125,7 +125,7 @@ def test_cases_name_known_targets() -> None:
         assert not case.kind or case.kind in {*KINDS, "client-http", "client-stdio"}
 
 
-def test_broadcast_cases_name_known_targets() -> None:
+def test_broadcast_cases_refer_to_known_targets() -> None:
     for case in BROADCASTS.values():
         assert set(case.targets) <= set(TARGETS)
         assert case.targets[0].startswith(("ours", "adopted"))
@@ -143,7 +143,7 @@ def test_broadcast_budget_uses_ratios_and_memory() -> None:
     assert [verdict.kept for verdict in report.verdicts(results)] == [True, False, False]
 
 
-def test_endurance_without_figures_fails() -> None:
+def test_endurance_without_measurements_fails() -> None:
     failed = {"ours-hub": Figures(error="the stalled reader was not cut as slow")}
     results = {"stalled": failed, "mixed": failed}
     assert [(verdict.measured, verdict.kept) for verdict in report.verdicts(results)] == [("no figure", False)] * 2

@@ -31,7 +31,7 @@ def test_multiline_values_are_followed_by_the_next_entry() -> None:
     assert read_env(f'KEY="{key}"\nexport NEXT=1\n') == {"KEY": key, "NEXT": "1"}
 
 
-def test_invalid_lines_are_named_and_not_shown() -> None:
+def test_invalid_lines_are_reported_by_number_and_not_shown() -> None:
     for text, message in (
         ("A=1\nnonsense\n", "Line 2 of .env isn't NAME=VALUE."),
         ("A='1\n2'\n\n=3", "Line 4 of .env isn't NAME=VALUE."),

@@ -57,18 +57,18 @@ def classes() -> tuple[tuple[str, str], ...]:
     )
 
 
-def test_no_class_is_named_by_a_bare_participle() -> None:
+def test_no_class_name_is_a_bare_participle() -> None:
     names = {name for name, _ in classes() if re.fullmatch(r"_?[A-Z][a-z]+", name)}
     assert {name for name in names if is_participle(name.strip("_").lower())} - set(NOUNS) == set()
 
 
-def test_no_module_is_named_by_a_bare_participle() -> None:
+def test_no_module_name_is_a_bare_participle() -> None:
     folders = [path.parent for path in PACKAGE.rglob("__init__.py")]
     paths = [path for path in (*PACKAGE.rglob("*.py"), *folders) if is_participle(path.stem.strip("_"))]
     assert {path.relative_to(PACKAGE).as_posix() for path in paths} - set(NOUNS) == set()
 
 
-def test_no_function_is_named_by_a_bare_participle() -> None:
+def test_no_function_name_is_a_bare_participle() -> None:
     found = {
         f"{node.name} in {path.relative_to(PACKAGE).as_posix()}"
         for path in sorted(PACKAGE.rglob("*.py"))

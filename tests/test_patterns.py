@@ -95,7 +95,7 @@ def test_common_expressions_are_accepted_by_registration(text: str) -> None:
         "^(a|a|a|a|a|a|a|a){250}((b|b|b|b|b){250}){250}$",
     ],
 )  # fmt: skip
-def test_expressions_that_may_backtrack_are_refused_by_registration(text: str) -> None:
+def test_expressions_that_may_backtrack_are_rejected_by_registration(text: str) -> None:
     assert find_unproven(text)
 
 

@@ -65,7 +65,7 @@ def test_workflow_covers_every_python_and_system() -> None:
 
 
 @for_each("page", ["CONTRIBUTING.md", "docs/contributing/releasing.md", ".github/pull_request_template.md"])
-def test_contributing_page_names_existing_commands(page: str) -> None:
+def test_contributing_page_mentions_existing_commands(page: str) -> None:
     named = set(re.findall(r"(?:`|^ *)make ([a-z-]+)", (ROOT / page).read_text("utf-8"), re.MULTILINE))
     assert named
     assert named <= TARGETS

@@ -41,7 +41,7 @@ def test_other_python_versions_are_not_used(machine: Path) -> None:
     assert ask(machine, "3.99").returncode == 1
 
 
-def test_missing_pythons_are_named_in_one_line(machine: Path) -> None:
+def test_missing_pythons_are_listed_in_one_line(machine: Path) -> None:
     found = ask(machine, "3.99")
     assert (found.returncode, found.stdout) == (1, "")
     assert found.stderr.startswith("Python 3.99 is missing: ")

@@ -64,7 +64,7 @@ def test_code_takes_precedence_over_the_environment() -> None:
         ("LOG_LEVEL", "foo", "debug, info, warning, error, or critical"),
     ],
 )
-def test_invalid_values_name_the_variable_and_the_valid_form(name: str, text: str, expected: str) -> None:
+def test_errors_for_invalid_values_show_the_variable_and_the_valid_form(name: str, text: str, expected: str) -> None:
     assert refusal(**{name: text}) == f"MILLSTREAM_{name} can't be {text!r}. It must be {expected}."
 
 
@@ -73,7 +73,7 @@ def test_unknown_variables_suggest_the_nearest_name() -> None:
     assert refusal(XYZ="3") == "Unknown setting MILLSTREAM_XYZ."
 
 
-def test_workers_variable_is_refused_naming_the_option() -> None:
+def test_error_for_the_workers_variable_suggests_the_option() -> None:
     what = "The number of worker processes isn't a setting: use --workers or mcp.run(workers=…)."
     assert refusal(WORKERS="4") == f"Unknown setting MILLSTREAM_WORKERS. {what}"
     with pytest.raises(TypeError, match="The number of worker processes isn't a setting"):
@@ -95,7 +95,7 @@ def test_kubernetes_service_variables_are_ignored() -> None:
 
 
 @for_each("given", [{"page_sise": 3}, {"page_size": 0}, {"path": "noslash"}])
-def test_unknown_keywords_are_refused(given: dict[str, object]) -> None:
+def test_unknown_keywords_are_rejected(given: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(given))) as caught:
         Settings.load({}, **given)
     assert not isinstance(caught.value, VariableError)
@@ -130,7 +130,7 @@ def test_equivalent_values_are_normalized() -> None:
 
 
 @for_each("text", ["abc", "", "-1", "1.5"])
-def test_invalid_connection_caps_are_refused_by_name(text: str) -> None:
+def test_errors_for_invalid_connection_caps_mention_the_setting(text: str) -> None:
     with pytest.raises(VariableError) as caught:
         Settings.load({"MAX_CONNECTIONS": text})
     assert str(caught.value) == f"MAX_CONNECTIONS can't be {text!r}. It must be a whole number, 0 or more."
@@ -170,7 +170,7 @@ def test_address_comes_from_argument_then_environment() -> None:
 
 
 @for_each("text", ["http", "-1", "65536", "80.0"])
-def test_invalid_ports_are_refused_by_variable_name(text: str) -> None:
+def test_errors_for_invalid_ports_mention_the_variable(text: str) -> None:
     with pytest.raises(VariableError, match="MILLSTREAM_PORT can't be"):
         address(None, None, {"MILLSTREAM_PORT": text})
     with pytest.raises(VariableError, match="MILLSTREAM_HOST is empty"):
@@ -181,7 +181,7 @@ def test_log_levels_are_case_insensitive() -> None:
     assert Settings(log_level="WARNING").log_level == "warning"  # type: ignore[arg-type]
 
 
-def test_errors_about_secret_settings_do_not_repeat_them() -> None:
+def test_errors_about_secret_settings_do_not_reveal_them() -> None:
     secret = f"S3CRET-{4711}"  # not in the source line of a traceback
     for name in ("auth_key", "secret_key", "store"):
         with pytest.raises(ValueError, match="isn't shown") as raised:

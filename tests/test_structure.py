@@ -203,7 +203,7 @@ def test_test_files_import_the_private_module_they_are_named_after() -> None:
     assert files <= MAX_FILES_THAT_IMPORT_INSIDE, f"{files} files:\n" + "\n".join(inside)
 
 
-def test_other_libraries_are_used_by_their_public_names() -> None:
+def test_other_libraries_are_used_through_their_public_names() -> None:
     module = re.compile(r"(mcp|mcp_types|fastmcp)(\.\w+)*")
     inside: list[str] = []
     for path in sources("src"):
@@ -346,7 +346,7 @@ def test_stdio_servers_import_no_http_server(program: tuple[str, ...]) -> None:
     assert not loaded & {"uvicorn", "starlette", "cryptography", "httptools", "websockets", "httpx2", "jsonschema_rs"}
 
 
-def test_files_name_no_machine_path_or_registry() -> None:
+def test_files_mention_no_machine_path_or_registry() -> None:
     hosts = [r"pypi\.(?:org|io)", r"pythonhosted\.", r"npmjs\.", r"deb\.debian\.", r"crates\.io"]
     paths = [rf"/{folder}/" for folder in ("work", "farm", "root", "tmp/lab", "tmp/bash_jobs")]
     forbidden = re.compile("|".join(hosts + paths))

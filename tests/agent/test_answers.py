@@ -43,7 +43,7 @@ async def returned(wanted: tuple[str, str], **more: Any) -> tuple[ToolEnd, Scrip
     return result, api
 
 
-async def test_text_arrives_in_pieces_and_then_as_a_whole() -> None:
+async def test_text_is_streamed_in_pieces_and_then_returned_whole() -> None:
     with ScriptedModel(says("Good morning.")) as api:
         async with Agent(model(api), [make()], system="Be brief.") as agent:
             events = await collect(agent.say("Hello"))
@@ -74,7 +74,7 @@ async def test_model_calls_a_tool_and_receives_its_result() -> None:
     assert spec["function"]["parameters"]["required"] == ["isbn"]
 
 
-async def test_calls_of_a_round_run_concurrently() -> None:
+async def test_calls_in_a_round_run_concurrently() -> None:
     asked: list[str] = []
 
     def approve(request: Approval) -> bool:
@@ -142,7 +142,7 @@ async def test_tool_errors_are_reported_to_the_model() -> None:
     assert (result.outcome, result.text) == ("error", "The tool reported an error: Sold out. Try another shop.")
 
 
-async def test_content_of_every_kind_reaches_the_model() -> None:
+async def test_every_content_type_reaches_the_model() -> None:
     result, api = await returned(("show", "{}"))
     assert result.text.splitlines() == [
         "words", "[resource book://1 (one): the first]", "[resource note://1]", "a note", "[resource zip://1]",
@@ -218,7 +218,7 @@ async def test_sampling_requires_approval() -> None:
     assert (sampled["messages"], sampled["max_tokens"]) == ([{"role": "user", "content": "Review it."}], 10)
 
 
-async def test_refused_sampling_is_reported_to_the_server() -> None:
+async def test_declined_sampling_is_reported_to_the_server() -> None:
     result, _ = await returned(("review", "{}"), approve=lambda request: False)
     assert result.outcome == "error"
     assert "didn't allow" in result.text
@@ -229,7 +229,7 @@ async def test_servers_see_the_roots() -> None:
     assert result.text == "file:///books"
 
 
-async def test_tools_of_several_servers_are_separated() -> None:
+async def test_tools_from_several_servers_are_kept_apart() -> None:
     wanted = calls(("north__price", '{"isbn": "12"}'), ("south__price", '{"isbn": "1"}'))
     with ScriptedModel(wanted, says("So.")) as api:
         async with Agent(model(api), {"north": make(), "south": make()}) as agent:
@@ -239,7 +239,7 @@ async def test_tools_of_several_servers_are_separated() -> None:
     assert len(names) == len(set(names)) == 22
 
 
-async def test_servers_with_equal_names_are_numbered() -> None:
+async def test_servers_with_the_same_name_are_numbered() -> None:
     with ScriptedModel() as api:
         async with Agent(model(api), [make(), make(), ServerConfig(make(), "mine")]) as agent:
             assert [server.name for server in agent.servers] == ["shop", "shop-2", "mine"]
@@ -295,7 +295,7 @@ async def test_unreadable_resources_stop_the_question() -> None:
     assert [part["text"] for part in api.requests[0].last["content"]] == ["And now?", "Content of book://9:\nBook 9"]
 
 
-async def test_lists_that_one_server_refuses_do_not_hide_the_others() -> None:
+async def test_list_errors_from_one_server_do_not_hide_the_others() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         if asked.method == "server/discover":
             await asked.result({**OFFER, "capabilities": {"prompts": {}, "resources": {}}})
@@ -362,7 +362,7 @@ async def test_finished_answer_produces_no_more_events() -> None:
                 await anext(answer)
 
 
-async def test_text_before_a_stop_is_kept() -> None:
+async def test_text_received_before_a_stop_is_kept() -> None:
     with ScriptedModel(hangs("Once upon"), hangs("Twice upon"), says("The end.")) as api:
         async with Agent(model(api)) as agent:
             async for each in agent.say("A story"):
@@ -414,7 +414,7 @@ async def test_transcript_is_written_as_json_lines(tmp_path: Any) -> None:
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_unreachable_server_closes_the_others() -> None:
+async def test_unreachable_server_closes_the_other_connections() -> None:
     with ScriptedModel() as api:
         agent = Agent(model(api), [make(), f"http://127.0.0.1:{free_port()}/mcp"])
         with pytest.raises(ConnectFailed, match="There is no server at"):

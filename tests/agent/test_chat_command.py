@@ -81,7 +81,7 @@ def test_events_can_be_printed_as_json_lines(tmp_path: Path) -> None:
     assert next(each["text"] for each in events if each["type"] == "tool_end") == "1 is gone"
 
 
-def test_destructive_tools_are_refused_without_a_terminal(tmp_path: Path) -> None:
+def test_destructive_tools_do_not_run_without_a_terminal(tmp_path: Path) -> None:
     done = chat(SHOP, "-m", "Burn it", folder=tmp_path, script=(calls(("burn", '{"isbn": "1"}')), says("No?")))
     assert "burn wasn't allowed, because there's no terminal to prompt on. Use --yes to allow everything." in done.err
     assert done.asked[1].last["content"].startswith("The user didn't allow")
@@ -165,7 +165,7 @@ def test_keys_are_sent_only_to_their_server(clock: SharedServer, tmp_path: Path)
         ([SHOP, "--header", "x"], {}, 2, "Name: value"),
     ],
 )
-def test_failures_print_one_sentence_and_return_a_status(
+def test_failures_print_one_sentence_and_set_the_exit_status(
     arguments: list[str], more: dict[str, str], status: int, words: str, tmp_path: Path
 ) -> None:
     port = str(free_port())

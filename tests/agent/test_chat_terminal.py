@@ -111,7 +111,7 @@ def test_read_only_tools_of_several_servers_are_approved_once(chat: Chat) -> Non
     assert "\n".join(shown.until("Still four.", "\n>")).count("Allow it?") == 1
 
 
-def test_forms_ask_again_after_mistakes(chat: Chat) -> None:
+def test_forms_ask_again_after_invalid_input(chat: Chat) -> None:
     shown = chat(calls(("deliver", "{}")), says("On its way."), calls(("deliver", "{}")), says("A pity."))
     shown.until("\n>")
     shown.type("Send it")

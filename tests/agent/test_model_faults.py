@@ -80,7 +80,7 @@ async def test_busy_apis_are_retried_without_retry_after() -> None:
     assert [each.attempt for each in of(ModelRetry, events)] == [1, 2]
 
 
-async def test_pauses_never_exceed_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retry_delays_never_exceed_their_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turn_module, "_FIRST_WAIT", 600.0)
     limits = Limits(longest_wait=20)
     for choose, seconds in ((min, 15), (max, 20)):
@@ -96,7 +96,7 @@ async def test_rate_limit_after_the_last_attempt_raises_an_error() -> None:
     assert isinstance(error, ModelRateLimited)
 
 
-async def test_overlong_retry_pauses_end_the_answer() -> None:
+async def test_overlong_retry_delays_end_the_answer() -> None:
     error = await failed(refuses(429, "Come back later.", retry_after="3600"))
     assert isinstance(error, ModelRateLimited)
     assert "Come back later" in str(error)
@@ -167,13 +167,13 @@ async def test_wrong_path_and_wrong_model_are_distinguished() -> None:
     assert len(str(error)) < 500
 
 
-async def test_refused_requests_show_the_reason() -> None:
+async def test_rejected_requests_show_the_reason() -> None:
     error = await failed(refuses(400, "Maximum context length is 8192 tokens."))
     assert isinstance(error, ModelRefused)
     assert "Maximum context length is 8192 tokens" in str(error)
 
 
-async def test_unreachable_url_is_reported_at_once() -> None:
+async def test_unreachable_url_is_reported_immediately() -> None:
     async with Agent(LanguageModel("m", key=KEY, url=f"http://127.0.0.1:{free_port()}/v1")) as agent:
         with pytest.raises(ModelUnreachable, match="http://127"):
             await collect(agent.say("Hello"))
@@ -220,7 +220,7 @@ async def test_azure_requests_use_the_azure_url() -> None:
     assert asked.headers["api-key"] == KEY
 
 
-def test_invalid_api_urls_are_refused_at_construction() -> None:
+def test_invalid_api_urls_are_rejected_at_construction() -> None:
     with pytest.raises(ConfigurationError, match="isn't the URL of an API"):
         LanguageModel("m", url="api.example.com/v1")
     with pytest.raises(ConfigurationError, match="Copy it again"):

@@ -119,7 +119,7 @@ async def test_complete_and_streamed_answers_are_decoded(kind: str) -> None:
     assert (await reply(*ANSWERS[kind], media=media)).text == "Hello"
 
 
-async def test_complete_replies_without_a_stream_have_calls() -> None:
+async def test_unstreamed_replies_may_contain_calls() -> None:
     body = {"choices": [{"message": {"tool_calls": [WANTED]}, "finish_reason": "tool_calls"}]}
     found = await reply(json.dumps(body).encode(), media="application/json")
     assert found_calls(found) == [("add", json.loads(ADD))]
@@ -170,7 +170,7 @@ async def test_arguments_that_were_encoded_twice_are_decoded() -> None:
     assert end.text == "5"
 
 
-async def test_replies_without_end_stop_at_a_size(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_replies_are_cut_off_at_the_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.agent._chat_stream.MAX_REPLY", 1024**2)
     for piece in (delta({"content": "more and more "}) * 1_000, b"data: no end of line" * 1_000):
         with pytest.raises(ModelServerError, match="larger than 1 MiB") as caught:

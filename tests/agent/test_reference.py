@@ -20,7 +20,7 @@ def test_every_public_name_is_listed() -> None:
     assert {name for name in millstream.agent.__all__ if not hasattr(millstream.agent, name)} == set()
 
 
-def test_every_argument_and_member_of_the_agent_is_listed() -> None:
+def test_every_agent_argument_and_member_is_listed() -> None:
     assert set(inspect.signature(Agent).parameters) <= set(ROWS)
     named = {name.partition("(")[0] for name in re.findall(r"`agent\.([\w(]+)", PAGE)}
     own = set(re.findall(r"self\.([a-z]\w*)\b(?:: [^=]+)? = |self\.([a-z]\w*), ", inspect.getsource(Agent.__init__)))
@@ -28,7 +28,7 @@ def test_every_argument_and_member_of_the_agent_is_listed() -> None:
     assert named == members | {first or second for first, second in own}
 
 
-def test_every_limit_has_its_default() -> None:
+def test_every_limit_is_listed_with_its_default() -> None:
     listed = {name: ROWS[name][1] for name in Limits.__struct_fields__}
     assert listed == {name: f"`{getattr(Limits(), name):g}`" for name in Limits.__struct_fields__}
 

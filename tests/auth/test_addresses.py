@@ -62,7 +62,7 @@ async def test_metadata_contains_the_path_prefix_of_a_proxy() -> None:
             assert await described(world, method, path) == f"{ORIGIN}/vault{path}"
 
 
-async def test_addresses_of_a_server_at_the_root_are_described() -> None:
+async def test_addresses_at_the_root_are_described() -> None:
     async with run_guarded(server(ORIGIN, path="/")) as world:
         assert await described(world, "POST", "/") == ORIGIN
         assert await described(world, "GET", "/sse") == f"{ORIGIN}/sse"
@@ -96,7 +96,7 @@ async def test_tokens_for_one_address_are_valid_at_every_address() -> None:
 
 @for_each("audience", [f"{ORIGIN}/other", f"{ORIGIN}/mcp/sse", f"{ORIGIN}:8443/sse", "http://mcp.example.com/sse",
                        "https://other.example.com/sse", f"{ORIGIN}/SSE", ORIGIN, "/sse", ""])  # fmt: skip
-async def test_tokens_for_other_addresses_are_refused(audience: str) -> None:
+async def test_tokens_for_other_addresses_are_rejected(audience: str) -> None:
     async with run_guarded(server()) as world:
         found = token(claims(aud=audience))
         assert (await world.ask(found, "POST", "/mcp", PING, host=HOST, **JSON)).status == 401

@@ -27,7 +27,7 @@ def written(path: Path, *methods: str) -> AuditLog:
     return log
 
 
-async def test_calls_publications_and_refused_credentials_are_audited(tmp_path: Path) -> None:
+async def test_calls_publications_and_rejected_credentials_are_audited(tmp_path: Path) -> None:
     path = tmp_path / "audit.jsonl"
     async with run_guarded(make_server(audit_log=str(path))) as world:
         await world.call(ALICE, "order", {"isbn": "9780261103573"})

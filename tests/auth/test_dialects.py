@@ -77,7 +77,7 @@ def method(**options: Any) -> Any:
 
 
 @for_each("dialect", DIALECTS)
-async def test_tokens_of_well_known_issuers_are_accepted(dialect: str) -> None:
+async def test_tokens_from_well_known_issuers_are_accepted(dialect: str) -> None:
     said, options, scopes = DIALECTS[dialect]
     found = await method(**options).identify(token(claims(**said), typ="JWT"))
     assert found is not None
@@ -86,7 +86,7 @@ async def test_tokens_of_well_known_issuers_are_accepted(dialect: str) -> None:
 
 
 @for_each("dialect", DIALECTS)
-async def test_clients_learn_the_url_of_the_server_with_every_issuer(dialect: str) -> None:
+async def test_clients_learn_the_server_url_with_every_issuer(dialect: str) -> None:
     async with run_guarded(make_server(method(**DIALECTS[dialect][1]))) as world:
         refused = await world.post(None, PING)
         assert (
@@ -121,7 +121,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @for_each("case", REFUSED)
-async def test_tokens_for_other_servers_are_refused(case: str) -> None:
+async def test_tokens_for_other_servers_are_rejected(case: str) -> None:
     dialect, changes = REFUSED[case]
     said, options, _ = DIALECTS[dialect]
     assert await method(**options).identify(token(claims(**{**said, **changes}), typ="JWT")) is None
@@ -154,13 +154,13 @@ async def test_claim_name_with_a_dot_takes_precedence_over_a_path() -> None:
         ({"audience": GUID, "scope_claims": "roles"}, "scope_claims"),
     ],
 )
-def test_settings_that_would_accept_too_much_are_refused(options: dict[str, Any], hint: str) -> None:
+def test_settings_that_would_accept_too_much_are_rejected(options: dict[str, Any], hint: str) -> None:
     with pytest.raises((ValueError, TypeError), match=hint):
         method(**options)
 
 
 @for_each("told", [True, False])
-async def test_a_server_without_its_url_warns_and_names_the_requested_one(
+async def test_a_server_without_a_url_warns_and_advertises_the_requested_one(
     told: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     more = {"resource": URL} if told else {}
@@ -200,7 +200,7 @@ async def test_scopes_for_clients_have_the_prefix_that_the_issuer_expects() -> N
     ("listed", "named"),
     [(["openid", "email", "service_account"], ["openid"]), (["read"], None), ("openid", None), (None, None)],
 )
-async def test_server_without_scopes_names_only_the_scope_openid(listed: Any, named: list[str] | None) -> None:
+async def test_server_without_scopes_advertises_only_openid(listed: Any, named: list[str] | None) -> None:
     async with run_issuer() as issuer:
         issuer.answers[CONFIGURATION] |= {"scopes_supported": listed}
         server = Server("notes", auth=auth.oidc(issuer.url, audience=URL))
@@ -240,7 +240,7 @@ def of_tenant(issuer: Issuer, tenant: str | None, named: Any = None, **more: Any
     return token(said, typ="JWT", **more)
 
 
-async def test_tokens_of_named_tenants_are_accepted() -> None:
+async def test_tokens_from_listed_tenants_are_accepted() -> None:
     async with run_issuer() as issuer:
         only: Any = auth.oidc(common(issuer), audience=GUID, tenants=[TENANT])
         assert only.issuers == (f"{issuer.url}/{TENANT}/v2.0",)
@@ -279,7 +279,7 @@ async def test_error_for_an_issuer_with_several_tenants_suggests_a_fix(caplog: p
 
 
 @for_each("options", [{"tenants": [TENANT]}, {"tenants": "x"}])
-def test_tenants_are_refused_for_a_single_tenant_issuer(options: dict[str, Any]) -> None:
+def test_tenants_are_rejected_for_a_single_tenant_issuer(options: dict[str, Any]) -> None:
     with pytest.raises((ValueError, TypeError), match="tenants"):
         auth.oidc(f"https://login.example.com/{TENANT}/v2.0", audience=GUID, **options)
 
@@ -321,7 +321,7 @@ GUIDES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 
 
 @for_each("dialect", GUIDES)
-async def test_settings_in_the_guide_accept_tokens_and_name_the_server(dialect: str) -> None:
+async def test_settings_in_the_guide_accept_tokens_and_advertise_the_server(dialect: str) -> None:
     make, arguments = GUIDES[dialect]
     async with run_issuer() as issuer:
         only = make(issuer.url, *arguments)

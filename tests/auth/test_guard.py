@@ -100,7 +100,7 @@ MALFORMED = {
 
 
 @for_each(("value", "status"), MALFORMED.values(), ids=MALFORMED)
-async def test_malformed_credentials_are_refused(value: str, status: int) -> None:
+async def test_malformed_credentials_are_rejected(value: str, status: int) -> None:
     """RFC 6750 §3.1."""
     async with run_guarded() as world:
         reply = await world.ask(None, "POST", "/mcp", b"{}", content_type="application/json", authorization=value)
@@ -144,7 +144,7 @@ async def test_keys_in_query_or_other_headers_are_ignored() -> None:
             assert (await world.ask(None, "GET", "/docs", **{name: f"Bearer {ALICE}"})).status == 401
 
 
-async def test_unauthenticated_websockets_are_refused_before_accept() -> None:
+async def test_unauthenticated_websockets_are_rejected_before_accept() -> None:
     """RFC 6455 §4.2.2."""
     async with run_guarded() as world:
         for key, status in ((None, 401), ("wrong", 403)):
@@ -245,7 +245,7 @@ async def test_unresponsive_issuer_does_not_block_callers(monkeypatch: pytest.Mo
         assert len(world.runtime.guard._checks) == 0
 
 
-async def test_oversized_credentials_are_refused_without_reading_them() -> None:
+async def test_oversized_credentials_are_rejected_without_reading_them() -> None:
     async with run_guarded() as world:
         assert (await world.post("k" * 20_000, PING)).status == 403
         assert not any(len(value) > 100 for value in world.runtime.guard.verdicts)  # type: ignore[union-attr]
@@ -263,13 +263,13 @@ async def test_auth_methods_are_tried_in_order() -> None:
 
 
 @for_each("wrong", [[], (), "key", object(), [auth.keys("k" * 16), None]])
-def test_ineffective_auth_is_refused_at_construction(wrong: Any) -> None:
+def test_ineffective_auth_is_rejected_at_construction(wrong: Any) -> None:
     with pytest.raises(TypeError, match="auth"):
         Server("s", auth=wrong, settings=Settings())
 
 
 @for_each("key", ["", "  ", "two words", "k\xe9y", "a\nb"])
-def test_unsendable_keys_are_refused_at_construction(key: str) -> None:
+def test_unsendable_keys_are_rejected_at_construction(key: str) -> None:
     with pytest.raises(ValueError, match="key"):
         auth.keys(key)
 

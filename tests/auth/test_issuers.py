@@ -156,7 +156,7 @@ async def test_key_lookup_is_retried_soon_after_a_failure() -> None:
         assert len(await keys.find("es", "ES256")) == 1
 
 
-async def test_error_for_an_untrusted_issuer_certificate_names_the_variable(tmp_path: Path) -> None:
+async def test_error_for_an_untrusted_issuer_certificate_mentions_the_variable(tmp_path: Path) -> None:
     cert, key = make(tmp_path, "localhost")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -190,7 +190,7 @@ async def test_issuer_outage_does_not_affect_keys_that_look_like_its_tokens() ->
 
 @for_each("changes", [{"issuer": "https://evil.example"}, {"issuer": None}, {"jwks_uri": "file:///x"},
                                      {"jwks_uri": "http://192.0.2.1/keys"}, {"jwks_uri": 5}])  # fmt: skip
-async def test_metadata_with_wrong_issuer_or_urls_is_refused(changes: dict[str, Any]) -> None:
+async def test_metadata_with_wrong_issuer_or_urls_is_rejected(changes: dict[str, Any]) -> None:
     """RFC 8414 §3.3."""
     async with run_issuer() as issuer:
         issuer.answers[CONFIGURATION] |= changes
@@ -281,7 +281,7 @@ async def test_known_credentials_are_not_introspected() -> None:
     {"cnf": {"jkt": "x"}}, {"cnf": {"x5t#S256": "x"}}, {"cnf": 7},
     {"token_type": 7}, {"sub": None}, {"sub": ""},
 ])  # fmt: skip
-async def test_inactive_tokens_are_refused(changes: dict[str, Any]) -> None:
+async def test_inactive_tokens_are_rejected(changes: dict[str, Any]) -> None:
     async with run_issuer() as issuer:
         said: dict[str, Any] = {**claims(iss=None), "active": True, **changes}
         answers(issuer, {"t": {name: value for name, value in said.items() if value is not None}})

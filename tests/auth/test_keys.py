@@ -40,13 +40,13 @@ def test_generated_keys_are_unique(kept: KeyFile) -> None:
 
 
 @for_each("name", ["", " ", "a b", "a\n", "../x", "é", "x" * 65, "-x"])
-def test_key_names_that_could_confuse_a_log_are_refused(kept: KeyFile, name: str) -> None:
+def test_key_names_that_could_confuse_a_log_are_rejected(kept: KeyFile, name: str) -> None:
     with pytest.raises(ValueError, match="name"):
         kept.add(name, (), 0.0, None)
 
 
 @for_each("scope", ["", "a b", 'a"b', "a\\b", "é", "a\r\nx: y"])
-def test_scopes_that_would_break_a_challenge_are_refused(kept: KeyFile, scope: str) -> None:
+def test_scopes_that_would_break_a_challenge_are_rejected(kept: KeyFile, scope: str) -> None:
     """RFC 6749 §3.3."""
     with pytest.raises(ValueError, match="scope"):
         kept.add("x", (scope,), 0.0, None)
@@ -62,7 +62,7 @@ def test_concurrent_writers_lose_nothing(tmp_path: Path) -> None:
     assert [each.name for each in first.records] == ["two"]
 
 
-def test_paths_and_short_keys_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_and_short_keys_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "keys-of-our-shop").touch()
     for value in ("config/production/keys.json", "keys-of-our-shop", "k" * 15):
@@ -73,13 +73,15 @@ def test_paths_and_short_keys_are_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @for_each("mode", [0o620, 0o602, 0o666])
-def test_key_files_writable_by_others_are_refused(kept: KeyFile, mode: int) -> None:
+def test_key_files_writable_by_others_are_rejected(kept: KeyFile, mode: int) -> None:
     kept.path.chmod(mode)
     with pytest.raises(LocalError, match="chmod 600"):
         kept.load()
 
 
-def test_key_and_user_files_readable_by_all_users_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_key_and_user_files_readable_by_all_users_are_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     for kind, use in (("key", auth.keys), ("user", auth.users)):
         path = tmp_path / f"{kind}s.json"
         for mode, warns in ((0o600, False), (0o640, False), (0o644, True), (0o604, True)):
@@ -91,7 +93,7 @@ def test_key_and_user_files_readable_by_all_users_are_named(tmp_path: Path, capl
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"keys":[{"name":1}]}', '{"keys":[],"more":1}'])
-def test_invalid_key_files_are_refused(tmp_path: Path, text: str) -> None:
+def test_invalid_key_files_are_rejected(tmp_path: Path, text: str) -> None:
     path = tmp_path / "keys.json"
     path.write_text(text, "utf-8")
     path.chmod(0o600)
@@ -101,7 +103,7 @@ def test_invalid_key_files_are_refused(tmp_path: Path, text: str) -> None:
         auth.keys(file=tmp_path / "none.json")
 
 
-async def test_expired_keys_are_refused(tmp_path: Path) -> None:
+async def test_expired_keys_are_rejected(tmp_path: Path) -> None:
     file, now = KeyFile(tmp_path / "keys.json"), [100.0]
     key = file.add("brief", (), 0.0, 200.0)
     method = KeyMethod((), KeyFile(file.path), clock=lambda: now[0])
@@ -147,7 +149,7 @@ async def test_rotated_keys_work_only_during_their_grace_period(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("path", ["/events", "/mcp/sse/me", "/sse", "/mcp"])
-async def test_streams_of_revoked_keys_end(kept: KeyFile, path: str) -> None:
+async def test_revoking_a_key_ends_its_streams(kept: KeyFile, path: str) -> None:
     key, other = kept.add("ci", (), 0.0, None), kept.add("other", (), 0.0, None)
     async with run_guarded(make_server(auth.keys(file=kept.path))) as world:
         streams = []
@@ -163,7 +165,7 @@ async def test_streams_of_revoked_keys_end(kept: KeyFile, path: str) -> None:
         assert len(world.runtime.streams) == 1
 
 
-async def test_sockets_of_revoked_keys_end(kept: KeyFile) -> None:
+async def test_revoking_a_key_closes_its_websockets(kept: KeyFile) -> None:
     key = kept.add("ci", (), 0.0, None)
     async with run_guarded(make_server(auth.keys(file=kept.path))) as world, world.socket(key) as socket:
         await socket.recv()
@@ -189,7 +191,7 @@ async def test_deleting_the_key_file_revokes_its_keys(kept: KeyFile, caplog: pyt
         assert (await world.post(key, PING)).status == 200
 
 
-async def test_revocation_reaches_both_loops_of_a_server(kept: KeyFile) -> None:
+async def test_revocation_reaches_both_event_loops(kept: KeyFile) -> None:
     key = kept.add("ci", (), 0.0, None)
     method = auth.keys(file=kept.path)
     async with run_guarded(make_server(method)) as one, run_guarded(make_server(method)) as two:
@@ -216,7 +218,7 @@ async def ask(world: GuardedServer, key: str | None, **headers: str) -> Reply:
     return await world.ask(key, "POST", "/tools/who", b"{}", content_type="application/json", **headers)
 
 
-async def test_keys_in_the_named_header_are_accepted() -> None:
+async def test_keys_in_the_configured_header_are_accepted() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         for _ in range(2):
             assert (await ask(world, None, x_api_key=ALICE)).message["content"][0]["text"] == "alice"
@@ -225,7 +227,7 @@ async def test_keys_in_the_named_header_are_accepted() -> None:
         assert (await ask(world, None, x_api_key=f"{BOB} ")).message["content"][0]["text"] == "bob"
 
 
-async def test_different_key_next_to_a_bearer_token_is_refused() -> None:
+async def test_different_key_next_to_a_bearer_token_is_rejected() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         assert (await ask(world, ALICE)).status == 200
         for key in (BOB, "wrong", "", f"Bearer {ALICE}"):
@@ -234,14 +236,14 @@ async def test_different_key_next_to_a_bearer_token_is_refused() -> None:
         assert basic.status == 400
 
 
-async def test_key_headers_with_extra_text_are_refused_with_a_fix() -> None:
+async def test_key_headers_with_extra_text_are_rejected_with_a_fix() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         for key in (f"Bearer {ALICE}", "", f"{ALICE}, {BOB}"):
             reply = await ask(world, None, x_api_key=key)
             assert (reply.status, "The X-Api-Key header must have only" in reply.message["detail"]) == (400, True)
 
 
-async def test_repeated_key_headers_are_refused() -> None:
+async def test_repeated_key_headers_are_rejected() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         peer = await world.running.connect()
         lines = "".join(f"x-api-key: {ALICE}\r\n" for _ in range(2))
@@ -258,7 +260,7 @@ async def test_keys_in_other_headers_are_ignored() -> None:
         assert (await ask(world, None, x_api_key=ALICE)).status == 401
 
 
-async def test_wrong_keys_in_the_named_header_are_throttled() -> None:
+async def test_wrong_keys_in_the_configured_header_are_throttled() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         statuses = [(await ask(world, None, x_api_key=f"wrong-{n}")).status for n in range(31)]
         assert statuses == [403] * 30 + [429]
@@ -268,7 +270,7 @@ async def test_wrong_keys_in_the_named_header_are_throttled() -> None:
 @for_each(
     "name", ["Authorization", "Cookie", "Host", "Sec-WebSocket-Key", "X-CSRF-Token", "X API Key", "X-Name", "Key:"]
 )
-async def test_logged_and_reserved_headers_are_refused_as_key_headers(name: str) -> None:
+async def test_logged_and_reserved_headers_are_rejected_as_key_headers(name: str) -> None:
     with pytest.raises(ValueError, match="auth_key_header"):
         async with run_guarded(make_server(auth_key_header=name)):
             pass

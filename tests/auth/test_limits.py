@@ -103,7 +103,7 @@ def test_rate_table_is_bounded() -> None:
 
 
 @for_each("text", ["", "10", "10/fortnight", "0/minute", "-1/minute", "1.5/minute", "10 per minute", "/s"])
-def test_invalid_rates_are_refused(text: str) -> None:
+def test_invalid_rates_are_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="100/minute"):
         Rate.of(text)
 
@@ -112,7 +112,7 @@ def test_invalid_rates_are_refused(text: str) -> None:
     ("192.0.2.7", "192.0.2.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
     ("::ffff:192.0.2.7", "192.0.2.7"), ("", ""), ("unix", "unix"),
 ])  # fmt: skip
-def test_ipv6_addresses_count_as_their_network(address: str, counted: str) -> None:
+def test_ipv6_addresses_are_counted_by_network(address: str, counted: str) -> None:
     assert peer_network(address) == counted
     assert HttpRequest("GET", "/", (), {}, peer=address).owner == counted, "its share of the server's capacity"
 
@@ -177,7 +177,7 @@ async def test_limits_apply_to_rest_and_sockets() -> None:
             assert (error["code"], error["data"]["retryAfterMs"] > 0) == (-31429, True)
 
 
-async def test_tool_costs_are_charged_and_refused_calls_are_free() -> None:
+async def test_tool_costs_are_charged_and_rejected_calls_are_free() -> None:
     async with run_guarded(limited(limit_calls="5/minute")) as world:
         assert (await world.call(ALICE, "dear")).status == 200
         check_left = await world.call(ALICE, "dear")
@@ -214,7 +214,7 @@ async def test_anonymous_callers_are_limited_by_address(way: str) -> None:
         assert statuses == [200, 200, 429, 429]
 
 
-async def test_socket_messages_count_for_their_address() -> None:
+async def test_websocket_messages_count_toward_their_address() -> None:
     """Regression: JSON-RPC messages on a WebSocket had no address, so address limits didn't apply."""
     async with run_guarded(limited(limit_address="2/minute")) as world, world.socket(BOB) as socket:
         await socket.recv()
@@ -242,7 +242,7 @@ async def test_streams_and_publications_count_as_requests() -> None:
         assert (await world.post(ROOT, request("ping"))).status == 429
 
 
-async def test_only_tool_limits_apply_to_stdio_parents() -> None:
+async def test_only_tool_limits_apply_over_stdio() -> None:
     server = limited(limit_requests="1/minute", limit_calls="1/minute")
     async with connect(server) as client:
         for _ in range(2):
@@ -253,7 +253,7 @@ async def test_only_tool_limits_apply_to_stdio_parents() -> None:
         assert failed.value.code == -31429
 
 
-async def test_requests_are_gated_only_if_limits_are_set() -> None:
+async def test_requests_are_checked_only_if_limits_are_set() -> None:
     server = Server("s", settings=Settings())
     async with run_guarded(server) as world:
         assert world.runtime.dispatcher.gate is None
@@ -274,7 +274,7 @@ async def test_requests_are_gated_only_if_limits_are_set() -> None:
         {"concurrency": "2"},
     ],
 )
-def test_invalid_limits_are_refused_at_registration(options: Any) -> None:
+def test_invalid_limits_are_rejected_at_registration(options: Any) -> None:
     server = Server("s", settings=Settings())
     with pytest.raises(TypeError, match=r"limit|cost|concurrency"):
         server.tool(**options)(lambda: "x")
@@ -345,7 +345,7 @@ def test_quota_periods_use_utc() -> None:
     assert december.end == datetime(2029, 1, 1, tzinfo=UTC).timestamp()
 
 
-async def test_ids_of_one_publisher_do_not_displace_those_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_publishers_do_not_displace_each_others_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.memory.log._MAX_ONCE", 10)
     keys = auth.keys(ROOT, named_keys={"alice": (ALICE, ["millstream:publish", "millstream:subscribe"])})
     async with run_guarded(Server("hub", auth=keys, serve="hub")) as world, world.socket(ALICE) as socket:

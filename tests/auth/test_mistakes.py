@@ -90,14 +90,14 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @for_each("name", MISTAKES)
-def test_auth_mistakes_are_refused_with_a_fix(name: str) -> None:
+def test_auth_mistakes_are_rejected_with_a_fix(name: str) -> None:
     make, said = MISTAKES[name]
     with pytest.raises(TypeError, match=re.escape(said)):
         make()
 
 
 @for_each("kind", ["tool", "prompt", "resource"])
-def test_scopes_as_one_string_are_refused(kind: str) -> None:
+def test_scopes_as_one_string_are_rejected(kind: str) -> None:
     server: Any = Server("shop")
     given = {"resource": ("shop://a",)}.get(kind, ())
     with pytest.raises(TypeError, match="scopes"):

@@ -119,7 +119,7 @@ async def test_removal_and_password_change_end_cookie_and_streams(tmp_path: Path
         assert (await send(world, form)).status == 403
 
 
-async def test_new_login_ends_the_streams_of_the_old_password() -> None:
+async def test_login_with_a_new_password_ends_older_streams() -> None:
     store = MemoryStore()
     await store.open()
     desk = Desk(store)

@@ -19,7 +19,7 @@ LONG = "a-key-that-is-long-enough"
 
 
 @for_each("host", PUBLIC)
-def test_public_bind_without_auth_is_refused_with_both_fixes(host: str) -> None:
+def test_public_bind_without_auth_is_rejected_with_both_fixes(host: str) -> None:
     with pytest.raises(CommandError) as refused:
         check_public(Server("s", settings=Settings()).definition, host)
     assert "--auth-keys" in refused.value.fix
@@ -43,13 +43,13 @@ def test_loopback_bind_needs_no_auth(host: str) -> None:
 
 
 @for_each("host", PUBLIC)
-def test_guessable_keys_are_refused_on_a_public_bind(host: str) -> None:
+def test_guessable_keys_are_rejected_on_a_public_bind(host: str) -> None:
     with pytest.raises(CommandError, match="too short"):
         check_public(Server("s", settings=Settings(auth_key="my_secret_key")).definition, host)
 
 
 @for_each("host", PUBLIC + HERE)
-def test_paths_are_refused_as_keys(host: str) -> None:
+def test_paths_are_rejected_as_keys(host: str) -> None:
     with pytest.raises(CommandError, match="path of a file") as refused:
         check_public(Server("s", settings=Settings(auth_key="config/production/keys.json")).definition, host)
     assert "--auth-keys FILE" in refused.value.fix
@@ -72,7 +72,7 @@ def test_prefixed_key_variable_takes_precedence() -> None:
     ["-c", "from millstream._cli import main; main()", "run", "FILE", "--host", "0.0.0.0"],  # noqa: S104
     ["-c", "import runpy; runpy.run_path('FILE')['mcp'].run('http', host='0.0.0.0')"],
 ])  # fmt: skip
-def test_command_and_run_refuse_public_bind_without_auth(program: list[str], tmp_path: Path) -> None:
+def test_command_and_run_reject_public_bind_without_auth(program: list[str], tmp_path: Path) -> None:
     file = tmp_path / "shop.py"
     file.write_text("from millstream import Server\nmcp = Server('shop')\n", "utf-8")
     command = [sys.executable, *(part.replace("FILE", str(file)) for part in program)]

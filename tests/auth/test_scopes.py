@@ -33,7 +33,7 @@ async def listed(world: GuardedServer, key: str, method: str, *, modern: bool) -
 
 @for_each("modern", [True, False], ids=["per-request", "handshake"])
 @for_each("method", LISTS)
-async def test_lists_follow_the_scopes_of_the_caller(method: str, modern: bool) -> None:
+async def test_lists_depend_on_the_callers_scopes(method: str, modern: bool) -> None:
     hidden = LISTS[method][2]
     async with run_guarded() as world:
         for _ in range(2):
@@ -115,7 +115,7 @@ async def test_scopes_are_checked_before_arguments() -> None:
         assert (await world.post(BOB, request("resources/read", uri))).message["error"]["code"] == -32002
 
 
-async def test_rest_and_openapi_follow_the_scopes() -> None:
+async def test_rest_and_openapi_respect_scopes() -> None:
     async with run_guarded() as world:
         for _ in range(2):
             for key, sees in ((ROOT, True), (BOB, False), (ALICE, True)):
@@ -132,7 +132,7 @@ async def test_rest_and_openapi_follow_the_scopes() -> None:
         assert b"order" not in names
 
 
-async def test_sockets_follow_the_scopes_of_their_caller() -> None:
+async def test_websockets_respect_the_callers_scopes() -> None:
     async with run_guarded() as world:
         for key, works in ((ALICE, True), (BOB, False)):
             async with world.socket(key) as socket:
@@ -160,7 +160,7 @@ async def test_subscriptions_require_read_scopes() -> None:
             assert said["params"]["notifications"]["resourceSubscriptions"] == granted
 
 
-async def test_stdio_parents_have_all_scopes_and_anonymous_http_callers_none() -> None:
+async def test_stdio_clients_have_all_scopes_and_anonymous_http_callers_have_none() -> None:
     server = Server("open", settings=Settings())
 
     @server.tool(scopes=["orders:write"])
@@ -195,7 +195,7 @@ async def test_callers_over_stdio_have_no_principal(tmp_path: Path) -> None:
 
 
 @for_each("scopes", ["orders", [1], [""], ["a b"], ['a"'], {"a": 1}, 5])
-def test_invalid_scopes_are_refused_at_registration(scopes: Any) -> None:
+def test_invalid_scopes_are_rejected_at_registration(scopes: Any) -> None:
     server = Server("s", settings=Settings())
     with pytest.raises(TypeError, match="scopes"):
         server.tool(scopes=scopes)(lambda: "x")
@@ -217,7 +217,7 @@ async def test_operator_pages_and_publishing_have_their_own_scopes() -> None:
         await asyncio.sleep(0)
 
 
-async def test_refused_publications_name_the_missing_scope() -> None:
+async def test_rejected_publications_report_the_missing_scope() -> None:
     async with run_guarded() as world:
         async with world.socket(BOB) as socket:
             await socket.recv()
@@ -227,14 +227,14 @@ async def test_refused_publications_name_the_missing_scope() -> None:
         assert (refused.status, b"millstream:publish" in refused.body) == (403, True)
 
 
-async def test_sign_in_links_on_refusals_lead_back_to_the_page() -> None:
+async def test_sign_in_links_on_error_pages_return_to_the_page() -> None:
     async with run_guarded() as world:
         page = await world.ask(BOB, "GET", "/dashboard", accept="text/html,application/xhtml+xml,*/*;q=0.8")
         assert (page.status, b"/sign-in?next=%2Fdashboard" in page.body) == (403, True)
         assert b"your account, key, or token" in page.body
 
 
-async def test_common_sign_in_paths_name_the_sign_in_page() -> None:
+async def test_common_sign_in_paths_point_to_the_sign_in_page() -> None:
     async with run_guarded() as world:
         for path in ("/login", "/signin/", "/auth/login"):
             assert b"Use /sign-in." in (await world.ask(None, "GET", path)).body

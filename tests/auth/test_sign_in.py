@@ -115,7 +115,7 @@ async def test_sign_in_works_behind_a_proxy_that_drops_the_port(origin: str, sit
 
 
 @for_each("headers", FOREIGN)
-async def test_cross_origin_login_forms_are_refused(headers: dict[str, str]) -> None:
+async def test_cross_origin_login_forms_are_rejected(headers: dict[str, str]) -> None:
     async with run_guarded() as world:
         body = urlencode({"key": ROOT}).encode()
         for path in ("/sign-in", "/sign-out"):
@@ -189,7 +189,7 @@ async def test_page_calls_work_with_the_cookie() -> None:
 
 
 @for_each("path", ["/sse", "/metrics", "/messages/?session_id=x"])
-async def test_cookie_is_refused_elsewhere(path: str) -> None:
+async def test_cookie_is_rejected_elsewhere(path: str) -> None:
     async with run_guarded() as world:
         method = "POST" if "mess" in path or "tools" in path else "GET"
         peer = await world.send(None, method, path, b"{}", cookie=await cookie(world), accept=POST["accept"], **OWN)
@@ -223,7 +223,7 @@ async def test_cookie_does_not_override_a_wrong_authorization() -> None:
         assert (await world.ask("wrong", "GET", "/docs", cookie=await cookie(world), **OWN)).status == 403
 
 
-async def test_cookie_ends_with_its_key_or_at_its_expiry(tmp_path: Any) -> None:
+async def test_cookie_expires_on_time_or_when_its_key_is_revoked(tmp_path: Any) -> None:
     file = KeyFile(tmp_path / "keys.json")
     key = file.add("ada", ("*",), 0.0, None)
     async with run_guarded(make_server(auth.keys(file=file.path))) as world:
@@ -259,7 +259,7 @@ async def test_remote_login_requires_https() -> None:
         assert (status, b"https" in body, b"set-cookie" in headers) == (403, True, False)
 
 
-async def test_pages_see_the_scopes_of_the_user() -> None:
+async def test_pages_receive_the_users_scopes() -> None:
     async with run_guarded() as world:
         bob, alice = await cookie(world, BOB), await cookie(world, ALICE)
         assert (await world.ask(None, "GET", "/dashboard", cookie=bob)).status == 403
@@ -269,12 +269,12 @@ async def test_pages_see_the_scopes_of_the_user() -> None:
             assert (b"/tools/order" in reply.body) == sees
 
 
-async def test_login_forms_with_too_many_fields_are_refused() -> None:
+async def test_login_forms_with_too_many_fields_are_rejected() -> None:
     async with run_guarded() as world:
         assert (await world.ask(None, "POST", "/sign-in", b"a=1&" * 5, **FORM, **OWN)).status == 400
 
 
-async def test_large_login_forms_are_refused_without_reading_them() -> None:
+async def test_large_login_forms_are_rejected_without_reading_them() -> None:
     async with run_guarded() as world:
         reply = await world.ask(None, "POST", "/sign-in", b"key=" + b"%4" * 40_000, **FORM, **OWN)
         assert (reply.status, b"This form is too large." in reply.body) == (413, True)
@@ -322,7 +322,7 @@ def own_site(folder: Path) -> Server:
     return server
 
 
-async def test_cookie_opens_every_private_route_of_the_program(tmp_path: Path) -> None:
+async def test_cookie_gives_access_to_every_private_route(tmp_path: Path) -> None:
     async with run_guarded(own_site(tmp_path)) as world:
         jar = await cookie(world)
         for method, path, text in [
@@ -342,7 +342,7 @@ async def test_cookie_opens_every_private_route_of_the_program(tmp_path: Path) -
 
 
 @for_each("headers", FOREIGN)
-async def test_forms_from_foreign_pages_are_refused_with_a_reason(headers: dict[str, str], tmp_path: Path) -> None:
+async def test_forms_from_foreign_pages_are_rejected_with_a_reason(headers: dict[str, str], tmp_path: Path) -> None:
     async with run_guarded(own_site(tmp_path)) as world:
         jar = await cookie(world)
         for method in ("POST", "DELETE"):
@@ -387,7 +387,7 @@ async def test_every_route_ignores_the_cookie_from_foreign_pages(headers: dict[s
         ("/stock/shelf/a%20b", "/stock/shelf/a%20b"),
     ],
 )
-async def test_signing_in_returns_to_the_page_that_was_asked_for(path: str, wanted: str, tmp_path: Path) -> None:
+async def test_signing_in_returns_to_the_requested_page(path: str, wanted: str, tmp_path: Path) -> None:
     async with run_guarded(own_site(tmp_path)) as world:
         form = await world.ask(None, "GET", path, accept="text/html")
         assert (form.status, f'name="next" value="{wanted}"'.encode() in form.body) == (401, True)

@@ -128,7 +128,7 @@ async def test_one_user_cannot_block_sign_outs_from_an_address() -> None:
         assert (await world.ask(None, "GET", "/docs", cookie=jar)).status == 401
 
 
-async def test_request_in_progress_is_refused_after_sign_out(
+async def test_request_in_progress_is_rejected_after_sign_out(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with run_guarded() as world:
@@ -164,7 +164,7 @@ async def test_foreign_cookies_are_not_remembered() -> None:
         assert ended(known) == []
 
 
-async def test_signing_out_everywhere_ends_every_cookie_and_stream_of_the_user() -> None:
+async def test_signing_out_everywhere_ends_all_cookies_and_streams() -> None:
     async with run_guarded() as world:
         mine, copied, other = await cookie(world), await cookie(world), await cookie(world, BOB)
         streams = [

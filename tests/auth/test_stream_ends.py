@@ -100,7 +100,7 @@ class Progress(Middleware):
 
 
 @for_each(("name", "first"), [("subscriptions/listen", b"acknowledged"), ("com.example/ticks", b"tick")])
-async def test_subscriptions_that_middleware_opened_end_with_their_token(name: str, first: bytes) -> None:
+async def test_subscriptions_opened_by_middleware_end_when_their_token_expires(name: str, first: bytes) -> None:
     issuer = auth.jwt(issuer=ISSUER, audience=AUDIENCE, jwks=key_set("ES256"))
     server = Server("guarded", auth=issuer, middleware=[Progress()], extensions=[Ticker()])
     add_features(server)
@@ -128,7 +128,7 @@ async def test_store_clock_skew_does_not_end_streams() -> None:
 
 
 @for_each("speaks", ["", "mcp"])
-async def test_sockets_end_with_their_token(speaks: str) -> None:
+async def test_websockets_close_when_their_token_expires(speaks: str) -> None:
     async with world_of_tokens() as world:
         async with world.socket(lasting(600), speaks) as socket:
             pass_time(world, 700)
@@ -179,7 +179,7 @@ async def test_streams_end_when_their_cookie_expires() -> None:
             assert b"retry: " in await rest_of(peer)
 
 
-async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
+async def test_sign_out_ends_only_streams_opened_with_the_cookie() -> None:
     async with run_guarded() as world:
         copied, other = await cookie(world), await cookie(world)
         opened = await world.send(None, "GET", "/dashboard/events", **STREAM, **OWN, cookie=copied)
@@ -196,7 +196,7 @@ async def test_sign_out_ends_only_the_streams_of_the_cookie() -> None:
         by_key.close()
 
 
-async def test_streams_of_rotated_keys_end_after_the_grace_period(tmp_path: Path) -> None:
+async def test_streams_opened_with_rotated_keys_end_after_the_grace_period(tmp_path: Path) -> None:
     file = KeyFile(tmp_path / "keys.json")
     old = file.add("ci", (), 0.0, None)
     new = file.rotate("ci", 0.0, time.time() + 600)

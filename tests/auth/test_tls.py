@@ -159,7 +159,7 @@ def test_partial_certificate_renewal_is_not_loaded(tmp_path: Path) -> None:
     assert not certificate.renew()
 
 
-def test_old_tls_versions_are_refused(tmp_path: Path) -> None:
+def test_old_tls_versions_are_rejected(tmp_path: Path) -> None:
     assert Certificate(*make(tmp_path, "x")).context.minimum_version == ssl.TLSVersion.TLSv1_2
 
 

@@ -83,7 +83,7 @@ WRONG_CLAIMS: dict[str, dict[str, Any]] = {
 
 
 @for_each("changes", WRONG_CLAIMS.values(), ids=WRONG_CLAIMS)
-async def test_tokens_with_wrong_claims_are_refused(changes: dict[str, Any]) -> None:
+async def test_tokens_with_wrong_claims_are_rejected(changes: dict[str, Any]) -> None:
     """RFC 7519 §4.1, RFC 8707."""
     assert await method().identify(token(claims(**changes))) is None
 
@@ -153,7 +153,7 @@ async def test_forged_tokens_get_401_without_a_reason(forged: str) -> None:
         assert json.loads(reply.body)["detail"] == "The token is invalid or has expired."
 
 
-async def test_tampered_tokens_are_refused() -> None:
+async def test_tampered_tokens_are_rejected() -> None:
     good, judge = token(), method()
     assert await judge.identify(good) is not None
     for place in (3, good.index(".") + 3, good.rindex(".") + 3):
@@ -162,13 +162,13 @@ async def test_tampered_tokens_are_refused() -> None:
 
 
 @for_each("size", [5_000, 20_000, 60_000])
-async def test_oversized_tokens_are_refused(size: int) -> None:
+async def test_oversized_tokens_are_rejected(size: int) -> None:
     async with run_guarded(make_server(method())) as world:
         huge = token(claims(padding="x" * size))
         assert (await world.post(huge, PING)).status == (200 if size < 8000 else 401 if size < 40_000 else 431)
 
 
-async def test_unlisted_algorithms_are_refused() -> None:
+async def test_unlisted_algorithms_are_rejected() -> None:
     judge = method(algorithms=["ES256"])
     assert await judge.identify(token(alg="ES256")) is not None
     assert await judge.identify(token(alg="RS256")) is None
@@ -201,7 +201,7 @@ async def test_every_key_of_a_large_set_is_used() -> None:
         assert await judge.identify(token(claims(iss=issuer.url))) is not None
 
 
-def test_oversized_key_sets_are_refused_at_construction() -> None:
+def test_oversized_key_sets_are_rejected_at_construction() -> None:
     for make in (lambda keys: method(jwks=keys), lambda keys: auth.client("batch", jwks=keys)):
         with pytest.raises(ValueError, match="The set has 257 keys, but at most 256 are supported"):
             make(make_many_keys(257))
@@ -221,7 +221,7 @@ async def test_shared_secrets_verify_only_hs256() -> None:
     {"issuer": "http://issuer.example"}, {"issuer": "issuer"}, {"algorithms": ["none"]}, {"algorithms": ["HS256"]},
     {"jwks": "http://issuer.example/keys"}, {"jwks": "file:///etc/passwd"}, {"scopes": ['a"b']}, {"jwks": {}},
 ])  # fmt: skip
-def test_insecure_token_options_are_refused_at_construction(wrong: dict[str, Any]) -> None:
+def test_insecure_token_options_are_rejected_at_construction(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
         method(**wrong)
 
@@ -260,7 +260,7 @@ async def test_tokens_without_required_scopes_get_403() -> None:
         assert b'scope="mcp:use orders:write"' in reply.headers[b"www-authenticate"]
 
 
-async def test_equal_subjects_of_two_issuers_are_distinct() -> None:
+async def test_the_same_subject_from_two_issuers_is_two_principals() -> None:
     second = auth.jwt(issuer="https://second.example", audience=AUDIENCE, jwks=key_set())
     async with run_guarded(
         make_server([method(), second, auth.keys(named_keys={"ada": "key-of-ada-0123456789"})])

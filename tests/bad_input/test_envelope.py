@@ -103,7 +103,7 @@ async def test_invalid_json_is_a_parse_error_and_keeps_the_session(wire: Wire, e
 
 @for_each("era", ERAS)
 @for_each("name", NOT_A_MESSAGE)
-async def test_invalid_messages_are_refused_and_keep_the_session(wire: Wire, era: str, name: str) -> None:
+async def test_invalid_messages_are_rejected_and_keep_the_session(wire: Wire, era: str, name: str) -> None:
     headers = await headers_of(wire, era)
     reply = await wire.post(NOT_A_MESSAGE[name], headers)
     assert reply.error == (400, -32600, NO_ID)
@@ -122,7 +122,7 @@ SHALLOW = {
 
 
 @for_each("name", SHALLOW)
-async def test_nesting_deeper_than_64_is_refused(wire: Wire, name: str) -> None:
+async def test_nesting_deeper_than_64_is_rejected(wire: Wire, name: str) -> None:
     reply = await wire.post(SHALLOW[name], await wire.initialize())
     assert (reply.status, reply.message["id"], reply.message["result"]) == (200, 1, {})
 

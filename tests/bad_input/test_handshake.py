@@ -99,7 +99,7 @@ async def test_late_responses_are_accepted_and_ignored(wire: Wire) -> None:
     await alive(wire, headers)
 
 
-async def test_responses_without_a_session_are_refused(wire: Wire) -> None:
+async def test_responses_without_a_session_are_rejected(wire: Wire) -> None:
     reply = await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}})
     assert reply.error == (400, -32600, "none")
 

@@ -137,11 +137,11 @@ async def test_unsupported_version_error_lists_supported_ones(wire: Wire, versio
 
 
 @for_each("method", ["no/such", "initialize", "ping", "resources/subscribe", "logging/setLevel", "Tools/list"])
-async def test_methods_of_other_revisions_get_404(wire: Wire, method: str) -> None:
+async def test_methods_from_other_revisions_get_404(wire: Wire, method: str) -> None:
     assert (await wire.post(per_request(method, id=7), routing(method))).error == (404, -32601, 7)
 
 
-async def test_missing_client_capabilities_are_named(wire: Wire) -> None:
+async def test_missing_client_capabilities_are_listed(wire: Wire) -> None:
     headers = routing("tools/call", "sampler")
     for capabilities in ({}, {"sampling": None}, {"sampling": True}, {"Sampling": {}}):
         reply = await wire.post(per_request("tools/call", {"name": "sampler"}, 7, **capabilities), headers)
@@ -202,7 +202,7 @@ async def test_first_failing_check_determines_the_error(wire: Wire) -> None:
 # What the era has not
 
 
-async def test_responses_and_batches_are_refused(wire: Wire) -> None:
+async def test_responses_and_batches_are_rejected(wire: Wire) -> None:
     """MCP 2026-07-28, basic/transports/streamable-http and 2026-07-28, basic/versioning."""
     headers = routing("tools/list")
     assert (await wire.post({"jsonrpc": "2.0", "id": 7, "result": {}}, headers)).error[:2] == (400, -32600)

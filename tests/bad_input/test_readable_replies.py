@@ -41,7 +41,7 @@ async def test_batch_reply_is_an_event_for_stream_only_clients(wire: Wire) -> No
     assert reply.body.count(b'"jsonrpc"') == 2
 
 
-async def test_batches_of_stream_only_clients_get_406_without_streaming() -> None:
+async def test_batches_from_stream_only_clients_get_406_without_streaming() -> None:
     async with run_wire(make_shop(json_only=True), "asgi") as wire:
         headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
         assert (await wire.post([request("ping")], headers)).error == (406, -32600, "none")

@@ -66,7 +66,7 @@ async def alive(stream: Stream) -> None:
 
 
 @for_each("name", NOT_JSON)
-async def test_invalid_json_is_refused_on_the_post(stream: Stream, name: str) -> None:
+async def test_invalid_json_is_rejected_on_the_post(stream: Stream, name: str) -> None:
     assert (await stream.wire.post(NOT_JSON[name], path=stream.path)).error == (400, -32700, "none")
     await alive(stream)
 
@@ -83,7 +83,7 @@ async def test_invalid_messages_get_invalid_request(stream: Stream, name: str) -
 
 
 @for_each("name", SHALLOW)
-async def test_only_real_nesting_is_refused(stream: Stream, name: str) -> None:
+async def test_only_real_nesting_is_rejected(stream: Stream, name: str) -> None:
     assert (await stream.ask(SHALLOW[name]))[1]["result"] == {}
 
 

@@ -92,7 +92,7 @@ async def test_invalid_message_lines_get_invalid_request(pipes: Pipes, name: str
 
 
 @for_each("name", SHALLOW)
-async def test_only_real_nesting_is_refused(pipes: Pipes, name: str) -> None:
+async def test_only_real_nesting_is_rejected(pipes: Pipes, name: str) -> None:
     await pipes.write(SHALLOW[name] + b"\n")
     assert (await pipes.answer())["result"] == {}
 
@@ -134,7 +134,7 @@ async def test_lines_at_the_limit_are_read(pipes: Pipes) -> None:
     await pipes.pong()
 
 
-async def test_invalid_messages_get_the_errors_of_their_era(pipes: Pipes) -> None:
+async def test_invalid_messages_get_the_right_errors_for_their_era(pipes: Pipes) -> None:
     """MCP 2026-07-28, basic/versioning."""
     lines = {
         -32022: request("tools/list", {"_meta": envelope("2099-01-01")}, "c"),

@@ -79,7 +79,7 @@ async def test_results_that_violate_hand_written_schemas_are_internal_errors(
         ([], "the arguments must be an object, got the array []"),
     ],
 )
-async def test_hand_written_and_generated_schemas_refuse_the_same_way(
+async def test_hand_written_and_generated_schemas_reject_the_same_values(
     wire: Wire, era: str, arguments: Any, text: str
 ) -> None:
     status, message = await call(wire, era, "packs", arguments)

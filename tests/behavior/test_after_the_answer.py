@@ -212,7 +212,7 @@ async def test_questions_after_the_call_raise_an_error() -> None:
         assert len(wire.runtime.services.questions) == 0
 
 
-async def test_malformed_answers_are_not_invalid_params_of_the_call() -> None:
+async def test_malformed_answers_do_not_make_the_call_invalid() -> None:
     mcp, _ = chatty()
     async with run_wire(mcp, "asgi") as wire:
         talk = await Talk(wire).opened()
@@ -263,7 +263,7 @@ async def test_subscription_on_an_expired_stream_ends_with_its_result(way: str) 
 
 
 @for_each("way", ["asgi", "lane"])
-async def test_stream_of_a_running_call_is_as_old_as_the_call(way: str) -> None:
+async def test_stream_age_is_measured_from_the_start_of_the_call(way: str) -> None:
     go = asyncio.Event()
     mcp = Server("shop", settings=Settings(secret_key="a secret of the tests that is long enough"))
 
@@ -284,7 +284,7 @@ async def test_stream_of_a_running_call_is_as_old_as_the_call(way: str) -> None:
         assert (await binding).message["result"]["content"][0]["text"] == "bound"
 
 
-async def test_expired_streams_end_despite_their_subscription() -> None:
+async def test_expired_streams_end_despite_an_open_subscription() -> None:
     hangs = asyncio.Event()
 
     class Hanging(Middleware):
@@ -325,7 +325,7 @@ async def test_subscriptions_on_an_expired_http_sse_stream_end_with_results() ->
         assert cancelled == {7, 8}
 
 
-async def test_event_ids_differ_between_streams_of_a_session() -> None:
+async def test_event_ids_differ_between_streams_in_a_session() -> None:
     """Regression: both started at the same id. See https://modelcontextprotocol.io/specification/2025-11-25: event ids
     must be unique across the streams of a session.
     """

@@ -117,7 +117,7 @@ async def test_batch_streams_can_be_resumed(connect: Connect, combination: Combi
 
 
 @in_combinations("batches")
-async def test_progress_of_a_batch_is_dropped_without_a_stream(connect: Connect, combination: Combination) -> None:
+async def test_batch_progress_is_dropped_without_a_stream(connect: Connect, combination: Combination) -> None:
     if not combination.http:
         return
     client = await connect(combination)
@@ -131,7 +131,7 @@ async def test_progress_of_a_batch_is_dropped_without_a_stream(connect: Connect,
 
 
 @in_combinations("batches")
-async def test_batches_of_notifications_get_no_response(connect: Connect, combination: Combination) -> None:
+async def test_notification_batches_get_no_response(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     await client.link.send([{"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}] * 2)
@@ -140,7 +140,7 @@ async def test_batches_of_notifications_get_no_response(connect: Connect, combin
 
 
 @in_combinations("batches")
-async def test_invalid_batches_are_refused_as_a_whole(connect: Connect, combination: Combination) -> None:
+async def test_invalid_batches_are_rejected_as_a_whole(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic and 2026-07-28, basic/versioning."""
     client = await connect(combination)
     newest: Json = call("n", "text")
@@ -159,7 +159,7 @@ async def test_invalid_batches_are_refused_as_a_whole(connect: Connect, combinat
 
 
 @in_combinations()
-async def test_other_revisions_refuse_arrays(connect: Connect, combination: Combination) -> None:
+async def test_other_revisions_reject_arrays(connect: Connect, combination: Combination) -> None:
     """MCP 2025-06-18, changelog: 400 -32600 over HTTP."""
     client = await connect(combination)
     if combination.revision == "2025-03-26":

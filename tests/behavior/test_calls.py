@@ -62,7 +62,7 @@ async def test_removed_methods_are_not_found(connect: Connect, combination: Comb
 
 
 @in_combinations("handshake")
-async def test_methods_of_other_revisions_are_not_found(connect: Connect, combination: Combination) -> None:
+async def test_methods_from_other_revisions_are_not_found(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
     for method in ("server/discover", "subscriptions/listen", "no/such"):
@@ -175,7 +175,7 @@ async def test_context_describes_client_and_transport(connect: Connect, combinat
 
 
 @in_combinations()
-async def test_results_carry_the_members_of_their_era(connect: Connect, combination: Combination) -> None:
+async def test_results_have_the_fields_of_their_era(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, changelog."""
     client = await connect(combination)
     for method in ("tools/list", "prompts/list", "resources/list", "resources/templates/list"):

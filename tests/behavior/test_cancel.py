@@ -70,7 +70,7 @@ async def test_calls_waiting_for_an_answer_can_be_canceled(connect: Connect, com
 
 
 @in_combinations("requests of its own", "streamable http")
-async def test_disconnect_cancels_calls_of_the_newest_revision(connect: Connect, combination: Combination) -> None:
+async def test_disconnect_cancels_calls_in_the_newest_revision(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/cancellation."""
     client = await connect(combination)
     for meta in ({}, {"progressToken": 1}):

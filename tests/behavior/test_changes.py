@@ -26,7 +26,7 @@ async def test_list_changes_are_announced(connect: Connect, combination: Combina
 
 
 @in_combinations("session")
-async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combination: Combination) -> None:
+async def test_updates_reach_the_resource_subscribers(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     watched, also = new_order_uri(), new_order_uri()
@@ -43,7 +43,7 @@ async def test_updates_reach_subscribers_of_the_resource(connect: Connect, combi
 
 
 @in_combinations("session")
-async def test_updates_of_static_resources_are_delivered(connect: Connect, combination: Combination) -> None:
+async def test_updates_to_static_resources_are_delivered(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     await client.watch("note://one")
@@ -68,7 +68,7 @@ async def test_updates_stop_after_unsubscribe(connect: Connect, combination: Com
 
 
 @in_combinations("handshake session")
-async def test_subscriptions_to_unknown_resources_are_refused(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_to_unknown_resources_are_rejected(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, server/resources."""
     client = await connect(combination)
     assert (await client.request("resources/subscribe", {"uri": "note://none"})).error["code"] == -32002
@@ -116,7 +116,7 @@ async def test_two_subscriptions_receive_their_own_updates(connect: Connect, com
 
 
 @in_combinations("requests of its own")
-async def test_subscriptions_without_a_known_target_end_at_once(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_without_a_known_target_end_immediately(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     reply = await client.request("subscriptions/listen", {"notifications": {"taskIds": ["x"]}})
@@ -153,7 +153,7 @@ async def test_closing_the_runtime_ends_subscriptions_with_a_result(connect: Con
 
 
 @in_combinations("requests of its own", "streamable http")
-async def test_subscriptions_are_refused_if_no_stream_can_carry_them(
+async def test_subscriptions_are_rejected_if_no_stream_can_carry_them(
     connect: Connect, combination: Combination
 ) -> None:
     client = await connect(combination)

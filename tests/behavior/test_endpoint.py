@@ -44,7 +44,7 @@ GETS: list[tuple[dict[str, str], int]] = [
 
 
 @for_each(("headers", "status"), GETS, ids=str)
-async def test_get_errors_name_the_missing_header(http: Http, headers: dict[str, str], status: int) -> None:
+async def test_get_errors_mention_the_missing_header(http: Http, headers: dict[str, str], status: int) -> None:
     """405 for 2026-07-28, 400 without a session."""
     reply = await http.fetch("GET", "/mcp", headers)
     assert reply.status == status
@@ -52,7 +52,7 @@ async def test_get_errors_name_the_missing_header(http: Http, headers: dict[str,
         assert "POST" in reply.headers["allow"]
 
 
-async def test_bare_get_opens_a_stream_of_the_first_revision(http: Http) -> None:
+async def test_bare_get_opens_a_stream_in_the_first_revision(http: Http) -> None:
     said: list[Any] = []
     link = await SseLink(http, lambda message, request, status: said.append(message)).open("/mcp")
     assert link.path.startswith("/messages/?session_id=")
@@ -88,7 +88,7 @@ async def test_message_path_allows_only_post(http: Http, method: str) -> None:
     assert (await http.fetch(method, "/messages/?session_id=x", EVENTS)).status == 405
 
 
-async def test_messages_for_unknown_streams_are_refused(http: Http) -> None:
+async def test_messages_for_unknown_streams_are_rejected(http: Http) -> None:
     """MCP 2024-11-05, basic/transports#http-with-sse."""
     assert (await http.fetch("POST", "/messages/", JSON, b"{}")).status == 400
     assert (await http.fetch("POST", "/messages/?session_id=x", JSON, b"{}")).status == 404
@@ -173,7 +173,7 @@ async def test_reply_is_an_event_if_only_events_are_accepted(http: Http) -> None
     assert (reply.status, json.loads(event.data)["result"]) == (200, {})
 
 
-async def test_a_body_over_the_limit_is_413(http: Http) -> None:
+async def test_a_body_over_the_limit_gets_413(http: Http) -> None:
     assert (await http.fetch("POST", "/mcp", JSON, b" " * (4 * 1024 * 1024 + 1))).status == 413
 
 

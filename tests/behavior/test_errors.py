@@ -48,7 +48,9 @@ async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, c
 
 
 @in_combinations()
-async def test_unknown_resource_has_the_error_code_of_the_revision(connect: Connect, combination: Combination) -> None:
+async def test_unknown_resource_gets_the_error_code_for_the_revision(
+    connect: Connect, combination: Combination
+) -> None:
     """MCP 2026-07-28, server/resources."""
     reply = await (await connect(combination)).request("resources/read", {"uri": "note://none"})
     assert reply.error["code"] == (-32002 if combination.handshake else -32602)
@@ -56,7 +58,7 @@ async def test_unknown_resource_has_the_error_code_of_the_revision(connect: Conn
 
 
 @in_combinations()
-async def test_missing_params_are_refused(connect: Connect, combination: Combination) -> None:
+async def test_missing_params_are_rejected(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, schema."""
     client = await connect(combination)
     for method in ("resources/read", "completion/complete"):
@@ -125,7 +127,7 @@ async def test_timed_out_threads_keep_their_slot(connect: Connect, combination: 
 
 
 @in_combinations("requests of its own")
-async def test_tool_error_names_the_missing_client_capability(connect: Connect, combination: Combination) -> None:
+async def test_tool_error_reports_the_missing_client_capability(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/versioning: -32021 before anything runs, status 400."""
     able = await connect(combination)
     assert (await able.call("needs_sampling")).text == "sampled"
@@ -137,7 +139,7 @@ async def test_tool_error_names_the_missing_client_capability(connect: Connect, 
 
 
 @in_combinations("handshake", "session")
-async def test_missing_capability_is_refused_in_the_handshake_era(connect: Connect, combination: Combination) -> None:
+async def test_missing_capability_is_rejected_in_the_handshake_era(connect: Connect, combination: Combination) -> None:
     able = await connect(combination)
     assert (await able.call("needs_sampling")).text == "sampled"
     unable = await connect(combination, capabilities={})

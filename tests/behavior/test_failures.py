@@ -147,7 +147,7 @@ def opaque(result: Json) -> bool:
         ("fails_twice", {}),
     ],
 )
-async def test_any_exception_of_a_tool_gets_a_response(
+async def test_any_exception_in_a_tool_gets_a_response(
     wire: Wire, name: str, arguments: Json, caplog: pytest.LogCaptureFixture
 ) -> None:
     for _ in range(2):
@@ -199,13 +199,13 @@ async def test_connection_transports_answer_canceled_tools() -> None:
 
 
 @for_each(("kind", "text"), [("tool", "fix the city"), ("declined", "no, thanks")])
-async def test_single_failure_of_a_task_group_is_unwrapped(wire: Wire, kind: str, text: str) -> None:
+async def test_single_failure_in_a_task_group_is_unwrapped(wire: Wire, kind: str, text: str) -> None:
     result = await call(wire, "refused_in_a_group", arguments={"kind": kind})
     assert result["isError"] is True
     assert result["content"][0]["text"] == text
 
 
-async def test_questions_of_a_task_group_share_one_round(wire: Wire) -> None:
+async def test_questions_from_a_task_group_share_one_round(wire: Wire) -> None:
     asked = await call(wire, "asks_in_a_group", {"elicitation": {}})
     assert asked["resultType"] == "input_required"
     messages = {key: each["params"]["message"] for key, each in asked["inputRequests"].items()}

@@ -100,7 +100,7 @@ async def test_open_subscriptions_count_toward_the_watch_quota() -> None:
         assert runtime.services.client_memory.bytes.used == 0
 
 
-async def test_watches_of_a_closed_connection_are_not_counted() -> None:
+async def test_watches_on_a_closed_connection_are_not_counted() -> None:
     async with room_for_little() as runtime:
         client = await open_session(runtime, "203.0.113.1")
         session = client.connection.session

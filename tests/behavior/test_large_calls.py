@@ -77,7 +77,7 @@ SENDERS: dict[str, tuple[Send, int]] = {
 
 @for_each("way", ["asgi", "lane"])
 @for_each(("send", "busy"), SENDERS.values(), ids=SENDERS)
-async def test_large_waiting_calls_are_refused_above_the_budget(way: str, send: Send, busy: int) -> None:
+async def test_large_waiting_calls_are_rejected_above_the_budget(way: str, send: Send, busy: int) -> None:
     mcp, release = make_holding_server(serve=("rest",))
     async with run_wire(mcp, way) as wire:
         session = await wire.initialize()
@@ -145,7 +145,7 @@ async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
         assert sent == []
 
 
-async def test_duplicate_ids_are_refused_and_not_counted() -> None:
+async def test_duplicate_ids_are_rejected_and_not_counted() -> None:
     mcp, release = make_holding_server()
     async with run_wire(mcp, "asgi") as wire:
         session = await wire.initialize()

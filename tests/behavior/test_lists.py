@@ -34,7 +34,7 @@ async def test_pages_form_the_whole_list_in_order(connect: Connect, combination:
 
 
 @in_combinations()
-async def test_unknown_cursors_are_refused(connect: Connect, combination: Combination) -> None:
+async def test_unknown_cursors_are_rejected(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/pagination."""
     client = await connect(combination)
     for cursor in ("no cursor", "", "MTA"):

@@ -266,7 +266,7 @@ async def test_one_caller_gets_at_most_half_of_the_open_questions() -> None:
         await asyncio.wait([again])
 
 
-async def test_ended_sessions_of_one_address_do_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_ended_sessions_from_one_address_do_not_affect_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._transports.streamable.MAX_DELETES", 1)
     async with run_wire(make_shop(), "asgi") as wire:
         sessions = [await wire.initialize() for _ in range(3)]
@@ -277,7 +277,7 @@ async def test_ended_sessions_of_one_address_do_not_affect_others(monkeypatch: p
         assert (await delete(elsewhere)).status == 204
 
 
-async def test_finished_calls_release_their_slot_at_once() -> None:
+async def test_finished_calls_release_their_slot_immediately() -> None:
     mcp, release, _ = make_holding_server(max_calls=20)
     async with run_wire(mcp, "asgi") as wire:
         headers = await wire.initialize()

@@ -48,7 +48,7 @@ def fail(runtime: Runtime) -> None:
     runtime.store_health._checked_at = -1.0
 
 
-async def test_health_shows_figures_and_their_limits() -> None:
+async def test_health_shows_counts_and_their_limits() -> None:
     settings = Settings(max_calls=5, max_streams=6, max_pending_inputs=7, max_connections=8)
     server = Server("shop", version="2", serve="all", settings=settings)
     async with server.running() as runtime:
@@ -120,7 +120,7 @@ async def test_unreachable_store_degrades_health_only() -> None:
         assert b'millstream_backend_up{kind="memory"} 0.0\n' in (await ask(server, "GET", "/metrics")).body
 
 
-async def test_only_readers_of_the_dashboard_see_details() -> None:
+async def test_only_dashboard_users_see_details() -> None:
     server = Server("shop")
     server.runtimes.bind = Bind(workers=[WorkerState(1, 10, "ready", 0), WorkerState(2, 11, "starting", 0)])
     guarded = Server("shop", auth=auth.keys(named_keys={"root": (ROOT, ["millstream:watch"]), "ada": ADA}))
@@ -183,7 +183,7 @@ async def test_draining_server_reports_that_it_is_draining() -> None:
         assert json.loads(health.body)["status"] == "draining"
 
 
-async def test_sweep_measures_the_lag_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sweep_measures_event_loop_lag(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.sweep.TICK", 0.0)
     async with Server("shop").running() as runtime:
         now = iter(range(0, 1_000_000, 3))
@@ -193,7 +193,7 @@ async def test_sweep_measures_the_lag_of_the_event_loop(monkeypatch: pytest.Monk
                 await asyncio.sleep(0.002)
 
 
-async def test_every_member_of_health_is_listed() -> None:
+async def test_every_health_field_is_listed() -> None:
     table = ROUTES.read_text("utf-8").partition("## `/health`")[2].partition("\n## ")[0]
     listed = {name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
     server = Server("shop", serve="all")

@@ -146,7 +146,7 @@ async def test_url_elicitation_returns_consent(connect: Connect, combination: Co
 
 
 @in_combinations("session", since="2025-11-25", until="2025-11-25", over=("json",))
-async def test_url_is_sent_in_an_error_without_a_stream(connect: Connect, combination: Combination) -> None:
+async def test_url_is_sent_in_an_error_if_there_is_no_stream(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation."""
     error = (await (await connect(combination)).call("asks_url")).error
     assert error["code"] == -32042
@@ -163,7 +163,7 @@ async def test_sessionless_calls_that_ask_get_an_explanation(
 
 
 @in_combinations("questions")
-async def test_sampling_returns_the_response_of_the_clients_model(connect: Connect, combination: Combination) -> None:
+async def test_sampling_returns_the_response_from_the_clients_model(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/sampling."""
     client = await connect(combination, answer=always(SAMPLE))
     assert (await client.call("samples")).text == "m: word"
@@ -204,7 +204,7 @@ async def test_sampling_with_tools_requires_the_capability(connect: Connect, com
 
 
 @in_combinations("questions")
-async def test_roots_return_the_folders_of_the_client(connect: Connect, combination: Combination) -> None:
+async def test_roots_returns_the_clients_folders(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/roots."""
     client = await connect(combination, answer=always(ROOTS))
     assert "file:///home" in (await client.call("lists_roots")).text

@@ -102,7 +102,7 @@ async def test_completion_uses_a_function_or_the_type(connect: Connect, combinat
 
 
 @in_combinations()
-async def test_completion_of_unknown_references_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_completion_for_unknown_references_is_rejected(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/completion."""
     client = await connect(combination)
     for ref, name in (
@@ -129,7 +129,7 @@ async def test_mounted_servers_respond_under_their_prefix(connect: Connect, comb
 
 
 @in_combinations("session")
-async def test_updates_of_mounted_servers_have_the_prefix(connect: Connect, combination: Combination) -> None:
+async def test_updates_from_mounted_servers_have_the_prefix(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     await client.watch("shelf://stock/a")
     await client.call("stock_refill")

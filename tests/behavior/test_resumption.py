@@ -58,9 +58,7 @@ async def test_resume_continues_after_any_event(connect: Connect, combination: C
 
 
 @in_combinations("resumption")
-async def test_resumed_streams_of_running_calls_receive_later_events(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_resumed_call_streams_receive_later_events(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     for late in (False, True):
         key = f"cut {combination} {late}"
@@ -104,7 +102,7 @@ async def test_resume_after_the_last_event_is_empty(connect: Connect, combinatio
 
 
 @in_combinations("resumption")
-async def test_unknown_and_foreign_event_ids_are_refused(connect: Connect, combination: Combination) -> None:
+async def test_unknown_and_foreign_event_ids_are_rejected(connect: Connect, combination: Combination) -> None:
     client, stranger = await connect(combination), await connect(combination)
     whole = await some(await client.streamable.post(request("steps")))
     foreign = whole[0].id
@@ -142,7 +140,7 @@ async def test_tools_can_let_clients_reconnect_for_the_rest(connect: Connect, co
 
 
 @in_combinations("requests of its own", "streamable http", "notifications")
-async def test_streams_of_the_newest_revision_cannot_be_resumed(connect: Connect, combination: Combination) -> None:
+async def test_streams_in_the_newest_revision_cannot_be_resumed(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     key = f"stays open {combination}"

@@ -86,7 +86,7 @@ async def test_answers_are_accepted_without_a_state(connect: Connect, combinatio
 
 
 @in_combinations("requests of its own")
-async def test_changed_state_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_changed_state_is_rejected(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
@@ -101,7 +101,7 @@ async def test_changed_state_is_refused(connect: Connect, combination: Combinati
 
 
 @in_combinations("requests of its own")
-async def test_state_of_another_call_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_state_from_another_call_is_rejected(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     _, state = await first_round(client, "asks_twice", key="one")
     other_arguments = await resend(client, "asks_twice", {"first": POINT}, state, key="two")
@@ -116,7 +116,7 @@ async def test_state_of_another_call_is_refused(connect: Connect, combination: C
 
 
 @in_combinations("requests of its own", "our process")
-async def test_expired_state_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_expired_state_is_rejected(connect: Connect, combination: Combination) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     client = await connect(combination)
     questions, state = await first_round(client, "insists")
@@ -211,7 +211,7 @@ FORGED = "A" * 80
 
 @for_each("way", ["asgi", "lane", "pipe"])
 @for_each("method", ["tools/call", "prompts/get", "resources/read"])
-async def test_forged_state_is_refused_before_the_function_runs(way: str, method: str) -> None:
+async def test_forged_state_is_rejected_before_the_function_runs(way: str, method: str) -> None:
     """MCP 2026-07-28, basic/patterns/mrtr."""
     mcp, ran = Server("shop", settings=Settings(secret_key="k" * 40)), list[str]()
 
@@ -237,7 +237,7 @@ async def test_forged_state_is_refused_before_the_function_runs(way: str, method
     assert (error["code"], "requestState" in error["message"], ran) == (-32602, True, [])
 
 
-async def test_calls_without_a_state_take_the_fast_path() -> None:
+async def test_calls_without_state_take_the_fast_path() -> None:
     mcp = Server("shop", settings=Settings(secret_key="k" * 40))
 
     @mcp.tool

@@ -71,7 +71,7 @@ async def test_unknown_session_ids_are_not_found(connect: Connect, combination: 
 
 
 @in_combinations("handshake session", over=STREAMS)
-async def test_requests_without_a_session_id_are_refused(connect: Connect, combination: Combination) -> None:
+async def test_requests_without_a_session_id_are_rejected(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     reply = await raw(client, "POST", PING, mcp_protocol_version=combination.revision)
     assert await code(reply) == (400, -32600)
@@ -90,7 +90,7 @@ async def test_version_header_must_match_the_session(connect: Connect, combinati
 
 
 @in_combinations("handshake", "session")
-async def test_second_initialize_is_refused(connect: Connect, combination: Combination) -> None:
+async def test_second_initialize_is_rejected(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     error = (await client.request("initialize", OPENING)).error

@@ -38,7 +38,7 @@ def call(tool: str) -> bytes:
 
 
 @pytest.mark.server
-async def test_stalled_peer_does_not_delay_heartbeats_of_others(tmp_path: Path) -> None:
+async def test_stalled_peer_does_not_delay_heartbeats_to_others(tmp_path: Path) -> None:
     port = free_port()
     settings = {"MILLSTREAM_HEARTBEAT": "1", "MILLSTREAM_DRAIN_TIMEOUT": "0.1"}
     with patch.dict(os.environ, settings), run_server(run_command(SERVER, port), port, tmp_path / "log"):

@@ -211,7 +211,7 @@ def test_server_errors_are_one_sentence(narrow: Screen) -> None:
     assert len(lines) <= 3  # the sentence may take two
 
 
-def test_ctrl_c_at_a_question_ends_the_command_at_once(narrow: Screen, tmp_path: Path) -> None:
+def test_ctrl_c_at_a_question_ends_the_command_immediately(narrow: Screen, tmp_path: Path) -> None:
     (tmp_path / "ask.py").write_text(ASKING)
     narrow.start("call", "ask.py", "greet")
     narrow.until("Your name (may be empty):")
@@ -219,7 +219,7 @@ def test_ctrl_c_at_a_question_ends_the_command_at_once(narrow: Screen, tmp_path:
     narrow.until("ended with 130")
 
 
-def test_ctrl_d_cancels_a_question_of_a_server(narrow: Screen, tmp_path: Path) -> None:
+def test_ctrl_d_cancels_a_servers_question(narrow: Screen, tmp_path: Path) -> None:
     (tmp_path / "ask.py").write_text(ASKING)
     narrow.start("call", "ask.py", "greet")
     narrow.until("Your name (may be empty):")

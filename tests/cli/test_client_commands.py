@@ -173,7 +173,7 @@ class TestInAPipe:
         printed("read", SHOP, "book://7", "--output", str(target))
         assert target.read_bytes() == b"Book 7"
 
-    def test_info_ping_and_tokens_print_figures(self) -> None:
+    def test_info_ping_and_tokens_print_numbers(self) -> None:
         about = as_json("info", SHOP)
         assert (about["name"], about["transport"]) == ("shop", "stdio")
         assert "version" not in about, "a fixed defect: a server without one had the version 0"
@@ -274,7 +274,7 @@ def test_questions_without_a_terminal_are_explained() -> None:
     )
 
 
-def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
+def test_prints_logs_and_tracebacks_from_a_file_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "failing.py"
     path.write_text(
         "from millstream import Server\nmcp = Server('failing')\n@mcp.tool\ndef boom() -> int:\n    return 1 // 0\n"
@@ -298,7 +298,7 @@ def test_prints_logs_and_tracebacks_of_a_file_are_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_doctor_names_the_setting_that_separates_callers_of_a_command() -> None:
+def test_doctor_suggests_the_setting_that_separates_callers() -> None:
     for revision, expected in (("2025-11-25", True), ("2026-07-28", False)):
         steps = as_json("doctor", SHOP, "--revision", revision)["steps"]
         assert any("per_principal" in step["remedy"] for step in steps) is expected

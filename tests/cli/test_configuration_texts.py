@@ -73,14 +73,14 @@ class TestJson:
         ["{", '{"a": 1', '{"a" 1}', '{"a": 1 "b": 2}', '{"a": nope}', "[1 2]", '{"a": 1}}', '{"a": "x\ny"}', "/* {}",
          '{"a": tru}', "{'a': 1}", '{"a": 01x}', "[" * 5000],
     )  # fmt: skip
-    def test_broken_documents_are_refused(self, text: str) -> None:
+    def test_broken_documents_are_rejected(self, text: str) -> None:
         with pytest.raises(JsonSyntaxError, match="line 1"):
             jsonc.put(text, ("m", "x"), 1)
 
     def test_only_the_last_of_duplicate_names_is_removed(self) -> None:
         assert json.loads(jsonc.take('{"m": {"x": 0, "x": 1}}', ("m", "x"))) == {"m": {"x": 0}}
 
-    def test_parents_that_are_not_objects_are_refused(self) -> None:
+    def test_parents_that_are_not_objects_are_rejected(self) -> None:
         with pytest.raises(JsonSyntaxError, match="m isn't an object"):
             jsonc.put('{"m": []}', ("m", "x"), 1)
 

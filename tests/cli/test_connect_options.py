@@ -8,7 +8,7 @@ from millstream._cli import connect_options
 from patience import WAIT
 
 
-async def test_commands_name_a_server_that_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_commands_report_a_server_that_does_not_respond(monkeypatch: pytest.MonkeyPatch) -> None:
     printed: asyncio.Queue[str] = asyncio.Queue()
     monkeypatch.setattr(connect_options, "_SILENCE", 0)
     monkeypatch.setattr(connect_options, "print_line", printed.put_nowait)

@@ -185,6 +185,6 @@ def test_busy_connections_are_not_closed(peer: Peer) -> None:
     assert draining.close_idle(1.0)
 
 
-def test_drain_without_delay_closes_idle_connections_at_once() -> None:
+def test_drain_without_delay_closes_idle_connections_immediately() -> None:
     assert DrainTimes.for_stop(0.0) == DrainTimes(delay=0.0, linger=0.0)
     assert DrainTimes.for_stop(10.0) == DrainTimes(delay=10.0, linger=LINGER)

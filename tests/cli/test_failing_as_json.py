@@ -59,7 +59,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("typed", FAILURES)
-def test_failures_as_json_have_message_and_status(
+def test_json_failures_have_a_message_and_status(
     typed: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, says = FAILURES[typed]
@@ -79,7 +79,7 @@ def test_failures_as_json_have_message_and_status(
 
 
 @pytest.mark.parametrize(("typed", "remedy"), [("list", "millstream list --help"), ("lost", "millstream --help")])
-def test_usage_errors_name_the_help(
+def test_usage_errors_mention_the_help(
     typed: str, remedy: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["millstream", typed, "--json"])

@@ -133,7 +133,7 @@ async def test_misbehaving_servers_are_explained(behave: Behave, code: int, word
         await fails(code, words, "call", server.url, "x", *more)
 
 
-async def test_errors_as_json_have_their_cause_and_remedy() -> None:
+async def test_json_errors_include_cause_and_remedy() -> None:
     async with misbehaving(limited) as server:
         code, out, _ = await run("call", server.url, "x", "--json")
     assert code == 1

@@ -96,7 +96,7 @@ WRONG: list[tuple[list[str], int, str]] = [
 @for_each(
     ("arguments", "status", "words"), WRONG, ids=lambda given: " ".join(given)[:40] if isinstance(given, list) else None
 )
-def test_errors_say_what_to_do(arguments: list[str], status: int, words: str, here: Path) -> None:
+def test_errors_suggest_a_fix(arguments: list[str], status: int, words: str, here: Path) -> None:
     (here / "shop.py").write_text('from millstream import Server\nmcp = Server("shop")\n')
     (here / "plain.py").write_text("x = 1\n")
     (here / "gateway.toml").touch()
@@ -173,7 +173,7 @@ def test_every_command_has_help(name: str) -> None:
 
 
 @pytest.mark.server
-def test_groups_of_commands_print_their_help() -> None:
+def test_command_groups_print_their_help() -> None:
     shown = [start("keys", *more, stdout=subprocess.PIPE) for more in ([], ["--help"])]
     assert shown[0].stdout == shown[1].stdout != b""
 
@@ -248,7 +248,7 @@ def test_piped_lists_are_tab_separated(command: str, here: Path) -> None:
     assert [line.split("\t")[:2] for line in lines] == [["ada", "orders"], ["Bob", "orders"]]
 
 
-async def test_library_errors_say_what_to_do() -> None:
+async def test_library_errors_suggest_a_fix() -> None:
     with pytest.raises(ConnectFailed, match=r"nothing listens on that port\. Check the host and port") as raised:
         async with Client(f"http://127.0.0.1:{free_port()}/mcp"):
             pass

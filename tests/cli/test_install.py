@@ -146,7 +146,7 @@ def test_missing_folders_are_created_and_undone(key: str, home: Path) -> None:
 
 @pytest.mark.parametrize("key", BEFORE)
 @pytest.mark.parametrize("broken", [b"{]", b"\xff\xfe{}", b"a: [\n\tb"], ids=["text", "bytes", "tab"])
-def test_broken_files_are_refused_and_unchanged(key: str, broken: bytes, home: Path) -> None:
+def test_broken_files_are_rejected_and_unchanged(key: str, broken: bytes, home: Path) -> None:
     path = home / PLACES[key][0]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(broken)
@@ -423,7 +423,7 @@ def test_default_names_come_from_file_or_host(target: str, name: str) -> None:
     assert command.name_of(target) == name
 
 
-def test_lists_of_servers_are_installed_as_a_gateway(tmp_path: Path) -> None:
+def test_server_lists_are_installed_as_a_gateway(tmp_path: Path) -> None:
     for name, text in (("servers.json", '{"mcpServers": {}}'), ("gateway.toml", "")):
         (tmp_path / name).write_text(text, "utf-8")
         found = command.launch_of(str(tmp_path / name), env={}, headers={})
@@ -433,7 +433,7 @@ def test_lists_of_servers_are_installed_as_a_gateway(tmp_path: Path) -> None:
         command.launch_of(str(tmp_path / "servers.yaml"), env={}, headers={})
 
 
-def test_programs_of_other_libraries_are_started_unchanged(tmp_path: Path) -> None:
+def test_programs_for_other_libraries_are_started_unchanged(tmp_path: Path) -> None:
     for name, text in (("other.py", "import mcp\n"), ("other.js", "")):
         (tmp_path / name).write_text(text, "utf-8")
     python = command.launch_of(str(tmp_path / "other.py"), env={}, headers={})

@@ -40,7 +40,7 @@ def test_undo_restores_empty_files(key: str, home: Path) -> None:
 
 
 @pytest.mark.parametrize("linked", [False, True], ids=["itself", "by a link"])
-def test_irregular_configuration_files_are_refused(linked: bool, tmp_path: Path) -> None:
+def test_irregular_configuration_files_are_rejected(linked: bool, tmp_path: Path) -> None:
     path = tmp_path / ".cursor" / "mcp.json"
     path.parent.mkdir()
     pipe = tmp_path / "pipe" if linked else path

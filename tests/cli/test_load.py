@@ -40,7 +40,7 @@ def test_colon_separates_file_and_name(target: str, source: str, name: str) -> N
     assert split_target(target) == (source, name)
 
 
-def test_single_server_of_a_file_is_found_by_type(folder: Path) -> None:
+def test_the_only_server_in_a_file_is_found_by_type(folder: Path) -> None:
     (folder / "shop.py").write_text(ONE)
     assert load("shop.py").name == "shop"
     assert load(str(folder / "shop.py")).name == "shop"
@@ -48,19 +48,19 @@ def test_single_server_of_a_file_is_found_by_type(folder: Path) -> None:
     assert load("shop:shop").name == "shop"
 
 
-def test_server_with_two_names_counts_once(folder: Path) -> None:
+def test_server_with_two_names_counts_as_one(folder: Path) -> None:
     (folder / "shop.py").write_text(f"{ONE}asgi = shop\n")
     assert load("shop.py").name == "shop"
 
 
 @for_each("name", ["mcp", "server", "app"])
-def test_customary_name_wins_among_several_servers(folder: Path, name: str) -> None:
+def test_conventional_name_is_preferred_among_several_servers(folder: Path, name: str) -> None:
     (folder / "shop.py").write_text(f'{TWO}{name} = Server("customary")\n')
     assert load("shop.py").name == "customary"
     assert load("shop.py:second").name == "second"
 
 
-def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> None:
+def test_several_servers_without_a_conventional_name_are_listed(folder: Path) -> None:
     (folder / "shop.py").write_text(TWO)
     error = failure("shop.py")
     assert "first, second" in error.what
@@ -68,7 +68,7 @@ def test_several_servers_without_a_customary_name_are_listed(folder: Path) -> No
 
 
 @for_each("target", ["shop.py", "shop"])
-def test_files_that_serve_at_import_are_refused(folder: Path, target: str) -> None:
+def test_files_that_serve_at_import_are_rejected(folder: Path, target: str) -> None:
     (folder / "shop.py").write_text(f"{ONE}\nshop.run('http', port=1)\n")
     error = failure(target)
     assert "calls run() while it's being imported" in error.what
@@ -100,7 +100,7 @@ def test_missing_modules_list_the_search_path(folder: Path) -> None:
 
 
 @for_each("target", ["shop.py", "shop"])
-def test_errors_name_the_missing_module_and_the_environment(folder: Path, target: str) -> None:
+def test_errors_show_the_missing_module_and_the_environment(folder: Path, target: str) -> None:
     (folder / "shop.py").write_text("import nosuchpackage\n")
     error = failure(target)
     assert "nosuchpackage" in error.what
@@ -188,7 +188,7 @@ def test_files_without_a_server_show_how_to_make_one(folder: Path) -> None:
     assert "mcp = Server(" in error.fix
 
 
-def test_objects_of_other_types_are_named(folder: Path) -> None:
+def test_errors_show_the_type_of_other_objects(folder: Path) -> None:
     (folder / "shop.py").write_text(f"{ONE}number = 1\n")
     error = failure("shop.py:number")
     assert "number in shop.py is a int" in error.what
@@ -215,7 +215,7 @@ def test_files_can_import_siblings_and_use_dataclasses(folder: Path) -> None:
     assert load("shop.py").name == "from next door"
 
 
-def test_main_guard_of_a_file_does_not_run(folder: Path) -> None:
+def test_main_guard_does_not_run(folder: Path) -> None:
     (folder / "shop.py").write_text(f"{ONE}if __name__ == '__main__':\n    raise SystemExit(1)\n")
     assert load("shop.py").name == "shop"
 
@@ -260,7 +260,7 @@ EXTRAS = {
 
 @pytest.mark.server
 @pytest.mark.parametrize("code", EXTRAS)
-def test_missing_extras_are_named_without_frames(code: str, tmp_path: Path) -> None:
+def test_missing_extras_are_reported_without_stack_frames(code: str, tmp_path: Path) -> None:
     package, extra = EXTRAS[code]
     source = f"import sys; sys.modules[{package!r}] = None\nfrom millstream import Server, auth\n{code}\n"
     (tmp_path / "shop.py").write_text(source)

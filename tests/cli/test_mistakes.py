@@ -406,7 +406,7 @@ def test_messages_quoted_on_the_page_exist() -> None:
     assert set(quoted) <= {each[1].replace("TAKEN", "8000") for each in [*COMMANDS, *PROGRAMS]}
 
 
-def test_command_errors_as_json_include_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_json_command_errors_include_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     status, said = typed(["lst", "--json"])
     assert (status, json.loads(said)["remedy"]) == (2, "millstream --help")

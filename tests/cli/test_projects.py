@@ -52,7 +52,7 @@ def test_new_projects_overwrite_nothing(folder: Path) -> None:
     assert [each.name for each in folder.iterdir()] == ["README.md"]
 
 
-def test_templates_get_a_folder_of_their_own(folder: Path) -> None:
+def test_templates_get_their_own_folder(folder: Path) -> None:
     for words, place in ((["init", "--template", "math"], "math"), (["init", ".", "--template", "greet"], ".")):
         assert CliRunner().invoke(program("init"), words).exit_code == 0
         assert (folder / place / "requirements.txt").is_file()

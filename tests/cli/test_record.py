@@ -56,7 +56,7 @@ async def visit(recorder: list[str], revision: str) -> list[Any]:
     ("kind", "revision"),
     [(kind, revision) for kind in ("program", "url") for revision in REVISIONS],
 )
-async def test_recordings_have_every_message_of_a_session(
+async def test_recordings_contain_every_message_in_a_session(
     kind: str, revision: str, tmp_path: Path, server: SharedServer
 ) -> None:
     file = tmp_path / "shop.jsonl"
@@ -156,7 +156,7 @@ async def test_url_recorder_adds_headers_and_ends_the_session(tmp_path: Path) ->
         assert (server.requests[-1].verb, server.requests[-1].headers["mcp-session-id"]) == ("DELETE", "s1")
 
 
-async def test_recorder_refuses_other_http_transports(tmp_path: Path) -> None:
+async def test_recorder_rejects_other_http_transports(tmp_path: Path) -> None:
     status, _, error = await run("record", str(tmp_path / "r"), "ws://127.0.0.1:9/ws")
     assert status != 0
     assert "Use an http:// or https:// URL." in error

@@ -339,7 +339,7 @@ def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatc
 
 
 @for_each("command", ["run", "gateway"])
-def test_options_without_effect_on_stdio_are_named(
+def test_options_without_effect_on_stdio_are_reported(
     tmp_path: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     served: list[str] = []

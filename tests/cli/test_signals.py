@@ -206,7 +206,7 @@ def test_signals_finish_calls_and_exit_with_0(file: Path, number: int) -> None:
         assert server.log.index("closed in order") < server.log.index("left by the door")
 
 
-def test_second_ctrl_c_ends_the_server_at_once(file: Path) -> None:
+def test_second_ctrl_c_ends_the_server_immediately(file: Path) -> None:
     with http(file) as server:
         server.ask("waits", seconds=600)
         server.process.send_signal(signal.SIGINT)
@@ -233,7 +233,7 @@ HELD = "code that is still running: refuses (slow.py:"
 
 
 @pytest.mark.parametrize("path", ["/mcp", "/refuses"])
-def test_functions_that_ignore_cancellation_are_named_at_exit(
+def test_functions_that_ignore_cancellation_are_reported_at_exit(
     file: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
@@ -258,7 +258,7 @@ def test_endless_threads_and_generators_do_not_block_exit(
         assert server.log.index("closed in order") < server.log.index(told)
 
 
-def test_stdio_calls_that_ignore_cancellation_are_named_at_exit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stdio_calls_that_ignore_cancellation_are_reported_at_exit(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MILLSTREAM_DRAIN_TIMEOUT", "0.1")
     with stdio(file) as process:
         assert process.stdin is not None
@@ -302,7 +302,7 @@ def test_second_ctrl_c_ends_a_stdio_server(file: Path) -> None:
     assert "Traceback" not in log.read_text()
 
 
-def test_stopping_server_names_pending_calls_and_streams(file: Path) -> None:
+def test_stopping_server_lists_pending_calls_and_streams(file: Path) -> None:
     with http(file) as server, socket.create_connection(("127.0.0.1", server.port), WAIT) as stream:
         stream.sendall(b"GET /sse HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n")
         assert b"event-stream" in stream.recv(4096)

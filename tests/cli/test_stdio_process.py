@@ -103,7 +103,7 @@ def test_prints_at_import_and_in_lifespan_do_not_reach_stdout(noisy: Path) -> No
     assert done.returncode == 0
 
 
-def test_prints_of_a_program_do_not_reach_stdout(tmp_path: Path) -> None:
+def test_program_prints_do_not_reach_stdout(tmp_path: Path) -> None:
     file = tmp_path / "noisy.py"
     file.write_text(NOISY.replace('os.write(1, b"noise past Python\\n")', ""))
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

@@ -21,7 +21,7 @@ SHOP = 'from millstream import Server\nmcp = Server("shop")\n'
         ("MILLSTREAM_LOG_LEVEL", "foo", "MILLSTREAM_LOG_LEVEL can't be 'foo'."),
     ],
 )
-def test_unusable_variables_are_named_without_a_traceback(
+def test_unusable_variables_are_reported_without_a_traceback(
     folder: Path, monkeypatch: pytest.MonkeyPatch, target: str, variable: str, text: str, what: str
 ) -> None:
     (folder / "shop.py").write_text(SHOP)

@@ -185,7 +185,7 @@ async def test_concurrent_requests_share_a_nonce() -> None:
 
 
 @for_each("path", ["/token", METADATA, "/register"])
-async def test_deeply_nested_responses_are_refused(path: str) -> None:
+async def test_deeply_nested_responses_are_rejected(path: str) -> None:
     body = b'{"more":' + b"[" * 20_000
     deep = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
     async with authorization_server(lambda _: deep) as (issuer, urls):

@@ -79,7 +79,7 @@ async def test_lists_of_models_decode_to_models() -> None:
 
 
 @for_each("revision", BY_DATE)
-async def test_results_of_another_type_raise(revision: str) -> None:
+async def test_results_with_the_wrong_type_raise(revision: str) -> None:
     async with Client(mcp, revision=revision) as client:
         with pytest.raises(InvalidResponse, match="isn't a list"):
             await client.call("order", isbn="1", result_type=list[int])
@@ -167,7 +167,7 @@ async def test_forms_can_be_accepted_as_they_are(revision: str, answer: Any) -> 
 
 
 @for_each("revision", [HANDSHAKE, "2026-07-28"])
-async def test_errors_of_question_handlers_are_logged(revision: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_question_handler_errors_are_logged(revision: str, caplog: pytest.LogCaptureFixture) -> None:
 
     def broken(question: Question) -> dict[str, Any]:
         raise ZeroDivisionError("no answer")
@@ -300,7 +300,7 @@ async def test_lists_are_cached_for_their_ttl() -> None:
         assert cache.get("resources/read", b'{"uri":"x://2"}') is None
 
 
-async def test_canceled_calls_stop_at_the_server() -> None:
+async def test_canceled_calls_stop_on_the_server() -> None:
     server = Server("s")
     begun, ended = asyncio.Event(), asyncio.Event()
 
@@ -436,7 +436,7 @@ async def test_block_that_could_not_be_entered_leaves_the_client_usable() -> Non
         await client.ping()
 
 
-def test_unknown_revisions_are_refused_at_once() -> None:
+def test_unknown_revisions_are_rejected_immediately() -> None:
     with pytest.raises(TargetError, match="2025-11-25"):
         Client(mcp, revision="2024-01-01")
 
@@ -450,7 +450,7 @@ def test_blocking_client_needs_no_await() -> None:
             client.call("nothing")
 
 
-def test_blocks_of_a_blocking_client_nest_and_follow_each_other() -> None:
+def test_blocking_client_can_be_nested_and_reused() -> None:
     client = BlockingClient(mcp)
     for _ in range(2):
         with client:

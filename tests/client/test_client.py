@@ -14,7 +14,7 @@ from millstream._http.client.url import parse_url
 from patience import WAIT
 
 
-async def test_replies_of_upstreams_take_what_is_counted() -> None:
+async def test_upstream_replies_take_as_much_memory_as_is_counted() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1048576\r\n\r\n")
         await asked.write(b"x" * (MIB - 1))

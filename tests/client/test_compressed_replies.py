@@ -54,7 +54,7 @@ async def test_compressed_responses_are_bounded_by_their_decompressed_size() -> 
             await client.call("x")
 
 
-async def test_unsupported_content_codings_are_named() -> None:
+async def test_unsupported_content_codings_are_reported() -> None:
     for coding, compress, said in (
         ("br", lambda data: b"\x0b" + data, "compressed its response with 'br'"),
         ("gzip", lambda data: b"\x1f\x8b\x08nonsense", "can't be decompressed"),

@@ -65,7 +65,7 @@ async def test_web_page_instead_of_json_is_explained(status: str) -> None:
 
 
 @for_each("status", ["400 Bad Request", "404 Not Found", "415 Unsupported Media Type"])
-async def test_reason_of_a_problem_is_shown(status: str) -> None:
+async def test_problem_reason_is_shown(status: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b'{"detail":"Use /v2/mcp."}', status=status, type="application/problem+json")
 
@@ -73,7 +73,7 @@ async def test_reason_of_a_problem_is_shown(status: str) -> None:
 
 
 @for_each(("status", "words"), [("401 Unauthorized", "credentials"), ("403 Forbidden", "rejected")])
-async def test_refused_credentials_say_what_to_do(status: str, words: str) -> None:
+async def test_error_for_rejected_credentials_suggests_a_fix(status: str, words: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"{}", status=status, more='WWW-Authenticate: Bearer scope="a"\r\n')
 
@@ -230,7 +230,7 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated(status: str, 
         assert "mcp-session-id" not in [asked for asked in server.requests if asked.method == "initialize"][1].headers
 
 
-async def test_refused_requests_keep_their_session() -> None:
+async def test_rejected_requests_keep_their_session() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         error = {"code": -32602, "message": "Pass the session of your browser."}
         await asked.reply(
@@ -367,7 +367,7 @@ async def test_event_stream_broken_before_endpoint_is_a_lost_connection() -> Non
 
 
 @for_each("clients", [1, 2])
-async def test_server_of_another_era_is_reached_at_once(clients: int) -> None:
+async def test_server_from_another_era_is_reached_immediately(clients: int) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         if asked.method == "initialize" or "mcp-session-id" in asked.headers:
             await asked.reply(b"", status="404 Not Found")

@@ -148,7 +148,7 @@ ENDS: list[tuple[list[int], type[ClientError]]] = [([503, 502, 429, 403], Access
 
 @for_each(("statuses", "expected"), ENDS)
 @for_each("place", PLACES)
-async def test_permanent_refusal_ends_the_watch(
+async def test_permanent_rejection_ends_the_watch(
     place: str, statuses: list[int], expected: type[ClientError], short_backoff: None
 ) -> None:
     where, revision = PLACES[place]

@@ -158,7 +158,7 @@ async def test_malformed_results_are_explained(result: dict[str, object]) -> Non
     await check_failure(with_discovery(behave), InvalidResponse, "tools/call", "is malformed")
 
 
-async def test_announced_oversized_body_is_refused() -> None:
+async def test_announced_oversized_body_is_rejected() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1073741824\r\n\r\n{")
         await asyncio.get_running_loop().create_future()
@@ -167,7 +167,7 @@ async def test_announced_oversized_body_is_refused() -> None:
 
 
 @for_each("kind", ["body", "event", "line", "head"])
-async def test_unannounced_oversized_body_is_refused(kind: str) -> None:
+async def test_unannounced_oversized_body_is_rejected(kind: str) -> None:
     sent = 0
     piece = b"x" * 65536
 
@@ -246,7 +246,7 @@ async def test_progress_extends_the_timeout_up_to_a_limit() -> None:
     assert len(steps) > 2
 
 
-async def test_progress_extends_the_timeout_of_a_call_without_a_limit() -> None:
+async def test_progress_extends_the_timeout_if_the_call_has_no_limit() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         params = {"progressToken": asked.message["params"]["_meta"]["progressToken"], "progress": 1}

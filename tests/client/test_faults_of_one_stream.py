@@ -155,7 +155,7 @@ async def test_malformed_streams_fail_with_one_sentence(
 
 
 @for_each("way", WAYS)
-async def test_messages_that_are_invalid_are_skipped(way: str) -> None:
+async def test_invalid_messages_are_skipped(way: str) -> None:
     async with asyncio.timeout(WAIT), WAYS[way](chatter) as url, Client(url, timeout=WAIT) as client:
         results = await asyncio.gather(*(client.call("x") for _ in range(3)))
     assert [each.text for each in results] == ["done"] * 3
@@ -217,14 +217,14 @@ async def test_websocket_redirects_do_not_leak_credentials() -> None:
     assert heard == []
 
 
-async def test_invalid_handshake_headers_are_refused() -> None:
+async def test_invalid_handshake_headers_are_rejected() -> None:
     with pytest.raises(TargetError, match="aren't allowed in headers"):
         async with Client("ws://127.0.0.1:1/ws", headers={"X-Key": "a\r\nHost: b"}):
             pass
 
 
 @pytest.mark.parametrize("way", [*WAYS, "stdio"])
-async def test_notification_backlog_cuts_the_stream(way: str, tmp_path: Path) -> None:
+async def test_notification_backlog_ends_the_stream(way: str, tmp_path: Path) -> None:
     async def slow(message: object) -> None:
         await asyncio.get_running_loop().create_future()
 

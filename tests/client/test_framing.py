@@ -24,7 +24,7 @@ def head(kind: str) -> bytes:
 
 
 @for_each("kind", ["application/json", "text/event-stream"])
-async def test_replies_in_tiny_chunks_are_refused_early(kind: str) -> None:
+async def test_replies_in_tiny_chunks_are_rejected_early(kind: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.write(head(kind))
         while True:
@@ -81,7 +81,7 @@ async def test_tiny_lines_do_not_block_the_event_loop() -> None:
     assert turns >= MIB // PIECE - 4
 
 
-async def test_servers_that_send_too_many_lines_a_second_are_slowed(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_servers_that_send_too_many_lines_per_second_are_throttled(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     inflow, received = Inflow(), 0
@@ -108,7 +108,7 @@ async def test_servers_that_send_too_many_lines_a_second_are_slowed(monkeypatch:
 
 
 @for_each("kind", ["application/json", "text/event-stream"])
-async def test_unfinished_replies_of_one_upstream_leave_room_for_another(
+async def test_unfinished_replies_from_one_upstream_leave_room_for_another(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def is_listing(asked: ReceivedRequest) -> bool:
@@ -153,7 +153,7 @@ async def check_websocket(behave: object, expected: type[Exception], words: str)
                 pass
 
 
-async def test_websocket_messages_in_tiny_fragments_are_refused() -> None:
+async def test_websocket_messages_in_tiny_fragments_are_rejected() -> None:
     async def behave(socket: ServerConnection) -> None:
         await socket.recv()
         await socket.send("x" for _ in range(10_000))

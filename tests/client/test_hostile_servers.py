@@ -32,7 +32,7 @@ async def test_thousands_of_invalid_tools_cause_few_warnings(
     assert "990 more" in warnings[-1]
 
 
-async def test_header_annotations_of_a_list_that_changes_are_dropped() -> None:
+async def test_header_annotations_are_dropped_when_the_list_changes() -> None:
     numbers = itertools.count()
 
     async def behave(asked: ReceivedRequest) -> None:

@@ -77,13 +77,13 @@ def test_hostile_challenges_are_parsed_in_linear_time(monkeypatch: pytest.Monkey
         ({"error": "access_denied", "state": "s", "iss": "https://as.example"}, "access_denied"),
     ],
 )
-def test_malformed_oauth_responses_are_refused(answer: dict[str, str], words: str) -> None:
+def test_malformed_oauth_responses_are_rejected(answer: dict[str, str], words: str) -> None:
     with pytest.raises(AccessDenied, match=words):
         code_of(answer, "s", ISSUER)
     assert code_of({"code": "c", "state": "s", "iss": "https://as.example"}, "s", ISSUER) == "c"
 
 
-def test_duplicate_parameters_are_refused() -> None:
+def test_duplicate_parameters_are_rejected() -> None:
     """RFC 6749 §3.1"""
     with pytest.raises(AccessDenied, match="twice"):
         parse_redirect("/callback?code=a&code=b")
@@ -241,7 +241,7 @@ async def test_concurrent_calls_sign_in_once_and_refresh_silently(kept: str, tmp
         assert store.load().tokens[str(parse_url(server.url))].refresh_token == "r"
 
 
-async def test_tokens_of_other_resources_are_not_requested() -> None:
+async def test_tokens_for_other_resources_are_not_requested() -> None:
     """RFC 9728 §3.3."""
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -301,7 +301,7 @@ async def test_remote_servers_cannot_open_loopback_urls(
         assert here.requests == []
 
 
-async def test_servers_cannot_name_login_addresses_on_a_more_private_network() -> None:
+async def test_servers_cannot_specify_login_addresses_on_a_more_private_network() -> None:
     remote, near, here = "mcp.test", "192.168.1.5", "127.0.0.1"
     local = ["localhost", "a.localhost", "127.0.0.2", "127.1", "0x7f000001", "2130706433", "localhost."]
     local += ["0.0.0.0", "[::1]", "[::]", "[::ffff:127.0.0.1]"]  # noqa: S104

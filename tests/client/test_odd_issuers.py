@@ -123,7 +123,7 @@ async def test_slightly_malformed_issuer_responses_are_accepted(world: dict[str,
 
 
 @for_each("named", ["/.well-known/oauth-protected-resource/mcp", "'@/elsewhere'", "nowhere:", "http://[bad"])
-async def test_a_challenge_that_names_no_url_does_not_prevent_a_login(named: str) -> None:
+async def test_a_challenge_without_a_url_does_not_prevent_a_login(named: str) -> None:
     odd = World()
 
     async def behave(asked: ReceivedRequest) -> None:

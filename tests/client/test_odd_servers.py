@@ -191,7 +191,7 @@ async def test_ids_may_come_back_as_text(streams: bool) -> None:
         b'{"jsonrpc":"2.0","id":%d,"result":{}}' % 10**400,
     ],
 )
-async def test_response_errors_name_the_path(body: bytes) -> None:
+async def test_response_errors_show_the_path(body: bytes) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(body)
 
@@ -335,7 +335,7 @@ async def test_unserializable_handler_answers_are_errors_for_the_server() -> Non
     assert said[0]["error"]["message"] == "The client couldn't answer"
 
 
-async def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
+async def test_streams_that_close_immediately_are_reopened_with_backoff() -> None:
     streams: list[float] = []
     enough = asyncio.Event()
 
@@ -365,7 +365,7 @@ async def test_streams_that_close_at_once_are_reopened_with_backoff() -> None:
         ("403 x", "application/problem+json", "", b'{"detail":"\xff"}', AccessDenied),
     ],
 )
-async def test_refusals_are_quoted_briefly_on_one_line(
+async def test_rejections_are_quoted_briefly_on_one_line(
     status: str, type: str, more: str, body: bytes, expected: type[ClientError]
 ) -> None:
     async def behave(asked: ReceivedRequest) -> None:
@@ -379,7 +379,7 @@ BALANCED = "s1\r\nSet-Cookie: LB=one; Path=/; HttpOnly\r\nSet-Cookie: LBCORS=two
 
 
 @for_each(("headers", "sent"), [({}, "LB=one; LBCORS=two"), ({"Cookie": "mine=1"}, "mine=1")])
-async def test_cookies_that_come_with_a_session_are_sent_back(headers: dict[str, str], sent: str) -> None:
+async def test_session_cookies_are_sent_back(headers: dict[str, str], sent: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result(DONE)
 
@@ -406,7 +406,7 @@ async def test_cookies_without_a_session_are_dropped() -> None:
     assert not any("cookie" in each.headers for each in server.requests)
 
 
-async def test_cookies_of_an_event_stream_are_sent_with_messages() -> None:
+async def test_event_stream_cookies_are_sent_with_messages() -> None:
     streams: list[ReceivedRequest] = []
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -431,7 +431,7 @@ async def test_cookies_of_an_event_stream_are_sent_with_messages() -> None:
 
 
 @for_each("status", ["400 Bad Request", "404 Not Found", "500 Internal Server Error"])
-async def test_a_server_that_refuses_initialized_can_be_used(status: str) -> None:
+async def test_a_server_that_rejects_initialized_can_be_used(status: str) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result(DONE)
 

@@ -203,7 +203,7 @@ async def test_lines_that_are_not_messages_are_skipped(script: Path, caplog: pyt
     assert "[INFO] step 0" in record.message
 
 
-async def test_programs_that_exit_at_once_get_a_remedy(tmp_path: Path) -> None:
+async def test_programs_that_exit_immediately_get_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text("print('no mcp.run() here')\n", "utf-8")
     with pytest.raises(ConnectionLost, match=r"code 0.*millstream run FILE --transport stdio"):
         async with Client([sys.executable, str(tmp_path / "greet.py")], timeout=WAIT) as client:
@@ -227,7 +227,7 @@ async def test_concurrent_calls_end_with_their_process(script: Path) -> None:
         "say('hello'); sys.exit(1)",
     ],
 )
-async def test_process_that_exits_at_once_is_explained(tmp_path: Path, program: str) -> None:
+async def test_process_that_exits_immediately_is_explained(tmp_path: Path, program: str) -> None:
     with pytest.raises(ConnectionLost, match="The server exited"):
         async with asyncio.timeout(WAIT), Client(write(tmp_path, program)):
             pass
@@ -293,7 +293,7 @@ NULL_IDS = """
 """
 
 
-async def test_refused_notifications_do_not_fail_the_next_request(tmp_path: Path) -> None:
+async def test_rejected_notifications_do_not_fail_the_next_request(tmp_path: Path) -> None:
     """Many small servers respond to `notifications/initialized`, with null as id."""
     async with asyncio.timeout(WAIT), Client(write(tmp_path, NULL_IDS)) as client:
         assert (await client.call("x")).text == "done"

@@ -62,7 +62,7 @@ def test_environment_selects_the_proxy_by_url(url: str, variables: dict[str, str
     "value",
     ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x", "http://a..b:3128", "http://[::1"],
 )
-def test_unsupported_proxies_are_refused(value: str) -> None:
+def test_unsupported_proxies_are_rejected(value: str) -> None:
     with pytest.raises(TargetError, match="HTTPS_PROXY isn't the URL of a supported proxy"):
         proxy_for(parse_url("https://a.example/"), {"HTTPS_PROXY": value})
 
@@ -181,7 +181,7 @@ async def test_https_uses_a_proxy_tunnel(tmp_path: Path, monkeypatch: pytest.Mon
         ("", "didn't respond to the request to connect"),
     ],
 )
-async def test_refusing_proxies_are_explained(answer: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_proxy_rejections_are_explained(answer: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with proxying(1) as proxy:
         proxy.answer = answer
         monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")

@@ -51,7 +51,7 @@ def head_of(form: dict[str, str]) -> dict[str, Any]:
 
 
 @for_each("kind", KEYS)
-async def test_issuers_accept_assertions_of_usual_keys(kind: str) -> None:
+async def test_issuers_accept_assertions_signed_with_common_keys(kind: str) -> None:
     desk = Desk(ServerStore(), clients=[auth.client("nightly", jwks=public(KEYS[kind]), scopes=["orders:read"])])
     sent = {"grant_type": "client_credentials", **signed(KEYS[kind], kind)}
     assert head_of(sent) == {"alg": kind, "typ": "JWT"}
@@ -91,7 +91,7 @@ async def test_key_id_follows_the_registration() -> None:
         (NIGHTLY.as_pem(private=True, password="word").decode(), "without a password"),
     ],
 )
-def test_keys_that_cannot_sign_are_refused(key: str, words: str) -> None:
+def test_keys_that_cannot_sign_are_rejected(key: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         OAuth(store=MemoryTokenStore(), client_id="nightly").with_private_key(key)
 

@@ -50,7 +50,7 @@ async def test_broken_subscriptions_are_reopened_and_reported() -> None:
     assert opened == 2
 
 
-async def test_updates_of_other_subscriptions_are_not_delivered() -> None:
+async def test_updates_for_other_subscriptions_are_not_delivered() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         await asked.event(note(asked, "subscriptions/acknowledged", notifications={}))
@@ -66,7 +66,7 @@ async def test_updates_of_other_subscriptions_are_not_delivered() -> None:
 
 
 @for_each("how", ["error", "end", "close"])
-async def test_refused_subscriptions_are_not_retried(how: str) -> None:
+async def test_rejected_subscriptions_are_not_retried(how: str) -> None:
     asked_for = 0
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -88,7 +88,7 @@ async def test_refused_subscriptions_are_not_retried(how: str) -> None:
     assert asked_for == 1
 
 
-async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
+async def test_subscriptions_are_renewed_with_their_session() -> None:
     seen: list[str] = []
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -110,7 +110,7 @@ async def test_subscriptions_of_a_session_are_renewed_with_it() -> None:
     assert seen == ["resources/subscribe", "tools/call", "resources/subscribe", "tools/call", "resources/unsubscribe"]
 
 
-async def test_subscriptions_that_always_end_are_reopened_less_and_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_subscriptions_that_keep_ending_are_reopened_with_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[int] = []
 
     def pause(failures: int) -> float:

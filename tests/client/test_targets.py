@@ -128,7 +128,7 @@ def test_configurations_list_their_servers(tmp_path: Path) -> None:
 
 
 @for_each("text", FILES_OF_OTHERS, ids=lambda text: text.split('"')[1])
-async def test_files_of_other_applications_are_read_as_a_gateway_reads_them(tmp_path: Path, text: str) -> None:
+async def test_client_and_gateway_read_application_files_the_same_way(tmp_path: Path, text: str) -> None:
     (tmp_path / "greet.py").write_text(GREETER)
     path = tmp_path / "settings.json"
     words = [sys.executable, str(tmp_path / "greet.py")]
@@ -140,7 +140,7 @@ async def test_files_of_other_applications_are_read_as_a_gateway_reads_them(tmp_
         assert (await client.call("greet", name="Ada")).text == "Hello, Ada"
 
 
-async def test_one_of_several_servers_in_files_of_other_applications_is_chosen_by_name(tmp_path: Path) -> None:
+async def test_servers_in_application_files_are_chosen_by_name(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text(GREETER)
     path = tmp_path / "settings.json"
     good = {"command": sys.executable, "args": [str(tmp_path / "greet.py")]}
@@ -171,7 +171,7 @@ def test_variables_in_configurations_are_replaced(tmp_path: Path, monkeypatch: p
     )
 
 
-def test_environment_files_of_configurations_are_read(tmp_path: Path) -> None:
+def test_configured_environment_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "mcp.json"
     entry: dict[str, Any] = {"command": "npx", "envFile": "${workspaceFolder}/shop.env", "env": {"A": "1"}}
     path.write_text(json.dumps({"mcpServers": {"files": entry}}))
@@ -190,7 +190,7 @@ def test_server_objects_are_targets() -> None:
 
 
 @for_each("headers", [{"X": "a\r\nY: b"}, {"X\n": "a"}, {"Host": "a"}, {"content-length": "1"}, {"X": "€"}, {"": "a"}])
-def test_invalid_request_headers_are_refused(headers: dict[str, str]) -> None:
+def test_invalid_request_headers_are_rejected(headers: dict[str, str]) -> None:
     """RFC 9110 §5.5"""
     with pytest.raises(TargetError):
         check_headers(headers)

@@ -28,7 +28,7 @@ async def test_home_folder_can_be_abbreviated(tmp_path: Path, monkeypatch: pytes
         assert (await client.call("where")).text == str(tmp_path / "work")
 
 
-async def test_missing_folder_is_named(tmp_path: Path) -> None:
+async def test_error_shows_the_missing_folder(tmp_path: Path) -> None:
     missing = str(tmp_path / "missing")
     with pytest.raises(TargetError, match="missing, because there's no such folder"):
         async with Client([sys.executable, "-c", PROGRAM], timeout=WAIT, options=Options(cwd=missing)):
@@ -43,7 +43,7 @@ async def test_path_with_spaces_is_not_mistaken_for_a_command_line() -> None:
         assert ("Separate its arguments" in str(caught.value)) is advice
 
 
-async def test_message_endpoint_at_another_server_is_named() -> None:
+async def test_error_shows_a_message_endpoint_on_another_server() -> None:
     async def behave(request: ReceivedRequest) -> None:
         if request.verb == "POST":
             await request.reply(b"", status="405 Method Not Allowed")

@@ -232,7 +232,7 @@ def _request(number: int, method: str, params: dict[str, Any]) -> bytes:
 
 
 @for_each("revision", REVISIONS[1:])
-async def test_elicit_returns_the_action_of_the_user(revision: str) -> None:
+async def test_elicit_returns_the_users_action(revision: str) -> None:
     mcp = FastMCP("asking")
 
     @mcp.tool()
@@ -419,7 +419,7 @@ async def test_direct_calls_return_sdk_shapes() -> None:
         await mcp.read_resource("none://")
 
 
-def test_form_routes_name_the_package_that_parses_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_form_route_suggests_the_form_parser(monkeypatch: pytest.MonkeyPatch) -> None:
     async def respond(request: object) -> PlainTextResponse:
         return PlainTextResponse("")
 
@@ -458,14 +458,14 @@ async def test_plain_functions_run_in_a_thread() -> None:
         assert (await client.call("where")).text == "thread"
 
 
-def test_unknown_options_are_refused() -> None:
+def test_unknown_options_are_rejected() -> None:
     with pytest.raises(TypeError, match="statless_http"):
         FastMCP("wrong", statless_http=True)  # type: ignore[call-arg]
     with pytest.raises(ValueError, match="auth settings"):
         FastMCP("half", token_verifier=object())
 
 
-async def test_application_serves_the_paths_of_the_program() -> None:
+async def test_application_serves_the_programs_paths() -> None:
     mcp = FastMCP("paths", host="shop.example", streamable_http_path="/talk", json_response=True, stateless_http=True)
 
     @mcp.custom_route("/hi", methods=["GET"])

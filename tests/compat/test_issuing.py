@@ -136,7 +136,7 @@ def test_errors_redirect_to_the_client_with_state(
     "changes",
     [{"client_id": "nobody"}, {"client_id": "https://a.example/c.json"}, {"redirect_uri": "https://evil.example/"}],
 )
-def test_unregistered_redirect_uris_are_refused(url: str, registered: dict[str, Any], changes: dict[str, str]) -> None:
+def test_unregistered_redirect_uris_are_rejected(url: str, registered: dict[str, Any], changes: dict[str, str]) -> None:
     """RFC 6749 §4.1.2.1."""
     answer = httpx2.get(f"{url}/authorize", params=asking(registered, **changes), timeout=WAIT)
     assert answer.status_code == 400
@@ -205,7 +205,7 @@ async def test_codes_are_single_use_and_bound(url: str, registered: dict[str, An
         ({"redirect_uris": [BACK], "grant_types": ["client_credentials"]}, "invalid_client_metadata"),
     ],
 )
-def test_invalid_registrations_are_refused(url: str, metadata: dict[str, Any], error: str) -> None:
+def test_invalid_registrations_are_rejected(url: str, metadata: dict[str, Any], error: str) -> None:
     """RFC 7591 §3.2.2."""
     answer = httpx2.post(f"{url}/register", json=metadata, timeout=WAIT)
     assert (answer.status_code, answer.json()["error"]) == (400, error)
@@ -242,7 +242,7 @@ def test_metadata_matches_the_endpoints_and_allows_any_origin(url: str) -> None:
 
 
 @for_each("issuer", ["http://myapp.com", "ftp://a.example", "https://a.example/?q"])
-def test_invalid_issuers_are_refused(issuer: str) -> None:
+def test_invalid_issuers_are_rejected(issuer: str) -> None:
     """RFC 8414 §2."""
 
     class Nobody(OAuthAuthorizationServerProvider[Any, Any, Any]):

@@ -16,7 +16,7 @@ from patience import WAIT
 HANDSHAKE = "2025-11-25"
 
 
-async def test_capabilities_of_the_client_are_typed() -> None:
+async def test_client_capabilities_are_typed() -> None:
     mcp = FastMCP("clients")
 
     @mcp.tool()
@@ -103,7 +103,7 @@ async def tools(): ...
 """
 
 
-def test_low_level_programs_of_version_1_name_the_package_that_runs_them(tmp_path: Path) -> None:
+def test_error_for_a_version_1_low_level_program_suggests_the_package(tmp_path: Path) -> None:
     file = tmp_path / "old.py"
     file.write_text(LOW_LEVEL, "utf-8")
     command = [sys.executable, "-m", "millstream", "run", file.name, "--port", "0"]

@@ -226,7 +226,7 @@ def test_systemd_unit_serves_in_the_folders_that_systemd_creates(container: Cont
 
 
 @for_each("variable", ["MILLSTREAM_LOG_FILE", "MILLSTREAM_STORE"])
-def test_error_names_folders_owned_by_root(variable: str, container: Container) -> None:
+def test_error_lists_folders_owned_by_root(variable: str, container: Container) -> None:
     place = container.logs / "server.file"
     value = str(place) if variable == "MILLSTREAM_LOG_FILE" else f"sqlite:///{place}"
     variables = {**os.environ, "HOME": str(container.state), variable: value, "MCP_SERVER_AUTH_KEY": KEY}

@@ -29,7 +29,7 @@ async def test_haproxy_shares_sessions_and_blocks_private_paths(fronted: Fronted
     await check_sessions_and_paths(fronted)
 
 
-async def test_haproxy_streams_events_at_once(fronted: Fronted) -> None:
+async def test_haproxy_streams_events_immediately(fronted: Fronted) -> None:
     await check_events(fronted)
 
 
@@ -54,5 +54,5 @@ async def test_half_closed_clients_are_noticed(fronted: Fronted) -> None:
         await until(idle)
 
 
-def test_example_passes_small_chunks_at_once() -> None:
+def test_example_passes_small_chunks_immediately() -> None:
     assert "    option http-no-delay\n" in (ROOT / "examples" / "haproxy.cfg").read_text("utf-8")

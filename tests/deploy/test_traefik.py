@@ -38,7 +38,7 @@ async def test_traefik_shares_sessions_and_blocks_private_paths(fronted: Fronted
     await check_sessions_and_paths(fronted)
 
 
-async def test_traefik_streams_events_at_once(fronted: Fronted) -> None:
+async def test_traefik_streams_events_immediately(fronted: Fronted) -> None:
     await check_events(fronted)
 
 

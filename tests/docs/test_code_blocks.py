@@ -49,7 +49,7 @@ def test_links_resolve(page: Path) -> None:
 
 
 @for_each("page", PAGES)
-def test_pages_name_the_extras_they_need(page: Path) -> None:
+def test_pages_mention_the_extras_they_need(page: Path) -> None:
     text = page.read_text("utf-8")
     shell = [line for block in blocks(text) if block.language == "sh" for line in block.body.splitlines()]
     if any(line.startswith(("millstream ", "uvicorn ", "pytest")) for line in shell):

@@ -129,7 +129,7 @@ def test_parameters_are_described() -> None:
     assert missing == {}
 
 
-def test_descriptions_name_existing_parameters() -> None:
+def test_descriptions_mention_only_existing_parameters() -> None:
     wrong: dict[str, set[str]] = {}
     for name, function, text in callables():
         named = {each.strip(" *") for entry in entries_of(text, "Args") for each in entry.partition(":")[0].split(",")}

@@ -26,7 +26,7 @@ def test_links_and_copied_blocks_of_examples_are_current(page: Path) -> None:
     assert filled(page.read_text("utf-8")) == page.read_text("utf-8")
 
 
-def test_every_system_is_a_template_with_the_files_that_people_keep() -> None:
+def test_every_system_is_a_template_with_the_files_that_users_keep() -> None:
     for row in read_index():
         files = copy_template("x", row.template)
         assert files["README.md"] == (EXAMPLES / row.folder / "README.md").read_text("utf-8")

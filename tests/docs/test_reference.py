@@ -96,7 +96,7 @@ def test_run_options_are_listed() -> None:
     assert set(long_options(dict(commands())["run"])) == {name for name in rows("cli.md") if name.startswith("--")}
 
 
-def test_options_of_other_commands_are_listed() -> None:
+def test_options_for_other_commands_are_listed() -> None:
     text = (REFERENCE / "commands.md").read_text("utf-8")
     names = {name.partition(" ")[0] for name, _ in commands()} - {"run"}
     assert set(re.findall(r"`millstream (\w+)` \|", text)) == names
@@ -105,7 +105,7 @@ def test_options_of_other_commands_are_listed() -> None:
             assert set(long_options(command)) <= set(re.findall(r"`(--[\w-]+)`", text)), name
 
 
-def test_every_member_option_and_error_of_the_client_is_listed() -> None:
+def test_every_client_member_option_and_error_is_listed() -> None:
     page = rows("client.md")
     members = {f"client.{name}" for name, _ in inspect.getmembers(Client) if not name.startswith("_")}
     assert members == {name.partition("(")[0] for name in page if name.startswith("client.")}
@@ -118,7 +118,7 @@ def test_every_member_option_and_error_of_the_client_is_listed() -> None:
 
 
 @for_each("name", [name for name, _ in inspect.getmembers(Context) if not name.startswith("_")])
-def test_every_member_of_the_context_is_listed(name: str) -> None:
+def test_every_context_member_is_listed(name: str) -> None:
     text = (REFERENCE / "context.md").read_text("utf-8")
     assert f"ctx.{name}" in text or (name in ("debug", "info", "warning", "error") and f"/{name}" in text)
 
@@ -168,7 +168,7 @@ def test_every_problem_is_listed_with_its_status() -> None:
     assert {kind.slug: listed[kind.slug][1] for kind in KINDS} == {kind.slug: str(kind.status) for kind in KINDS}
 
 
-def test_every_verb_of_the_websocket_dialect_is_listed() -> None:
+def test_every_websocket_dialect_verb_is_listed() -> None:
     text = (REFERENCE / "websocket.md").read_text("utf-8")
     verbs = set(inspect.getmodule(Dialect)._VERBS)  # type: ignore[union-attr] # it has one
     assert set(re.findall(r'^\| `\{"type":"(\w+)".*? \| `\{"type":"', text, re.MULTILINE)) == verbs

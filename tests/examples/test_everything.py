@@ -85,7 +85,7 @@ async def test_asking_tools_behave_the_same_on_every_revision(connect: Any, aski
 
 
 @for_each("tool", [tool for tool, (keys, _) in QUESTIONS.items() if keys])
-async def test_questions_have_the_keys_of_the_suite(connect: Any, tool: str) -> None:
+async def test_questions_have_the_keys_that_the_suite_expects(connect: Any, tool: str) -> None:
     async with connect(MCP, NEWEST) as client:
         result = (await client.reply("tools/call", {"name": tool, "arguments": {}}))["result"]
     assert result["resultType"] == "input_required"
@@ -126,7 +126,7 @@ async def test_only_declared_questions_are_asked(connect: Any) -> None:
     assert [asked["method"] for asked in result["inputRequests"].values()] == ["sampling/createMessage"]
 
 
-async def test_a_missing_capability_is_named(connect: Any) -> None:
+async def test_a_missing_capability_is_reported(connect: Any) -> None:
     async with connect(MCP, NEWEST, capabilities={}) as client:
         error = (await client.reply("tools/call", {"name": "test_missing_capability", "arguments": {}}))["error"]
     assert error["code"] == -32021

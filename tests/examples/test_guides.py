@@ -54,7 +54,7 @@ async def test_notes_are_found_added_and_counted(monkeypatch: pytest.MonkeyPatch
         assert (await client.call("count")).data == 0
 
 
-async def test_tagged_tools_of_the_notes_example_can_be_switched_on_and_off() -> None:
+async def test_tagged_tools_in_the_notes_example_can_be_switched_on_and_off() -> None:
     async with connect(notes.mcp) as client:
         assert "search_archive" not in await names(client)
         await client.call("use_beta_tools", on=True)
@@ -171,7 +171,7 @@ async def test_rates_are_refreshed_in_the_background(monkeypatch: pytest.MonkeyP
 
 
 @ERAS
-async def test_people_rate_and_pay_once(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_users_rate_and_pay_once(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parcels, "PAID", [])
     address = {"street": "Hobbit Lane 1", "city": "Oxford"}
 

@@ -16,7 +16,7 @@ async def test_calls_are_timed(caplog: pytest.LogCaptureFixture) -> None:
     assert "order took" in caplog.text
 
 
-async def test_middleware_refuses_and_changes_arguments(caplog: pytest.LogCaptureFixture) -> None:
+async def test_middleware_rejects_and_changes_arguments(caplog: pytest.LogCaptureFixture) -> None:
     for is_open, said in ((True, "Thank you! 1 of 9780"), (False, "The shop is closed. Try again tomorrow.")):
         mcp = Server("shop", middleware=[guards.Audit(), guards.OpeningHours(is_open=is_open)])
         mcp.tool(guards.order)

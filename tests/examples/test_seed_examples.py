@@ -51,7 +51,7 @@ CLIENTS = {
 
 
 @for_each(("path", "url"), CLIENTS.items())
-def test_clients_name_the_command_that_starts_their_server(path: str, url: str) -> None:
+def test_clients_suggest_the_command_that_starts_their_server(path: str, url: str) -> None:
     done = run(sys.executable, EXAMPLES / path, url.replace("PORT", str(free_port())), folder=EXAMPLES)
     error, advice = done.stderr.splitlines()
     assert done.returncode == 1

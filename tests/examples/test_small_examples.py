@@ -60,7 +60,7 @@ async def test_hub_example_calculates_and_streams(connect: Any, revision: str, t
     ("add_numbers", 10**400, 1), ("add_numbers", 10**400, 0.5), ("add_numbers", 1.7e308, 1.7e308),
     ("multiply_numbers", 10**200, 10**200), ("multiply_numbers", 1e300, 1e300),
 ])  # fmt: skip
-async def test_hub_example_refuses_oversized_numbers(
+async def test_hub_example_rejects_oversized_numbers(
     connect: Any, revision: str, tool: str, a: float, b: float
 ) -> None:
     async with connect(hub.mcp, revision) as client:

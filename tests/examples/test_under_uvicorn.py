@@ -33,7 +33,7 @@ def test_two_servers_in_one_application_need_no_lifespan(tmp_path: Path) -> None
             assert reply.status == 200
 
 
-def test_mounted_event_stream_names_its_url(tmp_path: Path) -> None:
+def test_mounted_event_stream_reports_its_url(tmp_path: Path) -> None:
     port = free_port()
     with run_server(uvicorn_command("examples.echo_math:app", port), port, tmp_path / "log"):
         request = urllib.request.Request(f"http://127.0.0.1:{port}/echo/sse", headers={"accept": "text/event-stream"})

@@ -91,7 +91,7 @@ async def test_events_with_equal_ids_from_two_workers_are_delivered_once(tmp_pat
         assert [each.id for each in receiver.messages] == ["evt_1", "evt_2"]
 
 
-async def test_another_worker_continues_the_deliveries_of_a_killed_worker(
+async def test_another_worker_continues_a_killed_workers_deliveries(
     tmp_path: Path, backing: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("_delivery", "_webhook"):

@@ -261,7 +261,7 @@ async def test_slow_streams_are_disconnected_and_resume_without_loss(limits: dic
             protocol.connection_lost(None)
 
 
-async def test_invalid_streams_are_refused() -> None:
+async def test_invalid_streams_are_rejected() -> None:
     async with run_shop(make_shop(webhooks=False)) as world:
         for params, code in (({"name": "no"}, -32023), ({"name": "order.paid", "arguments": {"x": 1}}, -32602)):
             async with world.client().stream(**params) as messages:
@@ -311,7 +311,7 @@ async def test_handshake_clients_can_read_events() -> None:
         assert [each["data"]["order"] for each in named.data["events"]] == ["1"]
 
 
-async def test_invalid_requests_for_events_name_the_problem() -> None:
+async def test_errors_for_invalid_event_requests_describe_the_problem() -> None:
     async with run_shop(make_shop(webhooks=False, recent_events_tool=True)) as world:
         client, poll = world.client(), {"name": "order.paid", "cursor": "x.1"}
         for method, params, problem in (

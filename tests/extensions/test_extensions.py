@@ -173,7 +173,7 @@ async def test_broadcasts_reach_sessions_that_declare_the_extension() -> None:
 
 
 @pytest.mark.server
-async def test_broadcasts_reach_the_sessions_of_every_worker(tmp_path: Path) -> None:
+async def test_broadcasts_reach_sessions_on_every_worker(tmp_path: Path) -> None:
     with share_server(lambda port: run_command(str(FILE), port, "--workers", "2"), tmp_path) as running:
         url = f"http://127.0.0.1:{running.port()}/mcp"
         peers = [Peer() for _ in range(8)]
@@ -188,7 +188,7 @@ async def test_broadcasts_reach_the_sessions_of_every_worker(tmp_path: Path) -> 
             assert [peer.looking for peer in peers] == [[("all", "")]] * len(peers)
 
 
-async def test_invalid_extensions_are_refused_at_creation_or_startup() -> None:
+async def test_invalid_extensions_are_rejected_at_creation_or_startup() -> None:
     class Ping(Extension):
         name = "com.example/ping"
 
@@ -225,7 +225,7 @@ async def test_invalid_extensions_are_refused_at_creation_or_startup() -> None:
 
 
 @pytest.mark.parametrize("hook", ["open", "close"])
-def test_an_extension_with_a_plain_open_or_close_is_refused_by_name(hook: str) -> None:
+def test_an_extension_with_a_plain_open_or_close_is_rejected_by_name(hook: str) -> None:
     members: dict[str, Any] = {"name": "com.example/plain", hook: lambda *given: None}
     plain = type("Plain", (Extension,), members)()
     with pytest.raises(TypeError, match=f"extensions: {hook} of Plain must be `async def`"):

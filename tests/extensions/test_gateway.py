@@ -29,7 +29,7 @@ def make_gateway(*upstreams: tuple[str, Server], revision: str | None = None, **
 
 
 @for_each(("own", "theirs"), [(NEW, NEW), (NEW, OLD), (OLD, NEW), (OLD, OLD)])
-async def test_extension_of_an_unprefixed_upstream_is_forwarded(own: str, theirs: str) -> None:
+async def test_extension_from_an_unprefixed_upstream_is_forwarded(own: str, theirs: str) -> None:
     server = make_gateway(("shop", Server("shop", extensions=[Stock()])), revision=theirs, prefix="")
     peer = Peer()
     async with (
@@ -71,7 +71,7 @@ async def test_ambiguous_prefixed_or_restricted_extensions_are_not_forwarded() -
                 await client.request("com.example/stock", {"isbn": "1"})
 
 
-async def test_skills_of_an_unprefixed_upstream_are_unchanged() -> None:
+async def test_skills_from_an_unprefixed_upstream_are_unchanged() -> None:
     shop = Server("shop")
 
     @shop.extend(Skills()).skill(files={"a.md": "text"})
@@ -106,7 +106,7 @@ def _make_skill_server(name: str, word: str) -> Server:
 
 
 @for_each("revision", [NEW, OLD])
-async def test_skills_of_several_upstreams_are_merged_with_prefixes(revision: str) -> None:
+async def test_skills_from_several_upstreams_are_merged_with_prefixes(revision: str) -> None:
     server = make_gateway(
         ("one", _make_skill_server("one", "first")), ("two", _make_skill_server("two", "second")), revision=revision
     )
@@ -152,7 +152,7 @@ class _BrokenSkills(Middleware):
         return result
 
 
-async def test_skills_of_failing_upstreams_are_skipped() -> None:
+async def test_skills_from_failing_upstreams_are_skipped() -> None:
     broken = Server("broken", middleware=[_BrokenSkills()])
 
     @broken.extend(Skills()).skill
@@ -165,7 +165,7 @@ async def test_skills_of_failing_upstreams_are_skipped() -> None:
         assert {each.uri.split("/")[2] for each in await client.skills()} == {"here"}
 
 
-async def test_tools_of_a_prefixed_upstream_refer_to_its_views(tmp_path: Path) -> None:
+async def test_tools_from_a_prefixed_upstream_refer_to_its_views(tmp_path: Path) -> None:
     shop = Server("shop")
     (tmp_path / "table.html").write_text("<!doctype html>", "utf-8")
     apps = shop.extend(Apps())

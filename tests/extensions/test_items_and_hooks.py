@@ -115,7 +115,7 @@ async def test_tool_search_survives_an_extension_that_selects_tools() -> None:
     assert await listed(three_tools(mcp)) == ["search_tools", "call_tool"]
 
 
-async def test_each_list_hook_gets_the_selection_of_the_previous_hook() -> None:
+async def test_each_list_hook_gets_the_previous_hooks_selection() -> None:
     def without(hidden: str) -> Callable[[Host], None]:
         return lambda host: host.select_listed(
             lambda kind, items: {name: item for name, item in items.items() if name != hidden}

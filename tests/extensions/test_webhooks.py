@@ -216,7 +216,7 @@ async def test_endpoints_must_confirm_subscriptions(tmp_path: Path) -> None:
         assert only.data["data"]["order"] == "2"
 
 
-async def test_private_addresses_and_redirects_are_refused(tmp_path: Path) -> None:
+async def test_private_addresses_and_redirects_are_rejected(tmp_path: Path) -> None:
     async with run_delivery(tmp_path, private_callbacks=False) as (world, receiver):
         client, secret = world.client(), receiver.secret()
         hosts = (f"localhost:{receiver.port}", "127.0.0.1", "10.0.0.1", "169.254.169.254", "[::1]", "[fd00::1]")
@@ -230,7 +230,7 @@ async def test_private_addresses_and_redirects_are_refused(tmp_path: Path) -> No
         assert len({each.id for each in await receiver.wait_for_messages(5)}) == 1
 
 
-async def test_invalid_webhook_requests_are_refused(tmp_path: Path) -> None:
+async def test_invalid_webhook_requests_are_rejected(tmp_path: Path) -> None:
     async with run_delivery(tmp_path) as (world, receiver):
         client, url, good = world.client(), receiver.url(), receiver.secret()
         short = "whsec_" + base64.b64encode(b"x" * 23).decode()
@@ -475,7 +475,7 @@ async def test_slow_endpoints_do_not_block_other_principals(tmp_path: Path, monk
             await each.wait_for_messages(32)
 
 
-async def test_hanging_endpoints_lose_only_their_own_principals_events(
+async def test_hanging_endpoints_lose_only_their_principals_events(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
@@ -709,7 +709,7 @@ async def test_two_workers_deliver_each_event_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-async def test_principals_cannot_access_webhooks_or_events_of_others(tmp_path: Path) -> None:
+async def test_principals_cannot_access_each_others_webhooks_or_events(tmp_path: Path) -> None:
     async with _run_two_workers(tmp_path, "--store", f"sqlite:///{tmp_path}/store.db") as (receiver, ada):
         bob = SepClient(ada._http, ada._url, BOB)
         url, secrets = receiver.url(), {name: receiver.secret() for name in ("ada", "bob")}

@@ -79,7 +79,7 @@ async def gateway(document: Any, url: str, *, hosts: tuple[str, ...] = (), **opt
         yield client
 
 
-async def test_results_and_errors_contain_the_response_of_the_api() -> None:
+async def test_results_and_errors_contain_the_api_response() -> None:
     async with raw_api(REPLIES) as (url, _), gateway(described(*REPLIES), url, max_bytes=1_000_000) as client:
         replies = {name: await client.call(name, raise_on_error=False) for name in REPLIES}
     assert replies["png"].content == [Image(PNG, "image/png")]
@@ -135,7 +135,7 @@ async def test_secrets_in_queries_are_allowed_only_for_apis() -> None:
             pass
 
 
-async def test_hosts_named_by_the_operator_get_requests_and_credentials() -> None:
+async def test_configured_hosts_get_requests_and_credentials() -> None:
     async with (
         raw_api({"a": ("200 OK", JSON, b'{"a":1}')}) as (url, _),
         raw_api({"up/b": ("200 OK", JSON, b"{}")}) as other,
@@ -149,7 +149,7 @@ async def test_hosts_named_by_the_operator_get_requests_and_credentials() -> Non
     assert other[1] == ["GET /up/b HTTP/1.1"]
 
 
-async def test_policies_use_the_names_in_the_api() -> None:
+async def test_policies_use_the_apis_own_names() -> None:
     names = ("$top", "filter[tenant]", "filter[name]", "Filter[tenant]")
     parameters = [{"name": name, "in": "query", "schema": {"type": "string"}} for name in names]
     rules = ToolPolicy(hidden={"filter[tenant]": "acme"}, defaults={"$top": "5"})
@@ -166,7 +166,7 @@ async def test_policies_use_the_names_in_the_api() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*argument name")
-async def test_argument_names_of_other_servers_suit_every_model() -> None:
+async def test_argument_names_from_other_servers_work_with_every_model() -> None:
     inner = Server("inner")
     schema = {"type": "object", "properties": {"$top": {"type": "integer"}, "q": {}}, "required": ["$top"]}
 

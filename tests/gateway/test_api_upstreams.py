@@ -182,7 +182,7 @@ async def test_arguments_cannot_override_values_fixed_by_the_operator() -> None:
     ]  # fmt: skip
 
 
-async def test_redirects_and_other_servers_are_refused(caplog: pytest.LogCaptureFixture) -> None:
+async def test_redirects_and_other_servers_are_rejected(caplog: pytest.LogCaptureFixture) -> None:
     async with shop() as (url, _):
         mcp = Server("front")
         mcp.upstream("shop", openapi=f"{url}/about.json", start_timeout=WAIT, prefix="")
@@ -205,7 +205,7 @@ async def test_redirects_and_other_servers_are_refused(caplog: pytest.LogCapture
             assert reason in caplog.text
 
 
-async def test_missing_documents_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_missing_documents_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     mcp, file = Server("front"), tmp_path / "missing.json"
     mcp.upstream("shop", openapi=OpenApi(document=str(file), base_url="http://127.0.0.1:9"), start_timeout=0.1)
     async with mcp.running() as runtime, asyncio.timeout(WAIT):
@@ -214,7 +214,7 @@ async def test_missing_documents_are_named(tmp_path: Path, caplog: pytest.LogCap
     assert f"The document {file} can't be read: No such file or directory. Check its path." in caplog.text
 
 
-async def test_errors_of_upstreams_that_refuse_access_name_the_option(caplog: pytest.LogCaptureFixture) -> None:
+async def test_errors_for_denied_access_suggest_the_option(caplog: pytest.LogCaptureFixture) -> None:
     locked = Server("locked", serve="rest", auth=auth.keys("a-key-of-some-length-for-tests"))
     async with serve(locked) as running, asyncio.timeout(WAIT):
         mcp = Server("front")
@@ -245,7 +245,7 @@ async def test_call_that_an_api_denies_again_fails() -> None:
     assert len(asked) == 2
 
 
-async def test_application_that_cannot_be_described_is_named(caplog: pytest.LogCaptureFixture) -> None:
+async def test_application_that_cannot_be_described_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     class Odd(BaseModel):
         model_config = ConfigDict(arbitrary_types_allowed=True)
         lock: asyncio.Lock
@@ -326,7 +326,7 @@ def test_upstream_addresses_have_the_same_text_in_all_workers() -> None:
     assert not address(Server("shop"))
 
 
-def test_invalid_api_options_are_refused_at_startup() -> None:
+def test_invalid_api_options_are_rejected_at_startup() -> None:
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"openapi": 3}, "takes the URL or file"),
         ({"openapi": "x.json", "target": "http://x/mcp"}, "not both"),

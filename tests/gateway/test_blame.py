@@ -221,7 +221,7 @@ async def test_unanswered_check_opens_the_breaker_until_the_upstream_responds(re
         assert (await say(alice, "quick")).isdecimal()
 
 
-async def test_refused_handshake_of_one_caller_does_not_affect_others() -> None:
+async def test_rejected_handshake_for_one_caller_does_not_affect_others() -> None:
     upstream, handshakes, is_full = Upstream(PER_REQUEST), [], False
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -276,7 +276,7 @@ async def test_check_does_not_wait_for_connections_in_use_by_callers() -> None:
 
 
 @ERAS
-async def test_tool_that_hangs_for_two_callers_is_not_refused_to_others(
+async def test_tool_that_hangs_for_two_callers_stays_available_to_others(
     revision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(breaker, "_FIRST_PAUSE", 10 * WAIT)
@@ -324,7 +324,7 @@ async def test_errors_with_any_code_count_as_responses_from_the_upstream(revisio
         assert gateway.figures("unanswered") == [0]
 
 
-async def test_refused_connection_opens_the_breaker_at_once() -> None:
+async def test_refused_connection_opens_the_breaker_immediately() -> None:
     upstream = Upstream(PER_REQUEST)
     async with AsyncExitStack() as servers, AsyncExitStack() as first, AsyncExitStack() as stack:
         server = await first.enter_async_context(misbehaving(upstream.behave))
@@ -339,7 +339,7 @@ async def test_refused_connection_opens_the_breaker_at_once() -> None:
             assert "isn't responding" in text
 
 
-async def test_calls_to_apis_are_counted_and_refused_like_others() -> None:
+async def test_api_calls_are_counted_and_rejected_like_others() -> None:
     responses = {"200": {"description": "ok", "content": {"application/json": {"schema": {"type": "object"}}}}}
     paths = {f"/{name}": {"get": {"operationId": name, "responses": responses}} for name in ("hang", "quick")}
     document = {"openapi": "3.1.0", "info": {}, "paths": paths}
@@ -371,7 +371,7 @@ async def test_calls_to_apis_are_counted_and_refused_like_others() -> None:
             assert "isn't responding" in text
 
 
-def test_pauses_of_a_caller_grow_until_it_has_a_response() -> None:
+def test_pauses_for_a_caller_grow_until_it_gets_a_response() -> None:
     now = 0.0
     rules = breaker.Breaker(clock=lambda: now)
     alice, bob, carol = (SimpleNamespace(owner=each, name="hang", principal=each) for each in KEYS)

@@ -84,7 +84,7 @@ async def test_lists_follow_the_upstream() -> None:
             assert "shop_added" not in {tool.name for tool in await client.tools(fresh=True)}
 
 
-async def test_lists_are_in_the_order_of_the_configuration() -> None:
+async def test_lists_are_in_configuration_order() -> None:
     first, second, gateway = Server("first"), Server("second"), Server("gateway")
     second.tool(lambda: "two", name="two")
     gateway.upstream("first", first)
@@ -128,7 +128,7 @@ def test_replaced_lists_leave_nothing_behind() -> None:
     assert len(sizes) == 1
 
 
-async def test_conflicting_names_are_refused_with_both_sources() -> None:
+async def test_conflicting_names_are_rejected_with_both_sources() -> None:
     mcp = make_gateway(make_library(), prefix="")
 
     @mcp.tool

@@ -153,7 +153,7 @@ MISTAKES = {
 }
 
 
-def test_toml_mistakes_name_file_line_and_fix(tmp_path: Path) -> None:
+def test_toml_errors_show_the_file_the_line_and_a_fix(tmp_path: Path) -> None:
     for text, expected in MISTAKES.items():
         if "env = {" in text:
             text = text.replace("env = {\n# }\n}\n", "")  # noqa: PLW2901  TOML 1.0 has no such tables
@@ -170,7 +170,7 @@ def test_toml_mistakes_name_file_line_and_fix(tmp_path: Path) -> None:
         assert "sesame" not in str(caught.value)
 
 
-def test_line_numbers_of_mistakes_count_only_line_feeds(tmp_path: Path) -> None:
+def test_line_numbers_in_errors_count_only_line_feeds(tmp_path: Path) -> None:
     for text in (
         '# \x85\n# \u2028 \u2029\n[upstreams.a]\ncommand = "a"\nbad = 1',
         '[upstreams.a]\r\n\r\n\r\ncommand = "a\u2028b"\r\nbad = 1',
@@ -181,7 +181,7 @@ def test_line_numbers_of_mistakes_count_only_line_feeds(tmp_path: Path) -> None:
             load_file(write(tmp_path, text), {})
 
 
-def test_mistakes_in_long_arrays_are_located_without_parsing_each_row(
+def test_errors_in_long_arrays_are_located_without_parsing_each_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     parsed = 0
@@ -214,7 +214,7 @@ CODE = """{
 }"""
 
 
-def test_configuration_files_of_applications_are_read(tmp_path: Path) -> None:
+def test_application_configuration_files_are_read(tmp_path: Path) -> None:
     files, web = load_file(write(tmp_path, CLAUDE, "mcp.json"), {"FOLDER": "/f", "KEY": "k"}).upstreams
     assert (files.target, files.env) == (["npx", "-y", "files", "/f"], {"KEY": "k"})
     assert (web.name, web.prefix, web.headers) == ("my web", "my-web", {"Authorization": "Bearer k"})
@@ -348,7 +348,7 @@ AMP = """{"amp.mcpServers": {
         ("settings.json", OLD_ZED), ("settings.json", SETTINGS), ("config.toml", CODEX), ("settings.json", AMP),
     ],
 )  # fmt: skip
-def test_files_of_other_applications_are_read(name: str, text: str, tmp_path: Path) -> None:
+def test_other_applications_files_are_read(name: str, text: str, tmp_path: Path) -> None:
     files, web = load_file(write(tmp_path, text, name), {"KEY": "k"}).upstreams
     assert (files.name, files.target, files.env) == ("files", ["npx", "-y", "files"], {"KEY": "k"})
     assert (web.target, web.headers) == ("https://web.example/mcp", {"Authorization": "Bearer k"})
@@ -391,9 +391,7 @@ def test_environment_files_are_read_and_overridden(tmp_path: Path) -> None:
         ("settings.json", '{"mcp": {"inputs": []}}', r"mcp\.inputs"),
     ],
 )  # fmt: skip
-def test_mistakes_in_files_of_other_applications_name_the_line(
-    name: str, text: str, expected: str, tmp_path: Path
-) -> None:
+def test_errors_in_other_applications_files_show_the_line(name: str, text: str, expected: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=expected):
         load_file(write(tmp_path, text, name), {})
 
@@ -439,7 +437,7 @@ def test_variables_in_a_command_add_no_arguments(tmp_path: Path) -> None:
         load_file(write(tmp_path, '[upstreams.a]\ncommand = "serve \'${FILE}"'), variables)
 
 
-def test_options_without_effect_are_refused_in_code() -> None:
+def test_options_without_effect_are_rejected_in_code() -> None:
     options: list[tuple[dict[str, Any], str]] = [
         ({"openapi": "a.json", "env": {"A": "b"}}, "'a': env requires a command"),
         ({"openapi": "a.json", "isolation": "per_principal"}, "'a': isolation requires a connection"),
@@ -460,7 +458,7 @@ def test_policies_in_code_are_checked_like_files() -> None:
         UpstreamPolicy(denny=("x",))
 
 
-def test_errors_about_secrets_do_not_repeat_them(tmp_path: Path) -> None:
+def test_errors_about_secrets_do_not_reveal_them(tmp_path: Path) -> None:
     file = tmp_path / "gateway.toml"
     for text in (
         '[settings]\nauth_key = ["S3CRET"]', '[auth.jwt]\nsecret = ["S3CRET"]', '[auth]\nkeys = ["S3CRET"]',

@@ -47,7 +47,7 @@ async def test_calls_use_the_users_account() -> None:
         assert len(other.accounts.registered) == 1
 
 
-async def test_log_tells_where_to_connect_the_first_account(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_says_where_to_connect_the_first_account(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")
     async with run_scenario():
         assert "The upstream up offers nothing until a user connects an account at /connections" in caplog.text
@@ -181,7 +181,7 @@ async def test_authorization_server_outage_keeps_connections() -> None:
         assert (await gate.mcp.start()).host.degraded_reasons() == []
 
 
-async def test_refused_tokens_are_refreshed_once() -> None:
+async def test_rejected_tokens_are_refreshed_once() -> None:
     async with run_scenario() as (other, gate, alice, bob):
         accounts = other.accounts
         await (await alice.sign_in(ALICE)).connect(accounts, "ada")
@@ -304,7 +304,7 @@ async def test_newer_account_does_not_decide_what_others_see(tmp_path: Path) -> 
             assert "up_write" not in await tools_for(gate, ALICE)  # the next account reads them
 
 
-async def test_lists_are_read_with_the_account_that_the_operator_names(caplog: pytest.LogCaptureFixture) -> None:
+async def test_lists_are_read_with_the_account_that_the_operator_chose(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")
     async with (
         run_world() as other,
@@ -356,7 +356,7 @@ async def test_connection_callbacks_are_bound_and_single_use() -> None:
         assert "Not connected" in await alice.page()
 
 
-async def test_declined_or_forged_redirects_keep_the_registration_of_all_users() -> None:
+async def test_declined_or_forged_redirects_keep_every_users_registration() -> None:
     async with run_scenario() as (other, _, alice, bob):
         accounts = other.accounts
         await bob.sign_in(BOB)
@@ -406,7 +406,7 @@ async def test_connections_page_is_linked_from_the_gateway_page() -> None:
         assert (reply.status_code, 'href="connections"' in reply.text) == (200, True)
 
 
-async def test_cross_site_forms_are_refused() -> None:
+async def test_cross_site_forms_are_rejected() -> None:
     async with run_world() as other, run_gateway(other.url) as gate, Browser(gate.base) as alice:
         await (await alice.sign_in(ALICE)).connect(other.accounts, "ada")
         for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
@@ -419,7 +419,7 @@ async def test_cross_site_forms_are_refused() -> None:
             assert (await stranger.submit("connect")).status_code == 401
 
 
-async def test_metadata_with_foreign_or_private_urls_is_refused() -> None:
+async def test_metadata_with_foreign_or_private_urls_is_rejected() -> None:
     async with run_world() as other:
         met: list[ReceivedRequest] = []
 

@@ -228,7 +228,7 @@ async def test_workers_share_one_gateway_token() -> None:
             assert len(keys) == 1
 
 
-async def test_refused_gateway_tokens_are_replaced_once() -> None:
+async def test_rejected_gateway_tokens_are_replaced_once() -> None:
     async with run_world() as other:
         options = client_credentials("gw", "s3cret", token_url=f"{other.accounts.url}/token")
         async with run_gateway(other.url, auth=options) as gate:
@@ -311,7 +311,7 @@ async def test_token_exchange_is_per_caller() -> None:
         assert "an API key can't be exchanged" in await gate.call(ALICE, "up_who")
 
 
-async def test_exchanged_token_of_a_named_caller_reads_the_lists(caplog: pytest.LogCaptureFixture) -> None:
+async def test_lists_are_read_with_a_named_callers_exchanged_token(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")
     async with run_world() as other, run_exchange_gateway(other, "ada", start_timeout=0.1) as (gate, sign):
         eve = sign(sub="eve", scope="books:read")
@@ -334,7 +334,7 @@ async def test_later_callers_do_not_read_the_lists_while_the_first_can() -> None
         assert await credentials.lister() != first
 
 
-async def test_refused_exchange_affects_only_its_caller() -> None:
+async def test_rejected_exchange_affects_only_its_caller() -> None:
     async with run_world() as other, run_exchange_gateway(other) as (gate, sign):
         await gate.wait_for_tool("up_who", ada := sign(sub="ada"))
         other.accounts.fails = "invalid_target"

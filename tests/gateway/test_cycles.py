@@ -61,7 +61,7 @@ async def test_gateway_with_itself_as_upstream_still_offers_other_items(tmp_path
             assert (await client.call("shop_report")).text
 
 
-async def test_upstream_that_claims_the_id_of_a_gateway_hides_only_its_own_items() -> None:
+async def test_upstream_that_claims_a_gateway_id_hides_only_its_own_items() -> None:
     claimed: dict[str, str] = {}
 
     async def claim(asked: ReceivedRequest) -> None:

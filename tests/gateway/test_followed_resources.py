@@ -58,11 +58,11 @@ async def count_calls_of_a_change(streams: int) -> int:
         return len(names)
 
 
-async def test_changed_tools_do_not_check_the_resources_of_each_stream() -> None:
+async def test_changed_tools_do_not_trigger_a_check_of_every_resource() -> None:
     assert await count_calls_of_a_change(20) < 3 * await count_calls_of_a_change(1)
 
 
-async def test_later_subscriptions_take_the_gateway_no_more_work_than_the_first() -> None:
+async def test_later_subscriptions_cost_the_gateway_no_more_than_the_first() -> None:
     mcp, _ = make_gateway()
     async with asyncio.timeout(WAIT), mcp.running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher)

@@ -58,7 +58,7 @@ async def test_users_in_a_file_sign_in_with_their_scopes_and_groups(tmp_path: Pa
         assert (await world.ask(found, "POST", "/mcp", LIST, **JSON)).status == 200
 
 
-async def test_files_without_people_say_how_to_add_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_files_without_users_explain_how_to_add_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "users.json").write_text('{"users": []}', "utf-8")
     (tmp_path / "keys.json").write_text('{"keys": []}', "utf-8")
     path = write(tmp_path, f'[auth.issuer]\nurl = "{URL}"\nusers = "users.json"\n[auth.keys]\nfile = "keys.json"')
@@ -90,7 +90,7 @@ async def test_issuers_in_a_file_are_advertised_to_clients(tmp_path: Path, monke
         assert found.message["resource"] == f"{URL}/mcp"
 
 
-def test_users_option_may_be_a_table_that_names_a_file(tmp_path: Path) -> None:
+def test_users_option_may_be_a_table_with_a_file(tmp_path: Path) -> None:
     add_user(tmp_path)
     text = f'[auth.issuer]\nurl = "{URL}"\nusers = {{ file = "users.json" }}'
     assert len(server_of_file(write(tmp_path, text)).definition.auth) == 1
@@ -138,7 +138,7 @@ def test_logins_and_several_methods_are_combined(tmp_path: Path) -> None:
         ("[auth.keys]\nfile = 'missing.json'\nfiles = 1", 3, "unknown option"),
     ],
 )
-def test_configuration_errors_name_the_line_and_a_fix(text: str, line: int, hint: str, tmp_path: Path) -> None:
+def test_configuration_errors_show_the_line_and_a_fix(text: str, line: int, hint: str, tmp_path: Path) -> None:
     (tmp_path / "users.json").write_text('{"users": []}', "utf-8")
     with pytest.raises(ValueError, match=f"line {line}: ") as caught:
         server_of_file(write(tmp_path, text))
@@ -152,7 +152,7 @@ def test_configuration_errors_name_the_line_and_a_fix(text: str, line: int, hint
         (("others",), ("orders:write",), ["'staff'"]),
     ],
 )  # fmt: skip
-async def test_rules_that_no_user_can_meet_are_reported(
+async def test_rules_that_no_user_can_satisfy_are_reported(
     groups: tuple[str, ...], scopes: tuple[str, ...], warned: list[str],
     tmp_path: Path, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip

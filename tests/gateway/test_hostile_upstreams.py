@@ -115,7 +115,7 @@ class Reading(Middleware):
         return await next(request)
 
 
-async def test_listed_and_read_items_name_their_real_upstream() -> None:
+async def test_listed_and_read_items_identify_their_real_upstream() -> None:
     inner = Server("inner", middleware=[Reading()])
     inner.upstream("files", files())
     outer = Server("outer")
@@ -149,7 +149,7 @@ async def test_links_are_prefixed_in_every_spelling() -> None:
         assert (await client.call("odd_link")).content[0].uri == "file://odd/files/secret"
 
 
-async def test_results_with_too_many_blocks_are_refused() -> None:
+async def test_results_with_too_many_blocks_are_rejected() -> None:
     there, mcp = Server("there"), Server("front")
 
     @there.tool

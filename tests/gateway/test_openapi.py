@@ -235,7 +235,7 @@ async def test_unreachable_api_is_a_one_line_error() -> None:
         ({"openapi": "3.1.0", "paths": {}, "servers": [{"url": "{where}/v1"}]}, "no absolute server URL"),
     ],
 )
-def test_invalid_documents_are_refused_at_once(spec: Any, says: str) -> None:
+def test_invalid_documents_are_rejected_immediately(spec: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         Server.from_openapi(spec)
 
@@ -326,7 +326,7 @@ LIST = {"type": "array", "items": {"type": "string"}}
         ({"style": "deepObject"}, {"x": "1"}, [("at[x]", "1")]),
     ],
 )
-async def test_query_values_follow_the_style_of_the_document(
+async def test_query_values_follow_the_documents_style(
     how: dict[str, Any], value: Any, query: list[tuple[str, str]]
 ) -> None:
     parameter = {"name": "at", "in": "query", "schema": LIST if isinstance(value, list) else {"type": "object"}, **how}
@@ -383,7 +383,7 @@ async def test_bodies_without_fields_are_one_argument(
     assert request.headers["content-type"] == media
 
 
-async def test_arguments_that_fit_the_document_are_not_refused() -> None:
+async def test_arguments_that_fit_the_document_are_not_rejected() -> None:
     properties = {
         "price": {"type": "number", "multipleOf": 0.01},
         "image": {"oneOf": [{"type": "integer"}, {"type": "string", "pattern": "^[a-z]+$"}, {"type": "string"}]},

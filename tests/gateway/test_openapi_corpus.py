@@ -75,7 +75,7 @@ def listed(client: str, documents: list[Path], folder: Path) -> list[str]:
 
 @pytest.mark.server
 @pytest.mark.parametrize("client", CLIENTS)
-def test_other_clients_can_read_the_lists_of_two_documents(client: str, tmp_path: Path) -> None:
+def test_other_clients_can_read_the_lists_for_two_documents(client: str, tmp_path: Path) -> None:
     documents = [tmp_path / "kubernetes.json", tmp_path / "ocean.json"]
     for path, document in zip(documents, (KUBERNETES, DIGITAL_OCEAN), strict=True):
         path.write_text(json.dumps(document), "utf-8")
@@ -140,7 +140,7 @@ def check_tool(tool: Any) -> None:
 
 
 @pytest.mark.nightly
-async def test_documents_of_ai_vendors_become_tools_for_every_client(vendors: list[Path]) -> None:
+async def test_ai_vendor_documents_become_tools_for_every_client(vendors: list[Path]) -> None:
     for path in vendors:
         spec = yaml.safe_load(path.read_text("utf-8"))
         tools = await tools_of(path, output_schemas=True)
@@ -164,7 +164,7 @@ async def test_every_operation_in_a_directory_is_offered_or_logged(
 
 
 @pytest.mark.nightly
-async def test_lists_of_large_documents_stay_small(directory: list[Path]) -> None:
+async def test_large_documents_produce_small_lists(directory: list[Path]) -> None:
     chosen = [path for path in directory if str(path).partition("/api/")[2].removesuffix(".json") in LARGE]
     assert len(chosen) == len(LARGE)
     lists = [[tool.input_schema for tool in await tools_of(path)] for path in chosen]
@@ -174,7 +174,7 @@ async def test_lists_of_large_documents_stay_small(directory: list[Path]) -> Non
 @pytest.mark.nightly
 @pytest.mark.server
 @pytest.mark.parametrize("client", CLIENTS)
-def test_other_clients_can_read_the_list_of_each_publisher(directory: list[Path], client: str, tmp_path: Path) -> None:
+def test_other_clients_can_read_the_list_for_each_publisher(directory: list[Path], client: str, tmp_path: Path) -> None:
     by_publisher = {str(path).partition("/api/")[2].partition("/")[0]: path for path in directory}
     documents = [path for path in by_publisher.values() if path.stat().st_size < MAX_BYTES // 30]
     assert len(documents) > 500

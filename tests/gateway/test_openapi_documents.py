@@ -196,7 +196,7 @@ DIGITAL_OCEAN: dict[str, Any] = {
 }
 
 
-async def test_documents_of_large_apis_become_tools(caplog: pytest.LogCaptureFixture) -> None:
+async def test_large_api_documents_become_tools(caplog: pytest.LogCaptureFixture) -> None:
     asked: list[httpx2.Request] = []
 
     def api(request: httpx2.Request) -> httpx2.Response:
@@ -318,7 +318,7 @@ _LARGE: dict[str, Callable[[int], Any]] = {
 
 
 @for_each("kind", _LARGE)
-def test_reading_a_document_takes_linear_time(kind: str) -> None:
+def test_documents_are_read_in_linear_time(kind: str) -> None:
     http = httpx2.AsyncClient(base_url=BASE)
     check_linear(lambda size: Server.from_openapi(_LARGE[kind](size), http), 200)
 
@@ -350,7 +350,7 @@ _COMPOSED: dict[str, Callable[[int], Any]] = {
 
 
 @for_each("kind", _COMPOSED)
-def test_composed_definitions_take_linear_work(kind: str) -> None:
+def test_composed_definitions_are_read_in_linear_time(kind: str) -> None:
     http = httpx2.AsyncClient(base_url=BASE)
 
     def work(size: int) -> int:
@@ -361,7 +361,7 @@ def test_composed_definitions_take_linear_work(kind: str) -> None:
     assert work(400) < 5 * work(100)
 
 
-async def test_read_only_property_of_a_wide_object_is_not_an_argument() -> None:
+async def test_read_only_property_in_a_wide_object_is_not_an_argument() -> None:
     parts = [{"properties": {f"f{number}": {"type": "string", "readOnly": number == 79}}} for number in range(80)]
     spec = operation(method="post", **json_body({"type": "object", "properties": {"a": {"allOf": parts}}}))
     async with Client(Server.from_openapi(spec, httpx2.AsyncClient(base_url=BASE))) as client:
@@ -369,7 +369,7 @@ async def test_read_only_property_of_a_wide_object_is_not_an_argument() -> None:
     assert ("f78" in schema, "f79" in schema) == (True, False)
 
 
-def test_operations_with_one_name_are_numbered() -> None:
+def test_operations_with_the_same_name_are_numbered() -> None:
     spec = _paths(0, paths={f"/p{number}": {"get": {"summary": "List"}} for number in range(6)})
     mcp = Server.from_openapi(spec, httpx2.AsyncClient(base_url=BASE))
 

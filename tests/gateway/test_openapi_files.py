@@ -31,7 +31,7 @@ paths:
 """
 
 
-async def test_yaml_values_have_the_types_of_yaml_1_2(tmp_path: Path) -> None:
+async def test_yaml_values_have_yaml_1_2_types(tmp_path: Path) -> None:
     file = tmp_path / "api.yaml"
     file.write_text(YAML, "utf-8")
     for path in (file, str(file)):
@@ -121,12 +121,12 @@ def test_error_for_text_that_is_not_a_document_is_a_sentence(tmp_path: Path, tex
         Server.from_openapi(path, Api().client())
 
 
-def test_missing_files_are_named(tmp_path: Path) -> None:
+def test_missing_files_are_reported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"none\.yaml can't be read: No such file or directory\. Check its path\."):
         Server.from_openapi(tmp_path / "none.yaml", Api().client())
 
 
-def test_error_for_yaml_names_the_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_yaml_suggests_the_missing_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load = builtins.__import__
 
     def without_yaml(name: str, *more: Any) -> Any:
@@ -177,7 +177,7 @@ def old(place: str, kind: str = "string", name: str = "a", **more: Any) -> dict[
         ({"collectionFormat": "tsv"}, "a=1%092"),
     ],
 )
-async def test_collections_of_version_2_keep_their_format(how: dict[str, str], query: str) -> None:
+async def test_version_2_collections_keep_their_format(how: dict[str, str], query: str) -> None:
     request = await sent(swagger(old("query", "array", **how)), {"a": ["1", "2"]})
     assert request.url.query.decode() == query
     form = swagger(old("formData", "array", **how), consumes=["application/x-www-form-urlencoded"])
@@ -192,13 +192,13 @@ async def test_collections_of_version_2_keep_their_format(how: dict[str, str], q
         ({"collectionFormat": "ssv"}, "1%202", "1 2"),
     ],
 )
-async def test_collections_of_version_2_work_in_paths_and_headers(how: dict[str, str], path: str, header: str) -> None:
+async def test_version_2_collections_work_in_paths_and_headers(how: dict[str, str], path: str, header: str) -> None:
     document = swagger(old("path", "array", **how), old("header", "array", "X-B", **how), method="get", path="/p/{a}")
     request = await sent(document, {"a": ["1", "2"], "X-B": ["1", "2"]})
     assert (request.url.raw_path.decode(), request.headers["x-b"]) == (f"/api/p/{path}", header)
 
 
-async def test_form_fields_of_version_2_determine_the_content_type() -> None:
+async def test_version_2_form_fields_determine_the_content_type() -> None:
     fields = old("formData"), old("formData", "integer", "n")
     assert (await sent(swagger(*fields), {"a": "x y", "n": 3})).content == b"a=x%20y&n=3"
     parts = multipart(await sent(swagger(*fields, consumes=["multipart/form-data"]), {"a": "x", "n": 3}))
@@ -215,7 +215,7 @@ async def test_parameters_without_a_schema_keep_their_keywords() -> None:
     assert (await tools(document))["op"].input_schema["properties"]["n"] == {"type": "integer", "minimum": 1}
 
 
-async def test_bodies_of_version_2_are_sent_according_to_their_kind() -> None:
+async def test_version_2_bodies_are_sent_according_to_their_kind() -> None:
     json_body = swagger({"name": "pet", "in": "body", "required": True, "schema": {"$ref": "#/definitions/Pet"}})
     assert sent_json(await sent(json_body, {"name": "x", "tag": None})) == {"name": "x", "tag": None}
     xml = swagger({"name": "pet", "in": "body", "schema": {"type": "string"}}, consumes=["application/xml"])
@@ -226,7 +226,7 @@ async def test_bodies_of_version_2_are_sent_according_to_their_kind() -> None:
     assert [name for name, _, _ in parts] == ['form-data; name="f"; filename="x.txt"', 'form-data; name="a"']
 
 
-async def test_shared_parameters_and_keys_of_version_2_are_resolved() -> None:
+async def test_version_2_shared_parameters_and_keys_are_resolved() -> None:
     document = swagger({"$ref": "#/parameters/Limit"}, old("query", name="key"), method="get", path="/p/{a}")
     document["paths"]["/p/{a}"]["parameters"] = [old("path"), old("query", "string", "limit")]
     schema = (await tools(document))["op"].input_schema
@@ -234,13 +234,13 @@ async def test_shared_parameters_and_keys_of_version_2_are_resolved() -> None:
     assert str((await sent(document, {"a": "x", "limit": 3})).url) == f"{BASE}/p/x?limit=3"
 
 
-async def test_responses_of_version_2_have_output_schemas_if_enabled() -> None:
+async def test_version_2_responses_have_output_schemas_if_enabled() -> None:
     document = swagger(method="get", responses={"200": {"$ref": "#/responses/Found"}})
     found = (await tools(document, output_schemas=True))["op"].output_schema
     assert found["properties"]["tag"] == {"anyOf": [{"type": "string"}, {"type": "null"}]}
 
 
-async def test_servers_of_version_2_prefer_https() -> None:
+async def test_version_2_servers_prefer_https() -> None:
     async with Client(Server.from_openapi({**swagger(), "schemes": ["http", "https"]}), timeout=WAIT) as client:
         assert [each.name for each in await client.tools()] == ["op"]
 
@@ -280,7 +280,7 @@ def nested(depth: int, form: str) -> tuple[Any, Any]:
 
 
 @for_each("form", ["allOf", "properties", "items", "references"])
-async def test_schemas_nested_too_deeply_are_named_as_the_reason(form: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_deep_schema_nesting_is_given_as_the_reason(form: str, caplog: pytest.LogCaptureFixture) -> None:
     for depth in (80, 300, 5_000):
         caplog.clear()
         inner, definitions = nested(depth, form)

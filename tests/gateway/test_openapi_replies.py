@@ -124,7 +124,7 @@ async def test_binary_bodies_arrive_with_every_byte(content: bytes, media: str, 
         (answer(b"", "", 429, **{"retry-after": "0"}), "HTTP error 429: Too Many Requests - Try again in 0 seconds."),
     ],
 )
-async def test_errors_have_the_status_and_message_of_the_api(response: httpx2.Response, text: str) -> None:
+async def test_errors_have_the_api_status_and_message(response: httpx2.Response, text: str) -> None:
     result = await reply(response)
     assert (result.is_error, result.text) == (True, text)
 
@@ -161,7 +161,7 @@ async def test_circular_redirects_end() -> None:
     assert len(api.requests) == 4
 
 
-async def test_paging_headers_are_in_the_meta_of_the_result() -> None:
+async def test_paging_headers_are_in_the_result_meta() -> None:
     link = '</p?page=2>; rel="next"'
     result = await reply(answer(b"[]", link=link, **{"X-Total-Count": "90", "set-cookie": "a=b"}))
     assert (result.meta or {})["millstream.gateway/headers"] == {"link": link, "x-total-count": "90"}
@@ -188,7 +188,7 @@ def promising(schema: Any, **codes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("content", [b'{"n":"5"}', b'{"n":null}', b"{}", b"[]", b"5", b"", b"<html>", b'{"n":1.5}'])
-async def test_deviating_replies_pass_unless_output_schemas_are_on(content: bytes) -> None:
+async def test_unexpected_replies_pass_unless_output_schemas_are_enabled(content: bytes) -> None:
     document = promising(RESPONSE)
     assert (await tools(document))["op"].output_schema is None
     assert not (await reply(answer(content), document)).is_error

@@ -274,9 +274,7 @@ async def test_missing_answers_are_requested_again(world: World) -> None:
 
 
 @pytest.mark.parametrize("noticed", [True, False])
-async def test_calls_of_dead_workers_fail_with_an_error(
-    world: World, noticed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_calls_on_dead_workers_fail(world: World, noticed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._parked_calls._WAKE_TIMEOUT", 0.05)
     async with world.workers(2) as (first, second):
         asked = await send(first)
@@ -300,7 +298,7 @@ async def test_worker_death_ends_the_waiting_request(world: World) -> None:
         assert "stopped" in text(lost)
 
 
-async def test_messages_that_the_store_refuses_leave_no_unretrieved_error(
+async def test_messages_that_the_store_rejects_leave_no_unretrieved_error(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def late(ctx: Context) -> str:

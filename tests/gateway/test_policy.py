@@ -156,7 +156,7 @@ NOTES = (
     ],
     ids=["deny", "groups", "spaces"],
 )
-async def test_rules_hold_in_every_spelling_that_an_upstream_lists(policy: UpstreamPolicy, left: list[str]) -> None:
+async def test_rules_apply_to_every_spelling_that_an_upstream_lists(policy: UpstreamPolicy, left: list[str]) -> None:
     shop, mcp = Server("shop"), Server("gateway")
     for uri in NOTES:
         shop.resource(uri, name="note")(lambda: "private")
@@ -356,7 +356,7 @@ async def test_changed_definitions_are_quarantined_until_accepted(
         assert "a restart forgets" not in caplog.text
 
 
-async def test_updates_of_quarantined_resources_are_not_passed_on(tmp_path: Path) -> None:
+async def test_updates_to_quarantined_resources_are_not_forwarded(tmp_path: Path) -> None:
     upstream, path = Server("files"), tmp_path / "gateway.lock"
     for name in ("secret", "plan"):
         upstream.resource(f"memo://{name}", name=name)(lambda: "text")

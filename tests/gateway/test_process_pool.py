@@ -149,7 +149,7 @@ async def test_busy_processes_are_not_stopped_to_make_room(shell: Command, monke
         assert await call(upstream, "b")
 
 
-async def test_idle_processes_of_the_largest_owner_make_room(shell: Command) -> None:
+async def test_the_largest_owners_idle_processes_are_stopped_first(shell: Command) -> None:
     async with asyncio.timeout(WAIT), contextlib.AsyncExitStack() as clients, open_pool(min_idle_seconds=0) as pool:
         upstream = add(pool, "files", shell, max_processes=4)
 
@@ -396,7 +396,7 @@ async def test_killed_watchdog_is_restarted(shell: Command, tmp_path: Path) -> N
         assert len(find_children() - others) == 2
 
 
-def test_output_of_one_owner_does_not_use_up_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_one_owners_output_does_not_use_up_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway.processes")
     log = ErrorLog("printer")
     for _ in range(1_000):

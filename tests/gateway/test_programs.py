@@ -160,7 +160,7 @@ async def test_program_checks_tokens(name: str, where: str, server: str, tmp_pat
                 assert "resource_metadata" in reply.headers["www-authenticate"]
 
 
-def test_protected_programs_are_refused_next_to_other_upstreams(tmp_path: Path) -> None:
+def test_protected_programs_are_rejected_next_to_other_upstreams(tmp_path: Path) -> None:
     file = tmp_path / "gateway.py"
     program = PROTECTED.format(where="", server="MCPServer").replace("mcp = ", "theirs = ").replace("@mcp", "@theirs")
     file.write_text(

@@ -80,7 +80,7 @@ async def refusal(reply: Reply, *, handshake: bool, **options: Any) -> str:
 
 
 @pytest.mark.parametrize("handshake", [False, True], ids=["per-request", "handshake"])
-async def test_models_read_the_status_and_reason_of_an_upstream(*, handshake: bool) -> None:
+async def test_models_see_the_upstreams_status_and_reason(*, handshake: bool) -> None:
     for reply, text in CASES:
         said = await refusal(reply, handshake=handshake)
         assert said == f"The server 'odd' behind this gateway {text}"
@@ -92,13 +92,13 @@ async def test_retry_after_can_be_a_date() -> None:
     assert " Try again in 7,2" in said or " Try again in 7,1" in said
 
 
-async def test_refusal_reasons_are_redacted_by_the_policy() -> None:
+async def test_rejection_reasons_are_redacted_by_the_policy() -> None:
     policy = UpstreamPolicy(redact_results=[Redaction("[a-z]+@example.com", "[email]")])
     said = await refusal(("429 Busy", TEXT, b"ask ada@example.com", ""), handshake=False, policy=policy)
     assert said.endswith("responded with status 429: ask [email].")
 
 
-async def test_refusal_names_the_credentials_that_the_operator_set() -> None:
+async def test_rejection_mentions_the_operators_credentials() -> None:
     reply = ("401 Unauthorized", TEXT, b"key revoked", "")
     said = await refusal(reply, handshake=False, headers={"Authorization": "Bearer k"})
     assert "rejected the gateway's credentials. Its operator has to replace them." in said

@@ -75,7 +75,7 @@ async def listed(client: Client, name: str) -> None:
 
 
 @pytest.mark.parametrize("era", ERAS)
-async def test_announced_tool_of_a_program_behind_a_prefix_is_listed_and_callable(era: str) -> None:
+async def test_announced_tool_from_a_prefixed_program_is_listed_and_callable(era: str) -> None:
     async with Client(catalog(), revision=era) as client:
         await client.call("a_grow")
         await listed(client, "a_announced")
@@ -89,7 +89,7 @@ async def test_tool_added_without_a_notification_is_listed_when_a_client_asks() 
         await listed(client, "a_silent")
 
 
-async def test_clients_do_not_cache_the_lists_of_a_program() -> None:
+async def test_clients_do_not_cache_program_lists() -> None:
     async with Client(catalog(), revision=ERAS[1]) as client:
         assert (await client.request("tools/list"))["ttlMs"] == 0
 
@@ -156,7 +156,7 @@ def relay(program: Any, **options: Any) -> Server:
     return gateway
 
 
-async def test_questions_of_a_single_upstream_reach_the_user_unchanged() -> None:
+async def test_questions_from_a_single_upstream_reach_the_user_unchanged() -> None:
     questions: list[str] = []
 
     def elicit(question: Any) -> dict[str, str]:
@@ -170,7 +170,7 @@ async def test_questions_of_a_single_upstream_reach_the_user_unchanged() -> None
 
 
 @pytest.mark.filterwarnings("ignore::mcp.shared.exceptions.MCPDeprecationWarning")
-async def test_system_prompt_of_a_single_upstream_is_not_extended() -> None:
+async def test_system_prompt_from_a_single_upstream_is_not_extended() -> None:
     prompts: list[Any] = []
 
     def sample(request: Any) -> str:
@@ -241,7 +241,7 @@ NAMED: dict[str, Any] = {"options": Options(name="ada", version="7")}
 
 
 @pytest.mark.parametrize("make", [relay, catalog])
-async def test_session_of_a_client_that_declares_nothing_keeps_its_state(make: Any) -> None:
+async def test_session_keeps_its_state_if_the_client_declares_nothing(make: Any) -> None:
     gateway, prefix = make(Cart()), "a_" if make is catalog else ""
     async with Client(gateway, revision="2025-11-25") as one, Client(gateway, revision="2025-11-25") as two:
         await one.call(f"{prefix}put", value=7)
@@ -249,13 +249,13 @@ async def test_session_of_a_client_that_declares_nothing_keeps_its_state(make: A
 
 
 @pytest.mark.parametrize("make", [relay, catalog])
-async def test_upstream_sees_name_and_revision_of_the_client(make: Any) -> None:
+async def test_upstream_sees_the_client_name_and_revision(make: Any) -> None:
     tool = "a_who" if make is catalog else "who"
     async with Client(make(Cart()), revision=ERAS[0], **NAMED) as client:
         assert (await client.call(tool)).text == "ada 2025-06-18"
 
 
-async def test_upstream_sees_everything_a_client_tells_about_itself() -> None:
+async def test_upstream_sees_everything_that_a_client_declares() -> None:
     program = MCPServer("curious")
 
     @program.tool()
@@ -279,7 +279,7 @@ async def test_option_hides_the_client_from_the_upstream() -> None:
         assert (await client.call("who")).text == "millstream-gateway 2025-06-18"
 
 
-async def test_client_gets_the_upstreams_refusal_of_initialize() -> None:
+async def test_client_gets_the_upstreams_initialize_error() -> None:
     gateway = relay(Cart(admits="ada"))
     async with Client(gateway, revision=ERAS[0], **NAMED) as client:
         assert (await client.call("take")).text == "None"
@@ -293,14 +293,14 @@ async def test_client_gets_the_upstreams_refusal_of_initialize() -> None:
     )
 
 
-async def test_catalog_refuses_only_calls_to_the_upstream_that_refuses_the_client() -> None:
+async def test_catalog_rejects_only_calls_to_the_upstream_that_rejects_the_client() -> None:
     async with Client(catalog(Cart(admits="ada"), Cart()), revision=ERAS[0]) as client:
         with pytest.raises(ServerError, match="aren't admitted"):
             await client.call("a_take")
         assert (await client.call("b_take")).text == "None"
 
 
-async def test_relay_passes_unlisted_names_on_and_catalog_refuses_them() -> None:
+async def test_relay_forwards_unlisted_names_and_catalog_rejects_them() -> None:
     program = growing()
     for era in ERAS:
         async with Client(relay(program), revision=era) as client:
@@ -313,7 +313,7 @@ async def test_relay_passes_unlisted_names_on_and_catalog_refuses_them() -> None
             assert "silent" in await names(client)  # at once
 
 
-async def test_error_of_a_relayed_program_is_unchanged() -> None:
+async def test_relayed_program_error_is_unchanged() -> None:
     program = MCPServer("prompts")
 
     @program.prompt()
@@ -390,7 +390,7 @@ async def test_upstream_error_code_is_kept_in_every_era() -> None:
         assert (refused.value.code, refused.value.data) == (-32002, {"uri": "page://7"})
 
 
-async def test_program_that_refuses_every_client_refuses_with_its_own_error() -> None:
+async def test_program_that_rejects_every_client_returns_its_own_error() -> None:
     program = MCPServer("closed")
 
     async def refuse(ctx: Any, call_next: Any) -> Any:
@@ -512,7 +512,7 @@ async def begin(gateway: Server, *peers: str) -> list[httpx2.Response]:
     return replies
 
 
-async def test_caller_with_too_many_sessions_is_refused_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_caller_with_too_many_sessions_is_rejected_and_others_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._part.MAX_OWN_SESSIONS", 4)
     replies = await begin(relay(Cart()), "192.0.2.1", "192.0.2.1", "192.0.2.1", "192.0.2.2")
     assert [each.status_code for each in replies] == [200, 200, 503, 200]
@@ -545,7 +545,7 @@ async def test_clients_can_connect_to_a_gateway_before_its_upstream_starts() -> 
 
 
 @pytest.mark.server
-async def test_doctor_and_operators_learn_whether_a_server_relays_and_why_not() -> None:
+async def test_doctor_and_operators_see_whether_a_server_relays() -> None:
     one, several = Server("one"), catalog()
     one.upstream("books", growing(), prefix="")
     for server, mode in (
@@ -616,7 +616,7 @@ async def test_relayed_subscription_has_the_upstreams_events_and_end() -> None:
     assert [each["_meta"][SUBSCRIPTION] for each in results] == [*granted]
 
 
-async def test_client_that_leaves_ends_its_upstream_subscription() -> None:
+async def test_client_disconnect_ends_its_upstream_subscription() -> None:
     program = Listening()
     async with Client(relay(program.server), revision="2026-07-28") as client:
         async with client.watch(tools=True), client.watch("book://1"):
@@ -634,7 +634,7 @@ async def test_stopping_a_relay_ends_its_upstream_subscriptions() -> None:
     await program.wait_for(0)
 
 
-async def test_refused_subscription_keeps_the_upstreams_message() -> None:
+async def test_rejected_subscription_keeps_the_upstreams_message() -> None:
     async with Client(relay(Listening().server), revision="2026-07-28") as client:
         with pytest.raises(ServerError) as refused:
             await client.request(LISTEN, listening(promptsListChanged=True))
@@ -719,7 +719,7 @@ async def test_relay_between_eras_lists_and_completes_prompts_as_the_upstream_do
             assert (found["completion"]["values"], prompt) == (["tone"], {"name": "greet"})
 
 
-async def test_relay_between_eras_lists_what_the_upstream_added_without_a_word() -> None:
+async def test_relay_between_eras_lists_unannounced_items() -> None:
     tools = ["one"]
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -734,7 +734,7 @@ async def test_relay_between_eras_lists_what_the_upstream_added_without_a_word()
                 await listed(client, era)
 
 
-async def test_relay_between_eras_passes_unlisted_names_on() -> None:
+async def test_relay_between_eras_forwards_unlisted_names() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         params = asked.message["params"]
         text = f"{params.get('name')} {json.dumps(params.get('arguments'))}"
@@ -784,7 +784,7 @@ async def test_tool_call_in_a_session_passes_a_relay_byte_by_byte() -> None:
     assert [each.json()["result"] for each in replies] == [result] * 2
 
 
-async def test_result_that_is_no_object_arrives_as_it_is() -> None:
+async def test_result_that_is_not_an_object_arrives_unchanged() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         line = b'{"jsonrpc":"2.0","id":%d,"result":null}' % asked.message["id"]
         await (asked.reply(line) if asked.method == "tools/call" else asked.result({}))
@@ -796,7 +796,7 @@ async def test_result_that_is_no_object_arrives_as_it_is() -> None:
     assert reply.json() == {"jsonrpc": "2.0", "id": 1, "result": None}
 
 
-async def test_tasks_of_a_relay_are_found_by_their_caller() -> None:
+async def test_relayed_tasks_are_found_by_their_caller() -> None:
     shop = Server("shop")
 
     @shop.tool(task="required")
@@ -809,7 +809,7 @@ async def test_tasks_of_a_relay_are_found_by_their_caller() -> None:
         assert (await client.tasks.wait(task)).text == "done"
 
 
-async def test_header_that_names_another_tool_is_refused_by_a_relay() -> None:
+async def test_relay_rejects_a_header_for_another_tool() -> None:
     gateway = relay(Cart())
     headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "tools/call", "mcp-name": "put"}
     async with gateway.running():
@@ -818,7 +818,7 @@ async def test_header_that_names_another_tool_is_refused_by_a_relay() -> None:
         assert (await post(gateway, call, **headers | {"mcp-name": "take"})).status_code == 200
 
 
-async def test_tool_timeout_of_the_server_ends_relayed_calls() -> None:
+async def test_server_tool_timeout_ends_relayed_calls() -> None:
     program = MCPServer("slow")
 
     @program.tool()

@@ -24,7 +24,7 @@ mcp.upstream("printer", [{sys.executable!r}, "-I", "-S", {upstream!r}, "steady"]
 """
 
 
-def test_worker_counts_are_summed_and_only_offered_items_count(tmp_path: Path) -> None:
+def test_worker_counts_are_summed_for_offered_items_only(tmp_path: Path) -> None:
     (tmp_path / "office.py").write_text(PROGRAM)
     port = free_port()
     command = run_command(str(tmp_path / "office.py"), port, "--serve", "web", "--workers", "2")
@@ -57,7 +57,7 @@ def test_worst_state_wins() -> None:
     )
 
 
-def test_the_newest_error_of_any_worker_is_shown() -> None:
+def test_the_newest_error_from_any_worker_is_shown() -> None:
     kinds = dict.fromkeys(("tools", "resources", "templates", "prompts"), 0)
     one: dict[str, Any] = {
         "name": "printer", "state": "ready", "reason": "", "processes": None, "listed_at": 1.0, "changed_at": 0.0,

@@ -245,7 +245,7 @@ SAMPLE_WITH_CARD: Json = {
 }
 
 
-async def test_redaction_covers_every_message_of_a_call() -> None:
+async def test_redaction_covers_every_message_in_a_call() -> None:
     pytest.importorskip("re2")
     result: Json = {**DONE, "structuredContent": {CARD: 1, "paid": {CARD: 2}}, "resultType": "complete"}
     questions = {"elicitation/create": FORM_WITH_CARD, "sampling/createMessage": SAMPLE_WITH_CARD}
@@ -293,7 +293,7 @@ async def test_redaction_covers_every_message_of_a_call() -> None:
                     assert kinds["sampling"][0] == "[redacted]"
 
 
-async def test_redaction_covers_the_status_of_an_upstream_task() -> None:
+async def test_redaction_covers_upstream_task_status() -> None:
     pytest.importorskip("re2")
     polls = count()
     task: Json = {"taskId": "t", "status": "working", "statusMessage": CARD, "pollIntervalMs": 1}
@@ -315,7 +315,7 @@ async def test_redaction_covers_the_status_of_an_upstream_task() -> None:
                 assert ("progress", "[redacted]") in person.heard, down
 
 
-async def test_policy_refuses_kinds_of_questions() -> None:
+async def test_policy_can_reject_types_of_questions() -> None:
     codes: list[int] = []
 
     async def call(asked: ReceivedRequest) -> None:
@@ -495,7 +495,7 @@ async def test_messages_that_belong_to_no_request_do_not_affect_calls() -> None:
 
 
 @pytest.mark.parametrize("revision", [HANDSHAKE, PER_REQUEST])
-async def test_ambiguous_messages_reach_no_client(revision: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_ambiguous_messages_are_sent_to_no_client(revision: str, caplog: pytest.LogCaptureFixture) -> None:
     answers: list[Json] = []
     answered = asyncio.Event()
     running: list[Json] = []
@@ -677,7 +677,7 @@ async def test_url_elicitation_errors_reach_every_revision() -> None:
             assert opened == ["https://example.com/in"]
 
 
-async def test_policy_refuses_urls_in_errors() -> None:
+async def test_policy_rejects_urls_in_errors() -> None:
     async def call(asked: ReceivedRequest) -> None:
         wanted = {"mode": "url", "message": "Sign in", "url": "https://example.com/in", "elicitationId": "e1"}
         error = {"code": -32042, "message": "Sign in first.", "data": {"elicitations": [wanted]}}
@@ -693,7 +693,7 @@ async def test_policy_refuses_urls_in_errors() -> None:
                     assert (result["isError"], texts(result)) == (True, "Sign in first.")
 
 
-async def test_upstream_errors_have_the_status_of_their_code() -> None:
+async def test_upstream_errors_have_the_status_for_their_code() -> None:
     errors: dict[int, tuple[int, int]] = {  # code of the upstream -> code and status for the client
         -32021: (-32021, 400),
         -32020: (-32603, 200),  # these two are about the gateway's own request
@@ -836,7 +836,7 @@ async def test_timeouts_pause_during_questions(up: str, down: str) -> None:
         assert texts(await request(client, "asks")) == "1"
 
 
-async def test_dual_era_upstream_uses_the_era_of_the_client() -> None:
+async def test_dual_era_upstream_uses_the_clients_era() -> None:
     there = Server("there")
 
     @there.tool

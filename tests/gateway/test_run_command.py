@@ -44,7 +44,7 @@ for line in sys.stdin:
 """
 
 
-async def test_command_of_a_past_era_announces_only_what_it_has() -> None:
+async def test_command_from_an_older_era_announces_only_its_own_features() -> None:
     run = [sys.executable, "-m", "millstream", "run", "--transport", "stdio", "--", sys.executable, "-c", PAST]
     async with Client(run, revision="2026-07-28", timeout=WAIT) as client:
         assert client.capabilities.keys() & {"tools", "resources", "prompts", "completions"} == {"tools"}
@@ -84,7 +84,7 @@ def test_modules_take_precedence_over_programs(tmp_path: Path, monkeypatch: pyte
         ("my missing.py", "There is no file my missing.py."),
     ],
 )
-def test_invalid_targets_are_refused_with_a_one_line_error(target: str, said: str) -> None:
+def test_invalid_targets_are_rejected_with_a_one_line_error(target: str, said: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "millstream", "run", target], capture_output=True, timeout=WAIT, check=False, text=True
     )

@@ -182,7 +182,7 @@ def make_gateway() -> Server:
     return mcp
 
 
-async def test_openapi_document_of_repaired_tools_has_no_dangling_reference() -> None:
+async def test_openapi_document_for_repaired_tools_has_no_dangling_reference() -> None:
     mcp = make_gateway()
     async with mcp.running(), httpx2.AsyncClient(transport=httpx2.ASGITransport(mcp)) as http:
         document = (await http.get("http://127.0.0.1/openapi.json")).json()

@@ -65,7 +65,7 @@ async def test_hidden_tools_can_be_found_and_called() -> None:
                 assert (await client.call("call_tool", name="asks")).text == "3 it is"
 
 
-async def test_call_tool_returns_the_errors_of_the_tool() -> None:
+async def test_call_tool_returns_tool_errors() -> None:
     async with Client(make_library(), timeout=WAIT) as client:
         wrong = await client.call("call_tool", name="createIssue", arguments={}, raise_on_error=False)
         assert "'createIssue'" in wrong.text

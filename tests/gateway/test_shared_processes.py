@@ -110,7 +110,7 @@ async def test_abandoned_calls_question_is_not_sent_to_other_callers(
     assert 'isolation = "per_' in caplog.text
 
 
-async def test_process_that_two_principals_have_used_cannot_ask() -> None:
+async def test_process_used_by_two_principals_cannot_ask_questions() -> None:
     async with callers(ALICE, BOB) as (alice, bob):
         assert "secret" in await alice.work()
         assert "per_principal" in await bob.work()
@@ -118,7 +118,7 @@ async def test_process_that_two_principals_have_used_cannot_ask() -> None:
         assert (len(alice.questions), bob.questions, bob.logs) == (1, [], [])
 
 
-async def test_process_of_one_caller_can_ask() -> None:
+async def test_process_used_by_one_caller_can_ask_questions() -> None:
     for keys, options in (((ALICE, ALICE), {}), (("", ""), {}), ((ALICE, BOB), {"isolation": "per_principal"})):
         async with callers(*keys, **options) as (first, second):
             assert "secret" in await first.work()
@@ -127,7 +127,7 @@ async def test_process_of_one_caller_can_ask() -> None:
             assert "secret" in await second.work()
 
 
-async def test_every_principal_is_told_that_the_policy_refused_a_question() -> None:
+async def test_every_principal_sees_that_the_policy_rejected_a_question() -> None:
     async with callers(ALICE, BOB, policy=UpstreamPolicy(questions=())) as (alice, bob):
         for caller in (alice, bob):
             refusal = await caller.work()
@@ -158,7 +158,7 @@ async def visit_in_turn(old: Client, new: Client) -> None:
     assert len({each["process"] for each in visits}) == 1
 
 
-async def test_clients_of_both_eras_share_one_process() -> None:
+async def test_clients_from_both_eras_share_one_process() -> None:
     mcp = Server("front")
     mcp.upstream("foreign", OFFICIAL, prefix="", start_timeout=WAIT, timeout=WAIT)
     async with (
@@ -167,7 +167,7 @@ async def test_clients_of_both_eras_share_one_process() -> None:
         await visit_in_turn(old, new)
 
 
-async def test_shared_process_changes_its_era_once_so_that_it_can_ask(tmp_path: Path) -> None:
+async def test_shared_process_changes_its_era_once_to_ask_questions(tmp_path: Path) -> None:
     mcp = Server("front", settings=Settings(store=f"sqlite:///{tmp_path}/gateway.db"))
     mcp.upstream("foreign", OFFICIAL, prefix="", start_timeout=WAIT, timeout=WAIT)
     answer = "Ada, a word, file:///work"
@@ -237,7 +237,7 @@ async def test_error_about_requests_to_clients_does_not_change_the_era() -> None
         assert (await client.call("go", raise_on_error=False)).text == text
 
 
-async def test_process_that_may_not_ask_keeps_its_era() -> None:
+async def test_process_that_may_not_ask_questions_keeps_its_era() -> None:
     mcp, policy = Server("front"), UpstreamPolicy(questions=())
     command = [sys.executable, "-c", CANNOT_ASK, SDK_ERROR]
     mcp.upstream("mute", command, prefix="", policy=policy, start_timeout=WAIT, timeout=WAIT)
@@ -288,7 +288,7 @@ class ProgramsOfAda(auth.AuthMethod):
 
 
 @for_each("isolation", ["shared", "per_principal"])
-async def test_questions_of_one_users_program_do_not_reach_another_program(isolation: Any) -> None:
+async def test_questions_from_one_users_program_do_not_reach_another_program(isolation: Any) -> None:
     mcp = Server(
         "front", auth=ProgramsOfAda(), settings=Settings(secret_key="a secret of the tests that is long enough")
     )

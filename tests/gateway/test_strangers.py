@@ -82,7 +82,7 @@ async def test_go_sdk_server_with_an_argument_of_any_type_is_served(go_server: s
             assert (await client.call("show", anything=[1, 2])).text == "[1 2]"
 
 
-async def test_go_sdk_server_can_ask_clients_of_both_eras(go_server: str) -> None:
+async def test_go_sdk_server_can_ask_clients_from_both_eras(go_server: str) -> None:
     mcp, answers = Server("front"), {"elicit": lambda _: {"name": "Ada"}, "timeout": WAIT}
     mcp.upstream("odd", [go_server], prefix="", start_timeout=WAIT, timeout=WAIT)
     async with (
@@ -207,7 +207,7 @@ async def test_invalid_value_anywhere_in_an_item_does_not_affect_other_items(tmp
     assert "memo://odd/good" in {each.uri for each in resources}
 
 
-def test_odd_parts_of_schemas_reach_neither_models_nor_older_clients() -> None:
+def test_unusual_schema_parts_reach_neither_models_nor_older_clients() -> None:
     for schema in filter(None, SCHEMAS):
         if isinstance(schema, dict):
             tool = ToolDescription(name="odd", input_schema=schema)
@@ -447,7 +447,7 @@ async def test_upstream_that_starts_slowly_appears_in_the_lists(revision: str) -
                 assert (await client.request("server/discover"))["ttlMs"] > 0
 
 
-async def test_cache_hints_of_an_upstream_are_kept() -> None:
+async def test_upstream_cache_hints_are_kept() -> None:
     pages: Json = {
         "server/discover": {**OFFER, "capabilities": ALL, "ttlMs": 9_000, "cacheScope": "private"},
         "tools/list": {"tools": [], "ttlMs": 30_000, "cacheScope": "private"},
@@ -674,7 +674,7 @@ async def test_quarantined_resource_cannot_be_read_in_another_spelling(tmp_path:
                 assert (await client.read(other))[0].text == "leaked"
 
 
-async def test_quarantine_of_a_query_and_of_a_template_covers_longer_uris_and_no_others(tmp_path: Path) -> None:
+async def test_quarantined_query_and_template_cover_only_longer_uris(tmp_path: Path) -> None:
     item, template = "shop://items?id=1", "file:///Etc/{name}"
     hidden = [
         item, "SHOP://Items/?id=1", "shop://items?id=1&x=2", "shop://items?x&id=1", "shop://items?id%3D1#x",
@@ -720,7 +720,7 @@ def test_missing_resource_is_reported_even_if_templates_cannot_be_listed() -> No
     assert "Error: Method not found" not in done.stderr
 
 
-def test_doctor_accepts_a_server_that_refuses_a_list() -> None:
+def test_doctor_accepts_a_server_that_rejects_a_list() -> None:
     command = [sys.executable, "-m", "millstream", "doctor", shlex.join(stranger(ALL, LISTS))]
     done = subprocess.run(command, capture_output=True, timeout=WAIT, check=False, text=True)
     assert "1 tool, 1 resource, 0 templates, 0 prompts" in done.stdout + done.stderr

@@ -136,7 +136,7 @@ async def test_middleware_that_passes_a_result_on_does_not_change_it(revision: s
         assert json.loads(bytes(result.structured_content or b"")) == (1 if revision == "2026-07-28" else {"result": 1})
 
 
-async def test_middleware_receives_the_uris_of_the_gateway() -> None:
+async def test_middleware_receives_gateway_uris() -> None:
     seen: list[Any] = []
 
     class Watching(Middleware):

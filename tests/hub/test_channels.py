@@ -56,7 +56,7 @@ def test_a_channel_may_be_any_visible_text(name: str) -> None:
 @for_each(
     "name", ["", "x" * 201, "a b", "a\nb", "a\0", "a..b", ".a", "a.", "a\u2028b", "\ud800", "a\u00a0b", "a\ufffd"]
 )
-def test_invalid_channel_names_are_refused(name: str) -> None:
+def test_invalid_channel_names_are_rejected(name: str) -> None:
     with pytest.raises(InvalidName):
         check_channel(name)
     with pytest.raises(InvalidName):
@@ -91,7 +91,7 @@ def test_display_names_may_contain_spaces_but_not_line_breaks() -> None:
 
 
 @given(st.text(), st.text())
-def test_any_string_is_refused_or_matches_itself(name: str, other: str) -> None:
+def test_any_string_is_rejected_or_matches_itself(name: str, other: str) -> None:
     try:
         check_pattern(name)
         check_pattern(other)

@@ -76,7 +76,7 @@ async def test_same_site_and_allowed_pages_open_streams(lane: bool) -> None:
 
 
 @WAYS
-async def test_refused_streams_have_no_effect(lane: bool) -> None:
+async def test_rejected_streams_have_no_effect(lane: bool) -> None:
     server = Server("hub", version="1", settings=Settings(secret_key=KEY), serve=("hub",))
     async with server.running(), serve(server, lane=lane) as running:
         await server.hub.send("alice", "for alice")

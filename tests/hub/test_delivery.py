@@ -218,7 +218,7 @@ async def test_program_cannot_publish_to_hub_channels() -> None:
         ({"channel": "a.*"}, "wildcard"),
     ],
 )
-async def test_events_that_would_break_a_stream_are_refused(bad: dict[str, str], message: str) -> None:
+async def test_events_that_would_break_a_stream_are_rejected(bad: dict[str, str], message: str) -> None:
     async with open_hub(MemoryStore(epoch="here")) as hub:
         outlet = await listen(hub)
         with pytest.raises(InvalidName, match=message):
@@ -226,7 +226,7 @@ async def test_events_that_would_break_a_stream_are_refused(bad: dict[str, str],
         assert outlet.data == []
 
 
-async def test_oversized_events_are_refused() -> None:
+async def test_oversized_events_are_rejected() -> None:
     async with open_hub(max_event=10) as hub:
         await hub.publish("broadcast", "x" * 10)
         with pytest.raises(EventTooLarge):
@@ -292,7 +292,7 @@ async def test_subscribers_are_counted_by_transport() -> None:
         assert hub.stats().transports == {"events": 0, "websocket": 1}
 
 
-async def test_unsent_bytes_of_subscribers_are_reported() -> None:
+async def test_unsent_subscriber_bytes_are_reported() -> None:
     async with open_hub() as hub:
         idle, busy = Outlet(takes=False), Outlet()
         for outlet in (idle, busy):

@@ -61,7 +61,7 @@ async def test_def_tools_publish_synchronously(wire: Wire) -> None:
     ],
     ids=["name", "forbidden", "large"],
 )
-async def test_hub_refusals_are_reported_to_the_caller(
+async def test_hub_rejections_are_reported_to_the_caller(
     wire: Wire, name: str, channel: str, text: str, message: str
 ) -> None:
     result = await call(wire, name, channel=channel, text=text)

@@ -270,7 +270,7 @@ async def test_workers_without_interested_subscribers_are_sent_nothing(filtering
 
 
 @pytest.mark.server
-async def test_channels_of_a_client_that_has_already_left_are_not_followed(filtering: Backing) -> None:
+async def test_channels_are_not_followed_for_a_client_that_has_already_left(filtering: Backing) -> None:
     async with workers(filtering, 2) as (one, two):
         left = Outlet()
         left.close()

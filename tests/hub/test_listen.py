@@ -72,7 +72,7 @@ async def _has(hub: Hub, key: str) -> bool:
 
 
 @pytest.mark.parametrize("name", SHARED)
-async def test_two_workers_share_the_events_of_a_named_listener(name: str) -> None:
+async def test_two_workers_share_a_named_listeners_events(name: str) -> None:
     async with two_workers(name) as (_, hubs):
         programs = [Program(hub, name="mailer") for hub in hubs]
         await position_is_saved(hubs[0], "mailer")
@@ -234,7 +234,7 @@ async def test_listening_ends_with_the_hub() -> None:
     await program.ended()
 
 
-async def test_reserved_and_invalid_patterns_are_refused() -> None:
+async def test_reserved_and_invalid_patterns_are_rejected() -> None:
     server = Server("shop", serve="hub")
     async with server.running():
         for pattern in ("$client.>", "a..b", ""):

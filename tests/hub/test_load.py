@@ -60,7 +60,7 @@ async def test_resuming_subscribers_share_missed_events_in_memory() -> None:
             await end(outlets, tasks)
 
 
-async def test_catch_up_budget_cuts_the_longest_waiting() -> None:
+async def test_catch_up_budget_disconnects_the_longest_waiting_subscriber() -> None:
     async with open_hub(MemoryStore(), max_unread=2 * MIB) as hub:
         start = (await hub.publish("news", "start")).id
         for number in range(100):
@@ -74,7 +74,7 @@ async def test_catch_up_budget_cuts_the_longest_waiting() -> None:
         await end(outlets, tasks)
 
 
-async def test_total_backlog_cuts_the_furthest_behind() -> None:
+async def test_total_backlog_disconnects_the_subscriber_furthest_behind() -> None:
     async with open_hub(max_unread=200_000, max_buffered=100_000) as hub:
         slow, good = [Outlet(takes=False) for _ in range(20)], await listen(hub, "a", "b")
         for number, outlet in enumerate(slow):
@@ -88,7 +88,7 @@ async def test_total_backlog_cuts_the_furthest_behind() -> None:
         assert len(good.data) == 40
 
 
-async def test_invented_event_ids_search_the_journal_once() -> None:
+async def test_made_up_event_ids_search_the_journal_once() -> None:
     store: Any = DelayedStore(lambda: 0, MemoryStore())
     async with open_hub(store) as hub:
         for number in range(5_000):

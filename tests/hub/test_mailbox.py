@@ -98,7 +98,7 @@ async def test_mailboxes_are_private() -> None:
 
 
 @for_each("client_id", ["", "a b", "a\nb", "*", ">"])
-async def test_invalid_client_ids_are_refused_for_reading_and_writing(client_id: str) -> None:
+async def test_invalid_client_ids_are_rejected_for_reading_and_writing(client_id: str) -> None:
     async with open_hub() as hub:
         with pytest.raises(InvalidName):
             await hub.send(client_id, "x")

@@ -37,7 +37,7 @@ async def test_presence_patterns_follow_channel_permission() -> None:
         assert every.data == []
 
 
-async def test_failing_permission_hook_refuses_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+async def test_failing_permission_hook_rejects_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
     def authorize(principal: Any, action: str, channel: str) -> bool:
         if channel.startswith("boom"):

@@ -92,7 +92,7 @@ async def test_patterns_and_hub_channels_have_no_presence() -> None:
         assert hub.stats().published == 0
 
 
-async def test_presence_keys_of_channels_do_not_collide() -> None:
+async def test_channel_presence_keys_do_not_collide() -> None:
     async with open_hub() as hub:
         await listen(hub, "chat", client_id="ann")
         await listen(hub, "chat.1", client_id="bob")
@@ -115,7 +115,7 @@ async def test_client_on_two_workers_joins_and_leaves_once() -> None:
         assert [event for event, data, _ in watcher.events() if data] == ["join", "leave"]
 
 
-async def test_presence_of_a_dead_worker_expires() -> None:
+async def test_dead_workers_presence_expires() -> None:
     store = MemoryStore()
     given_up = second_worker(store)
     dead = Hub(given_up, HubLimits())  # type: ignore[arg-type]
@@ -320,7 +320,7 @@ async def test_presence_events_are_not_repeated_across_subscriptions() -> None:
         assert [json.loads(data)["client_id"] for data in outlet.data] == ["ann", "bob"]
 
 
-async def test_lost_presence_log_is_a_gap() -> None:
+async def test_lost_presence_log_is_reported_as_a_gap() -> None:
     store = MemoryStore()
     async with open_hub(store) as hub:
         watcher = await listen(hub, "$presence.chat")

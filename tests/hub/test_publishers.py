@@ -93,7 +93,7 @@ async def hear(socket: Any) -> Json:
     return dict(message)
 
 
-async def test_event_streams_name_the_publisher_next_to_the_claim() -> None:
+async def test_event_streams_identify_the_publisher_next_to_the_claimed_name() -> None:
     async with run_guarded(make_rooms()) as world:
         await publish(world, EVE)
         [event] = fields(await read(world, DESK, "/events?channel=room&history=5"))
@@ -113,7 +113,7 @@ async def test_pages_read_the_publisher_from_an_envelope() -> None:
         assert (await world.ask(DESK, "GET", "/events?envelope=yes", **STREAM)).status == 400
 
 
-async def test_compressed_streams_name_the_publisher() -> None:
+async def test_compressed_streams_identify_the_publisher() -> None:
     async with run_guarded(make_rooms(gzip_streams=True)) as world:
         await publish(world, EVE)
         peer = await world.send(DESK, "GET", "/events?channel=room&history=5", **STREAM, accept_encoding="gzip")
@@ -130,7 +130,7 @@ def _inflate(packed: bytes) -> bytes:
     return zlib.decompressobj(31).decompress(packed)
 
 
-async def test_sockets_name_the_publisher_next_to_the_claim() -> None:
+async def test_websockets_identify_the_publisher_next_to_the_claimed_name() -> None:
     async with run_guarded(make_rooms()) as world, world.socket(DESK) as desk, world.socket(EVE) as eve:
         await desk.send('{"type":"subscribe","channel":"room"}')
         await eve.send('{"type":"publish","channel":"room","data":{"name":"bob"}}')
@@ -138,7 +138,7 @@ async def test_sockets_name_the_publisher_next_to_the_claim() -> None:
         assert (event["user"], json.loads(event["data"])) == ({"name": "eve"}, {"name": "bob"})
 
 
-async def test_publishers_cannot_name_another_user() -> None:
+async def test_publishers_cannot_impersonate_another_user() -> None:
     async with run_guarded(make_rooms()) as world:
         forged = b'{"channel":"room","data":1,"user":{"name":"bob"}}'
         reply = await world.ask(EVE, "POST", "/publish", forged, **JSON_BODY)
@@ -161,7 +161,7 @@ async def test_tools_publish_as_their_caller_or_as_the_server() -> None:
         assert ("user" in first, "user" in second) == (True, False)
 
 
-async def test_messages_to_a_client_name_their_sender() -> None:
+async def test_messages_to_a_client_identify_their_sender() -> None:
     async with run_guarded(make_rooms()) as world:
         assert (await world.call(EVE, "whisper", {"text": "psst"})).status == 200
         event = fields(await read(world, DESK, "/mcp/sse/desk-1", b"psst"))[-1]
@@ -197,7 +197,7 @@ async def test_presence_distinguishes_verified_names_from_chosen_ones() -> None:
         assert known.user.subject == "eve"
 
 
-async def test_replays_after_a_restart_name_the_publisher(tmp_path: Path) -> None:
+async def test_replays_after_a_restart_identify_the_publisher(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path / 'rooms.db'}"
     async with run_guarded(make_rooms(store)) as world:
         await publish(world, EVE)
@@ -208,7 +208,7 @@ async def test_replays_after_a_restart_name_the_publisher(tmp_path: Path) -> Non
         assert json.loads(event["user"]) == {"name": "eve"}
 
 
-async def test_other_workers_name_the_publisher() -> None:
+async def test_other_workers_identify_the_publisher() -> None:
     backing = LocalBacking()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(backing.close)
@@ -229,14 +229,14 @@ async def test_other_workers_name_the_publisher() -> None:
             assert (member["name"], member["user"]) == ("bob", {"name": "eve"})
 
 
-async def test_shared_key_does_not_name_a_publisher() -> None:
+async def test_shared_key_does_not_identify_a_publisher() -> None:
     async with run_guarded(make_rooms()) as world:
         await publish(world, SHARED)
         [event] = fields(await read(world, DESK, "/events?channel=room&history=5"))
         assert json.loads(event["user"]) == {}
 
 
-async def test_publishers_are_not_named_without_a_claim() -> None:
+async def test_publishers_are_not_identified_without_a_claim() -> None:
     async with run_guarded(make_rooms(display_name_claims=())) as world:
         await publish(world, EVE)
         [event] = fields(await read(world, OFFICE, "/events?channel=room&history=5"))
@@ -326,7 +326,7 @@ async def test_names_cannot_contain_lines_or_invisible_characters() -> None:
     assert len((await name_for({}, name="e" * 5000))["name"]) == 80
 
 
-async def test_words_of_names_have_letters_of_one_script() -> None:
+async def test_words_in_names_use_a_single_script() -> None:
     for mixed in ("\u0412ob", "Bo\u044c", "Ada B\u03bfb", "A\u0501a", "\u13aada", "Bob-\u0410da"):
         assert await name_for({}, name=mixed, preferred_username="eve") == {"name": "eve"}, ascii(mixed)
     names = (
@@ -340,14 +340,14 @@ async def test_words_of_names_have_letters_of_one_script() -> None:
         assert await name_for({}, name=name) == {"name": name}
 
 
-async def test_subjects_are_refused_as_display_names() -> None:
+async def test_subjects_are_rejected_as_display_names() -> None:
     server = make_rooms(display_name_claims=("sub",))
     with pytest.raises(ValueError, match="display_name_claims"):
         async with run_guarded(server):
             pass
 
 
-async def test_event_polls_and_tools_name_the_publisher() -> None:
+async def test_event_polls_and_tools_identify_the_publisher() -> None:
     shop = make_shop(webhooks=False, recent_events_tool=True)
     async with run_shop(shop) as world:
         start = (await world.client(BOB).request("events/poll", name="order.paid"))["cursor"]
@@ -364,7 +364,7 @@ async def test_event_polls_and_tools_name_the_publisher() -> None:
             ]
 
 
-async def test_event_streams_and_webhooks_name_the_publisher(tmp_path: Path) -> None:
+async def test_event_streams_and_webhooks_identify_the_publisher(tmp_path: Path) -> None:
     async with run_receiver(tmp_path) as receiver:
         shop = make_shop(private_callbacks=True, tls=receiver.tls)
         async with asyncio.timeout(WAIT), run_shop(shop) as world:

@@ -81,7 +81,7 @@ async def test_publisher_ids_are_found_in_the_whole_journal(count: int) -> None:
 
 
 @for_each("last", ["nonsense", "other.5", "here.999999", "here.", ".", "here." + "9" * 40, "é"])
-async def test_unknown_ids_are_a_gap_followed_by_the_rest(last: str) -> None:
+async def test_unknown_ids_cause_a_gap_followed_by_the_rest(last: str) -> None:
     async with open_hub(MemoryStore(epoch="here")) as hub:
         await publish(hub, "1", "2")
         await publish(hub, "no", channel="other")
@@ -92,7 +92,7 @@ async def test_unknown_ids_are_a_gap_followed_by_the_rest(last: str) -> None:
         assert outlet.data == ["1", "2", "3"]
 
 
-async def test_restart_that_loses_the_store_is_a_gap() -> None:
+async def test_restart_that_loses_the_store_is_reported_as_a_gap() -> None:
     async with open_hub() as hub:
         last = (await listen(hub)).last_id
     async with open_hub() as hub:
@@ -102,7 +102,7 @@ async def test_restart_that_loses_the_store_is_a_gap() -> None:
             assert (outlet.gaps, outlet.data) == (["unknown"], ["new"])
 
 
-async def test_restart_that_keeps_the_store_is_not_a_gap() -> None:
+async def test_restart_that_keeps_the_store_is_not_reported_as_a_gap() -> None:
     store = MemoryStore()
     async with open_hub(store) as hub:
         await publish(hub, "1")
@@ -159,7 +159,7 @@ async def test_busy_channels_do_not_evict_quiet_history() -> None:
         assert (await listen(hub, "quiet.*", last_event_id=last)).gaps == ["trimmed"]
 
 
-async def test_events_missing_from_journal_and_history_are_a_gap() -> None:
+async def test_events_missing_from_journal_and_history_are_reported_as_a_gap() -> None:
     async with open_hub(MemoryStore(), journal=10, history=2) as hub:
         last = (await listen(hub, "quiet")).last_id
         await publish(hub, "q1", "q2", "q3", channel="quiet")
@@ -348,5 +348,5 @@ async def test_largest_offset_can_be_resumed(offset: int) -> None:
 
 
 @for_each("id", ["here.", "here.-1", "here.1-", "here.1-2-3", "here.1-x", "here.x-1", "here.²", "1", "-"])
-def test_malformed_positions_are_refused(id: str) -> None:
+def test_malformed_positions_are_rejected(id: str) -> None:
     assert parse_position(id, "here") is None

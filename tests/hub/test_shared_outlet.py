@@ -61,7 +61,7 @@ async def test_resuming_next_to_another_subscription_skips_written_events() -> N
         assert outlet.data == ["3", "1", "2", "4", "0"]
 
 
-async def test_gap_of_one_subscription_does_not_hold_back_the_other() -> None:
+async def test_gap_in_one_subscription_does_not_hold_back_the_other() -> None:
     store, outlet = MemoryStore(), Outlet()
     async with open_hub(store, journal=3) as hub:
         start = (await hub.publish("quiet", "0")).id

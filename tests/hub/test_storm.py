@@ -177,7 +177,7 @@ async def test_read_in_progress_is_not_shared_with_later_requests() -> None:
 
 
 @for_each("id", ["made up", ""])
-async def test_replays_of_one_caller_wait_for_their_turn(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_callers_replays_wait_for_their_turn(id: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1_000.0
     monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: now)
     async with open_hub() as hub:

@@ -69,7 +69,7 @@ async def test_callers_can_name_their_stream(server: Server, where: str) -> None
 
 @for_each("path", ["/mcp/tools/call", "/tools/add"])
 @for_each("client_id", [b"a b", b"*", b"x" * 200, b"a..b", b"\xff"], ids=len)
-async def test_invalid_client_ids_are_refused(server: Server, path: str, client_id: bytes) -> None:
+async def test_invalid_client_ids_are_rejected(server: Server, path: str, client_id: bytes) -> None:
     dialect = path == "/mcp/tools/call"
     body = call("add", a=1, b=2) if dialect else {"a": 1, "b": 2, "stream": True}
     async with client(server) as http:

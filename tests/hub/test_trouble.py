@@ -131,7 +131,7 @@ async def test_periodic_work_survives_a_store_outage(
             members.down = False
 
 
-async def test_lost_journal_is_a_gap() -> None:
+async def test_lost_journal_is_reported_as_a_gap() -> None:
     store = MemoryStore()
     async with open_hub(store) as hub:
         outlet = await listen(hub)
@@ -168,7 +168,7 @@ async def test_new_epoch_reports_a_gap_and_delivery_continues() -> None:
         assert (again.gaps, again.data) == (["unknown"], ["2", "3"])
 
 
-async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_event_ids_contain_the_append_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.tail.PATIENCE", 0)
     store: Any = DelayedStore(lambda: 0, MemoryStore(epoch="one"))
     async with open_hub(store) as hub:
@@ -191,7 +191,7 @@ async def test_event_ids_carry_the_epoch_of_the_append(monkeypatch: pytest.Monke
         assert (again.gaps, again.data) == (["unknown"], ["new"])
 
 
-async def test_epoch_change_during_catch_up_is_a_gap() -> None:
+async def test_epoch_change_during_catch_up_is_reported_as_a_gap() -> None:
     store: Any = DelayedStore(lambda: 0, MemoryStore(epoch="one"))
     async with open_hub(store) as hub:
         last = (await listen(hub)).last_id
@@ -276,7 +276,7 @@ async def test_delivery_plan_cache_overflow_is_harmless(monkeypatch: pytest.Monk
         assert outlet.data == list("01234")
 
 
-async def test_invented_ids_store_nothing() -> None:
+async def test_made_up_ids_store_nothing() -> None:
     store = MemoryStore(clock=Clock())
     async with open_hub(store) as hub:
         for number in range(50):
@@ -327,7 +327,7 @@ async def test_worker_joins_a_long_journal_with_one_read() -> None:
             assert (await listen(other, last_event_id=last)).data == list(map(str, range(3000)))
 
 
-async def test_position_before_a_trimmed_epoch_start_is_a_gap() -> None:
+async def test_position_before_a_trimmed_epoch_start_is_reported_as_a_gap() -> None:
     async with open_hub(MemoryStore(epoch="here")) as hub:
         for _ in range(4200):
             await hub.publish("broadcast", "x" * 1000)

@@ -11,7 +11,7 @@ SMALL = 20_000
 
 @for_each("was_here", [False, True])
 @for_each("with_id", [False, True])
-async def test_expired_mailbox_is_a_gap(was_here: bool, with_id: bool) -> None:
+async def test_expired_mailbox_is_reported_as_a_gap(was_here: bool, with_id: bool) -> None:
     clock = Clock()
     async with open_hub(clock=clock, mailbox_age=60.0) as hub:
         last_id = ""
@@ -48,7 +48,7 @@ async def test_mailbox_messages_that_a_full_store_drops_cause_a_gap(with_id: boo
         assert left[0] > 0
 
 
-async def test_mailbox_evicted_by_a_full_store_is_a_gap() -> None:
+async def test_mailbox_evicted_by_a_full_store_is_reported_as_a_gap() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock)
     async with open_hub(store, clock=clock) as hub:
@@ -132,7 +132,7 @@ async def test_unread_messages_are_not_reported_as_missing() -> None:
         assert (outlet.gaps, outlet.data) == ([], ["1"])
 
 
-async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
+async def test_loss_records_for_made_up_clients_evict_the_oldest() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
     async with open_hub(store, clock=clock, mailbox_age=60.0) as hub:
@@ -146,7 +146,7 @@ async def test_loss_records_of_invented_clients_evict_the_oldest() -> None:
         assert (await receive(hub, "made-up-0")).data == ["x"], "the message itself is the log's"
 
 
-async def test_invented_clients_evict_only_records_of_their_owner() -> None:
+async def test_made_up_clients_evict_only_their_owners_records() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
     alice, bob = Principal("alice"), Principal("bob")
@@ -165,7 +165,7 @@ async def test_invented_clients_evict_only_records_of_their_owner() -> None:
         assert (await receive(hub, "unread", principal=bob)).gaps == ["expired"]
 
 
-async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
+async def test_cursors_for_made_up_clients_evict_the_oldest() -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_value_bytes=20_000)
     async with open_hub(store, clock=clock) as hub:
@@ -180,7 +180,7 @@ async def test_cursors_of_invented_clients_evict_the_oldest() -> None:
         assert store.kv.kinds["seen"].size <= 20_000
 
 
-async def test_messages_of_an_unseen_epoch_are_a_gap() -> None:
+async def test_messages_from_an_unseen_epoch_are_reported_as_a_gap() -> None:
     clock = Clock()
     store: Any = DelayedStore(lambda: 0, MemoryStore(epoch="one", clock=clock))
     async with open_hub(store, clock=clock, mailbox_age=60.0) as hub:

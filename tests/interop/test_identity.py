@@ -182,7 +182,7 @@ async def test_external_login_grants_the_allowlist_scopes(provider: Identity, de
     ],
     ids=["another", "unverified", "not-of-the-organization"],
 )
-async def test_users_not_on_the_allowlist_are_refused(login: str, allow: list[str], desk_with: Make) -> None:
+async def test_users_not_on_the_allowlist_are_rejected(login: str, allow: list[str], desk_with: Make) -> None:
     desk = desk_with(allow)
     window = Browser(desk)
     _, url = await away(desk, window)
@@ -220,7 +220,7 @@ async def test_denied_external_login_is_reported(desk_with: Make) -> None:
     assert (reply.status, "allow Google to identify you" in reply.text) == (403, True)
 
 
-async def test_foreign_codes_do_not_sign_in(desk_with: Make) -> None:
+async def test_foreign_codes_do_not_sign_users_in(desk_with: Make) -> None:
     """RFC 9700 §4.5."""
     desk = desk_with(["*"])
     mine, theirs = Browser(desk), Browser(desk)

@@ -42,7 +42,7 @@ async def test_java_client_uses_a_java_server_through_the_gateway() -> None:
 
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
-async def test_java_server_asks_clients_of_each_era_through_the_gateway(revision: str) -> None:
+async def test_java_server_asks_clients_from_each_era_through_the_gateway(revision: str) -> None:
     reports: list[float] = []
     async with (
         gateway() as (url, _),

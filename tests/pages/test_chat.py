@@ -53,7 +53,7 @@ def test_chat_shows_the_server_name(hub: str, open_page: OpenPage) -> None:
 
 
 @pytest.mark.parametrize(("width", "height"), [(1440, 900), (1280, 720), (390, 844)])
-def test_first_screen_shows_the_server_and_leads_to_the_playground(
+def test_first_screen_shows_the_server_and_links_to_the_playground(
     hub: str, open_page: OpenPage, width: int, height: int
 ) -> None:
     page = open_page(f"{hub}/chat", width=width, height=height)
@@ -156,7 +156,7 @@ mcp = Server("guarded", serve="all", authorize_channel=authorize)
 """
 
 
-def test_refused_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) -> None:
+def test_rejected_messages_can_be_edited(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
     program = tmp_path / "guarded.py"
     program.write_text(GUARDED, "utf-8")
@@ -256,7 +256,7 @@ def test_reload_shows_the_history_once_in_order(hub: str, open_page: OpenPage) -
     assert heard(page, "past:") == ["past: 0", "past: 1", "past: 2"]
 
 
-def test_messages_of_other_programs_are_plain_text(hub: str, open_page: OpenPage) -> None:
+def test_messages_from_other_programs_are_plain_text(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/chat", name="Ada")
     live(page)
     hostile = "plain: <img src=x onerror=alert(1)>"
@@ -361,7 +361,7 @@ def test_chat_shows_messages_from_curl_and_the_tool_and_sends_by_the_tool(hub: s
     assert heard(page, "tool:")[-1:] == ["tool: by the page"]
 
 
-def test_message_of_a_tool_without_a_name_shows_who_sent_it(tmp_path: Path, open_page: OpenPage) -> None:
+def test_message_from_a_tool_without_a_name_shows_the_sender(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
     with run_server(run_command("examples/broadcast/main.py", port), port, tmp_path / "log"):
         url = f"http://127.0.0.1:{port}"
@@ -408,7 +408,7 @@ def test_messages_are_found_by_their_words_and_by_their_links(hub: str, open_pag
     assert find_layout_problems(visitor) == []
 
 
-def test_refused_channel_does_not_change_the_open_one(hub: str, open_page: OpenPage) -> None:
+def test_rejected_channel_does_not_change_the_open_one(hub: str, open_page: OpenPage) -> None:
     ada = open_page(f"{hub}/chat#channel=many-0", name="Ada")
     live(ada)
     for number in range(1, 12):

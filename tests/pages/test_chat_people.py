@@ -101,7 +101,7 @@ def test_chat_marks_unverified_names(team: str, open_page: OpenPage) -> None:
     expect(message.get_by_title("Signed in under this name")).to_have_count(0)
 
 
-def test_chat_names_the_missing_scope_before_the_user_writes(team: str, open_page: OpenPage) -> None:
+def test_chat_shows_the_missing_scope_before_the_user_writes(team: str, open_page: OpenPage) -> None:
     ada = enter(open_page, team, "ada")
     expect(ada.locator("#read-only")).to_contain_text("Writing takes the scope millstream:publish")
     expect(ada.get_by_label("Message", exact=True)).to_be_hidden()
@@ -117,7 +117,7 @@ def test_pages_link_only_pages_that_a_person_may_open(team: str, open_page: Open
     expect(ada.locator("#pages").get_by_role("link", name="Dashboard")).to_have_count(0)
 
 
-def test_refused_page_names_the_scope_and_leads_back(team: str, open_page: OpenPage) -> None:
+def test_denied_page_shows_the_scope_and_links_back(team: str, open_page: OpenPage) -> None:
     ada = enter(open_page, team, "ada", lossy=True)
     ada.goto(f"{team}/dashboard")
     expect(ada.get_by_text("millstream:watch")).to_be_visible()

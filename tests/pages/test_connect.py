@@ -77,7 +77,7 @@ def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, ope
 
 
 @NEEDS_NGINX
-def test_behind_a_path_prefix_every_command_names_the_public_url(tmp_path: Path, open_page: OpenPage) -> None:
+def test_every_command_uses_the_public_url_behind_a_path_prefix(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
     command = run_command("tests/pages/guarded_shop.py", port)
     path = {"PYTHONPATH": TEST_PATH, "MILLSTREAM_ROOT_PATH": "/tools"}

@@ -51,7 +51,7 @@ def part(page: Page, name: str) -> Locator:
     return page.get_by_role("tabpanel", name=name)
 
 
-def test_dashboard_figures_match_the_metrics(hub: str, open_page: OpenPage) -> None:
+def test_dashboard_numbers_match_the_metrics(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/dashboard")
     live(page)
     for _ in range(2):
@@ -277,7 +277,7 @@ def test_clicking_a_chart_or_an_error_shows_its_calls(tmp_path: Path, open_page:
         page.context.close()
 
 
-def test_address_of_a_selected_period_is_a_link_to_it(tmp_path: Path, open_page: OpenPage) -> None:
+def test_url_links_to_the_selected_period(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
     file = tmp_path / "shop.py"
     file.write_text(SHOP)
@@ -356,7 +356,7 @@ def test_no_row_moves_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> 
         page.context.close()
 
 
-def test_an_address_that_names_no_part_opens_the_first(hub: str, open_page: OpenPage) -> None:
+def test_url_without_a_part_opens_the_first(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/dashboard#toString")
     live(page)
     expect(page.get_by_role("tab", selected=True)).to_contain_text("Tools and methods")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.server
         ("/nothing", "There's no such page", 390, "light"),
     ],
 )
-def test_refusals_and_the_mcp_endpoint_are_accessible_pages(
+def test_error_pages_and_the_mcp_endpoint_page_are_accessible(
     plain: str, open_page: OpenPage, path: str, heading: str, width: int, scheme: str
 ) -> None:
     page = open_page(plain + path, fresh=True, lossy=True, width=width, color_scheme=scheme)

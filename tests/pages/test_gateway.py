@@ -91,7 +91,7 @@ def choose(page: Page, name: str) -> None:
     expect(page.get_by_role("heading", name=name, exact=True)).to_be_visible()
 
 
-def test_gateway_page_shows_state_figures_and_tools(office: str, open_page: OpenPage) -> None:
+def test_gateway_page_shows_state_metrics_and_tools(office: str, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway")
     expect(page.locator("#verdict")).to_have_text("1 down")
     expect(page.locator("#summary")).to_contain_text("Down: calendar.")
@@ -141,13 +141,13 @@ def test_problem_is_selected_first_and_others_can_be_selected(office: str, open_
     expect(page.locator("#upstreams [aria-pressed=true]")).to_have_text("calendar")
 
 
-def test_all_links_of_a_gateway_fit_on_a_phone(office: str, open_page: OpenPage) -> None:
+def test_all_gateway_links_fit_on_a_phone(office: str, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway", width=390, height=844)
     expect(page.get_by_role("link", name="Chat")).to_be_in_viewport(ratio=1)
     expect(page.get_by_role("link", name="Connect", exact=True)).to_be_in_viewport(ratio=1)
 
 
-def test_tables_of_a_gateway_fit_on_a_phone(office: str, open_page: OpenPage) -> None:
+def test_gateway_tables_fit_on_a_phone(office: str, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway#upstream=bookshop", width=390, height=844)
     assert call(office, "bookshop_order", {"isbn": "1"})
     page.get_by_role("tab", name="Recent calls").click()

@@ -283,7 +283,7 @@ def test_calls_logs_and_cancellation_work_on_other_transports(hub: str, open_pag
     ran(page, "greet", "Hello, world!")
 
 
-def test_roots_and_headers_of_the_user_are_sent(crowd: str, open_page: OpenPage) -> None:
+def test_the_users_roots_and_headers_are_sent(crowd: str, open_page: OpenPage) -> None:
     page = inspect(crowd, open_page)
     page.locator("#open-settings").click()
     page.get_by_label("Key or token").fill("mls_secret")

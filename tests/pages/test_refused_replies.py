@@ -22,7 +22,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize(("name", "part", "path", "what"), PARTS, ids=[each[2] for each in PARTS])
-def test_refusals_are_shown_with_their_reason(
+def test_errors_are_shown_with_their_reason(
     hub: str, open_page: OpenPage, name: str, part: str, path: str, what: str
 ) -> None:
     page = open_page(f"{hub}/assets/mark.svg", name="Ada", fresh=True, lossy=True)

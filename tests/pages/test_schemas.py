@@ -183,7 +183,7 @@ RECURSIVE = [
 ]
 
 
-def test_recursive_schemas_have_descriptions_and_forms_of_bounded_size(page: Page) -> None:
+def test_recursive_schemas_have_bounded_descriptions_and_forms(page: Page) -> None:
     found = page.evaluate(
         """async (schemas) => {
           const { schemaForm } = await import("./assets/schema/form.js");

@@ -201,7 +201,7 @@ def sign_in(page: Page, typed: str = "correct horse") -> None:
     page.get_by_label("Password").press("Enter")
 
 
-def test_private_page_of_the_program_opens_with_its_form_and_fetch(shop: Shop, open_page: OpenPage) -> None:
+def test_private_program_page_works_with_its_form_and_fetch(shop: Shop, open_page: OpenPage) -> None:
     page = open_page(f"{shop.url}/notes/tea?tab=1", fresh=True, lossy=True)
     sign_in(page)
     page.wait_for_url(f"{shop.url}/notes/tea?tab=1")

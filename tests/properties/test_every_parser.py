@@ -27,7 +27,7 @@ def damaged_seeds(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 
 
 @for_each("name", TARGETS)
-def test_parsers_accept_or_refuse_arbitrary_bytes(name: str) -> None:
+def test_parsers_accept_or_reject_arbitrary_bytes(name: str) -> None:
     target = made.setdefault(name, TARGETS[name]())
     inputs = 0
 

@@ -119,7 +119,7 @@ def test_handshake_version_header_must_be_known() -> None:
             check_handshake_header({b"mcp-protocol-version": bad}, l4)
 
 
-def test_requests_without_an_id_are_refused() -> None:
+def test_requests_without_an_id_are_rejected() -> None:
     check_notification(Envelope(None, "notifications/cancelled", b""))
     with pytest.raises(ProtocolError):
         check_notification(Envelope(None, "tools/list", b""))

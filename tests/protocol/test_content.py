@@ -113,7 +113,7 @@ def test_embedded_resources_without_a_resource_are_invalid() -> None:
         msgspec.json.decode(b'{"type":"resource"}', type=EmbeddedResource)
 
 
-def test_unknown_members_of_embedded_resources_are_dropped() -> None:
+def test_unknown_members_in_embedded_resources_are_dropped() -> None:
     data = (
         b'{"type":"resource","resource":{"uri":"a:b","text":"x"},"uri":"c:d","text":"y","blob":"YQ==","mimeType":"z"}'
     )

@@ -34,7 +34,7 @@ def test_bodies_with_few_brackets_skip_the_depth_scan() -> None:
 
 
 @for_each("opening", [b"[", b'{"a":', b'[{"a":'])
-def test_depth_64_passes_and_65_is_refused(opening: bytes) -> None:
+def test_depth_64_passes_and_65_is_rejected(opening: bytes) -> None:
     levels = opening.count(b"[") + opening.count(b"{")
     closing = {b"[": b"]", b'{"a":': b"}", b'[{"a":': b"}]"}[opening]
     times = 64 // levels

@@ -242,7 +242,7 @@ GOOD: list[Schema] = [
 
 
 @for_each("schema", GOOD)
-def test_hand_written_schemas_of_the_dialect_pass(schema: Schema) -> None:
+def test_hand_written_schemas_in_the_supported_dialect_pass(schema: Schema) -> None:
     """MCP 2025-11-25, basic."""
     check_schema(schema)
 
@@ -265,7 +265,7 @@ BAD: list[tuple[Schema, str]] = [
 
 
 @for_each(("schema", "text"), BAD)
-def test_unsupported_hand_written_schemas_are_refused_with_their_path(schema: Schema, text: str) -> None:
+def test_unsupported_hand_written_schemas_are_rejected_with_their_path(schema: Schema, text: str) -> None:
     """MCP 2025-11-25, basic."""
     with pytest.raises(ValueError, match=text):
         check_schema(schema)

@@ -161,7 +161,7 @@ def test_unset_members_are_not_written() -> None:
     )
 
 
-def test_results_of_older_revisions_have_default_cache_hints() -> None:
+def test_results_in_older_revisions_have_default_cache_hints() -> None:
     """https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching"""
     result = msgspec.json.decode(b'{"tools":[]}', type=notifications.ListToolsResult)
     assert (result.result_type, result.ttl_ms, result.cache_scope, result.next_cursor) == (
@@ -179,5 +179,5 @@ def test_sample_text_joins_its_text_blocks() -> None:
 
 
 @for_each("reason", [b'"enough"', b"7", b"null", b"{}"])
-def test_cancellations_count_with_any_reason(reason: bytes) -> None:
+def test_cancellations_are_accepted_with_any_reason(reason: bytes) -> None:
     assert cancelled_id(b'{"requestId":7,"reason":%b}' % reason) == 7

@@ -103,7 +103,7 @@ def test_header_names_are_unique_ignoring_case() -> None:
         tool(a={"anyOf": [REGION, {"type": "null"}]}),
     ],
 )
-def test_annotations_outside_of_properties_are_refused(schema: dict[str, Any]) -> None:
+def test_annotations_outside_of_properties_are_rejected(schema: dict[str, Any]) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
     with pytest.raises(ValueError, match="properties reached through 'properties' alone"):
         find_annotations(schema)
@@ -141,7 +141,7 @@ def test_base64_is_decoded_strictly(payload: bytes) -> None:
 
 
 @for_each("raw", [b"\xc3\xa4", b"a\x00", b"a\nb", b"\x7f", b"=?base64?\xff?="])
-def test_characters_outside_visible_ascii_are_refused(raw: bytes) -> None:
+def test_characters_outside_visible_ascii_are_rejected(raw: bytes) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert "visible ASCII" in decode_error(raw)
 
@@ -209,7 +209,7 @@ def test_absent_and_null_arguments_have_no_header(arguments: dict[str, Any]) -> 
 
 
 @for_each("arguments", [{"s": ""}, {"s": "x"}, {"s": [1]}])
-def test_an_argument_without_its_header_is_refused(arguments: dict[str, Any]) -> None:
+def test_an_argument_without_its_header_is_rejected(arguments: dict[str, Any]) -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
     assert "mcp-param-s is missing" in mismatch({}, arguments)
 
@@ -242,7 +242,7 @@ def test_booleans_have_exactly_one_spelling(raw: bytes) -> None:
     assert "mcp-param-b doesn't match" in mismatch({b"mcp-param-b": raw}, {"b": True})
 
 
-def test_strings_are_compared_exactly_and_invalid_sentinels_are_refused() -> None:
+def test_strings_are_compared_exactly_and_invalid_sentinels_are_rejected() -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header: values are case-sensitive."""
     assert "mcp-param-s doesn't match argument 's'" in mismatch({b"mcp-param-s": b"EU"}, {"s": "eu"})
     assert "mcp-param-s isn't Base64" in mismatch({b"mcp-param-s": b"=?base64?Q?="}, {"s": "eu"})

@@ -40,7 +40,7 @@ def test_state_is_bound_to_its_call_and_time() -> None:
     assert binding_hash(b"p", "m", "n", b"") == binding_hash(b"p", "m", "n", b"{}")
 
 
-def test_malformed_sealed_state_is_refused() -> None:
+def test_malformed_sealed_state_is_rejected() -> None:
     assert code_of(RING.seal(b"request-state", b"\xc1", NONCE, BOUND)) == INVALID_PARAMS
     assert code_of(RING.seal(b"request-state", msgspec.msgpack.encode([1]), NONCE, BOUND)) == INVALID_PARAMS
 

@@ -67,7 +67,7 @@ def test_trailing_characters_invalidate_a_token(more: str) -> None:
         assert RING.open(b"state", token + more) is None
 
 
-def test_unused_bits_of_the_last_character_must_be_zero() -> None:
+def test_unused_bits_in_the_last_character_must_be_zero() -> None:
     """RFC 4648 §3.5."""
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     for length in range(3):
@@ -125,7 +125,7 @@ def test_tokens_stay_readable_across_versions() -> None:
     assert TOKEN == "zda8HwABAgMEBQYHCAkKC3NL-kA21ZcpgMbJRGmMpkA6TH0GowzgQJoh"
 
 
-def test_overlong_values_are_refused_on_both_sides() -> None:
+def test_overlong_values_are_rejected_on_both_sides() -> None:
     largest = MAX_TOKEN * 3 // 4 - 32
     token = RING.seal(b"k", bytes(largest), NONCE)
     assert len(token) <= MAX_TOKEN
@@ -136,12 +136,12 @@ def test_overlong_values_are_refused_on_both_sides() -> None:
 
 
 @for_each("length", [0, 11, 13, 16])
-def test_a_nonce_of_another_length_is_refused(length: int) -> None:
+def test_a_nonce_with_the_wrong_length_is_rejected(length: int) -> None:
     with pytest.raises(ValueError, match="12 bytes"):
         RING.seal(b"k", b"", bytes(length))
 
 
-def test_a_ring_without_a_secret_is_refused() -> None:
+def test_a_ring_without_a_secret_is_rejected() -> None:
     with pytest.raises(ValueError, match="at least one"):
         KeyRing([])
 

@@ -62,14 +62,14 @@ def test_the_endpoint_event_carries_the_url() -> None:
 
 
 @for_each("character", ["\r", "\n", "\0"])
-def test_line_breaks_and_nul_in_single_line_fields_are_refused(character: str) -> None:
+def test_line_breaks_and_nul_in_single_line_fields_are_rejected(character: str) -> None:
     """WHATWG HTML §9.2.6."""
     for encode in (sse.prime, sse.endpoint, lambda id: sse.encode_message(b"{}", id)):
         with pytest.raises(ValueError, match="CR, LF, or NUL"):
             encode(f"a{character}b")
 
 
-def test_a_negative_retry_is_refused() -> None:
+def test_a_negative_retry_is_rejected() -> None:
     """WHATWG HTML §9.2.6."""
     for encode in (sse.retry, lambda ms: sse.encode_event(b"", retry_ms=ms)):
         with pytest.raises(ValueError, match="-1"):
@@ -94,7 +94,7 @@ def test_examples_in_the_standard_are_decoded_as_it_describes() -> None:
 
 
 @for_each("end", ["\n", "\r", "\r\n"])
-def test_every_kind_of_line_break_is_understood(end: str) -> None:
+def test_every_type_of_line_break_is_recognized(end: str) -> None:
     assert decode(f"event: a{end}data: 1{end}data: 2{end}{end}data: 3{end}{end}".encode()) == [
         SseEvent("1\n2", "a"),
         SseEvent("3"),

@@ -119,7 +119,7 @@ def test_uri_normalized_by_another_library_has_the_same_normal_form() -> None:
         ("memo://host:port/", "must be a host, or a host and a port"),
     ],
 )
-def test_text_that_is_not_a_uri_is_refused_with_a_fix(uri: str, says: str) -> None:
+def test_text_that_is_not_a_uri_is_rejected_with_a_fix(uri: str, says: str) -> None:
     with pytest.raises(ValueError, match=r"^resource '") as refused:
         check_uri("resource", uri)
     assert says in str(refused.value)

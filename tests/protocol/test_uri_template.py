@@ -113,13 +113,13 @@ def test_variables_are_listed_once_in_order() -> None:
      ("{a,/b}", 3), ("{.a.}", 3), ("{a..b}", 3), ("{+.a}", 2), ("{%4}", 1), ("{ä}", 1),
      ("{a{b}", 0), ("{a-b}", 2)],
 )  # fmt: skip
-def test_invalid_templates_are_refused_with_the_position(template: str, position: int) -> None:
+def test_invalid_templates_are_rejected_with_the_position(template: str, position: int) -> None:
     """RFC 6570 §2."""
     with pytest.raises(ValueError, match=f"at position {position}: "):
         UriTemplate(template)
 
 
-def test_invalid_variable_names_are_refused_with_the_reason() -> None:
+def test_invalid_variable_names_are_rejected_with_the_reason() -> None:
     for template, reason in (
         ("{a-b}", r"position 2: '-' isn't allowed\."),
         ("{x:3}", r"modifier ':' \(level 4\) isn't"),

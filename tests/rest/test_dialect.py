@@ -58,7 +58,7 @@ async def test_curl_form_type_is_accepted_from_scripts() -> None:
 
 
 @for_each("header", ["origin", "sec_fetch_site", "sec_fetch_mode", "sec_fetch_dest"])
-async def test_form_type_is_refused_from_browsers(header: str) -> None:
+async def test_form_type_is_rejected_from_browsers(header: str) -> None:
     response, reply = await send("call", ADD, content_type=FORM, **{header: "http://127.0.0.1"})
     assert response.status == 415
     assert reply["error"]["code"] == -32600
@@ -108,7 +108,7 @@ async def test_errors_for_invalid_arguments_help_a_model(arguments: dict[str, An
     assert "Invalid arguments for tool 'add'" in reply["result"]["content"][0]["text"]
 
 
-async def test_tools_that_ask_are_refused() -> None:
+async def test_tools_that_ask_questions_are_rejected() -> None:
     _, reply = await send("call", {"name": "ask"})
     assert reply["result"]["isError"] is True
     assert "elicitation" in reply["result"]["content"][0]["text"]

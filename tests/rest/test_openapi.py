@@ -34,7 +34,7 @@ async def test_every_tool_is_an_openapi_operation() -> None:
     assert "servers" not in document
 
 
-async def test_mounted_server_document_names_its_root() -> None:
+async def test_mounted_server_document_contains_its_root() -> None:
     assert (await described(root="/shop"))["servers"] == [{"url": "/shop"}]
 
 

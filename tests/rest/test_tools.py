@@ -125,7 +125,7 @@ async def test_tool_errors_get_409_with_their_text() -> None:
     assert body["detail"] == "Not today: rain"
 
 
-async def test_protocol_errors_of_tools_get_409() -> None:
+async def test_protocol_errors_from_tools_get_409() -> None:
     response, body = await call("object_", {})
     check(response, body, 409, "tool-error")
     assert body["detail"] == "Not these arguments together"
@@ -147,7 +147,7 @@ async def test_tool_timeouts_apply() -> None:
 
 
 @for_each("name", ["ask", "needs_model"])
-async def test_tools_that_ask_get_409_naming_mcp(name: str) -> None:
+async def test_tools_that_ask_questions_get_409_with_a_hint_to_use_mcp(name: str) -> None:
     check(*await call(name, {}), 409, "needs-answers")
 
 
@@ -173,7 +173,7 @@ async def test_excess_calls_get_503_with_retry_after() -> None:
     assert b"retry-after: 1\r\n" in response.head
 
 
-async def test_gate_refusals_keep_their_status() -> None:
+async def test_gate_rejections_keep_their_status() -> None:
     async with world().running() as runtime:
 
         def refuse(call: Call) -> None:

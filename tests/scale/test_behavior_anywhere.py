@@ -21,7 +21,7 @@ ELSEWHERE = {
     "test_stopping_server_ends": "stops a server in its own process",
     "test_closing_the_runtime_ends": "stops a server in its own process",
     "test_failures_are_logged": "reads the log of its own process",
-    "test_expired_state_is_refused": "moves the clock of its own process",
+    "test_expired_state_is_rejected": "moves the clock of its own process",
     "test_sessions_survive_a_restart": "compares with servers that have another key",
     "test_ids_in_flight_cannot_be_reused": "ids in flight are compared on one worker",
     "test_reply_is_json_unless": "expects a header that nginx keeps for itself",

@@ -77,7 +77,7 @@ async def test_later_workers_learn_of_removals() -> None:
             assert "add" not in await tools(late)
 
 
-async def test_removals_of_mounted_servers_apply_to_every_worker() -> None:
+async def test_removals_from_mounted_servers_apply_to_every_worker() -> None:
     def make_street() -> Server:
         street = Server("street", settings=Settings(secret_key="a secret of the tests that is long enough"))
         street.mount(make_shop(), prefix="shop")
@@ -89,7 +89,7 @@ async def test_removals_of_mounted_servers_apply_to_every_worker() -> None:
         await until(lambda: "shop_add" not in second.server.registry.tools)
 
 
-async def test_adding_while_several_workers_run_is_refused() -> None:
+async def test_adding_while_several_workers_run_is_rejected() -> None:
     async with fleet(make_shop) as (first, _):
 
         def late() -> str:
@@ -254,7 +254,7 @@ async def test_changes_during_an_interruption_are_applied_later() -> None:
         assert "add" not in await tools(third)
 
 
-async def test_switches_of_an_interrupted_worker_reach_the_others() -> None:
+async def test_switches_from_an_interrupted_worker_reach_the_others() -> None:
     async with fleet(make_shop, 2) as (first, second):
         first.store.down = True
         first.server.disable("resource", SIGN)

@@ -24,7 +24,7 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "redis"])
-async def test_subscribers_of_killed_workers_miss_and_repeat_nothing(tmp_path: Path, kind: str) -> None:
+async def test_subscribers_miss_and_repeat_nothing_when_workers_are_killed(tmp_path: Path, kind: str) -> None:
     redis = RedisServer() if kind == "redis" else None
     store = {"memory": "memory://", "sqlite": f"sqlite:///{tmp_path}/store.db"}.get(kind) or redis.url  # type: ignore[union-attr]
     report = Report()
@@ -46,7 +46,7 @@ async def test_subscribers_of_killed_workers_miss_and_repeat_nothing(tmp_path: P
     assert report.gaps == 0
 
 
-async def test_redis_data_loss_is_a_gap_for_every_subscriber(tmp_path: Path, redis: RedisServer) -> None:
+async def test_redis_data_loss_is_reported_to_every_subscriber_as_a_gap(tmp_path: Path, redis: RedisServer) -> None:
     report = Report()
     async with cluster(tmp_path / "log", workers=3, store=redis.url) as running:
         await storm(

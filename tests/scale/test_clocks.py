@@ -157,7 +157,7 @@ async def test_calls_continue_on_another_worker(
     assert messages[-1]["result"]["content"][0]["text"] == "said"
 
 
-async def test_messages_of_http_sse_find_their_stream(four: list[PinnedWorker]) -> None:
+async def test_http_sse_messages_find_their_stream(four: list[PinnedWorker]) -> None:
     stream = await mailbox(four[0], "/sse")
     await until(lambda: stream.events)
     path = stream.events.pop(0).data
@@ -208,7 +208,7 @@ async def test_channels_presence_and_mailboxes_are_shared(four: list[PinnedWorke
         stream.close()
 
 
-async def test_calls_questions_and_streams_of_dead_workers_end(four: list[PinnedWorker], shared: SkewedWorkers) -> None:
+async def test_calls_questions_and_streams_on_dead_workers_end(four: list[PinnedWorker], shared: SkewedWorkers) -> None:
     headers = await four[1].initialize({"elicitation": {}})
     line = await talk(four[0], headers, str(shared.folder / "never"))
     followed = await four[2].get(headers, line.last_id)

@@ -103,7 +103,7 @@ async def test_dashboard_shows_sums_and_a_row_per_worker() -> None:
             assert page["store"] == {"up": True}
 
 
-async def test_no_figures_are_sent_without_a_dashboard() -> None:
+async def test_no_metrics_are_sent_without_a_dashboard() -> None:
     async with world(3) as (ones, _):
         await settle()
         assert [each.sent for each in ones] == [0, 0, 0]
@@ -122,7 +122,7 @@ async def test_dashboard_drops_unresponsive_workers() -> None:
         assert (page["calls"], len(page["workers"])) == (1, 1)
 
 
-async def test_dashboard_shows_local_figures_during_a_store_outage() -> None:
+async def test_dashboard_shows_local_metrics_during_a_store_outage() -> None:
     async with world(2) as (ones, clock):
         ones[0].add(1)
         ones[0].store.down = ones[1].store.down = True
@@ -130,14 +130,14 @@ async def test_dashboard_shows_local_figures_during_a_store_outage() -> None:
         assert (await ones[0].page())["calls"] == 1
 
 
-async def test_figures_of_other_versions_are_ignored() -> None:
+async def test_metrics_from_other_versions_are_ignored() -> None:
     async with world(2) as (ones, _):
         await ones[1].peers.broadcast(StatsReply(0, msgspec.msgpack.encode(["?"])))
         await settle()
         assert len(ones[0].queries.snapshot()["workers"]) == 1
 
 
-async def test_figures_are_collected_once_for_all_dashboards() -> None:
+async def test_metrics_are_collected_once_for_all_dashboards() -> None:
     async with world(3) as (ones, clock):
         for each in ones[:2]:
             await each.page()
@@ -149,7 +149,7 @@ async def test_figures_are_collected_once_for_all_dashboards() -> None:
 
 
 @pytest.mark.parametrize("kind", backings([name for name, backing in BACKINGS.items() if backing.shared]))  # type: ignore[attr-defined]
-async def test_dashboard_counts_calls_and_sessions_of_all_workers(kind: str) -> None:
+async def test_dashboard_counts_calls_and_sessions_on_all_workers(kind: str) -> None:
     backing = BACKINGS[kind]()
     try:
         async with real_fleet(make_served, backing) as served:
@@ -195,7 +195,7 @@ async def shown_by(worker: Worker, count: int) -> dict[str, Any]:
 
 
 @pytest.mark.server
-async def test_dashboard_counts_calls_of_both_processes(tmp_path: Path) -> None:
+async def test_dashboard_counts_calls_in_both_processes(tmp_path: Path) -> None:
     with run_workers(tmp_path, 2, "--serve", "all") as served:
         answered = set[int]()
         calls = 0

@@ -258,7 +258,7 @@ async def test_publishing_costs_the_same_with_more_webhooks(tmp_path: Path) -> N
             await check_growth(grow, act, 100)
 
 
-async def test_publishing_costs_the_same_with_more_subscribers_of_other_channels() -> None:
+async def test_publishing_costs_the_same_with_more_subscribers_to_other_channels() -> None:
     server = Server("growing", serve="hub", settings=SETTINGS)
     async with run_streams(server) as streams:
         own, number = await streams.listen("news"), count()

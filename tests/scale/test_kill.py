@@ -52,7 +52,7 @@ class Clients:
             peer.writer.transport.abort()
 
 
-async def test_calls_of_killed_workers_fail_with_a_retry_error(tmp_path: Path) -> None:
+async def test_calls_on_killed_workers_fail_with_a_retry_error(tmp_path: Path) -> None:
     # Calls that never end have no part in the stop.
     environment = {**os.environ, "MILLSTREAM_DRAIN_TIMEOUT": "1"}
     with run_workers(tmp_path, 4, program=PROGRAM, env=environment) as served:

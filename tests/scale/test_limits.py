@@ -156,7 +156,7 @@ async def test_frequent_callers_prefetch_tokens_from_the_store() -> None:
         assert trips < done / 4
 
 
-async def test_wrong_keys_count_across_workers() -> None:
+async def test_wrong_keys_are_counted_across_workers() -> None:
     def make() -> Server:
         return Server("s", auth=auth.keys(BOB), settings=Settings())
 

@@ -113,7 +113,7 @@ async def test_cancellations_reach_their_call(backing: Backing) -> None:
         await stream.end()
 
 
-async def test_calls_of_dead_workers_end_with_an_error(backing: Backing) -> None:
+async def test_calls_on_dead_workers_end_with_an_error(backing: Backing) -> None:
     async with real_fleet(make_streaming_shop, backing) as (first, second, *_):
         headers = await second.initialize()
         line = await start_talking(first, headers)
@@ -145,7 +145,7 @@ async def test_http_sse_messages_reach_their_stream(backing: Backing) -> None:
         stream.close()
 
 
-async def test_messages_for_dead_workers_are_refused(backing: Backing) -> None:
+async def test_messages_for_dead_workers_are_rejected(backing: Backing) -> None:
     async with real_fleet(make_shop, backing) as (first, second, *_):
         headers = await second.initialize({"elicitation": {}})
         asking = EventStream(await first.post(request("tools/call", {"name": "ask", "arguments": {}}, 7), headers))

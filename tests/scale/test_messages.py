@@ -67,7 +67,7 @@ async def test_messages_for_missing_workers_get_404() -> None:
         assert await say(second, path, request("ping")) == 404
 
 
-async def test_invalid_messages_are_refused_on_arrival() -> None:
+async def test_invalid_messages_are_rejected_on_arrival() -> None:
     async with fleet(make_shop) as (first, second):
         stream, path = await connect(first)
         second.store.operations.clear()
@@ -79,7 +79,7 @@ async def test_invalid_messages_are_refused_on_arrival() -> None:
         stream.close()
 
 
-async def test_sessions_of_other_callers_are_not_found() -> None:
+async def test_other_callers_sessions_are_not_found() -> None:
     async with fleet(make_shop) as (first, second):
         stream, path = await connect(first)
         second.store.operations.clear()
@@ -114,7 +114,7 @@ async def test_store_outage_is_reported(monkeypatch: pytest.MonkeyPatch) -> None
         stream.close()
 
 
-async def test_streams_of_renamed_workers_end() -> None:
+async def test_streams_end_when_their_worker_is_renamed() -> None:
     async with fleet(make_shop) as (first, second):
         stream, _ = await connect(first)
         first.store.sleep()

@@ -24,7 +24,7 @@ async def backing(request: pytest.FixtureRequest) -> AsyncIterator[Backing]:
     await backing.close()
 
 
-async def test_newest_stream_of_a_session_stays(backing: Backing) -> None:
+async def test_newest_stream_in_a_session_stays_open(backing: Backing) -> None:
     async with real_fleet(make_shop, backing) as workers:
         headers = await workers[0].initialize()
         streams = await asyncio.gather(*(each.get(headers) for each in workers))
@@ -49,7 +49,9 @@ def hold_back(kind: type, monkeypatch: pytest.MonkeyPatch) -> tuple[asyncio.Sema
     return waiting, go
 
 
-async def test_one_of_several_simultaneous_streams_stays(backing: Backing, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_of_several_simultaneous_streams_stays_open(
+    backing: Backing, monkeypatch: pytest.MonkeyPatch
+) -> None:
     instant = time.time_ns() // 1000
     counts: defaultdict[Peers, Iterator[int]] = defaultdict(lambda: itertools.count(instant))
     monkeypatch.setattr(Peers, "stamp", lambda peers: next(counts[peers]))

@@ -40,7 +40,7 @@ async def store_session(shared: SharedStore, value: bytes) -> dict[str, str]:
     return headers
 
 
-async def test_subscriptions_of_an_older_version_continue() -> None:
+async def test_subscriptions_from_an_older_version_continue() -> None:
     shared = SharedStore()
     headers = await store_session(shared, find("session")[1])
     async with one_worker(make_shop, shared) as worker:
@@ -62,7 +62,7 @@ async def test_older_workers_can_read_the_records_of_newer_ones() -> None:
 
 
 @for_each("value", [b'{"watched":3}', b'{"subscriptions":{"a":""}}', b"\x92\x01", b""])
-async def test_session_whose_record_cannot_be_read_is_unknown(value: bytes) -> None:
+async def test_session_with_an_unreadable_record_is_unknown(value: bytes) -> None:
     shared = SharedStore()
     headers = await store_session(shared, value)
     async with one_worker(make_shop, shared) as worker:
@@ -83,7 +83,7 @@ async def test_stream_ends_when_its_record_cannot_be_read() -> None:
         await stream.end()
 
 
-async def test_handed_over_task_of_an_older_version_runs() -> None:
+async def test_task_handed_over_by_an_older_version_runs() -> None:
     shared, done = SharedStore(), asyncio.Event()
     key, value = find("task")
     record: dict[str, Any] = msgspec.msgpack.decode(value)

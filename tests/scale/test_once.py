@@ -56,7 +56,7 @@ async def test_round_on_two_workers_runs_an_effect_once() -> None:
         assert len(first.server.charged + second.server.charged) == 1  # type: ignore[attr-defined]
 
 
-async def test_effect_of_a_dead_worker_is_run_by_another() -> None:
+async def test_effect_from_a_dead_worker_is_run_by_another() -> None:
     async with fleet(make_bank) as (first, second):
         again = await second_round(first)
         lost = asyncio.create_task(send(first, **again))

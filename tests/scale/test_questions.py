@@ -83,7 +83,7 @@ async def test_answers_from_other_sessions_do_not_reach_the_call() -> None:
         await stream.end()
 
 
-async def test_answers_for_missing_workers_are_refused() -> None:
+async def test_answers_for_missing_workers_are_rejected() -> None:
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         _, question = await ask(first, headers)
@@ -185,7 +185,7 @@ async def test_worker_messages_are_processed_once() -> None:
         assert len(taken) == 2
 
 
-async def test_questions_of_renamed_workers_fail_their_call() -> None:
+async def test_questions_from_renamed_workers_fail_their_call() -> None:
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)

@@ -64,7 +64,7 @@ async def test_concurrent_subscriptions_on_several_workers_are_kept(turns: int) 
         assert await subscriptions(workers[0]) == {f"shelf://{number}" for number in range(1, 10, 2)}
 
 
-async def test_record_share_of_an_address_spans_workers() -> None:
+async def test_record_share_per_address_spans_workers() -> None:
     async with fleet(make_ten, 3) as workers:
         workers[0].store.core.kv.max_bytes = 64_000
         served: list[bool] = []
@@ -249,7 +249,7 @@ async def test_updates_use_the_newest_record() -> None:
     assert b"shop://sign" in said[0]
 
 
-async def test_later_subscriptions_take_no_more_work_than_the_first() -> None:
+async def test_later_subscriptions_cost_no_more_than_the_first() -> None:
     async with fleet(make_ten, 1) as (worker,):
         headers = await worker.initialize()
         stream = await worker.get(headers)

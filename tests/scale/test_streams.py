@@ -110,7 +110,7 @@ async def test_resuming_elsewhere_ends_older_connections() -> None:
         assert older.messages == []
 
 
-async def test_streams_of_dead_workers_end_with_a_retry_error() -> None:
+async def test_streams_on_dead_workers_end_with_a_retry_error() -> None:
     async with fleet(make_talking, 3) as (first, second, third):
         headers = await first.initialize()
         broken = await talk(first, headers, id="the call")
@@ -127,7 +127,7 @@ async def test_streams_of_dead_workers_end_with_a_retry_error() -> None:
         assert await again.end() == [message]
 
 
-async def test_streams_of_long_dead_workers_close_at_once() -> None:
+async def test_streams_on_long_dead_workers_close_immediately() -> None:
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         broken = await talk(first, headers)
@@ -154,7 +154,7 @@ async def test_worker_with_an_expired_lease_is_fenced() -> None:
         assert await again.end() == [error]
 
 
-async def test_finished_calls_of_dead_workers_are_readable() -> None:
+async def test_finished_calls_on_dead_workers_are_readable() -> None:
     async with fleet(make_talking) as (first, second):
         headers = await first.initialize()
         line = await talk(first, headers, words=1)
@@ -210,7 +210,7 @@ async def test_unstored_stream_ends_are_written_later(*, full: bool) -> None:
         assert not first.runtime.streams.unended
 
 
-async def test_logs_of_silent_calls_are_renewed_together() -> None:
+async def test_silent_call_logs_are_renewed_together() -> None:
     async with fleet(make_talking, 1, turns=lambda: 10) as (worker,):
         headers = await worker.initialize()
         lines = [await talk(worker, headers, id=number) for number in range(20)]

@@ -42,7 +42,7 @@ async def refusal(app: World, extra: bytes, head: bytes = UPGRADE) -> tuple[int,
 
 @pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 @for_each("origin", EVIL)
-async def test_foreign_pages_are_refused_before_the_socket_opens(origin: bytes, way: str) -> None:
+async def test_foreign_pages_are_rejected_before_the_socket_opens(origin: bytes, way: str) -> None:
     """RFC 6455 §10.2."""
     async with world(way) as app:
         status, body = await refusal(app, b"Origin: %b\r\n" % origin)
@@ -76,7 +76,7 @@ async def test_loopback_pages_are_foreign_on_a_public_bind() -> None:
 
 @pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 @for_each("host", [b"evil.example", b"evil.example:80", b"127.0.0.1.evil.example", b"localhost.evil.co"])
-async def test_rebound_names_are_refused(host: bytes, way: str) -> None:
+async def test_rebound_names_are_rejected(host: bytes, way: str) -> None:
     async with world(way) as app:
         head = UPGRADE.replace(b"127.0.0.1", host)
         status, body = await refusal(app, b"Origin: http://%b\r\n" % host, head)
@@ -85,14 +85,14 @@ async def test_rebound_names_are_refused(host: bytes, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
-async def test_duplicate_origins_are_refused(way: str) -> None:
+async def test_duplicate_origins_are_rejected(way: str) -> None:
     async with world(way) as app:
         status, _ = await refusal(app, b"Origin: http://127.0.0.1\r\nOrigin: https://evil.example\r\n")
         assert status == 400
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_cross_site_requests_without_origin_are_refused(way: str) -> None:
+async def test_cross_site_requests_without_origin_are_rejected(way: str) -> None:
     async with world(way) as app:
         status, _ = await refusal(app, b"Sec-Fetch-Site: cross-site\r\n")
         assert status == 403
@@ -105,7 +105,7 @@ async def test_subprotocol_does_not_bypass_the_checks(way: str) -> None:
         assert status == 403
 
 
-async def test_frames_after_a_refused_handshake_are_ignored() -> None:
+async def test_frames_after_a_rejected_handshake_are_ignored() -> None:
     async with world() as app:
         call = frame(TEXT, json.dumps({"type": "publish", "data": "evil"}).encode())
         peer = await app.handshake(b"Origin: https://evil.example\r\n")

@@ -112,7 +112,7 @@ async def test_stolen_session_ids_are_treated_as_unknown(thief: str, way: str) -
         assert (own.status, own.message["result"]) == (200, {})
 
 
-async def test_streams_of_a_session_cannot_be_stolen_or_ended() -> None:
+async def test_session_streams_cannot_be_stolen_or_ended() -> None:
     async with fronted() as front:
         session = await front.initialize("alice")
         stream = await front.send("alice", "GET", "/mcp", accept="text/event-stream", mcp_session_id=session)
@@ -126,7 +126,7 @@ async def test_streams_of_a_session_cannot_be_stolen_or_ended() -> None:
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_event_ids_of_other_sessions_get_400(way: str) -> None:
+async def test_event_ids_from_other_sessions_get_400(way: str) -> None:
     async with fronted(way) as front:
         first, second = await front.initialize("alice"), await front.initialize("alice")
         stream = await front.send("alice", "GET", "/mcp", accept="text/event-stream", mcp_session_id=first)

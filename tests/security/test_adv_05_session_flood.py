@@ -62,7 +62,7 @@ async def test_session_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-async def test_refused_first_requests_leave_nothing_behind(way: str) -> None:
+async def test_rejected_first_requests_leave_nothing_behind(way: str) -> None:
     async with run_wire(make_shop(), way) as wire:
         before = held(wire)
         for n in range(50 if way == FOUR else 500):

@@ -68,7 +68,7 @@ async def test_absolute_targets_do_not_choose_the_host(way: str, target: str) ->
     "host", ["a/?x=", "127.0.0.1/?x=", "127.0.0.1@evil.example", "localhost#", "127.0.0.1 evil", "[::1", ":80", ""]
 )
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
-async def test_hosts_that_would_change_a_url_are_refused(way: str, host: str) -> None:
+async def test_hosts_that_would_change_a_url_are_rejected(way: str, host: str) -> None:
     async with run_wire(make_shop(), way) as wire:
         for path in ("/mcp", "/sse", "/absent"):
             method = "GET" if path == "/sse" else "POST"

@@ -23,7 +23,7 @@ ENCODERS: dict[str, Callable[[str], bytes]] = {
 
 @for_each("payload", PAYLOADS)
 @for_each("encode", ENCODERS.values(), ids=ENCODERS.keys())
-def test_single_line_fields_refuse_line_breaks_and_nul(encode: Callable[[str], bytes], payload: str) -> None:
+def test_single_line_fields_reject_line_breaks_and_nul(encode: Callable[[str], bytes], payload: str) -> None:
     """CVE-2026-43968 was a bare CR in an event name."""
     with pytest.raises(ValueError, match="CR, LF, or NUL"):
         encode(payload)

@@ -16,7 +16,7 @@ SHOP, BANK = "https://mcp.example.com/shop/mcp", "https://mcp.example.com/bank/m
 
 
 @for_each("mine", [SHOP, BANK])
-async def test_servers_on_one_origin_refuse_each_others_tokens(mine: str) -> None:
+async def test_servers_on_one_origin_reject_each_others_tokens(mine: str) -> None:
     """RFC 8707: the audience is the server's own URL, with its path."""
     async with run_guarded(make_server(auth.jwt(issuer=ISSUER, audience=mine, jwks=key_set()))) as world:
         for audience, status in ((SHOP, 200), (BANK, 200), ("https://mcp.example.com", 401), ([SHOP, BANK], 200)):

@@ -54,7 +54,7 @@ async def back_from(browser: Browser, upstream: str) -> Reply:
     return await browser.ask("GET", "/sign-in/callback/elsewhere", query=query)
 
 
-async def test_stolen_upstream_links_are_refused_in_another_browser(desk: Desk) -> None:
+async def test_stolen_upstream_links_are_rejected_in_another_browser(desk: Desk) -> None:
     attacker = Browser(desk)
     link = await away(desk, attacker, redirect_uris=[EVIL])
     victim = Browser(desk)
@@ -103,7 +103,7 @@ async def test_unregistered_redirect_uris_show_an_error_page(desk: Desk, uri: st
     assert (reply.status, "location" in reply.headers) == (400, False)
 
 
-async def test_responses_name_the_issuer(desk: Desk) -> None:
+async def test_responses_include_the_issuer(desk: Desk) -> None:
     """RFC 9207."""
     browser = Browser(desk)
     id = (await desk.register())["client_id"]
@@ -125,7 +125,7 @@ async def test_intercepted_codes_are_useless(desk: Desk) -> None:
     assert (await desk.token(id, code)).status == 200
 
 
-async def test_repeated_logins_do_not_evict_logins_of_others(desk: Desks) -> None:
+async def test_repeated_logins_do_not_evict_other_users_logins(desk: Desks) -> None:
     for worker in desk.workers:
         worker.running._tickets._leaving.clock = lambda: 0.0  # on a slow machine, the limiter may allow more
     victim, flooder = Browser(desk), Browser(desk)

@@ -130,7 +130,7 @@ async def test_registrations_and_refresh_tokens_are_kept_per_issuer() -> None:
         assert set(store.load().registrations) == {origin(good), origin(evil)}
 
 
-async def test_responses_from_another_issuer_are_refused() -> None:
+async def test_responses_from_another_issuer_are_rejected() -> None:
     """RFC 9207 §2.4."""
     world = World()
     world.authorize = {"iss": "https://evil.example"}

@@ -63,7 +63,7 @@ def test_public_addresses_are_public_on_every_python_version(address: Any) -> No
     "javascript:alert(1)", "data:text/plain,x", "http://localhost.evil.example/", "http://127.0.0.1.evil.example/",
     "https://example.com/" + "a" * 3000,
 ])  # fmt: skip
-def test_forbidden_urls_are_refused_before_dns(url: str) -> None:
+def test_forbidden_urls_are_rejected_before_dns(url: str) -> None:
     with pytest.raises(OutboundError):
         check_url(url)
 
@@ -95,7 +95,7 @@ def connects(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("addresses", [["10.0.0.1"], ["1.1.1.1", "127.0.0.1"], ["169.254.169.254"], ["1.1.1.1", "::1"]])
-async def test_names_with_private_addresses_are_refused(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_names_with_private_addresses_are_rejected(addresses: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     names(monkeypatch, addresses)
     connects(monkeypatch)
     with pytest.raises(OutboundError, match="aren't allowed"):
@@ -202,7 +202,7 @@ BAD: dict[str, bytes] = {
 
 
 @for_each("answer", BAD.values(), ids=BAD)
-async def test_oversized_and_truncated_responses_are_refused(answer: bytes) -> None:
+async def test_oversized_and_truncated_responses_are_rejected(answer: bytes) -> None:
     async with run_issuer() as issuer:
         issuer.answers["/x"] = answer
         with pytest.raises(OutboundError):
@@ -231,7 +231,7 @@ async def test_responses_are_read_in_every_framing(answer: bytes) -> None:
 
 
 @for_each("form", ["http://{0}/x", "//{0}/x#/a", "file:///etc/passwd", "http://user@{0}/", "HTTP://{0}/#"])
-async def test_remote_schema_references_are_refused_without_fetching(form: str) -> None:
+async def test_remote_schema_references_are_rejected_without_fetching(form: str) -> None:
     """CVE-2026-116686."""
     asked: list[bytes] = []
 

@@ -20,7 +20,7 @@ COMMON = ["", "secret", "changeme", "admin", "password", "key", "token", "test",
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_common_secrets_are_refused(way: str) -> None:
+async def test_common_secrets_are_rejected(way: str) -> None:
     async with run_guarded(way=way) as world:
         for key in COMMON:
             assert (await world.post(key, request("ping"))).status in (400, 401, 403)

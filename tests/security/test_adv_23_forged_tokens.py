@@ -15,7 +15,7 @@ from wire import request
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("forged", FORGED.values(), ids=FORGED)
-async def test_forged_tokens_are_refused_on_every_transport(forged: str, way: str) -> None:
+async def test_forged_tokens_are_rejected_on_every_transport(forged: str, way: str) -> None:
     async with run_guarded(make_server(judging()), way=way) as world:
         assert (await world.post(forged, request("ping"))).status == 401
         for path in ("/sse", "/events", "/mcp/sse/x", "/mcp"):

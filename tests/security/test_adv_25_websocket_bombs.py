@@ -40,7 +40,7 @@ async def test_compressed_frames_are_protocol_errors(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("payload", [b"", b"x"])
-async def test_messages_with_too_many_fragments_are_refused(payload: bytes, way: str) -> None:
+async def test_messages_with_too_many_fragments_are_rejected(payload: bytes, way: str) -> None:
     """CVE-2026-12151."""
     async with world(way) as app:
         socket = await app.raw()
@@ -62,7 +62,7 @@ async def test_messages_with_the_maximum_number_of_fragments_are_accepted(way: s
 
 @pytest.mark.parametrize("way", [*TRANSPORTS, ON_FOUR])
 @for_each("size", [2**20 + 1, 2**31, 2**62])
-async def test_oversized_frame_lengths_are_refused_at_once(size: int, way: str) -> None:
+async def test_oversized_frame_lengths_are_rejected_immediately(size: int, way: str) -> None:
     async with world(way) as app:
         socket = await app.raw()
         await socket.send(frame(TEXT, length=b"\x7f" + struct.pack("!Q", size)))
@@ -110,7 +110,7 @@ async def test_peers_that_call_without_reading_are_paused() -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("body", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
-async def test_upgrades_with_a_body_are_refused(body: bytes, way: str) -> None:
+async def test_upgrades_with_a_body_are_rejected(body: bytes, way: str) -> None:
     """CVE-2026-69243."""
     async with world(way) as app:
         peer = await app.handshake(body)

@@ -43,7 +43,7 @@ def refused(reply: Reply) -> bool:
 
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
-async def test_state_with_any_changed_bit_is_refused(way: str) -> None:
+async def test_state_with_any_changed_bit_is_rejected(way: str) -> None:
     async with run_wire(make_shop(), way) as wire:
         state, answers = await first_round(wire)
         for place, character in enumerate(state):
@@ -56,7 +56,7 @@ async def test_state_with_any_changed_bit_is_refused(way: str) -> None:
 
 @pytest.mark.parametrize("way", ["asgi", ON_FOUR])
 @for_each("junk", ["=", "==", "A", "\n", " ", "\x00", "é", "+", "/", "." * 100, "A" * 2_000_000])
-async def test_state_with_inserted_characters_is_refused(way: str, junk: str) -> None:
+async def test_state_with_inserted_characters_is_rejected(way: str, junk: str) -> None:
     async with run_wire(make_shop(), way) as wire:
         state, answers = await first_round(wire)
         for changed in (state + junk, junk + state, state[:20] + junk + state[20:], junk):

@@ -90,6 +90,6 @@ async def test_documented_redis_user_is_limited_to_its_keys(server: RedisServer)
     assert server.ask("ACL", "DRYRUN", "millstream", "GET", "millstream:{j0}:k:a") == b"OK"
 
 
-def test_page_names_the_fixed_redis_releases() -> None:
+def test_page_lists_the_fixed_redis_releases() -> None:
     page = (ROOT / "docs" / "guides" / "redis.md").read_text("utf-8")
     assert {"7.2.11", "7.4.6", "8.0.4", "8.2.2", "8.1.4"} <= set(re.findall(r"\d\.\d\.\d+", page))

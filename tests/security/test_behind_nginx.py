@@ -46,7 +46,7 @@ def status(port: int, path: str, body: bytes | None = None) -> int:
     [(SITE, 404, 1), (GUARD.sub("", SITE), 403, 1), (GUARD.sub("", SITE), 403, 4)],
     ids=["the example", "an example without its location", "the same in front of four workers"],
 )
-def test_loopback_only_paths_are_refused_behind_nginx(
+def test_loopback_only_paths_are_rejected_behind_nginx(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, site: str, refusal: int, workers: int
 ) -> None:
     monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
@@ -62,9 +62,7 @@ def test_loopback_only_paths_are_refused_behind_nginx(
 
 
 @pytest.mark.parametrize("host", ["$http_host", "$host"])
-def test_people_sign_in_behind_nginx_on_another_port(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str
-) -> None:
+def test_users_sign_in_behind_nginx_on_another_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     monkeypatch.setenv("MILLSTREAM_ALLOWED_HOSTS", "mcp.example.com")
     key, backend = "k" * 20, free_port()
     command = run_command("examples/greet.py", backend, "--serve", "all", "--auth", key)

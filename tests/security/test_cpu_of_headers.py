@@ -135,7 +135,7 @@ async def test_no_path_or_query_takes_more_time_than_plain_text_of_its_length() 
     assert found == []
 
 
-async def test_every_spelling_of_quality_zero_is_understood() -> None:
+async def test_every_spelling_of_quality_zero_is_recognized() -> None:
     async with run_wire(make_server(), "http") as wire:
         for quality, status in (("0", 406), ("0.", 406), ("0.000", 406), ("00", 406), ("0.001", 200), ("0x", 200)):
             headers = {**routing("tools/call", "add"), "authorization": f"Bearer {KEY}"}

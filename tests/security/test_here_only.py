@@ -127,7 +127,7 @@ async def dialect(app: Any, message: str, peer: tuple[str, int] = OUTSIDE, *fiel
     return said
 
 
-async def test_proxy_that_hides_its_clients_is_refused_and_logged_once(
+async def test_proxy_that_hides_its_clients_is_rejected_and_logged_once(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     """nginx with only a `proxy_pass` sends HTTP/1.0, a loopback Host, and no header about its client."""

@@ -122,7 +122,7 @@ async def test_hub_patterns_take_as_much_memory_as_is_counted(depth: int, monkey
         (list[dict[str, int]], [{}] * 30_000, 18),
     ],
 )
-async def test_arguments_of_running_calls_take_the_documented_memory(kind: Any, value: Any, times: float) -> None:
+async def test_running_call_arguments_take_the_documented_memory(kind: Any, value: Any, times: float) -> None:
     mcp = Server("shop", settings=Settings(secret_key="a key of this test that is long enough", max_call_bytes=MIB))
     started: list[str] = []
 

@@ -37,7 +37,7 @@ async def opened(wire: Wire, data: bytes) -> AsyncIterator[Peer]:
         peer.writer.transport.abort()
 
 
-async def test_capabilities_of_http_sessions_take_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_http_session_capabilities_take_as_much_memory_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._transports.streamable._CAPABILITIES_ROOM", MIB // 2)
     about = {"protocolVersion": "2025-11-25", "clientInfo": {"name": "t", "version": "1"}}
     capabilities = {"experimental": {f"e{number}": {} for number in range(300)}}
@@ -53,7 +53,7 @@ async def test_capabilities_of_http_sessions_take_what_is_counted(monkeypatch: p
         assert growth.bytes < MIB // 2 * 1.25 + number * 2048  # and the sessions themselves
 
 
-async def test_incoming_bodies_take_what_is_counted() -> None:
+async def test_incoming_bodies_take_as_much_memory_as_is_counted() -> None:
     length = MIB
     data = encode_request("POST", "/mcp", encode_headers(routing("tools/list")), b"x" * length)[:-1]
     server = make_server(max_incoming_bytes=16 * MIB, max_body=2 * MIB)
@@ -72,7 +72,7 @@ async def test_incoming_bodies_take_what_is_counted() -> None:
         assert growth.bytes == pytest.approx(unfinished.used, rel=0.25)
 
 
-async def test_unread_replies_take_what_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unread_replies_take_as_much_memory_as_is_counted(caplog: pytest.LogCaptureFixture) -> None:
     async def large(_: HttpRequest) -> Response:
         return Response(body=b"x" * 5 * MIB)
 
@@ -91,7 +91,7 @@ async def test_unread_replies_take_what_is_counted(caplog: pytest.LogCaptureFixt
         assert growth.bytes < unsent.used * 1.25
 
 
-async def test_parked_calls_take_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_parked_calls_take_as_much_memory_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._parked_calls.MAX_BYTES", 8 * MIB)
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -132,7 +132,7 @@ async def test_parked_calls_take_what_is_counted(monkeypatch: pytest.MonkeyPatch
             await pipe.close()
 
 
-async def test_running_tasks_take_four_times_what_the_store_counts() -> None:
+async def test_running_tasks_take_four_times_the_memory_that_the_store_counts() -> None:
     mcp = make_server(max_tasks=200, max_tasks_per_caller=100)
 
     @mcp.tool(task="required")

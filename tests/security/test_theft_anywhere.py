@@ -217,7 +217,7 @@ async def judges(request: pytest.FixtureRequest) -> AsyncIterator[list[Worker]]:
     await backing.close()
 
 
-async def test_forged_tokens_are_refused_by_every_worker(judges: list[Worker]) -> None:
+async def test_forged_tokens_are_rejected_by_every_worker(judges: list[Worker]) -> None:
     turns = Turns(judges)
     for what, forged in FORGED.items():
         for _ in range(len(judges)):

@@ -17,14 +17,14 @@ CLIENT = "our client or fetcher is attacked; the server is the attacker's"
 INSIDE = "it looks at objects, connections or the calls inside the server's own process"
 GIVEN = "it needs other settings, or another clock, than a server that tests share can have"
 ELSEWHERE = {
-    "adv_04": ("test_streams_of_a_session_cannot_be_stolen_or_ended", "test_theft_anywhere"),
+    "adv_04": ("test_session_streams_cannot_be_stolen_or_ended", "test_theft_anywhere"),
     "adv_27": ("test_state_is_bound_to_its_principal", "test_theft_anywhere"),
-    "adv_13": ("test_servers_on_one_origin_refuse_each_others_tokens", "test_adv_13"),
+    "adv_13": ("test_servers_on_one_origin_reject_each_others_tokens", "test_adv_13"),
 }
 """Tests that run on one worker; another test in the named file makes the same attack on four."""
 
 ON_ONE_WORKER: dict[str, dict[str, str]] = {
-    "adv_03": {"test_loopback_pages_are_foreign": GIVEN, "test_frames_after_a_refused": INSIDE,
+    "adv_03": {"test_loopback_pages_are_foreign": GIVEN, "test_frames_after_a_rejected": INSIDE,
                "test_url_parts_are": INSIDE},
     "adv_05": {"test_thousands_of": INSIDE, "test_session_memory": INSIDE, "test_tombstones_are": GIVEN,
                "test_small_capabilities": INSIDE, "test_sessions_work_with": INSIDE},
@@ -44,7 +44,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "adv_28": {"": "Redis itself is asked what was run in it"},
     "credentials_in_reprs": {"": PURE},
     "crowds": {"test_slow_senders": GIVEN, "test_unknown_key_ids": INSIDE},
-    "behind_nginx": {"test_people_sign_in": GIVEN},
+    "behind_nginx": {"test_users_sign_in": GIVEN},
     "cpu_of_headers": {"": "it compares the time of requests to one process"},
     "memory_of_": {"": "what a caller makes one process keep is counted by process"},
     "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},

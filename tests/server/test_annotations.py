@@ -127,7 +127,7 @@ async def test_annotations_arrive_as_written(annotation: Any, value: Any, arrive
         (dict[Literal["red"], int], {"blue": 1}, "'a.blue' must be"),
     ],
 )
-async def test_values_of_other_types_are_refused_before_the_function_runs(
+async def test_values_with_the_wrong_type_are_rejected_before_the_function_runs(
     annotation: Any, value: Any, says: str
 ) -> None:
     with pytest.raises(ToolFailed, match="Invalid arguments") as failed:
@@ -173,7 +173,7 @@ async def test_partial_with_updated_attributes_keeps_its_filled_arguments() -> N
     assert (await _call(seven, {"y": 1})).text == "7 1"
 
 
-async def test_the_docstring_of_a_callable_objects_class_describes_it() -> None:
+async def test_a_callable_object_is_described_by_its_class_docstring() -> None:
     class Api:
         """Class text."""
 
@@ -183,7 +183,7 @@ async def test_the_docstring_of_a_callable_objects_class_describes_it() -> None:
     assert (await _tool(Api()))["description"] == "Class text."
 
 
-async def test_subclasses_of_a_result_have_no_output_schema() -> None:
+async def test_result_subclasses_have_no_output_schema() -> None:
     def report() -> Report:
         return Report("hello", structured={"a": 1})
 
@@ -289,12 +289,12 @@ async def test_a_coroutine_function_simulates_the_model(revision: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["$filter", "filter[name]", "my field"])
-def test_argument_names_that_model_apis_refuse_are_warned_about(name: str) -> None:
+def test_argument_names_that_model_apis_reject_cause_a_warning(name: str) -> None:
     with pytest.warns(UserWarning, match="doesn't work with every model"):
         Server("x").add_tool(_function(Annotated[int, Field(alias=name)]), name="tool")
 
 
-def test_compositions_that_model_apis_refuse_are_warned_about() -> None:
+def test_compositions_that_model_apis_reject_cause_a_warning() -> None:
     schema = {"type": "object", "properties": {"a": {}}, "oneOf": [{"required": ["a"]}]}
     with pytest.warns(UserWarning, match="refuses schemas with 'oneOf' at their root"):
         Server("x").add_tool(_function(Any), name="tool", input_schema=schema)

@@ -42,7 +42,7 @@ def test_long_lists_of_names_are_truncated() -> None:
         ({"properties": {"a": {"anyOf": [{"type": "null"}, {}]}}}, '{"a": null | any (optional)}'),
     ],
 )
-def test_error_names_the_expected_type_of_each_argument(schema: Schema, expected: str) -> None:
+def test_error_shows_the_expected_type_of_each_argument(schema: Schema, expected: str) -> None:
     assert explain_problems({"type": "object", **schema}, "x") == (
         f'the arguments must be an object, got the string "x". Expected: {expected}'
     )

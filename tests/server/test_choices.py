@@ -173,7 +173,7 @@ def test_valid_defaults_are_accepted(annotation: Any, default: Any) -> None:
         (Annotated[int, Field(ge=1)], 0), (Annotated[int, Field(default="one")], ...),
     ],
 )  # fmt: skip
-def test_defaults_that_clients_cannot_send_are_refused(annotation: Any, default: Any) -> None:
+def test_defaults_that_clients_cannot_send_are_rejected(annotation: Any, default: Any) -> None:
     with pytest.raises(TypeError, match=r"parameter 'x': its default .* doesn't fit its type: "):
         tool_with_default(annotation, default) if default is not ... else tool_with(annotation)
 

@@ -68,7 +68,7 @@ async def test_numbers_count_as_text_at_any_depth() -> None:
     assert found.text == repr((["1", "a"], {"x": ["2.5"]}, [Order("3")], [4, "b"]))
 
 
-async def test_refusals_name_only_what_lenient_tools_refuse() -> None:
+async def test_errors_mention_only_what_lenient_tools_reject() -> None:
     mcp = Server("one")
     register(mcp, coerce=True)
     async with connect(mcp) as client:
@@ -79,7 +79,7 @@ async def test_refusals_name_only_what_lenient_tools_refuse() -> None:
 
 
 @for_each("wrong", [{"count": "three"}, {"count": 1, "isbns": "[1, "}, {}, {"count": "[3]"}])
-async def test_lenient_tools_still_refuse_invalid_arguments(wrong: dict[str, Any]) -> None:
+async def test_lenient_tools_still_reject_invalid_arguments(wrong: dict[str, Any]) -> None:
     mcp = Server("one")
     register(mcp, coerce=True)
     async with connect(mcp) as client:

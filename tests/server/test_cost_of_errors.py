@@ -201,7 +201,7 @@ HANDWRITTEN: list[tuple[dict[str, Any], Any, Any]] = [
 
 
 @for_each(("schema", "valid", "invalid"), HANDWRITTEN)
-def test_refusal_by_a_handwritten_schema_takes_no_longer_than_a_few_checks(
+def test_rejection_by_a_handwritten_schema_takes_no_longer_than_a_few_checks(
     schema: Any, valid: Any, invalid: Any
 ) -> None:
     made = plan(lambda a: None, name="tool", input_schema={"type": "object", **schema})
@@ -253,7 +253,7 @@ async def test_pattern_that_backtracks_is_matched_by_pydantic() -> None:
         assert r"'email' must be a string matching regex '^([a-z0-9]+[.-]?)+@example\\.com$', got" in refused.text
 
 
-def test_pattern_that_no_engine_matches_in_linear_time_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pattern_that_no_engine_matches_in_linear_time_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     class Inside(Struct):
         text: Annotated[str, Field(pattern="^(a+)+$")]
 
@@ -279,7 +279,7 @@ def test_pattern_that_no_engine_matches_in_linear_time_is_refused(monkeypatch: p
         plan(plain)
 
 
-async def test_pattern_of_a_form_is_matched_in_linear_time() -> None:
+async def test_form_pattern_is_matched_in_linear_time() -> None:
     mcp = Server("shop")
 
     @mcp.tool

@@ -104,7 +104,7 @@ def test_results_with_nan_decimals_fail() -> None:
 
 @for_each("revision", [LATEST_HANDSHAKE, PER_REQUEST])
 @for_each("way", ["asgi", "lane"])
-async def test_fast_path_refuses_invalid_decimals(way: str, revision: str) -> None:
+async def test_fast_path_rejects_invalid_decimals(way: str, revision: str) -> None:
     mcp = Server("shop")
 
     @mcp.tool

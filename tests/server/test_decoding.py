@@ -37,7 +37,7 @@ ERRORS = [
 
 
 @for_each(("raw", "text"), ERRORS)
-def test_errors_for_refused_arguments_help_the_model(raw: str, text: str) -> None:
+def test_errors_for_rejected_arguments_help_the_model(raw: str, text: str) -> None:
     """MCP 2025-11-25, server/tools."""
     made = plan(add)
     with pytest.raises(ArgumentError) as caught:

@@ -310,7 +310,7 @@ def circle(value: "Annotated[int, Depends(circle)]") -> int:
         ("shop", "pass the function itself"),
     ],
 )
-def test_unresolvable_dependencies_are_refused_at_registration(function: Any, said: str) -> None:
+def test_unresolvable_dependencies_are_rejected_at_registration(function: Any, said: str) -> None:
     mcp = Server("shop")
     with pytest.raises(TypeError, match=said):
 
@@ -322,7 +322,7 @@ def test_unresolvable_dependencies_are_refused_at_registration(function: Any, sa
 @for_each(
     ("kind", "instead"), [("Query", "from millstream import Field"), ("Body", "Field"), ("Header", "Read ctx.headers")]
 )
-def test_fastapi_parameters_are_refused(kind: str, instead: str) -> None:
+def test_fastapi_parameters_are_rejected(kind: str, instead: str) -> None:
     """Their constraints wouldn't apply, and clients could send a header's value as an argument."""
     mark: Any = getattr(fastapi.params, kind)(default="a")
     mcp = Server("shop")
@@ -338,7 +338,7 @@ def test_fastapi_parameters_are_refused(kind: str, instead: str) -> None:
             mcp.tool(function)
 
 
-def test_depends_from_another_library_is_refused() -> None:
+def test_depends_from_another_library_is_rejected() -> None:
     """Otherwise a client could send the value that it should fill in."""
     mcp, foreign = Server("shop"), type("Depends", (), {"__module__": "fastapi.params"})()
 

@@ -171,7 +171,7 @@ def form(annotation: Any) -> type:
         bytes, Literal[1, 2], None, dt.timedelta, tuple[str, str], Annotated[str, Field(extra={"format": "ipv4"})],
     ],
 )  # fmt: skip
-def test_unsupported_form_fields_are_refused_before_the_question_is_sent(annotation: Any) -> None:
+def test_unsupported_form_fields_are_rejected_before_the_question_is_sent(annotation: Any) -> None:
     """MCP 2025-11-25, client/elicitation."""
     with pytest.raises(TypeError, match="can't contain the field 'part'"):
         requested_schema(form(annotation))
@@ -210,7 +210,7 @@ def test_alternatives_in_forms_written_by_hand_stay_unchanged() -> None:
     assert parse_answer({"note": "x"}, schema) == {"note": "x"}
 
 
-def test_titled_choices_of_a_list_appear_in_its_items() -> None:
+def test_titled_list_choices_appear_in_the_items() -> None:
     """MCP 2025-11-25, client/elicitation."""
     made = form(list[Annotated[Literal["s", "l"], Field(extra=TITLED)]])
     assert requested_schema(made)["properties"]["part"] == {"type": "array", "items": {"anyOf": TITLED["oneOf"]}}
@@ -258,7 +258,7 @@ def test_answers_become_values_of_the_requested_type() -> None:
     assert parse_answer({"title": "t"}, Film) == {"title": "t"}
 
 
-def test_single_choice_of_an_older_client_becomes_a_list() -> None:
+def test_single_choice_from_an_older_client_becomes_a_list() -> None:
     assert parse_answer({**ANSWER, "extras": "card"}, Order).extras == ["card"]
     assert parse_answer({"one": "s", "many": "l"}, TITLED_FORM) == {"one": "s", "many": ["l"]}
 
@@ -276,7 +276,7 @@ def test_single_choice_of_an_older_client_becomes_a_list() -> None:
         ({"name": 1}, Model),
     ],
 )
-def test_answers_of_the_wrong_type_are_client_errors(content: dict[str, Any], answer: Any) -> None:
+def test_answers_with_the_wrong_type_are_client_errors(content: dict[str, Any], answer: Any) -> None:
     with pytest.raises(ProtocolError, match="doesn't match") as caught:
         parse_answer(content, answer)
     assert caught.value.code == INVALID_PARAMS
@@ -309,7 +309,7 @@ def test_answers_to_hand_written_schemas_are_returned_unchanged() -> None:
         ({"age": "3"}, "missing 'one'; 'age' must be an integer"),
     ],
 )
-def test_invalid_answers_name_every_field(content: dict[str, Any], text: str) -> None:
+def test_errors_for_invalid_answers_list_every_field(content: dict[str, Any], text: str) -> None:
     with pytest.raises(ProtocolError, match=text) as caught:
         parse_answer(content, TITLED_FORM)
     assert caught.value.code == INVALID_PARAMS

@@ -47,7 +47,7 @@ def shop() -> Server:
     return mcp
 
 
-async def test_methods_of_other_packages_work() -> None:
+async def test_methods_from_other_packages_work() -> None:
     mcp = shop()
     assert mcp.http_app() is mcp.streamable_http_app() is mcp.sse_app() is mcp
     async with connect(mcp) as client:
@@ -96,7 +96,7 @@ async def test_unknown_names_suggest_existing_ones() -> None:
         from millstream import FastMCP  # type: ignore[attr-defined]  # noqa: F401, PLC0415
 
 
-async def test_errors_for_unserved_paths_name_the_part_that_serves_them() -> None:
+async def test_errors_for_unserved_paths_suggest_the_part_that_serves_them() -> None:
     async with shop().running() as runtime:
         routes = runtime.serve_http()
         for method, path, said in (
@@ -127,7 +127,7 @@ def test_program_may_have_the_name_of_the_package(tmp_path: Path) -> None:
         assert said in done.stdout + done.stderr
 
 
-async def test_missing_capability_error_names_the_client_option() -> None:
+async def test_missing_capability_error_suggests_the_client_option() -> None:
     mcp = Server("shop")
 
     @mcp.tool(requires={"elicitation": {}})
@@ -212,7 +212,7 @@ async def test_options_from_other_packages_suggest_ours() -> None:
         assert (await client.call("ask")).text == "asked"
 
 
-async def test_question_handlers_with_a_message_and_a_schema_are_refused() -> None:
+async def test_question_handlers_with_a_message_and_a_schema_are_rejected() -> None:
     def person(message: str, schema: object) -> str:
         return "decline"
 
@@ -224,7 +224,7 @@ async def test_question_handlers_with_a_message_and_a_schema_are_refused() -> No
         Client(Server("shop"), elicit=each)
 
 
-async def test_progress_handlers_under_other_names_are_refused() -> None:
+async def test_progress_handlers_under_other_names_are_rejected() -> None:
     async with Client(Server("shop")) as client:
         for name in ("on_progress", "progress_handler"):
             with pytest.raises(TypeError, match="write progress="):

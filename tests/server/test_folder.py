@@ -32,7 +32,7 @@ def place(tmp_path: Path) -> Path:
 
 
 @for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
-async def test_the_files_of_a_folder_are_listed_read_and_completed(place: Path, revision: str) -> None:
+async def test_files_in_a_folder_are_listed_read_and_completed(place: Path, revision: str) -> None:
     mcp = Server("docs")
     mcp.files("docs://", place)
 
@@ -72,7 +72,7 @@ async def test_files_outside_the_folder_are_not_read(place: Path, path: str) -> 
             await client.read(f"docs://{path}")
 
 
-async def test_oversized_files_and_missing_folders_are_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_oversized_files_and_missing_folders_are_rejected(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(offered, "MAX_BYTES", 3)
     mcp = Server("docs")
     mcp.files("docs://", place)

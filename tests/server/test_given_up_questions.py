@@ -79,7 +79,7 @@ async def turns() -> None:
         await asyncio.sleep(0)
 
 
-async def test_answer_that_arrives_with_the_deadline_counts() -> None:
+async def test_answer_that_arrives_at_the_deadline_is_accepted() -> None:
     one, taken = OpenQuestion(timeout=0), list[bool]()
     one.when_sent = lambda: asyncio.get_running_loop().call_soon(lambda: taken.append(one.answer()))
     assert json.loads(await one.task) == {"action": "accept"}

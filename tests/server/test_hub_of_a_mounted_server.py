@@ -46,7 +46,7 @@ async def test_host_application_can_publish_before_the_first_request() -> None:
     await server.stop()
 
 
-async def test_mounted_server_joins_the_lifespan_of_its_host() -> None:
+async def test_mounted_server_runs_in_its_hosts_lifespan() -> None:
     steps: list[str] = []
 
     @asynccontextmanager
@@ -108,7 +108,7 @@ async def test_server_without_a_hub_explains_how_to_enable_it() -> None:
     await server.stop()
 
 
-async def test_hub_figures_are_readable_from_host_threads() -> None:
+async def test_hub_statistics_are_readable_from_host_threads() -> None:
     server, seen = shop(), []
     await server.hub.publish("news", "x")
     thread = threading.Thread(target=lambda: seen.append(server.hub.stats().published))

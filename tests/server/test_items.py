@@ -69,7 +69,7 @@ def tasks(*revisions: str) -> RegisteredExtension:
     return RegisteredExtension("extensions", {"example.com/tasks": {}}, {"tasks/peek": later}, frozenset(revisions))
 
 
-async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_have_it(mcp: Server) -> None:
+async def test_a_method_and_its_capability_can_be_added_for_some_revisions(mcp: Server) -> None:
     mcp.registry.extend(tasks(NEWEST.date))
     mcp.registry.extend(
         RegisteredExtension("extensions", {"example.com/other": {"a": 1}}, {}, frozenset((NEWEST.date,)))
@@ -85,7 +85,7 @@ async def test_a_method_and_its_capability_can_be_added_for_the_revisions_that_h
         assert "extensions" not in mcp.registry.capabilities(revision)
 
 
-async def test_an_added_method_of_the_handshake_era_is_called_in_a_session(mcp: Server) -> None:
+async def test_an_added_handshake_era_method_is_called_in_a_session(mcp: Server) -> None:
     mcp.registry.extend(tasks(NEWEST_HANDSHAKE.date))
     async with run_wire(mcp, "asgi") as wire:
         session = await wire.initialize(LATEST_HANDSHAKE)
@@ -131,7 +131,7 @@ async def test_explicit_results_are_wrapped_like_their_schema() -> None:
         assert newest["result"]["structuredContent"] == {"a": 1}
 
 
-async def test_resource_contents_carry_the_meta_of_the_resource() -> None:
+async def test_resource_contents_include_the_resource_meta() -> None:
     server = Server("shop", settings=Settings())
     server.resource("ui://one", meta={"ui": {"csp": {}}})(page)
     async with run_wire(server, "asgi") as wire:

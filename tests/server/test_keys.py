@@ -35,7 +35,7 @@ def test_several_secrets_are_separated_by_commas_and_keep_their_order() -> None:
 
 
 @for_each("setting", ["short", "1" * 31, f"{ONE},", f"{ONE},short", ",", f"{ONE},,{TWO}"])
-def test_short_secrets_are_refused_with_a_command_to_generate_one(setting: str) -> None:
+def test_short_secrets_are_rejected_with_a_command_to_generate_one(setting: str) -> None:
     with pytest.raises(ValueError, match="token_urlsafe") as error:
         load_secrets(setting)
     assert "MILLSTREAM_SECRET_KEY" in str(error.value)
@@ -60,13 +60,13 @@ def test_each_directory_has_its_own_key(tmp_path: Path) -> None:
     assert one.values != two.values
 
 
-def test_the_content_of_a_key_file_may_be_used_as_the_setting(tmp_path: Path) -> None:
+def test_key_file_content_may_be_used_as_the_setting(tmp_path: Path) -> None:
     found = load_secrets("", state_dir=tmp_path)
     text = (tmp_path / KEY_FILE).read_text()
     assert load_secrets(text).values == found.values
 
 
-def test_a_key_file_may_hold_several_secrets(tmp_path: Path) -> None:
+def test_a_key_file_may_contain_several_secrets(tmp_path: Path) -> None:
     (tmp_path / KEY_FILE).write_text(f"{TWO},{ONE}\n")
     (tmp_path / KEY_FILE).chmod(0o600)
     assert load_secrets("", state_dir=tmp_path) == Secrets((TWO.encode(), ONE.encode()), "file")
@@ -75,7 +75,7 @@ def test_a_key_file_may_hold_several_secrets(tmp_path: Path) -> None:
 if POSIX:
 
     @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660, 0o620])
-    def test_key_files_readable_by_others_are_refused(tmp_path: Path, mode: int) -> None:
+    def test_key_files_readable_by_others_are_rejected(tmp_path: Path, mode: int) -> None:
         load_secrets("", state_dir=tmp_path)
         path = tmp_path / KEY_FILE
         path.chmod(mode)
@@ -84,7 +84,7 @@ if POSIX:
         assert f"{mode:04o}" in str(error.value)
         assert path.read_text().strip() not in str(error.value)
 
-    def test_a_key_file_of_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_key_file_owned_by_another_user_is_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_secrets("", state_dir=tmp_path)
         owner = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
@@ -93,7 +93,7 @@ if POSIX:
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"short\n", b"\xff" * 8, b"\0" * 16])
-def test_a_damaged_key_file_is_refused_and_not_replaced(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_key_file_is_rejected_and_not_replaced(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / KEY_FILE
     path.write_bytes(content)
     path.chmod(0o600)

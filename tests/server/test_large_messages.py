@@ -98,7 +98,7 @@ REFUSED = {
 
 
 @for_each("case", REFUSED)
-def test_refusing_large_arguments_costs_no_more_than_small_ones(case: str) -> None:
+def test_rejecting_large_arguments_costs_no_more_than_small_ones(case: str) -> None:
     function, arguments, item = REFUSED[case]
     made = plan(function)
     small, large = (arguments % many(item, count) for count in (10, 200_000))
@@ -108,13 +108,13 @@ def test_refusing_large_arguments_costs_no_more_than_small_ones(case: str) -> No
 
 
 @for_each("case", ["unknown", "unknown after a whole float"])
-def test_unknown_members_of_large_arguments_are_never_built(case: str) -> None:
+def test_unknown_members_in_large_arguments_are_never_built(case: str) -> None:
     function, arguments, item = REFUSED[case]
     large = arguments % many(item, 500_000)
     assert peak(lambda: refusal(plan(function), large)) < MIB
 
 
-def test_errors_list_every_unknown_name_of_small_arguments_and_one_of_large() -> None:
+def test_errors_list_all_unknown_names_in_small_arguments_and_one_in_large() -> None:
     made = plan(add)
     names = b",".join(b'"k%d":1' % index for index in range(100_000))
     assert "unknown 'y', 'z'." in refusal(made, b'{"a":1,"y":1,"z":2}')
@@ -122,7 +122,7 @@ def test_errors_list_every_unknown_name_of_small_arguments_and_one_of_large() ->
 
 
 @for_each("options", [{}, {"input_schema": RECURSIVE}])
-def test_slow_checks_bound_the_number_of_values(options: dict[str, Any]) -> None:
+def test_slow_checks_limit_the_number_of_values(options: dict[str, Any]) -> None:
     made = plan(free, **options) if options else plan(measure)
     shape = b'{"v":%b}' if options else b'{"of":{"sizes":%b}}'
     assert f"at most {MAX_VALUES:,} values" in refusal(made, shape % many(b"1", MAX_VALUES + 2))
@@ -166,7 +166,7 @@ def test_float_lists_and_commas_in_strings_have_no_limit() -> None:
     assert read_arguments(plan(measure), models).of.sizes == [1]
 
 
-def test_pydantic_problems_of_large_arguments_are_not_built() -> None:
+def test_pydantic_problems_are_not_built_for_large_arguments() -> None:
     made = plan(measure)
     text = refusal(made, b'{"of":{"sizes":%b}}' % many(b'"x"', 50_000))
     assert "50000 problems" in text
@@ -176,7 +176,7 @@ def test_pydantic_problems_of_large_arguments_are_not_built() -> None:
 
 
 @for_each("item", [b"[]", b"{}", b'{"a":"["}'])
-def test_messages_with_100_000_containers_are_refused_before_parsing(
+def test_messages_with_100_000_containers_are_rejected_before_parsing(
     item: bytes,
 ) -> None:
     check_text(many(item, MAX_CONTAINERS - 1))
@@ -192,7 +192,7 @@ def test_brackets_in_strings_are_not_counted() -> None:
 
 
 @for_each("item", [b"1.5e300", b"-5E-324", b"1.5e+0300", b"1.2345678901234567890123456789e-30"])
-def test_messages_with_5_000_slow_numbers_are_refused_before_parsing(
+def test_messages_with_5_000_slow_numbers_are_rejected_before_parsing(
     item: bytes,
 ) -> None:
     check_text(many(item, MAX_LONG_NUMBERS))
@@ -218,7 +218,7 @@ def test_fast_numbers_and_digits_in_strings_are_not_counted(item: bytes) -> None
     assert not exceeds_limits(many(item, MAX_LONG_NUMBERS * 2))
 
 
-def test_oversized_batches_are_refused_at_the_first_excess_item() -> None:
+def test_oversized_batches_are_rejected_at_the_first_excess_item() -> None:
     body = many(b"1", 1_000_000)
 
     def refuse() -> None:
@@ -230,7 +230,7 @@ def test_oversized_batches_are_refused_at_the_first_excess_item() -> None:
 
 
 @for_each("tool", ["ask", "add"])
-async def test_excess_answers_are_refused_before_parsing(tool: str) -> None:
+async def test_excess_answers_are_rejected_before_parsing(tool: str) -> None:
     mcp = make_shop()
     async with run_wire(mcp, "asgi") as wire:
         responses = {f"k{number}": number for number in range(60_000)}
@@ -257,7 +257,7 @@ MANY = {f"k{number}": "" for number in range(MAX_MEMBERS + 1)}
         ),
     ],
 )
-async def test_excess_prompt_arguments_are_refused_before_parsing(method: str, params: dict[str, Any]) -> None:
+async def test_excess_prompt_arguments_are_rejected_before_parsing(method: str, params: dict[str, Any]) -> None:
     async with run_wire(make_shop(), "asgi") as wire:
         reply = await wire.post(request(method, params))
         assert reply.message["error"] == {"code": -32602, "message": "Invalid params: more than 50,000 members"}
@@ -271,7 +271,7 @@ def test_websocket_dialect_parameters_are_not_parsed() -> None:
     assert peak(lambda: _read_envelope(body, "tools/list")) < 2 * len(body)
 
 
-def test_answers_with_too_many_fields_are_refused_before_parsing() -> None:
+def test_answers_with_too_many_fields_are_rejected_before_parsing() -> None:
     form = Elicit("Who?", {"type": "object", "properties": {"name": {"type": "string"}}})
     members = b",".join(b'"k%d":1' % number for number in range(MAX_MEMBERS + 1))
     assert read_answer(form, b'{"action":"accept","content":{"name":"Ada","more":1}}') == {"name": "Ada", "more": 1}
@@ -302,14 +302,14 @@ WITH_TOKEN = {"name": "add", "arguments": {"a": 1, "b": 2}}
         ("tools/call", {"name": "add", "arguments": {"a": LONG, "b": 1}}),
     ],
 )
-async def test_refusals_quote_only_the_beginning_of_the_input(method: str, params: dict[str, Any]) -> None:
+async def test_rejections_quote_only_the_beginning_of_the_input(method: str, params: dict[str, Any]) -> None:
     async with run_wire(make_shop(), "asgi") as wire:
         reply = await wire.post(request(method, params))
         assert "error" in reply.message or reply.message["result"]["isError"]
         assert len(reply.body) < 10_000
 
 
-def test_refused_versions_are_quoted_in_part() -> None:
+def test_rejected_versions_are_quoted_in_part() -> None:
     params = (
         b'{"_meta":{"io.modelcontextprotocol/protocolVersion":"%b","io.modelcontextprotocol/clientCapabilities":{}}}'
     )
@@ -321,7 +321,7 @@ def test_refused_versions_are_quoted_in_part() -> None:
 
 
 @for_each("length", [MAX_ID + 1, MIB])
-async def test_progress_tokens_have_the_length_limit_of_ids(length: int) -> None:
+async def test_progress_tokens_have_the_same_length_limit_as_ids(length: int) -> None:
     params = {**WITH_TOKEN, "_meta": {"progressToken": "t" * length}}
     later = per_request("tools/call", WITH_TOKEN)
     later["params"]["_meta"]["progressToken"] = "t" * length

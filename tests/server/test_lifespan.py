@@ -32,7 +32,7 @@ async def test_anyio_task_group_stays_open_while_the_server_runs() -> None:
 
 
 @pytest.mark.parametrize("mounted", [False, True])
-async def test_failed_background_task_of_a_lifespan_is_logged_and_makes_the_server_unhealthy(
+async def test_failed_lifespan_task_is_logged_and_makes_the_server_unhealthy(
     mounted: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     odd = asyncio.Event()

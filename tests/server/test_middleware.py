@@ -70,7 +70,7 @@ def shop(*middleware: object, name: str = "shop") -> Server:
 
 
 @for_each("revision", list(BY_DATE))
-async def test_each_kind_of_request_runs_its_hook_on_every_revision(revision: str) -> None:
+async def test_each_request_type_runs_its_hook_on_every_revision(revision: str) -> None:
     notes: list[str] = []
     async with connect(shop(Notes(notes)), revision=revision) as client:
         notes.clear()
@@ -123,7 +123,7 @@ async def test_hooks_can_change_arguments_and_results() -> None:
         assert (await client.request("tools/list"))["tools"][0]["description"] == "changed"
 
 
-async def test_hooks_can_refuse_respond_and_observe_failures() -> None:
+async def test_hooks_can_reject_respond_and_observe_failures() -> None:
     heard: list[str] = []
 
     class Refusing:
@@ -178,7 +178,7 @@ async def test_middleware_and_function_share_call_state() -> None:
         assert (await client.call("age")).data is True
 
 
-async def test_middleware_of_a_mounted_server_runs_inside_the_outer_middleware() -> None:
+async def test_mounted_server_middleware_runs_inside_the_outer_middleware() -> None:
     notes: list[str] = []
     outer, middle, inner = (Server("outer", middleware=[Notes(notes, "outer: ")]), Server("middle"),
                             shop(Notes(notes, "inner: ")))  # fmt: skip
@@ -261,7 +261,7 @@ class Blocking:
         (Middleware(), "Middleware has no hook"),
     ],
 )
-def test_invalid_middleware_is_refused_at_construction(middleware: object, said: str) -> None:
+def test_invalid_middleware_is_rejected_at_construction(middleware: object, said: str) -> None:
     with pytest.raises(TypeError, match=said):
         Server("shop", middleware=[middleware])
 
@@ -279,7 +279,7 @@ async def test_unrelated_hooks_do_not_slow_tools() -> None:
     assert NEWEST.date
 
 
-async def test_hidden_items_do_not_bypass_the_middleware_of_others() -> None:
+async def test_hidden_items_do_not_bypass_other_servers_middleware() -> None:
     notes: list[str] = []
     shelf = Server("shelf", middleware=[Notes(notes)])
 
@@ -300,7 +300,7 @@ async def test_hidden_items_do_not_bypass_the_middleware_of_others() -> None:
     assert notes[0] == "message resources/read"
 
 
-async def test_completion_runs_the_middleware_of_the_owning_server() -> None:
+async def test_completion_runs_the_owning_servers_middleware() -> None:
     notes: list[str] = []
     shelf = Server("shelf", middleware=[Notes(notes)])
 

@@ -92,7 +92,7 @@ async def test_mounted_lifespan_runs_inside_the_outer_lifespan() -> None:
         assert places.seen[8:] == ["+inner"]
 
 
-async def test_failing_lifespan_of_a_mounted_server_prevents_startup() -> None:
+async def test_failing_mounted_lifespan_prevents_startup() -> None:
     places = Places()
     outer = places.place("outer")
     outer.mount(places.place("first"), prefix="f")
@@ -137,7 +137,7 @@ def test_failed_mount_leaves_nothing_behind() -> None:
     assert list(outer.registry.tools) == ["stock_buy"]
 
 
-def test_names_taken_on_the_outer_server_are_refused_on_both() -> None:
+def test_names_taken_on_the_outer_server_are_rejected_on_both() -> None:
     outer, inner = server("outer"), server("inner")
     outer.mount(inner, prefix="stock")
     outer.tool(name="stock_buy")(buy)

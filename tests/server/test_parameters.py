@@ -149,7 +149,7 @@ def test_union_constraints_apply_to_matching_members() -> None:
     }
 
 
-def test_invalid_parameter_headers_are_refused_at_registration() -> None:
+def test_invalid_parameter_headers_are_rejected_at_registration() -> None:
     """MCP 2026-07-28, server/tools#x-mcp-header."""
 
     def good(region: Annotated[str, Field(header="Region")]) -> None: ...
@@ -204,7 +204,7 @@ def fitting_none(x: Annotated[str | None, Field(ge=1)]) -> None: ...
         (fitting_none, ["'x'", "ge=1", "applies to none"]),
     ],
 )
-def test_unsupported_parameters_are_refused_at_registration(function: Callable[..., Any], texts: list[str]) -> None:
+def test_unsupported_parameters_are_rejected_at_registration(function: Callable[..., Any], texts: list[str]) -> None:
     with pytest.raises(TypeError) as caught:
         plan(function)
     for text in (function.__name__, *texts):

@@ -135,7 +135,7 @@ async def test_parts_open_after_their_needs_and_close_before_them() -> None:
     assert events[3:] == ["close c", "close b", "close a"]
 
 
-async def test_unorderable_parts_are_refused_at_startup() -> None:
+async def test_unorderable_parts_are_rejected_at_startup() -> None:
     wrong: list[tuple[list[Empty], str]] = [
         ([Empty("till", [], ["hub"])], "The part 'till' needs 'hub', which isn't served: add it to serve="),
         ([Empty("till", [], ["shelf"])], "The part 'till' needs 'shelf', which isn't served: add it to extensions="),
@@ -254,7 +254,7 @@ class Feed:
         return None
 
 
-async def test_event_streams_of_parts_count_against_their_caller() -> None:
+async def test_event_streams_from_parts_count_against_their_caller() -> None:
     feed = Feed()
     server = with_parts(Server("shop", settings=Settings(max_streams=2)), [feed])  # one caller may have half of them
     async with asyncio.timeout(WAIT), server.running():

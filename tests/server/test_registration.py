@@ -51,13 +51,13 @@ def test_names_can_be_registered_again_only_after_removal(mcp: Server, kind: str
 
 @for_each("kind", REGISTER)
 @for_each("name", ["", " "])
-def test_empty_names_are_refused(mcp: Server, kind: str, name: str) -> None:
+def test_empty_names_are_rejected(mcp: Server, kind: str, name: str) -> None:
     with pytest.raises(ValueError, match=f"nothing: the name of this {kind} is empty"):
         REGISTER[kind](mcp, {"name": name})
 
 
 @for_each("uri", ["nocolon", "", "/books/1", "1book://x", ":x", "books/{isbn}"])
-def test_uris_without_a_scheme_are_refused(mcp: Server, uri: str) -> None:
+def test_uris_without_a_scheme_are_rejected(mcp: Server, uri: str) -> None:
     """RFC 3986 §3."""
 
     def read(isbn: str) -> str:
@@ -107,7 +107,7 @@ def serve_completed(mcp: Server) -> None:
 
 
 @pytest.mark.parametrize("kind", COMPLETED)
-async def test_completers_of_unknown_arguments_are_refused_with_the_known_ones(mcp: Server, kind: str) -> None:
+async def test_error_for_completers_of_unknown_arguments_lists_the_known_ones(mcp: Server, kind: str) -> None:
     known = {"prompt": "'isbn', 'tone'", "template": "'isbn'"}[kind]
     text = re.escape(f"complete({COMPLETED[kind]!r}, 'ibsn'): there is no such argument. Use one of {known}")
     serve_completed(mcp)
@@ -138,7 +138,7 @@ async def test_removing_a_prompt_removes_its_completers(mcp: Server) -> None:
 
 
 @for_each("option", ["input_schema", "output_schema"])
-def test_invalid_hand_written_schemas_are_refused_with_the_tool_name(mcp: Server, option: str) -> None:
+def test_invalid_hand_written_schemas_are_rejected_with_the_tool_name(mcp: Server, option: str) -> None:
     schema = {"type": "object", "properties": {"age": {"type": "int"}}}
     with pytest.raises(ValueError, match=f"nothing: {option}: #/properties/age/type: "):
         REGISTER["tool"](mcp, {option: schema})
@@ -201,7 +201,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 
 @for_each(("kind", "options", "text"), WRONG)
-def test_invalid_option_values_are_refused_with_the_valid_ones(
+def test_invalid_option_values_are_rejected_with_the_valid_ones(
     mcp: Server, kind: str, options: dict[str, Any], text: str
 ) -> None:
     with pytest.raises(TypeError, match=re.escape(text)):
@@ -243,7 +243,7 @@ class Shop:
         return book
 
 
-def test_unbound_methods_are_refused(mcp: Server) -> None:
+def test_unbound_methods_are_rejected(mcp: Server) -> None:
     with pytest.raises(TypeError, match=r"buy: clients would have to send 'self' as an argument.*mcp.tool\(shop.buy\)"):
         mcp.tool(Shop.buy)
     mcp.tool(Shop().buy)

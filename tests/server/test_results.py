@@ -211,7 +211,7 @@ def test_results_must_match_hand_written_output_schemas() -> None:
 @for_each(
     ("schema", "text"), [({"type": "text"}, '#/type: "text" is not valid'), ({"$ref": "https://x"}, "never fetched")]
 )
-def test_unsupported_hand_written_output_schemas_are_refused(schema: dict[str, Any], text: str) -> None:
+def test_unsupported_hand_written_output_schemas_are_rejected(schema: dict[str, Any], text: str) -> None:
     """MCP 2025-11-25, basic."""
     with pytest.raises(ValueError, match=text):
         output_from_schema(schema)
@@ -302,7 +302,7 @@ def test_resources_return_several_contents_as_embedded_resources() -> None:
 
 
 @for_each("value", ["x", b"x", {"a": 1}])
-def test_contents_carry_the_meta_of_their_resource(value: Any) -> None:
+def test_contents_include_their_resource_meta(value: Any) -> None:
     ui = {"ui": {"csp": {}}}
     assert members(encode_contents(value, "a:b", None, ui))["contents"][0]["_meta"] == ui
 
@@ -374,19 +374,19 @@ def test_iterator_results_are_explained(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @for_each("value", [BytesIO(b"a"), StringIO("a"), {"file": BytesIO(b"a")}])
-def test_files_in_results_are_refused(value: Any) -> None:
+def test_files_in_results_are_rejected(value: Any) -> None:
     with pytest.raises(TypeError, match="can't be converted to JSON: return what it contains"):
         encode_result(value)
 
 
 @for_each("key", [None, True, (1, 2), frozenset((1,))])
-def test_keys_that_are_no_text_are_explained(key: Any) -> None:
+def test_keys_that_are_not_text_are_explained(key: Any) -> None:
     with pytest.raises(TypeError, match="has a dict whose keys aren't text or numbers"):
         encode_result({"by": {key: 1}})
 
 
 @for_each("value", [float("nan"), float("inf")])
-def test_nan_results_are_named_in_the_error(value: float) -> None:
+def test_nan_results_are_reported_in_the_error(value: float) -> None:
     for annotation, result in ((float, value), (dict[str, float], {"x": value}), (list[float], [value])):
         with pytest.raises(LocalError, match="NaN and infinities can't be represented in JSON"):
             encode_result(result, output_of(annotation))

@@ -74,7 +74,7 @@ async def test_canceled_server_task_shuts_down_cleanly() -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_run_async_refuses_unknown_transports_and_options() -> None:
+async def test_run_async_rejects_unknown_transports_and_options() -> None:
     with pytest.raises(ValueError, match="'http' or 'stdio'"):
         await Server("x").run_async("tcp")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="port"):

@@ -75,7 +75,7 @@ REASONS: list[tuple[dict[str, Any], str]] = [
 
 
 @for_each(("change", "text"), REASONS)
-def test_schema_errors_name_path_expectation_and_value(change: dict[str, Any], text: str) -> None:
+def test_schema_errors_show_path_expectation_and_value(change: dict[str, Any], text: str) -> None:
     assert reasons(SHOP, GOOD | change) == text
 
 
@@ -100,7 +100,7 @@ def test_schema_errors_list_a_few_reasons() -> None:
         ({"type": "object", "$id": "http://127.0.0.1/", "properties": {"a": {"$ref": "x"}}}, "never fetched"),
     ],
 )
-def test_unsupported_schemas_are_refused(schema: Schema, text: str) -> None:
+def test_unsupported_schemas_are_rejected(schema: Schema, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         SchemaCheck(schema, whole="the arguments")
 
@@ -122,7 +122,7 @@ def test_anchor_and_recursive_references_are_followed() -> None:
     assert reasons(inner, {"a": "x"})
 
 
-def test_keywords_of_older_dialects_are_ignored() -> None:
+def test_keywords_from_older_dialects_are_ignored() -> None:
     old: Schema = {
         "type": "object",
         "properties": {"a": {"type": "integer"}},
@@ -145,7 +145,7 @@ def test_backtracking_patterns_give_up() -> None:
     assert SchemaCheck(schema, whole="").fits({"a": "one two"})
 
 
-def test_pattern_of_items_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_item_pattern_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled: list[Schema] = []
     compile_schema = jsonschema_rs.Draft202012Validator
     monkeypatch.setattr(
@@ -184,7 +184,7 @@ def test_every_invalid_value_has_a_reason(value: Any) -> None:
         assert check.reasons(value, 100)
 
 
-def test_missing_extra_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_suggests_the_missing_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
     with pytest.raises(ImportError, match=r"pip install 'millstream\[schema\]'"):
         SchemaCheck({"type": "object"}, whole="")

@@ -196,7 +196,7 @@ def test_malformed_capabilities_do_not_raise(capabilities: dict[str, Any]) -> No
     assert exact == (capabilities_of(bits) == capabilities)
 
 
-def test_capabilities_of_common_clients_fit_in_the_id() -> None:
+def test_common_client_capabilities_fit_in_the_id() -> None:
     apps = {"extensions": {"io.modelcontextprotocol/ui": {"mimeTypes": ["text/html;profile=mcp-app"]}}}
     usual: list[dict[str, Any]] = [{}, {"roots": {"listChanged": True}}, {"sampling": {}, "elicitation": {}}, apps]
     for capabilities in usual:

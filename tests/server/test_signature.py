@@ -63,7 +63,7 @@ def test_undescribable_return_annotations_warn(annotation: Any) -> None:
     assert caught[0].filename == __file__
 
 
-def test_generators_have_the_schema_of_their_items() -> None:
+def test_generators_have_their_items_schema() -> None:
     async def counting() -> AsyncIterator[int]:
         yield 1
 
@@ -123,7 +123,7 @@ def test_context_may_be_any_parameter() -> None:
     assert plan(middle, contexts=CONTEXTS).context_parameter == "ctx"
 
 
-def test_two_contexts_are_refused() -> None:
+def test_two_contexts_are_rejected() -> None:
     def tool(a: Context, b: SyncContext) -> None: ...
 
     with pytest.raises(TypeError, match="a and b"):
@@ -208,7 +208,7 @@ def test_hand_written_schemas_are_listed_unchanged() -> None:
         made.decode(b'{"name":1}')
 
 
-def test_closed_hand_written_schemas_refuse_unknown_arguments() -> None:
+def test_closed_hand_written_schemas_reject_unknown_arguments() -> None:
     def both(name: str = "", age: int = 0) -> None: ...
 
     def one(name: str = "") -> None: ...
@@ -246,7 +246,7 @@ def test_hand_written_schemas_replace_the_annotation() -> None:
 # Prompts and resources.
 
 
-def test_arguments_of_prompts_and_resources_are_read_from_text() -> None:
+def test_prompt_and_resource_arguments_are_parsed_from_text() -> None:
     """MCP 2025-11-25, server/prompts."""
 
     def prompt(n: int, when: dt.date, tone: Literal["dry", "warm"] = "warm", free="x") -> Any:  # type: ignore[no-untyped-def]  # the subject
@@ -265,7 +265,7 @@ def test_arguments_of_prompts_and_resources_are_read_from_text() -> None:
     assert read_texts(plan(resource, kind="resource"), {"path": ["a", "b"]}).path == ["a", "b"]
 
 
-def test_prompts_and_resources_refuse_types_without_text_form() -> None:
+def test_prompts_and_resources_reject_types_without_a_text_form() -> None:
     def tool(where: Address) -> None: ...
 
     def lists(names: list[str]) -> None: ...

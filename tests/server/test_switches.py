@@ -295,7 +295,7 @@ async def test_failing_conditions_for_one_caller_do_not_stop_updates_for_others(
         assert not alice.notifications[1:]
 
 
-def test_invalid_switch_options_are_refused() -> None:
+def test_invalid_switch_options_are_rejected() -> None:
     async def later(principal: Principal | None) -> bool:
         return False
 

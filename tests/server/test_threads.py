@@ -86,7 +86,7 @@ async def test_blocking_calls_wait_if_all_threads_are_busy(operation: str) -> No
     assert all("done" in str(each) for each in replies)
 
 
-async def test_calls_that_get_no_thread_in_time_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_that_get_no_thread_in_time_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.01)
     mcp, started, end = Server("threads", settings=Settings(max_threads=1)), Event(), Event()
 

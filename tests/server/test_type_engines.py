@@ -181,7 +181,7 @@ def test_parameters_may_have_names_reserved_by_pydantic() -> None:
     assert (found.copy, found.json, found.model_config, found._hidden) == (2, "x", 1, 2)
 
 
-def test_type_decoder_errors_name_the_path() -> None:
+def test_type_decoder_errors_show_the_path() -> None:
     decode: Callable[[bytes], Any] = decoder_of(list[Item])
     assert decode(b'[{"number":1}]') == [Item(number=1)]
     with pytest.raises(ValueError, match=r"\[0\].number must be an integer >= 1, got 0"):
@@ -190,7 +190,7 @@ def test_type_decoder_errors_name_the_path() -> None:
         decode(b'[],"other":1')
 
 
-def test_argument_schemas_of_shared_types_match_pydantic() -> None:
+def test_argument_schemas_for_shared_types_match_pydantic() -> None:
 
     class Kind(enum.Enum):
         big = "big"

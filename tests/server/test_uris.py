@@ -109,7 +109,7 @@ async def test_no_spelling_of_a_uri_bypasses_a_policy() -> None:
                 await client.read(uri)
 
 
-def test_equivalent_uris_are_refused_at_registration() -> None:
+def test_equivalent_uris_are_rejected_at_registration() -> None:
     mcp = Server("twice")
     mcp.resource("static://café")(_returning("one"))
     with pytest.raises(ValueError, match="'static://café' already exists, and 'STATIC://caf%C3%A9' is the same URI"):

@@ -176,7 +176,7 @@ def tool_with(annotation: Any) -> Callable[..., Any]:
 
 
 @for_each(("annotation", "value"), REFUSED)
-def test_values_refused_by_pydantic_are_refused(annotation: Any, value: Any) -> None:
+def test_values_rejected_by_pydantic_are_rejected(annotation: Any, value: Any) -> None:
     with pytest.raises(ArgumentError, match="'x"):
         read_arguments(plan(tool_with(annotation)), msgspec.json.encode({"x": value}))
 
@@ -233,7 +233,7 @@ def test_aliases_are_wire_names() -> None:
         read_arguments(made, b'{"user_id":1}')
 
 
-def test_invalid_aliases_are_refused() -> None:
+def test_invalid_aliases_are_rejected() -> None:
     def tool(a: Annotated[int, pydantic.Field(validation_alias=pydantic.AliasChoices("a", "b"))]) -> None: ...
 
     with pytest.raises(TypeError, match="tool: parameter 'a': an alias must be one name"):
@@ -249,7 +249,7 @@ class Held(msgspec.Struct):
     path: Annotated[str, AfterValidator(inside)]
 
 
-def test_validators_in_structs_are_refused() -> None:
+def test_validators_in_structs_are_rejected() -> None:
     with pytest.raises(TypeError, match=r"parameter 'x': pydantic can't read the Struct Held.*Make Held a dataclass"):
         plan(tool_with(Held))
 
@@ -344,7 +344,7 @@ except TypeError as error:
 """
 
 
-def test_errors_name_types_without_their_module() -> None:
+def test_errors_show_types_without_their_module() -> None:
     with pytest.raises(TypeError) as refused:
         plan(tool_with(list[Opaque]))
     assert "Opaque" in str(refused.value)
@@ -363,7 +363,7 @@ class Bounded(pydantic.BaseModel):
     copies: Annotated[int, Field(ge=1)]
 
 
-def test_millstream_field_in_a_pydantic_model_is_refused() -> None:
+def test_millstream_field_in_a_pydantic_model_is_rejected() -> None:
     with pytest.raises(TypeError, match=r"Write pydantic.Field\(ge=1\) there"):
         plan(tool_with(Bounded))
 

@@ -139,7 +139,7 @@ class Range:
             raise ValueError("low must be below high")
 
 
-async def test_errors_raised_by_a_class_name_the_path_of_the_value() -> None:
+async def test_errors_raised_by_a_class_show_the_path_to_the_value() -> None:
     def pick(ranges: list[Range]) -> str:
         return str(ranges)
 
@@ -153,7 +153,7 @@ class Absent:
         raise ImportError("email-validator is not installed, run `pip install 'pydantic[email]'`")
 
 
-def test_error_names_the_package_that_a_type_needs() -> None:
+def test_error_suggests_the_package_that_a_type_needs() -> None:
     def mail(to: Absent) -> str:
         return str(to)
 
@@ -164,7 +164,7 @@ def test_error_names_the_package_that_a_type_needs() -> None:
 
 
 @pytest.mark.parametrize("annotation", ["dict[bool, int]", "dict[tuple[int, int], str]", "Mapping[Range, int]"])
-def test_dict_keys_that_are_not_text_are_refused(annotation: str) -> None:
+def test_dict_keys_that_are_not_text_are_rejected(annotation: str) -> None:
     def tool(a: Any) -> str:
         return str(a)
 

@@ -151,7 +151,7 @@ async def test_lossy_values_evict_the_oldest(store: Store) -> None:
 
 
 @pytest.mark.many
-async def test_shares_limit_the_space_of_one_owner(store: Store) -> None:
+async def test_shares_limit_one_owners_space(store: Store) -> None:
     kv, piece = store.kv, bytes(2**20)
     number = 0
     with suppress(OwnerQuotaExceeded):
@@ -180,7 +180,7 @@ async def test_shares_limit_the_space_of_one_owner(store: Store) -> None:
 
 
 @pytest.mark.many
-async def test_keys_of_small_values_count_toward_the_share_of_their_owner(store: Store) -> None:
+async def test_keys_for_small_values_count_toward_their_owners_share(store: Store) -> None:
     number = 0
     with suppress(OwnerQuotaExceeded):
         while number < 200:
@@ -211,7 +211,7 @@ async def test_full_share_in_one_slot_does_not_affect_other_owners(store: Store)
 
 
 @pytest.mark.many
-async def test_lossy_values_of_a_full_share_evict_its_oldest(store: Store) -> None:
+async def test_lossy_values_in_a_full_share_evict_the_oldest(store: Store) -> None:
     kv, piece = store.kv, bytes(2**20)
     for share in ("modest", "greedy"):
         await kv.put(f"result:~{share}.0", piece, TTL, lossy=True)
@@ -231,7 +231,7 @@ async def test_lossy_values_of_a_full_share_evict_its_oldest(store: Store) -> No
 
 
 @pytest.mark.many
-async def test_owners_have_shares_of_undeclared_kinds(store: Store) -> None:
+async def test_owners_have_shares_in_undeclared_kinds(store: Store) -> None:
     alice, bob = (f"com.example/cart:{share_for(owner)}." for owner in ("alice", "bob"))
     number = 0
     with suppress(OwnerQuotaExceeded):
@@ -416,7 +416,7 @@ async def test_unknown_streams_are_empty_or_a_gap(store: Store) -> None:
     assert gap.value.oldest is None
 
 
-async def test_position_of_another_epoch_is_a_gap(store: Store) -> None:
+async def test_position_from_another_epoch_is_reported_as_a_gap(store: Store) -> None:
     positions = await append(store, "stream", b"a", b"b")
     with pytest.raises(Gap) as gap:
         await store.log.read("stream", Position("another", positions[0].offset))
@@ -424,13 +424,13 @@ async def test_position_of_another_epoch_is_a_gap(store: Store) -> None:
     assert gap.value.oldest == positions[0]
 
 
-async def test_position_beyond_the_newest_entry_is_a_gap(store: Store) -> None:
+async def test_position_beyond_the_newest_entry_is_reported_as_a_gap(store: Store) -> None:
     (position,) = await append(store, "stream", b"a")
     with pytest.raises(Gap):
         await store.log.read("stream", Position(store.epoch, position.offset + 1))
 
 
-async def test_dropped_entries_are_a_gap(store: Store) -> None:
+async def test_dropped_entries_are_reported_as_a_gap(store: Store) -> None:
     positions = await append(store, "stream", *(b"%d" % n for n in range(500)), max_entries=3)
     held = data_of(await store.log.read("stream", None))
     assert held == [b"%d" % n for n in range(500 - len(held), 500)]
@@ -616,7 +616,7 @@ async def test_indexes_have_their_own_length(store: Store) -> None:
 
 
 @pytest.mark.many
-async def test_refused_appends_leave_nothing_in_the_index(store: Store) -> None:
+async def test_rejected_appends_leave_nothing_in_the_index(store: Store) -> None:
     await add(store, b"end", "hub:ended", seal=True)
     with pytest.raises(StreamSealed):
         await add(store, b"late", "hub:ended", index=INDEX)
@@ -639,7 +639,7 @@ async def test_trimmed_indexes_continue_at_stream_positions(store: Store) -> Non
 # seal
 
 
-async def test_sealed_streams_refuse_appends(store: Store) -> None:
+async def test_sealed_streams_reject_appends(store: Store) -> None:
     first = await add(store, b"first", "call:1")
     end = await add(store, b"end", "call:1", seal=True)
     assert end.position.offset > first.position.offset
@@ -678,7 +678,7 @@ async def test_deleted_streams_are_not_sealed(store: Store) -> None:
 # hearing
 
 
-async def test_entries_that_repeat_another_are_refused(store: Store) -> None:
+async def test_entries_that_repeat_another_are_rejected(store: Store) -> None:
     async def once(stream: str, data: bytes, text: str) -> Position | None:
         try:
             return await store.log.append(stream, data, ttl=TTL, max_entries=100, once=text)
@@ -736,7 +736,7 @@ async def test_listening_can_restart(store: Store) -> None:
         ear.stop()
 
 
-async def test_refused_entries_are_not_delivered(store: Store) -> None:
+async def test_rejected_entries_are_not_delivered(store: Store) -> None:
     ear = await TailReader(store, "call:1").ready()
     end = await add(store, b"end", "call:1", seal=True)
     await ear.until(end)
@@ -909,7 +909,7 @@ async def test_compare_and_set_counters_lose_no_step(backing: Backing) -> None:
     assert await workers[0].kv.get("count") == b"90"
 
 
-async def test_appends_of_all_workers_have_one_order(backing: Backing) -> None:
+async def test_appends_from_all_workers_have_one_order(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
     sent = await asyncio.gather(*(append(each, STREAM, *[b"%d" % n] * 50) for n, each in enumerate(workers)))
     entries = await read_all(workers[0], STREAM)
@@ -1016,7 +1016,7 @@ async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -
     assert await inbox.until(b"after") == [b"after"]
 
 
-async def test_messages_of_several_workers_have_one_order(backing: Backing) -> None:
+async def test_messages_from_several_workers_have_one_order(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
     heard = [MessageRecorder() for _ in workers]
     for worker, inbox in zip(workers, heard, strict=True):
@@ -1130,7 +1130,7 @@ async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
     assert await one.members.present("chat") == [("3", b"new")]
 
 
-async def test_members_of_a_closed_worker_are_abandoned(backing: Backing) -> None:
+async def test_members_on_a_closed_worker_are_abandoned(backing: Backing) -> None:
     gone, one = await backing.worker(), await backing.worker()
     name = gone.workers.me
     await gone.members.join("chat", "ann", b"Ann", co_append(b"+"))
@@ -1204,7 +1204,7 @@ async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
     assert refused.wait > HOUR
 
 
-async def test_refused_charges_do_not_change_the_balance(store: Store) -> None:
+async def test_rejected_charges_do_not_change_the_balance(store: Store) -> None:
     until = store.time() + HOUR
     full = Quota("full", 1, until)
     assert await are_allowed(store, full)
@@ -1265,7 +1265,7 @@ async def test_workers_share_the_available_tokens(backing: Backing) -> None:
     await until_workers(stores[0], all_count)
 
 
-async def test_slots_of_dead_workers_are_released(backing: Backing) -> None:
+async def test_slots_held_by_dead_workers_are_released(backing: Backing) -> None:
     first, second = await backing.worker(), await backing.worker()
     assert await are_allowed(first, *slots(1, "x"))
     assert not await are_allowed(second, *slots(1, "x"))

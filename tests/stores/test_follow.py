@@ -231,7 +231,7 @@ async def test_writers_read_their_own_unpushed_entry(monkeypatch: pytest.MonkeyP
     assert reader.got == [b"2"]
 
 
-async def test_entries_dropped_before_reading_are_a_gap() -> None:
+async def test_entries_dropped_before_reading_are_reported_as_a_gap() -> None:
     store = MemoryStore()
     (first,) = await append(store, b"0")
     await append(store, *(b"%d" % number for number in range(1, 9)), max_entries=3)
@@ -240,7 +240,7 @@ async def test_entries_dropped_before_reading_are_a_gap() -> None:
     assert reader.got == [b"gap", b"6", b"7", b"8"]
 
 
-async def test_recreated_streams_are_a_gap() -> None:
+async def test_recreated_streams_are_reported_as_a_gap() -> None:
     store = MemoryStore()
     reader = Reader(store, (await append(store, b"1"))[0])
     async with run_tail(reader):
@@ -249,7 +249,7 @@ async def test_recreated_streams_are_a_gap() -> None:
         assert await reader.until(b"2") == [b"gap", b"2"]
 
 
-async def test_new_epoch_is_a_gap_followed_by_new_entries() -> None:
+async def test_new_epoch_causes_a_gap_followed_by_new_entries() -> None:
     store = Parts()
     reader = Reader(store, Position("older", 1))
     async with run_tail(reader):

@@ -233,7 +233,7 @@ async def worker_is_idle(own: parent_side.WorkerConnection) -> None:
 # a parent that is gone
 
 
-async def test_calls_fail_at_once_without_the_parent(backing: LocalBacking) -> None:
+async def test_calls_fail_immediately_without_the_parent(backing: LocalBacking) -> None:
     worker = await backing.worker()
     await backing.server.close()
     for _ in range(3):

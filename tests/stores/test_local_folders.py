@@ -46,7 +46,7 @@ def start_and_close() -> None:
     asyncio.run(run())
 
 
-def test_leftovers_of_a_killed_parent_are_removed(place: Path) -> None:
+def test_leftovers_from_a_killed_parent_are_removed(place: Path) -> None:
     program = """
 import asyncio, os, signal
 from millstream._stores import backend_for
@@ -67,7 +67,7 @@ asyncio.run(main())
     assert not list(place.iterdir())
 
 
-def test_worker_sockets_of_a_killed_parent_are_removed(place: Path) -> None:
+def test_worker_sockets_left_by_a_killed_parent_are_removed(place: Path) -> None:
     left_behind(beside=left_behind())
     new = left_behind(beside=left_behind(), age=0)
     start_and_close()

@@ -60,7 +60,7 @@ def test_open_store_creates_a_separate_store() -> None:
 
 
 @for_each("url", ["rudis://user:hunter2@host/0", "memory", "", "memory:/x", "memory://hunter2"])
-def test_unknown_store_urls_are_refused_without_the_password(url: str) -> None:
+def test_errors_for_unknown_store_urls_hide_the_password(url: str) -> None:
     with pytest.raises(LocalError, match="memory://") as error:
         open_store(url)
     assert "hunter2" not in str(error.value)
@@ -164,7 +164,7 @@ async def test_expired_items_are_absent_before_the_sweep(clock: Clock) -> None:
     assert len(await store.log.read(f"{4 * SWEEP - 2}", None)) == 1
 
 
-async def test_full_map_refuses_and_keeps_its_values(clock: Clock) -> None:
+async def test_full_map_rejects_new_values_and_keeps_its_own(clock: Clock) -> None:
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("key", b"old", 10.0)
     await store.kv.put("rest", bytes(8_400), 10.0)
@@ -296,7 +296,7 @@ async def test_eviction_is_independent_of_size_order(clock: Clock) -> None:
     assert stored_bytes(store.log) == 0
 
 
-async def test_oversized_entries_are_refused_without_eviction() -> None:
+async def test_oversized_entries_are_rejected_without_eviction() -> None:
     store = MemoryStore(max_log_bytes=10_000)
     await append(store, "stream", b"a")
     with pytest.raises(StoreFull):
@@ -314,7 +314,7 @@ async def test_long_streams_are_trimmed_exactly() -> None:
 
 
 @pytest.mark.many
-async def test_deadlines_of_removed_items_do_not_accumulate(clock: Clock) -> None:
+async def test_deadlines_for_removed_items_do_not_accumulate(clock: Clock) -> None:
     store = MemoryStore(clock=clock)
     gc.collect()
     tracemalloc.start()
@@ -331,7 +331,7 @@ async def test_deadlines_of_removed_items_do_not_accumulate(clock: Clock) -> Non
 
 @pytest.mark.many
 @for_each("end", ["delete", "expire"])
-async def test_memory_is_released_when_items_are_gone(clock: Clock, end: str) -> None:
+async def test_memory_is_released_when_items_are_removed(clock: Clock, end: str) -> None:
     store = MemoryStore(clock=clock)
     gc.collect()
     tracemalloc.start()

@@ -38,7 +38,7 @@ def test_nats_url_contains_servers_login_replicas_and_namespace() -> None:
     assert "p@ss" not in repr(address)
 
 
-def test_invalid_nats_urls_are_refused_without_the_password() -> None:
+def test_errors_for_invalid_nats_urls_hide_the_password() -> None:
     for bad in ("nats://", "nats://a:p4ss@", "nats://one?replicas=9", "nats://one?namespace=a.b", "nats://one?x=1",
                 "nats://one:0", "nats://u:p4ss@one:x", "nats://one/db", "nats://one?credentials=/nowhere"):  # fmt: skip
         with pytest.raises(LocalError) as refused:
@@ -46,7 +46,7 @@ def test_invalid_nats_urls_are_refused_without_the_password() -> None:
         assert "p4ss" not in str(refused.value)
 
 
-async def test_unreachable_nats_server_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unreachable_nats_server_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.nats.link.CONNECT_SECONDS", 0.3)
     with pytest.raises(LocalError, match=r"nats://127\.0\.0\.1:1"):
         await open_store("nats://ada:p4ss@127.0.0.1:1").open()
@@ -370,7 +370,7 @@ async def test_recreated_jetstream_streams_use_new_positions(backing: NatsBackin
     assert data_of(await store.log.read("hub:journal", None)) == [b"new"]
 
 
-async def test_values_above_the_server_limit_are_refused(backing: NatsBacking) -> None:
+async def test_values_above_the_server_limit_are_rejected(backing: NatsBacking) -> None:
     store = await backing.worker()
     await store.kv.put("session:a", b"1", TTL)
     with pytest.raises(StoreFull):

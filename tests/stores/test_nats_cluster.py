@@ -48,7 +48,7 @@ async def append_until(store: Store, name: str, done: asyncio.Event, acknowledge
             acknowledged.append(data)
 
 
-async def test_acknowledged_entries_survive_the_loss_of_a_node(cluster: NatsCluster) -> None:
+async def test_acknowledged_entries_survive_losing_a_node(cluster: NatsCluster) -> None:
     url = await cluster.url()
     async with contextlib.AsyncExitStack() as stack:
         stores = [await opened(url) for _ in range(3)]

@@ -53,7 +53,7 @@ STREAM = "hub:journal"
         ("http://:hunter2@host", "Unknown store"),
     ],
 )
-def test_invalid_redis_urls_are_explained_without_the_password(url: str, said: str) -> None:
+def test_errors_for_invalid_redis_urls_hide_the_password(url: str, said: str) -> None:
     with pytest.raises(LocalError, match=said) as refused:
         open_store(url)
     assert "hunter2" not in str(refused.value)
@@ -152,7 +152,7 @@ async def test_unencodable_position_is_a_gap_and_does_not_affect_other_reads(ser
         assert data_of(found[1]) == [b"taken"]
 
 
-async def test_redis_with_eviction_is_refused(server: RedisServer) -> None:
+async def test_redis_with_eviction_is_rejected(server: RedisServer) -> None:
     server.ask("CONFIG", "SET", "maxmemory", "100mb")
     server.ask("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
     with pytest.raises(LocalError, match="noeviction"):
@@ -186,7 +186,7 @@ async def trusts(store: Store) -> bool:
     return not await store.degraded_reason()
 
 
-async def test_redis_replicas_are_refused(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_redis_replicas_are_rejected(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.2)
     server.ask("REPLICAOF", "127.0.0.1", "1")
     with pytest.raises(LocalError, match="read-only replica") as refused:
@@ -211,7 +211,7 @@ async def test_read_only_redis_is_reported_and_recovers(server: RedisServer, mon
         assert data_of(await read_all(store, STREAM)) == [b"after", b"after"]
 
 
-async def test_old_redis_versions_are_refused() -> None:
+async def test_old_redis_versions_are_rejected() -> None:
 
     async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         info = b"# Server\r\nredis_version:6.2.14\r\n"
@@ -226,7 +226,7 @@ async def test_old_redis_versions_are_refused() -> None:
                 pass
 
 
-async def test_full_redis_refuses_and_recovers(server: RedisServer) -> None:
+async def test_full_redis_rejects_writes_and_recovers(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         (first,) = await append(store, STREAM, b"before")
         await store.kv.put("session:one", b"old", TTL)
@@ -284,7 +284,7 @@ def test_script_commands_are_documented_and_checked() -> None:
     assert {f"+{name.lower()}" for name in checked} <= set(documented_permissions())
 
 
-async def test_forbidden_redis_commands_are_named_at_startup(server: RedisServer) -> None:
+async def test_forbidden_redis_commands_are_reported_at_startup(server: RedisServer) -> None:
     for name in ("xadd", "evalsha", "info"):
         server.ask("ACL", "SETUSER", "millstream", "on", ">secret", "~millstream:*", "+@all", f"-{name}")
         with pytest.raises(LocalError, match=f"(?i){name}.*ACL SETUSER"):
@@ -292,7 +292,7 @@ async def test_forbidden_redis_commands_are_named_at_startup(server: RedisServer
                 pass
 
 
-async def test_missing_databases_and_server_modes_are_named(server: RedisServer) -> None:
+async def test_missing_databases_and_server_modes_are_reported(server: RedisServer) -> None:
     for url, said in (
         (f"{server.url}/99", "rejected the connection"),
         (f"redis+cluster://127.0.0.1:{server.port}", "cluster support"),
@@ -334,7 +334,7 @@ async def test_large_entries_leave_a_stream_before_it_fills_redis(server: RedisS
             await store.log.read(STREAM, positions[0])
 
 
-async def test_large_streams_drop_only_entries_of_their_owner(server: RedisServer) -> None:
+async def test_large_streams_drop_only_their_owners_entries(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         room = 2_000_000
         store.backend.log._room = room // 8
@@ -370,7 +370,7 @@ async def test_concurrent_appends_to_a_stream_share_a_script(server: RedisServer
         assert [entry.position for entry in await read_all(store, "hub:channel:x")] == positions
 
 
-async def test_canceled_and_refused_appends_do_not_affect_their_batch(server: RedisServer) -> None:
+async def test_canceled_and_rejected_appends_do_not_affect_their_batch(server: RedisServer) -> None:
     async with open_worker(server.url, lease=600.0) as store:
         await warm_up(store)
 
@@ -459,7 +459,7 @@ async def test_redis_tls_requires_a_valid_certificate(tmp_path: Path, monkeypatc
         server.close()
 
 
-def test_values_are_where_workers_of_an_older_version_look() -> None:
+def test_values_are_stored_where_older_workers_look() -> None:
     for key in ("session:ada.1", "session:~ada.1"):
         share = key.partition(":")[2].partition(".")[0]
         assert keys.RedisKeys("ms:").value(key) == f"ms:{{{share}}}:k:{key}"

@@ -51,7 +51,7 @@ async def test_moved_cluster_keys_are_found() -> None:
         servers.close()
 
 
-async def test_cluster_failover_is_a_gap() -> None:
+async def test_cluster_failover_is_reported_as_a_gap() -> None:
     servers = Cluster(dead_after=1.0)
     try:
         primary = node_of(servers, slot_of("j0"))
@@ -79,7 +79,7 @@ async def test_cluster_failover_is_a_gap() -> None:
         servers.close()
 
 
-async def test_cluster_nodes_without_cluster_url_are_refused() -> None:
+async def test_cluster_nodes_without_cluster_url_are_rejected() -> None:
     servers = Cluster()
     try:
         with pytest.raises(LocalError, match=re.escape("redis+cluster://")):

@@ -39,7 +39,7 @@ async def insist(store: RedisStore, data: bytes) -> None:
             return
 
 
-async def test_failover_is_a_gap_for_every_reader(servers: Sentinels) -> None:
+async def test_failover_is_reported_to_every_reader_as_a_gap(servers: Sentinels) -> None:
     async with open_worker(servers.url) as one, open_worker(servers.url) as two:
         follower, epoch = Follower(two, STREAM), two.epoch
         await append(one, STREAM, *(b"%d" % n for n in range(10)))
@@ -74,7 +74,7 @@ async def test_positions_from_an_old_primary_are_rejected(
             await old.log.read(STREAM, before)
 
 
-async def test_wait_refuses_unconfirmed_appends(servers: Sentinels) -> None:
+async def test_wait_rejects_unconfirmed_appends(servers: Sentinels) -> None:
     async with open_worker(f"{servers.primary.url}?wait=1") as store:
         await append(store, STREAM, b"confirmed")
         assert servers.replica.ask("XLEN", JOURNAL) == 1
@@ -84,7 +84,7 @@ async def test_wait_refuses_unconfirmed_appends(servers: Sentinels) -> None:
         assert data_of(await read_all(store, STREAM)) == [b"confirmed", b"stored here only"]
 
 
-async def test_unknown_services_and_dead_sentinels_are_named(
+async def test_unknown_services_and_dead_sentinels_are_reported(
     monkeypatch: pytest.MonkeyPatch, servers: Sentinels
 ) -> None:
     monkeypatch.setattr("millstream._stores.redis.client.START_SECONDS", 0.5)

@@ -65,7 +65,7 @@ async def test_redis_restart_starts_a_new_epoch() -> None:
         server.close()
 
 
-async def test_events_lost_by_a_redis_restart_are_a_gap() -> None:
+async def test_events_lost_by_a_redis_restart_are_reported_as_a_gap() -> None:
     server = RedisServer()
     try:
         async with open_worker(server.url) as one, open_worker(server.url) as two:

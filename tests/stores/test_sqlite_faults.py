@@ -55,7 +55,9 @@ async def fill(store: SqliteStore, kept: list[Entry]) -> None:
         kept.append(Entry((await append(store, "hub:journal", data))[0], data))
 
 
-async def test_full_file_refuses_and_recovers(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_full_file_rejects_writes_and_recovers(
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     heard: list[bytes] = []
     store.log.listen("hub:journal", lambda entry: heard.append(entry.data))
@@ -144,7 +146,7 @@ async def test_failed_commits_change_nothing(store: SqliteStore, monkeypatch: py
     assert data_of(await read_all(store, "hub:journal")) == [b"a", b"b", b"third"]
 
 
-async def test_followers_find_data_of_a_failed_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_followers_find_data_from_a_failed_commit(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)
     (first,) = await append(store, "hub:journal", b"a")
     transact = store.backend._file.transact
@@ -304,7 +306,7 @@ async def test_full_volume_is_an_error_and_recovers(path: Path) -> None:
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="files of another user are a matter of POSIX")
 @for_each("what", ["file", "folder"])
-def test_unwritable_files_are_named(what: str) -> None:
+def test_unwritable_files_are_reported(what: str) -> None:
     with tempfile.TemporaryDirectory(prefix="millstream-") as folder:
         path = Path(folder) / "store.db"
         asyncio.run(_make(path))
@@ -363,7 +365,7 @@ def copy_files(path: Path, to: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["deleted", "replaced"])
-async def test_deleted_file_refuses_writes(
+async def test_deleted_file_rejects_writes(
     store: SqliteStore, path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sqlite_writer, "PAUSE", 0.0)

@@ -91,7 +91,7 @@ REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("what", list(REFUSED))
-def test_unusable_files_are_refused_and_unchanged(path: Path, what: str) -> None:
+def test_unusable_files_are_rejected_and_unchanged(path: Path, what: str) -> None:
     make, reason = REFUSED[what]
     make(path)
     before = path.read_bytes()
@@ -110,7 +110,7 @@ def test_empty_files_become_new_stores(path: Path) -> None:
     ("name", "reason"),
     [("no/such/store.db", "folder doesn't exist"), (".", "is a folder"), ("file/store.db", "a file")],
 )
-async def test_invalid_file_locations_are_named(tmp_path: Path, name: str, reason: str) -> None:
+async def test_invalid_file_locations_are_reported(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(LocalError, match=reason):
         await SqliteStore(locate(f"sqlite:///{tmp_path / name}")).open()

@@ -108,7 +108,7 @@ async def test_initialize_log_line_has_session_client_and_revision(capture: pyte
         await pipe.close()
 
 
-async def test_refused_initialize_is_logged_with_its_code(capture: pytest.CaptureFixture[str]) -> None:
+async def test_rejected_initialize_is_logged_with_its_code(capture: pytest.CaptureFixture[str]) -> None:
     wrong = {**INITIALIZE, "params": {}}
     async with world(capture) as seen:
         await seen.post("/mcp", wrong)
@@ -143,7 +143,7 @@ REFUSED = [
 
 
 @for_each(("path", "body", "headers", "line"), REFUSED, ids=[f"{each[0]}-{each[3][2]}" for each in REFUSED])
-async def test_early_refusals_are_logged_with_the_reason(
+async def test_early_rejections_are_logged_with_the_reason(
     capture: pytest.CaptureFixture[str], path: str, body: bytes, headers: dict[str, str], line: tuple[str, ...]
 ) -> None:
     async with world(capture) as seen:
@@ -151,14 +151,14 @@ async def test_early_refusals_are_logged_with_the_reason(
         assert seen.brief() == [line]
 
 
-async def test_refused_publications_are_logged(capture: pytest.CaptureFixture[str]) -> None:
+async def test_rejected_publications_are_logged(capture: pytest.CaptureFixture[str]) -> None:
     async with world(capture) as seen:
         seen.runtime.bind = Bind(loopback=False)
         await seen.post("/publish", b'{"data":1}')
         assert seen.brief() == [("hub/publish", "", "403", "http")]
 
 
-async def test_calls_refused_by_a_full_server_are_logged(capture: pytest.CaptureFixture[str]) -> None:
+async def test_calls_rejected_by_a_full_server_are_logged(capture: pytest.CaptureFixture[str]) -> None:
     async with world(capture, max_calls=1) as seen:
         seen.runtime.dispatcher.calls.add(make_call())
         for path in ("/tools/add", "/mcp/tools/call", "/mcp"):
@@ -226,7 +226,7 @@ async def test_unchecked_names_are_truncated(capture: pytest.CaptureFixture[str]
         assert all(len(line["target"]) < 300 for line in seen.lines())
 
 
-async def test_refused_hosts_and_origins_are_counted_and_logged_once_per_name(
+async def test_rejected_hosts_and_origins_are_counted_and_logged_once_per_name(
     capture: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "millstream")

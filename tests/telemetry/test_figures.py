@@ -39,7 +39,7 @@ def figures_of(
     return msgspec.msgpack.decode(sent, type=Figures)
 
 
-def test_call_figures_of_two_workers_are_merged() -> None:
+def test_call_metrics_from_two_workers_are_merged() -> None:
     fast, slow = figures_of({"add": [0.001] * 90}, errors=1), figures_of({"add": [1.0] * 10, "slow": [2.0]})
     page = dashboard_values({"a": fast, "b": slow}, "a")
     alone = dashboard_values({"a": fast}, "a")
@@ -54,13 +54,13 @@ def test_call_figures_of_two_workers_are_merged() -> None:
     json.dumps(page)
 
 
-def test_sessions_of_two_workers_are_summed() -> None:
+def test_sessions_on_two_workers_are_summed() -> None:
     one, other = figures_of({}, sessions=("a", "b", "c")), figures_of({}, sessions=("b", "c", "d"))
     page = dashboard_values({"a": one, "b": other}, "a")
     assert page["sessions"] == [{"transport": "http", "revision": "2025-11-25", "count": 6}]
 
 
-def test_worker_figures_are_summed_with_the_worst_lag() -> None:
+def test_worker_metrics_are_summed_with_the_worst_lag() -> None:
     hub = {"subscribers": 2, "channels": {"news": 2}, "cut": {"slow": 1}}
     more = {"subscribers": 3, "channels": {"news": 1, "chat": 2}, "cut": {}}
     kind = ("http", "")

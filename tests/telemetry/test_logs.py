@@ -245,7 +245,7 @@ def test_levels_filter_and_unknown_ones_are_explained() -> None:
         logs.configure("loud")
 
 
-def test_logging_to_stdout_is_refused() -> None:
+def test_logging_to_stdout_is_rejected() -> None:
     with pytest.raises(ValueError, match="standard output"):
         logs.configure("info", stream=sys.stdout)
 
@@ -287,7 +287,7 @@ def test_a_program_with_its_own_console_log_has_each_line_once(
     assert [line[: len(lines[0])] for line in (captured.out + captured.err).splitlines()] == lines
 
 
-def test_loggers_that_a_program_disabled_by_its_configuration_still_report_errors() -> None:
+def test_loggers_disabled_by_a_programs_configuration_still_report_errors() -> None:
     stream, logger = io.StringIO(), logging.getLogger("millstream.gateway")
     logging.config.dictConfig({"version": 1, "disable_existing_loggers": True})
     try:

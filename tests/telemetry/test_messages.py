@@ -72,7 +72,7 @@ async def test_traced_messages_have_trace_ids() -> None:
     ("status", "level"),
     [("", "info"), ("tool_error", "warning"), ("-32602", "warning"), ("-32603", "error"), ("server_error", "error")],
 )
-async def test_level_depends_on_the_kind_of_failure(status: str, level: str) -> None:
+async def test_log_level_depends_on_the_type_of_failure(status: str, level: str) -> None:
     (line,) = await lines_of(AccessRecord(AT, "tools/call", status=status))
     assert (line["level"], line["status"]) == (level, status or "ok")
 
@@ -118,7 +118,7 @@ async def test_secrets_are_hidden_before_truncation() -> None:
     assert "abc" not in line["target"]
 
 
-async def test_caches_of_the_message_log_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_message_log_caches_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(messages, "MAX_CACHED", 4)
     given = [AccessRecord(AT, "ping", f"n{number}", session=f"s{number}") for number in range(20)]
     lines = await lines_of(*given, *given)

@@ -126,7 +126,7 @@ def test_quantiles_are_in_the_right_bucket(values: list[float], q: float) -> Non
     assert found <= upper * 1.000001
 
 
-def test_percentiles_of_one_call_are_the_same() -> None:
+def test_percentiles_are_equal_after_one_call() -> None:
     bounds, nothing = (0.001, 0.002, 0.004), {"p50_ms": None, "p95_ms": None, "p99_ms": None}
     assert len(set(percentiles(bounds, [0, 1, 0, 0]).values())) == 1
     assert percentiles(bounds, [0, 9, 1, 0])["p50_ms"] < 2 < percentiles(bounds, [0, 9, 1, 0])["p95_ms"]
@@ -161,14 +161,14 @@ def test_label_count_must_match() -> None:
 
 
 @for_each("name", ["", "9a", "a-b", "a b", "ä"])
-def test_invalid_metric_names_are_refused(name: str) -> None:
+def test_invalid_metric_names_are_rejected(name: str) -> None:
     with pytest.raises(ValueError, match="a valid metric name"):
         Metrics().counter(name, "")
     with pytest.raises(ValueError, match="a valid label name"):
         Metrics().counter("c", "", (name,))
 
 
-def test_reserved_or_repeated_names_are_refused() -> None:
+def test_reserved_or_repeated_names_are_rejected() -> None:
     registry = Metrics()
     registry.counter("c", "")
     with pytest.raises(ValueError, match="already"):

@@ -293,7 +293,7 @@ async def test_observer_samples_the_event_loop(monkeypatch: pytest.MonkeyPatch) 
     assert b"millstream_event_loop_lag_seconds_count 0.0\n" not in render(observer.registry)
 
 
-async def test_every_call_of_a_running_server_is_observed() -> None:
+async def test_every_call_on_a_running_server_is_observed() -> None:
     server = Server("shop")
 
     @server.tool

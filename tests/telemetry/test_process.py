@@ -89,7 +89,7 @@ async def test_cpu_is_a_share_since_the_last_read(monkeypatch: pytest.MonkeyPatc
     assert [figures.now()["cpu_percent"] for _ in range(3)] == [50.0, 0.0, 0.0]
 
 
-async def test_figures_match_the_system() -> None:
+async def test_values_match_the_system() -> None:
     figures = ProcessFigures(Metrics()).now()
     assert figures["tasks"] == 1
     assert (figures["open_descriptors"] or 0) > 2

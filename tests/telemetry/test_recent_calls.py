@@ -166,7 +166,7 @@ def past(until: int, **given: Any) -> HistoryWindow:
     return HistoryWindow(**{**base, **given})
 
 
-def test_history_of_workers_is_summed_up_to_the_common_second() -> None:
+def test_worker_histories_are_summed_up_to_the_common_second() -> None:
     page = history_values([past(1_000), past(998), past(400), past(1_000, bounds=(1.0,))], 60)
     assert (page["until"], len(page["at"]), page["at"][-1]) == (998, 60, 997)
     assert page["all"]["calls"][-1] == 4

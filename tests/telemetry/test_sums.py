@@ -43,7 +43,7 @@ def test_counts_are_summed_and_starts_are_the_earliest() -> None:
     }
 
 
-def test_counters_of_ended_processes_stay_and_gauges_disappear() -> None:
+def test_counters_from_ended_processes_stay_and_gauges_disappear() -> None:
     ended = EndedProcesses([], [])
     for name, calls in (("one", 2), ("two", 3), ("two", 3)):
         ended = ended.add(name, process(calls, since=1.0))
@@ -53,6 +53,6 @@ def test_counters_of_ended_processes_stay_and_gauges_disappear() -> None:
     assert (found["memory_bytes"], found["start_seconds"]) == (100, 9.0)
 
 
-def test_metrics_of_another_kind_are_ignored() -> None:
+def test_metrics_of_another_type_are_ignored() -> None:
     found = samples(render_sums([process(1, since=1.0), process(1, since=1.0, kind="counter"), process(1, since=2.0)]))
     assert (found["memory_bytes"], found["calls_total add"]) == (200, 3)

@@ -56,7 +56,7 @@ REFUSED: dict[str, Any] = {
 
 @pytest.mark.usefixtures("no_collector")
 @for_each("message", REFUSED.values(), ids=REFUSED)
-async def test_refused_calls_are_not_kept_in_memory(message: dict[str, Any]) -> None:
+async def test_rejected_calls_are_not_kept_in_memory(message: dict[str, Any]) -> None:
     server = Server("refusing")
 
     @server.tool
@@ -128,7 +128,7 @@ def nobody(book: int) -> str:
         ("prompts/get", {"name": "unknown"}),
     ],
 )
-async def test_refusals_do_not_keep_their_call(method: str, params: dict[str, Any]) -> None:
+async def test_rejections_do_not_keep_their_call(method: str, params: dict[str, Any]) -> None:
     server = Server("refusals")
     server.tool(thread=False)(nobody)
     server.resource("z://z")(page)

@@ -5,7 +5,7 @@ from millstream._http.websocket import CompactQueue
 from patience import WAIT
 
 
-async def test_gate_holds_until_it_is_set() -> None:
+async def test_gate_blocks_until_it_is_set() -> None:
     gate = CompactEvent()
     waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
     await asyncio.sleep(0)

@@ -169,7 +169,7 @@ def test_state_changes_go_through_the_tables() -> None:
     assert given_directly == ["self.reading = NEW", "self.replying = SILENT"]
 
 
-def test_connections_make_exactly_the_moves_in_the_tables() -> None:
+def test_connections_make_exactly_the_transitions_in_the_tables() -> None:
     seen: set[tuple[int, int]] = set()
     replied: set[tuple[int, int]] = set()
     fast, parsed, exact = (
@@ -304,7 +304,7 @@ def test_random_conversations_stay_in_the_tables(pieces: list[bytes], completes:
 
 @pytest.mark.parametrize("path", ["/echo", "/exact"])
 @pytest.mark.parametrize("chunk", [b"zz\r\n", b"1\r\n" + b"a" * 9])
-async def test_invalid_chunk_after_expect_is_refused_without_a_traceback(
+async def test_invalid_chunk_after_expect_is_rejected_without_a_traceback(
     path: str, chunk: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     events = Watched().feed(

@@ -309,7 +309,7 @@ async def test_stalled_readers_are_disconnected_without_affecting_others(lane: b
         ("POST /publish", b'{"data":' + b"[1.5," * 1000, JSON, 413, "not 5008 bytes of JSON"),
     ],
 )
-async def test_invalid_input_is_refused_without_affecting_others(
+async def test_invalid_input_is_rejected_without_affecting_others(
     lane: bool, asked: str, body: bytes, extra: bytes, status: int, text: str
 ) -> None:
     """The errors are problem details (RFC 9457)."""
@@ -327,7 +327,7 @@ async def test_invalid_input_is_refused_without_affecting_others(
         assert await other.until(1) == ["still here"]
 
 
-async def test_misspelled_channel_parameters_are_refused(lane: bool) -> None:
+async def test_misspelled_channel_parameters_are_rejected(lane: bool) -> None:
     async with world(lane) as here:
         everybody = await here.stream()
         status, _, refusal = await here.publish({"data": "for the operators", "chanel": "ops"})
@@ -388,7 +388,7 @@ def test_client_path_has_at_most_one_segment(path: str, client_id: str | None) -
     assert HubRoutes.match(path) == client_id
 
 
-async def test_client_ids_with_spaces_are_refused() -> None:
+async def test_client_ids_with_spaces_are_rejected() -> None:
     async with world(False) as here:
         assert (await here.ask("GET", "/mcp/sse/a%20b"))[0] == 400
         assert (await here.ask("GET", "/mcp/sse/"))[0] == 404
@@ -402,7 +402,7 @@ async def test_names_must_be_utf_8(lane: bool, query: str) -> None:
         assert "UTF-8" in body["detail"]
 
 
-async def test_misspelled_parameters_are_refused(lane: bool) -> None:
+async def test_misspelled_parameters_are_rejected(lane: bool) -> None:
     """The stream would follow the channel `broadcast`, and stay silent."""
     async with world(lane) as here:
         for query, name in (("channels=news", "channel"), ("channel=news&histroy=5", "history")):

@@ -245,7 +245,7 @@ async def test_connections_with_only_ordinary_requests_create_no_parser() -> Non
     connection.connection_lost(None)
 
 
-async def test_refused_origins_are_noted_once() -> None:
+async def test_rejected_origins_are_noted_once() -> None:
     noted: list[int] = []
     side = Side(fast=True)
     side.table.policy = HostPolicy(loopback_bind=True, note=noted.append)

@@ -202,7 +202,7 @@ async def test_excess_connections_are_dropped_without_a_reply(start: Start, monk
     assert await (await server.connect()).rest() == b""
 
 
-async def test_refused_peers_that_stay_are_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_rejected_peers_that_stay_are_dropped(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._http.server.guard._LINGER", 0.0)
     server = await start(header_timeout=0.1)
     peer = await server.connect(b"garbage\r\n\r\n")

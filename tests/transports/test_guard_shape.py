@@ -150,7 +150,7 @@ async def test_unserved_websocket_is_treated_as_a_final_request(start: Start, ca
     assert not caplog.records
 
 
-async def test_upgrade_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
+async def test_upgrade_after_a_running_call_is_rejected_after_the_reply(start: Start) -> None:
     handler, began, go = make_blocking_handler()
 
     async def no_socket(scope: Any, receive: Any, send: Any) -> None:
@@ -169,7 +169,7 @@ async def test_upgrade_after_a_running_call_is_refused_after_the_reply(start: St
 # Order: what comes behind a running call.
 
 
-async def test_garbage_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
+async def test_garbage_after_a_running_call_is_rejected_after_the_reply(start: Start) -> None:
     handler, began, go = make_blocking_handler()
     peer = await (await start({("POST", "/held"): handler})).connect()
     good = request(path="/held") + request(body=b"second") + request(path="/exact", body=b"third")
@@ -180,7 +180,7 @@ async def test_garbage_after_a_running_call_is_refused_after_the_reply(start: St
     await expect_refusal(peer, 400)
 
 
-async def test_invalid_body_after_a_running_call_is_refused_after_the_reply(start: Start) -> None:
+async def test_invalid_body_after_a_running_call_is_rejected_after_the_reply(start: Start) -> None:
     handler, began, go = make_blocking_handler()
     ran: list[bytes] = []
 
@@ -220,7 +220,7 @@ async def test_pipelined_requests_in_one_segment_are_bounded(start: Start) -> No
     assert await peer.rest() == b""
 
 
-async def test_bytes_after_a_refusal_are_not_served(start: Start) -> None:
+async def test_bytes_after_a_rejection_are_not_served(start: Start) -> None:
     ran: list[bytes] = []
 
     async def record(request: HttpRequest) -> Response:

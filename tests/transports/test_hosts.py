@@ -44,7 +44,7 @@ def test_addresses_and_loopback_names_are_allowed_hosts(value: bytes) -> None:
      b"0x7f.0.0.1", b"1.2.3.4.5", b"mcp.example.com.evil.com", b"com", b"apps.example.com", b"evilapps.example.com",
      b"odd.example.com", b"odd.example.com:443"],
 )  # fmt: skip
-def test_other_hosts_get_421_naming_the_setting(value: bytes) -> None:
+def test_error_421_for_other_hosts_mentions_the_setting(value: bytes) -> None:
     assert host(value) == host(value, PUBLIC) == 421
     refusal = LOCAL.check("GET", {b"host": value}, [(b"host", value)])
     assert refusal is not None
@@ -115,7 +115,7 @@ def test_loopback_origins_are_allowed_on_a_loopback_bind(value: bytes) -> None:
      b"http://", b"http://a b", b"https://app.example.com:444", b"http://app.example.com",
      b"https://pages.example.com", b"https://evilpages.example.com", b"http://dev.example.com"],
 )  # fmt: skip
-def test_other_origins_get_403_naming_the_setting(value: bytes) -> None:
+def test_error_403_for_other_origins_mentions_the_setting(value: bytes) -> None:
     for policy in (LOCAL, PUBLIC):
         for method in ("GET", "POST", "DELETE"):
             fields = {b"host": b"127.0.0.1:8000", b"origin": value}
@@ -196,7 +196,7 @@ def test_cross_site_requests_without_origin_cannot_change_state(method: str, exp
     assert status(LOCAL, (b"host", b"localhost"), (b"sec-fetch-site", b"same-origin"), method=method) == 200
 
 
-def test_cors_headers_name_origin_and_exposed_headers() -> None:
+def test_cors_headers_contain_origin_and_exposed_headers() -> None:
     head = LOCAL.cors_head(b"http://localhost:3000 ")
     assert head.startswith(b"access-control-allow-origin: http://localhost:3000\r\n")
     assert b"mcp-session-id, www-authenticate, retry-after, ratelimit, ratelimit-policy, link\r\n" in head
@@ -276,7 +276,7 @@ def test_wildcard_without_cors_allows_no_cross_site_page() -> None:
     assert policy.cors_head(b"https://shop.example") == b""
 
 
-def test_host_name_of_a_test_client_is_refused_with_a_fix() -> None:
+def test_test_client_host_name_is_rejected_with_a_fix() -> None:
     refusal = LOCAL.check("POST", {b"host": b"testserver"}, [(b"host", b"testserver")])
     assert refusal is not None
     assert refusal.status == 421

@@ -168,7 +168,7 @@ async def test_expect_continue_waits_for_the_running_call(start: Start) -> None:
     assert (await peer.reply())[2] == b"hello"
 
 
-async def test_unserved_host_gets_421_naming_the_setting(start: Start) -> None:
+async def test_error_421_for_an_unserved_host_mentions_the_setting(start: Start) -> None:
     peer = await (await start()).connect()
     await peer.send(b"POST /echo HTTP/1.1\r\nHost: evil.com\r\nContent-Length: 1\r\n\r\nx" + request(body=b"next"))
     status, _, body = await peer.reply()

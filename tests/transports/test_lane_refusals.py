@@ -5,7 +5,7 @@ from http_messages import header_lines
 from millstream._http.message import refusal
 
 
-def test_refusals_carry_a_challenge_or_retry_time() -> None:
+def test_rejections_include_a_challenge_or_retry_time() -> None:
     """RFC 9110 §11.6.1 and §10.2.3."""
     reply = refusal(401, "Sign in.", www_authenticate='Bearer resource_metadata="https://a/b"', retry_after="5")
     assert (reply.status, reply.body) == (401, b"Sign in.\n")

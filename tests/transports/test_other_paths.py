@@ -36,7 +36,7 @@ async def test_preflight_works_on_every_route(path: str) -> None:
     assert b"access-control-allow-methods" in head
 
 
-async def test_options_requests_to_probes_list_methods_and_refuse_foreign_preflights() -> None:
+async def test_options_requests_to_probes_list_methods_and_reject_foreign_preflights() -> None:
     for headers, status in (({}, 204), ({**ASKS, "origin": "https://evil.example"}, 405)):
         start, _ = await answers("http", "/health", **headers)
         assert start["status"] == status

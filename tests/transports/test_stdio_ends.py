@@ -54,7 +54,7 @@ def opening() -> Any:
     return request("initialize", params, 0)
 
 
-async def test_questions_after_end_of_input_fail_at_once() -> None:
+async def test_questions_after_end_of_input_fail_immediately() -> None:
     mcp, gone = Server("asks", settings=Settings(drain_timeout=30)), asyncio.Event()
 
     @mcp.tool

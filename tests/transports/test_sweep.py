@@ -177,7 +177,7 @@ def test_connections_with_unsent_bytes_are_not_idle(guard: ConnectionGuard, loop
     assert connection.fate == ""
 
 
-def test_refused_peers_may_linger_after_pending_replies(guard: ConnectionGuard, loop: Loop) -> None:
+def test_rejected_peers_may_linger_after_pending_replies(guard: ConnectionGuard, loop: Loop) -> None:
     connection = Connection(DONE, busy=True)
     guard.admit(connection)
     loop.turn(100)
@@ -237,7 +237,7 @@ def test_sweep_continues_after_an_error(guard: ConnectionGuard, loop: Loop) -> N
     assert loop.timer is not None
 
 
-def test_mass_refusals_are_spread_over_several_iterations(guard: ConnectionGuard, loop: Loop) -> None:
+def test_mass_rejections_are_spread_over_several_iterations(guard: ConnectionGuard, loop: Loop) -> None:
     crowd = [Connection(HEAD) for _ in range(1_000)]
     for connection in crowd:
         guard.admit(connection)
@@ -255,7 +255,7 @@ def test_mass_refusals_are_spread_over_several_iterations(guard: ConnectionGuard
 
 @pytest.mark.many
 @for_each("many", [5_000, 100_000])
-def test_mass_refusals_take_at_most_500_iterations(guard: ConnectionGuard, loop: Loop, many: int) -> None:
+def test_mass_rejections_take_at_most_500_iterations(guard: ConnectionGuard, loop: Loop, many: int) -> None:
     crowd = [Connection(HEAD) for _ in range(many)]
     for connection in crowd:
         guard.admit(connection)
@@ -270,7 +270,7 @@ def test_mass_refusals_take_at_most_500_iterations(guard: ConnectionGuard, loop:
 
 
 @pytest.mark.parametrize("replying", [SILENT, CLOSED])
-def test_closing_without_a_refusal_counts_as_work(guard: ConnectionGuard, loop: Loop, replying: int) -> None:
+def test_closing_without_a_rejection_counts_as_work(guard: ConnectionGuard, loop: Loop, replying: int) -> None:
     crowd = [Connection(IDLE if replying == SILENT else DONE) for _ in range(20)]
     for connection in crowd:
         connection.replying = replying
@@ -350,7 +350,7 @@ def test_proxies_and_local_clients_may_use_all_connections(loop: Loop, peer: str
     assert admitted(capped, peer, peer, is_proxy=is_proxy) == [True, not peer]
 
 
-def test_lost_connections_do_not_count(loop: Loop) -> None:
+def test_lost_connections_are_not_counted(loop: Loop) -> None:
     guard = guard_for(loop, max_connections_per_address=1)
     first, second = Connection(), object()
     guard.admit(first)

@@ -72,7 +72,7 @@ class Fed:
 
 @for_each("path", [b"/echo", b"/exact"])
 @for_each("size", [1, 6])
-async def test_bodies_in_tiny_chunks_are_refused_early(path: bytes, size: int) -> None:
+async def test_bodies_in_tiny_chunks_are_rejected_early(path: bytes, size: int) -> None:
     fed = Fed()
     chunk = b"%x\r\n" % size + b"y" * size + b"\r\n"
     fed.feed(CHUNKED % path + chunk * (3_600_000 // len(chunk)))

@@ -23,7 +23,7 @@ async def test_seed_snippet_gets_its_response(way: str) -> None:
 
 
 @for_each("id", [1, -1, 1.5, "a", "\x00", 10**30])
-async def test_replies_carry_the_id_of_the_message(id: Any) -> None:
+async def test_replies_have_the_id_of_the_message(id: Any) -> None:
     async with world() as app, app.client() as socket:
         await recv_json(socket)
         assert (await ask(socket, {"type": "ping", "id": id})) == {"type": "pong", "id": id}
@@ -73,7 +73,7 @@ async def test_invalid_message_is_an_error_and_keeps_the_socket(text: str, code:
         assert (await ask(socket, {"type": "ping"}))["type"] == "pong"
 
 
-async def test_misspelled_channel_members_are_refused() -> None:
+async def test_misspelled_channel_members_are_rejected() -> None:
     async with world() as app, app.client() as socket:
         await recv_json(socket)
         answer = await ask(socket, {"type": "publish", "data": 1, "chanel": "ops", "id": 1})
@@ -99,7 +99,7 @@ async def test_failing_tools_return_only_an_incident() -> None:
         assert "secret" not in json.dumps(answer)
 
 
-async def test_tools_that_ask_are_refused_in_the_dialect() -> None:
+async def test_tools_that_ask_questions_are_rejected_in_the_dialect() -> None:
     async with world() as app, app.client() as socket:
         await recv_json(socket)
         answer = await ask(socket, {"type": "mcp_call", "tool": "name", "id": 1})
@@ -238,7 +238,7 @@ async def test_forbidden_channels_are_dialect_errors() -> None:
             assert (await ask(socket, message))["error"]["code"] == -32003
 
 
-async def test_oversized_events_are_refused_before_parsing() -> None:
+async def test_oversized_events_are_rejected_before_parsing() -> None:
     async with world(limits=HubLimits(max_event=1000)) as app, app.client() as socket:
         await recv_json(socket)
         data = f"[{'1,' * 2000}1e999]"

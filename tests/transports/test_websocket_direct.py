@@ -53,7 +53,7 @@ def protocol_of(app: World) -> WebSocketProtocol:
 
 
 @for_each("size", [0, 1, 125, 126, 65535, 65536, 200_000])
-def test_frames_match_those_of_the_websockets_library(size: int) -> None:
+def test_frames_match_the_websockets_library(size: int) -> None:
     """RFC 6455 §5.2."""
     message = b"x" * size
     assert text_frame(message) == Frame(Opcode.TEXT, message).serialize(mask=False)

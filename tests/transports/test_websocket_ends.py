@@ -273,7 +273,7 @@ async def test_canceled_socket_task_closes_with_1001() -> None:
         assert await socket.wait_for_close() == (GOING_AWAY, "The server is stopping")
 
 
-async def test_handshake_at_a_stopping_server_is_refused() -> None:
+async def test_handshake_at_a_stopping_server_is_rejected() -> None:
     async with world() as app:
         await app.route.close(WAIT)
         peer = await app.handshake()
@@ -320,7 +320,7 @@ async def in_process(app: World, *given: Any, extensions: Any = None, **headers:
     return sent
 
 
-async def test_refusal_without_the_response_extension_closes_the_socket() -> None:
+async def test_rejection_without_the_response_extension_closes_the_socket() -> None:
     async with world() as app:
         assert await in_process(app, origin="https://evil.example") == [{"type": "websocket.close", "code": 1008}]
         start, body = await in_process(app, origin="https://evil.example", extensions={"websocket.http.response": {}})

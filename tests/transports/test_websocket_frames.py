@@ -67,7 +67,7 @@ async def test_messages_may_arrive_byte_by_byte(way: str) -> None:
 
 
 @for_each("payload", [b"", b"p", b"\x00\xff", b"x" * 125], ids=len)
-async def test_pong_carries_the_payload_of_the_ping(payload: bytes) -> None:
+async def test_pong_returns_the_payload_of_the_ping(payload: bytes) -> None:
     """RFC 6455 §5.5.3."""
     async with world() as app:
         socket = await app.raw()
@@ -249,7 +249,7 @@ VERSION_12 = UPGRADE.replace(b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Versi
 
 
 @for_each("way", TRANSPORTS)
-async def test_unsupported_version_is_refused_with_the_supported_one(way: str) -> None:
+async def test_unsupported_version_is_rejected_with_the_supported_one(way: str) -> None:
     """RFC 6455 §4.2.2."""
     async with world(way) as app:
         peer = await app.handshake(head=VERSION_12)

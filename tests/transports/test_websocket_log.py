@@ -48,7 +48,7 @@ async def test_invalid_frames_are_not_logged_as_errors(
 
 
 @pytest.mark.parametrize(("extra", "head", "status"), REFUSED.values(), ids=REFUSED.keys())
-async def test_refused_handshakes_are_not_logged_as_errors(
+async def test_rejected_handshakes_are_not_logged_as_errors(
     extra: bytes, head: bytes, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with world(guard=authenticate) as app:

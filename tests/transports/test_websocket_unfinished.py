@@ -261,7 +261,7 @@ async def test_paused_reading_stops_the_message_timeout() -> None:
 
 
 @pytest.mark.parametrize("serve", ["rest", "hub"])
-async def test_warning_about_other_asgi_servers_names_missing_limits(
+async def test_warning_about_other_asgi_servers_lists_missing_limits(
     serve: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Server("plain", serve=serve)

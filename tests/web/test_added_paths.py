@@ -257,7 +257,7 @@ async def test_mounted_servers_bring_their_pages(lane: bool, tmp_path: Path) -> 
         assert (await client.get("/mcp-server/in/files")).text == "files"
 
 
-async def test_reserved_and_invalid_paths_are_refused() -> None:
+async def test_reserved_and_invalid_paths_are_rejected() -> None:
     mcp = Server("taken", serve="all", auth=auth.keys("a-key-for-the-pages-0123456789"))
     async with mcp.running() as runtime:
         routes = runtime.serve_http()
@@ -316,7 +316,7 @@ def routes_of(user: UserRoutes) -> Routes:
     return Routes(table, guard=None, here_only=here_only, gates=(), sockets=False, mcp_path="/mcp", title="shop")
 
 
-async def test_duplicate_and_late_paths_are_refused() -> None:
+async def test_duplicate_and_late_paths_are_rejected() -> None:
     mcp, other = Server("one"), Server("other")
     mcp.route("/page")(home_page)
     mcp.route("/page", methods=["POST"])(home_page)
@@ -367,7 +367,7 @@ async def test_private_folders_inside_public_ones_stay_private(lane: bool, tmp_p
         assert found == [401, 404, 404]
 
 
-async def test_blocked_routes_of_one_caller_leave_threads_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_callers_blocked_routes_leave_threads_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.pool.WAIT_TIMEOUT", 0.0)
     ada, ben = ({"authorization": f"Bearer {name}{KEY}"} for name in ("ada-", "ben-"))
     mcp = Server("shop", auth=auth.keys(named_keys={"ada": f"ada-{KEY}", "ben": f"ben-{KEY}"}))

@@ -78,13 +78,13 @@ async def test_browsers_without_access_get_a_page_with_advice() -> None:
 
 
 @for_each("way", ["lane", "asgi"])
-async def test_texts_mention_that_browsers_get_a_page_instead(way: str) -> None:
+async def test_documents_mention_that_browsers_get_a_page_instead(way: str) -> None:
     for path in ("/", "/nothing", "/dashboard", "/message"):
         reply = await get(Server("shop"), path, CURL, way)
         assert (path, reply.status in (404, 405), reply.headers[b"vary"]) == (path, True, b"accept")
 
 
-async def test_error_for_a_path_of_a_served_part_names_the_existing_path() -> None:
+async def test_error_for_a_wrong_path_suggests_the_existing_one() -> None:
     server = Server("shop", serve="rest")
     hints = (("/docs/", "Use /docs."), ("/tools", "/tools/NAME"), ("/tools/", "/tools/NAME"), ("/mcp/tools", "/call"))
     for path, hint in hints:
@@ -137,7 +137,7 @@ async def test_options_without_a_preflight_list_the_methods() -> None:
         assert (await wire.ask("OPTIONS", "/no-such-path", {"host": "127.0.0.1"})).status == 404
 
 
-async def test_errors_for_invalid_messages_name_the_missing_member() -> None:
+async def test_errors_for_invalid_messages_show_the_missing_member() -> None:
     headers = {"host": "127.0.0.1", "accept": "*/*", "content-type": "application/json"}
     server = Server("shop")
 

@@ -38,7 +38,7 @@ async def texts(server: Server, *paths: str, **more: Any) -> Any:
 
 
 @LANES
-async def test_bare_address_is_a_page_or_leads_to_one(*, lane: bool) -> None:
+async def test_bare_address_is_a_page_or_redirects_to_one(*, lane: bool) -> None:
     asked = [("GET", "/"), ("HEAD", "/"), ("POST", "/"), ("GET", "/docs")]
     given = await replies(Server("shop", serve="rest"), *asked, lane=lane)
     assert given == [(303, "docs"), (303, "docs"), (404, None), (200, None)]
@@ -101,7 +101,7 @@ async def test_folder_that_the_program_serves_at_the_root_is_not_replaced(tmp_pa
 
 
 @LANES
-async def test_the_address_names_the_mcp_url_if_pages_are_off(*, lane: bool) -> None:
+async def test_bare_address_shows_the_mcp_url_if_pages_are_disabled(*, lane: bool) -> None:
     for settings, where in ((Settings(), "/mcp"), (Settings(path="/shop/mcp", auth_key=KEY), "/shop/mcp")):
         found = await texts(Server("shop", settings=settings), "/", "/nowhere", lane=lane)
         told = f"MCP is served at {where}. Give that address to an MCP client.\n"
@@ -128,7 +128,7 @@ async def outer(request: Request) -> Response:
     return PlainTextResponse("outer")
 
 
-async def test_the_address_below_a_mount_point_names_the_mcp_url_and_hides_no_other_route(tmp_path: Path) -> None:
+async def test_mount_point_shows_the_mcp_url_and_hides_no_other_route(tmp_path: Path) -> None:
     told = "MCP is served at /in/mcp. Give that address to an MCP client.\n"
     mcp = Server("shop")
     app = Starlette(routes=[Route("/", outer), Mount("/in", mcp)])

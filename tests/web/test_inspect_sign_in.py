@@ -108,7 +108,7 @@ async def test_stored_tokens_are_sealed() -> None:
     assert not any(word in value for _, value in kept for word in (b"secret", b"refresh", b"ada"))
 
 
-async def test_unknown_states_are_refused() -> None:
+async def test_unknown_states_are_rejected() -> None:
     """RFC 6749 §10.12."""
     async with guarded() as other, inspecting(other) as browser:
         await browser.leave()
@@ -118,7 +118,7 @@ async def test_unknown_states_are_refused() -> None:
         assert other.forms == []
 
 
-async def test_malformed_forms_are_refused() -> None:
+async def test_malformed_forms_are_rejected() -> None:
     bodies = ["[]", '{"status": "x"}']
     if sys.version_info < (3, 12):  # newer versions skip deeper members, too
         bodies.append('{"x": %s}' % ("[" * 6000 + "]" * 6000))
@@ -148,7 +148,7 @@ async def test_callbacks_are_bound_to_their_browser() -> None:
 
 
 @for_each("named", [{}, {"iss": "https://evil.example"}])
-async def test_callbacks_of_another_issuer_are_refused(named: dict[str, str]) -> None:
+async def test_callbacks_from_another_issuer_are_rejected(named: dict[str, str]) -> None:
     """RFC 9207 §2.4."""
     async with guarded() as other, inspecting(other) as browser:
         state = (await browser.leave())["state"]
@@ -156,7 +156,7 @@ async def test_callbacks_of_another_issuer_are_refused(named: dict[str, str]) ->
         assert (reply.status_code, other.forms) == (403, [])
 
 
-async def test_duplicate_parameters_are_refused() -> None:
+async def test_duplicate_parameters_are_rejected() -> None:
     """RFC 6749 §3.1."""
     async with guarded() as other, inspecting(other) as browser:
         state = (await browser.leave())["state"]
@@ -290,7 +290,7 @@ async def test_expired_refresh_locks_do_not_release_others() -> None:
     await store.close()
 
 
-async def test_refused_tokens_are_refreshed_and_the_call_repeated() -> None:
+async def test_rejected_tokens_are_refreshed_and_the_call_repeated() -> None:
     async with guarded() as other, inspecting(other) as browser:
         await browser.sign_in(other)
         other.valid.clear()

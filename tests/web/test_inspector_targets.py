@@ -126,7 +126,7 @@ async def test_proxied_streams_count_toward_the_cap() -> None:
         assert sorted(await asyncio.gather(*asking)) == [200, 503, 503]
 
 
-async def test_only_named_servers_are_reachable() -> None:
+async def test_only_configured_servers_are_reachable() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"", status="307 Temporary Redirect", more="Location: http://169.254.169.254/\r\n")
 
@@ -162,14 +162,14 @@ async def test_bodies_cannot_smuggle_requests(method: str) -> None:
 
 
 @for_each("method", ["GET", "POST", "DELETE"])
-async def test_cross_site_pages_are_refused(method: str) -> None:
+async def test_cross_site_pages_are_rejected(method: str) -> None:
     async with misbehaving(lambda asked: asked.reply(b"{}")) as other, inspecting(other.url) as http:
         evil = {"origin": "https://evil.example", "sec-fetch-site": "cross-site"}
         assert (await http.request(method, "/inspect/via/1", headers=evil)).status_code == 403
         assert other.requests == []
 
 
-async def test_remote_access_is_refused_despite_credentials() -> None:
+async def test_remote_access_is_rejected_despite_credentials() -> None:
     mcp = Server("ours", serve="web", settings=Settings(inspect_urls=("http://127.0.0.1:1/mcp",), auth_key="k" * 20))
     mcp.runtimes.bind = Bind(loopback=False)
     try:

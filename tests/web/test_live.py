@@ -139,7 +139,7 @@ async def test_snapshots_are_taken_once_and_only_for_watchers() -> None:
     await asyncio.gather(runner, return_exceptions=True)
 
 
-async def test_figures_continue_after_an_error(
+async def test_metrics_continue_after_an_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(live, "INTERVAL", 0)

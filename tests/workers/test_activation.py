@@ -61,7 +61,7 @@ def test_invalid_descriptors_are_explained(tmp_path: Path, what: str) -> None:
     assert "--host and --port" in done.stderr
 
 
-def test_activation_variables_of_other_processes_are_ignored(tmp_path: Path) -> None:
+def test_activation_variables_for_other_processes_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(PROGRAM)
     port = free_port()
     command = [sys.executable, "-c", "from millstream._cli import main; main()", "run", str(tmp_path / "shop.py")]

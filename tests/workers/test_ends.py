@@ -120,7 +120,7 @@ async def test_signals_drain_all_workers(tmp_path: Path, number: int) -> None:
             await client.close()
 
 
-async def test_second_ctrl_c_ends_all_workers_at_once(tmp_path: Path) -> None:
+async def test_second_ctrl_c_ends_all_workers_immediately(tmp_path: Path) -> None:
     with run_workers(tmp_path, 2) as served:
         clients = [Client(served.port), Client(served.port)]
         cut = [asyncio.create_task(clients[0].request(call("slow", seconds=600)))]

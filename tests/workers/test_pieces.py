@@ -57,7 +57,7 @@ def test_backoff_survives_a_night_of_crashes() -> None:
     assert [waits.record_death() for _ in range(1_100)][-1] == LONGEST
 
 
-def test_killed_workers_are_replaced_at_once() -> None:
+def test_killed_workers_are_replaced_immediately() -> None:
     now = [0.0]
     waits = BackOff(lambda: now[0])
     for _ in range(10):
@@ -170,7 +170,7 @@ async def test_several_edits_are_one_change(tmp_path: Path, monkeypatch: pytest.
 
 
 @for_each(("transport", "workers"), [("stdio", 2), ("http", 0), (None, -1)])
-def test_invalid_worker_counts_are_refused(transport: str | None, workers: int) -> None:
+def test_invalid_worker_counts_are_rejected(transport: str | None, workers: int) -> None:
     with pytest.raises(ValueError, match=f"workers={workers}"):
         Server("shop").run(transport, workers=workers)
 

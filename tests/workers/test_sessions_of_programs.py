@@ -164,7 +164,7 @@ async def test_sessions_keep_their_state_whichever_worker_gets_the_request(serve
         assert text_of(await other.call(session, "pid")) == text_of(await holder.call({}, "pid"))
 
 
-async def test_sessions_of_two_callers_have_their_own_state_through_one_worker(served: Program) -> None:
+async def test_two_callers_sessions_have_separate_state_on_one_worker(served: Program) -> None:
     async with two_workers(served) as (holder, session, other):
         own = await other.initialize()
         await asyncio.gather(other.call(session, "put", value=7), other.call(own, "put", value=8))
@@ -173,7 +173,7 @@ async def test_sessions_of_two_callers_have_their_own_state_through_one_worker(s
         ]  # fmt: skip
 
 
-async def test_session_of_another_principal_is_unknown_through_another_worker(served: Program) -> None:
+async def test_another_principals_session_is_unknown_on_another_worker(served: Program) -> None:
     async with two_workers(served, key=BOB) as (holder, session, other):
         await holder.call(session, "put", value=7)
         assert (await other.take(session))[0] == 404

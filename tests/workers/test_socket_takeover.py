@@ -71,7 +71,7 @@ async def test_socket_takeover_follows_messages() -> None:
 
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
-async def test_connections_of_a_dead_worker_are_taken_over(tmp_path: Path) -> None:
+async def test_connections_to_a_dead_worker_are_taken_over(tmp_path: Path) -> None:
     with run_workers(tmp_path, 3, program=PROGRAM + SLOW_TO_START) as served:
         (tmp_path / "held").touch()
         dead = served.pids[1]

@@ -88,7 +88,7 @@ def test_rolling_restart_keeps_the_socket_file(tmp_path: Path) -> None:
         assert who(path) not in before
 
 
-def test_socket_file_of_a_killed_server_is_replaced(tmp_path: Path) -> None:
+def test_socket_file_left_by_a_killed_server_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "server.sock"
     with socket.socket(socket.AF_UNIX) as killed:
         killed.bind(str(path))

@@ -71,7 +71,7 @@ async def test_client_assertions_are_accepted_once(batch: Desk, audience: Any) -
     {"jti": 5},
     {"key": ECKey.generate_key("P-256")},
 ])  # fmt: skip
-async def test_assertions_with_wrong_issuer_audience_or_time_are_refused(batch: Desk, changes: dict[str, Any]) -> None:
+async def test_assertions_with_wrong_issuer_audience_or_time_are_rejected(batch: Desk, changes: dict[str, Any]) -> None:
     """RFC 7523 §3."""
     reply = await prove(batch, assertion(**changes))
     assert (reply.status, reply.error) == (401, "invalid_client")
@@ -80,7 +80,7 @@ async def test_assertions_with_wrong_issuer_audience_or_time_are_refused(batch: 
 @for_each("typ", [
     "JWT", "jwt", "client-authentication+jwt", "dpop+jwt", "at+jwt", "oauth-id-jag+jwt", "logout+jwt", "application/x",
 ])  # fmt: skip
-async def test_signatures_made_for_other_purposes_are_refused(batch: Desk, typ: str) -> None:
+async def test_signatures_made_for_other_purposes_are_rejected(batch: Desk, typ: str) -> None:
     """RFC 8725 §3.11."""
     good = typ.lower() in ("jwt", "client-authentication+jwt")
     assert (await prove(batch, assertion(typ=typ))).status == (200 if good else 401)
@@ -109,7 +109,7 @@ async def test_client_keys_may_be_public_pem_files(desk: Desk, key: Any, alg: st
     ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "starting with"),
     (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "None of the keys of the client batch can verify"),
 ])  # fmt: skip
-def test_unusable_pem_keys_are_refused_in_the_configuration(pem: str, words: str) -> None:
+def test_unusable_pem_keys_in_the_configuration_are_rejected(pem: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         auth.client("batch", jwks=pem)
 
@@ -129,7 +129,7 @@ async def test_client_keys_can_be_fetched_from_a_url(desk: Desk) -> None:
         assert site.request_counts["/jwks"] == 1
 
 
-async def test_unknown_key_ids_do_not_refetch_the_keys_of_a_client(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unknown_key_ids_do_not_refetch_client_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.auth._authorization_server.clients._MAX_KEYS", 3)
     async with run_issuer() as site:
         site.answers["/jwks"] = JWKS
@@ -154,7 +154,7 @@ async def test_key_set_fetches_are_limited_per_caller(desk: Desk, monkeypatch: p
     assert ["looked up" in reply.text for reply in replies] == [False, False, True, True]
 
 
-async def test_deeply_nested_key_sets_are_refused(desk: Desk) -> None:
+async def test_deeply_nested_key_sets_are_rejected(desk: Desk) -> None:
     async with run_issuer() as site:
         body = b'{"keys":' + b"[" * 20_000
         site.answers["/jwks"] = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
@@ -163,7 +163,7 @@ async def test_deeply_nested_key_sets_are_refused(desk: Desk) -> None:
         assert (reply.status, reply.error) == (503, "temporarily_unavailable")
 
 
-async def test_only_verification_keys_of_a_registration_are_kept(desk: Desk) -> None:
+async def test_registration_keeps_only_verification_keys(desk: Desk) -> None:
     odd = {**KEY.as_dict(private=True), "x5c": [[[]]], "key_ops": ["verify"], "oth": {"a": {}}, "alg": ["ES256"]}
     about = {"redirect_uris": [BACK], "token_endpoint_auth_method": "private_key_jwt"}
     said = await desk.register(**about, jwks={"keys": [odd], "more": [[[]]]})
@@ -207,7 +207,7 @@ async def test_tokens_are_checked_against_only_a_few_keys(
     assert (reply.status, len(tried)) == (401, 8)
 
 
-async def test_assertion_quotas_separate_registered_and_configured_clients(
+async def test_registered_and_configured_clients_have_separate_assertion_quotas(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.auth._authorization_server.clients._PROOFS", Rate(5, 60))

@@ -67,7 +67,7 @@ async def test_registration_returns_the_accepted_metadata(every_store: Store) ->
     (b'{"a":' * 5000, "invalid_client_metadata"), (b'{"redirect_uris": ["\xc0"]}', "invalid_client_metadata"),
     ({"redirect_uris": ["http://[::1"]}, "invalid_redirect_uri"),
 ])  # fmt: skip
-async def test_invalid_registrations_are_refused(desk: Desk, said: Any, error: str) -> None:
+async def test_invalid_registrations_are_rejected(desk: Desk, said: Any, error: str) -> None:
     """RFC 7591 §3.2.2."""
     reply = await register(desk, said)
     assert (reply.error, reply.status in (400, 413)) == (error, True)
@@ -79,7 +79,7 @@ async def test_registration_accepts_only_json(desk: Desk, kind: str) -> None:
     assert (await register(desk, {"redirect_uris": [BACK]}, kind=kind)).status == 415
 
 
-async def test_excess_registrations_are_throttled_and_do_not_evict_used_clients(desk: Desk) -> None:
+async def test_excess_registrations_are_throttled_and_do_not_evict_active_clients(desk: Desk) -> None:
     used = (await desk.register())["client_id"]
     await desk.sign_in(used)
     assert await desk.services.store.kv.keys("oauth-client:") == [f"oauth-client:{used}"]
@@ -126,7 +126,7 @@ async def test_disabled_registration_has_no_path_and_no_metadata(desk: Desk) -> 
     assert "registration_endpoint" not in (await closed.ask("GET", "/.well-known/oauth-authorization-server")).message
 
 
-async def test_providers_can_refuse_and_have_their_own_clients(desk: Desk) -> None:
+async def test_providers_can_reject_clients_and_have_their_own(desk: Desk) -> None:
     class Ours(Provider):
         async def find_client(self, client_id: str) -> OAuthClient | None:
             return auth.client("ours", redirect_uris=[BACK]) if client_id == "ours" else None
@@ -194,7 +194,7 @@ async def test_client_metadata_documents_are_fetched_once(desk: Desk) -> None:
     {"redirect_uris": None}, {"client_secret": "x"}, {"token_endpoint_auth_method": "client_secret_basic"},
     {"token_endpoint_auth_method": "private_key_jwt"}, {"client_name": "x" * 6000}, {"grant_types": ["implicit"]},
 ])  # fmt: skip
-async def test_metadata_documents_of_other_clients_are_refused(desk: Desk, changes: dict[str, Any]) -> None:
+async def test_metadata_documents_for_other_clients_are_rejected(desk: Desk, changes: dict[str, Any]) -> None:
     """draft-ietf-oauth-client-id-metadata-document §4."""
     desk = Desk(desk.services.store, url=HERE)
     async with run_issuer() as site:
@@ -211,7 +211,7 @@ async def test_metadata_documents_of_other_clients_are_refused(desk: Desk, chang
     (b"{}", b"content-type: application/json\r\n", "404 Not Found"),
     (b"{}", b"content-type: application/json\r\n", "201 Created"),
 ])  # fmt: skip
-async def test_invalid_metadata_documents_are_refused(desk: Desk, body: bytes, head: bytes, status: str) -> None:
+async def test_invalid_metadata_documents_are_rejected(desk: Desk, body: bytes, head: bytes, status: str) -> None:
     desk = Desk(desk.services.store, url=HERE)
     async with run_issuer() as site:
         document(site, body, head, status)
@@ -233,7 +233,7 @@ async def test_metadata_documents_can_be_switched_off(desk: Desk) -> None:
     assert (await desk.tokens(client["client_id"], resource=None))["access_token"]
 
 
-async def test_pages_about_unreachable_documents_name_the_setting(desk: Desk) -> None:
+async def test_page_for_an_unreachable_document_mentions_the_setting(desk: Desk) -> None:
     desk = Desk(desk.services.store, url=HERE)
     async with run_issuer() as site:
         id = described(site)
@@ -246,7 +246,7 @@ async def test_pages_about_unreachable_documents_name_the_setting(desk: Desk) ->
     (b"", 1), (b"cache-control: no-store\r\n", 3), (b"cache-control: max-age=0\r\n", 3),
     (b"cache-control: max-age=9\r\n", 1),
 ])  # fmt: skip
-async def test_metadata_documents_are_cached_by_their_headers(desk: Desk, control: bytes, asked: int) -> None:
+async def test_metadata_documents_are_cached_according_to_their_headers(desk: Desk, control: bytes, asked: int) -> None:
     """RFC 9111."""
     clock = Clock()
     desk = Desk(desk.services.store, url=HERE, clock=clock)
@@ -324,7 +324,7 @@ async def test_document_fetches_are_shared_and_limited_per_address(
     {"secret": "x" * 32, "jwks": {"keys": [{}]}},
     {"jwks": {"keys": []}}, {"jwks": "http://10.0.0.1/"}, {"redirect_uris": [BACK], "scopes": ["a b"]},
 ])  # fmt: skip
-def test_invalid_configured_clients_are_refused(options: dict[str, Any]) -> None:
+def test_invalid_configured_clients_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"."):
         auth.client("x", **options)
 

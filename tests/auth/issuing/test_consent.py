@@ -12,7 +12,7 @@ from redis_parts import until
 NATIVE = "http://127.0.0.1:7777/back"
 
 
-async def test_consent_page_names_client_host_and_scopes_and_cannot_be_framed(
+async def test_consent_page_shows_client_host_and_scopes_and_cannot_be_framed(
     desk: Desk,
 ) -> None:
     desk = Desk(desk.services.store, scope_descriptions={"orders:write": "Order books"})
@@ -185,7 +185,7 @@ CURSOR = ["cursor://anysphere.cursor-mcp/oauth/callback", "https://www.cursor.co
         (CURSOR[1], "Takes you back to", "www.cursor.com"),
     ],
 )
-async def test_page_names_the_app_that_the_browser_will_open(desk: Desk, uri: str, label: str, shown: str) -> None:
+async def test_page_shows_the_app_that_the_browser_will_open(desk: Desk, uri: str, label: str, shown: str) -> None:
     id = (await desk.register(redirect_uris=[*CURSOR, "com.example.app:/back"]))["client_id"]
     browser = Browser(desk)
     page = await browser.open(id, redirect_uri=uri)
@@ -225,7 +225,7 @@ async def test_users_can_switch_accounts(desk: Desk) -> None:
     assert (await desk.token(id, reply.answer["code"])).message["scope"] == ""
 
 
-async def test_consent_is_bound_to_the_account_that_the_page_named(desk: Desk) -> None:
+async def test_consent_is_bound_to_the_account_shown_on_the_page(desk: Desk) -> None:
     id, browser = await consented(desk)
     other = (await desk.register())["client_id"]
     page = await browser.open(other, scope="orders:write")
@@ -283,14 +283,14 @@ async def test_consent_is_bound_to_the_browser(desk: Desk) -> None:
 
 
 @for_each("origin", ["https://evil.example", "null", "http://mcp.example.com:8080", ""])
-async def test_cross_origin_consent_is_refused(desk: Desk, origin: str) -> None:
+async def test_cross_origin_consent_is_rejected(desk: Desk, origin: str) -> None:
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
     reply = await browser.send({"ticket": page.ticket, "answer": "allow"}, origin=origin)
     assert reply.status == 403
 
 
-async def test_expired_changed_and_foreign_tickets_are_refused(desk: Desk) -> None:
+async def test_expired_changed_and_foreign_tickets_are_rejected(desk: Desk) -> None:
     clock = Clock()
     desk = Desk(desk.services.store, clock=clock)
     id, browser = await consented(desk)
@@ -303,7 +303,7 @@ async def test_expired_changed_and_foreign_tickets_are_refused(desk: Desk) -> No
     assert (await browser.send({"ticket": page.ticket, "answer": "allow"})).status == 403
 
 
-async def test_sealed_values_of_other_kinds_do_not_sign_in(desk: Desk) -> None:
+async def test_sealed_values_of_other_kinds_cannot_sign_users_in(desk: Desk) -> None:
     id, browser = await consented(desk)
     page = await browser.open(id, scope="orders:write")
     for value in (page.ticket, "x", (await desk.tokens(id))["refresh_token"].removeprefix("mr_")):

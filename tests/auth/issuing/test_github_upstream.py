@@ -73,7 +73,7 @@ async def test_memberships_and_emails_are_fetched_only_if_configured(
 
 
 @for_each("allow", ["org:invited", "org:octocat", "octo@other.example", "@other.example", "octo", "example"])
-async def test_pending_unverified_and_similar_names_are_refused(github: Issuer, allow: str) -> None:
+async def test_pending_unverified_and_similar_names_are_rejected(github: Issuer, allow: str) -> None:
     with pytest.raises(SignInFailed, match="Octocat may not sign in here"):
         await sign_in(way(github, allow))
 
@@ -90,7 +90,9 @@ async def test_pending_unverified_and_similar_names_are_refused(github: Issuer, 
         (ORGANIZATIONS, {"message": "no"}, "may not sign in"),
     ],
 )
-async def test_invalid_upstream_responses_do_not_sign_in(github: Issuer, path: str, answer: Any, said: str) -> None:
+async def test_invalid_upstream_responses_do_not_sign_users_in(
+    github: Issuer, path: str, answer: Any, said: str
+) -> None:
     github.answers[path] = answer
     with pytest.raises(SignInFailed, match=said):
         await sign_in(way(github, "org:example"))

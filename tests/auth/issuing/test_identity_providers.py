@@ -57,7 +57,7 @@ async def world(store: Store | None = None, *, scopes: Any = ("orders:read",), *
         yield World(provider, Desk(store or ServerStore(), people=ways, **given))
 
 
-async def test_identity_grants_become_tokens_with_allowed_scopes(every_store: Store) -> None:
+async def test_identity_grants_are_exchanged_for_tokens_with_allowed_scopes(every_store: Store) -> None:
     async with world(every_store) as there:
         reply = await there.bring(there.grant(name="Ada"))
         assert (reply.status, reply.headers["cache-control"]) == (200, "no-store"), reply.text
@@ -113,7 +113,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 @for_each("kind", REFUSED)
-async def test_invalid_identity_grants_are_refused_with_a_reason(kind: str) -> None:
+async def test_invalid_identity_grants_are_rejected_with_a_reason(kind: str) -> None:
     changes, words = REFUSED[kind]
     async with world() as there:
         reply = await there.bring(there.grant(**changes))
@@ -123,12 +123,12 @@ async def test_invalid_identity_grants_are_refused_with_a_reason(kind: str) -> N
 
 
 @for_each("assertion", ["", "x", "a.b.c", "." * 40, "\0", "é.é.é"])
-async def test_malformed_grants_are_refused(assertion: str) -> None:
+async def test_malformed_grants_are_rejected(assertion: str) -> None:
     async with world() as there:
         assert (await there.bring(assertion)).error == ("invalid_grant" if assertion else "invalid_request")
 
 
-async def test_forged_grants_are_refused() -> None:
+async def test_forged_grants_are_rejected() -> None:
     async with world() as there:
         head = {"typ": "oauth-id-jag+jwt", "kid": "rs"}
         pem = KEYS["RS256"].as_pem(private=False)
@@ -195,7 +195,7 @@ async def test_required_scopes_are_always_granted() -> None:
     (None, ELSEWHERE, None), (RESOURCE, ELSEWHERE, None), ("https://evil.example/mcp", None, None),
     (RESOURCE + "2", None, None), ("", None, None),
 ])  # fmt: skip
-async def test_tokens_have_the_audience_of_the_grant(granted: Any, asked: str | None, given: Any) -> None:
+async def test_tokens_inherit_the_grant_audience(granted: Any, asked: str | None, given: Any) -> None:
     async with world() as there:
         reply = await there.bring(there.grant(resource=granted), **({"resource": asked} if asked else {}))
         if given is None:
@@ -238,7 +238,7 @@ async def test_revocation_and_policy_changes_end_identity_tokens() -> None:
         assert await Desk(store, clients=[CLIENT]).who(second) is None
 
 
-async def test_subjects_of_different_providers_are_distinct() -> None:
+async def test_subjects_from_different_providers_are_distinct() -> None:
     async with world() as there:
         for name in ("ada", "bob", "openid:ada"):
             claims = claims_of((await there.bring(there.grant(sub=name))).message["access_token"])
@@ -248,7 +248,7 @@ async def test_subjects_of_different_providers_are_distinct() -> None:
                                              client_secret="y"))  # fmt: skip
 
 
-async def test_identity_grants_are_off_without_a_provider(desk: Desk) -> None:
+async def test_identity_grants_are_disabled_without_a_provider(desk: Desk) -> None:
     form = {"grant_type": ASSERTED, "assertion": "x", "client_id": "x"}
     said = (await desk.ask("GET", ROOT)).message
     assert (await desk.post("/token", form)).error == "unsupported_grant_type"
@@ -267,12 +267,12 @@ async def test_identity_grants_are_off_without_a_provider(desk: Desk) -> None:
     ("https://a.example#ada", {}, "query or fragment"), ("https://a.example?a", {}, "query or fragment"),
     (URL, {}, "own identity provider"), (URL + "/", {}, "own identity provider"),
 ])  # fmt: skip
-def test_invalid_providers_are_refused_in_the_configuration(issuer: str, options: dict[str, Any], words: str) -> None:
+def test_invalid_providers_are_rejected_in_the_configuration(issuer: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         auth.issuer(URL, users=auth.identity_provider(issuer, **options))
 
 
-def test_duplicate_providers_are_refused() -> None:
+def test_duplicate_providers_are_rejected() -> None:
     twice = [auth.identity_provider("https://login.example.com", scopes=each) for each in (["a"], ["b"])]
     with pytest.raises(ValueError, match="listed twice"):
         auth.issuer(URL, users=twice)

@@ -63,7 +63,7 @@ async def test_concurrent_failures_get_the_same_number_of_attempts() -> None:
     assert not await crowd.one()
 
 
-async def test_failure_reduces_concurrency_without_refusing() -> None:
+async def test_failure_reduces_concurrency_without_rejecting_logins() -> None:
     crowd = Crowd(three())
     crowd.gate.set()
     await crowd.one(right=False)

@@ -138,7 +138,7 @@ LIES: dict[str, dict[str, Any]] = {
 
 
 @for_each("lie", LIES)
-async def test_id_tokens_with_wrong_claims_are_refused(world: World, lie: str) -> None:
+async def test_id_tokens_with_wrong_claims_are_rejected(world: World, lie: str) -> None:
     """OpenID Connect Core §3.1.3.7."""
     world.said = LIES[lie]
     with pytest.raises(SignInFailed, match="couldn't be verified"):
@@ -180,7 +180,7 @@ FORGERIES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 @for_each("forgery", FORGERIES)
-async def test_id_tokens_with_wrong_signatures_are_refused(world: World, forgery: str) -> None:
+async def test_id_tokens_with_wrong_signatures_are_rejected(world: World, forgery: str) -> None:
     """RFC 8725."""
     world.make = FORGERIES[forgery]
     with pytest.raises(SignInFailed, match="couldn't be verified"):
@@ -194,7 +194,7 @@ async def test_id_tokens_of_type_jwt_are_accepted(world: World) -> None:
 
 
 @pytest.mark.parametrize(("promised", "query"), [(False, {"iss": "https://elsewhere.example"}), (True, {})])
-async def test_responses_of_other_issuers_are_refused_before_the_code_is_used(
+async def test_responses_from_other_issuers_are_rejected_before_the_code_is_used(
     world: World, promised: bool, query: dict[str, str]
 ) -> None:
     """RFC 9207 §2.4."""
@@ -219,13 +219,13 @@ ADDRESSES: dict[str, dict[str, Any]] = {
 
 
 @for_each("address", ADDRESSES)
-async def test_unverified_and_similar_emails_are_refused(world: World, address: str) -> None:
+async def test_unverified_and_similar_emails_are_rejected(world: World, address: str) -> None:
     world.said = ADDRESSES[address]
     with pytest.raises(SignInFailed, match="may not sign in here"):
         await world.sign_in()
 
 
-async def test_userinfo_of_another_subject_is_refused(world: World) -> None:
+async def test_userinfo_for_another_subject_is_rejected(world: World) -> None:
     """OpenID Connect Core §5.3.4."""
     world.said = {"email": None, "email_verified": None}
     mail = {"email": "ada@example.com", "email_verified": True}
@@ -254,7 +254,7 @@ async def test_upstream_errors_are_reworded(world: World) -> None:
     "broken",
     [b"HTTP/1.1 400 No\r\ncontent-length: 0\r\n\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{", ["no"]],
 )
-async def test_missing_id_token_is_refused_and_logged(
+async def test_missing_id_token_is_rejected_and_logged(
     world: World, broken: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     world.issuer.answers["/token"] = broken
@@ -302,7 +302,7 @@ CLIENT_OPTIONS = {"client_id": "a", "client_secret": "b"}
         ("github", {"allow": ["*"], "base_url": "http://git.example", **CLIENT_OPTIONS}, ValueError, "must use https"),
     ],
 )
-def test_invalid_openid_configuration_is_refused(
+def test_invalid_openid_configuration_is_rejected(
     who: str, options: Any, error: type[Exception], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("GOOGLE_CLIENT_ID", "GOOGLE_CLIENT_SECRET", "GITHUB_CLIENT_ID", "GITHUB_CLIENT_SECRET"):
@@ -324,7 +324,7 @@ async def test_openid_login_reads_the_secret_from_the_environment(monkeypatch: p
     assert json.dumps(asked).count("SECRET") == 0
 
 
-async def test_users_of_two_issuers_are_distinct(world: World) -> None:
+async def test_users_from_two_issuers_are_distinct(world: World) -> None:
     user = await world.sign_in()
     options: Any = {"allow": ["@example.com", "bob@example.net"], "client_id": CLIENT, "client_secret": SECRET}
     same, other = (auth.login_provider(url, **options) for url in (world.issuer.url, "https://id.example"))

@@ -18,7 +18,7 @@ from scripts.docs import ROOT
 PAGE = (ROOT / "docs" / "guides" / "authorization-server.md").read_text("utf-8")
 
 
-async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_page_example_signs_in_a_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "users.json"
     assert "$ millstream users add ada --scope orders:write\n" in PAGE
     assert f"Added ada to {path}." in users(path, "add", "ada", "--scope", "orders:write", typed="correct horse\n")
@@ -34,7 +34,7 @@ async def test_page_example_signs_a_client_in(tmp_path: Path, monkeypatch: pytes
             assert said(await client.call("order", isbn="42")) == "42 is on its way."
 
 
-def test_figures_on_the_page_match_the_code() -> None:
+def test_numbers_on_the_page_match_the_code() -> None:
     assert (grants.CODE_SECONDS, "| authorization code | 60 seconds, and one use |" in PAGE) == (60, True)
     assert (config.ACCESS_SECONDS, "| access token | 15 minutes |" in PAGE) == (15 * 60, True)
     assert (config.REFRESH_SECONDS, "| refresh token | 30 days from its last use" in PAGE) == (30 * 86_400, True)

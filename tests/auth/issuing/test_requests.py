@@ -32,7 +32,7 @@ REFUSED = [
 
 
 @for_each("uri", REFUSED)
-def test_invalid_redirect_uris_are_refused(uri: str) -> None:
+def test_invalid_redirect_uris_are_rejected(uri: str) -> None:
     """RFC 9700 §2.1, RFC 8252 §7."""
     with pytest.raises(ValueError, match="redirect URI"):
         check_redirect(uri)
@@ -159,14 +159,14 @@ async def test_state_is_returned_byte_for_byte(desk: Desk, state: bytes) -> None
         assert raw == ["state=" + quote(state, safe="")]
 
 
-async def test_missing_state_is_not_added_and_long_state_is_refused(desk: Desk) -> None:
+async def test_missing_state_is_not_added_and_long_state_is_rejected(desk: Desk) -> None:
     desk, id = knows(desk), "ours"
     assert "state" not in await desk.sign_in(id, state=None)
     reply = await desk.ask("GET", "/authorize", query=authorization(id, state="x" * 4097))
     assert reply.answer["error"] == "invalid_request"
 
 
-async def test_duplicate_state_is_refused(desk: Desk) -> None:
+async def test_duplicate_state_is_rejected(desk: Desk) -> None:
     """OAuth 2.1 §3.1."""
     desk, id = knows(desk), "ours"
     reply = await desk.ask("GET", "/authorize", query=authorization(id, state=["a", "b"]))
@@ -222,6 +222,6 @@ async def test_unknown_scopes_are_dropped_if_others_are_known(desk: Desk) -> Non
     assert given["scope"] == "orders:read"
 
 
-async def test_queries_with_a_hundred_parameters_are_refused(desk: Desk) -> None:
+async def test_queries_with_a_hundred_parameters_are_rejected(desk: Desk) -> None:
     query = urlencode([(f"p{number}", "x") for number in range(100)])
     assert (await desk.ask("GET", "/authorize", query=query)).status == 400

@@ -47,7 +47,7 @@ async def test_clients_can_revoke_only_their_own_tokens(desk: Desk) -> None:
     assert (await desk.post("/revoke", {"client_id": "nobody", "token": "x"})).status == 401
 
 
-async def test_client_credentials_tokens_are_revoked_alone(every_store: Store) -> None:
+async def test_revoking_a_client_credentials_token_affects_no_other(every_store: Store) -> None:
     desk = office(every_store)
     form = {"grant_type": "client_credentials", **OFFICE}
     one, two = [(await desk.post("/token", form)).message["access_token"] for _ in range(2)]
@@ -56,7 +56,7 @@ async def test_client_credentials_tokens_are_revoked_alone(every_store: Store) -
     assert await desk.who(two) is not None
 
 
-async def test_tokens_of_removed_clients_are_invalid(desk: Desk) -> None:
+async def test_removing_a_client_invalidates_its_tokens(desk: Desk) -> None:
     known = office(desk.services.store)
     token = (await known.post("/token", {"grant_type": "client_credentials", **OFFICE})).message["access_token"]
     assert await known.who(token) is not None
@@ -145,7 +145,7 @@ async def test_revocation_reaches_other_workers_at_their_next_sweep(shared: Back
     assert not guards[1].holds(principal.id)
 
 
-async def test_any_worker_continues_a_grant(shared: Backing) -> None:
+async def test_any_worker_can_continue_a_grant(shared: Backing) -> None:
     desks = [Desk(await shared.worker()) for _ in range(3)]
     id = (await desks[0].register())["client_id"]
     code = (await desks[1].sign_in(id))["code"]
@@ -158,14 +158,14 @@ async def test_any_worker_continues_a_grant(shared: Backing) -> None:
     assert sets[0] == sets[1] == sets[2]
 
 
-async def test_gap_in_revocations_rechecks_everything(desk: Desk) -> None:
+async def test_gap_in_revocations_triggers_a_full_recheck(desk: Desk) -> None:
     guard = guard_of(desk)
     desk.running._on_gap()
     assert guard.refresh()
     assert not guard.refresh()
 
 
-async def test_revocation_ends_only_the_streams_of_its_user(
+async def test_revocation_ends_only_that_users_streams(
     desk: Desk,
 ) -> None:
     id = (await desk.register())["client_id"]
@@ -207,7 +207,7 @@ async def test_cached_tokens_cost_one_dictionary_lookup(desk: Desk) -> None:
     assert [each.subject for each in seen] == ["ada", "ada"]
 
 
-async def test_tokens_revoked_during_a_lookup_are_refused(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_tokens_revoked_during_a_lookup_are_rejected(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
     introspection = type(desk.running._token)
@@ -287,7 +287,7 @@ async def test_stopped_servers_unsubscribe_from_revocations(desk: Desk) -> None:
     assert other.running.epoch() == before
 
 
-async def test_two_authorization_servers_in_one_server_are_refused() -> None:
+async def test_two_authorization_servers_in_one_server_are_rejected() -> None:
     from millstream import Server  # noqa: PLC0415
 
     both = [auth.issuer(URL, users=KnownUsers()), auth.issuer("https://b.example", users=KnownUsers())]

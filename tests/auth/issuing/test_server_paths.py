@@ -105,7 +105,7 @@ async def test_token_endpoint_allows_every_origin_and_consent_page_allows_none(l
 
 
 @WAYS
-async def test_unserved_hosts_are_refused_on_oauth_paths(lane: bool) -> None:
+async def test_unserved_hosts_are_rejected_on_oauth_paths(lane: bool) -> None:
     async with run_guarded(shop(), lane=lane) as world:
         for method, path in [("GET", ROOT), ("GET", CONFIGURATION), ("POST", "/token"), ("POST", "/register"),
                              ("GET", "/authorize"), ("GET", "/.well-known/jwks.json")]:  # fmt: skip
@@ -113,7 +113,7 @@ async def test_unserved_hosts_are_refused_on_oauth_paths(lane: bool) -> None:
                 assert (await world.ask(None, method, path, host="evil.example", **origin)).status == 421
 
 
-async def test_oauth_paths_refuse_other_methods() -> None:
+async def test_oauth_paths_reject_other_methods() -> None:
     async with run_guarded(shop()) as world:
         assert (await world.ask(None, "GET", "/token", host=HOST)).status == 405
         assert (await world.ask(None, "PUT", "/authorize", host=HOST)).status == 405
@@ -214,7 +214,7 @@ def test_servers_without_an_issuer_do_not_import_its_module() -> None:
     ("https://mcp.example.com#f", "fragment"),
     ("mcp.example.com", "https"), ("https://u:p@mcp.example.com", "user name"),
 ])  # fmt: skip
-def test_invalid_issuer_urls_are_refused(url: str, said: str) -> None:
+def test_invalid_issuer_urls_are_rejected(url: str, said: str) -> None:
     """RFC 8414 §2."""
     with pytest.raises(ValueError, match=said) as refused:
         auth.issuer(url, users=KnownUsers())

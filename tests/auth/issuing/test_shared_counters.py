@@ -35,7 +35,7 @@ async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | 
     return await desk.running._authorize.throttle.check(peer, name, word)
 
 
-async def test_wrong_passwords_from_one_address_count_across_workers(stores: list[Store]) -> None:
+async def test_wrong_passwords_from_one_address_are_counted_across_workers(stores: list[Store]) -> None:
     desks = await desks_on(stores)
     said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
     assert said == [WRONG] * 10 + [SLOW] * 4
@@ -43,7 +43,7 @@ async def test_wrong_passwords_from_one_address_count_across_workers(stores: lis
     assert isinstance(await guess(desks[1], "192.0.2.2", "ada", "correct horse"), User)
 
 
-async def test_wrong_client_secrets_count_across_workers(stores: list[Store]) -> None:
+async def test_wrong_client_secrets_are_counted_across_workers(stores: list[Store]) -> None:
     """A worker reports them after its reply, so each worker lets one more pass before it learns of the limit."""
     desks = await desks_on(stores)
     id = (await desks[0].register(token_endpoint_auth_method="client_secret_post"))["client_id"]
@@ -66,7 +66,7 @@ async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Sto
     assert said[WRONG] + said[SLOW] == 60
 
 
-async def test_many_valid_passwords_wait_without_refusal(stores: list[Store]) -> None:
+async def test_many_valid_passwords_are_delayed_but_not_rejected(stores: list[Store]) -> None:
     desks = await desks_on(stores)
     for desk in desks:
         desk.running._authorize.throttle._attempts._patience = WAIT  # for slow machines
@@ -102,7 +102,7 @@ async def test_consent_and_registrations_apply_to_all_workers() -> None:
     await backing.close()
 
 
-async def test_workers_count_separately_during_a_store_outage() -> None:
+async def test_workers_count_attempts_separately_during_a_store_outage() -> None:
     backing = BACKINGS["memory"]()
     store = await backing.worker()
     (desk,) = await desks_on([store])

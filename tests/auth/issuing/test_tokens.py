@@ -25,7 +25,7 @@ from millstream.stores import Store
 REPLY = {"access_token", "token_type", "expires_in", "scope", "refresh_token"}
 
 
-async def test_codes_become_rfc_9068_tokens(every_store: Store) -> None:
+async def test_codes_are_exchanged_for_rfc_9068_tokens(every_store: Store) -> None:
     """RFC 9068 §2.2."""
     desk = Desk(every_store)
     id = (await desk.register())["client_id"]
@@ -227,7 +227,7 @@ async def test_concurrent_refreshes_get_the_same_generation(every_store: Store) 
 
 
 @for_each("token", ["", "mr_", "mr_AAAA", "x" * 5000, "mr_" + "A" * 200])
-async def test_invalid_refresh_tokens_are_refused(desk: Desk, token: str) -> None:
+async def test_invalid_refresh_tokens_are_rejected(desk: Desk, token: str) -> None:
     id = (await desk.register())["client_id"]
     assert (await desk.refresh(id, token)).error == "invalid_grant"
 
@@ -270,7 +270,7 @@ async def test_refresh_tokens_are_issued_only_on_request(desk: Desk) -> None:
     assert (await desk.refresh(id, "mr_x")).error == "unauthorized_client"
 
 
-async def test_tokens_of_removed_users_are_invalid(desk: Desk) -> None:
+async def test_removing_a_user_invalidates_their_tokens(desk: Desk) -> None:
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
     before = desk.running.epoch()
@@ -295,7 +295,7 @@ async def test_users_cannot_grant_scopes_they_lack(desk: Desk) -> None:
     (FORM, b"grant_type=authorization_code&grant_type=authorization_code", 400), (FORM, b"\xff\xfe=1", 400),
     (FORM, b"", 400),
 ])  # fmt: skip
-async def test_token_endpoint_refuses_large_forms_and_duplicates(
+async def test_token_endpoint_rejects_large_forms_and_duplicates(
     desk: Desk, kind: str, body: bytes, status: int
 ) -> None:
     """OAuth 2.1 §3.2."""
@@ -352,7 +352,7 @@ async def test_client_credentials_grant_returns_a_token(desk: Desk, way: str) ->
     ({"client_id": "nightly", "client_secret": SECRET}, basic("nightly", SECRET), 400),
     ({}, "Basic " + b64encode(b"no-colon").decode(), 401),
 ])  # fmt: skip
-async def test_unauthenticated_clients_are_refused(
+async def test_unauthenticated_clients_are_rejected(
     desk: Desk, form: dict[str, str], authorization: str, status: int
 ) -> None:
     """OAuth 2.1 §3.2.4."""

@@ -155,7 +155,7 @@ async def test_upstream_failures_are_shown_on_the_page(desk: Desk) -> None:
     assert page.ticket
 
 
-async def test_pending_logins_of_one_address_do_not_displace_others(elsewhere: Elsewhere) -> None:
+async def test_pending_logins_from_one_address_do_not_displace_others(elsewhere: Elsewhere) -> None:
     store = MemoryStore(max_value_bytes=64 * 1024)
     await store.open()
     desk = Desk(store, people=elsewhere)
@@ -173,7 +173,7 @@ async def test_pending_logins_of_one_address_do_not_displace_others(elsewhere: E
 
 
 @for_each("ways", [[], [KnownUsers(), KnownUsers()], [Elsewhere(), Elsewhere()]])
-async def test_indistinguishable_login_methods_are_refused(desk: Desk, ways: Any) -> None:
+async def test_indistinguishable_login_methods_are_rejected(desk: Desk, ways: Any) -> None:
     with pytest.raises(ValueError, match=r"."):
         Desk(desk.services.store, people=ways)
 

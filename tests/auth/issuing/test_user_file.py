@@ -106,7 +106,7 @@ def test_user_names_are_normalized(path: Path) -> None:
         UserFile(path).add("ADA", "correct horse", (), 0)
 
 
-def test_writable_and_invalid_user_files_are_refused(path: Path) -> None:
+def test_writable_and_invalid_user_files_are_rejected(path: Path) -> None:
     with pytest.raises(LocalError, match="millstream users add NAME"):
         auth.users(file=path)
     path.write_text("[]")
@@ -141,7 +141,7 @@ def test_passwords_are_compared_in_full() -> None:
 
 
 @pytest.mark.usefixtures("quick_hashes")
-async def test_passwords_that_are_not_utf_8_count_as_wrong(desk: Desk, path: Path) -> None:
+async def test_passwords_that_are_not_utf_8_are_treated_as_wrong(desk: Desk, path: Path) -> None:
     users(path, "add", "ada", typed="correct horse\n")
     desk = Desk(desk.services.store, people=auth.users(file=path))
     browser = Browser(desk)
@@ -159,7 +159,7 @@ def test_passwords_may_contain_any_terminal_input() -> None:
     assert not verify_password("p\ufffdssword", kept)
 
 
-def test_hashes_of_other_argon2_libraries_are_accepted() -> None:
+def test_hashes_from_other_argon2_libraries_are_accepted() -> None:
     kept = "$argon2id$v=19$m=64,t=1,p=4$ltdlDZp7BnrAyXHjFNoOfA$Tsx8N4a9H5RNuN2Or1hqoMJ9tGWC90cNs81OVjVuQag"
     assert verify_password("correct horse", kept)
     assert not verify_password("correct horses", kept)
@@ -167,7 +167,7 @@ def test_hashes_of_other_argon2_libraries_are_accepted() -> None:
         assert not verify_password("correct horse", broken)
 
 
-async def test_users_whose_names_differ_only_in_case_are_one_user(path: Path) -> None:
+async def test_user_names_that_differ_only_in_case_are_the_same_user(path: Path) -> None:
     users(path, "add", "ada", typed="first password\n")
     _, first = seen(path)
     write(path, '{"users": []}')

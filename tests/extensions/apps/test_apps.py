@@ -96,7 +96,7 @@ async def test_tools_with_missing_views_prevent_startup() -> None:
         pass
 
 
-def test_invalid_options_are_refused_with_a_hint(folder: Path) -> None:
+def test_invalid_options_are_rejected_with_a_hint(folder: Path) -> None:
     apps = Server("shop").extend(Apps())
     mistakes: list[tuple[dict[str, Any], str]] = [
         ({"connect": ["api.example.com"]}, "write origins such as"),

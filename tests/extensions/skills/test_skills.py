@@ -224,7 +224,7 @@ async def test_functions_define_skills() -> None:
         assert [each["name"] for each in read["resources"]] == ["gift-wrapping", "a", "c.bin"]
 
 
-def test_invalid_skill_functions_are_refused() -> None:
+def test_invalid_skill_functions_are_rejected() -> None:
     skills = Server("shop").extend(Skills())
     with pytest.raises(ValueError, match="no description"):
         skills.skill(lambda: "text", name="x")  # type: ignore[call-overload]
@@ -277,7 +277,7 @@ def _entry(text: str, **changes: Any) -> dict[str, Any]:
     return {**entry, **changes}
 
 
-async def test_client_refuses_files_that_differ_from_the_manifest() -> None:
+async def test_client_rejects_files_that_differ_from_the_manifest() -> None:
     text = TEXT.format(name="refunds")
     changed = text.replace("Body", "Evil")
     for served_text, entry, problem in (

@@ -180,7 +180,7 @@ async def test_canceled_task_stops_its_function_and_stays_readable() -> None:
         assert (await client.get(task_id))["status"] == "cancelled"
 
 
-async def test_unknown_task_ids_are_refused() -> None:
+async def test_unknown_task_ids_are_rejected() -> None:
     async with shop() as (client, _, _):
         for task_id in ("", "nothing", "x" * 5_000, "../task"):
             for method in ("tasks/get", "tasks/update", "tasks/cancel"):
@@ -218,7 +218,7 @@ async def test_questions_are_answered_through_the_task() -> None:
         assert notes == ["began", "began", "bought", "began"]
 
 
-async def test_malformed_answers_are_refused_and_the_task_keeps_waiting() -> None:
+async def test_malformed_answers_are_rejected_and_the_task_keeps_waiting() -> None:
     async with shop() as (client, _, _):
         task_id = (await client.call("asks"))["taskId"]
         await client.wait_for_questions(task_id)
@@ -266,7 +266,7 @@ async def test_task_limit_applies_until_a_task_ends() -> None:
             assert response["result"]["resultType"] == "task"
 
 
-async def test_tasks_count_as_concurrent_calls_of_their_tool() -> None:
+async def test_tasks_count_as_concurrent_calls_to_their_tool() -> None:
     mcp, release = Server("shop"), asyncio.Event()
 
     @mcp.tool(task="allowed", concurrency=1)
@@ -317,7 +317,7 @@ async def test_tasks_end_when_they_expire() -> None:
         assert response["error"]["code"] == -32602
 
 
-async def test_subscription_streams_the_states_of_its_tasks() -> None:
+async def test_subscription_streams_task_states() -> None:
     mcp, release, _ = make_shop()
     async with run_wire(mcp, "lane") as wire:
         client = client_of(wire)

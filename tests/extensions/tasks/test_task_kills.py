@@ -115,7 +115,7 @@ async def kill_workers(folder: Path, tasks: int, kills: int, count: int = 3) -> 
         assert any(first[number] in killed for number in range(0, tasks, 2))
 
 
-async def test_tasks_of_killed_workers_fail_or_run_again(tmp_path: Path) -> None:
+async def test_tasks_fail_or_restart_when_their_worker_is_killed(tmp_path: Path) -> None:
     await kill_workers(tmp_path, tasks=40, kills=1)
 
 

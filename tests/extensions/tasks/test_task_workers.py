@@ -252,7 +252,7 @@ async def test_cancellation_reaches_a_worker_that_missed_the_message() -> None:
         await until(lambda: not workers[0].runtime.dispatcher.calls)
 
 
-async def test_task_of_a_dead_worker_takes_the_slots_of_its_call(backing: Backing) -> None:
+async def test_task_from_a_dead_worker_takes_over_its_call_slots(backing: Backing) -> None:
     release, began = asyncio.Event(), Counter[str]()
 
     def make() -> Server:
