@@ -18,7 +18,7 @@ from mcp.shared.exceptions import MCPError
 from mcp_types import SamplingMessage, TextContent, ToolListChangedNotification
 from pydantic import BaseModel
 
-from client.misbehaving_servers import GREETING, ReceivedRequest, misbehaving, with_handshake
+from client.misbehaving_servers import GREETING, OFFER, Behave, ReceivedRequest, misbehaving, with_handshake
 from http_peer import serve
 from millstream import Client, Server, Settings
 from millstream.client import ConnectionLost, Options, ServerError, ToolFailed
@@ -744,14 +744,83 @@ async def test_relay_between_eras_forwards_unlisted_names() -> None:
         elif asked.method == "prompts/get":
             await asked.result({"messages": [{"role": "user", "content": content}]})
         else:
-            await asked.result({"tools": []})
+            await asked.result({"tools": [], "prompts": []})
 
-    async with misbehaving(with_handshake(behave)) as upstream:
-        for era in ERAS:
+    capabilities: dict[str, Any] = {"tools": {}, "prompts": {}}
+    for era, other in (ERAS, ERAS[::-1]):
+        async with misbehaving(of_one_era(other, capabilities, behave)) as upstream:
             async with Client(relay(upstream.url), revision=era, timeout=WAIT) as client:
                 assert (await client.call("hidden", a=[1])).text == 'hidden {"a": [1]}'
                 prompt = await client.request("prompts/get", {"name": "hush", "arguments": {"b": "2"}})
             assert prompt["messages"][0]["content"]["text"] == 'hush {"b": "2"}'
+
+
+def of_one_era(era: str, capabilities: dict[str, Any], behave: Behave) -> Behave:
+    """Greet clients of one era with these capabilities, refuse the other, and pass other requests to `behave`."""
+
+    async def serve(asked: ReceivedRequest) -> None:
+        greets = {"initialize": ERAS[0], "server/discover": ERAS[1]}.get(asked.method)
+        if greets == era:
+            declared = "+".join(asked.message["params"].get("capabilities", ())) or "nothing"
+            more = f"Mcp-Session-Id: {declared}\r\n" if asked.method == "initialize" else ""
+            await asked.result({**GREETING, **OFFER, "capabilities": capabilities}, more=more)
+        elif greets:
+            error = {"code": -32601, "message": "Method not found"}
+            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+        else:
+            await with_handshake(behave)(asked)
+
+    return serve
+
+
+@pytest.mark.parametrize(("era", "other"), [ERAS, ERAS[::-1]])
+async def test_relay_between_eras_announces_and_serves_what_the_upstream_does(era: str, other: str) -> None:
+    theirs: dict[str, Any] = {"tools": {}, "prompts": {"listChanged": False}}
+
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result({"tools": [], "prompts": []})
+
+    async with (
+        misbehaving(of_one_era(other, theirs, behave)) as upstream,
+        Client(relay(upstream.url), revision=era, timeout=WAIT) as client,
+    ):
+        assert {name: each for name, each in client.capabilities.items() if name != "experimental"} == theirs
+        assert (await client.request("prompts/list"))["prompts"] == []
+        for method, params in {
+            "resources/read": {"uri": "book://1"},
+            "resources/list": {},
+            "completion/complete": {"ref": {"type": "ref/prompt", "name": "a"}, "argument": {"name": "b", "value": ""}},
+            "com.example/other": {},
+        }.items():
+            with pytest.raises(ServerError) as caught:
+                await client.request(method, params)
+            assert caught.value.code == -32601, method
+
+
+@pytest.mark.parametrize(("era", "other"), [ERAS, ERAS[::-1]])
+async def test_relay_between_eras_lists_what_the_upstream_shows_to_such_a_client(era: str, other: str) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        params = asked.message["params"]
+        declared = [*params.get("_meta", {}).get("io.modelcontextprotocol/clientCapabilities", ())]
+        declared = declared or asked.headers.get("mcp-session-id", "nothing").split("+")
+        if asked.method == "tools/list" and "cursor" not in params:
+            tool = {"name": "+".join(sorted(declared)), "inputSchema": {"type": "object"}}
+            await asked.result({"tools": [tool], "nextCursor": "2"})
+        elif asked.method == "tools/list":
+            await asked.result({"tools": [{"name": f"page_{params['cursor']}"}]})
+        else:
+            await asked.result({"content": [{"type": "text", "text": params["name"]}]})
+
+    async with misbehaving(of_one_era(other, {"tools": {}}, behave)) as upstream:
+        gateway = relay(upstream.url)
+        async with (
+            Client(gateway, revision=era, timeout=WAIT) as plain,
+            Client(gateway, revision=era, timeout=WAIT, **ABLE) as able,
+        ):
+            for _ in range(2):
+                assert await names(plain) == ["nothing", "page_2"]
+                assert await names(able) == ["elicitation", "page_2"]
+            assert (await able.call("elicitation")).text == "elicitation"
 
 
 async def test_tool_call_in_a_session_passes_a_relay_byte_by_byte() -> None:

@@ -115,7 +115,7 @@ class Throttle:
         is_tool_call = call.method == "tools/call"
         tool: Tool | None = call.tool
         if is_tool_call and tool is None:
-            tool = self._registry.find("tools", call.name or target_name(call.method, call.params), call, listed=True)
+            tool = self._registry.find("tools", call.name or target_name(call.method, call.params), call)
         paces = self._paces(owner, peer, tool, is_tool_call=is_tool_call)
         self._refuse_early(paces)
         charges = self._more(tool, owner) if is_tool_call else []

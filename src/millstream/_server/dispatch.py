@@ -538,10 +538,10 @@ def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) ->
     """Return the handler for a method, from the server itself or from an extension.
 
     Raises:
-        ProtocolError: METHOD_NOT_FOUND, for a handshake-era method that the revision or this server doesn't have.
-            Admission checks this for the other era.
+        ProtocolError: METHOD_NOT_FOUND, for a method that the revision or this server doesn't have. In the per-request
+            era, admission has checked this, unless the server that's relayed could have had the method.
     """
-    if call.revision.handshake and not registry.serves(call.method, call.revision):
+    if (call.revision.handshake or registry.relayed is not None) and not registry.serves(call.method, call.revision):
         raise method_not_found(call.method)
     handler = handlers.get(call.method) or registry.extension_handler(call.method, call.revision)
     assert handler is not None  # noqa: S101  it was checked

@@ -192,7 +192,8 @@ class Handlers:
             ToolError: The arguments are invalid. The text tells the model what to fix.
         """
         params = read(CallToolRequestParams, call)
-        tool: Tool | None = self._registry.find("tools", params.name, call)
+        registry = self._registry
+        tool: Tool | None = registry.find("tools", params.name, call) or registry.find_elsewhere("tools", params.name)
         call.name = params.name
         if tool is None:
             call.name = params.name[:128]
@@ -223,7 +224,8 @@ class Handlers:
 
     async def _get_prompt(self, call: Call) -> bytes:
         params = read_texts(GetPromptRequestParams, call)
-        prompt: Prompt | None = self._registry.find("prompts", params.name, call)
+        registry, name = self._registry, params.name
+        prompt: Prompt | None = registry.find("prompts", name, call) or registry.find_elsewhere("prompts", name)
         if prompt is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown prompt: {params.name[:128]!r}")
         check_scopes(call, prompt.scopes)
@@ -436,8 +438,9 @@ class Handlers:
             noun, kind, name = "resource template", "templates", reference.uri
         else:
             raise ProtocolError(INVALID_PARAMS, "Invalid params: ref.type must be ref/prompt or ref/resource")
-        name = self._registry.find_equivalent(kind, name)
-        item: Prompt | Template | None = self._registry.find(kind, name, call)
+        registry = self._registry
+        name = registry.find_equivalent(kind, name)
+        item: Prompt | Template | None = registry.find(kind, name, call) or registry.find_elsewhere(kind, name)
         if item is None:
             raise ProtocolError(INVALID_PARAMS, f"Unknown {noun}: {name[:256]!r}")
         check_scopes(call, item.scopes)

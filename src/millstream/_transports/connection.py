@@ -167,7 +167,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         if per_request:
             registry = dispatcher.registry
             admitted = admit_per_request(
-                message, serves=registry.serves, requires=registry.requires, header_params=registry.header_params
+                message, serves=registry.admits, requires=registry.requires, header_params=registry.header_params
             )
             call = per_request_call(admitted, message, **self._way())
         else:

@@ -175,7 +175,7 @@ class RestRoutes:
             return refuse(BUSY, "Too many calls are running. Try again later.")
         if not _is_json(request):
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
-        tool = self._registry.find("tools", name, request, listed=True)
+        tool = self._registry.find("tools", name, request)
         if tool is None:
             text = f"There is no tool {name[:128]!r}." if name else f"Name the tool: POST to {root}/tools/NAME."
             return refuse(UNKNOWN_TOOL, f"{text} {root}/openapi.json lists the tools.")

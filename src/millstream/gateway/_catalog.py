@@ -56,6 +56,8 @@ METHODS: Mapping[str, tuple[str, str, str]] = {
     "prompts": ("prompts/list", "prompts", "name"),
 }
 """Kind -> method, member of the result, and the member that identifies an item."""
+_ANNOUNCED = frozenset({"tools", "resources", "prompts", "completions", "logging"})
+"""Capabilities that are served here."""
 MAX_ITEMS = 10_000
 """Maximum items of one list."""
 MAX_PAGES = 1000
@@ -122,6 +124,16 @@ class Catalog(Struct, kw_only=True):
     def extensions(self) -> Json:
         """Settings of the extensions that the upstream announces."""
         return members(self.capabilities.get("extensions"))
+
+    @property
+    def announced(self) -> Json:
+        """The capabilities to announce for it. Until it has responded, these are all that it may have."""
+        if not self.revision:
+            return {**{name: {"listChanged": True} for name in ("tools", "resources", "prompts")}, "logging": {}}
+        found: Json = {name: members(each) for name, each in self.capabilities.items() if name in _ANNOUNCED}
+        if (self.prompts or self.templates) and not BY_DATE[self.revision].completions_capability:
+            found["completions"] = {}
+        return found
 
     @property
     def fresh_seconds(self) -> float:
@@ -279,7 +291,7 @@ async def _fetch_list(
     conversation: Conversation, found: Catalog, kind: str, max_bytes: int, omissions: list[str]
 ) -> int:
     """Fetch one list, and return its size in bytes. Add the items that are left out to `omissions`."""
-    method, member, key = METHODS[kind]
+    method = METHODS[kind][0]
     items: dict[str, Description] = {}
     cursor: str | None = None
     size = 0
@@ -290,24 +302,41 @@ async def _fetch_list(
         size += len(result)
         if size > max_bytes:
             raise InvalidResponse(f"The lists are larger than {max_bytes:,} bytes.")
-        try:
-            cursor = found.add_hint(kind, result).next_cursor
-            raw_items: list[Raw] = _decode_items(decode_members(result).get(member, b"null")) or []
-        except MALFORMED as exc:
-            raise InvalidResponse(f"The result of {method} is malformed: {exc}.") from exc
-        for raw in raw_items:
-            try:
-                item = _read_item(kind, bytes(raw), found.revision, omissions)
-            except MALFORMED as exc:
-                omissions.append(f"one of its {kind}, {bytes(raw)[:_MAX_SHOWN]!r}: {exc}")
-            else:
-                items[item[key]] = item
+        added, cursor = read_page(found, kind, result, omissions)
+        items |= added
         if len(items) > MAX_ITEMS:
             raise InvalidResponse(f"{method} has more than {MAX_ITEMS:,} items.")
         if not cursor:
             setattr(found, kind, items)
             return size
     raise InvalidResponse(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
+
+
+def read_page(
+    found: Catalog, kind: str, result: bytes, omissions: list[str]
+) -> tuple[dict[str, Description], str | None]:
+    """Return the items of one page by name, and the next cursor.
+
+    Add the page's hints to `found`, and the items that are left out to `omissions`.
+
+    Raises:
+        InvalidResponse: The result is malformed.
+    """
+    method, member, key = METHODS[kind]
+    items: dict[str, Description] = {}
+    try:
+        cursor = found.add_hint(kind, result).next_cursor
+        raw_items: list[Raw] = _decode_items(decode_members(result).get(member, b"null")) or []
+    except MALFORMED as exc:
+        raise InvalidResponse(f"The result of {method} is malformed: {exc}.") from exc
+    for raw in raw_items:
+        try:
+            item = _read_item(kind, bytes(raw), found.revision, omissions)
+        except MALFORMED as exc:
+            omissions.append(f"one of its {kind}, {bytes(raw)[:_MAX_SHOWN]!r}: {exc}")
+        else:
+            items[item[key]] = item
+    return items, cursor
 
 
 def _read_item(kind: str, raw: bytes, revision: str, omissions: list[str]) -> Description:

@@ -51,7 +51,7 @@ from millstream.gateway._policy import CHARACTERS_PER_TOKEN, ItemRules, Restrict
 from millstream.gateway._processes import ProcessPool
 from millstream.gateway._results import StoredResults
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig
-from millstream.protocol import BY_DATE, Json, members
+from millstream.protocol import Json, members
 
 logger = logging.getLogger("millstream.gateway")
 
@@ -61,8 +61,6 @@ MAX_SHOWN = 500
 """Maximum tools and quarantined items to show."""
 _READERS = frozenset({"rest", "web"})
 """Parts that read the items of upstreams without a client's request."""
-_LISTED = ("tools", "resources", "prompts")
-_CAPABILITIES = frozenset({*_LISTED, "completions", "logging"})
 _NO_CACHE = dict.fromkeys((*METHODS, "discover"), (0, False))
 _Items = dict[str, tuple[str, Description, ItemRules]]
 """Name on this server -> upstream's name, description for callers, and rules."""
@@ -221,7 +219,7 @@ class GatewayPart:
         host.report("gateway", lambda: self._mode)
         if not obstacle:
             upstreams[0].relays = True
-            Passthrough(host, upstreams[0], self._announce_missing)
+            Passthrough(host, upstreams[0])
 
     async def close(self) -> None:
         """Do nothing, because the host's exit stack closes the upstreams."""
@@ -359,8 +357,7 @@ class GatewayPart:
         """Announce what upstreams without lists may have, because clients connect before the lists arrive."""
         for upstream in self.upstreams.values():
             if not upstream.catalog.taken_at and upstream.keeps_lists.is_set():
-                for capability in upstream.catalog.capabilities or _LISTED:
-                    self._host.registry.offer(capability)
+                self._announce_capabilities(upstream.catalog)
         self._merge_hints()
 
     # State
@@ -496,13 +493,11 @@ class GatewayPart:
         return found
 
     def _announce_capabilities(self, catalog: Catalog) -> None:
-        registry, theirs = self._host.registry, catalog.capabilities
-        for capability in _CAPABILITIES & theirs.keys():
+        registry, theirs = self._host.registry, catalog.announced
+        for capability in theirs:
             registry.offer(capability)
         if members(theirs.get("resources")).get("subscribe"):
             registry.offer("subscribe")
-        if (catalog.prompts or catalog.templates) and not BY_DATE[catalog.revision].completions_capability:
-            registry.offer("completions")
 
     async def _list(self, handler: Handler, call: Call) -> bytes:
         """Return a page of a list, after reading the lists that it needs."""

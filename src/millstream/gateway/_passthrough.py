@@ -7,31 +7,37 @@ is down, the items that a catalog makes of its last lists serve the call instead
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
+from contextlib import suppress
 from typing import Any
 
 from millstream import ProtocolError, ToolError
 from millstream._parts import PartHost
-from millstream._protocol.admission import method_not_found
+from millstream._protocol.errors import CustomResult
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import decode_name
-from millstream._protocol.revisions import Revision
+from millstream._protocol.notifications import PaginatedRequestParams
+from millstream._protocol.revisions import project_item
+from millstream._protocol.revisions import tool as project_tool
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import RelayedError
-from millstream._server.features.registry import Handler
-from millstream.client import ClientError, ServerError
+from millstream._server.features.registry import NotificationHandler
+from millstream._server.handlers import read
+from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import RawRequest
-from millstream.gateway._bridge import RevisionsDiffer, forward_exactly, forward_plainly, forward_stream
-from millstream.gateway._catalog import METHODS
+from millstream.gateway._bridge import RevisionsDiffer, forward, forward_exactly, forward_plainly, forward_stream
+from millstream.gateway._catalog import METHODS, Catalog, read_page
 from millstream.gateway._links import Channel, Link
 from millstream.gateway._relay import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._upstream import Upstream
-from millstream.protocol import BY_DATE, INVALID_PARAMS, MALFORMED, decode_object, encode
+from millstream.protocol import BY_DATE, INVALID_PARAMS, MALFORMED, Json, decode_object, encode
 
 _CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
 _LISTEN = "subscriptions/listen"
-_SERVED_HERE = frozenset({*(method for method, *_ in METHODS.values()), "server/discover", _LISTEN})
+_KINDS = {method: kind for kind, (method, *_) in METHODS.items()}
+"""Method that lists items -> their kind."""
+_SERVED_HERE = frozenset({*_KINDS, "server/discover", _LISTEN})
 """Methods that can be served here although the upstream speaks the client's revision."""
 _NOTIFICATIONS = ("notifications/roots/list_changed", "notifications/progress")
 """Notifications that a client sends to its session's server."""
@@ -43,41 +49,30 @@ class Passthrough:
     Args:
         host: The running server.
         upstream: Its only upstream.
-        announce_missing: Announces what the upstream may have, because its lists couldn't be read.
     """
 
-    def __init__(self, host: PartHost, upstream: Upstream, announce_missing: Callable[[], None]) -> None:
+    def __init__(self, host: PartHost, upstream: Upstream) -> None:
         self._host = host
         self._upstream = upstream
-        self._announce_missing = announce_missing
         self._reading = asyncio.Lock()
-        registry, dispatcher = host.registry, host.dispatcher
+        self.notifications: Mapping[str, NotificationHandler] = dict.fromkeys(_NOTIFICATIONS, self._notify)
+        dispatcher = host.dispatcher
         dispatcher.relay = self._relay
         dispatcher.open_session = self._open_session
-        registry.method_finders.append(self._find_method)
-        registry.find_elsewhere = self._find_item
-        registry.relayed.update(dict.fromkeys(_NOTIFICATIONS, self._notify))
-        registry.notification_handlers.update(registry.relayed)
+        host.registry.relay(self)
         host.on_close(self._close)
 
     def _close(self) -> None:
-        registry = self._host.registry
         self._host.dispatcher.relay = None
-        registry.find_elsewhere = None
-        registry.method_finders.remove(self._find_method)
-        for method in _NOTIFICATIONS:
-            del registry.relayed[method], registry.notification_handlers[method]
+        self._host.registry.relay(None)
 
-    def _find_method(self, method: str, revision: Revision) -> Handler | None:
-        """Find any method, because the upstream may have it."""
+    @property
+    def capabilities(self) -> Json:
+        """See `RelayedServer`."""
+        return self._upstream.catalog.announced
 
-        async def refuse(call: Call) -> bytes:
-            raise method_not_found(method)
-
-        return None if method in _CORE else refuse
-
-    def _find_item(self, kind: str, name: str) -> Any:
-        """Return a tool or prompt that isn't listed, because the upstream may have it."""
+    def find(self, kind: str, name: str) -> Any:
+        """See `RelayedServer`: find a tool or prompt that isn't listed."""
         if kind not in ("tools", "prompts"):
             return None
         return self._upstream.item_classes[kind](self._upstream, name, name, {"inputSchema": {"type": "object"}})
@@ -100,7 +95,34 @@ class Passthrough:
                     raise
                 return b""
         await self._read_lists()
+        ready = self._upstream.state == "ready"
+        if ready and call.method in _KINDS and self._host.registry.serves(call.method, call.revision):
+            with suppress(NoResponse, InvalidResponse):
+                raise CustomResult(await self._list(call))
         return b""
+
+    async def _list(self, call: Call) -> Json:
+        """Return a page of a list as the upstream has it for this client, in the client's revision.
+
+        Raises:
+            ProtocolError, InvalidResponse: The upstream refuses, or there's no usable response.
+        """
+        upstream, kind, revision = self._upstream, _KINDS[call.method], call.revision
+        cursor = read(PaginatedRequestParams, call).cursor
+        raw = await forward(call, upstream, call.method, encode({} if cursor is None else {"cursor": cursor}), "")
+        page = Catalog(revision=upstream.revision.date)
+        items, following = read_page(page, kind, raw, [])
+        if upstream.is_stale and any(getattr(upstream.catalog, kind).get(name) != each for name, each in items.items()):
+            await upstream.freshen()  # calls are checked and converted by these lists
+        made, known = getattr(self._host.registry, kind), getattr(upstream.catalog, kind)
+        describe = project_tool if kind == "tools" else project_item
+        same = {name for name, each in items.items() if name in made and known.get(name) == each}
+        listed = [describe(made[name].describe() if name in same else each, revision) for name, each in items.items()]
+        result: Json = {METHODS[kind][1]: listed, **({"nextCursor": following} if following else {})}
+        if revision.result_type:
+            ttl_ms, private = page.hints.get(kind, (0, True))
+            result |= {"resultType": "complete", "ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
+        return result
 
     def _forward(self, call: Call, link: Link | None) -> Awaitable[bytes]:
         try:
@@ -134,7 +156,6 @@ class Passthrough:
                 if not upstream.keeps_lists.is_set():
                     upstream.keeps_lists.set()
                     await upstream.freshen()
-                    self._announce_missing()
         elif self._reading.locked():
             async with self._reading:
                 pass

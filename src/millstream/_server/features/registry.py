@@ -9,7 +9,7 @@ import binascii
 from collections import ChainMap
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from itertools import count
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from msgspec import Struct
 
@@ -92,12 +92,30 @@ class RegisteredExtension(Struct, frozen=True):
     """Member of the filter of `subscriptions/listen` -> its implementation."""
 
 
+class RelayedServer(Protocol):
+    """Another server whose clients are this server's."""
+
+    notifications: Mapping[str, NotificationHandler]
+    """Notification of MCP itself -> the handler that passes it on."""
+
+    @property
+    def capabilities(self) -> Json:
+        """Its capabilities, which clients see instead of this server's."""
+        ...
+
+    def find(self, kind: str, name: str) -> Any:
+        """Return an item for a name that it may have, or None."""
+        ...
+
+
 DISCOVER = "discover"
 """Kind of the cache hints for `server/discover`."""
 SUBSCRIBE = "subscribe"
 """Resources can be subscribed to. Announced with the capability `resources`."""
 _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 """Kind -> kind of the change notification."""
+_ABOUT_CHANGES = frozenset({"listChanged", SUBSCRIBE})
+"""Settings of capabilities that need a stream."""
 _MAPS = frozenset({"extensions", "experimental"})
 """Capabilities that are maps of others."""
 Audience = tuple[frozenset[str] | None, frozenset[str]]
@@ -157,20 +175,18 @@ class Registry:
         self.resource_finders: list[Callable[[str], Resource | None]] = []
         """Each returns the resource for a URI that no item has, or None. The first match is used."""
         self._hints: Mapping[str, tuple[int, bool]] = {}
-        self._offered_capabilities: set[str] = {"", "logging"}
+        self._offered_capabilities: set[str] = {"logging"}
         self.extensions: list[RegisteredExtension] = []
         self.method_finders: list[Callable[[str, Revision], Handler | None]] = []
         """Each returns the handler of a method that no extension here has, or None. The first match is used."""
-        self.find_elsewhere: Callable[[str, str], Any] | None = None
-        """Returns the item of a kind and name if another server decides what exists, or None."""
+        self.relayed: RelayedServer | None = None
+        """The server that decides what exists, if this one relays it."""
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
         """Member of the filter of `subscriptions/listen` -> its implementation in an extension."""
-        self.relayed: dict[str, NotificationHandler] = {}
-        """Notification of MCP itself -> the handler that passes it on to another server."""
         self.notification_handlers: dict[str, NotificationHandler] = {}
-        """Notification of an extension -> its handler."""
+        """Notification of an extension or for the relayed server -> its handler."""
         self.on_change: Callable[[str], None] = lambda kind: None
         self.list_selectors: list[Callable[[str, Mapping[str, Any]], Mapping[str, Any]]] = []
         """``select(kind, items)`` returns the items to list. Each receives what the previous one returned."""
@@ -366,6 +382,11 @@ class Registry:
         self.extensions.remove(extension)
         self._collect()
 
+    def relay(self, server: RelayedServer | None) -> None:
+        """Let another server decide what exists, or none."""
+        self.relayed = server
+        self._collect()
+
     def _collect(self) -> None:
         # Change the dictionaries in place, because transports hold references to them.
         for mine, theirs in (
@@ -377,7 +398,8 @@ class Registry:
             collected.clear()
             for each in self.extensions:
                 collected.update(getattr(each, theirs))
-        self.notification_handlers.update(self.relayed)
+        if self.relayed is not None:
+            self.notification_handlers.update(self.relayed.notifications)
 
     def extension_handler(self, method: str, revision: Revision) -> Handler | None:
         """Return an extension's handler for a method in a revision."""
@@ -386,24 +408,28 @@ class Registry:
                 return extension.methods[method]
         return next((match for find in self.method_finders if (match := find(method, revision))), None)
 
+    def admits(self, method: str, revision: Revision) -> bool:
+        """Return whether a call of a method is let in: here, or to refuse it, by the server that this one relays."""
+        return self.relayed is not None or self.serves(method, revision)
+
     def serves(self, method: str, revision: Revision) -> bool:
-        """Return whether a client of a revision can call a method."""
+        """Return whether a client of a revision can call a method here."""
         capability = revision.requests.get(method)
         if capability is None:
             return self.extension_handler(method, revision) is not None
-        return self.find_elsewhere is not None or capability in self._offered_capabilities
+        return not capability or self.offers(capability)
 
     def offer(self, capability: str) -> None:
         """Announce a capability from now on."""
         self._offered_capabilities.add(capability)
 
     def offers(self, capability: str) -> bool:
-        """Return whether the server offers a capability. Once announced, a capability is never withdrawn."""
-        return capability in self._offered_capabilities
+        """Return whether the server offers a capability. Once announced, one of its own is never withdrawn."""
+        return capability in (self._offered_capabilities if self.relayed is None else self.relayed.capabilities)
 
     @property
     def capability_count(self) -> int:
-        """The number of capabilities, which only grows."""
+        """The number of its own capabilities, which only grows."""
         return len(self._offered_capabilities) + len(self.extensions)
 
     def requires(self, method: str, name: str) -> Mapping[str, Any]:
@@ -419,15 +445,20 @@ class Registry:
             revision: The revision.
             streams: Whether the client can receive unsolicited messages. If not, changes aren't announced.
         """
-        offered: Json = {}
-        for name in ("tools", "prompts", "resources"):
-            if self.offers(name):
-                offered[name] = {"listChanged": True} if streams else {}
-        if "resources" in offered and streams and self.offers(SUBSCRIBE):
-            offered["resources"]["subscribe"] = True
-        if self.offers("completions"):
-            offered["completions"] = {}
-        offered["logging"] = {}
+        if self.relayed is not None:
+            offered = self.relayed.capabilities
+        else:
+            offered = {name: {"listChanged": True} for name in ("tools", "prompts", "resources") if self.offers(name)}
+            if "resources" in offered and self.offers(SUBSCRIBE):
+                offered["resources"]["subscribe"] = True
+            if self.offers("completions"):
+                offered["completions"] = {}
+            offered["logging"] = {}
+        if not streams:
+            offered = {
+                name: {each: value for each, value in settings.items() if each not in _ABOUT_CHANGES}
+                for name, settings in offered.items()
+            }
         offered = revisions.capabilities(offered, revision)
         for extension in self.extensions:
             if extension.capability and revision.date in extension.revisions:
@@ -509,15 +540,17 @@ class Registry:
             if name not in hidden and (scopes is None or item.scopes <= scopes)
         }
 
-    def find(self, kind: str, name: str, caller: Call | HttpRequest, *, listed: bool = False) -> Any:
-        """Return the item that a caller names, or None if it's unknown or hidden from the caller.
+    def find(self, kind: str, name: str, caller: Call | HttpRequest) -> Any:
+        """Return the registered item that a caller names, or None if it's unknown or hidden from the caller.
 
-        The caller may lack its scopes: see `check_scopes`. With `listed`, another server isn't asked.
+        The caller may lack its scopes: see `check_scopes`.
         """
         item = getattr(self, kind).get(name)
-        if item is None and not listed and self.find_elsewhere is not None:
-            item = self.find_elsewhere(kind, name)
         return item if item is not None and sees(caller, item) else None
+
+    def find_elsewhere(self, kind: str, name: str) -> Any:
+        """Return an item that isn't registered, if the server that this one relays may have it, or None."""
+        return None if self.relayed is None else self.relayed.find(kind, name)
 
     def find_readable(
         self, uri: str, seen: Callable[[Resource | Template], bool] = lambda item: True

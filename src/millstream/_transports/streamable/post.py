@@ -111,7 +111,7 @@ async def _per_request(exchange: StreamableExchange, message: Envelope, revision
     registry = endpoint.dispatcher.registry
     admitted = admit_per_request(
         message,
-        serves=registry.serves,
+        serves=registry.admits,
         requires=registry.requires,
         header_params=registry.header_params,
         headers=request.headers,
@@ -148,13 +148,13 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     if known is not None and not opening.repeats(known.revision, known.client):
         raise ProtocolError(INVALID_REQUEST, "Invalid request: this session is already initialized", status=400)
     assert message.id is not None  # noqa: S101  the caller has looked
-    result = endpoint.dispatcher.announcement.initialize(opening.revision, streams=sessions is not None)
-    head, session = b"", known
+    head, session, result = b"", known, b""
     if sessions is not None and session is None and not opening.sessionless:
         session, sealed = await sessions.mint(opening, request)
         head = b"mcp-session-id: %b\r\n" % sealed.encode()
     if session is not None and (open_session := endpoint.dispatcher.open_session) is not None:
-        result = await open_session(exchange.handshake_call(message, session, session.revision)) or result
+        result = await open_session(exchange.handshake_call(message, session, session.revision))
+    result = result or endpoint.dispatcher.announcement.initialize(opening.revision, streams=sessions is not None)
     endpoint.services.note("initialize", "http", session, principal=request.principal, opening=opening)
     return exchange.reply(result_message(message.id, result), head=head)
 
@@ -391,7 +391,7 @@ class Streamable:
             method != _UNDECODED[headers[b"mcp-method"]]
             or params.name.encode() != headers.get(b"mcp-name", b"")
             or meta.version != revision.date
-            or not self._dispatcher.registry.serves(method, revision)
+            or not self._dispatcher.registry.admits(method, revision)
         ):
             return None
         about = meta.client
