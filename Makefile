@@ -128,7 +128,7 @@ sign-in: $(VENV)/.test .venv-mcp1/.ready .bench/keycloak/.ready $(NODE_TOOLS) ##
 
 seeds: $(VENV)/.test ## type every line of the seed documents in empty environments, look at their pages in a browser, and say what works (NIGHTLY=1: one environment for each line)
 	-@scripts/apt chromium-headless-shell || scripts/apt chromium
-	-@scripts/apt curl redis-server
+	-@scripts/apt curl
 	@$(BIN)/python scripts/seeds.py
 
 bench: $(VENV)/.test $(PEERS)/.ready .bench/subscribers $(RIVALS) ## measure Millstream beside its peers (VERSION=3.14 ARGS="--only call --rounds 5 --json FILE")

@@ -35,7 +35,7 @@ sys.path[:1] = [
 
 from agent_world import KEY, ScriptedModel, calls, repeats  # noqa: E402  it needs the path
 from empty_environment import Environment, build_wheel  # noqa: E402  as above
-from processes import free_port, run_server  # noqa: E402  as above
+from processes import free_port  # noqa: E402  as above
 from programs import find_program  # noqa: E402  as above
 from seeds import scenes  # noqa: E402  as above
 from seeds.scenes import Browser, Server, Stage  # noqa: E402  as above
@@ -215,11 +215,6 @@ def run_row(row: Row, place: Place) -> str:
     """Run a row. Return what went wrong, or nothing."""
     with ExitStack() as stack:
         place = place._replace(variables={**place.variables, **row.get("env", {})})
-        if row.get("redis"):
-            port = free_port()
-            words = ["redis-server", "--port", str(port), "--save", "", "--daemonize", "no"]
-            stack.enter_context(run_server(words, port, place.folder.parent / "redis.log"))
-            place.variables["MILLSTREAM_STORE"] = f"redis://localhost:{port}"
         text = typed(row)
         if "compose" in row:
             text = compose(place, row["compose"])
@@ -330,6 +325,6 @@ def follow(command: Sequence[str], then: Sequence[str] | None, wanted: Sequence[
 
 
 if __name__ == "__main__":
-    for names in (("curl",), ("redis-server",), ("chromium-headless-shell", "chromium", "google-chrome")):
+    for names in (("curl",), ("chromium-headless-shell", "chromium", "google-chrome")):
         find_program(*names) or sys.exit(f"make seeds needs {names[0]}.")
     sys.exit(main(sys.argv[1:]))

@@ -1,7 +1,11 @@
 import http.client
+import json
+import os
+import signal
 import socket
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from secrets import token_hex
 from time import monotonic
@@ -14,9 +18,25 @@ from patience import WAIT
 from processes import ROOT, free_port, run_server, uvicorn_command
 
 PROGRAM = """
+import os
+
 from millstream import Server
 
-mcp = Server("shop", serve="hub")
+mcp = Server("shop", serve="all")
+
+
+@mcp.tool
+async def say(text: str) -> str:
+    await mcp.hub.publish("news", text)
+    return str(os.getpid())
+"""
+TWO_SERVERS = """
+from fastapi import FastAPI
+from millstream import Server
+
+mcp = FastAPI()
+for name in ("one", "two"):
+    mcp.mount(f"/{name}", Server(name, serve="all"))
 """
 
 
@@ -42,10 +62,16 @@ def first_event(port: int) -> str:
 
 
 def started(
-    stack: ExitStack, folder: Path, workers: int, *, gunicorn: bool = False, **environment: str
+    stack: ExitStack,
+    folder: Path,
+    workers: int,
+    *,
+    gunicorn: bool = False,
+    program: str = PROGRAM,
+    **environment: str,
 ) -> tuple[int, Path]:
     """A program under so many workers of a server: the port and the log."""
-    (folder / "sibling_shop.py").write_text(PROGRAM, "utf-8")
+    (folder / "sibling_shop.py").write_text(program, "utf-8")
     port, log = free_port(), folder / f"log{workers}"
     command = uvicorn_command("sibling_shop:mcp", port, "--workers", str(workers), "--app-dir", str(folder))
     if gunicorn:
@@ -56,11 +82,86 @@ def started(
     return port, log
 
 
+def publish(port: int, text: str, prefix: str = "") -> None:
+    """POST an event."""
+    body = json.dumps({"channel": "news", "data": text})
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+    connection.request("POST", f"{prefix}/publish", body, {"Content-Type": "application/json"})
+    assert connection.getresponse().status == 200
+    connection.close()
+
+
+def listen(stack: ExitStack, port: int, prefix: str = "") -> Iterator[str]:
+    """The data of a channel's events."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+    stack.callback(connection.close)
+    connection.request("GET", f"{prefix}/events?channel=news")
+    reply = connection.getresponse()
+    return (line[len("data: ") :].decode().strip() for line in reply if line.startswith(b"data: "))
+
+
+def say(port: int, text: str) -> str:
+    """Call the tool that publishes, and return which process has."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=WAIT)
+    connection.request("POST", "/tools/say", json.dumps({"text": text}), {"Content-Type": "application/json"})
+    body = connection.getresponse().read().decode()
+    connection.close()
+    return "".join(filter(str.isdecimal, body))
+
+
+def say_in_each_process(port: int, count: int) -> list[str]:
+    """Publish until each of so many processes has. Return the texts."""
+    texts: list[str] = []
+    processes: set[str] = set()
+    while len(processes) < count:
+        texts.append(f"news {token_hex(4)}")
+        processes.add(say(port, texts[-1]))
+    return texts
+
+
+def find_store(path: Path) -> int:
+    """The process that keeps the store at a path."""
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if str(path).encode() in each.read_bytes().split(b"\0"):
+                return int(each.parent.name)
+    raise AssertionError(f"No process keeps {path}.")
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("gunicorn", [False, True], ids=["uvicorn", "gunicorn"])
-def test_sibling_processes_without_a_shared_store_are_reported(tmp_path: Path, gunicorn: bool) -> None:
+def test_sibling_processes_share_a_store_even_if_its_process_is_killed(tmp_path: Path, gunicorn: bool) -> None:
     with ExitStack() as stack:
-        port, log = started(stack, tmp_path, 2, gunicorn=gunicorn)
+        port, _ = started(stack, tmp_path, 2, gunicorn=gunicorn, TMPDIR=str(tmp_path))
+        listeners = [listen(stack, port) for _ in range(6)]
+        texts = say_in_each_process(port, 2)
+        assert [[next(each) for _ in texts] for each in listeners] == [texts] * 6
+        (path,) = tmp_path.glob("millstream-shared-*/*")
+        os.kill(find_store(path), signal.SIGKILL)
+        assert {next(each) for each in listeners} == {'{"reason":"lost"}'}
+        texts = say_in_each_process(port, 2)
+        for each in listeners:
+            assert [next(each) for _ in texts] == texts
+        assert ready(port) == (200, b"ok\n")
+
+
+@pytest.mark.server
+def test_servers_of_one_application_have_stores_of_their_own(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        port, _ = started(stack, tmp_path, 2, program=TWO_SERVERS)
+        one, two = (listen(stack, port, f"/{name}") for name in ("one", "two"))
+        for text in ("first", "second"):
+            publish(port, f"{text} for one", "/one")
+            publish(port, f"{text} for two", "/two")
+        assert [next(one), next(one)] == ["first for one", "second for one"]
+        assert [next(two), next(two)] == ["first for two", "second for two"]
+
+
+@pytest.mark.server
+def test_sibling_processes_that_cannot_share_a_store_are_reported(tmp_path: Path) -> None:
+    (tmp_path / f"millstream-shared-{os.geteuid()}").write_text("not a folder", "utf-8")
+    with ExitStack() as stack:
+        port, log = started(stack, tmp_path, 2, TMPDIR=str(tmp_path))
         deadline = monotonic() + WAIT
         answers: set[tuple[int, bytes]] = set()
         while not any(body.startswith(b"degraded: several processes") for _, body in answers):

@@ -64,11 +64,10 @@ class Runtimes:
         self._forget_closed_loops()
         definition = self.definition
         from millstream._app.runtime import Runtime  # noqa: PLC0415  a program that only registers does without
-        from millstream._stores import open_store  # noqa: PLC0415
 
         store = self._stores.get(loop)
         if store is None:
-            store = self._stores[loop] = open_store(definition.store)
+            store = self._stores[loop] = await asyncio.to_thread(self._make_store)
         runtime = self._living[loop] = Runtime(definition, store, bind=self.bind, on_idle=self.close_idle)
         try:
             await runtime.open()
@@ -80,6 +79,13 @@ class Runtimes:
         self._by_loop[loop] = runtime
         definition.listeners.add(runtime)
         return runtime
+
+    def _make_store(self) -> Store:
+        """Return the store. Several processes of another server share one that would otherwise be private to each."""
+        from millstream._stores import open_store, open_with_siblings  # noqa: PLC0415  as above
+
+        store = open_with_siblings(self.definition.store, self.definition.name) if self.bind.loopback is None else None
+        return store or open_store(self.definition.store)
 
     def _forget(self, runtime: "Runtime") -> None:
         if self._living.get(runtime.loop) is runtime:

@@ -1,5 +1,7 @@
 """Stores of logs and maps, selected by URL. `base` defines the contract."""
 
+import logging
+import sys
 from collections.abc import Callable
 from typing import Final
 
@@ -8,6 +10,8 @@ from millstream._stores.base import Backend, Store
 from millstream._stores.memory.store import MemoryBackend
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import parent_address
+
+_logger = logging.getLogger("millstream.stores")
 
 
 def open_store(url: str) -> Store:
@@ -19,6 +23,31 @@ def open_store(url: str) -> Store:
         LocalError: No store supports the URL's scheme.
     """
     return BackendStore(backend_for(url))
+
+
+def open_with_siblings(url: str, owner: str) -> Store | None:
+    """Return a store that other processes of the same server share, or None if there can't be others.
+
+    Args:
+        url: URL of the store.
+        owner: Name of the server.
+    """
+    if sys.platform != "linux" or url.partition("://")[0] not in ("memory", "sqlite") or parent_address():
+        return None
+    from millstream._stores.local.siblings import SiblingBackend, shared_socket  # noqa: PLC0415  as for `_at_parent`
+
+    shared = shared_socket()
+    if shared:
+        name = f"memory://\0{owner}"  # an application may have several servers
+        if url != "memory://":
+            from millstream._stores.sqlite.file import locate  # noqa: PLC0415  as in `_sqlite`
+
+            name = locate(url).url
+        try:
+            return BackendStore(SiblingBackend(shared, name))
+        except OSError as exc:
+            _logger.warning("The server's processes can't share a store: %s", exc)
+    return None
 
 
 def backend_for(url: str) -> Backend:

@@ -308,25 +308,25 @@ read_answers = msgspec.msgpack.Decoder(list[RawStoreReply | StoreFailure | Entry
 _PREFIX = f"millstream-{crc32(socket.gethostname().encode()):08x}-"
 """A prefix with a hash of the host name. On a shared file system, a machine can probe only its own sockets."""
 _NAME = "store"
-_LONGEST_PATH = 90
+LONGEST_PATH = 90
 """Maximum bytes of a folder for sockets. Common systems limit the path of a socket to 104."""
 _OLD = 60.0
 """Seconds after which an unused socket is treated as abandoned."""
-_ELSEWHERE = "/tmp"  # noqa: S108  only this user can enter folders made there
+ELSEWHERE = "/tmp"  # noqa: S108  only this user can enter folders made there
 
 
 def private_socket() -> Path:
     """Return a path for a socket in a new folder that only this user can access."""
     folder = tempfile.mkdtemp(prefix=_PREFIX)  # mode 0700
-    if len(os.fsencode(folder)) > _LONGEST_PATH:
+    if len(os.fsencode(folder)) > LONGEST_PATH:
         Path(folder).rmdir()
-        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=_ELSEWHERE)
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=ELSEWHERE)
     return Path(folder) / _NAME
 
 
 def sweep() -> None:
     """Remove folders that killed parents left behind: folders of this user that contain only unused sockets."""
-    for place in {tempfile.gettempdir(), _ELSEWHERE}:
+    for place in {tempfile.gettempdir(), ELSEWHERE}:
         with suppress(OSError), os.scandir(place) as entries:
             for entry in entries:
                 if entry.name.startswith(_PREFIX):

@@ -7,6 +7,7 @@ calls wait until it has read their replies.
 
 import asyncio
 import shutil
+import socket
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, suppress
@@ -232,16 +233,20 @@ class LocalServer(Struct, eq=False):
     _departures: Tasks = field(default_factory=Tasks)
     _listener: asyncio.Server | None = None
 
-    async def start(self) -> str:
+    async def start(self, listener: socket.socket | None = None) -> str:
         """Listen, and return the address.
+
+        Args:
+            listener: A socket of the caller. By default, there's one in a new folder.
 
         Raises:
             OSError: The server can't listen.
         """
-        await asyncio.to_thread(sweep)
-        self.address = str(private_socket())
+        if listener is None:
+            await asyncio.to_thread(sweep)
+            self.address = str(private_socket())
         self._listener = await asyncio.get_running_loop().create_unix_server(
-            partial(WorkerConnection, self), self.address, backlog=1024
+            partial(WorkerConnection, self), self.address or None, sock=listener, backlog=1024
         )
         return self.address
 

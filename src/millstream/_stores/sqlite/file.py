@@ -24,7 +24,7 @@ _TEXTS: Final[dict[str, str]] = {
         "can't grow: the disk is full, or the file has reached its maximum size. Nothing was changed. Free some space."
     ),
     "SQLITE_BUSY": """is in use by another process, or another event loop of this one. A SQLite store has one owner. To
-        serve with several processes, start one with --workers N; for several machines or programs, use redis://. If a
+        serve with several processes, start one with --workers N; for several machines or programs, use redis://. If
         another program has opened the file, close it there.""",
     "SQLITE_NOTADB": """isn't a SQLite database, or its beginning is damaged. Nothing in it was changed. Use another
         file, or restore a backup of this one.""",

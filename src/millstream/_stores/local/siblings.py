@@ -1,0 +1,181 @@
+"""The store that several processes of another server share: those of ``uvicorn --workers 4``, gunicorn, and Hypercorn.
+
+Their parent doesn't know of a store. The first process that needs one starts a process for it, which ends after the
+last of them. They find it by what they share: the socket that they accept connections from.
+"""
+
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from millstream._override import override
+from millstream._stores import backend_for
+from millstream._stores.local.calls import ELSEWHERE, LONGEST_PATH, VERSION
+from millstream._stores.local.server import LocalServer
+from millstream._stores.local.store import LocalBackend
+
+IDLE: Final = 10
+"""Seconds without any process after which the store ends although their parent runs. A restart takes less."""
+_ACCEPTED = 0.1
+"""Seconds for accepting a connection that was made before the last look."""
+
+
+def shared_socket() -> str:
+    """Return the oldest socket that this process and its parent accept connections from; empty if there's none."""
+    with suppress(OSError):  # no such file system, or the parent belongs to another user
+        theirs = {name for _, name in _descriptors(os.getppid())}
+        ours = {name for number, name in _descriptors(os.getpid()) if name in theirs and _accepts(number)}
+        return min(ours, key=lambda name: (len(name), name), default="")
+    return ""
+
+
+def _descriptors(process: int) -> Iterator[tuple[int, str]]:
+    """Yield the sockets of a process: the descriptor, and the name that's the same in each process."""
+    for path in Path(f"/proc/{process}/fd").iterdir():
+        with suppress(OSError):  # closed in the meantime
+            name = str(path.readlink())
+            if name.startswith("socket:"):
+                yield int(path.name), name[len("socket:[") : -1]
+
+
+def _accepts(descriptor: int) -> bool:
+    """Return whether a socket has an address and no peer. uvicorn's listens only after the application has started."""
+    try:
+        with socket.socket(fileno=os.dup(descriptor)) as each:
+            name = each.getsockname()
+            if each.type != socket.SOCK_STREAM or not (name[1] if isinstance(name, tuple) else name):
+                return False
+            each.getpeername()
+    except OSError:
+        return True  # it isn't connected
+    return False
+
+
+class SiblingBackend(LocalBackend):
+    """A store that the processes of a server share. It's started whenever a process needs it and there's none."""
+
+    def __init__(self, shared: str, url: str) -> None:
+        """Start the store, if none of the other processes has.
+
+        Args:
+            shared: What `shared_socket` returned.
+            url: URL of the store, with a NUL and a name if there are several at this URL.
+
+        Raises:
+            OSError: It can't be started.
+        """
+        super().__init__("", url)
+        self._shared = shared
+        self._find()
+
+    def _find(self) -> None:
+        # Kept for the life of this process, because a server closes its store while it's idle.
+        self._presence, self._address = _join(self._shared)
+
+    @override
+    async def _connect(self) -> None:
+        if self.epoch:  # it may have been killed
+            await asyncio.to_thread(self._find)
+        await super()._connect()
+
+
+def _join(shared: str) -> tuple[socket.socket, str]:
+    """Return a connection to the store's process, which is started if there's none, and its address.
+
+    Raises:
+        OSError: It can't be started.
+    """
+    # Others can't enter the folder, and this user's programs on other networks can't see it.
+    name = f"millstream-shared-{os.geteuid()}"
+    folder = Path(tempfile.gettempdir(), name)
+    if len(os.fsencode(folder)) > LONGEST_PATH:
+        folder = Path(ELSEWHERE, name)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.lstat()
+    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
+        raise PermissionError(f"{folder} isn't a folder that only this user can access.")
+    path = folder / f"{shared}.{VERSION}"
+    with _locked(folder):
+        try:
+            return _connect(path), str(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            path.unlink(missing_ok=True)  # of a process that was killed
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            listener.listen(1024)
+            subprocess.Popen(  # noqa: S603  it's this module
+                [sys.executable, "-P", "-m", __name__, str(listener.fileno()), str(path), str(os.getppid())],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for the server
+            )
+            return _connect(path), str(path)
+
+
+def _connect(path: Path) -> socket.socket:
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(str(path))
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time start or end the store."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+async def _keep(listener: socket.socket, path: Path, parent: int) -> None:
+    """Keep the store until no process has been connected for a while, or at all once their parent has ended."""
+    server = LocalServer(lambda url: backend_for(url.partition("\0")[0]))
+    loop, ending, quiet = asyncio.get_running_loop(), asyncio.Event(), 0
+    for number in (signal.SIGTERM, signal.SIGINT):  # systemd sends it to all, and the workers still have to stop
+        loop.add_signal_handler(number, ending.set)
+    await server.start(listener)
+
+    def end(watched: int) -> None:
+        loop.remove_reader(watched)
+        ending.set()
+
+    with suppress(OSError):  # it has ended, or the system is too old for this
+        watched = os.pidfd_open(parent)
+        loop.add_reader(watched, end, watched)
+    served = True
+    while served:
+        while server.peers or quiet < (1 if ending.is_set() else IDLE):
+            if ending.is_set():
+                await asyncio.sleep(_ACCEPTED)
+            else:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ending.wait(), 1)
+            quiet = 0 if server.peers else quiet + 1
+        with _locked(path.parent):
+            await asyncio.sleep(_ACCEPTED)
+            served = bool(server.peers)
+            if not served:
+                await asyncio.to_thread(path.unlink, missing_ok=True)
+    await server.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(_keep(socket.socket(fileno=int(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3])))
