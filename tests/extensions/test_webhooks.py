@@ -504,7 +504,7 @@ async def test_hanging_endpoints_lose_only_their_principals_events(
 
 
 async def test_pending_deliveries_are_limited_per_principal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.extensions.events._delivery.MAX_QUEUED", 20)
+    monkeypatch.setattr("millstream.extensions.events._delivery.MAX_QUEUED", 20 * 1_050)
     monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
     async with run_receiver(tmp_path) as hanging, run_delivery(tmp_path) as (world, receiver):
         hanging.replies.clear()

@@ -4,11 +4,15 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cases import for_each
 from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
+from extensions.event_shop import BOB, make_shop, run_shop
+from extensions.receiver import run_receiver
 from fleet import until
 from growth import MIB, measured
 from guard_peer import run_guarded_servers
@@ -132,7 +136,8 @@ async def test_parked_calls_take_as_much_memory_as_is_counted(monkeypatch: pytes
             await pipe.close()
 
 
-async def test_running_tasks_take_four_times_the_memory_that_the_store_counts() -> None:
+@for_each("length", [20_000, 10_000])
+async def test_running_tasks_take_the_memory_that_the_store_counts_and_their_arguments(length: int) -> None:
     mcp = make_server(max_tasks=200, max_tasks_per_caller=100)
 
     @mcp.tool(task="required")
@@ -142,7 +147,7 @@ async def test_running_tasks_take_four_times_the_memory_that_the_store_counts() 
 
     async with asyncio.timeout(20), mcp.running() as runtime:
         pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
-        body = per_request("tools/call", {"name": "work", "arguments": {"text": "x" * 20_000}}, extensions={TASKS: {}})
+        body = per_request("tools/call", {"name": "work", "arguments": {"text": "x" * length}}, extensions={TASKS: {}})
         with measured() as growth:
             started, refused = 0, ""
             while not refused:
@@ -154,5 +159,33 @@ async def test_running_tasks_take_four_times_the_memory_that_the_store_counts() 
         assert started == 100
         stored = runtime.services.store.kv.kinds["taskcall"].shares  # type: ignore[attr-defined]
         (counted,) = stored.values()
-        assert growth.bytes == pytest.approx(4 * counted, rel=0.25)
+        assert growth.bytes == pytest.approx(2 * counted + started * 8192, rel=0.25)
         await pipe.close()
+
+
+async def test_waiting_webhook_deliveries_take_as_much_memory_as_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream.extensions.events._delivery.MAX_QUEUED", 4 * MIB)
+    async with asyncio.timeout(WAIT), run_receiver(tmp_path) as receiver:
+
+        def refuse(_: object) -> int:
+            receiver.messages.clear()  # they are in this process, too
+            return 500
+
+        receiver.answer = refuse
+        shop = make_shop(private_callbacks=True, tls=receiver.tls, retry_delay=lambda _: 3600.0)
+        async with run_shop(shop) as world:
+            eve = world.client(BOB)
+            start = (await eve.request("events/poll", name="order.noted"))["cursor"]
+            for number in range(12):
+                await world.events.publish("order.noted", {"order": str(number) + "x" * 200_000})
+            outbox = world.events._outbox
+            assert outbox is not None
+            with measured() as growth:
+                for number in range(2):
+                    wanted = {"arguments": {"above": number}, "cursor": start}
+                    await eve.subscribe(receiver.url(f"/{number}"), receiver.secret(), name="order.noted", **wanted)
+                    await until(lambda: outbox.share.used > MIB and not outbox._running and not outbox._due)
+            assert 1.8 * MIB < outbox.share.used <= 2 * MIB
+            assert growth.bytes < outbox.share.used * 1.25  # less, because both wait for some of the events

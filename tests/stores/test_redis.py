@@ -351,6 +351,28 @@ async def test_large_streams_drop_only_their_owners_entries(server: RedisServer)
         assert len(await read_all(store, "inbox:worker")) == 60
 
 
+@for_each(("size", "streams"), [(100, 1_000), (100_000, 50)])
+async def test_streams_of_one_owner_take_as_much_memory_as_is_counted(
+    server: RedisServer, size: int, streams: int
+) -> None:
+    def used() -> int:
+        found = re.search(rb"used_memory:(\d+)", server.ask("INFO", "memory"))
+        assert found is not None
+        return int(found[1])
+
+    server.ask("FLUSHALL")
+    async with open_worker(server.url, lease=600.0) as store:
+        await warm_up(store)
+        store.backend.log._room = 4_000_000 // 8
+        await append(store, "call:~bob.1:a", bytes(size))
+        before = used()
+        for number in range(streams):  # more than fit
+            await append(store, f"call:~alice.{number}:a", bytes(size))
+        counted = int(server.ask("HGET", "millstream:{j0}:s:log.call", ""))
+        assert 1_800_000 < counted < 2_200_000
+        assert used() - before == pytest.approx(counted, rel=0.25)
+
+
 async def test_concurrent_appends_to_a_stream_share_a_script(server: RedisServer) -> None:
     async with open_worker(server.url, lease=600.0) as store:
         await warm_up(store)

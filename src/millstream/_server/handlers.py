@@ -171,7 +171,7 @@ class Handlers:
         """Run a tool whose arguments are read."""
         if self._services.attach_stream is not None:
             self._services.attach_stream(call)
-        if len(call.params) > _MAX_KEPT_PARAMS:
+        if (len(call.params) > _MAX_KEPT_PARAMS or call.task) and not call.can_start_task:
             if not call.revision.handshake:
                 call_binding(call)  # while the arguments are still available
             # The arguments have been read, and the tool can take long.

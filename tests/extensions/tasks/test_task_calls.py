@@ -72,10 +72,13 @@ def _add_asking(mcp: Server, notes: list[str]) -> None:
         return f"{first.name}, {second.name}, {bought}"
 
     @mcp.tool(task="required", defer_task=True)
-    async def deferred(known: bool, ctx: Context) -> str:
+    async def deferred(known: bool, ctx: Context, text: str = "") -> str:
         """Ask if necessary, and then become a task."""
         if known:
             return "at once"
+        if text:
+            await ctx.start_task()
+            return f"{len(text)} characters"
         person = await ctx.elicit("Who?", Name, key="who")
         await ctx.start_task()
         return f"Hello, {person.name}"
@@ -111,6 +114,12 @@ async def test_call_becomes_a_task_with_a_stored_result() -> None:
         done = await client.wait_for_end(created["taskId"])
         assert (done["status"], done["resultType"], text(done)) == ("completed", "complete", "Dune")
         assert await client.get(created["taskId"]) == done
+
+
+async def test_tasks_that_begin_late_keep_large_arguments() -> None:
+    async with shop() as (client, _, _):
+        created = await client.call("deferred", known=False, text="x" * 50_000)
+        assert text(await client.wait_for_end(created["taskId"])) == "50000 characters"
 
 
 async def test_clients_without_tasks_get_plain_calls_or_an_error() -> None:

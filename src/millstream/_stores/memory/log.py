@@ -34,6 +34,11 @@ SLACK = 64
 Name = TypeVar("Name", str, int)
 
 
+def exact(data: bytes) -> bytes:
+    """Copy bytes, because those of msgspec's encoders hold up to half as much again as unused room."""
+    return bytes(memoryview(data))
+
+
 class ExpiryHeap(Generic[Name]):
     """Deadlines by name, in a heap that finds expired names without a scan.
 
@@ -213,6 +218,7 @@ class MemoryLog(Listeners[Entry]):
             self._forget_once(next(iter(self._once)))
         if once and key in self._once:
             raise EntryRepeated(REPEATED)
+        data = exact(data)
         entry = self._append(stream, data, ttl, max_entries, now, seal=seal)
         if index is not None:
             with suppress(StoreFull):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 
 from millstream._stores.base import Map, OwnerQuotaExceeded, StoreFull
-from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, kind_of
+from millstream._stores.memory.log import ITEM_BYTES, SWEEP, ExpiryHeap, MemoryLog, exact, kind_of
 from millstream._stores.rates import (
     Charge,
     ChargeResult,
@@ -213,7 +213,7 @@ class MemoryMap:
         kind = self.kinds[kind_of(key)]
         self._make_room(kind, key, value, now, lossy)
         kind.count(key, kind.growth(key, value))
-        kind.values[key] = value
+        kind.values[key] = exact(value)
         self._deadlines.set(key, now + ttl)
         for share in {"", owner_for(key)} if lossy else ():
             kind.lossy[share][key] = None

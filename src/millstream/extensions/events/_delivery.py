@@ -51,8 +51,12 @@ WINDOW = 900.0
 """Seconds after the first attempt before an event is dropped."""
 MAX_PENDING = 100
 """Maximum pending events of one subscription. Beyond it, the oldest is dropped, and the endpoint gets a `gap`."""
-MAX_QUEUED = 200_000
-"""Maximum pending deliveries of one worker, half of it per principal. Only a principal that exceeds it loses events."""
+MAX_QUEUED = 256 * 1024 * 1024
+"""Maximum bytes of one worker's pending deliveries, half of it per principal. Only a principal that exceeds it loses
+events.
+"""
+_DELIVERY_BYTES = 1024
+"""Bytes of a pending delivery apart from the event's data, about."""
 IN_FLIGHT = 64
 IN_FLIGHT_PER_HOST = 32
 """Maximum concurrent deliveries to one host and port."""
@@ -144,6 +148,12 @@ class OutgoingMessage(Struct, eq=False):
         else:
             self.id = f"msg_{content['type']}_{secrets.token_hex(12)}"
 
+    @property
+    def size(self) -> int:
+        """Bytes that the event counts as."""
+        data = self.content.data if isinstance(self.content, Event) else None
+        return len(data or b"") + _DELIVERY_BYTES
+
     def body(self) -> bytes:
         """Return the message."""
         if not isinstance(self.content, Event):
@@ -163,7 +173,7 @@ class Outbox(Struct):
     delay: Callable[[int], float] = retry_delay
     """Returns the seconds before the next attempt, by the number of attempts so far."""
     share: Share = field(default_factory=lambda: Share(MAX_QUEUED))
-    """Pending deliveries by principal."""
+    """Bytes of pending deliveries by principal. An event that several subscriptions wait for counts for each."""
     _due: dict[Place, dict[OutgoingMessage, None]] = {}
     """Deliveries that are due, the longest waiting first."""
     _running: dict[asyncio.Task[None], OutgoingMessage] = {}
@@ -546,16 +556,16 @@ class EventDelivery(Struct):
                 await asyncio.sleep(0)
 
     def _queue(self, message: OutgoingMessage, delay: float = 0.0) -> None:
-        """Schedule an event. Beyond the limits, drop the subscription's oldest one, and send a `gap`."""
+        """Schedule an event. Beyond the limits, drop the subscription's oldest ones, and send a `gap`."""
         target, share = message.target, self._outbox.share
-        owner = target.principal.id
-        if len(target.pending) >= MAX_PENDING or not share.take(owner):
+        if message.offset in target.pending:  # in the initial replay, too
+            self._drop(target, message.offset)
+        while len(target.pending) >= MAX_PENDING or not share.take(target.principal.id, message.size):
             oldest = min((at for at, each in target.pending.items() if each is not target.probe), default=-1)
             self._send_gap(target, message.offset if oldest < 0 else oldest)
-            if oldest >= 0:
-                self._drop(target, oldest)
-            if not share.take(owner):
+            if oldest < 0:
                 return
+            self._drop(target, oldest)
         target.pending[message.offset] = message
         if not target.timeouts:
             self._outbox.schedule(message, delay)
@@ -567,7 +577,7 @@ class EventDelivery(Struct):
         """Drop an event that was accepted, given up on, or displaced by others."""
         message = target.pending.pop(offset)
         self._outbox.cancel(message)
-        self._outbox.share.leave(target.principal.id)
+        self._outbox.share.leave(target.principal.id, message.size)
         target.has_unsaved_events |= message.is_stored
 
     def _drop_events(self, target: Target) -> None:

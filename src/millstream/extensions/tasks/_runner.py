@@ -266,6 +266,7 @@ class _Run(Struct):
     name: str
     record: TaskRecord
     saved_call: SavedCall
+    """The call, without its parameters."""
     call: CallRun
     slots: Slots | None
     """Slots of the task; None while a task of a dead worker waits for them."""
@@ -491,7 +492,7 @@ class TaskRunner(TaskRecords):
         call = self._host.run_call(
             saved, id=record.id, state=record.state, responses=record.responses, report=partial(self._report, name)
         )
-        run = self._running[name] = _Run(name, record, saved, call, slots, release)
+        run = self._running[name] = _Run(name, record, replace(saved, params=b""), call, slots, release)
         run.task = self._tasks.spawn(self._work(run))
 
     async def _work(self, run: _Run) -> None:

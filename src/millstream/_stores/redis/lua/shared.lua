@@ -83,7 +83,8 @@ local function account(order, sizes, key, known, size, note, ttl, room, most, wi
     if oldest == key then
       break
     end
-    redis.call('UNLINK', oldest)
+    -- With the metadata if it's a stream: see keys.py.
+    redis.call('UNLINK', oldest, (string.gsub(oldest, '^([^{]*{j0}:)l:', '%1n:')))
     forget(order, sizes, oldest)
     if wider_order then
       forget(wider_order, wider_sizes, oldest)
@@ -135,10 +136,10 @@ local function entries_in(known, room, most)
 end
 
 -- The bytes and entries of a stream that has had so many. Nothing tells the bytes of what was trimmed away: they count as
--- the average.
+-- the average. Redis reserves 4 KiB for the first entries of a stream.
 local function kept(stream, bytes, entries)
   local length = redis.call('XLEN', stream)
-  return math.floor(bytes * math.min(1, length / entries)), length
+  return math.max(#stream + 5000, math.floor(bytes * math.min(1, length / entries))), length
 end
 
 -- Keep an entry in an index too. What alone is larger than the room is left out.
