@@ -73,6 +73,12 @@ async def test_both_eras_share_one_socket() -> None:
         assert "resultType" not in (await ask(socket, call("add", 2, a=1, b=1)))["result"]
 
 
+@for_each("name", ["Cookie", "X-Forwarded-Access-Token"])
+async def test_headers_as_large_as_in_other_requests_are_accepted(name: str) -> None:
+    async with world() as app, app.client(MCP, additional_headers={name: "a=" + "x" * 20_000}) as socket:
+        assert "result" in await ask(socket, request("initialize", INITIALIZE, 0))
+
+
 async def test_progress_precedes_the_response() -> None:
     async with world() as app, app.client(MCP) as socket:
         await ask(socket, request("initialize", INITIALIZE, 0))

@@ -13,6 +13,7 @@ from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import MAX_FRAGMENTS, PIECE, HttpLimits
 from millstream._http.server import Endpoints
+from millstream._http.server.connection import Upgrade
 from millstream._http.server.listener import SocketListener
 from millstream._http.server.websocket import MAX_FRAMES, WebSocketProtocol
 from millstream._protocol.principal import Share
@@ -26,7 +27,11 @@ PART = frame(TEXT, HALF + ASK + b" " * 50_000)[: -50_000 - len(ASK)]
 """A frame whose payload stops short."""
 FRAGMENT = frame(TEXT, HALF, fin=False)
 UNFINISHED = {"part": PART, "fragment": FRAGMENT, "both": FRAGMENT + frame(CONT, b" " * 1000)[:-5]}
-UPGRADED = b"GET /ws HTTP/1.1\r\n%bSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n" % UPGRADE
+_LINES = [line.partition(b": ") for line in UPGRADE.splitlines()]
+UPGRADED = Upgrade(
+    b"GET", b"/ws",
+    [*((name.lower(), value) for name, _, value in _LINES), (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ==")],
+)  # fmt: skip
 BOUNDS: dict[str, Any] = {"max_message": 200_000, "max_body": 200_000, "max_incoming_bytes": 500_000}
 """Room for two and a half messages of `HALF` at an address, and for five in all."""
 

@@ -438,11 +438,13 @@ _POLICY_HEADERS = frozenset({b"origin", b"sec-fetch-site"})
 _FORWARDED_HEADERS = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
-class Upgrade(Struct, frozen=True):
+class Upgrade(Struct):
     """Continue as a WebSocket, with the handshake and any frames received after it."""
 
-    handshake: bytes
-    ahead: bytes
+    method: bytes
+    target: bytes
+    headers: list[Header]
+    ahead: bytes = b""
 
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -499,8 +501,8 @@ class ServerConnection:
         self._headers: list[Header] = []
         self._wants_websocket = False
         """Whether the request is a WebSocket handshake, even if WebSockets aren't served."""
-        self._handshake = b""
-        """The head of a WebSocket handshake."""
+        self._handshake: Upgrade | None = None
+        """The WebSocket handshake."""
         self._ignored_head = b""
         """The head of a request whose upgrade is ignored, without the upgrade, until it's parsed again."""
         self._ignored_upgrade = b""
@@ -667,7 +669,8 @@ class ServerConnection:
             if upgrade and self.reading != DONE:
                 if self._handshake:
                     self._stop()
-                    self.queue.append(Upgrade(self._handshake, rest))
+                    self._handshake.ahead = rest
+                    self.queue.append(self._handshake)
                     return
                 if self._wants_websocket:
                     self._stop()  # the next bytes may be WebSocket frames
@@ -760,7 +763,7 @@ class ServerConnection:
             self.refuse(wrong)
             return
         if self._wants_websocket and table.websocket is not None:
-            self._handshake = _write_head(b"%b %b HTTP/1.1" % (method, target), headers)
+            self._handshake = Upgrade(method, target, headers)
             return
         if parser.should_upgrade() and not self._wants_websocket:
             version = parser.get_http_version().encode()

@@ -177,7 +177,7 @@ class HttpProtocol(asyncio.Protocol):
         self._leave()
         self.state.connections.discard(self)
         self.transport.set_protocol(socket)
-        socket.open(event.handshake)
+        socket.open(event)
         if event.ahead and not self.transport.is_closing():
             socket.data_received(event.ahead)
 

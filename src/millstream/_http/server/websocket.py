@@ -31,7 +31,7 @@ from millstream._http.asgi import Message, Scope
 from millstream._http.hosts import TrustedProxies
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT, CompactEvent, peer_network
 from millstream._http.server import Endpoints
-from millstream._http.server.connection import PHRASES, ServerState
+from millstream._http.server.connection import PHRASES, ServerState, Upgrade
 from millstream._http.server.guard import ConnectionGuard, peer_of
 from millstream._http.websocket import EXTENSION, CompactQueue, DirectSocket
 from millstream._override import override
@@ -44,6 +44,8 @@ PING_TIMEOUT = 20.0
 CLOSE_TIMEOUT = 10.0
 """Seconds that the client may take to answer a close frame."""
 
+_CHECKED = (b"sec-websocket-", b"connection", b"upgrade", b"origin", b"content-length", b"transfer-encoding")
+"""Beginnings of the headers that the parser checks."""
 _BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _BUDGET_EXCEEDED = "The server is receiving too much data. Reconnect, and send the message in one piece if possible."
 
@@ -201,10 +203,14 @@ class WebSocketProtocol(asyncio.Protocol):
             if self._frame_bytes or self._fragments or self._deadline is not None:
                 self._count_unfinished(frames)
 
-    def open(self, handshake: bytes) -> None:
-        """Pass a handshake, which the HTTP connection has bounded, to the application."""
-        self._conn.receive_data(handshake)
-        if self._conn.handshake_exc is not None:
+    def open(self, event: Upgrade) -> None:
+        """Pass a handshake, which the HTTP connection has bounded, to the application.
+
+        The parser has smaller limits than the HTTP connection, for example for cookies, and only gets what it checks.
+        """
+        lines = [b"%b: %b\r\n" % header for header in event.headers if header[0].startswith(_CHECKED)]
+        self._conn.receive_data(b"%b / HTTP/1.1\r\n%b\r\n" % (event.method, b"".join(lines)))
+        if self._conn.handshake_exc is not None or not event.target.isascii():
             self.transport.write(_BAD_HANDSHAKE)
             self.transport.close()
             return
@@ -216,13 +222,12 @@ class WebSocketProtocol(asyncio.Protocol):
                     return
                 self._answer = answer
                 self._messages.put_nowait({"type": "websocket.connect"})
-                task = self._loop.create_task(self._run(self._make_scope(request)))
+                task = self._loop.create_task(self._run(self._make_scope(event.target, event.headers)))
                 task.add_done_callback(self._state.tasks.discard)
                 self._state.tasks.add(task)
                 request.headers.clear()  # the parser keeps the request for the lifetime of the connection
 
-    def _make_scope(self, request: Request) -> Scope:
-        headers = [(name.lower().encode(), value.encode("latin-1")) for name, value in request.headers.raw_items()]
+    def _make_scope(self, target: bytes, headers: list[tuple[bytes, bytes]]) -> Scope:
         client = peer_of(self.transport)
         scheme = "wss" if self.transport.get_extra_info("sslcontext") else "ws"
         if self._proxies is not None and self._proxies.trusts(self.peer):
@@ -230,7 +235,7 @@ class WebSocketProtocol(asyncio.Protocol):
             client = (forwarded, 0) if forwarded else client
             scheme = (self._proxies.scheme(dict(headers)) or scheme).replace("http", "ws")
         server = self.transport.get_extra_info("sockname")
-        path, _, query = request.path.partition("?")
+        path, _, query = target.decode("ascii").partition("?")
         root = self._table.root_path
         return {
             "type": "websocket",
@@ -246,8 +251,9 @@ class WebSocketProtocol(asyncio.Protocol):
             "headers": headers,
             "subprotocols": [
                 token.strip()
-                for value in request.headers.get_all("Sec-WebSocket-Protocol")
-                for token in value.split(",")
+                for name, value in headers
+                if name == b"sec-websocket-protocol"
+                for token in value.decode("latin-1").split(",")
             ],
             "state": {},
             "extensions": {"websocket.http.response": {}, EXTENSION: self},
