@@ -117,6 +117,17 @@ def test_program_prints_do_not_reach_stdout(tmp_path: Path) -> None:
     assert b"noise of a tool" in done.stderr
 
 
+@for_each("encoding", ["cp1252", "ascii"])
+def test_prints_that_the_system_cannot_encode_do_not_fail_a_call(noisy: Path, encoding: str) -> None:
+    noisy.write_text(
+        NOISY.replace("noise of the import", "\u2713 import").replace("noise of a tool", "\u2713 \U0001f600")
+    )
+    done = run(noisy, call("speaks", 1), PYTHONIOENCODING=encoding)
+    assert replies(done.stdout)[1]["content"][0]["text"] == "said"
+    assert rb"\u2713 import" in done.stderr
+    assert rb"\u2713 \U0001f600" in done.stderr
+
+
 def test_exit_in_a_tool_does_not_end_the_server(noisy: Path) -> None:
     done = run(noisy, call("leaves", 1) + call("speaks", 2))
     found = replies(done.stdout)

@@ -138,13 +138,13 @@ def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
     private = os.dup(stdout)
     os.dup2(2, stdout)
     _flush()
-    buffered = _set_line_buffering(on=True)
+    # Like stderr: visible at once, whatever the encoding of the system.
+    before = _configure_prints(line_buffering=True, errors="backslashreplace")
     try:
         yield private
     finally:
         _flush()
-        if buffered:
-            _set_line_buffering(on=False)
+        _configure_prints(**before)
         os.dup2(private, stdout)
         os.close(private)
 
@@ -156,14 +156,15 @@ def _fill_standard_descriptors() -> None:
     os.close(descriptor)
 
 
-def _set_line_buffering(*, on: bool) -> bool:
-    """Set line buffering of the program's prints. Return whether that changed anything."""
+def _configure_prints(**options: Any) -> dict[str, Any]:
+    """Change options of the program's prints, and return the former ones."""
     out = sys.stdout
-    if not isinstance(out, io.TextIOWrapper) or out.line_buffering is on:
-        return False
+    if not isinstance(out, io.TextIOWrapper):
+        return {}
+    before = {"line_buffering": out.line_buffering, "errors": out.errors}
     with contextlib.suppress(OSError, ValueError):  # the reader has disconnected, or the stream is closed
-        out.reconfigure(line_buffering=on)
-    return True
+        out.reconfigure(**options)
+    return before
 
 
 def _flush() -> None:
