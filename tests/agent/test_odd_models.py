@@ -156,6 +156,22 @@ async def test_empty_answer_after_a_tool_result_is_accepted() -> None:
     assert (await reply(delta({}, "stop"), DONE, messages=messages)).text == ""
 
 
+async def test_messages_with_only_tool_calls_have_text_as_content() -> None:
+    messages = [
+        {"role": "user", "content": "Add."},
+        {"role": "assistant", "content": None, "tool_calls": [WANTED]},
+        {"role": "tool", "tool_call_id": "x", "content": "5"},
+    ]
+    with ScriptedModel(says("Five.")) as api:
+        client = model(api)
+        try:
+            async for _ in client.stream(ModelRequest(messages=messages)):
+                pass
+        finally:
+            await client.close()
+    assert api.requests[0].body["messages"][1]["content"] == ""
+
+
 async def test_arguments_that_were_encoded_twice_are_decoded() -> None:
     mcp = Server("calc")
 

@@ -171,7 +171,7 @@ class LanguageModel:
         try:
             async with direct.model_request_stream(
                 model,
-                _messages(request.messages),
+                _messages(request.messages, fills_content=self._client is not None),
                 model_settings=self._settings(request),
                 model_request_parameters=_parameters(request.tools),
             ) as events:
@@ -344,7 +344,14 @@ def provider_of(name: str) -> str:
 # Conversion to the library's messages
 
 
-def _messages(conversation: Sequence[Message]) -> "list[wire.ModelMessage]":
+def _messages(conversation: Sequence[Message], *, fills_content: bool) -> "list[wire.ModelMessage]":
+    """Convert a conversation.
+
+    Args:
+        conversation: The messages.
+        fills_content: Whether the content of a message that only has tool calls is an empty text. Some servers of
+            local models reject null.
+    """
     from pydantic_ai import messages as wire  # noqa: PLC0415
 
     found: list[wire.ModelMessage] = []
@@ -352,8 +359,10 @@ def _messages(conversation: Sequence[Message]) -> "list[wire.ModelMessage]":
     for message in conversation:
         role, content = message["role"], message.get("content")
         if role == "assistant":
-            parts: list[wire.ModelResponsePart] = [wire.TextPart(content)] if content else []
-            for call in message.get("tool_calls", ()):
+            calls = message.get("tool_calls", ())
+            has_text = content or (fills_content and calls)
+            parts: list[wire.ModelResponsePart] = [wire.TextPart(content or "")] if has_text else []
+            for call in calls:
                 function = call["function"]
                 names[call["id"]] = function["name"]
                 parts.append(wire.ToolCallPart(function["name"], function["arguments"], call["id"]))
