@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import json
 import math
 
@@ -282,12 +283,28 @@ async def test_server_errors_raise_with_code_and_data() -> None:
 
 
 async def test_endless_lists_are_cut_off() -> None:
+    numbers = itertools.count()
+
     async def behave(asked: ReceivedRequest) -> None:
-        await asked.result({"tools": [], "nextCursor": "again", "ttlMs": 0, "cacheScope": "private"})
+        await asked.result({"tools": [], "nextCursor": str(next(numbers)), "ttlMs": 0, "cacheScope": "private"})
+
+    options = Options(max_pages=5)
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url, options=options) as client:
+        with pytest.raises(InvalidResponse, match="more than 5 pages"):
+            await client.tools()
+
+
+@for_each("pages", [[("a", "1"), ("a", "1")], [("a", "1"), ("b", "2"), ("c", "1")]], ids=["ignored", "in a circle"])
+async def test_lists_end_at_a_cursor_that_was_used_before(pages: list[tuple[str, str]]) -> None:
+    left = iter(pages)
+
+    async def behave(asked: ReceivedRequest) -> None:
+        name, cursor = next(left)
+        tools = [{"name": name, "inputSchema": {"type": "object"}}]
+        await asked.result({"tools": tools, "nextCursor": cursor, "ttlMs": 0, "cacheScope": "private"})
 
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
-        with pytest.raises(InvalidResponse, match="doesn't end"):
-            await client.tools()
+        assert [tool.name for tool in await client.tools()] == sorted({name for name, _ in pages})
 
 
 async def test_total_size_of_a_list_is_bounded() -> None:

@@ -207,6 +207,14 @@ async def test_invalid_value_anywhere_in_an_item_does_not_affect_other_items(tmp
     assert "memo://odd/good" in {each.uri for each in resources}
 
 
+async def test_list_with_a_cursor_that_never_changes_has_its_page_once(tmp_path: Path) -> None:
+    page = {"tools": [{"name": "go", "inputSchema": {"type": "object"}}], "nextCursor": "8"}
+    mcp = Server("front")
+    mcp.upstream("odd", stranger({"tools": {}}, {"tools/list": {"result": page}}), start_timeout=WAIT)
+    async with asyncio.timeout(WAIT), Client(mcp, timeout=WAIT) as client:
+        assert [each.name for each in await client.tools()] == ["odd_go"]
+
+
 def test_unusual_schema_parts_reach_neither_models_nor_older_clients() -> None:
     for schema in filter(None, SCHEMAS):
         if isinstance(schema, dict):

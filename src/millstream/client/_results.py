@@ -94,19 +94,24 @@ class PaginatedList(Struct, Generic[T], eq=False):
         total = 0
         cursor: str | None = None
         seen: set[str] = set()
+        last: list[T] = []
         while True:
             result, items, size = await self._page(cursor)
             total += size
             if total > self._max_bytes:
                 raise InvalidResponse(f"The server's list is larger than {self._max_bytes:,} bytes.")
-            for item in items:
-                yield item
             cursor = result.next_cursor
-            if not cursor:  # some servers send an empty one with the last page
+            # Some servers ignore the cursor, and send their only page with the same cursor again.
+            repeats = cursor in seen
+            if not (repeats and items == last):
+                for item in items:
+                    yield item
+            if not cursor or repeats:  # some servers send an empty one with the last page
                 return
-            if cursor in seen or len(seen) >= self._max_pages:
-                raise InvalidResponse("The server's list doesn't end: its pages repeat, or there are too many.")
+            if len(seen) >= self._max_pages:
+                raise InvalidResponse(f"The server's list doesn't end: it has more than {self._max_pages:,} pages.")
             seen.add(cursor)
+            last = items
 
     def __await__(self) -> Generator[Any, None, list[T]]:
         return self._all().__await__()

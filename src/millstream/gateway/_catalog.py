@@ -294,6 +294,7 @@ async def _fetch_list(
     method = METHODS[kind][0]
     items: dict[str, Description] = {}
     cursor: str | None = None
+    seen: set[str] = set()
     size = 0
     for _ in range(MAX_PAGES):
         result = await conversation.requests.ask(
@@ -306,9 +307,10 @@ async def _fetch_list(
         items |= added
         if len(items) > MAX_ITEMS:
             raise InvalidResponse(f"{method} has more than {MAX_ITEMS:,} items.")
-        if not cursor:
+        if not cursor or cursor in seen:  # some servers ignore the cursor, and send their only page again
             setattr(found, kind, items)
             return size
+        seen.add(cursor)
     raise InvalidResponse(f"{method} doesn't end: it has more than {MAX_PAGES:,} pages.")
 
 
