@@ -228,6 +228,22 @@ async def test_clients_register_for_the_scopes_that_they_request() -> None:
     assert [each.get("scope") for each in registered] == ["read", None]
 
 
+async def test_issuers_that_only_read_secrets_from_forms_are_accepted() -> None:
+    world = World(
+        issuer={"token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"]},
+        registration={"client_secret": "mine", "token_endpoint_auth_method": "client_secret_basic"},
+    )
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.path == "/token" and dict(parse_qsl(asked.body.decode())).get("client_secret") != "mine":
+            await asked.reply(b'{"error":"invalid_client"}', status="401 Unauthorized")
+        else:
+            await world.behave(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, world.client(server.url) as client:
+        assert (await client.call("x")).text == "done"
+
+
 @for_each("kept", ["memory", "file"])
 async def test_clients_with_a_shared_token_store_use_a_refresh_token_once(kept: str, tmp_path: Path) -> None:
     valid, spent = {"token": "first"}, list[str]()

@@ -518,14 +518,17 @@ class TokenResponse(Confidential, Struct):
             raise AccessDenied(f"{issuer} issued a token of type {kind}, which this client can't send.")
 
 
+_IN_FORM = "client_secret_post"
+
+
 def method_of(issuer: IssuerMetadata, who: Registration) -> str:
     """Return the client authentication method for the token endpoint."""
     if who.token_endpoint_auth_method:
         return who.token_endpoint_auth_method
     offered = issuer.token_endpoint_auth_methods_supported
-    usable = ["client_secret_basic", "client_secret_post"] if who.client_secret else ["none"]
+    usable = ["client_secret_basic", _IN_FORM] if who.client_secret else ["none"]
     if not who.client_id:  # about to register
-        usable = ["none", "client_secret_basic", "client_secret_post"]
+        usable = ["none", "client_secret_basic", _IN_FORM]
     return next((method for method in usable if method in offered), usable[0])
 
 
@@ -594,7 +597,7 @@ async def ask_token(
     """
     proofs = proofs or Proofs()
     where, response = issuer.token_endpoint, TokenResponse()
-    for _ in range(2):
+    for _ in range(3):
         reply = await post_as(who, issuer, where, form, outbound, proofs.headers(key, "POST", where))
         try:
             response = read_object(reply.body, TokenResponse)
@@ -603,9 +606,17 @@ async def ask_token(
         except (ValueError, RecursionError):
             return TokenResponse(error=f"status {reply.status}, with an unreadable response")
         new = proofs.learn(where, reply.header(b"dpop-nonce"))
-        if response.error != "use_dpop_nonce" or not new:
+        if response.error == "invalid_client" and _reads_only_forms(issuer, who):
+            who = msgspec.structs.replace(who, token_endpoint_auth_method=_IN_FORM)
+        elif response.error != "use_dpop_nonce" or not new:
             break
     return response
+
+
+def _reads_only_forms(issuer: IssuerMetadata, who: Registration) -> bool:
+    """Return whether an issuer that refused Basic credentials may accept them in the form, where some look for them."""
+    others = issuer.token_endpoint_auth_methods_supported
+    return method_of(issuer, who) == "client_secret_basic" and _IN_FORM in others
 
 
 async def revoke(issuer: IssuerMetadata, who: Registration, tokens: Tokens, outbound: Outbound) -> bool:
@@ -640,7 +651,7 @@ async def post_as(
         headers["Authorization"] = basic_credentials(who.client_id, who.client_secret)
     if who.client_id:  # also beside Basic, because servers of the official SDK look there first
         fields["client_id"] = who.client_id
-    if method == "client_secret_post":
+    if method == _IN_FORM:
         fields["client_secret"] = who.client_secret
     if method == PRIVATE_KEY_JWT and who.private_key:
         from millstream.client._oauth.signing import assertion  # noqa: PLC0415  needed only for signatures
