@@ -133,6 +133,15 @@ async def test_unrepresentable_structured_content_is_explained(number: bytes) ->
             await client.request("tools/call", {"name": "x"})
 
 
+async def test_a_result_with_status_202_is_accepted() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        body = {"jsonrpc": "2.0", "id": asked.message["id"], "result": DONE}
+        await asked.reply(json.dumps(body).encode(), status="202 Accepted")
+
+    async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
+        assert (await client.call("x")).text == "done"
+
+
 @for_each("streams", [False, True])
 @for_each(
     ("sent", "read"),

@@ -158,7 +158,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
         """Return the response from a reply that isn't a stream."""
         if reply.status == 200 and (message := read_result(reply.body, request.id)) is not None:
             return message
-        if reply.status in (202, 204):
+        if reply.status in (202, 204) and not reply.body:
             raise InvalidResponse(
                 f"The server responded to {request.method} with status {reply.status}, which is for notifications."
             )
