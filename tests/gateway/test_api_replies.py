@@ -105,6 +105,15 @@ async def test_results_and_errors_contain_the_api_response() -> None:
     assert not any("127.0.0.2" in each.text for each in replies.values())
 
 
+async def test_paths_outside_ascii_are_encoded() -> None:
+    document = described("odd", parameters=[{"name": "名", "in": "path", "schema": {"type": "string"}}])
+    document["paths"] = {"/用 户/é%20{名}": document["paths"]["/odd"]}
+    target = "/%E7%94%A8%20%E6%88%B7/%C3%A9%20%C3%9F%2F"
+    async with raw_api({target[1:]: REPLIES["odd"]}) as (url, asked), gateway(document, url) as client:
+        await client.call("odd", {"value": "ß/"})
+    assert asked == [f"GET {target} HTTP/1.1"]
+
+
 async def test_keys_in_the_query_stay_out_of_logs_and_errors(caplog: pytest.LogCaptureFixture) -> None:
     schema = {"type": "object", "additionalProperties": True}
     parameters = [

@@ -18,7 +18,7 @@ import yaml
 from api_calls import BASE
 from gateway.test_openapi_documents import DIGITAL_OCEAN, KUBERNETES, dangling_references
 from millstream import Client, Server
-from millstream.client import ServerError
+from millstream.client import Options, ServerError
 from patience import WAIT
 from processes import NODE, ROOT
 
@@ -37,6 +37,8 @@ LARGE = (
 )  # fmt: skip
 """Large documents whose lists are weighed."""
 MAX_LIST_BYTES = 20_000_000
+MAX_LISTED_BYTES = 500_000_000
+"""Maximum bytes of a list with output schemas. Stripe's has 70 million."""
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 METHOD_NOT_FOUND = -32601
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}
@@ -123,7 +125,8 @@ def batched(documents: list[Path], size: int = 50) -> list[list[Path]]:
 
 async def tools_of(path: Path, **options: Any) -> list[Any]:
     http = httpx2.AsyncClient(base_url=BASE)
-    async with Client(Server.from_openapi(path, http, **options), timeout=WAIT) as client:
+    limits = Options(max_bytes=MAX_LISTED_BYTES)
+    async with Client(Server.from_openapi(path, http, **options), timeout=WAIT, options=limits) as client:
         try:
             return await client.tools()
         except ServerError as error:

@@ -300,4 +300,6 @@ async def test_nested_lists_of_types_do_not_multiply() -> None:
     body = {"content": {"application/json": {"schema": schema}}}
     operation = {"operationId": "op", "requestBody": body, "responses": {}}
     document = {"openapi": "3.1.0", "servers": [{"url": "http://a.example"}], "paths": {"/": {"post": operation}}}
-    assert len(json.dumps((await tools(document))["op"].input_schema)) < 4000
+    described = json.dumps((await tools(document))["op"].input_schema)
+    assert len(described) < 4000
+    assert '"type": [' not in described  # Gemini's API and Cursor refuse several types in one schema

@@ -139,6 +139,12 @@ async def test_values_in_cookies_cannot_become_other_cookies(value: Any, text: s
     assert request.headers["cookie"] == text
 
 
+async def test_objects_that_declare_any_other_members_may_have_them() -> None:
+    schema = {"type": "object", "properties": {"R": TEXT}, "additionalProperties": {}}
+    request = await sent(operation(parameter("query", schema, style="deepObject")), {"a": {"x": 1}})
+    assert request.url.query == b"a%5Bx%5D=1"
+
+
 async def test_headers_outside_ascii_are_rejected_with_a_sentence() -> None:
     document = operation(parameter("header", TEXT, "X-A"))
     for text in ("Zoë", "a\r\nX-B: c"):
@@ -312,6 +318,23 @@ MAYBE = {"type": "object", "properties": {"note": NULLABLE, "name": TEXT}}
             {"o": {"n": "x"}},
         ),
         ({"properties": {"p": {"type": "string", "writeOnly": True}}, "required": ["p"]}, {"p": "x"}, {"p": "x"}),
+        ({"properties": {"a": TEXT}, "additionalProperties": {}}, {"a": "x", "b": [1]}, {"a": "x", "b": [1]}),
+        (
+            {"allOf": [{"properties": {"a": TEXT}}, {"additionalProperties": True}]},
+            {"a": "x", "b": 1},
+            {"a": "x", "b": 1},
+        ),
+        ({"properties": {"a": TEXT}, "patternProperties": {"^x": TEXT}}, {"a": "x", "xb": "y"}, {"a": "x", "xb": "y"}),
+        (
+            {"properties": {"a": TEXT}, "additionalProperties": False, "allOf": [{"additionalProperties": True}]},
+            {"a": "x", "b": 1},
+            {"a": "x"},
+        ),
+        (
+            {"properties": {"v": {"type": ["object", "array"], "properties": {"n": {"type": "integer"}}}}},
+            {"v": {"n": "2"}},
+            {"v": {"n": 2}},
+        ),
     ],
 )
 async def test_json_bodies_keep_what_the_schema_allows(schema: Any, arguments: dict[str, Any], expected: Any) -> None:
@@ -364,6 +387,10 @@ async def test_nulls_outside_json_bodies_are_omitted() -> None:
         ("image/*", "aGVsbG8=", b"hello", "application/octet-stream"),
         ("image/png", "data:,hello", b"hello", "image/png"),
         ("application/zip", "-_8=", b"\xfb\xff", "application/zip"),
+        ("application/zip", "-_8", b"\xfb\xff", "application/zip"),
+        ("application/pdf", "aGVsbG8", b"hello", "application/pdf"),
+        ("application/pdf", " aGVs\n  bG8=\n", b"hello", "application/pdf"),
+        ("image/*", "data:image/png;base64,aGVsbG8", b"hello", "image/png"),
     ],
 )
 async def test_other_bodies_are_text_or_base64(media: str, text: str, sent_bytes: bytes, sent_as: str) -> None:
@@ -379,7 +406,7 @@ async def test_bodies_of_any_type_can_be_declared_as_files() -> None:
     assert (request.content, request.headers["content-type"]) == (b"hi", "application/octet-stream")
 
 
-@pytest.mark.parametrize("text", ["not base64", "abc", "data:image/png;base64,***"])
+@pytest.mark.parametrize("text", ["not base64", "abc", "Report", "letters", "aGVs bG8=", "data:image/png;base64,***"])
 async def test_text_in_place_of_base64_is_rejected_with_the_reason(text: str) -> None:
     document = operation(method="post", **body({}, "application/octet-stream"))
     assert "must be base64" in await refusal(document, {"body": text})
@@ -439,6 +466,25 @@ async def test_several_files_have_their_own_names() -> None:
     assert [each for each, _, _ in multipart(request)] == [
         'form-data; name="f"; filename="a.txt"', 'form-data; name="f"; filename="f.bin"',
     ]  # fmt: skip
+
+
+async def test_lists_whose_parts_have_the_type_of_a_file_are_files() -> None:
+    fields = {"type": "object", "properties": {"f": LIST}}
+    encoding = {"f": {"contentType": "image/png, image/jpeg"}}
+    document = operation(method="post", **body(fields, "multipart/form-data", encoding=encoding))
+    request = await sent(document, {"f": ["aGk=", "eW8="], "f__filename": ["a.jpeg"]})
+    assert [(each["Content-Type"], content) for _, each, content in multipart(request)] == [
+        ("image/jpeg", b"hi"), ("image/png", b"yo"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("keyword", ["oneOf", "anyOf"])
+async def test_files_in_alternatives_are_parts_with_a_name(keyword: str) -> None:
+    alternatives = [{"properties": {"f": FILE}, "required": ["f"]}, {"properties": {"url": TEXT}, "required": ["url"]}]
+    document = operation(method="post", **body({keyword: alternatives}, "multipart/form-data"))
+    (part,) = multipart(await sent(document, {"f": "aGk="}))
+    assert part == ('form-data; name="f"; filename="f.bin"', {"Content-Type": "application/octet-stream"}, b"hi")
+    assert [content for _, _, content in multipart(await sent(document, {"url": "u"}))] == [b"u"]
 
 
 ENCODED = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
@@ -540,6 +586,39 @@ async def test_servers_at_other_origins_are_skipped_with_the_reason(caplog: pyte
     assert "skipped GET /p, because it has a server of its own, https://upload.test/up. To use it" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"$ref": "#/components/schemas/Id", "readOnly": True},
+        {"$ref": "#/components/schemas/Generated"},
+        {"allOf": [{"$ref": "#/components/schemas/Generated"}], "description": "Id"},
+        {"allOf": [{"$ref": "#/components/schemas/Id"}], "readOnly": True},
+    ],
+)
+async def test_read_only_fields_are_not_arguments_wherever_they_are_marked(field: Any) -> None:
+    schema = {"type": "object", "properties": {"id": field, "n": TEXT}, "required": ["id", "n"]}
+    document = operation(method="post", **body(schema))
+    document["components"] = {"schemas": {"Id": TEXT, "Generated": {**TEXT, "readOnly": True}}}
+    assert list((await tools(document))["op"].input_schema["properties"]) == ["n"]
+    assert sent_json(await sent(document, {"n": "x"})) == {"n": "x"}
+
+
+async def test_operations_beside_a_reference_are_offered_too() -> None:
+    document = operation()
+    document["paths"] = {"/p": {"$ref": "#/components/pathItems/P", "get": {"operationId": "a", "responses": {}}}}
+    document["components"] = {"pathItems": {"P": {"put": {"operationId": "b", "responses": {}}}}}
+    assert set(await tools(document)) == {"a", "b"}
+
+
+async def test_descriptions_of_media_types_can_be_references() -> None:
+    content = {"application/json": {"$ref": "#/components/mediaTypes/M"}}
+    query = {"name": "q", "in": "query", "content": content}
+    document = operation(query, method="post", requestBody={"content": content})
+    document["components"] = {"mediaTypes": {"M": {"schema": {"type": "object", "properties": {"a": {}}}}}}
+    request = await sent(document, {"a": 1, "q": {"a": 2}})
+    assert (sent_json(request), dict(request.url.params)) == ({"a": 1}, {"q": '{"a":2}'})
+
+
 async def test_parameters_that_contain_keys_are_hidden_from_models() -> None:
     document = operation(parameter("query", TEXT, "key"), parameter("header", TEXT, "x-KEY"), parameter("query", TEXT))
     document["components"] = {
@@ -629,7 +708,7 @@ async def test_deprecated_operations_and_parameters_are_marked() -> None:
     assert tool.input_schema["properties"]["a"]["deprecated"] is True
 
 
-@pytest.mark.parametrize("method", ["get", "head", "options", "trace", "delete", "put", "patch", "post"])
+@pytest.mark.parametrize("method", ["get", "head", "options", "trace", "delete", "put", "patch", "post", "query"])
 async def test_every_http_method_is_sent(method: str) -> None:
     request = await sent(operation(method=method), {})
     assert (request.method, str(request.url)) == (method.upper(), f"{BASE}/p")

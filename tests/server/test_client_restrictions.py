@@ -200,6 +200,7 @@ async def test_every_client_accepts_schemas_from_an_openapi_document() -> None:
         "places": {"type": "array", "items": {"type": ["object", "null"], "properties": {"any": True}}},
         "way": {"enum": ["car", None], "description": "How"},
         "other": {"anyOf": [{}, {"type": "null"}]},
+        "both": {"type": ["object", "array"], "properties": {"a": {"type": "string"}}, "items": {"type": "integer"}},
         "who": {"nullable": True, "$ref": "#/components/schemas/Person"},
     }
     body = {"content": {"application/json": {"schema": {"type": "object", "properties": fields}}}}
@@ -220,6 +221,10 @@ async def test_every_client_accepts_schemas_from_an_openapi_document() -> None:
         {"minLength": 1, "type": "string"},
         {"minLength": 1, "type": "integer"},
         {"type": "null"},
+    ]
+    assert found["both"]["anyOf"] == [
+        {"type": "object", "properties": {"a": {"type": "string"}}},
+        {"type": "array", "items": {"type": "integer"}},
     ]
     assert found["way"] == {"description": "How", "anyOf": [{"type": "string", "enum": ["car"]}, {"type": "null"}]}
     assert "anyOf" not in found["other"]

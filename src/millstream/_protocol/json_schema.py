@@ -481,14 +481,15 @@ _WHOLE = frozenset(("const", "not", "allOf", "anyOf", "oneOf", "if", "$ref"))
 
 def _by_type(node: Schema) -> Schema:
     """Return a schema of several types, or with null among its choices, as alternatives."""
-    about = {key: node.pop(key) for key in [*node] if key in _ABOUT or key.startswith("x-")}
+    about = {key: node.pop(key) for key in [*node] if key in _ABOUT or key.startswith(("x-", "$"))}
     kind, choices = node.pop("type", None), node.pop("enum", None)
     kinds: list[Any] = kind if is_array(kind) else [kind]
     others = [each for each in kinds if each != "null"]
-    if choices is None and len(others) > 1 and any(children(node)):  # copies of copies would grow with each level
-        return about | {"type": kind} | node
-    if choices is None:
-        parts = [{**node, "type": each} for each in others]
+    if choices is None:  # each schema inside has one place, because copies of copies would grow with each level
+        parts = [
+            {"type": each} | {key: value for key, value in node.items() if _OWNERS.get(key, each) == each}
+            for each in others
+        ]
     else:
         node["enum"] = [each for each in choices if each is not None]
         parts = [_with_type(node | {"type": others[0]} if len(others) == 1 and others[0] else node)]
@@ -500,8 +501,24 @@ def _by_type(node: Schema) -> Schema:
     return {**about, "anyOf": parts} if parts else {**about, "not": {}}
 
 
-_ABOUT = frozenset(("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"))
-"""Keywords about a value as a whole."""
+_ABOUT = frozenset((
+    "default", "definitions", "deprecated", "description", "else", "examples", "readOnly", "then", "title", "writeOnly",
+))  # fmt: skip
+"""Keywords about a value as a whole, or without an effect beside `type`."""
+_OWNERS = {
+    **dict.fromkeys(
+        ("additionalProperties", "dependencies", "dependentRequired", "dependentSchemas", "maxProperties",
+         "minProperties", "patternProperties", "properties", "propertyNames", "required", "unevaluatedProperties"),
+        "object",
+    ),
+    **dict.fromkeys(
+        ("additionalItems", "contains", "items", "maxContains", "maxItems", "minContains", "minItems", "prefixItems",
+         "unevaluatedItems", "uniqueItems"),
+        "array",
+    ),
+    "contentSchema": "string",
+}  # fmt: skip
+"""Keyword -> the only type that it's about. All others with schemas are in `_ABOUT` or `_WHOLE`."""
 
 
 def _with_type(node: Schema) -> Schema:

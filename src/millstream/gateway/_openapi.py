@@ -63,7 +63,7 @@ from millstream.protocol import (
     members,
 )
 
-_METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace")
+_METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
 _COMPONENT = "#/components/schemas/"
 _IN_BODY = "field", "body"
 _PLACES = "path", "query", "header", "cookie", *_IN_BODY
@@ -199,7 +199,7 @@ class Document:
         for path, item in self._spec["paths"].items():
             for method in map(str.upper, _METHODS if is_object(item) else ()):
                 try:
-                    shared = self._resolve(item)
+                    shared = item | self._resolve(item)  # a reference may have operations beside it
                     if is_object(operation := shared.get(method.lower())):
                         yield self._operation(path, method, shared, self._resolve(operation))
                 except _NotOffered as exc:
@@ -229,7 +229,7 @@ class Document:
         fields, template = self._body(operation, parameters)
         parameters = [each for each in parameters if each.get("in") not in ("body", "formData")]  # those of version 2.0
         arguments, schema = self._arguments(path_variables(path), parameters, fields, template)
-        if others := template.pop("others", None):
+        if (others := template.pop("others", False)) is not False:
             schema["additionalProperties"] = others
         output, wrapped = self._output(operation)
         texts = {key: value for key, value in operation.items() if isinstance(value, str)}
@@ -243,7 +243,7 @@ class Document:
             tags=[each for each in items_of(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
             input_schema=self._request.schema(schema), output_schema=output, wrapped=wrapped,
             short_id=short_id if self._short_ids[short_id] == 1 else "", prefix=prefix, host=host,
-            takes_members=others is not None, **template,
+            takes_members=others is not False, **template,
         )  # fmt: skip
 
     def _arguments(
@@ -290,7 +290,7 @@ class Document:
         kind = template["kind"] if place in _IN_BODY else ""
         media, content = next(iter(members(parameter.get("content")).items()), ("", Json()))
         media = str(parameter.get("contentType") or media)
-        schema = members(members(content).get("schema") or parameter.get("schema") or upgrade_schema(parameter))
+        schema = members(self.target(content).get("schema") or parameter.get("schema") or upgrade_schema(parameter))
         target = self.target(schema)
         is_binary = kind == "bytes" or (kind == "multipart" and place == "field" and self._is_file(schema, media))
         is_styled = place == "field" and not parameter.keys().isdisjoint(("style", "explode", "allowReserved", "items"))
@@ -313,7 +313,8 @@ class Document:
 
     def _is_file(self, schema: Json, media: str) -> bool:
         """Return whether a part of a multipart body is a file: by its schema, or by its media type if it's text."""
-        is_text = self.target(schema).get("type") in (None, "string")
+        target = self.target(schema)
+        is_text = self.target(target.get("items", target)).get("type") in (None, "string")
         return self._is_binary(schema) or (is_text and media != "" and kind_of_body(media.partition(",")[0]) == "bytes")
 
     @cached_property
@@ -355,7 +356,7 @@ class Document:
         for each in parameters:
             if each.get("in") == "body":
                 body = {**each, "content": dict.fromkeys(consumes or [JSON], each)}
-        media, content = _content_of(body, *_KINDS_OF_BODY)
+        media, content = self._content_of(body, *_KINDS_OF_BODY)
         if not media:
             return [], {}
         schema, is_required = members(content.get("schema")), body.get("required") is True
@@ -363,7 +364,7 @@ class Document:
             media = BINARY
         kind = kind_of_body(media)
         template, described = {"media": media, "kind": kind}, Json() if kind in ("text", "bytes") else schema
-        found, required = self.fields(described)
+        found, required = self.fields(described, kind == "multipart")
         if not found:
             name = re.sub(r"\W+", "_", str(self.target(described).get("title", ""))).lower() or "body"
             return [{"name": name, "in": "body", "schema": schema, "required": is_required}], template
@@ -372,19 +373,29 @@ class Document:
             {**members(encodings.get(name)), "name": name, "in": "field", "schema": each, "required": name in needed}
             for name, each in found.items()
         ]
-        others = self.target(schema).get("additionalProperties") or None
+        own = [node for is_own, node in self.parts(schema) if is_own]
+        allowed = [node["additionalProperties"] for node in own if "additionalProperties" in node]
+        allowed += [True for node in own if "patternProperties" in node]
+        others = allowed[0] if allowed and False not in allowed else False
         return fields, {**template, "needs_body": is_required, "others": others}
+
+    def _content_of(self, holder: Json, *kinds: str) -> tuple[str, Json]:
+        """Return the media type and description of a body of the first kind that it has; empty without one."""
+        content = members(holder.get("content")).items()
+        found = ((media, each) for kind in kinds for media, each in content if kind_of_body(media) == kind)
+        media, described = next(found, ("", None))
+        return media, self.target(described)
 
     def _is_binary(self, schema: Json) -> bool:
         """Return whether a schema describes a file, or several."""
-        for node in self._parts(schema, set(), "allOf", "anyOf", "oneOf", "items"):
+        for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf", "items"):
             media = node.get("contentMediaType")
             is_file = isinstance(media, str) and "contentEncoding" not in node and kind_of_body(media) == "bytes"
             if is_file or node.get("format") == "binary":
                 return True
         return False
 
-    def _parts(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
+    def parts_of(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
         """Yield a schema, and the schemas in some of its keywords, except schemas in `seen`."""
         pending = [schema]
         while pending:
@@ -395,22 +406,25 @@ class Document:
                 for value in filter(None, map(node.get, keywords)):
                     pending += value if is_array(value) else [value]
 
-    def parts(self, schema: Json) -> Iterator[tuple[bool, Json]]:
-        """Yield the schemas that describe an object: its own parts (with True), then the parts of its variants."""
-        has_fields, seen = False, set[int]()
+    def parts(self, schema: Json, has_fields: bool = False) -> Iterator[tuple[bool, Json]]:
+        """Yield the schemas that describe an object: its own parts (with True), then the parts of its variants.
+
+        Without fields of its own, it's a union, and its variants are left out unless `has_fields`.
+        """
+        seen = set[int]()
         variants: list[Iterable[Any]] = [[schema]]
         for number, variant in enumerate(chain.from_iterable(variants)):
             nodes: list[Json] = []
-            for node in self._parts(variant, seen, "allOf"):
+            for node in self.parts_of(variant, seen, "allOf"):
                 has_fields = has_fields or bool(members(node.get("properties")))
                 nodes.append(node)
                 yield number == 0, node
-            if has_fields:  # without fields of its own, it's a union
+            if has_fields:
                 variants += map(_variants, nodes)
 
-    def fields(self, schema: Json) -> tuple[Json, list[str]]:
+    def fields(self, schema: Json, has_fields: bool) -> tuple[Json, list[str]]:
         """Return the properties of an object with its parts and variants, and the names of required ones."""
-        parts = list(self.parts(schema))
+        parts = list(self.parts(schema, has_fields))
         fields: Json = {}
         for _, node in reversed(parts):
             fields |= members(node.get("properties"))
@@ -422,9 +436,9 @@ class Document:
     def _query_members(self, schema: Json) -> frozenset[str] | None:
         """Return the properties that a schema declares in any of its variants; None if an object can have any."""
         names: set[str] = set()
-        for node in self._parts(schema, set(), "allOf", "anyOf", "oneOf"):
+        for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf"):
             properties = members(node.get("properties"))
-            if node.get("additionalProperties", not properties and node.get("type") == "object"):
+            if node.get("additionalProperties", not properties and node.get("type") == "object") is not False:
                 return None
             names |= properties.keys()
         return frozenset(names)
@@ -433,7 +447,7 @@ class Document:
         responses = members(operation.get("responses")).items()
         found = [self.target(each) for code, each in responses if str(code).startswith("2")]
         response = found[0] if self._output_schemas and len(found) == 1 else Json()
-        schema = members(_content_of(response, "json")[1].get("schema") or response.get("schema"))  # version 2.0
+        schema = members(self._content_of(response, "json")[1].get("schema") or response.get("schema"))  # version 2.0
         resolved = self.target(schema)
         if not resolved.keys() - {"title", "description"}:
             return None, False
@@ -535,7 +549,9 @@ class _Conversion(Struct):
     def _hides(self, name: str, parts: Sequence[Json]) -> bool:
         """Return whether the first part that has a property declares that it isn't sent."""
         declared = (properties for each in parts if name in (properties := members(each.get("properties"))))
-        return self.document.target(next(declared, Json()).get(name)).get(self.flag) is True
+        own = members(next(declared, Json()).get(name))
+        nodes = chain((own,), islice(self.document.parts_of(own, set(), "allOf"), _MAX_PARTS))
+        return any(each.get(self.flag) is True for each in nodes)
 
     def _require_tag(self, tag: str, mapping: Json, alternative: Any, converted: Json) -> Json:
         """Return an alternative of a union that requires its tag.
@@ -649,13 +665,6 @@ def _origin(url: str) -> str:
     parts = urlsplit(url.lower())
     host = parts.netloc.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
     return f"{parts.scheme}://{host}" if host else ""
-
-
-def _content_of(holder: Json, *kinds: str) -> tuple[str, Json]:
-    """Return the media type and description of a body of the first kind that it has; empty without one."""
-    content = members(holder.get("content"))
-    found = ((media, members(each)) for kind in kinds for media, each in content.items() if kind_of_body(media) == kind)
-    return next(found, ("", Json()))
 
 
 _TIMEOUT = 30.0

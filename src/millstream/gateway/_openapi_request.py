@@ -7,7 +7,7 @@ The styles are those of OpenAPI 3.1.1, Style Values, which are RFC 6570's for ``
 import mimetypes
 import re
 import secrets
-from base64 import b64decode
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -247,7 +247,12 @@ def _read_file(name: str, text: str) -> tuple[bytes, str]:
             kind = plain_media(head)
             if not head.endswith(";base64"):
                 return unquote_to_bytes(text), kind
-        return b64decode(re.sub(r"[\r\n]", "", text).translate(_URL_SAFE), validate=True), kind
+        text = "".join(map(str.strip, text.splitlines())).translate(_URL_SAFE)
+        padded = text + "=" * (-len(text) % 4)
+        content = b64decode(padded, validate=True)
+        if padded != text and (text.islower() or b64encode(content).decode() != padded):
+            raise ValueError("rather other text than base64 without padding")
+        return content, kind
     except ValueError:
         raise ToolError(f"{name} must be base64, because it's sent as a file.") from None
 
@@ -421,7 +426,7 @@ def _path(template: RequestTemplate, values: Mapping[str, str]) -> str:
     # Several values in one segment can make a dot segment together, or with the text between them.
     if values and ("." in path or "%2" in path) and has_dot_segment(path):
         raise ToolError("These arguments would change the path together.")
-    return path
+    return path if path.isascii() and " " not in path else quote(path, safe=f"{_RESERVED}&%;+")
 
 
 _VARIABLE = re.compile(r"\{([^{}]+)\}")

@@ -54,7 +54,7 @@ from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reco
 from millstream.protocol import NEWEST, encode
 
 MAX_OPERATIONS = 1000
-_PATH = re.compile(r"/(?!/)[^\s?#\\]*")
+_PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f?#\\]*")
 _HEADER = re.compile(r"[A-Za-z0-9_-]+")
 
 
