@@ -106,6 +106,19 @@ async def test_result_without_content_is_null() -> None:
         assert await client.call("nothing", result_type=int | None) is None  # type: ignore[arg-type]
 
 
+async def test_empty_text_is_text() -> None:
+    server = Server("empty")
+
+    @server.tool
+    def say() -> str:
+        """Say nothing."""
+        return ""
+
+    async with Client(server) as client:
+        assert await client.call("say", result_type=str | None) == ""  # type: ignore[arg-type]
+        assert await client.call("say", result_type=int | None) is None  # type: ignore[arg-type]
+
+
 async def test_models_and_paths_are_sent_as_arguments() -> None:
     server = Server("echo")
 

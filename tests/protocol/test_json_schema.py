@@ -1,9 +1,10 @@
 """JSON Schema from types: inlined, without noise, valid 2020-12; and the bounds on schemas written by hand."""
 
+import datetime as dt
 import enum
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Generic, Literal, NamedTuple, NewType, NotRequired, Required, TypedDict, TypeVar
 
 import msgspec
 import pytest
@@ -61,6 +62,33 @@ class Movie(TypedDict, total=False):
     title: str
 
 
+T = TypeVar("T")
+K = TypeVar("K")
+Moment = NewType("Moment", dt.datetime)
+
+
+class Event(TypedDict, total=False):
+    at: Required[dt.datetime]
+    until: NotRequired[Moment]
+    color: NotRequired[Color]
+    colors: NotRequired[dict[Color, list]]  # type: ignore[type-arg]  # as people write it
+
+
+@dataclass
+class Box(Generic[T]):
+    content: T
+    others: Annotated[list[T], Meta(examples=[[]])]
+
+
+class Entry(msgspec.Struct, Generic[K, T]):
+    keys: dict[K, T]
+    next: "Entry[K, T] | None" = None
+
+
+class Cell(NamedTuple, Generic[T]):
+    content: T
+
+
 class Documented(msgspec.Struct):
     """What it is."""
 
@@ -106,6 +134,32 @@ def test_types_become_inlined_schemas_without_class_names_as_titles(annotation: 
     schema = schema_of(annotation)
     assert schema == expected
     Draft202012Validator.check_schema(schema)
+
+
+COLOR: Schema = {"type": "string", "enum": ["red", "blue"]}
+MOMENT: Schema = {"type": "string", "format": "date-time"}
+
+
+def test_members_of_typed_dicts_are_described_completely() -> None:
+    assert schema_of(Event)["properties"] == {
+        "at": MOMENT,
+        "until": MOMENT,
+        "color": COLOR,
+        "colors": {"type": "object", "additionalProperties": {"type": "array", "items": {}}, "propertyNames": COLOR},
+    }
+
+
+def test_members_of_generic_types_are_described_completely() -> None:
+    others = {"type": "array", "items": COLOR, "examples": [[]]}
+    box = {"type": "object", "properties": {"content": COLOR, "others": others}, "required": ["content", "others"]}
+    assert schema_of(Box[Color]) == box
+    assert schema_of(list[Box[Color]])["items"] == box
+    assert schema_of(Cell[dt.datetime])["prefixItems"] == [MOMENT]
+    entry = schema_of(Entry[Color, dt.datetime])
+    keys = {"type": "object", "additionalProperties": MOMENT, "propertyNames": COLOR}
+    assert entry["properties"]["keys"] == keys
+    [definition] = entry["$defs"].values()
+    assert definition["properties"]["keys"] == keys
 
 
 def test_only_recursive_types_keep_references_and_the_root_shows_its_own_type() -> None:

@@ -26,9 +26,9 @@ import msgspec
 import pytest
 from pydantic import BaseModel, Field, JsonValue
 
-from millstream import Client, Context, Server, ToolResult
+from millstream import Client, Context, Server, Text, ToolResult
 from millstream import Field as MillstreamField
-from millstream.client import ToolFailed
+from millstream.client import ServerError, ToolFailed
 from millstream.protocol import Json
 from millstream.testing import connect
 
@@ -271,6 +271,25 @@ async def test_coerce_treats_null_and_empty_text_as_omitted(arguments: Json, tex
     assert (await _call(_lenient, arguments, coerce=True)).text == text
     with pytest.raises(ToolFailed, match="Invalid arguments"):
         await _call(_lenient, arguments)
+
+
+async def test_empty_text_is_omitted_in_prompts_and_resources_where_it_fits_no_type() -> None:
+    mcp = Server("forms")
+
+    @mcp.prompt
+    def plan(day: dt.date, days: int = 2, until: dt.date | None = None, note: str = "none") -> str:
+        return f"{day} {days} {until} {note!r}"
+
+    @mcp.resource("days://{day}{?days,hot}")
+    def forecast(day: str, days: int = 2, hot: bool = False) -> str:
+        return f"{day} {days} {hot}"
+
+    async with connect(mcp) as client:
+        made = await client.prompt("plan", {"day": "2026-01-01", "days": "", "until": "", "note": ""})
+        assert made.messages[0].content == Text("2026-01-01 2 None ''")
+        assert (await client.read("days://monday?days=&hot="))[0].text == "monday 2 False"
+        with pytest.raises(ServerError, match="'day' must be a date"):
+            await client.prompt("plan", {"day": "", "days": ""})
 
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])

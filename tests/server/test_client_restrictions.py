@@ -17,7 +17,7 @@ from uuid import UUID
 import msgspec
 import pytest
 from jsonschema import Draft202012Validator
-from pydantic import BaseModel, Field, HttpUrl, JsonValue
+from pydantic import BaseModel, Field, FilePath, HttpUrl, JsonValue
 
 from millstream import Server
 from millstream.protocol import Json
@@ -109,6 +109,23 @@ def validators(schema: Json) -> Problems:
             yield f"{path}: a choice is repeated"
 
 
+FORMATS = {
+    *("date", "date-time", "duration", "email", "hostname", "idn-email", "idn-hostname", "ipv4", "ipv6", "iri"),
+    *("iri-reference", "json-pointer", "regex", "relative-json-pointer", "time", "uri", "uri-reference"),
+    *("uri-template", "uuid"),
+}
+"""JSON Schema 2020-12, validation §7.3."""
+
+
+def formats(schema: Json) -> Problems:
+    """The official TypeScript SDK: its validator warns about formats that JSON Schema doesn't define, whenever it reads
+    a list (ajv-validator/ajv, strict mode).
+    """
+    for path, node in _schemas(schema):
+        if node.get("format", "uri") not in FORMATS:
+            yield f"{path}: the format {node['format']}"
+
+
 RULES: list[Callable[[Json], Problems]] = [vscode, claude, openai, gemini, cursor, validators]
 
 
@@ -158,6 +175,8 @@ ANNOTATIONS: list[Any] = [
         UUID,
         dt.datetime,
         Path,
+        list[Path],
+        list[FilePath],
         bytes,
         JsonValue,
         HttpUrl,
@@ -178,6 +197,7 @@ async def _check(server: Server) -> int:
             assert list(rule(tool["inputSchema"])) == [], (tool["name"], rule.__name__)
         assert list(validators(tool.get("outputSchema", {}))) == [], tool["name"]
         assert list(vscode(tool.get("outputSchema", {}))) == [], tool["name"]
+        assert list(formats(tool.get("outputSchema", {}))) == [], tool["name"]
     return len(tools)
 
 

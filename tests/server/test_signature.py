@@ -56,7 +56,7 @@ def test_text_and_content_annotations_have_no_output_schema(annotation: Any) -> 
     assert schema_of_result(returning(annotation)) is None
 
 
-@for_each("annotation", [range, "Missing", [int], 5, Iterator[int], dict[str, range]])
+@for_each("annotation", [range, "Missing", [int], 5, AsyncIterator[int], dict[str, range]])
 def test_undescribable_return_annotations_warn(annotation: Any) -> None:
     with pytest.warns(UserWarning, match="tool: the tool has no output schema, because its return type") as caught:
         assert schema_of_result(returning(annotation)) is None

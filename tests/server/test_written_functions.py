@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import functools
+import threading
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Final  # noqa: F401  named in a string
 
+import attrs
 import pytest
 from pydantic import BaseModel, HttpUrl, TypeAdapter
+from typing_extensions import Doc
 
 from millstream import Server
 from millstream.client import ToolFailed
@@ -171,3 +174,134 @@ def test_dict_keys_that_are_not_text_are_rejected(annotation: str) -> None:
     tool.__annotations__["a"] = annotation
     with pytest.raises(TypeError, match="because the names of JSON objects are text"):
         Server("functions").add_tool(tool)
+
+
+async def _in_order(numbers: Iterable[int]) -> Iterable[int]:
+    return (each for each in numbers)
+
+
+def _doubled(numbers: Iterable[int]) -> Iterator[int]:
+    return map(int, numbers)
+
+
+def _generated(numbers: Iterable[int]) -> Generator[int, None, None]:
+    return (each for each in numbers)
+
+
+@pytest.mark.parametrize("function", [_in_order, _doubled, _generated])
+async def test_iterators_are_returned_as_lists(function: Any) -> None:
+    assert (await _output(function))["items"] == {"type": "integer"}
+    assert (await _call(function, {"numbers": [1, 2]})).data == [1, 2]
+
+
+async def test_iterators_are_read_in_the_thread_of_the_function() -> None:
+    threads: list[int] = []
+
+    def tool() -> Iterator[int]:
+        threads.append(threading.get_ident())
+        return (threading.get_ident() for _ in range(1))
+
+    assert (await _call(tool, {})).data == threads != [threading.get_ident()]
+
+
+async def test_doc_describes_an_argument() -> None:
+    mcp = Server("documented")
+
+    @mcp.tool
+    def find(
+        words: Annotated[str, Doc("What to look for")], limit: Annotated[int | None, Doc("How many")] = None
+    ) -> str:
+        return f"{words} {limit}"
+
+    async with connect(mcp) as client:
+        [tool] = await client.tools()
+    described = {name: each["description"] for name, each in tool.input_schema["properties"].items()}
+    assert described == {"words": "What to look for", "limit": "How many"}
+
+
+async def test_final_arguments_are_arguments() -> None:
+    def count(number: int = 1) -> str:
+        return str(number)
+
+    count.__annotations__["number"] = "Final[int]"
+    assert (await _call(count, {"number": 2})).text == "2"
+
+
+def test_annotations_that_are_no_types_are_refused_with_their_parameter() -> None:
+    def find(words: Any) -> str:
+        return str(words)
+
+    find.__annotations__["words"] = "'str' | None"
+    with pytest.raises(TypeError, match=r"find: parameter 'words': .* isn't a type: unsupported operand"):
+        Server("functions").add_tool(find)
+
+
+def test_builtin_functions_without_a_signature_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"max: its parameters are unknown\. Register a function that calls it\."):
+        Server("functions").add_tool(max)
+
+
+class InjectedToolArg:
+    """LangChain's mark of an argument that the model must not see."""
+
+
+class InjectedState(InjectedToolArg):
+    pass
+
+
+@pytest.mark.parametrize("mark", [InjectedToolArg, InjectedToolArg(), InjectedState, InjectedState()])
+def test_arguments_that_another_library_fills_in_are_refused(mark: Any) -> None:
+    def delete(name: str, user: Any) -> str:
+        return f"{name} {user}"
+
+    delete.__annotations__["user"] = Annotated[str, mark]
+    with pytest.raises(TypeError, match=r"user: clients could send what LangChain fills in\. Write: .*Depends"):
+        Server("functions").add_tool(delete)
+
+
+def test_parameters_of_typer_are_refused() -> None:
+    option = type("OptionInfo", (), {"__module__": "typer.models"})()
+
+    def greet(name: str = option) -> str:
+        return name
+
+    with pytest.raises(TypeError, match=r"name: a tool can't use Typer's parameters\. Write: from millstream import"):
+        Server("functions").add_tool(greet)
+
+
+def _upper(text: str) -> str:
+    return text.upper()
+
+
+@attrs.define
+class Converted:
+    name: str = attrs.field(converter=_upper)
+
+
+@attrs.define
+class Counted:
+    name: str
+    letters: int = attrs.field(init=False, default=0)
+
+
+@attrs.define
+class Private:
+    _name: str = "a"
+
+
+@pytest.mark.parametrize("kind", [Converted, list[Counted], "Converted | Link"])
+def test_attrs_classes_that_need_their_own_init_are_refused(kind: Any) -> None:
+    def tool(a: Any) -> str:
+        return str(a)
+
+    tool.__annotations__["a"] = kind
+    with pytest.raises(TypeError, match=r"has a converter or init=False, which attrs applies only in its own"):
+        Server("functions").add_tool(tool)
+
+
+async def test_private_attributes_of_attrs_are_not_promised() -> None:
+    def tool() -> Private:
+        return Private("b")
+
+    with pytest.warns(UserWarning, match="msgspec doesn't write the private _name of Private"):
+        assert await _output(tool) is None

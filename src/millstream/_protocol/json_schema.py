@@ -12,7 +12,19 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
 from math import inf, isfinite
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeGuard, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NewType,
+    TypeGuard,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 from urllib.parse import unquote
 
 from msgspec import Meta, Struct, defstruct, field
@@ -40,9 +52,10 @@ SUBSCHEMAS = frozenset(
 )  # fmt: skip
 SUBSCHEMA_LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 MAPS = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
-LOOSE = frozenset(("date-time", "time", "duration"))
-"""Formats that Python's text doesn't always follow: a time can lack an offset, and a duration can be negative or have a
-fraction. Some clients validate these formats.
+LOOSE = frozenset(("date-time", "time", "duration", "path", "file-path", "directory-path"))
+"""Formats that output schemas don't have. Python's text doesn't always follow them: a time can lack an offset, and a
+duration can be negative or have a fraction. JSON Schema doesn't define those of paths. Some clients validate formats,
+and warn about unknown ones.
 """
 MOMENTS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
 """Module and class name -> RFC 3339 format. Strings without an offset are also accepted."""
@@ -201,7 +214,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
         component.pop("title", None)  # This is the class name. Titles given by users are beside the `$ref`.
     document = inline_references(root, components)
     _Details(dict(document.get("$defs", {})), {} if written else MOMENTS).add(document, annotation)
-    drop_formats(document, {"duration"} if written else ())
+    drop_formats(document, {"duration", "path"} if written else ())
     return document
 
 
@@ -619,6 +632,7 @@ class _Details(Struct, eq=False):
             target = annotation.target if is_recursive_alias(annotation) else annotation
             self.add(self.waiting.pop(node["$ref"].rpartition("/")[2], None), target)
             return
+        annotation = _unwrap(annotation)
         origin, parts = get_origin(annotation), get_args(annotation)
         if origin is Annotated:
             if not any(isinstance(item, Meta) and item.tz is False for item in parts[1:]):
@@ -629,6 +643,7 @@ class _Details(Struct, eq=False):
             _order(node, parts)
         elif isinstance(origin, type):
             self.add_items(node, origin, parts)
+            self.add_members(node, origin, dict(zip(getattr(origin, "__parameters__", ()), parts, strict=False)))
         elif isinstance(annotation, type):
             self.add_class(node, annotation)
 
@@ -665,13 +680,35 @@ class _Details(Struct, eq=False):
             node.pop("enum", None)  # The values of several literals combined make another enum.
         elif issubclass(annotation, enum.Enum):
             _order(node, [member.value for member in annotation])
-        elif any(key in node for key in ("properties", "prefixItems")):
-            struct = issubclass(annotation, Struct)
-            names = {each.name: each.encode_name for each in fields(annotation)} if struct else {}
-            hints = get_type_hints(annotation, include_extras=True)
-            members = node.get("properties") or dict(zip(hints, node.get("prefixItems", ()), strict=False))
-            for name, hint in hints.items():
-                self.add(members.get(names.get(name, name)), hint)
+        else:
+            self.add_members(node, annotation, {})
+
+    def add_members(self, node: Schema, kind: Any, types: Mapping[Any, Any]) -> None:
+        """Complete the members of a class with fields. `types` are the types for the variables of a generic one."""
+        if not any(key in node for key in ("properties", "prefixItems")):
+            return
+        names = {each.name: each.encode_name for each in fields(kind)} if issubclass(kind, Struct) else {}
+        hints: dict[str, Any] = get_type_hints(kind, include_extras=True)
+        members = node.get("properties") or dict(zip(hints, node.get("prefixItems", ()), strict=False))
+        for name, hint in hints.items():
+            variables = getattr(hint, "__parameters__", ()) if types and not isinstance(hint, type) else ()
+            known: Any = types.get(hint, hint) if isinstance(hint, TypeVar) else hint
+            if variables:
+                known = known[tuple(types.get(each, each) for each in variables)]
+            self.add(members.get(names.get(name, name)), known)
+
+
+def _unwrap(annotation: Any) -> Any:
+    """Return the target of an alias or `NewType`, or the type of a member that `NotRequired` or `Required` marks."""
+    while True:
+        if isinstance(annotation, NewType):
+            annotation = annotation.__supertype__
+        elif type(annotation).__name__ == "TypeAliasType":
+            annotation = annotation.__value__
+        elif getattr(get_origin(annotation), "_name", None) in ("NotRequired", "ReadOnly", "Required"):
+            (annotation,) = get_args(annotation)
+        else:
+            return annotation
 
 
 def _order(node: Schema, choices: Collection[Any]) -> None:

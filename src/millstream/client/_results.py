@@ -187,11 +187,14 @@ class Result(CallToolResult, frozen=True, kw_only=True):
         if raw is UNSET:
             if wanted is str:
                 return cast("T", self.text)
+            is_empty = bool(self.content) and not self.text  # not None, which has no content
+            plain = encode(self.text)  # a date or a choice, for example
+            first, second = (plain, b"null") if is_empty else (self.text.encode() or b"null", plain)
             try:
-                return _read(self.text.encode() or b"null", wanted)
+                return _read(first, wanted)
             except InvalidResponse:
-                with suppress(InvalidResponse):  # a date or a choice, for example
-                    return _read(encode(self.text), wanted)
+                with suppress(InvalidResponse):
+                    return _read(second, wanted)
                 raise
         try:
             return _read(bytes(raw), wanted)

@@ -102,7 +102,7 @@ def hints_of(function: Function) -> dict[str, Any]:
         target = target.__init__
     try:
         return typing.get_type_hints(target, include_extras=True)
-    except (NameError, AttributeError):
+    except (NameError, AttributeError, TypeError):
         around = _names_around(target)
     found: dict[str, Any] = {}
     for name, annotation in target.__annotations__.items():
@@ -111,6 +111,10 @@ def hints_of(function: Function) -> dict[str, Any]:
             found |= typing.get_type_hints(holder, target.__globals__, around, include_extras=True)
         except (NameError, AttributeError):
             found[name] = annotation
+        except TypeError as error:
+            raise TypeError(
+                f"{name_of(function)}: parameter {name!r}: {annotation!r} isn't a type: {error}."
+            ) from error
     return found
 
 
@@ -210,7 +214,15 @@ def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> d
         hint = hints.get(name)
         marks = [parameter.default, *(get_args(hint)[1:] if get_origin(hint) is Annotated else ())]
         for each in marks:
-            kind, module = type(each).__name__.lstrip("_"), type(each).__module__
+            mark_type = each if isinstance(each, type) else type(each)
+            kind, module = mark_type.__name__.lstrip("_"), mark_type.__module__
+            if any(base.__name__ == "InjectedToolArg" for base in mark_type.__mro__):
+                raise TypeError(
+                    f"{name}: clients could send what LangChain fills in. Write: Annotated[…, Depends(function)], with "
+                    "from millstream import Depends."
+                )
+            if module == "typer.models":
+                raise TypeError(f"{name}: a tool can't use Typer's parameters. Write: from millstream import Field.")
             if kind in ("Depends", "Security"):
                 origin = module.partition(".")[0]
                 raise TypeError(f"{name}: this Depends is from {origin}. Write: from millstream import Depends.")

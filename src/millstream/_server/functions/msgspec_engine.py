@@ -240,18 +240,19 @@ class MsgspecEngine(Engine):
     def convert(self, values: Json, *, lax: bool = False) -> Any:
         """See `Engine`."""
         if self.typed is None:
-            self._check_exactly(values, lax=lax)
-        return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook)
+            check_exactly(self.input_schema, values, lax=lax)
+        return msgspec.convert(values, self.struct, strict=not lax, dec_hook=dec_hook, str_keys=True)
 
     def _decode_exactly(self, raw: Any) -> Any:
         arguments = self._decoder.decode(raw)
-        self._check_exactly(msgspec.json.decode(raw))
+        check_exactly(self.input_schema, msgspec.json.decode(raw))
         return arguments
 
-    def _check_exactly(self, values: Any, *, lax: bool = False) -> None:
-        """Refuse strings that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
-        for problem in find_problems(self.input_schema, values, lax=lax, steps=inf, first=True):
-            raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
+
+def check_exactly(schema: Schema, values: Any, *, lax: bool = False) -> None:
+    """Refuse strings that only Python reads as decimal numbers: ``NaN``, ``1_000``."""
+    for problem in find_problems(schema, values, lax=lax, steps=inf, first=True):
+        raise msgspec.ValidationError(f"{subject(problem.path)}{problem.text}")
 
 
 def _struct_of(arguments: ArgumentList) -> type[Struct]:

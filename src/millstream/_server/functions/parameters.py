@@ -45,8 +45,9 @@ COLLECTIONS: tuple[Any, ...] = (
     *(collections.abc.Mapping, collections.abc.MutableMapping),
 )
 """Generic types whose parameters are also normalized."""
+ITERATORS: tuple[Any, ...] = (collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator)
 _WRITTEN_AS: Mapping[Any, Any] = {
-    **dict.fromkeys((collections.abc.Iterable, collections.deque), list),
+    **dict.fromkeys((*ITERATORS, collections.deque), list),
     **dict.fromkeys((collections.OrderedDict, collections.defaultdict), dict),
     **dict.fromkeys((collections.Counter, collections.ChainMap), dict),
 }
@@ -210,7 +211,10 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
         return _normalize_alias(annotation, normalize_part, inside)
     annotation, metadata = split_annotation(annotation)
     annotation = (_receive if received else _write)(_replace(annotation))
-    metadata = tuple(Meta(description=each) if isinstance(each, str) else each for each in metadata)
+    texts = (each if isinstance(each, str) else getattr(each, "documentation", None) for each in metadata)  # `Doc`
+    metadata = tuple(
+        Meta(description=text) if isinstance(text, str) else each for each, text in zip(metadata, texts, strict=True)
+    )
     origin = get_origin(annotation)
     if origin in UNIONS:
         members = [normalize_part(part) for part in get_args(annotation)]
@@ -275,6 +279,8 @@ def _write(annotation: Any) -> Any:
     written: Any = _WRITTEN_AS.get(kind) if isinstance(kind, Hashable) else None
     if written is None:
         return annotation
+    if kind is collections.abc.Generator:
+        parts = parts[:1]
     return written[(*parts, int) if kind is collections.Counter else parts] if parts else written
 
 
@@ -410,6 +416,12 @@ def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) 
             yield from parts_of(hint, kind, seen)
 
 
+def attributes_in(annotation: Any) -> Iterator[tuple[type, Any]]:
+    """Yield the attributes of the attrs classes in a type, each with its class."""
+    for _, kind in parts_of(annotation):
+        yield from ((kind, each) for each in getattr(kind, "__attrs_attrs__", ()))
+
+
 def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
     """Yield the type of each field of a class, and the values beside it."""
     if hasattr(kind, "__pydantic_fields__"):
@@ -479,14 +491,23 @@ def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> insp
         return signature
     last = others.pop()
     (kind,) = get_args(hints[last.name])
+    for name, annotation, required in typed_dict_members(kind):
+        hints[name] = annotation
+        others.append(inspect.Parameter(name, last.KEYWORD_ONLY, default=last.empty if required else UNSET))
+    return signature.replace(parameters=others)
+
+
+def typed_dict_members(kind: Any) -> Iterator[tuple[str, Any, bool]]:
+    """Yield the name and type of each member of a TypedDict, and whether it's required.
+
+    With postponed annotations, only the annotations show what `Required` and `NotRequired` mark.
+    """
     for name, annotation in get_type_hints(kind, include_extras=True).items():
         required = name in kind.__required_keys__
         while _is_named(annotation, "Required", "NotRequired", "ReadOnly"):
             required = _is_named(annotation, "Required") or (required and not _is_named(annotation, "NotRequired"))
             (annotation,) = get_args(annotation)  # noqa: PLW2901  what it marks
-        hints[name] = annotation
-        others.append(inspect.Parameter(name, last.KEYWORD_ONLY, default=last.empty if required else UNSET))
-    return signature.replace(parameters=others)
+        yield name, annotation, required
 
 
 def _is_named(annotation: Any, *names: str) -> bool:
@@ -515,6 +536,7 @@ def parameter_of(
         hint, default = Annotated[hint, default], NODEFAULT
     try:
         annotation, metadata = split_annotation(normalize(hint, received=True))
+        _check_attributes(annotation)
         wire = alias_in(metadata) or parameter.name
         default = default_in(metadata) if default is NODEFAULT else default
     except RegistrationError as error:
@@ -531,6 +553,15 @@ def parameter_of(
     if description and not any(isinstance(getattr(each, "description", None), str) for each in metadata):
         metadata = (*metadata, Meta(description=description))
     return Parameter(parameter.name, wire, join_annotation(annotation, metadata), default)
+
+
+def _check_attributes(annotation: Any) -> None:
+    for kind, each in attributes_in(annotation):
+        if not each.init or each.converter is not None:
+            raise RegistrationError(
+                f"{kind.__name__}.{each.name} has a converter or init=False, which attrs applies only in its own "
+                "__init__. Use a dataclass with __post_init__"
+            )
 
 
 def _check_hint(hint: Any, where: str, name: str) -> None:

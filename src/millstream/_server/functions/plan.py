@@ -8,7 +8,7 @@ Arguments that the decoder refuses are examined again. Large ones are never walk
 
 import functools
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from math import isfinite
 from types import CodeType, MethodType
@@ -38,8 +38,10 @@ from millstream._server.functions.description import describe
 from millstream._server.functions.engine import SchemaCheck, engine_of, may_be_content, output_from_schema
 from millstream._server.functions.msgspec_engine import MAX_VALUES, Engine, Output, OutputError
 from millstream._server.functions.parameters import (
+    ITERATORS,
     ArgumentList,
     Kind,
+    attributes_in,
     check_described,
     check_text_arguments,
     close_alias,
@@ -146,6 +148,8 @@ def plan(
     is_async_generator = any(map(inspect.isasyncgenfunction, either))
     is_async = is_async_generator or any(map(inspect.iscoroutinefunction, either))
     is_generator = is_async_generator or inspect.isgeneratorfunction(target)
+    if not is_generator and (get_origin(returns) or returns) in ITERATORS:
+        function = _listing(function, is_async=is_async)
     if is_generator:
         _check_yields(returns, name)
         returns = (*get_args(returns), Any)[0]
@@ -233,7 +237,12 @@ def _signature_of(function: Function) -> inspect.Signature:
     (`functools.update_wrapper`), and a method lacks `self`, even if it's decorated.
     """
     inner = inspect.unwrap(function, stop=lambda each: isinstance(each, functools.partial | MethodType))
-    return inspect.signature(inner, follow_wrapped=not isinstance(inner, functools.partial))
+    try:
+        return inspect.signature(inner, follow_wrapped=not isinstance(inner, functools.partial))
+    except ValueError:
+        raise TypeError(
+            f"{name_of(function)}: its parameters are unknown. Register a function that calls it."
+        ) from None
 
 
 def _check_accidental(
@@ -291,6 +300,9 @@ def _engine(arguments: ArgumentList, returns: Any, code: CodeType | None) -> Eng
             raise OutputError(f"the annotation {returns!r} can't be resolved")
         try:
             promised = None if returns is None else normalize(returns)
+            for kind, each in () if promised is None else attributes_in(promised):
+                if each.name.startswith("_"):
+                    raise OutputError(f"msgspec doesn't write the private {each.name} of {kind.__name__}")
         except RegistrationError as error:
             raise RegistrationError(f"{name}: invalid return type: {error}.") from error
         return engine_of(arguments, promised)
@@ -350,6 +362,19 @@ def _caller(
     return call
 
 
+def _listing(function: Function, *, is_async: bool) -> Function:
+    """Return a function that reads the iterator that a function returns, in the same thread."""
+
+    def read(value: Any) -> Any:
+        items: Any = value
+        return list(items) if isinstance(value, Iterator) else value
+
+    async def call_async(*listed: Any, **named: Any) -> Any:
+        return read(await function(*listed, **named))
+
+    return call_async if is_async else lambda *listed, **named: read(function(*listed, **named))
+
+
 def _without_unset(function: Function) -> Function:
     return lambda *listed, **named: function(*listed, **{key: each for key, each in named.items() if each is not UNSET})
 
@@ -361,12 +386,18 @@ class ArgumentError(ValueError):
 def read_texts(plan: Plan, values: Json) -> Any:
     """Return the arguments of a prompt or resource from their strings: ``"3"`` becomes an int if the parameter is one.
 
+    For a parameter with a default that isn't text, ``""`` means "not given".
+
     Raises:
         ArgumentError: A string doesn't fit its parameter.
     """
     try:
         return plan.engine.convert(values, lax=True)
     except msgspec.ValidationError as error:
+        # Forms send "" for a field that's left empty.
+        rest = {name: each for name, each in values.items() if not _is_omitted(plan.input_schema, name, each)}
+        if len(rest) < len(values):
+            return read_texts(plan, rest)
         few = len(values) <= MAX_LISTED
         problems = plan.engine.problems(error, values, lax=True) if few else [engine_problem(error)]
         raise _refusal(plan, problems) from error
@@ -483,18 +514,20 @@ def _second_try(plan: Plan, raw: bytes) -> Any | None:
 def _coerce(schema: Schema, values: Json) -> Json:
     """Return arguments as models mean them, at any depth. See `plan`."""
     decode_json_texts(schema, values)
-    properties, required = schema.get("properties", {}), schema.get("required", ())
+    properties = schema.get("properties", {})
     made: Json = {}
     for name, value in values.items():
-        node = members(properties.get(name, schema.get("additionalProperties")))
-        if value is None or value == "":
-            optional = name in properties and name not in required
-            if optional and any(find_problems({"properties": {name: node}}, {name: value})):
-                continue
-            made[name] = value
-        else:
-            made[name] = _coerce_value(node, value)
+        if not _is_omitted(schema, name, value):
+            made[name] = _coerce_value(members(properties.get(name, schema.get("additionalProperties"))), value)
     return made
+
+
+def _is_omitted(schema: Schema, name: str, value: Any) -> bool:
+    """Return whether null or ``""`` can only mean "not given": for an optional member that allows no such value."""
+    if (value is not None and value != "") or name in schema.get("required", ()):
+        return False
+    node = schema.get("properties", {}).get(name, {})
+    return any(find_problems({"properties": {name: node}}, {name: value}))
 
 
 def _coerce_value(node: Schema, value: Any) -> Any:

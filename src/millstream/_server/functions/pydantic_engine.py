@@ -42,9 +42,11 @@ from millstream._protocol.json_schema import (
     is_object,
     is_recursive_alias,
     key_schema,
+    map_subschemas,
     members,
     schema_of,
     type_text,
+    walk,
 )
 from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS
@@ -53,8 +55,10 @@ from millstream._server.functions.msgspec_engine import (
     Engine,
     Output,
     OutputError,
+    check_exactly,
     dec_hook,
     enc_hook,
+    has_decimals,
     is_structured,
     once_per_type,
     output_error,
@@ -70,6 +74,7 @@ from millstream._server.functions.parameters import (
     has_meta,
     has_pydantic_members,
     needs_pydantic,
+    typed_dict_members,
     union_of,
     unwrap_alias,
 )
@@ -320,10 +325,43 @@ _INVALID_CHARACTERS = re.compile(r"[^a-zA-Z0-9.\-_]")
 def _clean_schema(schema: Schema, name: str) -> Schema:
     """Return a schema without references, and without titles that repeat a class name."""
     definitions: dict[str, Schema] = schema.get("$defs", {})
+    _restore_references(schema, definitions)
     for title, part in [(name, schema), *definitions.items()]:
         if title in ((written := part.get("title", "")), _INVALID_CHARACTERS.sub("_", written)):
             part.pop("title", None)
     return inline_references(schema, definitions)
+
+
+_HIDDEN_REF, _HIDDEN_DEFS = "$msgspec-ref", "$msgspec-defs"
+"""Keywords for references to types that msgspec reads. pydantic refuses references that it doesn't know."""
+
+
+def _rename_references(node: Any, old: str, new: str, suffix: str = "") -> Any:
+    if not is_object(node):
+        return node
+    made = map_subschemas(node, lambda child: _rename_references(child, old, new, suffix))
+    if old in made:
+        made[new] = made.pop(old) + suffix
+    return made
+
+
+def _restore_references(schema: Schema, definitions: dict[str, Schema]) -> None:
+    """Add the definitions of types that msgspec reads to those of pydantic, in place. Equal names get a suffix."""
+    for node in list(walk({"anyOf": [schema], "$defs": definitions})):
+        if (hidden := node.pop(_HIDDEN_DEFS, None)) is None:
+            continue
+        suffix = ""
+        while True:
+            found = {
+                name + suffix: _rename_references(each, _HIDDEN_REF, "$ref", suffix) for name, each in hidden.items()
+            }
+            if all(definitions.get(name, each) == each for name, each in found.items()):
+                break
+            suffix += "_"
+        definitions.update(found)
+        made = _rename_references(node, _HIDDEN_REF, "$ref", suffix)
+        node.clear()
+        node.update(made)
 
 
 _PLAIN_DEFAULTS = frozenset({type(None), bool, int, str})
@@ -418,7 +456,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if not parts:
         return annotation
     if origin in UNIONS:
-        return union_of([translate(part, inside) for part in parts])
+        return _translate_union(parts, inside)
     if not isinstance(origin, type) or any(isinstance(part, list) for part in parts):
         return annotation
     made = [part if part is ... else translate(part, inside) for part in parts]
@@ -463,6 +501,10 @@ def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and (known or issubclass(kind, Struct))
 
 
+def _is_tagged(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Struct) and kind.__struct_config__.tag is not None
+
+
 def _is_old_typed_dict(kind: Any) -> bool:
     """Return whether a TypedDict lacks an attribute of Python 3.12 that pydantic requires."""
     return type(kind).__module__ == "typing" and hasattr(kind, "__total__") and sys.version_info < (3, 12)
@@ -474,18 +516,34 @@ def _field(meta: Meta) -> Any:
     return pydantic.Field(**said, json_schema_extra=meta.extra_json_schema)
 
 
+def _translate_union(parts: tuple[Any, ...], inside: tuple[Any, ...]) -> Any:
+    made = [translate(part, inside) for part in parts]
+    tagged = [part for part in parts if _is_tagged(get_origin(part) or part)]
+    if len(tagged) > 1:  # msgspec finds the one with the tag
+        union = union_of(tagged)
+        others = [new for part, new in zip(parts, made, strict=True) if part not in tagged]
+        made = [Annotated[union, _StructSchema(union)], *others]
+    return union_of(made)
+
+
 def _translate_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
+    if hasattr(kind, "__total__") and not needs_pydantic(annotation):
+        return Annotated[annotation, _StructSchema(annotation)]
     if kind in inside or get_args(annotation) or has_pydantic_members(kind):
         raise RegistrationError(
             f"pydantic checks {type_text(annotation)}, which is generic, refers to itself, or has validators, "
             "and ignores millstream's Field in it. Write pydantic.Field there"
         )
+    if hasattr(kind, "__total__"):
+        members = {
+            name: made if required else NotRequired[made]
+            for name, hint, required in typed_dict_members(kind)
+            for made in [translate(hint, (*inside, kind))]
+        }
+        return TypedDict(kind.__name__, members)  # type: ignore[operator]  # the functional form
     hints = {name: translate(hint, (*inside, kind)) for name, hint in get_type_hints(kind, include_extras=True).items()}
     if is_dataclass(kind):
         return Annotated[kind, _DataclassSchema(hints)]
-    if hasattr(kind, "__total__"):
-        members = {name: hint if name in kind.__required_keys__ else NotRequired[hint] for name, hint in hints.items()}
-        return TypedDict(kind.__name__, members)  # type: ignore[operator]  # the functional form
     return Annotated[kind, _StructSchema(kind)]
 
 
@@ -494,21 +552,31 @@ class _StructSchema:
 
     def __init__(self, kind: Any) -> None:
         self._kind = kind
-        self._schema = schema_of(kind, hook=schema_hook)
-        check_patterns(self._schema)
+        kinds = get_args(kind) if get_origin(kind) in UNIONS else (kind,)
+        self._classes = tuple(get_origin(each) or each for each in kinds if not hasattr(each, "__total__"))
+        schema = schema_of(kind, hook=schema_hook)
+        check_patterns(schema)
+        self._exact = schema if has_decimals(schema) else None
+        self._schema: Schema = _rename_references(schema, "$ref", _HIDDEN_REF)
+        if (definitions := self._schema.pop("$defs", None)) is not None:
+            self._schema[_HIDDEN_DEFS] = definitions
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        return core_schema.no_info_plain_validator_function(
+        return core_schema.with_info_plain_validator_function(
             self._read, serialization=core_schema.plain_serializer_function_ser_schema(self._write)
         )
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> Schema:
         return self._schema
 
-    def _read(self, value: Any) -> Any:
-        if not is_recursive_alias(self._kind) and isinstance(value, self._kind):
-            return value
-        return msgspec.convert(value, self._kind, dec_hook=dec_hook)
+    def _read(self, value: Any, info: core_schema.ValidationInfo) -> Any:
+        if info.mode == "python":  # a result
+            if not is_recursive_alias(self._kind) and isinstance(value, self._classes):
+                return value
+            value = self._write(value)
+        if self._exact is not None:
+            check_exactly(self._exact, value)
+        return msgspec.convert(value, self._kind, dec_hook=dec_hook, str_keys=True)
 
     def _write(self, value: Any) -> Any:
         return msgspec.to_builtins(value, enc_hook=enc_hook)
