@@ -197,9 +197,9 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     hub_replay_events: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0
-    """Maximum subscribers of the hub; 0 means that only `max_connections` applies. ``MAX_CONNECTIONS`` also sets it."""
+    """Maximum subscribers of the hub. 0 means that only `max_connections` applies. ``MAX_CONNECTIONS`` also sets it."""
     hub_subscribers_per_channel: Cap = 0
-    """Maximum subscribers of one channel; 0 means that only `max_connections` applies."""
+    """Maximum subscribers per channel. 0 means that only `max_connections` applies."""
     hub_history: Size = 1_000
     """Number of events per channel that a new or returning subscriber can get."""
     hub_history_age: Seconds = 3600.0
@@ -227,7 +227,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Show callers your code's errors, with tracebacks. For development only, because it reveals code."""
 
     def __post_init__(self) -> None:
-        """Validate the values, and convert a list to a tuple or 1 to 1.0.
+        """Validate the values and convert a list to a tuple or 1 to 1.0.
 
         Raises:
             ValueError: A value is of the wrong type or out of range.
@@ -248,7 +248,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Return the settings from ``MILLSTREAM_…`` variables, overridden by keywords: ``Settings.load(page_size=50)``.
 
         Args:
-            environ: The variables; by default those of this process.
+            environ: The variables, by default those of this process.
             given: Fields of `Settings`, which override the variables.
 
         Raises:

@@ -201,7 +201,7 @@ class Limiter:
         rate: Rate of each key.
         clock: Monotonic clock.
         max_keys: Maximum number of keys. Beyond it, the older half of those with less than a full allowance is dropped.
-        pool: Returns the store's limiter once the store is open. `charge` and `report` count there on all workers.
+        pool: Returns the store's limiter when the store is open. `charge` and `report` count there on all workers.
     """
 
     def __init__(
@@ -287,7 +287,7 @@ class Limiter:
         return RateCharge(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost, cost)
 
     def spend(self, key: str, cost: float) -> bool:
-        """Take from a key's allowance, and return whether it was enough.
+        """Take from a key's allowance and return whether it was enough.
 
         Args:
             key: Key of the caller, or of what is limited.
@@ -404,7 +404,7 @@ _SHARE = 100
 """A worker takes this fraction of the rate in advance."""
 _MOST = 20
 _LOST = 5.0
-"""Seconds after which an answer counts as lost."""
+"""Seconds after which an answer is treated as lost."""
 _MAX_KEYS = 100_000
 _HOT = 1.0
 """A key used again within this number of seconds gets tokens in advance."""
@@ -472,7 +472,7 @@ class SharedLimiter(Struct, eq=False):
         return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost + advance)
 
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
-        """Process the store's answer, and discard what this worker has decided without it."""
+        """Process the store's answer and discard what this worker has decided without it."""
         cost, advanced = asked.cost, asked.most > asked.cost
         now = self.clock()
         known = self._known.get(key)

@@ -83,7 +83,7 @@ class Route(Struct, frozen=True):
     handlers: Mapping[str, Handler]
     """HTTP method -> handler."""
     stream: bool = False
-    """Whether a GET opens a stream. Pages of other sites and WebSockets are refused, and HEAD opens none."""
+    """Whether a GET opens a stream. Pages of other sites and WebSockets are rejected, and HEAD opens none."""
     public: bool = False
     """Whether callers need no sign-in."""
     scope: str = ""
@@ -95,7 +95,7 @@ class Route(Struct, frozen=True):
     gated: bool = False
     """Whether request gates run before the handler. Call gates cover MCP and REST."""
     message: str = ""
-    """The message log's name for a request refused because it came from another machine."""
+    """The message log's name for a request rejected because it came from another machine."""
     own: bool = False
     """Whether it's one of the program's own routes. A page may then use the sign-in cookie with any method."""
     reserved: bool = False
@@ -205,7 +205,7 @@ class PartHost:
         self.runs_while_idle: bool = False
         """Whether the server keeps running while idle, because a part holds state that must survive."""
         self.shared_paths: set[str] = set()
-        """Paths that pages of any origin may use, because cookies are ignored there."""
+        """Paths that pages of any origin can use, because cookies are ignored there."""
         self.request_gates: list[RequestGate] = []
         self.http: list[Callable[[], None]] = []
         self.drains: list[Callable[[float], Awaitable[None]]] = []
@@ -284,16 +284,16 @@ class PartHost:
         """Run a gate before each call.
 
         Args:
-            gate: Called with each call. It raises `ProtocolError` to refuse the call, directly or when awaited.
+            gate: Called with each call. It raises `ProtocolError` to reject the call, directly or when awaited.
         """
         self._gates.append(gate)
         self.dispatcher.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
 
     def gate_requests(self, gate: RequestGate) -> None:
-        """Run a gate before handlers of routes that are `gated`, and before each WebSocket message of the hub.
+        """Run a gate before handlers of routes that are `gated` and before each WebSocket message of the hub.
 
         Args:
-            gate: Raises `ProtocolError` to refuse the request.
+            gate: Raises `ProtocolError` to reject the request.
         """
         self.request_gates.append(gate)
 
@@ -450,7 +450,7 @@ class PartHost:
 
 
 def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) -> list[Part]:
-    """Sort the parts so that each comes after the parts it needs, and keep their order otherwise.
+    """Sort the parts so that each comes after the parts it needs and keep their order otherwise.
 
     Args:
         parts: Parts to open.

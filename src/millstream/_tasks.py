@@ -55,7 +55,7 @@ class Tasks:
         """Wait for running tasks to finish.
 
         Args:
-            seconds: Maximum time to wait; None for no limit.
+            seconds: Maximum time to wait, or None for no limit.
         """
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
@@ -65,10 +65,10 @@ class Tasks:
         self._closed = False
 
     async def close(self, seconds: float | None = None) -> None:
-        """Cancel all tasks, and wait for them to end.
+        """Cancel all tasks and wait for them to end.
 
         Args:
-            seconds: Maximum time to wait; None for no limit.
+            seconds: Maximum time to wait, or None for no limit.
         """
         self._closed = True
         tasks = tuple(self._tasks)
@@ -82,7 +82,7 @@ class Tasks:
 def has_failed(task: asyncio.Future[Any]) -> bool:
     """Return whether a task ended without a result: ``task.add_done_callback(has_failed)``.
 
-    Its error counts as retrieved, so asyncio doesn't log it.
+    Its error is treated as retrieved, so asyncio doesn't log it.
 
     Args:
         task: The task, which may still be running.

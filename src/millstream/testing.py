@@ -100,8 +100,8 @@ def connect(
 ) -> TestClient:
     """Run a server in memory and connect to it: ``async with connect(mcp) as client: …``.
 
-    The caller counts as the program that started the server: ``ctx.principal`` is None, and scopes aren't checked. With
-    `principal` or `scopes`, the caller has signed in: ``connect(mcp, principal="ada", scopes=["notes:write"])``.
+    The caller is treated as the program that started the server: ``ctx.principal`` is None, and scopes aren't checked.
+    With `principal` or `scopes`, the caller has signed in: ``connect(mcp, principal="ada", scopes=["notes:write"])``.
 
     Args:
         server: Your server.

@@ -41,7 +41,7 @@ class PartEntry(Struct, frozen=True):
     place: str
     """Module and class; the class is called with the definition of the server."""
     when: "Callable[[Definition], bool] | None" = lambda it: True
-    """Whether a server with this definition has it; None for parts that ``serve=`` names."""
+    """Whether a server with this definition has it, or None for parts that ``serve=`` names."""
     brings: Collection[str] = ()
     """Further parts that ``serve=`` adds with it."""
     extension: bool = False
@@ -143,7 +143,7 @@ class Bind(Struct, frozen=True):
     """The address that the server listens on, if known."""
 
     loopback: bool | None = None
-    """Whether only this machine can reach it; None if its address is unknown."""
+    """Whether only this machine can reach it, or None if its address is unknown."""
     state: "ServerState | None" = None
     """State of our own HTTP server; None under another one."""
     workers: Collection[object] = ()

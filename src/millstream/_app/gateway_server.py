@@ -66,7 +66,7 @@ def server_of_file(path: Path, only: str = "") -> Server:
         only: Name of the one upstream to offer, under its own names. By default, all of them.
 
     Raises:
-        ConfigError: The file can't be used; the message names the line.
+        ConfigError: The file can't be used. The message identifies the line.
         VariableError: An environment variable is invalid.
     """
     config = load_file(path)
@@ -106,7 +106,7 @@ def server_of(value: Any) -> Server:
         value: Server object; see `millstream.gateway._programs.library_of`.
 
     Raises:
-        ProgramError: It can't run this way; the message explains why and suggests a fix.
+        ProgramError: It can't run this way. The message explains why and suggests a fix.
     """
     from millstream._app.user_routes import application_at  # noqa: PLC0415  only for other libraries
     from millstream.gateway._programs.auth import ProgramAuth  # noqa: PLC0415

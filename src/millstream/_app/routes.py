@@ -51,13 +51,13 @@ class LocalOnly(msgspec.Struct, frozen=True):
     """Distinguishes programs on this machine from others.
 
     A loopback address isn't sufficient, because a proxy on the same machine also has one, and its clients may be
-    anywhere. A request counts as local only if the server is bound to a loopback address (or its address is unknown),
-    the peer has one, no header says that the request was forwarded, and its Host is a loopback name. nginx with only a
-    `proxy_pass` passes all of these, but speaks HTTP/1.0, which browsers, curl, and Prometheus don't.
+    anywhere. A request is treated as local only if the server is bound to a loopback address (or its address is
+    unknown), the peer has one, no header says that the request was forwarded, and its Host is a loopback name. nginx
+    with only a `proxy_pass` passes all of these, but speaks HTTP/1.0, which browsers, curl, and Prometheus don't.
     """
 
     loopback: bool | None
-    """Whether the server is bound to a loopback address; None if that's unknown."""
+    """Whether the server is bound to a loopback address, or None if that's unknown."""
     note: ObserveMessage
     _told: set[str] = set()
 
@@ -91,7 +91,7 @@ class LocalOnly(msgspec.Struct, frozen=True):
     def guard(self, handler: Handler, *, message: str = "") -> Handler:
         """Wrap a handler to accept only programs on this machine.
 
-        `message` describes a refused request for message logs.
+        `message` describes a rejected request for message logs.
         """
 
         async def check_peer(request: HttpRequest) -> Response | Sink | None:
@@ -177,7 +177,7 @@ class Routes:
             self._exact["/"] = {"GET": _as_if(page, redirects["GET"])}
 
     def find(self, method: str, path: str) -> Handler | None:
-        """Return the handler of a path below the mount point; None for 404."""
+        """Return the handler of a path below the mount point, or None for 404."""
         exact = self._exact.get(path)
         handlers = exact or self._below(path)
         if handlers is None:
@@ -212,7 +212,7 @@ class Routes:
         return self._for_browsers(_refuse(404, f"Not found. {text}"))
 
     def _for_browsers(self, handler: Handler, *, own: bool = False) -> Handler:
-        """Return the handler with refusals as pages for browsers. `own`: once the guard has let a request pass, the
+        """Return the handler with refusals as pages for browsers. `own`: when the guard has let a request pass, the
         response is the program's.
         """
 
@@ -302,7 +302,7 @@ def _refuse(status: int, text: str, **headers: str) -> Handler:
 def _allow(allowed: str, refusal: Handler) -> Handler:
     """Return the handler of OPTIONS, which lists the methods of a path (RFC 9110 §9.3.7).
 
-    A preflight that gets here is from an Origin that isn't allowed, so it's refused.
+    A preflight that gets here is from an Origin that isn't allowed, so it's rejected.
     """
 
     async def answer(request: HttpRequest) -> Response | Sink | None:

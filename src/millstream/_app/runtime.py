@@ -106,7 +106,7 @@ class Replicas:
             self._services.changes.emit(change)
 
     def on_change(self, kind: str, key: str, how: str) -> None:
-        """Make the others remove an item or switch it ``on`` or ``off``, and record items that were ``added``."""
+        """Make the others remove an item or switch it ``on`` or ``off`` and record items that were ``added``."""
         if how == "added":
             self._added.append(key)
         elif self._receiving:
@@ -150,7 +150,7 @@ class Replicas:
             self._apply(message)
 
     def _apply(self, message: ItemSwitch) -> None:
-        """Record the state of an item, and apply it."""
+        """Record the state of an item and apply it."""
         registry = self._definition.registry
         if not registry.has(message.kind, message.key):
             return
@@ -201,7 +201,7 @@ class Replicas:
 
 IDLE_SECONDS = 60.0
 HALT_SECONDS = 1.0
-"""Seconds for calls to end once they are stopped."""
+"""Seconds for calls to end when they are stopped."""
 
 
 class Runtime:
@@ -220,7 +220,7 @@ class Runtime:
             definition: Definition of the server.
             store: Store for this loop, opened and closed here.
             bind: Where the server listens.
-            on_idle: Called when the server was idle for a minute; None if its starter closes it.
+            on_idle: Called when the server was idle for a minute, or None if its starter closes it.
         """
         # Configuration
         self.definition = definition

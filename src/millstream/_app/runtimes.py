@@ -33,7 +33,7 @@ class Runtimes:
         self._by_loop: dict[asyncio.AbstractEventLoop, Runtime] = {}
         """Open runtimes."""
         self._living: dict[asyncio.AbstractEventLoop, Runtime] = {}
-        """Runtimes that are open, opening, or closing: their lifespans may publish at any time."""
+        """Runtimes that are open, opening, or closing: their lifespans can publish at any time."""
         self._opening: SingleFlight[Runtime] = SingleFlight()
         self._closing = Tasks()
         self._stores: dict[asyncio.AbstractEventLoop, Store] = {}
@@ -139,7 +139,7 @@ class Runtimes:
 
     @property
     def hub(self) -> "Hub | None":
-        """Return the hub of this loop, or of the running loop if this isn't a loop's thread, once it's open."""
+        """Return the hub of this loop, or of the running loop if this isn't a loop's thread, when it's open."""
         try:
             runtime = self._living.get(asyncio.get_running_loop())
         except RuntimeError:

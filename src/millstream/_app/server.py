@@ -59,7 +59,7 @@ def check_arguments(name: Any, lifespan: Any, info: Any, settings: Any, **texts:
         texts: Arguments that must be strings.
 
     Raises:
-        TypeError: An argument has the wrong type; the message names the right one.
+        TypeError: An argument has the wrong type. The message identifies the right one.
         ValueError: The name is empty.
     """
     if not isinstance(name, str):
@@ -211,18 +211,18 @@ class Server:
         version: Version of your server, not of the protocol.
         instructions: Instructions for the client's model on how to use the server.
         info: Title, description, icons, and website.
-        store: URL of the store for streams and sessions; by default that of the settings, or ``memory://``.
+        store: URL of the store for streams and sessions, by default that of the settings, or ``memory://``.
         lifespan: An ``async with`` context that's open while the server runs. Its value is ``ctx.lifespan``.
         serve: What to serve in addition to MCP: hub, rest, web, metrics, several of them, or all.
         auth: How callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
-        authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` decides who may use a channel of the hub.
+        authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` decides who can use a channel of the hub.
             It must not block.
         middleware: Hooks around calls, reads, prompts, lists, and messages (`millstream.middleware`), outermost first.
         extensions: MCP extensions, with methods and capabilities: see `millstream.extensions.Extension`.
-        settings: Operational settings; by default from ``MILLSTREAM_…`` variables.
+        settings: Operational settings, by default from ``MILLSTREAM_…`` variables.
 
     Raises:
-        TypeError: An argument has the wrong type, or a keyword is unknown. The message names the right one.
+        TypeError: An argument has the wrong type, or a keyword is unknown. The message identifies the right one.
         ValueError: `serve` names an unknown part.
 
     Example:
@@ -299,7 +299,7 @@ class Server:
             self._plug_in(check_extensions(extensions))
 
     def extend(self, extension: E) -> E:
-        """Add an MCP extension before the server runs, and return it: ``stock = mcp.extend(Stock())``.
+        """Add an MCP extension before the server runs and return it: ``stock = mcp.extend(Stock())``.
 
         Its hooks around tools, resources, and prompts apply to those that are registered afterwards.
 
@@ -471,7 +471,7 @@ class Server:
     # While running
 
     def remove_tool(self, name: str) -> None:
-        """Remove a tool on every worker, and notify clients: ``mcp.remove_tool("add")``.
+        """Remove a tool on every worker and notify clients: ``mcp.remove_tool("add")``.
 
         Args:
             name: Its name.
@@ -482,7 +482,7 @@ class Server:
         self.definition.remove("tools", name)
 
     def remove_prompt(self, name: str) -> None:
-        """Remove a prompt on every worker, and notify clients: ``mcp.remove_prompt("review")``.
+        """Remove a prompt on every worker and notify clients: ``mcp.remove_prompt("review")``.
 
         Args:
             name: Its name.
@@ -493,7 +493,7 @@ class Server:
         self.definition.remove("prompts", name)
 
     def remove_resource(self, uri: str) -> None:
-        """Remove a resource or template on every worker, and notify clients: ``mcp.remove_resource("shop://1")``.
+        """Remove a resource or template on every worker and notify clients: ``mcp.remove_resource("shop://1")``.
 
         Args:
             uri: Its URI, as registered.
@@ -590,7 +590,7 @@ class Server:
         Args:
             path: ``/app``, or ``/`` for everything that has no other path.
             folder: Path of the folder, relative to the current directory.
-            max_age: Seconds for which clients cache a file; by default they revalidate it each time, by entity tag.
+            max_age: Seconds that clients cache a file, by default they revalidate it each time, by entity tag.
             public: Whether callers don't have to sign in for it.
 
         Raises:
@@ -633,7 +633,7 @@ class Server:
 
         Args:
             spec: The OpenAPI document, version 2.0, 3.0, or 3.1, as a dict, or the path of its file in JSON or YAML.
-            client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
+            client: An `AsyncClient` of httpx2 or httpx, by default one for the first server of the document.
             name: Name that clients show.
             options: `routes`, a list of `millstream.gateway.RouteMap`, `names`, and `choose`. With
                 `output_schemas`, tools have output schemas, taken from the document's responses. `hosts` are origins
@@ -654,7 +654,7 @@ class Server:
 
         Args:
             app: The application.
-            name: Name that clients show; by default the application's title.
+            name: Name that clients show, by default the application's title.
             options: Options of `from_openapi`.
         """
         from millstream.gateway._openapi import client_of_app  # noqa: PLC0415  few servers use it
@@ -804,10 +804,10 @@ class Server:
         process.
 
         Args:
-            transport: ``http`` or ``stdio``; by default stdio if standard input is a pipe, or else HTTP. ``sse`` and
+            transport: ``http`` or ``stdio``, by default stdio if standard input is a pipe, or else HTTP. ``sse`` and
                 ``streamable-http`` mean ``http``, which serves both.
-            host: Address to listen on; by default ``MILLSTREAM_HOST``, or 127.0.0.1.
-            port: Port to listen on; by default ``MILLSTREAM_PORT``, or 8000.
+            host: Address to listen on, by default ``MILLSTREAM_HOST``, or 127.0.0.1.
+            port: Port to listen on, by default ``MILLSTREAM_PORT``, or 8000.
             workers: Number of processes that serve over HTTP.
         """
         from millstream._app.server_process import launch  # noqa: PLC0415  loads an HTTP server only where one is wanted
@@ -822,8 +822,8 @@ class Server:
 
         Args:
             transport: ``http`` or ``stdio``.
-            host: Address to listen on; by default ``MILLSTREAM_HOST``, or 127.0.0.1.
-            port: Port to listen on; by default ``MILLSTREAM_PORT``, or 8000.
+            host: Address to listen on, by default ``MILLSTREAM_HOST``, or 127.0.0.1.
+            port: Port to listen on, by default ``MILLSTREAM_PORT``, or 8000.
         """
         from millstream._app.server_process import launch  # noqa: PLC0415  see `run`
 

@@ -1,7 +1,7 @@
 """The gate that checks rate limits and quotas, from the settings and from single tools, before every call.
 
 A caller is a principal, or an address for anonymous callers; the program that started this one over stdio has only the
-limits of the tools. If any limit refuses a call, none is charged. With a shared store, limits apply to all of its
+limits of the tools. If any limit rejects a call, none is charged. With a shared store, limits apply to all of its
 workers together. Without limits, there is no gate.
 """
 
@@ -56,7 +56,7 @@ class Throttle:
         self._concurrency = settings.limit_concurrency
         # State
         self.refused = Counter[str]()
-        """Policy -> number of refused calls."""
+        """Policy -> number of rejected calls."""
         self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
         """(tool, rate) -> its limiter."""
         self._held = Share()
@@ -191,7 +191,7 @@ class Throttle:
         asked: Sequence[RateCharge],
         charges: Sequence[tuple[str, Charge]],
     ) -> None:
-        """Record the store's decision, and raise if it refused."""
+        """Record the store's decision and raise an error if it rejected the call."""
         said = list(zip(paces, asked, decision.results, strict=False))  # the rest are other kinds
         for (limiter, key, _), pace, taken in said:
             limiter.workers = decision.workers

@@ -36,12 +36,12 @@ from millstream._web.error_pages import error_page
 def _files(folder: str, *, max_age: int, shared: bool) -> Application:
     """Return an ASGI application that serves a folder, without hidden files, and with a limit on ranges.
 
-    Starlette resolves paths, and refuses those outside the folder, including symbolic links. It supports entity
+    Starlette resolves paths, and rejects those outside the folder, including symbolic links. It supports entity
     tags, ``Last-Modified``, ``index.html`` and ``404.html``, and ranges (RFC 9110 §14).
 
     Args:
         folder: Folder of the files, all of which are accessible to every permitted caller.
-        max_age: Seconds for which clients cache a file without revalidation.
+        max_age: Seconds that clients cache a file without revalidation.
         shared: Whether shared caches may store the files.
 
     Raises:

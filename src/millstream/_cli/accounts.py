@@ -64,7 +64,7 @@ def add_key(
     file: KeyFileOption = None,
     json: Json = False,
 ) -> None:
-    """Create a key, and print it once.
+    """Create a key and print it once.
 
     **Examples**
 
@@ -74,7 +74,7 @@ def add_key(
 
     Args:
         scope: Scope of the key; repeat it, or use '*' for all.
-        days: Days until it expires; 0 means never.
+        days: Days until it expires. 0 means never.
     """
     key_file, now = _file(file), time.time()
     with convert_errors():
@@ -112,7 +112,7 @@ def list_keys(*, file: KeyFileOption = None, json: Json = False) -> None:
 
 @keys.command
 def revoke(name: Owner, /, *, file: KeyFileOption = None, json: Json = False) -> None:
-    """Revoke a key. Running servers refuse it within a second, and close its streams.
+    """Revoke a key. Running servers reject it within a second, and close its streams.
 
     **Example**
 
@@ -133,7 +133,7 @@ def rotate(
     file: KeyFileOption = None,
     json: Json = False,
 ) -> None:
-    """Replace a key with a new one with the same scopes, and print it once.
+    """Replace a key with a new one with the same scopes and print it once.
 
     **Example**
 
@@ -211,7 +211,7 @@ def add_user(
     - `millstream users add grace --scope orders:write --group staff`
 
     Args:
-        scope: Scope that they may grant to clients; repeat it, or use '*' for all.
+        scope: Scope that they can grant to clients; repeat it, or use '*' for all.
         group: Group for policies of a gateway; repeat it for several.
     """
     with convert_errors():
@@ -246,7 +246,7 @@ def list_users(*, file: UserFileOption = USER_FILE, json: Json = False) -> None:
 
 @users.command
 def remove(name: UserName, /, *, file: UserFileOption = USER_FILE, json: Json = False) -> None:
-    """Remove a user. Running servers refuse their tokens within a second, and close their streams.
+    """Remove a user. Running servers reject their tokens within a second, and close their streams.
 
     **Example**
 

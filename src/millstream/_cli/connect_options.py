@@ -72,7 +72,7 @@ class ConnectOptions:
     auth_key: Annotated[str, Parameter(name="--auth", metavar="KEY")] = ""
     """Send "Authorization: Bearer KEY". Defaults to MCP_SERVER_AUTH_KEY on this machine and at MCP_SERVER_URL."""
     login: bool = False
-    """Sign in with a browser if the server requires it, and store the tokens."""
+    """Sign in with a browser if the server requires it and store the tokens."""
     env: Annotated[tuple[str, ...], Parameter(alias="-e", metavar="NAME=VALUE")] = ()
     """Set NAME=VALUE for a server that this command starts. It inherits only PATH, HOME, and the like."""
     revision: Annotated[str, Parameter(metavar="DATE")] = ""
@@ -177,7 +177,7 @@ def _is_program(target: str) -> bool:
 
 
 def version_of(client: Client) -> str:
-    """Return the server's version. "0" counts as none, because servers without a version have to send something."""
+    """Return the server's version. "0" is treated as none, because servers without a version have to send something."""
     return "" if client.server.version == "0" else client.server.version
 
 
@@ -300,7 +300,7 @@ def _read(prompt: str) -> str:
 
 
 async def list_items(request: Callable[[], Awaitable[list[T]]]) -> list[T]:
-    """Return a list of a server, or an empty one with a warning if the server refuses it."""
+    """Return a list of a server, or an empty one with a warning if the server rejects it."""
     try:
         return await request()
     except (InvalidResponse, ServerError) as exc:

@@ -50,7 +50,7 @@ _PINGS = 5
 
 
 async def latency_ms(client: Client) -> float:
-    """Ping the server, and return the milliseconds until the response."""
+    """Ping the server and return the milliseconds until the response."""
     begun = time.perf_counter()
     await client.ping()
     return (time.perf_counter() - begun) * 1000
@@ -376,7 +376,7 @@ async def watch(
 
     Args:
         uris: Resources to watch.
-        count: Stop after this many changes; 0 for no limit.
+        count: Stop after this many changes, or 0 for no limit.
         level: Minimum severity of log messages.
     """
 

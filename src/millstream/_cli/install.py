@@ -424,7 +424,7 @@ class FileChange(Struct, frozen=True):
     under: Sequence[str]
     """Path of the entry."""
     before: str | None
-    """Old content; None if the file doesn't exist."""
+    """Old content, or None if the file doesn't exist."""
     after: str | None
     """New content; None to delete the file, which only undo does."""
     copy: Path | None = None
@@ -747,7 +747,7 @@ def _tell_name(application: str, called: str, name: str, *, json: bool) -> None:
 
 
 def confirm_change(change: FileChange, *, dry_run: bool, yes: bool, json: bool) -> bool:
-    """Show the change, and return whether to make it. Without `yes`, ask.
+    """Show the change and return whether to make it. Without `yes`, ask.
 
     Raises:
         SystemExit: The change was declined.

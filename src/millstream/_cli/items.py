@@ -103,7 +103,7 @@ async def call(
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> int:
-    """Call a tool, and print its result. Progress goes to standard error.
+    """Call a tool and print its result. Progress goes to standard error.
 
     Values are converted to the types in the tool's schema: `copies=2` becomes a number or text. Write lists and
     objects as JSON; a list of words can also be separated by commas. The exit status is 1 if the tool reports an
@@ -152,7 +152,7 @@ async def call(
 
 
 def print_result(result: Result, *, as_json: bool) -> int:
-    """Print the result of a tool, and return the exit status."""
+    """Print the result of a tool and return the exit status."""
     if as_json:
         shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
         if isinstance(result.structured_content, msgspec.Raw):
@@ -254,7 +254,7 @@ async def prompt(
 async def _missing(
     client: Client, kind: str, name: str, target: str, error: ClientError | None = None
 ) -> ClientError | None:
-    """Return the error for an item that the server doesn't have, or has as another kind; None if it has it.
+    """Return the error for an item that the server doesn't have, or has as another kind, or None if it has it.
 
     Args:
         client: The client.
@@ -443,7 +443,7 @@ def progress_shown() -> Generator[Callable[[float, float | None, str | None], No
 
 
 async def follow(client: Client, task: str | Task) -> Result:
-    """Wait for a task, and show its status messages."""
+    """Wait for a task and show its status messages."""
     with progress_shown() as progress:
         return await client.tasks.wait(task, progress=progress, raise_on_error=False)
 
@@ -461,7 +461,7 @@ async def tasks(
     """List the tasks that were started on this machine, or show, wait for, or cancel one.
 
     `millstream call --task` starts them. With an id, it prints the state of that task, or its result
-    once it's completed. The exit status is 1 if the tool reports an error.
+    when it's completed. The exit status is 1 if the tool reports an error.
 
     **Examples**
 

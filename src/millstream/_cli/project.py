@@ -127,7 +127,7 @@ def init(
     - `millstream init shop --template deploy`: files for Docker, Compose, systemd, and Kubernetes
 
     Args:
-        folder: Folder for the project; by default this one, or a new one for a template.
+        folder: Folder for the project, by default this one, or a new one for a template.
         http: Serve HTTP (the default), or communicate with the program that starts it.
         name: Name of the server. [default: the folder]
         template: A whole system to start from, instead of a single server.

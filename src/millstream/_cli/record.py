@@ -88,7 +88,7 @@ async def record(file: Path, /, *server: str, header: Header = (), login: bool =
 
 
 MAX_LINE = 64 * 1024 * 1024
-"""Maximum bytes of a line; longer ones aren't valid messages."""
+"""Maximum size of a line, in bytes; longer ones aren't valid messages."""
 
 
 async def lines() -> AsyncIterator[bytes]:
@@ -119,7 +119,7 @@ async def write_stdout(data: bytes) -> None:
 
 
 MAX_BYTES = 256 * 1024 * 1024
-"""Maximum bytes of a recording. Above it, messages are still forwarded."""
+"""Maximum size of a recording, in bytes. Above it, messages are still forwarded."""
 
 
 class Writer:
@@ -150,7 +150,7 @@ class Writer:
         self._write(session={"millstream": __version__, "recorded": round(time.time(), 3), "server": server})
 
     def line(self, who: str, line: bytes) -> Any:
-        """Record one line, and return its message; None for other text."""
+        """Record one line, and return its message, or None for other text."""
         try:
             message: Any = json.loads(line)
         except (ValueError, RecursionError):

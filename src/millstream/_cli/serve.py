@@ -46,11 +46,11 @@ def serve_http(  # noqa: PLR0913  the options of commands
         descriptor: Descriptor of a socket to listen on instead.
         workers: Number of processes.
         reload: Whether to restart when a file changes.
-        told: Called once it's serving.
+        told: Called when it's serving.
         serve: Parts to serve, instead of those of the program.
         store: URL of the store.
         web: Whether to also serve the pages.
-        settings: Settings by name; None leaves a setting unchanged.
+        settings: Settings by name. None leaves a setting unchanged.
 
     Raises:
         CommandError: The server can't be found, or the address or an option is invalid.

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""
 _STUCK = 0.5
-"""Seconds after a signal until an unresponsive event loop counts as blocked."""
+"""Seconds after a signal until an unresponsive event loop is treated as blocked."""
 _AGAIN = 0.1
 """Seconds between a signal and SIGALRM, and between repetitions of SIGALRM."""
 

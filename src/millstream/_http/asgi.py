@@ -102,7 +102,7 @@ class AsgiSink(CloseSignal, eq=False):
         self.connection_lost()
 
     def cut(self) -> None:
-        """End the reply without the final message, and drop buffered bytes."""
+        """End the reply without the final message and drop buffered bytes."""
         self.buffer.clear()
         self.buffered = 0
         if self.pump is not None:
@@ -110,7 +110,7 @@ class AsgiSink(CloseSignal, eq=False):
         self.connection_lost()
 
     async def finish(self) -> None:
-        """Close, and wait until the last byte is passed to the server or the peer has disconnected."""
+        """Close and wait until the last byte is passed to the server or the peer has disconnected."""
         pump = self.pump
         assert pump is not None  # noqa: S101  set when the stream began
         self.close()
@@ -453,7 +453,7 @@ def _resume(step: Generator[Any, Any, None], pending: Any) -> Generator[Any, Any
 Application = Callable[[Scope, Any, Any], Awaitable[None]]
 
 MAX_COLLECTED = 256 * 1024
-"""Maximum bytes of a reply with a known length to collect."""
+"""Maximum size of a reply with a known length to collect, in bytes."""
 _SENDER_HEADERS = frozenset((b"content-length", b"connection", b"transfer-encoding", b"keep-alive", b"date", b"server"))
 """Headers that the sender of the reply sets."""
 _LINE_BREAKS = (b"\r", b"\n", b"\0")

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from millstream._http.message import Handler, Header, Headers, HttpRequest, Response, Sink, media_type, refusal
 
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
-"""Paths for health probes, which may use any Host. Callers skip the check for them."""
+"""Paths for health probes, which can use any Host. Callers skip the check for them."""
 
 METADATA = "/.well-known/oauth-"
 """Prefixes of paths with authorization metadata, which browser clients of any origin can read."""
@@ -30,7 +30,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_ACCEPTED = 1024
 """Maximum number of cached Host values, because clients can make up any number of valid ones."""
 _MAX_LOGGED = 64
-"""Maximum refused names to log, because clients can make up any number."""
+"""Maximum rejected names to log, because clients can make up any number."""
 _MAX_ADDRESS = 128
 """Maximum characters of an address with its zone and port."""
 _CACHE_SIZE = 64
@@ -137,7 +137,7 @@ class HostPolicy:
             allowed_origins: Origins besides loopback ones on a loopback bind: ``scheme://host[:port]``,
                 ``scheme://*.example.com``, ``*``, or ``null``.
             loopback_bind: Whether only this machine can reach the server, or None if unknown.
-            shared: Further paths that pages of any origin may use, because they ignore cookies.
+            shared: Further paths that pages of any origin can use, because they ignore cookies.
             cors: Whether to answer preflights and let pages of allowed origins read replies.
             note: Called with the status of each refusal.
 
@@ -247,7 +247,7 @@ class HostPolicy:
         return self.preflight(request), self.cors_head(origin)
 
     def _screen_public(self, request: HttpRequest) -> tuple[Response | None, bytes]:
-        """Check a request to a public path, which any origin may use under an allowed Host."""
+        """Check a request to a public path, which any origin can use under an allowed Host."""
         wrong = self._check_host(request.headers.get(b"host"))
         cors = b"access-control-allow-origin: *\r\n"
         if wrong is None and request.method == "OPTIONS":
@@ -327,7 +327,7 @@ def _is_unproven(headers: Headers) -> bool:
 
 
 def require_same_site(handler: Handler) -> Handler:
-    """Wrap a GET handler with effects, such as opening a stream, to refuse links, images, and frames of other sites."""
+    """Wrap a GET handler with effects, such as opening a stream, to reject links, images, and frames of other sites."""
 
     async def handle(request: HttpRequest) -> Response | Sink | None:
         if is_cross_site(request.headers):
@@ -348,7 +348,7 @@ def no_websocket(root_path: str, *, served: bool) -> Response:
 
 
 def not_a_socket(handler: Handler, *, served: bool) -> Handler:
-    """Wrap a stream handler to refuse WebSocket handshakes.
+    """Wrap a stream handler to reject WebSocket handshakes.
 
     A server may ignore an upgrade (RFC 9110 §7.8), but the client would get an endless stream that it can't read, and
     would fail only after its own timeout.

@@ -147,7 +147,7 @@ class Sink(OutputStream, Protocol):
 
 @lru_cache(maxsize=4096)
 def peer_network(address: str) -> str:
-    """Return the network to count as one client: the address for IPv4, or a customer's network for IPv6."""
+    """Return the network that's treated as one client: the address for IPv4, or a customer's network for IPv6."""
     try:
         parsed = ip_address(address)
     except ValueError:
@@ -187,7 +187,7 @@ class HttpRequest(Confidential, Struct, eq=False):
     cancel_on_disconnect: bool = False
     """Whether to cancel the handler if the peer disconnects before the reply is complete. Set by the handler."""
     cancel: Callable[[], object] | None = None
-    """Function that stops the handler. Set by the adapter once the handler suspends."""
+    """Function that stops the handler. Set by the adapter when the handler suspends."""
     principal: Principal | None = None
     """The authenticated caller, or None for an anonymous one."""
 
@@ -376,7 +376,7 @@ class LastFrame(Struct, gc=False):
 
 
 def failure(exc: BaseException, method: str, path: str) -> Response:
-    """Log an exception of a handler under an identifier, and return a reply that shows only the identifier."""
+    """Log an exception of a handler under an identifier and return a reply that shows only the identifier."""
     identifier = token_hex(8)
     _logger.error("%s %a failed [%s]", method, path, identifier, exc_info=exc)
     return refusal(500, f"Internal error {identifier}.")
@@ -436,7 +436,7 @@ def accepts_gzip(value: bytes) -> bool:
 PIECE = 8192
 """Maximum bytes to parse before the event loop gets its turn, where a few bytes can mean a lot of work."""
 MAX_FRAMING = 64 * 1024
-"""Maximum bytes of a body's chunk framing, plus an eighth of the body. Tiny chunks cost as much as large ones."""
+"""Maximum size of a body's chunk framing, in bytes, plus an eighth of the body. Small chunks cost as much as large."""
 MAX_FRAGMENTS = 256
 """Maximum number of fragments of a WebSocket message, unless it's large."""
 USUAL_FRAGMENT = 4096

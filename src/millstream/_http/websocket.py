@@ -40,7 +40,7 @@ class CompactQueue(Generic[Item]):
         self._news.notify()
 
     async def get(self) -> Item:
-        """Wait for an item, and remove and return the oldest."""
+        """Wait for an item and remove and return the oldest."""
         while self._items is None:
             await self._news.wait_changed()
         item = self._items.popleft()
@@ -234,13 +234,13 @@ _HIGH_WATER = 64 * 1024
 class QueuedSocket(SocketBase, eq=False):
     """A WebSocket over ASGI: a bounded queue of whole text messages, which `run` sends until the socket is closed.
 
-    ASGI doesn't expose the socket, so a peer counts as slow only while a `send` blocks and messages wait behind it. Of
-    these, only unsolicited messages are counted.
+    ASGI doesn't expose the socket, so a peer is treated as slow only while a `send` blocks and messages wait behind it.
+    Of these, only unsolicited messages are counted.
     """
 
     send: Send
     _queue: deque[tuple[bytes, int]] = field(default_factory=deque[tuple[bytes, int]])
-    """Queued messages, each with its bytes that count as unsolicited."""
+    """Queued messages, each with its bytes counted as unsolicited."""
     _waiting: int = 0
     _unasked: int = 0
     _held: bool = False

@@ -75,7 +75,7 @@ def header_version(headers: Headers) -> str:
 def per_request_revision(message: Envelope, headers: Headers | None = None) -> Revision | None:
     """Return the per-request revision that a request or notification names, or None for the handshake era.
 
-    An unknown one counts as the newest, until `admit_per_request` refuses it.
+    An unknown one is treated as the newest, until `admit_per_request` rejects it.
 
     Raises:
         ProtocolError: An `initialize` request names a revision without a handshake in its header.
@@ -100,7 +100,7 @@ def per_request_revision(message: Envelope, headers: Headers | None = None) -> R
 
 
 def check_notification(message: Envelope) -> None:
-    """Refuse a method that needs an answer when it came without an id.
+    """Reject a method that needs an answer when it came without an id.
 
     Raises:
         ProtocolError: INVALID_REQUEST.

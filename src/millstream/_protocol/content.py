@@ -130,7 +130,7 @@ class ResourceLink(Block, frozen=True, tag="resource_link", metaclass=_UriMeta):
     """A link to a resource that the client can read: ``ResourceLink("book://1", "The first book")``.
 
     Raises:
-        ValueError: `uri` isn't a URI. Clients would refuse the whole result.
+        ValueError: `uri` isn't a URI. Clients would reject the whole result.
     """
 
     uri: str
@@ -146,7 +146,7 @@ class ResourceContents(Wire, frozen=True, metaclass=_UriMeta):
     """The contents of a resource, as `text` or `blob`: ``ResourceContents("book://1", "text/plain", "Call me …")``.
 
     Raises:
-        ValueError: `uri` isn't a URI. Clients would refuse the whole result.
+        ValueError: `uri` isn't a URI. Clients would reject the whole result.
     """
 
     uri: str
@@ -163,7 +163,7 @@ class EmbeddedResource(Block, frozen=True, tag="resource"):
 
     Raises:
         TypeError: Neither or both of `text` and `blob` are given.
-        ValueError: `uri` isn't a URI. Clients would refuse the whole result.
+        ValueError: `uri` isn't a URI. Clients would reject the whole result.
     """
 
     uri: str = ""

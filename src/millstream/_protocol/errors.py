@@ -71,7 +71,7 @@ class ProtocolError(Exception):
             -32000.
         message: One sentence for the developer of the client.
         data: Any JSON-serializable value with details.
-        status: The HTTP status; by default that which the code requires, and 200 for others.
+        status: The HTTP status, by default that which the code requires, and 200 for others.
         head: Encoded header lines. An error with a `head` keeps its status in every revision, because clients handle
             the two together (401, 403, 429).
     """
@@ -219,7 +219,7 @@ def fit(label: str, text: str, columns: int | None) -> str:
     Args:
         label: What the first line begins with: ``"  Fix:   "``.
         text: The text.
-        columns: Width of the terminal; None for a pipe, where lines don't break.
+        columns: Width of the terminal, or None for a pipe, where lines don't break.
     """
     if columns is None:
         return label + text

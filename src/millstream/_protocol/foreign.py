@@ -32,7 +32,7 @@ def read_foreign(body: bytes) -> Envelope:
     Raises:
         ProtocolError: PARSE_ERROR if they can't be repaired, INVALID_REQUEST if they aren't a JSON-RPC message.
     """
-    if not (body.isascii() or is_utf8(body)):  # a client would refuse the message that contains it
+    if not (body.isascii() or is_utf8(body)):  # a client would reject the message that contains it
         body = body.decode("utf-8", "replace").encode()
     try:
         envelope = read(body)
@@ -101,7 +101,7 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
 
 
 MAX_WARNINGS = 10
-"""Maximum items of one list for which a warning is logged."""
+"""Maximum items per list before a warning is logged."""
 
 
 def _usable(items: list[Any], kind: type[Struct], warn: Callable[[str], None]) -> list[Any]:

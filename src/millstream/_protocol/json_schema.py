@@ -3,7 +3,7 @@
 msgspec generates the schemas. This module inlines `$ref`, because many models read inlined schemas better, and keeps
 references only for recursive types. It drops titles that repeat a class name, and adds what msgspec omits: date and
 time formats, and the order of choices. A hook provides schemas for types that msgspec doesn't know. Nothing is fetched:
-a `$ref` to another document is refused (MCP 2026-07-28, basic).
+a `$ref` to another document is rejected (MCP 2026-07-28, basic).
 """
 
 import enum
@@ -305,7 +305,7 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
         object_root: Whether the root must be an object. False for results, which can be any JSON value.
 
     Raises:
-        ValueError: The schema breaks a rule. The message names the problem and its location.
+        ValueError: The schema breaks a rule. The message identifies the problem and its location.
     """
     if object_root and schema.get("type") != "object":
         raise ValueError('the root of the schema must have "type": "object"')
@@ -458,9 +458,9 @@ class _Inliner(Struct, eq=False):
 def _for_clients(node: Schema) -> Schema:
     """Return a schema object as clients in use read it, with the same meaning.
 
-    Some refuse arrays without `items`, or with a boolean there (VS Code), and follow the mapping of a discriminator,
+    Some reject arrays without `items`, or with a boolean there (VS Code), and follow the mapping of a discriminator,
     which leads to definitions that are inlined (OpenAPI's keyword, which only names the member in JSON Schema). Python
-    needs the member to choose the type. Gemini's API and Cursor refuse several types in one schema, null among choices,
+    needs the member to choose the type. Gemini's API and Cursor reject several types in one schema, null among choices,
     and alternatives without a type.
     """
     kind = node.get("type")

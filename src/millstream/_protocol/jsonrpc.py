@@ -152,7 +152,7 @@ decode_members = decoder(dict[str, Raw])
 """Return the members of a JSON object, with their values as JSON, or raise one of `MALFORMED`."""
 
 MAX_ID = 16 * 1024
-"""Maximum bytes of an id. An id is kept for the whole call, which can be a long stream, and repeated in messages."""
+"""Maximum size of an id, in bytes. An id is kept for the whole call, which can be a long stream, and repeated in messages."""
 
 _EMPTY = Raw(b"")
 _NULL = b"null"
@@ -213,7 +213,7 @@ def _unreadable(why: object) -> ProtocolError:
 
 
 def check_text(body: bytes) -> None:
-    """Refuse JSON that a decoder accepts, but that isn't safe to process: ``check_text(body)`` before decoding.
+    """Reject JSON that a decoder accepts, but that isn't safe to process: ``check_text(body)`` before decoding.
 
     That is bad UTF-8 in skipped members, deep nesting, and too many containers.
 
@@ -386,7 +386,7 @@ def error_message(request_id: RequestId | None, code: int, message: str, data: A
 
 
 def refusal_message(request_id: RequestId | None, exc: ProtocolError) -> bytes:
-    """Return the error response for a request that is refused."""
+    """Return the error response for a request that is rejected."""
     return error_message(request_id, exc.code, exc.message, exc.data)
 
 

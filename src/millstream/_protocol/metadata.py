@@ -137,7 +137,7 @@ CLIENT_CAPABILITIES: Mapping[str, frozenset[str] | None] = {
     "sampling": frozenset(("context", "tools")),
     "tasks": frozenset(("cancel", "list", "requests")),
 }
-"""Capabilities that the revisions define, each with its settings; None if the settings are open. Clients can declare
+"""Capabilities that the revisions define, each with its settings, or None if the settings are open. Clients can declare
 other capabilities (MCP 2026-07-28, ClientCapabilities).
 """
 

@@ -24,9 +24,9 @@ class Principal(Struct, frozen=True):
     """An authenticated caller: ``if "admin" in ctx.principal.scopes: …``."""
 
     subject: str
-    """The subject as the issuer names it, or the name of an API key."""
+    """The subject as the issuer specifies it, or the name of an API key."""
     issuer: str = ""
-    """The URL of the issuer; empty for an API key."""
+    """The URL of the issuer, or empty for an API key."""
     client: str = ""
     """The OAuth client that acts for the subject, if the credential names one."""
     scopes: frozenset[str] = frozenset()
@@ -65,9 +65,9 @@ class Principal(Struct, frozen=True):
 
 
 IDENTITIES = "millstream:identities"
-"""The scope for readers who may see the subjects and e-mail addresses of others."""
+"""The scope for readers who can see the subjects and e-mail addresses of others."""
 SHARED_KEY = "key"
-"""The name of keys that weren't given one. Several people may use such a key, so it names none of them."""
+"""The name of keys that weren't given one. Several people can use such a key, so it names none of them."""
 _MAX_NAME = 80
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\ufe00-\ufe0f\U000e0100-\U000e01ef]"
@@ -84,7 +84,7 @@ class Profile(Struct, frozen=True, omit_defaults=True, gc=False):
     """Who a caller is, for others: ``if event.user: print(event.user.name)``. It comes from the credential."""
 
     name: str = ""
-    """The display name; empty if the credential has none, or none that every reader may see."""
+    """The display name, or empty if the credential has none, or none that every reader can see."""
     subject: str = ""
     """`Principal.subject`. Like `issuer` and `email`, only for the program, and for readers with the scope
     ``millstream:identities``.
@@ -94,12 +94,12 @@ class Profile(Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 def knows_identities(reader: Principal | None) -> bool:
-    """Return whether a reader may see the subjects and e-mail addresses of others. It's None without sign-in."""
+    """Return whether a reader can see the subjects and e-mail addresses of others. It's None without sign-in."""
     return reader is not None and reader.has((IDENTITIES,))
 
 
 def visible_part(user: Profile | None, full: bool) -> Profile | None:
-    """Return the members of a user that a reader may see. `full` is the result of `knows_identities`."""
+    """Return the members of a user that a reader can see. `full` is the result of `knows_identities`."""
     return user if full or user is None else Profile(user.name)
 
 
@@ -133,7 +133,7 @@ def _mixes_scripts(name: str) -> bool:
 
 
 def _clean(text: object) -> str:
-    """Return a claim as one line without control and invisible characters; empty if it isn't text."""
+    """Return a claim as one line without control and invisible characters, or an empty string if it isn't text."""
     if not isinstance(text, str):
         return ""
     text = unicodedata.normalize("NFKC", text[: 2 * _MAX_NAME])
@@ -142,17 +142,17 @@ def _clean(text: object) -> str:
 
 
 class Share:
-    """Counts what each owner holds of something bounded, and refuses what exceeds the owner's share.
+    """Counts what each owner holds of something bounded, and rejects what exceeds the owner's share.
 
-    An owner is a principal; without sign-in, an address; or a session. The owner above its share is refused, and no
+    An owner is a principal; without sign-in, an address; or a session. The owner above its share is rejected, and no
     entry of another owner is evicted for it. Name in the error what is full, what the owner holds (`count`), and when
-    to try again. The empty owner is the server itself, or a caller that has the server to itself: it may hold
+    to try again. The empty owner is the server itself, or a caller that has the server to itself: it can hold
     everything. A share counts for one process.
 
     Args:
-        maximum: What all owners may hold together: a number of entries, or of bytes. Without it, owners are only
+        maximum: What all owners can hold together: a number of entries, or of bytes. Without it, owners are only
             counted.
-        each: What one owner may hold; half of `maximum` by default.
+        each: What one owner can hold; half of `maximum` by default.
 
     Example:
         >>> watches = Share(1_000)

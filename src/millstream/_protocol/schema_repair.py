@@ -1,6 +1,6 @@
-"""Repair of other servers' JSON Schemas, so that no client refuses them.
+"""Repair of other servers' JSON Schemas, so that no client rejects them.
 
-The official TypeScript SDK compiles output schemas when it reads a list, and refuses the whole list if one of them has
+The official TypeScript SDK compiles output schemas when it reads a list, and rejects the whole list if one of them has
 a reference to nothing or a pattern that isn't ECMA-262. A keyword without a usable value is left out, so that the
 schema accepts more. Where it would accept less, as below ``not``, the outer keyword is left out.
 """
@@ -32,13 +32,13 @@ _REFERENCES = frozenset(("$ref", "$dynamicRef", "$recursiveRef"))
 _REFUSED = frozenset(
     ("$async", "formatExclusiveMaximum", "formatExclusiveMinimum", "formatMaximum", "formatMinimum", "id")
 )
-"""Keywords that validators refuse or read differently, and that JSON Schema 2020-12 doesn't define."""
+"""Keywords that validators reject or read differently, and that JSON Schema 2020-12 doesn't define."""
 _INVERTED = frozenset(("contains", "if", "not", "oneOf"))
 """Keywords that accept less if their subschemas accept more."""
 _MAX_SHOWN = 60
 _MAX_PASSES = 8
 _MAX_HOPS = 16
-"""Maximum references in a row. A longer chain counts as leading nowhere, because following it takes too long."""
+"""Maximum references in a row. A longer chain is considered dangling, because following it takes too long."""
 _MAX_URI = 1024
 """Maximum length of a URI that is resolved. Otherwise a long one would be copied for each schema below it."""
 _FROM_DRAFT_4 = ("exclusiveMaximum", "maximum"), ("exclusiveMinimum", "minimum")
@@ -95,7 +95,7 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 def fits_keyword(keyword: str, value: Any) -> bool:
     """Return whether a keyword of a schema can have a value: ``fits_keyword("type", "text")`` is False.
 
-    Clients refuse schemas with other values. Keywords that JSON Schema doesn't define fit any value.
+    Clients reject schemas with other values. Keywords that JSON Schema doesn't define fit any value.
 
     Args:
         keyword: The keyword.
@@ -106,7 +106,8 @@ def fits_keyword(keyword: str, value: Any) -> bool:
 
 
 def repair_schema(schema: Any, warn: Callable[[str], object] | None = None) -> Any:
-    """Return a JSON Schema without keywords that no reader can use, such as ``"required": null``; None for no schema.
+    """Return a JSON Schema without keywords that no reader can use, such as ``"required": null``, or None for no
+    schema.
 
     Use it for schemas of other servers before you pass them on: ``repair_schema(tool.input_schema)``.
 
@@ -280,7 +281,7 @@ class _Repair:
         return found and id(target) not in seen
 
     def _find(self, node: Json, reference: str) -> Any:
-        """Return the target of a reference; None if there's none in this document that all validators find."""
+        """Return the target of a reference, or None if there's none in this document that all validators find."""
         nearest, base = self._places[id(node)]
         uri, _, fragment = reference.partition("#")
         try:
@@ -379,7 +380,8 @@ _LETTERS = {"f": 12, "n": 10, "r": 13, "t": 9, "v": 11, "b": 8, "0": 0}
 
 
 def portable_pattern(pattern: str) -> str | None:  # noqa: C901, PLR0912  one branch a token
-    """Return a regular expression as ECMA-262 has it with the ``u`` flag, which clients compile; None if it isn't one.
+    """Return a regular expression as ECMA-262 has it with the ``u`` flag, which clients compile, or None if it isn't
+    one.
 
     Backslashes without a meaning are left out: ``portable_pattern("a\\-b")`` is ``"a-b"``.
 

@@ -188,7 +188,7 @@ class SessionToken(Struct, frozen=True, gc=False, array_like=True):
     recorded: bool = False
     """Whether the session has had a record from the start. A worker that finds none must not assume that it's empty."""
     worker: str = ""
-    """The worker that holds state of the session; empty if any worker can serve it."""
+    """The worker that holds state of the session, or empty if any worker can serve it."""
 
 
 _encode = msgspec.msgpack.Encoder().encode

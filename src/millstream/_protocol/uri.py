@@ -117,7 +117,7 @@ def _normalize_authority(authority: str, scheme: str) -> str:
 
 
 def _encode(text: str) -> str:
-    """Return a part of a URI with the percent-encoding that it needs, and none for unreserved characters."""
+    """Return a part of a URI with the percent-encoding that it needs and none for unreserved characters."""
     if "%" in text:
         # `quote` knows the unreserved ones. It encodes the others again, as upper case.
         text = _ENCODED.sub(lambda found: quote(bytes.fromhex(found[1].replace("%", "")), safe=""), text)

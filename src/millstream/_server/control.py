@@ -20,7 +20,7 @@ from millstream._server.calls.services import Services
 from millstream._server.peers import AnswerMessage, CancelCall, Peers, SessionEnd
 
 LIGHT = 16 * 1024
-"""A smaller request counts as one call, but its bytes don't count."""
+"""Requests smaller than this count as calls, but their bytes aren't counted."""
 
 SPARE = 1_000
 """Number of pings that can run in addition to the maximum of calls. Hooks can make a ping slow, so they're bounded,
@@ -28,7 +28,7 @@ too.
 """
 
 _RECOUNT = 0.25
-"""Seconds for which a count of calls per caller stays valid for refusals."""
+"""Seconds that a count of calls per caller stays valid for refusals."""
 
 
 RequestGate = Callable[[HttpRequest], Awaitable[None]]
@@ -57,14 +57,14 @@ class Load:
 
     @property
     def running(self) -> int:
-        """Return the number of running calls. Open subscriptions count as streams instead."""
+        """Return the number of running calls. Open subscriptions are counted as streams instead."""
         return len(self._calls) - len(self._endings)
 
     def admit(self, caller: Call | HttpRequest, method: str = "") -> None:
-        """Refuse a call if the limit is reached, in total or for its caller.
+        """Reject a call if the limit is reached, in total or for its caller.
 
-        Answers, cancellations, and notifications are never refused for load, because they reduce it. A ping isn't
-        refused either, because an overloaded server is still alive.
+        Answers, cancellations, and notifications are never rejected for load, because they reduce it. A ping isn't
+        rejected either, because an overloaded server is still alive.
 
         Args:
             caller: The caller.
@@ -144,10 +144,10 @@ Gate = Callable[[Call], Awaitable[None] | None]
 """Returns, or raises `ProtocolError`, immediately or when awaited."""
 PER_SECOND = 100
 """Messages to other workers that a session can cause per second. More cancellations are ignored, more answers
-refused.
+rejected.
 """
 _MAX_ID = 1024
-"""Maximum bytes of a request's id that all workers receive, to cancel the request."""
+"""Maximum size of a request id that is sent to all workers to cancel the request, in bytes."""
 
 
 class Control:
@@ -234,6 +234,6 @@ class Control:
             )
 
     async def end_anywhere(self, session_id: str) -> None:
-        """Cancel every call of a deleted session, and close its streams on other workers."""
+        """Cancel every call of a deleted session and close its streams on other workers."""
         self.end(session_id)
         await self._peers.broadcast(SessionEnd(session_id))

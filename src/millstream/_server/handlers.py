@@ -299,7 +299,7 @@ class Handlers:
         return b""
 
     async def _change_subscriptions(self, call: Call, edit: Callable[[SessionRecord], SessionRecord | None]) -> None:
-        """Change the record of a session, and follow its subscriptions.
+        """Change the record of a session and follow its subscriptions.
 
         Streamable HTTP sessions have a stream that follows them.
         """
@@ -380,7 +380,7 @@ class Handlers:
         return b""
 
     async def _open_filters(self, call: Call, pushes: "_Pushes", ends: ExitStack) -> Json:
-        """Pass filters to the extensions that own them, and return the accepted ones."""
+        """Pass filters to the extensions that own them and return the accepted ones."""
         agreed: Json = {}
         asked = members(members(msgspec.json.decode(call.params)).get("notifications"))
         for member, serve in self._registry.filters.items():

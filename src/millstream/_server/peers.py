@@ -180,7 +180,7 @@ Message = (
 
 
 LEEWAY = 60.0
-"""Seconds for which data sealed by one worker still opens on another after its expiry."""
+"""Seconds that data sealed by one worker still opens on another after its expiry."""
 WINDOW = 300.0
 """Maximum difference in seconds between a message's time and ours. After a change to the store's clock, the stamps of
 workers differ by that much until each has noticed.
@@ -245,7 +245,7 @@ class Peers:
         self._mute = False
         """Whether the last message to all workers failed and was logged."""
         self._processed: Recent[tuple[str, int], None] = Recent(_MAX_SEEN)
-        """Direct messages, and messages whose order matters. Each is processed once, although a repaired store can
+        """Direct messages and messages whose order matters. Each is processed once, although a repaired store can
         repeat it.
         """
         self._unreceived: dict[int, tuple[str, asyncio.Future[bool]]] = {}
@@ -260,7 +260,7 @@ class Peers:
         self.use(values)
 
     def use(self, values: Sequence[bytes]) -> None:
-        """Sign with the first of these secrets from now on, and accept signatures made with any of them."""
+        """Sign with the first of these secrets from now on and accept signatures made with any of them."""
         self._keys = [hmac.digest(value, _LABEL, "sha256") for value in values] if self.shared else []
 
     # Received messages
@@ -297,7 +297,7 @@ class Peers:
             self._stops.append(self._store.workers.watch(self._look_soon))
 
     async def close(self) -> None:
-        """Stop receiving, and drop messages that wait to be sent."""
+        """Stop receiving and drop messages that wait to be sent."""
         for stop in self._stops:
             stop()
         await self._tasks.close()
@@ -375,7 +375,7 @@ class Peers:
                         self._settle(stamp, received=False)
 
     def _open_letter(self, data: bytes) -> _Envelope | None:
-        """Return a valid message from another worker, or from this one if it's wanted; None for anything else."""
+        """Return a valid message from another worker, or from this one if it's wanted, or None for anything else."""
         mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
             if not self._warned:
@@ -480,7 +480,7 @@ class Peers:
         return await self._store.bus.send(worker, _TOPIC, self._seal(worker, message))
 
     async def deliver(self, worker: str, message: Message, owner: str) -> bool:
-        """Send what a client wrote to one worker, and wait until it has received it. Return False if its lease is over
+        """Send what a client wrote to one worker and wait until it has received it. Return False if its lease is over
         or it's unknown.
 
         Args:

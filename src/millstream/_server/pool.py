@@ -28,7 +28,7 @@ _MAX_WAITING = 1000
 class Pool(Share):
     """Places that owners use for a while, such as processes. `acquire` waits until one is free.
 
-    A lone owner may hold all places. With several, an eighth of them is kept for owners that hold nothing.
+    A lone owner can hold all places. With several, an eighth of them is kept for owners that hold nothing.
     A place that is given back goes to the waiting owner that holds the fewest; equal ones take turns.
 
     Args:
@@ -58,7 +58,7 @@ class Pool(Share):
 
     @override
     def has_room(self, owner: str, amount: int = 1) -> bool:
-        """Return whether an owner may hold this many more places now."""
+        """Return whether an owner can hold this many more places now."""
         kept = min(-(-self.maximum // 8), self.maximum - 1) if self.several and owner and self.count(owner) else 0
         return self.used + amount <= self.maximum - kept
 
@@ -128,7 +128,7 @@ class Pool(Share):
 
     @property
     def next_owner(self) -> str:
-        """The waiting owner that gets the next place; empty if there's none."""
+        """The waiting owner that gets the next place, or an empty string if there's none."""
         return min(self._queues, key=lambda owner: self.count(owner) if owner else 0, default="")
 
     def _remove(self, owner: str, future: asyncio.Future[None]) -> None:
@@ -238,7 +238,7 @@ def _with_context(function: Callable[..., Any], *args: Any) -> Callable[[], Any]
 
 
 def run_carried(function: Callable[..., T], *args: Any) -> T:
-    """Call a function in a worker thread, and convert errors that a future can't carry.
+    """Call a function in a worker thread and convert errors that a future can't carry.
 
     Raises:
         RuntimeError: The function raised such an error. The call would otherwise never end, or be closed.

@@ -115,7 +115,7 @@ class Sweep:
             logger.exception("A periodic task failed; retrying.")
 
     def look_at_calls(self, now: float) -> None:
-        """End calls over the time limit, and turn silent ones into streams."""
+        """End calls over the time limit and turn silent ones into streams."""
         for call in list(self._dispatcher.calls):
             _attempt(self._look_at, call, now)
 

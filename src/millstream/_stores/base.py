@@ -23,7 +23,7 @@ EPHEMERAL = frozenset({"bus", "inbox", "member", "roster"})
 """Kinds that describe running workers. A store that outlives its workers may keep these in memory."""
 
 ONCE_SECONDS = 120.0
-"""Seconds for which a stream rejects an entry that repeats another one."""
+"""Seconds that a stream rejects an entry that repeats another one."""
 MAX_OFFSET = 2**63 - 1
 _MAX_DIGITS = len(str(MAX_OFFSET))
 
@@ -80,7 +80,7 @@ class Gap(Exception):
         """Return the position to read after, so a reader at `after` neither skips nor repeats a remaining entry.
 
         Args:
-            after: The position that `Log.read` refused.
+            after: The position that `Log.read` rejected.
         """
         newest = self.newest
         if after is None or newest is None or after.epoch != newest.epoch or after.offset <= newest.offset:
@@ -321,7 +321,7 @@ class Log(Protocol):
         Entries arrive in stream order, even those of several topics, without gaps since `wait_until_listening` returned
         or since the last call of `interrupted`. An entry may arrive twice. If the store can't guarantee that (a lost
         connection, a dropped message, an entry out of order), it calls `interrupted` instead, and the listener reads
-        the stream. A store that can't push entries at all may call `interrupted` for each append. Use
+        the stream. A store that can't push entries at all can call `interrupted` for each append. Use
         `millstream._stores.tail.Tail` as the listener.
 
         Callbacks must not block or raise. They may add and stop listeners. A stopped listener is never called again,
@@ -361,7 +361,7 @@ class DataSource(Protocol):
     def epoch(self) -> str:
         """The generation of the data: 1 to 16 visible ASCII characters. It changes whenever data may be lost.
 
-        It's available once the store is open. Positions that the store returns contain it.
+        It's available when the store is open. Positions that the store returns contain it.
         """
         ...
 
@@ -397,7 +397,7 @@ class DataSource(Protocol):
         """
 
     async def close(self) -> None:
-        """Release connections and tasks, and stop all listeners. Data remain, and `open` may follow. Idempotent."""
+        """Release connections and tasks and stop all listeners. Data remain, and `open` may follow. Idempotent."""
 
 
 class Backend(DataSource, Protocol):
@@ -405,7 +405,7 @@ class Backend(DataSource, Protocol):
 
     @property
     def lease(self) -> float:
-        """Seconds after which a worker that doesn't renew its lease counts as dead."""
+        """Seconds after which a worker that doesn't renew its lease is treated as dead."""
         ...
 
     @property
@@ -488,7 +488,7 @@ class Bus(Protocol):
     ) -> Callable[[], None]:
         """Call `receive` in the event loop for every message from now on. Return a function that stops it.
 
-        Callbacks must not block or raise. They may subscribe and stop. A stopped callback is never called again.
+        Callbacks must not block or raise. They can subscribe and stop. A stopped callback is never called again.
 
         Args:
             topic: The topic.
@@ -542,7 +542,7 @@ class Workers(Protocol):
 
     @property
     def lease(self) -> float:
-        """Seconds without a renewal after which a worker counts as dead."""
+        """Seconds without a renewal after which a worker is treated as dead."""
         ...
 
     async def alive(self, worker: str) -> bool:

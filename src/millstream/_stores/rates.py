@@ -40,14 +40,14 @@ def owner_for(key: str) -> str:
 
 
 def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[str, int]:
-    """Return the space in bytes that a value may use, by share. The empty share is all of the key's kind."""
+    """Return the space in bytes that a value can use, by share. The empty share is all of the key's kind."""
     reserved, share = len(value) <= MARK_BYTES or lossy, owner_for(key)
     rooms = {"": max_bytes if reserved else max_bytes - max_bytes // _RESERVED_PART}
     return {share: share_room(value, max_bytes, lossy=lossy), **rooms} if share else rooms
 
 
 def share_room(value: bytes, max_bytes: int, *, lossy: bool) -> int:
-    """Return the space in bytes that one share of a kind may use with a value."""
+    """Return the space in bytes that one share of a kind can use with a value."""
     is_mark = len(value) <= MARK_BYTES and not lossy
     return max_bytes // PART + (max_bytes // _RESERVED_PART if is_mark else 0)
 
@@ -179,7 +179,7 @@ def check_quota(quota: Quota, used: float, now: float) -> ChargeResult:
 
 
 def check_slot(slot: ConcurrencySlot, used: int, *, is_held: bool) -> ChargeResult:
-    """Return the result for a slot of a key of which some are used. The worker may hold it already."""
+    """Return the result for a slot of a key of which some are used. The worker can hold it already."""
     free = slot.count - used
     if is_held:
         return _charge_result(0.0, free, 0.0)

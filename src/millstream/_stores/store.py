@@ -178,7 +178,7 @@ class BackendStore:
         ]
 
     async def close(self) -> None:
-        """End the lease and all subscriptions, and close the backend. Idempotent."""
+        """End the lease and all subscriptions and close the backend. Idempotent."""
         self._stop_watching()
         opened, self._tasks = self._tasks, []
         if opened:  # without a loop, there are none

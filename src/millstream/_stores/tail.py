@@ -246,12 +246,12 @@ class Tail:
             self._task.cancel()
 
     async def close(self) -> None:
-        """Stop listening, and wait for the task of `start` to end. Idempotent."""
+        """Stop listening and wait for the task of `start` to end. Idempotent."""
         self.stop()
         await cancel_all(self._task)
 
     async def settle(self) -> None:
-        """Deliver every followed entry that was appended before this call, and move the position past all others.
+        """Deliver every followed entry that was appended before this call and move the position past all others.
 
         Callers that wait at the same time share the work: at most one turn is in progress, and one is waiting.
 

@@ -73,7 +73,7 @@ class Claim(Struct):
 
     @asynccontextmanager
     async def hold(self) -> AsyncGenerator[None]:
-        """Wait for the right, and release it at the end of the block."""
+        """Wait for the right and release it at the end of the block."""
         while not await self.take():  # noqa: ASYNC110  the store sends no event
             await asyncio.sleep(_POLL)
         try:
@@ -141,7 +141,7 @@ class WorkerTable(Struct, array_like=True):
         return True
 
     def expire(self, now: float, lease: float) -> None:
-        """Move workers with expired leases to `dead`, and drop old entries of `dead`.
+        """Move workers with expired leases to `dead` and drop old entries of `dead`.
 
         Time in which no worker renewed its lease doesn't count: the store was down, or its clock was set.
         """
@@ -377,7 +377,7 @@ class LeasedWorker(_Worker):
 
     @override
     async def end(self) -> None:
-        """Stop reading, and stop all subscriptions."""
+        """Stop reading and stop all subscriptions."""
         await super().end()
         tails, self._tails = self._tails, []
         for tail in tails:

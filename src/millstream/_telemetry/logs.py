@@ -167,7 +167,7 @@ LAST_SECONDS = 1.0
 
 
 class TextOutlet:
-    """Writes lines to a stream without waiting for a slow or stalled reader. Any thread may use it.
+    """Writes lines to a stream without waiting for a slow or stalled reader. Any thread can use it.
 
     Lines that the stream can't take at once are kept, up to `MAX_KEPT` bytes, and a thread writes them when there's
     room. More lines are dropped, and the next line then gives their number.
@@ -533,7 +533,7 @@ class _Tee(msgspec.Struct, eq=False):
     _rest: str = ""
 
     def write(self, text: str) -> int:
-        """Write, and pass on complete lines."""
+        """Write and pass on complete lines."""
         written = self._stream.write(text)
         *lines, self._rest = (self._rest + text).split("\n")
         if len(self._rest) > _MAX_LINE:

@@ -279,7 +279,7 @@ class AuditLog:
         self.seq, self.hash = self.seq + 1, digest
 
     def close(self) -> None:
-        """Flush written lines to disk, and close the file."""
+        """Flush written lines to disk and close the file."""
         try:
             os.fsync(self._fd)
         finally:

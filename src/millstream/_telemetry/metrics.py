@@ -220,7 +220,7 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
     """Return the quantile `q` from the counts between bounds, or None if all counts are 0.
 
     Values in a bucket are assumed to be spread evenly on a logarithmic scale, and those in the first bucket evenly
-    from 0. Values above all bounds count as the last bound.
+    from 0. Values above all bounds are treated as the last bound.
     """
     number = sum(counts)
     if number == 0:
@@ -299,7 +299,7 @@ class EndedProcesses(Struct, array_like=True):
     readings: list[Reading]
 
     def add(self, name: str, data: bytes) -> "EndedProcesses":
-        """Add another process's counts, and return the sums."""
+        """Add another process's counts and return the sums."""
         if name in self.names:
             return self
         lasting = [each for each in _decode(data) if each.kind in _CUMULATIVE_KINDS]

@@ -216,9 +216,9 @@ MAX_SESSIONS = 10_000
 class ActiveSessions(Struct, eq=False):
     """The times of the first and last message of each session.
 
-    A session is a sealed id that any worker verifies, so its end isn't known. It counts as over after `IDLE_SECONDS`
-    without a message. Its duration is the time from the first to the last message. The table is bounded: when it's
-    full, the oldest session counts as over.
+    A session is a sealed id that any worker verifies, so its end isn't known. It is treated as over after
+    `IDLE_SECONDS` without a message. Its duration is the time from the first to the last message. The table is bounded:
+    when it's full, the oldest session is treated as over.
     """
 
     ended: Callable[[Labels, float], None]

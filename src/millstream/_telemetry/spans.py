@@ -67,7 +67,7 @@ class Spans(Struct, frozen=True):
         )
 
     def end(self, opened: OpenSpan, *, attributes: Attributes, failed: bool) -> None:
-        """End a span in the task that started it, and add attributes known only at the end."""
+        """End a span in the task that started it and add attributes known only at the end."""
         context.detach(opened.token)
         span: trace.Span = opened.span
         span.set_attributes(attributes)

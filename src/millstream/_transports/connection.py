@@ -63,7 +63,7 @@ class ClientConnection(Confidential, Struct, eq=False):
     """Always None: a connection carries many calls, so only a call's task can be stopped."""
     _gone: bool = False
     _tasks: dict[asyncio.Task[None], Call | None] = {}
-    """Running tasks -> their call; None for a batch."""
+    """Running tasks -> their call, or None for a batch."""
     _stop_watching: Callback | None = None
     _ends: set[Callback] = set()
     """Functions that end the connection's subscriptions with their results."""
@@ -213,7 +213,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
     async def _answer_initialize(self, message: Envelope, open_session: OpenSession) -> None:
-        """Respond to `initialize` after something outside has also opened a session or refused the client."""
+        """Respond to `initialize` after something outside has also opened a session or rejected the client."""
         session = self.session
         assert session is not None and message.id is not None  # noqa: S101, PT018  the caller has set both
         try:
@@ -280,7 +280,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             self._write(message)
 
     def finish(self, then: Callback) -> None:
-        """End the subscriptions, and call `then` when their results are written. A second call before that doesn't
+        """End the subscriptions and call `then` when their results are written. A second call before that doesn't
         wait.
         """
         ends, self._ends = self._ends, set()

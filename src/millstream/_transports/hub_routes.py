@@ -48,7 +48,7 @@ _PARTIAL = "Calls handled by the server's other processes don't appear here. The
 
 
 class Publication(Struct, forbid_unknown_fields=True):
-    """The body of `POST /publish`. Unknown members are refused, because a misspelled ``channel`` would reach all
+    """The body of `POST /publish`. Unknown members are rejected, because a misspelled ``channel`` would reach all
     subscribers.
     """
 
@@ -183,7 +183,7 @@ class HubRoutes(Struct, frozen=True):
         channels: Sequence[str] = (),
     ) -> Response | Sink:
         """Open a stream. All checks run before the hub is involved. `begin` learns whether the stream is compressed,
-        and whether its reader may see whole profiles. It gets every event of the channels that is published once the
+        and whether its reader can see whole profiles. It gets every event of the channels that is published when the
         client has the head of the response.
         """
         try:

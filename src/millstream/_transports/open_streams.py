@@ -60,7 +60,7 @@ _MAX_UNENDED = 10_000
 _AWAY_MS = (1_000, 4_000)
 """Range of reconnection times sent when the server closes streams, with jitter."""
 _SAME = 1.0
-"""Maximum difference in seconds between the expiry times of one credential's streams."""
+"""Maximum difference in seconds between the expiry times of a credential's streams."""
 
 Code = Callable[[bytes], bytes]
 Finish = Callable[[Callback], None]
@@ -280,7 +280,7 @@ TOO_MANY_STREAMS = rpc_refusal(
 
 
 def no_stream(accept: bytes | None) -> Response | None:
-    """Return the error for a GET by a client that can't read a stream, or by a browser; None for others."""
+    """Return the error for a GET by a client that can't read a stream, or by a browser, or None for others."""
     known = parse_accept(accept)
     if known.page:
         return _FOR_CLIENTS

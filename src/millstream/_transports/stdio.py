@@ -133,7 +133,7 @@ class _Output(asyncio.Protocol):
 
 @contextlib.contextmanager
 def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
-    """Point a descriptor to stderr inside the block, and yield a private copy of the original."""
+    """Point a descriptor to stderr inside the block and yield a private copy of the original."""
     _fill_standard_descriptors()
     private = os.dup(stdout)
     os.dup2(2, stdout)

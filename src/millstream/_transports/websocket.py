@@ -99,7 +99,7 @@ class _Unsubscribe(Struct, gc=False):
 
 
 class _Publish(Struct, forbid_unknown_fields=True):
-    """A publication. Unknown members are refused, because a misspelled ``channel`` would reach all subscribers."""
+    """A publication. Unknown members are rejected, because a misspelled ``channel`` would reach all subscribers."""
 
     type: str
     data: Raw
@@ -309,7 +309,7 @@ _ID_STARTS = frozenset(bytes((each,)) for each in b'"-0123456789')
 
 
 Authenticate = Callable[[HttpRequest], Awaitable[Principal | Response | None]]
-"""Returns the caller, None for an anonymous one, or a response that refuses the handshake."""
+"""Returns the caller, None for an anonymous one, or a response that rejects the handshake."""
 MakeDialect = Callable[[ClientConnection, Socket, HttpRequest], "SocketDialect"]
 MayPublish = Callable[[Principal | None, str, Mapping[bytes, bytes]], bool]
 
@@ -489,7 +489,7 @@ class WebSocketRoute(Struct, eq=False):
 
 
 def carry(socket: Socket, message: bytes) -> bool:
-    """Send a JSON-RPC message. Only notifications count as unsolicited."""
+    """Send a JSON-RPC message. Only notifications are treated as unsolicited."""
     return socket.write(message) if message.startswith(_NOTIFICATION) else socket.answer(message)
 
 
@@ -498,7 +498,7 @@ async def _take(connection: ClientConnection, data: bytes) -> None:
 
 
 async def refuse_handshake(response: Response, scope: Scope, send: Send) -> None:
-    """Refuse the handshake with a response if the ASGI server supports that, else with the server's own 403."""
+    """Reject the handshake with a response if the ASGI server supports that, else with the server's own 403."""
     if "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 1008})
         return

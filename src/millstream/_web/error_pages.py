@@ -1,4 +1,4 @@
-"""Pages for people who open an address that isn't a page, or that refuses them. Programs get the plain response.
+"""Pages for people who open an address that isn't a page, or that rejects them. Programs get the plain response.
 
 The pages contain their style, because they also appear where no other path is served, such as under a wrong Host: those
 rules of the style sheets whose selectors can match such a page.
@@ -77,7 +77,7 @@ def error_page(
 def entry_page(
     request: HttpRequest, path: str, server: str, links: Mapping[str, str], *, sign_in: str = ""
 ) -> Response:
-    """Return the page at the address of MCP, and at ``/`` of a server without pages: how to use the server.
+    """Return the page at the address of MCP and at ``/`` of a server without pages: how to use the server.
 
     Args:
         request: Request of a browser.

@@ -47,7 +47,7 @@ _COOKIE = "millstream-inspect"
 _SESSION_TTL = 12 * 3600.0
 _PENDING_TTL = 600.0
 _TIMEOUT = 30.0
-"""Maximum seconds for all requests of one sign-in step."""
+"""Maximum seconds for all requests per sign-in step."""
 _REFRESH_MARGIN = 30.0
 _MAX_FORM = 16 * 1024
 _STATE, _PENDING = b"inspect state", "inspect-pending"
@@ -66,9 +66,9 @@ class SignInState(Struct):
 
     credentials: StoredCredentials = msgspec.field(default_factory=StoredCredentials)
     client: Registration = msgspec.field(default_factory=Registration)
-    """Client that the operator entered; empty for dynamic registration."""
+    """Client that the operator entered, or empty for dynamic registration."""
     issuer: str = ""
-    """The only issuer that may receive the client's secret; empty without an entered client."""
+    """The only issuer that may receive the client's secret, or empty without an entered client."""
 
 
 class PendingSignIn(Struct, frozen=True):
@@ -105,7 +105,7 @@ class SignIns:
     # Requests of the page
 
     async def begin(self, request: HttpRequest, url: Url) -> Response:
-        """Begin a sign-in, and return the authorization URL: ``{"url": …}``."""
+        """Begin a sign-in and return the authorization URL: ``{"url": …}``."""
         if not is_same_origin(request):
             return _NOT_OWN_PAGE
         try:
@@ -184,7 +184,7 @@ class SignIns:
     # Used by the proxy
 
     async def authorization(self, request: HttpRequest, url: Url, *, rejected: str = "") -> str:
-        """Return the authorization header for a page's request to a server; empty without a sign-in.
+        """Return the authorization header for a page's request to a server, or an empty string without a sign-in.
 
         Args:
             request: Request of the page.
@@ -248,7 +248,7 @@ class SignIns:
 
 
 async def _revoke(request: HttpRequest, state: SignInState, url: Url) -> bool:
-    """Revoke the tokens for a server at their issuer, and return whether that succeeded."""
+    """Revoke the tokens for a server at their issuer and return whether that succeeded."""
     try:
         async with asyncio.timeout(_TIMEOUT):
             return await _client(request, state).sign_out(url)

@@ -38,7 +38,7 @@ def reply(data: Any, status: int = 200, head: bytes = b"") -> Response:
 
 
 def audit_handler(path: str) -> Handler:
-    """Return the handler of `GET /dashboard/audit`. `path` is the log file; empty if there's no audit log."""
+    """Return the handler of `GET /dashboard/audit`. `path` is the log file, or empty if there's no audit log."""
 
     async def get(request: HttpRequest) -> Response:
         """Return ``{"kept": bool, "records": [...]}``, the newest record first.
@@ -139,14 +139,14 @@ def _lines_sent(last_id: str, instance: str) -> int:
 def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) -> Handler:
     """Return the handler of `GET /inspect/log`: the server's log, for its developer.
 
-    `failure` returns why the changed program can't start; None if it can.
+    `failure` returns why the changed program can't start, or None if it can.
     """
     process = secrets.token_hex(4)
 
     async def events(request: HttpRequest) -> Response | None:
         """Send the buffered lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines.
 
-        The event ``failure`` gives the reason why the changed program can't start; ``null`` once it has changed again.
+        The event ``failure`` gives the reason why the changed program can't start; ``null`` when it has changed again.
         """
         sink = streams.open(request, ("inspect", ""))
         if sink is None:

@@ -54,7 +54,7 @@ def add_digests(files: Mapping[str, bytes], digest: Callable[[bytes], bytes]) ->
     digests: dict[str, bytes] = {}
 
     def rewrite(name: str) -> bytes:
-        """Rewrite a file after the files that it loads, and return its digest."""
+        """Rewrite a file after the files that it loads and return its digest."""
         if name not in digests:
             body = files[name]
             if name.endswith(".js"):
@@ -137,7 +137,7 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     """Return a route for each page and each of their files, by path.
 
     Args:
-        shown: Names of the pages to serve and link; by default all.
+        shown: Names of the pages to serve and link, by default all.
     """
     names = None if shown is None else frozenset(shown)
     handlers = {"GET": asset_handler(shown=names)}
@@ -187,7 +187,7 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
         path: ``/docs`` or ``/assets/base.css``.
         query: Query of the request; the file's digest makes the response cacheable for a year.
         known: Entity tags that the client has (`If-None-Match`).
-        shown: Names of the served pages; None for all.
+        shown: Names of the served pages, or None for all.
     """
     found = _load(shown).get(path)
     if found is None:

@@ -54,13 +54,13 @@ LIMITS = Limits(
     max_model_requests=12, max_tokens=200_000, max_result=20_000, max_parallel=4, max_attempts=3, longest_wait=20.0
 )
 MAX_TEXT = 16_000
-"""Maximum characters of one message."""
+"""Maximum characters per message."""
 MAX_TURNS = 50
 MAX_MESSAGES = 1024 * 1024
-"""Maximum bytes of a conversation, as sent to the model."""
+"""Maximum size of a conversation, in bytes, as sent to the model."""
 MAX_CONVERSATIONS = 32
 MAX_CONVERSATIONS_EACH = 3
-"""Maximum open conversations of one caller."""
+"""Maximum open conversations per caller."""
 
 Decision = Literal["approve", "always", "decline"]
 

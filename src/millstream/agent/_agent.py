@@ -79,7 +79,7 @@ async def listen(
 
 
 _MAX_CALLS = 256
-"""Maximum tool calls of one reply."""
+"""Maximum tool calls per reply."""
 _FIRST_WAIT = 1.0
 """Seconds before the second attempt, unless the API specifies them. Each further pause is twice as long."""
 _STOPPED = CallOutcome("The user stopped this call. It may have taken effect, fully or partly.")
@@ -108,8 +108,8 @@ class Agent:
         servers: Servers with tools, resources, and prompts: a list of `Client` targets or `ServerConfig`s, or a dict by
             name.
         system: System prompt. The servers' instructions are appended.
-        approve: Decides whether a tool may run that isn't marked as read-only, and whether a server may use the model.
-            By default, both are refused.
+        approve: Decides whether a tool may run that isn't marked as read-only, and whether a server can use the model.
+            By default, both are rejected.
         elicit: Fills in forms of servers: ``elicit(server, question)``. Without it, servers can't ask.
         roots: Folders and files that servers may learn about.
         limits: Limits of one answer.
@@ -151,7 +151,7 @@ class Agent:
         """Connect to all servers.
 
         Raises:
-            ClientError: A server can't be reached; the message explains why and suggests a fix.
+            ClientError: A server can't be reached. The message explains why and suggests a fix.
         """
         self._closing.push_async_callback(self.model.close)
         try:
@@ -165,7 +165,7 @@ class Agent:
         await self._closing.aclose()
 
     def say(self, text: str) -> AgentRun:
-        """Send a message, and return the events of the answer: ``async for event in agent.say("Any Tolkien?"): …``.
+        """Send a message and return the events of the answer: ``async for event in agent.say("Any Tolkien?"): …``.
 
         Leaving the loop stops the answer, but keeps its messages.
 
@@ -180,7 +180,7 @@ class Agent:
         return AgentRun(self._line, lambda: self._carry_out(self._append_user_message(text)))
 
     def prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> AgentRun:
-        """Send the messages of a server's prompt, and return the events of the answer. Raises like `say`.
+        """Send the messages of a server's prompt and return the events of the answer. Raises like `say`.
 
         Args:
             name: Name of the prompt, or ``server:name`` if several servers have it.
@@ -194,7 +194,7 @@ class Agent:
         return Toolbox(list(zip(self.servers, lists, strict=True)))
 
     async def read(self, server: str, uri: str) -> list[Part]:
-        """Attach a resource to the next message, and return its parts.
+        """Attach a resource to the next message and return its parts.
 
         Args:
             server: Name of the server, as in `servers`.
@@ -237,7 +237,7 @@ class Agent:
         """Send a server's request to the model.
 
         Raises:
-            ProtocolError: The user refused, the model gave no answer, or the request includes tools.
+            ProtocolError: The user declined, the model gave no answer, or the request includes tools.
         """
         if params.tools:
             raise ProtocolError(INVALID_PARAMS, "This client doesn't support tools in sampling requests.")

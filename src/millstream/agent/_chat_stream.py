@@ -17,7 +17,7 @@ from millstream.protocol import MALFORMED, Json, is_array, is_object
 
 _DONE = b"data: [DONE]\n\n"
 MAX_REPLY = 128 * 1024 * 1024
-"""Maximum bytes of one reply. A stream has several hundred for each token."""
+"""Maximum size of a reply, in bytes. A stream has several hundred for each token."""
 _MAX_CHECKED = 16 * 1024 * 1024
 """Maximum characters of arguments to decode, to find where a call ends."""
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")

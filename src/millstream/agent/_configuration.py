@@ -229,7 +229,7 @@ class Configuration:
             raise ConfigurationError(str(exc)) from exc
 
     def get(self, name: str) -> str:
-        """Return a value; empty if it isn't set.
+        """Return a value, or an empty string if it isn't set.
 
         Args:
             name: Name of the variable.
@@ -275,7 +275,7 @@ class Configuration:
         return None
 
     def server(self) -> ServerConfig | None:
-        """Return the server of MCP_SERVER_URL; None if neither it nor its key is set.
+        """Return the server of MCP_SERVER_URL, or None if neither it nor its key is set.
 
         A URL without a path means `/sse`.
 

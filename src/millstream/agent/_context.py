@@ -53,7 +53,7 @@ def message_content(text: str, parts: Sequence[Part]) -> str | list[Part]:
 
 
 def cut(text: str, limit: int) -> str:
-    """Truncate text to `limit` characters, and append a note about the rest."""
+    """Truncate text to `limit` characters and append a note about the rest."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}\n[{len(text) - limit:,} more characters were left out]"

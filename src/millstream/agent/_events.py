@@ -282,7 +282,7 @@ class AgentRun:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Stop the answer if it's still running, and wait for its end."""
+        """Stop the answer if it's still running and wait for its end."""
         self._over = True
         if self._task is not None:
             if not self._task.done():
@@ -308,7 +308,7 @@ class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     max_parallel: int = 8
     """Maximum concurrent tool calls; further ones wait."""
     max_attempts: int = 5
-    """Maximum attempts of one request, if the model is busy or its response is incomplete."""
+    """Maximum attempts per request, if the model is busy or its response is incomplete."""
     longest_wait: float = 60.0
     """Maximum seconds between attempts. If the API requests more, the answer ends."""
 
@@ -340,7 +340,7 @@ class Transcript(Struct, eq=False):
         return iter(self._lines)
 
     def save(self, path: str | Path) -> int:
-        """Write a file that only you can read, and return the number of lines.
+        """Write a file that only you can read and return the number of lines.
 
         Args:
             path: Path of the file.

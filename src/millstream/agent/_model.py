@@ -65,7 +65,7 @@ class ModelRequest(Struct, frozen=True, kw_only=True):
     messages: Sequence[Message]
     tools: Sequence[Json] = ()
     max_tokens: int = 0
-    """Maximum tokens of the reply; 0 leaves it to the model."""
+    """Maximum tokens of the reply. 0 leaves it to the model."""
     temperature: float | None = None
     stop: Sequence[str] = ()
 
@@ -336,7 +336,7 @@ class LanguageModel:
 
 
 def provider_of(name: str) -> str:
-    """Return the provider prefix of a model's name, such as ``anthropic``; empty for OpenAI-compatible APIs."""
+    """Return the provider prefix of a model's name, such as ``anthropic``, or empty for OpenAI-compatible APIs."""
     prefix, colon, _ = name.partition(":")
     return prefix if colon and prefix in PROVIDERS else ""
 

@@ -1,7 +1,7 @@
 """The guard in front of every handler: sets `HttpRequest.principal` from the credential, or responds with a challenge.
 
 Verdicts are cached under the raw value of the ``Authorization`` header, so later requests cost one dictionary lookup.
-Handlers behind the guard see only the principal. A request with an invalid credential is refused, never treated as
+Handlers behind the guard see only the principal. A request with an invalid credential is rejected, never treated as
 anonymous.
 """
 
@@ -60,7 +60,7 @@ class Addresses(Struct):
             self.root = root
 
     def urls(self, request: HttpRequest | None) -> Mapping[str, str]:
-        """Return the URLs for clients by path, as for `addresses_for`; empty if they're unknown."""
+        """Return the URLs for clients by path, as for `addresses_for`, or empty if they're unknown."""
         resource = self.resource
         if not resource:
             host = None if request is None else parse_authority(request.headers.get(b"host", b""))
@@ -100,7 +100,7 @@ class ChallengeResponses(Struct, kw_only=True):
     scope_prefix: str = ""
     """Prefix that the issuer expects on the scopes that a client requests."""
     form: Callable[[HttpRequest], Response | None] = lambda request: None
-    """Returns the sign-in form for browsers; None for other clients."""
+    """Returns the sign-in form for browsers, or None for other clients."""
 
     def for_missing(self, request: HttpRequest, *, ignored: bool = False) -> Response:
         """Respond to a request without a credential. `ignored` is whether its sign-in cookie doesn't apply."""
@@ -228,13 +228,13 @@ def metadata_paths(
 
 
 Ambient = Callable[[HttpRequest, bool], Awaitable[Principal | Response | None]]
-"""Returns the principal of an ambient credential, such as a cookie; None without one that applies. The second argument
-says whether the request is for one of the program's own routes.
+"""Returns the principal of an ambient credential, such as a cookie, or None without one that applies. The second
+argument says whether the request is for one of the program's own routes.
 """
 
 MAX_CREDENTIAL = 16 * 1024
 _FAILURES = Rate(30, 60)
-"""Maximum invalid credentials per address; an IPv6 network counts as one address."""
+"""Maximum invalid credentials per address; an IPv6 network is treated as one address."""
 _MAX_CONCURRENT = 8
 """Maximum concurrent verifications per address. Others wait, so that parallel guesses aren't all verified before the
 first failure is counted.
@@ -267,7 +267,7 @@ class AuthGuard:
         self.on_failure: Callable[[str], None] = lambda address: None
         """Called with the address of every invalid credential."""
         self.note: ObserveMessage = ignore_message
-        """Observes messages that are refused for their scopes."""
+        """Observes messages that are rejected for their scopes."""
         self.pool: StoreLimiter | None = None
         """Limiter that shares failures between workers."""
         self.ambient: Ambient | None = None
@@ -320,7 +320,7 @@ class AuthGuard:
         return ask if needed or self._key_header else authenticate
 
     async def __call__(self, request: HttpRequest, *, own: bool = False) -> Principal | Response:
-        """Return the principal, or the response that refuses the request."""
+        """Return the principal, or the response that rejects the request."""
         if request.root_path and self.challenges.addresses is not None:
             self.challenges.addresses.mount(request.root_path)
         value = request.headers.get(b"authorization")
@@ -413,7 +413,7 @@ class AuthGuard:
         return None, nothing
 
     def refuse_throttled(self, address: str) -> Response | None:
-        """Return the refusal for an address with too many invalid credentials; None if it may try again."""
+        """Return the refusal for an address with too many invalid credentials, or None if it may try again."""
         key = peer_network(address)
         wait = self._failures.wait(key)
         if wait <= 0:
@@ -452,7 +452,7 @@ class AuthGuard:
         return False
 
     async def prefetch(self) -> None:
-        """Fetch issuers' metadata and keys before the first token, and log failures."""
+        """Fetch issuers' metadata and keys before the first token and log failures."""
         await prefetch_all(self.methods)
 
     def close(self) -> None:
@@ -461,7 +461,7 @@ class AuthGuard:
             method.close()
 
     def refresh(self, opened: Callable[[str, float], None] = lambda owner, until: None) -> bool:
-        """Drop cached verdicts if a credential may have been revoked, and return whether they were dropped. Call once
+        """Drop cached verdicts if a credential may have been revoked and return whether they were dropped. Call once
         a second.
 
         Args:

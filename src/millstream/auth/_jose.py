@@ -44,7 +44,7 @@ class TokenRules(Struct, frozen=True):
     implied: Mapping[str, Collection[str]] = {}
     """Scope -> the scopes that it includes."""
     believed: float = 60.0
-    """Seconds for which a verdict is cached."""
+    """Seconds that a verdict is cached."""
     clients: Collection[str] = ()
     """Accepted client ids; a token must have one of them. If there are none, tokens of every client are accepted."""
     scope_claims: Collection[str] = ()
@@ -60,11 +60,11 @@ class TokenRules(Struct, frozen=True):
 
     @property
     def url(self) -> str:
-        """URL of the MCP endpoint for clients; empty if it's unknown."""
+        """URL of the MCP endpoint for clients, or an empty string if it's unknown."""
         return self.resource or next((each for each in self.audiences if each.startswith(("https://", "http://"))), "")
 
     def issuer_of(self, claims: Claims) -> str:
-        """Return the issuer that a token must have; empty if its tenant isn't accepted."""
+        """Return the issuer that a token must have, or an empty string if its tenant isn't accepted."""
         tenant = claims.get("tid")
         if not self.tenants:
             return self.issuer
@@ -92,7 +92,7 @@ _ID_ONLY = {"nonce", "at_hash", "c_hash"}
 
 
 def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
-    """Return the identity in a token's claims; None if they break a rule. The caller verifies the signature.
+    """Return the identity in a token's claims, or None if they break a rule. The caller verifies the signature.
 
     The rules are about issuer, subject, audience, and times (RFC 7519, 8707, 9068).
     """

@@ -195,7 +195,7 @@ class RecordFile(Generic[R]):
         self.records = records
 
     def reload(self, effect: str) -> bool:
-        """Read the file if it has changed, and return whether its records may have changed.
+        """Read the file if it has changed and return whether its records may have changed.
 
         A missing or unreadable file has no records; `effect` describes what doesn't work then.
         """
@@ -212,7 +212,7 @@ class RecordFile(Generic[R]):
 
     @contextlib.contextmanager
     def change(self) -> Generator[list[R]]:
-        """Read the file, and write it with the changes that the block makes to the list.
+        """Read the file and write it with the changes that the block makes to the list.
 
         Raises:
             LocalError: The file can't be used.
@@ -277,7 +277,7 @@ class KeyFile(RecordFile[StoredKey]):
 
 
 def _take(keys: list[StoredKey], name: str) -> StoredKey:
-    """Remove all keys with a name, and return the newest one."""
+    """Remove all keys with a name and return the newest one."""
     old = [each for each in keys if each.name == name]
     if not old:
         raise ValueError(f"There is no key {name!r}. See: millstream keys list")

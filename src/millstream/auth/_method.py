@@ -45,7 +45,7 @@ class Unavailable(Exception):
 
 
 class NotAdmitted(Exception):
-    """A login was refused; the message is shown to the user."""
+    """A login was rejected; the message is shown to the user."""
 
     def __init__(self, text: str, status: int, *, wrong: bool = False) -> None:
         """Create the error.
@@ -53,7 +53,7 @@ class NotAdmitted(Exception):
         Args:
             text: Message for the user.
             status: Status of the response.
-            wrong: Whether the name or password was wrong; counts as a failed sign-in from the address.
+            wrong: Whether the name or password was wrong; if so, it counts as a failed sign-in from the address.
         """
         super().__init__(text)
         self.status = status
@@ -121,9 +121,9 @@ class AuthMethod:
     """One kind of credential: ``Server("shop", auth=BadgeReader())``. Subclasses override `identify` and `holds`."""
 
     resource: str = ""
-    """Audience of the tokens; empty for credentials without one."""
+    """Audience of the tokens, or empty for credentials without one."""
     issuers: tuple[str, ...] = ()
-    """Authorization servers where clients can get a token; empty without one."""
+    """Authorization servers where clients can get a token, or empty without one."""
     scopes: tuple[str, ...] = ()
     """Scopes that every caller needs."""
     scope_prefix: str = ""
@@ -158,15 +158,15 @@ class AuthMethod:
         """
 
     def count(self) -> int:
-        """Return the number of principals that have been configured; 0 if it isn't known."""
+        """Return the number of principals that have been configured, or 0 if it isn't known."""
         return 0
 
     def rights(self) -> Rights | None:
-        """Return what callers can have at the moment; None if it isn't known, because another server decides."""
+        """Return what callers can have at the moment, or None if it isn't known, because another server decides."""
         return None
 
     def revocation_id(self, principal: Principal) -> str:
-        """Return the id of a principal's current credential for `is_revoked`; empty if it can't be revoked early.
+        """Return the id of a principal's current credential for `is_revoked`, or empty if it can't be revoked early.
 
         Args:
             principal: The principal.
@@ -237,7 +237,7 @@ class PageMethod(AuthMethod):
     icon: str = ""
     """Icon of the server, as a data URI."""
     landing: PageLanding | None = None
-    """Completes external logins; None without pages."""
+    """Completes external logins, or None without pages."""
 
     async def redirect_to_login(self, request: HttpRequest, login: str, page: str) -> Response:
         """Return the page that redirects a browser to one of `logins`, which returns to `page`.
@@ -260,7 +260,7 @@ class PageMethod(AuthMethod):
         return b""
 
     async def recall(self, kept: bytes) -> Identity | None:
-        """Return the user of a cookie's content; None if they were removed or changed their password."""
+        """Return the user of a cookie's content, or None if they were removed or changed their password."""
         raise NotImplementedError
 
 
@@ -319,7 +319,7 @@ class KeyedSemaphore(Struct, eq=False):
 
 _MAX_ENTRIES = 4096
 _MAX_PER_PRINCIPAL = 256
-"""Maximum entries of one principal when the cache is full."""
+"""Maximum entries per principal when the cache is full."""
 
 
 class Verdict(NamedTuple):

@@ -67,7 +67,7 @@ def is_at_host(request: HttpRequest, base: str) -> bool:
 
 
 def get_cookie(request: HttpRequest, name: str) -> str:
-    """Return a cookie; empty if it's missing or repeated, because a sibling domain may have set one of them.
+    """Return a cookie, or empty if it's missing or repeated, because a sibling domain may have set one of them.
 
     ``get_cookie(request, "__Host-shop")``
 
@@ -136,7 +136,8 @@ def redirect_page(url: str, label: str, head: bytes = b"") -> Response:
 def continue_page(request: HttpRequest, page: str, head: bytes = b"", *, title: str = "You are signed in") -> Response:
     """Return the page that continues after a sign-in elsewhere: ``continue_page(request, "/shop")``.
 
-    A redirect would still count as coming from the other site, and browsers would omit the cookie (`SameSite=Strict`).
+    A redirect would still be treated as coming from the other site, and browsers would omit the cookie
+    (`SameSite=Strict`).
 
     Args:
         request: Request of the callback.

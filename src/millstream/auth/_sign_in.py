@@ -64,7 +64,7 @@ _SECURE, _PLAIN = "__Host-millstream", "millstream"
 _KIND, _PERSON = b"page credential", b"page user"
 """Kinds of sealed cookies, so that a credential is never read as an identity, or the reverse."""
 _MAX_CREDENTIAL = 2048
-"""Maximum bytes of a credential in a cookie; browsers limit the sealed cookie to 4 KiB."""
+"""Maximum size of a credential in a cookie, in bytes; browsers limit the sealed cookie to 4 KiB."""
 _LOCAL = re.compile(r"/(?![/\\])[!-~]{0,2047}")
 """A path of this server, with its query. A second slash would begin the name of another one."""
 _TOO_MANY = refusal(400, "This form has too many fields.")
@@ -140,7 +140,7 @@ class SignIn:
         """What all forms show."""
 
     def page(self, request: HttpRequest) -> Response | None:
-        """Return the form in place of a page if the browser isn't signed in; None for other requests."""
+        """Return the form in place of a page if the browser isn't signed in, or None for other requests."""
         wanted = quote(request.path) + (f"?{request.query.decode('latin-1')}" if request.query else "")
         if request.method in _READING and self._is_page(wanted) and b"html" in request.headers.get(b"accept", b""):
             return self._form(request, wanted, "", 401)
@@ -350,7 +350,7 @@ def _cookie_name(request: HttpRequest) -> str:
 
 
 def _cookie(request: HttpRequest) -> str:
-    """Return the cookie; empty if it's missing, repeated, or not acceptable over this connection."""
+    """Return the cookie, or an empty string if it's missing, repeated, or not acceptable over this connection."""
     return get_cookie(request, _cookie_name(request)) if _is_safe(request) else ""
 
 

@@ -404,15 +404,15 @@ def jwt(  # noqa: PLR0913  the options of an issuer
     Args:
         issuer: The issuer's exact identifier, as in the claim ``iss``.
         audience: This server's public URL, such as ``https://mcp.example.com/mcp``, or what the issuer's tokens have in
-            ``aud`` instead; a list if there are several. Tokens for any other URL are refused, even if it starts with
+            ``aud`` instead; a list if there are several. Tokens for any other URL are rejected, even if it starts with
             this one.
         jwks: URL of the issuer's public keys, or the key set itself.
         secret: A secret shared with the issuer, at least 32 bytes long, instead of public keys.
-        algorithms: Accepted signature algorithms; by default all asymmetric ones, or HS256 with a secret.
+        algorithms: Accepted signature algorithms, by default all asymmetric ones, or HS256 with a secret.
         scopes: Scopes that every caller needs.
         scope_includes: Mapping of a scope to the scopes that it includes.
         resource: This server's public URL, if `audience` isn't that.
-        client_ids: Ids of the clients whose tokens are accepted; by default all. Without `audience`, tokens must have
+        client_ids: Ids of the clients whose tokens are accepted, by default all. Without `audience`, tokens must have
             no ``aud``.
         scope_claims: Claims with scopes, such as ``permissions`` or ``realm_access.roles``. By default ``scope``, or
             ``scp``.

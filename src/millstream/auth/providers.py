@@ -8,7 +8,7 @@ To implement an upstream, write a class with `name`, `label`, `begin`, and `fini
 rest: it asks for consent, creates `state` (random, single use, valid for ten minutes, bound to the browser by a
 cookie), calls `begin`, serves the callback at ``ISSUER/sign-in/callback/NAME``, checks `state` there, and calls
 `finish`. Return data such as a nonce and a PKCE verifier in `AuthorizationRedirect.state_data`, which is passed to
-`finish`. Don't store state in the object, because another worker may call `finish`. ::
+`finish`. Don't store state in the object, because another worker can call `finish`. ::
 
     class Example:
         name, label = "example", "Continue with Example"
@@ -69,7 +69,7 @@ class User(Struct, frozen=True, omit_defaults=True):
     name: str = ""
     """Name shown on our pages."""
     scopes: tuple[str, ...] = ()
-    """Scopes that the user may grant to a client in addition to the default ones; ``*`` for all."""
+    """Scopes that the user can grant to a client in addition to the default ones; ``*`` for all."""
     since: float = 0.0
     """Number that changes when earlier consents must no longer apply: for a new account of the same name, and after a
     password change.
@@ -161,7 +161,7 @@ class Passwords(Protocol):
     """Accounts with a name and password on this server."""
 
     async def check(self, name: str, password: str) -> User | None:
-        """Return the user; None for a wrong name or password. Takes the same time in all cases.
+        """Return the user, or None for a wrong name or password. Takes the same time in all cases.
 
         Raises:
             SignInFailed: The check isn't possible at the moment.
@@ -169,7 +169,7 @@ class Passwords(Protocol):
         ...
 
     def find(self, subject: str) -> User | None:
-        """Return a user who has signed in before; None if they may no longer sign in."""
+        """Return a user who has signed in before, or None if they may no longer sign in."""
         ...
 
     def epoch(self) -> int:
@@ -216,7 +216,7 @@ class Provider:
         """
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the subset of `scopes` that a user may grant to a client. Called at consent and at each refresh.
+        """Return the subset of `scopes` that a user can grant to a client. Called at consent and at each refresh.
 
         Args:
             user: The user who signed in, with their scopes.

@@ -98,7 +98,7 @@ def _check_arguments(timeout: object, headers: Any, roots: object, options: obje
     """Check the types of a client's arguments.
 
     Raises:
-        TypeError: An argument has the wrong type; the message names it.
+        TypeError: An argument has the wrong type. The message identifies it.
     """
     fields = cast("Mapping[object, object]", headers or {} if isinstance(headers, Mapping | None) else {0: 0})
     texts = [*fields, *fields.values()]
@@ -198,7 +198,7 @@ class Client:
         """Connect and negotiate a revision.
 
         Raises:
-            ClientError: The connection failed; the message explains why and suggests a fix.
+            ClientError: The connection failed. The message explains why and suggests a fix.
         """
         async with self._turn:
             await (self.conversation.requests.connect(first=True) if self._blocks else self.conversation.start())
@@ -301,7 +301,7 @@ class Client:
             arguments: Arguments as a mapping, for names that clash with the options below.
             result_type: Type of the value. With it, the call returns the value instead of a `Result`.
             progress: Handler for progress reports: ``progress(value, total, message)``.
-            timeout: Seconds to wait for this call; 0 for the client's `timeout`.
+            timeout: Seconds to wait for this call, or 0 for the client's `timeout`.
             raise_on_error: Whether to raise when the tool reports an error, or when the result doesn't match the output
                 schema that you have listed; if False, check `Result.is_error`. With `result_type`, an error always
                 raises.
@@ -421,7 +421,7 @@ class Client:
         Args:
             uri: URI of the resource. For a template, the URI with its variables filled in.
             fresh: Whether to ask the server even if the cached contents are still valid.
-            timeout: Seconds to wait for this request; 0 for the client's `timeout`.
+            timeout: Seconds to wait for this request, or 0 for the client's `timeout`.
 
         Raises:
             ServerError: The resource doesn't exist or can't be read.
@@ -445,7 +445,7 @@ class Client:
         Args:
             name: Name of the prompt.
             arguments: Arguments as a mapping, for names that clash with `timeout`.
-            timeout: Seconds to wait for this request; 0 for the client's `timeout`.
+            timeout: Seconds to wait for this request, or 0 for the client's `timeout`.
             more: Arguments of the prompt by keyword. Prompts take text, so other values are sent as JSON.
 
         Raises:
@@ -598,7 +598,7 @@ class Client:
         Sends a ping (MCP 2025-11-25, basic/utilities/ping), or `server/discover` in revisions without one.
 
         Args:
-            timeout: Seconds to wait; 0 for the client's `timeout`.
+            timeout: Seconds to wait, or 0 for the client's `timeout`.
 
         Raises:
             ClientError: There was no response.
@@ -656,7 +656,7 @@ class Client:
         Args:
             name: Name of the tool.
             arguments: Arguments of the tool.
-            timeout: Seconds to wait for this call; 0 for the client's `timeout`.
+            timeout: Seconds to wait for this call, or 0 for the client's `timeout`.
             raise_on_error: Whether to raise when the tool reports an error; if False, check `Result.is_error`.
         """
         return await self.call(name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error)

@@ -168,7 +168,7 @@ class Conversation:
             tool: Name of the tool.
             arguments: Arguments of the call.
             progress: Handler for progress reports.
-            timeout: Seconds to wait; 0 for the default.
+            timeout: Seconds to wait, or 0 for the default.
             declared: `_meta` members as JSON without braces, instead of the connection's default ones.
         """
         ask = RawRequest(

@@ -36,7 +36,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
         headers: Value of each header.
 
     Raises:
-        TargetError: A header isn't allowed; the message names it.
+        TargetError: A header isn't allowed. The message identifies it.
     """
     for name, value in headers.items():
         if not name.isascii() or not name.replace("-", "").replace("_", "").isalnum():
@@ -72,7 +72,7 @@ class Auth(Protocol):
         ...
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
-        """Get better credentials after a request was refused. Return False if there aren't any.
+        """Get better credentials after a request was rejected. Return False if there aren't any.
 
         Args:
             url: URL of the request.
@@ -232,7 +232,7 @@ def _redirect_target(url: Url, method: str, reply: HttpReply, count: int) -> Url
 
 _E = TypeVar("_E", bound=ClientError)
 _MAX_READ = 16 * 1024
-"""Maximum bytes of an error's body that are read."""
+"""Maximum size to read of an error's body, in bytes."""
 _WORDS = "detail", "message", "error_description", "error", "title", "reason", "msg"
 """Members of JSON bodies that contain the reason for an error, such as ``detail`` (RFC 9457)."""
 _MARKUP = re.compile(r"(?is)<(script|style|svg)\b.*?(?:</\1>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*+>")
@@ -260,7 +260,7 @@ _MAX_DIGITS = 10
 
 
 def try_again(exc: ClientError) -> str:
-    """Return the sentence about when to try again; empty if the server didn't specify it."""
+    """Return the sentence about when to try again, or an empty string if the server didn't specify it."""
     return "" if exc.retry_after is None else f"Try again in {exc.retry_after:,.0f} seconds."
 
 

@@ -40,7 +40,7 @@ class AccessDenied(ClientError):
     ask_for_another_key()``
 
     Args:
-        message: What was refused.
+        message: What was rejected.
         status: The HTTP status, 401 or 403.
         challenge: The `WWW-Authenticate` header (RFC 9110 §11.6.1), if there was one.
         remedy: What to do, in one sentence.

@@ -150,7 +150,7 @@ class ClientEvents(Struct, eq=False):
             arguments: Filters, in the form of its `input_schema`.
             cursor: `EventSubscription.cursor` of an earlier subscription, to continue after it.
             max_age: Maximum age in seconds of replayed events.
-            mode: ``push`` or ``poll``; by default a stream, if the server and the revision support it.
+            mode: ``push`` or ``poll``, by default a stream, if the server and the revision support it.
         """
         params: Json = {"name": name, "arguments": dict(arguments or {})}
         if max_age is not None:
@@ -175,7 +175,7 @@ class ClientEvents(Struct, eq=False):
             secret: ``whsec_`` and base64 of 24 to 64 random bytes. A different secret replaces the previous one.
             arguments: Filters, in the form of its `input_schema`.
             cursor: Cursor to continue after.
-            ttl: Requested seconds until the subscription expires without a refresh; the server may grant less.
+            ttl: Requested seconds until the subscription expires without a refresh; the server can grant less.
 
         Raises:
             ServerError: The server rejected the request, or the endpoint failed the challenge.

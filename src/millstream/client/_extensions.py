@@ -90,7 +90,7 @@ class ClientHost(Struct, eq=False):
             name: Name of the capability.
             value: Value for servers.
             member: Member of the client's capabilities: ``extensions`` or ``experimental``.
-            revisions: Dates of the revisions that declare it; by default all.
+            revisions: Dates of the revisions that declare it, by default all.
         """
         declared = DeclaredCapability(member, name, value, frozenset(revisions))
         self.client.conversation.requests.declared.append(declared)

@@ -43,8 +43,8 @@ class Question(ElicitRequestParams, kw_only=True):
 
 
 ElicitAnswer = Mapping[str, Any] | str | bool | None
-"""Form values; True after the user opened the URL, or to leave the form as it is; ``"decline"`` or False; ``"cancel"``
-or None.
+"""Form values, or True after the user opened the URL, or to leave the form as it is; ``"decline"`` or False;
+``"cancel"`` or None.
 """
 Elicit = Callable[[Question], ElicitAnswer | Awaitable[ElicitAnswer]]
 Sample = Callable[[CreateMessageRequestParams], str | SampleResult | Awaitable[str | SampleResult]]
@@ -75,7 +75,7 @@ class QuestionHandler(Protocol):
         Args:
             method: Method of the question.
             params: Encoded parameters.
-            request_id: The request on whose stream the question arrived; 0 if the transport doesn't say.
+            request_id: The request on whose stream the question arrived, or 0 if the transport doesn't say.
 
         Raises:
             ProtocolError: The error to respond with.

@@ -100,7 +100,7 @@ class DeclaredCapability(Struct, frozen=True):
     name: str
     value: Mapping[str, Any]
     revisions: frozenset[str]
-    """Dates of the revisions that have it; empty for all."""
+    """Dates of the revisions that have it, or empty for all."""
 
 
 def with_meta(params: bytes, meta: bytes) -> bytes:
@@ -136,7 +136,7 @@ class ToolHeaders(Struct):
     _known: Recent[str, tuple[ParamHeader, ...]] = msgspec.field(default_factory=lambda: Recent(_MAX_ANNOTATED))
 
     def learn(self, tools: list[ToolDescription]) -> list[ToolDescription]:
-        """Store the annotations of tools, and return the tools whose annotations are valid."""
+        """Store the annotations of tools and return the tools whose annotations are valid."""
         usable: list[ToolDescription] = []
         wrong = 0
         for tool in tools:
@@ -175,7 +175,7 @@ class Era(Struct):
     """
 
     name: str = ""
-    """``handshake`` or ``http+sse``; empty if the next connection has to probe."""
+    """``handshake`` or ``http+sse``, or empty if the next connection has to probe."""
     revision: Revision = NEWEST
     """The per-request revision to probe with: the newest, until the server has named an older one."""
 
@@ -235,7 +235,7 @@ class RawRequest(Struct, kw_only=True):
     headers: Mapping[str, str] = {}
     """`Mcp-Param-…` headers."""
     timeout: float = 0
-    """Timeout in seconds; 0 for the client's default."""
+    """Timeout in seconds, or 0 for the client's default."""
     progress: OnProgress | None = None
     repeatable: bool = False
     """Whether the request only reads."""
@@ -255,7 +255,7 @@ NOT_CONNECTED = "The client isn't connected. Use `async with Client(…) as clie
 
 
 class Requests(Confidential, Struct, kw_only=True):
-    """Connects to one server, and sends it requests."""
+    """Connects to one server and sends it requests."""
 
     place: Place
     options: Options
@@ -392,7 +392,7 @@ class Requests(Confidential, Struct, kw_only=True):
             return await self.send(connection, ask, extra)
 
     def send(self, connection: Connection, ask: RawRequest, extra: bytes = b"") -> Coroutine[Any, Any, bytes]:
-        """Send one request on one connection, and return its result."""
+        """Send one request on one connection and return its result."""
         request_id = ask.id or next(self.ids)
         params = ask.params
         if extra:
@@ -407,7 +407,7 @@ class Requests(Confidential, Struct, kw_only=True):
     async def _exchange(
         self, transport: Transport, request: TransportRequest, seconds: float, progress: OnProgress | None = None
     ) -> bytes:
-        """Send a request on an open transport, and return its result.
+        """Send a request on an open transport and return its result.
 
         Raises:
             ServerError: The server responded with an error.
@@ -520,7 +520,8 @@ class Requests(Confidential, Struct, kw_only=True):
         return capabilities
 
     def meta(self, revision: Revision) -> bytes:
-        """Return the `_meta` members of every request: https://modelcontextprotocol.io/specification/2026-07-28/basic."""
+        """Return the `_meta` members of every request:
+        https://modelcontextprotocol.io/specification/2026-07-28/basic."""
         if revision.handshake:
             return b""
         found: Json = {

@@ -102,7 +102,7 @@ class Notification(Struct, frozen=True):
     method: str
     params: Raw
     request_id: int = 0
-    """Request on whose stream it arrived; 0 if the transport doesn't say."""
+    """Request on whose stream it arrived, or 0 if the transport doesn't say."""
 
 
 LogMessage = LoggingMessageNotificationParams
@@ -169,7 +169,8 @@ class ServerMessages(Struct, eq=False):
     _answer_tasks: dict[Any, asyncio.Task[None]] = {}
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
-        """Receive one message. `request_id` is the request on whose stream it arrived; 0 if the transport doesn't say.
+        """Receive one message. `request_id` is the request on whose stream it arrived, or 0 if the transport doesn't
+        say.
 
         Raises:
             TooManyMessages: Too many messages are waiting.

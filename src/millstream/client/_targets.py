@@ -220,7 +220,7 @@ def _from_configuration(given: Any, name: str, source: str, base: Command, folde
 
     Args:
         given: The configuration.
-        name: Name of the server; empty if there's only one.
+        name: Name of the server, or empty if there's only one.
         source: Name of the configuration in errors.
         base: Environment and working directory.
         folder: Folder of the file, in which variables are replaced.

@@ -56,7 +56,7 @@ class Task(Struct, frozen=True, rename="camel"):
     """The state of a task when it was requested: ``(await client.tasks.get(task_id)).status``."""
 
     task_id: str
-    """Task id; empty for a call that finished immediately."""
+    """Task id, or empty for a call that finished immediately."""
     status: Status
     status_message: str = ""
     """What the task is doing, or why it ended."""
@@ -125,7 +125,7 @@ class ClientTasks(Struct, eq=False):
         return not negotiated.revision.handshake and TASKS in members(negotiated.capabilities.get("extensions"))
 
     async def start(self, tool: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 0) -> Task:
-        """Call a tool, and return its task: ``task = await client.tasks.start("report", {"year": 2026})``.
+        """Call a tool and return its task: ``task = await client.tasks.start("report", {"year": 2026})``.
 
         Save `Task.task_id`: any client of the same principal can get the task with it later. The server decides which
         calls become tasks. A call that finishes immediately returns a task without an id.
@@ -133,7 +133,7 @@ class ClientTasks(Struct, eq=False):
         Args:
             tool: Name of the tool.
             arguments: Arguments of the call.
-            timeout: Seconds to wait; 0 for the client's timeout.
+            timeout: Seconds to wait, or 0 for the client's timeout.
 
         Raises:
             NotSupported: The server has no tasks.
@@ -151,7 +151,7 @@ class ClientTasks(Struct, eq=False):
 
         Args:
             task_id: Id of the task.
-            timeout: Seconds to wait; 0 for the client's timeout.
+            timeout: Seconds to wait, or 0 for the client's timeout.
 
         Raises:
             NotSupported: The server has no tasks.
@@ -168,7 +168,7 @@ class ClientTasks(Struct, eq=False):
         Args:
             task_id: Id of the task.
             answers: Answers by the keys of `Task.input_requests`.
-            timeout: Seconds to wait; 0 for the client's timeout.
+            timeout: Seconds to wait, or 0 for the client's timeout.
         """
         await self._ask("tasks/update", task_id, {"inputResponses": answers}, timeout)
 
@@ -177,21 +177,21 @@ class ClientTasks(Struct, eq=False):
 
         Args:
             task_id: Id of the task.
-            timeout: Seconds to wait; 0 for the client's timeout.
+            timeout: Seconds to wait, or 0 for the client's timeout.
         """
         await self._ask("tasks/cancel", task_id, {}, timeout)
 
     async def wait(
         self, task: str | Task, *, progress: OnProgress | None = None, timeout: float = 0, raise_on_error: bool = True
     ) -> Result:
-        """Wait until a task ends, and return its result: ``(await client.tasks.wait(task_id)).text``.
+        """Wait until a task ends and return its result: ``(await client.tasks.wait(task_id)).text``.
 
         The client's handlers answer the task's questions. If you stop waiting, the task continues.
 
         Args:
             task: The task's id, or the result of `start`.
             progress: Handler for each new status message: ``progress(count, None, message)``.
-            timeout: Seconds to wait; 0 for no limit.
+            timeout: Seconds to wait, or 0 for no limit.
             raise_on_error: As for `Client.call`.
 
         Raises:

@@ -2,7 +2,7 @@
 
 See https://modelcontextprotocol.io/specification/2026-07-28/basic/patterns/subscriptions. Broken
 subscriptions and watched connections of the handshake era are reopened with backoff, followed by a change of the kind
-`again`: changes may have been missed. If the server refuses permanently, the watch ends with an error.
+`again`: changes may have been missed. If the server permanently rejects the subscription, the watch ends with an error.
 """
 
 import asyncio
@@ -76,7 +76,7 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
         return self._waiting.popleft()
 
     def fail(self, fault: ClientError) -> None:
-        """End the subscription with an error, once everything is read."""
+        """End the subscription with an error, when everything is read."""
         self._fault = self._fault or fault
         self._changed.set()
 
@@ -85,7 +85,7 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
         self._changed.set()
 
     async def _start(self) -> None:
-        """Open the subscription, and wait until the server confirms it."""
+        """Open the subscription and wait until the server confirms it."""
         self._task = asyncio.create_task(self._keep_open())
         try:
             async with asyncio.timeout(_CONFIRM_TIMEOUT):
@@ -130,7 +130,7 @@ class Changes(ClientSubscription[Change], eq=False):
     """A subscription to changes: ``async with client.watch(…) as changes: async for change in changes: …``.
 
     While it's open, a broken connection or session is reopened, followed by a change of the kind `again`. If the server
-    refuses permanently, the loop raises a `ClientError`.
+    permanently rejects the subscription, the loop raises a `ClientError`.
     """
 
     _requests: "WatchingRequests"
@@ -143,7 +143,7 @@ class Changes(ClientSubscription[Change], eq=False):
         """Subscribe. No later change is missed.
 
         Raises:
-            ClientError: The server refused.
+            ClientError: The server rejected the request.
         """
         connection = await self._requests.connect()
         self._requests.incoming.watchers.add(self._on_change)
@@ -245,7 +245,7 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
     """
 
     log_level: str
-    """Minimum severity of log messages; empty leaves it to the server."""
+    """Minimum severity of log messages. Empty leaves it to the server."""
     _watchers: set[Changes] = field(default_factory=set[Changes])
     _restored_connection: Connection | None = None
     """The connection with all subscriptions."""

@@ -1,4 +1,4 @@
-"""Forward raw messages to servers, and write transports: for gateways and other programs between clients and servers.
+"""Forward raw messages to servers and write transports: for gateways and other programs between clients and servers.
 
 A `Conversation` is a connection whose requests and results stay JSON. `DuplexTransport` and `StdioTransport` are base
 classes of your own transports.

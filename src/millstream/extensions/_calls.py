@@ -36,7 +36,7 @@ class CallContext(Context):
 
     @property
     def scopes(self) -> frozenset[str] | None:
-        """The caller's scopes; None for a caller without restrictions, such as one on standard input."""
+        """The caller's scopes, or None for a caller without restrictions, such as one on standard input."""
         return granted_scopes(self._call)
 
     def stream(self) -> "ReplyStream":
@@ -231,7 +231,7 @@ class PendingCall(Struct, eq=False):
         return {key: bytes(answer) for key, answer in (self._call.responses or {}).items()}
 
     async def run(self) -> bytes | None:
-        """Run the call and return its result; None if the function called ``ctx.start_task()``."""
+        """Run the call and return its result, or None if the function called ``ctx.start_task()``."""
         self._call.task = DEFERRED
         try:
             return await self._run_tool(self._call, self._tool)
@@ -262,7 +262,7 @@ class RunOutcome(Struct, frozen=True):
     """How a run of a saved call ended."""
 
     result: bytes = b""
-    """JSON; empty without a result."""
+    """JSON, or empty without a result."""
     error: ProtocolError | None = None
     requests: Mapping[str, bytes] = {}
     """Open questions of the function, as JSON by key."""
@@ -336,7 +336,7 @@ class LimitReached(Exception):
     def __init__(self, name: str, key: str) -> None:
         super().__init__(f"The limit {name or 'of concurrent calls'} is reached")
         self.name: str = name
-        """Name of the limit; empty for limits of concurrent calls."""
+        """Name of the limit, or empty for limits of concurrent calls."""
         self.key: str = key
 
 
@@ -345,7 +345,7 @@ class SlotLimit(Struct, frozen=True):
 
     name: str
     key: str
-    """Owner of the limit, such as `SavedCall.owner`; empty for a limit of the whole server."""
+    """Owner of the limit, such as `SavedCall.owner`, or empty for a limit of the whole server."""
     most: int
 
 

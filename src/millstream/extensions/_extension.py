@@ -47,13 +47,13 @@ def method(
     """Answer a request: ``@method("com.example/stock")`` on a method of an `Extension`.
 
     The function receives the params, converted to its annotation, and a `Context` (on a client, a `Client`). Both
-    parameters are optional. It returns the result as a mapping or Struct, or None for an empty result. It may raise
+    parameters are optional. It returns the result as a mapping or Struct, or None for an empty result. It can raise
     `ProtocolError`.
 
     Args:
         name: Name of the method, such as ``com.example/stock``.
         side: The side that answers. A server can call clients in handshake revisions, and by `input_required` results.
-        revisions: Dates of the revisions that have the method; all by default.
+        revisions: Dates of the revisions that have the method, all by default.
         header: Member of the params that the `Mcp-Name` header repeats, in revisions with routing headers.
         declared: Reject clients that don't declare the extension, with error -32021 (-32602 in handshake revisions).
     """
@@ -68,7 +68,7 @@ def notification(name: str, *, side: Side = "server", revisions: Collection[str]
     Args:
         name: Name of the notification.
         side: The side that receives it.
-        revisions: Dates of the revisions that have the notification; all by default.
+        revisions: Dates of the revisions that have the notification, all by default.
     """
     return _mark(HandlerMark(name, side, False, revisions))
 
@@ -101,7 +101,7 @@ class Extension(Middleware):
     client_settings: Mapping[str, Any] = {}
     """Settings that the client declares under `name`."""
     revisions: Collection[str] = ()
-    """Dates of the revisions that have the extension; all by default.
+    """Dates of the revisions that have the extension, all by default.
 
     For experiments: clients of a later revision don't get the extension until its date is added. To exclude only
     the handshake era, use `millstream.protocol.PER_REQUEST`, which later revisions join.
@@ -193,7 +193,7 @@ class Extension(Middleware):
         return await next(request)
 
     def bind_client(self, host: ClientHost) -> None:
-        """Declare the capability, and register the decorated methods. Called by the client; don't override it.
+        """Declare the capability and register the decorated methods. Called by the client; don't override it.
 
         Args:
             host: The client.
@@ -234,7 +234,7 @@ class ExtensionPart:
         self.needs: Collection[str] = extension.needs
 
     async def open(self, host: PartHost) -> None:
-        """Announce the capability, and register the methods.
+        """Announce the capability and register the methods.
 
         Raises:
             LocalError: The server's configuration lacks something that the extension needs.

@@ -160,7 +160,7 @@ class Host(Struct, eq=False):
         return services.ring.seal(self._name.encode(), value, services.nonce(), bound.encode()).encode()
 
     def unseal(self, sealed: bytes, bound: str) -> bytes | None:
-        """Return the value that `seal` encrypted; None if it was modified or the server's keys have changed.
+        """Return the value that `seal` encrypted, or None if it was modified or the server's keys have changed.
 
         Args:
             sealed: A value that `seal` returned.
@@ -171,7 +171,7 @@ class Host(Struct, eq=False):
     def has_credential(self, principal: Principal) -> bool:
         """Return whether a principal may still have a valid credential.
 
-        Return False once its key has been revoked or has expired. For tokens, see `is_revoked` and `Principal.until`.
+        Return False when its key has been revoked or has expired. For tokens, see `is_revoked` and `Principal.until`.
 
         Args:
             principal: The caller whose key it is.
@@ -180,7 +180,7 @@ class Host(Struct, eq=False):
         return guard is None or bool(principal.issuer) or guard.holds(principal.id)
 
     def revocation_id(self, principal: Principal) -> str:
-        """Return an id for `is_revoked`, for the token of a principal; empty if this server can't look it up.
+        """Return an id for `is_revoked`, for the token of a principal, or empty if this server can't look it up.
 
         Args:
             principal: The caller whose token it is.
@@ -259,9 +259,9 @@ class Host(Struct, eq=False):
         Args:
             name: The method, such as ``com.example/stock``.
             handler: A function of the parameters, a `Context`, both, or neither.
-            revisions: Dates of the revisions with the method; by default those of the extension.
+            revisions: Dates of the revisions with the method, by default those of the extension.
             header: Member of the parameters that HTTP clients repeat in the header `Mcp-Name`.
-            declared: Whether only clients that declare the extension may call it.
+            declared: Whether only clients that declare the extension can call it.
 
         Raises:
             ValueError: MCP or another extension already defines the method.
@@ -295,7 +295,7 @@ class Host(Struct, eq=False):
         Args:
             name: The method of the notification.
             handler: A function of the parameters, a `Context`, both, or neither.
-            revisions: Dates of the revisions with the notification; by default those of the extension.
+            revisions: Dates of the revisions with the notification, by default those of the extension.
 
         Raises:
             ValueError: MCP or another extension already defines the notification.
@@ -326,9 +326,9 @@ class Host(Struct, eq=False):
 
         Args:
             value: Value of the capability.
-            name: Name of the capability; by default the extension's.
+            name: Name of the capability, by default the extension's.
             member: Member of the server's capabilities: ``extensions``, ``experimental``, or empty for the top level.
-            revisions: Dates of the revisions that announce it; by default the extension's.
+            revisions: Dates of the revisions that announce it, by default the extension's.
         """
         key, members = name or self._name, {**value}
         dates = frozenset(revisions or self._revisions)
@@ -339,7 +339,7 @@ class Host(Struct, eq=False):
 
         Args:
             method: Name of the method.
-            revision: Date of the revision; by default the newest.
+            revision: Date of the revision, by default the newest.
         """
         return self._host.registry.serves(method, BY_DATE[revision])
 
@@ -373,7 +373,7 @@ class Host(Struct, eq=False):
         Args:
             name: Name of the value in `/health`.
             read: Returns the current value.
-            limit: The value at which something is refused.
+            limit: The value at which something is rejected.
         """
         self._host.report(name, read, limit=limit)
 

@@ -70,7 +70,7 @@ async def post(
         url: See `parse_url`.
         headers: All except Host and Content-Length.
         body: Request body.
-        judge: Returns whether an address is allowed; by default, only public addresses are.
+        judge: Returns whether an address is allowed, by default only public addresses are.
         tls: Context with the trusted certificates; the system's by default.
         seconds: Time limit, including the connection.
         max_bytes: Maximum size of the response.

@@ -108,7 +108,7 @@ _MAX_LINKS_PER_KEY, _MAX_HTTP_LINKS_PER_KEY = 64, 8
 to. On Streamable HTTP, fewer are needed, because most questions name their call.
 """
 _MAX_SAVED_RESULT = 16 * 1024
-"""Maximum bytes of a result that is saved while its call asks another question."""
+"""Maximum size of a result that is saved while its call asks another question, in bytes."""
 _COPIES = 3
 """Copies of its parameters that a subscription keeps."""
 _FIRST_WAIT = 0.05
@@ -377,7 +377,7 @@ async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
 
 
 async def forward_stream(call: Call, upstream: Upstream, params: bytes) -> bytes:  # noqa: C901  one frame for each
-    """Pass on `subscriptions/listen` until either side ends it, and return the raw result.
+    """Pass on `subscriptions/listen` until either side ends it and return the raw result.
 
     Raises:
         RevisionsDiffer: The gateway has to serve the subscription, because the upstream can't be reached in the
@@ -590,7 +590,7 @@ class _ForwardedCall(Relay):
         Args:
             call, upstream: See `forward`.
             ask: The request to the upstream.
-            level: Minimum level of log messages that the client wants; empty for none.
+            level: Minimum level of log messages that the client wants, or empty for none.
             verbatim: See `forward`.
             source: Revision of the connection. `run` replaces it; parked calls wait at upstreams of the handshake era.
 
@@ -713,7 +713,7 @@ class _ForwardedCall(Relay):
     # Tasks of upstreams
 
     async def _run_with_task(self) -> bytes:
-        """Forward a call that may become a task of the upstream, and wait for that task.
+        """Forward a call that may become a task of the upstream and wait for that task.
 
         A client that supports tasks gets a task of the gateway. It stores the id of the upstream's task, so it survives
         questions and can continue in another worker.
@@ -864,7 +864,7 @@ async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes 
 
 
 def _input_required(result: bytes) -> InputRequiredResult | None:
-    """Return the questions of a result; None if there aren't any.
+    """Return the questions of a result, or None if there aren't any.
 
     Raises:
         InvalidResponse: The result is malformed.
@@ -881,7 +881,7 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 
 
 def _created_task(result: bytes) -> Task | None:
-    """Return the task that a call became; None for every other result.
+    """Return the task that a call became, or None for every other result.
 
     Raises:
         InvalidResponse: It can't be read.

@@ -59,11 +59,11 @@ METHODS: Mapping[str, tuple[str, str, str]] = {
 _ANNOUNCED = frozenset({"tools", "resources", "prompts", "completions", "logging"})
 """Capabilities that are served here."""
 MAX_ITEMS = 10_000
-"""Maximum items of one list."""
+"""Maximum items per list."""
 MAX_PAGES = 1000
 _MAX_SHOWN = 80
 _MAX_TEXT = 1024
-"""Maximum bytes of one member of the information about a server."""
+"""Maximum size of a member of the information about a server, in bytes."""
 _MAX_ICONS = 64 * 1024
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters that could alter what a terminal or a page shows."""
@@ -76,11 +76,11 @@ _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 _MAX_OMISSIONS = 5
 """Maximum mistakes in an upstream's lists that the log names."""
 MAX_ITEM_BYTES = 256 * 1024
-"""Maximum bytes of one item."""
+"""Maximum size of an item, in bytes."""
 STORED_SECONDS = 30 * 24 * 3600.0
 """Seconds until a stored copy expires unless a worker renews it."""
 _MAX_STORED = 64 * 1024 * 1024
-"""Maximum bytes of a stored copy, decompressed."""
+"""Maximum size of a stored copy, in bytes, decompressed."""
 
 
 class _Page(Struct, rename="camel"):
@@ -103,7 +103,7 @@ class Catalog(Struct, kw_only=True):
     """A copy of what one upstream offers."""
 
     revision: str = ""
-    """Revision of the upstream; empty before the first list."""
+    """Revision of the upstream, or empty before the first list."""
     instructions: str = ""
     server: Json = {}
     """Name, version, title, and other information about the upstream."""
@@ -137,7 +137,7 @@ class Catalog(Struct, kw_only=True):
 
     @property
     def fresh_seconds(self) -> float:
-        """Seconds until the first list is stale; 0 if the upstream doesn't specify it."""
+        """Seconds until the first list is stale, or 0 if the upstream doesn't specify it."""
         return min((ttl_ms for ttl_ms, _ in self.hints.values()), default=0) / 1000
 
     def add_hint(self, kind: str, result: bytes) -> "_Page":
@@ -290,7 +290,7 @@ async def fetch(
 async def _fetch_list(
     conversation: Conversation, found: Catalog, kind: str, max_bytes: int, omissions: list[str]
 ) -> int:
-    """Fetch one list, and return its size in bytes. Add the items that are left out to `omissions`."""
+    """Fetch one list and return its size in bytes. Add the items that are left out to `omissions`."""
     method = METHODS[kind][0]
     items: dict[str, Description] = {}
     cursor: str | None = None
@@ -408,7 +408,7 @@ _PIN_SECONDS = 10 * 365 * 24 * 3600.0
 """Seconds that the store keeps a digest."""
 _BATCH_SIZE = 500
 _MAX_DEFINITION = 16 * 1024
-"""Maximum bytes of a definition that is stored with its digest, to show what has changed."""
+"""Maximum size of a definition that is stored with its digest, in bytes, to show what has changed."""
 _DIGEST_LENGTH = 64
 
 AcceptedDefinitions = dict[str, dict[str, Description]]
@@ -428,7 +428,7 @@ class QuarantinedItem(Struct, frozen=True):
     offered: Description
     """Current definition."""
     accepted: Description | None
-    """Accepted definition; None if there's none, or only its digest is known."""
+    """Accepted definition, or None if there's none, or only its digest is known."""
 
 
 def pinned_items(catalog: Catalog) -> Iterator[tuple[str, str, Description]]:
@@ -564,7 +564,7 @@ def _fold(kind: str, name: str) -> str:
 
 
 def _read_definition(value: bytes) -> Description | None:
-    """Return the definition stored with a digest; None if it was too large."""
+    """Return the definition stored with a digest, or None if it was too large."""
     try:
         return decode_object(value[_DIGEST_LENGTH:])
     except MALFORMED:

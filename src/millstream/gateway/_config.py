@@ -38,7 +38,7 @@ from millstream.gateway._upstream import UpstreamConfig
 from millstream.protocol import Confidential, is_array, is_object, members
 
 MAX_FILE = 4 * 1024 * 1024
-"""Maximum bytes of a file."""
+"""Maximum size of a file, in bytes."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TOKEN = re.compile(
     r'''"""(?:[^"\\]++|\\.|"{1,2}+(?!"))*+"{3,5}|"(?:[^"\\\n]++|\\.)*+"|#[^\n]*'''
@@ -54,7 +54,7 @@ KeyPath = tuple[str, ...]
 
 
 class ConfigError(LocalError, ValueError):
-    """A configuration file can't be used. The message names the file, the line, and what to write instead."""
+    """A configuration file can't be used. The message identifies the file, the line, and what to write instead."""
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,7 +74,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     policy: UpstreamPolicy | None = None
     """Policy for all upstreams together. Its patterns match names with the prefix."""
     auth: tuple[Any, ...] = ()
-    """Who may call the gateway: tables such as [auth.issuer](../guides/gateway.md#people-who-sign-in)."""
+    """Who can call the gateway: tables such as [auth.issuer](../guides/gateway.md#people-who-sign-in)."""
     upstreams: tuple[UpstreamConfig, ...] = ()
 
 
@@ -218,7 +218,7 @@ def load_file(path: str | Path, environ: Mapping[str, str] | None = None) -> Gat
 
     Args:
         path: Path of the file. JSON may contain comments.
-        environ: Variables for ``${NAME}``; by default those of this process.
+        environ: Variables for ``${NAME}``, by default those of this process.
 
     Raises:
         ConfigError: The file can't be read, or contains a mistake.

@@ -107,7 +107,7 @@ _LEGACY_VIEW_KEY = "ui/resourceUri"
 
 
 async def _ask(call: Call, upstream: Upstream, params: Json) -> bytes:
-    """Forward a call that isn't for an item, and return the result as the policy allows."""
+    """Forward a call that isn't for an item and return the result as the policy allows."""
     work, redactor = forward(call, upstream, call.method, encode(params), ""), upstream.policy.redactor(call.method, "")
     return await (work if redactor is None else redactor.redact(work, call))
 
@@ -438,7 +438,7 @@ class ExtensionForwarding:
         self._host.services.forwarded_extensions = frozenset(found)
 
     def find(self, method: str, revision: Revision) -> Callable[[Call], Awaitable[bytes]] | None:
-        """Return a handler that forwards a method to its upstream; None if no upstream has the method.
+        """Return a handler that forwards a method to its upstream, or None if no upstream has the method.
 
         With several upstreams, the prefix of the method decides: the methods of the extension ``com.example/stock``
         begin with ``com.example/`` or ``stock/``.
@@ -524,7 +524,7 @@ class ExtensionForwarding:
         return None, ""
 
     def _visible_skills(self, call: Call, upstream: Upstream, skills: Any) -> list[Json]:
-        """Return the skills that the caller may see, in the form for the caller."""
+        """Return the skills that the caller can see, in the form for the caller."""
         found = self._entries(call, upstream, skills)
         for skill in found:
             if is_array(skill.get("resources")):

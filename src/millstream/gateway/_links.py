@@ -75,13 +75,13 @@ class LinkKey(Struct, frozen=True, gc=False):
     """The owner of a connection."""
 
     principal: str = ""
-    """The caller's `Principal.binding` in hexadecimal, or the digest of a token for a program; empty for anonymous
+    """The caller's `Principal.binding` in hexadecimal, or the digest of a token for a program, or empty for anonymous
     callers, and for shared connections.
     """
     affinity: str = ""
-    """Id of the caller's handshake session; empty without one."""
+    """Id of the caller's handshake session, or empty without one."""
     capabilities: bytes = b""
-    """Client capabilities that the connection declares, as canonical JSON; empty for none."""
+    """Client capabilities that the connection declares, as canonical JSON, or empty for none."""
     credentials: str = ""
     """The credentials of the connection: see `UpstreamCredentials.link_key`."""
     handshake: bool = False
@@ -103,7 +103,7 @@ SHARED_KEY = LinkKey()
 
 
 class InUse(ConnectFailed):
-    """The processes or connections that a caller may hold are in use. This isn't a failure of the upstream."""
+    """The processes or connections that a caller can hold are in use. This isn't a failure of the upstream."""
 
     def __init__(self, places: Pool, owner: str, what: str = "its {} connections", *, remedy: str = "") -> None:
         holding = f"{places.count(owner)} of {what.format(places.maximum)}"
@@ -121,14 +121,14 @@ class Link(Struct, eq=False):
 
     key: LinkKey
     owner: str
-    """The caller whose share of the connections it uses; empty if callers share it."""
+    """The caller whose share of the connections it uses, or empty if callers share it."""
     conversation: Conversation
     relays: Relays
     """Clients of the calls on this connection."""
     places: Pool | None = None
     """Places for calls, if several callers share the HTTP connections."""
     open_task: asyncio.Task[None] | None = None
-    """Task that connects; None once it has succeeded."""
+    """Task that connects; None when it has succeeded."""
     calls: int = 0
     """Number of calls on this connection."""
     last_used: float = field(default_factory=monotonic)
@@ -177,7 +177,7 @@ class Links(Struct):
 
         Args:
             key: Identifies the connection.
-            owner: The caller, see `Call.owner`; empty for the gateway itself.
+            owner: The caller, see `Call.owner`, or empty for the gateway itself.
             client: The client of a dedicated session.
 
         Raises:
@@ -255,7 +255,7 @@ class Links(Struct):
         self.close_tasks.spawn(_close(link))
 
     def end_links_of(self, owner: str) -> None:
-        """Close the connections with one user's credentials once their calls have finished."""
+        """Close the connections with one user's credentials when their calls have finished."""
         for key, link in list(self.links.items()):
             if key.credentials.partition("\n")[0] != owner:
                 continue
@@ -269,7 +269,7 @@ class Links(Struct):
                 self.end(link)
 
     def retire(self, *, handshake: bool) -> None:
-        """Close the connections with or without `LinkKey.handshake` once their calls have finished."""
+        """Close the connections with or without `LinkKey.handshake` when their calls have finished."""
         for key, link in list(self.links.items()):
             if key.handshake is handshake:
                 del self.links[key]
@@ -316,7 +316,7 @@ async def _close(link: Link) -> None:
 
 
 MAX_WATCHED = 1000
-"""Maximum watched resources of one upstream, half of them per caller. Callers can watch the same ones."""
+"""Maximum watched resources per upstream, half of them per caller. Callers can watch the same ones."""
 _MIN_SIZE = 131
 """A shorter URI counts as this many characters, so that the joint subscription has at most 128 KiB."""
 _MAX_SIZE = MAX_WATCHED * _MIN_SIZE
@@ -329,10 +329,10 @@ class _JointWatch(Struct, eq=False):
 
     uris: set[str]
     replaced: Sequence["_JointWatch"] = ()
-    """Subscriptions that end once this one is granted."""
+    """Subscriptions that end when this one is granted."""
     task: asyncio.Task[None] | None = None
     settled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the upstream has granted or refused it."""
+    """Set when the upstream has granted or rejected it."""
     is_granted: bool = False
     ended: bool = False
 
@@ -359,7 +359,7 @@ class ResourceWatches(Struct):
     size: int = 0
     """Characters of the watched URIs."""
     decisions: dict[str, asyncio.Event] = {}
-    """Upstream's URI -> set once the upstream has granted or refused its subscription."""
+    """Upstream's URI -> set when the upstream has granted or rejected its subscription."""
     tasks: dict[str, asyncio.Task[None]] = {}
     """In the handshake era: upstream's URI -> task. In the per-request era, one task watches all of them."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -424,7 +424,7 @@ class ResourceWatches(Struct):
             self.tasks[key] = asyncio.create_task(work)
 
     async def wait_until_settled(self, uris: Collection[str], seconds: float) -> None:
-        """Wait until the upstream has granted or refused the subscriptions, for at most `seconds`."""
+        """Wait until the upstream has granted or rejected the subscriptions, for at most `seconds`."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 for uri in uris:
@@ -525,19 +525,19 @@ class CallerFailures(Struct):
     count: int = 0
     failed_at: float = 0.0
     retry_at: float = 0.0
-    """When the caller may call the tool again."""
+    """When the caller can call the tool again."""
 
 
 class Breaker:
     """Refuses calls that would probably get no response, so that callers fail fast.
 
     What a caller causes counts against that caller and tool: after `FAILURES` failures, its calls to the tool are
-    refused for a while, which doubles each time. Two callers whose calls time out may be one person, so no number of
-    them makes a tool refused for others. Only failures of the gateway's own requests open the breaker, for all.
+    rejected for a while, which doubles each time. Two callers whose calls time out may be one person, so no number of
+    them blocks a tool for others. Only failures of the gateway's own requests open the breaker, for all.
     """
 
     is_open: bool = False
-    """Whether all calls are refused."""
+    """Whether all calls are rejected."""
     response_count: int = 0
     """Number of calls with a response."""
     failure_count: int = 0
@@ -622,7 +622,7 @@ class Breaker:
                     self._clear(caller, key)
 
     def open(self) -> None:
-        """Refuse all calls. The upstream is to blame for the failures so far, not its callers."""
+        """Reject all calls. The upstream is to blame for the failures so far, not its callers."""
         self.is_open = True
         self.records.clear()
         self._share = Share(_MAX_RECORDS)

@@ -1,7 +1,7 @@
 """Names and URIs of upstream items as clients of the gateway see them, and detection of loops between gateways.
 
 Each gateway has an id. A call carries the ids of the gateways that it passed, and a gateway that finds its own id
-refuses the call. Each gateway announces its id, and by prefix the ids of the gateways among its upstreams. A gateway
+rejects the call. Each gateway announces its id, and by prefix the ids of the gateways among its upstreams. A gateway
 that finds its own id offers nothing with this prefix, so a false id costs only the items of the server that claims it.
 """
 
@@ -107,7 +107,7 @@ class Names:
         """Create the mapping.
 
         Args:
-            prefix: Prefix of names; empty for none.
+            prefix: Prefix of names, or empty for none.
         """
         self.prefix: str = prefix
         self._name = f"{prefix}_" if prefix else ""
@@ -130,7 +130,7 @@ class Names:
         scheme, separator, rest = uri.partition(_SEPARATOR)
         if separator:
             return f"{scheme}{self._in_uri}{rest}"
-        # Some clients refuse a list that has a URI without a scheme.
+        # Some clients reject a list that has a URI without a scheme.
         return f"{self._scheme}{uri}" if _SCHEME.match(uri) else f"{self._scheme}:{uri}"
 
     def qualify(self, kind: str, name: str) -> str:
@@ -199,7 +199,7 @@ MAX_LOOPS = 64
 """
 _MAX_ID = 32
 _MAX_ANNOUNCEMENT = 64 * 1024
-"""Maximum bytes of an upstream's announcement; a larger one is ignored."""
+"""Maximum size of an upstream's announcement, in bytes; a larger one is ignored."""
 
 Announcement = Json
 """`id` of a gateway, and `upstreams`: prefix -> the announcement of a gateway among them."""
@@ -242,7 +242,7 @@ def extend_path(raw: Raw | None, gateway_id: str) -> Raw:
 
 
 def read_announcement(capabilities: Mapping[str, Any], gateway_id: str) -> Announcement:
-    """Return what an upstream announces; empty unless it's a gateway. Gateways behind `gateway_id` are left out."""
+    """Return what an upstream announces, or empty unless it's a gateway. Gateways behind `gateway_id` are left out."""
     found = members(members(capabilities.get("experimental")).get(CAPABILITY))
     return _read(found, gateway_id, MAX_HOPS) if len(encode(found)) <= _MAX_ANNOUNCEMENT else {}
 

@@ -133,10 +133,10 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
 
 
 def _plain_name(text: str | None) -> str:
-    """Return a text as a name in ASCII; empty if nothing is left."""
+    """Return a text as a name in ASCII, or an empty string if nothing is left."""
     plain = normalize("NFKD", text or "").encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_MAX_NAME].strip("_")
-    return f"_{plain}" if plain[:1].isdigit() else plain  # Gemini's API refuses names that begin with a digit
+    return f"_{plain}" if plain[:1].isdigit() else plain  # Gemini's API rejects names that begin with a digit
 
 
 class _NotOffered(Exception):
@@ -182,7 +182,7 @@ class Document:
 
     @cached_property
     def url(self) -> str:
-        """URL of the API; empty if the document has none. Some documents have one for each path instead."""
+        """URL of the API, or empty if the document has none. Some documents have one for each path instead."""
         if urls := _servers_of(self._spec):
             return urls[0]
         items = map(members, self._spec["paths"].values())
@@ -434,7 +434,7 @@ class Document:
         return fields, list(dict.fromkeys(each for each in names if isinstance(each, str)))
 
     def _query_members(self, schema: Json) -> frozenset[str] | None:
-        """Return the properties that a schema declares in any of its variants; None if an object can have any."""
+        """Return the properties that a schema declares in any of its variants, or None if an object can have any."""
         names: set[str] = set()
         for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf"):
             properties = members(node.get("properties"))
@@ -485,7 +485,7 @@ class _Conversion(Struct):
     flag: str
     """Properties with it are left out: ``readOnly`` in requests, ``writeOnly`` in responses."""
     dropped: frozenset[str]
-    """Keywords to leave out. Clients that compile output schemas refuse the whole list for one that they can't read."""
+    """Keywords to leave out. Clients that compile output schemas reject the whole list for one that they can't read."""
     names: dict[int, str] = {}
     """Id of a reference's target in the document -> name of its definition."""
     pending: list[tuple[str, Json]] = []
@@ -670,7 +670,7 @@ def _origin(url: str) -> str:
 _TIMEOUT = 30.0
 _HTTP_CLIENTS = "httpx2", "httpx"
 _MAX_REPLY = 64 * 1024 * 1024
-"""Maximum bytes of a response."""
+"""Maximum size of a response, in bytes."""
 _MAX_REDIRECTS = 3
 
 
@@ -687,7 +687,7 @@ class RouteMap(Struct, frozen=True):
     """Maps operations to a kind: ``RouteMap(methods=["GET"], pattern=r"/books/.*", kind=RouteKind.RESOURCE)``."""
 
     methods: Sequence[str] = ()
-    """HTTP methods, in upper case; empty for all."""
+    """HTTP methods, in upper case, or empty for all."""
     pattern: str = ""
     """Regular expression to search for in the path."""
     tags: frozenset[str] | set[str] = frozenset()
@@ -767,10 +767,10 @@ class OperationTool(Tool):
 
 
 def argument_reader(tool: str, schema: Json) -> Callable[[Any], Json]:
-    """Return a function that decodes arguments, and compares them with the schema.
+    """Return a function that decodes arguments and compares them with the schema.
 
     A null that the schema doesn't allow is left out. A number or boolean that's written as text is read if the schema
-    refuses text there. The patterns of a document aren't tried, because they could take any time. The API decides.
+    rejects text there. The patterns of a document aren't tried, because they could take any time. The API decides.
     """
     optional: Json = {**schema, "required": []}
     never_null = frozenset(each for each in schema["properties"] if find_problems(optional, {each: None}))
@@ -836,7 +836,7 @@ def register(
     Args:
         add: Adds an item of a kind and name to the server.
         spec: The document, version 2.0, 3.0, or 3.1, as a dict, or the path of its file in JSON or YAML.
-        client: An `AsyncClient` of httpx2 or httpx; by default one for the first server of the document.
+        client: An `AsyncClient` of httpx2 or httpx, by default one for the first server of the document.
         routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
         names: Names of tools and resources by `operationId`.
         choose: Called with each operation and its kind; returns another kind, or None to keep it.
@@ -915,7 +915,7 @@ class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, met
     document: Any
     """URL or file of an OpenAPI document in JSON or YAML, the document as a dict, or a FastAPI application."""
     base_url: str = ""
-    """Base URL of the API; by default the first server of the document, which must have the document's own origin."""
+    """Base URL of the API, by default the first server of the document, which must have the document's own origin."""
     hosts: tuple[str, ...] = ()
     """Origins of other servers that operations may have: ``https://upload.example.com``. They get the credentials."""
     output_schemas: bool = False

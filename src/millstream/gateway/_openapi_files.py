@@ -19,7 +19,7 @@ from millstream.gateway._openapi_request import items_of
 from millstream.protocol import Json, encode, is_array, is_object, members
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Maximum bytes of a document's files together."""
+"""Maximum size of a document's files together, in bytes."""
 _MAX_FILES = 5000
 _MAX_VALUES = 1_000_000
 """Maximum values of a file in YAML, in which an alias counts like the values that it repeats."""
@@ -85,7 +85,7 @@ class DocumentFiles:
 
     def __init__(self, base: str, max_bytes: int = MAX_BYTES) -> None:
         self.wanted: str = base
-        """Address of the next file to add; empty if the document is complete."""
+        """Address of the next file to add, or empty if the document is complete."""
         self._base, self._pending, self._values = base, list[str](), dict[str, Any]()
         self._digest, self._bytes_left, self._max_bytes = sha256(), max_bytes, max_bytes
 

@@ -52,7 +52,7 @@ class Argument(Struct, frozen=True, eq=False):
     style: str = "form"
     explode: bool = True
     members: frozenset[str] | None = frozenset()
-    """Properties of an object that become pairs of their own; None for any."""
+    """Properties of an object that become pairs of their own, or None for any."""
     media: str = ""
     """Media type of the value: of a parameter with `content`, or of a part."""
     allows_reserved: bool = False
@@ -72,7 +72,7 @@ class RequestTemplate(Struct, frozen=True, kw_only=True):
     media: str = ""
     """Media type of the body."""
     kind: str = ""
-    """How the body is written, see `kind_of_body`; empty without one."""
+    """How the body is written, see `kind_of_body`, or empty without one."""
     needs_body: bool = False
     """Whether a body is sent even if it has no members."""
     takes_members: bool = False

@@ -157,7 +157,7 @@ class ApiUpstream(Upstream):
             await pool.close()
 
     async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> ApiReply:
-        """Call one operation with the credentials of a caller, and return the response.
+        """Call one operation with the credentials of a caller and return the response.
 
         Raises:
             ToolError: There was no usable response.
@@ -190,7 +190,7 @@ class ApiUpstream(Upstream):
         return call_error(call, f"{error} {text}" if exc.status == 401 else text or str(error))
 
     async def _observe(self, exchange: Callable[[], Awaitable[ApiReply]], call: Call, name: str) -> ApiReply:
-        """Return the response to a request of a call, and record its outcome.
+        """Return the response to a request of a call and record its outcome.
 
         Raises:
             AccessDenied: The API rejected the credentials.

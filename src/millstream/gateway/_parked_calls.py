@@ -42,9 +42,9 @@ CALL_LOST = "The server process that held this call has stopped, so the call is 
 WORKER_UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again shortly."
 
 MAX_BYTES = 64 * 1024 * 1024
-"""Maximum total size of parked calls' requests, in bytes. One caller may use half of it."""
+"""Maximum total size of parked calls' requests, in bytes. One caller can use half of it."""
 _MAX_MESSAGE = 256 * 1024
-"""Maximum bytes of one message between workers."""
+"""Maximum size of a message between workers, in bytes."""
 _WAKE_TIMEOUT = 30.0
 """Seconds to wait until the worker that holds a call confirms that it was resumed."""
 
@@ -162,7 +162,7 @@ class ParkedCall(Recipient):
     round: int = 0
     """Number of rounds of questions so far."""
     timer: asyncio.TimerHandle | None = None
-    """Ends the call if the client doesn't answer; None while a client request is waiting for the call."""
+    """Ends the call if the client doesn't answer, or None while a client request is waiting for the call."""
 
     def __init__(self, relay: Relay, source: Revision, size: int, exchange: Exchange, calls: "ParkedCalls") -> None:
         """Start the call to the upstream.
@@ -225,7 +225,8 @@ class ParkedCall(Recipient):
     # Requests of the client
 
     async def next(self) -> Json | None:
-        """Wait for questions, which end the client's request, and return them by key; None when the call has ended."""
+        """Wait for questions, which end the client's request, and return them by key, or None when the call has
+        ended."""
         try:
             while not self.task.done():
                 if self._open_questions():
@@ -242,7 +243,7 @@ class ParkedCall(Recipient):
         return {key: each.question.request for key, each in self._open.items() if not each.answer.done()}
 
     def wake(self, number: int, bound: bytes, responses: Mapping[str, Any], notify: Notify) -> None:
-        """Pass on the answers of a request that waits for the call from now on, and send it notifications.
+        """Pass on the answers of a request that waits for the call from now on and send it notifications.
 
         Raises:
             ProtocolError: The request belongs to another call or an earlier round, or an answer is malformed.
@@ -349,7 +350,7 @@ class ParkedCalls:
         return parked
 
     async def _follow(self, parked: ParkedCall) -> tuple[Json, Ticket] | None:
-        """Return the next questions of a call, and the ticket that resumes it; None once the call has ended."""
+        """Return the next questions of a call, and the ticket that resumes it; None when the call has ended."""
         try:
             asks = await parked.next()
         except BaseException:  # the client canceled
@@ -378,7 +379,7 @@ class ParkedCalls:
         parked.admitted = True
 
     def _drop(self, parked: ParkedCall) -> None:
-        """Remove a call, and cancel it at the upstream if it's running."""
+        """Remove a call and cancel it at the upstream if it's running."""
         parked.task.cancel()
         if parked.timer is not None:
             parked.timer.cancel()

@@ -56,7 +56,7 @@ from millstream.protocol import Json, members
 logger = logging.getLogger("millstream.gateway")
 
 MAX_INSTRUCTIONS = 8 * 1024
-"""Maximum characters of one upstream's instructions."""
+"""Maximum characters per upstream's instructions."""
 MAX_SHOWN = 500
 """Maximum tools and quarantined items to show."""
 _READERS = frozenset({"rest", "web"})
@@ -132,7 +132,7 @@ class GatewayPart:
                 )
 
     async def open(self, host: PartHost) -> None:
-        """Connect in the background, and wait a limited time for the first lists.
+        """Connect in the background and wait a limited time for the first lists.
 
         Raises:
             ValueError: An upstream is invalid, or two have the same name or prefix.
@@ -367,7 +367,7 @@ class GatewayPart:
         return [{**upstream.describe(), "mode": self._mode} for upstream in self.upstreams.values()]
 
     def items(self, name: str) -> Json | None:
-        """Return the tools of an upstream, largest first, and its quarantined items; None if it's unknown."""
+        """Return the tools of an upstream, largest first, and its quarantined items, or None if it's unknown."""
         upstream = self.upstreams.get(name)
         if upstream is None:
             return None
@@ -428,7 +428,7 @@ class GatewayPart:
     # Items
 
     def _register(self, upstream: Upstream, announced: Collection[str]) -> None:
-        """Offer the items that an upstream lists now, and remove items that it no longer lists.
+        """Offer the items that an upstream lists now and remove items that it no longer lists.
 
         Args:
             upstream: Upstream with a new catalog.

@@ -161,7 +161,7 @@ class Passthrough:
                 pass
 
     def _meets(self, call: Call) -> bool:
-        """Return whether both sides may speak the same revision. For a dedicated session, it's known once it's open."""
+        """Return whether both sides may speak the same revision. For a dedicated session, it's known when it's open."""
         upstream = self._upstream
         if not upstream.has_replied:
             return False
@@ -173,10 +173,10 @@ class Passthrough:
         return channel is Channel.SHARED and upstream.revision is call.revision
 
     async def _open_session(self, call: Call) -> bytes:
-        """Open the dedicated session of a client's session, and return the upstream's result of `initialize`.
+        """Open the dedicated session of a client's session and return the upstream's result of `initialize`.
 
         Raises:
-            ProtocolError: The upstream refuses the client, or there are too many sessions.
+            ProtocolError: The upstream rejects the client, or there are too many sessions.
         """
         upstream, call.services = self._upstream, self._host.services
         if not upstream.has_replied or upstream.channel(call) is not Channel.OWN:
@@ -212,7 +212,7 @@ _MAX_NAME = 128
 def find_obstacle(
     upstreams: list[Upstream], *, is_api: bool, has_items: bool, has_hooks: bool, has_search: bool, extends: bool
 ) -> str:
-    """Return why a server makes items of its upstreams' lists instead of relaying one; empty if it relays.
+    """Return why a server makes items of its upstreams' lists instead of relaying one, or an empty string if it relays.
 
     Args:
         upstreams: The upstreams.

@@ -87,18 +87,18 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     limit: RateText = ""
     """Rate limit per caller, such as ``10/minute``. Each tool counts separately."""
     cost: Weight | None = None
-    """How many calls one call counts as, in its caller's limits."""
+    """Number of calls that one call counts as in the caller's limits."""
     concurrency: Cap = 0
-    """Maximum concurrent calls of all callers together; 0 for no limit."""
+    """Maximum concurrent calls of all callers together, or 0 for no limit."""
     timeout: Seconds = 0.0
-    """Timeout of a call in seconds; 0 for the upstream's own timeout."""
+    """Timeout of a call in seconds, or 0 for the upstream's own timeout."""
     result_bytes: Cap = 0
-    """Maximum bytes of a result. The caller gets the beginning of a larger one, and a link to the rest. 0 for no limit.
+    """Maximum size of a result, in bytes. The caller gets the beginning of a larger one, and a link to the rest. 0 for no limit.
     """
     result_tokens: Cap = 0
     """The same limit in tokens of four characters; the smaller one applies."""
     result_seconds: Seconds = 0.0
-    """Seconds for which the link works; 0 for an hour."""
+    """Seconds that the link works, or 0 for an hour."""
     redact_arguments: tuple[str | Redaction, ...] = ()
     """Regular expressions whose matches are redacted before arguments reach the upstream."""
 
@@ -219,7 +219,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     names: Mapping[str, str] = {}
     """Name of an argument as callers see it -> the tool's own, where these differ."""
     budget: int = 0
-    """Maximum bytes of a result; 0 for no limit."""
+    """Maximum size of a result, in bytes, or 0 for no limit."""
     result_seconds: float = 3600.0
     arguments: Redactor | None = None
     results: Redactor | None = None
@@ -345,7 +345,7 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
     Args:
         result: JSON of the result.
         budget: Bytes of text to keep.
-        link: Resource link; None if the whole result can't be stored.
+        link: Resource link, or None if the whole result can't be stored.
     """
     try:
         decoded = decode_object(result)
@@ -378,7 +378,7 @@ class RestrictedPattern(Struct, frozen=True):
         return self.pattern.variables
 
     def match(self, uri: str) -> Json | None:
-        """Return the values of the variables in a URI; None if the URI isn't offered."""
+        """Return the values of the variables in a URI, or None if the URI isn't offered."""
         found = self.pattern.match(uri)
         return found if found is not None and self.offers(uri) else None
 
@@ -442,7 +442,7 @@ class Policy:
         """Returns the redactor for the messages of a request, by its method and the upstream's name of the item."""
 
     def item(self, kind: str, name: str) -> ItemRules | None:
-        """Return the rules of an item; None if it isn't offered.
+        """Return the rules of an item, or None if it isn't offered.
 
         Args:
             kind: Tools, prompts, resources, or templates.
@@ -493,7 +493,7 @@ class Policy:
         return [name for name in named if name not in known and not re.search("[*?[]|://", name)]
 
     def rules_of(self, uri: str) -> ItemRules | None:
-        """Return the rules of an unlisted URI, as callers see it; None if it isn't offered.
+        """Return the rules of an unlisted URI, as callers see it, or None if it isn't offered.
 
         Considers every spelling that an upstream may treat as the same resource.
         """
@@ -640,7 +640,7 @@ def _merge(found: Sequence[CommonRules]) -> Json:
 
 
 def _budget(rules: Mapping[str, Any]) -> int:
-    """Return the smaller of the two budgets, in bytes; 0 without one."""
+    """Return the smaller of the two budgets, in bytes, or 0 without one."""
     sizes = rules.get("result_bytes", 0), rules.get("result_tokens", 0) * CHARACTERS_PER_TOKEN
     return min((size for size in sizes if size), default=0)
 

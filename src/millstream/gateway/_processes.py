@@ -46,7 +46,7 @@ _logger = logging.getLogger("millstream.gateway.processes")
 _MAX_BOOTING = 4
 """Maximum processes that boot at once; more would only slow each other down."""
 _BOOT_TIMEOUT = 15.0
-"""Seconds after which a process without output no longer counts as booting."""
+"""Seconds after which a process without output is no longer treated as booting."""
 _MAX_KEYS = 1000
 """Maximum keys whose crashes are remembered."""
 _FIRST_DELAY = 0.25
@@ -62,7 +62,7 @@ _PING_TIMEOUT = 10.0
 _PING = b'{"jsonrpc":"2.0","id":0,"method":"ping"}'
 """The client never uses this id, so its response is ignored, even if it's an error."""
 _MAX_LINE = 2000
-"""Maximum bytes of a logged line of standard error."""
+"""Maximum size of a logged line of standard error, in bytes."""
 _ERROR_LINES_PER_SECOND = 100
 """Maximum logged lines of standard error per second and upstream, half of them for one owner."""
 _ERROR_BYTES_PER_SECOND = 4 * 1024 * 1024
@@ -91,7 +91,7 @@ class ProcessOptions(Struct, frozen=True, kw_only=True):
     memory_limit: int | None = None
     """Maximum bytes of memory per process of a command, on Linux only."""
     max_bytes: int = 16 * 1024 * 1024
-    """Maximum bytes of one message from the upstream. While a large one is decoded, other calls wait."""
+    """Maximum size of a message from the upstream, in bytes. While a large one is decoded, other calls wait."""
 
 
 class ProcessReport(Struct, frozen=True, kw_only=True):
@@ -112,11 +112,11 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
     ended_idle: int
     """Processes that were stopped because they were idle, or to make room."""
     memory: int
-    """Memory in use, in bytes; 0 if the system has no /proc."""
+    """Memory in use, in bytes, or 0 if the system has no /proc."""
     retry_seconds: float
-    """Longest remaining restart delay of all keys, in seconds; 0 if there's none."""
+    """Longest remaining restart delay of all keys, in seconds, or 0 if there's none."""
     last_error: str
-    """Reason of the last crash; empty if there was none."""
+    """Reason of the last crash, or empty if there was none."""
 
 
 class _Crashes(Struct):
@@ -177,7 +177,7 @@ class UpstreamProcesses:
         Args:
             key: The id of the principal or session that the process serves, or empty for one that all callers share.
                 Crashes of one key don't delay others.
-            owner: The caller whose share of the processes it uses, see `Call.owner`; empty for one that all callers
+            owner: The caller whose share of the processes it uses, see `Call.owner`, or empty for one that all callers
                 share.
 
         Example:
@@ -247,7 +247,7 @@ class UpstreamProcesses:
         return "" if self.last_crash is None else str(self.last_crash.fault or "")
 
     def sweep(self, now: float) -> None:
-        """Stop idle and hung processes, and replace spare ones."""
+        """Stop idle and hung processes and replace spare ones."""
         for transport in list(self.running):
             transport.check(now)
             if transport.attached and 0 < self.config.idle_seconds < transport.idle_seconds(now):
@@ -272,7 +272,7 @@ class UpstreamProcesses:
         )
 
     async def close(self) -> None:
-        """Stop all processes, and start no more."""
+        """Stop all processes and start no more."""
         await self._refills.close()
         await asyncio.gather(*(transport.close() for transport in list(self.running)))
 
@@ -337,20 +337,20 @@ class ProcessTransport(StdioTransport):
 
     key: str = ""
     owner: str = ""
-    """The caller whose share of the processes it uses; empty for spare and shared ones."""
+    """The caller whose share of the processes it uses, or empty for spare and shared ones."""
     attached: bool = False
     """Whether a client uses it."""
     closing: bool = False
     """Whether the pool is stopping it."""
     boot_owner: str | None = None
-    """The owner whose share of starting processes it uses; None if it isn't starting."""
+    """The owner whose share of starting processes it uses, or None if it isn't starting."""
     started_at: float = 0.0
     _waiting_since = 0.0
-    """Time of the first request since the last output; 0 without one."""
+    """Time of the first request since the last output, or 0 without one."""
     _unanswered_count = 0
     """Number of requests since then that timed out or were canceled."""
     _asked_at = 0.0
-    """Time of the ping since then; 0 without one."""
+    """Time of the ping since then, or 0 without one."""
 
     def __init__(self, processes: UpstreamProcesses) -> None:
         self.relay: ListenerRelay = ListenerRelay()
@@ -371,7 +371,7 @@ class ProcessTransport(StdioTransport):
 
     @property
     def pid(self) -> int:
-        """Id of the process, even after its exit; 0 before its start."""
+        """Id of the process, even after its exit, or 0 before its start."""
         return 0 if self.process is None else self.process.get_pid()
 
     @override
@@ -397,7 +397,7 @@ class ProcessTransport(StdioTransport):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Record the start of the process, and limit its memory."""
+        """Record the start of the process and limit its memory."""
         super().connection_made(transport)
         processes = self._processes
         processes.counts["started"] += 1
@@ -419,7 +419,7 @@ class ProcessTransport(StdioTransport):
             raise
 
     def idle_seconds(self, now: float) -> float:
-        """Return the seconds since the process was last used. They're negative while it's in use, and once it stops."""
+        """Return the seconds since the process was last used. They're negative while it's in use, and when it stops."""
         stops = self.closing or self.exited.is_set() or not self.pid
         works = self.waiting or not self.writable.is_set() or self.relay.subscribed.is_set()
         return -1.0 if stops or works else now - self.last_used
@@ -585,7 +585,7 @@ class Watchdog:
 
     @property
     def _input(self) -> asyncio.StreamWriter | None:
-        """Standard input of the watchdog; None while it isn't running."""
+        """Standard input of the watchdog, or None while it isn't running."""
         process = self._process
         return None if process is None or process.returncode is not None else process.stdin
 
@@ -675,7 +675,7 @@ def _limit_memory(pid: int, limit: int, name: str) -> None:
 
 
 def _resident_memory(pid: int) -> int:
-    """Return the resident memory of a process in bytes; 0 if unknown."""
+    """Return the resident memory of a process in bytes, or 0 if unknown."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         return int(Path(f"/proc/{pid}/statm").read_bytes().split()[1]) * PAGESIZE
     return 0

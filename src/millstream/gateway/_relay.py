@@ -6,7 +6,7 @@ converts a question to the client's revision and rejects what wasn't declared, a
 `Relays` receives the messages of one connection to an upstream and finds the call of each. A `Relay` passes them to the
 client of one call. If the transport doesn't say which call a message belongs to, the only running call receives it,
 provided that no other caller can have caused it: an upstream may go on with a canceled call, and ask or log later. Else
-questions are refused, and log messages of a process go to the gateway's own log.
+questions are rejected, and log messages of a process go to the gateway's own log.
 """
 
 import asyncio
@@ -63,13 +63,13 @@ _UI: Json = {"mimeTypes": ["text/html;profile=mcp-app"]}
 MAX_OPEN_QUESTIONS = 100
 """Maximum questions that an upstream may ask in one round of a call."""
 MAX_QUESTION_BYTES = 1024 * 1024
-"""Maximum bytes of the parameters of one question."""
+"""Maximum size of a question's parameters, in bytes."""
 
 ALL_ABILITIES = b'{"elicitation":{"form":{},"url":{}},"roots":{},"sampling":{"context":{},"tools":{}}}'
 """Abilities of a client that can be asked anything."""
 
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
-"""Maximum bytes of one answer."""
+"""Maximum size of an answer, in bytes."""
 _SCHEMES = ("https://", "http://")
 _encode_sorted = msgspec.json.Encoder(order="deterministic").encode
 _decode_roots = decoder(ListRootsResult)
@@ -187,7 +187,7 @@ class Recipient:
         self.redactor: Redactor | None = redactor
         self.revision: Revision = call.revision
         self.session: str = "" if call.session is None else call.session.id
-        """Id of the client's session; empty without one."""
+        """Id of the client's session, or empty without one."""
         self.signed_in: bool = call.principal is not None
         """Whether the owner is a principal."""
         self.token: RequestId | None = call.token
@@ -214,7 +214,7 @@ class Recipient:
         raise NotImplementedError
 
     async def ask(self, question: ForwardedQuestion) -> bytes:
-        """Ask the client, and return its raw answer.
+        """Ask the client and return its raw answer.
 
         Raises:
             ProtocolError: There was no answer.
@@ -374,17 +374,17 @@ logger = logging.getLogger("millstream.gateway")
 LOG = "notifications/message"
 COMPLETE = "notifications/elicitation/complete"
 CHANGES = {method: kind for kind, method in LIST_CHANGED.items()} | {UPDATED: ""}
-"""Notification of a change -> the kind of the list; empty for a resource."""
+"""Notification of a change -> the kind of the list, or empty for a resource."""
 MAX_QUEUED = 256
-"""Maximum notifications of one call waiting for a slow client; beyond that, the oldest are dropped."""
+"""Maximum notifications per call waiting for a slow client; beyond that, the oldest are dropped."""
 MAX_QUEUED_BYTES = 1024 * 1024
 """Maximum bytes of these notifications together."""
 MAX_REDACTED = 64 * 1024
-"""Maximum bytes of one of them if it has to be redacted, which takes time on the event loop."""
+"""Maximum size of a message if it has to be redacted, in bytes, which takes time on the event loop."""
 _MAX_ENDED = 64
-"""Maximum calls of one session whose late progress is passed on."""
+"""Maximum calls per session whose late progress is passed on."""
 REJECTED_CODE = -1
-"""Error code of a sampling request that the user or client refused."""
+"""Error code of a sampling request that the user or client rejected."""
 
 
 class _Details(Struct, rename="camel"):
@@ -495,7 +495,7 @@ class Relay(Recipient):
 
         Args:
             call, abilities, redactor: See `Recipient`.
-            level: Minimum level of log messages that the client wants; empty for none.
+            level: Minimum level of log messages that the client wants, or empty for none.
         """
         super().__init__(call, abilities, redactor)
         self.call: Call = call
@@ -532,10 +532,10 @@ class Relay(Recipient):
 
     @override
     async def ask(self, question: ForwardedQuestion) -> bytes:
-        """Ask the client on the stream of its call, and return the raw answer.
+        """Ask the client on the stream of its call and return the raw answer.
 
         Raises:
-            ProtocolError: The client can't be asked, refused, or didn't respond.
+            ProtocolError: The client can't be asked, declined, or didn't respond.
         """
         call = self.call
         if call.over or call.cancelled:
@@ -709,7 +709,7 @@ class Relays:
         return relay
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
-        """Forward a question to the client that made the call, and return the answer.
+        """Forward a question to the client that made the call and return the answer.
 
         Raises:
             ProtocolError: The client is unknown or doesn't respond.
@@ -798,7 +798,7 @@ class Relays:
             own.send(own.id, PROGRESS, encode(_with_token(params, self._ended[token])))
 
     def _find_own(self, request_id: int) -> Recipient | None:
-        """Return the call of a message on a dedicated session; None if it's outside calls."""
+        """Return the call of a message on a dedicated session, or None if it's outside calls."""
         own, names_calls = self._own, self.conversation.transport.name != "http+sse"
         if not request_id and own is not None and own.names_calls and names_calls:
             return None

@@ -42,7 +42,7 @@ _MAX_PATTERN = 1000
 _SMALL = 16 * 1024
 """Bytes below which a thread costs more than the work."""
 _MAX_PROGRAM = 1 << 20
-"""Maximum bytes of a compiled expression."""
+"""Maximum size of a compiled expression, in bytes."""
 
 
 class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=SuggestionMeta):
@@ -182,7 +182,7 @@ _COMPLETE_TYPES = (bytes(_COMPLETE), b"null")
 _OPEN, _NULL = ord("["), ord("n")
 _MAX_CACHED_META = 512
 MAX_BLOCKS = 10_000
-"""Maximum blocks of one result. Converting this many takes about 100 ms."""
+"""Maximum blocks per result. Converting this many takes about 100 ms."""
 _NO_ITEMS = Raw(b"[]")
 _decode_items = decoder(list[Raw])
 _decode_several = decoder(list[Members])
@@ -197,7 +197,7 @@ def split_result(
 
     Args:
         result: JSON object.
-        array: Member that must be an array, and is added if missing; empty for none.
+        array: Member that must be an array, and is added if missing, or empty for none.
         rename: Changes the URIs in the array; None keeps them.
         drop: Members to leave out.
 
@@ -290,7 +290,7 @@ class StoredResults(Struct, frozen=True):
     """Names of the upstream that the results come from."""
 
     async def save(self, call: Call, result: bytes, seconds: float) -> Json | None:
-        """Store a result, and return the content that links to it; None if it doesn't fit in the store.
+        """Store a result, and return the content that links to it, or None if it doesn't fit in the store.
 
         Args:
             call: Call of the result.

@@ -126,7 +126,7 @@ _OTHER_CONNECTIONS = 28
 _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
 _MAX_INFO = 16 * 1024
-"""Maximum bytes of a client's description of itself that is passed on."""
+"""Maximum size of a client's description of itself that is passed on, in bytes."""
 _MAX_WARNINGS = 1000
 _MAX_PLAIN_METAS = 256
 _WEB_SCHEMES = "data", "http", "https", "mailto"
@@ -139,7 +139,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     target: Any
     """A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
     prefix: str | None = None
-    """Prefix of names; by default `name`. Empty for the upstream's own names."""
+    """Prefix of names, by default `name`. Empty for the upstream's own names."""
     headers: Mapping[str, str] = {}
     """Headers for each HTTP request to the upstream."""
     env: Mapping[str, str] = {}
@@ -171,7 +171,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     trust: Literal["follow", "pin"] = "follow"
     """``pin`` hides a tool whose definition has changed until the operator accepts it."""
     revision: str | None = None
-    """The only protocol revision to use, as a date; by default the newest that both sides support."""
+    """The only protocol revision to use, as a date, by default the newest that both sides support."""
     openapi: Any = None
     """Instead of a target: the URL or file of an OpenAPI document, the document itself, a FastAPI application, or an
     `OpenApi` that selects operations.
@@ -194,7 +194,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """Text for the target or document that is the same in all workers; empty for an object of this process."""
+        """Text for the target or document that is the same in all workers, or empty for an object of this process."""
         target: object = self.target if self.openapi is None else getattr(self.openapi, "document", self.openapi)
         if isinstance(target, str | Path | Sequence | Mapping):
             return repr(cast("object", target))
@@ -303,7 +303,7 @@ def _info_of(call: Call) -> bytes:
 
 
 def lacks_handshake(error: Exception) -> bool:
-    """Return whether the error of `initialize` says that there's no handshake, rather than that it refuses a client."""
+    """Return whether the error of `initialize` says that there's no handshake, rather than that it rejects a client."""
     if not isinstance(error, ServerError):
         return True
     unsupported = error.code == INVALID_PARAMS and "supported" in members(error.data)
@@ -378,14 +378,14 @@ class Upstream:
     last_error: Json | None = None
     """When a call last got no usable response, and why."""
     changed_at: float = 0.0
-    """Unix time of the last change to its lists; 0 before the first one."""
+    """Unix time of the last change to its lists, or 0 before the first one."""
     tokens: int = 0
     """Tokens of the tools that are offered."""
     looping: int = 0
     """Number of items that aren't offered, because they lead back to this gateway."""
     _is_plain: bool | None = None
     """Whether messages name their call, no call becomes a task, and callers have neither credentials nor processes of
-    their own; None if it has to be decided again, by the capabilities.
+    their own, or None if it has to be decided again, by the capabilities.
     """
     relays = False
     """Whether the server passes this upstream's messages on, rather than items made of its lists."""
@@ -394,7 +394,7 @@ class Upstream:
     _listed_offer = b""
     """What the connection that reads the lists has negotiated, at the last lists."""
     _listed_at = 0.0
-    """Monotonic time of the last lists; 0 before."""
+    """Monotonic time of the last lists, or 0 before."""
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
@@ -439,13 +439,13 @@ class Upstream:
             lambda uri: gateway.host.services.changes.emit(ServerChange("updated", self.names.uri(uri))),
         )
         self.has_handshake: bool = config.revision is None
-        """Whether a shared process may use the handshake. Assumed until a handshake fails."""
+        """Whether a shared process can use the handshake. Assumed until a handshake fails."""
         self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
         """Whether clients can have dedicated sessions. Assumed until the upstream gives out none."""
         self.task_tools: set[str] = set()
-        """Tools that were refused in the handshake era, because they need tasks."""
+        """Tools that were rejected in the handshake era, because they need tasks."""
         self.keeps_lists: asyncio.Event = asyncio.Event()
-        """Set once its lists are needed here, even if no client asks for them."""
+        """Set when its lists are needed here, even if no client asks for them."""
         self.lists_ready: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
@@ -493,7 +493,7 @@ class Upstream:
 
     @property
     def has_replied(self) -> bool:
-        """Whether it has been reached since the start. If it refused the gateway, clients hear the reason from it."""
+        """Whether it has been reached since the start. If it rejected the gateway, clients get the reason from it."""
         return self.serves_one or bool(self.catalog.revision) or (self.state == "degraded" and not self.breaker.is_open)
 
     def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
@@ -544,7 +544,7 @@ class Upstream:
 
         Raises:
             SessionLost: It has ended before the session of its client.
-            ServerError: The upstream refuses this client.
+            ServerError: The upstream rejects this client.
             ProtocolError: There are too many dedicated sessions.
             ClientError: The upstream can't be reached.
         """
@@ -591,8 +591,8 @@ class Upstream:
 
     @property
     def sender(self) -> str:
-        """Name that its questions show to the user, so that several servers can't be confused; empty for a single one
-        without a prefix.
+        """Name that its questions show to the user, so that several servers can't be confused, or empty for a single
+        one without a prefix.
         """
         return self.name if self.names.prefix or self.gateway.has_several else ""
 
@@ -610,7 +610,7 @@ class Upstream:
         """Use the handshake from now on, because a shared process can't ask questions in the newer era.
 
         Returns:
-            What the caller can do; empty if it's no shared process, or doesn't support the handshake.
+            What the caller can do, or empty if it's no shared process, or doesn't support the handshake.
         """
         newer = not link.conversation.negotiated.revision.handshake
         if not (newer and self._shares_processes and self.has_handshake):
@@ -889,7 +889,7 @@ class Upstream:
         """Ask the client of a session outside its calls.
 
         Raises:
-            ProtocolError: It can't be asked, refused, or didn't respond.
+            ProtocolError: It can't be asked, declined, or didn't respond.
         """
         services = self.gateway.host.services
         if not services.changes.has_session(session):
@@ -931,7 +931,7 @@ class Upstream:
         return waits and (self.is_asked or self._refresh_event.is_set())
 
     async def freshen(self) -> None:
-        """Read the lists again, and wait for them for a limited time."""
+        """Read the lists again and wait for them for a limited time."""
         self._refresh_event.set()
         self._listed.clear()
         with contextlib.suppress(TimeoutError):

@@ -56,7 +56,7 @@ def _find_marked(mark: bytes) -> list[int]:
 
 
 def _send(leader: int, started: bytes, number: int) -> bool:
-    """Send a signal to a group, and return whether it still exists. Its id may have been reused."""
+    """Send a signal to a group and return whether it still exists. Its id may have been reused."""
     now = _start_time(leader)
     if now and now != started:
         return False
@@ -67,7 +67,7 @@ def _send(leader: int, started: bytes, number: int) -> bool:
 
 
 def _start_time(pid: int) -> bytes:
-    """Return when a process started, on systems with /proc; empty if it's gone."""
+    """Return when a process started, on systems with /proc, or empty if it's gone."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19]
     return b""

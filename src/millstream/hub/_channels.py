@@ -80,7 +80,7 @@ class EventTooLarge(ToolError, ValueError):
 
 
 def check_encoded_size(size: int, max_event: int) -> None:
-    """Refuse an event whose JSON is too large to decode. Smaller events are measured after decoding.
+    """Reject an event whose JSON is too large to decode. Smaller events are measured after decoding.
 
     Escapes and trailing zeros can make the JSON longer than the delivered event, so the bound is generous.
 

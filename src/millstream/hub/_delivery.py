@@ -34,7 +34,7 @@ _MAX_UNUSED = 1_000
 """Maximum number of topics that are followed without subscribers."""
 _MAX_PLANS = 4096
 _MAX_MEMORY = 256 * 1024 * 1024
-"""Maximum bytes that the channels and patterns of all subscribers take. One owner may use half of them."""
+"""Maximum bytes that the channels and patterns of all subscribers take. One owner can use half of them."""
 _ENTRY_BYTES = 384
 _NODE_BYTES = 336
 """Bytes that a channel takes beside the characters of its name, and a segment of a pattern."""
@@ -50,7 +50,7 @@ class Audience:
         self._limits = limits
         self._share = Share(limits.max_connections or sys.maxsize)
         self.subscriptions: dict[Subscription, str | None] = {}
-        """All subscribers, including those still catching up, each with the owner whose share it uses; None for the
+        """All subscribers, including those still catching up, each with the owner whose share it uses, or None for the
         server's own above the cap.
         """
         self._memory = Share(_MAX_MEMORY)
@@ -162,7 +162,7 @@ class Audience:
 
 
 def _owner(address: str, principal: Principal | None) -> str:
-    """Return the owner of a subscription; empty for this machine, which may be a proxy."""
+    """Return the owner of a subscription, or an empty string for this machine, which may be a proxy."""
     if principal is not None:
         return principal.id
     return "" if is_loopback(address) else peer_network(address)
@@ -236,7 +236,7 @@ SLOW = "slow"
 
 
 class Delivery:
-    """Reads the journal and presence changes, and writes them to the audience."""
+    """Reads the journal and presence changes and writes them to the audience."""
 
     event_tail: Tail
     """The reader of the journal. `Tail.reach` returns after an event has been delivered."""
@@ -296,7 +296,7 @@ class Delivery:
             await self.event_tail.settle()
 
     async def catch_up(self) -> None:
-        """Deliver all new entries of the two streams, and skip entries that aren't followed here."""
+        """Deliver all new entries of the two streams and skip entries that aren't followed here."""
         await self.event_tail.settle()
         await self.change_tail.settle()
 
@@ -360,7 +360,7 @@ class Delivery:
         self.count_written(written)
 
     def count_written(self, size: int) -> None:
-        """Count written bytes, and cut the slowest outlets if too much is unread."""
+        """Count written bytes and cut the slowest outlets if too much is unread."""
         self._bytes_since_count += size
         if self._bytes_since_count * _COUNTS_PER_LIMIT < self._max_unread:
             return

@@ -63,12 +63,12 @@ class Event(Struct, frozen=True, gc=False):
     offset: int = 0
     timestamp: float = 0.0
     user: Profile | None = None
-    """The publisher, identified by a credential; None for the program, and for callers without sign-in. On presence
+    """The publisher, identified by a credential, or None for the program, and for callers without sign-in. On presence
     channels, the client that arrived or left. Publishers can't set it, unlike any name in `data`.
     """
 
     def visible_user(self, reader: Principal | None) -> Profile | None:
-        """Return the members of `user` that a reader may see: ``event.visible_user(ctx.principal)``.
+        """Return the members of `user` that a reader can see: ``event.visible_user(ctx.principal)``.
 
         Args:
             reader: The caller, or None without sign-in. Only callers with the scope ``millstream:identities`` see more

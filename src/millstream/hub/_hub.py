@@ -84,8 +84,8 @@ class Hub:
     Args:
         store: The store, which must be open before the hub is.
         limits: Limits of subscribers, events, and histories.
-        clock: Returns the Unix time; by default the store's clock, which all workers share.
-        authorize: ``f(principal, "publish" or "subscribe", channel)`` returns whether a caller may use a channel. If it
+        clock: Returns the Unix time, by default the store's clock, which all workers share.
+        authorize: ``f(principal, "publish" or "subscribe", channel)`` returns whether a caller can use a channel. If it
             raises, access is denied.
         name_claims: Claims that can have a caller's display name, see `Settings.display_name_claims`.
 
@@ -138,7 +138,7 @@ class Hub:
         self._tasks = [asyncio.create_task(job()) for job in jobs]
 
     async def close(self) -> None:
-        """End all subscriptions, and save what clients need for their next connection. Idempotent."""
+        """End all subscriptions and save what clients need for their next connection. Idempotent."""
         if not self._tasks:
             return
         tasks, self._tasks = self._tasks, []
@@ -431,7 +431,7 @@ class Hub:
         self._delivery.disconnect(outlet)
 
     async def refresh(self, *, read: bool = True) -> None:
-        """Report members of dead workers as departed, and send the current position to all subscribers.
+        """Report members of dead workers as departed and send the current position to all subscribers.
 
         The hub does this on its own every `HubLimits.refresh` seconds.
 

@@ -263,11 +263,11 @@ class EventListener:
         return True
 
     async def _swap(self) -> bool:
-        """Replace the saved position, and return whether it was the expected one."""
+        """Replace the saved position and return whether it was the expected one."""
         return await self._store.kv.compare_and_set(self._position_key, self._saved, self._completed, _POSITION_TTL)
 
     async def _renew(self) -> None:
-        """Keep the lease, or take it once it's free."""
+        """Keep the lease, or take it when it's free."""
         while True:
             holds = False
             with suppress(LocalError, OSError):

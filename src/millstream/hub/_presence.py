@@ -35,7 +35,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
         return owned_id(self.client_id, self.owner)
 
     def visible(self, full: bool) -> "Member":
-        """Return the members that a reader may see.
+        """Return the members that a reader can see.
 
         Args:
             full: Whether the reader has the scope ``millstream:identities``.
@@ -97,7 +97,7 @@ class Presence(Struct):
         return members
 
     async def refresh(self) -> None:
-        """Retry failed operations, and report the clients of dead workers as departed.
+        """Retry failed operations and report the clients of dead workers as departed.
 
         If this worker was considered dead, register its clients again under its new id.
         """

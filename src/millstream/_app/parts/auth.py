@@ -165,7 +165,7 @@ def _icon(definition: Definition) -> str:
 
 
 def _check_mounted(definition: Definition) -> None:
-    """Refuse a mounted server that requires sign-in if this one doesn't, because a guard protects a whole server.
+    """Reject a mounted server that requires sign-in if this one doesn't, because a guard protects a whole server.
 
     Raises:
         LocalError: There is one.

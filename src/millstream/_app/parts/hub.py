@@ -34,7 +34,7 @@ HEADER = b"x-client-id"
 
 
 class HubPart(OwnPart):
-    """Opens before the lifespan, which may publish."""
+    """Opens before the lifespan, which can publish."""
 
     name: str = "hub"
 

@@ -71,7 +71,7 @@ class AuditPart(OwnPart):
 
     @override
     async def close(self) -> None:
-        """Write pending lines, and close the file."""
+        """Write pending lines and close the file."""
         self._log.close()
 
     def _observe(self, call: Call, seconds: float, answer: bytes) -> None:
@@ -194,7 +194,7 @@ class MachineMetrics(Struct, eq=False):
 
 
 class MetricsPart(OwnPart):
-    """Opens the metrics registry for the parts after it, and serves it as `/metrics`."""
+    """Opens the metrics registry for the parts after it and serves it as `/metrics`."""
 
     name: str = "metrics"
 
@@ -326,7 +326,7 @@ class ProbesPart(OwnPart):
 
 SAY_EVERY = 5.0
 HEARD = 15.0
-"""Seconds after which a silent sibling counts as gone."""
+"""Seconds after which a silent sibling is considered dead."""
 SCANS = 60
 """Seconds for another program's HTTP server to start listening."""
 _HERE = b"sibling"
@@ -350,7 +350,7 @@ class SiblingsPart(OwnPart):
     name: str = "siblings"
 
     async def open(self, host: PartHost) -> None:
-        """Look for siblings once another program's server serves over HTTP."""
+        """Look for siblings when another program's server serves over HTTP."""
         if sys.platform == "linux" and not host.store.shared:
             host.on_http(lambda: self._watch(host))
 
@@ -393,7 +393,7 @@ class SiblingWatch(Struct, eq=False):
     _said: float = -SAY_EVERY
 
     def reason(self) -> str:
-        """Return why the server is degraded; empty if it isn't."""
+        """Return why the server is degraded, or an empty string if it isn't."""
         return _REASON if self.clock() - self._heard < HEARD else ""
 
     def look(self, now: float) -> None:

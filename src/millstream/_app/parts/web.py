@@ -54,9 +54,9 @@ MAX_WORKERS = 256
 MAX_CHANNELS = 100
 """Maximum channels to show per worker, starting with the channels that have the most subscribers."""
 _SAME = 0.5
-"""Seconds for which the figures of this worker are cached, because rates cover the time since the last query."""
+"""Seconds that the figures of this worker are cached, because rates cover the time since the last query."""
 FRESH = 5.0
-"""Seconds for which the figures of a silent worker are still shown."""
+"""Seconds that the figures of a silent worker are still shown."""
 
 
 class _Question(Struct, array_like=True, frozen=True):
@@ -97,7 +97,7 @@ class _PendingReplies(NamedTuple):
 
 @dataclass(eq=False)
 class DashboardQueries:
-    """Answers queries for this worker, and queries the others. `run` records."""
+    """Answers queries for this worker and queries the others. `run` records."""
 
     peers: Peers
     """Messages between workers."""

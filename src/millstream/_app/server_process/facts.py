@@ -118,7 +118,7 @@ def protections(settings: Settings, *, signed_in: bool = False) -> list[str]:
 
 
 def _variable(definition: Definition) -> str:
-    """Return the variable for the caller's credential: a key if keys are accepted, or else a token; empty without
+    """Return the variable for the caller's credential: a key if keys are accepted, or else a token, or empty without
     sign-in.
     """
     if not definition.protected:

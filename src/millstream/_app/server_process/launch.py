@@ -80,7 +80,7 @@ def _check_address(host: object, port: object, workers: object) -> None:
     """Check the types of the arguments of `Server.run`.
 
     Raises:
-        TypeError: An argument has the wrong type; the message names it.
+        TypeError: An argument has the wrong type. The message identifies it.
     """
     if host is not None and not isinstance(host, str):
         raise TypeError(f"run(host={host!r}): host must be a string, such as '127.0.0.1'.")

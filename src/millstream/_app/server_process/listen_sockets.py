@@ -47,7 +47,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
 
     Args:
         host: Host name or address, or ``unix:`` and the path of a UNIX socket.
-        port: Port; 0 for any. UNIX sockets have none.
+        port: Port, or 0 for any. UNIX sockets have none.
         shared: Whether other sockets of this user may bind to the same port.
 
     Raises:

@@ -79,7 +79,7 @@ class HttpServer:
     listeners: Sequence[socket.socket] = ()
     """Bound sockets."""
     told: Callable[[Facts], None] = show
-    """Called once it's listening."""
+    """Called when it's listening."""
     worker: WorkerSlot | None = None
     """Role of this process among several workers."""
 
@@ -205,7 +205,7 @@ class HttpServer:
 
 
 def _raise_file_limit(connections: int) -> None:
-    """Let this process open a file for each connection, and warn if it can't.
+    """Let this process open a file for each connection and warn if it can't.
 
     Many systems limit a process to 256 or 1,024 files. Above the limit, the event loop closes new connections silently.
     """
@@ -393,7 +393,7 @@ def serve_with_panel(
         host: Address to listen on.
         port: Port to listen on.
         descriptor: Descriptor of a socket to listen on instead.
-        told: Called once it's serving.
+        told: Called when it's serving.
 
     Raises:
         CommandError: The address or the key for session ids can't be used.

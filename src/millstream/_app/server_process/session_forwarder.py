@@ -57,7 +57,7 @@ _STOPPED = rpc_refusal(
 
 
 class SessionForwarder:
-    """Forwards requests for sessions on other workers, and receives requests for this worker's own sessions.
+    """Forwards requests for sessions on other workers and receives requests for this worker's own sessions.
 
     Args:
         services: The services of this worker.
@@ -76,7 +76,7 @@ class SessionForwarder:
         self._listener = SocketListener(self._wrap(endpoints, _receive))
         # Process
         self._holders: Recent[bytes, str] = Recent(MAX_CACHED_SESSIONS)
-        """Sealed session id -> its worker; empty for an invalid one."""
+        """Sealed session id -> its worker, or empty for an invalid one."""
         self._pools: dict[str, ConnectionPool] = {}
         self._lost: set[str] = set()
         """Workers that closed a connection during a request, and haven't responded since. They may be ending."""
@@ -107,7 +107,7 @@ class SessionForwarder:
         await self._listener.listen(sock)
 
     async def close(self) -> None:
-        """Stop forwarding and receiving requests once all calls have ended."""
+        """Stop forwarding and receiving requests when all calls have ended."""
         with suppress(OSError):
             (self._folder / self._services.session_holder).unlink()
         await self._listener.accept_backlog()

@@ -2,7 +2,7 @@
 
 It doesn't run user code (a script that calls ``run(workers=…)`` has run up to there). The first worker starts alone, so
 that a start-up error appears once; the others follow together. A replacement accepts from the same socket before the
-old worker stops, so no connection is ever refused.
+old worker stops, so no connection is ever rejected.
 """
 
 import asyncio
@@ -67,7 +67,7 @@ Seen = dict[str, tuple[int, int]]
 
 
 def changes(folder: Path) -> AsyncIterator[None]:
-    """Yield when Python files below a folder have changed since now, and have stopped changing.
+    """Yield when Python files below a folder have changed since now and have stopped changing.
 
     It polls, which works on every disk and needs no library.
     """
@@ -125,7 +125,7 @@ class Supervisor:
     """Command that starts a worker."""
     workers: Sequence[SupervisedWorker]
     host: str
-    """Configured address, which decides who counts as local."""
+    """Configured address, which decides who is treated as local."""
     run_number: int
     """Number of this ``run()`` call in the program."""
     store: Callable[[], AbstractAsyncContextManager[str]]
@@ -358,7 +358,7 @@ class Supervisor:
     async def _end(self) -> None:
         """Stop all processes: gracefully, or by the kernel.
 
-        The sockets are closed when no process accepts any more, so that connections are refused instead of waiting.
+        The sockets are closed when no process accepts any more, so that connections are rejected instead of waiting.
         """
         self._stopping = True
         for worker in self.workers:
@@ -374,7 +374,7 @@ class Supervisor:
         await self._tasks.close()
 
     async def _look_after(self, child: WorkerProcess) -> None:
-        """Supervise a process from start to exit, and replace it as soon as it accepts no more connections."""
+        """Supervise a process from start to exit and replace it as soon as it accepts no more connections."""
         with suppress(NotStarted):  # reported by `_start`
             await child.ready()
             child.worker.back_off.serves()
@@ -434,7 +434,7 @@ def supervise(
 
     Args:
         host: Address to listen on.
-        port: Port to listen on; 0 for any.
+        port: Port to listen on, or 0 for any.
         workers: Number of workers.
         run: Number of this ``run()`` call in the program.
         descriptor: Descriptor of a socket to listen on instead.

@@ -104,7 +104,7 @@ class Ready(WorkerMessage, frozen=True):
     patience: float
     """Maximum seconds for it to exit after a stop request."""
     watchdog: float = 0.0
-    """Seconds without a heartbeat after which it's killed; 0 for never."""
+    """Seconds without a heartbeat after which it's killed, or 0 for never."""
 
 
 class Alive(WorkerMessage, frozen=True):
@@ -116,7 +116,7 @@ class Departure(WorkerMessage, frozen=True):
 
 
 class StartFailure(WorkerMessage, frozen=True):
-    """Worker to parent: it can't start. Parent to worker: the changed program can't; empty once it has changed again.
+    """Worker to parent: it can't start. Parent to worker: the changed program can't; empty when it has changed again.
 
     Contains the parts of a `CommandError`.
     """
@@ -147,7 +147,7 @@ class MessageChannel:
             self.end.sendall(msgspec.json.encode(message) + b"\n")
 
     def read(self) -> list[Message] | None:
-        """Return the messages received so far; None if the peer has closed the socket or sent an invalid message."""
+        """Return the messages received so far, or None if the peer has closed the socket or sent an invalid message."""
         try:
             data = self.end.recv(CHUNK)
             if not data:
@@ -247,7 +247,7 @@ class WorkerSlot:
         self.workers: list[WorkerState] = []
         """State of all workers."""
         self.failure: StartFailure | None = None
-        """Why the changed program can't start; None if there's no newer version."""
+        """Why the changed program can't start, or None if there's no newer version."""
         others = {number: [take_socket(each) for each in sockets] for number, sockets in self.hello.others.items()}
         self.takeover = SocketTakeover(self.hello.worker, others)
 
@@ -298,12 +298,12 @@ def begin_run() -> int:
 
 
 def failed_restart() -> StartFailure | None:
-    """Return why the changed program can't start; None if there's no newer version."""
+    """Return why the changed program can't start, or None if there's no newer version."""
     return None if _ClaimedSlot.place is None else _ClaimedSlot.place.failure
 
 
 def claim() -> WorkerSlot | None:
-    """Return the number of this worker; None if it isn't a worker."""
+    """Return the number of this worker, or None if it isn't a worker."""
     text = os.environ.pop(VARIABLE, "")
     if text:
         descriptor, _, inode = text.partition(":")
@@ -365,8 +365,8 @@ def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
 FIRST = 0.5
 LONGEST = 30.0
 WELL = 5.0
-"""Seconds of service after which a worker counts as healthy, which resets the delay. A start takes about one second of
-a core, which bounds the load of a crash loop.
+"""Seconds of service after which a worker is treated as healthy, which resets the delay. A start takes about one second
+of a core, which bounds the load of a crash loop.
 """
 
 
@@ -387,7 +387,7 @@ class BackOff:
         self._since = self._clock()
 
     def record_death(self) -> float:
-        """Record that the process has ended, and return the seconds to wait before the next one."""
+        """Record that the process has ended and return the seconds to wait before the next one."""
         if self._since is not None and self._clock() - self._since >= WELL:
             self._deaths = 0
         self._since = None
@@ -545,7 +545,7 @@ class WorkerProcess:
         return await asyncio.shield(self._ready)
 
     async def watch(self) -> None:
-        """Kill it once its event loop has been silent for too long."""
+        """Kill it when its event loop has been silent for too long."""
         while not self.left.is_set():
             # Checks are counted, and not their time: if this process itself was stopped, messages from that time must
             # be read first.
@@ -564,7 +564,7 @@ class WorkerProcess:
             self.signal(signal.SIGKILL)
 
     def drain(self, *, replaced: bool) -> None:
-        """Let it finish running calls, and exit."""
+        """Let it finish running calls and exit."""
         if self.state == GONE:
             return
         if self.state == STARTING:

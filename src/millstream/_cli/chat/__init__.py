@@ -94,7 +94,7 @@ def chat(  # noqa: PLR0913  the options of the command
         system: System prompt for the model.
         yes: Allow every tool without asking.
         max_rounds: Maximum requests to the model for one answer.
-        max_tokens: Maximum tokens of one answer; 0 for no limit.
+        max_tokens: Maximum tokens of one answer, or 0 for no limit.
         env_file: Read the configuration from this file. [default: .env]
         debug: Show each step and message.
     """

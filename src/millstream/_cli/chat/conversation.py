@@ -178,7 +178,7 @@ def _place(agent: Agent, word: str) -> tuple[str, str]:
 
 
 async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Rows) -> list[Any]:
-    """Return a list. If the server refuses it, return nothing, and add a row with the reason."""
+    """Return a list. If the server rejects it, return nothing, and add a row with the reason."""
     try:
         return await wanted
     except ServerError as exc:
@@ -255,7 +255,7 @@ class ChatSession:
     # Main thread
 
     def open(self, agent: Agent) -> Toolbox:
-        """Connect, and return the tools.
+        """Connect and return the tools.
 
         Raises:
             ClientError, AgentError: The connection failed.

@@ -101,7 +101,7 @@ class RateMeter(Struct):
     """Time when the whole allowance of one second is free again, as in `Limiter`."""
 
     def take(self, amount: int, now: float) -> float:
-        """Count received lines, and return the seconds to wait before reading more.
+        """Count received lines and return the seconds to wait before reading more.
 
         Args:
             amount: What has been received, in any unit.
@@ -116,7 +116,7 @@ class ArrivingBytes:
 
     ``ArrivingBytes(256 * 1024**2, largest=64 * 1024**2)``
 
-    A caller may hold half as much as a server, so that one caller can't use up a server's share for the others.
+    A caller can hold half as much as a server, so that one caller can't use up a server's share for the others.
 
     Args:
         maximum: Bytes of all messages.
@@ -198,7 +198,7 @@ class Body:
         self._error: Exception | None = None
 
     async def read(self) -> bytes:
-        """Wait for data, and return up to `PIECE` bytes. Empty at the end.
+        """Wait for data and return up to `PIECE` bytes. Empty at the end.
 
         Raises:
             ClientError: The connection broke.

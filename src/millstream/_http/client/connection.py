@@ -24,7 +24,7 @@ from millstream._override import override
 _MAX_HEAD = 64 * 1024
 """Maximum bytes of heads before a body, because the parser buffers them."""
 _MAX_DISCARD = 256 * 1024
-"""Maximum bytes of an unread body to discard so that the connection can be reused."""
+"""Maximum size of an unread body to discard so that the connection can be reused, in bytes."""
 _CODINGS = frozenset((b"deflate", b"gzip", b"x-gzip"))
 _GZIP_OR_ZLIB = zlib.MAX_WBITS + 32
 _FIRST = frozenset((0x1F & 0xF, 8))
@@ -88,7 +88,7 @@ class HttpConnection(asyncio.Protocol):
     _size = 0
     """Bytes of the body so far."""
     _counted_bytes = 0
-    """Bytes of the body that count as unfinished."""
+    """Bytes of the body counted as unfinished."""
     _framing_bytes = 0
     """Bytes of the head, or of the body's framing since its first piece."""
     _framed_since = 0.0
@@ -306,7 +306,7 @@ class HttpConnection(asyncio.Protocol):
     # Ends
 
     def _clear(self) -> None:
-        """Stop the timer, and drop the part of the body that has arrived."""
+        """Stop the timer and drop the part of the body that has arrived."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -109,7 +109,7 @@ def guard_dial(is_allowed: AddressCheck, owner: str = "") -> Dial[Any]:
     It's for URLs from untrusted sources (SSRF). It resolves a name once, checks every address, and connects to one of
     the checked addresses, so DNS rebinding has no effect. Lookups count against the share of `owner`, see `Share`.
 
-    A name is refused if any of its addresses isn't accepted, because that suggests an attack. Names of this machine
+    A name is rejected if any of its addresses isn't accepted, because that suggests an attack. Names of this machine
     resolve to loopback addresses only, which `is_public` refuses.
 
     Args:
@@ -164,7 +164,7 @@ _MAX_IDLE = 3.0
 
 
 _DISTRUST = 300.0
-"""Seconds for which a server isn't trusted to keep connections open, after it closed one instead of responding."""
+"""Seconds that a server isn't trusted to keep connections open, after it closed one instead of responding."""
 
 
 class ConnectionPool:
@@ -181,7 +181,7 @@ class ConnectionPool:
         max_connections: Maximum open connections.
         max_body: Maximum bytes of a reply's body.
         connect_timeout: Seconds to wait for a connection.
-        tls: Certificates to trust or present; by default, those of the system.
+        tls: Certificates to trust or present, by default those of the system.
         dial: Opens connections, and disables proxies of the environment.
         inflow: Counts bytes that arrive.
         decompress: Whether to decompress replies that a server compressed without a request. Otherwise they stay as
@@ -247,7 +247,7 @@ class ConnectionPool:
                 raise
 
     async def check(self) -> None:
-        """Open a connection outside the pool, and close it again.
+        """Open a connection outside the pool and close it again.
 
         Raises:
             ConnectFailed: The connection failed.
@@ -497,7 +497,7 @@ async def request(
     dial: Dial[Any] | None = None,
     context: ssl.SSLContext | None = None,
 ) -> HttpReply:
-    """Send one request on a new connection, and return the reply.
+    """Send one request on a new connection and return the reply.
 
     Args:
         method: HTTP method.

@@ -39,7 +39,7 @@ _PRINTABLE = bytes(range(0x20, 0x7F))
 _MAX_LINES = 16 * 1024
 """Maximum number of cached lines. The line of a session id takes about 600 bytes, and the longest line 1.3 KiB."""
 _MAX_LINE = 512
-"""Maximum bytes of a cached line. Session ids have up to 400."""
+"""Maximum size of a cached line, in bytes. Session ids have up to 400."""
 _MAX_DIGITS = 15
 _AUTHORIZATION = (b"authorization", b"Authorization")
 _MAX_CREDENTIAL = 2048
@@ -121,7 +121,7 @@ class Endpoints(Struct, eq=False):
     websocket: Callable[[Any, Any, Any], Awaitable[None]] | None = None
     """An ASGI application for WebSockets, or `None` to ignore upgrades."""
     max_message: int = 4 * 1024 * 1024
-    """Maximum bytes of a WebSocket message."""
+    """Maximum size of a WebSocket message, in bytes."""
     heartbeat: float = 15.0
     """Seconds from a WebSocket's pong, or its handshake, to the next ping."""
     root_path: str = ""

@@ -274,7 +274,7 @@ class HttpReplyStream(CloseSignal, eq=False):
         self.connection_lost()
 
     def cut(self) -> None:
-        """End the reply without the final chunk, and drop buffered data."""
+        """End the reply without the final chunk and drop buffered data."""
         self.transport.abort()
         self.connection_lost()
 
@@ -450,7 +450,7 @@ class Upgrade(Struct):
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 Event = ServerExchange | Response | Upgrade | bytes
-"""What to do next: answer a request, refuse it and close, continue as a WebSocket, or write bytes."""
+"""What to do next: answer a request, reject it and close, continue as a WebSocket, or write bytes."""
 
 
 class ServerConnection:
@@ -612,7 +612,7 @@ class ServerConnection:
             self.newest = None
 
     def refuse(self, response: Response) -> None:
-        """Stop reading, and queue a refusal behind pending replies."""
+        """Stop reading and queue a refusal behind pending replies."""
         if self.reading != DONE:
             self._stop()
             self.queue.append(response)
@@ -840,7 +840,7 @@ class ServerConnection:
     # Checks of a head
 
     def _is_excessive(self) -> bool:
-        """Refuse a head that is too large, and stop reading if the queue is full. Return whether either happened."""
+        """Reject a head that is too large and stop reading if the queue is full. Return whether either happened."""
         limits, headers = self._table.limits, self._headers
         if len(self.queue) >= MAX_PIPELINE + (self.replying == SILENT):
             # Queued requests are answered. The reply to the last one announces the close.

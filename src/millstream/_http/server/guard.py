@@ -38,7 +38,7 @@ logger = logging.getLogger("millstream")
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
 """Refusals of slow clients, by what the connection is reading."""
 _LINGER = 2.0
-"""Seconds that a refused client has to read the refusal."""
+"""Seconds that a rejected client has to read the refusal."""
 _MAX_SPARES = 16
 """Connections above the cap that are reserved for health probes, so a full server doesn't look dead."""
 _CHECKS_PER_YIELD = 256
@@ -98,7 +98,7 @@ class ConnectionGuard:
         self.connections = Share(limits.max_connections, each=limits.max_connections_per_address or None)
         """The connections that may send requests, by address."""
         self._owners: dict[object, str] = {}
-        """Connection -> the address whose share it uses; empty for a proxy, and for this machine."""
+        """Connection -> the address whose share it uses, or empty for a proxy, and for this machine."""
         self._unsent_by_connection: dict[ConnectionWriter, tuple[str, int, int]] = {}
         """Connection whose client can't keep up -> owner, counted bytes, and length of a large piece that isn't sent
         completely; longest stalled first."""
@@ -119,7 +119,7 @@ class ConnectionGuard:
     def admit(self, connection: ConnectionSocket, *, is_proxy: bool = False) -> bool:
         """Watch a new connection, which is already in the server's set. Return False if there are too many.
 
-        An address may have half of the connections, except for proxies and this machine. A few connections above the
+        An address can have half of the connections, except for proxies and this machine. A few connections above the
         cap are `over_cap`: they get little time and one reply, which is a refusal unless they send a health probe.
         """
         if self._timer is None:
@@ -223,7 +223,7 @@ class ConnectionGuard:
     def _check_batch(self, left: list[ConnectionSocket], now: float, end: int) -> None:
         """Check some of these connections, and the rest in the next iterations of the event loop.
 
-        Closing a connection counts as `end` checks.
+        Closing a connection is treated as `end` checks.
         """
         room = _CHECKS_PER_YIELD
         try:

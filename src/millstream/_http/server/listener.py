@@ -66,7 +66,7 @@ class HttpProtocol(asyncio.Protocol):
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection, and refuse it if there are too many."""
+        """Count the connection and reject it if there are too many."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
         self.state.connections.add(self)
         self.peer = peer_of(self.transport)[0]
@@ -102,7 +102,7 @@ class HttpProtocol(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
-        """Process bytes, and start the request unless another is pending."""
+        """Process bytes and start the request unless another is pending."""
         connection = self.connection
         event = connection.receive(data)
         if event is not None:
@@ -154,7 +154,7 @@ class HttpProtocol(asyncio.Protocol):
             self._upgrade(event)
 
     def refuse(self, response: Response) -> None:
-        """Send a refusal after pending replies, and close the connection."""
+        """Send a refusal after pending replies and close the connection."""
         self.connection.refuse(response)
         self.proceed()
 

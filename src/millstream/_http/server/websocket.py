@@ -143,7 +143,7 @@ class WebSocketProtocol(asyncio.Protocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Notify the application, and drop received data."""
+        """Notify the application and drop received data."""
         self._end_messages()
         self._stop_pings()
         self._queue_disconnect(1005 if self._is_open else 1006)
@@ -301,7 +301,7 @@ class WebSocketProtocol(asyncio.Protocol):
         return (self._closed or self._messages.empty()) and not self.transport.is_closing()
 
     def _parse(self, data: bytes) -> int:
-        """Handle the frames that end in these bytes, and return their number."""
+        """Handle the frames that end in these bytes and return their number."""
         conn = self._conn
         conn.receive_data(data)
         frames = [event for event in conn.events_received() if isinstance(event, Frame)]
@@ -457,7 +457,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # Writing
 
     def _flush(self) -> list[bytes]:
-        """Write the parser's output, and return it. An empty part means that it's the last."""
+        """Write the parser's output and return it. An empty part means that it's the last."""
         output = self._conn.data_to_send()
         data = b"".join(output)
         if data and not self.transport.is_closing():
@@ -556,7 +556,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._watch_unread()
 
     def _fail_handshake(self) -> None:
-        """Refuse a handshake to which the application didn't respond."""
+        """Reject a handshake to which the application didn't respond."""
         if self._denial is None and not self._is_open and not self.transport.is_closing():
             self._send_response(self._conn.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
 

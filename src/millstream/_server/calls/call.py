@@ -253,7 +253,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
             raise TaskStart
 
     def open_reply_channel(self) -> ReplyChannel:
-        """Return the reply channel, and open it if necessary."""
+        """Return the reply channel and open it if necessary."""
         channel = self.reply_channel
         if channel is None:
             assert self.open_reply is not None  # noqa: S101  a call has a reply channel or can open one
@@ -521,7 +521,7 @@ def scopes_of(principal: Principal | None) -> frozenset[str] | None:
 
 
 def check_scopes(call: Call, needed: frozenset[str]) -> None:
-    """Refuse a caller without the scopes of an item: ``check_scopes(call, frozenset({"orders:write"}))``
+    """Reject a caller without the scopes of an item: ``check_scopes(call, frozenset({"orders:write"}))``
 
     Args:
         call: The caller's call.

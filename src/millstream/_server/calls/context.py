@@ -341,7 +341,7 @@ class Context(CallInfo):
     ) -> SampleResult:
         """Let the client's model continue a conversation: ``(await ctx.sample("Say hello")).content``.
 
-        The user may see and change the request, or refuse it (MCP 2025-11-25, client/sampling).
+        The user can see and change the request, or reject it (MCP 2025-11-25, client/sampling).
 
         Args:
             messages: Text or content (a user message), or the messages so far, oldest first.
@@ -416,7 +416,7 @@ class Context(CallInfo):
             function: The effect.
             store: Also run the effect only once if a round is sent twice or to two workers. The second copy waits for
                 the value of the first. If the first one's worker dies, the next copy runs the effect again. A copy of
-                the first round has no state yet and counts as another call.
+                the first round has no state yet and is treated as another call.
         """
         label = f"once:{key}"
         if self._call.revision.handshake:

@@ -7,7 +7,7 @@ which arrives as another message of the session. Per-request era: the function s
 again.
 
 A form (``requestedSchema``) is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25,
-client/elicitation). Other types are refused before the client is asked. Constraints that a form can't express
+client/elicitation). Other types are rejected before the client is asked. Constraints that a form can't express
 (``pattern``, exclusive bounds) are checked on the answer.
 
 The conversation of a sampling request is validated before it's sent: tool uses and results must balance, and a message
@@ -250,7 +250,7 @@ def check_conversation(messages: Sequence[Message]) -> None:
     """Check the rules that hold in every revision.
 
     Raises:
-        ValueError: A message breaks a rule. The message names it and suggests a fix.
+        ValueError: A message breaks a rule. The message identifies it and suggests a fix.
     """
     asked: Counter[str] = Counter()
     for number, message in enumerate(messages, 1):

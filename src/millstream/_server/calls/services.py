@@ -148,7 +148,7 @@ class ChangeSource(Protocol):
         return
 
     async def wait_until_followed(self, uris: Collection[str]) -> None:
-        """Wait, for a limited time, until the subscriptions are granted or refused."""
+        """Wait, for a limited time, until the subscriptions are granted or rejected."""
         return
 
 
@@ -341,7 +341,7 @@ class Services:
         self.clock: Callable[[], float] = store.time if store.shared else time.time
         """Unix time. From the store if other workers compare times with it."""
         self.leeway: float = LEEWAY if store.shared else 0.0
-        """Seconds for which sealed data still opens after its expiry."""
+        """Seconds that sealed data still opens after its expiry."""
         self.secrets: Secrets = secrets or load_secrets(settings.secret_key)
         """The secrets, loaded at start, so a bad key stops the start instead of the first request."""
         self.ring: KeyRing = KeyRing(self.secrets.values)

@@ -77,7 +77,7 @@ class SessionState:
         await self._records.change(self._session, edit)
 
     async def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
-        """Replace a value with the result of a function, and return it: ``await ctx.session_state.update("n", lambda n:
+        """Replace a value with the result of a function and return it: ``await ctx.session_state.update("n", lambda n:
         n + 1, 0)``.
 
         Concurrent changes aren't lost: if another call was faster, the function runs again. Raises the errors of `set`.
@@ -123,7 +123,7 @@ class SyncSessionState:
         self._wait(self._state.delete(key))
 
     def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
-        """Replace a value with the result of a function, and return it. The function runs in the event loop and must
+        """Replace a value with the result of a function and return it. The function runs in the event loop and must
         not block.
         """
         return self._wait(self._state.update(key, function, default))
@@ -141,7 +141,7 @@ async def once_stored(services: Services, name: str, run: Callable[[], Awaitable
     Args:
         services: The server's services.
         name: The name that identifies the effect.
-        run: Returns the value as JSON. If it raises, the effect doesn't count as done and can be retried.
+        run: Returns the value as JSON. If it raises, the effect isn't considered done and can be retried.
 
     Raises:
         ToolError: Another copy of the call claimed the effect and returned no value within the time limit of calls.

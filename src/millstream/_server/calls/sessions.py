@@ -30,7 +30,7 @@ from millstream._tasks import Tasks
 
 _PREFIX = "session:"
 MAX_RECORD = 128 * 1024
-"""Maximum bytes of one record, enough for a thousand typical URIs."""
+"""Maximum size of a record, in bytes, enough for a thousand typical URIs."""
 
 
 class SessionRecord(Struct, frozen=True, omit_defaults=True):
@@ -88,7 +88,8 @@ _decode = msgspec.json.Decoder(SessionRecord).decode
 
 
 def _unpack(raw: bytes | None) -> SessionRecord:
-    """Return a session's record. If it can't be read, the session counts as deleted, so its client begins a new one."""
+    """Return a session's record. If it can't be read, the session is treated as deleted, so its client begins a new
+    one."""
     try:
         record = NO_RECORD if raw is None else _decode(raw)
     except msgspec.DecodeError:
@@ -402,7 +403,7 @@ def growth_of_uris(before: Mapping[str, str], after: Mapping[str, str], entry_by
 
 
 class ClientMemoryQuota:
-    """The number of bytes that all clients of a server use. A change that needs no more bytes is never refused."""
+    """The number of bytes that all clients of a server use. A change that needs no more bytes is never rejected."""
 
     def __init__(self) -> None:
         self.bytes: Share = Share(MAX_HELD)

@@ -104,7 +104,7 @@ class Middleware:
     """A base class for middleware. Override the hooks that you need. Any object with at least one hook also works.
 
     Every hook is awaited with a request and ``next``. Its return value is the result, and its exception is the error
-    (`ToolError` for a message to the model). A hook that doesn't call ``next`` refuses or answers the request itself.
+    (`ToolError` for a message to the model). A hook that doesn't call ``next`` rejects or answers the request itself.
 
     Example:
         ``class Timing(Middleware)`` with ``async def on_call(self, request, next)``, then

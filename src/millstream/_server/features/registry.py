@@ -409,7 +409,7 @@ class Registry:
         return next((match for find in self.method_finders if (match := find(method, revision))), None)
 
     def admits(self, method: str, revision: Revision) -> bool:
-        """Return whether a call of a method is let in: here, or to refuse it, by the server that this one relays."""
+        """Return whether a call of a method is let in: here, or to reject it, by the server that this one relays."""
         return self.relayed is not None or self.serves(method, revision)
 
     def serves(self, method: str, revision: Revision) -> bool:

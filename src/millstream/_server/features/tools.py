@@ -57,14 +57,14 @@ class ToolOptions(Labels, total=False):
     limit: str | None
     """Rate limit per caller: ``10/minute``."""
     cost: float | None
-    """How many calls one call counts as, in its caller's limits."""
+    """Number of calls that one call counts as in the caller's limits."""
     concurrency: int | None
     """Maximum number of concurrent calls, over all callers."""
     coerce: bool
-    """Accept ``"3"`` as 3 and JSON strings as lists or objects, and ignore unknown arguments."""
+    """Accept ``"3"`` as 3 and JSON strings as lists or objects and ignore unknown arguments."""
     task: Literal["allowed", "required"] | None
     """Whether calls become tasks for clients that declare the tasks extension. Calls of other clients are plain calls,
-    or are refused with ``required``.
+    or are rejected with ``required``.
     """
     task_ttl: float | None
     """Seconds after which a task and its result are deleted, instead of ``Settings.task_ttl``."""
@@ -75,7 +75,7 @@ class ToolOptions(Labels, total=False):
 
 
 _NAME = re.compile("[A-Za-z_][A-Za-z0-9_-]{0,63}")
-"""MCP also allows dots, digits at the start, and 128 characters (2025-11-25, server/tools). Claude Desktop then refuses
+"""MCP also allows dots, digits at the start, and 128 characters (2025-11-25, server/tools). Claude Desktop then rejects
 all tools of a server, and Gemini's API all of a request.
 """
 _WORDS = re.compile(r"[_\W]+|(?<=[a-z0-9])(?=[A-Z])")
@@ -265,7 +265,7 @@ def _unclear(source: ItemSource, described: Mapping[str, Any]) -> str:
 
 
 def check_tool_name(name: str, code: CodeType | None = None) -> None:
-    """Warn the author if some clients refuse a tool's name: ``check_tool_name("find books")``.
+    """Warn the author if some clients reject a tool's name: ``check_tool_name("find books")``.
 
     Args:
         name: The name.
@@ -276,7 +276,7 @@ def check_tool_name(name: str, code: CodeType | None = None) -> None:
 
 
 def _check_schema(source: ItemSource) -> None:
-    """Warn the author if model APIs would refuse a tool's argument schema, and all other tools with it."""
+    """Warn the author if model APIs would reject a tool's argument schema, and all other tools with it."""
     if composed := [each for each in ("oneOf", "anyOf", "allOf") if each in source.schema]:
         warn_author(
             f"{source.name}: Claude's API refuses schemas with {composed[0]!r} at their root, and every request with "
@@ -307,7 +307,7 @@ def _check_schema(source: ItemSource) -> None:
 
 _MAX_SCHEMA = 16 * 1024
 PROPERTY_NAME = re.compile("[a-zA-Z0-9_.-]{1,64}")
-"""Names of arguments that every model's API accepts. Some APIs refuse all tools because of one other name."""
+"""Names of arguments that every model's API accepts. Some APIs reject all tools because of one other name."""
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:

@@ -96,7 +96,7 @@ def name_of(function: Function) -> str:
 
 
 def hints_of(function: Function) -> dict[str, Any]:
-    """Return resolved annotations. One that can't be resolved stays a string and is refused later."""
+    """Return resolved annotations. One that can't be resolved stays a string and is rejected later."""
     target = unwrap_function(function)
     if inspect.isclass(target):
         target = target.__init__

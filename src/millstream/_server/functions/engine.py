@@ -166,7 +166,7 @@ class SchemaCheck:
     loaded when such a schema is registered (docs/decisions/0008).
 
     Raises:
-        ValueError: The schema is invalid. The message names the problem and its location.
+        ValueError: The schema is invalid. The message identifies the problem and its location.
         ImportError: The library isn't installed.
     """
 

@@ -63,7 +63,7 @@ class OutputError(TypeError):
 
 
 class NotJson(TypeError):
-    """A value that isn't JSON-serializable. The message names the value and the alternative."""
+    """A value that isn't JSON-serializable. The message identifies the value and the alternative."""
 
 
 def enc_hook(value: Any) -> Any:
@@ -181,7 +181,7 @@ class Engine(Protocol):
     typed: type[Struct] | None
     """The `struct`, if a plain msgspec decoder of it is equivalent to `decode`."""
     max_values: int
-    """Maximum number of values in large arguments, which are slow to validate or to build; 0 for no maximum."""
+    """Maximum number of values in large arguments, which are slow to validate or to build, or 0 for no maximum."""
     output: Output | None
     """The output schema and encoder, if the result is structured."""
     decode: Callable[[Any], Any]
@@ -204,7 +204,7 @@ class Engine(Protocol):
 
         Args:
             error: The error of `decode` or `convert`.
-            values: The refused values.
+            values: The rejected values.
             lax: As for `convert`.
         """
         return find_problems(self.input_schema, values, lax=lax, matches=search) or [engine_problem(error)]
@@ -281,7 +281,7 @@ def _copy_mutable(default: Any) -> Any:
 
 
 def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
-    """Add mutable defaults to the schema, and check that clients could send every default.
+    """Add mutable defaults to the schema and check that clients could send every default.
 
     Raises:
         RegistrationError: A default doesn't fit its type.

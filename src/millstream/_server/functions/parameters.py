@@ -1,6 +1,6 @@
 """Parameters that clients fill in, their annotations, and the rules for their schemas in tools, resources, and prompts.
 
-Problems of a parameter are found at registration, here or by the engine. The message names the parameter and what
+Problems of a parameter are found at registration, here or by the engine. The message identifies the parameter and what
 works. This module doesn't import pydantic, because a program that uses it already has.
 """
 
@@ -470,7 +470,7 @@ class ArgumentList(Struct, frozen=True):
     """The function's name, for messages."""
     parameters: list[Parameter]
     closed: bool = False
-    """Whether unknown arguments are refused."""
+    """Whether unknown arguments are rejected."""
 
 
 class ParameterError(TypeError):

@@ -1,7 +1,7 @@
 """Whether Python's matcher, which backtracks, takes linear time for a regular expression.
 
 It does if the next character always decides how to continue: after each repeat, and between alternatives. What a small
-scanner can't prove counts as slow: pydantic's matcher takes linear time for every expression that it knows.
+scanner can't prove is treated as slow: pydantic's matcher takes linear time for every expression that it knows.
 """
 
 import re
@@ -20,7 +20,8 @@ _MAX_SEARCHED = 4_096
 _MAX_WAYS = 64
 """Maximum number of ways in which bounded repeats and alternatives may read a text."""
 _MAX_STEPS = 256
-"""The same, times the characters of each way, if a match may begin anywhere. Larger repeats count as unbounded."""
+"""The same, times the characters of each way, if a match may begin anywhere. Larger repeats are treated as
+unbounded."""
 _LATIN = "".join(map(chr, range(0x250)))
 """Characters that tell apart all sets of an expression in ASCII, with the next ones."""
 _OTHERS = "\u0663\u20ac\u2028\u212a"

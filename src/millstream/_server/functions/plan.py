@@ -3,7 +3,7 @@
 A signature becomes an engine, which has the schemas for clients, and one closure that calls the function as directly as
 possible. Only that closure runs per call, after its arguments are read from JSON or strings.
 
-Arguments that the decoder refuses are examined again. Large ones are never walked in Python.
+Arguments that the decoder rejects are examined again. Large ones are never walked in Python.
 """
 
 import functools
@@ -248,7 +248,7 @@ def _signature_of(function: Function) -> inspect.Signature:
 def _check_accidental(
     values: list[inspect.Parameter], hints: dict[str, Any], name: str, by_hand: Schema | None
 ) -> None:
-    """Refuse parameters that would become client arguments by mistake.
+    """Reject parameters that would become client arguments by mistake.
 
     Raises:
         TypeError: A parameter is `self`, or a context that isn't annotated.
@@ -277,7 +277,7 @@ _WITHOUT_OUTPUT = (Any, object, None, NoReturn, Never)
 
 
 def _check_yields(annotation: Any, name: str) -> None:
-    """Refuse a generator annotated with a list, for example. Its result is the last value that it yields.
+    """Reject a generator annotated with a list, for example. Its result is the last value that it yields.
 
     Raises:
         TypeError: The annotation isn't an iterator.
@@ -429,7 +429,7 @@ def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
 def read_arguments(plan: Plan, raw: bytes) -> Any:
     """Return arguments from JSON, validated against a handwritten schema if there is one.
 
-    If the decoder refuses them, it tries again with ``2.0`` read as the integer 2, as JSON Schema does.
+    If the decoder rejects them, it tries again with ``2.0`` read as the integer 2, as JSON Schema does.
 
     Raises:
         ArgumentError: The arguments are invalid. The message explains what to fix.

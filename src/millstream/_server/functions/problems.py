@@ -1,6 +1,6 @@
 """Error messages for models about invalid arguments: each problem with its location, and the expected value.
 
-Problems are found by comparing the arguments with the schema that clients see. This runs only for refused arguments,
+Problems are found by comparing the arguments with the schema that clients see. This runs only for rejected arguments,
 and for types for which Python accepts more strings than their schema.
 """
 
@@ -29,7 +29,7 @@ MAX_FOUND = 30
 """Maximum number of problems to find."""
 MAX_STEPS = 250
 """Maximum number of comparisons of a value's parts with a schema, which take about a millisecond. For large values, the
-decoder's own message names the first problem.
+decoder's own message identifies the first problem.
 """
 MAX_SLOW_STEPS = 500
 """The same for engines whose own check takes longer, and which don't name the first problem so well."""
@@ -139,7 +139,7 @@ def describe_problems(schema: Schema, arguments: Schema, *, strict: bool = False
     Args:
         schema: The input schema of a tool.
         arguments: The arguments of a call.
-        strict: Refuse a string that contains a value.
+        strict: Reject a string that contains a value.
     """
     found = find_problems(schema, arguments, lax=not strict, formats=False, steps=MAX_DECIDING_STEPS)
     return explain(found, schema) if found else ""
@@ -185,14 +185,14 @@ def find_problems(
 ) -> list[Problem]:
     """Return the problems of a JSON value, at most `MAX_FOUND`.
 
-    Supports the keywords that types have, and those of most handwritten schemas. A value that can't be judged counts as
-    valid, and so does the rest of a value after `steps`.
+    Supports the keywords that types have, and those of most handwritten schemas. A value that can't be judged is
+    treated as valid, and so does the rest of a value after `steps`.
 
     Args:
         schema: The expected schema.
         value: The value.
         lax: Accept ``"3"`` as 3, and several fitting alternatives of ``oneOf``.
-        one_of: Refuse several fitting alternatives of ``oneOf``, unless `lax`.
+        one_of: Reject several fitting alternatives of ``oneOf``, unless `lax`.
         matches: Tries a pattern in linear or bounded time. Without it, patterns aren't tried.
         formats: Whether strings must have their format, and items that must be unique can't be arrays or objects, as
             in types. In handwritten schemas, formats are only annotations.

@@ -237,7 +237,7 @@ def _model_of(
     name: str, parameters: list[Parameter], *, forbid_unknown: bool, strict: bool = True
 ) -> type[pydantic.BaseModel]:
     definitions: dict[str, Any] = {
-        f"p{index}": (  # a model refuses names such as `_x` and `schema`
+        f"p{index}": (  # a model rejects names such as `_x` and `schema`
             Annotated[translate(parameter.annotation), pydantic.Field(alias=parameter.wire)]
             if parameter.default is NODEFAULT
             else (translate(parameter.annotation), pydantic.Field(parameter.default, alias=parameter.wire))
@@ -308,7 +308,7 @@ def _is_about_the_type(field: FieldInfo) -> bool:
 
 @once_per_type
 def _type_schema(annotation: Any) -> Schema | None:
-    """Return the schema of a type as an argument; None if it's recursive, or pydantic doesn't support the type."""
+    """Return the schema of a type as an argument, or None if it's recursive, or pydantic doesn't support the type."""
     try:
         schema = _adapter(annotation).json_schema(by_alias=True, schema_generator=SchemaGenerator)
     except (RegistrationError, *_UNREADABLE):

@@ -248,7 +248,7 @@ def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
     return OperationFigures(
         one.calls + other.calls,
         one.errors + other.errors,
-        # An empty list counts as zeros.
+        # An empty list is treated as zeros.
         [a + b for a, b in zip(one.grown, other.grown, strict=True)]
         if one.grown and other.grown
         else one.grown or other.grown,

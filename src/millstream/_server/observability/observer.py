@@ -2,7 +2,7 @@
 
 An `Observer` exists only if one of these is enabled. The dispatcher calls it after each call (`observe`), and before it
 (`begin`) if spans are enabled. Labels are bounded: methods of the specification, registered tools, and ``_other``.
-Messages that aren't calls (`initialize`, notifications, refused messages) arrive through `message`.
+Messages that aren't calls (`initialize`, notifications, rejected messages) arrive through `message`.
 
 A span lasts as long as the dispatcher works on its call and is the current span, so spans created by a tool become
 children. Arguments and results aren't recorded. `telemetry.spans` is loaded only if the program has imported
@@ -136,7 +136,7 @@ _METHODS = frozenset(
 )
 """Methods with their own label. ``response`` is a client's answer to a question."""
 LISTEN = "subscriptions/listen"
-"""This method isn't counted as a call, because its duration depends on the client."""
+"""This method isn't treated as a call, because its duration depends on the client."""
 
 
 class Observer:

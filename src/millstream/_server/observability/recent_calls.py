@@ -44,7 +44,7 @@ READ_EACH_SECOND = 40
 SLOW = 0.5
 """Minimum seconds of a slow call."""
 WATCH_SECONDS = 10.0
-"""Seconds for which one read counts as an open page."""
+"""Seconds that one read is treated as an open page."""
 
 
 class RecentCall(Struct, array_like=True, frozen=True, gc=False):

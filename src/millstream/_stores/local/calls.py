@@ -45,11 +45,11 @@ from millstream._stores.base import (
 VERSION = 7
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
 MAX_MESSAGE = 65 * 1024 * 1024
-"""Maximum bytes of a request. Every store's own limit is lower."""
+"""Maximum size of a request, in bytes. Every store's own limit is lower."""
 FLUSH = 1024 * 1024
 """Buffered bytes that are sent before the end of the event loop's iteration."""
 MAX_FRAME = MAX_MESSAGE + FLUSH + 1024
-"""Maximum bytes of a frame from a worker."""
+"""Maximum size of a frame from a worker, in bytes."""
 
 _HEAD = Format(">IBI")
 """The frame header: length of the rest, the MessagePack array 32 marker, and the number of messages."""
@@ -262,7 +262,7 @@ class FrameConnection(asyncio.Protocol):
     """A connection that sends all messages of one event loop iteration in one frame."""
 
     max_frame: int
-    """Maximum bytes of a frame from the other side."""
+    """Maximum size of a frame from the other side, in bytes."""
     _loop: asyncio.AbstractEventLoop
     _transport: asyncio.Transport | None = None
     _frames: Frames

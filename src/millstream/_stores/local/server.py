@@ -44,9 +44,9 @@ PAUSE_BYTES = 1024 * 1024
 PUSH_BYTES = 8 * 1024 * 1024
 """Unread bytes above which entries for a worker are dropped."""
 MAX_TASKS = 1_000
-"""Maximum concurrent calls of one worker that wait for the store."""
+"""Maximum concurrent calls per worker that wait for the store."""
 AT_ONCE = 500
-"""Maximum calls of one worker that run before other workers get a turn."""
+"""Maximum calls per worker that run before other workers get a turn."""
 
 
 class WorkerConnection(FrameConnection):

@@ -43,7 +43,7 @@ class ExpiryHeap(Generic[Name]):
     """Deadlines by name, in a heap that finds expired names without a scan.
 
     Moving a deadline leaves its heap item in place; the item is reinserted with the new deadline when it comes up.
-    Stale items are removed together once they outnumber the live ones, which bounds the size of the heap.
+    Stale items are removed together when they outnumber the live ones, which bounds the size of the heap.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class MemoryLog(Listeners[Entry]):
         self._clock = clock
         self._epoch = epoch
         self.max_bytes = max_bytes
-        """Maximum bytes of one kind."""
+        """Maximum bytes per kind."""
         # process
         self.kinds: defaultdict[str, StreamKind] = defaultdict(
             lambda: StreamKind([OrderedDict() for _ in range(max_bytes.bit_length() + 2)])

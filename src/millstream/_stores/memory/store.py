@@ -160,7 +160,7 @@ class MemoryMap:
         # configuration
         self._clock = clock
         self.max_bytes = max_bytes
-        """Maximum bytes of one kind."""
+        """Maximum bytes per kind."""
         # process
         self._deadlines = ExpiryHeap[str]()
         self.kinds: defaultdict[str, ValueKind] = defaultdict(ValueKind)

@@ -111,7 +111,7 @@ OLDEST = 2, 12
 """The oldest supported server version, the first with atomic batches."""
 CONNECT_SECONDS = 10.0
 DEADLINE = 15.0
-"""Seconds for which an operation is retried, including leader elections."""
+"""Seconds that an operation is retried, including leader elections."""
 _ATTEMPT = 3.0
 _PAUSE = 0.1
 _CLOCK_EVERY = 30.0
@@ -203,7 +203,7 @@ class NatsLink:
 
     @property
     def max_bytes(self) -> int:
-        """Maximum bytes of a value that the server accepts."""
+        """Maximum size of a value that the server accepts, in bytes."""
         return self.client.max_payload - 4096
 
     async def open(self) -> None:
@@ -517,7 +517,8 @@ class NatsLink:
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s.")
 
     async def count_from(self, stream: str, subject: str, seq: int) -> tuple[int, int]:
-        """Return the first sequence of a subject from `seq` on, and the number of messages from there; 0 for none."""
+        """Return the first sequence of a subject from `seq` on, and the number of messages from there, or 0 for
+        none."""
         found = await self.batch(stream, subject, seq, 1, 1)
         return (found[0].seq, int(found[0].headers.get("Nats-Num-Pending", 0)) + 1) if found else (0, 0)
 

@@ -1,6 +1,6 @@
 """The log in JetStream, with one JetStream stream per kind and one message per entry.
 
-The subject of a message names the entry's stream, its index, whether it's the last one, and its topic:
+The subject of a message identifies the entry's stream, its index, whether it's the last one, and its topic:
 ``<namespace>.log.<kind>.<stream>.<index>.<end>.<first segment of the topic>.<topic>``. So a stream and an index are two
 views of the same messages, and an entry has one position in both: the sequence in the JetStream stream, which increases
 but isn't consecutive. Each view records a floor, up to which its entries are dropped. Messages that both views have
@@ -60,7 +60,7 @@ from millstream._stores.tail import Listeners
 from millstream._tasks import Tasks, has_failed
 
 ROOM = 512 * 1024 * 1024
-"""Maximum bytes of one kind on each node."""
+"""Maximum bytes per kind on each node."""
 MAX_AGE = 31 * 86400.0
 UNSEALED = frozenset({"bus:all", "hub:journal", "presence:events"})
 """Streams that are never sealed, and that all workers append to often. Only speed depends on this list: an append to
@@ -87,7 +87,7 @@ _MAX_NEWEST = 10_000
 
 _HEARTBEAT = 1.0
 _MAX_MISSED = 2.5
-"""Heartbeat intervals without a message after which a consumer counts as failed."""
+"""Heartbeat intervals without a message after which a consumer is treated as failed."""
 WAIT_SECONDS = 5.0
 """Maximum time to wait for a consumer, or for a message that it should receive, in seconds."""
 _FRESH_SECONDS = 1.0
@@ -131,7 +131,7 @@ class Consumer:
         self._log = log
         self._mark_subject = f"{link.address.namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
         self.mark = partial(log.touch_subject, self._mark_subject, view, 0.0)
-        """Adds a mark, and returns its sequence."""
+        """Adds a mark and returns its sequence."""
         # Process
         self.created = asyncio.Event()
         """Set when the first consumer exists."""
@@ -141,7 +141,7 @@ class Consumer:
         self._config: dict[str, Any] = {}
         self._name = ""
         self._filters = frozenset[str]()
-        """The filters of the consumer; empty while they're unknown."""
+        """The filters of the consumer, or empty while they're unknown."""
         self._lock = asyncio.Lock()
         """Serializes changes of the filters."""
         self.seq = 0
@@ -346,7 +346,7 @@ class NatsLog(Listeners[Entry]):
         self._trims = Tasks()
 
     async def close(self) -> None:
-        """Stop listening and trimming, and clear the caches."""
+        """Stop listening and trimming and clear the caches."""
         self.remove_listeners()
         for consumer in self._consumers.values():
             consumer.stop()
@@ -476,7 +476,7 @@ class NatsLog(Listeners[Entry]):
             await self._raise_floor(view, TrimMark(low - 1, low))
 
     async def _raise_floor(self, view: View, floor: TrimMark) -> None:
-        """Record the floor of a view, and purge messages that no other view needs."""
+        """Record the floor of a view and purge messages that no other view needs."""
         link, subject = self._link, self._beside("floor", view)
         while True:
             found = await link.last(view.stream, subject)

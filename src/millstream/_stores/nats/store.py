@@ -58,12 +58,12 @@ from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
 
 ROOM = 64 * 1024 * 1024
-"""Maximum bytes of one kind of values, and of paces and slots."""
+"""Maximum bytes per kind of values, and for paces and slots."""
 _TTL = "Millstream-TTL"
 _GONE = "Millstream-Gone"
 _EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 _FRESH = 1.0
-"""Seconds for which the size of a kind is cached."""
+"""Seconds that the size of a kind is cached."""
 _SHARE_FRESH = 30.0
 MAX_SIZES = 10_000
 """Maximum cached sizes. Callers without sign-in can have any number of shares."""

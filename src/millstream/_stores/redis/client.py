@@ -40,7 +40,7 @@ from millstream._tasks import cancel_all, is_canceled, retry_delay
 PATIENCE = 5.0
 """Seconds that a caller waits for an unavailable store."""
 SILENCE = 4.0
-"""Seconds without a reply after which a connection counts as broken."""
+"""Seconds without a reply after which a connection is treated as broken."""
 EXCHANGE_SECONDS = 4.0
 """Seconds to wait for the replies to a pipeline."""
 CONNECT_SECONDS = 3.0
@@ -104,7 +104,7 @@ class RedisClient(Struct, eq=False):
     _key: str
     """Any key in the slot that the store depends on."""
     reconnected: Callable[[], None] | None = None
-    """Called after a failure, once the server responds again."""
+    """Called after a failure, when the server responds again."""
     _redis: Any = None  # redis-py's types differ between its three kinds of clients
     _opened: list[Any] = []
     """Clients to close: the main client, and one for each Sentinel."""
@@ -222,7 +222,7 @@ class RedisClient(Struct, eq=False):
         again: bool = True,
         confirm: bool = False,
     ) -> RedisRequest:
-        """Send a script, and return the request with its pending reply.
+        """Send a script and return the request with its pending reply.
 
         Args:
             name: The name of the script, or empty for the plain command in `args`.

@@ -217,13 +217,13 @@ class PushReader(Struct, eq=False):
 
 
 ROOM = 64 * 1024 * 1024
-"""Maximum bytes of one kind's lossy values, or of the indexes for them."""
+"""Maximum bytes for lossy values of a kind, or of the indexes for them."""
 _LOG_ROOMS = 8
 """How many times as much all other streams of one kind may take; one owner's streams may take half. One stream takes at
 most about three quarters of that. Messages between workers aren't counted.
 """
 _SILENT_MARK = 2.0
-"""Seconds without a mark after which a connection counts as broken."""
+"""Seconds without a mark after which a connection is treated as broken."""
 _MAX_BATCH = 64
 _MAX_BATCH_BYTES = 1024 * 1024
 _REPEATED = "0"
@@ -267,7 +267,7 @@ class RedisLog(Listeners[Entry]):
         self._backend = backend
         self._pushes = pushes
         self._room = ROOM
-        """Maximum bytes of the indexes of one kind."""
+        """Maximum bytes of the indexes for a kind."""
         # process
         pushes.interrupted = self.interrupt
         self._filtered: set[str] = set()
@@ -434,7 +434,7 @@ class RedisMap(Struct, eq=False):
     _client: RedisClient
     _keys: RedisKeys
     _room: int = ROOM
-    """Maximum bytes of one kind's lossy values. A share may take a fraction of it."""
+    """Maximum bytes for lossy values of a kind. A share may take a fraction of it."""
 
     async def get(self, key: str) -> bytes | None:
         name = self._keys.value(key)

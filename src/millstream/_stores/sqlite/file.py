@@ -145,7 +145,7 @@ class Database:
         self._owned: tuple[int, int] | None = None
         """The identity of the open file, even if another one is at its path by now."""
         self._log: tuple[int, int] | None = None
-        """The identity of the write-ahead log, once it exists."""
+        """The identity of the write-ahead log, when it exists."""
 
     @property
     def is_open(self) -> bool:
@@ -308,7 +308,7 @@ class Database:
 def _create(path: Path) -> None:
     """Create the file with owner-only permissions, because its contents could be used to forge sessions.
 
-    An existing file isn't opened here: closing it would release POSIX locks that this process may hold on it.
+    An existing file isn't opened here: closing it would release POSIX locks that this process can hold on it.
     """
     if path.is_dir():
         raise IsADirectoryError

@@ -44,7 +44,7 @@ class SqliteWriter(Struct, eq=False):
 
     _file: Database
     _load: Callable[[], None]
-    """Reads cached state from the file, and runs in the thread."""
+    """Reads cached state from the file and runs in the thread."""
     open: bool = False
     degraded_reason: str = ""
     """Why the last transaction failed, or an empty string if it succeeded."""
@@ -81,7 +81,7 @@ class SqliteWriter(Struct, eq=False):
     async def run(
         self, work: Callable[[], T], callback: Callable[[T], None] | None = None, *, writes: bool = True
     ) -> T:
-        """Run a job, and return its result after the commit and after `callback` was called with it.
+        """Run a job and return its result after the commit and after `callback` was called with it.
 
         Raises:
             Exception: `work` raised it before it wrote anything.

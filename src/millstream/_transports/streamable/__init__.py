@@ -60,7 +60,7 @@ OPEN, MESSAGE, END = b"o", b"m", b"e"
 """The first byte of a log entry: the opening entry, with the request id; a message; or the end, which can be empty."""
 
 TTL = 300.0
-"""Seconds for which the messages of a broken stream can be resumed."""
+"""Seconds that the messages of a broken stream can be resumed."""
 MAX_MESSAGES = 1_000
 _WORKER = 12
 """Number of characters in a worker's name."""
@@ -345,7 +345,7 @@ class HttpSessions:
         services.records.on_forget = self._remembered.clear
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:
-        """Create a session for a handshake, and return it with its sealed id. The store gets only data that doesn't fit
+        """Create a session for a handshake and return it with its sealed id. The store gets only data that doesn't fit
         into the id. The session's record counts against the share of its creator.
 
         Unknown capabilities above the limits are dropped, and the session begins with those in the id, so a flood of
@@ -383,7 +383,7 @@ class HttpSessions:
         return session, seal.encode(token, services.ring, services.nonce())
 
     def _start_period(self, now: float) -> None:
-        """Reset the counts once the sessions counted have expired."""
+        """Reset the counts when the sessions counted have expired."""
         if now - self._since > self._services.settings.session_ttl:
             self._since, self._kept, self._ended = now, Share(_CAPABILITIES_ROOM), Share()
 
@@ -519,7 +519,7 @@ class StreamableExchange(Struct, eq=False):
         return parse_accept(self.request.headers.get(b"accept"))
 
     def check_readable(self) -> None:
-        """Refuse a client that reads only streams, if the server sends none.
+        """Reject a client that reads only streams, if the server sends none.
 
         Raises:
             ProtocolError: HTTP 406.
@@ -602,7 +602,7 @@ async def serve_batch(exchange: StreamableExchange) -> Response | None:
     """Answer a batch.
 
     Raises:
-        ProtocolError: The revision has no batches, or the batch is refused as a whole.
+        ProtocolError: The revision has no batches, or the batch is rejected as a whole.
     """
     messages = read_batch(exchange.request.body)
     exchange.request.body = b""  # each call has its own part, and can run for a day
@@ -623,7 +623,7 @@ class _Batch(Struct, eq=False):
     line: PostReplyChannel | None = None
 
     async def serve(self, messages: list[Envelope | ProtocolError]) -> Response | None:
-        """Process every message, and answer with an array unless the reply became a stream."""
+        """Process every message and answer with an array unless the reply became a stream."""
         work = [self._take(message) for message in messages]
         messages.clear()
         answers = [each for each in await asyncio.gather(*work) if each[1]]

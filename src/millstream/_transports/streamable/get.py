@@ -256,7 +256,7 @@ class _StandaloneStream(_NewestStream, eq=False):
                 self.write(each)
 
     def _charge(self, before: dict[str, str]) -> None:
-        """Count what the subscriptions take, and drop them if the caller's share is used up."""
+        """Count what the subscriptions take and drop them if the caller's share is used up."""
         memory, owner = self.services.client_memory.bytes, self.request.owner
         memory.leave(owner, self.charged_bytes)
         self.charged_bytes += growth_of_uris(before, self.subscribed, self.services.changes.source.entry_bytes)

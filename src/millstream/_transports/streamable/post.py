@@ -185,7 +185,7 @@ _UNDECODED = {
 }
 """Methods whose handlers read the parameters. Another server reads those of a tool call."""
 _MAX_USUAL = 64 * 1024
-"""Maximum bytes of a usual body. The exact path reads a larger one in parts, each with its own bound."""
+"""Maximum size of a usual body, in bytes. The exact path reads a larger one in parts, each with its own bound."""
 
 
 class Streamable:

@@ -160,7 +160,7 @@ class AuthorizationRequests(Struct, frozen=True):
 
 REMEMBERED = 90 * 86_400.0
 CONSENT_RATE = Rate(60, 3600)
-"""Maximum consents of one user per hour."""
+"""Maximum consents per user per hour."""
 
 
 class AuthorizationEndpoint(AuthorizationRequests, frozen=True):

@@ -214,7 +214,7 @@ class Clients:
     aren't cached.
 
     A client with a secret or keys must use them to authenticate; its id alone isn't enough. A request with several
-    methods is refused.
+    methods is rejected.
     """
 
     def __init__(self, config: IssuerConfig, vault: Vault, *, provided: bool = False) -> None:
@@ -247,7 +247,7 @@ class Clients:
         """
 
     async def find(self, client_id: str, request: HttpRequest) -> OAuthClient | None:
-        """Return a client; None if the id is unknown.
+        """Return a client, or None if the id is unknown.
 
         Args:
             client_id: The client's id.
@@ -310,14 +310,14 @@ class Clients:
         return client
 
     def _may_fetch(self, request: HttpRequest) -> bool:
-        """Count a fetch for a request, and return whether it's allowed. At a development server, only callers on this
+        """Count a fetch for a request and return whether it's allowed. At a development server, only callers on this
         machine may cause one.
         """
         here = self._config.secure or is_loopback(request.peer)
         return here and self._lookups.report(peer_network(request.peer)) <= 0
 
     async def read_registration(self, request: HttpRequest) -> Json:
-        """Count a registration, and return the metadata of the client.
+        """Count a registration and return the metadata of the client.
 
         Raises:
             OAuthError: There were too many from this network, or the body isn't a JSON object, or is too large.

@@ -46,7 +46,7 @@ from millstream.auth.providers import (
 )
 
 ACCESS_SECONDS = 900
-"""Seconds for which an access token is valid."""
+"""Seconds that an access token is valid."""
 REFRESH_SECONDS = 30 * 86_400
 """Seconds before an unused refresh token expires."""
 LOCAL = ""
@@ -152,7 +152,7 @@ class IssuerConfig(Struct, frozen=True):
     # Users
 
     def current_user(self, user: User, login: str) -> User | None:
-        """Return a user's current state; None if they may no longer sign in."""
+        """Return a user's current state, or None if they may no longer sign in."""
         if login in self.identities:
             return user if user.since == self.identities[login].number else None
         if login != LOCAL:
@@ -163,11 +163,11 @@ class IssuerConfig(Struct, frozen=True):
         return found if found is not None and found.since == user.since else None
 
     def user_of_grant(self, grant: Grant) -> User | None:
-        """Return the user who approved a grant, with the scopes at that time; None if they may no longer sign in."""
+        """Return the user who approved a grant, with the scopes at that time, or None if they may no longer sign in."""
         return self.current_user(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the scopes that the client can get: the default ones, and the ones that the user may grant."""
+        """Return the scopes that the client can get: the default ones, and the ones that the user can grant."""
         allowed = {*self.scopes, *await self.provider.grantable(user, client, scopes)}
         return tuple(each for each in scopes if each in allowed)
 
@@ -191,7 +191,7 @@ def identity_provider(issuer: str, *, scopes: Names = ()) -> TrustedIdentityProv
     """Return an identity provider for `issuer`: an organization admits its members without a login page.
 
     The provider issues a grant (ID-JAG) to a client that a user has signed in to, and your server exchanges the grant
-    for a token. The client needs a secret or keys at your server. The provider decides who may use which client.
+    for a token. The client needs a secret or keys at your server. The provider decides who can use which client.
 
     Args:
         issuer: The provider's exact identifier. Its metadata must name its keys.
@@ -307,7 +307,7 @@ def client(
 
 
 def _keys(id: str, jwks: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return a client's key set; None if `jwks` is a URL."""
+    """Return a client's key set, or None if `jwks` is a URL."""
     if isinstance(jwks, str) and not jwks.lstrip().startswith("-----BEGIN"):
         check_url(jwks)
         return None

@@ -3,7 +3,7 @@
 A code is valid once. Using it again revokes its grant, because one of the two uses was a theft. A refresh token
 contains its grant's id and its generation, so reuse is detected. The previous generation works for another minute and
 returns the current token, because its response may have been lost, and some clients refresh on several nodes at once.
-After that it's refused, but only an older generation revokes the grant.
+After that it's rejected, but only an older generation revokes the grant.
 
 Access tokens are signed with keys that are rotated every month.
 
@@ -63,11 +63,11 @@ from millstream.auth.providers import User
 logger = logging.getLogger("millstream")
 
 SIGNS = 30 * 86_400.0
-"""Seconds for which a key signs tokens."""
+"""Seconds that a key signs tokens."""
 AHEAD = 86_400.0
-"""Seconds for which a key is published before it signs."""
+"""Seconds that a key is published before it signs."""
 AFTER = 7200.0
-"""Seconds for which a key is published after it stops signing; exceeds the lifetime of a token."""
+"""Seconds that a key is published after it stops signing; exceeds the lifetime of a token."""
 _FRESH = 60.0
 """Seconds between checks for changes by other workers."""
 _PAUSE = 1.0
@@ -177,7 +177,7 @@ def _make(begins: float) -> SigningKey:
 
 CODE_SECONDS = 60.0
 GRACE = 60.0
-"""Seconds for which a replaced refresh token still works."""
+"""Seconds that a replaced refresh token still works."""
 ENDED = "oauth-ended"
 """Topic for revocations between workers: the id of the principal."""
 _USED_SECONDS = 3600.0
@@ -247,7 +247,7 @@ class TokenEndpoints(Struct, frozen=True):
     # Refresh tokens
 
     async def find_refresh_token(self, token: str) -> tuple[RefreshToken, Grant] | None:
-        """Return the content and grant of a refresh token of any generation; None if it's unknown or revoked."""
+        """Return the content and grant of a refresh token of any generation, or None if it's unknown or revoked."""
         said = self.vault.open(_REFRESH_KIND, token.removeprefix(_PREFIX), RefreshToken)
         if said is None:
             return None
@@ -312,7 +312,7 @@ class TokenEndpoints(Struct, frozen=True):
         grant: str = "",
         more: Mapping[str, Any] | None = None,
     ) -> Json:
-        """Create an access token, and return its part of the token response (RFC 6749 §5.1, RFC 9068)."""
+        """Create an access token and return its part of the token response (RFC 6749 §5.1, RFC 9068)."""
         now = int(self.vault.clock())
         claims: Json = {name: value for name, value in (more or {}).items() if name not in _RESERVED}
         claims |= {
@@ -375,7 +375,7 @@ class TokenEndpoints(Struct, frozen=True):
         return {**claims, "token_type": "Bearer"}
 
     async def claims(self, token: str) -> Json | None:
-        """Return the claims of one of our access tokens, expired or not; None for any other text."""
+        """Return the claims of one of our access tokens, expired or not, or None for any other text."""
         claims = await read_claims(token, self.signing.find, ("ES256",), ("at+jwt",))
         return claims if claims is not None and claims.get("iss") == self.config.url else None
 

@@ -103,7 +103,7 @@ class Grant(Struct, frozen=True, omit_defaults=True):
     scopes: tuple[str, ...]
     resources: tuple[str, ...]
     proof: str = ""
-    """Hash of the secret in the refresh tokens; empty without refresh tokens."""
+    """Hash of the secret in the refresh tokens, or empty without refresh tokens."""
     since: float = 0.0
     """`User.since` at the time of the grant."""
     generation: int = 0
@@ -171,7 +171,7 @@ class Parameters:
         )
 
     def get(self, name: str) -> str:
-        """Return a parameter's value; empty if it's missing or repeated (RFC 6749 §3.1)."""
+        """Return a parameter's value, or an empty string if it's missing or repeated (RFC 6749 §3.1)."""
         values = self._values.get(name, [])
         return values[0] if len(values) == 1 else ""
 
@@ -305,12 +305,12 @@ def is_identified(uri: str) -> bool:
 
 
 def named_by(registered: tuple[str, ...], asked: str) -> bool:
-    """Return whether a request may use this redirect URI."""
+    """Return whether a request can use this redirect URI."""
     return any(asked == each or _portless(asked) == _portless(each) != "" for each in registered)
 
 
 def _portless(uri: str) -> str:
-    """Return a loopback URI without its port; empty for other URIs."""
+    """Return a loopback URI without its port, or an empty string for other URIs."""
     try:
         check_redirect(uri)
     except ValueError:

@@ -228,7 +228,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
         self._recent_grants: Recent[str, Grant | None] = Recent(_MAX_RECENT_GRANTS)
-        """Principal id -> the most recently used grant; None for clients that act for themselves."""
+        """Principal id -> the most recently used grant, or None for clients that act for themselves."""
         self._announcements = 0
         """Number of announced revocations."""
 
@@ -432,7 +432,7 @@ def issuer(  # noqa: PLR0913  the options of an issuer
             exact issuer identifier.
         users: Who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
         clients: Clients that don't need to register, from `client`.
-        audience: URL of the MCP endpoint; by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
+        audience: URL of the MCP endpoint, by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
         resources: URLs of other servers for which it may issue tokens.
         scopes: Scopes that every user gets, and that every caller needs.
         scope_descriptions: Descriptions of scopes for users: ``{"orders:write": "order books"}``.

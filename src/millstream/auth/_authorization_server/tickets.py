@@ -76,7 +76,7 @@ class Vault:
         return Limiter(name, rate, pool=lambda: self.pool)
 
     async def get(self, key: str, kind: type[T]) -> T | None:
-        """Return a value; None if it's missing or malformed.
+        """Return a value, or None if it's missing or malformed.
 
         Args:
             key: Key of the value.
@@ -100,7 +100,7 @@ class Vault:
 
         Args:
             key: Key of the value.
-            before: The stored bytes to replace; None if there must be none.
+            before: The stored bytes to replace, or None if there must be none.
             value: See `put`.
             ttl: See `put`.
             lossy: See `put`.
@@ -130,7 +130,7 @@ class Vault:
         await self.put(_pending_key(kind, state), sealed.encode(), ttl, lossy=True)
 
     async def take_pending(self, kind: str, state: str, want: type[T]) -> T | None:
-        """Remove and return a pending login; None if there is none with this state.
+        """Remove and return a pending login, or None if there is none with this state.
 
         Args:
             kind: Kind of the key in the store.
@@ -155,7 +155,7 @@ class Vault:
 
         Args:
             kind: See `seal`.
-            text: The text, also as bytes from the store; None if it's missing.
+            text: The text, also as bytes from the store, or None if it's missing.
             want: Type of the value.
             bound: See `seal`.
         """
@@ -213,7 +213,7 @@ class PendingLogin(Struct, frozen=True, omit_defaults=True):
     login: str
     state_data: bytes
     authorization: AuthorizationRequest | None = None
-    """The client's request that the user has consented to; None for logins without a client."""
+    """The client's request that the user has consented to, or None for logins without a client."""
     page: str = ""
     """The page of this server to open afterwards."""
 
@@ -240,7 +240,7 @@ class Tickets(Struct, eq=False):
         return name, self._cookie("browser", name, PERSON_SECONDS)
 
     def known_browser(self, request: HttpRequest) -> str:
-        """Return the browser's id; empty if it has none."""
+        """Return the browser's id, or an empty string if it has none."""
         return get_cookie(request, self._name("browser"))
 
     def seal_request(self, browser: str, authorization: AuthorizationRequest) -> str:
@@ -248,7 +248,7 @@ class Tickets(Struct, eq=False):
         return self._seal(_QUESTION, authorization, QUESTION_SECONDS, browser)
 
     def open_request(self, browser: str, sealed: str) -> AuthorizationRequest | None:
-        """Return a sealed request; None if it's for another browser or has expired."""
+        """Return a sealed request, or None if it's for another browser or has expired."""
         return self._open(_QUESTION, sealed, AuthorizationRequest, browser) if browser else None
 
     def person(self, request: HttpRequest) -> tuple[User, str] | None:
@@ -265,7 +265,7 @@ class Tickets(Struct, eq=False):
         return self._cookie("person", "", 0)
 
     def device(self, request: HttpRequest, name: str) -> str:
-        """Return the device id of the browser; empty if the user with this name hasn't logged in there before."""
+        """Return the device id of the browser, or empty if the user with this name hasn't logged in there before."""
         found = self._open(_DEVICE, get_cookie(request, self._name("device")), tuple[str, str])
         return found[1] if found and found[0] == name.casefold() else ""
 

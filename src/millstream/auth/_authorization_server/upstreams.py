@@ -1,4 +1,4 @@
-"""The built-in upstreams, Google, GitHub, and any OpenID provider, and the users who may sign in with them.
+"""The built-in upstreams, Google, GitHub, and any OpenID provider, and the users who can sign in with them.
 
 An upstream's access token is discarded after the login.
 """
@@ -37,11 +37,11 @@ EMAIL = rf"[A-Za-z0-9.!#$%&'*+/=?^_`{{|}}~-]+@{_DOMAIN}|@{_DOMAIN}"
 """Pattern of an e-mail address, or of a domain after ``@``."""
 
 Allow = Names | Mapping[str, Names]
-"""Entries of the list, or a mapping of entries to the scopes that their users may grant to clients."""
+"""Entries of the list, or a mapping of entries to the scopes that their users can grant to clients."""
 
 
 class Allowlist:
-    """The users who may sign in.
+    """The users who can sign in.
 
     The operator lists them: ``allow=["@example.com"]``, or ``["*"]`` for everyone. An upstream returns verified names,
     such as an e-mail address, its domain, or a login. The first entry that equals one of them applies. Only whole names
@@ -101,7 +101,7 @@ _TITLE = "GitHub"
 
 
 class SelectiveUpstream(Confidential, Struct, kw_only=True):
-    """An upstream with a list of the users who may sign in."""
+    """An upstream with a list of the users who can sign in."""
 
     name: str
     label: str
@@ -299,14 +299,14 @@ def login_provider(
 
     Args:
         provider: ``"google"``, ``"github"``, or the exact issuer identifier: ``"https://login.example.com"``.
-        allow: Who may sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
+        allow: Who can sign in: a verified e-mail address ``"ada@example.com"``, a domain ``"@example.com"``, or ``"*"``
             for everyone with an account there. For GitHub, it can also be a login, ``"octocat"``, or an organization,
             ``"org:example"``. To let users grant scopes to clients, map entries to scopes:
             ``{"@example.com": ["orders:write"]}``. The first matching entry applies.
-        client_id: Client id of the registration; by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
-        client_secret: Secret for `client_id`; by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
-        name: Name in the redirect URI and in subjects; by default ``google``, ``github``, or ``openid``.
-        title: Name on the button; by default the issuer's host.
+        client_id: Client id of the registration, by default ``$GOOGLE_CLIENT_ID`` or ``$GITHUB_CLIENT_ID``.
+        client_secret: Secret for `client_id`, by default ``$GOOGLE_CLIENT_SECRET`` or ``$GITHUB_CLIENT_SECRET``.
+        name: Name in the redirect URI and in subjects, by default ``google``, ``github``, or ``openid``.
+        title: Name on the button, by default the issuer's host.
         base_url: Base URL, for a GitHub Enterprise server or a test double of Google.
 
     Raises:
@@ -369,10 +369,10 @@ def google(
 
     Args:
         url: The public URL of this server.
-        allow: Who may sign in: verified addresses, or ``@example.com`` for everyone with an address there. See
+        allow: Who can sign in: verified addresses, or ``@example.com`` for everyone with an address there. See
             `login_provider`.
-        client_id: Id of the OAuth client that you registered at Google; by default ``$GOOGLE_CLIENT_ID``.
-        client_secret: Its secret; by default ``$GOOGLE_CLIENT_SECRET``.
+        client_id: Id of the OAuth client that you registered at Google, by default ``$GOOGLE_CLIENT_ID``.
+        client_secret: Its secret, by default ``$GOOGLE_CLIENT_SECRET``.
         more: Options of `issuer`, such as ``scopes``.
 
     Example:
@@ -391,10 +391,10 @@ def github(
 
     Args:
         url: The public URL of this server.
-        allow: Who may sign in: a login, an organization as ``org:example``, or a verified address. See
+        allow: Who can sign in: a login, an organization as ``org:example``, or a verified address. See
             `login_provider`.
-        client_id: Id of the OAuth application that you registered at GitHub; by default ``$GITHUB_CLIENT_ID``.
-        client_secret: Its secret; by default ``$GITHUB_CLIENT_SECRET``.
+        client_id: Id of the OAuth application that you registered at GitHub, by default ``$GITHUB_CLIENT_ID``.
+        client_secret: Its secret, by default ``$GITHUB_CLIENT_SECRET``.
         more: Options of `issuer`, such as ``scopes``.
 
     Example:

@@ -1,7 +1,7 @@
 """User accounts: the file of password hashes, and limits on failed logins.
 
-Attempts in progress count as failures until they finish, so parallel guesses get no more tries than sequential ones.
-There is one slot for each remaining failure. An attempt takes a slot, waiting for one if necessary, and a correct
+Attempts in progress are treated as failures until they finish, so parallel guesses get no more tries than sequential
+ones. There is one slot for each remaining failure. An attempt takes a slot, waiting for one if necessary, and a correct
 password releases it. Workers that share a store count together; while it's unavailable, each worker counts separately.
 """
 
@@ -155,7 +155,7 @@ class UserFile(RecordFile[StoredUser]):
         return User(known.name, known.name, known.scopes, known.since, known.groups)
 
     def epoch(self) -> int:
-        """Return the number of changes to the file. While the file is unreadable, its users count as removed."""
+        """Return the number of changes to the file. While the file is unreadable, its users are treated as removed."""
         self._epoch += self.reload("Users can't sign in")
         return self._epoch
 
@@ -284,7 +284,7 @@ class FailureLimiter:
     # In this worker
 
     async def _begin(self, tries: _Tries, until: float) -> bool:
-        """Start an attempt as soon as it's allowed; return False if it's refused."""
+        """Start an attempt as soon as it's allowed; return False if it's rejected."""
         may = self._may(tries)
         if may is None and all(len(self._done.get(each, ())) < _MAX_WAITING_ATTEMPTS for each in tries):
             with suppress(TimeoutError):
@@ -297,7 +297,7 @@ class FailureLimiter:
         return bool(may)
 
     def _may(self, tries: _Tries) -> bool | None:
-        """Return whether an attempt is allowed; None if that depends on whether the attempts in progress fail."""
+        """Return whether an attempt is allowed, or None if that depends on whether the attempts in progress fail."""
         found: bool | None = True
         for limiter, key in tries:
             trying = self._trying[limiter, key]
@@ -337,7 +337,7 @@ class FailureLimiter:
     async def _take_slots(
         self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], me: str
     ) -> bool | None:
-        """Return whether the slots were taken; None if they're in use by attempts in progress."""
+        """Return whether the slots were taken, or None if they're in use by attempts in progress."""
         charges = [limiter.pace(key, 0.0) for limiter, key in tries]
         decision = await pool.take(charges)
         if decision is None:

@@ -35,7 +35,7 @@ class Registration(Confidential, Struct, omit_defaults=True):
     """Private key in PEM that authenticates the client. It's never stored."""
     key_id: str = ""
     scope: str = ""
-    """Scopes that the client registered for; empty if it named none."""
+    """Scopes that the client registered for, or empty if it named none."""
 
 
 class Tokens(Confidential, Struct, omit_defaults=True):
@@ -46,9 +46,9 @@ class Tokens(Confidential, Struct, omit_defaults=True):
     refresh_token: str = ""
     scope: str = ""
     expires_at: float = 0
-    """Expiry in Unix time; 0 if the issuer doesn't say."""
+    """Expiry in Unix time, or 0 if the issuer doesn't say."""
     proof_key: str = ""
-    """Private key in PEM that the token is bound to (DPoP); empty for a bearer token."""
+    """Private key in PEM that the token is bound to (DPoP), or empty for a bearer token."""
     resource: str = ""
     """Identifier of the server at the issuer (RFC 8707), if it isn't the URL."""
 
@@ -114,7 +114,7 @@ class FileTokenStore:
     """A JSON file with mode 0600, replaced atomically. ``OAuth(store=FileTokenStore(Path("tokens.json")))``
 
     Args:
-        path: Path of the file; by default ``millstream/tokens.json`` in ``$XDG_STATE_HOME``, or in ``~/.local/state``.
+        path: Path of the file, by default ``millstream/tokens.json`` in ``$XDG_STATE_HOME``, or in ``~/.local/state``.
     """
 
     def __init__(self, path: Path | None = None) -> None:

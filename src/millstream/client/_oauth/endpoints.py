@@ -2,7 +2,7 @@
 
 Metadata about servers is that of RFC 9728, about authorization servers that of RFC 8414 or OIDC, see
 https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 don't publish
-their own metadata; their authorization server is at the root of the same origin. URLs that another server names are
+their own metadata; their authorization server is at the root of the same origin. URLs that another server specifies are
 checked before a request. Clients register by RFC 7591, request tokens by RFC 6749, and revoke them by RFC 7009. Tokens
 can be bound to a key of the client, see `Proofs`.
 """
@@ -85,7 +85,7 @@ class Outbound(Struct, frozen=True):
     """Connection settings for requests to authorization servers: ``Outbound(dial=guard_dial(is_public))``."""
 
     tls: ssl.SSLContext | None = None
-    """Certificates to trust; by default, the system's."""
+    """Certificates to trust, by default the system's."""
     dial: Dial[Any] | None = None
     """Connects to hosts; pass `guard_dial` if untrusted parties choose the addresses. By default, honors proxy
     variables.
@@ -164,8 +164,8 @@ def parse_secure(url: str) -> Url:
 
 
 def refuse_local(place: str, named_by: Url) -> str:
-    """Return a URL that another server names, after checking that it isn't on a more private network than that server.
-    Services on this machine and its network may trust requests that come from there, such as a browser's.
+    """Return a URL that another server specifies, after checking that it isn't on a more private network than that
+    server. Services on this machine and its network may trust requests that come from there, such as a browser's.
 
     Raises:
         AccessDenied: The URL is on this machine and the server isn't, or it's in a private network and the server is in
@@ -231,7 +231,7 @@ _NEEDED = frozenset(
 
 
 def read_object(body: bytes, wanted: type[T]) -> T:
-    """Decode a JSON object leniently: null counts as a missing member, "60" as a number, and an optional member of
+    """Decode a JSON object leniently: null is treated as a missing member, "60" as a number, and an optional member of
     another type as a missing one.
 
     Raises:
@@ -413,7 +413,7 @@ class Proofs:
         """Nonces by origin."""
 
     def new(self) -> str:
-        """Create a key, and return its PEM."""
+        """Create a key and return its PEM."""
         from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  needed only for proofs
 
         key = ProofKey()
@@ -473,7 +473,7 @@ def challenged_for_proofs(challenge: str) -> bool:
 
 
 def wants_nonce(challenge: str) -> bool:
-    """Return whether a request was refused only because its proof had no nonce or an old one (RFC 9449 §9).
+    """Return whether a request was rejected only because its proof had no nonce or an old one (RFC 9449 §9).
 
     ``proofs.learn(url, nonce) and wants_nonce(challenge)``
 
@@ -538,7 +538,7 @@ async def register(
     """Register as a client of an issuer, for the scopes that will be requested (RFC 7591 §2).
 
     Raises:
-        AccessDenied: The issuer refused.
+        AccessDenied: The issuer rejected the request.
     """
     # Some servers leave it out of their metadata, but have it where revision 2025-03-26 expects it.
     endpoint = issuer.registration_endpoint or urljoin(issuer.token_endpoint, "/register")
@@ -553,7 +553,7 @@ async def register(
     }
     kind = {"Content-Type": "application/json"}
     reply = await fetch("POST", endpoint, headers=kind, body=msgspec.json.encode(about), outbound=outbound)
-    if reply.status == 400 and about.pop("scope", ""):  # some issuers refuse the member, or scopes that they don't know
+    if reply.status == 400 and about.pop("scope", ""):  # some issuers reject the member, or scopes that they don't know
         reply = await fetch("POST", endpoint, headers=kind, body=msgspec.json.encode(about), outbound=outbound)
     try:
         found, failure = read_object(reply.body, Registration), read_object(reply.body, TokenResponse)
@@ -620,7 +620,7 @@ def _reads_only_forms(issuer: IssuerMetadata, who: Registration) -> bool:
 
 
 async def revoke(issuer: IssuerMetadata, who: Registration, tokens: Tokens, outbound: Outbound) -> bool:
-    """Revoke tokens, and return whether all of them are revoked."""
+    """Revoke tokens and return whether all of them are revoked."""
     if not issuer.revocation_endpoint:
         return False
     revoked = True

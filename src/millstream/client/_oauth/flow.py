@@ -4,7 +4,7 @@ By default, it stores tokens in the system's key ring if one is available, or el
 with a redirect to a local port (RFC 8252), or another URL that the program handles. Assertions of a third party need no
 login page (RFC 7523):
 
-- Enterprise-managed authorization: an organization decides which servers its members may use. Its identity provider,
+- Enterprise-managed authorization: an organization decides which servers its members can use. Its identity provider,
   where the user has already signed in, exchanges the user's ID token for an assertion for one authorization server
   (ID-JAG, RFC 8693), and that server exchanges the assertion for a token.
   https://github.com/modelcontextprotocol/ext-auth, specification/draft/enterprise-managed-authorization.mdx.
@@ -76,7 +76,7 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
     issuer: IssuerMetadata
     who: Registration
     target: str
-    """The resource that the token is for (RFC 8707); empty if requests don't name it."""
+    """The resource that the token is for (RFC 8707), or empty if requests don't name it."""
     scope: str
     redirect_uri: str
     state: str
@@ -138,7 +138,7 @@ def code_of(answer: Mapping[str, str], state: str, issuer: IssuerMetadata) -> st
 _logger = logging.getLogger(__name__)
 
 Visit = Callable[[str], Awaitable[str]]
-"""Opens a URL in the user's browser, and returns the URL that the browser was redirected to."""
+"""Opens a URL in the user's browser and returns the URL that the browser was redirected to."""
 
 _LOGIN_TIMEOUT = 300.0
 """Seconds to wait for the login."""
@@ -163,11 +163,11 @@ class Loopback(Struct, eq=False):
     _state: str = ""
     """The state of the request, without which a redirect is ignored: any page can send the browser here."""
     _outcome: asyncio.Future[str] = field(default_factory=asyncio.Future[str])
-    """Why the user isn't signed in; empty if they are. The browser waits for it."""
+    """Why the user isn't signed in, or empty if they are. The browser waits for it."""
     _shown: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def open(self) -> str:
-        """Start listening, and return the redirect URI."""
+        """Start listening and return the redirect URI."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=16 * 1024)
         return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/callback"
 
@@ -194,7 +194,7 @@ class Loopback(Struct, eq=False):
         """Stop listening, after the browser's last page.
 
         Args:
-            problem: Why the user isn't signed in; empty if they are.
+            problem: Why the user isn't signed in, or empty if they are.
         """
         if self._server is not None:
             self._server.close()
@@ -332,7 +332,7 @@ class WorkloadIdentity:
 
     Args:
         issuer: Exact identifier of the authorization server that the token is for. The token is sent to no other
-            server, even if an MCP server names one.
+            server, even if an MCP server specifies one.
         token: The platform's JWT, the file in which the platform stores a valid one, or a function that returns one;
             the function may be asynchronous.
 
@@ -451,14 +451,14 @@ class OAuth:
         """URL of a server -> the last token that was sent there."""
 
     def for_issuer(self, issuer: str, *, send_resource: bool = True, assume_pkce: bool = False) -> "OAuth":
-        """Send the credentials to this issuer only, even if a server names another one.
+        """Send the credentials to this issuer only, even if a server specifies another one.
 
-        Without it, a `client_id` and its secret go to the first issuer that the server names, and never to another one
-        after that. The options are for issuers that deviate from the specification, and require a `client_id`.
+        Without it, a `client_id` and its secret go to the first issuer that the server specifies, and never to another
+        one after that. The options are for issuers that deviate from the specification, and require a `client_id`.
 
         Args:
             issuer: The exact issuer identifier (RFC 8414 §2).
-            send_resource: Whether requests name the server as their ``resource`` (RFC 8707). Entra ID refuses it if
+            send_resource: Whether requests name the server as their ``resource`` (RFC 8707). Entra ID rejects it if
                 the scopes name another one. Without it, a token may also be valid at other servers.
             assume_pkce: Whether the issuer supports PKCE with S256, although its metadata doesn't say so.
 
@@ -514,7 +514,7 @@ class OAuth:
         return self
 
     def with_connector(self, dial: Dial[Any]) -> "OAuth":
-        """Connect to authorization servers with `dial`, for example one that refuses private addresses.
+        """Connect to authorization servers with `dial`, for example one that rejects private addresses.
 
         Args:
             dial: Function that connects to an address.
@@ -558,7 +558,7 @@ class OAuth:
 
         Args:
             url: URL of the server.
-            status: Status of the refused request, 401 or 403.
+            status: Status of the rejected request, 401 or 403.
             challenge: The `WWW-Authenticate` header (RFC 6750 §3).
 
         Raises:
@@ -573,7 +573,7 @@ class OAuth:
             and before is not None
             and self._sent.get(str(url), before.access_token) != before.access_token
         ):
-            return True  # another process has renewed the token that was refused
+            return True  # another process has renewed the token that was rejected
         async with self._lock:
             if self._tokens(url) != before:
                 return True  # a concurrent call got one
@@ -599,17 +599,17 @@ class OAuth:
     # Used by programs that can't block on the user, such as web pages
 
     async def ask(self, url: Url, status: int, challenge: str) -> PendingAuthorization:
-        """Return the authorization request for a user, after a server refused a request.
+        """Return the authorization request for a user, after a server rejected a request.
 
         Pass the redirect to `exchange_code`.
 
         Args:
             url: URL of the server.
-            status: Status of the refused request, 401 or 403.
+            status: Status of the rejected request, 401 or 403.
             challenge: The `WWW-Authenticate` header (RFC 6750 §3).
 
         Raises:
-            AccessDenied: The issuer can't issue a usable token, or refuses this client.
+            AccessDenied: The issuer can't issue a usable token, or rejects this client.
         """
         asked = read_challenges(challenge).parameters
         _, issuer, target, wanted = await self._discover(url, status, asked, self._tokens(url))
@@ -629,7 +629,7 @@ class OAuth:
         await self._request_tokens(url, request.issuer, request.who, request.form(answer), request.scope)
 
     async def renew(self, url: Url) -> bool:
-        """Renew the stored tokens without the user, and return whether that worked.
+        """Renew the stored tokens without the user and return whether that worked.
 
         Args:
             url: URL of the server.
@@ -701,7 +701,7 @@ class OAuth:
         """Return the server's metadata, the issuer that may receive our credentials, the resource that a token is for,
         and the scopes to request: the configured, challenged, or supported ones.
 
-        If the server refused our token for lack of scopes, include those that the token has.
+        If the server rejected our token for lack of scopes, include those that the token has.
 
         Raises:
             AccessDenied: Our credentials are bound to another issuer, so that a server can't have them sent elsewhere.
@@ -773,7 +773,7 @@ class OAuth:
         return {"resource": target} if self._sends_resource else {}
 
     async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, key: str) -> None:
-        """Send the user to the authorization server, and exchange the code of the redirect for tokens."""
+        """Send the user to the authorization server and exchange the code of the redirect for tokens."""
         loopback, problem = Loopback(), "Your program says why."
         visit, redirect = self._visit, self._redirect_uri
         if visit is None:

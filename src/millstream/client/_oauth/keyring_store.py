@@ -22,7 +22,7 @@ class KeyringTokenStore(msgspec.Struct):
     """A token store in the key ring that falls back to a file."""
 
     _file: FileTokenStore
-    """Used if there's no key ring, and read if the key ring is empty."""
+    """Used if there's no key ring and read if the key ring is empty."""
 
     def lock(self) -> AbstractAsyncContextManager[None]:
         """Return the lock of the file, which also guards the key ring."""

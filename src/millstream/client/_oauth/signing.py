@@ -21,7 +21,7 @@ from millstream.client._oauth import ES256, Registration
 
 _ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _SECONDS = 60
-"""Seconds for which an assertion is valid."""
+"""Seconds that an assertion is valid."""
 _MIN_RSA_BITS = 2048
 _ALGORITHMS = {
     "P-256": ("ES256",),

@@ -39,7 +39,7 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     name: str = "millstream"
     """Name that the client sends to servers."""
     version: str = ""
-    """Version of the client; empty means Millstream's version."""
+    """Version of the client. Empty means Millstream's version."""
     connect_timeout: float = 10.0
     """Seconds to wait for a connection, or for a process to start."""
     probe_timeout: float = 10.0
@@ -47,17 +47,17 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     max_call_seconds: float = 3600.0
     """Maximum seconds for a call, even with progress."""
     max_bytes: int = 64 * 1024 * 1024
-    """Maximum bytes of one message from the server, or of all pages of a list together."""
+    """Maximum size of a message from the server, in bytes, or of all pages of a list together."""
     max_queued_messages: int = 10_000
     """Maximum messages waiting for your handlers. A server that sends more is disconnected."""
     max_connections: int = 100
     """Maximum open HTTP connections; further calls wait for a free one."""
     max_rounds: int = 32
-    """Maximum rounds of questions before the result of one call."""
+    """Maximum rounds of questions before the result of a call."""
     max_pages: int = 1000
-    """Maximum pages of one list."""
+    """Maximum pages per list."""
     log_level: str = ""
-    """Minimum severity of log messages to request; empty leaves it to the server."""
+    """Minimum severity of log messages to request. Empty leaves it to the server."""
     cache: bool = True
     """Whether to cache lists and resources for the time that the server allows, up to `max_bytes`."""
     env: Mapping[str, str] = {}
@@ -69,7 +69,7 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     receives each line. ``None`` prints it on a terminal and in pytest.
     """
     tls: ssl.SSLContext | None = None
-    """Certificates to trust or present; by default, those of the system."""
+    """Certificates to trust or present, by default those of the system."""
     extra_capabilities: Mapping[str, object] = {}
     """Capabilities to declare in addition to those of the handlers."""
     auth: Auth | None = None
@@ -90,7 +90,7 @@ _decode_id = decoder(_Id)
 
 
 def answered_id(data: bytes) -> int:
-    """Return the id of the request that an invalid response names, so that its caller needn't wait; 0 for none."""
+    """Return the id of the request that an invalid response names, so that its caller needn't wait, or 0 for none."""
     try:
         return _decode_id(data).id
     except MALFORMED:
@@ -158,7 +158,7 @@ class Listener(Protocol):
         Args:
             message: The message.
             transport: The connection that it arrived on.
-            request_id: The request on whose stream it arrived; 0 if it's unknown.
+            request_id: The request on whose stream it arrived, or 0 if it's unknown.
         """
 
     def on_interruption(self, transport: "Transport", fault: ClientError | None) -> None:
@@ -166,7 +166,7 @@ class Listener(Protocol):
 
         Args:
             transport: The connection.
-            fault: Why they have stopped; None if some were missed.
+            fault: Why they have stopped, or None if some were missed.
         """
 
 
@@ -218,14 +218,14 @@ class Transport(Protocol):
 
         Args:
             message: The encoded message.
-            method: Method of the notification; empty for a response.
+            method: Method of the notification, or empty for a response.
 
         Raises:
             ClientError: It couldn't be sent.
         """
 
     async def close(self) -> None:
-        """End the session, and close connections and processes."""
+        """End the session and close connections and processes."""
 
 
 _MAX_BATCH = 1000
@@ -298,7 +298,7 @@ class DuplexTransport:
 
         Args:
             message: The encoded message.
-            method: Method of the notification; empty for a response.
+            method: Method of the notification, or empty for a response.
         """
         if self.fault is not None:
             raise self.fault
@@ -373,7 +373,7 @@ class DuplexTransport:
 
         Args:
             message: The message.
-            request_id: The request that it belongs to; 0 if it's unknown.
+            request_id: The request that it belongs to, or 0 if it's unknown.
         """
         if not message.is_answer:
             try:
@@ -383,7 +383,7 @@ class DuplexTransport:
             return
         answered = message.id
         if answered is None and self._refusable and _UNKNOWN_METHOD.search(message.error):
-            self._refusable -= 1  # some servers refuse notifications that they don't know
+            self._refusable -= 1  # some servers reject notifications that they don't know
         elif answered is None and len(self._waiting) == 1:
             answered = next(iter(self._waiting))  # the server couldn't parse the only request
         waiter = self._waiting.get(answered) if isinstance(answered, int) else None
@@ -419,7 +419,7 @@ _MIN_WAIT = 0.1
 
 
 class EventReader(Struct, eq=False):
-    """Reads successive connections of one stream, and keeps the last event id and the delay between them."""
+    """Reads successive connections of one stream and keeps the last event id and the delay between them."""
 
     _max: int
     _skip: SkipLog = field(default_factory=SkipLog)
@@ -438,7 +438,7 @@ class EventReader(Struct, eq=False):
     """The response, if it arrived on another stream."""
 
     def set_response(self, answer: Envelope) -> None:
-        """Provide the response from another stream, and stop reading."""
+        """Provide the response from another stream and stop reading."""
         self.response = answer
         self.close()
 

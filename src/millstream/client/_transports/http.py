@@ -49,7 +49,7 @@ _NO_SESSION = re.compile(
     rb"(?i)(?:no valid|invalid|unknown|expired)[a-z ]{0,12} session|session (?:id )?(?:not found|expired)"
 )
 _MAX_REASON = 16 * 1024
-"""Maximum bytes of an error's body to search for words."""
+"""Maximum size of an error's body to search for words, in bytes."""
 _FIRST_WAIT = 1.0
 _LONGEST_WAIT = 30.0
 _ATTEMPTS = 5

@@ -163,7 +163,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         self._show = show
         # Process
         self.process: asyncio.SubprocessTransport | None = None
-        """The process; None before its start."""
+        """The process, or None before its start."""
         self._lines = LineSplitter(max_bytes, clip=True)
         self._stderr = b""
         self._partial_line = b""
@@ -173,7 +173,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         """Whether it has sent a message."""
         self.exited: asyncio.Event = asyncio.Event()
         self.output_ended: asyncio.Event = asyncio.Event()
-        """Set once the output of the process has ended."""
+        """Set when the output of the process has ended."""
         self.writable: asyncio.Event = asyncio.Event()
         self.writable.set()
 
@@ -216,7 +216,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
     @override
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
-        if not self.writable.is_set():  # before it counts as sent, so that nothing is written if it's canceled
+        if not self.writable.is_set():  # before it is treated as sent, so that nothing is written if it's canceled
             await self.wait_until_writable()
         return await super().exchange(request)
 
@@ -321,7 +321,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Show a last line that doesn't end with a newline, and end the connection.
+        """Show a last line that doesn't end with a newline and end the connection.
 
         Args:
             exc: Why the pipes broke, if they did.
@@ -334,7 +334,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
             self.process.close()
 
     def report_exit(self) -> ClientError:
-        """End the connection, and return its error."""
+        """End the connection and return its error."""
         code = self.process.get_returncode() if self.process is not None else None
         ended = "The server has closed its standard output" if code is None else f"The server exited with code {code}"
         last = _last_sentence(self.last_stderr)

@@ -120,7 +120,7 @@ class WebSocketTransport(DuplexTransport):
 
     @override
     async def open(self) -> None:
-        """Connect. Retry once with new credentials if the server refuses the first ones.
+        """Connect. Retry once with new credentials if the server rejects the first ones.
 
         Raises:
             ClientError: There's no MCP WebSocket at this URL.

@@ -182,7 +182,7 @@ class TokenVerifier(Protocol):
     """Verifies tokens."""
 
     async def verify_token(self, token: str) -> Any:
-        """Return the `AccessToken`; None for an invalid token.
+        """Return the `AccessToken`, or None for an invalid token.
 
         Args:
             token: The token from the ``Authorization`` header.
@@ -199,7 +199,7 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
     """Issues tokens. A provider without `authorize` only verifies them."""
 
     async def get_client(self, client_id: str) -> Any:
-        """Return a registered client; None for an unknown one.
+        """Return a registered client, or None for an unknown one.
 
         Args:
             client_id: Id that the client sent.
@@ -222,7 +222,7 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
         ...
 
     async def load_authorization_code(self, client: Any, authorization_code: str) -> CodeT | None:
-        """Return an issued code; None for an unknown one.
+        """Return an issued code, or None for an unknown one.
 
         Args:
             client: The registered client.
@@ -239,7 +239,7 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
         ...
 
     async def load_refresh_token(self, client: Any, refresh_token: str) -> RefreshT | None:
-        """Return an issued refresh token; None for an unknown one.
+        """Return an issued refresh token, or None for an unknown one.
 
         Args:
             client: The registered client.
@@ -257,7 +257,7 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
         ...
 
     async def load_access_token(self, token: str) -> AccessT_co | None:
-        """Return a valid access token; None for any other.
+        """Return a valid access token, or None for any other.
 
         Args:
             token: The token from the ``Authorization`` header.
@@ -306,7 +306,7 @@ class VerifierMethod(AuthMethod):
 
     @override
     async def identify(self, credential: str) -> Identity | None:
-        """Return the identity of a token's owner; None for an invalid token.
+        """Return the identity of a token's owner, or None for an invalid token.
 
         Raises:
             Unavailable: The verifier failed.
@@ -336,7 +336,7 @@ class VerifierMethod(AuthMethod):
 
 
 def get_access_token() -> Any:
-    """Return the `AccessToken` of the current call; None without one."""
+    """Return the `AccessToken` of the current call, or None without one."""
     context = current.get(None)
     with suppress(ValueError, AttributeError):
         principal = context._engine.principal

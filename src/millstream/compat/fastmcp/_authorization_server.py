@@ -62,7 +62,7 @@ logger = logging.getLogger("millstream")
 METHODS = ("none", "client_secret_basic", "client_secret_post")
 _NOT_SERVED = ("jwks_uri", "introspection_", "authorization_response_iss")
 _CODE_SECONDS = 3600.0
-"""Seconds for which a used code is stored."""
+"""Seconds that a used code is stored."""
 
 
 class ServedProvider(Provider):
@@ -112,7 +112,7 @@ class ServedProvider(Provider):
 
     @override
     async def find_client(self, client_id: str) -> OAuthClient | None:
-        """Return the provider's client as an `OAuthClient`; None if it's unknown or its secret has expired."""
+        """Return the provider's client as an `OAuthClient`, or None if it's unknown or its secret has expired."""
         theirs = await self._provider.get_client(client_id)
         if theirs is None:
             return None
@@ -342,6 +342,6 @@ class _Config(IssuerConfig, frozen=True):
 
 
 def _refusal(exc: Exception) -> OAuthError | None:
-    """Return the OAuth error for a provider's exception, ours or the SDK's; None for other exceptions."""
+    """Return the OAuth error for a provider's exception, ours or the SDK's, or None for other exceptions."""
     error = getattr(exc, "error", None)
     return OAuthError(error, getattr(exc, "error_description", None) or "") if isinstance(error, str) else None

@@ -193,7 +193,7 @@ class ServerSession:
         Args:
             message: Why the user should open the URL.
             url: The URL.
-            elicitation_id: Id for `send_elicit_complete`; empty if you don't call it.
+            elicitation_id: Id for `send_elicit_complete`, or empty if you don't call it.
             related_request_id: Ignored. Messages always belong to this call.
         """
         action, _ = await _ask(self.engine.elicit_url(message, url, id=elicitation_id))
@@ -221,7 +221,7 @@ class ServerSession:
             temperature: Randomness of the reply. Its range depends on the model.
             stop_sequences: Texts at which the reply ends.
             model_preferences: Which model to prefer, as `ModelPreferences`.
-            tools: Tools that the model may call. The program runs them.
+            tools: Tools that the model can call. The program runs them.
             tool_choice: Whether the model must call a tool, such as ``{"mode": "required"}``.
             ignored: The SDK's other arguments, which have no effect.
         """
@@ -426,7 +426,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         Args:
             message: Why the user should open the URL.
             url: The URL.
-            elicitation_id: Id for `ServerSession.send_elicit_complete`; empty if you don't call it.
+            elicitation_id: Id for `ServerSession.send_elicit_complete`, or empty if you don't call it.
         """
         action, _ = await _ask(self._engine.elicit_url(message, url, id=elicitation_id))
         return AcceptedUrlElicitation() if action == "accept" else _REFUSALS[action]()
@@ -438,7 +438,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         temperature: float | None = None,
         max_tokens: int = 512,
     ) -> Any:
-        """Have the client's model continue a conversation, and return the content of its reply.
+        """Have the client's model continue a conversation and return the content of its reply.
 
         Args:
             messages: The conversation: text, or texts and `SamplingMessage` objects.

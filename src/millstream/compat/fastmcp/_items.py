@@ -106,9 +106,9 @@ class Prompt:
 
         Args:
             fn: The function.
-            name: Name of the prompt; by default that of the function.
+            name: Name of the prompt, by default that of the function.
             title: Title that clients show.
-            description: Description for the model; by default the docstring.
+            description: Description for the model, by default the docstring.
             icons: Icons that clients show.
 
         Raises:
@@ -204,9 +204,9 @@ class Tool:
 
         Args:
             fn: The function.
-            name: Name of the tool; by default that of the function.
+            name: Name of the tool, by default that of the function.
             title: Title that clients show.
-            description: Description for the model; by default the docstring.
+            description: Description for the model, by default the docstring.
             annotations: Hints for clients, as `ToolAnnotations`.
             icons: Icons that clients show.
             meta: Members of ``_meta`` in the list.
@@ -404,7 +404,7 @@ class FunctionResource(Resource):
         Args:
             fn: The function.
             uri: URI of the resource.
-            name: Name of the resource; by default that of the function.
+            name: Name of the resource, by default that of the function.
             options: Other fields of `Resource`.
 
         Raises:
@@ -515,7 +515,7 @@ class ResourceTemplate:
         Args:
             fn: The function, with a parameter for each variable.
             uri_template: URI with ``{variables}``.
-            name: Name of the template; by default that of the function.
+            name: Name of the template, by default that of the function.
             options: `title`, `description`, `mime_type`, `icons`, `annotations`, `meta`.
 
         Raises:
@@ -532,7 +532,7 @@ class ResourceTemplate:
         return description_of(self, uriTemplate=self.uri_template, mimeType=self.mime_type)
 
     def matches(self, uri: str) -> dict[str, Any] | None:
-        """Return the values of the variables in a URI; None if it doesn't match.
+        """Return the values of the variables in a URI, or None if it doesn't match.
 
         Args:
             uri: URI that a client wants to read.

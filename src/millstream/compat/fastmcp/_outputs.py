@@ -136,7 +136,7 @@ class _Media:
     Args:
         path: The file, read for each result.
         data: The content, instead of `path`.
-        format: The media subtype, such as ``png``; by default from the suffix of `path`.
+        format: The media subtype, such as ``png``, by default from the suffix of `path`.
 
     Raises:
         ValueError: Neither `path` nor `data` is given.
@@ -253,7 +253,7 @@ class Output(msgspec_engine.Output, frozen=True):
 
 
 def output_of(returns: Any, name: str, *, structured: bool | None = None) -> Output | None:
-    """Return the output type for a return annotation; None for unstructured output.
+    """Return the output type for a return annotation, or None for unstructured output.
 
     Args:
         returns: The annotation; `inspect.Signature.empty` if it's missing.
@@ -308,7 +308,7 @@ def _is_result(annotation: Any) -> bool:
 
 
 def _described_class(annotation: type[Any]) -> Any:
-    """Return the type for a class's schema: itself, or a model of its annotations; None without annotations."""
+    """Return the type for a class's schema: itself, or a model of its annotations, or None without annotations."""
     if issubclass(annotation, BaseModel) or is_typeddict(annotation):
         return annotation
     hints = get_type_hints(annotation, include_extras=True) if annotation is not object else {}

@@ -174,9 +174,9 @@ class FastMCP(Generic[LifespanT]):
         """Register a function as a tool: ``@mcp.tool()``, ``@mcp.tool("name")``, or ``@mcp.tool``.
 
         Args:
-            name: Name of the tool; by default that of the function.
+            name: Name of the tool, by default that of the function.
             title: Title that clients show.
-            description: Description for the model; by default the docstring.
+            description: Description for the model, by default the docstring.
             annotations: Hints for clients, as `ToolAnnotations`.
             icons: Icons that clients show.
             meta: Members of ``_meta`` in the list.
@@ -203,7 +203,7 @@ class FastMCP(Generic[LifespanT]):
 
         Args:
             fn: The function.
-            name: Name of the tool; by default that of the function.
+            name: Name of the tool, by default that of the function.
             *args: The other arguments of `tool`, by position.
             **options: The other arguments of `tool`, by keyword.
         """
@@ -262,9 +262,9 @@ class FastMCP(Generic[LifespanT]):
         """Register a function as a prompt. `tool` shows the forms of the decorator.
 
         Args:
-            name: Name of the prompt; by default that of the function.
+            name: Name of the prompt, by default that of the function.
             title: Title that clients show.
-            description: Description for the model; by default the docstring.
+            description: Description for the model, by default the docstring.
             icons: Icons that clients show.
         """
 
@@ -545,7 +545,7 @@ class SessionManager:
 
 
 def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
-    """Return the auth method for a server's arguments; None without authentication.
+    """Return the auth method for a server's arguments, or None without authentication.
 
     Raises:
         ValueError: The configuration is incomplete, or the issuer is invalid.

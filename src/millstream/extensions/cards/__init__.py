@@ -30,7 +30,7 @@ _OPTIONAL_FIELDS = ("title", "websiteUrl", "icons")
 
 
 class CardError(ValueError):
-    """A document can't be generated. The message names the setting to change."""
+    """A document can't be generated. The message identifies the setting to change."""
 
 
 class CardIdentity(Struct, frozen=True):
@@ -39,7 +39,7 @@ class CardIdentity(Struct, frozen=True):
     name: str
     """``com.example.shop/bookshop``: the host in reverse, a slash, and the server's name."""
     url: str
-    """URL of the MCP endpoint; empty if there is none."""
+    """URL of the MCP endpoint, or empty if there is none."""
 
     @property
     def urn(self) -> str:
@@ -54,7 +54,7 @@ def identify(server: str, url: str, name: str = "") -> CardIdentity:
     Args:
         server: Name of the server.
         url: Public URL of its MCP endpoint, or empty.
-        name: Name in reverse DNS format; by default derived from the URL and the server's name.
+        name: Name in reverse DNS format, by default derived from the URL and the server's name.
 
     Raises:
         CardError: The URL or the name is invalid, or both are missing.

@@ -37,7 +37,7 @@ __all__ = ["EventOptions", "EventType", "Events"]
 
 MAX_EVENTS = 50
 _MAX_SCANNED = 200
-"""Maximum events of one channel to search."""
+"""Maximum events per channel to search."""
 
 
 P = TypeVar("P", bound=type[Any])
@@ -56,7 +56,7 @@ class EventOptions(TypedDict, total=False):
     By default, each argument must equal the field of the payload with its name.
     """
     description: str
-    """Description for clients; by default the docstring of the class."""
+    """Description for clients, by default the docstring of the class."""
     scopes: Collection[str]
     """Scopes that a caller needs to see the event type."""
 

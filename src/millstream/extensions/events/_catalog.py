@@ -41,9 +41,9 @@ def limit_error(limit: str, most: int | None = None) -> ProtocolError:
 
 
 MAX_BODY = 256 * 1024
-"""Maximum bytes of a delivered event. Receivers may refuse larger ones."""
+"""Maximum size of a delivered event, in bytes. Receivers may reject larger ones."""
 MAX_ARGUMENTS = 16 * 1024
-"""Maximum bytes of a subscription's arguments, as canonical JSON."""
+"""Maximum size of a subscription's arguments, in bytes, as canonical JSON."""
 
 Match = Callable[[Any, Any, Principal | None], bool]
 """``match(payload, arguments, principal)`` returns whether a subscription receives an event. It must not block."""
@@ -70,7 +70,7 @@ class EventType:
         arguments: Type of the subscriptions' arguments, an object. By default, any field of the payload is a filter.
         match: Function that decides which subscriptions receive an event. By default, each argument must equal the
             field of the payload with its name.
-        description: Description for clients; by default the payload's docstring.
+        description: Description for clients, by default the payload's docstring.
         scopes: Scopes that a caller needs to see the event type.
 
     Raises:
@@ -134,7 +134,7 @@ class EventType:
             raw: The arguments as JSON text; empty or ``null`` for none.
 
         Raises:
-            ProtocolError: INVALID_PARAMS; the message names the invalid argument.
+            ProtocolError: INVALID_PARAMS. The message identifies the invalid argument.
         """
         text = bytes(raw)
         if text in (b"", b"null"):
@@ -356,11 +356,11 @@ class EventCatalog(Struct):
         return kind
 
     def visible(self, name: str, scopes: frozenset[str] | None) -> EventType:
-        """Return an event type if the caller may use it.
+        """Return an event type if the caller can use it.
 
         Args:
             name: Name of the event.
-            scopes: The caller's scopes; None for a caller without restrictions.
+            scopes: The caller's scopes, or None for a caller without restrictions.
 
         Raises:
             ProtocolError: NOT_FOUND, including for event types that are hidden from the caller.
@@ -371,7 +371,7 @@ class EventCatalog(Struct):
         return kind
 
     def allows_channel(self, principal: Principal | None, channel: str) -> bool:
-        """Return whether a peer may subscribe directly to a hub channel, without the filters of events."""
+        """Return whether a peer can subscribe directly to a hub channel, without the filters of events."""
         kind = self._by_name.get(channel)
         return kind is None or (not kind.has_match and sees(kind, scopes_of(principal)))
 

@@ -80,7 +80,7 @@ async def select_events(client: Client, names: Sequence[str], arguments: Mapping
 
     Args:
         client: Client of the server.
-        names: Names of the events; all by default.
+        names: Names of the events, all by default.
         arguments: Arguments for the events that have them.
 
     Raises:

@@ -324,7 +324,7 @@ class EventDelivery(Struct):
                     await self._claim().leave()
 
     def recheck(self) -> None:
-        """Check soon whether subscriptions' tokens were revoked, and end such subscriptions."""
+        """Check soon whether subscriptions' tokens were revoked and end such subscriptions."""
         self._recheck_tokens = True
 
     def has_lease(self) -> bool:
@@ -593,7 +593,7 @@ class EventDelivery(Struct):
     # Outcomes
 
     def settle(self, message: OutgoingMessage, answer: AttemptResult) -> None:
-        """Record the outcome of an attempt, and schedule the next one after a failure."""
+        """Record the outcome of an attempt and schedule the next one after a failure."""
         target, now = message.target, self._outbox.clock()
         self._update_status(target, answer, now)
         if message is target.probe:

@@ -38,7 +38,7 @@ _MAX_CURSOR = 256
 MATCHED = ""
 """The name of an event that the subscriber's filter has accepted. Publishers can't use an empty name."""
 USER_KEY = "millstream.hub/user"
-"""The member of `_meta` with the publisher, as far as the reader may see it (`Event.user`)."""
+"""The member of `_meta` with the publisher, as far as the reader can see it (`Event.user`)."""
 _OVERHEAD = 64
 """Approximate bytes of an event beside its data."""
 
@@ -121,7 +121,7 @@ class Feed(_Closable):
             await self._change_event.wait()
 
     async def take(self) -> Event | None:
-        """Remove and return the next event; None at the end. Events from before `close` can still be read."""
+        """Remove and return the next event, or None at the end. Events from before `close` can still be read."""
         while not self._events:
             if self.closed:
                 return None
@@ -243,9 +243,9 @@ def open_feed(
 
 
 MAX_EVENTS = 100
-"""Maximum events of one page."""
+"""Maximum events per page."""
 PAGE_SIZE = 100
-"""Maximum event types of one page of `events/list`."""
+"""Maximum event types per page of `events/list`."""
 PREFIX = "notifications/events/"
 _MAX_AGE_MS = 10**15
 """Limit for ages, longer than any history, because JSON integers can exceed the range of floats."""

@@ -118,7 +118,7 @@ class SubscriptionStore(Struct):
     _most: int
     """Maximum subscriptions in total."""
     _most_each: int
-    """Maximum subscriptions of one principal."""
+    """Maximum subscriptions per principal."""
 
     # Subscriptions
 
@@ -204,7 +204,7 @@ class SubscriptionStore(Struct):
     # Progress of deliveries
 
     async def position(self, name: str) -> str:
-        """Return the delivery position of an event type as a cursor; empty before the first delivery."""
+        """Return the delivery position of an event type as a cursor, or an empty string before the first delivery."""
         return (await self._map.get(f"events:cursor.{tag_of(name)}") or b"").decode()
 
     async def put_position(self, name: str, cursor: str) -> None:
@@ -266,9 +266,9 @@ class AttemptResult(Struct, frozen=True):
     """The result of one attempt."""
 
     status: int = 0
-    """HTTP status; 0 without a response."""
+    """HTTP status, or 0 without a response."""
     reason: Reason = ""
-    """Reason for a failure; empty if the endpoint accepted the message."""
+    """Reason for a failure, or empty if the endpoint accepted the message."""
     body: bytes = b""
 
     @property
@@ -352,7 +352,7 @@ SECRET_GRACE = 900.0
 _MAX_VERIFICATIONS = 16
 """Maximum concurrent verifications on a worker, half of them per principal."""
 _MAX_VERIFICATIONS_PER_HOST = 300
-"""Maximum verifications of one host by a worker in a minute, half of them per principal."""
+"""Maximum verifications per host, worker, and minute, half of them per principal."""
 
 
 class _Echo(Struct):
@@ -486,7 +486,7 @@ class WebhookMethods(Struct):
         return cursor, False
 
     async def _write(self, fresh: WebhookSubscription, now: float) -> WebhookSubscription | None:
-        """Save a subscription, and return the one it replaces. Deliveries are signed with both secrets for a while."""
+        """Save a subscription and return the one it replaces. Deliveries are signed with both secrets for a while."""
         for _ in range(_ATTEMPTS):
             before, sealed = await self._subscriptions.get(fresh.name, fresh.id)
             new = fresh

@@ -202,7 +202,7 @@ class Skills(Extension):
         return next((skill for each in self._folders if (skill := each.snapshot().skills.get(uri)) is not None), None)
 
     def _children(self, uri: str) -> dict[str, Json] | None:
-        """Return the entries of a directory by URI; None if it doesn't exist."""
+        """Return the entries of a directory by URI, or None if it doesn't exist."""
         base, skills = f"{uri}/", self._all()
         sizes: dict[str, int | None] = {}
         for each, skill in skills.items():
@@ -228,7 +228,7 @@ class Skills(Extension):
     # Reading
 
     async def _read_resource(self, path: str) -> EmbeddedResource | None:
-        """Return the contents of a file; None if there's none at the path."""
+        """Return the contents of a file, or None if there's none at the path."""
         uri = f"skill://{quote(path)}"
         for each in self._functions.values():
             data = each.content.get(uri)

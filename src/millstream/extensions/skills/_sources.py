@@ -1,4 +1,4 @@
-"""Skills in a folder, and skills in code.
+"""Skills in a folder and skills in code.
 
 In a folder, every directory with a `SKILL.md` is a skill, with the files below it. In code, a skill is a function that
 returns the instructions.
@@ -45,7 +45,7 @@ _logger = logging.getLogger("millstream")
 
 
 class SkillError(ValueError):
-    """A skill is invalid. The message names the skill and the problem."""
+    """A skill is invalid. The message identifies the skill and the problem."""
 
 
 class File(Struct, frozen=True):
@@ -105,7 +105,7 @@ class SkillFolder:
             return self._snapshot
 
     def read(self, path: str) -> tuple[bytes, str] | None:
-        """Return the bytes and the media type of a file by the rest of its URI; None if it isn't served."""
+        """Return the bytes and the media type of a file by the rest of its URI, or None if it isn't served."""
         uri = f"skill://{quote(path)}"
         file = self.snapshot().files.get(uri)
         resolved = None if file is None else find_file(self._root, file.place)
@@ -214,9 +214,9 @@ class SkillOptions(TypedDict, total=False):
     """Options of `Skills.skill`."""
 
     name: str
-    """Name; by default the function's, with hyphens."""
+    """Name, by default the function's, with hyphens."""
     description: str
-    """Description; by default the docstring."""
+    """Description, by default the docstring."""
     prefix: str
     """Start of the URI, after ``skill://``."""
     files: Mapping[str, str | bytes]

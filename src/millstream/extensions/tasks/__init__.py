@@ -48,7 +48,7 @@ class TasksExtension(Extension):
 
     @override
     async def open(self, host: Host) -> None:
-        """Announce the extension, and settle the tasks of dead workers.
+        """Announce the extension and settle the tasks of dead workers.
 
         Raises:
             ValueError: The server already runs in another event loop.

@@ -72,7 +72,7 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
     status: str = WORKING
     message: str = ""
     worker: str = ""
-    """Worker that runs the task, or ran it until it ended; empty while a question is open."""
+    """Worker that runs the task, or ran it until it ended, or empty while a question is open."""
     attempts: int = 1
     """Number of restarts after a worker stopped."""
     retry: bool = False
@@ -177,7 +177,7 @@ class TaskRecords:
         await self._map.delete(f"taskcall:{name}")
 
     async def update(self, name: str, change: Change) -> TaskRecord | None:
-        """Change a task that hasn't ended, and announce the change. Return the new record, or None without a change.
+        """Change a task that hasn't ended and announce the change. Return the new record, or None without a change.
 
         `change` is called again if another worker changed the record in between.
 
@@ -232,7 +232,7 @@ _decode = msgspec.json.Decoder(_Notification).decode
 
 
 def status_text(message: bytes) -> str:
-    """Return the status message of a notification; empty if it has none."""
+    """Return the status message of a notification, or an empty string if it has none."""
     sent = _decode(message)
     params, text = sent.params, ""
     if sent.method == "notifications/message":
@@ -269,7 +269,7 @@ class _Run(Struct):
     """The call, without its parameters."""
     call: CallRun
     slots: Slots | None
-    """Slots of the task; None while a task of a dead worker waits for them."""
+    """Slots of the task, or None while a task of a dead worker waits for them."""
     release_slots: Callable[[], object]
     """Releases the slots of the call that became this task."""
     task: asyncio.Task[None] | None = None
@@ -316,7 +316,7 @@ class TaskRunner(TaskRecords):
         return len(self._running)
 
     def open(self) -> None:
-        """Listen to the other workers, and settle the tasks of dead ones."""
+        """Listen to the other workers and settle the tasks of dead ones."""
         host, sweep_soon = self._host, self._sweep_event.set
         host.on_workers_change(self._on_workers_change)
         host.on_close(host.bus.subscribe(ORPHAN_TOPIC, lambda _: sweep_soon(), interrupted=sweep_soon))
@@ -376,7 +376,7 @@ class TaskRunner(TaskRecords):
         return record
 
     async def answer(self, name: str, responses: Mapping[str, bytes]) -> bool:
-        """Save answers to the questions of a task, and run it once all are answered. Return False if the task doesn't
+        """Save answers to the questions of a task and run it when all are answered. Return False if the task doesn't
         exist.
 
         Raises:
@@ -513,7 +513,7 @@ class TaskRunner(TaskRecords):
             run.release_slots()
 
     async def _wait_for_slots(self, run: _Run) -> None:
-        """Wait until the limits have free slots for the task of a dead worker, and take them."""
+        """Wait until the limits have free slots for the task of a dead worker and take them."""
         limits = self._limits(run.saved_call.owner)
         while not run.call.cancelled:
             with suppress(LimitReached):
@@ -522,7 +522,7 @@ class TaskRunner(TaskRecords):
             await asyncio.sleep(RETRY_DELAY)
 
     async def _settle(self, run: _Run, outcome: RunOutcome) -> None:
-        """Save the outcome of a run, and retry while the store doesn't respond."""
+        """Save the outcome of a run and retry while the store doesn't respond."""
         change = self._record_change(run, outcome)
         trouble = LogOnce(logger, "The end of a task can't be stored; trying again", "The ends of tasks are stored.")
         written: TaskRecord | None = None

@@ -47,7 +47,7 @@ class Secret(
     env: str = ""
     """Environment variable."""
     file: str = ""
-    """The file with the secret. It's read again when the upstream refuses the secret, so rotation needs no restart."""
+    """The file with the secret. It's read again when the upstream rejects the secret, so rotation needs no restart."""
     text: SecretText | None = None
     """The secret itself, only in programs. See `secret`."""
 
@@ -85,7 +85,7 @@ class Secret(
 
 
 def secret(value: str | Secret) -> Secret | None:
-    """Return a `Secret` for a string; None if it's empty."""
+    """Return a `Secret` for a string, or None if it's empty."""
     if isinstance(value, Secret):
         return value
     return Secret(text=SecretText(value)) if value else None
@@ -188,7 +188,7 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
     """Each user's own connection (OAuth 2.1 with PKCE)."""
 
     client_metadata_url: str = ""
-    """URL of a client metadata document (CIMD); by default this server's own."""
+    """URL of a client metadata document (CIMD), by default this server's own."""
     assume_pkce: bool = False
     """Whether the authorization server supports PKCE with S256, although its metadata doesn't list it."""
     lists_from: str = ""
@@ -216,7 +216,7 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
     Args:
         token: The token itself; avoid this in source code.
         env: Environment variable with the token.
-        file: File with the token. It's read again when the upstream refuses the token.
+        file: File with the token. It's read again when the upstream rejects the token.
 
     Raises:
         ValueError: Not exactly one of them is set.
@@ -364,8 +364,8 @@ def per_user_oauth(
             redirect URI ``YOUR-SERVER/connections/callback``.
         client_secret: Secret for `client_id`.
         issuer: The only authorization server to accept; required with `client_id`.
-        client_metadata_url: URL of a client metadata document; by default the server's own.
-        scope: Scopes to request; by default those that the upstream names.
+        client_metadata_url: URL of a client metadata document, by default the server's own.
+        scope: Scopes to request, by default those that the upstream specifies.
         private_addresses: Whether the authorization server may be in a private network.
         send_resource: Whether requests name the upstream as their ``resource``. To leave it out, `issuer` and
             `client_id` are required.

@@ -50,9 +50,9 @@ METADATA = "/connections/client.json"
 _CONNECTION_SECONDS = 180 * 86_400.0
 """Seconds that a connection is kept after its last refresh."""
 _REGISTRATION_SECONDS = 86_400.0
-"""Seconds for which a client registration is reused."""
+"""Seconds that a client registration is reused."""
 _DEMAND_SECONDS = 900.0
-"""Seconds for which the challenge of a denied call is stored."""
+"""Seconds that the challenge of a denied call is stored."""
 _MAX_LISTERS = 16
 _MAX_CHALLENGE = 4096
 _ROUND_TIMEOUT = 20.0
@@ -206,7 +206,7 @@ class PersonalCredentials(TokenCredentials):
     # Questions
 
     async def _ask(self, call: Call, owner: str, before: StoredGrant | None, reason: str) -> None:
-        """Ask the user to connect, and wait until they have.
+        """Ask the user to connect and wait until they have.
 
         Raises:
             ToolError, ProtocolError: The client can't ask, or the user hasn't connected.
@@ -250,7 +250,7 @@ class PersonalCredentials(TokenCredentials):
             del self._waiting[event]
 
     def base_for(self, request: Any, headers: Mapping[bytes, bytes]) -> str:
-        """Return the base URL of this server, from its sign-in or a request; empty if unknown."""
+        """Return the base URL of this server, from its sign-in or a request, or an empty string if unknown."""
         scheme = getattr(request, "scheme", "").replace("ws", "http")
         authority = headers.get(b"host", b"").decode("latin-1")
         return self._base or (f"{scheme}://{authority}{request.root_path}" if scheme and authority else "")
@@ -302,7 +302,7 @@ class PersonalCredentials(TokenCredentials):
         await self._vault.kv.delete(f"connection-wanted:{self._id}:{owner}")
 
     async def disconnect(self, owner: str) -> None:
-        """Remove the connection of a user, and revoke it at the authorization server (RFC 7009)."""
+        """Remove the connection of a user and revoke it at the authorization server (RFC 7009)."""
         _, grant = await self._read(owner)
         await self._change_listers(owner, connected=False)
         await self._vault.kv.delete(self._prefix + owner)
@@ -409,7 +409,7 @@ class ConnectionsPage:
     """
 
     def __init__(self, host: PartHost, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
-        """Create the page, and add its paths.
+        """Create the page and add its paths.
 
         Args:
             host: The running server.

@@ -63,7 +63,7 @@ class UpstreamCredentials:
     personal: bool = False
     """Whether the upstream can't be used without a user."""
     lists_from: str = ""
-    """Id of the only principal whose account or token may read the lists; empty if any may."""
+    """Id of the only principal whose account or token may read the lists, or empty if any may."""
     query: Mapping[str, str] = {}
     """Parameters in the query of each request to an API."""
 
@@ -155,7 +155,7 @@ class UpstreamCredentials:
         return {}
 
     async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
-        """Replace credentials that the upstream has refused, and return whether there are new ones."""
+        """Replace credentials that the upstream has rejected and return whether there are new ones."""
         return False
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
@@ -187,7 +187,7 @@ class LinkAuth(Struct, eq=False):
         return self.credentials.learn_nonce(url, nonce, challenge)
 
     async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
-        """Replace refused credentials once. Granting more scopes is up to the user."""
+        """Replace rejected credentials once. Granting more scopes is up to the user."""
         return status == 401 and await self._await(self.credentials.replace_refused(self.caller, _SENT.get()))
 
     async def _await(self, work: Awaitable[T]) -> T:
@@ -306,8 +306,8 @@ def scopes_in(challenge: str) -> str:
 def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:
     """Return how to reach the authorization servers of an upstream.
 
-    The upstream names them, so they must be on the public Internet unless the operator's own URL of the upstream isn't.
-    Only the host in the URL counts: a public name that resolves to a private address doesn't grant access.
+    The upstream specifies them, so they must be on the public Internet unless the operator's own URL of the upstream
+    isn't. Only the host in the URL counts: a public name that resolves to a private address doesn't grant access.
     """
     return (
         Outbound() if private_addresses or _is_private(url.host.rstrip(".")) else Outbound(dial=guard_dial(is_public))

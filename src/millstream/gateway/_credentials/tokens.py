@@ -57,7 +57,7 @@ class StoredGrant(Struct, frozen=True):
 
     tokens: Tokens
     renew_at: float = 0.0
-    """Unix time at which to renew the access token; 0 if its expiry is unknown."""
+    """Unix time at which to renew the access token, or 0 if its expiry is unknown."""
     registration: Registration = msgspec.field(default_factory=Registration)
     """The client registration that the tokens were issued to, if any."""
 
@@ -86,7 +86,7 @@ class TokenCredentials(UpstreamCredentials):
     """Access tokens for one upstream, shared through the store of a server. Each grant has a name."""
 
     _ttl: float = 3600.0
-    """Seconds for which a grant without an expiry is kept."""
+    """Seconds that a grant without an expiry is kept."""
     _lossy: bool = True
     """Whether a grant can be obtained again without a user."""
     _change_count = 0
@@ -198,7 +198,7 @@ class TokenCredentials(UpstreamCredentials):
 
     @override
     async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
-        """Renew the token that was refused, unless another one is stored already.
+        """Renew the token that was rejected, unless another one is stored already.
 
         Raises:
             ClientError: It can't be renewed at the moment.
@@ -271,7 +271,7 @@ def make_grant(tokens: Tokens, registration: Registration | None = None) -> Stor
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
 _DEFAULT_LIFETIME = 300.0
-"""Seconds for which an exchanged token is used if the issuer doesn't say when it expires."""
+"""Seconds that an exchanged token is used if the issuer doesn't say when it expires."""
 _LIST_RETRY_SECONDS = 30.0
 """Seconds until lists are read again with a token that failed to read them, unless another caller reads them first."""
 
@@ -324,7 +324,7 @@ class _IssuedCredentials(TokenCredentials):
         """Request a token.
 
         Args:
-            lifetime: Seconds until it expires if the issuer doesn't say; 0 if it may not expire.
+            lifetime: Seconds until it expires if the issuer doesn't say, or 0 if it may not expire.
             until: Latest expiry, in Unix time.
             form: Parameters of the request.
         """

@@ -21,7 +21,7 @@ _PORT = re.compile(r"(?<=.):(?:\*|\d+)\Z")
 
 
 class ProgramError(ValueError):
-    """A program can't run here; the message explains why and suggests a fix."""
+    """A program can't run here. The message explains why and suggests a fix."""
 
 
 class UnsupportedVersion(ProgramError):
@@ -29,7 +29,7 @@ class UnsupportedVersion(ProgramError):
 
 
 def library_of(value: object) -> str:
-    """Return the library that a server object belongs to; empty for any other object."""
+    """Return the library that a server object belongs to, or an empty string for any other object."""
     for (module, name), library in _CLASSES.items():
         found = getattr(sys.modules.get(module), name, None)
         if isinstance(found, type) and isinstance(value, found):

@@ -28,7 +28,7 @@ from millstream.gateway._programs.program import (
 from millstream.protocol import is_array, members
 
 _VERDICT_SECONDS = 10.0
-"""Seconds for which a program's verdict is valid, unless the token expires earlier."""
+"""Seconds that a program's verdict is valid, unless the token expires earlier."""
 _WELL_KNOWN = "/.well-known/oauth-protected-resource"
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
@@ -57,7 +57,7 @@ class ProgramAuth(AuthMethod):
 
     @override
     async def identify(self, credential: str) -> Identity | None:
-        """Return the identity of a token's owner; None for an invalid token.
+        """Return the identity of a token's owner, or None for an invalid token.
 
         Raises:
             Unavailable: The program's check failed.
@@ -108,7 +108,7 @@ class ProgramAuth(AuthMethod):
 
 
 def _resource_of(hosted: HostedApplication, paths: Sequence[ProgramPath]) -> Mapping[str, Any]:
-    """Return the program's protected resource metadata (RFC 9728); empty if it has none."""
+    """Return the program's protected resource metadata (RFC 9728), or empty if it has none."""
     path = next((each.path for each in paths if each.path.startswith(_WELL_KNOWN)), "")
     if not path:
         return {}

@@ -42,7 +42,7 @@ def message_maker() -> Callable[[bytes], Any]:
 
 
 def read_message(message: Any) -> tuple[Envelope, int]:
-    """Return a message that a server sent, and the id of the request that it belongs to; 0 if unknown."""
+    """Return a message that a server sent, and the id of the request that it belongs to, or 0 if unknown."""
     content = message.message
     content = getattr(content, "root", content)
     request_id = getattr(content, "id", None)
@@ -141,7 +141,7 @@ class _DispatchContext(Struct):
     transport: Any
     request_id: int
     token: Any
-    """Progress token of the request; None without one."""
+    """Progress token of the request, or None without one."""
     deliver: Deliver
     refusal: Any
     """Raised when a handler asks the client."""
@@ -195,7 +195,7 @@ class ProgramPath(Struct, frozen=True):
 
     path: str
     methods: frozenset[str]
-    """HTTP methods; empty for all."""
+    """HTTP methods, or empty for all."""
     below: bool
     """Whether it includes everything below the path."""
 
@@ -219,7 +219,7 @@ class ProgramApplication:
         options: list[Mapping[str, Any]] = [each.kwargs for each in application.user_middleware]
         backends = (each["backend"] for each in options if hasattr(each.get("backend"), "authenticate"))
         self.backend: Any = next(backends, None)
-        """Starlette's `AuthenticationBackend` that checks tokens; None if the program doesn't."""
+        """Starlette's `AuthenticationBackend` that checks tokens, or None if the program doesn't."""
         self.protected: bool = hasattr(endpoint, "app") or self.backend is not None
         """Whether callers need a token."""
         self.cors_origins: tuple[str, ...] = tuple(
@@ -232,12 +232,12 @@ class ProgramApplication:
 
     @property
     def session_manager(self) -> Any:
-        """The object that serves sessions; None if the library doesn't expose it."""
+        """The object that serves sessions, or None if the library doesn't expose it."""
         return getattr(_holder_of(self._mcp), "session_manager", None)
 
     @property
     def low_level(self) -> Any:
-        """The low-level server behind the application; None if the library doesn't expose it."""
+        """The low-level server behind the application, or None if the library doesn't expose it."""
         return getattr(self.session_manager, "app", None)
 
     def own_paths(self) -> Iterator[ProgramPath]:
@@ -309,7 +309,7 @@ class ProgramTransport(DuplexTransport):
     _run: "ProgramRun"
     _revision: Revision | None = None
     _input: ObjectSendStream[tuple[Context, Any]] | None = None
-    """Messages for the session; None if the client has only sent requests that need none."""
+    """Messages for the session, or None if the client has only sent requests that need none."""
 
     def __init__(self, program: "Program", listener: Listener, background: Tasks) -> None:
         super().__init__(listener, background)
@@ -417,7 +417,7 @@ class ProgramServer(Struct, frozen=True):
     serve: Callable[[Any, Any], Awaitable[None]]
     """``await serve(input, output)`` runs one session until the input ends."""
     single: SingleExchange | None = None
-    """Answers requests of the per-request era; None if sessions do."""
+    """Answers requests of the per-request era, or None if sessions do."""
 
 
 Open = Callable[[], AbstractAsyncContextManager[ProgramServer]]
@@ -440,7 +440,7 @@ class ProgramRun:
     def __init__(self, open: Open) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
-        """Done once the program has started, or failed to."""
+        """Done when the program has started, or failed to."""
         self.stop: asyncio.Event = asyncio.Event()
         """Set to stop the program."""
         self.task: asyncio.Task[None] = loop.create_task(self._run(open), context=Context())
@@ -471,11 +471,11 @@ class Program(Struct, eq=False):
     open: Open
     """Runs the program."""
     side: ProgramApplication | None
-    """Its HTTP side; None for a low-level server, which has none."""
+    """Its HTTP side, or None for a low-level server, which has none."""
     handshake_only: bool
     """Whether it doesn't support the per-request era."""
     caller: str = ""
-    """The caller that its sessions belong to, see `caller_of`; empty for an anonymous one."""
+    """The caller that its sessions belong to, see `caller_of`, or empty for an anonymous one."""
     make_message: Callable[[bytes], Any] = field(default_factory=message_maker)
     users: Recent[str, Any] = field(default_factory=lambda: Recent(MAX_USERS))
     """The library's user objects for the sessions of callers, see `caller_of`."""
