@@ -152,7 +152,7 @@ decode_members = decoder(dict[str, Raw])
 """Return the members of a JSON object, with their values as JSON, or raise one of `MALFORMED`."""
 
 MAX_ID = 16 * 1024
-"""Maximum size of an id, in bytes. An id is kept for the whole call, which can be a long stream, and repeated in messages."""
+"""Maximum size of an id, in bytes. An id is kept for the whole call, which can be long, and repeated in messages."""
 
 _EMPTY = Raw(b"")
 _NULL = b"null"

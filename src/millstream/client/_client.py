@@ -84,11 +84,11 @@ _ELSEWHERE = {
     "subscribe": "Write `async with client.watch(uri) as changes:`.",
     "subscribe_resource": "Write `async with client.watch(uri) as changes:`.",
 }
-"""Name in other packages -> what to write here."""
+"""Name in other packages -> its replacement here."""
 
 
 _METHODS_WITH_NAME = frozenset({"tools/call", "prompts/get", "resources/read"})
-"""Methods whose name or URI is also sent in a header."""
+"""Methods with a name or URI that's also sent in a header."""
 _MAX_SCHEMAS = 1000
 _HANDLERS = ("on_progress", "progress_callback", "progress_handler")
 """Names of `progress` in other packages."""
@@ -116,24 +116,24 @@ def _check_arguments(timeout: object, headers: Any, roots: object, options: obje
 class Client:
     """An MCP client: ``async with Client("https://example.com/mcp") as c: await c.call("add", a=1, b=2)``.
 
-    Calls can run concurrently. Entering the block connects. After a connection is lost, the next request reconnects.
-    Blocks of one client can be nested or follow each other: the outermost one connects and closes.
+    Calls can run concurrently. Entering the block connects. After a connection is lost, the next request reconnects. A
+    client can be entered repeatedly, also nested. The outermost block connects and closes.
 
     Args:
         target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
         revision: The only protocol revision to use, as a date. By default, the newest that both sides support.
         headers: Headers for every HTTP request, such as ``{"Authorization": "Bearer …"}``.
-        timeout: Seconds to wait for a response. Progress restarts the clock; `math.inf` waits forever.
+        timeout: Seconds to wait for a response. Progress restarts the clock. `math.inf` waits forever.
         elicit: Handler for questions to the user. Without it, the server can't ask.
         sample: Handler for requests to a language model.
-        roots: Folders and files that the server may learn about.
-        on_log: Handler for log messages. It doesn't reopen a lost connection; the next request does.
+        roots: Folders and files to tell the server about.
+        on_log: Handler for log messages. A lost connection isn't reopened for it, but by the next request.
         on_change: Handler for changes that a handshake-era server reports. Keeps the connection open, like `watch`.
         options: Limits and less common settings.
         extensions: Extensions of MCP, see `millstream.extensions.Extension`.
 
     Raises:
-        TargetError: The target doesn't name a server.
+        TargetError: The target doesn't identify a server.
     """
 
     _ELSEWHERE: ClassVar = {
@@ -149,7 +149,7 @@ class Client:
         "sampling_callback": "Write sample=…",
         "sampling_handler": "Write sample=…",
     }
-    """Keyword of other packages -> what to write here."""
+    """Keyword in other packages -> its replacement here."""
 
     def __init__(  # noqa: PLR0913  keyword-only settings
         self,
@@ -186,11 +186,11 @@ class Client:
         self._output_schemas: Recent[str, Json | None] = Recent(_MAX_SCHEMAS)
         """Output schemas of listed tools, by name."""
         self._progress: OnProgress | None = None
-        """Handler for the progress of calls that don't have their own."""
+        """Progress handler for calls without their own handler."""
         self._blocks = 0
         """Number of blocks that the client is in."""
         self._turn = asyncio.Lock()
-        """Held while one of them connects or closes."""
+        """Held while a block connects or closes."""
 
     # The connection
 
@@ -298,16 +298,16 @@ class Client:
 
         Args:
             tool: Name of the tool.
-            arguments: Arguments as a mapping, for names that clash with the options below.
+            arguments: Arguments as a mapping, for names that clash with these options.
             result_type: Type of the value. With it, the call returns the value instead of a `Result`.
             progress: Handler for progress reports: ``progress(value, total, message)``.
             timeout: Seconds to wait for this call, or 0 for the client's `timeout`.
-            raise_on_error: Whether to raise when the tool reports an error, or when the result doesn't match the output
-                schema that you have listed; if False, check `Result.is_error`. With `result_type`, an error always
+            raise_on_error: Whether to raise an error if the tool reports one, or if the result doesn't match the output
+                schema that you have listed. If False, check `Result.is_error`. With `result_type`, an error always
                 raises.
-            task: Whether the server may run the call as a task. The wait then outlives connections and restarts of the
-                server, and `timeout` applies to all of it; see `tasks`.
-            more: Arguments of the tool by keyword.
+            task: Whether the server can run the call as a task. Waiting then continues across lost connections and
+                server restarts, and `timeout` applies to the total time. See `tasks`.
+            more: The tool's arguments as keywords.
 
         Raises:
             ToolFailed: The tool reported an error.
@@ -336,7 +336,7 @@ class Client:
         return result if result_type is None else result.into(result_type)
 
     async def _check_structured(self, tool: str, result: Result) -> None:
-        """Compare a result with the output schema that was listed. The tool may have changed since then."""
+        """Compare a result with the listed output schema. The tool may have changed since it was listed."""
         if self._mismatch(tool, result):
             await self.tools(fresh=True)
             if why := self._mismatch(tool, result):
@@ -446,7 +446,7 @@ class Client:
             name: Name of the prompt.
             arguments: Arguments as a mapping, for names that clash with `timeout`.
             timeout: Seconds to wait for this request, or 0 for the client's `timeout`.
-            more: Arguments of the prompt by keyword. Prompts take text, so other values are sent as JSON.
+            more: The prompt's arguments as keywords. Prompts take text, so other values are sent as JSON.
 
         Raises:
             ServerError: The prompt doesn't exist, or an argument is missing.
@@ -553,12 +553,12 @@ class Client:
         progress: OnProgress | None = None,
         timeout: float = 0,
     ) -> dict[str, Any]:
-        """Send any request and return its result as JSON data. Questions from the server are answered by the handlers.
+        """Send any request and return its result as JSON data. The handlers answer the server's questions.
 
         Args:
             method: Method of MCP or of an extension.
             params: Parameters, an object.
-            name: Value of the header `Mcp-Name`, for extension methods that have one.
+            name: Value of the header `Mcp-Name`, for extension methods that require it.
             progress: Handler for progress reports.
             timeout: Seconds to wait for this request.
 
@@ -581,11 +581,11 @@ class Client:
         """Send a notification of an extension: ``await client.notify("com.example/sold", {"sku": "7"})``.
 
         Args:
-            method: The method, which begins with the identifier of the extension.
+            method: The method, which begins with the extension's identifier.
             params: Parameters, an object.
 
         Raises:
-            ClientError: It can't be sent.
+            ClientError: The notification couldn't be sent.
         """
         requests = self.conversation.requests
         connection = await requests.connect()
@@ -651,13 +651,13 @@ class Client:
         timeout: float = 0,
         raise_on_error: bool = True,
     ) -> Result:
-        """Call a tool; alias of `call`: ``await client.call_tool("add", {"a": 1})``.
+        """Call a tool (alias of `call`): ``await client.call_tool("add", {"a": 1})``.
 
         Args:
             name: Name of the tool.
             arguments: Arguments of the tool.
             timeout: Seconds to wait for this call, or 0 for the client's `timeout`.
-            raise_on_error: Whether to raise when the tool reports an error; if False, check `Result.is_error`.
+            raise_on_error: Whether to raise an error if the tool reports one. If False, check `Result.is_error`.
         """
         return await self.call(name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error)
 
@@ -686,11 +686,11 @@ class Client:
         return await self.read(str(uri))
 
     async def get_prompt(self, name: str, arguments: Mapping[str, str] | None = None) -> GetPromptResult:
-        """Return the messages of a prompt; alias of `prompt`: ``await client.get_prompt("review", {"isbn": "1"})``.
+        """Return the messages of a prompt (alias of `prompt`): ``await client.get_prompt("review", {"isbn": "1"})``.
 
         Args:
             name: Name of the prompt.
-            arguments: Arguments of the prompt, all of them text.
+            arguments: Arguments of the prompt, all as text.
         """
         return await self.prompt(name, arguments)
 
@@ -731,12 +731,12 @@ class _ClientArguments(TypedDict, total=False):
 class BlockingClient:
     """A blocking `Client`: ``with BlockingClient("shop.py") as c: print(c.call("add", a=1, b=2).text)``.
 
-    It has every method of `Client`, and each blocks until its result is available. Lists are returned in full. Handlers
-    run in another thread. Use `Client` for `watch` and anything else that stays open.
+    It has every method of `Client`, and each one blocks until its result is available. Lists are returned in full.
+    Handlers run in another thread. Use `Client` for `watch` and anything else that stays open.
 
     Args:
         target: A URL, a command, a script, a `Server`, or a configuration with `mcpServers`.
-        more: The keywords of `Client`.
+        more: Keyword arguments for `Client`.
     """
 
     def __init__(self, target: Target, **more: Unpack[_ClientArguments]) -> None:

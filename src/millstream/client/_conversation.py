@@ -45,7 +45,7 @@ decode_tools = foreign_decoder(ListToolsResult, logger.warning)
 
 
 class Conversation:
-    """A connection to a server for raw messages, which gateways forward. A `Client` also has one.
+    """A connection to a server for raw messages, such as the ones that gateways forward. A `Client` also has one.
 
     ``await conversation.requests.ask(RawRequest(method="ping"))`` sends a request and returns the result as JSON.
     ``next(conversation.requests.ids)`` reserves the id of a later `RawRequest`. After a connection is lost, the next
@@ -62,12 +62,12 @@ class Conversation:
         on_change: Handler for changes that a handshake-era server reports.
         inflow: Counts bytes that arrive.
         observer: Called with each notification, before its handlers.
-        era: What earlier connections learned about the server.
+        era: What earlier connections found out about the server.
         about: The client's `clientInfo` as JSON, instead of the name and version of the options.
-        reconnects: Whether a lost session is replaced by a new one. If not, requests raise `SessionLost` from then on.
+        reconnects: Whether to replace a lost session with a new one. If False, requests raise `SessionLost` after that.
 
     Raises:
-        TargetError: The target doesn't name a server, or the revision is unknown.
+        TargetError: The target doesn't identify a server, or the revision is unknown.
     """
 
     def __init__(  # noqa: PLR0913  keyword-only settings
@@ -113,7 +113,7 @@ class Conversation:
         self.incoming.watchers.add(self._cache.invalidate)
 
     async def start(self) -> None:
-        """Connect and negotiate, also after `close`."""
+        """Connect and negotiate, even after `close`."""
         self.incoming.background.reopen()
         self._cache.invalidate(Change("again"), None)  # the server may have changed in the meantime
         try:
@@ -279,7 +279,7 @@ class Conversation:
 def _encode_call(tool: str, arguments: Mapping[str, Any]) -> bytes:
     with suppress(TypeError):
         return encode({"name": tool, "arguments": arguments})
-    # It knows models and paths, which few arguments are.
+    # It supports models and paths, which few arguments need.
     widely: Callable[[Any], bytes] = import_module("millstream._server.functions.msgspec_engine").encode
     try:
         return widely({"name": tool, "arguments": arguments})

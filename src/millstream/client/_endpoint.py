@@ -1,4 +1,4 @@
-"""One URL of a server, with its fixed headers, its credentials, and redirects within the origin."""
+"""One URL of a server, with fixed headers, credentials, and redirects within the origin."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -30,7 +30,7 @@ _CLIENT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "con
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """Reject headers that are malformed or that the client sets itself: ``check_headers({"X-Shop": "1"})``.
+    """Reject headers that are malformed or set by the client: ``check_headers({"X-Shop": "1"})``.
 
     Args:
         headers: Value of each header.
@@ -89,7 +89,7 @@ class Endpoint:
         url: The URL.
         headers: Headers for every request.
         pool: Connections to the URL's origin.
-        auth: Source of credentials that change.
+        auth: Source of changing credentials.
         waiting: Returns a context manager that is entered during a login.
     """
 
@@ -125,7 +125,7 @@ class Endpoint:
             method: HTTP method.
             extra: Additional header lines, each with ``\\r\\n``.
             body: Request body.
-            repeatable: Whether the request may reach the server twice.
+            repeatable: Whether it's safe for the request to reach the server twice.
             target: Another path and query of the same origin.
             owner: See `ConnectionPool.send`.
 

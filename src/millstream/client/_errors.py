@@ -1,6 +1,6 @@
 """Errors between a client and a server. Each message is one sentence that a person can act on.
 
-`ServerError` means that the server responded with an error. All others mean that there was no usable response.
+`ServerError` means that the server responded with an error. All other errors mean that there was no usable response.
 """
 
 from typing import Any
@@ -111,7 +111,7 @@ class ServerError(ClientError):
 
 
 class SkillMismatch(ClientError):
-    """A file of a skill differs from what the server announced. Don't use it. ``except SkillMismatch: skill = None``"""
+    """A skill file differs from the server's manifest. Don't use it. ``except SkillMismatch: skill = None``"""
 
 
 class TooManyMessages(ClientError):

@@ -64,7 +64,7 @@ class ClientHost(Struct, eq=False):
         """Add the extensions of a client.
 
         Args:
-            extensions: The extensions, of which the first is the outermost.
+            extensions: The extensions. The first one is the outermost.
 
         Raises:
             ValueError: Two extensions have the same identifier.
@@ -122,7 +122,7 @@ class ClientHost(Struct, eq=False):
     def wrap(self, wrap: Wrap) -> None:
         """Wrap every request: ``await wrap(request, next)`` returns the members of the result.
 
-        The hooks of the first extension are outermost. They run once per request, around all rounds of questions.
+        The hooks of the first extension are outermost. They run once per request, around all rounds.
 
         Args:
             wrap: An async function of the request and of the next function.
@@ -134,7 +134,7 @@ class ClientHost(Struct, eq=False):
         """Pass each notification through ``each(message)``: see `Extension.filter_notification`.
 
         Args:
-            each: Returns the notification, a changed one, or None to drop it. It must not block.
+            each: Returns the notification, a changed copy, or None to drop it. It must not block.
         """
         self.client.conversation.incoming.filters.append(each)
 

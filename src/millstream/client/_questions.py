@@ -1,7 +1,7 @@
 """Questions that a server asks its client: for the user, for a language model, and about roots.
 
 The same handlers serve requests of the handshake era and rounds of the per-request era. They can be plain functions or
-coroutines; plain functions run in the event loop and must not block.
+coroutines. Plain functions run in the event loop and must not block.
 """
 
 import inspect
@@ -78,7 +78,7 @@ class QuestionHandler(Protocol):
             request_id: The request on whose stream the question arrived, or 0 if the transport doesn't say.
 
         Raises:
-            ProtocolError: The error to respond with.
+            ProtocolError: The error response.
         """
         ...
 

@@ -72,7 +72,7 @@ from millstream.client._transports.stdio import Command, StdioTransport, line_pr
 
 
 class ServerInfo(Implementation, frozen=True):
-    """The server's description of itself, such as ``client.server.title``. Nothing depends on it."""
+    """The server's information about itself, such as ``client.server.title``. The client doesn't rely on it."""
 
     icons: tuple[Icon, ...] = ()
 
@@ -100,7 +100,7 @@ class DeclaredCapability(Struct, frozen=True):
     name: str
     value: Mapping[str, Any]
     revisions: frozenset[str]
-    """Dates of the revisions that have it, or empty for all."""
+    """Dates of the revisions with it, or empty for all."""
 
 
 def with_meta(params: bytes, meta: bytes) -> bytes:
@@ -123,20 +123,20 @@ def request_body(request_id: int, method: str, params: bytes) -> bytes:
 _logger = logging.getLogger(__name__)
 _NO_HEADERS: Mapping[str, str] = {}
 _MAX_ANNOTATED = 10_000
-"""Maximum tools whose header annotations are kept."""
+"""Maximum number of tools to keep header annotations for."""
 
 
 class ToolHeaders(Struct):
     """Header annotations of the tools that have been listed.
 
-    They name the arguments that are also sent as headers. Tools with invalid annotations are left out of lists, as the
+    They list the arguments that are also sent as headers. Tools with invalid annotations are left out of lists, as the
     specification requires: https://modelcontextprotocol.io/specification/2026-07-28/server/tools.
     """
 
     _known: Recent[str, tuple[ParamHeader, ...]] = msgspec.field(default_factory=lambda: Recent(_MAX_ANNOTATED))
 
     def learn(self, tools: list[ToolDescription]) -> list[ToolDescription]:
-        """Store the annotations of tools and return the tools whose annotations are valid."""
+        """Store the annotations of tools and return the tools with valid annotations."""
         usable: list[ToolDescription] = []
         wrong = 0
         for tool in tools:
@@ -169,15 +169,14 @@ NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
 
 
 class Era(Struct):
-    """What connections have learned about their server: ``Conversation(…, era=era)``.
-
-    Share it between connections to one server, and only the first one probes.
+    """What connections have found out about their server: ``Conversation(…, era=era)``. If connections to the same
+    server share it, only the first one probes.
     """
 
     name: str = ""
     """``handshake`` or ``http+sse``, or empty if the next connection has to probe."""
     revision: Revision = NEWEST
-    """The per-request revision to probe with: the newest, until the server has named an older one."""
+    """The per-request revision to probe with: the newest, until the server reports an older one."""
 
 
 class _InitializeAnswer(InitializeResult, frozen=True, kw_only=True):
@@ -219,7 +218,7 @@ _INPUT_REQUIRED = b'"input_required"'
 _MIN_WAIT = 0.05
 _MAX_WAIT = 5.0
 _MAX_RESTARTS = 3
-"""Maximum consecutive connections that may be lost during setup."""
+"""Maximum consecutive connections lost during setup."""
 
 _decode_required = foreign_decoder(InputRequiredResult)
 
@@ -248,7 +247,7 @@ class RawRequest(Struct, kw_only=True):
     rounds: bool = True
     """Whether to answer the questions of the result; False returns an `input_required` result unchanged."""
     owner: str = ""
-    """The caller against whose share the reply counts while it arrives, if there are several."""
+    """The caller whose share the arriving reply counts against, if there are several callers."""
 
 
 NOT_CONNECTED = "The client isn't connected. Use `async with Client(…) as client:`."
@@ -536,7 +535,7 @@ class Requests(Confidential, Struct, kw_only=True):
     async def _connect_with(self, *, sse: bool = False) -> Connection:
         """Open a transport and negotiate.
 
-        A server that exits on an unknown method, or whose era has changed, is tried a second time.
+        It's tried a second time if the server exits on an unknown method or its era has changed.
         """
         era, pinned = self.era, self.pinned
         handshake = era.name != ""
@@ -685,7 +684,8 @@ def _input_required(result: bytes) -> InputRequiredResult | None:
 
 
 def _about(info: Any) -> ServerInfo:
-    """Return a server's name, version, and other information, without invalid members: nothing depends on them."""
+    """Return a server's name, version, and other information, without invalid members, because nothing depends on
+    them."""
     found = members(info)
     texts = {name: each for name, each in found.items() if isinstance(each, str)}
     try:

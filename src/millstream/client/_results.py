@@ -38,7 +38,7 @@ _CHANGED_BY = {
 class Cache:
     """A least-recently-used cache of results.
 
-    It keeps results that carry a time to live, and is emptied when the server reports a change, see
+    It keeps results with a time to live and is cleared when the server reports a change, see
     https://modelcontextprotocol.io/specification/2026-07-28/server/utilities/caching. Each client has its own cache, so
     public and private results are treated the same.
 
@@ -121,7 +121,7 @@ class PaginatedList(Struct, Generic[T], eq=False):
 
 
 class _WrappedValue(Struct):
-    """A value in an object, for revisions whose structured content is always an object."""
+    """A value in an object, for revisions that allow only objects as structured content."""
 
     result: Raw
 
@@ -173,14 +173,14 @@ class Result(CallToolResult, frozen=True, kw_only=True):
             raise ToolFailed(self.text or "The tool failed without giving a reason.", self)
 
     def into(self, wanted: type[T]) -> T:
-        """Convert the value to a type, from the structured content or else from the text, which may be JSON.
+        """Convert the structured content, or else the text, which can be JSON, to a type.
 
         Args:
             wanted: Any type msgspec supports (builtins, dataclasses, Structs, TypedDicts, unions), or a Pydantic model.
 
         Raises:
             ToolFailed: The tool reported an error.
-            InvalidResponse: The value has another type.
+            InvalidResponse: The value has a different type.
         """
         self.check()
         raw = self.structured_content
@@ -205,9 +205,9 @@ class Result(CallToolResult, frozen=True, kw_only=True):
 
 
 def find_mismatch(result: Result, schema: Json) -> str:
-    """Return the difference between a result and its tool's output schema (MCP, server/tools#output-schema).
+    """Describe the difference between a result and its tool's output schema (MCP, server/tools#output-schema).
 
-    It's an empty string for a result that fits, for an error, and for content above 64 KiB, which isn't examined.
+    The string is empty for a matching result, for an error, and for content larger than 64 KiB, which isn't checked.
     """
     raw = result.structured_content
     if result.is_error or (raw is not UNSET and len(memoryview(raw)) > _MAX_CHECKED):

@@ -62,7 +62,7 @@ class PendingRequest(Struct, eq=False):
             self.when = self._latest
 
     def release(self, now: float) -> None:
-        """Record that one question was answered; the clock restarts after the last one."""
+        """Record that a question was answered. The clock restarts after the last one."""
         self._holds -= 1
         self.extend(now)
 
@@ -91,18 +91,18 @@ class Change(Struct, frozen=True):
     """A change on the server."""
 
     kind: Kind
-    """Kind of the list, `resource`, or `again` after an interruption: changes may have been missed."""
+    """Kind of the list, `resource`, or `again` after an interruption, when changes may have been missed."""
     uri: str = ""
     """URI of the resource."""
 
 
 class Notification(Struct, frozen=True):
-    """Any notification, as it was received: ``if notification.method == "notifications/message": …``."""
+    """Any notification, as received: ``if notification.method == "notifications/message": …``."""
 
     method: str
     params: Raw
     request_id: int = 0
-    """Request on whose stream it arrived, or 0 if the transport doesn't say."""
+    """Request with the stream that it arrived on, or 0 if the transport doesn't say."""
 
 
 LogMessage = LoggingMessageNotificationParams
@@ -355,7 +355,7 @@ class ServerMessages(Struct, eq=False):
         """Pause the timeouts of our requests while the server waits for a person.
 
         Args:
-            request_id: The request that caused the question; if it's unknown, all timeouts pause.
+            request_id: The request that caused the question. If it's unknown, all timeouts are paused.
         """
         cause = self.running.get(request_id)
         paused = dict(self.running) if cause is None else {request_id: cause}

@@ -27,7 +27,7 @@ _SERVE_CODE = "import sys; from millstream._cli import serve_file; serve_file(*s
 _SCRIPTS = (".js", ".mjs", ".cjs")
 _FILES = (".py", ".toml", ".json", ".jsonc", *_SCRIPTS)
 SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp.mcpServers")
-"""Members of files that list servers: `servers` in VS Code, `context_servers` in Zed, `mcp_servers` in Codex, and
+"""Members that list servers in files: `servers` in VS Code, `context_servers` in Zed, `mcp_servers` in Codex, and
 `mcpServers` in Claude, Cursor, and most others.
 """
 _OTHER_TABLES = (*SERVER_TABLES[1:], "mcp")
@@ -62,7 +62,7 @@ def find_server(target: Target, *, env: Mapping[str, str], cwd: str | None) -> P
         cwd: Working directory of a command.
 
     Raises:
-        TargetError: The target doesn't name exactly one server.
+        TargetError: The target doesn't identify exactly one server.
     """
     base = Command((), env, cwd)
     if isinstance(target, Path):
@@ -100,7 +100,7 @@ def _text(text: str, base: Command) -> Place:
 
 
 def _check_no_file(text: str) -> None:
-    """Raise a helpful error if a word names a file or folder instead of a program."""
+    """Raise a helpful error if a word is the path of a file or folder instead of a program."""
     if os.path.isdir(text):  # noqa: PTH112  unlike a Path, it accepts names of any length
         raise TargetError(f"{text} is a folder. Use a .py, .js, or .json file in it, a command, or a URL.")
     if os.path.isfile(text):  # noqa: PTH113
@@ -112,7 +112,7 @@ def _check_no_file(text: str) -> None:
 
 
 def nearest_file(path: Path) -> str:
-    """Return a hint for a missing file: the closest name beside it, or what to check."""
+    """Return a hint for a missing file: the closest name in its folder, or what to check."""
     near = closest_name(path.name, [each.name for each in path.parent.glob(f"*{path.suffix}")])
     return f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to the working directory."
 
@@ -174,8 +174,8 @@ def needs_gateway(path: Path) -> bool:
 
 
 def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> bool:
-    """Return whether a file, with the files beside it, imports only the standard library. Then it can't have a server,
-    and may speak the protocol while it's imported.
+    """Return whether a file and its neighbors import only the standard library. Then it can't have a server, but may
+    use the protocol while it's imported.
     """
     path = Path(file)
     try:
@@ -223,7 +223,7 @@ def _from_configuration(given: Any, name: str, source: str, base: Command, folde
         name: Name of the server, or empty if there's only one.
         source: Name of the configuration in errors.
         base: Environment and working directory.
-        folder: Folder of the file, in which variables are replaced.
+        folder: The file's folder, for replacing variables.
     """
     entries = mcp_servers(given, source)
     if not name:

@@ -1,7 +1,7 @@
 """Tasks of a server: start them, wait for them, answer their questions, and cancel them.
 
-Tasks run on the server. The client polls them and reconnects as needed, so waiting survives lost connections and
-restarts of the server.
+Tasks run on the server. The client polls them and reconnects as needed, so waiting continues across lost connections
+and server restarts.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ Status = Literal["working", "input_required", "completed", "failed", "cancelled"
 
 
 class TaskError(Struct):
-    """The error with which a call failed, as JSON-RPC has it: ``task.error.message``."""
+    """The JSON-RPC error of a failed call: ``task.error.message``."""
 
     code: int
     message: str
@@ -59,7 +59,7 @@ class Task(Struct, frozen=True, rename="camel"):
     """Task id, or empty for a call that finished immediately."""
     status: Status
     status_message: str = ""
-    """What the task is doing, or why it ended."""
+    """Description of the current work, or the reason why the task ended."""
     created_at: str = ""
     """Creation time, ISO 8601."""
     last_updated_at: str = ""
@@ -127,7 +127,7 @@ class ClientTasks(Struct, eq=False):
     async def start(self, tool: str, arguments: Mapping[str, Any] | None = None, *, timeout: float = 0) -> Task:
         """Call a tool and return its task: ``task = await client.tasks.start("report", {"year": 2026})``.
 
-        Save `Task.task_id`: any client of the same principal can get the task with it later. The server decides which
+        Save `Task.task_id`: any client of the same principal can use it to get the task later. The server decides which
         calls become tasks. A call that finishes immediately returns a task without an id.
 
         Args:
@@ -173,7 +173,7 @@ class ClientTasks(Struct, eq=False):
         await self._ask("tasks/update", task_id, {"inputResponses": answers}, timeout)
 
     async def cancel(self, task_id: str, *, timeout: float = 0) -> None:
-        """Cancel a task unless it has ended: ``await client.tasks.cancel(task_id)``. Raises like `get`.
+        """Cancel a task unless it has ended: ``await client.tasks.cancel(task_id)``. Raises the same errors as `get`.
 
         Args:
             task_id: Id of the task.

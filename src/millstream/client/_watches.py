@@ -38,7 +38,7 @@ from millstream.client._transports import Transport
 
 _logger = logging.getLogger(__name__)
 _MAX_UNREAD = 10_000
-"""Maximum unread changes. Above it, one of the kind `again` replaces them."""
+"""Maximum unread changes. Beyond it, a single change of the kind `again` replaces them."""
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
 _STABLE_SECONDS = 5.0
@@ -62,7 +62,7 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
     _agreed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server has confirmed the subscription."""
     _failures: int = 0
-    """Consecutive attempts that failed or didn't last. Above 0, reports may have been missed."""
+    """Consecutive attempts that failed or didn't last. If it isn't 0, reports may have been missed."""
 
     def __aiter__(self) -> Self:
         return self
@@ -239,9 +239,9 @@ class Changes(ClientSubscription[Change], eq=False):
 
 
 class WatchingRequests(Requests, eq=False, kw_only=True):
-    """Requests whose session keeps its log level and subscriptions on new connections.
+    """Sends requests, and restores the session's log level and subscriptions on new connections.
 
-    A lost connection of the handshake era is reopened while there are watchers, or an `on_change` callback.
+    A lost connection of the handshake era is reopened while there are watchers or an `on_change` callback.
     """
 
     log_level: str

@@ -1,7 +1,7 @@
 """Forward raw messages to servers and write transports: for gateways and other programs between clients and servers.
 
-A `Conversation` is a connection whose requests and results stay JSON. `DuplexTransport` and `StdioTransport` are base
-classes of your own transports.
+A `Conversation` is a connection that keeps requests and results as JSON. `DuplexTransport` and `StdioTransport` are
+base classes for your own transports.
 
 Example:
     >>> conversation = Conversation(url, relay, Options(), revision=None, headers={}, timeout=60.0)

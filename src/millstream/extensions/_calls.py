@@ -1,6 +1,6 @@
-"""Calls that extensions handle: custom methods, and tool calls that are pending, saved as data, or running.
+"""Calls that extensions handle: custom methods, and pending, saved, or running tool calls.
 
-`CallContext` is the context of a custom method, `ReplyStream` its reply as a stream of notifications, and `JsonType`
+`CallContext` is the context of a custom method, `ReplyStream` is a reply with a stream of notifications, and `JsonType`
 converts between JSON and a declared type.
 """
 
@@ -126,7 +126,7 @@ class ReplyStream:
 
 
 class JsonType:
-    """The JSON schema of a type, and conversion of its values from and to JSON.
+    """A type with its JSON schema, which converts values from and to JSON.
 
     It supports the types that tools support: msgspec Structs, dataclasses, TypedDicts, and pydantic models.
 
@@ -189,7 +189,7 @@ class SavedCall(Struct, frozen=True):
     principal: Principal | None
     transport: str
     owner: str
-    """Owner that the call counts against in the server's limits."""
+    """The call's owner in the server's limits."""
 
 
 class PendingCall(Struct, eq=False):

@@ -54,7 +54,7 @@ def method(
         name: Name of the method, such as ``com.example/stock``.
         side: The side that answers. A server can call clients in handshake revisions, and by `input_required` results.
         revisions: Dates of the revisions that have the method, all by default.
-        header: Member of the params that the `Mcp-Name` header repeats, in revisions with routing headers.
+        header: Member of the params that's repeated in the `Mcp-Name` header, in revisions with routing headers.
         declared: Reject clients that don't declare the extension, with error -32021 (-32602 in handshake revisions).
     """
     return _mark(HandlerMark(name, side, True, revisions, header, declared))
@@ -82,7 +82,7 @@ def _mark(settings: HandlerMark) -> Callable[[F], F]:
 
 
 class Extension(Middleware):
-    """An extension of MCP. Write a subclass, and pass an instance to a `Server`, a `Client`, or both.
+    """An extension of MCP. Write a subclass and pass an instance to a `Server`, a `Client`, or both.
 
     The hooks of `Middleware` (`on_call`, `on_read`, `on_prompt`, `on_list`, `on_message`) run inside those of
     ``Server(middleware=…)``, in the order of ``extensions=``. Hooks that no extension uses cost nothing.
@@ -95,7 +95,7 @@ class Extension(Middleware):
     name: str = ""
     """The identifier, such as ``com.example/stock``: your domain in reverse, a slash, and a name."""
     needs: Collection[str] = ()
-    """Identifiers of the extensions that this one requires, and names of parts such as ``hub``."""
+    """Required extensions, by identifier, and parts, by name, such as ``hub``."""
     settings: Mapping[str, Any] | None = {}
     """Settings that the server announces under `name`. With None, `open` decides whether to announce the extension."""
     client_settings: Mapping[str, Any] = {}
@@ -103,8 +103,8 @@ class Extension(Middleware):
     revisions: Collection[str] = ()
     """Dates of the revisions that have the extension, all by default.
 
-    For experiments: clients of a later revision don't get the extension until its date is added. To exclude only
-    the handshake era, use `millstream.protocol.PER_REQUEST`, which later revisions join.
+    Use it only for experiments, because clients of a later revision don't get the extension until you add its date. To
+    exclude only the handshake era, use `millstream.protocol.PER_REQUEST`, which includes later revisions.
     """
     experimental: bool = False
     """Whether to also announce and declare the extension under ``experimental``, for older peers."""
@@ -113,7 +113,7 @@ class Extension(Middleware):
     # On both sides
 
     def filter_notification(self, message: NotificationMessage) -> NotificationMessage | None:
-        """Filter notifications in both directions: return the notification, a changed one, or None to drop it.
+        """Filter notifications in both directions: return the notification, a changed copy, or None to drop it.
 
         The filter is called for the notifications of MCP and of extensions, once for each peer. It runs in the event
         loop and must not block. If it raises an exception, the notification is dropped. The first extension is
@@ -154,7 +154,7 @@ class Extension(Middleware):
         self.register(server)
 
     def unmet(self, server: "Server") -> str:
-        """Return the reason why the server's configuration doesn't suit this extension, or "". Called at each start.
+        """Return the reason why the extension can't work with the server's configuration, or "". Called at each start.
 
         Args:
             server: The server, with its complete configuration.
@@ -168,7 +168,7 @@ class Extension(Middleware):
             host: The running server.
 
         Raises:
-            Exception: Any exception prevents the start of the server.
+            Exception: Any exception prevents the server from starting.
         """
 
     async def close(self) -> None:
@@ -177,7 +177,7 @@ class Extension(Middleware):
     # On a client
 
     def connect(self, client: ClientHost) -> None:
-        """Register handlers that the decorators don't cover. Called once, when the extension is added to a client.
+        """Register handlers for which there's no decorator. Called once, when the extension is added to a client.
 
         Args:
             client: The client, before it connects.
@@ -187,7 +187,7 @@ class Extension(Middleware):
         """Wrap the client's requests. ``await next(request)`` sends a request and returns the members of its result.
 
         Args:
-            request: The request, whose parameters you may change.
+            request: The request. You can change its parameters.
             next: Sends the request, or calls the hook of the next extension.
         """
         return await next(request)
@@ -237,7 +237,7 @@ class ExtensionPart:
         """Announce the capability and register the methods.
 
         Raises:
-            LocalError: The server's configuration lacks something that the extension needs.
+            LocalError: The extension can't work with the server's configuration.
         """
         extension = self.extension
         server = extension._server  # pyright: ignore[reportPrivateUsage]  None for the extensions in this package

@@ -52,7 +52,7 @@ _decode_rounds = decoder(InputResponseRequestParams)
 
 
 class ListenSubscription(Struct, eq=False):
-    """An open `subscriptions/listen` whose filter contains an extension's member."""
+    """An open `subscriptions/listen` with an extension's member in its filter."""
 
     _call: Call
     _push: Callable[[bytes], bool]
@@ -88,9 +88,9 @@ def _kind_of(item: object) -> str:
 
 
 class Host(Struct, eq=False):
-    """The running server, to which an extension adds methods, items, capabilities, and tasks. See `Extension.open`.
+    """The running server, where an extension adds methods, items, capabilities, and tasks. See `Extension.open`.
 
-    Everything that's added is removed when the server closes.
+    All of them are removed when the server closes.
     """
 
     _host: PartHost
@@ -130,7 +130,7 @@ class Host(Struct, eq=False):
 
     @property
     def shared(self) -> bool:
-        """Whether other workers may share the store."""
+        """Whether other workers can share the store."""
         return self._host.store.shared
 
     @property
@@ -150,7 +150,8 @@ class Host(Struct, eq=False):
         return self._host.hub
 
     def seal(self, value: bytes, bound: str) -> bytes:
-        """Encrypt a value with the server's keys, to store it. Only `unseal` with the same `bound` can decrypt it.
+        """Encrypt a value with the server's keys, for example to store it. Only `unseal` with the same `bound` can
+        decrypt it.
 
         Args:
             value: The value. Its length can be seen in the sealed text.
@@ -169,21 +170,21 @@ class Host(Struct, eq=False):
         return self._host.services.ring.open(self._name.encode(), sealed.decode("latin-1"), bound.encode())
 
     def has_credential(self, principal: Principal) -> bool:
-        """Return whether a principal may still have a valid credential.
+        """Return whether a principal's key may still be valid.
 
         Return False when its key has been revoked or has expired. For tokens, see `is_revoked` and `Principal.until`.
 
         Args:
-            principal: The caller whose key it is.
+            principal: The caller with the key.
         """
         guard = self._host.guard
         return guard is None or bool(principal.issuer) or guard.holds(principal.id)
 
     def revocation_id(self, principal: Principal) -> str:
-        """Return an id for `is_revoked`, for the token of a principal, or empty if this server can't look it up.
+        """Return an id for `is_revoked`, for a principal's token, or empty if this server can't look it up.
 
         Args:
-            principal: The caller whose token it is.
+            principal: The caller with the token.
         """
         guard = self._host.guard
         return "" if guard is None else guard.revocation_id(principal)
@@ -224,7 +225,7 @@ class Host(Struct, eq=False):
 
     @property
     def about(self) -> Mapping[str, Any]:
-        """The server's description of itself in the newest revision: name, version, title, and others."""
+        """The server's information about itself in the newest revision: name, version, title, and more."""
         return self._host.dispatcher.info
 
     @property
@@ -344,7 +345,7 @@ class Host(Struct, eq=False):
         return self._host.registry.serves(method, BY_DATE[revision])
 
     def serve_document(self, path: str, make: Callable[[], bytes], media_type: str) -> None:
-        """Serve a public document with an entity tag, also to pages of other origins.
+        """Serve a public document with an entity tag, including to pages of other origins.
 
         Args:
             path: Path of the document, such as ``/.well-known/catalog.json``.
@@ -373,7 +374,7 @@ class Host(Struct, eq=False):
         Args:
             name: Name of the value in `/health`.
             read: Returns the current value.
-            limit: The value at which something is rejected.
+            limit: The maximum value.
         """
         self._host.report(name, read, limit=limit)
 
@@ -386,7 +387,7 @@ class Host(Struct, eq=False):
             item: The item.
 
         Raises:
-            ValueError: Another one has its name or URI.
+            ValueError: Another item has the same name or URI.
         """
         kind, registry = _kind_of(item), self._host.registry
         registry.add(kind, item.name, item)
@@ -418,7 +419,7 @@ class Host(Struct, eq=False):
         self._host.find_resources(find)
 
     def find_methods(self, find: Callable[[str, str], Handler | None]) -> None:
-        """Find handlers of methods that nothing has registered. The first match of all extensions is used.
+        """Find handlers for unregistered methods. The first match among all extensions is used.
 
         Args:
             find: ``find(method, revision)`` returns a handler as for `method`, or None. The revision is a date.
@@ -428,7 +429,8 @@ class Host(Struct, eq=False):
         )
 
     def select_listed(self, select: Callable[[str, Mapping[str, Item]], Mapping[str, Item]]) -> None:
-        """Choose which items lists contain, after the hooks of earlier extensions. Clients can use the others by name.
+        """Choose which items to list, after the hooks of earlier extensions. Clients can still use the other items by
+        name.
 
         Args:
             select: ``select(kind, items)`` returns the items to list. The kind is ``tools``, ``resources``,
@@ -455,7 +457,7 @@ class Host(Struct, eq=False):
         """Call ``begin(call)`` before each call of a tool with ``task=``.
 
         It returns None to let the call run as usual, or an awaitable that either returns the result of
-        `PendingCall.run` or raises `CustomResult`. The first hook that returns one decides.
+        `PendingCall.run` or raises `CustomResult`. The first hook that returns an awaitable is used.
 
         Args:
             begin: The hook, a function of a `PendingCall`.
@@ -487,7 +489,8 @@ class Host(Struct, eq=False):
             id: Id of the run, for logs and as its progress token.
             state: `RunOutcome.state` of the previous run.
             responses: Answers to the previous run's questions, as JSON by key.
-            report: Called as ``report(message)`` with each progress and log notification of the function, as JSON-RPC.
+            report: Called as ``report(message)`` with each of the function's progress and log notifications, as
+                JSON-RPC.
         """
         answers = {key: Raw(answer) for key, answer in (responses or {}).items()}
         call = Call(
@@ -509,10 +512,10 @@ class Host(Struct, eq=False):
         return CallRun(self._host.dispatcher, call)
 
     async def acquire_slots(self, holder: str, limits: Sequence[SlotLimit], *, call: SavedCall | None = None) -> Slots:
-        """Take one slot from every limit, or none at all. If the worker dies, its slots become free.
+        """Take one slot from every limit, or none. If the worker dies, its slots become free.
 
         Args:
-            holder: Identifier that is unique among the slots of this worker.
+            holder: Identifier that's unique among this worker's slots.
             limits: Limits of this extension.
             call: Also take the slots that this call would occupy as a request.
 
@@ -564,7 +567,7 @@ class Host(Struct, eq=False):
         self._host.extend(Registered("", {}, {}, self._revisions, filters={member: serve}))
 
     def broadcast(self, method: str, params: Any = None, *, everyone: bool = False) -> None:
-        """Send a notification to the sessions of handshake revisions, on every worker, without waiting.
+        """Send a notification to all handshake-era sessions on every worker, without waiting.
 
         It's sent on the stand-alone stream of Streamable HTTP, and on HTTP+SSE, stdio, and WebSockets. Clients of
         per-request revisions have no session: see `listen` and `CallContext.stream`.
@@ -572,7 +575,7 @@ class Host(Struct, eq=False):
         Args:
             method: Method of the notification.
             params: Params of the notification.
-            everyone: Also send it to clients that didn't declare the extension.
+            everyone: Whether to also send it to clients that didn't declare the extension.
         """
         peers, name = self._host.services.peers, self._name
         message = ExtensionBroadcast(name, "" if everyone else name, notification_message(method, params))
@@ -614,7 +617,7 @@ class Host(Struct, eq=False):
         self._host.run(work)
 
     async def enter(self, context: AbstractAsyncContextManager[T]) -> T:
-        """Enter a context that the server leaves when it closes, such as an `asyncio.TaskGroup`.
+        """Enter a context, such as an `asyncio.TaskGroup`, that the server exits when it closes.
 
         Args:
             context: An async context manager.

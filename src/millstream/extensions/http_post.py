@@ -50,7 +50,7 @@ class PostFailed(Exception):
     def __init__(self, reason: Literal["connection_refused", "timeout", "tls_error"]) -> None:
         super().__init__(reason)
         self.reason: Literal["connection_refused", "timeout", "tls_error"] = reason
-        """Category of the failure. It reveals nothing about internal addresses."""
+        """Category of the failure. It doesn't reveal anything about internal addresses."""
 
 
 async def post(
@@ -74,7 +74,7 @@ async def post(
         tls: Context with the trusted certificates; the system's by default.
         seconds: Time limit, including the connection.
         max_bytes: Maximum size of the response.
-        owner: The caller whose share of the name lookups it uses, see `Share`.
+        owner: The caller whose share of the name lookups is used, see `Share`.
 
     Raises:
         PostFailed: There was no response.

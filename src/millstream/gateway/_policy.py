@@ -93,7 +93,7 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     timeout: Seconds = 0.0
     """Timeout of a call in seconds, or 0 for the upstream's own timeout."""
     result_bytes: Cap = 0
-    """Maximum size of a result, in bytes. The caller gets the beginning of a larger one, and a link to the rest. 0 for no limit.
+    """Maximum size of a result, in bytes, or 0 for no limit. For a larger one, callers get the beginning and a link.
     """
     result_tokens: Cap = 0
     """The same limit in tokens of four characters; the smaller one applies."""

@@ -1,8 +1,8 @@
 """Access to channels: valid names, reserved channels, caps, and the authorization hook.
 
-The hub checks every subscription. Transports check before they respond, while they can still refuse. Only callers that
-can subscribe to a channel can see its presence, so ``$presence.X`` is checked as ``X``. A hook that raises denies
-access and doesn't affect other subscriptions.
+The hub checks every subscription. Transports check before they respond, while they can still reject the request. Only
+callers that can subscribe to a channel can see its presence, so ``$presence.X`` is checked as ``X``. A hook that raises
+denies access and doesn't affect other subscriptions.
 """
 
 import logging
@@ -31,7 +31,7 @@ from millstream.hub._subscriber import Authorize
 logger = logging.getLogger("millstream.hub")
 
 SubscribeRule = Callable[[Principal | None, str], bool]
-"""``rule(principal, channel)`` returns whether a peer may receive a channel without filtering. It must not block or
+"""``rule(principal, channel)`` returns whether a peer can receive a channel without filtering. It must not block or
 raise."""
 
 
@@ -49,7 +49,7 @@ def check_target(channel: str) -> None:
 
 
 class AccessRules(Struct):
-    """The access checks of one hub, which change nothing: ``hub.admission.publish("news", ctx.principal)``."""
+    """The access checks of a hub, which have no side effects: ``hub.admission.publish("news", ctx.principal)``."""
 
     _audience: Audience
     _limits: HubLimits

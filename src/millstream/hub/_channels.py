@@ -34,7 +34,7 @@ class HubLimits(Struct, frozen=True, kw_only=True):
     max_event: int = 256 * 1024
     """Maximum size of an event's data."""
     max_buffered: int = 512 * 1024
-    """A subscriber with more unread bytes is cut. Must be below the limit of the outlet."""
+    """A subscriber with more unread bytes is disconnected. Must be less than the outlet's limit."""
     max_unread: int = 256 * 1024 * 1024
     """Maximum number of unread bytes for all subscribers of a worker. Above it, the slowest subscribers are cut."""
     journal: int = _DEFAULTS.hub_replay_events
@@ -82,7 +82,7 @@ class EventTooLarge(ToolError, ValueError):
 def check_encoded_size(size: int, max_event: int) -> None:
     """Reject an event whose JSON is too large to decode. Smaller events are measured after decoding.
 
-    Escapes and trailing zeros can make the JSON longer than the delivered event, so the bound is generous.
+    Escapes and trailing zeros can make the JSON longer than the delivered event, so the limit is generous.
 
     Raises:
         EventTooLarge: `size` exceeds four times the maximum size of an event.
@@ -109,11 +109,9 @@ class Forbidden(ToolError):
 
 
 class LimitExceeded(Exception):
-    """A cap on subscribers is reached. The client may try again later.
-
-    Args:
-        scope: Which cap: connections, yours, address, or channel.
-        limit: The number of subscribers that it allows.
+    """A limit on subscribers is reached. The client can try again later. Args: scope: The limit: connections, yours,
+    address, or channel.
+        limit: The maximum number of subscribers.
 
     Example:
         ``except LimitExceeded as error: print(error.scope)``
@@ -206,7 +204,7 @@ def is_pattern(name: str) -> bool:
 
 
 def topic_for(pattern: str) -> str | None:
-    """Return the journal topic with the events of a channel or pattern, or None if every topic may have some."""
+    """Return the journal topic for a channel or pattern, or None if its events can be in any topic."""
     if not is_pattern(pattern):
         return pattern
     first = pattern.partition(".")[0]
@@ -214,7 +212,7 @@ def topic_for(pattern: str) -> str | None:
 
 
 def split_pattern(pattern: str) -> tuple[list[str], bool]:
-    """Return the segments of a pattern without a final ``>``, and whether it had one."""
+    """Return a pattern's segments without a final ``>``, and whether there was one."""
     segments = pattern.split(".")
     rest = segments[-1] == ">"
     return segments[: len(segments) - rest], rest

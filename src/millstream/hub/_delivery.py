@@ -1,11 +1,11 @@
 """Delivery from the journal to the outlets of this worker.
 
 Each event is encoded once per kind of outlet, and a plain loop writes the same bytes to all outlets of that kind. A
-channel's outlets by encoder are its plan, which is built on demand and contains each outlet once.
+channel's plan lists its outlets by encoder, each once. It's built on demand.
 
 A subscriber that falls too far behind gets a final event with the reason and can resume. Others are unaffected. Each
-outlet has its own bound, but there can be thousands, so the bytes that all of them haven't read are also bounded: above
-that, the slowest outlets are cut.
+outlet has its own limit, but there can be thousands, so there's also a limit on the total of unread bytes. Beyond it,
+the slowest outlets are disconnected.
 """
 
 import sys
@@ -34,17 +34,17 @@ _MAX_UNUSED = 1_000
 """Maximum number of topics that are followed without subscribers."""
 _MAX_PLANS = 4096
 _MAX_MEMORY = 256 * 1024 * 1024
-"""Maximum bytes that the channels and patterns of all subscribers take. One owner can use half of them."""
+"""Maximum memory for all subscribers' channels and patterns, in bytes. One owner can use half of it."""
 _ENTRY_BYTES = 384
 _NODE_BYTES = 336
-"""Bytes that a channel takes beside the characters of its name, and a segment of a pattern."""
+"""Memory for a channel, in addition to its name, and for a segment of a pattern, in bytes."""
 """Maximum number of cached plans."""
 _COUNTS_PER_LIMIT = 4
 """How often unread bytes are counted while a write of the maximum size is in progress."""
 
 
 class Audience:
-    """All subscribers of one worker. `enter` counts a subscriber, and `join` starts delivery to it."""
+    """All subscribers of a worker. `enter` registers a subscriber, and `join` starts delivery to it."""
 
     def __init__(self, limits: HubLimits) -> None:
         self._limits = limits
@@ -169,7 +169,7 @@ def _owner(address: str, principal: Principal | None) -> str:
 
 
 def _size(channels: Iterable[str]) -> int:
-    """Return the bytes that a subscription takes: its names, an entry for each, and a node for each segment of a
+    """Return the memory that a subscription uses: its names, an entry for each, and a node for each segment of a
     pattern.
     """
     return sum(
@@ -192,7 +192,7 @@ class Interest(Struct):
     _counts: Counter[str | None] = field(default_factory=Counter[str | None])
     """Number of subscribers of each topic that has any."""
     _stops: dict[str | None, Callable[[], None]] = {}
-    """By topic. One without subscribers is followed a little longer, because many subscribers come back."""
+    """By topic. A topic without subscribers is followed a little longer, because many subscribers reconnect."""
 
     async def add(self, channels: Sequence[str]) -> None:
         """Follow the topics of a subscriber. Call `remove` afterwards, even if this raises.
@@ -269,7 +269,7 @@ class Delivery:
         """Start listening at the end of both streams."""
         log, topic = self._store.log, None
         if self._store.shared:
-            topic = ""  # without events; interest adds others
+            topic = ""  # without events; interest adds more
         else:
             self.journal.floors[topic] = 0
         self.event_tail = Tail(
@@ -290,7 +290,7 @@ class Delivery:
         await self.change_tail.close()
 
     async def pass_published(self) -> None:
-        """Move past this worker's own events, which don't concern a subscriber that comes after them."""
+        """Skip this worker's own events, which don't concern later subscribers."""
         published, self.published = self.published, None
         if published is not None and published != Position(self.journal.epoch, self.journal.offset):
             await self.event_tail.settle()

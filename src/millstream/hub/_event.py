@@ -48,7 +48,7 @@ class EventHeader(Struct, frozen=True, gc=False, array_like=True):
 
 
 class Event(Struct, frozen=True, gc=False):
-    """An event. An encoder converts it to bytes once for all subscribers of its kind.
+    """An event. An encoder converts it to bytes only once for all subscribers with the same transport.
 
     Example:
         ``def encode(event: Event) -> bytes: return event.data or b""``
@@ -71,8 +71,8 @@ class Event(Struct, frozen=True, gc=False):
         """Return the members of `user` that a reader can see: ``event.visible_user(ctx.principal)``.
 
         Args:
-            reader: The caller, or None without sign-in. Only callers with the scope ``millstream:identities`` see more
-                than the name.
+            reader: The caller, or None without sign-in. Only callers with the scope ``millstream:identities`` can see
+                more than the name.
         """
         return visible_part(self.user, knows_identities(reader))
 
@@ -104,7 +104,7 @@ _encode_json = msgspec.json.Encoder().encode
 
 
 def unpack(entry: Entry) -> Event:
-    """Return the event for a stored record at its position in the journal."""
+    """Return the event in a stored record, with its position in the journal."""
     record, offset = _decode_record(entry.data), entry.position.offset
     id = record.id or position_id(entry.position.epoch, offset)
     return Event(record.channel, record.data, record.event, id, offset, record.at, record.user)
@@ -177,7 +177,7 @@ def check_event_id(id: str | None, epoch: str) -> None:
     """Check a publisher's event id.
 
     Raises:
-        InvalidName: The id is empty or too long, has control characters, or has the form of the hub's own ids.
+        InvalidName: The id is empty or too long, contains control characters, or looks like the hub's own ids.
     """
     if id is None:
         return

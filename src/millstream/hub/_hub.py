@@ -46,7 +46,7 @@ from millstream.hub._replay import REPLAYS, CatchUp
 from millstream.hub._subscriber import Authorize, Encode, Subscription
 
 _REFRESHES_PER_READ = 6
-"""Refreshes per read of the streams, which finds messages whose notifications were lost. The store reports
+"""Number of refreshes per read of the streams, which finds messages after lost notifications. The store reports
 interruptions, so this is rarely needed, and it costs an idle worker two commands.
 """
 _MAX_PROFILES = 1024
@@ -69,7 +69,7 @@ class HubStats(Struct, frozen=True):
     disconnected: dict[str, int]
     """Number of subscribers that the hub ended, by reason."""
     gaps: int
-    """How often this worker lost its position in the journal."""
+    """Number of times that this worker lost its position in the journal."""
     transports: dict[str, int]
     """Number of subscribers per transport."""
     replays: dict[str, int]
@@ -87,7 +87,7 @@ class Hub:
         clock: Returns the Unix time, by default the store's clock, which all workers share.
         authorize: ``f(principal, "publish" or "subscribe", channel)`` returns whether a caller can use a channel. If it
             raises, access is denied.
-        name_claims: Claims that can have a caller's display name, see `Settings.display_name_claims`.
+        name_claims: Claims that can contain a caller's display name, see `Settings.display_name_claims`.
 
     Example:
         >>> hub = Hub(store, HubLimits())
@@ -165,9 +165,9 @@ class Hub:
             data: The data.
             event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, which subscribers see and can resume from. An event with the same id on
-                the same channel within two minutes is a repetition and isn't published again.
-            publisher: The caller that this is published for, such as ``ctx.principal``. Subscribers then see the
-                caller's display name (`Event.user`). A caller's ids can't displace those of others.
+                the same channel within two minutes isn't published again.
+            publisher: The caller that publishes it, such as ``ctx.principal``. Subscribers then see the caller's
+                display name (`Event.user`). One caller's event ids can't displace another caller's.
 
         Raises:
             InvalidName: The channel, event name, or id is invalid.
@@ -194,12 +194,12 @@ class Hub:
         `HubLimits.mailbox_age` seconds.
 
         Args:
-            client_id: The id under which the client receives, at most 128 characters.
+            client_id: The client's id, at most 128 characters.
             data: The data. Text is sent unchanged, anything else as JSON.
             event: The event name. Without a name, the event is a plain message.
             id: The publisher's own event id, as for `publish`.
             principal: The client's owner. Without one, only clients without sign-in receive the message.
-            publisher: The caller that this is sent for, as for `publish`.
+            publisher: The caller that sends it, as for `publish`.
 
         Raises:
             InvalidName, EventTooLarge, TypeError: As for `publish`.
@@ -232,7 +232,7 @@ class Hub:
             last_event_id: The id of the last received event. Missed events are written first, after a `gap` event if
                 some of them are no longer stored.
             history: The number of recent events to write first, without a last event id.
-            client_id: The id that appears in the presence of the channels (not of patterns) until the outlet closes.
+            client_id: The id to show in the channels' presence (not for patterns) until the outlet closes.
             name: The client's display name.
             principal: The caller, for the authorization hook.
             address: The address, for the cap per address.
@@ -261,7 +261,7 @@ class Hub:
 
     @asynccontextmanager
     async def hold_interest(self, channels: Sequence[str]) -> AsyncGenerator[None]:
-        """Read the events of channels during the block, so that a subscription in it begins without waiting.
+        """Read the events of channels during the block, so that a subscription can begin without waiting.
 
         Args:
             channels: Valid channels and patterns.
@@ -303,17 +303,17 @@ class Hub:
         address: str = "",
         transport: str = "",
     ) -> Subscription:
-        """Write a client's messages to an outlet: first messages that arrived while it was offline, then new ones.
+        """Write a client's messages to an outlet: first the messages that arrived while it was offline, then new ones.
 
         Without a last event id, the first messages are the undelivered ones. With an id, they are the messages after
         that event.
 
         Args:
-            client_id: The id that `send` names.
+            client_id: The id that is passed to `send`.
             outlet: The outlet, as for `subscribe`.
             encode: The encoder, one function per kind of outlet.
             last_event_id: The id of the last received message.
-            principal: The caller. A client id belongs to one principal, so another one's messages are out of reach.
+            principal: The caller. A client id belongs to one principal, so another principal's messages can't be read.
             address: The address, for the cap per address.
             transport: The transport, for `HubStats.transports`.
 
@@ -334,16 +334,16 @@ class Hub:
         return await self._start(subscription, last_event_id, 0)
 
     def listen(self, pattern: str, *, name: str = "") -> AsyncGenerator[Event, None]:
-        """Return the events of a channel or pattern from now on, as an async iterator for a program.
+        """Return an async iterator over new events on a channel or pattern.
 
-        Without a name, each listener gets all events. With a name, one listener at a time reads the events, on any
-        worker, from the position that the store keeps for the name. The first one starts now. An event is done when the
-        next one is requested. After a crash, the last event may arrive again, with the same id. If the journal dropped
-        events, a warning is logged. Iteration ends when the hub closes.
+        Without a name, each listener gets all events. With a name, only one listener on any worker reads the events at
+        a time, from the position in the store for that name. A new name starts with new events. An event is completed
+        when the next one is requested. After a crash, the last event may arrive again, with the same id. If the journal
+        dropped events, a warning is logged. Iteration ends when the hub closes.
 
         Args:
             pattern: A channel or pattern. Channels that start with ``$`` aren't allowed.
-            name: The name of the listener, for example what it does with the events.
+            name: The listener's name, such as its purpose.
 
         Raises:
             InvalidName: The pattern is invalid or reserved.
@@ -356,7 +356,8 @@ class Hub:
     async def presence(self, channel: str) -> list[Member]:
         """Return the clients on a channel, in order of arrival: ``await mcp.hub.presence("room.den")``.
 
-        All workers count. A client is present from its subscription with a `client_id` until its connection closes.
+        This includes the clients on all workers. A client is present from its subscription with a `client_id` until its
+        connection closes.
 
         Args:
             channel: The channel, without wildcards.
@@ -411,7 +412,7 @@ class Hub:
         return sum(outlet.buffered for outlet in self._audience.by_outlet)
 
     def count_delivered(self, events: int, written: int = 0) -> None:
-        """Count what an encoder has written to outlets directly: ``hub.count_delivered(3, 3 * len(chunk))``.
+        """Count events that an encoder has written directly to outlets: ``hub.count_delivered(3, 3 * len(chunk))``.
 
         Args:
             events: Number of events, counted for each outlet, for `HubStats.delivered`.
@@ -421,9 +422,8 @@ class Hub:
         self._delivery.count_written(written)
 
     def disconnect(self, outlet: OutputStream) -> None:
-        """End the subscriptions of an outlet that reads too slowly, after a last event with the reason.
-
-        The hub does this itself, except for what an encoder writes to outlets directly.
+        """End the subscriptions of an outlet that reads too slowly, after a final event with the reason. The hub does
+        this itself, except if an encoder writes directly to outlets.
 
         Args:
             outlet: The outlet.
@@ -450,7 +450,7 @@ class Hub:
         if principal is None or not self._name_claims:
             return None
         known, profile = self._profiles.get(principal.binding) or (None, None)
-        if known is not principal:  # its credential was verified again, with other claims perhaps
+        if known is not principal:  # its credential was verified again, possibly with other claims
             profile = get_profile(principal, self._name_claims)
             self._profiles.keep(principal.binding, (principal, profile))
         return profile
@@ -485,7 +485,7 @@ class Hub:
         self._audience.enter(subscription)
         try:
             await delivery.interest.add(subscription.channels)
-        finally:  # at once, if the outlet is closed, and then the channels are removed
+        finally:  # immediately, if the outlet is closed, and then the channels are removed
             outlet.on_close(subscription.handle_close)
         await delivery.pass_published()
         replay = CatchUp(delivery, subscription, self._replay_limiter)

@@ -4,8 +4,8 @@ The journal is one stream of the store, like a JetStream stream with many subjec
 an offset is a position on all channels, including wildcards, and each event needs only one id. The newest events are
 also cached in decoded form (see `Journal.recent`), because most reconnecting clients missed only these.
 
-A channel's history outlives the journal, so a busy channel doesn't displace a quiet one. The history of a client's
-channel is its mailbox.
+A channel's history is kept longer than the journal, so a busy channel doesn't displace a quiet one. The history of a
+client's channel is its mailbox.
 """
 
 import asyncio
@@ -72,7 +72,7 @@ class Journal(Struct):
 
         Raises:
             StoreFull: The store can't store an event of this size.
-            EntryRepeated: An event with this id was just published on its channel.
+            EntryRepeated: An event with this id was recently published on the channel.
         """
         count, age = self.bounds(record.channel)
         # An entry beyond the limit shows that entries were dropped.
@@ -89,7 +89,7 @@ class Journal(Struct):
         )
 
     def add(self, entry: Entry) -> Event:
-        """Advance to the next entry, and return its event, which is cached."""
+        """Advance to the next entry and return its event, which is then cached."""
         event = unpack(entry)
         self.offset = event.offset
         if event.id != position_id(self.epoch, event.offset):

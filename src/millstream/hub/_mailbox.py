@@ -1,17 +1,17 @@
-"""Readers whose positions the store keeps: clients with a mailbox, and programs that listen under a name.
+"""Readers with positions in the store: clients with a mailbox, and programs that listen under a name.
 
 A client's messages are the history of its channel (see `_journal`). Only the offset of the last message written to a
-connection is stored: in memory while the client is connected to this worker, and in the store for its next
-connection to any worker. The offset is saved after each message, in batches under load, so only the last messages may
-be repeated after a worker crashes. If a connection breaks, the client resumes from an event id, which is more exact.
+connection is stored: in memory while the client is connected to this worker, and in the store for its next connection
+to any worker. The offset is saved after each message, in batches under load, so only the last messages may be repeated
+after a worker crashes. If a connection breaks, the client resumes from an event id, which is more precise.
 
-Messages can expire before the client returns, leaving no trace in the log. So the oldest undelivered message is
-recorded separately and kept longer than the messages. A client that can't get that message receives a `gap`.
+Messages can expire before the client reconnects, leaving no trace in the log. So the oldest undelivered message is
+recorded separately and kept longer than the messages. If that message has expired, the client receives a `gap`.
 
 Clients choose their ids, so these records are lossy: a flood of ids evicts only records of the same kind and owner.
 
-The events of a name are read by the worker that has its lease, from the position that the store keeps. The position is
-saved by compare-and-set after each event, so a worker that lost its lease can't move it.
+The worker with the lease for a name reads its events, from the position in the store. The position is saved by
+compare-and-set after each event, so a worker that lost its lease can't move it.
 """
 
 import asyncio
@@ -107,7 +107,7 @@ class Mailboxes(Struct):
         return parse_offset(record.place, self._journal.epoch), record.at
 
     def client_arrived(self, client_id: str, *, served: bool) -> None:
-        """Record a connection that has caught up. `served` says whether messages were written to it."""
+        """Record a connection that has caught up. `served` is whether messages were written to it."""
         self._online.take(client_id)
         if served:
             self._mark_unsaved(client_id)
@@ -160,7 +160,7 @@ class Mailboxes(Struct):
 _PAGE = 100
 _POSITION_TTL = 30 * 86400.0
 _LEASE = 9.0
-"""Seconds after which another worker reads the events of a name whose reader has died. Renewed three times as often."""
+"""Seconds after which another worker takes over a name if its reader has died. Renewed three times as often."""
 _RETRY = 1.0
 """Seconds between attempts while the store doesn't respond."""
 
@@ -176,7 +176,7 @@ class EventListener:
     """Whether the store reports every append."""
 
     def __init__(self, store: Store, pattern: str, name: str, is_open: Callable[[], bool]) -> None:
-        """See `Hub.listen` for arguments and errors. The iteration ends once `is_open` returns False."""
+        """See `Hub.listen` for arguments and errors. The iteration ends when `is_open` returns False."""
         check_pattern(pattern)
         if pattern.startswith("$"):
             raise InvalidName(f"Channels that start with $ are reserved for the hub: {pattern!r}.")
@@ -190,7 +190,7 @@ class EventListener:
         self._position_key = f"listener:position.{digest}"
         # Process
         self._holds = not name
-        """Whether this listener may read: always without a name, or else while it has the lease."""
+        """Whether this listener can read: always without a name, otherwise while it has the lease."""
         self._wakeup = asyncio.Event()
         self._outage = LogOnce(
             logger, f"Events of {pattern!r} can't be read; retrying", f"Events of {pattern!r} can be read again."
@@ -254,7 +254,7 @@ class EventListener:
         self._completed = value
         while self._shared:
             with self._outage:
-                # A write that failed before may have succeeded nevertheless.
+                # A write that appeared to fail may still have succeeded.
                 if not await self._swap() and await self._store.kv.get(self._position_key) != value:
                     return False
                 break

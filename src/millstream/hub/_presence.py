@@ -27,7 +27,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
     owner: str = ""
     """The principal that owns the client, so other principals can't impersonate it. Empty without a principal."""
     user: Profile | None = None
-    """The signed-in caller that the client belongs to. The client chooses its `name` itself."""
+    """The client's signed-in caller. The `name` is chosen by the client."""
 
     @property
     def key(self) -> str:
@@ -45,7 +45,7 @@ class Member(Struct, frozen=True, omit_defaults=True):
 
 
 Place = tuple[str, str]
-"""A channel and the key of a client: what presence is counted by."""
+"""A channel and a client's key, by which presence is tracked."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Member).decode
@@ -119,7 +119,7 @@ class Presence(Struct):
         await self._update_all()
 
     def _entry(self, channel: str, event: str, member: Member) -> CoAppend:
-        """Return the log entry for a change. The `id` of its record is the journal position before it."""
+        """Return the log entry for a change. The `id` in its record is the journal position before the change."""
         offset, data = str(self._journal.offset), encode_data(member.visible(full=False))
         record = StoredEvent(PRESENCE + channel, data, event, offset, self._clock(), member.user)
         return CoAppend(STREAM, pack(record), _TTL, _MAX_CHANGES)
@@ -163,10 +163,10 @@ class PresenceChange(Struct, frozen=True, gc=False):
     """The change's own offset."""
     event: Event
     announced: int = 0
-    """The journal offset of the worker that announced it, which may be ahead of this one."""
+    """The journal offset of the worker that announced it, which may be ahead of this worker's."""
 
     def after(self, offset: int, number: int | None) -> bool:
-        """Return whether the change comes after a journal position, or after the change with a number."""
+        """Return whether the change is later than a journal position, or than the change with a given number."""
         return max(self.journal_offset, self.announced) >= offset if number is None else self.number > number
 
 
@@ -199,7 +199,7 @@ class PresenceChanges:
         return self._changes[-1] if self._changes else self._last_dropped
 
     def add(self, entry: Entry, epoch: str, offset: int | None) -> Event:
-        """Add a change delivered at a journal offset, or before this worker started if None, and return its event."""
+        """Add a change delivered at a journal offset (None if before this worker started) and return its event."""
         event, number = unpack(entry), entry.position.offset
         announced = int(event.id)
         journal_offset = announced if offset is None else offset

@@ -1,9 +1,9 @@
 """Reads of the journal and histories for subscribers that catch up.
 
-After a restart, thousands of subscribers reconnect at once, and most missed the same events, so reads are shared and
-cached, bounded in bytes and time. A subscriber that waits for its connection keeps offsets but no events. When the
-connection has space, it reads the page again, often from the cache. Up to `MAX_READERS` subscribers keep pages at the
-same time.
+After a restart, thousands of subscribers reconnect at once, and most of them missed the same events, so reads are
+shared and cached, with limits on size and time. A subscriber that's waiting for its connection keeps offsets but no
+events. When the connection has space, it reads the page again, often from the cache. Up to `MAX_READERS` subscribers
+keep pages at the same time.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class SharedReads(Generic[T]):
     def __init__(self, size: Callable[[T], int]) -> None:
         self._size = size
         self._reads: dict[Hashable, _Read[T]] = {}
-        """Reads that can serve further subscribers."""
+        """Reads that can be shared with more subscribers."""
         self.tasks: Tasks = Tasks()
         """All reads in progress."""
         self.bytes = 0
@@ -208,7 +208,7 @@ class JournalReader:
 
         Args:
             stream: The journal, or the stream of a history.
-            start: An offset, of one of its entries in a history, or 0 for the oldest page.
+            start: An offset (in a history, that of an entry), or 0 for the oldest page.
             upto: The last offset that the page must cover. An older cached page isn't used.
         """
         journal, log = self._journal, self._store.log
@@ -248,7 +248,7 @@ class JournalReader:
     async def find(self, id: str, wants: Wants, channels: Sequence[str]) -> int | None:
         """Return the offset of the newest wanted event with a publisher-assigned id, or None.
 
-        Ids of events that this worker has followed are in memory. The journal before is searched once.
+        Ids of events that this worker has followed are in memory. The earlier part of the journal is searched once.
         """
         journal = self._journal
         for _ in range(2):  # a running search may end too early

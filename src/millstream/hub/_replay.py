@@ -2,7 +2,7 @@
 
 A subscriber that reconnects sends an event id. If all later events are available, it gets them once and in order.
 Otherwise it gets a `gap` event and the remaining events. A client that reconnects without an id gets the new messages
-of its mailbox. A subscriber that waits for its connection keeps only offsets, so thousands of slow ones take little
+of its mailbox. A subscriber that's waiting for its connection keeps only offsets, so thousands of slow ones take little
 memory.
 """
 
@@ -34,8 +34,8 @@ from millstream.hub._subscriber import Subscription
 _CHUNK = 64 * 1024
 """Bytes to write between checks for space in the outlet."""
 REPLAYS = Rate(200_000, 10)
-"""Journal entries that one caller's replays may go back at once, and in ten seconds. Later replays wait for their turn,
-because a short request makes the hub read and write thousands of events.
+"""Maximum journal entries for one caller's replays, at once and in ten seconds. Further replays wait, because a short
+request makes the hub read and write thousands of events.
 """
 _CACHED = -1
 """The source of cached events."""
@@ -134,7 +134,7 @@ class CatchUp:
         await self._write_new()
 
     async def newest(self, count: int) -> None:
-        """Write the last `count` events that the subscription wants. Presence changes aren't counted."""
+        """Write the last `count` matching events. Presence changes aren't counted."""
         await self._wait_for_turn(count)
         end = self._journal.offset
         newest = iter(deque(self._merge(await self._histories(count), 0, end), maxlen=count))
@@ -183,7 +183,7 @@ class CatchUp:
                 subscription.write(replace(event, id=f"{place}-{change.number}"))
 
     async def _read_until(self, offset: int) -> None:
-        """Read up to an offset that another worker may have reached already."""
+        """Read up to an offset that another worker may already have reached."""
         if offset > self._journal.offset:
             await self._delivery.catch_up()
 
@@ -234,7 +234,8 @@ class CatchUp:
         return self._position > after
 
     async def _write_from_histories(self) -> None:
-        """Write from the channels' histories, if all of them go back further than the journal. Otherwise start over."""
+        """Write from the channels' histories if all of them reach back further than the journal. Otherwise, start
+        over."""
         after, end = self._position, self._journal.offset
         histories = await self._histories()
         if self._journal.epoch != self._epoch:

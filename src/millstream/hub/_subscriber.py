@@ -1,6 +1,5 @@
-"""A subscriber: an outlet for bytes, its channels, and its identity. An index finds subscribers by pattern.
-
-A subscriber has no queue and no task: the outlet is the bounded queue, and the hub checks its unread bytes. Several
+"""A subscriber: an outlet for bytes, its channels, and its identity. An index finds subscribers by pattern. A
+subscriber doesn't need a queue or a task: the outlet is the bounded queue, and the hub checks its unread bytes. Several
 subscriptions can share an outlet, which gets each event once. The index is a tree of segments, so its lookup time
 doesn't depend on the number of patterns.
 """
@@ -37,9 +36,9 @@ class Subscription(Struct, eq=False):
     encode: Encode
     _leave: Callable[["Subscription"], None]
     mailbox: str = ""
-    """The client whose mailbox this is, or an empty string."""
+    """The mailbox's client, or an empty string."""
     member: Member | None = None
-    """The client's entry in the presence of its channels, or None without a client id."""
+    """The client's presence entry, or None without a client id."""
     principal: Principal | None = None
     address: str = ""
     authorize: Authorize | None = None
@@ -58,7 +57,7 @@ class Subscription(Struct, eq=False):
 
     @property
     def places(self) -> list[Place]:
-        """The channels whose presence shows the subscriber's client."""
+        """The channels where the subscriber's client is present."""
         if (member := self.member) is None:
             return []
         return [(each, member.key) for each in self.channels if not each.startswith("$") and not is_pattern(each)]
@@ -95,14 +94,14 @@ class Subscription(Struct, eq=False):
 
 
 class PatternIndex(Struct):
-    """The subscribers whose patterns start with the same segments. The root has all of them."""
+    """The subscribers with patterns that start with the same segments. The root has all of them."""
 
     _children: dict[str, "PatternIndex"] = {}
     """Nodes by the next segment, which can be ``*``."""
     _subscribers: dict[Subscription, None] = {}
-    """Subscribers whose pattern ends here."""
+    """Subscribers with a pattern that ends here."""
     _rest_subscribers: dict[Subscription, None] = {}
-    """Subscribers whose pattern ends with ``>`` after this node."""
+    """Subscribers with a pattern that ends with ``>`` after this node."""
 
     def __bool__(self) -> bool:
         return bool(self._children or self._subscribers or self._rest_subscribers)

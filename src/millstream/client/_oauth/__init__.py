@@ -73,13 +73,13 @@ class TokenStore(Protocol):
         """Save tokens and registrations.
 
         Args:
-            credentials: Everything to store, in place of what was stored before.
+            credentials: Everything to store. It replaces the previous contents.
         """
 
 
 @runtime_checkable
 class LockableTokenStore(TokenStore, Protocol):
-    """A token store that several objects or processes share, so that only one of them renews a token."""
+    """A token store that several objects or processes can share, so that only one of them renews a token."""
 
     def lock(self) -> AbstractAsyncContextManager[None]:
         """Return a lock to hold while a token is renewed: load it, request the new one, save it."""
@@ -105,7 +105,7 @@ class MemoryTokenStore:
         """Save tokens and registrations.
 
         Args:
-            credentials: Everything to store, in place of what was stored before.
+            credentials: Everything to store. It replaces the previous contents.
         """
         self._credentials = credentials
 
@@ -125,7 +125,7 @@ class FileTokenStore:
 
     @asynccontextmanager
     async def lock(self) -> AsyncGenerator[None]:
-        """Hold a lock on the file, so that one of several processes renews a token."""
+        """Lock the file, so that only one process renews a token."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             while (handle := open_lock(self.path, wait=False)) is None:  # noqa: ASYNC110  no event tells of it
@@ -151,8 +151,8 @@ class FileTokenStore:
         """Save tokens and registrations.
 
         Args:
-            credentials: Everything to store, in place of what was stored before. If the file can't be written, a
-                warning is logged, and this process keeps them.
+            credentials: Everything to store. It replaces the previous contents. If the file can't be written, a warning
+                is logged, and this process keeps them.
         """
         try:
             write_private(self.path, msgspec.json.encode(credentials))

@@ -1,8 +1,8 @@
 """Requests to authorization servers: discovery, registration, tokens, and revocation.
 
-Metadata about servers is that of RFC 9728, about authorization servers that of RFC 8414 or OIDC, see
-https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 don't publish
-their own metadata; their authorization server is at the root of the same origin. URLs that another server specifies are
+Metadata follows RFC 9728 for servers, and RFC 8414 or OIDC for authorization servers, see
+https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 don't publish their
+own metadata. Their authorization server is at the root of the same origin. URLs that another server specifies are
 checked before a request. Clients register by RFC 7591, request tokens by RFC 6749, and revoke them by RFC 7009. Tokens
 can be bound to a key of the client, see `Proofs`.
 """
@@ -53,7 +53,7 @@ class ParsedChallenges(Struct, frozen=True):
     schemes: frozenset[str]
     """Scheme names, in lower case."""
     parameters: Mapping[str, str]
-    """Parameters of all schemes, with names in lower case. The last of repeated parameters wins."""
+    """Parameters of all schemes, with names in lower case. If a parameter is repeated, the last one is used."""
 
 
 def read_challenges(header: str) -> ParsedChallenges:
@@ -122,7 +122,7 @@ async def fetch(
         outbound: Connection settings.
 
     Raises:
-        AccessDenied: Credentials may not be sent to the URL.
+        AccessDenied: Credentials can't be sent to the URL.
         ClientError: There was no response.
     """
     where = parse_secure(url)
@@ -149,10 +149,10 @@ async def fetch(
 
 
 def parse_secure(url: str) -> Url:
-    """Parse a URL that tokens and secrets may be sent to: ``parse_secure("https://login.example.com/token")``.
+    """Parse a URL for tokens and secrets: ``parse_secure("https://login.example.com/token")``.
 
     Args:
-        url: A URL with https, or of a loopback address.
+        url: A URL with https or a loopback address.
 
     Raises:
         AccessDenied: The URL is neither.
@@ -165,7 +165,7 @@ def parse_secure(url: str) -> Url:
 
 def refuse_local(place: str, named_by: Url) -> str:
     """Return a URL that another server specifies, after checking that it isn't on a more private network than that
-    server. Services on this machine and its network may trust requests that come from there, such as a browser's.
+    server. Services on this machine and its network may trust local requests, such as a browser's.
 
     Raises:
         AccessDenied: The URL is on this machine and the server isn't, or it's in a private network and the server is in
@@ -201,7 +201,7 @@ async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T 
     """Fetch a JSON document, after at most one redirect within its origin. Return None if it doesn't exist.
 
     Raises:
-        AccessDenied: It exists, but a member that matters can't be used. Another document must not replace it.
+        AccessDenied: It exists, but an important member is invalid. Another document must not replace it.
     """
     try:
         reply = await fetch("GET", url, outbound=outbound)
@@ -401,9 +401,9 @@ _MAX_NONCE = 1024
 class Proofs:
     """The keys of one client, and the nonces that servers require: ``proofs.authorize(tokens, "POST", url)``.
 
-    Sender-constrained tokens (DPoP, RFC 9449) come with a proof for every request. A server announces DPoP in its
-    challenge or its metadata. The authorization server binds the tokens to our key, so a stolen token is useless
-    without the key. Servers may require a nonce in the proofs.
+    Sender-constrained tokens (DPoP, RFC 9449) need a proof with every request. A server announces DPoP in its challenge
+    or its metadata. The authorization server binds the tokens to our key, so a stolen token is useless without the key.
+    Servers may require a nonce in the proofs.
     """
 
     def __init__(self) -> None:
@@ -443,7 +443,7 @@ class Proofs:
         return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
 
     def authorize(self, tokens: Tokens, method: str, url: str) -> Mapping[str, str]:
-        """Return the headers that send a token, with a proof if it's bound to a key.
+        """Return the headers for a token, with a proof if it's bound to a key.
 
         Args:
             tokens: The token, and its key.
@@ -468,7 +468,7 @@ class Proofs:
 
 
 def challenged_for_proofs(challenge: str) -> bool:
-    """Return whether a challenge offers DPoP, alone or among other schemes."""
+    """Return whether a challenge offers DPoP."""
     return SCHEME.lower() in read_challenges(challenge).schemes
 
 
@@ -586,8 +586,8 @@ async def ask_token(
 
     Args:
         issuer: The authorization server.
-        who: The client's identity at the issuer.
-        form: Fields of the request, without those that authenticate the client.
+        who: The client's registration at the issuer.
+        form: Form fields, without the client's credentials.
         outbound: Connection settings.
         proofs: Keys and nonces of the client.
         key: Private key in PEM to bind the token to, or empty for a bearer token.
@@ -649,7 +649,7 @@ async def post_as(
     method, fields, headers = method_of(issuer, who), dict(form), dict(proof)
     if method == "client_secret_basic":
         headers["Authorization"] = basic_credentials(who.client_id, who.client_secret)
-    if who.client_id:  # also beside Basic, because servers of the official SDK look there first
+    if who.client_id:  # in addition to Basic, because servers of the official SDK look there first
         fields["client_id"] = who.client_id
     if method == _IN_FORM:
         fields["client_secret"] = who.client_secret

@@ -1,7 +1,7 @@
 """`OAuth`: a login that obtains and renews its own tokens. Pass it to a client as ``Options(auth=OAuth())``.
 
-By default, it stores tokens in the system's key ring if one is available, or else in a file. A login opens a browser,
-with a redirect to a local port (RFC 8252), or another URL that the program handles. Assertions of a third party need no
+By default, it stores tokens in the system's key ring if one is available, or else in a file. A login opens a browser
+and redirects to a local port (RFC 8252) or another URL that the program handles. Assertions of a third party need no
 login page (RFC 7523):
 
 - Enterprise-managed authorization: an organization decides which servers its members can use. Its identity provider,
@@ -76,7 +76,7 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
     issuer: IssuerMetadata
     who: Registration
     target: str
-    """The resource that the token is for (RFC 8707), or empty if requests don't name it."""
+    """The resource that the token is for (RFC 8707), or empty if requests don't include it."""
     scope: str
     redirect_uri: str
     state: str
@@ -99,10 +99,10 @@ class PendingAuthorization(Confidential, Struct, frozen=True):
         return authorization_url(self.issuer.authorization_endpoint, query)
 
     def form(self, answer: Mapping[str, str]) -> dict[str, str]:
-        """Return the token request for the parameters of the redirect.
+        """Return the token request for a redirect's parameters.
 
         Args:
-            answer: What `parse_redirect` returned.
+            answer: The parameters from `parse_redirect`.
 
         Raises:
             AccessDenied: The parameters don't answer this request.
@@ -191,7 +191,7 @@ class Loopback(Struct, eq=False):
             raise AccessDenied(f"The sign-in wasn't completed within {_LOGIN_TIMEOUT:g} seconds. Try again.") from exc
 
     async def close(self, problem: str = "") -> None:
-        """Stop listening, after the browser's last page.
+        """Stop listening after the browser's last page.
 
         Args:
             problem: Why the user isn't signed in, or empty if they are.
@@ -285,10 +285,10 @@ class IdentityProvider:
 
     Args:
         issuer: Exact issuer identifier of the identity provider.
-        id_token: The ID token that it issued when the user signed in, or a function that returns one; the function may
-            be asynchronous. It's sent to this provider only.
+        id_token: The ID token from the user's sign-in, or a function that returns one, which can be async. It's sent
+            only to this provider.
         client_id: Your client id there.
-        client_secret: The secret for `client_id`; public clients don't have one.
+        client_secret: The secret for `client_id`. Public clients don't have one.
     """
 
     def __init__(self, issuer: str, *, id_token: TokenSource, client_id: str, client_secret: str = "") -> None:
@@ -333,11 +333,9 @@ class WorkloadIdentity:
     Args:
         issuer: Exact identifier of the authorization server that the token is for. The token is sent to no other
             server, even if an MCP server specifies one.
-        token: The platform's JWT, the file in which the platform stores a valid one, or a function that returns one;
-            the function may be asynchronous.
-
-    Example:
-        >>> WorkloadIdentity("https://login.example.com", token=Path("/var/run/secrets/tokens/mcp"))
+        token: The platform's JWT, the file in which the platform stores a valid one, or a function that returns one,
+        which can be async. Example: >>> WorkloadIdentity("https://login.example.com",
+        token=Path("/var/run/secrets/tokens/mcp"))
     """
 
     def __init__(self, issuer: str, *, token: TokenSource | Path) -> None:
@@ -390,7 +388,7 @@ def default_store() -> TokenStore:
 _CLIENT_ERRORS = frozenset({"invalid_client", "unauthorized_client"})
 """Errors after which the client has to register again."""
 _GRANT_ERRORS = _CLIENT_ERRORS | {"invalid_grant"}
-"""Errors that end a grant: its refresh token can't be used again."""
+"""Errors after which a grant's refresh token can't be used again."""
 _RENEW_SECONDS = 30.0
 """Tokens are renewed this many seconds before they expire."""
 
@@ -400,15 +398,14 @@ class OAuth:
     """Obtains tokens when a server asks for them, and renews them: ``Options(auth=OAuth(scope="orders:read"))``.
 
     Args:
-        store: Where tokens and registrations are stored. By default, the system's key ring, or a file only you can
-            read.
+        store: Store for tokens and registrations. By default, the system's key ring, or a file that only you can read.
         client_id: Your client id at the issuer, if you have registered.
         client_secret: The secret for `client_id`.
         client_metadata_url: URL of your client's metadata document, for issuers that read it instead of registering
             you.
         name: Name of the client for registration.
         scope: Scopes to request. By default, those that the server requests.
-        client_credentials: Whether the client acts for itself, not for a user (client credentials).
+        client_credentials: Whether to get tokens for the client itself instead of a user (client credentials).
         redirect_handler: Opens a URL for the user and returns the URL of the redirect. By default, a browser and a
             local port.
         redirect_uri: Redirect URI that `redirect_handler` handles.
@@ -431,11 +428,11 @@ class OAuth:
     ) -> None:
         self._store = store or default_store()
         self._configured = Registration(client_id, client_secret)
-        """The configured identity of the client; its id is empty if none is configured."""
+        """The configured client registration. Its id is empty if there's none."""
         self._metadata_url = client_metadata_url
         self._name = name
         self._bound_issuer = ""
-        """The only issuer that may receive our credentials, or empty before the first one."""
+        """The only issuer to send credentials to, or empty before the first one."""
         self._scope = scope
         self._as_itself = client_credentials
         self._visit = redirect_handler
@@ -454,13 +451,13 @@ class OAuth:
         """Send the credentials to this issuer only, even if a server specifies another one.
 
         Without it, a `client_id` and its secret go to the first issuer that the server specifies, and never to another
-        one after that. The options are for issuers that deviate from the specification, and require a `client_id`.
+        one. The options are for issuers that deviate from the specification. They require a `client_id`.
 
         Args:
             issuer: The exact issuer identifier (RFC 8414 §2).
-            send_resource: Whether requests name the server as their ``resource`` (RFC 8707). Entra ID rejects it if
+            send_resource: Whether requests include the server's URL as ``resource`` (RFC 8707). Entra ID rejects it if
                 the scopes name another one. Without it, a token may also be valid at other servers.
-            assume_pkce: Whether the issuer supports PKCE with S256, although its metadata doesn't say so.
+            assume_pkce: Whether to use PKCE with S256 even if the issuer's metadata doesn't list it.
 
         Raises:
             ValueError: An option requires a `client_id`.
@@ -497,10 +494,10 @@ class OAuth:
         return self
 
     def with_identity_provider(self, identity: GrantSource) -> "OAuth":
-        """Obtain tokens with grants of your organization's `IdentityProvider`, or as a `WorkloadIdentity`.
+        """Obtain tokens with grants from your organization's `IdentityProvider` or a `WorkloadIdentity`.
 
         Args:
-            identity: Where the grants come from.
+            identity: The source of the grants.
         """
         self._identity = identity
         return self
@@ -698,13 +695,13 @@ class OAuth:
     async def _discover(
         self, url: Url, status: int, asked: Mapping[str, str], before: Tokens | None
     ) -> tuple[ProtectedResource | None, IssuerMetadata, str, str]:
-        """Return the server's metadata, the issuer that may receive our credentials, the resource that a token is for,
-        and the scopes to request: the configured, challenged, or supported ones.
+        """Return the server's metadata, the issuer to send credentials to, the resource for the token, and the scopes
+        to request: the configured, challenged, or supported ones.
 
         If the server rejected our token for lack of scopes, include those that the token has.
 
         Raises:
-            AccessDenied: Our credentials are bound to another issuer, so that a server can't have them sent elsewhere.
+            AccessDenied: Our credentials are bound to another issuer, so a server can't redirect them elsewhere.
         """
         parse_secure(str(url))
         resource = await find_resource(url, asked.get("resource_metadata", ""), self._outbound)

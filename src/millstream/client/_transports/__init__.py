@@ -47,11 +47,11 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     max_call_seconds: float = 3600.0
     """Maximum seconds for a call, even with progress."""
     max_bytes: int = 64 * 1024 * 1024
-    """Maximum size of a message from the server, in bytes, or of all pages of a list together."""
+    """Maximum size of a message from the server, or of all pages of a list together, in bytes."""
     max_queued_messages: int = 10_000
     """Maximum messages waiting for your handlers. A server that sends more is disconnected."""
     max_connections: int = 100
-    """Maximum open HTTP connections; further calls wait for a free one."""
+    """Maximum open HTTP connections. Further calls wait for a free one."""
     max_rounds: int = 32
     """Maximum rounds of questions before the result of a call."""
     max_pages: int = 1000
@@ -65,13 +65,13 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     cwd: str | None = None
     """Working directory of a server that the client starts."""
     stderr: Callable[[str], object] | bool | None = None
-    """Where the standard error of a server process goes: ``True`` prints it to ours, ``False`` drops it, and a function
+    """Handling of a server process's standard error: ``True`` prints it to ours, ``False`` drops it, and a function
     receives each line. ``None`` prints it on a terminal and in pytest.
     """
     tls: ssl.SSLContext | None = None
     """Certificates to trust or present, by default those of the system."""
     extra_capabilities: Mapping[str, object] = {}
-    """Capabilities to declare in addition to those of the handlers."""
+    """Capabilities to declare in addition to the handlers' capabilities."""
     auth: Auth | None = None
     """Source of credentials that change; use headers for fixed ones."""
 
@@ -90,7 +90,7 @@ _decode_id = decoder(_Id)
 
 
 def answered_id(data: bytes) -> int:
-    """Return the id of the request that an invalid response names, so that its caller needn't wait, or 0 for none."""
+    """Return the request id in an invalid response, so that the caller doesn't have to wait, or 0 for none."""
     try:
         return _decode_id(data).id
     except MALFORMED:
@@ -149,7 +149,7 @@ class Listener(Protocol):
 
     @property
     def filters(self) -> NotificationFilters | None:
-        """Filters of notifications, if there may be extensions."""
+        """Notification filters, if there are extensions."""
         ...
 
     def receive(self, message: Envelope, transport: "Transport", request_id: int = 0) -> None:
@@ -162,7 +162,7 @@ class Listener(Protocol):
         """
 
     def on_interruption(self, transport: "Transport", fault: ClientError | None) -> None:
-        """Report that messages outside calls have stopped, or were missed.
+        """Report that messages outside of calls have stopped or were missed.
 
         Args:
             transport: The connection.
@@ -214,14 +214,14 @@ class Transport(Protocol):
         ...
 
     async def send(self, message: bytes, method: str) -> None:
-        """Send a notification, or a response to a request of the server.
+        """Send a notification, or a response to a server request.
 
         Args:
             message: The encoded message.
             method: Method of the notification, or empty for a response.
 
         Raises:
-            ClientError: It couldn't be sent.
+            ClientError: The message couldn't be sent.
         """
 
     async def close(self) -> None:
@@ -235,7 +235,7 @@ _CLIPPED_RESPONSE = re.compile(
     | \{\s*"(?:result|error)".*,\s*"id"\s*:\s*([0-9]{1,18})\s*\}""",
     re.DOTALL | re.VERBOSE,
 )
-"""Official SDKs write the id before the result, or at the end. Elsewhere it could belong to the result."""
+"""Official SDKs write the id before the result, or at the end. Elsewhere, it could belong to the result."""
 
 
 async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
@@ -252,7 +252,8 @@ async def send_cancellation(transport: Transport, listener: Listener, request_id
 class DuplexTransport:
     """A connection that carries whole messages in both directions: ``class PipeTransport(DuplexTransport): …``.
 
-    Subclasses open the connection, write messages, pass what arrives to `receive`, and call `end` when it's over.
+    Subclasses open the connection, write messages, pass incoming data to `receive`, and call `end` when the connection
+    ends.
 
     Args:
         listener: Receives what the server sends outside of responses.
@@ -287,7 +288,7 @@ class DuplexTransport:
         raise NotImplementedError
 
     def set_revision(self, revision: Revision) -> None:
-        """Do nothing: most of these transports don't depend on the revision.
+        """Do nothing, because most of these transports don't depend on the revision.
 
         Args:
             revision: The negotiated revision.
@@ -354,7 +355,8 @@ class DuplexTransport:
                 self.skip(exc.message, item)
 
     def refuse(self, clipped: bytes, error: ClientError) -> bool:
-        """Fail the request of a response whose start and end are known. Return whether they name the request.
+        """Fail the request of a response when only the start and end of the response are known. Return whether they
+        contain the request's id.
 
         Args:
             clipped: Start and end of the response.
@@ -529,7 +531,7 @@ class ServerObject(Protocol):
 
 @runtime_checkable
 class TransportFactory(Protocol):
-    """A target that creates the client's transport itself, such as a program of another library."""
+    """A target that creates its own transport, such as a program for another library."""
 
     def new_transport(self, listener: Listener, background: Tasks) -> Transport:
         """Return a transport that isn't open yet.

@@ -1,4 +1,5 @@
-"""Streamable HTTP: each request is a POST, and its reply is JSON or an event stream. Also HTTP+SSE, its predecessor.
+"""Streamable HTTP: each request is a POST, and its reply is JSON or an event stream. This module also has HTTP+SSE, its
+predecessor.
 
 https://modelcontextprotocol.io/specification/2025-11-25/basic/transports and 2026-07-28. A broken stream of the
 handshake era is resumed with `Last-Event-ID`; in the per-request era, a request is lost with its stream, and closing
@@ -60,11 +61,11 @@ _MAX_KIND = 64
 _MAX_HEADS = 64
 _header_value = lru_cache(1024)(encode_value)
 _DELETE_TIMEOUT = 2.0
-"""Seconds that the DELETE request of a session may take."""
+"""Timeout of a session's DELETE request, in seconds."""
 
 
 class StreamableTransport(Confidential, Struct, eq=False):
-    """One endpoint, and its session if a handshake-era server creates one."""
+    """An endpoint, and its session if a handshake-era server creates one."""
 
     _endpoint: Endpoint
     _listener: Listener
@@ -74,18 +75,19 @@ class StreamableTransport(Confidential, Struct, eq=False):
     _revision: Revision | None = None
     _session: str = ""
     _cookies: str = ""
-    """Header line with the cookies that came with the session's id."""
+    """Header line with the cookies that were set along with the session's id."""
     _heads: Recent[tuple[str, Revision | None, str], str] = field(default_factory=lambda: Recent(_MAX_HEADS))
     """Method, revision, and session -> header lines."""
     _readers: dict[int, EventReader] = {}
     """Open streams of calls, by request id."""
     _stream_task: asyncio.Task[None] | None = None
     lost: bool = False
-    """Whether the session has expired, as reported by the stand-alone stream. HTTP has no connection to lose."""
+    """Whether the session has expired, as reported by the stand-alone stream. With HTTP, there's no connection to
+    lose."""
     name = "streamable-http"
 
     async def open(self) -> None:
-        """Do nothing: the first request connects."""
+        """Do nothing, because the first request connects."""
 
     def set_revision(self, revision: Revision) -> None:
         """Send the version header from now on."""
@@ -122,7 +124,8 @@ class StreamableTransport(Confidential, Struct, eq=False):
         repeatable = method == "notifications/initialized"
         reply = await self._endpoint.send("POST", extra, message, repeatable=repeatable)
         reply.discard()
-        # A server that doesn't know the notification can still be used. If the session is gone, the next request fails.
+        # A server that doesn't know the notification can still be used. If the session has ended, the next request
+        # fails.
         if reply.status >= 400 and not repeatable:
             raise self._error(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
@@ -278,7 +281,8 @@ class StreamableTransport(Confidential, Struct, eq=False):
             reader.close()
 
     async def _read_standalone_stream(self, reader: EventReader, stands: asyncio.Event) -> bool:
-        """Read one connection to its end. Return False if the server has no such stream, or the session has expired."""
+        """Read a connection until it ends. Return False if the server has no such stream, or the session has
+        expired."""
         try:
             await self._read_once(reader, stands)
         except ClientError as exc:

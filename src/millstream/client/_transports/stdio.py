@@ -1,8 +1,8 @@
 """A server process with one message per line on its standard input and output.
 
-https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/stdio. Its standard error goes to
-`Options.stderr`, by default to the terminal, so that tracebacks aren't lost. The last lines also explain an exit in
-error messages.
+https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/stdio. Its standard error is passed to
+`Options.stderr`, by default to the terminal, so that tracebacks aren't lost. If the process exits, error messages
+contain its last lines.
 """
 
 import asyncio
@@ -105,7 +105,7 @@ INHERITED_VARIABLES = (
     "APPDATA", "COMSPEC", "HOMEDRIVE", "HOMEPATH", "LOCALAPPDATA", "PATHEXT", "PROGRAMDATA", "PROGRAMFILES",
     "SYSTEMDRIVE", "SYSTEMROOT", "TEMP", "TMP", "USERNAME", "USERPROFILE",
 )  # fmt: skip
-"""Environment variables that a server inherits. Others may contain secrets."""
+"""Environment variables that a server inherits. Other variables may contain secrets."""
 
 
 class Command(Confidential, Struct, frozen=True):
@@ -142,7 +142,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         listener: Receives what the server sends outside of responses.
         background: Owns the tasks of the transport.
         max_bytes: Maximum bytes of one message.
-        show: Called with each line of the standard error.
+        show: Called with each line of standard error.
     """
 
     name = "stdio"
@@ -321,10 +321,10 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """Show a last line that doesn't end with a newline and end the connection.
+        """Show a last line without a newline and end the connection.
 
         Args:
-            exc: Why the pipes broke, if they did.
+            exc: The reason why the pipes broke, if they did.
         """
         if self._show is not None and self._partial_line:
             self._show(self._partial_line.decode("utf-8", "replace"))
@@ -417,7 +417,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
 
 
 _SENTENCE_STARTS = ("Cause:", "Fix:")
-"""Prefixes of lines that begin a new sentence, even if the previous line has no period."""
+"""Prefixes of lines that begin a new sentence, even if the previous line doesn't end with a period."""
 _DETAILS = re.compile(r"^(?:goroutine \d|stack backtrace:|note: run with|Require stack:)", re.MULTILINE)
 """Beginning of the details after a message."""
 _GROUP = re.compile(r"^ +[|+] ?", re.MULTILINE)
@@ -426,9 +426,8 @@ _NPM = re.compile(r"npm \S+ ")
 
 
 def _last_sentence(output: str) -> str:
-    """Return the last unindented line and the lines below it: an error message, or the end of a traceback.
-
-    What Node, npm, Go, Rust, and exception groups write below their message, or beside it, is left out.
+    """Return the last unindented line and the lines after it: an error message, or the end of a traceback. The
+    additional output of Node, npm, Go, Rust, and exception groups is left out.
     """
     report = _GROUP.sub("", _DETAILS.split(output.strip())[0])
     lines = [line for line in report.splitlines() if not _NOISE.match(line)]

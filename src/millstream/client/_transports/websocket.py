@@ -50,7 +50,8 @@ class _Connect(connect):
 
 
 class _Socket(ClientConnection, asyncio.BufferedProtocol):
-    """Reads in pieces, so tiny frames can't hold up the event loop, and drops a server that leaves pongs unread."""
+    """Reads in pieces, so that tiny frames can't block the event loop, and disconnects a server that doesn't read
+    pongs."""
 
     def __init__(self, inflow: Inflow, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

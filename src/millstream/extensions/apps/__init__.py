@@ -1,7 +1,7 @@
 """Apps (``io.modelcontextprotocol/ui``): HTML views of tool results.
 
-``apps.add("orders/")`` serves the views of a folder, and ``@apps.tool("ui://orders/table")`` links a tool to one. The
-views are resources, with their content security policy and permissions. The specification is
+``apps.add("orders/")`` serves a folder's views, and ``@apps.tool("ui://orders/table")`` links a tool to one. The views
+are resources, with their content security policy and permissions. The specification is
 https://github.com/modelcontextprotocol/ext-apps, specification/2026-01-26/apps.mdx.
 """
 
@@ -52,7 +52,7 @@ class AppOptions(TypedDict, total=False):
     frames: Sequence[str]
     """Origins of frames inside the view."""
     base_uris: Sequence[str]
-    """Origins that the view may use as the base of its URLs."""
+    """Origins that the view can use as base URLs."""
     permissions: Sequence[Permission]
     """Permissions that the view requests: ``camera``, ``microphone``, ``geolocation``, or ``clipboard-write``."""
     domain: str
@@ -64,7 +64,7 @@ class AppOptions(TypedDict, total=False):
 
 
 class Apps(Extension):
-    """Views of a server, and the tools whose results they show.
+    """A server's views, and the tools that use them to show results.
 
     Example:
         ``apps = mcp.extend(Apps())``, then ``apps.add("orders/")`` and ``@apps.tool("ui://orders/table")``.
@@ -92,12 +92,13 @@ class Apps(Extension):
     def add(self, source: str | PathLike[str], *, uri: str = "", **options: Unpack[AppOptions]) -> None:
         """Serve HTML views for tool results: ``apps.add("orders/")``.
 
-        A folder's ``table.html`` has the URI ``ui://FOLDER/table``. A view is one file, because a host's sandbox loads
-        nothing else unless `resources` allows it. It's read at each request, so a change shows at once.
+        A folder's ``table.html`` has the URI ``ui://FOLDER/table``. A view is one file, because a host's sandbox
+        doesn't load anything else unless `resources` allows it. It's read at each request, so changes appear
+        immediately.
 
         Args:
             source: An ``.html`` file of at most 8 MiB, or a folder of them, relative to the current directory.
-            uri: The URI of the file. For a folder, the beginning of the URIs of its files.
+            uri: The URI of the file. For a folder, the beginning of its files' URIs.
             options: See `AppOptions`.
 
         Raises:
@@ -138,7 +139,7 @@ class Apps(Extension):
     def tool(
         self, uri: str, *, visibility: Sequence[Literal["model", "app"]] | None = None, **options: Unpack[ToolOptions]
     ) -> Callable[[F], F]:
-        """Register a function as a tool whose result a view shows: ``@apps.tool("ui://orders/table")``.
+        """Register a function as a tool with a view for its results: ``@apps.tool("ui://orders/table")``.
 
         Clients without the apps extension see the tool without the view.
 

@@ -1,7 +1,7 @@
 """Server cards (SEP-2127, a draft): name, address, and features of a server, for clients to discover.
 
-`Cards` serves the card of a server, and a catalog with it, at their well-known paths. `registry_entry` returns the
-server's entry for the MCP registry. The draft is https://github.com/modelcontextprotocol/experimental-ext-server-card,
+`Cards` serves a server's card, and a catalog with it, at their well-known paths. `registry_entry` returns the server's
+entry for the MCP registry. The draft is https://github.com/modelcontextprotocol/experimental-ext-server-card,
 docs/discovery.md and schema.ts.
 """
 
@@ -30,7 +30,7 @@ _OPTIONAL_FIELDS = ("title", "websiteUrl", "icons")
 
 
 class CardError(ValueError):
-    """A document can't be generated. The message identifies the setting to change."""
+    """The document can't be generated. The message explains which setting to change."""
 
 
 class CardIdentity(Struct, frozen=True):
@@ -131,11 +131,11 @@ def catalog(identity: CardIdentity, card_url: str) -> Json:
 
 
 def registry_entry(identity: CardIdentity, about: Mapping[str, Any], *, repository: str = "") -> Json:
-    """Return the `server.json` of a server for the MCP registry.
+    """Return a server's `server.json` for the MCP registry.
 
     Args:
         identity: Name and addresses of the server.
-        about: The server's description of itself: `title`, `description`, `version`, and others.
+        about: The server's information about itself: `title`, `description`, `version`, and more.
         repository: URL of the source code.
     """
     entry: Json = {"$schema": REGISTRY_SCHEMA, **_common_fields(identity, about)}

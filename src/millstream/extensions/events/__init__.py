@@ -74,9 +74,9 @@ class Events(Extension):
         max_ttl: Maximum lifetime of a webhook subscription without a refresh, in seconds.
         max_subscriptions: Maximum webhook subscriptions in total.
         max_subscriptions_each: Maximum webhook subscriptions of one principal.
-        private_callbacks: Also deliver to private addresses, such as those of your own network.
+        private_callbacks: Also deliver to private addresses, such as in your own network.
         tls: Context with the trusted certificates of callbacks; the system's by default.
-        retry_delay: Returns the seconds before the next attempt, by the number of attempts so far.
+        retry_delay: Takes the number of attempts so far and returns the seconds before the next one.
 
     Raises:
         ValueError: `draft` has another value, or a number is out of range.
@@ -173,14 +173,13 @@ class Events(Extension):
         arguments: Json | None = None,
         limit: int = 5,
     ) -> Json:
-        """Return the newest events of this server with their data, newest first.
-
-        Call it when an event of this server woke you up and you can't see its data.
+        """Return this server's newest events with their data, newest first. Call it when an event from this server woke
+        you up but you can't see its data.
 
         Args:
             event_name: Only events of this type.
             event_id: Only the event with this id.
-            arguments: The arguments of your subscription, to see only what it receives; needs event_name.
+            arguments: The arguments of your subscription, to see only events that it receives. Requires event_name.
             limit: How many events, 1 to 50.
         """
         if arguments and not event_name:

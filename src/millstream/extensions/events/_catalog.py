@@ -1,7 +1,7 @@
 """The event types that a server declares, and the errors of the events extension.
 
-An event type has a hub channel, a schema for the payload, and a filter for subscriptions. The codes of the errors are
-those that SEP-3415 requests. They are provisional until it's accepted.
+An event type has a hub channel, a schema for the payload, and a filter for subscriptions. The error codes follow
+SEP-3415. They're provisional until it's accepted.
 """
 
 import logging
@@ -241,12 +241,12 @@ T = TypeVar("T")
 class FilterIndex(Struct, Generic[T]):
     """An index of an event type's subscribers by the values in their filters.
 
-    Finding the subscribers of an event takes no longer if more others exist.
+    The time to find an event's subscribers doesn't depend on the total number of subscribers.
     """
 
     _kind: EventType
     _by_values: dict[tuple[str, ...], dict[tuple[Any, ...], dict[T, None]]] = {}
-    """Subscribers by the names of their filters, and by the values."""
+    """Subscribers by the names and values of their filters."""
     _keys: dict[T, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
     """The place of each subscriber in `_by_values`."""
     _others: dict[T, Reader] = {}
@@ -342,7 +342,7 @@ class EventCatalog(Struct):
         return iter(self._by_name.values())
 
     def find(self, event: Any) -> EventType:
-        """Return the event type with a name, or of a payload.
+        """Return the event type with the given name or payload.
 
         Raises:
             LocalError: No such event is declared.

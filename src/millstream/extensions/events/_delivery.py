@@ -1,8 +1,8 @@
-"""Deliveries to webhooks: one worker at a time delivers the events of a type.
+"""Webhook deliveries. One worker at a time delivers the events of a type.
 
-The worker with the lease follows the hub channel. The store keeps the position up to which every event was attempted,
-and the events whose first attempt failed. The next worker continues from there. After a crash, it may repeat the
-deliveries of the last second, with the same ``webhook-id``.
+The worker with the lease follows the hub channel. The store keeps the position up to which delivery of every event was
+attempted, and the events with a failed first attempt. The next worker continues from there. After a crash, it may
+repeat the deliveries of the last second, with the same ``webhook-id``.
 """
 
 import asyncio
@@ -96,7 +96,7 @@ class Target(Struct, eq=False):
     undelivered_offsets: frozenset[int] = frozenset()
     """Offsets of the events that were pending at the start. The channel's replay may repeat some of them."""
     timeouts: int = 0
-    """Consecutive timeouts. While there are any, the endpoint is suspended: it gets nothing but the `probe`."""
+    """Consecutive timeouts. While there are any, the endpoint is suspended and gets only the `probe`."""
     probe: "OutgoingMessage | None" = None
     is_removed: bool = False
     status: Status = Status()
@@ -113,7 +113,7 @@ class Target(Struct, eq=False):
         return (self.url.host, self.url.port), self.principal.id
 
     def messages(self) -> list["OutgoingMessage"]:
-        """Return what the endpoint hasn't accepted yet, the oldest event first."""
+        """Return the messages that the endpoint hasn't accepted yet, oldest first."""
         events = [self.pending[offset] for offset in sorted(self.pending)]
         return events if self.gap is None else [*events, self.gap]
 
@@ -127,7 +127,7 @@ class OutgoingMessage(Struct, eq=False):
     content: Event | Json
     """An event, or a control message."""
     is_replay: bool = False
-    """Whether it belongs to the initial replay of the subscription."""
+    """Whether it belongs to the subscription's initial replay."""
     attempts: int = 0
     first_attempt_at: float = 0.0
     """Unix time of the first attempt."""
@@ -224,8 +224,8 @@ class Outbox(Struct):
     def _start_one(self, place: Place) -> bool:
         """Start the first delivery of a principal to a host, if the principal is below its limits.
 
-        A principal may have fewer running deliveries than there are free slots, in total and for the host. So the slow
-        endpoints of one never take the last slot, and those of several share the slots equally.
+        A principal may have fewer running deliveries than there are free slots, in total and for the host. So one
+        principal's slow endpoints never take the last slot, and several principals share the slots equally.
         """
         counts, (host, owner) = self._running_counts, place
         if counts[owner] >= IN_FLIGHT - len(self._running) or counts[place] >= IN_FLIGHT_PER_HOST - counts[host]:
@@ -328,7 +328,7 @@ class EventDelivery(Struct):
         self._recheck_tokens = True
 
     def has_lease(self) -> bool:
-        """Return whether this worker may still deliver. If not, it starts again from the saved position."""
+        """Return whether this worker is still allowed to deliver. If not, it starts again from the saved position."""
         return asyncio.get_running_loop().time() < self._leased_until
 
     # With the lease
@@ -434,7 +434,7 @@ class EventDelivery(Struct):
                 self._changed_ids.update(record.id for record in await self._subscriptions.all(self.kind.name))
             while self._changed_ids:
                 await self._reload_subscription(self._changed_ids.pop())
-            with suppress(StoreFull):  # then there's no room for a subscription beyond the limit either
+            with suppress(StoreFull):  # then there's no space for a subscription beyond the limit either
                 # Also after a refresh, or the count would expire before the subscriptions.
                 await self._subscriptions.put_count(self.kind.name, len(self._targets))
 
@@ -574,7 +574,7 @@ class EventDelivery(Struct):
             self._outbox.schedule(message)
 
     def _drop(self, target: Target, offset: int) -> None:
-        """Drop an event that was accepted, given up on, or displaced by others."""
+        """Drop an event that was accepted, abandoned, or displaced by newer ones."""
         message = target.pending.pop(offset)
         self._outbox.cancel(message)
         self._outbox.share.leave(target.principal.id, message.size)
@@ -711,7 +711,7 @@ class EventDelivery(Struct):
             raise
 
     async def _clear_initial_cursor(self, target: Target) -> None:
-        """Clear the initial cursor of a subscription, which from now on has the position of its event type."""
+        """Clear a subscription's initial cursor. From now on, it uses the position of its event type."""
         record, sealed = await self._subscriptions.get(self.kind.name, target.record.id)
         if record is None or not record.since:
             return

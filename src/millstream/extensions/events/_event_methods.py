@@ -40,7 +40,7 @@ MATCHED = ""
 USER_KEY = "millstream.hub/user"
 """The member of `_meta` with the publisher, as far as the reader can see it (`Event.user`)."""
 _OVERHEAD = 64
-"""Approximate bytes of an event beside its data."""
+"""Approximate size of an event without its data, in bytes."""
 
 encode_event = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Event).decode
@@ -79,7 +79,7 @@ class _Closable(Struct, eq=False):
                 callback()
 
     def on_close(self, callback: Callable[[], None]) -> None:
-        """Call `callback` once, when the outlet closes, or immediately if it's closed."""
+        """Call `callback` once when the outlet closes, or immediately if it's already closed."""
         if self.closed:
             callback()
         else:
@@ -87,7 +87,7 @@ class _Closable(Struct, eq=False):
 
 
 class Feed(_Closable):
-    """A hub outlet that queues events for one task, and the hub's own messages: gaps, positions, and the final cut.
+    """A hub outlet that queues events and the hub's own messages (gaps, positions, and the final cut) for one task.
 
     The hub ends a feed that falls too far behind.
     """
@@ -105,7 +105,7 @@ class Feed(_Closable):
         self.put(_decode(data))
 
     def put(self, event: Event) -> None:
-        """Add an event. The final one drops all others, which a reader that resumes gets again."""
+        """Add an event. The final one drops all others. A reader that resumes gets them again."""
         if self.closed:
             return
         if event.event == "cut":
@@ -134,17 +134,16 @@ class Feed(_Closable):
 
 
 class LiveStreams:
-    """The streams of one event type that have caught up. Each gets only the events that it accepts.
-
-    The hub writes what one function encodes to all its streams. For events, this function itself writes to the streams
-    that match, and leaves nothing to the hub.
+    """The streams of one event type that have caught up. Each gets only the events that it accepts. The hub writes the
+    output of an encoder to all its streams. For events, this encoder itself writes to the matching streams and returns
+    nothing to the hub.
     """
 
     def __init__(self, kind: EventType, hub: Hub) -> None:
         self._hub = hub
         self._index = FilterIndex[Feed](kind)
         self.encode: Encode = self._encode
-        """The function object by which the hub knows these streams."""
+        """The function object that identifies these streams to the hub."""
 
     def add(self, feed: Feed, reader: Reader) -> None:
         """Add a stream until it's closed."""

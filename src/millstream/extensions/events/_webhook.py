@@ -45,7 +45,7 @@ from millstream.stores import Map, StoreFull, read_again
 
 VERIFIED_SECONDS = 24 * 3600.0
 LEASE = 15.0
-"""Seconds after which another worker may take over the deliveries of an unresponsive one."""
+"""Seconds after which another worker can take over an unresponsive worker's deliveries."""
 CHANGES = "events:changes"
 """The stream of changed subscriptions."""
 _MAX_CHANGES = 1_000
@@ -68,7 +68,7 @@ class WebhookSubscription(Confidential, Struct, frozen=True, array_like=True):
     principal: Principal
     """The subscriber, with the scopes at that time."""
     since: str = ""
-    """The initial cursor: the current one, or an older one for a replay. Cleared once a worker has started."""
+    """The initial cursor: the current one, or an older one for a replay. Cleared when a worker has started."""
     oldest: float = 0.0
     """Unix time of the oldest event to replay."""
     old_secret: str = ""
@@ -259,7 +259,7 @@ TIMEOUT = 5.0
 MAX_URL = 2048
 
 Reason = Literal["", "connection_refused", "timeout", "tls_error", "http_4xx", "http_5xx", "challenge_failed"]
-"""Reasons for a failed attempt: categories that reveal nothing about internal addresses."""
+"""Categories of failed attempts. They don't reveal anything about internal addresses."""
 
 
 class AttemptResult(Struct, frozen=True):
@@ -318,7 +318,7 @@ class WebhookSender(Struct, frozen=True):
         """POST a message and return the outcome, including failures of the endpoint.
 
         Args:
-            subscription: Has the secrets, and the principal whose share the request uses.
+            subscription: The subscription, with its secrets and its principal, whose share the request uses.
             url: URL of the endpoint.
             message_id: Id of the message, the same for each attempt.
             body: JSON body.

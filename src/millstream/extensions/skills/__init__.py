@@ -103,7 +103,7 @@ class Skills(Extension):
     @overload
     def skill(self, /, **options: Unpack[SkillOptions]) -> Callable[[F], F]: ...
     def skill(self, function: Any = None, /, **options: Unpack[SkillOptions]) -> Any:
-        """Offer a skill whose instructions a function returns: ``@skills.skill``, or ``@skills.skill(name="refunds")``.
+        """Offer a skill with instructions from a function: ``@skills.skill``, or ``@skills.skill(name="refunds")``.
 
         Keyword options: see `SkillOptions`.
 
@@ -112,7 +112,7 @@ class Skills(Extension):
             options: The options of `SkillOptions`, such as ``name`` and ``description``.
 
         Raises:
-            ValueError: The skill is invalid, or there is one with its URI.
+            ValueError: The skill is invalid, or its URI is already used.
             TypeError: The function takes arguments, or doesn't return text.
         """
 

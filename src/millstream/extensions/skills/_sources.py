@@ -1,7 +1,7 @@
 """Skills in a folder and skills in code.
 
-In a folder, every directory with a `SKILL.md` is a skill, with the files below it. In code, a skill is a function that
-returns the instructions.
+In a folder, every directory with a `SKILL.md` is a skill, including all files under it. In code, a skill is a function
+that returns the instructions.
 
 Paths come from clients. A file is served only if it's inside the folder after all links are resolved. Names that start
 with a dot aren't served.
@@ -105,7 +105,7 @@ class SkillFolder:
             return self._snapshot
 
     def read(self, path: str) -> tuple[bytes, str] | None:
-        """Return the bytes and the media type of a file by the rest of its URI, or None if it isn't served."""
+        """Return a file's bytes and media type by the rest of its URI, or None if it isn't served."""
         uri = f"skill://{quote(path)}"
         file = self.snapshot().files.get(uri)
         resolved = None if file is None else find_file(self._root, file.place)
@@ -139,7 +139,7 @@ class SkillFolder:
             _logger.warning("%s", problem)
 
     def _walk(self) -> Iterator[tuple[Path, Path]]:
-        """Yield the files by their paths below the root, before and after links are resolved."""
+        """Yield the files with their paths under the root, before and after links are resolved."""
         remaining = MAX_WALKED
         for directory, folders, names in os.walk(self._root):
             folders[:] = sorted(each for each in folders if not each.startswith("."))
@@ -222,7 +222,7 @@ class SkillOptions(TypedDict, total=False):
     files: Mapping[str, str | bytes]
     """Path -> content of the files next to `SKILL.md`."""
     frontmatter: Mapping[str, Any]
-    """Further members of the frontmatter, such as ``license``."""
+    """Additional members of the frontmatter, such as ``license``."""
     dynamic: bool
     """Whether to call the function at each read. Such a skill has no manifest, and hosts may reject it."""
 

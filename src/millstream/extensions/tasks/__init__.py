@@ -1,6 +1,6 @@
 """The tasks extension, `io.modelcontextprotocol/tasks`: calls that outlive their connection.
 
-`TasksExtension` serves its methods, and its filter of `subscriptions/listen`.
+`TasksExtension` serves the extension's methods and its filter for `subscriptions/listen`.
 """
 
 import asyncio
@@ -149,7 +149,7 @@ class _Follower(Struct, eq=False):
     change_event: asyncio.Event = field(default_factory=asyncio.Event)
 
     def notify(self, name: str) -> None:
-        """Push the state of a task if the subscription includes it, or of all its tasks without a name."""
+        """Push a task's state if the subscription includes it or, without a name, the state of all its tasks."""
         changed = self.names.intersection((name,)) if name else self.names
         if changed:
             self.changed_names.update(dict.fromkeys(changed))

@@ -1,12 +1,12 @@
 """Runs tasks, and settles the tasks of dead workers.
 
 A task runs in the worker that received its call. If that worker dies, the others find its tasks by their markers. A
-task runs again if its tool allows that. Otherwise it fails with an error that asks for the call to be repeated.
+task runs again if its tool allows that. Otherwise, it fails with an error that asks the caller to call again.
 
 The store has, for each task, a record of its state, the saved call, and a marker of the worker that runs it. A record
 changes only by compare-and-set, and never after the task has ended. If several workers settle a task at the same time,
-one succeeds, and a worker that was presumed dead can't overwrite the result of another. The status message in a record
-comes from the notifications that the task's function sends.
+only one succeeds, and a worker that was presumed dead can't overwrite another worker's result. The status message in a
+record comes from the notifications that the task's function sends.
 """
 
 import asyncio
@@ -93,7 +93,7 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
 
     @property
     def expires(self) -> float:
-        """Unix time at which the task is deleted."""
+        """Unix time when the task is deleted."""
         return self.created + self.ttl
 
     def describe(self, *, detailed: bool = True) -> Json:
@@ -125,7 +125,7 @@ _decode_call = msgspec.msgpack.Decoder(SavedCall).decode
 
 
 def name_of(task_id: str, principal: Principal | None) -> str:
-    """Return the common part of a task's store keys. It includes the principal, so others don't find the task."""
+    """Return the common part of a task's store keys. It includes the principal, so that others can't find the task."""
     owner = _ANONYMOUS if principal is None else principal.binding.hex()
     # Tasks of older versions have shorter ids, and names without the mark of a share.
     share = share_for(owner) if len(task_id) > _OLD_ID else owner
@@ -179,7 +179,7 @@ class TaskRecords:
     async def update(self, name: str, change: Change) -> TaskRecord | None:
         """Change a task that hasn't ended and announce the change. Return the new record, or None without a change.
 
-        `change` is called again if another worker changed the record in between.
+        `change` is called again if another worker has changed the record in the meantime.
 
         Raises:
             StoreFull: The store is full.
@@ -252,7 +252,7 @@ CANCEL_TOPIC = "tasks.cancel"
 ORPHAN_TOPIC = "tasks.orphans"
 """The topic that makes all workers search for tasks without a worker."""
 MAX_ATTEMPTS = 3
-"""Maximum starts of a task, so a task that crashes its worker can't crash them all."""
+"""Maximum starts of a task, so that a task that crashes its worker can't crash all workers."""
 RETRY_DELAY = 1.0
 """Seconds before a failed operation is retried."""
 _STATUS_INTERVAL = 1.0
@@ -274,7 +274,7 @@ class _Run(Struct):
     """Releases the slots of the call that became this task."""
     task: asyncio.Task[None] | None = None
     lease_lost: bool = False
-    """Whether the run was stopped because this worker's lease has expired. Another one may have settled the task."""
+    """Whether the run was stopped because this worker's lease expired. Another worker may have settled the task."""
     status_message: str = ""
     status_task: asyncio.Task[None] | None = None
 
@@ -676,7 +676,7 @@ class TaskRunner(TaskRecords):
 
 
 def _failure(code: int, message: str, data: Any = None) -> Json:
-    """Return the fields of the record of a failed task."""
+    """Return the record fields of a failed task."""
     error = {"code": code, "message": message} if data is None else {"code": code, "message": message, "data": data}
     return {
         "status": FAILED,
