@@ -231,7 +231,7 @@ class Limiter:
 
         Args:
             key: Key of the caller, or of what is limited.
-            cost: Tokens to take; a call takes one by default.
+            cost: Tokens to take, by default a call takes one.
         """
         now = self.clock()
         return pace_wait(self.whole_at.get(key, now), now, self.rate.count, self.rate.seconds, cost)
@@ -241,7 +241,7 @@ class Limiter:
 
         Args:
             key: Key of the caller, or of what is limited.
-            cost: Tokens to take; a call takes one by default.
+            cost: Tokens to take, by default a call takes one.
         """
         wait = self.wait(key, cost)
         if wait <= 0:
@@ -282,7 +282,7 @@ class Limiter:
 
         Args:
             key: Key of the caller, or of what is limited.
-            cost: Tokens to take; a call takes one by default.
+            cost: Tokens to take, by default a call takes one.
         """
         return RateCharge(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost, cost)
 
@@ -291,7 +291,7 @@ class Limiter:
 
         Args:
             key: Key of the caller, or of what is limited.
-            cost: Tokens to take; a call takes one by default.
+            cost: Tokens to take, by default a call takes one.
         """
         return self.take(key, cost) <= 0
 

@@ -110,7 +110,7 @@ def connect(
             ``"decline"``, or ``"cancel"``. Without it, the client doesn't support forms.
         sample: Simulates the model, as a function or coroutine function. Without it, the client doesn't support
             sampling.
-        roots: File URIs; without them, the client doesn't support roots.
+        roots: File URIs. Without them, the client doesn't support roots.
         principal: The caller, or its subject. With `scopes` alone, the subject is ``test``.
         scopes: Scopes of a caller given by its subject. A `Principal` has its own.
 

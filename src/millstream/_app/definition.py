@@ -39,7 +39,7 @@ class PartEntry(Struct, frozen=True):
     """A built-in part."""
 
     place: str
-    """Module and class; the class is called with the definition of the server."""
+    """Module and class. The class is called with the definition of the server."""
     when: "Callable[[Definition], bool] | None" = lambda it: True
     """Whether a server with this definition has it, or None for parts that ``serve=`` names."""
     brings: Collection[str] = ()

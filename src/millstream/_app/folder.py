@@ -72,7 +72,7 @@ class Folder:
             yield from (path for path, _ in self._walk(place, name))
 
     def _walk(self, folder: Path, start: str = "") -> Iterator[tuple[str, Path]]:
-        """Yield the files below a folder; in the folder itself, only names that begin with `start`."""
+        """Yield the files below a folder. In the folder itself, only names that begin with `start`."""
         for place, folders, names in os.walk(folder):
             folders[:] = sorted(each for each in folders if not each.startswith(".") and each.startswith(start))
             for name in sorted(each for each in names if each.startswith(start)):

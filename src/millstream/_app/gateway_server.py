@@ -103,7 +103,7 @@ def server_of(value: Any) -> Server:
     origins that the program allows with CORS.
 
     Args:
-        value: Server object; see `millstream.gateway._programs.library_of`.
+        value: Server object. See `millstream.gateway._programs.library_of`.
 
     Raises:
         ProgramError: It can't run this way. The message explains why and suggests a fix.

@@ -42,11 +42,11 @@ class Runtimes:
         """The runtime that serves HTTP."""
 
     async def start(self, *, supervised: bool = False) -> "Runtime":
-        """Return the runtime of this event loop, opening it if necessary. Concurrent callers share the attempt;
-        failures are retried.
+        """Return the runtime of this event loop, opening it if necessary. Concurrent callers share the attempt.
+        Failures are retried.
 
         Args:
-            supervised: Whether the caller will call `stop`; until then it doesn't close on its own.
+            supervised: Whether the caller will call `stop`. Until then it doesn't close on its own.
 
         Raises:
             LocalError: The key for session ids is invalid.

@@ -608,7 +608,7 @@ class Server:
         """Offer the files of a folder as resources: ``docs://`` is their list, ``docs://guide/start.md`` one of them.
 
         Clients can complete the path. Files outside the folder, even through symbolic links, and hidden files aren't
-        read; a file may have up to 10 MiB.
+        read. A file may have up to 10 MiB.
 
         Args:
             uri: Prefix of the URIs: a scheme, and optionally a path, ending with a slash.
@@ -818,7 +818,7 @@ class Server:
     async def run_async(
         self, transport: Transport = "http", *, host: str | None = None, port: int | None = None
     ) -> None:
-        """Serve in the running loop, until stopped or canceled: ``await mcp.run_async(port=9000)``; see `run`.
+        """Serve in the running loop, until stopped or canceled: ``await mcp.run_async(port=9000)``. See `run`.
 
         Args:
             transport: ``http`` or ``stdio``.
@@ -860,10 +860,10 @@ class Server:
         Args:
             path: Path of Streamable HTTP.
             transport: Ignored, because all HTTP transports are served at once.
-            options: Not supported; use the settings of the server.
+            options: Not supported. Use the settings of the server.
 
         Raises:
-            TypeError: An option of another library was passed; see `Settings` for Millstream's.
+            TypeError: An option of another library was passed. See `Settings` for Millstream's.
         """
         if options:
             raise TypeError(
@@ -874,14 +874,14 @@ class Server:
         return self
 
     def streamable_http_app(self) -> Self:
-        """Return the server; see `http_app`: ``app = mcp.streamable_http_app()``."""
+        """Return the server. See `http_app`: ``app = mcp.streamable_http_app()``."""
         return self
 
     def sse_app(self, mount_path: str | None = None) -> Self:
-        """Return the server, which serves HTTP+SSE at /sse; see `http_app`: ``app = mcp.sse_app()``.
+        """Return the server, which serves HTTP+SSE at /sse. See `http_app`: ``app = mcp.sse_app()``.
 
         Args:
-            mount_path: Path at which other packages would serve it; it has no effect.
+            mount_path: Path at which other packages would serve it. It has no effect.
         """
         return self
 

@@ -108,7 +108,7 @@ _threads = Threads(40)
 end.
 """
 MAX_RANGES = 8
-"""Maximum ranges per request for a file; with more, the whole file is sent."""
+"""Maximum ranges per request for a file. With more, the whole file is sent."""
 
 
 class UserRoute(Struct, frozen=True, eq=False):

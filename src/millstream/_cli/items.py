@@ -106,7 +106,7 @@ async def call(
     """Call a tool and print its result. Progress goes to standard error.
 
     Values are converted to the types in the tool's schema: `copies=2` becomes a number or text. Write lists and
-    objects as JSON; a list of words can also be separated by commas. The exit status is 1 if the tool reports an
+    objects as JSON. A list of words can also be separated by commas. The exit status is 1 if the tool reports an
     error.
 
     **Examples**

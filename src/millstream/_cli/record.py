@@ -62,7 +62,7 @@ async def record(file: Path, /, *server: str, header: Header = (), login: bool =
     - `millstream record web.jsonl https://example.com/mcp`: for a server at a URL
 
     Args:
-        file: The recording, in JSON Lines; an existing file is extended.
+        file: The recording, in JSON Lines. An existing file is extended.
         server: A command, a URL, a .py or .js file, or FILE.json#NAME.
         header: Send a header with each HTTP request: "Name: value".
         login: Sign in with a browser if the server requires it, and store the tokens.
@@ -88,7 +88,7 @@ async def record(file: Path, /, *server: str, header: Header = (), login: bool =
 
 
 MAX_LINE = 64 * 1024 * 1024
-"""Maximum size of a line, in bytes; longer ones aren't valid messages."""
+"""Maximum size of a line, in bytes. Longer ones aren't valid messages."""
 
 
 async def lines() -> AsyncIterator[bytes]:

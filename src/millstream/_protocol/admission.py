@@ -2,7 +2,7 @@
 
 See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
 basic/transports. `per_request_revision` tells the two eras apart: the body decides, and the header is a cross-check.
-`admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session; the
+`admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session. The
 checks it needs are functions here, as is reading `initialize`. stdio passes no headers, which skips the header checks.
 """
 
@@ -274,7 +274,7 @@ def _mismatch(header: bytes, what: str) -> ProtocolError:
 def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Revision | None:
     """Return the revision that a handshake-era request names in its header, or None without the header.
 
-    A request with a session uses the negotiated revision; its header only has to name a known version.
+    A request with a session uses the negotiated revision. Its header only has to name a known version.
 
     Raises:
         ProtocolError: The version is unknown or has no handshake (HTTP 400).

@@ -15,7 +15,7 @@ from msgspec import Struct
 from msgspec.structs import force_setattr
 
 EVERYTHING = "*"
-"""The scope that includes all others. Only API keys, and users of this server's own pages, can have it; in the tokens
+"""The scope that includes all others. Only API keys, and users of this server's own pages, can have it. In the tokens
 of an issuer it has no special meaning.
 """
 

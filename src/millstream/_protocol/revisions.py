@@ -187,7 +187,7 @@ PER_REQUEST: Mapping[str, Revision] = MappingProxyType({r.date: r for r in ALL i
 
 NEWEST = ALL[-1]
 FIRST_PER_REQUEST = R2026_07_28
-"""The first revision without a handshake. Code asks `Revision.handshake`; this is for versions that aren't known."""
+"""The first revision without a handshake. Code asks `Revision.handshake`. This is for versions that aren't known."""
 NEWEST_HANDSHAKE = R2025_11_25
 """The answer to an `initialize` request for a version that is unknown or has no handshake."""
 ASSUMED = R2025_03_26

@@ -6,7 +6,7 @@ The RFC defines expansion only. Matching returns values that could have produced
   segment, and expands with its slashes. In the RFC the notation is for lists (level 4).
 * ``{x}``, ``{+x}``, and ``{x*}`` match at least one character. The other operators and each of their variables are
   optional; absent variables aren't in the result. Query names can have any order, unknown ones are ignored, and a
-  repeated name doesn't match. With fewer values than variables, the leftmost variables are defined; with more values,
+  repeated name doesn't match. With fewer values than variables, the leftmost variables are defined. With more values,
   the last variable takes the rest.
 * Only ``{+x}`` and ``{#x}`` cross ``/``, ``?``, and ``#``. Other characters need no percent-encoding in a URI.
 * If a URI can be split in several ways, it's read from the right: ``{x}`` and ``{+x}`` take as little as possible, the

@@ -340,7 +340,7 @@ class Log(Protocol):
         """Wait until every later append by any worker reaches the listeners of this stream.
 
         Return a position up to which they have received every entry since they began to listen, at or after every
-        append before this call. Return None if the stream is unknown, or if the store can't filter or can't tell; then
+        append before this call. Return None if the stream is unknown, or if the store can't filter or can't tell. Then
         the listener reads the stream.
 
         Args:

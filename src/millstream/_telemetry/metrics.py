@@ -120,7 +120,7 @@ class Series:
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds: Sequence[float] = bounds
         self.counts: list[int] = [0] * (len(bounds) + 1)
-        """Values up to each bound and above the one before; the last count is for values above all bounds."""
+        """Values up to each bound and above the one before. The last count is for values above all bounds."""
         self.total: float = 0.0
 
     def observe(self, value: float) -> None:

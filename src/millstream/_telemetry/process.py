@@ -26,7 +26,7 @@ DAY_INTERVALS = 288
 STEPS = {60: SECONDS_EACH, 900: SECONDS_EACH, 3_600: 60, 86_400: 300}
 """Available periods in seconds -> seconds per point."""
 MAX_OPERATIONS = 64
-"""Maximum operations per interval. The ones with the most errors and calls stay; others are counted together."""
+"""Maximum operations per interval. The ones with the most errors and calls stay. Others are counted together."""
 Key = tuple[str, str]
 REST: Final[Key] = ("", "")
 """The key of operations beyond `MAX_OPERATIONS`."""

@@ -2,7 +2,7 @@
 
 This is the only module that imports OpenTelemetry. It gets names and values and has no knowledge of MCP methods.
 
-The trace context in a message's `_meta` is W3C text (`traceparent`, `tracestate`) and becomes the parent; the
+The trace context in a message's `_meta` is W3C text (`traceparent`, `tracestate`) and becomes the parent. The
 surrounding span or the HTTP headers are then linked. Without it, they are the parent. Invalid values are ignored.
 """
 

@@ -189,7 +189,7 @@ class DashboardFeed:
 
         Args:
             snapshot: Returns the current figures.
-            log: Newest log lines; a handler of the root logger while the server runs.
+            log: Newest log lines. A handler of the root logger while the server runs.
             streams: Open streams of the server.
             info: ``name``, ``title``, ``version``, ``started`` (seconds since 1970), and ``facts``, labels with their
                 values.

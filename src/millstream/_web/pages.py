@@ -185,7 +185,7 @@ def asset(path: str, *, query: bytes = b"", known: bytes = b"", shown: frozenset
 
     Args:
         path: ``/docs`` or ``/assets/base.css``.
-        query: Query of the request; the file's digest makes the response cacheable for a year.
+        query: Query of the request. The file's digest makes the response cacheable for a year.
         known: Entity tags that the client has (`If-None-Match`).
         shown: Names of the served pages, or None for all.
     """

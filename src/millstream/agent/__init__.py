@@ -1,6 +1,6 @@
 """A conversation with a language model that uses the tools of MCP servers: ``async for event in agent.say("…")``.
 
-Built on `millstream.client`. A model is any implementation of `model.Model`; the included one supports
+Built on `millstream.client`. A model is any implementation of `model.Model`. The included one supports
 OpenAI-compatible APIs and Azure OpenAI (``pip install 'millstream[agent]'``).
 """
 

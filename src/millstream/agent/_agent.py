@@ -104,7 +104,7 @@ class Agent:
         ``async for event in agent.say("Hi"): …``.
 
     Args:
-        model: The model; see `LanguageModel`. The agent closes it.
+        model: The model. See `LanguageModel`. The agent closes it.
         servers: Servers with tools, resources, and prompts: a list of `Client` targets or `ServerConfig`s, or a dict by
             name.
         system: System prompt. The servers' instructions are appended.

@@ -306,7 +306,7 @@ class Limits(Struct, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     max_result: int = 50_000
     """Maximum characters of a tool result or resource. The rest is replaced by a note."""
     max_parallel: int = 8
-    """Maximum concurrent tool calls; further ones wait."""
+    """Maximum concurrent tool calls. Further ones wait."""
     max_attempts: int = 5
     """Maximum attempts per request, if the model is busy or its response is incomplete."""
     longest_wait: float = 60.0

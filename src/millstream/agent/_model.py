@@ -113,7 +113,7 @@ class LanguageModel:
             ``anthropic:claude-sonnet-4-5`` or ``google:gemini-2.5-pro``.
         key: API key. A local server may not need one. Defaults to the provider's variable, such as
             ``ANTHROPIC_API_KEY``, for that provider only.
-        url: URL of an OpenAI-compatible API, including ``/v1``, or the endpoint at Azure; OpenAI's by default.
+        url: URL of an OpenAI-compatible API, including ``/v1``, or the endpoint at Azure, by default OpenAI's.
         azure_version: API version, such as ``2024-10-21``; selects Azure OpenAI.
         timeout: Seconds to wait for output from the model.
 
@@ -154,7 +154,7 @@ class LanguageModel:
         self._answered = False
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[str | ModelResponse, None]:
-        """Yield chunks of the text, then the complete reply; see `Model.stream`.
+        """Yield chunks of the text, then the complete reply. See `Model.stream`.
 
         Args:
             request: The conversation, the tools, and the limits of the reply.

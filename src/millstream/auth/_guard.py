@@ -176,7 +176,7 @@ def metadata_paths(
     this server's origin, and get a copy. Both documents are public, for all origins.
 
     Args:
-        methods: Auth methods; at least one has an issuer.
+        methods: Auth methods. At least one has an issuer.
         name: Display name of the server.
         known: Returns all scopes that the server currently uses.
         addresses: Addresses of MCP.
@@ -234,7 +234,7 @@ argument says whether the request is for one of the program's own routes.
 
 MAX_CREDENTIAL = 16 * 1024
 _FAILURES = Rate(30, 60)
-"""Maximum invalid credentials per address; an IPv6 network is treated as one address."""
+"""Maximum invalid credentials per address. An IPv6 network is treated as one address."""
 _MAX_CONCURRENT = 8
 """Maximum concurrent verifications per address. Others wait, so that parallel guesses aren't all verified before the
 first failure is counted.
@@ -383,7 +383,7 @@ class AuthGuard:
         return None if verdict is None or verdict.until <= self.clock() else verdict
 
     def verification_slot(self, address: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a slot to verify a credential from an address; call `refuse_throttled` and `record_failure` inside.
+        """Wait for a slot to verify a credential from an address. Call `refuse_throttled` and `record_failure` inside.
 
         Raises:
             Unavailable: No slot was free in time.

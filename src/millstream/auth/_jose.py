@@ -40,17 +40,17 @@ class TokenRules(Struct, frozen=True):
     issuer: str
     """Value of ``iss``. With `tenants`, the claim ``tid`` replaces `TENANT` in it."""
     audiences: Collection[str]
-    """Accepted values of ``aud``; a token must have one of them. If there are none, ``aud`` must be missing."""
+    """Accepted values of ``aud``. A token must have one of them. If there are none, ``aud`` must be missing."""
     implied: Mapping[str, Collection[str]] = {}
     """Scope -> the scopes that it includes."""
     believed: float = 60.0
     """Seconds that a verdict is cached."""
     clients: Collection[str] = ()
-    """Accepted client ids; a token must have one of them. If there are none, tokens of every client are accepted."""
+    """Accepted client ids. A token must have one of them. If there are none, tokens of every client are accepted."""
     scope_claims: Collection[str] = ()
     """Names of claims with scopes; ``scope`` or ``scp`` by default."""
     tenants: Collection[str] = ()
-    """Accepted values of ``tid``; a token must have one of them. ``*`` accepts any."""
+    """Accepted values of ``tid``. A token must have one of them. ``*`` accepts any."""
     resource: str = ""
     """URL of the MCP endpoint for clients, if no audience is one."""
     scope_prefix: str = ""

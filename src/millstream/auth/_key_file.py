@@ -351,7 +351,7 @@ class KeyMethod(AuthMethod):
     @override
     def holds(self, id: str) -> bool:
         """Return whether this name has a valid key. After one of its keys is revoked, return False for a moment, which
-        closes all streams of the name; clients with its other keys reconnect.
+        closes all streams of the name. Clients with its other keys reconnect.
         """
         return id in self._names and id not in self._revoked_at
 

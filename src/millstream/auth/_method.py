@@ -45,7 +45,7 @@ class Unavailable(Exception):
 
 
 class NotAdmitted(Exception):
-    """A login was rejected; the message is shown to the user."""
+    """A login was rejected. The message is shown to the user."""
 
     def __init__(self, text: str, status: int, *, wrong: bool = False) -> None:
         """Create the error.
@@ -53,7 +53,7 @@ class NotAdmitted(Exception):
         Args:
             text: Message for the user.
             status: Status of the response.
-            wrong: Whether the name or password was wrong; if so, it counts as a failed sign-in from the address.
+            wrong: Whether the name or password was wrong. If so, it counts as a failed sign-in from the address.
         """
         super().__init__(text)
         self.status = status

@@ -38,7 +38,7 @@ async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, he
     """Return the JSON at a URL, or the response to a form.
 
     Raises:
-        SignInFailed: The request failed. The reason is logged; the message contains only `title`, the upstream's name.
+        SignInFailed: The request failed. The reason is logged. The message contains only `title`, the upstream's name.
     """
     body = None if form is None else urlencode(form).encode()
     try:
@@ -241,7 +241,7 @@ class CodeFlow:
         return claims
 
     def _is_ours(self, claims: Claims) -> bool:
-        """Return whether a token is for this client; with several audiences, `azp` decides."""
+        """Return whether a token is for this client. With several audiences, `azp` decides."""
         several = isinstance(claims.get("aud"), list) and len(claims["aud"]) > 1
         return bool(claims.get("azp", None if several else self._client_id) == self._client_id)
 
@@ -258,7 +258,7 @@ class OidcAtPages(Struct, frozen=True):
     algorithms: Collection[str]
     scopes: Collection[str]
     client: tuple[str, str]
-    """This server's client id and secret at the issuer; the secret may be empty."""
+    """This server's client id and secret at the issuer. The secret may be empty."""
 
     @property
     def resource(self) -> str:

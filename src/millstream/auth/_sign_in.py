@@ -2,7 +2,7 @@
 
 The cookie contains the sealed credential, so any worker can verify it, and it expires with the credential. After a
 login with name and password it contains the identity, and ends when the account is removed or its password changes.
-External logins, such as with Google, set the same cookie; see `PageMethod`. Browsers send cookies automatically, so
+External logins, such as with Google, set the same cookie. See `PageMethod`. Browsers send cookies automatically, so
 it's accepted only for the pages and their requests, and only from a page of this origin (`Sec-Fetch-Site` or `Origin`).
 The program's own private routes are pages, too, with every method and path.
 Scripts can't read it, and other sites can't send it.
@@ -64,7 +64,7 @@ _SECURE, _PLAIN = "__Host-millstream", "millstream"
 _KIND, _PERSON = b"page credential", b"page user"
 """Kinds of sealed cookies, so that a credential is never read as an identity, or the reverse."""
 _MAX_CREDENTIAL = 2048
-"""Maximum size of a credential in a cookie, in bytes; browsers limit the sealed cookie to 4 KiB."""
+"""Maximum size of a credential in a cookie, in bytes. Browsers limit the sealed cookie to 4 KiB."""
 _LOCAL = re.compile(r"/(?![/\\])[!-~]{0,2047}")
 """A path of this server, with its query. A second slash would begin the name of another one."""
 _TOO_MANY = refusal(400, "This form has too many fields.")
@@ -324,7 +324,7 @@ class SignIn:
     async def _land(
         self, request: HttpRequest, method: PageMethod, page: str, finished: Awaitable[tuple[bytes, float]]
     ) -> Response:
-        """Sign a user in after an external login, and continue to the requested page; see `PageLanding`."""
+        """Sign a user in after an external login, and continue to the requested page. See `PageLanding`."""
         try:
             kept, seconds = await finished
             if not _is_safe(request):
@@ -376,11 +376,11 @@ class SignedOut:
     """The sign-outs known to one worker.
 
     After a sign-out, the cookie becomes invalid on every worker, and its streams are closed. The store records a
-    sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again every minute; requests
+    sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again every minute. Requests
     without a cookie cost nothing.
 
     While the store is unavailable, a worker relies on earlier announcements. Afterward it checks all cookies again and
-    closes their streams; browsers reconnect. An in-memory store loses sign-outs on restart, but a restart also
+    closes their streams. Browsers reconnect. An in-memory store loses sign-outs on restart, but a restart also
     invalidates all cookies, unless ``MILLSTREAM_SECRET_KEY`` is set.
     """
 
@@ -389,13 +389,13 @@ class SignedOut:
         self._store = store
         self._verdicts = verdicts
         self._digests: Recent[str, None] = Recent(_MAX_SIGN_OUTS)
-        """Digests of signed-out cookies; the oldest are dropped first."""
+        """Digests of signed-out cookies. The oldest are dropped first."""
         self._to_close: Recent[tuple[str, float], None] = Recent(_MAX_SIGN_OUTS)
-        """Owners and expiries of streams to close; the oldest are dropped first."""
+        """Owners and expiries of streams to close. The oldest are dropped first."""
         self._everywhere: Recent[str, float] = Recent(_MAX_SIGN_OUTS)
-        """Principal id -> the time at which the user signed out everywhere; the oldest are dropped first."""
+        """Principal id -> the time at which the user signed out everywhere. The oldest are dropped first."""
         self._in_use: Recent[tuple[str, int], float] = Recent(_MAX_SIGN_OUTS)
-        """Owner and rounded expiry of cookies in use -> exact expiry; the oldest are dropped first."""
+        """Owner and rounded expiry of cookies in use -> exact expiry. The oldest are dropped first."""
         self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._drop)
         """Unsubscribes from announcements."""
 
@@ -452,7 +452,7 @@ class SignedOut:
         return digest(cookie) in self._digests
 
     def note_use(self, id: str, until: float) -> None:
-        """Record that a cookie is in use on this worker; see `add` for the arguments."""
+        """Record that a cookie is in use on this worker. See `add` for the arguments."""
         self._in_use.keep((id, round(until)), until)
 
     def end(self, opened: Callable[[str, float], None]) -> None:

@@ -140,7 +140,7 @@ def issuer_keys(issuer: str, template: str = "") -> FetchedKeys:
 
 
 _MAX_BYTES = 512 * 1024
-"""Maximum size of a document; a key set with certificates is the largest."""
+"""Maximum size of a document. A key set with certificates is the largest."""
 
 
 async def ask_issuer(url: str) -> FetchedDocument:
@@ -151,7 +151,7 @@ async def ask_issuer(url: str) -> FetchedDocument:
 _ANY_TENANT = "organizations"
 """Placeholder of the tenant in an Entra ID issuer's URL."""
 TYPES = frozenset(("at+jwt", "jwt", ""))
-"""RFC 9068 requires ``at+jwt``; most issuers send ``jwt`` or nothing."""
+"""RFC 9068 requires ``at+jwt``. Most issuers send ``jwt`` or nothing."""
 
 
 class IssuerMethod(AuthMethod):
@@ -248,7 +248,7 @@ class IntrospectedMethod(IssuerMethod):
         self._headers = {"authorization": basic_credentials(client, secret)}
         self._client_tokens = client_tokens
         self._requests = SingleFlight[Identity | None]()
-        """Requests in progress; callers with the same token share one."""
+        """Requests in progress. Callers with the same token share one."""
 
     @override
     async def identify(self, credential: str) -> Identity | None:
@@ -404,7 +404,7 @@ def jwt(  # noqa: PLR0913  the options of an issuer
     Args:
         issuer: The issuer's exact identifier, as in the claim ``iss``.
         audience: This server's public URL, such as ``https://mcp.example.com/mcp``, or what the issuer's tokens have in
-            ``aud`` instead; a list if there are several. Tokens for any other URL are rejected, even if it starts with
+            ``aud`` instead. A list if there are several. Tokens for any other URL are rejected, even if it starts with
             this one.
         jwks: URL of the issuer's public keys, or the key set itself.
         secret: A secret shared with the issuer, at least 32 bytes long, instead of public keys.
@@ -474,7 +474,7 @@ def introspection(  # noqa: PLR0913  the options of an issuer
 
     Args:
         issuer: The issuer's exact identifier.
-        audience: As for `jwt`; the endpoint's response must contain it.
+        audience: As for `jwt`. The endpoint's response must contain it.
         endpoint: URL of the introspection endpoint.
         client: This server's client id at the issuer.
         secret: Secret for `client`.

@@ -58,7 +58,7 @@ __all__ = [
 
 
 class SignInFailed(Exception):
-    """The login failed; the message is shown to the user."""
+    """The login failed. The message is shown to the user."""
 
 
 class User(Struct, frozen=True, omit_defaults=True):
@@ -184,14 +184,14 @@ class TrustedIdentityProvider(Struct, frozen=True):
     scopes: tuple[str, ...]
     """Maximum scopes of its grants, in addition to the default ones."""
     number: float
-    """Hash of the issuer and scopes; a change revokes earlier grants."""
+    """Hash of the issuer and scopes. A change revokes earlier grants."""
 
 
 LoginMethod = UpstreamLogin | Passwords | TrustedIdentityProvider
 
 
 class RegistrationDenied(Exception):
-    """The request isn't allowed; the message is shown to the client."""
+    """The request isn't allowed. The message is shown to the client."""
 
 
 class Provider:

@@ -662,19 +662,19 @@ class Client:
         return await self.call(name, arguments or {}, timeout=timeout, raise_on_error=raise_on_error)
 
     async def list_tools(self) -> list[ToolDescription]:
-        """Return all tools; see `tools`."""
+        """Return all tools. See `tools`."""
         return await self.tools()
 
     async def list_resources(self) -> list[ResourceDescription]:
-        """Return all resources; see `resources`."""
+        """Return all resources. See `resources`."""
         return await self.resources()
 
     async def list_resource_templates(self) -> list[TemplateDescription]:
-        """Return all resource templates; see `templates`."""
+        """Return all resource templates. See `templates`."""
         return await self.templates()
 
     async def list_prompts(self) -> list[PromptDescription]:
-        """Return all prompts; see `prompts`."""
+        """Return all prompts. See `prompts`."""
         return await self.prompts()
 
     async def read_resource(self, uri: str) -> list[ResourceContents]:

@@ -175,7 +175,7 @@ class ClientEvents(Struct, eq=False):
             secret: ``whsec_`` and base64 of 24 to 64 random bytes. A different secret replaces the previous one.
             arguments: Filters, in the form of its `input_schema`.
             cursor: Cursor to continue after.
-            ttl: Requested seconds until the subscription expires without a refresh; the server can grant less.
+            ttl: Requested seconds until the subscription expires without a refresh. The server can grant less.
 
         Raises:
             ServerError: The server rejected the request, or the endpoint failed the challenge.
@@ -237,7 +237,7 @@ class ClientEvents(Struct, eq=False):
 
 
 class EventSubscription(ClientSubscription[ServerEvent], eq=False):
-    """An open subscription, ``async with subscription: …``; see `ClientEvents.subscribe`."""
+    """An open subscription, ``async with subscription: …``. See `ClientEvents.subscribe`."""
 
     _events: ClientEvents
     _params: Json

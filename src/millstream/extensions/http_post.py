@@ -71,7 +71,7 @@ async def post(
         headers: All except Host and Content-Length.
         body: Request body.
         judge: Returns whether an address is allowed, by default only public addresses are.
-        tls: Context with the trusted certificates; the system's by default.
+        tls: Context with the trusted certificates, by default the system's.
         seconds: Time limit, including the connection.
         max_bytes: Maximum size of the response.
         owner: The caller whose share of the name lookups is used, see `Share`.

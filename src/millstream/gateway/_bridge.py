@@ -3,7 +3,7 @@
 | client | upstream | questions |
 |---|---|---|
 | handshake | handshake | sent to the client on the stream of its call, see `_relay` |
-| handshake | per-request | `input_required` becomes requests to the client; the answers go back with the state |
+| handshake | per-request | `input_required` becomes requests to the client. The answers go back with the state |
 | per-request | handshake | the call is parked until the client's retry, see `_parked_calls` |
 | per-request | per-request | `input_required` is passed on, with its state sealed again |
 """
@@ -908,7 +908,7 @@ def _read_task(result: bytes) -> Task:
 
 
 def refused_error(call: Call, upstream: Upstream, refusal: str) -> ToolError | ProtocolError:
-    """Return the error for a call that isn't sent; see `Breaker.refusal`."""
+    """Return the error for a call that isn't sent. See `Breaker.refusal`."""
     text = f"The server {upstream.name!r} behind this gateway {refusal}"
     return ToolUnavailable(text) if call.method == "tools/call" else NoResponse(INTERNAL_ERROR, text)
 

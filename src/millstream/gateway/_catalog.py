@@ -167,13 +167,13 @@ class StoredCatalog:
     """Hash of the copy that this worker last read or wrote."""
 
     def __init__(self, store: Store, server: str, name: str, address: str) -> None:
-        """Create it without reading anything; see `load`.
+        """Create it without reading anything. See `load`.
 
         Args:
             store: Store for the copy.
             server: Name of the gateway.
             name: Name of the upstream.
-            address: Address of the upstream; each one has its own copy.
+            address: Address of the upstream. Each one has its own copy.
         """
         self._kv = store.kv
         self._key = f"catalog:{sha256(encode([server, name, address])).hexdigest()[:32]}"

@@ -101,7 +101,7 @@ class ConfigValue(Struct, frozen=True):
         return ConfigError(f"{self.path}, line {self.line(self.where)}: {name}{what}")
 
     def member(self, name: str) -> "ConfigValue":
-        """Return a member of a table; its value is None if it's missing."""
+        """Return a member of a table. Its value is None if it's missing."""
         value, original = (members(each).get(name) for each in (self.value, self.original))
         return structs.replace(self, value=value, original=original, where=(*self.where, name))
 

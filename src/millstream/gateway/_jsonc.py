@@ -16,7 +16,7 @@ from millstream.protocol import is_object
 
 
 class JsonSyntaxError(Exception):
-    """The text is malformed; the message gives the position. Such a file is left unchanged."""
+    """The text is malformed. The message gives the position. Such a file is left unchanged."""
 
 
 _STRING = r'"(?:[^"\\\n]|\\.)*"'

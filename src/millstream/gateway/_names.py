@@ -199,7 +199,7 @@ MAX_LOOPS = 64
 """
 _MAX_ID = 32
 _MAX_ANNOUNCEMENT = 64 * 1024
-"""Maximum size of an upstream's announcement, in bytes; a larger one is ignored."""
+"""Maximum size of an upstream's announcement, in bytes. A larger one is ignored."""
 
 Announcement = Json
 """`id` of a gateway, and `upstreams`: prefix -> the announcement of a gateway among them."""

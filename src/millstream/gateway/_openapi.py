@@ -325,7 +325,7 @@ class Document:
         return {_parameter_key(str(each.get("name")), str(each.get("in"))) for each in keys}
 
     def _own_server(self, operation: Json, shared: Json) -> tuple[str, str | None]:
-        """Return the path of an operation's own server, and where it begins; see `RequestTemplate`.
+        """Return the path of an operation's own server, and where it begins. See `RequestTemplate`.
 
         Raises:
             _NotOffered: The server is at another origin, which would receive the credentials.
@@ -930,7 +930,7 @@ def check_api(config: Any) -> None:
     """Check that an `UpstreamConfig` with an API is valid.
 
     Raises:
-        ValueError: The configuration is invalid; the message gives the reason.
+        ValueError: The configuration is invalid. The message gives the reason.
     """
     if config.target is not None:
         raise ValueError(f"upstream {config.name!r}: pass either a target or openapi=, not both.")

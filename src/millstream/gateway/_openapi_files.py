@@ -134,7 +134,7 @@ def read_document(path: str | Path) -> Any:
     """Return a document from a file, with the files beside it that it refers to.
 
     Raises:
-        ValueError: It can't be read; the message gives the reason.
+        ValueError: It can't be read. The message gives the reason.
         MissingExtra: It's YAML, and the extra isn't installed.
     """
     base = address_of(path)

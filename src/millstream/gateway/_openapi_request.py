@@ -377,7 +377,7 @@ def _check_members(argument: Argument, value: Json) -> None:
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the pairs of a nested value: ``a[b][c]=1``. OpenAPI leaves nesting open; most servers read this."""
+    """Yield the pairs of a nested value: ``a[b][c]=1``. OpenAPI leaves nesting open. Most servers read this."""
     if len(name) > _MAX_NESTED:
         raise ToolError(f"{name[:_MAX_NAME]!r} is too long for a name. Shorten the names in this argument.")
     if is_object(value):

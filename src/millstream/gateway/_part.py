@@ -246,7 +246,7 @@ class GatewayPart:
         """Create the credentials of an upstream that has some, or forwards headers.
 
         Raises:
-            LocalError: The options are invalid; the message gives the reason.
+            LocalError: The options are invalid. The message gives the reason.
         """
         config, auth = upstream.config, upstream.config.auth
         if auth is None and not config.forward_headers:

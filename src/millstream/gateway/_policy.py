@@ -54,9 +54,9 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     """Rules for all kinds of items."""
 
     scopes: Texts = ()
-    """Scopes that a caller needs; all are required. The item is hidden from other callers."""
+    """Scopes that a caller needs. All are required. The item is hidden from other callers."""
     groups: Texts = ()
-    """Values of the claim `groups`; a caller needs at least one. The item is hidden from other callers."""
+    """Values of the claim `groups`. A caller needs at least one. The item is hidden from other callers."""
     claims: dict[str, str | int | bool] = field(default_factory=dict[str, str | int | bool])
     """Claims that a caller needs, each with this value or as a list that contains it. Hidden from other callers."""
     tags: Texts = ()
@@ -107,7 +107,7 @@ class ToolPolicy(ToolRules, frozen=True, kw_only=True):
     """Rules for one tool, or all tools whose names match a pattern."""
 
     name: str = ""
-    """New name; the prefix is still added to it."""
+    """New name. The prefix is still added to it."""
     title: str = ""
     description: str = ""
     defaults: Json = field(default_factory=Json)
@@ -122,7 +122,7 @@ class PromptPolicy(CommonRules, frozen=True, kw_only=True):
     """Rules for one prompt, or all prompts whose names match a pattern."""
 
     name: str = ""
-    """New name; the prefix is still added to it."""
+    """New name. The prefix is still added to it."""
     title: str = ""
     description: str = ""
     defaults: dict[str, str] = field(default_factory=dict[str, str])

@@ -76,7 +76,7 @@ _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0))
 
 
 class ProcessOptions(Struct, frozen=True, kw_only=True):
-    """The part of an upstream's configuration that its processes use; see `UpstreamConfig`."""
+    """The part of an upstream's configuration that its processes use. See `UpstreamConfig`."""
 
     name: str
     """Name for the operator, in logs, metrics, and pages."""
@@ -568,7 +568,7 @@ class ErrorLog:
 
 
 class Watchdog:
-    """A small process that ends our process groups when this process is gone; its program is `_watchdog.py`.
+    """A small process that ends our process groups when this process is gone. Its program is `_watchdog.py`.
 
     Without it, a server that ignores the end of its input would outlive us. PR_SET_PDEATHSIG isn't enough: it doesn't
     reach child processes (``npx``, ``uv run``), exists only on Linux, and takes effect when the starting thread ends.

@@ -687,7 +687,7 @@ class Relays:
         return self._users
 
     def find(self, request_id: int) -> Recipient | None:
-        """Return the recipient of a message; without a request, the only one that can have caused it.
+        """Return the recipient of a message. Without a request, the only one that can have caused it.
 
         Of several calls of one session, it's the one that started first.
         """

@@ -59,7 +59,7 @@ class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=Sugge
 class Redactor:
     """Applies several redactions in order.
 
-    The expressions are the operator's; the text is untrusted. RE2's run time is linear in the text, whatever the
+    The expressions are the operator's. The text is untrusted. RE2's run time is linear in the text, whatever the
     expression (docs/decisions/0037), but the text can have many megabytes, so only small messages are redacted on the
     event loop. RE2 doesn't support look-around and back-references.
 

@@ -204,7 +204,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
         """Check the configuration.
 
         Raises:
-            ValueError: The configuration is invalid; the message gives the reason.
+            ValueError: The configuration is invalid. The message gives the reason.
         """
         if not self.name.strip():
             raise ValueError("An upstream requires a name.")
@@ -245,7 +245,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
 
 class UpstreamOptions(TypedDict, total=False):
-    """Options of ``Server.upstream``; see `UpstreamConfig`."""
+    """Options of ``Server.upstream``. See `UpstreamConfig`."""
 
     prefix: str | None
     headers: Mapping[str, str]

@@ -2,7 +2,7 @@
 
 With ``stream: true``, the progress and result of a call are also sent to the stream of a client,
 ``/mcp/sse/{client_id}``. The caller passes its client id in the header ``X-Client-Id``, the query ``?client_id=``, the
-argument ``client_id``, or ``_meta.clientId``; the first one found is used, or else a new id is created. The response's
+argument ``client_id``, or ``_meta.clientId``. The first one found is used, or else a new id is created. The response's
 ``_meta`` contains the id and the URL of the stream. The client's mailbox keeps earlier messages.
 """
 
@@ -160,7 +160,7 @@ def _client_id(call: Call) -> tuple[str, str]:
 def _mirror(
     hub: Hub, client_id: str, principal: "Principal | None", request_id: RequestId | None
 ) -> Callable[[bytes], Awaitable[None]]:
-    """Return a function that sends a call's messages to a client's stream, as far as the hub accepts them; the caller's
+    """Return a function that sends a call's messages to a client's stream, as far as the hub accepts them. The caller's
     own response has priority.
 
     It doesn't hold the call itself, to avoid a reference cycle.

@@ -134,7 +134,7 @@ def look_ahead(runtime: Runtime) -> None:
 
 
 def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
-    """Wrap routes to give pages of allowed Origins the probes as well; the adapters check all other paths."""
+    """Wrap routes to give pages of allowed Origins the probes as well. The adapters check all other paths."""
 
     def find_handler(method: str, path: str) -> Handler | None:
         handler = find(method, path)

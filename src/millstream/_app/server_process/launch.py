@@ -24,7 +24,7 @@ def launch(
         CommandError: A command is importing the program.
         RuntimeError: An event loop is running in this thread.
         ValueError: The transport is unknown, or doesn't support several workers.
-        SystemExit: The server can't start; the reason is on standard error.
+        SystemExit: The server can't start. The reason is on standard error.
     """
     check_not_importing()
     _check_address(host, port, workers)

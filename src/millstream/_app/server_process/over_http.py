@@ -342,7 +342,7 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
     """Serve `Server.run()` over HTTP, for a program that may have its own logging.
 
     Raises:
-        SystemExit: The address can't be used; the reason is on standard error.
+        SystemExit: The address can't be used. The reason is on standard error.
     """
     number, place = begin_run(), claim()
     if place is not None and place.hello.run != number:

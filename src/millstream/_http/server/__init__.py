@@ -48,7 +48,7 @@ _MAX_CREDENTIALS = 512
 
 
 class HeaderLineCache(Confidential, OrderedDict[bytes, Header]):
-    """Line without its end -> (lower-case name, value). The connections of a server share one; its size is bounded.
+    """Line without its end -> (lower-case name, value). The connections of a server share one. Its size is bounded.
 
     It stores the lines that clients send with nearly every request, and keeps no secrets except valid credentials.
     """

@@ -1,7 +1,7 @@
 """One request in flight, and the state that requests share.
 
-Here is the source of the secret for session ids and sealed state. Sources in order: the setting; the store, if several
-workers share one; a file in the user's state directory, created once and shared by all workers of the machine; a secret
+Here is the source of the secret for session ids and sealed state. Sources in order: the setting. The store, if several
+workers share one; a file in the user's state directory, created once and shared by all workers of the machine. A secret
 of this process, which is lost when it ends.
 
 A reader of the store can read a secret kept there and forge sessions. Prefer the setting.

@@ -423,7 +423,7 @@ class CallInfo:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the caller canceled the call. An `async def` function is also canceled; in a thread, check ``if
+        """Whether the caller canceled the call. An `async def` function is also canceled. In a thread, check ``if
         ctx.cancelled: …``.
         """
         return self._call.cancelled

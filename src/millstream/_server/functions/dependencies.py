@@ -190,7 +190,7 @@ def Depends(function: Callable[..., Any], *, thread: bool = True) -> Any:  # noq
 
     Args:
         function: The function that returns the value.
-        thread: Whether a `def` function runs in a worker thread. Pass False if it never blocks; it can then take a
+        thread: Whether a `def` function runs in a worker thread. Pass False if it never blocks. It can then take a
             `Context`.
 
     Example:

@@ -4,7 +4,7 @@ It's msgspec if msgspec supports every type, and pydantic otherwise. `SchemaChec
 schema instead.
 
 Results are encoded as JSON members of the newest result, without braces (``"content":[…]``), so a handler can add
-``resultType`` and ``_meta`` without encoding again. A tool's return value: `str` is one text; a content block, or a
+``resultType`` and ``_meta`` without encoding again. A tool's return value: `str` is one text. A content block, or a
 list with at least one, is content; `bytes` is an image if it begins like PNG, JPEG, GIF, or WebP, otherwise an embedded
 resource; `None` is empty content. Everything else (dataclass, Struct, pydantic model, dict, list, number, bool) is
 structured, with the same JSON as text for clients without structured content.

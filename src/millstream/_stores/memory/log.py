@@ -42,7 +42,7 @@ def exact(data: bytes) -> bytes:
 class ExpiryHeap(Generic[Name]):
     """Deadlines by name, in a heap that finds expired names without a scan.
 
-    Moving a deadline leaves its heap item in place; the item is reinserted with the new deadline when it comes up.
+    Moving a deadline leaves its heap item in place. The item is reinserted with the new deadline when it comes up.
     Stale items are removed together when they outnumber the live ones, which bounds the size of the heap.
     """
 

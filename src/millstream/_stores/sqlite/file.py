@@ -201,8 +201,8 @@ class Database:
         """Run statements in one transaction: all or none of them take effect.
 
         Raises:
-            StoreFull, FileVanished: The disk is full, or the file is gone. Nothing was written; the file stays open.
-            StoreUnavailable: The outcome is unknown. The file is closed; call `open` next.
+            StoreFull, FileVanished: The disk is full, or the file is gone. Nothing was written. The file stays open.
+            StoreUnavailable: The outcome is unknown. The file is closed. Call `open` next.
         """
         self._look_for()
         try:

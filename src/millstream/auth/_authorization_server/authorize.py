@@ -68,7 +68,7 @@ class AuthorizationRequests(Struct, frozen=True):
         """Return the client and its authorization request.
 
         Raises:
-            OAuthError: The client or its redirect URI is invalid; the message is for the user.
+            OAuthError: The client or its redirect URI is invalid. The message is for the user.
             NotGranted: The request is invalid; contains the response for the client.
         """
         client, redirect = await self._client(given, request)

@@ -210,10 +210,10 @@ class Clients:
 
     A client id can be the URL of a document that describes the client (draft-ietf-oauth-client-id-metadata-document).
     Documents are fetched over https from public addresses, without redirects and with a small size limit. A development
-    server may also fetch from its own machine. Each worker caches documents according to their Cache-Control; failures
+    server may also fetch from its own machine. Each worker caches documents according to their Cache-Control. Failures
     aren't cached.
 
-    A client with a secret or keys must use them to authenticate; its id alone isn't enough. A request with several
+    A client with a secret or keys must use them to authenticate. Its id alone isn't enough. A request with several
     methods is rejected.
     """
 
@@ -239,7 +239,7 @@ class Clients:
         self._proofs = Limiter("client-proof", _PROOFS)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._documents: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
-        """URL -> expiry and client; the oldest are dropped first."""
+        """URL -> expiry and client. The oldest are dropped first."""
         self._flight = SingleFlight[OAuthClient]()
         self._keys = {source: Recent[str, FetchedKeys](_MAX_KEYS) for source in self._judges}
         """Source of clients -> URL -> keys, so that other clients can't displace keys of configured ones. The oldest
@@ -254,7 +254,7 @@ class Clients:
             request: Request that causes the lookup, for the limit on fetches of metadata documents.
 
         Raises:
-            Unavailable: The client's document can't be fetched, or none are; the message gives the reason.
+            Unavailable: The client's document can't be fetched, or none are. The message gives the reason.
         """
         if not client_id or len(client_id) > _MAX_ID or not client_id.isascii() or not client_id.isprintable():
             return None

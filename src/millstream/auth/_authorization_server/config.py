@@ -69,7 +69,7 @@ class IssuerConfig(Struct, frozen=True):
     url: str
     """Exact issuer identifier, as in ``iss``."""
     audience: str
-    """URL of the MCP endpoint for which it issues tokens; until the server runs, empty for its own endpoint."""
+    """URL of the MCP endpoint for which it issues tokens. Until the server runs, empty for its own endpoint."""
     resources: tuple[str, ...]
     """URLs of other servers for which it may issue tokens."""
     scopes: tuple[str, ...]
@@ -114,7 +114,7 @@ class IssuerConfig(Struct, frozen=True):
         return {*self.known(), *self.described, *self.scopes}
 
     def requested_resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the requested resources; this server if none are named.
+        """Return the requested resources. This server if none are named.
 
         Raises:
             OAuthError: No tokens are issued for a resource.
@@ -268,7 +268,7 @@ def client(
         id: Client id.
         name: Name shown to users.
         redirect_uris: Allowed redirect URIs; a client without any only acts for itself.
-        secret: Client secret of at least 32 bytes; read it from the environment.
+        secret: Client secret of at least 32 bytes. Read it from the environment.
         jwks: Public keys as a set, the URL of a set, or one key as PEM, instead of a secret (``private_key_jwt``).
         scopes: Allowed scopes when it acts for itself (client credentials), which requires a secret or keys.
 

@@ -255,7 +255,7 @@ def check_redirect(uri: str, *, web: bool = False) -> None:
         web: Whether the client's metadata says that it's a web application.
 
     Raises:
-        ValueError: The URI isn't allowed; the message gives the reason.
+        ValueError: The URI isn't allowed. The message gives the reason.
     """
     if not 0 < len(uri) <= _MAX or not uri.isascii() or not uri.isprintable() or re.search(r"[\s\"'<>\\^`{|}*#]", uri):
         raise ValueError("A redirect URI must be a URL of up to 2000 characters, without a fragment or wildcard.")

@@ -135,7 +135,7 @@ class IssuerEndpoints(AuthMethod):
 
     @override
     def holds(self, id: str) -> bool:
-        """Return False for a moment after a revocation, which closes all streams; clients with other valid tokens
+        """Return False for a moment after a revocation, which closes all streams. Clients with other valid tokens
         reconnect.
         """
         return self._revoked_last_epoch.isdisjoint((id, ALL_PRINCIPALS))
@@ -279,7 +279,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     def holds(self, id: str) -> bool:
         """Return whether a principal may still have a valid token. After one is revoked, return False for a moment,
-        which closes all streams; clients with other valid tokens reconnect.
+        which closes all streams. Clients with other valid tokens reconnect.
         """
         if not super().holds(id) or id not in self._recent_grants:
             return False
@@ -440,7 +440,7 @@ def issuer(  # noqa: PLR0913  the options of an issuer
         registration: Whether clients may register themselves. Clients with a metadata document don't need to.
         metadata_documents: Whether clients may describe themselves at a URL, which this server fetches. Set it to False
             if the server has no access to the internet, so that clients such as Claude Code register instead.
-        provider: Custom decisions; see `millstream.auth.providers`.
+        provider: Custom decisions. See `millstream.auth.providers`.
 
     Raises:
         ValueError: An argument is invalid.

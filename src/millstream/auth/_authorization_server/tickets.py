@@ -1,7 +1,7 @@
 """The authorization server's state: the vault in the store, sealed cookies and form fields, and pending logins.
 
 Cookies and form fields (browser ids, logins, known devices, and requests) are sealed instead of stored, so opening a
-page needs no storage. A form is bound to the browser that it was shown in; other browsers can't submit it.
+page needs no storage. A form is bound to the browser that it was shown in. Other browsers can't submit it.
 """
 
 from collections.abc import Callable
@@ -96,7 +96,7 @@ class Vault:
         await self.kv.put(key, pack(value), ttl, lossy=lossy)
 
     async def exchange(self, key: str, before: bytes | None, value: Any, ttl: float, *, lossy: bool = False) -> bool:
-        """Replace a value if it still equals another; return whether it did.
+        """Replace a value if it still equals another. Return whether it did.
 
         Args:
             key: Key of the value.
@@ -151,7 +151,7 @@ class Vault:
         return self._services.ring.seal(kind, pack(value), self._services.nonce(), bound)
 
     def open(self, kind: bytes, text: str | bytes | None, want: type[T], bound: bytes = b"") -> T | None:
-        """Decode a value that `seal` encoded; return None for any other text.
+        """Decode a value that `seal` encoded. Return None for any other text.
 
         Args:
             kind: See `seal`.
@@ -183,7 +183,7 @@ def pack(value: Any) -> bytes:
 
 
 def read(raw: bytes | None, kind: type[T]) -> T | None:
-    """Decode a value; return None if it's missing or has another type."""
+    """Decode a value. Return None if it's missing or has another type."""
     if raw is None:
         return None
     try:

@@ -116,7 +116,7 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
     """Login with GitHub or a GitHub Enterprise Server.
 
     GitHub supports OAuth but not OpenID Connect, so its API identifies the user: by the numeric id, which GitHub never
-    reuses; logins can change owners. The access token has only the scopes that `allow` needs.
+    reuses. Logins can change owners. The access token has only the scopes that `allow` needs.
     """
 
     at: str

@@ -227,7 +227,7 @@ def users(*, file: str | Path) -> UserFile:
 
 
 _MAX_WAITING_ATTEMPTS = 256
-"""Maximum waiting attempts per key; people don't make more."""
+"""Maximum waiting attempts per key. People don't make more."""
 _POLL_SECONDS = 0.05, 0.5
 """Initial and maximum seconds between polls for a free slot in the store, which sends no notifications."""
 
@@ -284,7 +284,7 @@ class FailureLimiter:
     # In this worker
 
     async def _begin(self, tries: _Tries, until: float) -> bool:
-        """Start an attempt as soon as it's allowed; return False if it's rejected."""
+        """Start an attempt as soon as it's allowed. Return False if it's rejected."""
         may = self._may(tries)
         if may is None and all(len(self._done.get(each, ())) < _MAX_WAITING_ATTEMPTS for each in tries):
             with suppress(TimeoutError):

@@ -86,7 +86,7 @@ class ProofKey:
 
         Args:
             method: HTTP method.
-            url: URL of the request; its query is ignored.
+            url: URL of the request. Its query is ignored.
             token: Access token sent in the same request.
             nonce: Nonce that the server requires.
         """

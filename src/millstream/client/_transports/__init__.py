@@ -73,7 +73,7 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     extra_capabilities: Mapping[str, object] = {}
     """Capabilities to declare in addition to the handlers' capabilities."""
     auth: Auth | None = None
-    """Source of credentials that change; use headers for fixed ones."""
+    """Source of credentials that change. Use headers for fixed ones."""
 
 
 _logger = logging.getLogger(__name__)

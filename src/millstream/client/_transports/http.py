@@ -2,7 +2,7 @@
 predecessor.
 
 https://modelcontextprotocol.io/specification/2025-11-25/basic/transports and 2026-07-28. A broken stream of the
-handshake era is resumed with `Last-Event-ID`; in the per-request era, a request is lost with its stream, and closing
+handshake era is resumed with `Last-Event-ID`. In the per-request era, a request is lost with its stream, and closing
 the stream cancels it.
 """
 

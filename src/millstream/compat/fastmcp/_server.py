@@ -569,7 +569,7 @@ def _method_of(auth: Any, verifier: Any, provider: Any) -> Any:
 
 
 def _decorate(first: Any, register: Callable[[Any, str | None], Any]) -> Any:
-    """Return a decorator; if `first` is a function, apply it immediately."""
+    """Return a decorator. If `first` is a function, apply it immediately."""
     if first is not None and not isinstance(first, str):
         return register(first, None)
 

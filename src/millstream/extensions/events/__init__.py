@@ -75,7 +75,7 @@ class Events(Extension):
         max_subscriptions: Maximum webhook subscriptions in total.
         max_subscriptions_each: Maximum webhook subscriptions of one principal.
         private_callbacks: Also deliver to private addresses, such as in your own network.
-        tls: Context with the trusted certificates of callbacks; the system's by default.
+        tls: Context with the trusted certificates of callbacks, by default the system's.
         retry_delay: Takes the number of attempts so far and returns the seconds before the next one.
 
     Raises:

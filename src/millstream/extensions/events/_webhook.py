@@ -281,7 +281,7 @@ def read_secret(text: str) -> bytes:
     """Return the key of a ``whsec_…`` secret.
 
     Raises:
-        ProtocolError: INVALID_PARAMS; it isn't base64 of 24 to 64 bytes.
+        ProtocolError: INVALID_PARAMS. It isn't base64 of 24 to 64 bytes.
     """
     key = b""
     with suppress(ValueError):
@@ -295,7 +295,7 @@ def read_url(text: str) -> Url:
     """Return the parts of a callback URL.
 
     Raises:
-        ProtocolError: INVALID_PARAMS; it isn't an https URL, or it contains a user name or a fragment.
+        ProtocolError: INVALID_PARAMS. It isn't an https URL, or it contains a user name or a fragment.
     """
     with suppress(ValueError):
         url = parse_url(text)
@@ -310,7 +310,7 @@ class WebhookSender(Struct, frozen=True):
     judge: AddressCheck = is_public
     """Returns whether an address is allowed."""
     tls: ssl.SSLContext | None = None
-    """Context with the trusted certificates; the system's by default."""
+    """Context with the trusted certificates, by default the system's."""
 
     async def send(
         self, subscription: WebhookSubscription, url: Url, message_id: str, body: bytes, now: float

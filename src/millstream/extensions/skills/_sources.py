@@ -40,7 +40,7 @@ from millstream.protocol import (
 MAX_WALKED = 10_000
 """Maximum number of files to list in a folder. Further ones aren't served."""
 FRESH_SECONDS = 1.0
-"""Minimum seconds for which a listing is cached; a slow one is cached for ten times its duration."""
+"""Minimum seconds for which a listing is cached. A slow one is cached for ten times its duration."""
 _logger = logging.getLogger("millstream")
 
 

@@ -1,7 +1,7 @@
 """Options for the credentials of an upstream: ``mcp.upstream("shop", url, auth=bearer(env="TOKEN"))``.
 
 Each kind is a frozen Struct tagged by `kind`, so a configuration file decodes to the same values. A secret is named
-by an environment variable or a file; its text can't be printed or encoded.
+by an environment variable or a file. Its text can't be printed or encoded.
 """
 
 import os

@@ -72,7 +72,7 @@ class UpstreamCredentials:
 
         Args:
             upstream: Name of the upstream, for errors.
-            forward: Names of headers to forward, in lower case; see `check_forwarded`.
+            forward: Names of headers to forward, in lower case. See `check_forwarded`.
         """
         # Configuration
         self.upstream: str = upstream

@@ -185,7 +185,7 @@ class TokenCredentials(UpstreamCredentials):
 
     @override
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
-        """Return the token of a caller, renewed if it's about to expire; nothing if its grant has ended.
+        """Return the token of a caller, renewed if it's about to expire. Nothing if its grant has ended.
 
         Raises:
             ClientError: It has expired, and can't be renewed at the moment.
