@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Generic, NotRequired, Required, TypedDict, TypeVar
+from typing import Any, Final, Generic, NotRequired, Required, TypedDict, TypeVar
 
 import msgspec
 import pytest
@@ -141,6 +141,29 @@ async def test_required_members_are_required_with_postponed_annotations() -> Non
 async def test_only_json_readers_decimal_numbers_are_accepted(number: str) -> None:
     with pytest.raises(ToolFailed, match="must be a decimal number as text"):
         await _call(Movie, {"title": "a", "price": number})
+
+
+@pytest.mark.parametrize("path", ["", "a\0b"])
+async def test_text_that_is_no_path_is_refused_beside_a_model(path: str) -> None:
+    def tool(where: Path, item: Item = Item()) -> str:  # noqa: B008  as people write it
+        return f"{where} {item}"
+
+    mcp = Server("paths")
+    mcp.add_tool(tool)
+    async with connect(mcp) as client:
+        with pytest.raises(ToolFailed, match="'where' must be a path as text"):
+            await client.call("tool", where=path)
+
+
+async def test_final_arguments_can_stand_beside_a_model() -> None:
+    def tool(number: Any = 1, item: Item = Item()) -> str:  # noqa: B008  as people write it
+        return f"{number} {item.name}"
+
+    tool.__annotations__["number"] = Final[int]
+    mcp = Server("final")
+    mcp.add_tool(tool)
+    async with connect(mcp) as client:
+        assert (await client.call("tool", number=2)).text == "2 tea"
 
 
 async def test_dicts_returned_for_a_typed_dict_may_have_values_that_are_no_json() -> None:

@@ -17,6 +17,7 @@ from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
+    Final,
     ForwardRef,
     Literal,
     LiteralString,
@@ -87,9 +88,11 @@ def what_to_write(value: object) -> str:
 
 
 def unwrap_alias(annotation: Any) -> Any:
-    """Return the target of an outermost `NewType` or alias (``type Age = int``, PEP 695)."""
+    """Return the target of an outermost `NewType`, `Final`, or alias (``type Age = int``, PEP 695)."""
     while True:
-        if isinstance(annotation, NewType):
+        if get_origin(annotation) is Final:
+            (annotation,) = get_args(annotation)
+        elif isinstance(annotation, NewType):
             annotation = annotation.__supertype__
         elif is_alias(annotation):
             annotation = resolve_alias(annotation)

@@ -3,6 +3,7 @@
 It's loaded only for functions that need it, because pydantic is an extra.
 """
 
+import pathlib
 import re
 import sys
 from base64 import b64encode
@@ -450,8 +451,8 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         return Annotated[annotation, _StructSchema(annotation)]
     if has_fields(kind) and not hasattr(kind, "__pydantic_fields__") and (has_meta(kind) or _is_old_typed_dict(kind)):
         return _translate_class(annotation, kind, inside)
-    if origin is Literal or annotation is Decimal:
-        read = _read_decimal if annotation is Decimal else _member_of(parts)
+    if origin is Literal or annotation in (*_READERS,):  # it can be unhashable
+        read = _member_of(parts) if origin is Literal else _READERS[annotation]
         return Annotated[annotation, pydantic.BeforeValidator(read)]
     if not parts:
         return annotation
@@ -482,6 +483,13 @@ def _read_decimal(value: Any) -> Any:
     return Decimal(str(value))
 
 
+def _read_path(value: Any) -> Any:
+    if isinstance(value, str) and (not value or "\0" in value):
+        raise PydanticCustomError("path", "must be a path as text")
+    return value
+
+
+_READERS: Mapping[Any, Callable[[Any], Any]] = {Decimal: _read_decimal, pathlib.Path: _read_path}
 _DECIMAL: Schema = {"type": "string", "pattern": DECIMAL}
 
 
