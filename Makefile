@@ -155,7 +155,7 @@ compat: $(VENV)/.setup .venv-compat/.ready ## start published servers for the of
 middle: $(VENV)/.setup ## run the test suites of mcp 1.x, mcp 2.x, and fastmcp with Millstream between client and server (ARGS="mcp==2")
 	nice $(BIN)/python -m benches.middle $(ARGS)
 
-adopt: $(VENV)/.setup ## run published servers for mcp 1.x, mcp 2.x, and fastmcp behind Millstream (ARGS="excel git")
+adopt: $(VENV)/.test ## run published servers for mcp 1.x, mcp 2.x, and fastmcp behind Millstream (ARGS="excel git")
 	$(BIN)/python -m benches.adopt $(ARGS)
 
 deploy-check: $(VENV)/.test .venv-deploy/.ready ## lint the deploy files with the tools of those who read them; needs go

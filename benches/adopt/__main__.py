@@ -2,7 +2,8 @@
 
 Each has an environment of its own in .adopt/, made when it's first needed. A server runs in up to two ways: its command
 as an upstream, and its own object in our process. In each way its lists have to be those of the original on stdio,
-over Streamable HTTP in both eras, and one call has to give what the original gives.
+over Streamable HTTP in both eras, and one call has to give what the original gives. What clients refuse in the schemas
+of its tools is printed.
 
 ``python -m benches.adopt [WORD …]`` runs the servers whose package has one of the words in its name.
 """
@@ -28,6 +29,7 @@ from benches.environments import make_environment
 from benches.processes import free_port
 from millstream import Client
 from millstream._protocol.metadata import ORIGIN_KEY
+from tests.support.client_restrictions import refused
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -247,6 +249,9 @@ async def check(server: Server) -> tuple[list[str], int]:
         alone = {"mcpServers": {"it": {**entry, "env": workplace.environment}}}
         originals = await originals_of(alone, server, workplace)
         lists = originals[ERAS[0]].lists
+        for tool in lists["tools"]:
+            for problem in refused(tool):
+                print(f"  {tool['name']}: {problem}", flush=True)
         file = folder / "program.py"
         file.write_text(server.program, "utf-8")
         ways = {"command": f"env {shlex.join(workplace.command)}", "object": str(file) if server.program else ""}
