@@ -117,7 +117,7 @@ SCHEMA_2020_12: dict[str, Any] = {
 
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # it's for validators: Claude's API refuses allOf at the root
+    warnings.simplefilter("ignore")  # it's for validators: Claude's API rejects allOf at the root
 
     @mcp.tool(input_schema=SCHEMA_2020_12)
     def json_schema_2020_12_tool(arguments: dict[str, Any]) -> str:

@@ -469,7 +469,7 @@ def order_parts(parts: Collection[Part], *, selectable: Collection[str] = ()) ->
     def visit(part: Part, path: tuple[str, ...]) -> None:
         if part.name in path:
             circle = " needs ".join(repr(each) for each in (*path[path.index(part.name) :], part.name))
-            raise ValueError(f"Parts need each other: {circle}.")
+            raise ValueError(f"Parts depend on each other in a cycle: {circle}.")
         if part.name in ordered:
             return
         for name in part.needs:

@@ -181,7 +181,7 @@ def test_audit_command_verifies_a_log(tmp_path: Path) -> None:
         done = subprocess.run([*start, *more], capture_output=True, timeout=WAIT, check=False)
         return done.returncode, (done.stdout + done.stderr).decode()
 
-    assert run() == (0, f"2 lines, none changed. The last one has the hash {last}\n")
+    assert run() == (0, f"Checked 2 lines. None were changed. The last line has the hash {last}\n")
     assert run("--last", last)[0] == 0
     assert json.loads(run("--json")[1]) == {"lines": 2, "hash": last}
     written(path, "three")

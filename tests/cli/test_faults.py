@@ -106,7 +106,7 @@ CALLS: list[tuple[Behave, int, str, tuple[str, ...]]] = [
         (),
     ),
     (lambda asked: status(asked, "403 Forbidden"), 4, r"\(403\): no\. Send other credentials with --auth KEY", ()),
-    (problem, 4, r"refused the request \(403\): The key is old\. Send another key with --auth KEY", ()),
+    (problem, 4, r"rejected the request \(403\): The key is old\. Send another key with --auth KEY", ()),
     (
         lambda asked: status(
             asked, "403 Forbidden", 'WWW-Authenticate: Bearer error="insufficient_scope", scope="a b"\r\n'

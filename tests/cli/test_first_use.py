@@ -84,7 +84,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (["run", "shop.py:"], 1, "'shop.py:' isn't a file name."),
     (["run", "shop.py", "--path", "/a b"], 1, "It must be a path that starts with /, without spaces, ?, or #."),
     (["run", "shop.py", "--path", "/a?b"], 1, "Correct the option, or leave it out."),
-    (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address of this machine."),
+    (["run", "shop.py", "--host", "nowhere.invalid"], 1, "nowhere.invalid isn't an address on this machine."),
     (["chat", SHOP, "-m", "x", "--model", "m", "--api-url", "http://127.0.0.1:99999/v1"], 2, "isn't the URL of an API"),
     (["audit", "verify"], 2, "Missing argument: FILE."),
     (["keys", "add"], 2, "Missing argument: NAME."),

@@ -134,7 +134,7 @@ def test_folders_are_explained(folder: Path) -> None:
     (folder / "src").mkdir()
     error = failure("./src")
     assert error.what == "src is a folder."
-    assert error.fix == "Name a file in it: millstream run src/server.py"
+    assert error.fix == "Specify a file in it: millstream run src/server.py"
 
 
 @pytest.mark.parametrize("place", [".", "..", "beside"])
@@ -165,7 +165,7 @@ def test_errors_suggest_mounting_the_server_in_framework_applications(folder: Pa
     assert "uvicorn shop:app" in error.fix
     (folder / "shop.py").write_text(f"from fastapi import FastAPI\n\n{ONE}app = FastAPI()\n")
     fix = failure("shop.py:app").fix
-    assert fix.startswith("Name one of: shop.")
+    assert fix.startswith("Use one of: shop.")
     assert 'app.mount("/", mcp)' in fix
 
 

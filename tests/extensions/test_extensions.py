@@ -247,7 +247,7 @@ async def test_extension_can_be_added_to_an_existing_server() -> None:
         server.extend(Stock())
     late = Stock()
     late.name = "com.example/late"
-    with pytest.raises(LocalError, match="comes after the items"):
+    with pytest.raises(LocalError, match="added after the items"):
         server.extend(late)
     async with connect(server) as client:
         assert {tool.meta[NAME] for tool in await client.tools()} == {"tools"}

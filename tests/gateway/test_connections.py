@@ -37,7 +37,7 @@ async def test_calls_use_the_users_account() -> None:
         assert await gate.call(ALICE, "up_who") == "ada"
         page = f"{gate.base}/connections"
         said = await gate.call(BOB, "up_who")
-        assert said == f"The server 'up' requires your account there. Open {page} and connect it. Then call again."
+        assert said == f"The server 'up' requires your own account. Open {page} and connect it. Then call again."
         await (await bob.sign_in(BOB)).connect(other.accounts, "brian")
         for revision in ("2025-06-18", "2026-07-28"):
             async with gate.client(ALICE, revision=revision) as one, gate.client(BOB, revision=revision) as two:
@@ -94,7 +94,7 @@ async def test_upstream_can_be_its_own_authorization_server() -> None:
         await gate.wait_for_tool("up_who")
         assert await gate.call(ALICE, "up_who") == "ada shop:use"
         assert (await alice.submit("disconnect")).status_code == 303
-        assert "requires your account" in await gate.call(ALICE, "up_who")
+        assert "requires your own account" in await gate.call(ALICE, "up_who")
 
 
 async def test_declining_explains_how_to_connect_later() -> None:
@@ -193,7 +193,7 @@ async def test_rejected_tokens_are_refreshed_once() -> None:
         await (await bob.sign_in(BOB)).connect(accounts, "brian")
         accounts.refresh.clear()
         async with reject_tokens(other.mcp):
-            for words in ("no longer accepts your connection", "requires your account there"):
+            for words in ("no longer accepts your connection", "requires your own account"):
                 assert words in await gate.call(BOB, "up_who")
 
 
@@ -259,7 +259,7 @@ async def test_workers_share_connections_and_refreshes() -> None:
         assert (reply.status_code, refresh in accounts.revoked) == (303, True)
         for gate in (one, two):
             async with asyncio.timeout(WAIT):
-                while "requires your account" not in await gate.call(BOB, "up_who"):
+                while "requires your own account" not in await gate.call(BOB, "up_who"):
                     pass  # the message between workers takes a moment
             assert await gate.call(ALICE, "up_who") == "ada"
         keys, values = await stored_values(one)

@@ -583,7 +583,7 @@ async def test_operations_with_their_own_server_are_called_there(servers: Any, o
 async def test_servers_at_other_origins_are_skipped_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
     document = {**operation(servers=[{"url": "https://upload.test/up"}]), "servers": [{"url": BASE}]}
     assert await tools(document) == {}
-    assert "skipped GET /p, because it has a server of its own, https://upload.test/up. To use it" in caplog.text
+    assert "skipped GET /p, because it has its own server, https://upload.test/up. To use it" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ async def test_busy_processes_are_not_stopped_to_make_room(shell: Command, monke
         async with Client(upstream.target("a")) as client:
             hanging = asyncio.create_task(client.call("hang", timeout=WAIT))
             await until(lambda: pool.running[0].idle_seconds(monotonic()) < 0)
-            with pytest.raises(InUse, match=r"in use: the caller holds 1 of its 1 processes\..*max_processes"):
+            with pytest.raises(InUse, match=r"busy: the caller is using 1 of its 1 processes\..*max_processes"):
                 await call(upstream, "b")
             assert upstream.describe().waiting == 0
             hanging.cancel()

@@ -169,7 +169,7 @@ def test_protected_programs_are_rejected_next_to_other_upstreams(tmp_path: Path)
     command = [sys.executable, "-m", "millstream", "run", str(file), "--port", str(free_port())]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=WAIT, check=False)
     assert ended.returncode != 0
-    assert "checks the tokens of its callers" in ended.stderr
+    assert "checks its callers' tokens" in ended.stderr
 
 
 async def test_programs_work_beside_local_tools() -> None:

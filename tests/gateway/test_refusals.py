@@ -116,7 +116,7 @@ async def test_error_for_a_lost_connection_warns_of_a_possible_effect() -> None:
         mcp.upstream("odd", server.url, prefix="", start_timeout=WAIT)
         async with Client(mcp, timeout=WAIT) as client:
             said = (await client.call("hello", raise_on_error=False)).text
-    assert "may have had an effect" in said
+    assert "may have taken effect" in said
 
 
 async def test_client_errors_include_status_reason_and_retry_time() -> None:

@@ -131,7 +131,7 @@ async def test_every_principal_sees_that_the_policy_rejected_a_question() -> Non
     async with callers(ALICE, BOB, policy=UpstreamPolicy(questions=())) as (alice, bob):
         for caller in (alice, bob):
             refusal = await caller.work()
-            assert "policy refuses it" in refusal
+            assert "policy doesn't allow it" in refusal
             assert "per_principal" not in refusal
         assert alice.questions == bob.questions == []
 
@@ -300,7 +300,7 @@ async def test_questions_from_one_users_program_do_not_reach_another_program(iso
             await hostile.hang_up()
             answer = await other.work()
     if isolation == "shared":
-        assert "doesn't say which one it belongs to" in answer
+        assert "doesn't specify one of them" in answer
         assert (other.questions, other.logs) == ([], [])
     else:  # a process of its own
         assert "secret" in answer

@@ -370,7 +370,7 @@ async def test_items_that_must_be_dropped_are_logged_once(caplog: pytest.LogCapt
     caplog.clear()
     async with Client(command, timeout=WAIT) as client:
         assert [each.name for each in await client.tools()] == ["good", "bad"]
-    assert caplog.text.count("Left out an item") == 1
+    assert caplog.text.count("Skipped an item") == 1
 
 
 @asynccontextmanager

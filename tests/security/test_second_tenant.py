@@ -276,7 +276,7 @@ async def http_calls(stack: AsyncExitStack) -> Shared:
     url = f"http://127.0.0.1:{running.port}/mcp"
     stack.enter_context(patch("millstream.gateway._upstream.MAX_HTTP_CALLS", 8))
     mcp.upstream("there", url, start_timeout=WAIT, timeout=WAIT)
-    error = r"in use, not down: you hold \d of its 8 connections"
+    error = r"busy, not down: you're using \d of its 8 connections"
     running = await run(stack, mcp)
     return make_calls(stack, running, ["there_work"], lambda: len(started), error, revision=PER_REQUEST)
 
@@ -287,7 +287,7 @@ async def api_calls(stack: AsyncExitStack) -> Shared:
     started, running = add_work(there), await run(stack, there)
     stack.enter_context(patch("millstream.gateway._openapi_upstream.MAX_HTTP_CALLS", 8))
     mcp.upstream("there", openapi=f"http://127.0.0.1:{running.port}/openapi.json", prefix="", start_timeout=WAIT)
-    error = r"in use, not down: you hold \d of its 8 connections"
+    error = r"busy, not down: you're using \d of its 8 connections"
     running = await run(stack, mcp)
     return make_calls(stack, running, ["work"], lambda: len(started), error)
 
@@ -307,7 +307,7 @@ async def failures(stack: AsyncExitStack) -> Shared:
     mcp = make_server()
     server = await stack.enter_async_context(misbehaving(with_discovery(behave)))
     mcp.upstream("there", server.url, prefix="", start_timeout=WAIT, timeout=WAIT)
-    calls = make_calls(stack, await run(stack, mcp), ["work"], int, "failed your last 5 calls of 'work'")
+    calls = make_calls(stack, await run(stack, mcp), ["work"], int, "failed your last 5 calls to 'work'")
 
     async def hold(tenant: Tenant) -> str:
         error = await calls.hold(tenant)
@@ -335,13 +335,13 @@ async def threads(stack: AsyncExitStack) -> Shared:
 async def processes(stack: AsyncExitStack) -> Shared:
     """Processes of a command with one for each session of its callers. One more reads its lists."""
     mcp = make_server()
-    return await make_process_calls(stack, mcp, ["there"], r"in use, not down: you hold \d of its 8 processes")
+    return await make_process_calls(stack, mcp, ["there"], r"busy, not down: you're using \d of its 8 processes")
 
 
 async def processes_of_the_gateway(stack: AsyncExitStack) -> Shared:
     """Processes of all commands. The first two read lists."""
     mcp = make_server(max_processes=8)
-    error = r"in use, not down: you hold \d of this gateway's 8 processes"
+    error = r"busy, not down: you're using \d of this gateway's 8 processes"
     return await make_process_calls(stack, mcp, ["there", "elsewhere"], error)
 
 
@@ -437,7 +437,7 @@ def watches(*, relayed: bool) -> Case:
                         return ""
             return "no update"
 
-        return Shared(hold, use, "You watch 500 resources of 'there'")
+        return Shared(hold, use, "You're watching 500 resources on 'there'")
 
     watches.__name__ += "-relayed" if relayed else ""
     return watches
@@ -524,7 +524,7 @@ def arriving_replies(kind: str) -> Case:
         mcp = make_server(max_incoming_bytes=1_600_000)
         server = await stack.enter_async_context(misbehaving(with_discovery(behave)))
         mcp.upstream("there", server.url, prefix="", max_bytes=200_000, start_timeout=WAIT, timeout=WAIT)
-        error = r"sending too much at a time: your unfinished replies take [\d,]+ of 400,000 bytes"
+        error = r"sending too much data at once: your unfinished replies use [\d,]+ of 400,000 bytes"
         return make_calls(stack, await run(stack, mcp), ["work"], lambda: arrived, error)
 
     arriving_replies.__name__ += f"-{kind}"

@@ -315,7 +315,7 @@ def test_argument_names_that_model_apis_reject_cause_a_warning(name: str) -> Non
 
 def test_compositions_that_model_apis_reject_cause_a_warning() -> None:
     schema = {"type": "object", "properties": {"a": {}}, "oneOf": [{"required": ["a"]}]}
-    with pytest.warns(UserWarning, match="refuses schemas with 'oneOf' at their root"):
+    with pytest.warns(UserWarning, match="rejects schemas with 'oneOf' at their root"):
         Server("x").add_tool(_function(Any), name="tool", input_schema=schema)
 
 

@@ -152,7 +152,7 @@ def choose(size: Size) -> str:
 
 def test_empty_choices_cause_a_warning() -> None:
     """Gemini (sbroenne/mcp-server-excel#607, anomalyco/opencode#46676)."""
-    with pytest.warns(UserWarning, match="Gemini's API refuses choices that are empty"):
+    with pytest.warns(UserWarning, match="Gemini's API rejects empty choices"):
         Server("sizes").add_tool(choose)
 
 
@@ -163,7 +163,7 @@ def test_large_schemas_cause_a_warning() -> None:
         """Do something."""
         return text
 
-    with pytest.warns(UserWarning, match=r"claude.ai leaves out tools with more than 16,384"):
+    with pytest.warns(UserWarning, match=r"claude.ai drops tools with more than 16,384"):
         Server("large").add_tool(tool)
 
 

@@ -162,7 +162,7 @@ async def test_names_from_other_packages_suggest_ours() -> None:
         mcp.list_tools()  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match=r"Write `Server\(middleware=\[…\]\)`"):
         mcp.middleware("http")  # type: ignore[attr-defined]
-    with pytest.raises(AttributeError, match=r"what it yields is `ctx\.lifespan`"):
+    with pytest.raises(AttributeError, match=r"the value it yields is `ctx\.lifespan`"):
         mcp.state.limiter = None  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="Did you mean 'mount'") as caught:
         mcp.mont(mcp)  # type: ignore[attr-defined]

@@ -63,7 +63,7 @@ async def test_failed_lifespan_task_is_logged_and_makes_the_server_unhealthy(
         assert json.loads(health.body)["reasons"] == ["the lifespan ended with an error"]
         assert (await ask(mcp, "GET", "/readyz")).body == b"degraded: the lifespan ended with an error\n"
     [record] = errors
-    assert "ended while the server runs" in record.getMessage()
+    assert "ended while the server was running" in record.getMessage()
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ExceptionGroup)
     assert str(record.exc_info[1].exceptions[0]) == "'an odd event'"

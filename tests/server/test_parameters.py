@@ -201,7 +201,7 @@ def fitting_none(x: Annotated[str | None, Field(ge=1)]) -> None: ...
         (opaque, ["'x'", "Opaque", "dataclasses"]),
         (unresolved, ["'x'", "'Missing' can't be resolved"]),
         (contradicting, ["'x'", "ge"]),
-        (fitting_none, ["'x'", "ge=1", "applies to none"]),
+        (fitting_none, ["'x'", "ge=1", "doesn't apply to any"]),
     ],
 )
 def test_unsupported_parameters_are_rejected_at_registration(function: Callable[..., Any], texts: list[str]) -> None:

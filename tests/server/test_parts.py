@@ -139,7 +139,10 @@ async def test_unorderable_parts_are_rejected_at_startup() -> None:
     wrong: list[tuple[list[Empty], str]] = [
         ([Empty("till", [], ["hub"])], "The part 'till' needs 'hub', which isn't served: add it to serve="),
         ([Empty("till", [], ["shelf"])], "The part 'till' needs 'shelf', which isn't served: add it to extensions="),
-        ([Empty("a", [], ["b"]), Empty("b", [], ["a"])], "Parts need each other: 'a' needs 'b' needs 'a'"),
+        (
+            [Empty("a", [], ["b"]), Empty("b", [], ["a"])],
+            "Parts depend on each other in a cycle: 'a' needs 'b' needs 'a'",
+        ),
         ([Empty("lifespan", [])], "Two parts are named 'lifespan'"),
     ]
     for parts, text in wrong:

@@ -365,7 +365,7 @@ def test_hand_written_schemas_must_allow_required_parameters(mcp: Server, keywor
         {"anyOf": [{"properties": {"book": {}}}]},
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*refuses schemas with")
+@pytest.mark.filterwarnings("ignore:.*rejects schemas with")
 def test_hand_written_schemas_may_describe_parameters_in_subschemas(mcp: Server, schema: dict[str, Any]) -> None:
     def buy(book: str, copies: int = 1) -> str:
         return f"{copies} of {book}"

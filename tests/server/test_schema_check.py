@@ -60,7 +60,7 @@ REASONS: list[tuple[dict[str, Any], str]] = [
     ({"pair": [1]}, "'pair[0]' must be a string, got the integer 1"),
     ({"to": {}}, "missing 'street' in 'to'"),
     ({"to": {"street": None}}, "'to.street' must be a string, got null"),
-    ({"size": 7}, "'size' must match one alternative of oneOf, but matches 2"),
+    ({"size": 7}, "'size' must match exactly one alternative of oneOf, but matches 2"),
     ({"size": 1.5}, "'size' must be a number >= 5, got 1.5"),
     ({"a/b": 2}, "'a/b' must be one of 1, got 2"),
     ({"never": 1}, "unknown 'never'"),

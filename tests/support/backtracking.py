@@ -146,7 +146,7 @@ class _Automaton:
         probe = len(self.labels)
         part = self._sequence(body, before=_Part(), bounded=False)
         if part.empty:
-            raise _Unknown("it repeats an expression that can match nothing")
+            raise _Unknown("it repeats an expression that can match the empty string")
         exact = len(self.labels) == probe + 1 and low == high and high <= _MAX_POSITIONS // 4
         if high <= _MAX_UNROLLED or exact:
             whole = _Part(part.first, part.last, empty=low == 0)

@@ -330,9 +330,9 @@ async def test_duplicate_and_late_paths_are_rejected() -> None:
         with pytest.raises(ValueError, match="of Millstream's own"):
             mcp.mount(other, prefix=prefix)
     mcp.mount(other, prefix="other")
-    with pytest.raises(ValueError, match="the path of MCP"):
+    with pytest.raises(ValueError, match="the MCP path"):
         Server("x", settings=Settings(path="/rpc")).route("/rpc")(home_page)
-    with pytest.raises(ValueError, match="the path of MCP"):
+    with pytest.raises(ValueError, match="the MCP path"):
         Server("x", settings=Settings(sse_path="/stream")).route("/stream")(home_page)
     async with mcp.running():
         with pytest.raises(Exception, match="already running"):

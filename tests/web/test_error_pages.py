@@ -72,7 +72,7 @@ async def test_browsers_without_access_get_a_page_with_advice() -> None:
         assert plain.headers[b"content-type"] == b"application/problem+json"
         metrics = await world.ask(None, "GET", "/metrics", **HTML)
         assert (metrics.status, metrics.headers[b"www-authenticate"]) == (401, b"Bearer")
-        assert "People sign in" in said(metrics)
+        assert "In a browser, sign in" in said(metrics)
         entry = await world.ask(None, "GET", "/mcp", **HTML)
         assert (entry.status, "Connect a client" in said(entry)) == (200, True)
 

@@ -193,7 +193,7 @@ def test_missing_store_location_is_explained() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         workers = make_workers([listener], 2, passed=False)
         supervisor = Supervisor([], workers, host="127.0.0.1", run_number=1, store=store)
-        with pytest.raises(CommandError, match="can't create the socket") as raised:
+        with pytest.raises(CommandError, match="can't create a socket") as raised:
             asyncio.run(supervisor.run())
     assert "TMPDIR" in raised.value.fix
 

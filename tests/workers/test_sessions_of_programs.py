@@ -260,7 +260,7 @@ async def test_call_in_a_killed_worker_fails_with_the_reason_and_its_session_wit
         await until_async(running.exists)
         kill(pid)
         reply = await call
-        assert (reply.status_code, "may have had an effect" in reply.text) == (502, True)
+        assert (reply.status_code, "may have taken effect" in reply.text) == (502, True)
         await until_async(lambda: pid not in served.children())
         assert [await other.take(session) for _ in range(3)] == [(404, "")] * 3
 

@@ -400,7 +400,7 @@ class Definition:
             return
         if self.hooks is not None and any(getattr(self.registry, kind) for kind in KINDS):
             raise LocalError(
-                f"The extension {name!r} has hooks, but comes after the items that they wrap. Add it when the "
+                f"The extension {name!r} was added after the items that its hooks wrap. Add it when the "
                 f"server is created: Server({self.name!r}, extensions=[…])"
             )
         self.middleware = (*self.middleware, hooks)

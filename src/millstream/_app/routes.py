@@ -82,9 +82,9 @@ class LocalOnly(msgspec.Struct, frozen=True):
         if is_http_1_0 and not self._told:
             self._told.add("HTTP/1.0")
             logger.warning(
-                "A private page was refused, because the request came over HTTP/1.0, as from a proxy that hides its "
-                "clients. Turn on sign-in to open these pages to them. If the proxy asks for a password, "
-                "`proxy_http_version 1.1;` in nginx opens them without sign-in. This is logged once."
+                "Denied access to a private page, because the request came over HTTP/1.0, probably from a proxy that "
+                "hides its clients. Enable sign-in to allow access. If the proxy asks for a password, "
+                "`proxy_http_version 1.1;` in nginx allows access without sign-in. This is logged only once."
             )
         return not is_http_1_0
 

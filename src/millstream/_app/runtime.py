@@ -321,7 +321,7 @@ class Runtime:
             if state is not None:
                 host.report("connections", lambda: len(state.connections))
                 if host.metrics is not None:
-                    text = "Connections cut because the client left too many bytes of replies unread."
+                    text = "Connections closed because the client left too many bytes of replies unread."
                     host.metrics.read("counter", "millstream_connections_cut_total", text, lambda: {(): state.cut})
             host.report("workers", lambda: list(bind.workers) or None)
             for register in host.http:
@@ -436,6 +436,6 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
     if unclear and not each:
         (name, text), more = unclear[0], len(unclear) - 1
         others = (
-            f"; the same goes for {more} other {'tool' if more == 1 else 'tools'} (--log-level debug)" if more else ""
+            f"; the same applies to {more} other {'tool' if more == 1 else 'tools'} (--log-level debug)" if more else ""
         )
         logger.info("%s: %s%s", name, text, others)

@@ -161,7 +161,7 @@ _OTHER_NAMES = {
         "Raise ToolError in tools, or translate exceptions in `Server(middleware=[…])`.",
     ),
     "add_provider": "Write `mcp.mount(other)` for a server, or `mcp.upstream(name, target)` for a remote one.",
-    "add_transform": "Policies change the items of upstreams: `mcp.upstream(name, target, policy=…)`.",
+    "add_transform": "Policies modify upstream items: `mcp.upstream(name, target, policy=…)`.",
     "add_prompt": "Write `mcp.prompt(function)`.",
     "add_resource": "Write `mcp.resource(uri)(function)`.",
     "add_resource_fn": "Write `mcp.resource(uri)(function)`.",
@@ -187,7 +187,7 @@ _OTHER_NAMES = {
     "run_streamable_http_async": "Write `await mcp.run_async('http')`.",
     "router": "Write `@mcp.route(path)`.",
     "session_manager": "A mounted server needs none: write `FastAPI(lifespan=mcp.lifespan)`.",
-    "state": "Write `Server(lifespan=…)`: what it yields is `ctx.lifespan`. For a limiter, write "
+    "state": "Write `Server(lifespan=…)`: the value it yields is `ctx.lifespan`. For a limiter, write "
     "`settings=Settings(limit_calls='60/minute')`.",
 }
 """Name of another package -> what to write here."""
@@ -255,7 +255,7 @@ class Server:
         "title": "Write `info=Info(title=…)`.",
         "tool_serializer": "Return `ToolResult(content=[Text(…)])` from the tool.",
         "tools": "Write `mcp.add_tool(function)`.",
-        "transforms": "Policies change the items of upstreams: `mcp.upstream(name, target, policy=…)`.",
+        "transforms": "Policies modify upstream items: `mcp.upstream(name, target, policy=…)`.",
         "website_url": "Write `info=Info(website_url=…)`.",
     }
 

@@ -192,7 +192,7 @@ class UserRoutes(RouteRegistry):
         else:
             check_path(whole + "/" if each.below and each.path != "/" else whole)
             if is_mcp:
-                raise ValueError(f"{whole!r} is the path of MCP. Use another path, or serve MCP elsewhere.")
+                raise ValueError(f"{whole!r} is the MCP path. Use another path, or serve MCP elsewhere.")
             if known is not None and known.handlers.keys() & made.handlers.keys():
                 raise ValueError(f"{whole!r} was added twice.")
             if differs:

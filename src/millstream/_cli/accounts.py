@@ -267,7 +267,7 @@ def password(name: UserName, /, *, file: UserFileOption = USER_FILE, json: Json 
     """
     with convert_errors():
         _people(file).set_password(name, _password(), time.time())
-    report(f"{name} has a new password.", {"changed": name}, json=json)
+    report(f"Changed the password of {name}.", {"changed": name}, json=json)
 
 
 audit = App(name="audit", help="Check audit logs.")
@@ -304,4 +304,4 @@ def verify(file: Path, /, *, last: Annotated[str, Parameter(metavar="HASH")] = "
     if json:
         print_json({"lines": count, "hash": found})
         return
-    print(f"{count} lines, none changed. The last one has the hash {found}")
+    print(f"Checked {count} lines. None were changed. The last line has the hash {found}")

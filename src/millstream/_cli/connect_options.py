@@ -258,7 +258,7 @@ def unknown(kind: str, name: str, known: Sequence[str]) -> ClientError | None:
         return None
     near = closest_name(name, known)
     listed = ", ".join(known[:10]) + (", …" if len(known) > 10 else "")
-    has = f"It has: {listed}." if known else "It has none."
+    has = f"It has: {listed}." if known else f"It has no {kind}s."
     return ClientError(f"The server has no {kind} {name!r}.", remedy=f"Did you mean {near}?" if near else has)
 
 

@@ -200,12 +200,14 @@ async def examine(target: str, options: ConnectOptions) -> AsyncIterator[Diagnos
         }
         text = ", ".join(f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items())
         well = any(counts.values())
-        yield DiagnosticStep("offers", text, ok=well, remedy="" if well else "Register something, or sign in.")
+        yield DiagnosticStep(
+            "offers", text, ok=well, remedy="" if well else "Register a tool, resource, or prompt, or sign in."
+        )
         if client.transport == "stdio" and BY_DATE[client.revision].handshake:
             yield DiagnosticStep(
                 "questions",
-                "questions and log messages on stdio don't say which call they belong to",
-                remedy='In a gateway for several people, set isolation = "per_principal" for it if its tools ask.',
+                "questions and log messages on stdio don't identify the call they belong to",
+                remedy='In a gateway for several users, set isolation = "per_principal" for it if its tools ask.',
             )
     if isinstance(place, Remote) and place.url.scheme.startswith("http"):
         headers = {**place.headers, **options.headers(target)}

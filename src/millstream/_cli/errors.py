@@ -230,7 +230,7 @@ def _check_server(arguments: Sequence[str]) -> None:
         _check_order(*arguments[:3])
     if arguments[0] in ("run", "dev") and "--" in arguments[2:-1] and arguments[1].endswith(".py"):
         command = shlex.join(["--", "python", arguments[1], *arguments[arguments.index("--") + 1 :]])
-        raise UsageError(f"Programs get no arguments. Run it as a command: millstream run {command}")
+        raise UsageError(f"Programs can't take arguments. Run it as a command: millstream run {command}")
 
 
 def _check_order(command: str, first: str, server: str) -> None:

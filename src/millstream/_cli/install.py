@@ -716,7 +716,7 @@ def only_one_here(system: System) -> str:
     raise CommandError(
         "No supported application was found on this machine.",
         why=f"Looked for {', '.join(APPLICATIONS)}.",
-        fix=f"Name yours, as in --client claude. For other applications, print the entry: --client {PRINTED}",
+        fix=f"Specify yours, as in --client claude. For other applications, print the entry: --client {PRINTED}",
     )
 
 

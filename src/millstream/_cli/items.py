@@ -282,7 +282,7 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     named = [word for word in arguments if "=" in word]
     names = [word.partition("=")[0] for word in named]
     if twice := next((name for name in names if names.count(name) > 1), ""):
-        raise UsageError(f"{twice} has several values. Pass one; a list is one value with commas, as in {twice}=a,b.")
+        raise UsageError(f"{twice} has several values. Pass one. Separate list items with commas, as in {twice}=a,b.")
     return [word for word in arguments if word not in named], pairs(named, "=", _USAGE)
 
 
@@ -427,7 +427,7 @@ async def start(client: Client, server: str, tool: str, arguments: Mapping[str, 
         try:
             write_private(path_of_tasks(), msgspec.json.encode(tasks))
         except OSError as exc:
-            print_text(f"The id can't be saved ({exc.strerror}). Note it yourself.", sys.stderr)
+            print_text(f"The id can't be saved ({exc.strerror}). Write it down.", sys.stderr)
     return started
 
 

@@ -95,7 +95,7 @@ def check_target(target: str) -> None:
         return
     if not source.strip() or source.startswith(":") or source.endswith(":"):
         raise CommandError(
-            f"{source!r} isn't a file name.", fix="Name a file, and optionally an object in it: shop.py:mcp"
+            f"{source!r} isn't a file name.", fix="Specify a file, and optionally an object in it: shop.py:mcp"
         )
     if _is_path(source):
         _check_file(Path(source))
@@ -178,7 +178,7 @@ def _check_file(path: Path) -> None:
         from millstream.client._targets import nearest_file  # noqa: PLC0415  only for this error
 
         raise CommandError(
-            f"There is no file {path}.", why=f"Looked in {path.resolve().parent}.", fix=nearest_file(path)
+            f"There is no file {path}.", why=f"It isn't in {path.resolve().parent}.", fix=nearest_file(path)
         )
 
 
@@ -192,7 +192,7 @@ def load_module(name: str) -> ModuleType:
             raise
         raise CommandError(
             f"There is no module {name}.",
-            why=f"Looked in {Path.cwd()} and in the packages of {sys.executable}.",
+            why=f"It's neither in {Path.cwd()} nor in the packages of {sys.executable}.",
             fix=f"Check the spelling, or use the file: millstream run {name.replace('.', '/')}.py",
         ) from exc
 
@@ -229,7 +229,7 @@ def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str
     if name:
         if (owner := name.partition(".")[0]) != name and owner in servers:
             raise CommandError(f"{name} isn't a global name.", fix=f"Use the server itself: {source}:{owner}")
-        known = f"Name one of: {', '.join(servers)}." if servers else 'Create one: mcp = Server("my-server")'
+        known = f"Use one of: {', '.join(servers)}." if servers else 'Create one: mcp = Server("my-server")'
         if name not in namespace:
             raise CommandError(f"There is no {name} in {source}.", fix=known)
         if _can_mount(namespace[name]):
@@ -245,7 +245,7 @@ def _choose(namespace: Mapping[str, object], servers: Mapping[str, T], name: str
     raise CommandError(
         f"{source} has several servers: {', '.join(servers)}.",
         why="It isn't clear which one to run.",
-        fix=f"Name it: millstream run {source}:{next(iter(servers))}",
+        fix=f"Specify it: millstream run {source}:{next(iter(servers))}",
     )
 
 
@@ -282,7 +282,7 @@ def _mount_hint(source: str, name: str, value: object) -> str:
 
 
 def _file_in(folder: Path) -> str:
-    return f"Name a file in it: millstream run {min(folder.glob('[!_]*.py'), default=folder / 'server.py')}"
+    return f"Specify a file in it: millstream run {min(folder.glob('[!_]*.py'), default=folder / 'server.py')}"
 
 
 def _low_level(source: str) -> CommandError:

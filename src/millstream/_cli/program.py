@@ -155,7 +155,7 @@ def completion(shell: Shell | None = None, /, *, install: bool = False) -> None:
     app, own = program(), Path(os.environ.get("SHELL", "")).name
     chosen: Shell | None = shell or next((each for each in get_args(Shell) if each == own), None)
     if chosen is None:
-        raise CommandError("Your shell couldn't be detected.", fix="Name it: bash, zsh, or fish.")
+        raise CommandError("Your shell couldn't be detected.", fix="Specify it: bash, zsh, or fish.")
     if not install:
         sys.stdout.write(app.generate_completion(prog_name="millstream", shell=chosen))
         return

@@ -239,7 +239,7 @@ def publish(
     if not url and not name:
         raise CommandError(
             f"{target} needs a name in the registry, such as com.example/shop.",
-            why="Names in the registry begin with the domain of the owner.",
+            why="Registry names begin with the owner's domain.",
             fix="Set the name with --name, or derive it from the public URL: --url https://shop.example.com/mcp",
         )
     try:

@@ -150,7 +150,7 @@ MAX_PIECES = 1024
 
 _NOT_FOUND = refusal(404, "Not found.")
 _TOO_LARGE = refusal(413, "The body is too large.", connection="close")
-_PIECES_TOO_SMALL = refusal(400, "The body arrives in too many small pieces. Send larger ones.", connection="close")
+_PIECES_TOO_SMALL = refusal(400, "The body arrived in too many small pieces. Send larger ones.", connection="close")
 _TOO_SLOW = refusal(408, "The body arrived too slowly.", connection="close")
 _TOO_MANY = refusal(
     503, "The server is receiving too much data. Retry the request.", retry_after="1", connection="close"

@@ -41,7 +41,7 @@ _BROWSER = b"Mozilla/"
 _CROSS_SITE = refusal(403, "A cross-site request needs an Origin that is listed in `allowed_origins`.")
 _UNPROVEN = refusal(
     403,
-    "Any site could have caused this request. Use HTTPS, or open it from a page of this server that sends a Referer.",
+    "Any site could have caused this request. Use HTTPS, or open it from a page on this server that sends a Referer.",
 )
 _TOKENS = re.compile(rb"[A-Za-z0-9!#$%&'*+.^_`|~, -]{1,2048}")
 _ALLOW_HEADERS = (

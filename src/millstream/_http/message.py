@@ -75,7 +75,7 @@ def header_lines(**headers: str) -> bytes:
     lines = b""
     for name, value in headers.items():
         if not value.isprintable():
-            raise ValueError(f"{value!r} can't be a header value.")
+            raise ValueError(f"{value!r} isn't a valid header value.")
         lines += f"{name.replace('_', '-')}: {value}\r\n".encode("latin-1")
     return lines
 
@@ -356,7 +356,7 @@ class CloseSignal(Struct, eq=False, kw_only=True):
             try:
                 callback()
             except Exception:
-                _logger.exception("A callback for the end of a stream failed.")
+                _logger.exception("A callback at the end of a stream failed.")
 
     async def wait_closed(self) -> None:
         """Wait until the signal closes."""

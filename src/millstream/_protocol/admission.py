@@ -90,7 +90,7 @@ def per_request_revision(message: Envelope, headers: Headers | None = None) -> R
         if by_header:
             raise ProtocolError(
                 HEADER_MISMATCH,
-                "The MCP-Protocol-Version header names a revision that has no initialize request. Send a "
+                "The MCP-Protocol-Version header specifies a revision that has no initialize request. Send a "
                 "revision with a handshake, or omit the header.",
             )
         return None

@@ -112,9 +112,9 @@ def _usable(items: list[Any], kind: type[Struct], warn: Callable[[str], None]) -
             usable.append(item)
         except msgspec.ValidationError as exc:
             if number - len(usable) <= MAX_WARNINGS:
-                warn(f"Left out an item of a server's list, {item!r:.100}: {exc}")
+                warn(f"Skipped an item in a server's list, {item!r:.100}: {exc}")
     if (more := len(items) - len(usable) - MAX_WARNINGS) > 0:
-        warn(f"Left out {more:,} more items of that list.")
+        warn(f"Skipped {more:,} more items in that list.")
     return usable
 
 

@@ -171,6 +171,6 @@ class NotificationFilters(list[NotificationFilter]):
                     return None
                 message = kept
         except Exception as error:
-            self._log_error("A notification filter failed, so %s is dropped.", method, exc_info=error)
+            self._log_error("A notification filter failed, so %s was dropped.", method, exc_info=error)
             return None
         return message

@@ -338,7 +338,8 @@ def _check_identity(node: Schema, where: str) -> None:
         target = node.get(keyword, "#")
         if not isinstance(target, str) or not target.startswith("#"):
             raise ValueError(
-                f"{where}: {keyword} {target!r} leaves the document; references are never fetched, so use a local one"
+                f"{where}: {keyword} {target!r} points outside the document; references are never "
+                "fetched, so use a local one"
             )
 
 

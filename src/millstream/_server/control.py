@@ -224,7 +224,7 @@ class Control:
             there = await self._peers.deliver(worker, answer, owner)
         except LocalError as exc:
             raise ProtocolError(
-                SERVER_ERROR, "The worker of the call that asked is unreachable at the moment. Try again.", status=503
+                SERVER_ERROR, "The worker that runs the call is unreachable at the moment. Try again.", status=503
             ) from exc
         if not there:
             raise ProtocolError(

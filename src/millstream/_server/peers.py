@@ -324,9 +324,7 @@ class Peers:
                     await look()
             except (LocalError, OSError) as failure:
                 if not failing:
-                    _logger.warning(
-                        "The calls and sessions of a dead worker can't be cleaned up; retrying: %s", failure
-                    )
+                    _logger.warning("A dead worker's calls and sessions can't be cleaned up; retrying: %s", failure)
                 failing = self._workers_changed = True
             if self._workers_changed:
                 await asyncio.sleep(PAUSE)
@@ -495,7 +493,7 @@ class Peers:
         if not self.shared or worker == self._store.workers.me:
             return False
         if not self._share.take(owner):
-            raise StoreFull("Too many messages wait for another worker.")
+            raise StoreFull("Too many messages are waiting for another worker.")
         stamp = self.stamp()
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._unreceived[stamp] = worker, future

@@ -48,8 +48,8 @@ class Sweep:
         self._pending: dict[object, asyncio.Task[None]] = {}
         self._trouble = LogOnce(
             logger,
-            "The streams of calls can't be extended in the store; retrying",
-            "The streams of calls can be extended in the store again.",
+            "Call streams can't be extended in the store; retrying",
+            "Call streams can be extended in the store again.",
         )
 
     def open(self) -> None:

@@ -293,7 +293,7 @@ def _open(path: Path) -> tuple[Path, int]:
             handle = os.open(each, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             if not stat.S_ISREG(os.fstat(handle).st_mode):
                 os.close(handle)
-                raise OSError(0, "it isn't a regular file, whose last line can be read")
+                raise OSError(0, "it isn't a regular file, so its last line can't be read")
         except OSError as exc:
             raise LocalError(f"The audit log {each} can't be written to: {exc.strerror}.") from exc
         if _is_free(handle):

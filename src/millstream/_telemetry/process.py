@@ -322,7 +322,7 @@ class ProcessFigures:
         self._clock = clock
         self._last_read = clock()
         self._cpu = time.process_time()
-        registry.read("gauge", "millstream_event_loop_tasks", "Tasks of the event loop.", lambda: {(): tasks()})
+        registry.read("gauge", "millstream_event_loop_tasks", "Tasks in the event loop.", lambda: {(): tasks()})
 
     def now(self) -> dict[str, float | None]:
         """Return the figures for a page. `cpu_percent` is relative to one core and to the time since the last call."""

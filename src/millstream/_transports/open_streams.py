@@ -266,7 +266,7 @@ NOT_JSON = rpc_refusal(
     "Unsupported media type. Send a JSON-RPC message with content-type application/json, without a content coding.",
 )
 _NO_STREAM = rpc_refusal(
-    406, INVALID_REQUEST, "Not acceptable. GET opens a stream: accept text/event-stream. Send messages by POST."
+    406, INVALID_REQUEST, "Not acceptable. GET opens a stream: accept text/event-stream. Send messages with POST."
 )
 _FOR_CLIENTS = Response(
     b"This is the address of an MCP server. Add it to an MCP client, or look at it with: millstream list URL\n",

@@ -177,7 +177,7 @@ class RestRoutes:
             return refuse(WRONG_TYPE, "Send the arguments with content-type application/json.")
         tool = self._registry.find("tools", name, request)
         if tool is None:
-            text = f"There is no tool {name[:128]!r}." if name else f"Name the tool: POST to {root}/tools/NAME."
+            text = f"There is no tool {name[:128]!r}." if name else f"Specify the tool: POST to {root}/tools/NAME."
             return refuse(UNKNOWN_TOOL, f"{text} {root}/openapi.json lists the tools.")
         scopes = scopes_of(request.principal)
         if scopes is not None and not tool.scopes <= scopes:

@@ -32,7 +32,7 @@ _TITLES = {
     503: "The server is busy",
 }
 _ADVICE = {
-    401: "This address is for programs. People sign in to the pages.",
+    401: "This address is for programs. In a browser, sign in on one of the pages.",
     403: "Sign in with another account, or ask the operator of this server for access.",
     404: "Check the address, or begin at the start page.",
 }

@@ -222,7 +222,7 @@ class DashboardFeed:
                     await self._refresh()
                 self.broadcast()
             except Exception:
-                logger.exception("Could not send the figures to the dashboard; retrying in a second")
+                logger.exception("Couldn't send metrics to the dashboard; retrying in a second")
             await asyncio.sleep(INTERVAL)
 
     def broadcast(self) -> None:

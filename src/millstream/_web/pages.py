@@ -277,7 +277,7 @@ parent.postMessage({ ready: true }, "*");
 """
 _COMMON_HEADERS = b"cache-control: no-store\r\nx-content-type-options: nosniff\r\nreferrer-policy: no-referrer\r\n"
 _INVALID_DOMAINS = refusal(
-    400, f"Each domain looks like https://api.example.com, and there are at most {MAX_DOMAINS} of a kind."
+    400, f"Domains must look like https://api.example.com, with at most {MAX_DOMAINS} of a kind."
 )
 
 

@@ -219,7 +219,7 @@ class AnswerQueue(Struct, eq=False):
         """
         while self.task is not None and not self.task.done():
             if not self.stopping:
-                raise AgentError("The agent is still answering. Read that answer to the end first.")
+                raise AgentError("The agent is still answering. Finish reading that answer first.")
             await asyncio.wait([self.task])
         self.stopping = False
         self.emit = emit

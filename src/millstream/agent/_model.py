@@ -332,7 +332,7 @@ class LanguageModel:
             return ModelServerError(
                 f"The model's API failed ({status}: {reason}).", temporary=True, retry_after=exc.retry_after
             )
-        return ModelRefused(f"The model refused the request ({status}: {reason}).")
+        return ModelRefused(f"The model's API rejected the request ({status}: {reason}).")
 
 
 def provider_of(name: str) -> str:

@@ -107,7 +107,7 @@ class ChallengeResponses(Struct, kw_only=True):
         text = "Sign in: send the header Authorization: Bearer, followed by your key or token."
         if ignored:
             text += (
-                " The sign-in cookie counts only for requests of this server's pages, which browsers mark with "
+                " The sign-in cookie is accepted only from this server's own pages, which browsers mark with "
                 "Sec-Fetch-Site: same-origin."
             )
         page = self.form(request)
@@ -257,8 +257,8 @@ class AuthGuard:
         # Configuration
         if key_header and not _KEY_HEADER.fullmatch(key_header):
             raise ValueError(
-                f"auth_key_header can't be {key_header!r}. Name a header such as X-API-Key, which ends with Key or "
-                "Token, so that logs leave out its value."
+                f"auth_key_header can't be {key_header!r}. Use a header such as X-API-Key, whose name ends with "
+                "Key or Token, so that its value is kept out of logs."
             )
         self._key_header = key_header.lower().encode()
         """Header in which clients may send a key or token, in addition to ``Authorization``."""
@@ -335,7 +335,9 @@ class AuthGuard:
                 text = f"The {names[-1].decode().title()} header must have only the key or token, without Bearer."
                 return self.challenges.for_malformed(request, text)
             if value is not None and b"Bearer " + value.partition(b" ")[2].strip(b" ") != given:
-                return self.challenges.for_malformed(request, "The request has two different credentials. Send one.")
+                return self.challenges.for_malformed(
+                    request, "The request has two different credentials. Send only one."
+                )
             value = given
         if value is None:
             found = await self.ambient(request, own) if self.ambient is not None else None

@@ -379,10 +379,10 @@ def oidc(  # noqa: PLR0913  the options of an issuer
     template = _SHARED_ISSUER.sub(f"/{TENANT}\\2", issuer, 1) if tenants else issuer
     if tenants and template == issuer:
         raise ValueError(
-            "tenants= is for an issuer of several tenants, such as https://login.microsoftonline.com/organizations/v2.0."
+            "tenants= is for an issuer with several tenants, such as https://login.microsoftonline.com/organizations/v2.0."
         )
     if tenants and client_id:
-        raise ValueError("People can sign in to the pages only with one tenant. Use the issuer of that tenant.")
+        raise ValueError("Users can sign in to the pages only with one tenant. Use the issuer of that tenant.")
     rules = rules_of(
         issuer,
         audience,

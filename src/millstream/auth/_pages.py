@@ -49,8 +49,8 @@ def cross_origin_text(request: HttpRequest) -> str:
         return text
     return (
         f"{text} The page is at {origin[:200].decode('latin-1')!a}, but the request arrived for "
-        f"{host[:200].decode('latin-1')!a}. A proxy in between has to pass on the name and port that the browser "
-        "uses, in nginx with: proxy_set_header Host $http_host;"
+        f"{host[:200].decode('latin-1')!a}. A proxy in between must forward the host name and port that the "
+        "browser uses. In nginx: proxy_set_header Host $http_host;"
     )
 
 

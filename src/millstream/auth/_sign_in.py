@@ -330,7 +330,7 @@ class SignIn:
             if not _is_safe(request):
                 return _INSECURE
             if len(kept) > _MAX_CREDENTIAL:
-                raise SignInFailed("Your identity doesn't fit in a cookie. Sign in with a key or token instead.")
+                raise SignInFailed("Your identity is too large for a cookie. Sign in with a key or token instead.")
         except SignInFailed as exc:
             return self._form(request, page, str(exc), 403)
         seconds = int(min(seconds, LIFETIME))

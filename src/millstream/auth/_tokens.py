@@ -56,7 +56,7 @@ def places(issuer: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-_TENANTS = "It has several tenants: use the URL of yours, or name them with auth.oidc(…, tenants=[…])"
+_TENANTS = "It has several tenants: use the URL of yours, or list them with auth.oidc(…, tenants=[…])"
 
 
 class Discovery(Struct, eq=False):

@@ -194,7 +194,7 @@ class Endpoint:
             text += f": {brief(scope[1])}." if scope else "."
         else:
             reason = problem_detail(reply)
-            what = "refused the request" if reason else "rejected these credentials, or this host or origin"
+            what = "rejected the request" if reason else "rejected these credentials, or this host or origin"
             text = f"{url} {what} (403){reason}."
         return AccessDenied(text, reply.status, challenge)
 

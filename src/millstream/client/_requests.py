@@ -145,7 +145,7 @@ class ToolHeaders(Struct):
             except (ValueError, RecursionError) as exc:
                 wrong += 1
                 if wrong <= MAX_WARNINGS:
-                    _logger.warning("Left out the tool %s: %s", tool.name, exc)
+                    _logger.warning("Skipped the tool %s: %s", tool.name, exc)
                 continue
             if found:
                 self._known.keep(tool.name, found)
@@ -153,7 +153,7 @@ class ToolHeaders(Struct):
                 self._known.pop(tool.name, None)
             usable.append(tool)
         if wrong > MAX_WARNINGS:
-            _logger.warning("Left out %d more tools.", wrong - MAX_WARNINGS)
+            _logger.warning("Skipped %d more tools.", wrong - MAX_WARNINGS)
         return usable
 
     def of(self, tool: str, arguments: Mapping[str, Any]) -> Mapping[str, str]:

@@ -948,7 +948,7 @@ def _describe_status(upstream: Upstream, exc: ClientError) -> str:
 
 _DENIED = "rejected the gateway's credentials. Its operator has to replace them."
 _NO_EFFECT = "so the call wasn't sent. Try again in a minute."
-_EFFECT = "The call may have had an effect: check that before you call again."
+_EFFECT = "The call may have taken effect. Check before you call again."
 _Texts = tuple[tuple[type[ClientError], str], ...]
 _PROCESS_ERRORS: _Texts = (
     (ConnectFailed, f"can't be started, {_NO_EFFECT}"),
@@ -961,11 +961,11 @@ _CONNECTION_ERRORS: _Texts = (
 )
 _ERRORS: _Texts = (
     (SessionLost, "has ended its session with you and lost its state. Call again to start a new one."),
-    (InUse, "is in use, not down: you hold {exc.holding}. Try again when a call has ended."),
+    (InUse, "is busy, not down: you're using {exc.holding}. Try again when one of your calls has ended."),
     (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
     (AccessDenied, _DENIED),
-    (TooMuchArriving, f"is sending too much at a time: {{exc.holding}}. {_EFFECT} Try again later."),
+    (TooMuchArriving, f"is sending too much data at once: {{exc.holding}}. {_EFFECT} Try again later."),
     (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),
 )
 _INVALID = "sent an invalid response. Trying again probably won't help; see the gateway's log for the reason."

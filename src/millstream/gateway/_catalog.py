@@ -281,7 +281,7 @@ async def fetch(
     if omissions:
         more = len(omissions) - _MAX_OMISSIONS
         shown = "; ".join(omissions[:_MAX_OMISSIONS]) + (f"; and {more:,} more" if more > 0 else "")
-        warn(f"Left out of its lists, because some clients would refuse the whole list: {shown}")
+        warn(f"Left out of its lists, because some clients would reject the whole list: {shown}")
     if failures and len(failures) == len(offered):
         raise failures[0]
     return found

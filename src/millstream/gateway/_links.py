@@ -107,7 +107,7 @@ class InUse(ConnectFailed):
 
     def __init__(self, places: Pool, owner: str, what: str = "its {} connections", *, remedy: str = "") -> None:
         holding = f"{places.count(owner)} of {what.format(places.maximum)}"
-        super().__init__(f"The upstream is in use: the caller holds {holding}.", remedy=remedy)
+        super().__init__(f"The upstream is busy: the caller is using {holding}.", remedy=remedy)
         self.holding: str = holding
         """What the caller holds, and the maximum, as text."""
 
@@ -376,11 +376,11 @@ class ResourceWatches(Struct):
             held = sum(owner in callers for callers in self.watched.values())
             raise ProtocolError(
                 INVALID_REQUEST,
-                f"You watch {held} resources of {self.name!r}. The maximum is {MAX_WATCHED // 2}, and less if their "
-                "URIs are long. Unsubscribe from some.",
+                f"You're watching {held} resources on {self.name!r}. The maximum is {MAX_WATCHED // 2}, or fewer if "
+                "their URIs are long. Unsubscribe from some.",
             )
         if self.size + sum(_size_of(uri) for uri in new if uri not in self.watched) > _MAX_SIZE:
-            text = f"Other callers watch too many resources of {self.name!r}. Try again later."
+            text = f"Other callers are watching too many resources on {self.name!r}. Try again later."
             raise ProtocolError(OVERLOADED, text, status=503)
 
     def take(self, owner: str, uri: str) -> bool:
@@ -563,7 +563,7 @@ class Breaker:
             now, own = self._clock(), callers.get(_caller(call))
             if own is not None and own.retry_at > now:
                 text = (
-                    f"failed your last {own.count} calls of {call.name!r:.200}, so this one wasn't sent. Try again in "
+                    f"failed your last {own.count} calls to {call.name!r:.200}, so this one wasn't sent. Try again in "
                     f"{math.ceil(own.retry_at - now)} seconds."
                 )
         self.refused_count += text != ""

@@ -341,7 +341,7 @@ class Document:
             if origin in self._hosts:
                 return path, origin
         if servers:
-            raise _NotOffered(f"it has a server of its own, {servers[0]}. To use it, set hosts")
+            raise _NotOffered(f"it has its own server, {servers[0]}. To use it, set hosts")
         return "", None
 
     def _body(self, operation: Json, parameters: list[Json]) -> tuple[list[Json], Json]:
@@ -468,7 +468,7 @@ class Document:
             if not isinstance(reference, str):
                 return node
             node = value_at_pointer(self._spec, reference)
-        raise LookupError("a reference points to nothing in the document")
+        raise LookupError("a reference doesn't point to anything in the document")
 
     def target(self, node: Any) -> Json:
         """Return the schema that a node is or refers to, or an empty one, which allows everything."""

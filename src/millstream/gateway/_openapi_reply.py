@@ -128,7 +128,7 @@ def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped
     structured: Any = {"result": value} if wrapped else value
     problems = describe_problems(output_schema, structured, strict=True)
     if problems:
-        about = f"The response doesn't fit the API's own document ({problems}). This is the response:"
+        about = f"The response doesn't match the API's own document ({problems}). This is the response:"
         return ToolResult([about, content_of(path, reply)], is_error=True, meta=meta)
     return ToolResult(encode(structured).decode(), structured, meta=meta)
 

@@ -425,7 +425,7 @@ def _path(template: RequestTemplate, values: Mapping[str, str]) -> str:
     path = template.prefix + _VARIABLE.sub(part, template.path)
     # Several values in one segment can make a dot segment together, or with the text between them.
     if values and ("." in path or "%2" in path) and has_dot_segment(path):
-        raise ToolError("These arguments would change the path together.")
+        raise ToolError("Together, these arguments would change the path.")
     return path if path.isascii() and " " not in path else quote(path, safe=f"{_RESERVED}&%;+")
 
 

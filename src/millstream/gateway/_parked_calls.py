@@ -38,7 +38,7 @@ from millstream.gateway._results import call_error
 from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, Json, Revision, decode_object, encode
 
 CALL_OVER = "Invalid requestState: the call has ended or was already answered. Repeat the request without requestState"
-CALL_LOST = "The server process that held this call has stopped, so the call is lost. Call again without requestState."
+CALL_LOST = "The server process that held this call has stopped, so the call was lost. Call again without requestState."
 WORKER_UNREACHABLE = "The server process that holds this call can't be reached at the moment. Try again shortly."
 
 MAX_BYTES = 64 * 1024 * 1024

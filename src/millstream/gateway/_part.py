@@ -476,14 +476,14 @@ class GatewayPart:
             if (other := self._claimant(upstream, kind, name)) is not None:
                 upstream.warn(f"skipped {name!r}, because its prefix belongs to the upstream {other.name}")
             elif name in found[kind]:
-                upstream.warn(f"skipped {own_name!r}, because another item is named {name!r}")
+                upstream.warn(f"skipped {own_name!r}, because another item has the name {name!r}")
             else:
                 if not upstream.relays:
                     description = {**description, "_meta": with_origin(description.get("_meta"), upstream.name)}
                 found[kind][name] = own_name, description, rules
         if looping != upstream.looping:
             upstream.looping = looping
-            logger.warning("%s: left out %d items that lead back to this gateway", upstream.name, looping)
+            logger.warning("%s: skipped %d items that lead back to this gateway", upstream.name, looping)
         incompatible = [name for name in found["tools"] if not works_everywhere(name)]
         if incompatible:
             upstream.warn(

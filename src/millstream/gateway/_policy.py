@@ -358,7 +358,7 @@ def preview(result: bytes, budget: int, link: Mapping[str, Any] | None) -> bytes
         texts = [encode(decoded["structuredContent"]).decode()]
     text = "\n".join(texts).encode()
     beginning = text[:budget].decode("utf-8", "ignore")
-    rest = "The link has all of it." if link is not None else "The rest is too large to store: request less."
+    rest = "The link contains the full text." if link is not None else "The rest is too large to store: request less."
     note = f"[{len(beginning.encode()):,} of {len(text):,} bytes of text. {rest}]"
     kept: Json = {key: decoded[key] for key in ("isError", "_meta") if key in decoded}
     kept["content"] = [{"type": "text", "text": f"{beginning}\n{note}"}, *([] if link is None else [dict(link)])]

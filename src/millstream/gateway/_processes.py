@@ -613,9 +613,7 @@ class Watchdog:
                     start_new_session=True,
                 )
             except OSError as exc:
-                _logger.warning(
-                    "Processes of upstreams may outlive this one, because the watchdog can't start: %s", exc
-                )
+                _logger.warning("Upstream processes may outlive this one, because the watchdog can't start: %s", exc)
                 return
             for group in self._groups:
                 self._write(b"+%d\n" % group)

@@ -143,7 +143,7 @@ def check_declared(method: str, abilities: bytes) -> Json:
     try:
         return members(_decode_abilities(abilities)[_CAPABILITY[method]])
     except KeyError:
-        text = f"The client didn't declare support for {method}, or the gateway's policy refuses it"
+        text = f"The client didn't declare support for {method}, or the gateway's policy doesn't allow it"
         raise ProtocolError(METHOD_NOT_FOUND, text) from None
 
 
@@ -739,13 +739,13 @@ class Relays:
     def _unknown_client_error(self, method: str) -> ProtocolError:
         if not self.recipients:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked.")
-        text = f"The server {self._name!r} serves several calls, and its question doesn't say which one it belongs to."
+        text = f"The server {self._name!r} serves several calls, and its question doesn't specify one of them."
         if self._log is not None:
             check_declared(method, self._abilities)  # another isolation can't help where the policy refuses
             text += ' Set isolation = "per_principal" for it in the gateway, or "per_session" without sign-in.'
         if not self._warned:
             self._warned = True
-            logger.warning("A question was refused. %s", text)
+            logger.warning("Rejected a question. %s", text)
         return ProtocolError(INVALID_REQUEST, text)
 
     def receive(self, notification: Notification) -> None:  # noqa: C901  a case for each kind

@@ -766,7 +766,7 @@ class Upstream:
             return LinkKey(handshake=self._in_sessions)
         self.state = "ready" if self.catalog.revision else "connecting"
         person = credentials.lists_from or "a user"
-        self.reason = f"waits for {person} to connect an account that can read the lists"
+        self.reason = f"is waiting for {person} to connect an account that can read the lists"
         if not self.catalog.revision:
             logger.info(
                 "The upstream %s offers nothing until %s connects an account at /connections", self.name, person

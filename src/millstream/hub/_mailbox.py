@@ -193,7 +193,7 @@ class EventListener:
         """Whether this listener can read: always without a name, otherwise while it has the lease."""
         self._wakeup = asyncio.Event()
         self._outage = LogOnce(
-            logger, f"Events of {pattern!r} can't be read; retrying", f"Events of {pattern!r} can be read again."
+            logger, f"Events on {pattern!r} can't be read; retrying", f"Events on {pattern!r} can be read again."
         )
 
     async def events(self) -> AsyncGenerator[Event, None]:
@@ -244,7 +244,7 @@ class EventListener:
         try:
             return await self._store.log.read(JOURNAL, position, _PAGE)
         except Gap as loss:
-            logger.warning("Events of %r may be missing, because the journal dropped them.", self._pattern)
+            logger.warning("Events on %r may be missing, because the journal dropped them.", self._pattern)
             await self._save(loss.resume_from(position))
             return ()
 

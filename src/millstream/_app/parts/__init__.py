@@ -99,7 +99,7 @@ class LifespanPart(OwnPart):
         if not self._leave.is_set() and not task.cancelled():
             self._failed = "the lifespan ended with an error"
             logger.error(
-                "The lifespan of %r ended while the server runs, so calls may fail. Restart the server.",
+                "The lifespan of %r ended while the server was running, so calls may fail. Restart the server.",
                 self.definition.name,
                 exc_info=task.exception(),
             )
@@ -155,7 +155,7 @@ class LimitsPart(OwnPart):
             read(
                 "counter",
                 "millstream_rate_limited_total",
-                "Calls refused by a limit.",
+                "Calls rejected by a limit.",
                 lambda: {(policy,): count for policy, count in throttle.refused.items()} if throttle else {},
                 ("policy",),
             )

@@ -45,7 +45,7 @@ class AuthPart(OwnPart):
         if issuing and not resource:
             logger.warning(
                 "Clients can't tell for sure which URL their tokens are for, because the audience of %s isn't a URL. "
-                "The metadata names the address that each client uses, which may be wrong behind a proxy. Pass "
+                "The metadata advertises the address that each client uses, which may be wrong behind a proxy. Pass "
                 "resource=, such as resource='https://mcp.example.com%s'.",
                 issuing[0].issuers[0],
                 settings.path,

@@ -149,7 +149,7 @@ class MachineMetrics(Struct, eq=False):
             await self.leave()
             return await self._sums()
         except (LocalError, OSError) as exc:
-            logger.warning("The metrics are those of one worker, because the others can't be queried: %s", exc)
+            logger.warning("The metrics cover only one worker, because the others can't be queried: %s", exc)
             return metrics_text(self.metrics)
 
     async def run(self) -> None:
@@ -332,7 +332,7 @@ SCANS = 60
 _HERE = b"sibling"
 _REASON = "several processes are serving, and they don't share a store"
 _SIBLINGS = (
-    "Several processes serve %r without a shared store, so broadcasts and streamed calls of one don't reach clients of "
+    "Several processes serve %r without a shared store, so broadcasts and streamed calls in one don't reach clients of "
     "another. Serve with `millstream run --workers N`, whose workers share a store automatically, or configure one for "
     "all: MILLSTREAM_STORE=redis://…. Until then /readyz reports degraded"
 )
@@ -410,7 +410,7 @@ class SiblingWatch(Struct, eq=False):
                 try:
                     claim.sendto(_HERE, self.name)
                 except OSError:
-                    logger.debug("The owner of the name is gone, or its queue is full", exc_info=True)
+                    logger.debug("The owner of the name no longer exists, or its queue is full", exc_info=True)
             claim.close()
         else:
             _claimed.add(self.name)

@@ -63,9 +63,9 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
         family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except OSError as exc:
         raise CommandError(
-            f"{host} isn't an address of this machine.",
+            f"{host} isn't an address on this machine.",
             why=f"{exc.strerror or exc}.",
-            fix="Use --host 127.0.0.1, or 0.0.0.0 for every address of this machine.",
+            fix="Use --host 127.0.0.1, or 0.0.0.0 for every address on this machine.",
         ) from exc
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -128,7 +128,11 @@ def _listen_at(path: Path) -> socket.socket:
     except OSError as exc:
         why = f"{exc.strerror or exc}."
         if exc.errno == errno.EADDRINUSE:
-            why = "Another program is listening there." if path.is_socket() else "There is a file that isn't a socket."
+            why = (
+                "Another program is listening there."
+                if path.is_socket()
+                else "There is already a file, which isn't a socket."
+            )
         fix = "Use a path of fewer than 100 characters, in a folder that you may write to."
         raise CommandError(f"Can't listen on the UNIX socket {path}.", why=why, fix=fix) from exc
 
@@ -197,7 +201,7 @@ def _address_failure(host: str, port: int, exc: OSError) -> CommandError:
     return CommandError(
         f"Can't listen on {host} port {port}.",
         why=exc.strerror or str(exc),
-        fix="Use --host 127.0.0.1, or 0.0.0.0 for every address of this machine.",
+        fix="Use --host 127.0.0.1, or 0.0.0.0 for every address on this machine.",
     )
 
 
@@ -218,7 +222,7 @@ def check_public(definition: Definition, host: str) -> None:
             why="Anyone who reaches it could call every tool.",
             fix=(
                 "Set MILLSTREAM_AUTH_KEY, write auth= in the program, or start it with millstream run --auth-keys FILE."
-                " If it should be open, set MILLSTREAM_ALLOW_ANONYMOUS=true, or run it with --allow-anonymous."
+                " To allow anonymous access, set MILLSTREAM_ALLOW_ANONYMOUS=true, or run it with --allow-anonymous."
             ),
         )
     if settings.auth_key and len(settings.auth_key) < SHORTEST_KEY:

@@ -51,8 +51,8 @@ _BUSY = refusal(503, "The worker that holds this session is busy. Retry in a sec
 _STOPPED = rpc_refusal(
     502,
     SERVER_ERROR,
-    "The worker that holds this session has stopped during the request, which may have had an effect. Initialize "
-    "again, and check that before you repeat it.",
+    "The worker that holds this session stopped during the request, which may have taken effect. Initialize "
+    "again, and check before you repeat the request.",
 )
 
 

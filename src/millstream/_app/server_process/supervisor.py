@@ -201,7 +201,7 @@ class Supervisor:
             store = await stack.enter_async_context(self.store())
         except OSError as exc:
             raise CommandError(
-                "The workers' parent process can't create the socket of its store.",
+                "The workers' parent process can't create a socket for its store.",
                 why=str(exc),
                 fix="Set TMPDIR to a folder that this program may write to.",
             ) from exc
@@ -273,7 +273,7 @@ class Supervisor:
                 seconds -= self._restart_requested.is_set()
             if not starting.done():
                 what = f"Worker {worker.number} didn't become ready before the next restart, and was stopped."
-                raise NotStarted(what, why="Your program is still starting, or it hangs.")
+                raise NotStarted(what, why="Your program is still starting, or it's hanging.")
             return starting.result()
         finally:
             starting.cancel()

@@ -214,7 +214,7 @@ class SocketTakeover:
                     stop()
             for place in self._wanted - set(self._serving):
                 self._serving[place] = [await accept(each) for each in self._others[place]]
-                logger.info("Accepting connections for worker %d until it serves.", place)
+                logger.info("Accepting connections for worker %d until it's ready.", place)
 
 
 def stands_in(place: int, workers: Collection[WorkerState]) -> int | None:
@@ -407,8 +407,8 @@ def own_command() -> list[str]:
     if file is None and spec is None and "-c" not in arguments:
         raise CommandError(
             "Several workers require a program that can be started again.",
-            why="This program isn't in a file. It was typed in, or came from standard input.",
-            fix="Put it into a file and start that file.",
+            why="This program isn't in a file. It was typed in, or read from standard input.",
+            fix="Save it in a file and run the file.",
         )
     if file is not None and spec is None:
         # The program may have changed its directory since; Python has made the file name absolute.
@@ -429,7 +429,7 @@ _BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SI
 """Signals that a person sends, or the kernel if memory runs out. Other signals are the program's own fault."""
 
 
-KILLED = "Another process killed it, or the kernel for lack of memory."
+KILLED = "Another process killed it, or the kernel did because memory ran out."
 
 
 class NotStarted(CommandError):

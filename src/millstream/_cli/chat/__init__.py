@@ -139,7 +139,7 @@ def chat(  # noqa: PLR0913  the options of the command
                 import_module("readline")
             names = ", ".join(server.name for server in agent.servers)
             count = f"{len(tools)} tool{'' if len(tools) == 1 else 's'}"
-            screen.note(f"{chosen.name} with {count} of {names}. /help lists commands, Ctrl-D leaves.")
+            screen.note(f"{chosen.name} with {count} of {names}. /help lists commands, Ctrl-D exits.")
             screen.note(f"Your messages are sent to {chosen.url}.")
             conversation.converse(agent)
     except (ClientError, AgentError) as exc:
@@ -167,7 +167,7 @@ def _places(
     if not servers:
         place = configuration.server()
         if place is None:
-            raise ConfigurationError("No server is selected. Name one, or put MCP_SERVER_URL into .env.")
+            raise ConfigurationError("No server is selected. Specify one, or set MCP_SERVER_URL in .env.")
         return [reach(place.target, "", headers={**place.headers, **headers})]
     places: list[ServerConfig] = []
     for text in servers:

@@ -129,7 +129,7 @@ async def run_slash_command(agent: Agent, line: str) -> Rows | AgentRun:
             return await _read(agent, words)
         case "/save":
             if len(words) != 1:
-                raise AgentError("Name the file: /save FILE")
+                raise AgentError("Specify a file: /save FILE")
             return [(words[0], f"{agent.transcript.save(words[0]):,} lines")]
         case "/help":
             return [(line, "") for line in HELP.splitlines()]
@@ -174,7 +174,7 @@ def _place(agent: Agent, word: str) -> tuple[str, str]:
         return server, uri
     if len(names) == 1:
         return names[0], word
-    raise AgentError(f"Name the server: SERVER:URI. The servers are: {', '.join(names)}.")
+    raise AgentError(f"Specify the server: SERVER:URI. The servers are: {', '.join(names)}.")
 
 
 async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Rows) -> list[Any]:

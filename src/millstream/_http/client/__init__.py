@@ -75,7 +75,7 @@ class TooMuchArriving(TooLarge):
     """
 
     def __init__(self, holding: str) -> None:
-        super().__init__(f"The server is sending too much at a time: {holding}. Try again later.")
+        super().__init__(f"The server is sending too much data at once: {holding}. Try again later.")
         self.holding: str = holding
 
 
@@ -164,7 +164,7 @@ class Inflow:
         full = callers if not callers.has_room(owner, size - before) else servers
         if full is callers or not servers.take(self._server, size - before):
             whose, held = ("your", owner) if full is callers else ("its", self._server)
-            raise TooMuchArriving(f"{whose} unfinished replies take {full.count(held):,} of {full.each:,} bytes")
+            raise TooMuchArriving(f"{whose} unfinished replies use {full.count(held):,} of {full.each:,} bytes")
         callers.take(owner, size - before)
         return size
 

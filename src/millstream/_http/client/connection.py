@@ -192,7 +192,7 @@ class HttpConnection(asyncio.Protocol):
         except TooLarge as exc:
             self._error = exc
         except HttpParserUpgrade:
-            self._error = InvalidResponse("The server switched to another protocol without a request.")
+            self._error = InvalidResponse("The server switched protocols without being asked to.")
         except HttpParserError as exc:
             if self._error is None and not self.closed:
                 self._error = InvalidResponse(f"The server doesn't speak HTTP/1.1: {exc}.")

@@ -481,7 +481,7 @@ def _reason(exc: Exception, host: str, seconds: float) -> str:
             cause = exc.__cause__ or exc
             text = f"{host} can't be reached: {type(cause).__name__}."
             if isinstance(cause, ssl.SSLCertVerificationError):
-                text += " Set SSL_CERT_FILE to the file of your organization's own authority, if it has one."
+                text += " If your organization has a certificate authority, set SSL_CERT_FILE to its certificate file."
             return text
 
 

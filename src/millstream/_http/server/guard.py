@@ -193,8 +193,8 @@ class ConnectionGuard:
         owner = owner or max((each for each, _, _ in unsent.values()), key=self.unsent.count)
         slowest = next(each for each, (its, _, _) in unsent.items() if its == owner)
         logger.warning(
-            "Cut a connection of %s, which leaves %d bytes of replies unread, of %d in all. max_outgoing_bytes is %d, "
-            "and half of it for one caller.",
+            "Closed a connection from %s, which left %d bytes of replies unread, out of %d in total. "
+            "max_outgoing_bytes is %d, and one caller may use half of it.",
             owner or "a local client", self.unsent.count(owner), self.unsent.used, self.unsent.maximum,
         )  # fmt: skip
         self._state.cut += 1

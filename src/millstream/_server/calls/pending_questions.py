@@ -20,7 +20,7 @@ from millstream._tasks import Tasks
 Send = Callable[[bytes], Awaitable[None]]
 
 
-OVER = "The call that asks is over, so the client can't answer. Await each question before the function returns."
+OVER = "The call has ended, so the client can't answer. Await each question before the function returns."
 """The error for a task that outlives its function."""
 _ID = re.compile(r"([0-9a-f]{12})-[0-9a-f]{32}")
 _REASON = 1_000
@@ -154,7 +154,7 @@ class PendingQuestions:
         without = self.fail(asked)
         asked.difference_update(without)
         for question_id in without:
-            await _give_up(send, question_id, "The call that asked is over.")
+            await _give_up(send, question_id, "The call that asked has ended.")
 
     def fail(self, asked: Iterable[str]) -> list[str]:
         """Fail the questions of a finished call. Return the ids of unanswered questions."""

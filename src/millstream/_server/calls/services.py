@@ -272,7 +272,7 @@ def expiry_of(principal: Principal | None) -> float:
 def sign_in_required(needed: frozenset[str]) -> ProtocolError:
     """Return the error for missing scopes on a server without sign-in."""
     wanted = " ".join(sorted(needed))
-    text = f"This needs the scope {wanted}, which the caller lacks. Only servers with auth= grant scopes."
+    text = f"This needs the scope {wanted}, which the caller doesn't have. Only servers with auth= grant scopes."
     data = {"error": "insufficient_scope", "scope": wanted}
     return ProtocolError(INSUFFICIENT_SCOPE, text, data, status=403, head=b"cache-control: no-store\r\n")
 

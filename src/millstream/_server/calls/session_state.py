@@ -43,8 +43,8 @@ class SessionState:
     def _session(self) -> Session:
         if self._known is None:
             raise ToolError(
-                "This client has no session, so nothing can be kept between its calls. Return an id, and take it as an "
-                "argument of the next call."
+                "This client has no session, so no state can be kept between its calls. Return an id, and accept it as "
+                "an argument in the next call."
             )
         return self._known
 

@@ -279,7 +279,7 @@ def _check_schema(source: ItemSource) -> None:
     """Warn the author if model APIs would reject a tool's argument schema, and all other tools with it."""
     if composed := [each for each in ("oneOf", "anyOf", "allOf") if each in source.schema]:
         warn_author(
-            f"{source.name}: Claude's API refuses schemas with {composed[0]!r} at their root, and every request with "
+            f"{source.name}: Claude's API rejects schemas with {composed[0]!r} at their root, and every request with "
             "such a tool. List all properties at the root, and check the alternatives in the function",
             source.code,
         )
@@ -293,13 +293,13 @@ def _check_schema(source: ItemSource) -> None:
         )
     if any("" in node.get("enum", ()) for node in walk(source.schema)):
         warn_author(
-            f"{source.name}: Gemini's API refuses choices that are empty, and every request with such a tool. Let the "
+            f"{source.name}: Gemini's API rejects empty choices, and every request with such a tool. Let the "
             "argument be None instead",
             source.code,
         )
     if (size := len(encode_json(source.schema))) > _MAX_SCHEMA:
         warn_author(
-            f"{source.name}: the schema of the arguments has {size:,} bytes, and claude.ai leaves out tools with more "
+            f"{source.name}: the argument schema has {size:,} bytes, and claude.ai drops tools with more "
             f"than {_MAX_SCHEMA:,}. Shorten descriptions, or split the tool",
             source.code,
         )

@@ -309,7 +309,7 @@ def _distribute_bounds(members: list[Any], meta: Any) -> list[Any]:
     fitting = [_makes_sense(bounds, member) for member in members]
     if not any(fitting):
         raise RegistrationError(
-            f"{constraint_text(meta)} applies to none of the types {' | '.join(map(type_text, members))}"
+            f"{constraint_text(meta)} doesn't apply to any of the types {' | '.join(map(type_text, members))}"
         )
     return [
         Annotated[member, Meta(**bounds)] if fits else member for member, fits in zip(members, fitting, strict=True)

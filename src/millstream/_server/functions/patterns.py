@@ -71,7 +71,7 @@ class _Scanner:
         while self._at < len(self._pattern):
             token = _TOKENS.match(self._pattern, self._at)
             if token is None:
-                raise _Unknown(f"its part {self._pattern[self._at : self._at + 10]!r} isn't analyzed")
+                raise _Unknown(f"its part {self._pattern[self._at : self._at + 10]!r} can't be analyzed")
             self._at = token.end()
             if token["end"] == ")":
                 break
@@ -97,7 +97,7 @@ class _Scanner:
         self._at = count.end()
         sign, low, comma, high, mode = count.groups()
         if node.empty:
-            raise _Unknown("it repeats an expression that can match nothing")
+            raise _Unknown("it repeats an expression that can match the empty string")
         least = int(sign == "+") if sign else int(low or 0)
         most = (1 if sign == "?" else inf) if sign else float(high or inf) if comma else least
         most = inf if most > _MAX_STEPS else most

@@ -472,7 +472,7 @@ def decode_of(plan: Plan) -> Callable[[Any], Any]:
 
 def _check_size(raw: bytes, item: str, most: int) -> None:
     if len(raw) > MAX_WALKED and too_many_values(raw, most):
-        raise ArgumentError(f"Invalid arguments for {item}: at most {most:,} values are allowed in one call")
+        raise ArgumentError(f"Invalid arguments for {item}: at most {most:,} values are allowed per call")
 
 
 def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> Any:

@@ -384,7 +384,7 @@ class _Comparison:
         counted = keyword == "oneOf" and self._one_of
         fitting = sum(fits) if counted else int(any(fits))
         if fitting > 1 and self._steps >= 0:
-            return [_plain_fault(f"must match one alternative of oneOf, but matches {fitting}")]
+            return [_plain_fault(f"must match exactly one alternative of oneOf, but matches {fitting}")]
         if fitting or self._steps < 0:
             return []
         if named and is_object(value):

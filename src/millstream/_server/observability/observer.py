@@ -191,7 +191,7 @@ class Observer:
         self._growth: Growth[tuple[str, str]] = Growth(self._started)
         self.durations: Histogram = registry.histogram(
             "mcp_server_operation_duration_seconds",
-            "Duration of requests and notifications as the server sees them.",
+            "Duration of requests and notifications, measured by the server.",
             ("mcp_method_name", "gen_ai_tool_name", "error_type", "mcp_protocol_version"),
             bounds=DURATIONS,
             finer=FINE,
@@ -199,12 +199,12 @@ class Observer:
         """Durations of calls and subscriptions, by method, tool, outcome, and revision."""
         self._messages: Counter = registry.counter(
             "mcp_server_messages_total",
-            "Messages that aren't calls: handshakes, notifications, answers, and refused messages.",
+            "Messages that aren't calls: handshakes, notifications, answers, and rejected messages.",
             ("mcp_method_name", "error_type", "mcp_protocol_version"),
         )
         self._session_durations: Histogram = registry.histogram(
             "mcp_server_session_duration_seconds",
-            "Time from the first to the last message of sessions that are over.",
+            "Time from the first to the last message of ended sessions.",
             ("transport", "mcp_protocol_version"),
         )
         self._sessions = ActiveSessions(lambda labels, seconds: self._session_durations.observe(seconds, labels))
@@ -221,7 +221,7 @@ class Observer:
             registry.read(
                 "counter",
                 "millstream_log_lines_lost_total",
-                "Log lines that the stream didn't accept.",
+                "Log lines that couldn't be written.",
                 lambda: {(): log.lost},
             )
         self._process = ProcessFigures(registry, clock=clock)

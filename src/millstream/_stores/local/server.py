@@ -273,7 +273,7 @@ class LocalServer(Struct, eq=False):
         """
         if version != VERSION:
             raise LocalError(
-                "The workers run another version of Millstream than their parent process, which was started "
+                "The workers run a different version of Millstream than their parent process, which was started "
                 "before an update. Stop the whole program and start it again."
             )
         return self._backends.get(url) or await self._opening.run(url, lambda: self._open_backend(url))

@@ -34,7 +34,7 @@ CLOCK = 10.0
 """Seconds between two reads of the store's clock."""
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 _GONE = (
-    "The parent process, which keeps the store of all workers, has ended or doesn't respond. Workers can't "
+    "The parent process, which holds the store for all workers, has ended or doesn't respond. Workers can't "
     "continue without it. Start the program again."
 )
 

@@ -101,7 +101,7 @@ ITEM_BYTES = 200
 """Overhead of a log entry, or of a key with its value and deadline, rounded up."""
 STREAM_BYTES = 600
 _MAX_ONCE = 100_000
-REPEATED = "The stream has an entry with this id."
+REPEATED = "The stream already has an entry with this id."
 
 _REMOVED = Entry(Position("", 0), b"")
 

@@ -235,7 +235,7 @@ class MemoryMap:
             while evicts and share in kind.lossy and is_full(share):
                 self._forget(next(iter(kind.lossy[share])))
             if is_full(share):
-                text = f"The in-memory store is full: this {'share' if share else 'kind'} of values has {room} bytes."
+                text = f"The in-memory store is full: this {'share' if share else 'kind'} is limited to {room} bytes."
                 raise (OwnerQuotaExceeded if share else StoreFull)(text)
 
     def _sweep(self, now: float, look: int = SWEEP) -> None:

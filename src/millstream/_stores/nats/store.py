@@ -471,7 +471,7 @@ class NatsBackend:
 
     async def open(self) -> None:
         await self._link.open()
-        outage = LogOnce(_logger, "Expired streams can't be dropped; retrying", "Expired streams are dropped again.")
+        outage = LogOnce(_logger, "Expired streams can't be dropped; retrying", "Expired streams can be dropped again.")
         sweeps = run_on(asyncio.Event(), self._sweep, outage, every=_SWEEP_SECONDS, pause=_SWEEP_SECONDS)
         self._sweep_task = asyncio.create_task(sweeps)
 

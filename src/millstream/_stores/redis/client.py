@@ -511,7 +511,7 @@ def _explain(failure: BaseException, address: RedisAddress) -> LocalError | None
 def _reason(failure: BaseException, address: RedisAddress) -> str:
     """Return the failure's text, or an empty string."""
     if isinstance(failure, MasterNotFoundError):
-        return f"no reachable Sentinel knows a primary of the service {address.service[:64]!r}"
+        return f"no reachable Sentinel knows a primary for the service {address.service[:64]!r}"
     return str(failure).rstrip(".")
 
 

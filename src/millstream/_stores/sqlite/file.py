@@ -58,8 +58,8 @@ def translate_error(path: Path, exc: Exception) -> LocalError:
             kind = StoreFull if prefix == "SQLITE_FULL" else LocalError
             return kind(f"{path} {' '.join(text.split())} ({code})")
     return StoreUnavailable(
-        f"{path} can't be read or written: {exc} ({code}). Check the disk. Acknowledged data is kept, and "
-        "operations that fail now are retried only when they are repeated."
+        f"{path} can't be read or written: {exc} ({code}). Check the disk. Acknowledged data is safe. "
+        "Operations that fail now aren't retried automatically."
     )
 
 
@@ -277,7 +277,7 @@ class Database:
             return
         if application != APPLICATION:
             raise LocalError(
-                f"{path} is the database of another program. Nothing in it was changed. Use the path of a new "
+                f"{path} is another program's database. Nothing in it was changed. Use the path of a new "
                 "file, which is created when the store is opened."
             )
         if version != VERSION:

@@ -115,7 +115,7 @@ class Items(Struct, eq=False):
             if lossy and len(value) + len(key) + ITEM_BYTES <= room:
                 self._evict(key, kind, part, self._sizes[kind, part] + growth - room)
             if self._sizes[kind, part] + growth > room:
-                text = f"The store is full: this {'share' if part else 'kind'} of values has {room} bytes."
+                text = f"The store is full: this {'share' if part else 'kind'} of values is limited to {room} bytes."
                 raise (OwnerQuotaExceeded if part else StoreFull)(text)
 
     def _evict(self, key: str, kind: str, share: str, missing: int) -> None:

@@ -171,7 +171,7 @@ class StreamLog(Struct, eq=False):
         except (StoreUnavailable, StoreFull) as failure:
             if self.kept:
                 _logger.warning(
-                    "The store is unavailable, so the stream of a call continues without being logged: %s", failure
+                    "The store is unavailable, so a call's stream continues without being logged: %s", failure
                 )
             self.kept = False
             if mark == END:

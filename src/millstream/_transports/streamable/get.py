@@ -342,7 +342,7 @@ class StandaloneStreams(_NewestStreams):
 
 
 _NOT_ALLOWED = Response(b"Method not allowed: POST to this path.\n", 405, TEXT_HEAD + b"allow: POST\r\n")
-_STREAMS_GONE = rpc_refusal(404, SESSION_NOT_FOUND, "Session not found. Its streams are gone, so initialize again.")
+_STREAMS_GONE = rpc_refusal(404, SESSION_NOT_FOUND, "Session not found. Its streams no longer exist. Initialize again.")
 _TOO_MANY_ENDED = rpc_refusal(
     503, SERVER_ERROR, "Too many ended sessions. Try again later.", head=b"retry-after: 60\r\n"
 )

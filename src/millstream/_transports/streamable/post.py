@@ -163,7 +163,9 @@ async def _take_answer(exchange: StreamableExchange, message: Envelope) -> Respo
     """Pass a client's answer to the call that asked, which may be on another worker."""
     endpoint, request = exchange.endpoint, exchange.request
     if endpoint.sessions is None or b"mcp-session-id" not in request.headers:
-        raise ProtocolError(INVALID_REQUEST, "Invalid request: a response needs the session of its request", status=400)
+        raise ProtocolError(
+            INVALID_REQUEST, "Invalid request: a response must be sent in the session of its request", status=400
+        )
     session = await endpoint.sessions.find(request)
     await endpoint.dispatcher.control.answer_anywhere(message, session.id, request.owner)
     exchange.note("response", session)

@@ -410,7 +410,7 @@ def _warning(client: OAuthClient, uri: str) -> str:
         return "It runs on your computer, where any program could use that name. Continue only if you just started it."
     if not is_identified(uri):
         return (
-            "Your browser will open an app on your device, and any app could have taken that name. "
+            "Your browser will open an app on your device, and any app could have claimed that name. "
             "Continue only if you just started it."
         )
     return "Its name isn't verified. Continue only if you know this address." if client.source == "registered" else ""

@@ -577,7 +577,7 @@ class Clients:
         if "tenant" in claims:
             # Subjects are unique only within a tenant, and anyone can create a tenant at such a provider.
             raise _invalid_grant(
-                "The grant names a tenant. Use a provider that has a separate issuer for each organization."
+                "The grant specifies a tenant. Use a provider that has a separate issuer for each organization."
             )
         if claims.get("cnf") is not None:
             raise _invalid_grant("The grant is bound to a key, and proof of possession isn't supported.")
@@ -608,7 +608,7 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
         raise _invalid_client("The Authorization header is malformed.") from None
     name, secret = unquote_plus(name), unquote_plus(secret)
     if not mark or form.get("client_id") not in ("", name):
-        raise _invalid_client("The Authorization header and client_id in the form name different clients.")
+        raise _invalid_client("The Authorization header and client_id in the form identify different clients.")
     return name, secret
 
 

@@ -142,7 +142,7 @@ async def fetch(
         raise ConnectFailed(f"{where.origin} didn't respond within {_TOTAL_TIMEOUT:g} seconds.") from exc
     except AddressRefused as exc:
         raise ConnectFailed(
-            f"{where.origin} isn't on the public Internet, so requests to it are refused.", remedy=_PRIVATE_REMEDY
+            f"{where.origin} isn't on the public Internet, so requests to it aren't allowed.", remedy=_PRIVATE_REMEDY
         ) from exc
     except (InvalidResponse, ConnectionLost) as exc:  # caused by this server, not by the MCP server
         raise ConnectFailed(f"{where.origin} didn't send a usable response: {exc}") from exc
@@ -338,7 +338,7 @@ async def find_issuer(issuer: str, outbound: Outbound) -> IssuerMetadata | None:
         found = await get_json(place, IssuerMetadata, outbound)
         if found is not None and found.token_endpoint:
             if found.issuer != issuer:
-                raise AccessDenied(f"The metadata of {issuer} names another issuer, {found.issuer}.")
+                raise AccessDenied(f"The metadata of {issuer} is for another issuer, {found.issuer}.")
             return _check_endpoints(found, parse_secure(place))
     return None
 
@@ -367,7 +367,7 @@ async def find_at_origin(url: Url, outbound: Outbound) -> IssuerMetadata:
     found = await get_json(f"{origin}/.well-known/oauth-authorization-server", IssuerMetadata, outbound)
     if found is not None and found.token_endpoint:
         if found.issuer.rstrip("/") != origin:
-            raise AccessDenied(f"The metadata of {origin} names another issuer, {found.issuer}.")
+            raise AccessDenied(f"The metadata of {origin} is for another issuer, {found.issuer}.")
         return _check_endpoints(found, url)
     return default_metadata(origin)
 

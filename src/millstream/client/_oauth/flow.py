@@ -771,7 +771,7 @@ class OAuth:
 
     async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, key: str) -> None:
         """Send the user to the authorization server and exchange the code of the redirect for tokens."""
-        loopback, problem = Loopback(), "Your program says why."
+        loopback, problem = Loopback(), "Your program shows the reason."
         visit, redirect = self._visit, self._redirect_uri
         if visit is None:
             visit, redirect = loopback.visit, await loopback.open()

@@ -310,8 +310,8 @@ class EventDelivery(Struct):
         """Deliver whenever this worker gets the lease, until canceled."""
         trouble = LogOnce(
             logger,
-            f"Webhooks of {self.kind.name!r} can't be delivered; retrying",
-            f"Webhooks of {self.kind.name!r} are delivered again.",
+            f"Webhooks for {self.kind.name!r} can't be delivered; retrying",
+            f"Webhooks for {self.kind.name!r} can be delivered again.",
         )
         try:
             while True:
@@ -659,8 +659,8 @@ class EventDelivery(Struct):
         """Renew the lease and save the progress."""
         trouble = LogOnce(
             logger,
-            f"The progress of webhooks of {self.kind.name!r} can't be stored; retrying",
-            f"The progress of webhooks of {self.kind.name!r} can be stored again.",
+            f"The progress of webhooks for {self.kind.name!r} can't be stored; retrying",
+            f"The progress of webhooks for {self.kind.name!r} can be stored again.",
         )
         while self.has_lease():
             await asyncio.sleep(_FLUSH_INTERVAL)

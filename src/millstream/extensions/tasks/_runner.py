@@ -322,7 +322,7 @@ class TaskRunner(TaskRecords):
         host.on_close(host.bus.subscribe(ORPHAN_TOPIC, lambda _: sweep_soon(), interrupted=sweep_soon))
         host.on_close(host.bus.subscribe(CANCEL_TOPIC, self._cancel_here, interrupted=self._check_cancellations))
         sweep_soon()
-        trouble = LogOnce(logger, "Tasks of other workers can't be read; trying again", "Tasks can be read again.")
+        trouble = LogOnce(logger, "Other workers' tasks can't be read; retrying", "Tasks can be read again.")
         self._tasks.spawn(run_on(self._sweep_event, self._sweep, trouble, pause=RETRY_DELAY))
 
     async def drain(self, seconds: float) -> None:
@@ -524,7 +524,9 @@ class TaskRunner(TaskRecords):
     async def _settle(self, run: _Run, outcome: RunOutcome) -> None:
         """Save the outcome of a run and retry while the store doesn't respond."""
         change = self._record_change(run, outcome)
-        trouble = LogOnce(logger, "The end of a task can't be stored; trying again", "The ends of tasks are stored.")
+        trouble = LogOnce(
+            logger, "The outcome of a task can't be stored; retrying", "The outcomes of tasks can be stored again."
+        )
         written: TaskRecord | None = None
         while self._host.now() < run.record.expires:
             with trouble:
@@ -653,10 +655,10 @@ class TaskRunner(TaskRecords):
                 ),
             )
             if claimed is not None:
-                logger.info("A task of %s runs again, because its worker stopped", saved.tool)
+                logger.info("A task for %s is restarting, because its worker stopped", saved.tool)
                 self._run(name, claimed, saved, None)
             return True
-        logger.warning("A task of %s failed: %s", "a tool" if saved is None else saved.tool, text)
+        logger.warning("A task for %s failed: %s", "a tool" if saved is None else saved.tool, text)
         await self.update(
             name,
             lambda record: replace(record, **_failure(INTERNAL_ERROR, text)) if record.worker == worker else None,

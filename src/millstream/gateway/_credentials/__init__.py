@@ -76,7 +76,7 @@ class Secret(
             except (OSError, UnicodeDecodeError) as exc:
                 reason = exc.strerror if isinstance(exc, OSError) else "it isn't UTF-8"
                 raise LocalError(
-                    f"{where}, which holds a secret of the upstream {upstream!r}, can't be read: {reason}."
+                    f"{where}, which contains a secret for the upstream {upstream!r}, can't be read: {reason}."
                 ) from None
         value = value.strip()
         if not value:

@@ -159,7 +159,7 @@ class PersonalCredentials(TokenCredentials):
         if principal is None:
             raise call_error(
                 call,
-                f"The server {self.upstream!r} behind this gateway requires your account there, but this call is "
+                f"The server {self.upstream!r} behind this gateway requires your own account, but this call is "
                 "anonymous. Sign in to this server first.",
             )
         return LinkCaller(digest_of(principal.id))
@@ -170,7 +170,7 @@ class PersonalCredentials(TokenCredentials):
         owner = self._identify(call).owner
         grant = await self.load(owner)
         if grant is None or grant.has_ended:
-            await self._ask(call, owner, grant, f"The server {self.upstream!r} requires your account there.")
+            await self._ask(call, owner, grant, f"The server {self.upstream!r} requires your own account.")
 
     @override
     async def recover(self, call: Call, denied: AccessDenied) -> bool:
@@ -215,7 +215,7 @@ class PersonalCredentials(TokenCredentials):
         base = self.base_for(call.origin, call.headers or {})
         page = base and base + PAGE
         instruction = (
-            f"Open {page} and connect it." if page else f"Open {PAGE} of this server in a browser and connect it."
+            f"Open {page} and connect it." if page else f"Open {PAGE} on this server in a browser and connect it."
         )
         revision = call.revision
         if not (

@@ -132,8 +132,8 @@ class UpstreamCredentials:
         if denied.status == 403 and "insufficient_scope" in denied.challenge:
             raise call_error(
                 call,
-                f"The server {self.upstream!r} behind this gateway requires more permissions than the gateway has "
-                f"there: {scopes_in(denied.challenge)}. Its operator can request them with scope.",
+                f"The server {self.upstream!r} behind this gateway requires more permissions than the gateway has: "
+                f"{scopes_in(denied.challenge)}. Its operator can request them with scope.",
             )
         return False
 
@@ -289,8 +289,8 @@ def check_forwarded(
             raise LocalError(f"{where}: {exc}") from None
     for name in {"authorization", key_header.lower()}.intersection(found):
         logger.warning(
-            "forward_headers of the upstream %r contains %s: that server receives each caller's own credential for "
-            "this one, and can use it here as the caller. Forward it only to servers that you run yourself.",
+            "forward_headers of the upstream %r contains %s: that server receives each caller's credential for this "
+            "server, and can impersonate the caller here. Forward it only to servers that you run yourself.",
             upstream,
             name,
         )

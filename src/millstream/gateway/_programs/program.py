@@ -574,7 +574,7 @@ def upstream_of(value: Any) -> Program:
     program = value if isinstance(value, Program) else program_of(value)
     if program is not value and program.protected:
         raise ProgramError(
-            f"{program.name} checks the tokens of its callers, but as an upstream it would serve every caller of "
+            f"{program.name} checks its callers' tokens, but as an upstream it would serve every caller of "
             "this server. Serve it on its own with millstream run, or use its URL as the upstream."
         )
     return program
