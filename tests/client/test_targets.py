@@ -14,6 +14,7 @@ from millstream.client._endpoint import check_headers
 from millstream.client._errors import TargetError
 from millstream.client._targets import Place, Remote, find_server
 from millstream.client._transports.stdio import Command
+from millstream.gateway._config import load_file
 from patience import WAIT
 
 
@@ -169,6 +170,23 @@ def test_variables_in_configurations_are_replaced(tmp_path: Path, monkeypatch: p
     assert place({"mcpServers": {"files": {"command": "sh", "args": ["-c", "echo ${HOME}"]}}}) == Command(
         ("sh", "-c", "echo ${HOME}")
     )
+
+
+def test_variables_in_members_that_are_not_read_need_not_be_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SHOP_KEY", raising=False)
+    path = tmp_path / "mcp.json"
+    unset = "${SHOP_KEY}"
+    entries = {
+        "shop": {"url": "https://shop.example/mcp", "env": {"A": unset}, "cwd": unset, "envFile": unset},
+        "files": {"command": "npx", "headers": {"A": unset}, "description": [unset], "com.example": {"a": unset}},
+    }
+    path.write_text(json.dumps({"mcpServers": entries}))
+    assert place(f"{path}#files") == Command(("npx",))
+    assert isinstance(place(f"{path}#shop"), Remote)
+    files, shop = sorted(load_file(path).upstreams, key=lambda each: each.name)
+    assert (files.target, shop.target, shop.env) == (["npx"], "https://shop.example/mcp", {})
 
 
 def test_configured_environment_files_are_read(tmp_path: Path) -> None:

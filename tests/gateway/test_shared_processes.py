@@ -305,3 +305,28 @@ async def test_questions_from_one_users_program_do_not_reach_another_program(iso
     else:  # a process of its own
         assert "secret" in answer
     assert (hostile.questions, hostile.logs) == ([], [])
+
+
+SLOW = """
+import json, sys, time
+
+time.sleep(3)  # loads its dependencies
+for line in sys.stdin:
+    asked = json.loads(line)
+    greeting = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "s"}}
+    result = greeting if asked["method"] == "initialize" else {"tools": [{"name": "late", "inputSchema": {}}]}
+    if "id" in asked:
+        print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], "result": result}), flush=True)
+"""
+
+
+async def test_process_that_starts_more_slowly_than_the_timeout_is_given_longer(tmp_path: Path) -> None:
+    file = tmp_path / "slow.py"
+    file.write_text(SLOW)
+    gateway = Server("gateway")
+    gateway.upstream("s", [sys.executable, str(file)], revision="2025-11-25", timeout=1, start_timeout=0)
+    changed = asyncio.Event()
+    async with Client(gateway, revision=HANDSHAKE, on_change=lambda change: changed.set()) as client:
+        async with asyncio.timeout(WAIT):
+            await changed.wait()
+        assert [tool.name async for tool in client.tools(fresh=True)] == ["s_late"]

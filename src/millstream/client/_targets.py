@@ -30,6 +30,8 @@ SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp
 """Members that list servers in files: `servers` in VS Code, `context_servers` in Zed, `mcp_servers` in Codex, and
 `mcpServers` in Claude, Cursor, and most others.
 """
+_OF_URLS, _OF_COMMANDS = ("headers", "type"), ("command", "args", "cwd", "env", "envFile")
+"""Members of the entry of a server. Others aren't read, so their variables needn't be set."""
 _OTHER_TABLES = (*SERVER_TABLES[1:], "mcp")
 
 VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")
@@ -241,30 +243,30 @@ def _from_configuration(given: Any, name: str, source: str, base: Command, folde
         raise TargetError(f'The server {name!r} of {source} must be an object: {{"url": …}} or {{"command": …}}.')
     fields = cast("Mapping[str, Any]", entry)
     variables: dict[str, str] = {}
-    if folder is not None:
-        try:
-            fields = _expand(fields, folder)
-            if (file := fields.get("envFile")) and "command" in fields:
-                variables = read_env_file(folder / Path(str(file)).expanduser())
-        except ValueError as exc:
-            raise TargetError(f"The server {name!r} of {source} can't be used: {exc}") from exc
-    url = fields.get("url") or fields.get("serverUrl")
-    if isinstance(url, str):
-        return Remote(parse_url(url), _texts(fields.get("headers"), name), str(fields.get("type") or ""))
-    command: Any = fields.get("command")
-    arguments: Any = fields.get("args") or []
+    try:
+        url = _expand(fields.get("url") or fields.get("serverUrl"), folder)
+        is_url = isinstance(url, str) and url != ""
+        used = {each: _expand(fields.get(each), folder) for each in (_OF_URLS if is_url else _OF_COMMANDS)}
+        if folder is not None and (file := used.get("envFile")):
+            variables = read_env_file(folder / Path(str(file)).expanduser())
+    except ValueError as exc:
+        raise TargetError(f"The server {name!r} of {source} can't be used: {exc}") from exc
+    if is_url:
+        return Remote(parse_url(url), _texts(used["headers"], name), str(used["type"] or ""))
+    command, arguments = used["command"], used["args"] or []
     if not isinstance(command, str) or not isinstance(arguments, list):
         raise TargetError(
             f"The server {name!r} of {source} needs a url, or a command with a list of args. "
             f"It has: {', '.join(map(str, fields)) or 'nothing'}."
         )
-    words = [command, *map(str, cast("list[object]", arguments))]
-    where = fields.get("cwd")
-    variables |= _texts(fields.get("env"), name) | dict(base.env)
-    return Command(tuple(words), variables, str(where) if where else base.cwd)
+    words = [command, *map(as_text, cast("list[object]", arguments))]
+    variables |= _texts(used["env"], name) | dict(base.env)
+    return Command(tuple(words), variables, str(used["cwd"]) if used["cwd"] else base.cwd)
 
 
-def _expand(value: Any, folder: Path) -> Any:
+def _expand(value: Any, folder: Path | None) -> Any:
+    if folder is None:
+        return value
     if isinstance(value, str):
         return expand_variables(value, os.environ, folder)
     if is_array(value):
@@ -277,8 +279,17 @@ def _texts(given: Any, name: str) -> dict[str, str]:
         return {}
     if not isinstance(given, Mapping):
         raise TargetError(f"The headers or variables of the server {name!r} must be an object.")
-    values = cast("Mapping[object, object]", given).items()
-    return {str(key): each if isinstance(each, str) else json.dumps(each) for key, each in values if each is not None}
+    return as_texts(cast("Mapping[str, object]", given))
+
+
+def as_text(value: object) -> str:
+    """Return an argument or the value of a variable or header as text. Some clients accept numbers and booleans."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_texts(values: Mapping[str, object]) -> dict[str, str]:
+    """Return variables or headers as text, without those that are null."""
+    return {str(key): as_text(each) for key, each in values.items() if each is not None}
 
 
 def expand_variables(text: str, variables: Mapping[str, str], folder: Path) -> str:

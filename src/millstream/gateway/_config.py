@@ -27,7 +27,7 @@ from millstream import Settings, auth
 from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
 from millstream._telemetry.logs import is_secret
 from millstream.client import TargetError, parse_url
-from millstream.client._targets import SERVER_TABLES, VARIABLE, expand_variables
+from millstream.client._targets import SERVER_TABLES, VARIABLE, as_text, as_texts, expand_variables
 from millstream.files import EnvFileError, read_env_file
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._jsonc import JsonSyntaxError
@@ -573,6 +573,9 @@ class _Server(Confidential, Struct, frozen=True, kw_only=True):
     disabledTools: tuple[str, ...] = ()  # noqa: N815  Roo Code, Windsurf
 
 
+_URLS = ("url", "httpUrl", "serverUrl")
+_OF_COMMANDS = ("args", "env", "envFile", "cwd")
+"""Members that aren't read for a server with a URL, so that their variables needn't be set."""
 _OTHER_NAMES = {
     "environment": "env",  # opencode
     "http_headers": "headers",  # Codex, and below
@@ -633,7 +636,7 @@ def _read_environment(entry: ConfigValue, server: _Server) -> dict[str, str]:
             found = read_env_file(entry.path.resolve().parent / Path(server.envFile).expanduser())
         except EnvFileError as exc:
             raise entry.member("envFile").error(str(exc)) from exc
-    return found | _as_texts(server.env)
+    return found | as_texts(server.env)
 
 
 def _load_servers(root: ConfigValue) -> GatewayConfig:
@@ -650,12 +653,14 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
         table = entry.table()
         if table.get("disabled", entry).value is True or table.get("enabled", entry).value is False:
             continue  # its variables needn't be set
+        unread = _OF_COMMANDS if any(members(entry.value).get(each) for each in _URLS) else ("headers",)
+        read = options.keys() - unread
         server = _Server(
-            **{key: each.expand().convert(options[key].type) for key, each in table.items() if key in options}
+            **{key: each.expand().convert(options[key].type) for key, each in table.items() if key in read}
         )
         unknown = [key for key in table if key not in options]
         ignored |= dict.fromkeys(unknown)
-        url_field = next((key for key in ("url", "httpUrl", "serverUrl") if getattr(server, key)), "")
+        url_field = next((key for key in _URLS if getattr(server, key)), "")
         url: str = getattr(server, url_field, "")
         if bool(url) == bool(server.command):
             likely = ((key, closest_name(key, ("command", "url"))) for key in unknown)
@@ -680,11 +685,11 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
         configs.append(
             UpstreamConfig(
                 name=name,
-                target=url or [*command, *map(_as_text, server.args)],
+                target=url or [*command, *map(as_text, server.args)],
                 prefix=prefix,
-                headers=_as_texts(server.headers),
-                env={} if url else _read_environment(entry, server),
-                cwd=None if url else server.cwd,
+                headers=as_texts(server.headers),
+                env=_read_environment(entry, server),
+                cwd=server.cwd,
                 policy=UpstreamPolicy(allow=allow and (*allow, "*://*"), deny=deny) if allow or deny else None,
             )
         )
@@ -700,15 +705,6 @@ def _find_culprit(value: Any) -> Any:
     found = [each for each in parts if is_object(each) and not all(isinstance(part, str) for part in each.values())]
     found += [each for each in parts if not isinstance(each, str | dict)]
     return found[0] if found else value
-
-
-def _as_text(value: str | float) -> str:
-    """Return an argument or the value of a variable or header as text. Some clients accept numbers and booleans."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _as_texts(table: _Scalars) -> dict[str, str]:
-    return {name: _as_text(each) for name, each in table.items() if each is not None}
 
 
 def _describe(kind: Any) -> str:

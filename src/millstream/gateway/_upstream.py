@@ -128,6 +128,7 @@ _SUBSCRIBE_SECONDS = 1.0
 _MAX_INFO = 16 * 1024
 """Maximum size of a client's description of itself that is passed on, in bytes."""
 _MAX_WARNINGS = 1000
+_MAX_START_FACTOR = 8
 _MAX_PLAIN_METAS = 256
 _WEB_SCHEMES = "data", "http", "https", "mailto"
 """Schemes of links that clients open themselves."""
@@ -391,6 +392,8 @@ class Upstream:
     """Whether the server passes this upstream's messages on, rather than items made of its lists."""
     serves_one = False
     """Whether it's a command that the only client of this server has to itself. It starts when that client does."""
+    _start_factor = 1
+    """Multiple of the timeout that the shared process may take to start. Each start that takes longer doubles it."""
     _listed_offer = b""
     """What the connection that reads the lists has negotiated, at the last lists."""
     _listed_at = 0.0
@@ -698,7 +701,7 @@ class Upstream:
             ),
             revision=revision,
             headers=config.headers,
-            timeout=config.timeout,
+            timeout=config.timeout * (self._start_factor if key == self.lister else 1),
             inflow=Inflow(self.gateway.arriving, config.name),
             observer=relays.receive,
             era=self._era if client is None else Era(),
@@ -733,11 +736,14 @@ class Upstream:
                             await subscribed.wait()
                     await self._list(link.conversation)
                     failures = 0
+                    link.conversation.requests.timeout = self.config.timeout
                     await self._keep_fresh(link.conversation)
                 finally:
                     await cancel_all(watching)
                     link.calls -= 1
             except (ClientError, OSError) as exc:
+                if isinstance(exc, RequestTimeout) and self.processes is not None:
+                    self._start_factor = min(2 * self._start_factor, _MAX_START_FACTOR)
                 if self._lister_left:
                     continue
                 if self.lister.handshake and isinstance(exc, NO_HANDSHAKE):
