@@ -109,8 +109,10 @@ class Forbidden(ToolError):
 
 
 class LimitExceeded(Exception):
-    """A limit on subscribers is reached. The client can try again later. Args: scope: The limit: connections, yours,
-    address, or channel.
+    """A limit on subscribers is reached. The client can try again later.
+
+    Args:
+        scope: The kind of limit: connections, yours, address, or channel.
         limit: The maximum number of subscribers.
 
     Example:

@@ -334,8 +334,10 @@ class WorkloadIdentity:
         issuer: Exact identifier of the authorization server that the token is for. The token is sent to no other
             server, even if an MCP server specifies one.
         token: The platform's JWT, the file in which the platform stores a valid one, or a function that returns one,
-        which can be async. Example: >>> WorkloadIdentity("https://login.example.com",
-        token=Path("/var/run/secrets/tokens/mcp"))
+            which can be async.
+
+    Example:
+        >>> WorkloadIdentity("https://login.example.com", token=Path("/var/run/secrets/tokens/mcp"))
     """
 
     def __init__(self, issuer: str, *, token: TokenSource | Path) -> None:
