@@ -10,6 +10,7 @@ import base64
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from urllib.parse import unquote, urljoin, urlsplit
 
 from msgspec import Struct
@@ -169,8 +170,8 @@ def _variable(variables: Mapping[str, str], name: str) -> tuple[str, str]:
 
 
 def _is_excluded(url: Url, exceptions: str) -> bool:
-    """Return whether an exception list matches. Names include subdomains, a port can follow, and ``*`` matches
-    everything.
+    """Return whether an exception list matches. Names include subdomains, a port can follow, networks such as
+    ``10.0.0.0/8`` include their addresses, and ``*`` matches everything.
     """
     for each in exceptions.replace(" ", ",").split(","):
         name, colon, port = each.strip().rpartition(":") if each.count(":") == 1 else (each.strip(), "", "")
@@ -179,6 +180,9 @@ def _is_excluded(url: Url, exceptions: str) -> bool:
         name = name.strip("[]").removeprefix("*.").removeprefix(".").lower()
         if name and (name in ("*", url.host) or url.host.endswith(f".{name}")):
             return True
+        with suppress(ValueError):  # the host or the entry is a name
+            if "/" in name and ip_address(url.host) in ip_network(name, strict=False):
+                return True
     return False
 
 
