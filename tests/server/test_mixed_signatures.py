@@ -12,6 +12,7 @@ import pytest
 from attrs import define
 from jsonschema import Draft202012Validator
 from pydantic import BaseModel
+from typing_extensions import TypeAliasType
 
 from millstream import Server
 from millstream.client import ToolFailed
@@ -61,6 +62,13 @@ class Box(msgspec.Struct, Generic[T]):
     content: T
 
 
+Tree = TypeAliasType("Tree", "dict[str, Tree] | int")  # as pydantic's documentation writes it
+
+
+class Forest(BaseModel):
+    tree: Tree
+
+
 Nested = dict[str, "Nested"] | list["Nested"] | str
 
 
@@ -93,6 +101,9 @@ CASES: list[tuple[Any, Any]] = [
     (Chain, LINK),
     (Node, {"name": "a", "children": [{"name": "b", "children": []}]}),
     ("Nested", {"a": ["b", {}]}),
+    (Tree, {"a": {"b": 1}}),
+    (list[Tree], [{"a": {"b": 1}}]),
+    (Forest, {"tree": {"a": 1}}),
     (Box[int], {"content": 1}),
 ]
 

@@ -108,7 +108,10 @@ def is_alias(annotation: Any) -> bool:
 def resolve_alias(annotation: Any) -> Any:
     """Return the target of an alias."""
     alias, parts = get_origin(annotation) or annotation, get_args(annotation)
-    return alias.__value__[parts] if parts else alias.__value__
+    value = alias.__value__
+    if isinstance(value, str):  # as pydantic's documentation writes recursive ones
+        value = eval(value, vars(sys.modules[alias.__module__]))  # noqa: S307  an annotation of the program
+    return value[parts] if parts else value
 
 
 def make_stand_in(name: str) -> RecursiveAlias:
@@ -402,6 +405,12 @@ def has_meta(kind: Any) -> bool:
 def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) -> Iterator[tuple[Any, Any]]:
     """Yield the classes in a type and their ``Annotated`` metadata, each with the class that has it in a field."""
     seen = set() if seen is None else seen
+    alias = (get_origin(annotation) or annotation) if is_alias(annotation) else None
+    if alias is not None and alias in seen:  # it refers to itself
+        for part in get_args(annotation):
+            yield from parts_of(part, holder, seen)
+        return
+    seen.add(alias)
     annotation = unwrap_alias(annotation)
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
     if kind is Literal:

@@ -8,6 +8,7 @@ import re
 import sys
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
+from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
@@ -442,15 +443,8 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
         return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
     kind: Any = origin or annotation
-    if _is_struct(kind):
-        if needs_pydantic(annotation):
-            raise RegistrationError(
-                f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
-                f"supports. Make {kind.__name__} a dataclass or a pydantic model"
-            )
-        return Annotated[annotation, _StructSchema(annotation)]
-    if has_fields(kind) and not hasattr(kind, "__pydantic_fields__") and (has_meta(kind) or _is_old_typed_dict(kind)):
-        return _translate_class(annotation, kind, inside)
+    if (made := _translate_class(annotation, kind, inside)) is not None:
+        return made
     if origin is Literal or annotation in (*_READERS,):  # it can be unhashable
         read = _member_of(parts) if origin is Literal else _READERS[annotation]
         return Annotated[annotation, pydantic.BeforeValidator(read)]
@@ -535,8 +529,21 @@ def _translate_union(parts: tuple[Any, ...], inside: tuple[Any, ...]) -> Any:
 
 
 def _translate_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
-    if hasattr(kind, "__total__") and not needs_pydantic(annotation):
+    """Return a class for pydantic, or None if pydantic reads it as it is."""
+    if _is_struct(kind):
+        if needs_pydantic(annotation):
+            raise RegistrationError(
+                f"pydantic can't read the Struct {kind.__name__}, which contains a type that only pydantic "
+                f"supports. Make {kind.__name__} a dataclass or a pydantic model"
+            )
         return Annotated[annotation, _StructSchema(annotation)]
+    if not has_fields(kind) or hasattr(kind, "__pydantic_fields__"):
+        return None
+    if hasattr(kind, "__total__") and not needs_pydantic(annotation):
+        with suppress(TypeError):  # pydantic's own rules for a TypedDict depend on the version of Python
+            return Annotated[annotation, _StructSchema(annotation)]
+    if not (has_meta(kind) or _is_old_typed_dict(kind)):
+        return None
     if kind in inside or get_args(annotation) or has_pydantic_members(kind):
         raise RegistrationError(
             f"pydantic checks {type_text(annotation)}, which is generic, refers to itself, or has validators, "
