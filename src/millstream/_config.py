@@ -30,7 +30,7 @@ Cap = Annotated[int, Meta(ge=0, description="a whole number, 0 or more")]
 Seconds = Annotated[float, Meta(ge=0, le=1e9, description="a number of seconds, 0 or more")]
 """A duration in seconds, 0 or more."""
 Timeout = Annotated[float, Meta(gt=0, le=1e9, description="a number of seconds above 0")]
-"""A time limit that must leave some time: with 0, it would end requests, sessions, or questions at once."""
+"""A time limit that must leave some time: with 0, it would immediately end requests, sessions, or questions."""
 UrlPath = Annotated[str, Meta(pattern=r"^/[^\s?#]*$", description="a path that starts with /, without spaces, ?, or #")]
 RootPath = Annotated[
     str,
@@ -86,7 +86,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Never answer a call with an event stream, except subscriptions/listen."""
     path: UrlPath = "/mcp"
     sse_path: UrlPath = "/sse"
-    """The path at which HTTP+SSE clients open their stream."""
+    """The path where HTTP+SSE clients open their stream."""
     messages_path: UrlPath = "/messages/"
     """The path that HTTP+SSE clients post messages to."""
     root_path: RootPath = ""
@@ -108,8 +108,8 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     auth_key_header: str = ""
     """A header in which callers may send their key or token as well, such as ``X-API-Key``."""
     display_name_claims: tuple[str, ...] = ("name", "preferred_username")
-    """Claims that can have a caller's display name for others, in order of preference. Without any of them, it's the
-    name of the API key. Empty means that the hub doesn't name publishers.
+    """Claims that can contain a caller's display name, in order of preference. If there's none, the API key's name is
+    used. If it's empty, the hub doesn't show publishers' names.
     """
     limit_requests: RateText = ""
     """Rate limit of all requests per caller: ``600/minute``. A caller is a principal, or an address without one."""
@@ -209,7 +209,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     coerce_arguments: Switch = False
     """Coerce the arguments of all tools, as ``@mcp.tool(coerce=True)`` does: ``"3"`` to 3, and JSON text to a list."""
     tool_search: Switch = False
-    """List only search_tools and call_tool, with which models find and call the other tools."""
+    """List only search_tools and call_tool, which models use to find and call the other tools."""
     watchdog: Seconds = 0.0
     """Kill and replace a worker whose event loop is blocked for this long. 0 means never."""
     log_level: LogLevel = "info"
@@ -240,7 +240,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def mcp_paths(self) -> tuple[str, ...]:
-        """Paths at which MCP is served over HTTP."""
+        """Paths where MCP is served over HTTP."""
         return self.path, self.sse_path, self.messages_path
 
     @classmethod

@@ -1,10 +1,10 @@
 """Rate limits, quotas, and concurrency limits.
 
-A rate uses GCRA, the generic cell rate algorithm, which keeps one number for each key: the time at which its allowance
-is full again. An action is allowed while that time is close enough, which permits a burst, refills evenly, and gives
-the exact time to wait. If workers share a store, it decides (`StoreLimiter`), and each worker caches its decisions and
-applies its own share while the store doesn't respond. A quota counts per calendar day or month, by the store's clock,
-in UTC.
+A rate uses GCRA, the generic cell rate algorithm, which keeps one number for each key: the time when its allowance is
+full again. An action is allowed while that time is close enough, which permits a burst, refills evenly, and gives the
+exact time to wait. If workers share a store, it decides (`StoreLimiter`), and each worker caches its decisions and
+applies its own share while the store doesn't respond. A quota applies per calendar day or month in UTC, by the store's
+clock.
 """
 
 import asyncio
@@ -230,7 +230,7 @@ class Limiter:
         """Return the seconds until a key can take this much, or 0. Takes nothing.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
             cost: Tokens to take, by default a call takes one.
         """
         now = self.clock()
@@ -240,7 +240,7 @@ class Limiter:
         """Take from a key's allowance. If it isn't enough, take nothing and return the seconds to wait.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
             cost: Tokens to take, by default a call takes one.
         """
         wait = self.wait(key, cost)
@@ -255,7 +255,7 @@ class Limiter:
         """Take one token. If none is left on any worker, take nothing and return the seconds to wait.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
         """
         wait, pool = self.take(key), self._pool()
         if wait > 0 or pool is None:
@@ -270,7 +270,7 @@ class Limiter:
         """Take one token here and report it to the store later, for actions that have happened or can't wait.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
         """
         wait, pool = self.take(key), self._pool()
         if wait <= 0 and pool is not None:
@@ -281,7 +281,7 @@ class Limiter:
         """Return the charge for the store, with a hashed key.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
             cost: Tokens to take, by default a call takes one.
         """
         return RateCharge(hash_key(self.name, key), self.rate.count, self.rate.seconds, cost, cost)
@@ -290,7 +290,7 @@ class Limiter:
         """Take from a key's allowance and return whether it was enough.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
             cost: Tokens to take, by default a call takes one.
         """
         return self.take(key, cost) <= 0
@@ -299,7 +299,7 @@ class Limiter:
         """Return tokens that weren't needed.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
             cost: Number of tokens.
         """
         if key in self.whole_at:
@@ -309,7 +309,7 @@ class Limiter:
         """Block a key for a number of seconds, because another worker has reached its limit.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
             wait: Number of seconds.
         """
         until = self.clock() + wait + self.rate.seconds - self.each
@@ -319,7 +319,7 @@ class Limiter:
         """Return the remaining allowance of a key.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
         """
         now = self.clock()
         return int((self.rate.seconds - max(0.0, self.whole_at.get(key, now) - now)) / self.each + 1e-9)
@@ -328,7 +328,7 @@ class Limiter:
         """Return header lines with a caller's limit and the time to wait.
 
         Args:
-            key: Key of the caller, or of what is limited.
+            key: Key of the caller, or of another limited resource.
             wait: Seconds to wait.
         """
         return rate_lines(self.name, self.rate, self.count_remaining(key), wait)
@@ -416,7 +416,8 @@ class _KnownPace(Struct):
     asked_at: float = 0.0
     """Time of the last request to the store."""
     tokens: float = 0.0
-    """Tokens taken in advance, valid until `stale`. The store has refilled them by then, so they would count twice."""
+    """Tokens taken in advance, valid until `stale`. The store has refilled them by then, so they would be counted
+    twice."""
     stale: float = 0.0
     fetching: float = -_LOST
     """Time of the pending request for tokens. The answer resets it."""
@@ -472,7 +473,7 @@ class SharedLimiter(Struct, eq=False):
         return RateCharge(name, self.rate.count, self.rate.seconds, cost, cost + advance)
 
     def learn(self, key: str, asked: RateCharge, taken: ChargeResult) -> None:
-        """Process the store's answer and discard what this worker has decided without it."""
+        """Process the store's answer and discard this worker's own earlier decisions."""
         cost, advanced = asked.cost, asked.most > asked.cost
         now = self.clock()
         known = self._known.get(key)

@@ -1,6 +1,6 @@
 """Parts: features that plug into a server, and the `PartHost` they open on.
 
-A part has a name, lists the other parts it needs, and registers everything it does on the host: routes, JSON-RPC
+A part has a name, lists the other parts that it needs, and registers its features on the host: routes, JSON-RPC
 methods, capabilities, observers, gates, periodic work, and readiness checks. Features that no part registers add
 nothing to a call.
 """
@@ -51,14 +51,15 @@ _EVERY_REVISION = frozenset(revision.date for revision in ALL)
 
 
 class Part(Protocol):
-    """A feature that plugs into a server. See `definition.TABLE`, and `millstream.extensions` for features of others.
+    """A feature that plugs into a server. See `definition.TABLE` and, for other authors' features,
+    `millstream.extensions`.
 
-    A server opens its parts each time it starts, once for each event loop it runs in, and closes them in reverse order.
+    A server opens its parts each time it starts, once per event loop, and closes them in reverse order.
     """
 
     @property
     def name(self) -> str:
-        """The name by which other parts need this one."""
+        """The name that other parts list in `needs`."""
         ...
 
     @property
@@ -187,7 +188,7 @@ class PartHost:
         """Tasks of `run`, which end before the parts close."""
         self.open_pool: StoreLimiter | None = None
         """The limiter `pool`, or None if it hasn't been created."""
-        # What parts offer to other parts
+        # Services that parts offer to other parts
         self.metrics: Metrics | None = None
         """The registry of metrics, or None if none are served."""
         self.hub: Hub | None = None
@@ -196,7 +197,7 @@ class PartHost:
         self.observer: Observer | None = None
         self.gateway: UpstreamReports | None = None
         """Describes the upstreams, or None without upstreams."""
-        # What parts register
+        # Items that parts register
         self.routes: RouteRegistry = RouteRegistry()
         self.sockets: dict[str, Socket] = {}
         """Path -> ASGI application that serves the WebSocket there. It checks Host and Origin by `policy`, and
@@ -221,8 +222,9 @@ class PartHost:
     def open_stream(self, request: HttpRequest) -> Sink | None:
         """Open an event stream as the reply to a request: ``sink.write(encode_event(b"sold"))``.
 
-        The stream counts against its caller's share, and ends with their credential. None means that the caller has
-        too many: respond with ``refusal(503, "Too many open streams.")``. The route needs ``stream=True``.
+        The stream counts against the caller's share and ends when their credential expires. If the result is None, the
+        caller has too many streams: respond with ``refusal(503, "Too many open streams.")``. The route needs
+        ``stream=True``.
 
         Args:
             request: The request. After the stream is opened, its handler returns None.
@@ -334,10 +336,10 @@ class PartHost:
         self._hook(self.registry.method_finders, find)
 
     def select_listed(self, select: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]) -> None:
-        """Choose what lists contain, until the server closes.
+        """Choose which items to list, until the server closes.
 
         Args:
-            select: Returns the items to list, of those that the hooks before it chose.
+            select: Returns the items to list among the ones that the previous hooks chose.
         """
         self._hook(self.registry.list_selectors, select)
         self.registry.forget_lists()
@@ -416,7 +418,7 @@ class PartHost:
     def check_ready(self, check: Callable[[], str], *, serves: bool = True) -> None:
         """Report the server as degraded while a check returns a reason.
 
-        `/readyz` and `/health` show the reason to those who may read the dashboard.
+        `/readyz` and `/health` show the reason to callers with access to the dashboard.
 
         Args:
             check: Returns the reason, or an empty string.
@@ -425,7 +427,7 @@ class PartHost:
         self.readiness_checks.append((check, serves))
 
     def degraded_reasons(self, *, any_kind: bool = True) -> list[str]:
-        """Return why the server is degraded.
+        """Return the reasons why the server is degraded.
 
         Args:
             any_kind: Whether to ask all readiness checks, or only those of a server that can't serve.
@@ -436,7 +438,7 @@ class PartHost:
 
     @property
     def pool(self) -> "StoreLimiter":
-        """The limiter whose rates are in the store, created on first use."""
+        """The limiter with rates in the store, created on first use."""
         if self.open_pool is None:
             from millstream._limits import StoreLimiter  # noqa: PLC0415  only where something is limited
 

@@ -1,4 +1,4 @@
-"""A bounded dictionary, for what can be read or computed again."""
+"""A bounded dictionary for values that can be read or computed again."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,8 +13,8 @@ V = TypeVar("V")
 class Recent(OrderedDict[K, V]):
     """A dictionary that drops its oldest entries above a maximum: ``seen = Recent[str, bytes](1000)``.
 
-    Its owners have no shares, so losing an entry must cost no more than making it again. For anything else, count
-    entries with a `Share`.
+    Owners have no shares, so use it only if a lost entry can simply be created again. Otherwise, count entries with a
+    `Share`.
 
     Args:
         maximum: Maximum number of entries.

@@ -1,6 +1,6 @@
 """Tasks that end with their owner or serve several callers, work in its own thread, and delays between attempts.
 
-Delays grow and vary, so that a failing server isn't flooded, and its clients don't all return at once.
+Delays grow and vary, so that a failing server isn't flooded and its clients don't all retry at once.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Tasks:
-    """Owns the tasks of one object: ``tasks.spawn(refresh())``. `close` cancels the tasks that still run."""
+    """Owns an object's tasks: ``tasks.spawn(refresh())``. `close` cancels the tasks that are still running."""
 
     def __init__(self) -> None:
         self._tasks = set[asyncio.Task[Any]]()
@@ -104,7 +104,7 @@ async def cancel_all(*tasks: asyncio.Future[Any] | None) -> None:
     """Cancel tasks and wait for them to end: ``await cancel_all(self._reader, self._writer)``.
 
     Args:
-        tasks: The tasks, or None for those that were never started.
+        tasks: The tasks, or None for tasks that were never started.
     """
     running = [task for task in tasks if task is not None]
     for task in running:
@@ -116,7 +116,7 @@ def outcome_of(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
     """Return the result of `work`, or its error. The error's traceback doesn't refer to the caller's frame."""
     try:
         return work(), None
-    except BaseException as exc:  # every error belongs to those who wait
+    except BaseException as exc:  # the waiting callers handle every error
         return None, exc
 
 
@@ -156,17 +156,17 @@ class SingleFlight(Generic[T]):
         """Return whether the work for a key is running in this event loop.
 
         Args:
-            key: What the work is for.
+            key: Identifies the work.
         """
         return (asyncio.get_running_loop(), key) in self._tasks
 
     async def run(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Return the result of the work for a key, which is started unless it's running.
 
-        Canceling one caller doesn't cancel the work for the others.
+        Canceling one caller doesn't cancel the work for other callers.
 
         Args:
-            key: What the work is for.
+            key: Identifies the work.
             work: Starts the work.
 
         Raises:

@@ -1,7 +1,7 @@
 """YAML 1.2 as JSON values.
 
-PyYAML parses it with the types of YAML 1.2's core schema. Those of YAML 1.1, its default, read ``on`` as true, and
-dates and times as other types than text.
+PyYAML parses it with the types of YAML 1.2's core schema. The types of YAML 1.1, its default, would read ``on`` as
+true, and dates and times as types other than text.
 """
 
 import re
@@ -30,7 +30,7 @@ def read_yaml(text: str | bytes, *, what: str, extra: str, max_depth: int, allow
 
     Args:
         text: The document.
-        what: What is read, for an error: "Reading skills".
+        what: The activity, for an error: "Reading skills".
         extra: The extra that contains PyYAML, for an error.
         max_depth: Maximum depth of its values.
         allow_aliases: Whether it may have aliases. The same value is then in several places of the result, perhaps

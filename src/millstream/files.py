@@ -26,7 +26,7 @@ Stamp = tuple[int, int, int]
 
 
 def find_file(folder: Path, path: Path) -> Path | None:
-    """Return a file below a folder: ``find_file(root, root / "a.txt")``. None if it's missing, hidden, or outside.
+    """Return a file in a folder: ``find_file(root, root / "a.txt")``. Return None if it's missing, hidden, or outside.
 
     Args:
         folder: The folder, without links in its path.
@@ -151,7 +151,7 @@ def read_env(text: str, label: str = ".env") -> dict[str, str]:
     for each in parse_stream(io.StringIO(text)):
         if each.error or (each.key is not None and each.value is None):
             blank = each.original.string[: -len(each.original.string.lstrip()) or None]
-            # The text may contain a secret, so the message names only its line.
+            # The text may contain a secret, so the message contains only its line number.
             raise EnvFileError(f"Line {each.original.line + blank.count(chr(10))} of {label} isn't NAME=VALUE.")
         if each.key is not None:
             found[each.key] = each.value or ""

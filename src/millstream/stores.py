@@ -1,4 +1,4 @@
-"""Write your own store: a `Backend` with a `Log`, a `Map`, and `charge`. Or share what a `Map` holds: see `Claim`.
+"""Write your own store: a `Backend` with a `Log`, a `Map`, and `charge`. To share access to a `Map`, see `Claim`.
 
 The docstrings of these three are the contract. `UsageCounter` implements `charge` for a process that holds all data
 itself. A package registers its store as an entry point in the group ``millstream.stores``. The entry

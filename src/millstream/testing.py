@@ -77,7 +77,7 @@ class _SignedIn(msgspec.Struct):
     _principal: Principal
 
     def new_transport(self, listener: Listener, background: Tasks) -> MemoryTransport:
-        """Return a transport whose calls have the principal, and only its scopes."""
+        """Return a transport with calls from the principal, with only its scopes."""
         pipe = partial(MemoryPipe, principal=self._principal, transport="test")
         return MemoryTransport(self._server, listener, background, pipe=pipe)
 

@@ -1,4 +1,4 @@
-"""`Agent`: a language model, the servers whose tools it uses, and a conversation.
+"""`Agent`: a language model, MCP servers with tools, and a conversation.
 
 A server can also use the model by sampling (`sampling/createMessage`), if the user approves.
 """
@@ -55,7 +55,7 @@ from millstream.client import Client, ElicitAnswer, Question, Roots
 from millstream.protocol import INTERNAL_ERROR, INVALID_PARAMS, CreateMessageRequestParams, Json, suggest_keywords
 
 _REJECTED = -1
-"""Error code of a refusal by the user (MCP 2025-11-25, client/sampling#error-handling)."""
+"""Error code if the user declines (MCP 2025-11-25, client/sampling#error-handling)."""
 _STOPS = {"stop": "endTurn", "length": "maxTokens"}
 
 
@@ -97,7 +97,7 @@ def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | Non
 
 @suggest_keywords
 class Agent:
-    """A language model, the servers whose tools it uses, and a conversation.
+    """A language model, MCP servers with tools, and a conversation.
 
     Example:
         ``async with Agent(LanguageModel("gpt-4.1", key=…), ["shop.py"]) as agent:`` and in it
@@ -108,10 +108,10 @@ class Agent:
         servers: Servers with tools, resources, and prompts: a list of `Client` targets or `ServerConfig`s, or a dict by
             name.
         system: System prompt. The servers' instructions are appended.
-        approve: Decides whether a tool may run that isn't marked as read-only, and whether a server can use the model.
+        approve: Decides whether a tool that isn't marked as read-only can run, and whether a server can use the model.
             By default, both are rejected.
         elicit: Fills in forms of servers: ``elicit(server, question)``. Without it, servers can't ask.
-        roots: Folders and files that servers may learn about.
+        roots: Folders and files to tell servers about.
         limits: Limits of one answer.
 
     Raises:

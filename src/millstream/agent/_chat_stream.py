@@ -1,7 +1,7 @@
 """Corrects replies of APIs that deviate from OpenAI's chat completions, before the library reads them.
 
-The library merges parallel calls with one index, and can't tell a truncated reply from one without a finish reason. The
-bytes of a reply go in, and those of a well-formed stream come out.
+The library merges parallel calls with the same index and can't distinguish a truncated reply from one without a finish
+reason. This module turns the bytes of a reply into a well-formed stream.
 """
 
 import json
@@ -56,7 +56,7 @@ class StreamRepair:
         self._size = self._checked = 0
 
     def feed(self, data: bytes) -> bytes:
-        """Return what can be sent after some more bytes of the reply.
+        """Process more bytes of the reply and return the bytes to send.
 
         Raises:
             ModelServerError: The reply is too large.
@@ -192,7 +192,7 @@ class _RepairedStream(AsyncByteStream):
 
 
 async def repair_reply(response: Response) -> None:
-    """Correct the body of a reply while it's read. A hook of HTTP clients, which request replies without compression.
+    """Correct the body of a reply while it's read. This is a hook for HTTP clients that request uncompressed replies.
 
     Args:
         response: The reply, whose body hasn't been read.

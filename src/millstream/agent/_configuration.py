@@ -46,7 +46,7 @@ class Approval(Struct, frozen=True, kw_only=True):
     upstream: str = ""
     """If the server is a gateway, the name that it gives for the tool's upstream."""
     read_only: bool = False
-    """Whether the tool is marked as read-only, by a server whose hints aren't trusted."""
+    """Whether the tool is marked as read-only by a server with untrusted hints."""
     text: str = ""
     """The server's request to the model."""
 
@@ -96,8 +96,8 @@ class ServerConfig(Confidential, Struct, frozen=True):
     options: Options | None = None
     revision: str | None = None
     trusts_hints: Callable[[str], bool] | None = None
-    """Returns whether a tool that's marked as read-only may run without approval: ``lambda tool: tool == "price"``. By
-    default, all may, except those of a gateway's upstreams."""
+    """Returns whether a tool that's marked as read-only can run without approval: ``lambda tool: tool == "price"``. By
+    default, all can, except tools of a gateway's upstreams."""
 
 
 class ConnectedServer(Struct, frozen=True, eq=False):
@@ -132,7 +132,7 @@ def resolve_servers(given: Servers) -> list[ServerConfig]:
 
 
 async def connect(wanted: Sequence[tuple[ServerConfig, Client]], closing: AsyncExitStack) -> list[ConnectedServer]:
-    """Connect to all servers at once; `closing` closes every connection.
+    """Connect to all servers concurrently; `closing` closes every connection.
 
     Raises:
         ClientError: A server can't be reached.
@@ -181,7 +181,7 @@ _DEFAULT_SERVER = "http://localhost:8000/sse"
 
 
 class _Family(Struct, frozen=True):
-    """Variables of one API."""
+    """An API's variables."""
 
     key: str
     url: str
@@ -267,7 +267,8 @@ class Configuration:
         return LanguageModel(chosen, key=key, url=found, azure_version=version)
 
     def _family(self) -> _Family | None:
-        """Return the API's variables, from the environment or else from the file, which is less trusted."""
+        """Return the API's variables, from the environment or, if there are none, from the file, which is less
+        trusted."""
         for source in (self._environment, self._file):
             for family in (_PLAIN, _OPENAI, _AZURE):
                 if source.get(family.key) or source.get(family.url):

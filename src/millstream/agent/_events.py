@@ -1,9 +1,9 @@
 """One answer of an agent: its events, the errors that end it, its limits, and the transcript.
 
-The events come in order. Each is also a line of a transcript, by its `type`. Events never contain keys.
+The events are in order. Each one is also a line in a transcript, with its `type`. Events never contain keys.
 
-An error's message is one or two sentences that a person can act on. Errors of tools don't end an answer: the model
-receives them and continues.
+An error's message is one or two sentences that a person can act on. Tool errors don't end an answer: the model receives
+them and continues.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class ModelError(AgentError):
     """The model gave no answer.
 
     Args:
-        message: What happened, and what to do.
+        message: The problem and how to fix it.
         temporary: Whether the same request may succeed later.
         retry_after: Seconds to wait before a retry, if the API specifies them.
 
@@ -82,7 +82,7 @@ class AgentEvent(Struct, frozen=True, tag_field="type", rename="camel"):
 
 
 class UserMessage(AgentEvent, frozen=True, tag="user_message"):
-    """The user sent a message; `context` names the attached resources or the prompt.
+    """The user sent a message; `context` lists the attached resources or the prompt.
 
     Example:
         ``case UserMessage(): log(event)``
@@ -199,7 +199,7 @@ _ROOM = 256
 
 
 class AnswerQueue(Struct, eq=False):
-    """Runs the answers of one conversation, one after the other: ``AgentRun(queue, work)``."""
+    """Runs the answers of a conversation one after another: ``AgentRun(queue, work)``."""
 
     task: asyncio.Task[None] | None = None
     stopping: bool = False

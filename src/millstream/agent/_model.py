@@ -1,7 +1,7 @@
 """The interface between an agent and a model, and the included model: any provider that pydantic-ai supports.
 
-A request goes in, and text and one reply come out. Messages and tools have the format of OpenAI's chat completions,
-which other APIs support as well (https://platform.openai.com/docs/api-reference/chat).
+A model takes a request and returns text and then one reply. Messages and tools have the format of OpenAI's chat
+completions, which other APIs support as well (https://platform.openai.com/docs/api-reference/chat).
 
 `LanguageModel` uses the model classes of pydantic-ai, which only this module imports. The agent keeps its own
 conversation, approvals, and retries, so each round is one direct request to the model

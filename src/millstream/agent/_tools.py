@@ -1,8 +1,8 @@
 """The tools of several servers, as a model sees and calls them.
 
-Tools are renamed for the model's API, which accepts up to 64 letters, digits, ``_``, and ``-``. A call goes from the
-model's text to a request, and from the outcome to text for the model. Errors here also become text for the model, and
-don't end the conversation.
+Tools are renamed for the model's API, which accepts up to 64 letters, digits, ``_``, and ``-``. The model's text
+becomes a call, and the outcome becomes text for the model. Errors also become text for the model and don't end the
+conversation.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class AgentTool(Struct, frozen=True, eq=False):
 
 
 class Toolbox(list[AgentTool]):
-    """The tools of one round: ``[tool.name for tool in agent.tools]``."""
+    """The tools of a round: ``[tool.name for tool in agent.tools]``."""
 
     def __init__(self, found: Sequence[tuple[ConnectedServer, Sequence[ToolDescription]]]) -> None:
         names = set[str]()
@@ -92,7 +92,7 @@ class CallOutcome(Struct):
 
 
 class ToolCaller(Struct, frozen=True):
-    """Executes the tool calls of one answer."""
+    """Executes the tool calls of an answer."""
 
     toolbox: Toolbox
     person: Person

@@ -1,7 +1,7 @@
 """Authentication methods: ``Server(auth=auth.keys(…))`` and others. A list combines them.
 
-Each function returns an `AuthMethod` and loads only the modules for it. A server without ``auth`` loads none. For a
-credential of your own, write an `AuthMethod`.
+Each function returns an `AuthMethod` and loads only the modules for it. A server without ``auth`` loads none. For your
+own kind of credential, write an `AuthMethod`.
 """
 
 from importlib import import_module
@@ -52,7 +52,7 @@ _ELSEWHERE = {
     "api_key": "Write auth.keys(…).",
     "bearer": "Write auth.keys(…) or auth.jwt(…). For upstreams, import it from millstream.gateway.",
 }
-"""Names of other packages -> what to write instead."""
+"""Names in other packages -> their replacements here."""
 
 __all__ = [
     "AuthMethod",

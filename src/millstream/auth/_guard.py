@@ -46,7 +46,7 @@ class Addresses(Struct):
     """The URLs at which clients reach MCP."""
 
     resource: str
-    """URL of the MCP endpoint. If it's empty, metadata names the one that was requested, whose host is allowed."""
+    """URL of the MCP endpoint. If it's empty, metadata contains the requested URL, which has an allowed host."""
     settings: Settings
     """Settings with the paths."""
     root: str = ""
@@ -88,7 +88,7 @@ class ChallengeResponses(Struct, kw_only=True):
     """The challenges and refusals of one server.
 
     They follow RFC 6750 §3 and RFC 9728 §5.1, with problem details for people. They don't depend on the credential, so
-    they reveal nothing about it.
+    they don't reveal anything about it.
     """
 
     addresses: Addresses | None = None
@@ -229,7 +229,7 @@ def metadata_paths(
 
 Ambient = Callable[[HttpRequest, bool], Awaitable[Principal | Response | None]]
 """Returns the principal of an ambient credential, such as a cookie, or None without one that applies. The second
-argument says whether the request is for one of the program's own routes.
+argument is whether the request is for one of the program's own routes.
 """
 
 MAX_CREDENTIAL = 16 * 1024

@@ -157,8 +157,8 @@ def scopes_of(claims: Claims, implied: Mapping[str, Collection[str]], names: Col
 
 
 def _is_access(claims: Claims) -> bool:
-    """Return whether nothing indicates that this isn't an access token. Other tokens of Amazon Cognito and Keycloak may
-    differ only in one claim, and events, such as logout tokens, only in `events` (RFC 8417).
+    """Return whether a token looks like an access token. Other tokens of Amazon Cognito and Keycloak may differ only in
+    one claim, and events, such as logout tokens, only in `events` (RFC 8417).
     """
     return (
         claims.get("token_use", "access") == "access"
@@ -350,7 +350,7 @@ def _read_key(raw: Any) -> PublicKey | None:
     if kind == "OKP" and raw.get("crv") not in ("Ed25519", "Ed448"):
         return None
     try:
-        # Drop private members, and members that restrict what the library may do with the key.
+        # Drop private members, and members that restrict the library's use of the key.
         kept = {name: value for name, value in raw.items() if name in _PUBLIC}
         key = JWKRegistry.import_key(cast("Any", kept))
         if kind == "RSA":  # strong enough, and fast to verify with
@@ -458,7 +458,7 @@ class FetchedKeys(Struct, eq=False):
     """The URL of the keys, or a function that returns it."""
     get: Get
     retry: Callable[[], None] = lambda: None
-    """Lets `url` repeat a failed discovery at once."""
+    """Lets `url` immediately repeat a failed discovery."""
     clock: Clock = monotonic
     _keys: list[PublicKey] = []
     _raw: Mapping[str, Any] = {}

@@ -197,7 +197,7 @@ class RecordFile(Generic[R]):
     def reload(self, effect: str) -> bool:
         """Read the file if it has changed and return whether its records may have changed.
 
-        A missing or unreadable file has no records; `effect` describes what doesn't work then.
+        A missing or unreadable file has no records. `effect` describes the consequence.
         """
         if self._seen is not None and self._seen == stamp_of(self.path):
             return False

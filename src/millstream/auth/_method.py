@@ -81,13 +81,12 @@ async def prefetch_all(those: Iterable[Prefetchable]) -> None:
 
 
 def addresses_for(resource: str, settings: Settings) -> dict[str, str]:
-    """Return the URLs at which one server serves MCP, by path below its mount point.
-
-    Metadata names the URL that was requested (RFC 9728 §3.3), and a token for one URL is valid at all of them.
+    """Return a server's MCP URLs, by path under its mount point. Metadata contains the requested URL (RFC 9728 §3.3),
+    and a token for one URL is valid at all of them.
 
     Args:
         resource: URL of the MCP endpoint as clients know it. If it doesn't end with the endpoint's path, a proxy maps
-            it to another path. The others are then unknown, so metadata always names this one.
+            it to another path. The other URLs are then unknown, so metadata always contains this one.
         settings: Settings with the paths.
     """
     endpoint, sse, messages = settings.path, settings.sse_path, settings.messages_path.rstrip("/")
@@ -135,7 +134,7 @@ class AuthMethod:
         """Return the owner of a credential, or None if it isn't valid here.
 
         Args:
-            credential: What the caller sent, such as the token of a `Bearer` header.
+            credential: The caller's credential, such as the token in a `Bearer` header.
 
         Raises:
             Unavailable: The credential can't be verified at the moment.
@@ -154,7 +153,7 @@ class AuthMethod:
         """Accept tokens for each of these URLs, at which the server runs, if `resource` is one of them.
 
         Args:
-            urls: The URLs at which it serves MCP.
+            urls: The server's MCP URLs.
         """
 
     def count(self) -> int:
@@ -162,7 +161,7 @@ class AuthMethod:
         return 0
 
     def rights(self) -> Rights | None:
-        """Return what callers can have at the moment, or None if it isn't known, because another server decides."""
+        """Return the rights that callers can currently have, or None if another server decides."""
         return None
 
     def revocation_id(self, principal: Principal) -> str:

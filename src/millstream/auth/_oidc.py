@@ -65,7 +65,8 @@ def code_of(query: Mapping[str, str], title: str) -> str:
 
 
 def text(value: object) -> str:
-    """Return an untrusted string; empty if it isn't a string or is too long. Truncation could change its meaning."""
+    """Return an untrusted string, or an empty one if it isn't a string or is too long. Truncation could change its
+    meaning."""
     return value if isinstance(value, str) and len(value) <= _MAX_TEXT else ""
 
 
@@ -83,7 +84,7 @@ class CodeFlow:
     """The code flow with one issuer.
 
     The issuer's metadata provides the endpoints. The flow checks `iss` in the response (RFC 9207), and the ID token's
-    signature, issuer, audience, nonce, and times (OpenID Connect Core §3.1.3.7). Callers decide whether the user may
+    signature, issuer, audience, nonce, and times (OpenID Connect Core §3.1.3.7). Callers decide whether the user can
     sign in. URLs come from the operator or the upstream's metadata, so they may be on a private network.
     """
 
@@ -176,7 +177,7 @@ class CodeFlow:
         """Return more claims about a user.
 
         Args:
-            token: The access token; empty if there's none.
+            token: The access token, or empty if there's none.
             subject: The ID token's subject.
 
         Raises:
@@ -192,7 +193,7 @@ class CodeFlow:
         return found
 
     async def finish(self, callback: Callback) -> tuple[Claims, str]:
-        """Exchange the code of a callback. Return the ID token's claims, and the access token; empty if there's none.
+        """Exchange the code of a callback. Return the ID token's claims and the access token, or an empty one.
 
         Raises:
             SignInFailed: The exchange failed, or the response failed verification.

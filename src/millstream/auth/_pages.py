@@ -1,7 +1,7 @@
 """The HTML pages for signing in, which work without scripts, and the headers that only the browser sets.
 
 Jinja2 escapes all untrusted text, and the content security policy allows only our own style sheets. The links of the
-authorization server are relative, so its pages work below any path.
+authorization server are relative, so its pages work under any path.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ def is_same_origin(request: HttpRequest) -> bool:
 
 
 def cross_origin_text(request: HttpRequest) -> str:
-    """Return why a form isn't accepted, and what to do: ``refusal(403, cross_origin_text(request))``.
+    """Explain why a form isn't accepted and how to fix it: ``refusal(403, cross_origin_text(request))``.
 
     Args:
         request: A request that isn't `is_same_origin`.
@@ -217,7 +217,7 @@ def _template(name: str | Path) -> "Template":
 
 
 def brand(server: str, icon: str) -> Mapping[str, Any]:
-    """Return what identifies a server on its pages: its name, and its icon or its first letter."""
+    """Return a server's name and its icon or first letter, for its pages."""
     letter = next((each.upper() for each in server if each.isalnum()), "")
     return {"server": server, "icon": icon, "letter": letter}
 

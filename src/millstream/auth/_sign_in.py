@@ -137,7 +137,7 @@ class SignIn:
             "focused": passwords or not self._login_methods,
             **brand(server, icon),
         }
-        """What all forms show."""
+        """Values for all forms."""
 
     def page(self, request: HttpRequest) -> Response | None:
         """Return the form in place of a page if the browser isn't signed in, or None for other requests."""
@@ -159,7 +159,7 @@ class SignIn:
         if len(request.body) > MAX_FORM:
             return _TOO_LARGE
         try:
-            # The last one of repeated fields counts.
+            # If a field is repeated, the last one is used.
             given = dict(parse_qsl(request.body.decode("latin-1"), max_num_fields=4, keep_blank_values=True))
         except ValueError:
             return _TOO_MANY
@@ -373,7 +373,7 @@ _MAX_SIGN_OUTS = 4096
 
 
 class SignedOut:
-    """The sign-outs known to one worker.
+    """A worker's known sign-outs.
 
     After a sign-out, the cookie becomes invalid on every worker, and its streams are closed. The store records a
     sign-out for the cookie's lifetime. A worker queries it for each new cookie, and again every minute. Requests

@@ -208,7 +208,7 @@ class TokenMethod(IssuerMethod):
         found = await self._keys.find(kid, algorithm)
         if not self._rules.tenants:
             return found
-        # A key may belong to one of the tenants, whose tokens it signs.
+        # A key can belong to one of the tenants and sign only its tokens.
         issuer = read_payload(credential).get("iss")
         return [each for each in found if each.issuer in (None, issuer) or TENANT in (each.issuer or "")]
 
@@ -228,7 +228,7 @@ _MAX_REQUESTS = 64
 
 
 class IntrospectedMethod(IssuerMethod):
-    """The tokens from one issuer, which only it can verify."""
+    """Tokens that only their issuer can verify."""
 
     shows = True
 
@@ -412,8 +412,7 @@ def jwt(  # noqa: PLR0913  the options of an issuer
         scopes: Scopes that every caller needs.
         scope_includes: Mapping of a scope to the scopes that it includes.
         resource: This server's public URL, if `audience` isn't that.
-        client_ids: Ids of the clients whose tokens are accepted, by default all. Without `audience`, tokens must have
-            no ``aud``.
+        client_ids: Ids of the accepted clients, by default all. Without `audience`, tokens must have no ``aud``.
         scope_claims: Claims with scopes, such as ``permissions`` or ``realm_access.roles``. By default ``scope``, or
             ``scp``.
         scope_prefix: Prefix that the issuer expects on the scopes that a client requests, such as ``api://notes/``.

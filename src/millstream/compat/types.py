@@ -233,14 +233,14 @@ class Prompt(_ListItem):
 
 
 class PromptReference(Wire):
-    """A reference to the prompt whose argument is being completed."""
+    """A reference to the prompt of the argument to complete."""
 
     type: Literal["ref/prompt"] = "ref/prompt"
     name: str
 
 
 class ResourceTemplateReference(Wire):
-    """A reference to the template whose variable is being completed."""
+    """A reference to the template of the variable to complete."""
 
     type: Literal["ref/resource"] = "ref/resource"
     uri: str

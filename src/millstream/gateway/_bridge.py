@@ -1,4 +1,4 @@
-"""Forwarding of one call to an upstream of either era: questions, progress, logs, cancellation, errors, and results.
+"""Forwarding a call to an upstream of either era: questions, progress, logs, cancellation, errors, and results.
 
 | client | upstream | questions |
 |---|---|---|
@@ -443,7 +443,7 @@ async def _fail(
     """Return the error for a call without a response.
 
     If its own session at the upstream has ended, a relay also ends the client's session, and the client initializes
-    again. A client that is bound to a connection learns of it only from the error. With a catalog, the next call opens
+    again. A client that's bound to a connection finds out only from the error. With a catalog, the next call opens
     another session, and the error explains that the upstream's state is lost.
     """
     lost, session = isinstance(exc, SessionLost), call.session
@@ -467,8 +467,8 @@ _NO_STORE = b"cache-control: no-store\r\n"
 
 
 def _try_other_era(call: Call, upstream: Upstream, link: Link | None, ask: RawRequest, result: bytes) -> bool:
-    """Use the other era from now on if a call failed because of its own. Return whether the upstream did nothing, so
-    that the call can be sent again.
+    """Use the other era from now on if a call failed because of its own. Return whether the upstream didn't start the
+    call, so that it can be sent again.
 
     Raises:
         ToolError, ProtocolError: The upstream couldn't ask, and may have done something.
@@ -528,7 +528,7 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
 
 
 async def _find_log_level(call: Call) -> tuple[str, str]:
-    """Return the minimum log level that the client wants, and the one it set."""
+    """Return the effective minimum log level for the client, and the level that it set."""
     if call.revision.log_level_per_request:
         return call.log_level, call.log_level
     services, session, requested = call.services, call.session, ""
@@ -590,7 +590,7 @@ class _ForwardedCall(Relay):
         Args:
             call, upstream: See `forward`.
             ask: The request to the upstream.
-            level: Minimum level of log messages that the client wants, or empty for none.
+            level: Minimum level of log messages for the client, or empty for none.
             verbatim: See `forward`.
             source: Revision of the connection. `run` replaces it; parked calls wait at upstreams of the handshake era.
 
@@ -642,7 +642,7 @@ class _ForwardedCall(Relay):
     # Handshake-era upstreams
 
     async def _forward_parked(self) -> bytes:
-        """Forward a call whose questions are answered by the client's next request."""
+        """Forward a call that gets the answers to its questions in the client's next request."""
         if isinstance(self.previous, _Urls):
             self._check_urls(self.previous)
         if not can_ask(self.abilities):
@@ -921,7 +921,7 @@ def no_response_error(
     Args:
         call: The call.
         upstream: The upstream.
-        exc: Why there was no response.
+        exc: The reason why there was no response.
         words: Whether to add the reason that came with an HTTP status.
     """
     logger.warning("%s %s of the upstream %s failed: %s", call.method, call.name, upstream.name, exc)
@@ -934,7 +934,7 @@ def no_response_error(
 
 
 def _describe_status(upstream: Upstream, exc: ClientError) -> str:
-    """Return what an upstream said with an HTTP status, and what to do."""
+    """Describe an upstream's HTTP error and how to fix it."""
     reason = f": {exc.detail}." if exc.detail else "."
     again = try_again(exc)
     if exc.status == HTTPStatus.UNAUTHORIZED or (exc.status == HTTPStatus.FORBIDDEN and not exc.detail):

@@ -100,7 +100,7 @@ _SHAPES: Mapping[str, type[Struct]] = {
 
 
 class Catalog(Struct, kw_only=True):
-    """A copy of what one upstream offers."""
+    """A copy of an upstream's lists."""
 
     revision: str = ""
     """Revision of the upstream, or empty before the first list."""
@@ -127,7 +127,7 @@ class Catalog(Struct, kw_only=True):
 
     @property
     def announced(self) -> Json:
-        """The capabilities to announce for it. Until it has responded, these are all that it may have."""
+        """The capabilities to announce for it. Until it has responded, all possible ones."""
         if not self.revision:
             return {**{name: {"listChanged": True} for name in ("tools", "resources", "prompts")}, "logging": {}}
         found: Json = {name: members(each) for name, each in self.capabilities.items() if name in _ANNOUNCED}
@@ -238,14 +238,14 @@ async def fetch(
     before: Catalog | None = None,
     warn: Callable[[str], None] = logger.warning,
 ) -> Catalog:
-    """Fetch all lists of an upstream. A list that fails stays as it was before.
+    """Fetch all lists of an upstream. If a list fails, the previous one is kept.
 
     Args:
         conversation: Connection to the upstream.
         max_bytes: Maximum bytes of all lists together. With 0, only the information about the upstream is fetched.
         offer: The upstream's result of `server/discover`, if it's new; empty to ask again.
         before: The last catalog.
-        warn: Logs why a list or an item is left out.
+        warn: Logs the reason why a list or an item is left out.
 
     Raises:
         ClientError: There was no response, or every list failed.
@@ -464,7 +464,7 @@ class AcceptedFile:
         return self._definitions.get(upstream, {})
 
     def accept(self, upstream: str, kind: str, definitions: Mapping[str, Description | None]) -> None:
-        """Write the definitions of some items; None removes one.
+        """Write the definitions of some items. None removes an item.
 
         Raises:
             LocalError, OSError: The file can't be read or written.

@@ -54,7 +54,7 @@ KeyPath = tuple[str, ...]
 
 
 class ConfigError(LocalError, ValueError):
-    """A configuration file can't be used. The message identifies the file, the line, and what to write instead."""
+    """A configuration file can't be used. The message contains the file, the line, and a replacement."""
 
 
 class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -146,7 +146,7 @@ class ConfigValue(Struct, frozen=True):
             loaders: Functions that read options with another syntax.
 
         Raises:
-            ConfigError: The table doesn't fit.
+            ConfigError: The table is invalid.
         """
         return {
             known[key].name: loaders[key](each) if key in loaders else each.expand().convert(known[key].type)
@@ -196,10 +196,10 @@ class ConfigValue(Struct, frozen=True):
         return converted
 
     def load(self, kind: Any) -> Any:
-        """Return a table as a Struct. Errors name the value, however deeply nested.
+        """Return a table as a Struct. Errors show the value, even if it's deeply nested.
 
         Raises:
-            ConfigError: The table doesn't fit.
+            ConfigError: The table is invalid.
         """
         known = options_of(kind)
         table = self.options(known)
@@ -457,7 +457,7 @@ def _load_auth(value: ConfigValue) -> tuple[Any, ...]:
     """Return the auth methods of the table.
 
     Raises:
-        ConfigError: An option is unknown, or its value doesn't fit.
+        ConfigError: An option is unknown or has an invalid value.
     """
     table = value.expand().table()
     for name, each in table.items():
@@ -469,7 +469,7 @@ def _load_auth(value: ConfigValue) -> tuple[Any, ...]:
 
 
 def _load_issuer(value: ConfigValue) -> Any:
-    """Return an authorization server, whose ways to sign in are options of their own in a file."""
+    """Return an authorization server. In a file, each way to sign in is a separate option."""
     table = value.table()
     users = [_call_auth(table["users"], "users")] if "users" in table else list[Any]()
     for name in _LOGINS:
@@ -525,7 +525,7 @@ def _call_auth(value: ConfigValue, name: str, *, done: Mapping[str, Any] = {}, i
 
 
 def _file_type(kind: Any) -> Any:
-    """Return what an argument of this type is in a file. Every collection of strings is a list there."""
+    """Return the type in a file for an argument of this type. Every collection of strings is a list there."""
     origin, parts = get_origin(kind), get_args(kind)
     if origin in (Union, UnionType):
         kinds = [_file_type(each) for each in parts if get_origin(each) not in (list, set, frozenset)]
@@ -562,7 +562,7 @@ class _Server(Confidential, Struct, frozen=True, kw_only=True):
     cwd: str | None = None
     headers: _Scalars = field(default_factory=dict[str, str | bool | int | float | None])
     env_http_headers: dict[str, str] = field(default_factory=dict[str, str])
-    """Headers whose values are in variables (Codex)."""
+    """Headers with values from variables (Codex)."""
     bearer_token_env_var: str = ""
     type: str = ""
     source: str = ""

@@ -1,10 +1,10 @@
-"""What upstreams offer on this server: tools, resources, and prompts as registry items, and extensions.
+"""Upstream items on this server: tools, resources, and prompts as registry items, and extensions.
 
 Arguments and results of items stay bytes.
 
 An extension is forwarded if only one upstream announces it, that upstream has neither a prefix nor a policy, and this
 server doesn't have the extension itself. A prefix would have to be added to params and results of unknown shape, and a
-policy has no rules for unknown methods. Skills have a known shape, so those of all upstreams are merged.
+policy has no rules for unknown methods. Skills have a known shape, so all upstreams' skills are merged.
 """
 
 import copy
@@ -340,7 +340,7 @@ class UpstreamTemplate(_UpstreamReadable, Template):
 
 
 class McpUpstream(Upstream):
-    """An upstream that speaks MCP."""
+    """An MCP upstream."""
 
     item_classes: ClassVar = {
         "tools": UpstreamTool,
@@ -385,7 +385,7 @@ class ExtensionForwarding:
     """
 
     _skilled: Sequence[Upstream] = ()
-    """Upstreams whose skills are merged, in the order of the list."""
+    """Upstreams with merged skills, in the order of the list."""
 
     def __init__(self, host: PartHost, hides: Hides) -> None:
         self._host = host

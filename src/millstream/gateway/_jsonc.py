@@ -111,7 +111,7 @@ def put(text: str, path: Sequence[str], value: Any) -> str:
 
 
 def take(text: str, path: Sequence[str]) -> str:
-    """Return the text without the member at the path; unchanged if it doesn't exist.
+    """Return the text without the member at the path, or unchanged if it doesn't exist.
 
     Raises:
         JsonSyntaxError: The text isn't JSON.
@@ -180,7 +180,7 @@ class _Style:
         return line.removesuffix(line.lstrip(" \t"))
 
     def render(self, value: Any, margin: str | None) -> str:
-        """Return the value in the document's style; without a margin, on one line."""
+        """Return the value in the document's style or, without a margin, on one line."""
         if margin is None or not self.unit:
             separators = (", ", ": ") if self.unit else (",", ":")
             return json.dumps(value, ensure_ascii=False, separators=separators)

@@ -1,8 +1,8 @@
 """Connections to one upstream, the subscriptions that they carry, and the breaker in front of them.
 
 There's one client `Conversation` per key, opened on first use. A key identifies the owner of a connection. An
-upstream's session belongs to one principal and one session of a client, so upstream state never crosses callers.
-Clients never see an upstream's session id.
+upstream's session belongs to one principal and one client session, so callers never share upstream state. Clients never
+see an upstream's session id.
 """
 
 import asyncio
@@ -109,7 +109,7 @@ class InUse(ConnectFailed):
         holding = f"{places.count(owner)} of {what.format(places.maximum)}"
         super().__init__(f"The upstream is busy: the caller is using {holding}.", remedy=remedy)
         self.holding: str = holding
-        """What the caller holds, and the maximum, as text."""
+        """The caller's current number and the maximum, as text."""
 
 
 class NoCredentials(ClientError):
@@ -139,7 +139,8 @@ class Link(Struct, eq=False):
 
     @property
     def is_idle(self) -> bool:
-        """Whether it's an open connection for calls without any now. Dedicated sessions hold state, and never count."""
+        """Whether it's an open connection for calls without any now. Dedicated sessions hold state, so they're never
+        idle."""
         return not self.calls and self.open_task is None and self.key != SHARED_KEY and not self.key.own
 
 
@@ -162,7 +163,7 @@ class Links(Struct):
     own: dict[str, Link] = {}
     """Client session -> its own session at the upstream."""
     lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
-    """Client sessions whose dedicated session ended first, and whose clients haven't been notified yet."""
+    """Client sessions that lost their dedicated session, but haven't been notified yet."""
     streams: Share = field(default_factory=lambda: Share(MAX_STREAMS))
     """Counts subscriptions of clients that the upstream serves."""
     retired: set[Link] = set()
@@ -399,7 +400,7 @@ class ResourceWatches(Struct):
         return True
 
     def leave(self, owner: str, uri: str) -> None:
-        """Give back what `take` has counted."""
+        """Release a count from `take`."""
         callers = self.watched[uri]
         callers[owner] -= 1
         if not callers[owner]:
@@ -432,10 +433,9 @@ class ResourceWatches(Struct):
                         await event.wait()
 
     async def _watch_jointly(self) -> None:
-        """Watch all resources with few subscriptions, because each one lists its resources again.
-
-        New resources get a subscription of their own, which replaces smaller ones. So each has more resources than the
-        next one. Once the upstream grants a subscription, those that it replaces end.
+        """Watch all resources with few subscriptions, because each subscription has to list all its resources. New
+        resources get a new subscription, which replaces smaller ones. So each subscription has more resources than the
+        next. Once the upstream grants a subscription, those that it replaces end.
         """
         open: list[_JointWatch] = []
         self.changed.set()
@@ -506,13 +506,14 @@ def _size_of(uri: str) -> int:
 
 
 FAILURES = 5
-"""Consecutive failures of a caller's calls to one tool, or consecutive timeouts of all calls, that have an effect."""
+"""Number of consecutive failures of a caller's calls to a tool, or consecutive timeouts of all calls, before the
+breaker reacts."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _MAX_DURATIONS = 512
 """Maximum recent response times kept for the quantiles."""
 _MAX_RECORDS = 1000
-"""Maximum callers and tools with failures; half of them for one caller."""
+"""Maximum callers and tools with failures, half of them for one caller."""
 _MAX_AGE = 600.0
 """Seconds after which the failures of a caller may be forgotten."""
 _MAX_NAME = 200
@@ -531,9 +532,9 @@ class CallerFailures(Struct):
 class Breaker:
     """Refuses calls that would probably get no response, so that callers fail fast.
 
-    What a caller causes counts against that caller and tool: after `FAILURES` failures, its calls to the tool are
-    rejected for a while, which doubles each time. Two callers whose calls time out may be one person, so no number of
-    them blocks a tool for others. Only failures of the gateway's own requests open the breaker, for all.
+    Failures count against the caller and tool: after `FAILURES` failures, its calls to the tool are rejected for a
+    while, which doubles each time. Two callers whose calls time out may be one person, so no number of them blocks a
+    tool for others. Only failures of the gateway's own requests open the breaker, for all.
     """
 
     is_open: bool = False

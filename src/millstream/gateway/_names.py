@@ -1,8 +1,9 @@
 """Names and URIs of upstream items as clients of the gateway see them, and detection of loops between gateways.
 
-Each gateway has an id. A call carries the ids of the gateways that it passed, and a gateway that finds its own id
-rejects the call. Each gateway announces its id, and by prefix the ids of the gateways among its upstreams. A gateway
-that finds its own id offers nothing with this prefix, so a false id costs only the items of the server that claims it.
+Each gateway has an id. A call contains the ids of the gateways that it passed through, and a gateway that finds its own
+id rejects the call. Each gateway announces its id, and by prefix the ids of the gateways among its upstreams. A gateway
+that finds its own id doesn't offer items with this prefix, so a false id affects only the items of the server that
+claims it.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from millstream.protocol import MALFORMED, ORIGIN_KEY, Json, decoder, encode, is
 
 _MAX_DEPTH, _MAX_NAME = 8, 64
 PREFIX = re.compile(r"[A-Za-z0-9_.-]{0,64}")
-"""Prefixes with which every client can call tools."""
+"""Prefixes that work with every client."""
 PREFIX_RULE = "use up to 64 ASCII letters, digits, underscores, hyphens and dots"
 _SEPARATOR = "://"
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
@@ -86,9 +87,8 @@ def with_safe_names(schema: Json, names: Mapping[str, str]) -> Json:
 
 
 def with_origin(meta: object, upstream: str) -> Json:
-    """Return the `_meta` of something that an upstream sent, with its origin.
-
-    An upstream can't claim another origin: what it writes there only extends its own name, as a gateway does.
+    """Return an upstream's `_meta` with its origin added. An upstream can't claim another origin, because its own
+    entries are only appended to its name, as with a gateway.
     """
     found = members(meta)
     inner = found.get(ORIGIN_KEY)
@@ -134,7 +134,7 @@ class Names:
         return f"{self._scheme}{uri}" if _SCHEME.match(uri) else f"{self._scheme}:{uri}"
 
     def qualify(self, kind: str, name: str) -> str:
-        """Return the name or URI by which clients of the gateway know an item."""
+        """Return an item's name or URI for clients of the gateway."""
         return self.uri(name) if kind in _KINDS_WITH_URI else self._name + name
 
     def original(self, kind: str, name: str) -> str | None:
@@ -194,8 +194,7 @@ CAPABILITY = "millstream.gateway"
 MAX_HOPS = 8
 """Maximum gateways that a call may pass."""
 MAX_LOOPS = 64
-"""Maximum ways back to this gateway that are compared with each item of an upstream. Calls over others end at
-`extend_path`.
+"""Maximum loops to this gateway to compare with each upstream item. Calls through other loops end in `extend_path`.
 """
 _MAX_ID = 32
 _MAX_ANNOUNCEMENT = 64 * 1024
@@ -242,7 +241,8 @@ def extend_path(raw: Raw | None, gateway_id: str) -> Raw:
 
 
 def read_announcement(capabilities: Mapping[str, Any], gateway_id: str) -> Announcement:
-    """Return what an upstream announces, or empty unless it's a gateway. Gateways behind `gateway_id` are left out."""
+    """Return an upstream's announcement, or an empty one if it isn't a gateway. Gateways behind `gateway_id` are left
+    out."""
     found = members(members(capabilities.get("experimental")).get(CAPABILITY))
     return _read(found, gateway_id, MAX_HOPS) if len(encode(found)) <= _MAX_ANNOUNCEMENT else {}
 

@@ -1,4 +1,4 @@
-"""Tools and resources from an OpenAPI document; each calls one operation of an API.
+"""Tools and resources from an OpenAPI document. Each one calls an operation of an API.
 
 Used by `Server.from_openapi` and `Server.from_fastapi`. Schemas keep their shape, and references to the document's
 components become references to ``$defs``.
@@ -68,7 +68,7 @@ _COMPONENT = "#/components/schemas/"
 _IN_BODY = "field", "body"
 _PLACES = "path", "query", "header", "cookie", *_IN_BODY
 _MAX_INLINED_NODES = 10_000
-"""Maximum nodes of a schema whose definitions are inlined."""
+"""Maximum nodes of a schema with inlined definitions."""
 _MAX_NESTING = 100
 """Maximum schemas inside each other."""
 _TOO_DEEP = f"its schemas are nested more than {_MAX_NESTING} levels deep"
@@ -80,12 +80,12 @@ _RESERVED_HEADERS = frozenset((name, "header") for name in (
     "accept", "content-type", "authorization", "host", "content-length", "transfer-encoding", "connection", "te",
     "trailer", "upgrade", "expect", "keep-alive", "proxy-authorization", "proxy-connection", "cookie",
 ))  # fmt: skip
-"""Headers that arguments can't set: OpenAPI ignores the first three, the others belong to the connection."""
+"""Headers that arguments can't set. OpenAPI ignores the first three, and the others belong to the connection."""
 _NOT_KEPT = frozenset((
     "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
     "discriminator", "example", "externalDocs", "xml",
 ))  # fmt: skip
-"""Keywords that have another meaning, or none, at the place to which a definition is moved."""
+"""Keywords with a different meaning, or none, where a definition is moved to."""
 _KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
 """Preferred media types, for a body that has several."""
 _ANY_SCALAR: Any = int | float | bool
@@ -459,7 +459,7 @@ class Document:
         """Return the target of a reference, or the node itself if it isn't one.
 
         Raises:
-            LookupError: The reference leaves the document, or leads to nothing.
+            LookupError: The reference leaves the document, or its target doesn't exist.
         """
         for _ in range(20):
             if not is_object(node):
@@ -584,7 +584,7 @@ def _is_valid(keyword: str, value: Any) -> bool:
 
 
 def _variants(node: Json) -> Iterator[Any]:
-    """Yield the schemas of which one describes an object further."""
+    """Yield the alternative schemas that describe an object further."""
     for each in map(str, members(members(node.get("discriminator")).get("mapping")).values()):
         yield {"$ref": each if each.startswith("#/") else _COMPONENT + each}
     for keyword in ("anyOf", "oneOf"):
@@ -592,7 +592,8 @@ def _variants(node: Json) -> Iterator[Any]:
 
 
 def _with_declared_types(node: Json) -> Json:
-    """Return a schema whose values have its type. YAML reads ``on``, ``1``, and dates as other types than text."""
+    """Return a schema with values of the declared type. YAML reads ``on``, ``1``, and dates as other types than
+    text."""
     if isinstance(kind := node.get("type"), str):
         node |= {keyword: _convert(node[keyword], kind) for keyword in {"const", "default", "enum"} & node.keys()}
     return node
@@ -840,8 +841,8 @@ def register(
         routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
         names: Names of tools and resources by `operationId`.
         choose: Called with each operation and its kind; returns another kind, or None to keep it.
-        output_schemas: Whether tools have output schemas. A response that doesn't fit is an error then.
-        hosts: Origins of other servers that operations may have. They get the client's headers.
+        output_schemas: Whether tools have output schemas. A response that doesn't match is then an error.
+        hosts: Origins of other servers that operations can use. The client's headers are also sent to them.
 
     Raises:
         ValueError: The document is invalid, or has no server and `client` isn't given.
@@ -919,11 +920,11 @@ class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, met
     hosts: tuple[str, ...] = ()
     """Origins of other servers that operations may have: ``https://upload.example.com``. They get the credentials."""
     output_schemas: bool = False
-    """Whether tools have output schemas. A response that doesn't fit is an error then."""
+    """Whether tools have output schemas. A response that doesn't match is then an error."""
     tags: tuple[str, ...] = ()
     """Offer only operations with one of these tags."""
     operations: tuple[str, ...] = ()
-    """Offer only operations whose name, or method and path, match one of these patterns: ``GET /orders/*``."""
+    """Offer only operations with a name, or a method and path, that match one of these patterns: ``GET /orders/*``."""
 
 
 def check_api(config: Any) -> None:

@@ -22,7 +22,7 @@ MAX_BYTES = 64 * 1024 * 1024
 """Maximum size of a document's files together, in bytes."""
 _MAX_FILES = 5000
 _MAX_VALUES = 1_000_000
-"""Maximum values of a file in YAML, in which an alias counts like the values that it repeats."""
+"""Maximum values in a YAML file. An alias counts as the values that it repeats."""
 _FILES = "x-millstream-files"
 """Member of a document with the other files, by address."""
 
@@ -77,7 +77,7 @@ def _as_json(value: Any, depth: int, budget: list[int]) -> Any:
 
 
 class DocumentFiles:
-    """The files of one document, each added when it's wanted.
+    """A document's files, added when they're needed.
 
     Example:
         ``while files.wanted: files.add(read_file(files.wanted, base))``
@@ -102,10 +102,10 @@ class DocumentFiles:
         return {**root, _FILES: others} if others else root
 
     def add(self, data: bytes) -> None:
-        """Add the wanted file. References to one that isn't a document point to nothing.
+        """Add the wanted file. If it isn't a document, references to it are dangling.
 
         Raises:
-            ValueError: It's the document itself, and can't be used, or there's too much of it.
+            ValueError: It's the document itself and can't be used, or it's too large.
             MissingExtra: It's YAML, and the extra isn't installed.
         """
         address = self.wanted
@@ -131,7 +131,7 @@ class DocumentFiles:
 
 
 def read_document(path: str | Path) -> Any:
-    """Return a document from a file, with the files beside it that it refers to.
+    """Return a document from a file, including the files in its folder that it refers to.
 
     Raises:
         ValueError: It can't be read. The message gives the reason.
@@ -150,7 +150,7 @@ def address_of(path: str | Path) -> str:
 
 
 def read_file(address: str, base: str) -> bytes:
-    """Return the bytes of a document's file; none if it's a file other than the document and can't be read.
+    """Return the bytes of a document's file, or no bytes if a referenced file can't be read.
 
     Args:
         address: Address of the file, which must be in the document's folder.
@@ -199,7 +199,7 @@ _NOT_SCHEMA = frozenset(("name", "in", "required", "deprecated", "allowEmptyValu
 
 
 def upgrade(spec: Json) -> Json:
-    """Return a document of version 2.0 with the servers and API keys of 3.0. Its operations stay as they are."""
+    """Return a document of version 2.0 with the servers and API keys of 3.0. Its operations aren't changed."""
     scheme = "https" if "https" in (schemes := items_of(spec.get("schemes")) or ["https"]) else schemes[0]
     base = str(spec.get("basePath") or "/")
     server = f"{scheme}://{spec['host']}{base}" if spec.get("host") else base

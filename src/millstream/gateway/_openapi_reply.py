@@ -113,7 +113,7 @@ def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped
 
     Args:
         path: Path of the operation.
-        output_schema: What the tool promises, or None for anything.
+        output_schema: The tool's output schema, or None for any value.
         reply: The response.
         wrapped: Whether the promise is an object with the member `result`.
     """

@@ -1,7 +1,6 @@
-"""The request for one operation of an API: where each argument goes, and how its value is written there.
-
-The styles are those of OpenAPI 3.1.1, Style Values, which are RFC 6570's for ``simple``, ``label``, ``matrix``, and
-``form``. A body is written by its media type.
+"""The request for one operation of an API: where each argument is sent, and how it's encoded. The styles follow OpenAPI
+3.1.1, Style Values, and RFC 6570 for ``simple``, ``label``, ``matrix``, and ``form``. A body is encoded according to
+its media type.
 """
 
 import mimetypes
@@ -31,9 +30,9 @@ _MAX_NAME = 56
 _MAX_NESTED = 1024
 """Maximum characters of the names around a value, which are repeated for each value in them."""
 _LEADS = {"label": (".", "."), "matrix": (";", ";")}
-"""Style -> what precedes a value in a path, and what separates exploded items."""
+"""Style -> text before a value in a path, and separator of exploded items."""
 _SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " ", "tabDelimited": "\t"}
-"""Style -> what separates items that are not exploded; a comma for all others."""
+"""Style -> separator of items that aren't exploded, by default a comma."""
 _RESERVED = ":/?@!$'()*,=[]"
 """Reserved characters that can't end a parameter (``allowReserved``)."""
 _TEXT = re.compile(
@@ -43,7 +42,7 @@ _QUOTED = str.maketrans({"\\": "\\\\", '"': "%22", "\r": "%0D", "\n": "%0A"})
 
 
 class Argument(Struct, frozen=True, eq=False):
-    """Where a tool's argument goes in the request."""
+    """The place of a tool's argument in the request."""
 
     name: str
     """Name in the API."""
@@ -274,7 +273,7 @@ def items_of(value: Any) -> list[Any]:
 
 
 def _text(value: Any) -> str:
-    """Return a value as text: strings as they are, all others as JSON."""
+    """Return a value as text: strings unchanged, and all others as JSON."""
     if isinstance(value, str):
         return value
     return "" if value is None else encode(value).decode()

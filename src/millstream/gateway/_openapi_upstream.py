@@ -216,7 +216,7 @@ class ApiUpstream(Upstream):
         return check_reply(reply)
 
     async def _exchange(self, request: ApiRequest, call: Call) -> ApiReply:
-        """Send a request to a path below the base URL.
+        """Send a request to a path under the base URL.
 
         Raises:
             ToolError: The path or a header can't be sent, or the response is a stream.
@@ -335,7 +335,7 @@ class ApiUpstream(Upstream):
             elif address == base:
                 data = await self._fetch(url)
             else:
-                with contextlib.suppress(ValueError, ClientError):  # the reference then leads to nothing
+                with contextlib.suppress(ValueError, ClientError):  # the reference is then dangling
                     if (other := parse_url(address)).origin == url.origin:
                         data = await self._fetch(other)
             await asyncio.to_thread(files.add, data)

@@ -1,8 +1,9 @@
 """Parked calls: calls that wait at an upstream for an answer in a later request of their client, on any worker.
 
 A client of the per-request era can't be asked while its call runs. The call to the upstream therefore continues as a
-task, and the client's request ends with `InputRequired`. The sealed state names the worker, the call, and the round.
-The client's retry resumes the call, on this worker or by messages to the one that holds it. Each state works once.
+task, and the client's request ends with `InputRequired`. The sealed state identifies the worker, the call, and the
+round. The client's retry resumes the call, on this worker or by messages to the worker that holds it. Each state can be
+used once.
 """
 
 import asyncio
@@ -87,7 +88,8 @@ class CallUpdate(TaggedRecord, tag="news"):
     number: int
     body: bytes
     more: bool = False
-    """Whether the next message has the rest of the body. The first one is empty, and confirms that the call goes on."""
+    """Whether the next message has the rest of the body. The first one is empty, and confirms that the call
+    continues."""
 
 
 _ParkedCallMessage = WakeCall | CancelParkedCall | CallUpdate
@@ -116,7 +118,7 @@ class _Questions(TaggedRecord):
 
 
 class _Refusal(TaggedRecord):
-    """The client's request doesn't fit the call."""
+    """The client's request doesn't match the call."""
 
     message: str
 
@@ -331,7 +333,7 @@ class ParkedCalls:
         raise relay.end_request(*asked)
 
     async def resume(self, relay: Relay, ticket: Ticket) -> bytes:
-        """Continue a call with the answers of a retry. Also raises what `run` raises.
+        """Continue a call with the answers of a retry. Also raises the errors of `run`.
 
         Raises:
             ProtocolError: The call has ended, or was already answered.

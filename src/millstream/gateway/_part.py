@@ -225,7 +225,7 @@ class GatewayPart:
         """Do nothing, because the host's exit stack closes the upstreams."""
 
     def _announce(self, host: PartHost) -> None:
-        """Announce this gateway to others, unless all upstreams are in this process."""
+        """Announce this gateway to other gateways, unless all upstreams are in this process."""
         targets = [(each.name, each.address) for each in self.definition.upstreams]
         self._announcement["id"] = identity(host.services.secrets.values[0], self.definition.name, targets)
         if any(target for _, target in targets):
@@ -243,7 +243,7 @@ class GatewayPart:
             self._host.dispatcher.announcement.forget()
 
     def _set_up_credentials(self, upstream: Upstream, host: PartHost) -> None:  # noqa: C901, PLR0912  a case for each kind
-        """Create the credentials of an upstream that has some, or forwards headers.
+        """Create the credentials of an upstream, if it has some or forwards headers.
 
         Raises:
             LocalError: The options are invalid. The message gives the reason.
@@ -354,7 +354,8 @@ class GatewayPart:
                 logger.warning("The upstream %s hasn't returned any lists yet", name)
 
     def _announce_missing(self) -> None:
-        """Announce what upstreams without lists may have, because clients connect before the lists arrive."""
+        """Announce the possible features of upstreams without lists, because clients connect before the lists
+        arrive."""
         for upstream in self.upstreams.values():
             if not upstream.catalog.taken_at and upstream.keeps_lists.is_set():
                 self._announce_capabilities(upstream.catalog)
@@ -458,7 +459,7 @@ class GatewayPart:
             self._follow_again()
 
     def _find_items(self, upstream: Upstream) -> dict[str, _Items]:
-        """Return the items to offer by kind, except items that the policy excludes or whose name can't be used."""
+        """Return the items to offer by kind, except items that the policy excludes or that have an unusable name."""
         found: dict[str, _Items] = {kind: {} for kind in METHODS}
         own_id, looping = self._announcement["id"], 0
         loops = find_loops(read_announcement(upstream.catalog.capabilities, own_id), own_id)
@@ -522,7 +523,8 @@ class GatewayPart:
             self._host.dispatcher.announcement.forget()
 
     def _introduction(self) -> Json:
-        """Return the server's information. A single upstream's own replaces what the operator left out."""
+        """Return the server's information. A single upstream's information fills in members that the operator left
+        out."""
         definition, given = self.definition, dict(self._info)
         if len(self.upstreams) > 1:
             return given
@@ -596,7 +598,7 @@ class GatewayPart:
         return None
 
     def _report_name_conflict(self, upstream: Upstream, kind: str, name: str) -> None:
-        """Log an item whose name is taken. The first item stays registered."""
+        """Log an item with a name that's already taken. The first item stays registered."""
         other = next((each for each in self.upstreams.values() if name in each.offered[kind]), None)
         noun, own = kind[:-1].replace("template", "resource template"), upstream.name
         if other is None:

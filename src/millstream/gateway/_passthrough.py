@@ -1,8 +1,7 @@
-"""A server that relays its only upstream: messages are passed on as they come, wherever both sides speak one revision.
-
-Lists are requested when a client lists, names needn't be listed, and texts, errors, and `_meta` stay as they are. A
-session of a client has its own session at the upstream, which opens with it. Where the eras don't meet, or the upstream
-is down, the items that a catalog makes of its last lists serve the call instead.
+"""A server that relays its only upstream: messages are passed on unchanged if both sides speak the same revision. Lists
+are requested when a client lists, names don't have to be listed, and texts, errors, and `_meta` aren't changed. A
+session of a client has its own session at the upstream, which opens with it. If the eras don't match, or the upstream
+is down, the items from the catalog's last lists serve the call instead.
 """
 
 import asyncio
@@ -102,7 +101,7 @@ class Passthrough:
         return b""
 
     async def _list(self, call: Call) -> Json:
-        """Return a page of a list as the upstream has it for this client, in the client's revision.
+        """Return a page of the upstream's list for this client, in the client's revision.
 
         Raises:
             ProtocolError, InvalidResponse: The upstream refuses, or there's no usable response.
@@ -161,7 +160,8 @@ class Passthrough:
                 pass
 
     def _meets(self, call: Call) -> bool:
-        """Return whether both sides may speak the same revision. For a dedicated session, it's known when it's open."""
+        """Return whether both sides can speak the same revision. For a dedicated session, that's known after it
+        opens."""
         upstream = self._upstream
         if not upstream.has_replied:
             return False
@@ -197,7 +197,7 @@ class Passthrough:
         return connection.offer
 
     async def _notify(self, call: Call) -> None:
-        """Pass on what a client announces."""
+        """Pass on a client's notification."""
         link = None if call.session is None else self._upstream.links.own.get(call.session.id)
         if link is not None and link.open_task is None:
             conversation = link.conversation

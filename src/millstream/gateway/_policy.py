@@ -62,7 +62,7 @@ class CommonRules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     tags: Texts = ()
     """Tags for `Server.disable` and tool search."""
     redact_results: tuple[str | Redaction, ...] = ()
-    """Regular expressions whose matches are replaced by `[redacted]` for callers."""
+    """Regular expressions for text to replace with `[redacted]` for callers."""
 
     def __post_init__(self) -> None:
         """Check the types, because a string instead of a list would become one pattern per character.
@@ -85,7 +85,7 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     """Rules for one tool or all tools of an upstream."""
 
     limit: RateText = ""
-    """Rate limit per caller, such as ``10/minute``. Each tool counts separately."""
+    """Rate limit per caller and tool, such as ``10/minute``."""
     cost: Weight | None = None
     """Number of calls that one call counts as in the caller's limits."""
     concurrency: Cap = 0
@@ -100,11 +100,11 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     result_seconds: Seconds = 0.0
     """Seconds that the link works, or 0 for an hour."""
     redact_arguments: tuple[str | Redaction, ...] = ()
-    """Regular expressions whose matches are redacted before arguments reach the upstream."""
+    """Regular expressions for text to redact before arguments reach the upstream."""
 
 
 class ToolPolicy(ToolRules, frozen=True, kw_only=True):
-    """Rules for one tool, or all tools whose names match a pattern."""
+    """Rules for tools with names that match a pattern."""
 
     name: str = ""
     """New name. The prefix is still added to it."""
@@ -115,11 +115,11 @@ class ToolPolicy(ToolRules, frozen=True, kw_only=True):
     hidden: Json = field(default_factory=Json)
     """Fixed values of arguments. Callers can't see or change them."""
     annotations: dict[str, bool | str] = field(default_factory=dict[str, bool | str])
-    """Hints for clients, such as ``readOnlyHint``, overriding those of the upstream."""
+    """Hints for clients, such as ``readOnlyHint``, which override the upstream's."""
 
 
 class PromptPolicy(CommonRules, frozen=True, kw_only=True):
-    """Rules for one prompt, or all prompts whose names match a pattern."""
+    """Rules for prompts with names that match a pattern."""
 
     name: str = ""
     """New name. The prefix is still added to it."""
@@ -132,7 +132,7 @@ class PromptPolicy(CommonRules, frozen=True, kw_only=True):
 
 
 class ResourcePolicy(CommonRules, frozen=True, kw_only=True):
-    """Rules for one resource or template, or all whose URIs match a pattern."""
+    """Rules for resources and templates with URIs that match a pattern."""
 
     title: str = ""
     description: str = ""
@@ -164,13 +164,13 @@ class UpstreamPolicy(ToolRules, frozen=True, kw_only=True):
     prompts: dict[str, PromptPolicy] = field(default_factory=dict[str, PromptPolicy])
     """Pattern -> rules of the prompts that match it."""
     resources: dict[str, ResourcePolicy] = field(default_factory=dict[str, ResourcePolicy])
-    """Pattern -> rules of the resources and templates whose URI matches it."""
+    """Pattern -> rules for the resources and templates with a matching URI."""
     shared: "UpstreamPolicy | None" = None
     """A shared policy for several upstreams. Its patterns match names as callers see them, with the prefix."""
 
 
 def impossible_rules(policy: UpstreamPolicy, scopes: frozenset[str], groups: frozenset[str]) -> list[str]:
-    """Return sentences about rules of a policy that hide items from every caller.
+    """Describe the rules of a policy that hide items from every caller.
 
     Args:
         policy: The policy.
@@ -486,7 +486,7 @@ class Policy:
     def unknown_names(self, known: Collection[str]) -> list[str]:
         """Return names in the upstream's own rules that aren't `known`.
 
-        Patterns may match an item that comes later, and a URI may be one of a template.
+        Patterns can match an item that's added later, and a URI can belong to a template.
         """
         own = self._policy
         named = (*own.allow, *own.deny, *own.tools, *own.prompts, *own.resources)

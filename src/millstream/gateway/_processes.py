@@ -2,7 +2,7 @@
 
 A `ProcessPool` belongs to one worker. Its `UpstreamProcesses` provide client targets, one per key: one process for all
 callers, one per principal, or one per session. Each connection to a target is one process. If the process dies, the
-next call starts another one, as for every client connection. Places for processes belong to owners, see `Pool`. Each
+next call starts another one, as for every client connection. Slots for processes belong to owners, see `Pool`. Each
 process leads a process group, which ends with it. A watchdog ends the groups of a killed worker.
 """
 
@@ -44,15 +44,15 @@ from millstream.gateway._links import InUse
 _logger = logging.getLogger("millstream.gateway.processes")
 
 _MAX_BOOTING = 4
-"""Maximum processes that boot at once; more would only slow each other down."""
+"""Maximum concurrently booting processes. More would only slow each other down."""
 _BOOT_TIMEOUT = 15.0
 """Seconds after which a process without output is no longer treated as booting."""
 _MAX_KEYS = 1000
-"""Maximum keys whose crashes are remembered."""
+"""Maximum keys to remember crashes for."""
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 60.0
 _LONGEST_DELAY_AFTER_CALL = 1.0
-"""Maximum seconds of delay after a crash during a call, so that one caller can't keep the process from others."""
+"""Maximum seconds of delay after a crash during a call, so that one caller can't block the process for others."""
 _UPTIME_PER_CRASH = 5.0
 """Seconds of uptime that cancel out one crash."""
 _MAX_UNANSWERED = 3
@@ -120,14 +120,14 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
 
 
 class _Crashes(Struct):
-    """The crashes of one key."""
+    """A key's crashes."""
 
     count: int = 0
     retry_at: float = 0.0
 
 
 class ProcessTarget(Struct, frozen=True):
-    """A client target: the process of one key."""
+    """A client target: a key's process."""
 
     processes: "UpstreamProcesses"
     key: str
@@ -286,7 +286,7 @@ class ProcessPool:
         Args:
             limit: Maximum running processes.
             starts: Maximum processes that boot at once.
-            min_idle_seconds: Seconds without a call after which a process may be stopped in favor of another one.
+            min_idle_seconds: Seconds without a call after which a process can be stopped in favor of another one.
         """
         self.min_idle_seconds: float = min_idle_seconds
         self.background: Tasks = Tasks()
@@ -660,7 +660,7 @@ def _make_room(pool: UpstreamProcesses | ProcessPool) -> None:
 def _limit_memory(pid: int, limit: int, name: str) -> None:
     """Limit the memory of a process that has just started, and of its children.
 
-    Memory that is only reserved doesn't count, so Node and Go programs also work.
+    Memory that's only reserved isn't counted, so Node and Go programs also work.
     """
     try:
         import resource  # noqa: PLC0415  not on Windows

@@ -1,12 +1,12 @@
-"""Questions and messages of an upstream about a forwarded call, passed to a client that may speak another revision.
-
-`abilities_of` returns what the client of a call can be asked. `declare` announces it to an upstream, `project_question`
-converts a question to the client's revision and rejects what wasn't declared, and `project_answer` converts the answer.
+"""Questions and messages from an upstream about a forwarded call, passed to a client that may speak another revision.
+`abilities_of` returns the kinds of questions that the client of a call can answer. `declare` announces it to an
+upstream, `project_question` converts a question to the client's revision and rejects what wasn't declared, and
+`project_answer` converts the answer.
 
 `Relays` receives the messages of one connection to an upstream and finds the call of each. A `Relay` passes them to the
 client of one call. If the transport doesn't say which call a message belongs to, the only running call receives it,
-provided that no other caller can have caused it: an upstream may go on with a canceled call, and ask or log later. Else
-questions are rejected, and log messages of a process go to the gateway's own log.
+provided that no other caller can have caused it: an upstream may continue a canceled call, and ask or log later.
+Otherwise, questions are rejected, and log messages of a process go to the gateway's own log.
 """
 
 import asyncio
@@ -176,7 +176,7 @@ class Recipient:
     """Whether the upstream's messages are passed on unchanged, because the client speaks its revision."""
 
     def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
-        """Store what's known of the client.
+        """Store the client's properties.
 
         Args:
             call: The client's call.
@@ -195,8 +195,8 @@ class Recipient:
         self.wants_progress: bool = call.token is not None or call.tee is not None
         who = call.principal
         self.owner: str = self.session or call.owner if who is None else who.binding.hex()
-        """The caller: its issuer, subject, and client, else its session, else its address. A person's programs don't
-        trust each other.
+        """The caller: its issuer, subject, and client, or else its session, or else its address. A person's programs
+        don't trust each other.
         """
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
@@ -469,7 +469,7 @@ class NotificationQueue:
                 self._sender.cancel()
 
     def stop(self) -> None:
-        """Drop what isn't sent yet."""
+        """Drop unsent notifications."""
         if self._sender is not None:
             self._sender.cancel()
 
@@ -681,7 +681,7 @@ class Relays:
     def _current_users(self) -> set[str]:
         last = self.conversation.requests.last
         transport = None if last is None else last.transport
-        if transport is not self._transport:  # a new process knows nothing of earlier calls
+        if transport is not self._transport:  # a new process doesn't know earlier calls
             self._transport = transport
             self._users.clear()
         return self._users
@@ -805,7 +805,7 @@ class Relays:
         return self.find(request_id)
 
     def _receive_own(self, own: OwnSession, notification: Notification) -> None:
-        """Pass a notification to the only client of this connection, on the stream of its call if it names one."""
+        """Pass a notification to the connection's only client, on the stream of its call if it has one."""
         method, params = notification.method, bytes(notification.params)
         if method in CHANGES:
             self._on_change(method, params)

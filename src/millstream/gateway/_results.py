@@ -40,7 +40,7 @@ T = TypeVar("T")
 MAX_PATTERNS = 64
 _MAX_PATTERN = 1000
 _SMALL = 16 * 1024
-"""Bytes below which a thread costs more than the work."""
+"""Size in bytes under which a thread costs more than the work."""
 _MAX_PROGRAM = 1 << 20
 """Maximum size of a compiled expression, in bytes."""
 
@@ -287,10 +287,10 @@ class StoredResults(Struct, frozen=True):
 
     kv: Map
     names: Names
-    """Names of the upstream that the results come from."""
+    """Names of the results' upstream."""
 
     async def save(self, call: Call, result: bytes, seconds: float) -> Json | None:
-        """Store a result, and return the content that links to it, or None if it doesn't fit in the store.
+        """Store a result and return the content that links to it, or None if the store has no space for it.
 
         Args:
             call: Call of the result.

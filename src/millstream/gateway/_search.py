@@ -1,4 +1,4 @@
-"""Tool search: clients list only `search_tools` and `call_tool`, and models find other tools by what they do.
+"""Tool search: clients list only `search_tools` and `call_tool`, and models search for the other tools.
 
 ``Settings(tool_search=True)`` turns it on, with or without upstreams. SQLite's full-text index ranks by BM25
 (docs/decisions/0036). A call through `call_tool` becomes a call of the tool itself before any gate sees it, so scopes,
@@ -134,10 +134,10 @@ class SearchPart:
     _index: asyncio.Future[ToolIndex] | None = None
 
     def __init__(self, definition: object) -> None:
-        """Create the part. It needs nothing of the definition."""
+        """Create the part. The definition isn't used."""
 
     async def open(self, host: PartHost) -> None:
-        """Register both tools, and hide the others from the list.
+        """Register both tools and hide the others from the list.
 
         Raises:
             ValueError: The server has a tool with one of these names.

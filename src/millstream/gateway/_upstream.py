@@ -335,7 +335,7 @@ class _SharedServer(Struct, frozen=True):
 
 
 class Gateway(Struct, frozen=True):
-    """What the upstreams of a running gateway share."""
+    """Shared state of a running gateway's upstreams."""
 
     id: str
     """See `_names`."""
@@ -372,7 +372,7 @@ class Upstream:
     lister: LinkKey = SHARED_KEY
     """Key of the connection that reads the lists."""
     _lister_left = False
-    """Set when the user whose account reads the lists has reconnected or disconnected."""
+    """Set when the user with the account that reads the lists has reconnected or disconnected."""
     state: State = "connecting"
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
@@ -395,7 +395,7 @@ class Upstream:
     _start_factor = 1
     """Multiple of the timeout that the shared process may take to start. Each start that takes longer doubles it."""
     _listed_offer = b""
-    """What the connection that reads the lists has negotiated, at the last lists."""
+    """The negotiated result of the connection that reads the lists, at the last read."""
     _listed_at = 0.0
     """Monotonic time of the last lists, or 0 before."""
     _uses_http = False
@@ -589,7 +589,7 @@ class Upstream:
         return {name: each for name, each in declared.items() if name not in QUESTIONS or name in questions}
 
     def abilities(self, call: Call) -> bytes:
-        """Return what the upstream may ask the client of a call, see `_relay.abilities_of`."""
+        """Return the questions that the upstream can ask a call's client, see `_relay.abilities_of`."""
         return limit_abilities(abilities_of(call), self.policy.questions)
 
     @property
@@ -613,7 +613,7 @@ class Upstream:
         """Use the handshake from now on, because a shared process can't ask questions in the newer era.
 
         Returns:
-            What the caller can do, or empty if it's no shared process, or doesn't support the handshake.
+            What the caller can do, or empty if it isn't a shared process or doesn't support the handshake.
         """
         newer = not link.conversation.negotiated.revision.handshake
         if not (newer and self._shares_processes and self.has_handshake):
@@ -759,7 +759,7 @@ class Upstream:
                 else:
                     self._degrade(exc)
                 failures += 1
-            except Exception as exc:  # of ours, about something that this upstream sent; nothing else restarts the task
+            except Exception as exc:  # of ours, about data from this upstream; the task isn't restarted otherwise
                 logger.exception("The lists of %s can't be read", self.name)
                 self._degrade(exc)
                 failures += 1
@@ -885,7 +885,7 @@ class Upstream:
         return OwnSession(session, client.capabilities, self.relays, names_calls, self._pass_on, self._ask_session)
 
     def _pass_on(self, session: str, method: str, params: bytes) -> None:
-        """Send a client's session what its own session received outside calls."""
+        """Send a client's session the messages that its upstream session received outside of calls."""
         self._send_to_session(session, message_for_client(method, params))
 
     def _send_to_session(self, session: str, message: bytes) -> None:
@@ -998,9 +998,8 @@ class Upstream:
             self.keeps_lists.set()  # lists close the breaker
 
     def record_failure(self, error: ClientError, call: Call, method: str, name: str) -> None:
-        """Record a call without a usable response.
-
-        It counts against its caller. If it may concern all callers, the gateway checks the upstream itself.
+        """Record a call without a usable response. It counts against its caller. If it may affect all callers, the
+        gateway checks the upstream itself.
         """
         self.last_error = {"at": time(), "text": str(error)}
         if isinstance(error, InUse | NoCredentials | TooMuchArriving):
@@ -1063,7 +1062,7 @@ class Upstream:
     def describe(self) -> Json:
         """Return state and statistics for operators. `reason` may contain addresses.
 
-        `items` counts what's offered here, `listed` what it lists.
+        `items` is the number of items offered here, and `listed` the number that it lists.
         """
         found = self.catalog
         state, reason = self.report_state()

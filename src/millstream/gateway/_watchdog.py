@@ -1,9 +1,9 @@
-"""A separate program that ends processes after the process that started them is gone, even after SIGKILL.
+"""A separate program that ends processes after their parent process has died, even after SIGKILL.
 
 `ProcessPool` starts one watchdog per worker and writes process groups to its standard input: ``+PID`` for a new one,
 ``-PID`` for one that has ended. The kernel closes that pipe when the worker ends, and the watchdog then ends the
 remaining groups. On Linux, it also ends daemons that left their group: those with its first argument in their
-environment, which they inherit. It imports nothing of Millstream, so it starts fast and stays small.
+environment, which they inherit. It doesn't import anything from Millstream, so it starts fast and stays small.
 """
 
 import os
@@ -67,7 +67,7 @@ def _send(leader: int, started: bytes, number: int) -> bool:
 
 
 def _start_time(pid: int) -> bytes:
-    """Return when a process started, on systems with /proc, or empty if it's gone."""
+    """Return the start time of a process, on systems with /proc, or empty if it has ended."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19]
     return b""

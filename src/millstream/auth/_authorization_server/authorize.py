@@ -171,7 +171,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
     throttle: LoginThrottle
     tickets: Tickets
     brand: Callable[[], Mapping[str, Any]]
-    """Returns what identifies the server on its pages."""
+    """Returns the server's name and icon for its pages."""
     consent_limiter: Limiter
 
     # The browser arrives
@@ -333,7 +333,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
             cookie = self.tickets.keep(user, login) + self.tickets.keep_device(name)
         else:
             person, login = self._signed_in(request)
-            # A page that requires a login names no user.
+            # A page that requires a login doesn't show a user.
             if person is None or person.subject != authorization.user or form.get("answer") != "allow":
                 return await self._page(request, client, authorization, None, said="Sign in first.", status=403)
             user = person

@@ -210,7 +210,7 @@ class Clients:
 
     A client id can be the URL of a document that describes the client (draft-ietf-oauth-client-id-metadata-document).
     Documents are fetched over https from public addresses, without redirects and with a small size limit. A development
-    server may also fetch from its own machine. Each worker caches documents according to their Cache-Control. Failures
+    server can also fetch from its own machine. Each worker caches documents according to their Cache-Control. Failures
     aren't cached.
 
     A client with a secret or keys must use them to authenticate. Its id alone isn't enough. A request with several

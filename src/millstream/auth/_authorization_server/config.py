@@ -71,7 +71,7 @@ class IssuerConfig(Struct, frozen=True):
     audience: str
     """URL of the MCP endpoint for which it issues tokens. Until the server runs, empty for its own endpoint."""
     resources: tuple[str, ...]
-    """URLs of other servers for which it may issue tokens."""
+    """URLs of other servers that it can issue tokens for."""
     scopes: tuple[str, ...]
     """Scopes of every grant, which every caller needs."""
     described: Mapping[str, str]
@@ -86,7 +86,7 @@ class IssuerConfig(Struct, frozen=True):
     metadata_documents: bool
     """Whether clients may describe themselves at a URL, which the server fetches."""
     identities: Mapping[str, TrustedIdentityProvider] = {}
-    """Identity providers whose grants are accepted, by issuer."""
+    """Accepted identity providers, by issuer."""
     addresses: Collection[str] = ()
     """Other URLs of the same server. A request for one is for `audience`."""
     known: KnownScopes = frozenset
@@ -194,7 +194,7 @@ def identity_provider(issuer: str, *, scopes: Names = ()) -> TrustedIdentityProv
     for a token. The client needs a secret or keys at your server. The provider decides who can use which client.
 
     Args:
-        issuer: The provider's exact identifier. Its metadata must name its keys.
+        issuer: The provider's exact identifier. Its metadata must include its keys.
         scopes: Maximum scopes of its grants, in addition to the default ones; ``["*"]`` allows any.
 
     Raises:

@@ -67,7 +67,7 @@ SIGNS = 30 * 86_400.0
 AHEAD = 86_400.0
 """Seconds that a key is published before it signs."""
 AFTER = 7200.0
-"""Seconds that a key is published after it stops signing; exceeds the lifetime of a token."""
+"""Seconds that a key stays published after it stops signing. It's longer than a token's lifetime."""
 _FRESH = 60.0
 """Seconds between checks for changes by other workers."""
 _PAUSE = 1.0
@@ -347,7 +347,8 @@ class TokenEndpoints(Struct, frozen=True):
         return known is not None and await self.vault.kv.get(_revoked_key(claims)) is None
 
     async def introspect(self, request: HttpRequest) -> Response:
-        """Return whether a token is active. Configured clients may query any token, others only their own."""
+        """Return whether a token is active. Configured clients can query any token, and other clients only their
+        own."""
         client, token = await self.clients.read_token(request)
         if client.method == "none":
             raise OAuthError("invalid_client", "Only authenticated clients may introspect tokens.", 401)

@@ -1,10 +1,10 @@
-"""What the other modules of the authorization server share: records, responses, parameters, and redirect URIs.
+"""Shared code of the authorization server: records, responses, parameters, and redirect URIs.
 
 Client secrets, codes, and refresh tokens are stored only as SHA-256 hashes. They consist of 32 random bytes, so a plain
 hash is sufficient.
 
 Redirect URIs are checked when a client registers them and when a request uses them (RFC 8252, RFC 9700 §2.1). They're
-compared as strings. Only the port of a loopback address may differ, because programs listen on any free port.
+compared as strings. Only the port of a loopback address can differ, because programs listen on any free port.
 
 An app's private-use scheme should be a reversed domain name (RFC 8252 §7.1), but editors use a plain word followed by a
 host: ``cursor://anysphere.cursor-mcp/oauth/callback``, ``vscode://publisher.extension/callback``. Neither proves
@@ -67,7 +67,7 @@ class AuthorizationRequest(Struct, frozen=True, omit_defaults=True):
     scopes: tuple[str, ...] = ()
     state: bytes | None = None
     named_redirect: bool = True
-    """Whether the request named the redirect URI. If so, the token request must not name another one."""
+    """Whether the request contained the redirect URI. If so, the token request can't use another one."""
     prompt: tuple[str, ...] = ()
     user: str | None = None
     """Subject of the user that the consent page names. Only this user may submit it."""
@@ -248,7 +248,7 @@ _AUTHORITY = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 
 
 def check_redirect(uri: str, *, web: bool = False) -> None:
-    """Check that a client may register a redirect URI.
+    """Check that a client is allowed to register a redirect URI.
 
     Args:
         uri: Redirect URI.

@@ -1,6 +1,6 @@
 """The authorization server: `Issuer` is its configuration, `RunningIssuer` the server in one event loop.
 
-`IssuerEndpoints` is what it has in common with providers of other libraries.
+`IssuerEndpoints` is shared with providers of other libraries.
 """
 
 import logging
@@ -174,7 +174,7 @@ class IssuerEndpoints(AuthMethod):
 
     @override
     def paths(self) -> Paths:
-        """Return handlers by path and method, below the issuer's path and, for proxies that strip it, at the root."""
+        """Return handlers by path and method, under the issuer's path and, for proxies that strip it, at the root."""
         ends = self.endpoints()
         found = {prefix + path: each for prefix in {"", self._config.path} for path, each in ends.items()}
         found |= {path: {"GET": self.metadata} for path in places(self._config)}
@@ -433,12 +433,12 @@ def issuer(  # noqa: PLR0913  the options of an issuer
         users: Who can sign in: ``auth.users(file="users.json")``, an `upstream`, an `identity_provider`, or a list.
         clients: Clients that don't need to register, from `client`.
         audience: URL of the MCP endpoint, by default `url` and the endpoint's path, ``https://mcp.example.com/mcp``.
-        resources: URLs of other servers for which it may issue tokens.
-        scopes: Scopes that every user gets, and that every caller needs.
+        resources: URLs of other servers that it can issue tokens for.
+        scopes: Scopes that every user gets and every caller needs.
         scope_descriptions: Descriptions of scopes for users: ``{"orders:write": "order books"}``.
         scope_includes: Mapping of a scope to the scopes that it includes.
-        registration: Whether clients may register themselves. Clients with a metadata document don't need to.
-        metadata_documents: Whether clients may describe themselves at a URL, which this server fetches. Set it to False
+        registration: Whether clients can register themselves. Clients with a metadata document don't need to.
+        metadata_documents: Whether clients can describe themselves at a URL, which this server fetches. Set it to False
             if the server has no access to the internet, so that clients such as Claude Code register instead.
         provider: Custom decisions. See `millstream.auth.providers`.
 

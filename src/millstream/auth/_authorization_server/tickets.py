@@ -144,9 +144,9 @@ class Vault:
         """Encode a value as text that only this server can create and read.
 
         Args:
-            kind: What the text is for. Texts of other kinds don't open.
+            kind: The purpose of the text. Other kinds of text can't be opened.
             value: A value that MessagePack can encode, or bytes.
-            bound: Data that must be known to open it.
+            bound: Data that's required to open it.
         """
         return self._services.ring.seal(kind, pack(value), self._services.nonce(), bound)
 
@@ -168,7 +168,7 @@ def new_state(owner: str) -> str:
     """Return a secret that finds a pending login: ``await vault.put_pending("shop", new_state(owner), login, 600)``.
 
     Args:
-        owner: Whose share of the store it uses: a principal, or the network of an address.
+        owner: The owner of the share in the store: a principal, or the network of an address.
     """
     return f"{share_for(owner)}.{new_secret()}"
 
@@ -330,7 +330,7 @@ callback_error = partial(pages.wrong, up="../../")
 
 
 class UpstreamPageMethod(PageMethod):
-    """A method whose users sign in to the pages at an upstream."""
+    """A method where users sign in to the pages at an upstream."""
 
     _tickets: Tickets
 

@@ -365,7 +365,7 @@ def _credentials(who: str, name: str, client_id: str, client_secret: str) -> tup
 def google(
     url: str, *, allow: Allow, client_id: str = "", client_secret: str = "", **more: Unpack[IssuerOptions]
 ) -> Issuer:
-    """Return an `issuer` whose users sign in with Google.
+    """Return an `issuer` where users sign in with Google.
 
     Args:
         url: The public URL of this server.
@@ -387,7 +387,7 @@ def google(
 def github(
     url: str, *, allow: Allow, client_id: str = "", client_secret: str = "", **more: Unpack[IssuerOptions]
 ) -> Issuer:
-    """Return an `issuer` whose users sign in with GitHub.
+    """Return an `issuer` where users sign in with GitHub.
 
     Args:
         url: The public URL of this server.

@@ -369,7 +369,7 @@ _FAILURES = Rate(10, 60)
 _FROM_NETWORK = Rate(10, 300)
 """Failed passwords per name and network. Less than `_NAMED`, so that a single network can't lock an account."""
 _NAMED = Rate(15, 300)
-"""Failed passwords per name, from all networks together, and as many again from networks without failures."""
+"""Failed passwords per name, from all networks together, and the same number from networks without failures."""
 _BEFORE = Rate(3, 3600)
 """Failed passwords after which a network is no longer one without failures, per name and network."""
 _FROM_DEVICE = Rate(10, 300)

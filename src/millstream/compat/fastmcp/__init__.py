@@ -1,8 +1,8 @@
 """`FastMCP` and related names of the official SDK, version 1.
 
 To port a program, replace ``mcp.server.fastmcp`` with ``millstream.compat.fastmcp`` in its imports. This module also
-has the names of ``mcp.server.auth``, ``mcp.server.session``, ``mcp.server.elicitation``, and ``mcp.shared``. Those of
-``mcp.types`` are in `millstream.compat.types`.
+has the names of ``mcp.server.auth``, ``mcp.server.session``, ``mcp.server.elicitation``, and ``mcp.shared``. The names
+of ``mcp.types`` are in `millstream.compat.types`.
 """
 
 from millstream.compat.fastmcp import _items as base

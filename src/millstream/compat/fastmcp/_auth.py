@@ -252,7 +252,7 @@ class OAuthAuthorizationServerProvider(Protocol, Generic[CodeT, RefreshT, Access
         Args:
             client: The registered client.
             refresh_token: The result of `load_refresh_token`.
-            scopes: Scopes that the client requests, all among those of the refresh token.
+            scopes: Requested scopes, a subset of the refresh token's.
         """
         ...
 
@@ -358,7 +358,7 @@ class TransportSecuritySettings:
 
 @dataclass
 class Settings:
-    """Settings of one server. A program may change them until the server starts."""
+    """A server's settings. A program can change them until the server starts."""
 
     debug: bool = False
     log_level: str = "INFO"

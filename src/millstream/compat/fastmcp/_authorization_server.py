@@ -1,4 +1,4 @@
-"""The OAuth endpoints of a program whose own `OAuthAuthorizationServerProvider` issues tokens.
+"""The OAuth endpoints of a program with its own `OAuthAuthorizationServerProvider`.
 
 The provider decides which clients get tokens. Parts of our own authorization server check each request: redirect URIs,
 PKCE, client secrets, and the rate of failures per address.
@@ -66,7 +66,7 @@ _CODE_SECONDS = 3600.0
 
 
 class ServedProvider(Provider):
-    """A provider whose endpoints this server serves. It finds the clients."""
+    """A provider with endpoints on this server. It finds the clients."""
 
     def __init__(self, provider: Any, settings: Any) -> None:
         """Check the issuer's URL.

@@ -130,7 +130,7 @@ class ServerSession:
             progress_token: Ignored. The request's own token is used.
             progress: Progress so far, which must increase with each report.
             total: Value of `progress` at the end, if it's known.
-            message: What the call is doing, for the user.
+            message: Description of the current work, for the user.
             related_request_id: Ignored. Messages always belong to this call.
         """
         await self.engine.progress(progress, total, message)
@@ -176,8 +176,7 @@ class ServerSession:
 
         Args:
             message: The question.
-            requestedSchema: JSON Schema of the form: an object whose properties are text, numbers, booleans, or
-                choices.
+            requestedSchema: JSON Schema of the form: an object with text, numbers, booleans, or choices as properties.
             related_request_id: Ignored. Messages always belong to this call.
         """
         action, content = await _ask(self.engine.elicit(message, requestedSchema))
@@ -219,7 +218,7 @@ class ServerSession:
             max_tokens: Maximum tokens of the reply.
             system_prompt: System prompt for the model.
             temperature: Randomness of the reply. Its range depends on the model.
-            stop_sequences: Texts at which the reply ends.
+            stop_sequences: Texts that end the reply.
             model_preferences: Which model to prefer, as `ModelPreferences`.
             tools: Tools that the model can call. The program runs them.
             tool_choice: Whether the model must call a tool, such as ``{"mode": "required"}``.
@@ -337,7 +336,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
             level: Severity of the message.
             message: Text or JSON data.
             logger_name: Name of the logger.
-            extra: Members to send beside the message.
+            extra: Members to send in addition to the message.
         """
         if self._session is not None:
             data = message if extra is None else {"message": message, **extra}
@@ -385,7 +384,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
         Args:
             progress: Progress so far, which must increase with each report.
             total: Value of `progress` at the end, if it's known.
-            message: What the call is doing, for the user.
+            message: Description of the current work, for the user.
         """
         if self._session is not None:
             await self._engine.progress(progress, total, message)
@@ -409,7 +408,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
 
         Args:
             message: The question.
-            schema: A pydantic model whose fields are text, numbers, booleans, or choices.
+            schema: A pydantic model with text, numbers, booleans, or choices as fields.
 
         Returns:
             `AcceptedElicitation` with `data`, `DeclinedElicitation`, or `CancelledElicitation`.

@@ -391,7 +391,7 @@ class BinaryResource(Resource):
 
 
 class FunctionResource(Resource):
-    """A resource whose content a function returns: text, bytes, a resource, or a value for JSON."""
+    """A resource with content from a function: text, bytes, a resource, or a JSON-serializable value."""
 
     fn: Callable[..., Any] = Field(exclude=True)
 

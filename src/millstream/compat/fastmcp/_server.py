@@ -123,7 +123,7 @@ class FastMCP(Generic[LifespanT]):
 
     @property
     def _mcp_server(self) -> "FastMCP[LifespanT]":
-        """What programs pass to `millstream.compat.memory`."""
+        """The object that programs pass to `millstream.compat.memory`."""
         return self
 
     @property
@@ -454,7 +454,7 @@ class FastMCP(Generic[LifespanT]):
         )
 
     async def _serve_mounted(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve below a path, restoring the prefix that Starlette removed from it."""
+        """Serve under a path, restoring the prefix that Starlette removed."""
         root, outer = scope.get("root_path", ""), scope.get("app_root_path", "")
         await self.engine({**scope, "root_path": outer if root.startswith(outer) else root}, receive, send)
 

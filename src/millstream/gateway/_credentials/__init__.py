@@ -129,9 +129,9 @@ class _Grant(
     scope: tuple[str, ...] = ()
     """Scopes to request. By default, the upstream or the authorization server chooses."""
     private_addresses: bool = False
-    """Whether the authorization server may be in a private network. By default, only if the upstream's URL is."""
+    """Whether to allow an authorization server in a private network. By default, only if the upstream's URL is."""
     send_resource: bool = True
-    """Whether requests name the upstream as their `resource` (RFC 8707), which some authorization servers refuse."""
+    """Whether requests include the upstream's URL as `resource` (RFC 8707), which some authorization servers reject."""
 
     def __post_init__(self) -> None:
         for each in self.scope:
@@ -181,7 +181,7 @@ class TokenExchange(_MachineGrant, frozen=True, kw_only=True, tag="token_exchang
     audience: str = ""
     """Logical name of the upstream, for authorization servers that use it instead of `resource`."""
     lists_from: str = ""
-    """Id of the principal whose token reads the lists for all callers."""
+    """Id of the principal with the token that reads the lists for all callers."""
 
 
 class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
@@ -192,7 +192,7 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
     assume_pkce: bool = False
     """Whether the authorization server supports PKCE with S256, although its metadata doesn't list it."""
     lists_from: str = ""
-    """Id of the principal whose account reads the lists for all callers."""
+    """Id of the principal with the account that reads the lists for all callers."""
 
     @override
     def __post_init__(self) -> None:
@@ -211,7 +211,7 @@ def _scopes(scope: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> BearerToken:
-    """Send one token for all callers: ``auth=bearer(env="SHOP_TOKEN")``.
+    """Send the same token for all callers: ``auth=bearer(env="SHOP_TOKEN")``.
 
     Args:
         token: The token itself; avoid this in source code.
@@ -219,7 +219,7 @@ def bearer(token: str | Secret = "", *, env: str = "", file: str = "") -> Bearer
         file: File with the token. It's read again when the upstream rejects the token.
 
     Raises:
-        ValueError: Not exactly one of them is set.
+        ValueError: None or several of them are set.
     """
     if isinstance(token, Secret):
         if env or file:
@@ -280,8 +280,8 @@ def client_credentials(  # noqa: PLR0913  each is an option of its own
         scope: Scopes to request.
         resource: Identifier of the upstream at the authorization server (RFC 8707); its URL by default.
         secret_in_form: Whether to send the secret in the form instead of a header.
-        private_addresses: Whether the authorization server may be in a private network.
-        send_resource: Whether requests name the upstream as their ``resource``.
+        private_addresses: Whether to allow an authorization server in a private network.
+        send_resource: Whether requests include the upstream's URL as ``resource``.
 
     Raises:
         ValueError: An option is missing, or conflicts with another one.
@@ -310,7 +310,7 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
     send_resource: bool = True,
     lists_from: str = "",
 ) -> TokenExchange:
-    """Exchange each caller's access token for one for the upstream: ``auth=token_exchange(issuer="https://…")``.
+    """Exchange each caller's access token for a token for the upstream: ``auth=token_exchange(issuer="https://…")``.
 
     The server needs an ``auth=`` that accepts tokens from an issuer, because the caller's token is verified before the
     exchange. An exchanged token is used for that caller only, and expires with the earlier of both tokens.
@@ -326,10 +326,10 @@ def token_exchange(  # noqa: PLR0913  each is an option of its own
         resource: Identifier of the upstream at the authorization server (RFC 8707); its URL by default.
         audience: Logical name of the upstream at the authorization server.
         secret_in_form: Whether to send the secret in the form instead of a header.
-        private_addresses: Whether the authorization server may be in a private network.
-        send_resource: Whether requests name the upstream as their ``resource``.
+        private_addresses: Whether to allow an authorization server in a private network.
+        send_resource: Whether requests include the upstream's URL as ``resource``.
         lists_from: Id of the principal whose token reads the lists for all callers, as in the audit log:
-            ``"https://login.example.com ada"``. By default, it's the first caller whose token can read them.
+            ``"https://login.example.com ada"``. By default, it's the first caller with a token that can read them.
 
     Raises:
         ValueError: An option is missing, or conflicts with another one.
@@ -366,8 +366,8 @@ def per_user_oauth(
         issuer: The only authorization server to accept; required with `client_id`.
         client_metadata_url: URL of a client metadata document, by default the server's own.
         scope: Scopes to request, by default those that the upstream specifies.
-        private_addresses: Whether the authorization server may be in a private network.
-        send_resource: Whether requests name the upstream as their ``resource``. To leave it out, `issuer` and
+        private_addresses: Whether to allow an authorization server in a private network.
+        send_resource: Whether requests include the upstream's URL as ``resource``. To leave it out, `issuer` and
             `client_id` are required.
         assume_pkce: Whether the authorization server supports PKCE with S256, although its metadata doesn't list it;
             requires the same.

@@ -1,7 +1,7 @@
 """Accounts that users connect to an upstream: their own tokens from its authorization server (OAuth 2.1 with PKCE).
 
 A connection belongs to a principal, an upstream, and the upstream's URL. It's created and removed only on the
-connections page; a call without one asks its user to open the page. Everything stored is sealed.
+connections page. A call without a connection asks the user to open the page. Everything stored is sealed.
 """
 
 import asyncio
@@ -136,13 +136,13 @@ class PersonalCredentials(TokenCredentials):
         self._list_failures.keep(link_key, time.monotonic())
 
     async def _listers(self) -> list[str]:
-        """Return the owners whose accounts may read the lists, the first one first."""
+        """Return the owners of the accounts that can read the lists, in order."""
         if self.lists_from:
             return [digest_of(self.lists_from)]
         return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
 
     async def _change_listers(self, owner: str, *, connected: bool) -> None:
-        """Remove an owner, or add it last, so that a newer account doesn't decide what others see."""
+        """Remove an owner, or add it last, so that a newer account doesn't decide what other callers see."""
         key = f"connection-lister:{self._id}"
         listers = await self._vault.get(key, list[str]) or []
         if connected and owner not in listers:

@@ -48,7 +48,7 @@ class LinkCaller(Confidential, Struct, eq=False, weakref=True):
     """The callers with one link key."""
 
     owner: str = ""
-    """The link key without forwarded headers: what identifies the caller's credentials."""
+    """The link key without forwarded headers, which identifies the caller's credentials."""
     token: str = ""
     """Most recent access token of the caller, if it's exchanged."""
     until: float = 0.0
@@ -63,7 +63,7 @@ class UpstreamCredentials:
     personal: bool = False
     """Whether the upstream can't be used without a user."""
     lists_from: str = ""
-    """Id of the only principal whose account or token may read the lists, or empty if any may."""
+    """Id of the only principal whose account or token can read the lists, or empty if any can."""
     query: Mapping[str, str] = {}
     """Parameters in the query of each request to an API."""
 
@@ -171,7 +171,7 @@ class UpstreamCredentials:
 
 
 class LinkAuth(Struct, eq=False):
-    """The headers of one connection (`Auth` of the client)."""
+    """The headers of a connection (the client's `Auth`)."""
 
     credentials: UpstreamCredentials
     caller: LinkCaller
@@ -304,10 +304,10 @@ def scopes_in(challenge: str) -> str:
 
 
 def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:
-    """Return how to reach the authorization servers of an upstream.
+    """Return the connection settings for an upstream's authorization servers.
 
     The upstream specifies them, so they must be on the public Internet unless the operator's own URL of the upstream
-    isn't. Only the host in the URL counts: a public name that resolves to a private address doesn't grant access.
+    isn't. Only the host in the URL matters: a public name that resolves to a private address doesn't grant access.
     """
     return (
         Outbound() if private_addresses or _is_private(url.host.rstrip(".")) else Outbound(dial=guard_dial(is_public))

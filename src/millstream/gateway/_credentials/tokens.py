@@ -1,6 +1,6 @@
 """Access tokens that workers share: sealed in the store, and renewed by one worker at a time.
 
-They are the gateway's own (client credentials), exchanged ones (RFC 8693), or those of users, see `accounts`.
+They're the gateway's own tokens (client credentials), exchanged tokens (RFC 8693), or users' tokens, see `accounts`.
 
 Many refresh tokens can be used only once. A worker takes a lease before it renews, reads the store again, and writes
 with compare-and-set, so of two workers that need a new token, one requests it and the other reads it. A renewal runs in
@@ -43,7 +43,7 @@ ISSUER_TIMEOUT = 30.0
 """Total seconds for the requests of one renewal to an authorization server."""
 _LEASE = 2 * ISSUER_TIMEOUT
 _RENEWAL_MARGIN = 30.0
-"""Seconds before expiry at which a token is renewed, or a fifth of its lifetime if that's less."""
+"""Number of seconds before expiry to renew a token, or a fifth of its lifetime if that's less."""
 _MAX_CACHED = 4096
 _MAX_RENEWALS = 1024
 """Maximum concurrent renewals."""
@@ -368,9 +368,9 @@ class ExchangedCredentials(_IssuedCredentials):
 
     personal = True
     _last_key = ""
-    """Link key of the caller whose token reads the lists. It stays the same as long as that token can read them."""
+    """Link key of the caller with the token that reads the lists. It stays the same as long as that token works."""
     _failed_key = ""
-    """Link key whose token failed to read the lists."""
+    """Link key with a token that failed to read the lists."""
 
     @override
     def _identify(self, call: Call) -> LinkCaller:

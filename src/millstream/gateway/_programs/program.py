@@ -1,9 +1,9 @@
 """A server object of another library, as a target for clients in this process.
 
-Adapters run the server objects of each library through its public interface. `ProgramApplication` is what a program
-serves over HTTP: its token check, and its paths besides MCP. With the SDK 2.x, a request of the per-request era
-becomes one call, without a session and its streams, because it depends on no earlier one. The SDK's own HTTP transport
-does the same.
+Adapters run the server objects of each library through its public interface. `ProgramApplication` is a program's HTTP
+application: its token check, and its paths besides MCP. With the SDK 2.x, a request of the per-request era becomes one
+call, without a session and its streams, because it depends on no earlier one. The SDK's own HTTP transport does the
+same.
 """
 
 import asyncio
@@ -197,7 +197,7 @@ class ProgramPath(Struct, frozen=True):
     methods: frozenset[str]
     """HTTP methods, or empty for all."""
     below: bool
-    """Whether it includes everything below the path."""
+    """Whether it includes everything under the path."""
 
 
 class ProgramApplication:
@@ -278,7 +278,7 @@ class _Input(ObjectReceiveStream[Any]):
 
 
 class _Output(ObjectSendStream[Any]):
-    """Messages from the server, each of which reaches the waiting request within `send`, without another task."""
+    """Messages from the server. `send` passes each one to the waiting request, without another task."""
 
     _closed = False
 
@@ -581,7 +581,7 @@ def upstream_of(value: Any) -> Program:
 
 
 def _dual_era_loop() -> Any:
-    """Return the function with which the SDK 2.x serves a session of either era; None in 1.x."""
+    """Return the SDK 2.x function that serves a session of either era, or None in 1.x."""
     try:
         return import_module("mcp.server.runner").serve_dual_era_loop
     except (ImportError, AttributeError):
