@@ -369,7 +369,8 @@ _decode_skill_params = decoder(_Params)
 
 
 _RESERVED_PARAMS = ("_meta", "inputResponses", "requestState")
-_CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
+CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
+"""Requests of MCP itself."""
 _decode_rounds = decoder(InputResponseRequestParams)
 
 
@@ -443,7 +444,7 @@ class ExtensionForwarding:
         With several upstreams, the prefix of the method decides: the methods of the extension ``com.example/stock``
         begin with ``com.example/`` or ``stock/``.
         """
-        if method in _CORE:
+        if method in CORE:
             return None
         if self._skilled and method in self._skill_methods:
             return self._skill_methods[method]

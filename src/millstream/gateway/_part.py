@@ -198,7 +198,9 @@ class GatewayPart:
         await self._wait_for_lists()
         if any(each.may_have_own for each in self.upstreams.values()):
             host.services.session_holder = secrets.token_hex(6)
-        self._announce_missing()
+        for upstream in self.upstreams.values():  # clients may connect before the lists arrive
+            self._announce_capabilities(upstream.catalog)
+        self._merge_hints()
         if self._name_conflict:
             raise ValueError(self._name_conflict)
 
@@ -352,14 +354,6 @@ class GatewayPart:
                     await upstream.lists_ready.wait()
             except TimeoutError:
                 logger.warning("The upstream %s hasn't returned any lists yet", name)
-
-    def _announce_missing(self) -> None:
-        """Announce the possible features of upstreams without lists, because clients connect before the lists
-        arrive."""
-        for upstream in self.upstreams.values():
-            if not upstream.catalog.taken_at and upstream.keeps_lists.is_set():
-                self._announce_capabilities(upstream.catalog)
-        self._merge_hints()
 
     # State
 

@@ -26,13 +26,13 @@ from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import RawRequest
 from millstream.gateway._bridge import RevisionsDiffer, forward, forward_exactly, forward_plainly, forward_stream
 from millstream.gateway._catalog import METHODS, Catalog, read_page
+from millstream.gateway._items import CORE
 from millstream.gateway._links import Channel, Link
 from millstream.gateway._relay import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._upstream import Upstream
-from millstream.protocol import BY_DATE, INVALID_PARAMS, MALFORMED, Json, decode_object, encode
+from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decode_object, encode
 
-_CORE = frozenset(method for revision in BY_DATE.values() for method in revision.requests)
 _LISTEN = "subscriptions/listen"
 _KINDS = {method: kind for kind, (method, *_) in METHODS.items()}
 """Method that lists items -> their kind."""
@@ -109,6 +109,8 @@ class Passthrough:
         upstream, kind, revision = self._upstream, _KINDS[call.method], call.revision
         cursor = read(PaginatedRequestParams, call).cursor
         raw = await forward(call, upstream, call.method, encode({} if cursor is None else {"cursor": cursor}), "")
+        if len(raw) > upstream.config.max_catalog_bytes:
+            raise InvalidResponse("The list is too large.")
         page = Catalog(revision=upstream.revision.date)
         items, following = read_page(page, kind, raw, [])
         if upstream.is_stale and any(getattr(upstream.catalog, kind).get(name) != each for name, each in items.items()):
@@ -120,6 +122,7 @@ class Passthrough:
         result: Json = {METHODS[kind][1]: listed, **({"nextCursor": following} if following else {})}
         if revision.result_type:
             ttl_ms, private = page.hints.get(kind, (0, True))
+            private = private or self._host.registry.private
             result |= {"resultType": "complete", "ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
         return result
 
@@ -132,7 +135,7 @@ class Passthrough:
         if call.method == _LISTEN:
             return forward_stream(call, self._upstream, encode(params))
         headers: Mapping[bytes, bytes] = call.headers or {}
-        if call.method in _CORE:
+        if call.method in CORE:
             name = call.name
             if not name and (raw := bytes(params.get("name") or params.get("uri") or b""))[:1] == b'"':
                 name = json.loads(raw) if b"\\" in raw else raw[1:-1].decode()
@@ -150,14 +153,11 @@ class Passthrough:
     async def _read_lists(self) -> None:
         """Read the upstream's lists once the first client needs them."""
         upstream = self._upstream
-        if not upstream.keeps_lists.is_set():
+        if not upstream.keeps_lists.is_set() or self._reading.locked():
             async with self._reading:
                 if not upstream.keeps_lists.is_set():
                     upstream.keeps_lists.set()
                     await upstream.freshen()
-        elif self._reading.locked():
-            async with self._reading:
-                pass
 
     def _meets(self, call: Call) -> bool:
         """Return whether both sides can speak the same revision. For a dedicated session, that's known after it
