@@ -1,10 +1,12 @@
-"""Opens many event streams of main.py, broadcasts by its tool, and counts what arrives.
+"""Opens many event streams of main.py, broadcasts by its tool, and measures deliveries, response times, and memory.
 
 Start main.py first: ``python load.py [URL] [LISTENERS] [BROADCASTS]``; by default http://127.0.0.1:8000, 100, and 50.
 """
 
 import asyncio
+import json
 import sys
+from http.client import HTTPConnection
 from time import perf_counter
 from urllib.parse import urlsplit
 
@@ -24,21 +26,33 @@ async def listen(host: str, port: int, ready: asyncio.Semaphore, broadcasts: int
     writer.close()
 
 
+def memory(host: str, port: int) -> float:
+    """Return the memory of the server's process, in MB. Only callers on the same machine get it; others get 0."""
+    connection = HTTPConnection(host, port)
+    connection.request("GET", "/health")
+    return float(json.load(connection.getresponse()).get("memory_bytes", 0)) / 1e6
+
+
 async def main(url: str = "http://127.0.0.1:8000", listeners: str = "100", broadcasts: str = "50") -> None:
-    """Broadcast to all listeners, and print how long the deliveries took."""
+    """Broadcast to all listeners, and print how long it took and what it cost."""
     host, port, ready = urlsplit(url).hostname or "127.0.0.1", urlsplit(url).port or 8000, asyncio.Semaphore(0)
     async with Client(f"{url}/mcp") as client, asyncio.TaskGroup() as group:
         for _ in range(int(listeners)):
             group.create_task(listen(host, port, ready, int(broadcasts)))
         for _ in range(int(listeners)):
             await ready.acquire()
-        start = perf_counter()
+        before = await asyncio.to_thread(memory, host, port)
+        start, times = perf_counter(), list[float]()
         for number in range(int(broadcasts)):
+            begin = perf_counter()
             await client.call("send_sse_message", message=f"Load test {number}")
+            times.append((perf_counter() - begin) * 1000)
         called = perf_counter() - start
     seconds = perf_counter() - start
     count = int(listeners) * int(broadcasts)
     print(f"{broadcasts} calls in {called:.2f} s, and {count:,} deliveries in {seconds:.2f} s")
+    print(f"Response times: {sorted(times)[len(times) // 2]:.1f} ms in the middle, {max(times):.1f} ms at most")
+    print(f"Memory of the server: {before:.1f} MB before, {await asyncio.to_thread(memory, host, port):.1f} MB after")
 
 
 if __name__ == "__main__":
