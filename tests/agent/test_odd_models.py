@@ -71,6 +71,13 @@ ONE = {
     "an empty object first": [call(arguments="{}"), call(0, ..., ..., ADD)],
     "an empty object last": [call(), call(0, ..., ..., "{}")],
     "name after the id": [call(0, "x1", ..., ""), call(0, ..., "add", ADD)],
+    "a single call instead of a list": [delta({"tool_calls": WANTED})],
+    "without a function": [delta({"tool_calls": [{"index": 0, "id": "x", "name": "add", "arguments": ADD}]})],
+    "parameters": [delta({"tool_calls": [{"function": {"name": " add\n", "parameters": {"a": 2, "b": 3}}}]})],
+    "as before parallel calls": [
+        delta({"function_call": {"name": "add", "arguments": '{"a": 2,'}, "tool_calls": None}),
+        delta({"function_call": {"arguments": ' "b": 3}'}}),
+    ],
     "a message, not a delta": [event([{"index": 0, "message": {"tool_calls": [WANTED]}}])],
 }  # fmt: skip
 
@@ -105,7 +112,18 @@ ANSWERS = {
     "byte order mark": [b"\xef\xbb\xbf" + HELLO, delta({}, "stop"), DONE],
     "no line after the last event": [HELLO, delta({}, "stop").rstrip()],
     "usage null": [HELLO, event([], usage={"prompt_tokens": None, "completion_tokens": 1}), delta({}, "stop"), DONE],
+    "events with names and ids": [b"event: message\nid: 1\n" + HELLO, b"id: 2\n" + delta({}, "stop"), DONE],
+    "events without an object": [b"data: null\n\n", HELLO, b'data: "ping"\n\ndata: []\n\n', delta({}, "stop"), DONE],
+    "end in another spelling": [HELLO, delta({}, "stop"), b"data: [done]\n\n", b'data: "[DONE]"\n\n'],
+    "members of another type": [
+        event([{"index": 0, "delta": {"content": "Hello"}, "logprobs": []}], usage=[1], error={}),
+        delta({}, "stop"),
+        DONE,
+    ],
+    "text instead of a delta": [event([{"text": "Hel"}]), event([{"delta": "lo", "finish_reason": "stop"}]), DONE],
+    "one part instead of a list": [delta({"content": {"type": "text", "text": "Hello"}}), delta({}, "stop"), DONE],
     "not a stream": [b'{"choices": [{"message": {"role": "assistant", "content": "Hello"}}]}'],
+    "not a stream, but lines": [HELLO.strip()[6:] + b"\n", delta({}, "stop").strip()[6:] + b"\n"],
     "not a stream, on lines": [
         b'\n{\n "choices": [\n  {"message": {"content": "Hello"}, "finish_reason": "stop"}\n]}\n'
     ],
@@ -132,6 +150,26 @@ async def test_errors_with_status_200_keep_their_reason(error: Any, media: str) 
     with pytest.raises(ModelServerError, match="Model is loading") as caught:
         await reply(body if media == "application/json" else b"data: " + body + b"\n\n", media=media)
     assert caught.value.temporary == (isinstance(error, dict) and "code" in error)
+
+
+@for_each(
+    "body",
+    [
+        {"detail": "Model is loading"},
+        {"object": "error", "message": "Model is loading", "code": 503},
+        {"error": {"error": {"message": "Model is loading"}}},
+        {"errors": [{"msg": "Model is loading"}]},
+        {"base_resp": {"status_code": 1004, "status_msg": "Model is loading"}, "choices": None},
+    ],
+)
+async def test_errors_in_other_shapes_keep_their_reason(body: Any) -> None:
+    with pytest.raises(ModelServerError, match="Model is loading"):
+        await reply(json.dumps(body).encode(), media="application/json")
+
+
+async def test_deeply_nested_errors_are_errors() -> None:
+    with pytest.raises(ModelError):
+        await reply(b'{"error":' * 900 + b"{}" + b"}" * 900, media="application/json")
 
 
 async def test_truncated_replies_are_incomplete() -> None:
@@ -184,6 +222,20 @@ async def test_arguments_that_were_encoded_twice_are_decoded() -> None:
         async with Agent(model(api), [mcp]) as agent:
             (end,) = of(ToolEnd, await collect(agent.say("Add.")))
     assert end.text == "5"
+
+
+async def test_blank_text_and_null_are_no_arguments() -> None:
+    mcp = Server("clock")
+
+    @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
+    def now() -> str:
+        return "noon"
+
+    first = Answer(pieces=[call(0, "x", "now", " "), call(1, "y", "now", "null"), END, DONE])
+    with ScriptedModel(first, says("Noon.")) as api:
+        async with Agent(model(api), [mcp]) as agent:
+            ends = of(ToolEnd, await collect(agent.say("What time is it?")))
+    assert [each.text for each in ends] == ["noon", "noon"]
 
 
 async def test_endless_replies_are_cut_off_at_the_size_limit(monkeypatch: pytest.MonkeyPatch) -> None:

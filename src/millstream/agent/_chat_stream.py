@@ -21,6 +21,8 @@ MAX_REPLY = 128 * 1024 * 1024
 _MAX_CHECKED = 16 * 1024 * 1024
 """Maximum characters of arguments to decode, to find where a call ends."""
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+_REASONS = ("error", "errors", "message", "detail", "msg", "error_msg", "base_resp", "status_msg")
+"""Members of an error that contain its text."""
 
 
 class _Call:
@@ -79,20 +81,25 @@ class StreamRepair:
         rest = b"".join(self._pieces)
         if not self._is_json:
             return self._repair_line(rest) if rest else b""
-        return self._repair_line(b"data: " + b" ".join(rest.split(b"\n"))) + self._finish() + _DONE
+        lines = rest.split(b"\n")
+        if not all(line.strip()[:1] == b"{" and line.strip()[-1:] == b"}" for line in lines if line.strip()):
+            lines = [b" ".join(lines)]  # not one document in each line
+        return b"".join([self._repair_line(b"data: " + line) for line in lines]) + self._finish() + _DONE
 
     def _repair_line(self, line: bytes) -> bytes:
         name, _, data = line.strip().partition(b":")
-        if name != b"data" or not data:  # empty data keeps the connection open
-            return line + b"\n" if name not in (b"", b"data") else b"\n"
-        if data.strip().startswith(b"[DONE]"):
+        data = data.strip()
+        if name != b"data" or not data:  # the library takes a blank line after an id for an event
+            return b"\n"
+        if data.strip(b'"').upper().startswith(b"[DONE]"):
             return self._finish() + _DONE
         try:
             chunk: Any = json.loads(data)
         except MALFORMED:
             return line + b"\n"
-        if is_object(chunk):
-            self._repair(chunk)
+        if not is_object(chunk):  # it keeps the connection open
+            return b"\n"
+        self._repair(chunk)
         return _encode(chunk)
 
     def _finish(self) -> bytes:
@@ -104,20 +111,30 @@ class StreamRepair:
         return _encode({"id": "", "object": "chat.completion.chunk", "created": 0, "model": "", "choices": [choice]})
 
     def _repair(self, chunk: Json) -> None:
-        error, usage, choices = chunk.get("error"), chunk.get("usage"), chunk.get("choices")
-        if isinstance(error, str):
-            chunk["error"] = {"message": error}
+        error, usage, choices = chunk.pop("error", None), chunk.pop("usage", None), chunk.get("choices")
+        if not (error or usage or self._has_choice or is_array(choices)):
+            error = _find_reason(chunk)
+        if error:
+            reason = _find_reason(error)
+            chunk["error"] = {**(error if is_object(error) else {}), **({"message": reason} if reason else {})}
         if is_object(usage):
             chunk["usage"] = {**usage, **{name: usage.get(name) or 0 for name in _COUNTS}}
         found = chunk["choices"] = [each for each in choices if is_object(each)] if is_array(choices) else []
         for choice in found:
             self._has_choice = True
             self._is_finished = self._is_finished or bool(choice.get("finish_reason"))
+            choice.pop("logprobs", None)
             delta = choice.get("delta")
             if not is_object(delta):
-                message = choice.get("message")
-                delta = choice["delta"] = message if is_object(message) else {}
-            calls = delta.get("tool_calls")
+                message, text = choice.get("message"), delta or choice.get("text")
+                delta = choice["delta"] = message if is_object(message) else {"content": text} if text else {}
+            if is_object(delta.get("content")):
+                delta["content"] = [delta["content"]]
+            calls, only = delta.get("tool_calls"), delta.pop("function_call", None)
+            if is_object(calls):
+                calls = [calls]
+            elif not calls and is_object(only):  # as it was before models could call several
+                calls = [{"index": 0, "function": only}]
             if is_array(calls):
                 delta["tool_calls"] = [each for each in calls if is_object(each) and self._repair_call(each)]
 
@@ -125,12 +142,14 @@ class StreamRepair:
         """Give a chunk the index of the call that it belongs to. Return False if it repeats an earlier chunk."""
         function = piece.get("function")
         if not is_object(function):
-            function = piece["function"] = {}
-        id, index, name, arguments = (
-            str(piece.get("id") or ""), piece.get("index"), str(function.get("name") or ""), function.get("arguments"),
-        )  # fmt: skip
-        if arguments is not None and not isinstance(arguments, str):
-            arguments = function["arguments"] = json.dumps(arguments)
+            function = piece["function"] = {name: piece[name] for name in ("name", "arguments") if name in piece}
+        id, index, name = str(piece.get("id") or ""), piece.get("index"), str(function.get("name") or "").strip()
+        arguments = next((function[key] for key in ("arguments", "parameters", "input") if key in function), None)
+        if name:
+            function["name"] = name
+        if arguments is not None:
+            arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
+            function["arguments"] = arguments
         if id:
             piece["id"] = id  # a number from some servers
         last = self._calls[-1] if self._calls else None
@@ -165,6 +184,15 @@ class StreamRepair:
             return call.arguments.rstrip().endswith("}") and is_object(json.loads(call.arguments))
         except MALFORMED:
             return False
+
+
+def _find_reason(value: object, depth: int = 8) -> str:
+    """Return the text of an error, which APIs put into different places."""
+    if depth and is_object(value):
+        value = [value.get(name) for name in _REASONS]
+    if depth and is_array(value):
+        return next(filter(None, (_find_reason(each, depth - 1) for each in value)), "")
+    return value if isinstance(value, str) else ""
 
 
 def _encode(chunk: object) -> bytes:

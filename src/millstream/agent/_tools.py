@@ -159,15 +159,15 @@ class ToolCaller(Struct, frozen=True):
 
 
 def read_arguments(text: str) -> Json | str:
-    """Return the decoded arguments, or for the model why they can't be decoded. An empty text means no arguments."""
-    if not text.strip():
-        return {}
+    """Return the decoded arguments, or for the model why they can't be. Blank text and null mean no arguments."""
     try:
-        found: Any = json.loads(text)
+        found: Any = json.loads(text.strip() or "null")
         if isinstance(found, str):  # some models encode them twice
             found = json.loads(found)
     except MALFORMED as exc:
         return f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}."
+    if found is None:
+        return {}
     if not is_object(found):
         return f"The arguments must be a JSON object, not {text[:_SHOWN]!r}."
     try:
