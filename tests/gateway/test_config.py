@@ -308,7 +308,7 @@ ZED = """// Zed settings
   },
 }"""
 OLD_ZED = """{"context_servers": {
-  "files": {"command": {"path": "npx", "args": ["-y", "files"], "env": {"KEY": "k"}}, "settings": {}},
+  "files": {"command": {"path": "npx", "args": ["-y", "files"], "env": {"KEY": "k"}, "cwd": null}, "settings": {}},
   "web": {"source": "custom", "url": "https://web.example/mcp", "headers": {"Authorization": "Bearer k"}}
 }}"""
 SETTINGS = """{
@@ -369,6 +369,27 @@ disabled_tools = ["drop"]
     assert [each for each in ("search", "drop", "write") if policy.allows("tools", each)] == ["search"]
 
 
+def test_servers_that_gemini_leaves_out_are_left_out(tmp_path: Path) -> None:
+    servers = {name: {"command": "x"} for name in ("a", "b", "c")}
+    text = json.dumps({"mcp": {"allowed": ["a", "b"], "excluded": ["b"]}, "mcpServers": servers})
+    assert [each.name for each in load_file(write(tmp_path, text, "settings.json")).upstreams] == ["a"]
+
+
+def test_variables_without_braces_are_expanded_as_whole_words(tmp_path: Path) -> None:
+    written = {"A": "$KEY", "B": "Bearer $KEY", "C": "p$KEY", "D": "$5", "E": "$${KEY}"}
+    text = json.dumps({"mcpServers": {"a": {"command": "x", "env": written}}})
+    [upstream] = load_file(write(tmp_path, text, "settings.json"), {"KEY": "k"}).upstreams
+    assert upstream.env == {"A": "k", "B": "Bearer k", "C": "p$KEY", "D": "$5", "E": "${KEY}"}
+
+
+def test_tools_of_copilot_are_the_only_ones_unless_all_are_listed(tmp_path: Path) -> None:
+    servers = {"a": {"command": "x", "tools": ["search"]}, "b": {"command": "x", "tools": ["*"]}}
+    a, b = load_file(write(tmp_path, json.dumps({"mcpServers": servers}), "mcp-config.json")).upstreams
+    policies = [Policy(each.policy or UpstreamPolicy()) for each in (a, b)]
+    assert [each.allows("tools", "drop") for each in policies] == [False, True]
+    assert policies[0].allows("tools", "search")
+
+
 def test_environment_files_are_read_and_overridden(tmp_path: Path) -> None:
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / ".env").write_text("# of the shop\nexport KEY='a b'\nPORT=1\n", "utf-8")
@@ -389,6 +410,9 @@ def test_environment_files_are_read_and_overridden(tmp_path: Path) -> None:
         ("config.toml", '[mcp_servers.a]\nurl = "https://a.b"\nbearer_token_env_var = "K"', "variable K isn't set"),
         ("config.toml", '[mcp_servers.a]\nargs = ["x"]', r"line 1: mcp_servers\.a: .* neither"),
         ("settings.json", '{"mcp": {"inputs": []}}', r"mcp\.inputs"),
+        ("crush.json", '{"mcp": {\n"a": {"url": "https://a.b", "headers": {"A": "$(pass)"}}}}', r"line 2: mcp\.a: head"),
+        ("settings.json", '{"mcpServers": {\n"a": {"command": "x", "env": {"A": "$KEY"}}}}', "line 2: .*KEY isn't set"),
+        ("goose.yaml", "extensions:\n  fetch:\n    cmd: uvx", "doesn't read YAML"),
     ],
 )  # fmt: skip
 def test_errors_in_other_applications_files_show_the_line(name: str, text: str, expected: str, tmp_path: Path) -> None:

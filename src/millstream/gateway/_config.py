@@ -48,6 +48,8 @@ _TOKEN = re.compile(
 """A string, comment, bracket, or line break of a TOML document."""
 _BRACED = re.compile(r"(?<!\$)\{env:(\w+)\}")
 """A variable in files of opencode."""
+_BARE = re.compile(r"(?<!\S)\$([A-Z_][A-Z0-9_]*)(?!\S)")
+"""A variable in files of Gemini CLI and Crush, as a whole word."""
 
 logger = logging.getLogger("millstream.gateway")
 KeyPath = tuple[str, ...]
@@ -328,9 +330,11 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         hint = (
             "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
         )
+        if path.suffix in (".yaml", ".yml"):
+            hint = "A gateway doesn't read YAML. List the servers in a JSON file, under mcpServers."
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
     root = ConfigValue(path, partial(_toml_line, text, written), environ, written, written)
-    if "mcp_servers" in written and "upstreams" not in written:
+    if written.keys() & {"mcp_servers", "mcpServers"} and "upstreams" not in written:
         return _load_servers(root)
     values = root.read(
         options_of(GatewayConfig),
@@ -581,6 +585,7 @@ _OTHER_NAMES = {
     "http_headers": "headers",  # Codex, and below
     "enabled_tools": "includeTools",
     "disabled_tools": "excludeTools",
+    "workingDirectory": "cwd",  # JetBrains
 }
 
 
@@ -612,11 +617,12 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
     if is_object(command):  # older files of Zed
         value |= {
             "command": command.get("path", ""),
-            **{name: each for name, each in command.items() if name != "path"},
+            **{name: each for name, each in command.items() if name != "path" and each is not None},
         }
     for name, usual in _OTHER_NAMES.items():
         if name in value and usual not in value:
             value[usual] = value.pop(name)
+    _normalize_terminal_values(entry, value, has_commands=has_braces)
     for name in value.get("env_vars", ()):
         if isinstance(name, str):
             value["env"] = {name: f"${{{name}:-}}", **members(value.get("env"))}
@@ -626,6 +632,20 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
     if token := value.get("bearer_token_env_var"):
         value["headers"] = {"Authorization": f"Bearer ${{{token}}}", **members(value.get("headers"))}
     return structs.replace(entry, value=value, original=value)
+
+
+def _normalize_terminal_values(entry: ConfigValue, value: dict[str, Any], *, has_commands: bool) -> None:
+    """Change what agents in terminals write in another way: tools, and variables of `env` and `headers`."""
+    if is_array(tools := value.get("tools")) and "*" not in tools:  # Copilot CLI
+        value.setdefault("includeTools", value.pop("tools"))
+    for name in ("env", "headers"):
+        for key, each in members(value.get(name)).items():
+            if isinstance(each, str):
+                if has_commands and "$(" in each:  # Crush
+                    raise entry.error(
+                        f"{name}.{key}: $(…) isn't run in a gateway. Set a variable, and write ${{NAME}}."
+                    )
+                value[name] = {**value[name], key: _BARE.sub(r"${\1}", each)}
 
 
 def _read_environment(entry: ConfigValue, server: _Server) -> dict[str, str]:
@@ -647,11 +667,17 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
     unnamed = 0
+    allowed, excluded = (members(root.member("mcp").value).get(key) for key in ("allowed", "excluded"))  # Gemini CLI
     for name, written in servers.table().items():
         written.table()
         entry = _normalize(written, has_braces=servers.where == ("mcp",))
         table = entry.table()
-        if table.get("disabled", entry).value is True or table.get("enabled", entry).value is False:
+        if (
+            table.get("disabled", entry).value is True
+            or table.get("enabled", entry).value is False
+            or (is_array(allowed) and name not in allowed)
+            or (is_array(excluded) and name in excluded)
+        ):
             continue  # its variables needn't be set
         unread = _OF_COMMANDS if any(members(entry.value).get(each) for each in _URLS) else ("headers",)
         read = options.keys() - unread
