@@ -410,7 +410,7 @@ def test_environment_files_are_read_and_overridden(tmp_path: Path) -> None:
         ("config.toml", '[mcp_servers.a]\nurl = "https://a.b"\nbearer_token_env_var = "K"', "variable K isn't set"),
         ("config.toml", '[mcp_servers.a]\nargs = ["x"]', r"line 1: mcp_servers\.a: .* neither"),
         ("settings.json", '{"mcp": {"inputs": []}}', r"mcp\.inputs"),
-        ("crush.json", '{"mcp": {\n"a": {"url": "https://a.b", "headers": {"A": "$(pass)"}}}}', r"line 2: mcp\.a: head"),
+        ("crush.json", '{"mcp": {\n"a": {"url": "https://a.b", "headers": {"A": "$(pass)"}}}}', r"2: mcp\.a: head"),
         ("settings.json", '{"mcpServers": {\n"a": {"command": "x", "env": {"A": "$KEY"}}}}', "line 2: .*KEY isn't set"),
         ("goose.yaml", "extensions:\n  fetch:\n    cmd: uvx", "doesn't read YAML"),
     ],

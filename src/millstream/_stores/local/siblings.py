@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from millstream._override import override
-from millstream._stores import backend_for
+from millstream._stores.base import Backend
 from millstream._stores.local.calls import ELSEWHERE, LONGEST_PATH, VERSION
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalBackend
+from millstream._stores.memory.store import MemoryBackend
 
 IDLE: Final = 10
 """Seconds without any process after which the store ends although their parent runs. A restart takes less."""
@@ -105,7 +106,7 @@ def _join(shared: str) -> tuple[socket.socket, str]:
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise PermissionError(f"{folder} isn't a folder that only this user can access.")
     path = folder / f"{shared}.{VERSION}"
-    with _locked(folder):
+    with _hold_lock(folder):
         try:
             return _connect(path), str(path)
         except (FileNotFoundError, ConnectionRefusedError):
@@ -135,7 +136,7 @@ def _connect(path: Path) -> socket.socket:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _hold_lock(folder: Path) -> Iterator[None]:
     """Let one process at a time start or end the store."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -145,9 +146,18 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _make_backend(url: str) -> Backend:
+    if url.startswith("memory://"):
+        return MemoryBackend()
+    from millstream._stores.sqlite.file import locate  # noqa: PLC0415  loads SQLite only where it's used
+    from millstream._stores.sqlite.store import SqliteBackend  # noqa: PLC0415  as above
+
+    return SqliteBackend(locate(url))
+
+
 async def _keep(listener: socket.socket, path: Path, parent: int) -> None:
     """Keep the store until no process has been connected for a while, or at all once their parent has ended."""
-    server = LocalServer(lambda url: backend_for(url.partition("\0")[0]))
+    server = LocalServer(_make_backend)
     loop, ending, quiet = asyncio.get_running_loop(), asyncio.Event(), 0
     for number in (signal.SIGTERM, signal.SIGINT):  # systemd sends it to all, and the workers still have to stop
         loop.add_signal_handler(number, ending.set)
@@ -169,7 +179,7 @@ async def _keep(listener: socket.socket, path: Path, parent: int) -> None:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(ending.wait(), 1)
             quiet = 0 if server.peers else quiet + 1
-        with _locked(path.parent):
+        with _hold_lock(path.parent):
             await asyncio.sleep(_ACCEPTED)
             served = bool(server.peers)
             if not served:
