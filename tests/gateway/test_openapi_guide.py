@@ -135,7 +135,7 @@ async def test_responses_become_the_results_in_the_guide() -> None:
 
 async def test_renamed_parameters_in_the_guide_are_sent_under_their_original_names() -> None:
     text = (ROOT / "docs" / "guides" / "openapi.md").read_text("utf-8")
-    found = re.search(r"such as `(\S+)` or `(\S+)`, make .*? such as `(\S+)` or `(\S+)`, and the API", text, re.DOTALL)
+    found = re.search(r"such as `(\S+)` or `(\S+)`, .*? such as `(\S+)` or `(\S+)`, and the API", text, re.DOTALL)
     assert found is not None
     own, other = found.group(1, 2), found.group(3, 4)
     document = operation(*(parameter("query", TEXT, name) for name in own))
