@@ -219,6 +219,15 @@ async def test_tools_have_no_output_schema_if_the_document_is_unclear() -> None:
         assert (await tools(document, output_schemas=True))["op"].output_schema is None
 
 
+async def test_output_schemas_that_are_too_large_are_left_out() -> None:
+    fields = {f"f{number}": {"type": "string", "description": "x" * 1000} for number in range(300)}
+    document = promising({"type": "object", "properties": fields})
+    assert (await tools(document, output_schemas=True))["op"].output_schema is None
+    assert (await reply(answer(b'{"f1":"x"}'), document, output_schemas=True)).data == {"f1": "x"}
+    small = promising({"type": "object", "properties": dict([*fields.items()][:100])})
+    assert (await tools(small, output_schemas=True))["op"].output_schema is not None
+
+
 async def test_resources_keep_bytes_and_charsets() -> None:
     from millstream.gateway import RouteKind, RouteMap  # noqa: PLC0415  only here
 

@@ -31,8 +31,9 @@ from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool, check_tool_name
 from millstream._server.functions.plan import ArgumentError
 from millstream._server.functions.problems import MAX_DECIDING_STEPS, describe_problems, find_problems
+from millstream.gateway._catalog import MAX_ITEM_BYTES
 from millstream.gateway._names import safe_names, unused_name, with_safe_names
-from millstream.gateway._openapi_files import COLLECTIONS, read_document, upgrade, upgrade_schema
+from millstream.gateway._openapi_files import COLLECTIONS, read_files, upgrade, upgrade_schema
 from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of, result_of
 from millstream.gateway._openapi_request import (
     BINARY,
@@ -195,13 +196,19 @@ class Document:
         return str(members(self._spec.get("info")).get("title") or "API")
 
     def operations(self) -> Iterator[Operation]:
-        """Yield the operations. One that can't be read is added to `skipped`."""
+        """Yield the operations. One that can't be read is added to `skipped`.
+
+        Each schema contains copies of the definitions that it refers to, so a small document can have huge ones. An
+        operation whose schemas are too large has no output schema.
+        """
         for path, item in self._spec["paths"].items():
             for method in map(str.upper, _METHODS if is_object(item) else ()):
                 try:
                     shared = item | self._resolve(item)  # a reference may have operations beside it
                     if is_object(operation := shared.get(method.lower())):
-                        yield self._operation(path, method, shared, self._resolve(operation))
+                        found = self._operation(path, method, shared, self._resolve(operation))
+                        is_large = found.output_schema and len(encode(found.describe(""))) > MAX_ITEM_BYTES - _MAX_NAME
+                        yield structs.replace(found, output_schema=None) if is_large else found
                 except _NotOffered as exc:
                     self.skip(method, path, str(exc))
                 except RecursionError:  # the interpreter allows even less
@@ -850,7 +857,7 @@ def register(
         MissingExtra: The document is YAML, and the extra isn't installed.
     """
     if isinstance(spec, str | Path):
-        spec = read_document(spec)
+        spec = read_files(spec).document
     base = "" if client is None else str(client.base_url)
     document = Document(spec, base=base, hosts=hosts, output_schemas=output_schemas)
     if client is None:

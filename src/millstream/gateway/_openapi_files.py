@@ -130,26 +130,21 @@ class DocumentFiles:
         self.wanted = self._pending.pop() if self._pending else ""
 
 
-def read_document(path: str | Path) -> Any:
+def read_files(path: str | Path, max_bytes: int = MAX_BYTES) -> DocumentFiles:
     """Return a document from a file, including the files in its folder that it refers to.
 
     Raises:
         ValueError: It can't be read. The message gives the reason.
         MissingExtra: It's YAML, and the extra isn't installed.
     """
-    base = address_of(path)
-    files = DocumentFiles(base)
+    base = Path(path).resolve().as_uri()
+    files = DocumentFiles(base, max_bytes)
     while files.wanted:
-        files.add(read_file(files.wanted, base))
-    return files.document
+        files.add(_read_file(files.wanted, base))
+    return files
 
 
-def address_of(path: str | Path) -> str:
-    """Return the address of a file."""
-    return Path(path).resolve().as_uri()
-
-
-def read_file(address: str, base: str) -> bytes:
+def _read_file(address: str, base: str) -> bytes:
     """Return the bytes of a document's file, or no bytes if a referenced file can't be read.
 
     Args:

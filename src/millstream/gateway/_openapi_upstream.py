@@ -46,7 +46,7 @@ from millstream.gateway._openapi import (
     is_application,
     send_by,
 )
-from millstream.gateway._openapi_files import DocumentFiles, address_of, read_file
+from millstream.gateway._openapi_files import DocumentFiles, read_files
 from millstream.gateway._openapi_reply import ApiReply, check_reply, result_of
 from millstream.gateway._openapi_request import ApiRequest, build_request, has_dot_segment, without_pairs
 from millstream.gateway._results import call_error
@@ -292,7 +292,8 @@ class ApiUpstream(Upstream):
         url: Url | None = None
         if isinstance(source, str | Path):
             url = parse_url(str(source)) if str(source).startswith(("http://", "https://")) else None
-            files = await self._read(source, url)
+            limit = self.config.max_catalog_bytes
+            files = await self._fetch_files(url) if url else await asyncio.to_thread(read_files, source, limit)
             source, digest = files.document, files.digest
         elif is_application(source):
             source = _generate(source)
@@ -319,20 +320,17 @@ class ApiUpstream(Upstream):
             document.base = str(self._base)
         return document
 
-    async def _read(self, source: str | Path, url: Url | None) -> DocumentFiles:
-        """Return the files of the document.
+    async def _fetch_files(self, url: Url) -> DocumentFiles:
+        """Fetch the document, and the files at its origin that it refers to.
 
         Raises:
             ValueError: They can't be read.
             ClientError: They can't be reached.
         """
-        base = await asyncio.to_thread(address_of, source) if url is None else str(url)
-        files = DocumentFiles(base, self.config.max_catalog_bytes)
+        files = DocumentFiles(str(url), self.config.max_catalog_bytes)
         while address := files.wanted:
             data = b""
-            if url is None:
-                data = await asyncio.to_thread(read_file, address, base)
-            elif address == base:
+            if address == str(url):
                 data = await self._fetch(url)
             else:
                 with contextlib.suppress(ValueError, ClientError):  # the reference is then dangling
@@ -398,15 +396,11 @@ class ApiUpstream(Upstream):
                 continue
             if len(found) >= MAX_OPERATIONS:
                 raise ValueError(f"The document has more than {MAX_OPERATIONS:,} operations. Select some by tags.")
-            name, offered = unused_name(own_name, found), operation
-            if (length := len(encode(offered.describe(name)))) > MAX_ITEM_BYTES:
-                offered = structs.replace(offered, output_schema=None)
-                length = len(encode(offered.describe(name)))
-            # Each schema contains copies of the definitions that it refers to, so a small document can have huge ones.
-            if length > MAX_ITEM_BYTES:
+            name = unused_name(own_name, found)
+            if (length := len(encode(operation.describe(name)))) > MAX_ITEM_BYTES:
                 document.skip(method, path, "its schema is too large")
                 continue
-            found[name] = offered
+            found[name] = operation
             size += length
             if size > self.config.max_catalog_bytes:
                 raise ValueError(
