@@ -110,7 +110,8 @@ def resolve_alias(annotation: Any) -> Any:
     alias, parts = get_origin(annotation) or annotation, get_args(annotation)
     value = alias.__value__
     if isinstance(value, str):  # as pydantic's documentation writes recursive ones
-        value = eval(value, vars(sys.modules[alias.__module__]))  # noqa: S307  an annotation of the program
+        holder = type(alias.__name__, (), {"__annotations__": {"value": value}, "__module__": alias.__module__})
+        value = get_type_hints(holder, include_extras=True)["value"]
     return value[parts] if parts else value
 
 

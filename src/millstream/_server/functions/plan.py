@@ -149,7 +149,7 @@ def plan(
     is_async = is_async_generator or any(map(inspect.iscoroutinefunction, either))
     is_generator = is_async_generator or inspect.isgeneratorfunction(target)
     if not is_generator and (get_origin(returns) or returns) in ITERATORS:
-        function = _listing(function, is_async=is_async)
+        function = _list_iterators(function, is_async=is_async)
     if is_generator:
         _check_yields(returns, name)
         returns = (*get_args(returns), Any)[0]
@@ -362,7 +362,7 @@ def _caller(
     return call
 
 
-def _listing(function: Function, *, is_async: bool) -> Function:
+def _list_iterators(function: Function, *, is_async: bool) -> Function:
     """Return a function that reads the iterator that a function returns, in the same thread."""
 
     def read(value: Any) -> Any:
