@@ -29,14 +29,12 @@ MAX_FILES = 10_000
 """Maximum number of entries in the list."""
 MAX_COMPLETED = 100
 LONG_WALK = 0.01
-"""Seconds of CPU time above which a scan is cached."""
+"""A scan that takes more seconds of CPU time is cached."""
 
 
 class Folder:
-    """The files below a folder.
-
-    A slow scan is cached for ten times as long as it took, so that repeated requests use at most a tenth of a core. A
-    small folder is scanned each time.
+    """The files in a folder. A slow scan is cached for ten times as long as it took, so that repeated requests use at
+    most a tenth of a core. A small folder is scanned each time.
     """
 
     def __init__(self, folder: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,7 +49,7 @@ class Folder:
         self._until = -math.inf
 
     def files(self) -> list[tuple[str, Path]]:
-        """Return the first `MAX_FILES` files, each with its path below the folder, with slashes."""
+        """Return the first `MAX_FILES` files, each with its path in the folder, with slashes."""
         with self._lock:
             if self._clock() >= self._until:
                 began = time.thread_time()

@@ -1,4 +1,4 @@
-"""Servers whose items come from elsewhere: a configuration file, one upstream, or a server object of another library.
+"""Servers with items from elsewhere: a configuration file, one upstream, or a server object of another library.
 
 A configuration file is a ``gateway.toml``, or the `mcpServers` of another application.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from millstream.gateway._programs.program import ProgramApplication
 
 START_TIMEOUT = 30.0
-"""Seconds that the start waits for the lists of a command or program, since there's nothing else to offer."""
+"""Seconds that the start waits for the lists of a command or program, because there's nothing else to offer."""
 
 
 def server_of_upstream(target: str | list[str]) -> Server:

@@ -48,9 +48,9 @@ _REFUSED = Response(
 
 
 class LocalOnly(msgspec.Struct, frozen=True):
-    """Distinguishes programs on this machine from others.
+    """Distinguishes programs on this machine from other callers.
 
-    A loopback address isn't sufficient, because a proxy on the same machine also has one, and its clients may be
+    A loopback address isn't sufficient, because a proxy on the same machine also has one, and its clients can be
     anywhere. A request is treated as local only if the server is bound to a loopback address (or its address is
     unknown), the peer has one, no header says that the request was forwarded, and its Host is a loopback name. nginx
     with only a `proxy_pass` passes all of these, but speaks HTTP/1.0, which browsers, curl, and Prometheus don't.
@@ -177,7 +177,7 @@ class Routes:
             self._exact["/"] = {"GET": _as_if(page, redirects["GET"])}
 
     def find(self, method: str, path: str) -> Handler | None:
-        """Return the handler of a path below the mount point, or None for 404."""
+        """Return the handler of a path under the mount point, or None for 404."""
         exact = self._exact.get(path)
         handlers = exact or self._below(path)
         if handlers is None:
@@ -272,7 +272,7 @@ _READING = ("GET", "HEAD")
 
 
 async def _describe_stream(request: HttpRequest) -> Response:
-    """Respond to HEAD on a path whose GET opens a stream, without opening it."""
+    """Respond to HEAD on a path where GET opens a stream, without opening it."""
     return Response(b"", 200, STREAM_HEAD)
 
 
@@ -349,7 +349,7 @@ _SIGN_IN = "/sign-in"
 _SIGN_IN_NAMES = frozenset({"/login", "/log-in", "/signin", "/auth", "/auth/login", "/account", "/account/login"})
 """Common names of sign-in pages, which people try."""
 _MAX_MISSPELLED = 64
-"""Maximum length of a path that is compared with others. Longer ones take longer to compare."""
+"""Maximum length of a path to compare with known paths. Longer ones take longer to compare."""
 _LEAST_ALIKE = 0.8
 """Minimum similarity, from 0 to 1, between a path and a suggested one."""
 _HINTS = {

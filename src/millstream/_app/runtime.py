@@ -47,8 +47,8 @@ class Replicas:
     """This worker's part of the replication: disabled and removed items, resource updates, and the secret.
 
     Each worker has its own registry, filled by its program. When a list changes, each worker notifies its own clients.
-    Messages between workers are therefore needed only for what a single worker knows, such as a removed item or an
-    updated resource.
+    Messages between workers are therefore needed only for changes that a single worker knows about, such as a removed
+    item or an updated resource.
     """
 
     def __init__(self, definition: Definition, services: Services) -> None:
@@ -97,7 +97,7 @@ class Replicas:
     def emit(self, change: ServerChange) -> None:
         """Pass a change to the clients of this worker, and a resource update to other workers as well.
 
-        With a shared store, this worker receives the update when the others do, after learning about earlier
+        With a shared store, this worker receives the update together with the other workers, after earlier
         subscriptions on other workers.
         """
         if change.uri and self._services.peers.shared:
@@ -106,7 +106,7 @@ class Replicas:
             self._services.changes.emit(change)
 
     def on_change(self, kind: str, key: str, how: str) -> None:
-        """Make the others remove an item or switch it ``on`` or ``off`` and record items that were ``added``."""
+        """Make the other workers remove an item or turn it ``on`` or ``off``, and record items that were ``added``."""
         if how == "added":
             self._added.append(key)
         elif self._receiving:
@@ -219,7 +219,7 @@ class Runtime:
         Args:
             definition: Definition of the server.
             store: Store for this loop, opened and closed here.
-            bind: Where the server listens.
+            bind: The server's listen address.
             on_idle: Called when the server was idle for a minute, or None if its starter closes it.
         """
         # Configuration

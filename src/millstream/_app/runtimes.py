@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Runtimes:
-    """The runtimes of one server.
+    """A server's runtimes.
 
     A starter also stops its runtime: our HTTP server, a host's lifespan, or an ``async with``. A runtime that was
     opened by a request, because the server is mounted in another application, closes after an idle minute. With a
@@ -161,7 +161,7 @@ _HUB_NAMES = dict.fromkeys(("subscribe", "on", "receive"), "Use `async with mcp.
     "emit": "Use `await mcp.hub.publish(channel, data)`.",
     "members": "Use `await mcp.hub.presence(channel)`.",
 }
-"""Name in other libraries -> what to use."""
+"""Name in other libraries -> its replacement."""
 
 
 class HubAccess:

@@ -190,7 +190,7 @@ _OTHER_NAMES = {
     "state": "Write `Server(lifespan=…)`: the value it yields is `ctx.lifespan`. For a limiter, write "
     "`settings=Settings(limit_calls='60/minute')`.",
 }
-"""Name of another package -> what to write here."""
+"""Name in another package -> its replacement here."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -214,7 +214,7 @@ class Server:
         store: URL of the store for streams and sessions, by default that of the settings, or ``memory://``.
         lifespan: An ``async with`` context that's open while the server runs. Its value is ``ctx.lifespan``.
         serve: What to serve in addition to MCP: hub, rest, web, metrics, several of them, or all.
-        auth: How callers sign in, from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
+        auth: Sign-in methods from `millstream.auth`: ``auth.keys(…)``, ``auth.issuer(…)``, or a list of them.
         authorize_channel: ``f(principal, "publish" or "subscribe", channel)`` decides who can use a channel of the hub.
             It must not block.
         middleware: Hooks around calls, reads, prompts, lists, and messages (`millstream.middleware`), outermost first.
@@ -301,10 +301,11 @@ class Server:
     def extend(self, extension: E) -> E:
         """Add an MCP extension before the server runs and return it: ``stock = mcp.extend(Stock())``.
 
-        Its hooks around tools, resources, and prompts apply to those that are registered afterwards.
+        Its hooks apply to tools, resources, and prompts that are registered afterwards.
 
         Args:
-            extension: An object of your subclass of `millstream.extensions.Extension`, or one that Millstream brings.
+            extension: An object of your subclass of `millstream.extensions.Extension`, or one that comes with
+                Millstream.
 
         Raises:
             ValueError: An extension with that identifier exists.
@@ -320,7 +321,7 @@ class Server:
         """Return the extension of a class, or None: ``mcp.extension(Stock)``.
 
         Args:
-            kind: The class. An extension of a subclass also counts.
+            kind: The class. An extension of a subclass is also found.
         """
         return next((each for each in self._extensions if isinstance(each, kind)), None)
 
@@ -372,11 +373,11 @@ class Server:
     def tool(self, function: Any = None, /, *more: object, **options: Unpack[ToolOptions]) -> Any:
         """Register a function as a tool: ``@mcp.tool``, or ``@mcp.tool(title="Add", timeout=5)``. Return the function.
 
-        The tool's name is the function's, its description the docstring, and its schemas come from the annotations
-        (MCP 2025-11-25, server/tools).
+        The tool's name is the function's name, its description is the docstring, and its schemas come from the
+        annotations (MCP 2025-11-25, server/tools).
 
         Args:
-            function: The function. An ``async def`` function runs in the event loop, a ``def`` function in a worker
+            function: The function. An ``async def`` function runs in the event loop, and a ``def`` function in a worker
                 thread.
             more: Not allowed, because options are passed by name.
             options: Options of `millstream._server.features.tools.ToolOptions`, such as ``name``, ``title``,
@@ -554,7 +555,7 @@ class Server:
     def route(self, path: str, *, methods: Names = ("GET",), public: bool = False) -> "Callable[[P], P]":
         """Handle requests to a path: a page, a webhook, or your own API.
 
-        The function takes a `starlette.requests.Request` and returns a `starlette.responses.Response`, which may be a
+        The function takes a `starlette.requests.Request` and returns a `starlette.responses.Response`, which can be a
         stream. A `def` function runs in a worker thread. Host, Origin, and the size of the body are checked like on
         every path of the server. If callers have to sign in, this path requires it as well, and
         ``request.state.principal`` is the caller.
@@ -562,7 +563,7 @@ class Server:
         Args:
             path: Path, optionally with parameters, as in ``/hooks/{name}``: ``request.path_params["name"]``.
             methods: HTTP methods; GET includes HEAD.
-            public: Whether callers don't have to sign in for it.
+            public: Whether it's available without sign-in.
 
         Raises:
             ValueError: Millstream or another route uses the path.
@@ -582,16 +583,15 @@ class Server:
 
     @suggest_keywords
     def static(self, path: str, folder: str | PathLike[str], *, max_age: int = 0, public: bool = False) -> None:
-        """Serve the files of a folder below a path, with ``index.html`` for a folder, and ``404.html`` for missing
-        files.
+        """Serve a folder's files under a path, with ``index.html`` for folders and ``404.html`` for missing files.
 
         Files outside the folder and hidden files aren't served.
 
         Args:
-            path: ``/app``, or ``/`` for everything that has no other path.
+            path: ``/app``, or ``/`` for all paths that aren't otherwise handled.
             folder: Path of the folder, relative to the current directory.
-            max_age: Seconds that clients cache a file, by default they revalidate it each time, by entity tag.
-            public: Whether callers don't have to sign in for it.
+            max_age: Seconds that clients can cache a file. By default, they revalidate it each time by entity tag.
+            public: Whether it's available without sign-in.
 
         Raises:
             ValueError: Millstream or another route uses the path, or the folder doesn't exist.
@@ -605,7 +605,8 @@ class Server:
         self.definition.add_path(static_of(path, fspath(folder), max_age=max_age, public=public))
 
     def files(self, uri: str, folder: str | PathLike[str], **options: "Unpack[ResourceLabels]") -> None:
-        """Offer the files of a folder as resources: ``docs://`` is their list, ``docs://guide/start.md`` one of them.
+        """Offer a folder's files as resources: ``docs://`` is the list, and ``docs://guide/start.md`` is one of the
+        files.
 
         Clients can complete the path. Files outside the folder, even through symbolic links, and hidden files aren't
         read. A file may have up to 10 MiB.
@@ -629,15 +630,15 @@ class Server:
 
     @classmethod
     def from_openapi(cls, spec: Any, client: Any = None, *, name: str = "OpenAPI", **options: Any) -> "Server":
-        """Return a server whose tools are the operations of an API: ``Server.from_openapi(spec, name="shop")``.
+        """Return a server with an API's operations as tools: ``Server.from_openapi(spec, name="shop")``.
 
         Args:
             spec: The OpenAPI document, version 2.0, 3.0, or 3.1, as a dict, or the path of its file in JSON or YAML.
             client: An `AsyncClient` of httpx2 or httpx, by default one for the first server of the document.
             name: Name that clients show.
             options: `routes`, a list of `millstream.gateway.RouteMap`, `names`, and `choose`. With
-                `output_schemas`, tools have output schemas, taken from the document's responses. `hosts` are origins
-                of other servers that operations may have.
+                `output_schemas`, tools have output schemas, taken from the document's responses. `hosts` are origins of
+                other servers that operations can use.
 
         Raises:
             ValueError: The document is invalid, or has no server and `client` isn't given.
@@ -650,7 +651,7 @@ class Server:
 
     @classmethod
     def from_fastapi(cls, app: Any, *, name: str = "", **options: Any) -> "Server":
-        """Return a server whose tools are the operations of a FastAPI application: ``Server.from_fastapi(app)``.
+        """Return a server with a FastAPI application's operations as tools: ``Server.from_fastapi(app)``.
 
         Args:
             app: The application.
@@ -669,7 +670,7 @@ class Server:
         prevent the start: `/readyz` and `/health` report it.
 
         Args:
-            name: Name for logs, metrics, and pages, and prefix of its tools' names (``files_read``).
+            name: Name for logs, metrics, and pages, and prefix for the tools' names (``files_read``).
             target: A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object.
             options: See `millstream.gateway.UpstreamConfig`; ``prefix=""`` leaves the names unchanged.
 
@@ -694,12 +695,12 @@ class Server:
         Args:
             other: The other server. It can be mounted on several servers.
             prefix: Prefix of its names: ``books_buy`` for a tool or prompt, ``shop://books/1`` for a URI. By default,
-                they stay as they are.
+                names aren't changed.
 
         Raises:
-            ValueError: A server can't contain itself, a name is taken, or the other has a lifespan and this one is
-                running.
-            TypeError: The other isn't a Server.
+            ValueError: A server can't contain itself, a name is taken, or the other server has a lifespan and this one
+                is running.
+            TypeError: The other object isn't a Server.
         """
         if not isinstance(other, Server):  # pyright: ignore[reportUnnecessaryIsInstance]  a call that isn't checked
             raise TypeError(
@@ -711,7 +712,7 @@ class Server:
     async def resource_updated(self, uri: str) -> None:
         """Notify all subscribers of a resource that it has changed: ``await mcp.resource_updated("shop://stock")``.
 
-        Clients then read it again. Several waiting updates of one resource are sent as one (MCP 2025-11-25,
+        Clients then read it again. Several pending updates for a resource are combined (MCP 2025-11-25,
         server/resources, Subscriptions).
 
         Args:
@@ -859,7 +860,7 @@ class Server:
 
         Args:
             path: Path of Streamable HTTP.
-            transport: Ignored, because all HTTP transports are served at once.
+            transport: Ignored, because all HTTP transports are always served.
             options: Not supported. Use the settings of the server.
 
         Raises:

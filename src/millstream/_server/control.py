@@ -28,7 +28,7 @@ too.
 """
 
 _RECOUNT = 0.25
-"""Seconds that a count of calls per caller stays valid for refusals."""
+"""Seconds that a count of calls per caller stays valid for rejecting calls."""
 
 
 RequestGate = Callable[[HttpRequest], Awaitable[None]]
@@ -123,18 +123,18 @@ class Load:
 
 
 def busy_error() -> ProtocolError:
-    """Return the error for a call above the limit."""
+    """Return the error for a call beyond the limit."""
     return ProtocolError(OVERLOADED, "Too many calls are running. Try again later.", status=503)
 
 
 def too_many_streams(yours: int) -> ProtocolError:
-    """Return the error for a stream above the limit."""
+    """Return the error for a stream beyond the limit."""
     text = f"Too many open streams, {yours} of them yours. Close some, or try again later."
     return ProtocolError(OVERLOADED, text, status=503, head=b"retry-after: 1\r\n")
 
 
 def release_arguments(call: Call, bodies: Share) -> None:
-    """Release the arguments of a large call, which then no longer count."""
+    """Release the arguments of a large call, so that they're no longer counted."""
     if call.weight:
         bodies.leave(call.owner, call.weight)
         call.weight = 0
@@ -165,7 +165,7 @@ class Control:
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
         peers.on_workers(questions.end_misnamed)
 
-    # Messages on a connection, whose calls all run on this worker
+    # Messages on a connection, where all calls run on this worker
 
     def notify(self, message: Envelope, scope: str) -> RequestId | None:
         """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC.
@@ -190,7 +190,7 @@ class Control:
         for call in [call for (each, _), call in self.by_id.items() if each == scope]:
             call.cancel()
 
-    # Messages in a session, whose calls can run on any worker
+    # Messages in a session, where calls can run on any worker
 
     async def notified_anywhere(self, message: Envelope, session_id: str) -> None:
         """Process a notification of a session. A cancellation can be lost."""

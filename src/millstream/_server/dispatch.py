@@ -60,7 +60,7 @@ _DISCOVER_TTL_MS = 3_600_000
 
 
 class ServerDescription:
-    """The server's description of itself, for `initialize` and `server/discover`, encoded once per revision.
+    """The server's information about itself for `initialize` and `server/discover`, encoded once per revision.
 
     It depends on name, instructions, capabilities, and cache hints. Capabilities are only added, so their count shows
     whether the cache is stale; other changes clear it.
@@ -133,7 +133,7 @@ Observe = Callable[[Call, float, bytes], None]
 
 
 class RelayedError(ProtocolError):
-    """Ends a call with the error of another server, which stays as it is in every revision."""
+    """Ends a call with another server's error, which isn't changed in any revision."""
 
 
 class Outcome(Struct):
@@ -226,10 +226,10 @@ class Dispatcher:
 
         Args:
             call: The call.
-            scope: The session or connection whose later messages can name the call. Ids are unique in it.
+            scope: The session or connection with later messages about the call. Ids are unique in it.
 
         Returns:
-            The complete JSON-RPC response. Empty if the caller canceled the call, which gets no answer.
+            The complete JSON-RPC response. It's empty if the caller canceled the call, because then there's no answer.
         """
         key = (scope, call.id)
         if scope and (self.by_id.setdefault(key, call) is not call or call.cancelled):
@@ -428,9 +428,8 @@ class Dispatcher:
         return _wrap_envelope(call, answer)
 
     def notify(self, call: Call) -> None:
-        """Run an extension's handler for a notification, as a task. There is no answer.
-
-        A notification above a limit is dropped and logged at debug level. The limits are those of calls.
+        """Run an extension's handler for a notification, as a task. There's no answer. The limits are the same as for
+        calls. A notification beyond them is dropped and logged at debug level.
         """
         share, bodies = self._notification_share, self.services.bodies
 
@@ -508,7 +507,7 @@ _ERROR = b',"isError":true'
 
 
 def _reports_error(result: bytes) -> bool:
-    """Return whether another server's result comes from a failed tool."""
+    """Return whether another server's result is from a failed tool."""
     try:
         return _decode_tool_result(result).is_error
     except MALFORMED:

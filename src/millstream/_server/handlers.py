@@ -89,7 +89,7 @@ def read(kind: type[S], call: Call) -> S:
 
 
 def read_texts(kind: type[S], call: Call) -> S:
-    """Decode parameters with an object of strings, each of which becomes an object.
+    """Decode parameters with an object of strings. Each string becomes an object.
 
     Raises:
         ProtocolError: INVALID_PARAMS, including for too many members.
@@ -372,7 +372,7 @@ class Handlers:
             ends.callback(changes.source.follow, call, owner, {})
             await changes.source.wait_until_followed(uris)
             await call.send_to_caller(acknowledgment)
-            del wanted, granted, uris, acknowledgment  # what isn't counted must not be kept
+            del wanted, granted, uris, acknowledgment  # uncounted data must not be kept
             await line.keep_alive()  # opens the stream if a filter dropped the acknowledgment
             ends.callback(line.on_close(end))
             pushes.begin(call)
@@ -492,13 +492,13 @@ def _not_found(uri: str) -> ProtocolError:
 
 
 class _Pushes:
-    """Messages pushed to one subscription, starting after the acknowledgment."""
+    """Messages pushed to a subscription, starting after the acknowledgment."""
 
     __slots__ = ("_call", "_early", "over")
 
     def __init__(self) -> None:
         self._early: dict[bytes, None] = {}
-        """Pending messages, each of which is pushed once."""
+        """Pending messages. Each one is pushed once."""
         self._call: Call | None = None
         self.over = asyncio.Event()
         """Set when the subscription ends."""

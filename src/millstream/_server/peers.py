@@ -4,8 +4,8 @@ Data that must not be lost is in the store. A message announces it, or asks for 
 a MAC with the server's secret, so access to the store isn't enough to forge one. A store that isn't shared has no other
 workers, and costs nothing here.
 
-Logs drop their oldest messages, whose owner may be another client. Messages with what a client wrote are therefore
-delivered with a receipt (`Peers.deliver`), and large ones wait in the map, which has a share for each owner.
+Logs drop their oldest messages, whose owner may be another client. Messages with client data are therefore delivered
+with a receipt (`Peers.deliver`), and large ones wait in the map, which has a share for each owner.
 """
 
 import asyncio
@@ -113,7 +113,7 @@ class WorkerStart(PeerMessage, frozen=True, tag="join"):
 
 
 class MissedMessages(PeerMessage, frozen=True, tag="miss"):
-    """The sender may have missed messages from others."""
+    """The sender may have missed messages from other workers."""
 
 
 class WorkerGreeting(PeerMessage, frozen=True, tag="present"):
@@ -193,7 +193,7 @@ _MAC_BYTES = 16
 _MAX_WAITING = 10_000
 _MAX_SEEN = 50_000
 MAX_UNRECEIVED = 1_000
-"""Maximum messages without a receipt; half of them for one owner."""
+"""Maximum messages without a receipt, half of them for one owner."""
 _LARGE = 16 * 1024
 """Minimum bytes of a message that waits in the map."""
 RECEIPT_TIMEOUT = 30.0
@@ -220,7 +220,7 @@ M = TypeVar("M")
 
 
 class Peers:
-    """The other workers, from the view of one server."""
+    """The other workers that share the store."""
 
     def __init__(self, store: Store, values: Sequence[bytes]) -> None:
         """Create the object. No messages arrive before `open`.
@@ -236,7 +236,7 @@ class Peers:
         self._keys: list[bytes] = []
         self._receivers: dict[type, list[Callable[[Any, str], object]]] = {}
         self._own: set[type] = set()
-        """Message types for which this worker also receives its own messages."""
+        """Types of messages that this worker also receives from itself."""
         self._interrupted: list[Callable[[], None]] = []
         self._on_loss: list[Callable[[], None]] = []
         self._worker_checks: list[Callable[[], Awaitable[None]]] = [self._check_receivers]
@@ -245,7 +245,7 @@ class Peers:
         self._mute = False
         """Whether the last message to all workers failed and was logged."""
         self._processed: Recent[tuple[str, int], None] = Recent(_MAX_SEEN)
-        """Direct messages and messages whose order matters. Each is processed once, although a repaired store can
+        """Direct messages, and messages with a significant order. Each is processed once, although a repaired store can
         repeat it.
         """
         self._unreceived: dict[int, tuple[str, asyncio.Future[bool]]] = {}
@@ -478,8 +478,7 @@ class Peers:
         return await self._store.bus.send(worker, _TOPIC, self._seal(worker, message))
 
     async def deliver(self, worker: str, message: Message, owner: str) -> bool:
-        """Send what a client wrote to one worker and wait until it has received it. Return False if its lease is over
-        or it's unknown.
+        """Send client data to a worker and wait for the receipt. Return False if its lease is over or it's unknown.
 
         Args:
             worker: The worker.

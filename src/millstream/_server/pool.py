@@ -26,15 +26,15 @@ _MAX_WAITING = 1000
 
 
 class Pool(Share):
-    """Places that owners use for a while, such as processes. `acquire` waits until one is free.
+    """Slots that owners use for a while, such as processes. `acquire` waits until one is free.
 
-    A lone owner can hold all places. With several, an eighth of them is kept for owners that hold nothing.
-    A place that is given back goes to the waiting owner that holds the fewest; equal ones take turns.
+    A single owner can hold all slots. With several owners, an eighth of them is reserved for owners without any. A
+    released slot goes to the waiting owner that holds the fewest. Equal ones take turns.
 
     Args:
-        maximum: Number of places.
-        on_wait: Called when a request starts to wait, to give back a place that isn't in use.
-        several: Whether there's more than one owner, if that's known before the second one comes.
+        maximum: Number of slots.
+        on_wait: Called when a request starts to wait, to release a slot that isn't in use.
+        several: Whether there's more than one owner, if that's known in advance.
 
     Example:
         >>> if not await processes.acquire(call.owner):
@@ -52,7 +52,7 @@ class Pool(Share):
         self._on_wait = on_wait
         self._first_owner = ""
         self.several: bool = several
-        """Whether there's more than one owner. Set it if that's known before the second one comes."""
+        """Whether there's more than one owner. Set it if that's known in advance."""
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
         """Waiting owners, the one served last at the end."""
 
@@ -64,7 +64,7 @@ class Pool(Share):
 
     @override
     def take(self, owner: str, amount: int = 1) -> bool:
-        """Count places of an owner. Return False, and count nothing, if there's no room."""
+        """Take slots for an owner. Return False without taking any if there aren't enough."""
         self._first_owner = self._first_owner or owner
         self.several = self.several or owner not in ("", self._first_owner)
         return super().take(owner, amount)
@@ -90,7 +90,7 @@ class Pool(Share):
         except (asyncio.CancelledError, TimeoutError) as exc:
             if future.cancelled():
                 self._remove(owner, future)
-            else:  # the place came at the same time
+            else:  # the slot was assigned at the same time
                 self.leave(owner)
             if isinstance(exc, TimeoutError):
                 return False

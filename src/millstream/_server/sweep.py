@@ -42,7 +42,7 @@ class Sweep:
         # Process
         self.started: float = self.clock()
         self.lag: float = 0.0
-        """Seconds by which the last tick was late. Every call waits this much."""
+        """Delay of the last tick in seconds. Every call waits this long."""
         self._last_warning: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._pending: dict[object, asyncio.Task[None]] = {}

@@ -1,7 +1,7 @@
 """The built-in parts. `definition.TABLE` lists them.
 
 The small ones are here: the lifespans, the program's own paths, MCP over Streamable HTTP and HTTP+SSE, limits, the
-observer of calls, and REST. The others have modules of their own, so a server without them doesn't import them.
+observer of calls, and REST. The other parts have their own modules, so a server without them doesn't import them.
 """
 
 import asyncio

@@ -50,7 +50,7 @@ PATIENCE = 0.4
 """Seconds to wait for the other workers."""
 READERS = 30
 MAX_WORKERS = 256
-"""Maximum workers whose replies are used."""
+"""Maximum workers to wait for."""
 MAX_CHANNELS = 100
 """Maximum channels to show per worker, starting with the channels that have the most subscribers."""
 _SAME = 0.5
@@ -147,7 +147,7 @@ class DashboardQueries:
     # Queries of the pages
 
     async def measure(self) -> None:
-        """Query the figures of the other workers; `snapshot` includes their replies."""
+        """Query the other workers' figures; `snapshot` includes their replies."""
         now = self.clock()
         self._figures = {name: each for name, each in self._figures.items() if now - each[0] <= FRESH}
         await self.peers.broadcast(StatsRequest(_FIGURES, _encode(_Question("figures"))))
@@ -176,7 +176,7 @@ class DashboardQueries:
         return call_values(await self._ask(_Question("calls"), WorkerCalls))
 
     async def readers(self) -> Json:
-        """Return the streams whose readers are furthest behind."""
+        """Return the streams with the slowest readers."""
         found = [each for answer in await self._ask(_Question("readers"), list[ReaderRow]) for each in answer]
         found.sort(key=lambda each: (-each.waiting, -(each.seconds or 0)))
         return {"readers": [structs.asdict(each) for each in found[:READERS]]}
@@ -231,7 +231,7 @@ class DashboardQueries:
         return [_decode(each, type=kind) for each in (own, *waiting.answers.values())]
 
     async def _reply(self, request: StatsRequest, worker: str) -> None:
-        # The other worker may have another version or be gone; its page will ask again.
+        # The other worker may have another version or have stopped; its page will ask again.
         with suppress(LocalError, OSError, msgspec.DecodeError):
             answer = await self._answer(_decode(request.about, type=_Question))
             await self.peers.send(worker, StatsReply(request.number, answer))
@@ -394,7 +394,7 @@ def _serve(host: PartHost, definition: Definition) -> None:
     routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
     inspecting = Inspector(host)
     relay, sign_in = inspecting.relay, inspecting.sign_in
-    # It holds nothing: whatever it shows comes from the page that embeds it.
+    # It has no content: everything that it shows comes from the page that embeds it.
     routes.add(APP_PATH, Route({"GET": show_app}, public=True))
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
     # The redirect comes from another site, without the cookie of the user's sign-in; the handler identifies users

@@ -1,6 +1,7 @@
-"""Serving an application: the ASGI entry, our HTTP server, the start-up panel, and what every command reports.
+"""Serving an application: the ASGI entry, our HTTP server, the start-up panel, and the errors that every command
+reports.
 
-A command-line error has three parts: what happened, why, and what to do.
+A command-line error has three parts: the problem, the reason, and a fix.
 """
 
 import os
@@ -162,6 +163,6 @@ def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> st
         before = f"{show_failure(cause, causes)}\nWhich led to:\n\n"
     told = traceback.format_exception_only(exc)
     home = type(exc).__module__
-    if home.startswith("millstream."):  # where it's defined means nothing to the developer
+    if home.startswith("millstream."):  # its location doesn't help the developer
         told[-1] = told[-1].removeprefix(f"{home}.")
     return before + "".join([*traceback.format_list(frames), *told])

@@ -22,14 +22,14 @@ _OWN_SERVER = (
     "exactly one Host header (except for health probes)",
     "caps on connections and on unsent replies",
 )
-"""Protections that only our own server provides; they're logged under another one."""
+"""Protections that only our own server provides. They're logged under another server."""
 STOP_POLL = 0.2
 """Seconds between checks for whether uvicorn is stopping."""
 _OWN_SOCKETS = "caps on unfinished WebSocket messages, their time and their fragments, and on frames handled at a time"
 
 
 async def serve(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-    """Handle what the application's fast path doesn't."""
+    """Handle messages that the application's fast path doesn't."""
     if scope["type"] == "lifespan":
         await _lifespan(application, receive, send)
     elif scope["type"] == "http":
@@ -116,7 +116,7 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
 
 
 async def _drain_with_uvicorn(runtime: Runtime, server: Any) -> None:
-    """End calls and streams once uvicorn is asked to stop. It closes the application only after all its connections.
+    """End calls and streams when uvicorn is asked to stop. It closes the application only after all its connections.
 
     Args:
         runtime: The runtime.

@@ -1,8 +1,6 @@
-"""One request in flight, and the state that requests share.
-
-Here is the source of the secret for session ids and sealed state. Sources in order: the setting. The store, if several
-workers share one; a file in the user's state directory, created once and shared by all workers of the machine. A secret
-of this process, which is lost when it ends.
+"""A request in progress, and the state that requests share. This module has the source of the secret for session ids
+and sealed state. Sources in order: the setting. The store, if several workers share one; a file in the user's state
+directory, created once and shared by all workers of the machine. A secret of this process, which is lost when it ends.
 
 A reader of the store can read a secret kept there and forge sessions. Prefer the setting.
 """
@@ -78,7 +76,7 @@ def load_secrets(setting: str, *, state_dir: Path | None = None) -> Secrets:
 
 
 async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secrets:
-    """Return the secrets that all workers with one store use: from the setting, or else from the store.
+    """Return the secrets of all workers that share a store: from the setting, or else from the store.
 
     Args:
         store: A shared and open store.

@@ -39,15 +39,16 @@ class TaskStart(BaseException):
 
 
 class ReplyChannel(Protocol):
-    """The channel for messages to one caller. Messages are complete JSON-RPC messages without framing, sent in
-    order. A channel that overrides nothing discards them.
+    """The channel for messages to a caller. Messages are complete JSON-RPC messages without framing, sent in order. By
+    default, they're discarded.
     """
 
     asks: bool = False
     """Whether the channel can carry requests to the client and route their answers back."""
 
     async def send(self, message: bytes) -> None:
-        """Send a message with back-pressure. If the client is gone, drop the message, or keep it for a resume."""
+        """Send a message with back-pressure. If the client has disconnected, drop the message or keep it for a
+        resume."""
         return
 
     def push(self, message: bytes) -> bool:
@@ -83,8 +84,8 @@ class Origin(Protocol):
     """Stops the work, if it can be stopped. None if only the call's task can be canceled."""
 
     def ends_call(self) -> bool:
-        """Return whether the peer is gone. Called when a call's task was canceled but the call wasn't. If the peer is
-        still there, the function canceled its own task, and the peer waits for an answer.
+        """Return whether the peer has disconnected. Called when a call's task was canceled but the call wasn't. If the
+        peer is still connected, the function canceled its own task, and the peer is waiting for an answer.
         """
         ...
 
@@ -176,7 +177,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
     stop: Callable[[], object] | None = None
     """Cancels the task of the call, if its origin can't."""
     release: Callable[[], object] | None = None
-    """Called when the call is over, to free what other calls wait for."""
+    """Called when the call ends, to free resources that other calls wait for."""
     long_lived: bool = False
     """Whether the call is open until its client closes it, like `subscriptions/listen`. Time limits don't apply."""
     task: str = ""
@@ -226,7 +227,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
         return self.rounds
 
     def saved_value(self, key: str) -> bytes | None:
-        """Return what `save_value` stored in an earlier round of the call, or None.
+        """Return the value that `save_value` stored in an earlier round of the call, or None.
 
         Args:
             key: Key of the value.
@@ -525,10 +526,11 @@ def check_scopes(call: Call, needed: frozenset[str]) -> None:
 
     Args:
         call: The caller's call.
-        needed: Scopes, all of which the caller needs.
+        needed: Required scopes. The caller needs all of them.
 
     Raises:
-        ProtocolError: INSUFFICIENT_SCOPE, HTTP 403. The error names all scopes, so the client can request them at once.
+        ProtocolError: INSUFFICIENT_SCOPE, HTTP 403. The error lists all scopes, so that the client can request them
+            together.
     """
     if needed:
         scopes = granted_scopes(call)

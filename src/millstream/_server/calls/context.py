@@ -99,7 +99,7 @@ _OPTIONS_ELSEWHERE = {
     "result_type": "Ask for JSON, and decode `answer.text`.",
     "system_prompt": "Write system=…",
 }
-"""Option of other packages -> what to write here."""
+"""Option in other packages -> its replacement here."""
 
 
 def _question(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -239,7 +239,7 @@ class Context(CallInfo):
         await self.log("warning", data)
 
     async def error(self, data: Any) -> None:
-        """Call `log` with level error: ``await ctx.error("The printer is gone")``. The call goes on.
+        """Call `log` with level error: ``await ctx.error("The printer is gone")``. The call continues.
 
         Args:
             data: Any JSON-serializable value.
@@ -250,7 +250,7 @@ class Context(CallInfo):
         """Send a custom notification to the caller before the result: ``await ctx.notify("com.example/sold")``.
 
         Clients ignore methods that they don't know; check ``ctx.client.extensions``. Callers without a message stream,
-        such as those of REST, don't receive it.
+        such as REST callers, don't receive it.
 
         Args:
             method: The method of an extension, such as ``com.example/sold``.
@@ -314,11 +314,11 @@ class Context(CallInfo):
     async def elicit_url(self, message: str, url: str, *, id: str = "", key: str | None = None) -> None:
         """Ask the user to open a URL: ``await ctx.elicit_url("Please pay", url)``. Raises the errors of `elicit`.
 
-        Use it for what must not pass through the client, such as a password or a payment. It returns when the user
+        Use it for data that must not pass through the client, such as a password or a payment. It returns when the user
         agrees to open the page, not when the page is done (MCP 2025-11-25, client/elicitation).
 
         Args:
-            message: Why the user should open it.
+            message: The reason why the user should open it.
             url: The URL, which the client shows before it opens the page.
             id: Your own id of the interaction, unique on this server. By default, one is created.
             key: As for `elicit`.
@@ -432,7 +432,7 @@ class Context(CallInfo):
 
             if store and self._call.state:
                 share = share_for(principal_id(self.principal))
-                # The state is sealed again for every round, so it names the one that this call continues.
+                # The state is sealed again for every round, so it identifies the one that this call continues.
                 name = f"once:{share}.{key}:{sha256(self._call.state.encode()).hexdigest()}"
                 raw = await once_stored(self._services, name, run)
             else:
@@ -466,7 +466,7 @@ def open_rounds(call: Call) -> None:
 
 
 def call_binding(call: Call) -> bytes:
-    """Return a digest of what the state of a call is bound to: its principal, method, name, and raw arguments.
+    """Return a digest of the data that a call's state is bound to: principal, method, name, and raw arguments.
 
     Compare it before another request resumes the work: ``if call_binding(call) != parked.binding: …``.
 

@@ -138,7 +138,7 @@ class PendingQuestions:
                 future.set_exception(ToolError("The server was suspended, and the answer was lost. Try again."))
 
     def end(self, scope: str) -> None:
-        """Fail all questions to a session or connection whose client is gone."""
+        """Fail all questions to a session or connection after its client has disconnected."""
         for _, question in self._in(scope):
             question.future.set_exception(ToolError("The client has disconnected and can't answer."))
 
@@ -182,7 +182,7 @@ def owner_worker(question_id: object) -> str:
 
 
 def _lacks_answer(future: asyncio.Future[bytes]) -> bool:
-    """Return whether no answer came, including when the waiting task was canceled."""
+    """Return whether there was no answer, including if the waiting task was canceled."""
     return future.cancelled() or not future.done()
 
 

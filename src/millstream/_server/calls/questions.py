@@ -98,7 +98,7 @@ def form_of(answer: Any) -> Form:
     see `_type_of_choices`.
 
     Raises:
-        TypeError: The type isn't flat, or it isn't a type. The text names the field, or explains what to write.
+        TypeError: The type isn't flat, or it isn't a type. The text identifies the field or suggests a replacement.
     """
     kind = _type_of_choices(answer)
     if answer is None or not may_be_type(kind):
@@ -211,7 +211,7 @@ def parse_answer(content: Json, answer: Any) -> Any:
     """Return the answer as the requested type, or unchanged for a schema.
 
     Raises:
-        ProtocolError: The answer doesn't fit the form.
+        ProtocolError: The answer doesn't match the form.
     """
     schema = requested_schema(answer)
     properties: dict[str, Schema] = schema.get("properties", {})
@@ -310,7 +310,7 @@ class ElicitUrl(Struct, frozen=True):
 
 
 Messages = str | Message | Content | Sequence[str | Message | Content]
-"""What a model continues: text and content blocks, which the user says, and messages."""
+"""The conversation that a model continues: text and content blocks from the user, and messages."""
 
 
 class Sample(Struct, frozen=True):

@@ -59,7 +59,7 @@ class ServerChange(Struct, frozen=True, gc=False):
 
 
 class Broadcast(ServerChange, frozen=True, gc=False):
-    """A notification of an extension, for all sessions whose client declared it."""
+    """An extension's notification, for all sessions with clients that declared it."""
 
     extension: str = ""
     """The extension's identifier, or an empty string for every session."""
@@ -199,7 +199,7 @@ class ChangeFeed:
 
         Args:
             change: The change.
-            but: Sessions that learn of it in another way.
+            but: Sessions that are notified in another way.
         """
         watchers = self._watchers
         if but:
@@ -265,7 +265,7 @@ def principal_id(principal: Any) -> str:
 
 
 def expiry_of(principal: Principal | None) -> float:
-    """Return the time at which a caller's streams end, in seconds since 1970: the expiry of the credential."""
+    """Return the time when a caller's streams end, in seconds since 1970: the credential's expiry."""
     return inf if principal is None else principal.expires_at
 
 
@@ -371,7 +371,7 @@ class Services:
         self.streams: Share = Share(settings.max_streams)
         """All open streams and subscriptions, but not the streams of short calls."""
         self.session_holder: str = ""
-        """Names this process in the ids of sessions whose state it holds. Empty if any worker can serve them."""
+        """Identifies this process in the ids of sessions that it holds. Empty if any worker can serve them."""
         self.session_ends: list[Callable[[str], None]] = []
         """Called with the id of each session that ends."""
         self.endings: set[Callable[[], None]] = set()
@@ -386,7 +386,7 @@ class Services:
         """Returns the dependency overrides of a server, set by tests."""
 
     def end_session(self, session_id: str) -> None:
-        """Release what belongs to a session that has ended."""
+        """Release the resources of a session that has ended."""
         for end in self.session_ends:
             end(session_id)
 

@@ -1,11 +1,11 @@
-"""Values that functions keep in the store, for a session, or for side effects that happen only once.
+"""Values that functions keep in the store for a session or for side effects that happen only once.
 
 The values of a session are part of its record, so all workers share them.
 
 A side effect happens once even if its round arrives twice, because it's claimed in the store before it runs. A claim
-names its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the round claims
-the effect and runs it again, because its progress is unknown. An effect that must not happen twice even then needs an
-idempotency key where it happens.
+contains its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the round
+claims the effect and runs it again, because its progress is unknown. An effect that must not happen twice even then
+needs an idempotency key in the other system.
 """
 
 import asyncio

@@ -394,7 +394,7 @@ def size_of_uris(watched: Mapping[str, str], entry_bytes: int = 0) -> int:
 
 
 def growth_of_uris(before: Mapping[str, str], after: Mapping[str, str], entry_bytes: int = 0) -> int:
-    """Return how many more bytes watched URIs take than before. Only those that differ are examined."""
+    """Return the additional bytes that watched URIs take. Only URIs that differ are examined."""
     added, removed = (
         {form: these[form] for form in these.keys() - others.keys()}
         for these, others in ((after, before), (before, after))

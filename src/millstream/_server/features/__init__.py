@@ -1,7 +1,7 @@
 """The features of a server: tools, resources, prompts, their registry, and the hooks around them.
 
-`hooks_of` finds the hooks of an object once. `wrap_with_hooks` puts those for calls around an item when it's
-registered, and `MiddlewareChain` puts those for lists and whole messages around the handlers of a server. A server
+`hooks_of` finds the hooks of an object once. `wrap_with_hooks` wraps an item with the hooks for calls when it's
+registered, and `MiddlewareChain` wraps a server's handlers with the hooks for lists and whole messages. A server
 without hooks has no extra frame.
 """
 
@@ -72,7 +72,7 @@ class Request:
         """Return the arguments for the function: the original ones, or read again if middleware changed them.
 
         Args:
-            read: Turns the changed arguments into those of the function.
+            read: Converts the changed arguments for the function.
         """
         if self._arguments is None or encode(self._arguments) == self._before:
             return self._original

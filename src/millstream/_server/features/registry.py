@@ -1,7 +1,7 @@
 """The items of a server, in order of registration, and its lists as encoded bytes.
 
 Every change, even at run time, clears the encoded lists and calls `on_change`. A list is encoded once per revision and
-page. A cursor names the last item of a page, so any worker can continue a listing.
+page. A cursor contains the last item of a page, so any worker can continue a listing.
 """
 
 import base64
@@ -93,7 +93,7 @@ class RegisteredExtension(Struct, frozen=True):
 
 
 class RelayedServer(Protocol):
-    """Another server whose clients are this server's."""
+    """Another server that serves this server's clients."""
 
     notifications: Mapping[str, NotificationHandler]
     """Notification of MCP itself -> the handler that passes it on."""
@@ -117,10 +117,10 @@ _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", 
 _ABOUT_CHANGES = frozenset({"listChanged", SUBSCRIBE})
 """Settings of capabilities that need a stream."""
 _MAPS = frozenset({"extensions", "experimental"})
-"""Capabilities that are maps of others."""
+"""Capabilities that are maps of other capabilities."""
 Audience = tuple[frozenset[str] | None, frozenset[str]]
-"""What decides which items of a kind a caller sees: the caller's relevant scopes, or None for full access, and the
-names of the items that are hidden from the caller.
+"""The values that decide which items of a kind a caller sees: the caller's relevant scopes, or None for full access,
+and the names of the items that are hidden from the caller.
 """
 _EVERYTHING: Audience = (None, frozenset())
 MAX_URI = 8 * 1024
@@ -221,9 +221,8 @@ class Registry:
         return key in getattr(self, kind) or key in self.disabled[kind]
 
     def find_equivalent(self, kind: str, key: str) -> str:
-        """Return the name or URI of an item, enabled or not, that a key names in any spelling, or else the key.
-
-        A key that is spelled like an item's names that item.
+        """Return the name or URI of the item, enabled or not, for a key in any spelling, or else the key. An exact
+        match takes precedence.
         """
         if kind not in _NORMAL_FORMS or len(key) > MAX_URI or self.has(kind, key):
             return key
@@ -234,7 +233,7 @@ class Registry:
         return bool(getattr(self, kind) or self.disabled[kind])
 
     def check_free(self, kind: str, key: str) -> None:
-        """Check that a name is free, and that a URI isn't another spelling of one that exists.
+        """Check that a name is free and that a URI isn't another spelling of an existing one.
 
         Raises:
             ValueError: The name is taken.
@@ -289,14 +288,14 @@ class Registry:
             kind: The kind of items.
             removed: Names of registered items, enabled or disabled.
             added: Name -> item. No other item can have these names.
-            group: Items of a lower group are listed first. Those of `add` are in group 0.
+            group: Items of a lower group are listed first. Items from `add` are in group 0.
         """
         removed = frozenset(removed)
         items, disabled = getattr(self, kind), self.disabled[kind]
         for name in removed:
             if kind == "tools":
                 self.fast.pop(name.encode(), None)
-            if name not in added or name not in items:  # others are replaced in place
+            if name not in added or name not in items:  # other items are replaced in place
                 items.pop(name, None)
                 disabled.pop(name, None)
             if name not in added:
@@ -383,7 +382,7 @@ class Registry:
         self._collect()
 
     def relay(self, server: RelayedServer | None) -> None:
-        """Let another server decide what exists, or none."""
+        """Let another server decide which items exist, or None to stop."""
         self.relayed = server
         self._collect()
 

@@ -221,7 +221,7 @@ def resource_of(
 
     Args:
         uri: The URI for clients.
-        function: Any callable whose arguments are the variables.
+        function: Any callable with the variables as arguments.
         home: The server it's registered on.
         options: See `ResourceOptions` and `Labels`.
 

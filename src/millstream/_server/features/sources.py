@@ -59,8 +59,8 @@ class _Resolution(Struct, eq=False):
 
     The value of each `Depends` function is computed once per call. Its resources are closed in reverse order when the
     function is done, before its result is encoded, and also if it failed, was canceled, or stopped for a question. The
-    error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. A dependency that swallows the
-    error doesn't turn the failure into a success.
+    error is raised at the ``yield``, as in `contextlib`, so a dependency can roll back. The call still fails if a
+    dependency suppresses the error.
     """
 
     call: Call
@@ -273,7 +273,7 @@ class Item:
         """Return the members of a completion result, or None to use the registry's completers.
 
         Args:
-            params: The argument to complete, and the values of others.
+            params: The argument to complete, and the values of the other arguments.
             call: The call.
         """
         return None

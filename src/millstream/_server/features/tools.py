@@ -149,7 +149,7 @@ class Tool(Item):
         self.wraps = output is not None and output.get("type") != "object"
         """Whether structured values aren't objects. Revisions that allow only objects get them wrapped."""
         self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
-        """The class whose values need no validation and no other encoder."""
+        """The class with values that don't need validation or another encoder."""
         self._described = describe_item(
             {"name": self.name},
             source.description,
@@ -269,7 +269,7 @@ def check_tool_name(name: str, code: CodeType | None = None) -> None:
 
     Args:
         name: The name.
-        code: Code of the tool's function, whose location the warning shows. By default, the caller's.
+        code: Code of the tool's function, to show its location in the warning. By default, the caller's.
     """
     if not works_everywhere(name):
         warn_author(f"The tool name {name!r} doesn't work with every client: {NAMES_THAT_WORK}", code)
@@ -307,7 +307,7 @@ def _check_schema(source: ItemSource) -> None:
 
 _MAX_SCHEMA = 16 * 1024
 PROPERTY_NAME = re.compile("[a-zA-Z0-9_.-]{1,64}")
-"""Names of arguments that every model's API accepts. Some APIs reject all tools because of one other name."""
+"""Names of arguments that every model's API accepts. Some APIs reject all tools if one has any other name."""
 
 
 def _check_required(source: ItemSource, requires: Mapping[str, Any]) -> None:
@@ -480,7 +480,7 @@ def _without_task(decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
 
 
 def _in_two_steps(tool: Tool) -> Callable[[bytes], Any]:
-    """Return a decoder for arguments that a decoder alone can't read."""
+    """Return a decoder for arguments that need a second step."""
     name, decode_arguments = tool.name, tool.decode
 
     def decode_both(body: bytes) -> Any:

@@ -25,7 +25,7 @@ class RegistrationError(TypeError):
 
 
 _ABOVE = {"classmethod": "__func__", "property": "fget"}
-"""Decorators whose result isn't callable -> the attribute with the function."""
+"""Decorators with a result that isn't callable -> the attribute with the function."""
 
 
 def check_function(function: Any, kind: str) -> None:
@@ -119,7 +119,7 @@ def hints_of(function: Function) -> dict[str, Any]:
 
 
 def _names_around(function: Any) -> dict[str, Any]:
-    """Return the local names of the functions and classes whose bodies are currently defining a function."""
+    """Return the local names of the functions and classes that enclose a function definition."""
     found: dict[str, Any] = {}
     frame = inspect.currentframe()
     while frame is not None:
@@ -206,8 +206,8 @@ def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> d
     """Return the parameters that functions fill in, marked by their default or inside ``Annotated``.
 
     Raises:
-        TypeError: A mark is from another library, such as FastAPI. Clients could send what it should fill in, or its
-            constraints wouldn't apply.
+        TypeError: A mark is from another library, such as FastAPI. Clients could send the value that it should fill in,
+            or its constraints wouldn't apply.
     """
     found: dict[str, Dependency] = {}
     for name, parameter in signature.parameters.items():

@@ -139,7 +139,7 @@ _ELSEWHERE = {
     "structured_output": "Write output_schema=None, or return Text(…) for text alone.",
     "version": "An item has one version. Give the other one another name.",
 }
-"""Option of other packages -> what to write here."""
+"""Option in other packages -> its replacement here."""
 
 
 def check_options(
@@ -154,7 +154,7 @@ def check_options(
         annotations: The type of the annotations option.
 
     Raises:
-        TypeError: An option is unknown or invalid. The message lists what is allowed.
+        TypeError: An option is unknown or invalid. The message lists the allowed ones.
     """
     names: frozenset[str] = getattr(allowed, "__optional_keys__", frozenset())
     for option, value in options.items():

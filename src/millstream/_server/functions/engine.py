@@ -72,7 +72,7 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
         returns: The result type, if the result is structured.
 
     Raises:
-        ParameterError: Neither engine supports a parameter. The text names it.
+        ParameterError: Neither engine supports a parameter. The text identifies it.
         OutputError: Neither engine can describe the result.
     """
     failed: ParameterError | OutputError | None = None
@@ -97,7 +97,7 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
 
 
 def _build(kind: Callable[[ArgumentList, Any], Engine], arguments: ArgumentList, returns: Any) -> Engine:
-    """Return an engine. If it can't read the arguments, find the one to name in the error."""
+    """Return an engine. If it can't read the arguments, find the one to show in the error."""
     try:
         return kind(arguments, returns)
     except OutputError:
@@ -195,7 +195,7 @@ class SchemaCheck:
         """The name of the value as a whole."""
 
     def reasons(self, value: Any, size: int) -> str:
-        """Return what to fix in an invalid value: ``'a.b' must be an integer, got a string; missing 'c'``.
+        """Explain how to fix an invalid value: ``'a.b' must be an integer, got a string; missing 'c'``.
 
         Args:
             value: The JSON value.

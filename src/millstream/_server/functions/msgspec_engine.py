@@ -172,7 +172,7 @@ def schema_hook(kind: Any) -> Schema:
 
 
 class Engine(Protocol):
-    """Reads the arguments of one function and encodes its results."""
+    """Reads a function's arguments and encodes its results."""
 
     input_schema: Schema
     """The schema of the arguments, an object."""
@@ -215,7 +215,7 @@ class MsgspecEngine(Engine):
 
     Raises:
         TypeError, RecursionError, NameError: msgspec doesn't support a type.
-        RegistrationError: A default doesn't fit its type.
+        RegistrationError: A default doesn't match its type.
         OutputError: msgspec can't describe the result.
     """
 
@@ -284,7 +284,7 @@ def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
     """Add mutable defaults to the schema and check that clients could send every default.
 
     Raises:
-        RegistrationError: A default doesn't fit its type.
+        RegistrationError: A default doesn't match its type.
     """
     for parameter in parameters:
         if parameter.default is NODEFAULT or parameter.default is None:

@@ -1,7 +1,7 @@
 """Parameters that clients fill in, their annotations, and the rules for their schemas in tools, resources, and prompts.
 
-Problems of a parameter are found at registration, here or by the engine. The message identifies the parameter and what
-works. This module doesn't import pydantic, because a program that uses it already has.
+Problems of a parameter are found at registration, here or by the engine. The message shows the parameter and a
+replacement. This module doesn't import pydantic, because a program that uses it already has.
 """
 
 import collections
@@ -38,14 +38,14 @@ from millstream._server.functions.dependencies import RegistrationError
 from millstream._server.functions.description import CONSTRAINTS, HEADER_KEYWORD, constraint_text
 
 Metadata = tuple[Any, ...]
-"""What an ``Annotated`` adds to a type."""
+"""The metadata that an ``Annotated`` adds to a type."""
 UNIONS = (Union, UnionType)
 COLLECTIONS: tuple[Any, ...] = (
     *(list, set, frozenset, tuple, dict),
     *(getattr(collections.abc, name) for name in ("Sequence", "MutableSequence", "Collection", "Set", "MutableSet")),
     *(collections.abc.Mapping, collections.abc.MutableMapping),
 )
-"""Generic types whose parameters are also normalized."""
+"""Generic types with parameters that are also normalized."""
 ITERATORS: tuple[Any, ...] = (collections.abc.Iterable, collections.abc.Iterator, collections.abc.Generator)
 _WRITTEN_AS: Mapping[Any, Any] = {
     **dict.fromkeys((*ITERATORS, collections.deque), list),
@@ -69,7 +69,7 @@ def may_be_type(annotation: Any) -> bool:
 
 
 def what_to_write(value: object) -> str:
-    """Return what to write instead of a value that isn't a type."""
+    """Suggest a replacement for a value that isn't a type."""
     kind = type(value)
     if isinstance(value, list) and all(isinstance(each, type) for each in cast("list[object]", value)):
         return (
@@ -203,12 +203,12 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
 
     Args:
         annotation: The annotation.
-        received: Whether clients send the value. An `Iterable` then arrives as a list, whose items are checked before
-            the function runs.
+        received: Whether clients send the value. An `Iterable` then arrives as a list, so that its items are checked
+            before the function runs.
         inside: The aliases that contain it, each with its stand-in.
 
     Raises:
-        RegistrationError: A bound doesn't fit the type.
+        RegistrationError: A bound doesn't apply to the type.
         TypeError: Clients can't send a value of the type.
     """
     normalize_part: Callable[..., Any] = partial(normalize, received=received, inside=inside)
@@ -436,7 +436,7 @@ def attributes_in(annotation: Any) -> Iterator[tuple[type, Any]]:
 
 
 def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield the type of each field of a class, and the values beside it."""
+    """Yield the type of each field of a class, with its other values."""
     if hasattr(kind, "__pydantic_fields__"):
         for info in kind.__pydantic_fields__.values():
             yield info.annotation, [*info.metadata, info.default]
@@ -444,7 +444,7 @@ def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
         try:
             hints = get_type_hints(kind, include_extras=True)
         except NameError:
-            return  # of a class inside a function: the engine says so
+            return  # of a class inside a function: the engine reports it
         yield None, members_of(kind)  # defaults, `field_validator`
         yield from ((hint, []) for hint in hints.values())
 
@@ -477,7 +477,7 @@ class Parameter(Struct, frozen=True):
 
 
 class ArgumentList(Struct, frozen=True):
-    """What an engine needs to know about the arguments of a function."""
+    """The properties of a function's arguments that an engine needs."""
 
     function: str
     """The function's name, for messages."""
@@ -487,7 +487,7 @@ class ArgumentList(Struct, frozen=True):
 
 
 class ParameterError(TypeError):
-    """A parameter that no engine supports. The text names it."""
+    """No engine supports the parameter. The text identifies it."""
 
 
 class PatternError(ParameterError):

@@ -1,7 +1,8 @@
 """Whether Python's matcher, which backtracks, takes linear time for a regular expression.
 
-It does if the next character always decides how to continue: after each repeat, and between alternatives. What a small
-scanner can't prove is treated as slow: pydantic's matcher takes linear time for every expression that it knows.
+It does if the next character always decides how to continue: after each repeat, and between alternatives. If a small
+scanner can't prove it, an expression is considered slow: pydantic's matcher takes linear time for every expression that
+it knows.
 """
 
 import re

@@ -121,7 +121,7 @@ def plan(
             take null and ``""`` as "not given" for arguments with a default.
 
     Raises:
-        TypeError: The signature isn't supported. The text names the parameter and what works.
+        TypeError: The signature isn't supported. The text shows the parameter and a replacement.
         ValueError: A schema is invalid, or the name is empty.
         ImportError: A handwritten schema needs an extra that isn't installed.
     """
@@ -389,7 +389,7 @@ def read_texts(plan: Plan, values: Json) -> Any:
     For a parameter with a default that isn't text, ``""`` means "not given".
 
     Raises:
-        ArgumentError: A string doesn't fit its parameter.
+        ArgumentError: A string isn't valid for its parameter.
     """
     try:
         return plan.engine.convert(values, lax=True)
@@ -497,7 +497,7 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
 def _second_try(plan: Plan, raw: bytes) -> Any | None:
     """Return arguments in which ``2.0`` is the integer 2, and coerced if the tool's `coerce` is set.
 
-    Return None if they still don't fit. Each number with a fraction costs a call, so large arguments aren't tried
+    Return None if they're still invalid. Each number with a fraction costs a call, so large arguments aren't tried
     again.
     """
     if len(raw) > MAX_WALKED or not (plan.coerce or b"." in raw or b"e" in raw or b"E" in raw):

@@ -90,7 +90,7 @@ _is_decimal = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[
 _TYPES: Mapping[str, tuple[type, ...]] = {
     name: (int, float) if kind is float else (kind,) for kind, name in KINDS.items()
 }
-"""JSON type -> the Python types whose values are all of it."""
+"""JSON type -> the corresponding Python types."""
 _PLAIN = frozenset(("title", "description", "default", "examples", "deprecated", "x-mcp-header"))
 """Keywords that don't restrict values."""
 _COMBINED = _PLAIN | {"$ref", "anyOf", "oneOf", "allOf", "if", "then", "else", "discriminator"}
@@ -126,7 +126,7 @@ def place(path: Sequence[str | int]) -> str:
 
 
 def explain(problems: Sequence[Problem], schema: Schema) -> str:
-    """Return what to fix: ``'a' must be an integer, got a string. Expected: {"a": integer}``."""
+    """Explain the problem: ``'a' must be an integer, got a string. Expected: {"a": integer}``."""
     return f"{problem_text(problems)}. {expected_text(schema)}"
 
 
@@ -185,8 +185,8 @@ def find_problems(
 ) -> list[Problem]:
     """Return the problems of a JSON value, at most `MAX_FOUND`.
 
-    Supports the keywords that types have, and those of most handwritten schemas. A value that can't be judged is
-    treated as valid, and so does the rest of a value after `steps`.
+    Supports the keywords of types and of most handwritten schemas. A value that can't be judged is treated as valid,
+    and so does the rest of a value after `steps`.
 
     Args:
         schema: The expected schema.
@@ -372,7 +372,7 @@ class _Comparison:
         options, tag, named, others = self._union(node, keyword)
         possible = options
         name = None
-        if named and is_object(value) and tag in value:  # the rest can't fit
+        if named and is_object(value) and tag in value:  # the rest can't match
             name = value[tag] if isinstance(value[tag], str | int) else None
             possible = [named[name], *others] if name in named else others
         self._steps -= len(possible) / 8
@@ -415,7 +415,7 @@ class _Comparison:
         return [_Fault(text_of)]
 
     def _plain_types(self, node: Any) -> frozenset[type]:
-        """Return the types whose values are all valid, so that they needn't be judged one by one."""
+        """Return the types with only valid values, so that values don't have to be checked one by one."""
         found = self._types.get(id(node))
         if found is None:
             found = frozenset[type]()

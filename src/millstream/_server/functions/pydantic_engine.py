@@ -198,7 +198,7 @@ def _problem(item: Any, values: Any) -> Problem:
         try:
             values = values[step]
         except (LookupError, TypeError):
-            continue  # an alternative of a union, or what is missing
+            continue  # an alternative of a union, or a missing member
         path = (*path, step)
     if kind in ("missing", "missing_argument"):
         return Problem((*path, *steps[-1:]), "missing")
@@ -403,7 +403,7 @@ class SchemaGenerator(GenerateJsonSchema):
 
     @override
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
-        """Describe all names that the types of the keys allow, and no others."""
+        """Describe exactly the names that the types of the keys allow."""
         values = self.generate_inner(schema["values_schema"]) if "values_schema" in schema else {}
         keys = schema.get("keys_schema", {"type": "any"})
         made: JsonSchemaValue = {"type": "object", **({"additionalProperties": values} if values else {})}
@@ -624,11 +624,11 @@ class _DataclassSchema:
         return schema
 
 
-# Bytes, which are base64 in JSON, also in classes that don't say so
+# Bytes, which are base64 in JSON, even in classes that don't declare it
 
 
 class _Codec(Struct, frozen=True, eq=False):
-    """What validates and encodes one type."""
+    """Validates and encodes a type."""
 
     validator: SchemaValidator
     serializer: SchemaSerializer
@@ -719,7 +719,7 @@ def _encode_checked(codec: _Codec, schema: Schema, value: Any) -> bytes:
         made = codec.validator.validate_python(value)
         if isinstance(made, pydantic.BaseModel):
             unset = sorted(type(made).model_fields.keys() - made.__dict__.keys())
-            if unset:  # `model_construct` validates nothing
+            if unset:  # `model_construct` doesn't validate anything
                 raise output_error(f"missing {list_names(unset)}")
         data: bytes = codec.serializer.to_json(made, by_alias=True, warnings="error")
     except pydantic.ValidationError as error:

@@ -1,8 +1,8 @@
 """Observation of calls: metrics, the message log, and traces.
 
-Here are the measurements for the dashboard: one `Figures` and one history per worker, merged into one page. Figures
-hold counts by bucket instead of percentiles, so those of several workers can be added up. `dashboard_values` computes
-percentiles and rates from the sum, and `history_values` the charts. All functions are pure.
+This module has the measurements for the dashboard: one `Figures` and one history per worker, merged into one page.
+Figures contain counts by bucket instead of percentiles, so several workers' figures can be added up. `dashboard_values`
+computes percentiles and rates from the sum, and `history_values` the charts. All functions are pure.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ from millstream._telemetry.metrics import SHARES, Labels, percentiles
 from millstream._telemetry.process import REST, Gauges, HistoryWindow, OperationTally
 
 _LATE = 5
-"""Maximum seconds by which the newest data of other workers lags. Newer points wait for it."""
+"""Maximum lag of other workers' newest data, in seconds. Newer points wait for it."""
 
 
 def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> Json:
@@ -126,7 +126,7 @@ Value = TypeVar("Value")
 
 
 class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
-    """The calls of one method or tool."""
+    """The calls of a method or tool."""
 
     calls: int
     errors: int
@@ -141,7 +141,7 @@ class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
 
 
 class Figures(Struct, frozen=True, array_like=True):
-    """The measurements of one worker."""
+    """A worker's measurements."""
 
     pid: int
     host: str

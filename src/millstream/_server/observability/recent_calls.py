@@ -72,7 +72,7 @@ class RecentCall(Struct, array_like=True, frozen=True, gc=False):
 
 
 class ClientCalls(Struct, array_like=True):
-    """The calls of one client."""
+    """A client's calls."""
 
     calls: int
     errors: int
@@ -103,7 +103,7 @@ class ErrorCount(Struct, array_like=True):
 
 
 class WorkerCalls(Struct, array_like=True):
-    """The recent calls of one worker."""
+    """A worker's recent calls."""
 
     calls: list[RecentCall]
     clients: dict[tuple[str, str, str], ClientCalls]
@@ -136,7 +136,7 @@ class RecentCalls:
         """Record a finished call."""
         method = call.method
         if method == LISTEN:
-            return  # Its duration depends on its client, so counts and percentiles omit it, too.
+            return  # Its duration depends on its client, so counts and percentiles also omit it.
         now = self._clock()
         failure, client, revision = call.failure, call.client, call.revision.date
         outcome = "" if failure is None else failure.outcome
