@@ -1,5 +1,6 @@
 import csv
 import re
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,17 @@ def test_dashboard_numbers_match_the_metrics(hub: str, open_page: OpenPage) -> N
     expect(part(page, "Server")).to_contain_text(
         re.compile(r"Storememory.*Store answersyes.*Stored values[\d.]+ of 32\.0")
     )
+
+
+def test_chart_titles_fit_beside_wide_values(hub: str, open_page: OpenPage) -> None:
+    page = open_page(f"{hub}/dashboard", width=1280, height=720)
+    live(page)
+    cut = """heads => heads.filter(head => {
+      head.querySelectorAll("#latency-chart .legend-value").forEach(value => { value.textContent = "999.9 ms"; });
+      const title = head.querySelector("h2");
+      return title.scrollWidth > title.clientWidth;
+    }).map(head => head.textContent)"""
+    assert page.locator(".plot-head").evaluate_all(cut) == []
 
 
 def test_charts_follow_the_selected_tool_and_range(hub: str, open_page: OpenPage) -> None:
@@ -323,6 +335,7 @@ def test_tables_are_saved_as_csv(tmp_path: Path, open_page: OpenPage) -> None:
         rows = list(csv.reader(saved.value.path().read_text("utf-8").splitlines()))
         assert len(rows) == 32, "all rows, not one page"
         assert rows[0][:3] == ["When", "What", "Took"]
+        assert all(datetime.fromisoformat(line[0]).tzinfo for line in rows[1:]), "dates and times with a zone"
         assert not any(cell.startswith("=") for line in rows for cell in line)
         assert any("'=1+1" in cell for line in rows for cell in line)
         page.get_by_role("tab", name="Clients").click()

@@ -18,7 +18,8 @@ const table = new LiveTable($("audit-table"), {
   columns: [
     column("at", "When", (record) => clock(new Date(record.at)), {
       down: true,
-      says: (record) => new Date(record.at).toLocaleString()
+      says: (record) => new Date(record.at).toLocaleString(),
+      csv: (record) => new Date(record.at).toISOString()
     }),
     column("who", "Who", who, {
       head: true,

@@ -111,7 +111,11 @@ const recent = new LiveTable($("recent"), {
     (!$("call-failed").checked || call.outcome !== "") &&
     (!error || (call.by_server === error.by_server && isOf(call.error || outcome(call), error.message))),
   columns: [
-    column("at", "When", (call) => clock(new Date(call.at * 1_000)), { narrow: true, down: true }),
+    column("at", "When", (call) => clock(new Date(call.at * 1_000)), {
+      narrow: true,
+      down: true,
+      csv: (call) => new Date(call.at * 1_000).toISOString()
+    }),
     {
       id: "what",
       title: "What",

@@ -120,11 +120,11 @@ export class LineChart {
     charts.add(this);
   }
 
-  /** Change the title. @param {string} name */
-  rename(name) {
+  /** Change the title, and the long one. @param {string} name @param {string} [says] */
+  rename(name, says = name) {
     this.#name = name;
     write(this.#title, name);
-    this.#title.title = name;
+    this.#title.title = says;
   }
 
   /** Show or hide a series. @param {number} index @param {boolean} there */

@@ -8,7 +8,7 @@ const LEAST_ROWS = 6;
 const PAGER_PX = 36;
 
 /**
- * @typedef {{id: string, title: string, hint?: string, says?: (row: any) => string, raised?: (row: any) => boolean, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, wide?: boolean, narrow?: boolean, head?: boolean}} Column
+ * @typedef {{id: string, title: string, hint?: string, says?: (row: any) => string, raised?: (row: any) => boolean, number?: boolean, down?: boolean, sort?: (row: any) => any, fill: (cell: HTMLElement, row: any) => void, csv?: (row: any) => string, wide?: boolean, narrow?: boolean, head?: boolean}} Column
  */
 /**
  * A column of texts, sorted by the property that it's named after.
@@ -227,7 +227,8 @@ export class LiveTable {
   /** Return all rows that fit the filter, as CSV. */
   csv() {
     const rows = this.#sorted(this.#rows.filter(this.#fits)).map((row) =>
-      this.#columns.map(({ fill }) => {
+      this.#columns.map(({ csv, fill }) => {
+        if (csv) return csv(row);
         const cell = element("td");
         fill(cell, row);
         return cell.textContent ?? "";

@@ -1,7 +1,7 @@
 // The gateway: all upstreams with their state and figures, polled while the page is visible, and the selected upstream
 // with its tools and quarantined definitions.
 
-import { $, count, duration, figure, hashParameters, ms, reveal, size, write } from "../dom.js";
+import { $, clock, count, duration, figure, hashParameters, ms, reveal, size, write } from "../dom.js";
 import { LineChart } from "../dashboard/charts.js";
 import { LiveTable, cellBadge, cellButton, column, number } from "../dashboard/table.js";
 import { fetchJson, showLost, showReconnected } from "../shell/connection.js";
@@ -134,7 +134,6 @@ function drawAll() {
 const SHOWN_SECONDS = 600;
 const chart = new LineChart($("rate-chart"), {
   name: "Calls/s",
-  says: "Calls per second to all upstreams, since this page was opened",
   format: (value, axis) => (axis ? String(Number(value.toPrecision(3))) : figure(value)),
   series: [
     { name: "All", color: "--accent", fill: true },
@@ -159,6 +158,8 @@ function drawRates() {
   const rates = (name) =>
     points.map((each, place) => (each[name] - counts[place][name]) / (each.at - counts[place].at));
   const seconds = Math.min(SHOWN_SECONDS, Math.max(60, now.at - counts[0].at));
+  const since = clock(new Date(counts[0].at * 1_000)).slice(0, 5); // the server keeps no history of upstreams
+  chart.rename(`Calls/s since ${since}`, "Calls per second to all upstreams, since this page was opened");
   const axis = { times: points.map(({ at }) => at), until: now.at, seconds, step: EVERY_MS / 1_000 };
   chart.show(axis, [rates("calls"), rates("failed")]);
 }
