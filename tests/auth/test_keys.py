@@ -89,7 +89,7 @@ def test_key_and_user_files_readable_by_all_users_are_reported(
             path.write_text(f'{{"{kind}s": []}}', "utf-8")
             path.chmod(mode)
             use(file=path)
-            assert (f"All users of this machine may read {path}. Run: chmod o-r {path}" in caplog.text) is warns
+            assert (f"All users on this machine can read {path}. Run: chmod o-r {path}" in caplog.text) is warns
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"keys":[{"name":1}]}', '{"keys":[],"more":1}'])

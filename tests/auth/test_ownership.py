@@ -188,7 +188,7 @@ async def test_calls_are_canceled_only_by_their_session() -> None:
         await until(lambda: not world.runtime.dispatcher.calls)
 
 
-def test_clients_of_one_user_share_quotas_but_not_sessions() -> None:
+def test_one_users_clients_share_quotas_but_not_sessions() -> None:
     desk, phone = (
         Principal("ada", "https://issuer.example", "desk"),
         Principal("ada", "https://issuer.example", "phone"),

@@ -116,7 +116,9 @@ async def test_unknown_and_foreign_event_ids_are_rejected(connect: Connect, comb
 
 
 @in_combinations("resumption")
-async def test_tools_can_let_clients_reconnect_for_the_rest(connect: Connect, combination: Combination) -> None:
+async def test_tools_can_close_their_stream_and_let_clients_reconnect(
+    connect: Connect, combination: Combination
+) -> None:
     """MCP 2025-11-25, basic/transports."""
     client = await connect(combination)
     key = f"polled {combination}"

@@ -37,4 +37,4 @@ def test_low_file_limit_is_raised_for_the_connections(tmp_path: Path) -> None:
 def test_file_limit_that_cannot_be_raised_is_logged(tmp_path: Path) -> None:
     port, log = free_port(), tmp_path / "log"
     with run_server(run_command(write_program(tmp_path, 64), port), port, log):
-        assert "may open only 64 files" in log.read_text()
+        assert "can open only 64 files" in log.read_text()

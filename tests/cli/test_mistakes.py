@@ -123,7 +123,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("run shop.py --auth ''", "--auth is empty.", "Set a value for --auth"),
     ("run shop.py --auth-keys no.keys", "The key file no.keys can't be read", "Create one: millstream keys add"),
     ("run shop.py --store mysql://x", "Unknown store 'mysql'.", "sqlite:///file.db"),
-    ("run shop.py --env-file no.env", "no.env can't be read", "Check the path of the file."),
+    ("run shop.py --env-file no.env", "no.env can't be read", "Check the file's path."),
     ("dev shpo.py", "There is no file shpo.py.", "Did you mean shop.py?"),
     ("list http://127.0.0.1:FREE/mcp", "There is no server at", "Check the host and port"),
     ("list htp://127.0.0.1/mcp", "isn't a server URL.", "https://example.com/mcp"),

@@ -355,7 +355,7 @@ async def test_timeout_during_connect_is_not_misreported(way: str, how: str) -> 
                 pass
 
 
-async def test_event_stream_broken_before_endpoint_is_a_lost_connection() -> None:
+async def test_event_stream_that_breaks_before_its_endpoint_is_a_lost_connection() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         raise ConnectionError

@@ -168,7 +168,7 @@ async def test_arguments_cannot_change_the_path_alone_or_together(path: str, arg
     assert "change the path" in await refusal(document, arguments)
 
 
-async def test_label_and_dot_cannot_leave_the_path() -> None:
+async def test_label_and_dot_values_cannot_escape_the_path() -> None:
     document = operation(parameter("path", {}, style="label"), path="/p/{a}/q")
     assert "change the path" in await refusal(document, {"a": "."})
 

@@ -537,7 +537,7 @@ async def test_ambiguous_messages_are_sent_to_no_client(revision: str, caplog: p
         assert answers[0]["result"]["content"] == {"x": 1}
     else:
         assert answers[0]["error"]["code"] == -32600
-        assert "doesn't specify one of them" in caplog.text
+        assert "doesn't identify one of them" in caplog.text
 
 
 async def test_session_questions_survive_other_calls() -> None:

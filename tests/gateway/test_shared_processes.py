@@ -300,7 +300,7 @@ async def test_questions_from_one_users_program_do_not_reach_another_program(iso
             await hostile.hang_up()
             answer = await other.work()
     if isolation == "shared":
-        assert "doesn't specify one of them" in answer
+        assert "doesn't identify one of them" in answer
         assert (other.questions, other.logs) == ([], [])
     else:  # a process of its own
         assert "secret" in answer

@@ -29,7 +29,7 @@ async def test_expired_mailbox_is_reported_as_a_gap(was_here: bool, with_id: boo
 
 
 @for_each("with_id", [False, True])
-async def test_mailbox_messages_that_a_full_store_drops_cause_a_gap(with_id: bool) -> None:
+async def test_mailbox_messages_dropped_by_a_full_store_cause_a_gap(with_id: bool) -> None:
     clock = Clock()
     store = MemoryStore(clock=clock, max_log_bytes=SMALL)
     async with open_hub(store, clock=clock) as hub:

@@ -122,7 +122,9 @@ def test_gateway_page_shows_calls_over_time_and_who_called(office: str, open_pag
     calls = page.get_by_role("table", name="Recent calls").locator("tbody tr")
     expect(calls.first).to_contain_text(re.compile(r"\d\d:\d\d:\d\dbookshop_order127\.0\.0\.1"))
     expect(calls.filter(has_text="warehouse_move")).to_have_count(0)
-    expect(page.locator("#rate-chart canvas")).to_have_attribute("aria-label", re.compile(r"Calls/s since \d\d:\d\d, now: All [\d.]+"))
+    expect(page.locator("#rate-chart canvas")).to_have_attribute(
+        "aria-label", re.compile(r"Calls/s since \d\d:\d\d, now: All [\d.]+")
+    )
     expect(row(page, "calendar")).to_contain_text("now")
     choose(page, "calendar")
     page.get_by_role("tab", name="State").click()

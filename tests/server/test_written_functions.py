@@ -194,7 +194,7 @@ async def test_iterators_are_returned_as_lists(function: Any) -> None:
     assert (await _call(function, {"numbers": [1, 2]})).data == [1, 2]
 
 
-async def test_iterators_are_read_in_the_thread_of_the_function() -> None:
+async def test_iterators_are_read_in_the_functions_thread() -> None:
     threads: list[int] = []
 
     def tool() -> Iterator[int]:

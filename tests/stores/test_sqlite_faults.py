@@ -318,7 +318,7 @@ def test_unwritable_files_are_reported(what: str) -> None:
         Path(folder).chmod(0o700)
         assert done.returncode == 1
         assert f"{path} can't be " in done.stderr.decode()
-        assert "the user of this process" in done.stderr.decode()
+        assert "this process's user" in done.stderr.decode()
         assert path.read_bytes() == before
 
 

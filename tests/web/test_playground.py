@@ -164,7 +164,7 @@ async def test_calls_run_as_the_caller_and_the_model_key_stays_on_the_server(api
             assert results["order"]["outcome"] in ("error", "invalid")
             await send(socket, type="say", text="Again")
             failed = await until(socket, "failed")
-            assert "rejected the key" in failed[-1]["reason"]
+            assert "rejected this server's API key" in failed[-1]["reason"]
             assert MODEL_KEY not in json.dumps(heard + failed)
         async with httpx2.AsyncClient(base_url=f"http://{address}", verify=NO_TRUST) as client:
             states = {

@@ -65,7 +65,7 @@ def check_arguments(name: Any, lifespan: Any, info: Any, settings: Any, **texts:
     if not isinstance(name, str):
         raise TypeError(f'The first argument of Server is its name, as in Server("shop"), not {name!r}.')
     if not name.strip():
-        raise ValueError('The name of the server is empty. Clients show it, so write one, as in Server("shop").')
+        raise ValueError('The server name is empty. Clients show it, so write one, as in Server("shop").')
     for argument, value in texts.items():
         if not isinstance(value, str):
             what = "a URL as a string, such as sqlite:///shop.db" if argument == "store" else "a string"

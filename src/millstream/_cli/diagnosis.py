@@ -278,7 +278,7 @@ async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float)
         async with asyncio.timeout(seconds):
             reply = await endpoint.send("OPTIONS", ask, repeatable=True)
         allowed = reply.header(b"access-control-allow-origin")
-        text = f"pages of {allowed} may use it" if allowed else "pages of other origins can't use it, which is safe"
+        text = f"pages from {allowed} can use it" if allowed else "pages from other origins can't use it, which is safe"
         yield DiagnosticStep("browsers", text)
         proxies = [name for name in (b"via", b"x-cache", b"cf-ray", b"x-served-by") if name in reply.headers]
         if proxies:
@@ -287,7 +287,7 @@ async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float)
             yield DiagnosticStep("proxy", f"there is one ({shown})", remedy=remedy)
     except (ClientError, TimeoutError) as exc:
         how = "get no answer" if isinstance(exc, TimeoutError | ConnectFailed | ConnectionLost) else "are refused"
-        yield DiagnosticStep("browsers", f"preflight requests {how}: pages of other origins can't use it")
+        yield DiagnosticStep("browsers", f"preflight requests {how}: pages from other origins can't use it")
     finally:
         await pool.close()
 

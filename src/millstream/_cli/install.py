@@ -612,7 +612,7 @@ def install(  # noqa: PLR0913  the options of the command
     yes: Yes = False,
     json: Json = False,
 ) -> None:
-    """Add a server to the configuration of an application.
+    """Add a server to an application's configuration.
 
     It shows the change, and asks before writing. The rest of the file is preserved: other servers, comments, order. A
     backup is kept beside the file, and `--undo` reverts the change. For Codex and Goose, whose files aren't JSON, it

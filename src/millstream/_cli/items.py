@@ -220,7 +220,7 @@ async def prompt(
     options: ConnectOptions = DEFAULTS,
     json: Json = False,
 ) -> None:
-    """Print the messages of a prompt.
+    """Print a prompt's messages.
 
     **Example**
 

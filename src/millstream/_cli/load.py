@@ -162,7 +162,7 @@ def load_file(path: Path) -> ModuleType:
     if spec is None or spec.loader is None:
         raise CommandError(
             f"{path.name} isn't a Python file.",
-            fix="Use a file that ends in .py, the name of a module, or a program that may be executed.",
+            fix="Use a file that ends in .py, the name of a module, or an executable program.",
         )
     module = importlib.util.module_from_spec(from_source(spec))
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
@@ -288,7 +288,7 @@ def _file_in(folder: Path) -> str:
 def _low_level(source: str) -> CommandError:
     return CommandError(
         f"{source} uses the low-level Server of the official SDK, version 1.",
-        why="Millstream's compatibility layer has FastMCP only.",
+        why="Millstream's compatibility layer supports only FastMCP.",
         fix="Install the SDK beside Millstream: pip install 'mcp<2'",
     )
 

@@ -208,11 +208,7 @@ def read_file(path: Path) -> dict[str, str]:
     try:
         return read_env_file(path)
     except EnvFileError as exc:
-        fix = (
-            "Check the path of the file."
-            if isinstance(exc.__cause__, OSError)
-            else "Correct it, or make it a # comment."
-        )
+        fix = "Check the file's path." if isinstance(exc.__cause__, OSError) else "Correct it, or make it a # comment."
         raise CommandError(str(exc), fix=fix) from exc
 
 

@@ -57,7 +57,7 @@ def with_decoded_params(handler: Handler, context: type) -> Run:
             order.append(False)
             decode = _decoder(annotation, name)
         else:
-            raise TypeError(f"{name} must take only the parameters of the message and a {context.__name__}.")
+            raise TypeError(f"{name} must take only the message's parameters and a {context.__name__}.")
 
     async def run(params: bytes, about: Any) -> Any:
         try:
@@ -86,7 +86,7 @@ def result_object(value: Any) -> Json:
     built: Any = {} if value is None else msgspec.to_builtins(value, str_keys=True)
     if not is_object(built):
         raise TypeError(
-            f"The result of a method must be an object. Return a mapping or a Struct, not {type(value).__name__}."
+            f"A method's result must be an object. Return a mapping or a Struct, not {type(value).__name__}."
         )
     return built
 

@@ -36,7 +36,7 @@ _NO_ID = rpc_refusal(
     400, INVALID_REQUEST, "Bad request: session_id is missing. POST to the path in the endpoint event."
 )
 _UNREACHABLE = rpc_refusal(
-    503, SERVER_ERROR, "The stream of this session is unavailable. Try again.", head=b"retry-after: 1\r\n"
+    503, SERVER_ERROR, "This session's stream is unavailable. Try again.", head=b"retry-after: 1\r\n"
 )
 _UNKNOWN = rpc_refusal(404, SESSION_NOT_FOUND, "Session not found. Open a new stream.")
 

@@ -322,7 +322,7 @@ _BUSY = refusal(503, "Too many open connections. Try again later.", retry_after=
 _LEAVING = refusal(503, "The server is stopping. Connect again in a few seconds.", retry_after="5")
 _NOT_A_PAGE = refusal(
     426,
-    "This is the address of a WebSocket. Connect to it with ws: or wss: instead of http: or https:.",
+    "This is a WebSocket address. Connect to it with ws: or wss: instead of http: or https:.",
     upgrade="websocket",
 )
 

@@ -33,7 +33,7 @@ _TITLES = {
 }
 _ADVICE = {
     401: "This address is for programs. In a browser, sign in on one of the pages.",
-    403: "Sign in with another account, or ask the operator of this server for access.",
+    403: "Sign in with another account, or ask this server's operator for access.",
     404: "Check the address, or begin at the start page.",
 }
 _SAID = re.compile(r"^(?:not found|method not allowed)(?:\.\s*|$)", re.IGNORECASE)
@@ -91,7 +91,7 @@ def entry_page(
     url = escape(f"{request.scheme}://{host}{request.root_path}{path}")
     header = ' --header "Authorization: Bearer KEY"'
     notes = {
-        "--auth KEY": "<code>KEY</code> is your key. The operator of this server gives you one.",
+        "--auth KEY": "<code>KEY</code> is your key. This server's operator can give you one.",
         "--login": f"Claude Code opens a browser to sign in. With a key, add <code>{header[1:]}</code> instead.",
     }
     body = Template(_part("entry.html")).substitute(

@@ -260,7 +260,7 @@ class PlaygroundConversation(Struct, eq=False):
         except ModelAuthError:
             # The API's error may quote the key.
             logger.warning("The playground's model API rejected its key")
-            self._fail("The model's API rejected the key of this server's operator.")
+            self._fail("The model's API rejected this server's API key.")
         except (AgentError, ClientError) as exc:
             self._fail(str(exc))
         except Exception:

@@ -318,7 +318,7 @@ class LanguageModel:
                 f"{self.url} rejected the API key ({status}). Check the key, and that it belongs to this URL."
             )
         if isinstance(exc, exceptions.ModelQuotaExceededError):
-            return ModelRateLimited(f"The account of this API key has no credit left ({reason}).")
+            return ModelRateLimited(f"The account for this API key has no credit left ({reason}).")
         if status == 429:
             return ModelRateLimited(
                 f"The API's rate limit was reached (429: {reason}).", temporary=True, retry_after=exc.retry_after

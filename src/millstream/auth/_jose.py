@@ -490,7 +490,7 @@ class FetchedKeys(Struct, eq=False):
             await self._flight.run("keys", self._load)
             found = select_keys(self._keys, kid, algorithm)
         if self.clock() - self._last_fetch > _MAX_STALE_AGE:
-            raise Unavailable("The keys of the issuer can't be fetched. Try again later.")
+            raise Unavailable("The issuer's keys can't be fetched. Try again later.")
         return found
 
     async def _load(self) -> None:

@@ -170,7 +170,7 @@ class RecordFile(Generic[R]):
             fix = "Use the path of a file." if path.is_dir() else f"Create one: {command} --file {path}"
             raise LocalError(f"The {self.kind} file {path} can't be read: {exc.strerror}. {fix}") from exc
         if os.name == "posix" and status.st_mode & 0o022:
-            raise LocalError(f"Other users may write to the {self.kind} file {path}. Run: chmod 600 {path}")
+            raise LocalError(f"Other users can write to the {self.kind} file {path}. Run: chmod 600 {path}")
         try:
             self.use(getattr(msgspec.json.decode(raw, type=self.contents), f"{self.kind}s"))
         except msgspec.DecodeError as exc:
@@ -188,7 +188,7 @@ class RecordFile(Generic[R]):
             text = "%s has no %ss. Add one: millstream %ss add NAME --file %s"
             logger.warning(text, self.path, self.kind, self.kind, self.path)
         if os.name == "posix" and self.path.stat().st_mode & 0o004:
-            logger.warning("All users of this machine may read %s. Run: chmod o-r %s", self.path, self.path)
+            logger.warning("All users on this machine can read %s. Run: chmod o-r %s", self.path, self.path)
 
     def use(self, records: tuple[R, ...]) -> None:
         """Use these records until the file is read again."""

@@ -60,7 +60,7 @@ def code_of(query: Mapping[str, str], title: str) -> str:
     if error or not code:
         said = error if _ERROR.fullmatch(error) else "no code"
         logger.error("A sign-in with %s failed: %s", title, said)
-        raise SignInFailed(f"{title} didn't sign you in ({said}). Start again, or contact the operator of this server.")
+        raise SignInFailed(f"{title} didn't sign you in ({said}). Start again, or contact this server's operator.")
     return code
 
 

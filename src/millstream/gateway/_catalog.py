@@ -211,7 +211,7 @@ class StoredCatalog:
             await self._kv.put(self._key, zlib.compress(encode(catalog), 6), STORED_SECONDS)
             self._last_hash = content
         except (StoreFull, StoreUnavailable) as exc:
-            logger.warning("The lists of an upstream can't be stored, so new workers have to fetch them: %s", exc)
+            logger.warning("An upstream's lists can't be stored, so new workers have to fetch them: %s", exc)
 
 
 def _hash_of(catalog: Catalog) -> bytes:

@@ -692,7 +692,7 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
             likely = ((key, closest_name(key, ("command", "url"))) for key in unknown)
             hint = next((f" (did you mean {near} instead of {key}?)" for key, near in likely if near), "")
             if "settings" in table and not url:
-                raise entry.error("an extension of Zed starts this server. Write its command, or set enabled to false.")
+                raise entry.error("a Zed extension starts this server. Write its command, or set enabled to false.")
             raise entry.error(
                 f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}."
             )

@@ -477,7 +477,7 @@ class ExtensionForwarding:
             except (ProtocolError, ToolError) as exc:
                 if not remaining:
                     raise
-                logger.debug("Skipped the skills of the upstream %s: %s", upstream.name, exc)
+                logger.debug("Skipped the skills from the upstream %s: %s", upstream.name, exc)
                 upstream, upstream_cursor = remaining.pop(0), ""
         result = self._hints(upstream, page)
         result["skills"] = self._visible_skills(call, upstream, page.get("skills"))

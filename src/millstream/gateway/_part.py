@@ -267,7 +267,7 @@ class GatewayPart:
         if not isinstance(server, Remote):
             option = "auth" if auth is not None else "forward_headers"
             raise LocalError(
-                f"The upstream {name!r} has {option}, which requires a URL. Pass the secrets of a command in env=…."
+                f"The upstream {name!r} has {option}, which requires a URL. Pass a command's secrets in env=…."
             )
         url, configured = server.url, [*config.headers]
         if isinstance(auth, StaticHeaders):

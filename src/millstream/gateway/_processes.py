@@ -226,7 +226,7 @@ class UpstreamProcesses:
                 for places, what in (
                     (self.places, "its {} processes"),
                     (pool.places, "this gateway's {} processes"),
-                    (pool.starts, "the {} processes that this gateway may start at a time"),
+                    (pool.starts, "the {} processes that this gateway can start at a time"),
                 ):
                     if not await places.acquire(owner):
                         raise InUse(places, owner, what, remedy="Raise max_processes.")

@@ -241,7 +241,7 @@ def project_question(method: str, raw: bytes, asked: Recipient, source: Revision
         ProtocolError: The client can't be asked this, or the question is invalid.
     """
     if len(raw) > MAX_QUESTION_BYTES or too_many_members(raw) or exceeds_limits(raw):
-        raise ProtocolError(INVALID_PARAMS, f"Invalid params: the question of {method} is too large")
+        raise ProtocolError(INVALID_PARAMS, f"Invalid params: the {method} question is too large")
     declared, target = check_declared(method, asked.abilities), asked.revision
     try:
         original = decode_object(raw or b"{}")
@@ -739,7 +739,7 @@ class Relays:
     def _unknown_client_error(self, method: str) -> ProtocolError:
         if not self.recipients:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked.")
-        text = f"The server {self._name!r} serves several calls, and its question doesn't specify one of them."
+        text = f"The server {self._name!r} serves several calls, and its question doesn't identify one of them."
         if self._log is not None:
             check_declared(method, self._abilities)  # another isolation can't help where the policy refuses
             text += ' Set isolation = "per_principal" for it in the gateway, or "per_session" without sign-in.'

@@ -107,7 +107,7 @@ async def test_client_keys_may_be_public_pem_files(desk: Desk, key: Any, alg: st
 @for_each(("pem", "words"), [
     (KEY.as_pem(private=True).decode(), "private key"),
     ("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----", "starting with"),
-    (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "None of the keys of the client batch can verify"),
+    (OKPKey.generate_key("X25519").as_pem(private=False).decode(), "None of the keys for the client batch can verify"),
 ])  # fmt: skip
 def test_unusable_pem_keys_in_the_configuration_are_rejected(pem: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -74,7 +74,7 @@ async def test_memberships_and_emails_are_fetched_only_if_configured(
 
 @for_each("allow", ["org:invited", "org:octocat", "octo@other.example", "@other.example", "octo", "example"])
 async def test_pending_unverified_and_similar_names_are_rejected(github: Issuer, allow: str) -> None:
-    with pytest.raises(SignInFailed, match="Octocat may not sign in here"):
+    with pytest.raises(SignInFailed, match="Octocat can't sign in here"):
         await sign_in(way(github, allow))
 
 
@@ -87,7 +87,7 @@ async def test_pending_unverified_and_similar_names_are_rejected(github: Issuer,
         (USER, {"id": True, "login": "octocat"}, "didn't identify you"),
         (USER, [], "didn't identify you"),
         (USER, b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\n\r\n", "isn't responding as expected"),
-        (ORGANIZATIONS, {"message": "no"}, "may not sign in"),
+        (ORGANIZATIONS, {"message": "no"}, "can't sign in"),
     ],
 )
 async def test_invalid_upstream_responses_do_not_sign_users_in(

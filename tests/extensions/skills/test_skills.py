@@ -228,7 +228,7 @@ def test_invalid_skill_functions_are_rejected() -> None:
     skills = Server("shop").extend(Skills())
     with pytest.raises(ValueError, match="no description"):
         skills.skill(lambda: "text", name="x")  # type: ignore[call-overload]
-    with pytest.raises(TypeError, match="function of a skill"):
+    with pytest.raises(TypeError, match="a skill's function"):
         skills.skill(description="x")(abs)
     with pytest.raises(ValueError, match=r"has a file '\.\./a'"):
         skills.skill(name="x", description="x", files={"../a": ""})(lambda: "text")

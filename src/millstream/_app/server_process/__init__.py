@@ -97,7 +97,7 @@ def set_up_logs(settings: Settings, level: str = "") -> None:
         logs.configure_as(settings, level=level)
     except ValueError as exc:
         raise CommandError(
-            str(exc), fix="Set MILLSTREAM_LOG_FILE to a file in a folder that you may write to."
+            str(exc), fix="Set MILLSTREAM_LOG_FILE to a file in a folder that you can write to."
         ) from exc
 
 

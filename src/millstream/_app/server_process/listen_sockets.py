@@ -133,7 +133,7 @@ def _listen_at(path: Path) -> socket.socket:
                 if path.is_socket()
                 else "There is already a file, which isn't a socket."
             )
-        fix = "Use a path of fewer than 100 characters, in a folder that you may write to."
+        fix = "Use a path of fewer than 100 characters, in a folder that you can write to."
         raise CommandError(f"Can't listen on the UNIX socket {path}.", why=why, fix=fix) from exc
 
 

@@ -222,7 +222,7 @@ def _raise_file_limit(connections: int) -> None:
             soft = wanted
     if soft < connections:
         logger.warning(
-            "This process may open only %d files. Beyond that, it closes new connections without a response, although "
+            "This process can open only %d files. Beyond that, it closes new connections without a response, although "
             "max_connections is %d. Raise the limit: `ulimit -n`, or LimitNOFILE of systemd.", soft, connections,
         )  # fmt: skip
 

@@ -203,7 +203,7 @@ class Supervisor:
             raise CommandError(
                 "The workers' parent process can't create a socket for its store.",
                 why=str(exc),
-                fix="Set TMPDIR to a folder that this program may write to.",
+                fix="Set TMPDIR to a folder that this program can write to.",
             ) from exc
         self._hello = msgspec.structs.replace(self._hello, store=store)
         first, *others = self.workers

@@ -358,7 +358,7 @@ ELSEWHERE = {
     "request": "Read `ctx.headers` and `ctx.principal`.",
     "request_context": "Read `ctx.meta`, `ctx.lifespan`, `ctx.session`, and `ctx.headers`.",
     "send_notification": "The server announces list changes. Use `ctx.log` or `ctx.progress`.",
-    "session_id": "Read `ctx.session`; the values of a session are in `ctx.session_state`.",
+    "session_id": "Read `ctx.session`; session values are in `ctx.session_state`.",
     "set_state": "Write `ctx.state[name] = value`; for values that outlive the call, `ctx.session_state.set`.",
     "warn": "Write `await ctx.warning(data)`.",
 }

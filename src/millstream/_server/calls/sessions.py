@@ -323,7 +323,7 @@ class SessionRecords:
                     watcher(_unpack(raw))
                 return
             if failed is not None:
-                _logger.warning("Couldn't read the record of a session; retrying: %s", failed)
+                _logger.warning("Couldn't read a session's record; retrying: %s", failed)
                 await asyncio.sleep(PAUSE)
 
 

@@ -58,7 +58,7 @@ def check_function(function: Any, kind: str) -> None:
         name = getattr(getattr(function, word, None), "__name__", "this")
         raise TypeError(
             f"{name}: @mcp.{kind} can't be used above @{type(function).__name__}. Remove it, and call "
-            f"mcp.{kind}(…) below the class, with the method of an object or class."
+            f"mcp.{kind}(…) below the class, with a method of an object or class."
         )
     if not callable(function):
         raise TypeError(f"mcp.{kind} takes a function, not {function!r}.")

@@ -272,7 +272,7 @@ def _receive(annotation: Any) -> Any:
     if kind is type or kind is Callable:
         raise TypeError(f"clients can't send a {'class' if kind is type else 'function'}")
     if annotation is Self:
-        raise TypeError("Self isn't known outside a class. Write the name of the class")
+        raise TypeError("Self isn't known outside a class. Write the class name")
     if isinstance(kind, type) and issubclass(kind, collections.abc.Mapping) and parts:
         key = split_annotation(parts[0])[0]
         if (get_origin(key) or key) in _NO_KEYS or has_fields(key):

@@ -259,7 +259,7 @@ def _check_accidental(
             continue
         if value.name in ("self", "cls") and value is values[0]:
             raise TypeError(
-                f"{name}: clients would have to send {value.name!r} as an argument. Register the method of an "
+                f"{name}: clients would have to send {value.name!r} as an argument. Register a method of an "
                 f"object, as in mcp.tool(shop.{name}), or a function."
             )
         if value.name == "ctx":

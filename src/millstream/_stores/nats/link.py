@@ -82,7 +82,7 @@ def parse_address(url: str) -> NatsAddress:
     if not replicas.isdigit() or int(replicas) not in range(1, _MAX_REPLICAS + 1):
         raise LocalError(f"The number of replicas must be 1 to {_MAX_REPLICAS}. {_SYNTAX}")
     if not _NAMESPACE.fullmatch(namespace):
-        raise LocalError("The namespace of a NATS store must have 1 to 32 letters, digits, hyphens, and underscores.")
+        raise LocalError("A NATS store's namespace must have 1 to 32 letters, digits, hyphens, and underscores.")
     if credentials is not None and not Path(credentials).is_file():
         raise LocalError("The credentials file of the NATS store doesn't exist.")
     user, colon, password = login.partition(":")

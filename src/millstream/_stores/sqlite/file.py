@@ -31,14 +31,14 @@ _TEXTS: Final[dict[str, str]] = {
     "SQLITE_CORRUPT": f"""is damaged. Nothing in it was changed. {_AWAY}; `sqlite3 FILE .recover` may save
         its data.""",
     "ValueError": f"is damaged. Nothing in it was changed. {_AWAY}.",
-    "SQLITE_READONLY": """can't be written. Let the user of this process write to the file and to its folder, where
+    "SQLITE_READONLY": """can't be written. Allow this process's user to write to the file and its folder, where
         SQLite keeps a second file.""",
-    "SQLITE_IOERR_LOCK": """can't be locked. Let the user of this process write to the file. Some network file systems
+    "SQLITE_IOERR_LOCK": """can't be locked. Allow this process's user to write to the file. Some network file systems
         don't support locks: use a local disk, or redis://.""",
     "SQLITE_CANTOPEN": """can't be opened. The folder must exist, and the user of this process must be allowed to write
         to it, because SQLite keeps a second file there.""",
-    "SQLITE_PERM": "can't be opened: the user of this process has no permission.",
-    "PermissionError": "can't be created: the user of this process has no permission to write to the folder.",
+    "SQLITE_PERM": "can't be opened: this process's user has no permission.",
+    "PermissionError": "can't be created: this process's user has no permission to write to the folder.",
     "FileNotFoundError": "can't be created: the folder doesn't exist. Create it first.",
     "NotADirectoryError": "can't be created: a part of the path is a file.",
     "IsADirectoryError": "is a folder. Use the path of a file.",

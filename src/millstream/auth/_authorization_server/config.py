@@ -204,7 +204,7 @@ def identity_provider(issuer: str, *, scopes: Names = ()) -> TrustedIdentityProv
         ``users=[auth.users(file="users.json"), auth.identity_provider("https://login.example.com", scopes=["read"])]``
     """
     if "#" in issuer or "?" in issuer:  # RFC 8414 §2; and "#" separates the issuer in a subject
-        raise ValueError("The issuer of an identity provider must be a URL without a query or fragment.")
+        raise ValueError("An identity provider's issuer must be a URL without a query or fragment.")
     rules_of(issuer, issuer, (), None)
     names = check_scopes(several("scopes", scopes))
     return TrustedIdentityProvider(issuer, names, fingerprint(names, issuer))
@@ -284,7 +284,7 @@ def client(
     if secret and jwks:
         raise ValueError(f"The client {id} can have either a secret or keys, not both.")
     if secret and len(secret.encode()) < _MIN_SECRET:
-        raise ValueError(f"The secret of the client {id} must have at least {_MIN_SECRET} bytes.")
+        raise ValueError(f"The secret for the client {id} must have at least {_MIN_SECRET} bytes.")
     for each in redirect_uris:
         check_redirect(each)
     itself = bool(secret or jwks)
@@ -313,7 +313,7 @@ def _keys(id: str, jwks: str | Mapping[str, Any]) -> Mapping[str, Any] | None:
         return None
     keys = {"keys": [from_pem(jwks)]} if isinstance(jwks, str) else jwks
     if not read_keys(keys):
-        raise ValueError(f"None of the keys of the client {id} can verify signatures.")
+        raise ValueError(f"None of the keys for the client {id} can verify signatures.")
     return keys
 
 

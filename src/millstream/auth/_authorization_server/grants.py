@@ -351,7 +351,7 @@ class TokenEndpoints(Struct, frozen=True):
         own."""
         client, token = await self.clients.read_token(request)
         if client.method == "none":
-            raise OAuthError("invalid_client", "Only authenticated clients may introspect tokens.", 401)
+            raise OAuthError("invalid_client", "Only authenticated clients can introspect tokens.", 401)
         said = await self._claims_of(token)
         if said is None or (client.source != "given" and said["client_id"] != client.id):
             return reply({"active": False})
@@ -415,7 +415,7 @@ class TokenEndpoints(Struct, frozen=True):
             raise OAuthError("unsupported_grant_type", f"grant_type must be one of {', '.join(by_type)}.")
         client = await self.clients.authenticate(request, form)
         if kind not in client.grant_types:
-            raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
+            raise OAuthError("unauthorized_client", f"This client isn't allowed to use {kind}.")
         try:
             return reply(await give(client, form))
         except TokenReuse as exc:
@@ -457,7 +457,7 @@ class TokenEndpoints(Struct, frozen=True):
         user = self.config.user_of_grant(grant)
         if user is None:
             await self.end_grant(said.grant, grant.subject)
-            raise OAuthError("invalid_grant", "The user may no longer sign in.")
+            raise OAuthError("invalid_grant", "The user is no longer allowed to sign in.")
         scopes = self.config.known_scopes(form.get("scope"), grant.scopes) or grant.scopes
         if not set(scopes) <= set(grant.scopes):
             raise OAuthError("invalid_scope", "A refresh can't add scopes to the grant.")

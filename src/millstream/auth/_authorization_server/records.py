@@ -265,7 +265,7 @@ def check_redirect(uri: str, *, web: bool = False) -> None:
     except ValueError:
         raise ValueError("A redirect URI must be a URL.") from None
     if not _ANSWERS.isdisjoint(parse_qs(parts.query, keep_blank_values=True)):
-        raise ValueError("The query of a redirect URI must not contain response parameters, such as code or state.")
+        raise ValueError("A redirect URI's query must not contain response parameters, such as code or state.")
     if not is_app(uri):
         authority = _AUTHORITY.fullmatch(parts.netloc)
         if authority is None:
@@ -274,7 +274,7 @@ def check_redirect(uri: str, *, web: bool = False) -> None:
             raise ValueError("A redirect URI must be https, or http with a loopback address.")
     elif not _is_of_app(parts):
         raise ValueError(
-            "A redirect URI must be https, http with a loopback address, or use the scheme of an app, such as "
+            "A redirect URI must be https, http with a loopback address, or use an app's scheme, such as "
             "com.example.app:/back or editor://name/back."
         )
     if web and parts.scheme != "https":

@@ -56,7 +56,7 @@ class Allowlist:
             TypeError: The list is a string.
         """
         if not given:
-            raise ValueError(f"allow must list who may sign in: {examples}.")
+            raise ValueError(f"allow must list who can sign in: {examples}.")
         pairs = given if isinstance(given, Mapping) else dict.fromkeys(several("allow", given), ())
         self._entries: dict[str, tuple[tuple[str, ...], float]] = {}
         """Entry -> its scopes, and a hash of the entry, its scopes, and the upstream."""
@@ -80,9 +80,7 @@ class Allowlist:
         for name, entry in self._entries.items():
             if name in known:
                 return entry
-        raise SignInFailed(
-            f"{shown} may not sign in here. Use another account, or contact the operator of this server."
-        )
+        raise SignInFailed(f"{shown} can't sign in here. Use another account, or contact this server's operator.")
 
     def some(self, text: str) -> bool:
         """Return whether an entry contains a text."""

@@ -252,7 +252,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
             raise OAuthError(error, f"grant_type must be {CODE} or {REFRESH}.")
         client = await self._clients.authenticate(request, form)
         if kind not in client.grant_types:
-            raise OAuthError("unauthorized_client", f"This client may not use {kind}.")
+            raise OAuthError("unauthorized_client", f"This client isn't allowed to use {kind}.")
         self._config.requested_resources(form.all("resource"))
         tokens = await give(client, await self._theirs(client), form)
         return reply(tokens.model_dump(mode="json", exclude_none=True))

@@ -173,7 +173,7 @@ class EventType:
         if len(written) + 2048 > MAX_BODY:
             limit = MAX_BODY - 2048
             raise LocalError(
-                f"The data of the event {self.name!r} has {len(written)} bytes, more than the limit of {limit}. "
+                f"The data for the event {self.name!r} has {len(written)} bytes, more than the limit of {limit}. "
                 "Publish an id, and let clients read the rest with a tool."
             )
         try:

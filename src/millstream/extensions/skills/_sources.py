@@ -247,7 +247,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
     if not callable(function):
         raise TypeError("@skills.skill decorates a function that returns the instructions.")
     if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
-        raise TypeError(f"{function.__name__}: the function of a skill can't have parameters.")
+        raise TypeError(f"{function.__name__}: a skill's function can't have parameters.")
     name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()
     description = options.get("description") or inspect.getdoc(function) or ""
     frontmatter: Json = {"name": name, "description": description, **options.get("frontmatter", {})}
@@ -280,7 +280,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
 
 def _text(body: Any, name: str) -> str:
     if not isinstance(body, str):
-        raise TypeError(f"{name}: the function of a skill must return text, not {type(body).__name__}.")
+        raise TypeError(f"{name}: a skill's function must return text, not {type(body).__name__}.")
     return body if body.endswith("\n") else f"{body}\n"
 
 

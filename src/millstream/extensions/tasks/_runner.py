@@ -369,7 +369,7 @@ class TaskRunner(TaskRecords):
         except BaseException as exc:
             self._host.release_slots(slots)
             if isinstance(exc, StoreFull):
-                text = "The store has no room for another task. Try again later."
+                text = "The store has no space for another task. Try again later."
                 raise ProtocolError(OVERLOADED, text, status=503) from exc
             raise
         self._run(name, record, saved, slots, call.keep_slots())
@@ -533,8 +533,8 @@ class TaskRunner(TaskRecords):
                 try:
                     written = await self._finish(run, change)
                 except StoreFull:
-                    logger.warning("%s: the store has no room for the result of the task", run.saved_call.tool)
-                    change = run.fail(OVERLOADED, "The store has no room for the result of this task.")
+                    logger.warning("%s: the store has no space for the task's result", run.saved_call.tool)
+                    change = run.fail(OVERLOADED, "The store has no space for this task's result.")
                     continue
             if not trouble.lasts:
                 break

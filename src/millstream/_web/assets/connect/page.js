@@ -68,7 +68,7 @@ function drawSignIn() {
       : oauth
         ? "Callers sign in with OAuth. Clients open a browser for this."
         : keys
-          ? "Callers send a key as Authorization: Bearer KEY. The operator of this server gives you one."
+          ? "Callers send a key as Authorization: Bearer KEY. This server's operator can give you one."
           : "No sign-in: every program that reaches this address can call every tool.";
   $("sign-in").replaceChildren(icon(oauth || keys ? "person" : "eye"), element("span", {}, says));
 }
