@@ -137,7 +137,11 @@ async def test_identities_too_large_for_a_cookie_get_no_cookie(world: World) -> 
     code = "x" * 2100
     world.upstream.allowed.add(code)
     landed = await world.back(await world.away("/chat"), code)
-    assert (landed.status, b"too large for a cookie" in landed.body, b'value="/chat"' in landed.body) == (403, True, True)
+    assert (landed.status, b"too large for a cookie" in landed.body, b'value="/chat"' in landed.body) == (
+        403,
+        True,
+        True,
+    )
     assert "millstream" not in world.jar
 
 
