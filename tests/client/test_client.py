@@ -1,17 +1,40 @@
 """What the outbound HTTP client keeps of replies."""
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
 
-from client.misbehaving_servers import ReceivedRequest, misbehaving
+from client.misbehaving_servers import ReceivedRequest, misbehaving, with_handshake
 from fleet import until
 from growth import MIB, measured
+from millstream import Client
 from millstream._http.client import ArrivingBytes, Inflow, TooMuchArriving
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import parse_url
+from millstream.client import Options
 from patience import WAIT
+
+
+async def test_output_schemas_of_changing_lists_take_at_most_max_bytes() -> None:
+    numbers = itertools.count()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        server.requests.clear()  # they are in this process, too
+        schema = {"type": "object", "description": "x" * 200_000}
+        tool = {"name": f"t{next(numbers)}", "inputSchema": {"type": "object"}, "outputSchema": schema}
+        await asked.result({"tools": [tool]})
+
+    async with (
+        misbehaving(with_handshake(behave, "s1")) as server,
+        Client(server.url, options=Options(max_bytes=MIB), timeout=WAIT) as client,
+    ):
+        await client.tools(fresh=True)
+        with measured() as growth:
+            for _ in range(20):
+                await client.tools(fresh=True)
+        assert growth.bytes < 1.5 * MIB
 
 
 async def test_upstream_replies_take_as_much_memory_as_is_counted() -> None:

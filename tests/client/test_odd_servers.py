@@ -405,6 +405,29 @@ async def test_session_cookies_are_sent_back(headers: dict[str, str], sent: str)
     assert {each.headers["cookie"] for each in (initialized, call, end)} == {sent}
 
 
+@for_each(
+    ("attributes", "sent"),
+    [
+        ("Max-Age=0", False),
+        ("path=/; max-age = -1; Expires=Fri, 01 Jan 2100 00:00:00 GMT", False),
+        ("Expires=Thu, 01 Jan 1970 00:00:00 GMT", False),
+        ("expires=Thu, 01-Jan-1970 00:00:01 GMT; Secure", False),
+        ("Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:00 GMT", True),
+        ("Max-Age=soon; Expires=never", True),
+        ("Expires", True),
+    ],
+)
+async def test_deleted_cookies_are_not_sent_back(attributes: str, sent: bool) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result(DONE)
+
+    set_twice = f"s1\r\nSet-Cookie: LB=one\r\nSet-Cookie: LB=two; {attributes}\r\nSet-Cookie: nothing; a=b"
+    async with misbehaving(with_handshake(behave, set_twice)) as server:
+        async with Client(server.url, timeout=WAIT) as client:
+            await client.call("x")
+        assert {each.headers.get("cookie") for each in server.requests[-2:]} == {"LB=two" if sent else None}
+
+
 async def test_cookies_without_a_session_are_dropped() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result(DONE, more="Set-Cookie: person=ada\r\n")

@@ -5,6 +5,7 @@ import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import msgspec
@@ -40,7 +41,7 @@ from millstream._protocol.notifications import (
     TemplateDescription,
     ToolDescription,
 )
-from millstream._recent import Recent
+from millstream._recent import RecentBytes
 from millstream.client._conversation import Conversation, decode_tools, logger
 from millstream.client._errors import ClientError, InvalidResponse, ServerError
 from millstream.client._questions import Elicit, Questions, Roots, Sample
@@ -168,10 +169,11 @@ class Client:
     ) -> None:
         _check_arguments(timeout, headers, roots, options)
         questions = Questions(elicit, sample, roots)
+        options = options or Options()
         self.conversation: Conversation = Conversation(
             target,
             questions,
-            options or Options(),
+            options,
             revision=revision,
             headers=headers or {},
             timeout=timeout,
@@ -183,8 +185,10 @@ class Client:
             from millstream.client._extensions import ClientHost  # noqa: PLC0415  few clients have extensions
 
             ClientHost(self, questions).add(extensions)
-        self._output_schemas: Recent[str, Json | None] = Recent(_MAX_SCHEMAS)
-        """Output schemas of listed tools, by name."""
+        self._output_schemas: RecentBytes[str, tuple[Json | None, int]] = RecentBytes(
+            _MAX_SCHEMAS, max_bytes=options.max_bytes, size_of=itemgetter(1)
+        )
+        """Output schemas of listed tools, and their sizes as JSON, by name."""
         self._progress: OnProgress | None = None
         """Progress handler for calls without their own handler."""
         self._blocks = 0
@@ -343,7 +347,7 @@ class Client:
                 raise InvalidResponse(f"The result of {tool!r} doesn't match its output schema: {why}.")
 
     def _mismatch(self, tool: str, result: Result) -> str:
-        schema = self._output_schemas.get(tool)
+        schema, _ = self._output_schemas.get(tool, (None, 0))
         return "" if schema is None else find_mismatch(result, schema)
 
     async def _suggest(self, kind: str, name: str, failure: ServerError) -> ServerError:
@@ -385,7 +389,8 @@ class Client:
     def _learn(self, page: ListToolsResult) -> list[ToolDescription]:
         found = self.conversation.callable(page)
         for tool in found:
-            self._output_schemas.keep(tool.name, tool.output_schema)
+            schema = tool.output_schema
+            self._output_schemas.keep(tool.name, (schema, 0 if schema is None else len(encode(schema))))
         return found
 
     # Resources and prompts

@@ -169,8 +169,15 @@ class Endpoint:
         cookies = reply.header(b"set-cookie")
         if self._has_cookies or len(cookies) > _MAX_COOKIES or not (cookies.isascii() and "=" in cookies):
             return ""
-        pairs = [each.partition(";")[0].strip().partition("=") for each in cookies.split("\n") if "=" in each]
-        return f"Cookie: {'; '.join(f'{name}={value}' for name, value in {n: v for n, _, v in pairs}.items())}\r\n"
+        kept: dict[str, str] = {}
+        for cookie in cookies.split("\n"):
+            pair, _, attributes = cookie.partition(";")
+            name, sign, value = pair.strip().partition("=")
+            if sign:
+                kept[name] = value
+            if _is_expired(attributes):
+                kept.pop(name, None)
+        return f"Cookie: {'; '.join(map('='.join, kept.items()))}\r\n" if kept else ""
 
     async def _reauthorize(self, status: int, challenge: str) -> bool:
         """Get new credentials. Return False if there aren't any."""
@@ -237,6 +244,22 @@ _WORDS = "detail", "message", "error_description", "error", "title", "reason", "
 """Members of JSON bodies that contain the reason for an error, such as ``detail`` (RFC 9457)."""
 _MARKUP = re.compile(r"(?is)<(script|style|svg)\b.*?(?:</\1>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*+>")
 """Elements and comments without an end extend to the end of the text, so that no text takes quadratic time."""
+
+
+def _is_expired(attributes: str) -> bool:
+    """Return whether the attributes of a cookie delete it: a `Max-Age` of 0 or less, else a past `Expires`.
+
+    See RFC 6265 §5.2.
+    """
+    pairs = (each.partition("=") for each in attributes.lower().split(";"))
+    values = {name.strip(): value.strip() for name, _, value in pairs}
+    age = values.get("max-age", "")
+    if age.lstrip("-").isdecimal():
+        return age.startswith("-") or not age.strip("0")
+    try:
+        return parsedate_to_datetime(values.get("expires", "")).timestamp() < time()
+    except (ValueError, OverflowError):
+        return False
 
 
 def with_reply(exc: _E, reply: HttpReply) -> _E:
