@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import os
 import sqlite3
 import stat
@@ -6,13 +7,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from backend_stores import SqliteStore
+from cases import for_each
+from cpu import cpu_seconds_of
 from millstream._stores.sqlite.file import locate
 from millstream.extensions import LocalError
 from millstream.stores import Gap, Index, StoreFull, StoreUnavailable, StreamSealed
@@ -143,6 +146,29 @@ async def test_sqlite_file_size_is_bounded(path: Path) -> None:
     async with open_sqlite(path, max_log_bytes=50_000) as store:
         await append(store, "hub:journal", b"")
         assert 0 < len(await read_all(store, "hub:journal")) < 30, "a smaller bound holds from the next append on"
+
+
+@for_each("kind", ["lossy", "refused", "log"])
+async def test_writes_to_a_full_store_do_not_read_all_of_it(tmp_path: Path, kind: str) -> None:
+    async def write(store: SqliteStore, owner: str, start: int, count: int) -> None:
+        for number in range(start, start + count):
+            name = f"{kind}:~{owner}.{number}"
+            if kind == "log":
+                await append(store, name, bytes(2_000))
+                continue
+            with suppress(StoreFull):
+                await store.kv.put(name, bytes(2_000), TTL, lossy=kind == "lossy")
+
+    async def cost(room: int) -> float:
+        limits = {"max_value_bytes": room, "max_log_bytes": room}
+        async with open_sqlite(tmp_path / f"{kind}{room}.db", **limits) as store:
+            fits = room // 2_000
+            await asyncio.gather(*(write(store, "ada", number * 10, 10) for number in range(fits // 20)))
+            await asyncio.gather(*(write(store, "eve", number * 10, 10) for number in range(fits // 10)))
+            numbers = itertools.count(fits, 30)
+            return await cpu_seconds_of(lambda: write(store, "eve", next(numbers), 30))
+
+    assert await cost(8 * 1024 * 1024) < 4 * await cost(512 * 1024)
 
 
 def rows(path: Path, select: str) -> list[Any]:

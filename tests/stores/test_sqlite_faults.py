@@ -257,7 +257,7 @@ async def test_disk_failure_loses_no_acknowledged_data(path: Path, call: str) ->
     for cycle in range(CYCLES):
         if not cycle % OF_ONE_FILE:
             path, sure = path.with_name(f"{cycle}.db"), {}
-        first, every = chance.randrange(20, 60), chance.randrange(5, 40)
+        first, every = chance.randrange(40, 80), chance.randrange(5, 40)  # the file exists by then
         inject = f"inject={call}:error=EIO:when={first}+{every}"
         wrapper = [strace, "-f", "-qq", "-e", f"trace={call}", "-e", inject, "-o", str(path.with_suffix(".trace"))]
         command = wrapper + writer(path, str(cycle), "150", query="?durability=full")

@@ -117,7 +117,6 @@ CREATE TABLE streams (
     last INTEGER NOT NULL, entries INTEGER NOT NULL, size INTEGER NOT NULL, sealed INTEGER NOT NULL,
     until REAL NOT NULL
 );
-CREATE INDEX largest ON streams (kind, size);
 CREATE TABLE entries (
     stream INTEGER NOT NULL, offset INTEGER NOT NULL, data BLOB NOT NULL, PRIMARY KEY (stream, offset)
 ) WITHOUT ROWID;
@@ -125,9 +124,17 @@ CREATE TABLE items (
     key TEXT PRIMARY KEY, kind TEXT NOT NULL, share TEXT NOT NULL, value BLOB NOT NULL, size INTEGER NOT NULL,
     until REAL NOT NULL, place INTEGER
 ) WITHOUT ROWID;
-CREATE INDEX lossy ON items (kind, place) WHERE place IS NOT NULL;
 CREATE TABLE once (stream TEXT NOT NULL, id TEXT NOT NULL, until REAL NOT NULL, PRIMARY KEY (stream, id)) WITHOUT ROWID;
 """
+_INDEXES = {
+    "largest": "streams (kind, size)",
+    "lossy": "items (kind, place) WHERE place IS NOT NULL",
+    "lossy_shares": "items (kind, share, place) WHERE place IS NOT NULL",
+    "old_items": "items (until)",
+    "old_streams": "streams (until)",
+    "old_once": "once (until)",
+}
+"""Indexes by name. Without one, each write to a full store would read all of it."""
 _PRAGMAS = (
     "locking_mode=EXCLUSIVE",
     "wal_autocheckpoint=4000",  # pages: 16 MiB between checkpoints
@@ -259,7 +266,9 @@ class Database:
             self.run("INSERT INTO meta VALUES ('epoch', ?)", (secrets.token_hex(6),))
             self.run(f"PRAGMA application_id={APPLICATION}")
             self.run(f"PRAGMA user_version={VERSION}")
-        self.run("COMMIT")  # writes nothing if all tables exist
+        for name, columns in _INDEXES.items():
+            self.run(f"CREATE INDEX IF NOT EXISTS {name} ON {columns}")
+        self.run("COMMIT")  # writes nothing if all of them exist
         self.run("PRAGMA synchronous=FULL")
         self.make_room()
         found = self.one("SELECT value FROM meta WHERE name='epoch'")

@@ -120,12 +120,10 @@ class Items(Struct, eq=False):
 
     def _evict(self, key: str, kind: str, share: str, missing: int) -> None:
         """Drop the oldest lossy values of a share, or of the whole kind, until `missing` bytes are free."""
+        only, fields = ("AND share=?", (kind, key, share)) if share else ("", (kind, key))
+        statement = f"SELECT key, size FROM items WHERE kind=? AND key<>? {only} AND place IS NOT NULL"  # noqa: S608
         while missing > 0:
-            oldest = self._file.one(
-                "SELECT key, size FROM items WHERE kind=? AND share=coalesce(?, share) AND place IS NOT NULL "
-                "AND key<>? ORDER BY place LIMIT 1",
-                (kind, share or None, key),
-            )
+            oldest = self._file.one(f"{statement} ORDER BY place LIMIT 1", fields)
             if oldest is None:
                 return
             self._forget(oldest[0])
