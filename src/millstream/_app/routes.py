@@ -196,7 +196,7 @@ class Routes:
         return handler
 
     def _missing(self, method: str, path: str) -> Handler | None:
-        """Return the 404 of a path. None for a method of programs that send a body, which is then ignored."""
+        """Return the 404 of a path. Return None for a method of programs that send a body, which is then ignored."""
         bare = path.rstrip("/")
         if bare in _SIGN_IN_NAMES and _SIGN_IN in self._exact:
             bare = _SIGN_IN
@@ -212,8 +212,8 @@ class Routes:
         return self._for_browsers(_refuse(404, f"Not found. {text}"))
 
     def _for_browsers(self, handler: Handler, *, own: bool = False) -> Handler:
-        """Return the handler with refusals as pages for browsers. `own`: when the guard has let a request pass, the
-        response is the program's.
+        """Wrap a handler to show its error responses as pages in browsers. `own`: when the guard has let a request
+        pass, the response is the program's.
         """
 
         async def show(request: HttpRequest) -> Response | Sink | None:

@@ -408,8 +408,8 @@ class TrustedProxies:
         return bool(normalized) and any(ip_address(normalized) in each for each in self._networks)
 
     def exempts(self, client: str) -> bool:
-        """Return whether a client's address is exempt from shares: it's this machine's, or that of a proxy that
-        doesn't name its clients. If every address is trusted, none is known to be a proxy's.
+        """Return whether a client's address is exempt from shares, because it belongs to this machine or to a proxy
+        that doesn't forward client addresses. If every address is trusted, none is known to be a proxy's.
         """
         return is_loopback(client) or (not self._all and self.trusts(client))
 

@@ -272,9 +272,9 @@ def _mismatch(header: bytes, what: str) -> ProtocolError:
 
 
 def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Revision | None:
-    """Return the revision that a handshake-era request names in its header, or None without the header.
+    """Return the revision in a handshake-era request's header, or None without the header.
 
-    A request with a session uses the negotiated revision. Its header only has to name a known version.
+    A request with a session uses the negotiated revision. Its header only has to contain a known version.
 
     Raises:
         ProtocolError: The version is unknown or has no handshake (HTTP 400).

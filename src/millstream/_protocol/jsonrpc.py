@@ -32,7 +32,7 @@ MAX_LONG_NUMBERS = 5_000
 """Maximum number of numbers in one message that take the decoder's slow path. This many take about 40 ms."""
 
 _FEW_NUMBERS = MAX_LONG_NUMBERS * len(b"1e200,")
-"""A shorter body can't have too many long numbers."""
+"""Size of a body that's too short for too many long numbers."""
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _SMALL_E = bytes.maketrans(b"E", b"e")
 _SIGNS = b".+-"

@@ -1,7 +1,7 @@
 """Request metadata in addition to the parameters: `_meta`, and ``Mcp-Param-*`` headers.
 
-`_meta` has the per-request envelope of 2026-07-28, progress tokens, and client capabilities. The envelope's keys are
-those of https://modelcontextprotocol.io/specification/2026-07-28/basic.
+`_meta` has the per-request envelope of 2026-07-28, progress tokens, and client capabilities. The specification defines
+the envelope's keys: https://modelcontextprotocol.io/specification/2026-07-28/basic.
 
 ``x-mcp-header`` repeats tool arguments in ``Mcp-Param-*`` headers (MCP 2026-07-28, server/tools). This module finds and
 validates annotations in an input schema, encodes header values with the Base64 sentinel, and compares headers with

@@ -582,9 +582,8 @@ class GatewayPart:
         return item if self.definition.hooks is None else item.within(self.definition.hooks)
 
     def _claimant(self, upstream: Upstream, kind: str, name: str) -> Upstream | None:
-        """Return another upstream whose longer prefix matches a name or URI.
-
-        This prevents an upstream from receiving calls that are meant for another one.
+        """Return another upstream with a longer prefix that matches a name or URI, so that no upstream receives calls
+        that are meant for another one.
         """
         for each in self.upstreams.values():
             if len(each.names.prefix) > len(upstream.names.prefix) and each.names.original(kind, name) is not None:

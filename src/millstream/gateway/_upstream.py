@@ -634,7 +634,7 @@ class Upstream:
 
     def find_plain_link(self, call: Call) -> Link | None:
         """Return the open connection for a call that is one request and one result: the one that all share, or in a
-        relay, the dedicated session of its client. None if the call needs more.
+        relay, the dedicated session of its client. Return None if the call needs more.
         """
         if self._is_plain is None and self.catalog.revision:
             separate = self.processes is not None or self.credentials is not None or self._protected_program is not None

@@ -184,7 +184,7 @@ def _form_field(name: str, node: Schema) -> Schema:
 
 
 def _choices_of(items: Any) -> Schema | None:
-    """Return the items of a multi-selection: titled constants or an enum of strings. None for anything else."""
+    """Return the items of a multi-selection: titled constants or an enum of strings. Return None for anything else."""
     if not is_object(items):
         return None
     titled = items.get("oneOf") or items.get("anyOf")

@@ -37,7 +37,7 @@ MAX_ARGUMENTS = 600
 MAX_ERROR = 300
 MAX_NAME = 120
 _KEPT = MAX_NAME + 1
-"""Characters of a name that are kept, so that cut ones are recognized."""
+"""Number of characters of a name to keep, so that truncated names can be recognized."""
 MAX_READ = 64 * 1024
 """Maximum bytes of arguments or of an answer to examine."""
 READ_EACH_SECOND = 40

@@ -173,7 +173,7 @@ _LOCAL = {"backend": ("bind", "close", "open"), "log": ("wait_until_listening",)
 
 
 _PARTS = (("session", StoreSession), ("backend", DataSource), ("backend", Backend), ("kv", Map), ("log", Log))
-"""The protocols whose methods a worker can call, by what implements them in the parent."""
+"""Protocols with methods that a worker can call, by their implementation in the parent."""
 
 
 _tags = count()

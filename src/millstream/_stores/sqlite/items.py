@@ -148,8 +148,8 @@ class Items(Struct, eq=False):
 class Streams(Struct, eq=False):
     """The streams of one file.
 
-    Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams. A stream begins
-    above every offset that any stream of its kind has used, so a dropped stream that begins again reuses no offset.
+    Each kind of stream has its own space. A full kind drops the oldest entries of its largest streams. A stream's first
+    offset is higher than all offsets used by streams of its kind, so a dropped stream never reuses an offset.
     """
 
     _file: Database
