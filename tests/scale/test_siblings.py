@@ -13,6 +13,7 @@ from time import monotonic
 import pytest
 
 from fleet import until
+from millstream import Server
 from millstream._app.parts.operations import HEARD, SiblingWatch
 from patience import WAIT
 from processes import ROOT, free_port, run_server, uvicorn_command
@@ -155,6 +156,17 @@ def test_servers_of_one_application_have_stores_of_their_own(tmp_path: Path) -> 
             publish(port, f"{text} for two", "/two")
         assert [next(one), next(one)] == ["first for one", "second for one"]
         assert [next(two), next(two)] == ["first for two", "second for two"]
+
+
+async def test_servers_without_clients_elsewhere_keep_their_own_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("millstream._stores.local.siblings.shared_socket", lambda: "1")
+    one, two = Server("shop", serve="hub"), Server("shop", serve="hub")
+    async with one.running(), two.running():
+        await one.hub.publish("news", "for one")
+        assert await two.hub.history("news") == []
 
 
 @pytest.mark.server

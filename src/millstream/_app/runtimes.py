@@ -41,12 +41,13 @@ class Runtimes:
         self.current: Runtime | None = None
         """The runtime that serves HTTP."""
 
-    async def start(self, *, supervised: bool = False) -> "Runtime":
+    async def start(self, *, supervised: bool = False, private: bool = False) -> "Runtime":
         """Return the runtime of this event loop, opening it if necessary. Concurrent callers share the attempt.
         Failures are retried.
 
         Args:
             supervised: Whether the caller will call `stop`. Until then it doesn't close on its own.
+            private: Whether other processes can't serve its clients, so that it shares no store with them.
 
         Raises:
             LocalError: The key for session ids is invalid.
@@ -55,19 +56,21 @@ class Runtimes:
         loop = asyncio.get_running_loop()
         runtime = self._by_loop.get(loop)
         if runtime is None:
-            runtime = await self._opening.run("", lambda: self._open(loop))
+            runtime = await self._opening.run("", lambda: self._open(loop, private))
         if supervised:
             runtime.on_idle = None
         return runtime
 
-    async def _open(self, loop: asyncio.AbstractEventLoop) -> "Runtime":
+    async def _open(self, loop: asyncio.AbstractEventLoop, private: bool) -> "Runtime":
         self._forget_closed_loops()
         definition = self.definition
         from millstream._app.runtime import Runtime  # noqa: PLC0415  a program that only registers does without
+        from millstream._stores import open_store  # noqa: PLC0415  as above
 
         store = self._stores.get(loop)
         if store is None:
-            store = self._stores[loop] = await asyncio.to_thread(self._make_store)
+            store = None if private or self.bind.loopback is not None else await asyncio.to_thread(self._find_siblings)
+            store = self._stores[loop] = store or open_store(definition.store)
         runtime = self._living[loop] = Runtime(definition, store, bind=self.bind, on_idle=self.close_idle)
         try:
             await runtime.open()
@@ -80,12 +83,11 @@ class Runtimes:
         definition.listeners.add(runtime)
         return runtime
 
-    def _make_store(self) -> Store:
-        """Return the store. Several processes of another server share one that would otherwise be private to each."""
-        from millstream._stores import open_store, open_with_siblings  # noqa: PLC0415  as above
+    def _find_siblings(self) -> Store | None:
+        """Return the store that this process shares with others of another server, if there are any."""
+        from millstream._stores import open_with_siblings  # noqa: PLC0415  as above
 
-        store = open_with_siblings(self.definition.store, self.definition.name) if self.bind.loopback is None else None
-        return store or open_store(self.definition.store)
+        return open_with_siblings(self.definition.store, self.definition.name)
 
     def _forget(self, runtime: "Runtime") -> None:
         if self._living.get(runtime.loop) is runtime:
@@ -119,9 +121,9 @@ class Runtimes:
             self._closing.spawn(self.stop())
 
     @asynccontextmanager
-    async def running(self) -> "AsyncGenerator[Runtime, None]":
-        """Run the server inside the ``async with`` block, in this event loop."""
-        runtime = await self.start(supervised=True)
+    async def running(self, *, private: bool = True) -> "AsyncGenerator[Runtime, None]":
+        """Run the server inside the ``async with`` block, in this event loop. For `private`, see `start`."""
+        runtime = await self.start(supervised=True, private=private)
         try:
             yield runtime
         finally:

@@ -735,7 +735,7 @@ class Server:
         Example:
             ``app = FastAPI(lifespan=mcp.lifespan)``, then ``app.mount("/", mcp)``.
         """
-        async with self.runtimes.running():
+        async with self.runtimes.running(private=False):
             yield
 
     def running(self) -> "AbstractAsyncContextManager[Runtime]":
