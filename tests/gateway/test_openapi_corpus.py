@@ -54,7 +54,7 @@ from pathlib import Path
 import httpx2
 from millstream import Server, Settings
 
-mcp = Server("apis", settings=Settings(page_size=25))  # the TypeScript SDK reads at most 10 MB at a time
+mcp = Server("apis", settings=Settings(page_size=40))  # the TypeScript SDK reads at most 64 pages of 10 MB
 http = httpx2.AsyncClient(base_url="http://127.0.0.1:9")
 for number, path in enumerate(Path(sys.argv[1]).read_text("utf-8").splitlines()):
     mcp.mount(Server.from_openapi(path, http, output_schemas=True), prefix=f"d{number}")
