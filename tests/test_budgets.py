@@ -386,9 +386,9 @@ async def test_functions_in_threads_wake_the_event_loop_once(monkeypatch: pytest
         wakeups.append(callback)
         return call_soon_threadsafe(callback, *args, **more)
 
-    monkeypatch.setattr(loop, "call_soon_threadsafe", note)
     async with server.running() as runtime:
         prepare(server, runtime)
+        monkeypatch.setattr(loop, "call_soon_threadsafe", note)
         names = await through_connection(server)
         assert len(wakeups) == 3
         assert runtime.services.threads.places.used == 0

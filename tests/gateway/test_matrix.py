@@ -166,10 +166,10 @@ async def test_every_feature_works_in_all_combinations() -> None:
 def render_section() -> str:
     """Return the section of the reference page."""
     lead = (
-        "A client of any revision can use an upstream of any revision, on every transport that the two revisions have. "
-        "A cell of the table names what a client of the revision on the left doesn't get from an upstream of the "
-        "revision at the top. The numbers are explained below it. For example, a client of 2025-11-25 gets everything "
-        "from an upstream of 2026-07-28, except structured results that aren't objects (6)."
+        "A client of any revision can use an upstream of any revision, over every transport that the two revisions "
+        "support. Each cell lists the features that a client of the revision on the left doesn't get from an upstream "
+        "of the revision at the top, with the numbers of the notes that follow the table. For example, a client of "
+        "2025-11-25 gets everything from an upstream of 2026-07-28, except structured results that aren't objects (6)."
     )
     lines = [
         lead,

@@ -22,7 +22,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     """The parent directory of the folders."""
     place = tmp_path_factory.mktemp("f")
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    monkeypatch.setattr(calls, "_ELSEWHERE", str(place))
+    monkeypatch.setattr(calls, "ELSEWHERE", str(place))
     return place
 
 

@@ -416,6 +416,8 @@ class Registry:
         capability = revision.requests.get(method)
         if capability is None:
             return self.extension_handler(method, revision) is not None
+        if self.relayed is None:  # without another call, for each list
+            return not capability or capability in self._offered_capabilities
         return not capability or self.offers(capability)
 
     def offer(self, capability: str) -> None:
