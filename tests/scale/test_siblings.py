@@ -75,6 +75,7 @@ def started(
     (folder / "sibling_shop.py").write_text(program, "utf-8")
     port, log = free_port(), folder / f"log{workers}"
     command = uvicorn_command("sibling_shop:mcp", port, "--workers", str(workers), "--app-dir", str(folder))
+    command += ["--timeout-worker-healthcheck", "60"]  # a busy machine's workers don't answer in 5 s, and are killed
     if gunicorn:
         where = ("-b", f"127.0.0.1:{port}", "--chdir", str(folder))
         worker = ("-w", str(workers), "-k", "uvicorn.workers.UvicornWorker")
