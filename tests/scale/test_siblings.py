@@ -1,6 +1,7 @@
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -186,6 +187,15 @@ def test_sibling_processes_that_cannot_share_a_store_are_reported(tmp_path: Path
         while not any("Calls handled by the server's other processes" in first for first in firsts):
             assert monotonic() < deadline, firsts
             firsts.add(first_event(port))
+
+
+@pytest.mark.server
+def test_sibling_processes_start_where_a_store_process_cannot(tmp_path: Path) -> None:
+    program = f"import sys\nsys.executable = {shutil.which('false')!r}\n{PROGRAM}"
+    with ExitStack() as stack:
+        port, log = started(stack, tmp_path, 2, program=program, TMPDIR=str(tmp_path))
+        assert say(port, "hello")
+        assert "can't share a store" in log.read_text("utf-8")
 
 
 async def test_siblings_are_detected_and_forgotten() -> None:

@@ -7,6 +7,7 @@ last of them. They find it by what they share: the socket that they accept conne
 import asyncio
 import fcntl
 import os
+import select
 import signal
 import socket
 import stat
@@ -27,6 +28,9 @@ from millstream._stores.memory.store import MemoryBackend
 
 IDLE: Final = 10
 """Seconds without any process after which the store ends although their parent runs. A restart takes less."""
+_STARTED = 60.0
+"""Seconds that the store's process may take to start."""
+_READY: Final = b"ready"
 _ACCEPTED = 0.1
 """Seconds for accepting a connection that was made before the last look."""
 
@@ -114,15 +118,22 @@ def _join(shared: str) -> tuple[socket.socket, str]:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(1024)
-            subprocess.Popen(  # noqa: S603  it's this module
+            process = subprocess.Popen(  # noqa: S603  it's this module
                 [sys.executable, "-P", "-m", __name__, str(listener.fileno()), str(path), str(os.getppid())],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for the server
             )
-            return _connect(path), str(path)
+        assert process.stdout is not None  # noqa: S101  it's a pipe
+        with process.stdout as output:
+            ready, _, _ = select.select([output], [], [], _STARTED)
+            if ready and os.read(output.fileno(), len(_READY)) == _READY:
+                return _connect(path), str(path)
+        process.kill()
+        path.unlink(missing_ok=True)
+        raise ChildProcessError("The process for it can't start.")  # such as where only this one can import us
 
 
 def _connect(path: Path) -> socket.socket:
@@ -162,6 +173,8 @@ async def _keep(listener: socket.socket, path: Path, parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):  # systemd sends it to all, and the workers still have to stop
         loop.add_signal_handler(number, ending.set)
     await server.start(listener)
+    with suppress(OSError):  # the process that waits for this was killed
+        os.write(1, _READY)
 
     def end(watched: int) -> None:
         loop.remove_reader(watched)
