@@ -85,6 +85,11 @@ class Entry(msgspec.Struct, Generic[K, T]):
     next: "Entry[K, T] | None" = None
 
 
+@dataclass
+class Dated(Box[int], Generic[T]):
+    date: T
+
+
 class Cell(NamedTuple, Generic[T]):
     content: T
 
@@ -147,6 +152,10 @@ def test_members_of_typed_dicts_are_described_completely() -> None:
         "color": COLOR,
         "colors": {"type": "object", "additionalProperties": {"type": "array", "items": {}}, "propertyNames": COLOR},
     }
+
+
+def test_inherited_members_keep_the_types_that_a_generic_class_gives_its_base() -> None:
+    assert schema_of(Dated[dt.datetime])["properties"]["content"] == {"type": "integer"}
 
 
 def test_members_of_generic_types_are_described_completely() -> None:

@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import (
     Annotated,
     Any,
+    Generic,
     Literal,
     NewType,
     TypeGuard,
@@ -644,7 +645,10 @@ class _Details(Struct, eq=False):
             _order(node, parts)
         elif isinstance(origin, type):
             self.add_items(node, origin, parts)
-            self.add_members(node, origin, dict(zip(getattr(origin, "__parameters__", ()), parts, strict=False)))
+            bases = getattr(origin, "__orig_bases__", ())
+            plain = all(get_origin(each) in (None, Generic) for each in bases)  # others give variables other meanings
+            variables = getattr(origin, "__parameters__", ()) if plain else ()
+            self.add_members(node, origin, dict(zip(variables, parts, strict=False)))
         elif isinstance(annotation, type):
             self.add_class(node, annotation)
 
