@@ -38,7 +38,7 @@ LARGE = (
 """Large documents whose lists are weighed."""
 MAX_LIST_BYTES = 20_000_000
 MAX_LISTED_BYTES = 500_000_000
-"""Maximum bytes of a list with output schemas. Stripe's has 70 million."""
+"""Maximum bytes of a list with output schemas. One is larger than the client's default maximum, 64 MiB."""
 NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 METHOD_NOT_FOUND = -32601
 METHODS = {"get", "put", "post", "delete", "options", "head", "patch", "trace"}

@@ -586,6 +586,13 @@ async def test_servers_at_other_origins_are_skipped_with_the_reason(caplog: pyte
     assert "skipped GET /p, because it has its own server, https://upload.test/up. To use it" in caplog.text
 
 
+async def test_methods_without_a_name_in_openapi_are_skipped_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
+    document = operation()
+    document["paths"]["/p"]["additionalOperations"] = {"COPY": {"operationId": "copy", "responses": {}}}
+    assert list(await tools(document)) == ["op"]
+    assert "skipped COPY /p, because additionalOperations aren't supported" in caplog.text
+
+
 @pytest.mark.parametrize(
     "field",
     [

@@ -202,6 +202,8 @@ class Document:
         operation whose schemas are too large has no output schema.
         """
         for path, item in self._spec["paths"].items():
+            for method in members(members(item).get("additionalOperations")):
+                self.skip(method, path, "additionalOperations aren't supported")
             for method in map(str.upper, _METHODS if is_object(item) else ()):
                 try:
                     shared = item | self._resolve(item)  # a reference may have operations beside it

@@ -62,7 +62,7 @@ class Passthrough:
         host.on_close(self._close)
 
     def _close(self) -> None:
-        self._host.dispatcher.relay = None
+        self._host.dispatcher.relay = self._host.dispatcher.open_session = None
         self._host.registry.relay(None)
 
     @property
