@@ -178,8 +178,9 @@ class SearchPart:
             # An upstream's thousands of tools take seconds.
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
+        ranked = await asyncio.to_thread(index.search, arguments.query)  # thousands of tools take a tenth of a second
         visible = registry.visible("tools", registry.audience("tools", call.principal, partial(granted_scopes, call)))
-        matches = [name for name in index.search(arguments.query) if name in visible]
+        matches = [name for name in ranked if name in visible]
         found = [visible[name].describe() for name in matches[: max(1, min(arguments.limit, MAX_RESULTS))]]
         result: Json = {
             "tools": [{key: each[key] for key in _SHOWN if key in each} for each in found],
