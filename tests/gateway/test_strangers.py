@@ -241,16 +241,25 @@ ALL = {"tools": {}, "resources": {}, "prompts": {}}
 
 
 async def test_failed_list_does_not_affect_other_lists(caplog: pytest.LogCaptureFixture) -> None:
-    mcp = make_gateway(stranger(ALL, LISTS))
+    mcp = make_gateway(stranger(ALL, LISTS), prefix="odd")
     async with Client(mcp, timeout=WAIT) as client:
-        assert [each.name for each in await client.tools()] == ["go"]
-        assert [each.uri for each in await client.resources()] == ["memo://1"]
-        assert (await client.read("memo://1"))[0].text == "first"
+        assert [each.name for each in await client.tools()] == ["odd_go"]
+        assert [each.uri for each in await client.resources()] == ["memo://odd/1"]
+        assert (await client.read("memo://odd/1"))[0].text == "first"
         assert (await client.templates(), await client.prompts()) == ([], [])
     assert caplog.text.count("The prompts are out.") == caplog.text.count("resources/templates/list") == 1
-    async with Client(stranger(ALL, LISTS), timeout=WAIT) as client:
-        with pytest.raises(ServerError, match="The prompts are out"):
-            await client.prompts()
+
+
+async def test_relay_between_eras_fails_to_list_as_its_upstream_does() -> None:
+    command = stranger(ALL, LISTS)
+    for target in (command, make_gateway(command)):
+        async with Client(target, timeout=WAIT) as client:
+            assert [each.name for each in await client.tools()] == ["go"]
+            assert (await client.read("memo://1"))[0].text == "first"
+            with pytest.raises(ServerError, match="The prompts are out"):
+                await client.prompts()
+            with pytest.raises(ServerError, match="Method not found"):
+                await client.templates()
 
 
 def test_list_command_shows_what_can_be_listed() -> None:
@@ -269,13 +278,13 @@ async def test_lists_that_fail_to_refresh_stay_unchanged(caplog: pytest.LogCaptu
         "tools/list": [tools, failing],
         "resources/list": [{"result": {"resources": []}}, LISTS["resources/list"]],
     }
-    mcp = make_gateway(stranger(ALL, replies))
+    mcp = make_gateway(stranger(ALL, replies), prefix="odd")
     async with mcp.running() as runtime, Client(mcp, timeout=WAIT) as client, client.watch(resources=True) as changes:
         assert not await client.resources()
         upstream_of(runtime).refresh()
         await anext(changes)
-        assert [each.uri for each in await client.resources(fresh=True)] == ["memo://1"]
-        assert [each.name for each in await client.tools(fresh=True)] == ["go"]
+        assert [each.uri for each in await client.resources(fresh=True)] == ["memo://odd/1"]
+        assert [each.name for each in await client.tools(fresh=True)] == ["odd_go"]
     assert "Out of order." in caplog.text
 
 
