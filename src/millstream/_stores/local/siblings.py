@@ -56,13 +56,17 @@ def _descriptors(process: int) -> Iterator[tuple[int, str]]:
 def _accepts(descriptor: int) -> bool:
     """Return whether a socket has an address and no peer. uvicorn's listens only after the application has started."""
     try:
-        with socket.socket(fileno=os.dup(descriptor)) as each:
-            name = each.getsockname()
-            if each.type != socket.SOCK_STREAM or not (name[1] if isinstance(name, tuple) else name):
-                return False
-            each.getpeername()
+        each = socket.socket(fileno=os.dup(descriptor))
     except OSError:
-        return True  # it isn't connected
+        return False  # closed in the meantime
+    with each:
+        name = each.getsockname()
+        if each.type != socket.SOCK_STREAM or not (name[1] if isinstance(name, tuple) else name):
+            return False
+        try:
+            each.getpeername()
+        except OSError:
+            return True  # it isn't connected
     return False
 
 
@@ -119,7 +123,7 @@ def _join(shared: str) -> tuple[socket.socket, str]:
             listener.bind(str(path))
             listener.listen(1024)
             process = subprocess.Popen(  # noqa: S603  it's this module
-                [sys.executable, "-P", "-m", __name__, str(listener.fileno()), str(path), str(os.getppid())],
+                [sys.executable or "", "-P", "-m", __name__, str(listener.fileno()), str(path), str(os.getppid())],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

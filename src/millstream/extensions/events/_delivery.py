@@ -577,6 +577,8 @@ class EventDelivery(Struct):
         """Drop an event that was accepted, abandoned, or displaced by newer ones."""
         message = target.pending.pop(offset)
         self._outbox.cancel(message)
+        if message is target.probe:
+            target.probe = None
         self._outbox.share.leave(target.principal.id, message.size)
         target.has_unsaved_events |= message.is_stored
 
