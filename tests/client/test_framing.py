@@ -139,7 +139,7 @@ async def test_unfinished_replies_from_one_upstream_leave_room_for_another(
             calls = [asyncio.create_task(client.call("bad_x", raise_on_error=False)) for _ in range(4)]
             done, running = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
             assert done.pop().result().is_error
-            assert "too much at a time" in caplog.text
+            assert "too much data at once" in caplog.text
             assert (await client.call("good_x")).text == "done"
             for task in running:
                 task.cancel()

@@ -404,7 +404,7 @@ def test_environment_files_are_read_and_overridden(tmp_path: Path) -> None:
     ("name", "text", "expected"),
     [
         ("mcp.json", '{"servers": {"a": {"command": "x",\n"envFile": "no"}}}', r"line 2: servers\.a\.envFile: .*no"),
-        ("settings.json", '{"context_servers": {\n"a": {"settings": {}}}}', r"line 2: context_servers\.a: an exten"),
+        ("settings.json", '{"context_servers": {\n"a": {"settings": {}}}}', r"line 2: context_servers\.a: a Zed exten"),
         ("opencode.json", '{"mcp": {\n"a": {"command": ["x", "{file:~/k}"]}}}', r"line 2: mcp\.a: \{file:…\} isn't"),
         ("opencode.json", '{"mcp": {"a": {"command": ["x"],\n"environment": {"A": 1, "B": []}}}}', r"mcp\.a\.env"),
         ("config.toml", '[mcp_servers.a]\nurl = "https://a.b"\nbearer_token_env_var = "K"', "variable K isn't set"),

@@ -203,7 +203,7 @@ async def test_mistakes_in_an_upstreams_lists_are_logged_in_one_line(caplog: pyt
     with caplog.at_level(logging.WARNING, "millstream.gateway"):
         async with make_gateway().running():
             pass
-    lines = [each.getMessage() for each in caplog.records if "refuse" in each.getMessage()]
+    lines = [each.getMessage() for each in caplog.records if "reject" in each.getMessage()]
     assert len(lines) == 1
     assert "#/$defs/Missing" in lines[0]
     assert len(lines[0]) < 2000

@@ -5,10 +5,11 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
+from tempfile import TemporaryDirectory
 from time import monotonic
 
 import pytest
@@ -85,6 +86,13 @@ def started(
     return port, log
 
 
+@contextmanager
+def short_folder() -> Generator[Path, None, None]:
+    """A folder for temporary files, whose sockets have paths short enough for the system."""
+    with TemporaryDirectory(ignore_cleanup_errors=True) as name:
+        yield Path(name)
+
+
 def publish(port: int, text: str, prefix: str = "") -> None:
     """POST an event."""
     body = json.dumps({"channel": "news", "data": text})
@@ -135,11 +143,12 @@ def find_store(path: Path) -> int:
 @pytest.mark.parametrize("gunicorn", [False, True], ids=["uvicorn", "gunicorn"])
 def test_sibling_processes_share_a_store_even_if_its_process_is_killed(tmp_path: Path, gunicorn: bool) -> None:
     with ExitStack() as stack:
-        port, _ = started(stack, tmp_path, 2, gunicorn=gunicorn, TMPDIR=str(tmp_path))
+        folder = stack.enter_context(short_folder())
+        port, _ = started(stack, tmp_path, 2, gunicorn=gunicorn, TMPDIR=str(folder))
         listeners = [listen(stack, port) for _ in range(6)]
         texts = say_in_each_process(port, 2)
         assert [[next(each) for _ in texts] for each in listeners] == [texts] * 6
-        (path,) = tmp_path.glob("millstream-shared-*/*")
+        (path,) = folder.glob("millstream-shared-*/*")
         os.kill(find_store(path), signal.SIGKILL)
         assert {next(each) for each in listeners} == {'{"reason":"lost"}'}
         texts = say_in_each_process(port, 2)
@@ -173,9 +182,10 @@ async def test_servers_without_clients_elsewhere_keep_their_own_store(
 
 @pytest.mark.server
 def test_sibling_processes_that_cannot_share_a_store_are_reported(tmp_path: Path) -> None:
-    (tmp_path / f"millstream-shared-{os.geteuid()}").write_text("not a folder", "utf-8")
     with ExitStack() as stack:
-        port, log = started(stack, tmp_path, 2, TMPDIR=str(tmp_path))
+        folder = stack.enter_context(short_folder())
+        (folder / f"millstream-shared-{os.geteuid()}").write_text("not a folder", "utf-8")
+        port, log = started(stack, tmp_path, 2, TMPDIR=str(folder))
         deadline = monotonic() + WAIT
         answers: set[tuple[int, bytes]] = set()
         while not any(body.startswith(b"degraded: several processes") for _, body in answers):

@@ -30,7 +30,7 @@ async def test_version_mismatch_with_the_parent_is_explained(backing: LocalBacki
         length = struct.unpack(">I", await reader.readexactly(4))[0]
         (said,) = calls.read_answers(await reader.readexactly(length))
     assert isinstance(said, calls.StoreFailure)
-    assert "another version" in said.text
+    assert "a different version" in said.text
     assert "start it again" in said.text
     writer.close()
 

@@ -450,6 +450,8 @@ class Requests(Confidential, Struct, kw_only=True):
         try:
             return await self._connect_with()
         except (NotMcp, InvalidResponse, ConnectionLost) as exc:
+            if self.last is not None and self.era.name != "http+sse":
+                raise  # a proxy responds while the server restarts
             try:
                 return await self._connect_with(sse=True)
             except AccessDenied:

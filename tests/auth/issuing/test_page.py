@@ -35,7 +35,7 @@ async def test_page_example_signs_in_a_client(tmp_path: Path, monkeypatch: pytes
 
 
 def test_numbers_on_the_page_match_the_code() -> None:
-    assert (grants.CODE_SECONDS, "| authorization code | 60 seconds, for one use |" in PAGE) == (60, True)
+    assert (grants.CODE_SECONDS, "| authorization code | 60 seconds, and one use |" in PAGE) == (60, True)
     assert (config.ACCESS_SECONDS, "| access token | 15 minutes |" in PAGE) == (15 * 60, True)
     assert (config.REFRESH_SECONDS, "| refresh token | 30 days from its last use" in PAGE) == (30 * 86_400, True)
     assert (grants.GRACE, "repeat a refresh within 60 seconds" in PAGE) == (60, True)

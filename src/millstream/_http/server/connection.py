@@ -52,6 +52,7 @@ from millstream._http.message import (
 )
 from millstream._http.server import Endpoints, read_chunk
 from millstream._override import override
+from millstream._protocol.errors import Confidential
 from millstream._protocol.principal import Share
 
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -438,7 +439,7 @@ _POLICY_HEADERS = frozenset({b"origin", b"sec-fetch-site"})
 _FORWARDED_HEADERS = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
-class Upgrade(Struct):
+class Upgrade(Confidential, Struct):
     """Continue as a WebSocket, with the handshake and any frames received after it."""
 
     method: bytes

@@ -596,8 +596,9 @@ async def ask_token(
         ClientError: There was no response.
     """
     proofs = proofs or Proofs()
-    where, response = issuer.token_endpoint, TokenResponse()
-    for _ in range(3):
+    where = issuer.token_endpoint
+    has_retried = False
+    while True:  # at most twice again: with the nonce, and with the secret in the form
         reply = await post_as(who, issuer, where, form, outbound, proofs.headers(key, "POST", where))
         try:
             response = read_object(reply.body, TokenResponse)
@@ -608,9 +609,10 @@ async def ask_token(
         new = proofs.learn(where, reply.header(b"dpop-nonce"))
         if response.error == "invalid_client" and _reads_only_forms(issuer, who):
             who = msgspec.structs.replace(who, token_endpoint_auth_method=_IN_FORM)
-        elif response.error != "use_dpop_nonce" or not new:
-            break
-    return response
+        elif response.error == "use_dpop_nonce" and new and not has_retried:
+            has_retried = True
+        else:
+            return response
 
 
 def _reads_only_forms(issuer: IssuerMetadata, who: Registration) -> bool:
