@@ -253,7 +253,8 @@ def _from_configuration(given: Any, name: str, source: str, base: Command, folde
         raise TargetError(f"The server {name!r} of {source} can't be used: {exc}") from exc
     if is_url:
         return Remote(parse_url(url), _texts(used["headers"], name), str(used["type"] or ""))
-    command, arguments = used["command"], used["args"] or []
+    command: Any = used["command"]
+    arguments: Any = used["args"] or []
     if not isinstance(command, str) or not isinstance(arguments, list):
         raise TargetError(
             f"The server {name!r} of {source} needs a url, or a command with a list of args. "

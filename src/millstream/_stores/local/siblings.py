@@ -14,7 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -151,7 +151,7 @@ def _connect(path: Path) -> socket.socket:
 
 
 @contextmanager
-def _hold_lock(folder: Path) -> Iterator[None]:
+def _hold_lock(folder: Path) -> Generator[None, None, None]:
     """Let one process at a time start or end the store."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
