@@ -372,7 +372,7 @@ class Upstream:
     lister: LinkKey = SHARED_KEY
     """Key of the connection that reads the lists."""
     _lister_left = False
-    """Set when the user with the account that reads the lists has reconnected or disconnected."""
+    """Set when the user whose account reads the lists reconnects or disconnects."""
     state: State = "connecting"
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""

@@ -180,7 +180,7 @@ class Registry:
         self.method_finders: list[Callable[[str, Revision], Handler | None]] = []
         """Each returns the handler of a method that no extension here has, or None. The first match is used."""
         self.relayed: RelayedServer | None = None
-        """The server that decides what exists, if this one relays it."""
+        """The server that this one relays, which then decides what exists."""
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}

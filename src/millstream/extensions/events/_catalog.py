@@ -246,7 +246,7 @@ class FilterIndex(Struct, Generic[T]):
 
     _kind: EventType
     _by_values: dict[tuple[str, ...], dict[tuple[Any, ...], dict[T, None]]] = {}
-    """Subscribers by the names and values of their filters."""
+    """Subscribers, indexed by filter name and value."""
     _keys: dict[T, tuple[tuple[str, ...], tuple[Any, ...]]] = {}
     """The place of each subscriber in `_by_values`."""
     _others: dict[T, Reader] = {}
