@@ -181,7 +181,6 @@ def prefix_name(kind: str, key: str, prefix: str) -> str:
 class Definition:
     """A server's definition, which exists before the server runs and can change while it runs."""
 
-    # Configuration
     name: str
     version: str
     instructions: str

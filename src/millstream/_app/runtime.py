@@ -222,14 +222,12 @@ class Runtime:
             bind: The server's listen address.
             on_idle: Called when the server was idle for a minute, or None if its starter closes it.
         """
-        # Configuration
         self.definition = definition
         self.bind = bind
         self.on_idle = on_idle
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.thread: int = get_ident()
         """The thread of the loop, in which no other loop runs at the same time."""
-        # State
         self.draining: bool = False
         self.store = store
         self.store_health: StoreHealth = StoreHealth(definition.store.partition(":")[0], store)

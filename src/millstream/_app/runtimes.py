@@ -25,11 +25,9 @@ class Runtimes:
     """
 
     def __init__(self, definition: Definition) -> None:
-        # Configuration
         self.definition: Definition = definition
         self.bind: Bind = Bind()
         """Where the server listens, set before it starts."""
-        # State
         self._by_loop: dict[asyncio.AbstractEventLoop, Runtime] = {}
         """Open runtimes."""
         self._living: dict[asyncio.AbstractEventLoop, Runtime] = {}

@@ -43,7 +43,6 @@ class Throttle:
     """The limits of one running server."""
 
     def __init__(self, host: PartHost) -> None:
-        # Configuration
         settings, store = host.settings, host.store
         self._registry = host.registry
         self._pool = host.pool
@@ -54,7 +53,6 @@ class Throttle:
         self._address = self._of("address", settings.limit_address)
         self._quota = CalendarQuota(settings.limit_quota) if settings.limit_quota else None
         self._concurrency = settings.limit_concurrency
-        # State
         self.refused = Counter[str]()
         """Policy -> number of rejected calls."""
         self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}

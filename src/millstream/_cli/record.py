@@ -194,11 +194,9 @@ class Bridge:
     """
 
     def __init__(self, place: Remote, headers: dict[str, str], writer: Writer, auth: Auth | None = None) -> None:
-        # Configuration
         pool = ConnectionPool(place.url, max_connections=100, max_body=MAX_LINE, connect_timeout=10.0, tls=None)
         self._endpoint = Endpoint(place.url, {**place.headers, **headers}, pool, auth)
         self._writer = writer
-        # State
         self._session = ""
         self._revision = ""
         self._tools = ToolHeaders()

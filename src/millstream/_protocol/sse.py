@@ -119,7 +119,6 @@ class Decoder:
     """
 
     def __init__(self, max_event_bytes: int = MAX_EVENT_BYTES, *, last_event_id: str = "") -> None:
-        # configuration
         self._max = max_event_bytes
         # connection
         self.last_event_id = last_event_id

@@ -41,11 +41,9 @@ class Load:
     """Counts of a server's in-flight calls."""
 
     def __init__(self, calls: Collection[Call], services: Services) -> None:
-        # Configuration
         self.max_calls: int = services.settings.max_calls
         self.max_each: int = max(1, self.max_calls // 2)
         """Maximum calls in flight per caller. With fewer in total, no count per caller is needed."""
-        # Process
         self._calls = calls
         self._endings = services.endings
         self._bodies = services.bodies

@@ -67,7 +67,6 @@ class ServerDescription:
     """
 
     def __init__(self, registry: Registry, info: Json, instructions: str) -> None:
-        # Configuration
         self._registry = registry
         self._info = info
         self.instructions: str = instructions
@@ -168,7 +167,6 @@ class Dispatcher:
         info: Json,
         instructions: str = "",
     ) -> None:
-        # Configuration
         self.registry: Registry = registry
         self.services: Services = services
         self.info: Json = info
@@ -189,7 +187,6 @@ class Dispatcher:
         self._handlers: dict[str, Handler] = {}
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         self._tool_timeout = services.settings.tool_timeout
-        # Process
         self.stopping: bool = False
         """Whether the server is shutting down. Running calls can be canceled at any time and get no answer then."""
         self.calls: set[Call] = set()

@@ -229,7 +229,6 @@ class Peers:
             store: The shared store.
             values: The server's secrets, see `use`.
         """
-        # Configuration
         self._store = store
         self.shared: bool = store.shared
         """Whether there are other workers. If not, nothing is sent."""
@@ -240,7 +239,6 @@ class Peers:
         self._interrupted: list[Callable[[], None]] = []
         self._on_loss: list[Callable[[], None]] = []
         self._worker_checks: list[Callable[[], Awaitable[None]]] = [self._check_receivers]
-        # Process
         self._stamp = 0
         self._mute = False
         """Whether the last message to all workers failed and was logged."""

@@ -32,14 +32,12 @@ class Sweep:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         """Create the task. It runs from `open` on."""
-        # Configuration
         self._dispatcher = dispatcher
         self.beats: list[Callable[[], None]] = []
         """Functions called at every heartbeat."""
         self.ticks: list[Callable[[float], None]] = []
         """Functions called with the time at the end of each tick."""
         self.clock: Callable[[], float] = time.monotonic
-        # Process
         self.started: float = self.clock()
         self.lag: float = 0.0
         """Delay of the last tick in seconds. Every call waits this long."""

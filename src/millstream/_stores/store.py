@@ -116,12 +116,10 @@ class BackendStore:
 
     def __init__(self, backend: Backend) -> None:
         """Create a store without opening the backend."""
-        # Configuration
         self.backend = backend
         self.shared: bool = backend.shared
         self.kv: Map = backend.kv
         self.log: Log = backend.log
-        # Process
         self.workers: LeasedWorker | SoleWorker = LeasedWorker(backend) if backend.shared else SoleWorker()
         self.bus: LeasedWorker | SoleWorker = self.workers
         self.members: MapMembers = MapMembers(backend, self.workers)

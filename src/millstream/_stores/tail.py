@@ -182,14 +182,12 @@ class Tail:
             topic: The topic to follow, None for all entries, or empty for none. See `follow`.
             moved: Called with a position before which there are no more entries to follow.
         """
-        # Configuration
         self._log = log
         self._stream = stream
         self._take = take
         self._lost = lost
         self._drain = drain
         self._moved = moved
-        # Process
         self.position = after
         """The position up to which entries were delivered or reported as lost."""
         self._lock = asyncio.Lock()

@@ -246,10 +246,8 @@ class LeasedWorker(_Worker):
 
     def __init__(self, backend: Backend) -> None:
         super().__init__()
-        # Configuration
         self._backend = backend
         self.lease: float = backend.lease
-        # Process
         self.on_rename: Callable[[], None] = never
         """Callback for when this worker lost its lease and was renamed."""
         self._changed = Watchers()

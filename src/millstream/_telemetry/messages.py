@@ -91,13 +91,11 @@ class MessageLog:
             worker: The name of this process in the log. The process id by default.
             json: Whether to write JSON lines or short ones. ``None`` writes short ones if `stream` is a terminal.
         """
-        # Configuration
         self._worker = worker or str(os.getpid())
         self._json = (not stream.isatty()) if json is None else json
         color = stream.isatty() and "NO_COLOR" not in os.environ
         self._outlet = outlet_for(stream, JsonLines() if self._json else HumanLines(color=color))
         self._dim = ("\x1b[2m", "\x1b[0m") if color else ("", "")
-        # Process
         self._pending: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
         self._texts: Recent[str, str] = Recent(MAX_CACHED)

@@ -131,9 +131,7 @@ class History:
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         """Create a history. `bounds` are the bucket bounds of every series passed to `take`."""
-        # Configuration
         self.bounds = bounds
-        # Process
         self._hour = _Ring(SECONDS_EACH, deque(maxlen=MAX_INTERVALS))
         self._day = _Ring(STEPS[86_400], deque(maxlen=DAY_INTERVALS))
         self._counted: dict[Labels, list[int]] = {}

@@ -93,7 +93,6 @@ class RestRoutes:
             dispatcher: Runs the tools.
             events: Whether the server has the routes of the hub.
         """
-        # Configuration
         settings = dispatcher.services.settings
         self._dispatcher = dispatcher
         self._registry = dispatcher.registry

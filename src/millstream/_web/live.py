@@ -195,7 +195,6 @@ class DashboardFeed:
                 values.
             refresh: Awaited before each snapshot, to query other workers.
         """
-        # Configuration
         self._snapshot = snapshot
         self._refresh = refresh
         self.log: LogTail = log
@@ -203,7 +202,6 @@ class DashboardFeed:
         self._instance = secrets.token_hex(4)
         """Part of event ids, because each process numbers its log lines from 1."""
         self._info = encode_event(encode({**info, "instance": self._instance}), event="server")
-        # State
         self._watchers: list[Sink] = []
         self._has_watchers = asyncio.Event()
         self._last_line = 0

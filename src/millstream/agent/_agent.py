@@ -130,13 +130,11 @@ class Agent:
         roots: Roots | None = None,
         limits: Limits | None = None,
     ) -> None:
-        # Configuration
         self.model = model
         self.limits: Limits = limits or Limits()
         self._system = system
         self._person = Person(approve, elicit)
         self._wanted = [(place, self._client(place, roots)) for place in resolve_servers(servers)]
-        # State
         self.servers: list[ConnectedServer] = []
         """The connected servers."""
         self.messages: list[Message] = []

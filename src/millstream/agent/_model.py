@@ -143,12 +143,10 @@ class LanguageModel:
         """URL of the API, or name of the provider."""
         self.name: str = name.partition(":")[2] if provider else name
         """Name of the model at its API."""
-        # Configuration
         self._provider = provider
         self._key = key
         self._azure_version = azure_version
         self._timeout = timeout
-        # State
         self._model: ProviderModel | None = None
         self._client: Any = None
         self._answered = False

@@ -254,7 +254,6 @@ class AuthGuard:
         key_header: str = "",
         clock: Clock = monotonic,
     ) -> None:
-        # Configuration
         if key_header and not _KEY_HEADER.fullmatch(key_header):
             raise ValueError(
                 f"auth_key_header can't be {key_header!r}. Use a header such as X-API-Key, whose name ends with "
@@ -276,7 +275,6 @@ class AuthGuard:
         """Called once a second with the callback of `refresh`, for users who have signed out."""
         self.clock: Clock = clock
         self.challenges: ChallengeResponses = challenges
-        # State
         self.verdicts: Verdicts = Verdicts()
         self.header_lines: HeaderLineCache = HeaderLineCache()
         """Cached header lines of the server's connections, including valid credentials."""

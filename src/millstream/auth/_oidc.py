@@ -99,14 +99,12 @@ class CodeFlow:
         also: Mapping[str, str] = {},
     ) -> None:
         """Create the flow. `parameters` go to the authorization endpoint; `also` goes to it and the token endpoint."""
-        # Configuration
         self._title = title
         self._issuer = issuer
         self._client_id = client_id
         self._client_secret = client_secret
         self._also = also
         self._parameters = {**parameters, **also}
-        # State
         self._discovery = Discovery(issuer)
         keys = FetchedKeys(self._discovery.keys_url, ask_issuer)
         self._tokens = TokenMethod(

@@ -89,10 +89,8 @@ class Conversation:
     ) -> None:
         if revision is not None and revision not in BY_DATE:
             raise TargetError(f"Unknown revision {revision}. This client supports {', '.join(BY_DATE)}.")
-        # Configuration
         self._options = options
         self.questions: QuestionHandler = questions
-        # State
         self.incoming: ServerMessages = ServerMessages(questions, on_log, on_change, options, observer)
         self.requests: WatchingRequests = WatchingRequests(
             place=find_server(target, env=options.env, cwd=options.cwd),

@@ -355,8 +355,6 @@ class GatewayPart:
             except TimeoutError:
                 logger.warning("The upstream %s hasn't returned any lists yet", name)
 
-    # State
-
     def describe(self) -> list[Json]:
         """Return state and statistics of each upstream."""
         return [{**upstream.describe(), "mode": self._mode} for upstream in self.upstreams.values()]

@@ -984,8 +984,6 @@ class Upstream:
         finally:
             subscribed.set()
 
-    # State
-
     def _degrade(self, error: Exception) -> None:
         reason = str(error) or type(error).__name__
         if self.state != "degraded" or self.reason != reason:

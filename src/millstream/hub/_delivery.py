@@ -252,10 +252,8 @@ class Delivery:
     _waiting_bytes = 0
 
     def __init__(self, store: Store, limits: HubLimits, clock: Callable[[], float]) -> None:
-        # configuration
         self._store = store
         self._max_buffered, self._max_unread = limits.max_buffered, limits.max_unread
-        # process
         self.journal = Journal(store, limits, clock)
         self.reader = JournalReader(store, self.journal)
         self.presence_changes = PresenceChanges(store)

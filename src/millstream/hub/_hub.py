@@ -106,12 +106,10 @@ class Hub:
         authorize: Authorize | None = None,
         name_claims: Sequence[str] = (),
     ) -> None:
-        # configuration
         self.limits = limits
         self._name_claims = name_claims
         self._profiles: Recent[bytes, tuple[Principal, Profile]] = Recent(_MAX_PROFILES)
         self._clock = clock = clock or store.time
-        # process
         self._store = store
         self._delivery = delivery = Delivery(store, limits, clock)
         self._journal, self._audience = delivery.journal, delivery.audience

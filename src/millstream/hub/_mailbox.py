@@ -180,7 +180,6 @@ class EventListener:
         check_pattern(pattern)
         if pattern.startswith("$"):
             raise InvalidName(f"Channels that start with $ are reserved for the hub: {pattern!r}.")
-        # Configuration
         self._store = store
         self._pattern = pattern
         self._shared = bool(name)
@@ -188,7 +187,6 @@ class EventListener:
         digest = hashlib.sha256(name.encode()).hexdigest()[:32]
         self._claim = Claim(store.kv, f"listener:lease.{digest}", _LEASE)
         self._position_key = f"listener:position.{digest}"
-        # Process
         self._holds = not name
         """Whether this listener can read: always without a name, otherwise while it has the lease."""
         self._wakeup = asyncio.Event()

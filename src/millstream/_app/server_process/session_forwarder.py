@@ -66,7 +66,6 @@ class SessionForwarder:
     """
 
     def __init__(self, services: Services, endpoints: Endpoints, folder: Path) -> None:
-        # Configuration
         self._services = services
         self._folder = folder
         path = services.settings.path
@@ -74,7 +73,6 @@ class SessionForwarder:
         self.endpoints: Endpoints = self._wrap(endpoints, self._pass_on)
         """The endpoints for the public sockets."""
         self._listener = SocketListener(self._wrap(endpoints, _receive))
-        # Process
         self._holders: Recent[bytes, str] = Recent(MAX_CACHED_SESSIONS)
         """Sealed session id -> its worker, or empty for an invalid one."""
         self._pools: dict[str, ConnectionPool] = {}

@@ -193,7 +193,6 @@ class ConnectionPool:
         tls: ssl.SSLContext | None = None, dial: Dial[HttpConnection] | None = None, inflow: Inflow | None = None,
         decompress: bool = False,
     ) -> None:  # fmt: skip
-        # Configuration
         self._url = url
         self._max = max_connections
         self._max_body = max_body

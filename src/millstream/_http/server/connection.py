@@ -475,7 +475,6 @@ class ServerConnection:
     def __init__(
         self, table: Endpoints, shared: ServerContext, *, peer: str, scheme: str, proxies: TrustedProxies | None = None
     ) -> None:
-        # Configuration
         self._table = table
         self._shared = shared
         self._peer = peer

@@ -76,7 +76,6 @@ class ConnectionGuard:
     """The guard of one running server."""
 
     def __init__(self, state: ServerState, limits: HttpLimits, loop: asyncio.AbstractEventLoop) -> None:
-        # Configuration
         self.limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
         self._interval = max(0.02, min(1.0, shortest / 4))
@@ -89,7 +88,6 @@ class ConnectionGuard:
             FAST_BODY: limits.body_timeout - early,
         }
         """Seconds that a client may keep the server waiting, by what the connection reads."""
-        # Process
         self._loop = loop
         self._state = state
         self._timer: asyncio.TimerHandle | None = None

@@ -48,10 +48,8 @@ class HttpProtocol(asyncio.Protocol):
     def __init__(
         self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
     ) -> None:
-        # Configuration
         self._table = table
         self._proxies = proxies
-        # Process
         self.state = state
         self.guard = guard
         # Connection

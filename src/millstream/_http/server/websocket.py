@@ -81,10 +81,8 @@ class WebSocketProtocol(asyncio.Protocol):
         proxies: TrustedProxies | None = None,
     ) -> None:
         """Take over the socket of an HTTP connection."""
-        # Configuration
         self._table = table
         self._proxies = proxies
-        # Process
         self._state = state
         self._guard = guard
         self._loop = asyncio.get_running_loop()

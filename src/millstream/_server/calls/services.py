@@ -326,7 +326,6 @@ class Services:
             changes: The change feed of this event loop.
             secrets: The secrets that the workers agreed on, if they share a store.
         """
-        # Configuration
         self.settings: Settings = settings
         self.store: Store = store
         self.hub: Publisher | None = None

@@ -128,7 +128,6 @@ class SessionRecords:
     """
 
     def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float], resize: Resize) -> None:
-        # Configuration
         self.clock: Callable[[], float] = clock
         """The clock for the start of sessions."""
         self._store = store

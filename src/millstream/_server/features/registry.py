@@ -138,7 +138,6 @@ class Registry:
     """The tools, resources, templates, prompts, and completers of one server."""
 
     def __init__(self, *, page_size: int, list_ttl_ms: int) -> None:
-        # Configuration
         self._page_size = page_size
         self._list_ttl_ms = list_ttl_ms
         self.private = False

@@ -164,7 +164,6 @@ class Observer:
             clock: Monotonic seconds.
             wall: Seconds since 1970.
         """
-        # Configuration
         registry = Metrics() if metrics is None else metrics
         self.registry: Metrics = registry
         """The metrics."""
@@ -176,7 +175,6 @@ class Observer:
         self._wall = wall
         self.begin: Callable[[Call], None] | None = None if tracing is None else tracing.begin
         """Called before each call, in its task. None without spans."""
-        # Process
         self._started = clock()
         self._since = wall()
         self._last_read: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})

@@ -116,9 +116,7 @@ class RecentCalls:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         """Create an empty record. `clock` returns seconds since 1970."""
-        # Configuration
         self._clock = clock
-        # Process
         self._successes: deque[tuple[Any, ...]] = deque(maxlen=MAX_CALLS)
         self._failures: deque[tuple[Any, ...]] = deque(maxlen=MAX_FAILURES)
         """Failed calls, kept separately, so other calls don't displace them."""

@@ -55,9 +55,7 @@ class WorkerConnection(FrameConnection):
     max_frame = MAX_FRAME
 
     def __init__(self, server: "LocalServer") -> None:
-        # Configuration
         self._server = server
-        # Process
         self.backend: Backend | None = None
         """The store that the worker opened."""
         self.worker = ""

@@ -59,7 +59,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         def remote(part: str) -> Any:
             return SimpleNamespace(**{name: partial(self.call, call) for name, call in calls(part).items()})
 
-        # Configuration
         self._address = address
         self._url = url
         session, backend, kv, log = map(remote, ("session", "backend", "kv", "log"))
@@ -71,7 +70,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         log.listen, log.wait_until_listening = self.listen, session.mark
         self.kv: Map = kv
         self.log: Log = log
-        # Process
         self.epoch = ""
         self._changed = Watchers()
         self.watch = self._changed.watch

@@ -184,12 +184,10 @@ class MemoryLog(Listeners[Entry]):
 
     def __init__(self, clock: Callable[[], float], max_bytes: int, epoch: str) -> None:
         super().__init__()
-        # configuration
         self._clock = clock
         self._epoch = epoch
         self.max_bytes = max_bytes
         """Maximum bytes per kind."""
-        # process
         self.kinds: defaultdict[str, StreamKind] = defaultdict(
             lambda: StreamKind([OrderedDict() for _ in range(max_bytes.bit_length() + 2)])
         )

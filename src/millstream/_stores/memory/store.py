@@ -46,10 +46,8 @@ class UsageCounter:
     """
 
     def __init__(self, values: Map, *, clock: Callable[[], float] = time.monotonic) -> None:
-        # Configuration
         self._values = values
         self._clock = clock
-        # Process
         self._paces: dict[str, float] = {}
         """Time at which each pace has fully recovered, by key, in order of first use."""
         self._forgot: dict[str, float] = {}
@@ -157,11 +155,9 @@ class MemoryMap:
     """A `Map` with a dict for each kind."""
 
     def __init__(self, clock: Callable[[], float], max_bytes: int) -> None:
-        # configuration
         self._clock = clock
         self.max_bytes = max_bytes
         """Maximum bytes per kind."""
-        # process
         self._deadlines = ExpiryHeap[str]()
         self.kinds: defaultdict[str, ValueKind] = defaultdict(ValueKind)
         """Values by kind. There are few kinds, because the program chooses them, not its clients."""

@@ -171,9 +171,7 @@ class NatsLink:
     """A connection, and the known state of its JetStream streams."""
 
     def __init__(self, address: NatsAddress) -> None:
-        # Configuration
         self.address = address
-        # Process
         self.epoch = ""
         self.epochs = Watchers()
         """Called after the epoch has changed."""

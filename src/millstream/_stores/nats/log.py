@@ -125,14 +125,12 @@ class Consumer:
 
     def __init__(self, link: NatsLink, view: View, log: "NatsLog") -> None:
         """Start a consumer of a stream, for the listeners of a log."""
-        # Configuration
         self._link = link
         self._view = view
         self._log = log
         self._mark_subject = f"{link.address.namespace}.touch.{view.kind}.{secrets.token_hex(8)}"
         self.mark = partial(log.touch_subject, self._mark_subject, view, 0.0)
         """Adds a mark and returns its sequence."""
-        # Process
         self.created = asyncio.Event()
         """Set when the first consumer exists."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -261,14 +261,12 @@ class RedisLog(Listeners[Entry]):
 
     def __init__(self, client: RedisClient, keys: RedisKeys, backend: "RedisBackend", pushes: PushReader) -> None:
         super().__init__()
-        # configuration
         self._client = client
         self._keys = keys
         self._backend = backend
         self._pushes = pushes
         self._room = ROOM
         """Maximum bytes of the indexes for a kind."""
-        # process
         pushes.interrupted = self.interrupt
         self._filtered: set[str] = set()
         """Streams that were listened to by topic."""
@@ -487,10 +485,8 @@ class RedisBackend:
     persistent = True
 
     def __init__(self, address: RedisAddress, *, lease: float = LEASE) -> None:
-        # configuration
         self.lease = lease
         self._keys = keys = RedisKeys(address.prefix)
-        # process
         self.id = secrets.token_hex(6)
         """The identifier of this connection in retry detection."""
         self.epoch = ""

@@ -219,7 +219,6 @@ class Clients:
 
     def __init__(self, config: IssuerConfig, vault: Vault, *, provided: bool = False) -> None:
         """Create the lookup. `provided` means that the provider finds all clients."""
-        # Configuration
         self._config = config
         self._vault = vault
         self._provided = provided
@@ -230,7 +229,6 @@ class Clients:
             "registered": is_public,
         }
         """Source of clients -> whether an IP address may be contacted for their documents and keys."""
-        # State
         self.identity_keys: dict[str, FetchedKeys] = {issuer: issuer_keys(issuer) for issuer in config.identities}
         """Issuer of each identity provider -> its keys."""
         self._lookups = vault.limiter("client-lookup", _LOOKUPS)

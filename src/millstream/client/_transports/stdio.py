@@ -157,11 +157,9 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         show: Callable[[str], object] | None = None,
     ) -> None:
         super().__init__(listener, background)
-        # Configuration
         self._command = command
         self._max = max_bytes
         self._show = show
-        # Process
         self.process: asyncio.SubprocessTransport | None = None
         """The process, or None before its start."""
         self._lines = LineSplitter(max_bytes, clip=True)

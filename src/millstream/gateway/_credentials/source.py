@@ -74,12 +74,10 @@ class UpstreamCredentials:
             upstream: Name of the upstream, for errors.
             forward: Names of headers to forward, in lower case. See `check_forwarded`.
         """
-        # Configuration
         self.upstream: str = upstream
         self._forward = forward
         self.on_change: Callable[[str], None] = lambda link_key: None
         """Called with a link key after a user has connected or disconnected, to end the connections of that key."""
-        # State
         self._callers: WeakValueDictionary[str, LinkCaller] = WeakValueDictionary()
         """The callers with open connections, and the callers in `_recent`."""
         self._recent: Recent[str, LinkCaller] = Recent(_MAX_CALLERS)
