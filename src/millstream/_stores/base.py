@@ -5,8 +5,8 @@ leases, presence, and limits are built on these once, in `millstream._stores.sto
 contract: order, atomicity, loss, and bounds. `tests/stores/test_contract.py` checks them on every backend. Callers
 must not rely on anything else, even if one store guarantees more.
 
-Names are text, data are bytes, and stores interpret neither. The one exception is the *kind*, the part of a name
-before its first colon. Each kind has its own space, so a full kind never takes space from another.
+Names are text, data are bytes, and stores interpret neither. The one exception is the *kind*, the part of a name before
+its first colon. Each kind has its own storage limit, so a full kind never takes space from another.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -120,7 +120,7 @@ class Index(Struct, frozen=True, gc=False, array_like=True):
 
 
 class CoAppend(Struct, frozen=True, gc=False, array_like=True):
-    """An entry that announces a change in members."""
+    """An entry to append when the members of a group change."""
 
     stream: str
     data: bytes
@@ -137,10 +137,10 @@ class Map(Protocol):
     value is absent for every method.
 
     A full kind rejects new values with `StoreFull`. A share of a kind (`owner_for`) may take half of the kind's space;
-    beyond that, writes raise `OwnerQuotaExceeded`. A value that doesn't grow is accepted even then. So is one of at
-    most `MARK_BYTES`, until those of a share have taken another sixteenth of the space with their keys. A lossy value
-    is never rejected, unless it's too large: it replaces the oldest lossy values of its full share, or of its full
-    kind. A program writes either all values of a kind as lossy, or none.
+    beyond that, writes raise `OwnerQuotaExceeded`. A value that doesn't grow is accepted even then, and so are values
+    of at most `MARK_BYTES`, until those of the share and their keys take another sixteenth of the space. A lossy value
+    is rejected only if it's too large: it replaces the oldest lossy values of a full share or kind. Within a kind,
+    either all values are lossy or none.
     """
 
     async def get(self, key: str) -> bytes | None:
@@ -249,8 +249,8 @@ class Log(Protocol):
                 An index that is full is skipped.
             seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
             once: If an entry with the same text was appended to the stream within `ONCE_SECONDS`, by any worker,
-                append nothing. Empty text repeats nothing. A full store may forget texts earlier.
-            owner: Owner of `once`, such as a principal. A store that forgets texts forgets none for another owner's.
+                append nothing. Empty text never counts as a repeat. A full store may forget texts earlier.
+            owner: Owner of `once`, such as a principal. A store never forgets one owner's texts to store another's.
             topic: The subject of the entry, for listeners that don't want all entries. Dots separate segments.
 
         Raises:
@@ -410,7 +410,7 @@ class Backend(DataSource, Protocol):
 
     @property
     def persistent(self) -> bool:
-        """Whether paces (`charge`) survive the end of all workers."""
+        """Whether rate limits (`RateCharge`) survive when all workers stop."""
         ...
 
     async def bind(self, worker: str) -> None:
@@ -425,11 +425,11 @@ class Backend(DataSource, Protocol):
     async def charge(self, worker: str, charges: Sequence[Charge], dead: Collection[str]) -> ChargeResults:
         """Take from every limit if each has enough, else from none, atomically across all workers.
 
-        A charge above the whole count waits until the whole count is free. Taking a slot that the worker already has
-        changes nothing. If this raises, the charges may have been taken or not.
+        A charge larger than the limit waits until the whole limit is available. Taking a slot that the worker already
+        has changes nothing. If this raises, the charges may have been taken or not.
 
-        Quotas live as long as values of `kv`. Paces and slots may start over when the store is opened again or loses
-        data. A store with very many paces may drop the oldest ones of the most frequent kind:
+        Quotas live as long as values of `kv`. Rates and slots may start over when the store is reopened or loses data.
+        A store with very many rates may drop the oldest ones of the most frequent kind:
         `ChargeResults.reset_seconds_ago`.
 
         Args:
@@ -454,15 +454,15 @@ class Backend(DataSource, Protocol):
         """
 
 
-# Interfaces that `millstream._stores.store` implements on a backend.
+# `millstream._stores.store` implements the interfaces below on a backend.
 
 
 class Bus(Protocol):
     """Messages between the workers that are currently open.
 
-    A message reaches each subscriber once, in the same order for all workers. After an outage it may arrive late. If
-    it was lost, `interrupted` is called. A worker that opens later doesn't receive it. Put data that must not be lost
-    in the map or in a log, and use the message to announce them.
+    A message reaches each subscriber once, in the same order for all workers. After an outage it may arrive late. If it
+    was lost, `interrupted` is called. A worker that opens later doesn't receive it. Put data that must not be lost in
+    the map or in a log, and send a message to announce it.
     """
 
     async def send(self, worker: str, topic: str, data: bytes) -> bool:
@@ -501,8 +501,8 @@ class Bus(Protocol):
 class Members(Protocol):
     """Groups of members, each held by the workers that it's connected to.
 
-    Exactly one worker announces a member's first arrival, and exactly one its last departure. If a worker dies between
-    a change and its announcement, the announcement may be missing. After a failed append it may be late or repeated.
+    Exactly one worker announces a member's arrival, and exactly one announces its departure. If a worker dies between a
+    change and its announcement, the announcement may be missing. After a failed append it may be late or repeated.
     """
 
     async def join(self, group: str, member: str, value: bytes, told: CoAppend) -> tuple[bytes, Position | None]:
@@ -514,7 +514,7 @@ class Members(Protocol):
         ...
 
     async def leave(self, group: str, member: str, told: CoAppend) -> Position | None:
-        """Release a member. If no other worker holds it, it's gone: append `told` and return its position."""
+        """Release a member. If no other worker holds it, append `told` and return its position."""
         ...
 
     async def present(self, group: str) -> list[tuple[str, bytes]]:
@@ -532,7 +532,7 @@ class Members(Protocol):
 class Workers(Protocol):
     """The workers that share the store. Each has a lease, which the store renews while it's open.
 
-    A worker whose lease ended while it was stopped gets a new name. State under the old name is ignored.
+    A worker whose lease ended while it was suspended gets a new name. State under the old name is ignored.
     """
 
     @property

@@ -1,6 +1,6 @@
 """Health checks and failure logging for stores.
 
-A health check is a `get` with a timeout, at most once a second, and asks the store whether it may lose data. Failures
+A health check reads a key with a timeout, at most once a second, and checks whether the store may lose data. Failures
 are logged once when they begin and once when they end, because an outage may last for hours.
 """
 
@@ -104,15 +104,12 @@ async def run_on(
     every: float | None = None,
     pause: float | None = None,
 ) -> None:
-    """Do work each time an event is set, until canceled: ``host.run(run_on(changed, self.save, trouble))``.
+    """Run a function each time an event is set, until canceled: ``host.run(run_on(changed, self.save, trouble))``.
 
-    While the store fails, the work is repeated.
-
-    Args:
-        event: Is set to request the work.
-        work: The work.
+    While the store fails, the function is retried. Args: event: Set to request a run.
+        work: The function.
         outage: Logs store errors.
-        every: Seconds after which the work is done without a request.
+        every: Seconds after which the function runs without a request.
         pause: Seconds before a retry, `PAUSE` by default.
     """
     while not is_canceled():

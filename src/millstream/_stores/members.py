@@ -28,7 +28,7 @@ _PAGE = 200
 
 
 class MemberRecord(Struct, array_like=True):
-    """A member."""
+    """One member of a group."""
 
     value: bytes
     workers: list[str]
@@ -136,7 +136,7 @@ class MapMembers(Struct, eq=False):
         return found
 
     async def rejoin(self) -> None:
-        """Join all members again, after this worker was renamed or the store may have lost data.
+        """Rejoin all members, after this worker was renamed or the store may have lost data.
 
         Raises:
             LocalError: The store doesn't respond. Call it again.

@@ -1,8 +1,7 @@
-"""The store interface for limits: paces, quotas, and slots, decided atomically across all workers.
-
-A pace is a GCRA rate limit: an amount per period, which may be used in one burst. A quota counts until a given time. A
-slot is held until it's released or its worker is dead. A share is a portion of the space of a kind of values, for keys
-of which an owner can create any number. The key names it, so stores know no kinds and no clients.
+"""The store interface for limits: rates, quotas, and slots, decided atomically across all workers. A rate is a GCRA
+rate limit: an amount per period, which may be used in one burst. A quota counts until a given time. A slot is held
+until it's released or its worker is dead. A share is a portion of a kind's space, for keys that an owner can create in
+any number. The key contains the share, so stores need not know kinds or clients.
 """
 
 from base64 import urlsafe_b64encode
@@ -15,15 +14,17 @@ from typing import Protocol
 from msgspec import Struct
 
 SHARE = "~"
-"""Begins the share in a key, after the colon. The first dot ends it."""
+"""The character that begins the share in a key, after the colon. The first dot ends the share."""
 _UNMARKED = frozenset({"session", "task", "taskcall", "result", "oauth-new", "oauth-pending", "connection-pending"})
-"""Kinds whose keys older versions wrote without the mark. Redis and NATS find a value by its key and its share."""
+"""Kinds whose keys older versions wrote without this character. Redis and NATS find a value by its key and its
+share."""
 PART = 2
-"""The divisor of a kind's space that gives the maximum for one share."""
+"""A share may take a kind's space divided by this number."""
 MARK_BYTES = 16
-"""A value up to this size, such as a tombstone, is a mark."""
+"""Maximum size of a small value, such as a tombstone, for which space is reserved, in bytes."""
 _RESERVED_PART = 16
-"""The divisor of a kind's space that gives the part reserved for marks. A share's marks may take as much beyond it."""
+"""The space of a kind divided by this number is reserved for small values. Those of a share may exceed its limit by as
+much."""
 _SLACK = 1e-6
 """Tolerance for rounding errors of sums."""
 
@@ -40,7 +41,7 @@ def owner_for(key: str) -> str:
 
 
 def rooms_for(key: str, value: bytes, max_bytes: int, *, lossy: bool) -> dict[str, int]:
-    """Return the space in bytes that a value can use, by share. The empty share is all of the key's kind."""
+    """Return the space in bytes that a value can use, by share. The empty share is the key's whole kind."""
     reserved, share = len(value) <= MARK_BYTES or lossy, owner_for(key)
     rooms = {"": max_bytes if reserved else max_bytes - max_bytes // _RESERVED_PART}
     return {share: share_room(value, max_bytes, lossy=lossy), **rooms} if share else rooms
@@ -54,11 +55,12 @@ def share_room(value: bytes, max_bytes: int, *, lossy: bool) -> int:
 
 @lru_cache(maxsize=4096)
 def share_for(owner: str) -> str:
-    """Return the share of an owner, to begin keys of any kind with: ``f"com.example/cart:{share_for(owner)}.{id}"``.
+    """Return the share of an owner, with which keys of any kind can begin:
+    ``f"com.example/cart:{share_for(owner)}.{id}"``.
 
-    All values with one share may take half of the space for their kind, so that an owner can't use it up. The share is
-    a mark and a hash, so the store sees neither addresses nor principals. Without it, don't begin the rest of a key
-    with text that a client chose: it could name another owner's share.
+    The values of one share may take at most half of the space for their kind, so an owner can't use it up. The share
+    contains a hash, so the store sees neither addresses nor principals. In a key without a share, don't let the part
+    after the colon begin with text from a client: it could name another owner's share.
 
     Args:
         owner: The owner, such as `Call.owner`.
@@ -74,11 +76,11 @@ class RateCharge(Struct, frozen=True, gc=False, array_like=True, tag=0):
     seconds: int
     cost: float = 1.0
     most: float = 1.0
-    """The maximum amount to take if available, for callers that will soon need more."""
+    """The maximum amount to take if it's available, for callers that will soon need more."""
 
 
 class Quota(Struct, frozen=True, gc=False, array_like=True, tag=1):
-    """An amount until a time, by the store's clock."""
+    """An amount that may be used until a time on the store's clock."""
 
     key: str
     count: int
@@ -114,7 +116,7 @@ class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
 
     results: list[ChargeResult]
     reset_seconds_ago: float | None = None
-    """Seconds since the store last dropped an unexpired pace of one of these kinds, or None."""
+    """Seconds since the store last dropped an unrecovered rate of one of these kinds, or None."""
 
 
 class Decision(Struct, frozen=True, gc=False, array_like=True):
@@ -131,7 +133,7 @@ SLOT_WAIT = 1.0
 
 
 def pace_wait(full_at: float, now: float, count: int, seconds: int, cost: float) -> float:
-    """Return the seconds until a pace has room for a cost, or 0. It's fully recovered at `full_at`."""
+    """Return the seconds until a rate allows a cost, or 0. The rate is fully recovered at `full_at`."""
     missing = full_at - now - seconds + seconds / count * min(cost, count)
     return missing if missing > _SLACK else 0.0
 
@@ -139,18 +141,17 @@ def pace_wait(full_at: float, now: float, count: int, seconds: int, cost: float)
 def drop_paces(
     full_at: dict[str, float], maximum: int, now: float, kind_of: Callable[[str], str] = lambda key: ""
 ) -> str | None:
-    """Drop fully recovered paces, then the older half of the most frequent kind if there are still too many.
-
-    Many paces of one kind, such as proofs, thus don't displace those of other kinds.
+    """Drop fully recovered rates, then the older half of the most frequent kind if there are still too many. So many
+    rates of one kind, such as proofs, don't displace those of other kinds.
 
     Args:
-        full_at: Time at which each pace is fully recovered, by key, in order of first use.
-        maximum: Number of paces below which unrecovered ones stay.
+        full_at: Time at which each rate is fully recovered, by key, in order of first use.
+        maximum: Number of rates below which unrecovered ones stay.
         now: The time.
         kind_of: Returns the kind of a key.
 
     Returns:
-        The kind of which unrecovered paces were dropped.
+        The kind whose unrecovered rates were dropped.
     """
     for key in [key for key, at in full_at.items() if at <= now]:
         del full_at[key]
@@ -163,7 +164,8 @@ def drop_paces(
 
 
 def check_pace(pace: RateCharge, full_at: float, now: float) -> tuple[ChargeResult, float]:
-    """Return the result for a pace that is fully recovered at `full_at`, and when it will be after the charge."""
+    """Return the result for a rate that is fully recovered at `full_at`, and the time at which it will be after the
+    charge."""
     full_at, each = max(now, full_at), pace.seconds / pace.count
     room = pace.seconds - (full_at - now)
     amount = max(pace.cost, min(pace.most, room // each))
@@ -179,7 +181,7 @@ def check_quota(quota: Quota, used: float, now: float) -> ChargeResult:
 
 
 def check_slot(slot: ConcurrencySlot, used: int, *, is_held: bool) -> ChargeResult:
-    """Return the result for a slot of a key of which some are used. The worker can hold it already."""
+    """Return the result for a slot, given how many of the key's slots are used. The worker may already hold it."""
     free = slot.count - used
     if is_held:
         return _charge_result(0.0, free, 0.0)
@@ -187,7 +189,7 @@ def check_slot(slot: ConcurrencySlot, used: int, *, is_held: bool) -> ChargeResu
 
 
 def refuse_all(results: Sequence[ChargeResult]) -> list[ChargeResult] | None:
-    """Return the results if nothing may be taken because a charge must wait, else None."""
+    """Return the results if a charge must wait, so nothing may be taken, else None."""
     if all(each.wait <= 0 for each in results):
         return None
     return [ChargeResult(each.wait, each.remaining + each.amount) for each in results]
@@ -207,7 +209,7 @@ class Rates(Protocol):
     """Limits shared by all workers."""
 
     persistent: bool
-    """Whether paces survive the end of all workers."""
+    """Whether rates survive when all workers stop."""
 
     async def take(self, charges: Sequence[Charge]) -> Decision:
         """Take from every limit if each has enough, else from none: see `millstream._stores.base.Backend.charge`.

@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class _Split(Struct, Generic[T], eq=False):
-    """Two places: `memory` for ephemeral kinds, and `durable` for all others."""
+    """Two implementations: `memory` for ephemeral kinds, and `durable` for all others."""
 
     durable: T
     memory: T
@@ -35,7 +35,7 @@ def _place(split: _Split[T], name: str) -> T:
 
 
 def _forward(method: F) -> F:
-    """Return a method that calls this one in the place of its first argument."""
+    """Return a method that forwards to the implementation for its first argument's kind."""
 
     @wraps(method)
     def call(self: _Split[Any], name: str, *args: Any, **options: Any) -> Any:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def channel_for(stream: str, topic: str | None) -> str:
-    """Return the name under which listeners of a stream's topic, or of all its entries, are called."""
+    """Return the channel name for listeners to a stream's topic, or to all entries."""
     return stream if topic is None else f"{stream}\0{topic}"
 
 
@@ -76,14 +76,14 @@ class Watchers(Topics[None]):
 class Listeners(Generic[T]):
     """Listeners for pushed entries, by stream and topic. A log may inherit from this class.
 
-    Those of a stream's topic, and those of all its entries, have separate channels (`channel_for`).
+    Listeners to one topic and to all entries have separate channels (`channel_for`).
     """
 
     def __init__(self) -> None:
         self._listeners = Topics[T]()
-        """By channel."""
+        """Listeners by channel."""
         self._interrupted = Topics[None]()
-        """By stream."""
+        """`interrupted` callbacks by stream."""
 
     def listen(
         self,
@@ -109,7 +109,7 @@ class Listeners(Generic[T]):
         return stop
 
     def topics(self, stream: str) -> set[str | None]:
-        """Return the topics of a stream that have listeners. None stands for all of its entries."""
+        """Return the topics of a stream that have listeners. None means all entries."""
         parts = (channel.partition("\0") for channel in self._listeners)
         return {topic if is_topic else None for name, is_topic, topic in parts if name == stream}
 
@@ -206,7 +206,7 @@ class Tail:
         self._waiting: list[tuple[Position, asyncio.Future[bool]]] = []
         """Callers of `reach`."""
         self._turns = Tasks()
-        """Calls of `_settle`, which end at the latest when the store is closed."""
+        """Calls of `_settle`. Closing the store ends them at the latest."""
         self._turn_lock = asyncio.Lock()
         self._next_turn: asyncio.Task[None] | None = None
         """The turn that hasn't begun."""
@@ -363,7 +363,7 @@ class Tail:
         except Gap as gap:
             after = gap.resume_from(here)
             if here is not None and here.epoch != gap.epoch:
-                # Entries of another epoch may have been delivered already. Continue with those that are surely new.
+                # Entries of another epoch may have been delivered already. Continue with those that are certainly new.
                 after = gap.newest
                 if after is not None and self._pushed_offset <= after.offset:
                     after = Position(after.epoch, self._pushed_offset - 1) if self._pushed_offset > 1 else None

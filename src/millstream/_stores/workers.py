@@ -2,9 +2,9 @@
 
 One record, the worker table, contains the leases of all workers. Each worker renews its own lease by compare-and-set,
 which also shows it new workers and ended leases. Messages to all workers share one log, and each worker has an inbox
-log. A worker whose parent process keeps the store gets the path of the parent's socket.
+log. A worker whose parent process runs the store gets the path of the parent's socket.
 
-`read_again` and `Claim` are what several writers of one key need.
+`read_again` and `Claim` help several writers of one key.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from millstream._stores.tail import Listeners, Tail, Watchers, never
 from millstream._tasks import retry_delay
 
 _POLL = 0.05
-"""Seconds between attempts to take a claim that another owner has. The store doesn't notify when it's released."""
+"""Seconds between attempts to take another owner's claim. The store doesn't report when it's released."""
 
 
 async def read_again(kv: Map, key: str, attempt: int) -> bytes | None:
@@ -57,7 +57,7 @@ class Claim(Struct):
     ttl: float
     """Seconds after which another owner may take it, unless `keep` is called."""
     owner: bytes = field(default_factory=lambda: secrets.token_bytes(16))
-    """The value while this owner has the right. By default, only this claim has it."""
+    """The key's value while this owner has the right. Unique by default."""
 
     async def take(self) -> bool:
         """Take the right if no owner has it. Return whether it was taken."""
@@ -113,7 +113,7 @@ _MAX_DEAD = 1_000
 _SKEW = 1.0
 """Maximum difference between workers' views of the store's time, in seconds."""
 _NOTE = ""
-"""The topic of messages that make the other workers read the table."""
+"""The topic of messages that tell other workers to read the table."""
 _GOODBYE = 1.0
 """Seconds that closing waits for an unresponsive store."""
 
@@ -143,7 +143,7 @@ class WorkerTable(Struct, array_like=True):
     def expire(self, now: float, lease: float) -> None:
         """Move workers with expired leases to `dead` and drop old entries of `dead`.
 
-        Time in which no worker renewed its lease doesn't count: the store was down, or its clock was set.
+        Periods in which no worker renewed its lease don't count: the store was down, or its clock was set.
         """
         idle = now - self.last_renewal if self.last_renewal else 0.0
         # Live workers renew after a third of the lease, so a longer pause affects all of them.
@@ -315,7 +315,7 @@ class LeasedWorker(_Worker):
         if name != self.me:
             await self._backend.bind(name)
             self.me = name
-            for inbox in self._tails[1:]:  # none before `begin`
+            for inbox in self._tails[1:]:  # there are none before `begin`
                 inbox.stop()
                 self._tails[1] = self._follow(INBOX + name, None)
             self.on_rename()
@@ -356,7 +356,7 @@ class LeasedWorker(_Worker):
         return True
 
     async def begin(self) -> None:
-        """Read from the end of both logs.
+        """Start reading at the end of both logs.
 
         Raises:
             LocalError: The store doesn't respond.

@@ -210,7 +210,7 @@ class Frame:
 
         Raises:
             UnicodeEncodeError: A name can't be encoded.
-            StoreFull: The message is too large. In both cases the frame is unchanged.
+            StoreFull: The message is too large. In both cases, the frame is unchanged.
         """
         before = len(self._bytes)
         try:

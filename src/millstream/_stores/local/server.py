@@ -62,7 +62,7 @@ class WorkerConnection(FrameConnection):
         """The worker's name, under which it has its lease."""
         # Connection
         self._parts: dict[str, Any] = {"session": self}
-        """`StoreCall.part` -> what implements its requests."""
+        """Objects that implement the requests, by `StoreCall.part`."""
         self._paused = False
         self._dropped = False
         self._waiting: deque[Any] = deque()
@@ -103,7 +103,7 @@ class WorkerConnection(FrameConnection):
         try:
             for content in self._frames.feed(data):
                 self._waiting.extend(read_requests(content))
-        except ValueError:  # it isn't a frame of ours
+        except ValueError:  # the data isn't a valid frame
             self.abort()
             return
         self._work()

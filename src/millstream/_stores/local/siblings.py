@@ -1,7 +1,7 @@
-"""The store that several processes of another server share: those of ``uvicorn --workers 4``, gunicorn, and Hypercorn.
+"""A store shared by the worker processes of another server, such as ``uvicorn --workers 4``, gunicorn, or Hypercorn.
 
-Their parent doesn't know of a store. The first process that needs one starts a process for it, which ends after the
-last of them. They find it by what they share: the socket that they accept connections from.
+Their parent doesn't manage a store. The first worker that needs one starts a process for it, which exits after the last
+worker. The workers find it through the listening socket that they share.
 """
 
 import asyncio
@@ -27,9 +27,10 @@ from millstream._stores.local.store import LocalBackend
 from millstream._stores.memory.store import MemoryBackend
 
 IDLE: Final = 10
-"""Seconds without any process after which the store ends although their parent runs. A restart takes less."""
+"""Seconds without a connected worker after which the store's process exits, even if their parent is running. A restart
+takes less."""
 _STARTED = 60.0
-"""Seconds that the store's process may take to start."""
+"""Maximum startup time of the store's process, in seconds."""
 _READY: Final = b"ready"
 _ACCEPTED = 0.1
 """Seconds for accepting a connection that was made before the last look."""

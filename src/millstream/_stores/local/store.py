@@ -40,7 +40,7 @@ _GONE = (
 
 
 class LocalBackend(Listeners[Entry], FrameConnection):
-    """A `Backend` that runs in the parent process, for one event loop. It has one connection to it at a time."""
+    """A `Backend` that runs in the parent process, for one event loop. It has at most one connection at a time."""
 
     shared = True
     persistent = False

@@ -28,14 +28,14 @@ from millstream._stores.rates import PART
 from millstream._stores.tail import Listeners
 
 SWEEP = 16
-"""Heap items examined per call: more than one call adds, few enough to be cheap."""
+"""Maximum heap items examined per call. Must exceed the number that one call adds."""
 SLACK = 64
 
 Name = TypeVar("Name", str, int)
 
 
 def exact(data: bytes) -> bytes:
-    """Copy bytes, because those of msgspec's encoders hold up to half as much again as unused room."""
+    """Copy bytes, because msgspec's encoders allocate up to half as much again."""
     return bytes(memoryview(data))
 
 
@@ -145,7 +145,7 @@ class Stream(Struct, eq=False):
 
 
 class StreamKind(Struct, eq=False):
-    """The space of the streams of one kind.
+    """The streams of one kind and the space that they use.
 
     A stream begins above every offset that any stream of the kind has used, with a hole in between. A dropped stream
     that begins again therefore reuses no offset, and its old readers get `Gap`, although nothing is stored about it.
@@ -156,7 +156,7 @@ class StreamKind(Struct, eq=False):
     """
 
     ranks: list[OrderedDict[str, Stream]]
-    """By rank, least recently appended first. A stream may reach twice the bound until room is made."""
+    """Streams by rank, least recently appended first. A stream may reach twice the limit before entries are dropped."""
     highest: int = -1
     """The highest offset of any stream."""
     latest: tuple[str, str] = ("", "")
@@ -191,11 +191,11 @@ class MemoryLog(Listeners[Entry]):
         self.kinds: defaultdict[str, StreamKind] = defaultdict(
             lambda: StreamKind([OrderedDict() for _ in range(max_bytes.bit_length() + 2)])
         )
-        """The space of each kind. There are few kinds, because the program chooses them, not its clients."""
+        """The streams by kind. There are few kinds, because the program chooses them, not its clients."""
         self._streams: dict[str, Stream] = {}
         self._deadlines = ExpiryHeap[str]()
         self._once: dict[tuple[str, str], tuple[float, str]] = {}
-        """Text that entries must not repeat -> when that ends, and its owner. Oldest first."""
+        """Text that entries must not repeat -> when that expires, and its owner. Oldest first."""
         self._once_by_owner: defaultdict[str, dict[tuple[str, str], None]] = defaultdict(dict)
 
     async def append(
@@ -329,12 +329,12 @@ class MemoryLog(Listeners[Entry]):
             self._streams.clear()  # frees the table, which an emptied dict keeps
 
     def _make_room(self, kind: StreamKind) -> None:
-        """Drop the oldest entry of one of the largest streams. Drop the stream with its only entry."""
+        """Drop the oldest entry of one of the largest streams. If it's the only one, drop the stream."""
         every = (held for rank in reversed(kind.ranks) for held in rank.values())
         held = next(
             (held for held in every if len(held) > 1 or held.name not in kind.latest), None
         )  # skips at most two
-        if held is None:  # only two entries are left and together too large: keep the newer one
+        if held is None:  # only two entries are left, and they're too large together: keep the newer one
             held = self._streams[kind.latest[0]]
         if len(held) == 1:
             self._forget(held.name)

@@ -2,8 +2,8 @@
 
 No method suspends, and there is no timer: expired data are absent immediately, and later calls free their memory a few
 items at a time. Each kind of values and of streams is bounded in bytes, including keys and overhead. A full kind of
-values rejects writes with `StoreFull` rather than evicting, because evicting a tombstone would revive its session. Part
-of the space is reserved for values as small as tombstones, so session data can't keep one out.
+values rejects writes with `StoreFull` instead of evicting values, because evicting a tombstone would revive its
+session. Part of the space is reserved for values as small as tombstones, so session data can't keep one out.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ MAX_PACES = 100_000
 
 
 class UsageCounter:
-    """The amounts taken, per worker.
+    """Counts of the amounts that each worker has taken.
 
     Args:
         values: Where the used parts of quotas are stored.
@@ -49,11 +49,11 @@ class UsageCounter:
         self._values = values
         self._clock = clock
         self._paces: dict[str, float] = {}
-        """Time at which each pace has fully recovered, by key, in order of first use."""
+        """Time at which each rate has fully recovered, by key, in order of first use."""
         self._forgot: dict[str, float] = {}
-        """Time at which unexpired paces were last dropped, by kind."""
+        """Time at which unrecovered rates were last dropped, by kind."""
         self._slots: dict[str, dict[str, set[str]]] = {}
-        """Holders of taken slots by key and worker, so that a dead worker's holders are found without reading all."""
+        """Holders of taken slots by key and worker, so a dead worker's slots are found without a scan."""
         self._lock = asyncio.Lock()
         """Serializes read-modify-write of quotas, which suspends if the store is a file."""
 
@@ -130,7 +130,7 @@ class ValueKind:
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.lossy: defaultdict[str, OrderedDict[str, None]] = defaultdict(OrderedDict)
-        """Share, or an empty string for all of the kind -> keys of lossy values, oldest write first."""
+        """Keys of lossy values by share, oldest write first. An empty share stands for the whole kind."""
         self.size = 0
         """Stored bytes, as counted against the bound."""
         self.shares: Counter[str] = Counter()

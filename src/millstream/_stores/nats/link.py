@@ -1,7 +1,7 @@
 """The connection to NATS: its address, requests with retries, JetStream streams, and reads of their messages.
 
 Reads by `last` and `first` go to the leader of a JetStream stream, so they see every acknowledged write, except briefly
-after an election. A lagging replica may answer `batch`, so its callers compare the result with `last`.
+after an election. A lagging replica may answer `batch`, so callers compare its result with `last`.
 """
 
 import asyncio
@@ -124,7 +124,7 @@ TOO_LARGE = 10054
 _IN_USE = 10058
 _STORE_FAILED = 10049
 _BUSY = frozenset({409, 429, 503})
-"""Statuses of errors that end soon: a message with this id is being stored, too many requests, no leader."""
+"""Status codes of temporary errors: a message with this id is being stored, too many requests, no leader."""
 _TRIES = 5
 _NO_STREAM = 10059
 _NO_MESSAGE = 10037
@@ -159,7 +159,7 @@ class JetStreamError(StoreUnavailable):
 
 
 class _Answer(Struct, eq=False):
-    """The answer to a request."""
+    """The reply to a request."""
 
     done: asyncio.Future[Any]
     """The message. For a batch, the last sequence that was sent, or None if messages are missing."""
@@ -277,14 +277,14 @@ class NatsLink:
     async def _on_reconnect(self) -> None:
         self._streams.clear()
         self.outages.notify_all()
-        # In a separate task: the client awaits this method and can't reconnect before it returns.
+        # Run in a separate task: the client awaits this method and can't reconnect before it returns.
         if self._recover_task is not None:
             self._recover_task.cancel()
         self._recover_task = asyncio.create_task(self._recover())
         self._recover_task.add_done_callback(has_failed)
 
     async def _recover(self) -> None:
-        """Read the epoch, until that succeeds: no later event would cause it."""
+        """Read the epoch and retry until that succeeds, because no later event would trigger it."""
         while True:
             with suppress(LocalError):
                 return await self._find_epoch()
@@ -515,7 +515,7 @@ class NatsLink:
         raise StoreUnavailable(f"The NATS store didn't respond within {DEADLINE:g} s.")
 
     async def count_from(self, stream: str, subject: str, seq: int) -> tuple[int, int]:
-        """Return the first sequence of a subject from `seq` on, and the number of messages from there, or 0 for
+        """Return a subject's first sequence from `seq` on, and the number of messages from there, or 0 if there are
         none."""
         found = await self.batch(stream, subject, seq, 1, 1)
         return (found[0].seq, int(found[0].headers.get("Nats-Num-Pending", 0)) + 1) if found else (0, 0)

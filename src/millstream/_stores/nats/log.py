@@ -8,8 +8,8 @@ dropped are purged.
 
 A new leader may briefly answer reads before it has applied everything that the last one acknowledged. If a read doesn't
 find an entry that this worker has appended, received, read, or been asked to read after, it's repeated behind a
-barrier: a leader that acknowledges a message has applied all messages before it. An index may be quiet, so its readers
-look for the newest entry of its JetStream stream instead.
+barrier: a leader that acknowledges a message has applied all messages before it. An index may have no recent entries,
+    so its readers look for the newest entry of its JetStream stream instead.
 
 An ordered consumer delivers new entries: JetStream pushes them in order and numbers its messages. It receives the
 topics that are listened to, and the marks of this worker. A mark is a message that this worker adds to the JetStream
@@ -91,16 +91,16 @@ _MAX_MISSED = 2.5
 WAIT_SECONDS = 5.0
 """Maximum time to wait for a consumer, or for a message that it should receive, in seconds."""
 _FRESH_SECONDS = 1.0
-"""Seconds after a message for which the consumer has little to look through."""
+"""Seconds after a message during which the consumer has little to scan."""
 _PAUSE = 0.2
 _MAX_FILTERS = 200
-"""Maximum number of filters, whose cost for NATS grows with their square. Above it, they're made wider."""
+"""Maximum number of filters. Their cost in NATS grows quadratically. Beyond the maximum, filters are widened."""
 
 _logger = logging.getLogger("millstream.stores")
 
 
 class View(Struct, frozen=True):
-    """The messages of a stream, or of an index."""
+    """The messages of a stream or an index."""
 
     name: str
     stream: str
@@ -134,14 +134,14 @@ class Consumer:
         self.created = asyncio.Event()
         """Set when the first consumer exists."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done when the current consumer has failed, and until there's a new one."""
+        """Done from the failure of a consumer until the next one is created."""
         self.failed.set_result(None)
         self._config: dict[str, Any] = {}
         self._name = ""
         self._filters = frozenset[str]()
-        """The filters of the consumer, or empty while they're unknown."""
+        """The consumer's filters. Empty while they're unknown."""
         self._lock = asyncio.Lock()
-        """Serializes changes of the filters."""
+        """Serializes changes to the filters."""
         self.seq = 0
         """The sequence of the last entry or mark."""
         self._number = 0
@@ -231,12 +231,13 @@ class Consumer:
                 self.restart()
 
     async def set_filters(self) -> None:
-        """Filter by the topics that are listened to now."""
+        """Set the filters to the topics that currently have listeners."""
         async with self._lock:
             if self._filters == self._find_filters():
                 return
             if self._received_at + _FRESH_SECONDS < asyncio.get_running_loop().time():
-                # Without a mark, NATS would continue where it last sent something, with old entries of added topics.
+                # Without a mark, NATS would resume at the last entry that it sent, and send old entries of added
+                # topics.
                 await self.receive(await self.mark())
             try:
                 await self._configure("update")
@@ -245,7 +246,7 @@ class Consumer:
                 raise
 
     def _find_filters(self) -> frozenset[str]:
-        """Return the subjects of everything that's listened to, and of the marks. None overlaps another."""
+        """Return the subjects of the marks and of all followed topics, without overlaps."""
         topics = self._log.topics(self._view.name)
         named = {topic for topic in topics if topic}
         firsts = {f"{topic.partition('.')[0]}." for topic in named}
@@ -262,7 +263,7 @@ class Consumer:
         return frozenset(filters)
 
     async def receive(self, seq: int) -> None:
-        """Wait until the consumer has received everything up to a sequence, because a mark follows it."""
+        """Wait until the consumer has received everything up to a sequence. A mark must follow it."""
         try:
             async with asyncio.timeout(WAIT_SECONDS):
                 while self.seq < seq:
@@ -297,19 +298,19 @@ class Consumer:
         if msg.subject == self._mark_subject:
             return
         self._log.note(self._view, seq)
-        if self.failed.done():  # topics may be missing, so the listeners will be told to read
+        if self.failed.done():  # topics may be missing, so the listeners will be notified to read the stream
             return
         topic = read_token(msg.subject.rpartition(".")[2])
         self._log.push(self._view.name, topic, Entry(Position(self._epoch, seq), msg.data))
 
 
 class TrimMark(Struct, frozen=True, array_like=True):
-    """The dropped part of a view."""
+    """The end of the dropped part of a view."""
 
     seq: int = 0
     """The last dropped sequence."""
     following: int = 0
-    """The first remaining sequence at that time, or 0 if none remained. No older position is valid then."""
+    """The first sequence that remained, or 0 if none did. In that case, no older position is valid."""
 
 
 class _ViewCache(Struct):
@@ -332,15 +333,15 @@ class NatsLog(Listeners[Entry]):
         self._link = link
         self._namespace = link.address.namespace
         self._consumers: dict[str, Consumer] = {}
-        """By the stream that's listened to."""
+        """Consumers by stream."""
         link.outages.watch(self._restart)
         self._seen: Recent[str, int] = Recent(_MAX_NEWEST)
-        """The newest sequence known to this worker, by the view's subject."""
+        """The newest known sequence by subject of the view."""
         self._newest_seqs: dict[str, int] = {}
-        """The same by JetStream stream."""
+        """The newest known sequence by JetStream stream."""
         self._views: Recent[tuple[str, str], _ViewCache] = Recent(_MAX_VIEWS)
         self._homes: dict[str, set[str]] = {}
-        """Kinds of the streams that feed an index, by the kind of the index."""
+        """By kind of index, the kinds of streams that feed it."""
         self._trims = Tasks()
 
     async def close(self) -> None:
@@ -542,7 +543,7 @@ class NatsLog(Listeners[Entry]):
         return within(map(self._entry, reversed(found)), max_bytes)[::-1]
 
     async def _begin_of_newest(self, view: View, low: int, last: int, limit: int) -> int:
-        """Return a sequence after which there are at least `limit` messages, and not many more."""
+        """Return a sequence that is followed by at least `limit` messages, and not many more."""
         link, span = self._link, 2 * limit
         while last - span > low:
             _, count = await link.count_from(view.stream, view.subject, last - span)
@@ -731,7 +732,7 @@ class NatsLog(Listeners[Entry]):
         return f"{self._namespace}.{what}.{view.kind}.{token(view.name)}"
 
     async def _announce(self, kind: str, home: str) -> None:
-        """Record once which kind of stream feeds a kind of index."""
+        """Record which kind of stream feeds a kind of index, if that isn't recorded yet."""
         homes = self._homes.setdefault(kind, set())
         if home not in homes:
             name, subject = f"{self._namespace}-meta", f"{self._namespace}.meta.index.{token(kind)}.{home}"

@@ -4,7 +4,7 @@ The map has one JetStream stream per kind, which stores the newest message of ea
 sequence of that message, which JetStream checks when it adds the next one. Each message has a time to live. The server
 deletes it soon after that; reads treat it as absent immediately.
 
-Paces and slots are in-memory messages that change in one atomic batch. Quotas are values of the durable map.
+Rates and slots are in-memory messages that change in one atomic batch. Quotas are values of the durable map.
 """
 
 import asyncio
@@ -58,7 +58,7 @@ from millstream._stores.workers import read_again
 from millstream._tasks import cancel_all
 
 ROOM = 64 * 1024 * 1024
-"""Maximum bytes per kind of values, and for paces and slots."""
+"""Maximum bytes for each kind of values, and for rates and slots."""
 _TTL = "Millstream-TTL"
 _GONE = "Millstream-Gone"
 _EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
@@ -201,7 +201,8 @@ class NatsMap(Struct, eq=False):
         self._grow(key, growth)
 
     async def _evict(self, key: str, growth: int) -> None:
-        """Drop the oldest values of a share. They're read again to find them, so more are dropped than necessary."""
+        """Drop the oldest values of a share. Finding them requires reading the values, so it drops more than
+        necessary."""
         size, seq = self._sizes[self._share(key)], 1
         async with aclosing(self._live_values(key)) as values:
             async for each, cost in values:
@@ -288,7 +289,7 @@ class NatsLimits(Struct, eq=False):
     _values: NatsMap
     _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(_LOCKS)])
     _forgot: float | None = None
-    """Time at which paces were last dropped to free space."""
+    """Time at which rates were last dropped to free space."""
 
     @property
     def _stream(self) -> str:
@@ -420,7 +421,7 @@ class NatsLimits(Struct, eq=False):
         }
 
     async def sweep(self) -> None:
-        """Record when paces are dropped to free space."""
+        """Record when rates are dropped to free space."""
         if await self._link.size(self._stream) > ROOM * 0.95:
             self._forgot = self._link.time()
 

@@ -47,7 +47,7 @@ CONNECT_SECONDS = 3.0
 START_SECONDS = 10.0
 """Seconds to wait for Redis at startup."""
 LOOK = 60.0
-"""Seconds between checks of the Redis settings, which may change at runtime."""
+"""Seconds between checks of the Redis settings, which can change at runtime."""
 ALLOW = "Allow them with ACL SETUSER, or remove their rename-command."
 """Advice for commands that the server rejects."""
 _OLDEST = (7, 0)
@@ -64,7 +64,7 @@ _BROKEN = (RedisConnectionError, RedisTimeoutError, RedisClusterException, OSErr
 
 Argument = str | bytes | int
 
-_hiredis: Any = hiredis  # its types say that a command has one part
+_hiredis: Any = hiredis  # its types allow only one part in a command
 
 _logger = logging.getLogger("millstream.stores")
 
@@ -82,7 +82,7 @@ class RedisRequest(Struct, eq=False):
     deadline: float
     reply: asyncio.Future[Any]
     text: bool = False
-    """Whether Redis doesn't know the script."""
+    """Whether to send the script's text, because Redis hasn't cached it."""
     sent: bool = False
 
     def command(self) -> tuple[Argument, ...]:
@@ -102,7 +102,7 @@ class RedisClient(Struct, eq=False):
 
     address: RedisAddress
     _key: str
-    """Any key in the slot that the store depends on."""
+    """Any key in the Cluster slot that most of the store's keys share."""
     reconnected: Callable[[], None] | None = None
     """Called after a failure, when the server responds again."""
     _redis: Any = None  # redis-py's types differ between its three kinds of clients

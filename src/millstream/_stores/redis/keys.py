@@ -1,9 +1,10 @@
 """Redis keys for streams, values, and limits, and the scripts that use them.
 
 In a Cluster, all keys of a script must be in one slot. All streams, limits, and most values share one slot. The slot of
-session values depends on the session's id, so sessions spread over the Cluster. Values in a share are in its slot.
+session values depends on the session's id, so sessions spread over the Cluster. The values of a share are in one slot.
 
-The scripts are files of this package. Redis runs each atomically, and no values are ever inserted into them.
+The scripts are files of this package. Redis runs each one atomically. Values are passed as arguments, never inserted
+into the text.
 """
 
 import re
@@ -70,7 +71,8 @@ class RedisKeys:
         return [f"{self._prefix}{tag}:o:{part}", f"{self._prefix}{tag}:s:{part}"]
 
     def rooms(self, stream: str) -> list[str]:
-        """Return the keys that count the size of a stream's kind, and of its owner's share if it has an owner."""
+        """Return the keys that count the size of a stream's kind, and of the owner's share if the stream has an
+        owner."""
         kind = f"log.{stream.partition(':')[0]}"
         wide = [self.order(kind), self.sizes(kind)]
         return (self.share(stream) if owner_for(stream) else wide) + wide

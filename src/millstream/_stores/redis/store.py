@@ -5,8 +5,8 @@ command connection per server with keys. Redis replicates asynchronously, so a n
 newest entries. The scripts detect this by the replication id and begin a new epoch.
 
 A stream of the log is a Redis stream, and an entry's id is its offset. Offsets are consecutive. An append also
-publishes the entry, for listeners to the whole stream, to its topic, or to the topic's first segment. What's published
-is a hint: after a broken connection and in a new epoch, listeners read the stream. In a Cluster, all streams and
+publishes the entry, for listeners to the whole stream, to its topic, or to the topic's first segment. Published entries
+are only hints: after a broken connection and in a new epoch, listeners read the stream. In a Cluster, all streams and
 channels are in one slot. The values of the map are Redis strings.
 """
 
@@ -64,17 +64,16 @@ _logger = logging.getLogger("millstream.stores")
 
 
 class PushReader(Struct, eq=False):
-    """A connection that receives what appends publish. Run `run` as a task.
-
-    Redis publishes to a connection in order, and drops nothing as long as the connection lasts. Every connection has a
-    number, so a caller knows whether anything was lost in between.
+    """A connection that receives published entries. Run `run` as a task. Redis publishes to a connection in order, and
+    drops nothing while the connection lasts. Every connection has a number, so a caller can tell whether anything was
+    lost in between.
     """
 
     _client: RedisClient
     _key: str
     """Any key of the hub's slot."""
     mark_channel: str
-    """A channel of this reader only."""
+    """A channel that only this reader receives."""
     interrupted: Callable[[], None] = never
     """Called when a new connection receives all channels."""
     _callbacks: dict[bytes, Callable[[bytes], None]] = {}
@@ -112,7 +111,7 @@ class PushReader(Struct, eq=False):
         self._callbacks = {self.mark_channel.encode(): self._take_mark}
 
     async def wait_until_followed(self) -> int:
-        """Wait until a connection receives all channels that are followed now. Return its number."""
+        """Wait until a connection receives all channels that are currently followed. Return its number."""
         number, asked = self.number, self._asked
         while not (self._is_open and self.number == number and self._confirmed >= asked):
             if self.number != number:
@@ -123,7 +122,7 @@ class PushReader(Struct, eq=False):
         return number
 
     def restart(self) -> None:
-        """Connect again: this connection may lead to a former primary."""
+        """Reconnect, because this connection may lead to a former primary."""
         self._is_open = False
         if self._read_task is not None:
             self._read_task.cancel()
@@ -219,15 +218,15 @@ class PushReader(Struct, eq=False):
 ROOM = 64 * 1024 * 1024
 """Maximum bytes for lossy values of a kind, or of the indexes for them."""
 _LOG_ROOMS = 8
-"""How many times as much all other streams of one kind may take; one owner's streams may take half. One stream takes at
-most about three quarters of that. Messages between workers aren't counted.
+"""Factor for the space of all other streams of one kind. One owner's streams may take half of it, and one stream about
+three quarters. Messages between workers aren't counted.
 """
 _SILENT_MARK = 2.0
 """Seconds without a mark after which a connection is treated as broken."""
 _MAX_BATCH = 64
 _MAX_BATCH_BYTES = 1024 * 1024
 _REPEATED = "0"
-"""The offset that a script gives for an entry that repeats another one."""
+"""The offset that a script returns for a repeated entry."""
 MAX_ENTRY = 32 * 1024 * 1024
 INDEX_STREAMS = 100_000
 
@@ -238,7 +237,7 @@ def milliseconds(ttl: float) -> int:
 
 
 class _Batch(Struct, eq=False):
-    """Entries of one stream that are appended by one script."""
+    """Entries of one stream that one script call appends."""
 
     request: RedisRequest
     bounds: tuple[int, int, int]
@@ -266,12 +265,12 @@ class RedisLog(Listeners[Entry]):
         self._backend = backend
         self._pushes = pushes
         self._room = ROOM
-        """Maximum bytes of the indexes for a kind."""
+        """Maximum bytes for a kind's indexes."""
         pushes.interrupted = self.interrupt
         self._filtered: set[str] = set()
-        """Streams that were listened to by topic."""
+        """Streams that have had listeners by topic."""
         self._pushed: dict[str, Position] = {}
-        """The last position that was pushed, by stream whose entries are all listened to."""
+        """The last pushed position, for each stream with a listener to all entries."""
         self._batches: dict[str, _Batch] = {}
         """Pending appends, the last one of each stream."""
 
@@ -488,11 +487,11 @@ class RedisBackend:
         self.lease = lease
         self._keys = keys = RedisKeys(address.prefix)
         self.id = secrets.token_hex(6)
-        """The identifier of this connection in retry detection."""
+        """The id of this connection, for detecting retries."""
         self.epoch = ""
         self._numbers = count(1)
         self.free_places: list[int] = []
-        """Places whose attempts are finished."""
+        """Slots of finished operations, for reuse."""
         self._places = count()
         self._ahead = time.time() - time.monotonic()
         """Offset of Redis' clock from this process's monotonic clock, in seconds."""
@@ -522,7 +521,7 @@ class RedisBackend:
             self._new_run.set()
 
     def take_place(self) -> tuple[int, int]:
-        """Return a place and a number that let Redis recognize retries. Add the place to `free_places` later."""
+        """Return a slot and a number by which Redis recognizes retries. Add the slot to `free_places` afterward."""
         return self.free_places.pop() if self.free_places else next(self._places), next(self._numbers)
 
     async def degraded_reason(self) -> str:

@@ -43,7 +43,7 @@ _TEXTS: Final[dict[str, str]] = {
     "NotADirectoryError": "can't be created: a part of the path is a file.",
     "IsADirectoryError": "is a folder. Use the path of a file.",
 }
-"""Text after the path, by prefix of the error name."""
+"""Error text after the path, by prefix of the error's name."""
 
 
 class FileVanished(StoreUnavailable):
@@ -72,7 +72,7 @@ class Location(Struct, frozen=True):
     path: Path
     """The absolute path of the file."""
     full: bool = False
-    """Whether acknowledged writes survive a power loss. If not, they survive only the end of the process."""
+    """Whether acknowledged writes survive a power loss. If not, they survive only a crash of the process."""
 
     @property
     def url(self) -> str:

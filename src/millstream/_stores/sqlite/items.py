@@ -37,7 +37,7 @@ class Items(Struct, eq=False):
     _clock: Callable[[], float]
     _max_bytes: int
     _sizes: Counter[tuple[str, str]] = field(default_factory=Counter[tuple[str, str]])
-    """Counted bytes by kind and share. The empty share is all of the kind."""
+    """Counted bytes by kind and share. The empty share is the whole kind."""
     _place: int = 0
     """Sequence number of the last lossy value that was written."""
     _swept: float = 0.0
@@ -159,7 +159,7 @@ class Streams(Struct, eq=False):
     """Counted bytes by kind."""
     _highest: dict[str, int] = {}
     _latest: tuple[int, int] = (0, 0)
-    """The last two streams appended to. Their newest entries stay, so that a writer can read its own entry."""
+    """The last two streams appended to. Their newest entries stay, so a writer can read its own entry."""
     _swept: float = 0.0
 
     def load(self) -> None:
@@ -298,7 +298,7 @@ class Streams(Struct, eq=False):
         return floor, sum(length + ITEM_BYTES for _, length in rows)
 
     def _make_room(self, kind: str) -> None:
-        """Drop the oldest entry of the largest stream. Drop the stream with its only entry."""
+        """Drop the oldest entry of the largest stream. If it's the only one, drop the stream."""
         number, entries, size = self._file.one(
             "SELECT id, entries, size FROM streams WHERE kind=? AND (entries>1 OR id NOT IN (?,?))"
             " ORDER BY size DESC LIMIT 1",

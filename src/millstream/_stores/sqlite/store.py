@@ -44,7 +44,7 @@ class SqliteWriter(Struct, eq=False):
 
     _file: Database
     _load: Callable[[], None]
-    """Reads cached state from the file and runs in the thread."""
+    """Loads cached state from the file. Runs in the thread."""
     open: bool = False
     degraded_reason: str = ""
     """Why the last transaction failed, or an empty string if it succeeded."""
@@ -143,11 +143,11 @@ class SqliteWriter(Struct, eq=False):
                 self._load()  # the counts include rolled-back changes
                 if writes:
                     self._work(readers)
-            except Exception:  # they keep their error
+            except Exception:  # these jobs keep their error
                 self._file.drop()
 
     def _make_ready(self, *, writes: bool) -> None:
-        """Reopen the file if needed. Shortly after a failure, fail at once, so that jobs don't retry a full disk."""
+        """Reopen the file if needed. Shortly after a failure, fail immediately, so jobs don't retry on a full disk."""
         failed = self._failed
         if failed is not None and (writes or not self._file.is_open):
             if time.monotonic() - failed[0] < PAUSE:
@@ -164,7 +164,7 @@ class SqliteWriter(Struct, eq=False):
                 job.result = job.work()
             except sqlite3.Error:
                 raise
-            except Exception as exc:  # belongs to the caller
+            except Exception as exc:  # the caller runs this one
                 job.failure = exc
 
 
