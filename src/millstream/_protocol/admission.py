@@ -1,9 +1,11 @@
-"""Admission of a request: from an envelope and HTTP headers to a checked request, or an error with its code and status.
+"""Admission of requests: check an envelope and HTTP headers, and return a request or raise an error with its code and
+status.
 
-See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and for older clients 2025-11-25,
-basic/transports. `per_request_revision` tells the two eras apart: the body decides, and the header is a cross-check.
-`admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session. The
-checks it needs are functions here, as is reading `initialize`. stdio passes no headers, which skips the header checks.
+See MCP 2026-07-28, basic/versioning and basic/transports/streamable-http, and, for older clients, 2025-11-25,
+basic/transports. `per_request_revision` distinguishes the two eras by the body; the header must agree.
+`admit_per_request` runs the checks of 2026-07-28 in order. The transport routes handshake-era requests by session. This
+module has the functions that it needs for its checks and for reading `initialize`. stdio passes no headers, so the
+header checks are skipped.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -75,7 +77,7 @@ def header_version(headers: Headers) -> str:
 def per_request_revision(message: Envelope, headers: Headers | None = None) -> Revision | None:
     """Return the per-request revision that a request or notification names, or None for the handshake era.
 
-    An unknown one is treated as the newest, until `admit_per_request` rejects it.
+    An unknown revision is treated as the newest, until `admit_per_request` rejects it.
 
     Raises:
         ProtocolError: An `initialize` request names a revision without a handshake in its header.
@@ -100,7 +102,7 @@ def per_request_revision(message: Envelope, headers: Headers | None = None) -> R
 
 
 def check_notification(message: Envelope) -> None:
-    """Reject a method that needs an answer when it came without an id.
+    """Reject a message without an id whose method requires a response.
 
     Raises:
         ProtocolError: INVALID_REQUEST.
@@ -118,7 +120,7 @@ def admit_per_request(
     headers: Headers | None = None,
     raw_headers: Iterable[tuple[bytes, bytes]] = (),
 ) -> Admission:
-    """Run checks a to e of the specification. The handler runs f (parameter headers) and g (parameters).
+    """Run the specification's checks a to e. The handler runs f (parameter headers) and g (parameters).
 
     Args:
         message: The request.
@@ -211,7 +213,8 @@ def _read_name(message: Envelope) -> str:
 
 
 def _read_member(message: Envelope, member: str | None) -> str:
-    """Return a string member of `params`, or an empty string. The method's own validation reports a missing member."""
+    """Return a string member of `params`, or an empty string. Validation of the method's parameters reports a missing
+    member."""
     if member is None:
         return ""
     try:
@@ -274,7 +277,7 @@ def _mismatch(header: bytes, what: str) -> ProtocolError:
 def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Revision | None:
     """Return the revision in a handshake-era request's header, or None without the header.
 
-    A request with a session uses the negotiated revision. Its header only has to contain a known version.
+    A request with a session uses the negotiated revision. The header only has to contain a known version.
 
     Raises:
         ProtocolError: The version is unknown or has no handshake (HTTP 400).

@@ -1,8 +1,8 @@
 """Content blocks, in the shape of the newest revision (MCP 2026-07-28, schema#contentblock).
 
 Objects have the shape of the wire format: bytes become base64, names become camelCase, and default values are omitted.
-The `type` field is a msgspec tag, which the unions at the end of this module decode by. `projection.py` converts blocks
-for older revisions.
+The `type` field is a msgspec tag, by which the unions at the end of this module are decoded. `projection.py` converts
+blocks for older revisions.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypedDict, cast, get_args
@@ -186,7 +186,7 @@ Content = Text | Image | Audio | ResourceLink | EmbeddedResource
 
 
 class ToolUse(Wire, frozen=True, tag="tool_use", tag_field="type"):
-    """A tool call requested by a sampled model: ``ToolUse("1", "add", {"a": 2})`` in the content of its answer."""
+    """A tool call in a sampled model's response: ``ToolUse("1", "add", {"a": 2})``."""
 
     id: str
     name: str

@@ -1,4 +1,5 @@
-"""Errors, separated by who caused them, and what their messages contain: a peer's text made safe, and suggested names.
+"""Errors, classified by who caused them, and helpers for their messages, which quote a peer's text safely and suggest
+names.
 
 The codes are those of JSON-RPC and MCP (https://modelcontextprotocol.io/specification), and a few of our own. An error
 about a misspelled name suggests the closest existing one. Python only reports that an argument is unexpected, and
@@ -31,7 +32,7 @@ URL_ELICITATION_REQUIRED = -32042
 HEADER_MISMATCH = -32020
 MISSING_CLIENT_CAPABILITY = -32021
 REQUIRES_CAPABILITIES = "This tool requires a client that declares:"
-"""Beginning of the tool error that replaces this code in older revisions."""
+"""Beginning of the tool error that replaces `MISSING_CLIENT_CAPABILITY` in older revisions."""
 UNSUPPORTED_VERSION = -32022
 RATE_LIMITED = -31429
 INSUFFICIENT_SCOPE = -31403
@@ -44,7 +45,7 @@ SERVER_ERROR = -32000
 _STATUSES = {METHOD_NOT_FOUND: 404} | dict.fromkeys(
     (HEADER_MISMATCH, MISSING_CLIENT_CAPABILITY, UNSUPPORTED_VERSION), 400
 )
-"""Code -> the HTTP status that it has in the per-request era, wherever the error was found.
+"""Error code -> HTTP status in the per-request era, wherever the error is detected.
 
 https://modelcontextprotocol.io/specification/2026-07-28/basic/transports/streamable-http
 """
@@ -71,7 +72,7 @@ class ProtocolError(Exception):
             -32000.
         message: One sentence for the developer of the client.
         data: Any JSON-serializable value with details.
-        status: The HTTP status, by default that which the code requires, and 200 for others.
+        status: The HTTP status. By default, the one that the code requires, or 200.
         head: Encoded header lines. An error with a `head` keeps its status in every revision, because clients handle
             the two together (401, 403, 429).
     """
@@ -107,7 +108,7 @@ class ToolError(Exception):
 
 
 class ToolUnavailable(ToolError):
-    """A tool error that the server causes, or a server behind it: ``raise ToolUnavailable("The database is down")``.
+    """A tool error caused by the server, or by a server behind it: ``raise ToolUnavailable("The database is down")``.
 
     The model reads it like a `ToolError`. The dashboard and metrics count it as the server's error, not the caller's.
     """
@@ -141,9 +142,10 @@ _HIDDEN = (
     "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
 _JOINED = f"[^\x00-\u02ff\u200c\u200d{_HIDDEN}]"
-"""Letters of many scripts, and emoji, which joiners shape. Between other characters, joiners are invisible."""
+"""Characters that joiners shape: letters of many scripts, and emoji. Between others, joiners are invisible."""
 INVISIBLE = re.compile(rf"[{_HIDDEN}]|(?<!{_JOINED})[\u200c\u200d]|[\u200c\u200d](?!{_JOINED})")
-r"""Control and format characters except ``\n`` and ``\t``: bidirectional and line marks, zero-width ones, and tags."""
+r"""Control and format characters except ``\n`` and ``\t``: bidirectional and line marks, zero-width characters, and
+tags."""
 
 
 def escape(text: str) -> str:
@@ -162,7 +164,7 @@ FEW = 16
 
 
 def closest_name(name: str, names: Collection[str]) -> str | None:
-    """Return the closest name, one that begins with the given name, or None if none is similar.
+    """Return the closest name, else one that begins with the given name, else None.
 
     Each word must be similar, so that ``shop_place_order`` doesn't suggest ``shop_delete_order``.
 
@@ -185,7 +187,8 @@ def closest_name(name: str, names: Collection[str]) -> str | None:
 
 
 def suggest(name: str, names: Collection[str]) -> str:
-    """Return the end of an error about an unknown name: the closest name, and all names if there are few.
+    """Return the suggestion to end an error about an unknown name with: the closest name, and all names if there are
+    few.
 
     Args:
         name: The unknown name.
@@ -214,7 +217,7 @@ _NARROWEST = 20
 
 
 def fit(label: str, text: str, columns: int | None) -> str:
-    """Return a labeled text whose lines break between words, and are indented like the first one.
+    """Return a labeled text, wrapped between words and indented like its first line.
 
     Args:
         label: What the first line begins with: ``"  Fix:   "``.
@@ -239,7 +242,7 @@ def no_attribute(owner: object, name: str, elsewhere: Alternatives) -> Attribute
     Args:
         owner: The object without the attribute.
         name: The attribute.
-        elsewhere: Name that users try here -> a sentence with the alternative.
+        elsewhere: Sentences that name the alternative, by the name that users try.
     """
     text = f"{type(owner).__name__!r} object has no attribute {name!r}"
     if name in elsewhere:
@@ -258,7 +261,7 @@ def missing_name(module: str, name: str, names: Collection[str], elsewhere: Alte
         module: The module without the name.
         name: The name.
         names: The module's public names.
-        elsewhere: Name that users try here -> a sentence with the alternative.
+        elsewhere: Sentences that name the alternative, by the name that users try.
     """
     hint = elsewhere.get(name, "")
     if name[0] != "_" and not hint and (near := closest_name(name, names)):
@@ -275,7 +278,7 @@ def refuse_unknown(where: str, given: Collection[str], names: Collection[str], e
         where: The function or class that takes the names, for the error.
         given: The given names.
         names: The known names.
-        elsewhere: Name that users try here -> a sentence with the alternative.
+        elsewhere: Sentences that name the alternative, by the name that users try.
 
     Raises:
         TypeError: A name is unknown. The text suggests the closest one.
@@ -293,7 +296,7 @@ def suggest_keywords(function: F, elsewhere: Alternatives | None = None) -> F:
 
     Args:
         function: The function or class: ``@suggest_keywords``.
-        elsewhere: Keyword that users try -> a sentence with the alternative.
+        elsewhere: Sentences that name the alternative, by the keyword that users try.
     """
     if isinstance(function, type):
         elsewhere = getattr(function, "_ELSEWHERE", None)

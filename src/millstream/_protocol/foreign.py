@@ -1,8 +1,7 @@
-"""What other implementations send although the schema doesn't allow it, and what their SDKs accept.
-
-A message may begin with a byte order mark, and have NaN, bytes of another encoding, halves of characters, and its id as
-text. Null means absent where a member may be absent. A listed item that still can't be decoded is left out, not its
-list. `schema_repair` does the same for the keywords of a JSON Schema.
+"""Tolerance for messages that violate the schema but that other SDKs send and accept. A message may begin with a byte
+order mark, and contain NaN, bytes in another encoding, lone surrogates, or an id as text. For an optional member, null
+means absent. If a listed item still can't be decoded, only the item is left out. `schema_repair` does the same for the
+keywords of a JSON Schema.
 """
 
 import re
@@ -24,7 +23,7 @@ _Kinds = tuple[type[Struct], ...]
 
 
 def read_foreign(body: bytes) -> Envelope:
-    """Decode one message of another implementation.
+    """Decode one message from another implementation.
 
     Args:
         body: The bytes of the message.
@@ -51,7 +50,7 @@ def read_foreign(body: bytes) -> Envelope:
 
 
 def repair_json(text: str) -> bytes:
-    """Return JSON without NaN, infinities, and halves of characters: ``repair_json('{"a":NaN}')``.
+    """Return JSON without NaN, infinities, and lone surrogates: ``repair_json('{"a":NaN}')``.
 
     Args:
         text: JSON as other libraries write it.
@@ -73,11 +72,11 @@ _HALVES = re.compile("[\ud800-\udfff]")
 
 
 def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) -> Callable[[bytes], T]:
-    """Return a decoder for a message of another implementation. It raises `MALFORMED`.
+    """Return a decoder for messages from other implementations. It raises `MALFORMED`.
 
     Args:
         kind: Type of the message.
-        warn: Called with the reason why an item of a list is left out. By default, none is.
+        warn: Called with the reason when an item of a list is left out. By default, every item must be valid.
 
     Example:
         ``read = foreign_decoder(ListToolsResult, logger.warning)``
@@ -128,9 +127,8 @@ def present(members: Json) -> Json:
 
 
 def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
-    """Return a JSON value without the members that are null, where these types have optional members.
-
-    Where they require an array, null becomes an empty one.
+    """Return a JSON value in which optional members that are null are left out, and null in place of a required array
+    is an empty array.
 
     Args:
         value: The decoded value.
@@ -205,7 +203,7 @@ def _has_type(value: Any, annotation: Any) -> bool:
 
 @cache
 def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds]]:
-    """Return the members of types: the meaning of null (UNSET if it has none), and the types of the value."""
+    """Return the members of types, each with the meaning of null (UNSET if it has none) and the types of the value."""
     found: dict[str, tuple[Any, _Kinds]] = {}
     for each in (each for kind in kinds for each in fields(kind)):
         choices = get_args(each.type) if get_origin(each.type) in (Union, UnionType) else (each.type,)

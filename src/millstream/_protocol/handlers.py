@@ -1,4 +1,4 @@
-"""What extensions do with messages, on both sides: handlers of custom methods, and filters of notifications.
+"""Handlers of custom methods and filters of notifications, for extensions on both sides.
 
 A handler is a function with typed parameters that returns a JSON-serializable result. A filter sees, changes, or drops
 notifications in both directions.
@@ -96,13 +96,13 @@ _HEAD = b'{"jsonrpc":"2.0","method":'
 
 
 class NotificationMessage(Struct):
-    """A notification that comes in or goes out. See `Extension.filter_notification`."""
+    """An incoming or outgoing notification. See `Extension.filter_notification`."""
 
     method: str
     params: Json
     incoming: bool
     principal: Principal | None = None
-    """The peer, if it signed in."""
+    """The peer, if it's authenticated."""
 
 
 NotificationFilter = Callable[[NotificationMessage], NotificationMessage | None]
@@ -135,7 +135,7 @@ class NotificationFilters(list[NotificationFilter]):
 
         Args:
             message: The notification.
-            principal: The peer, if it's a client that signed in.
+            principal: The peer, if it's an authenticated client.
         """
         if not self:
             return message
@@ -149,7 +149,7 @@ class NotificationFilters(list[NotificationFilter]):
 
         Args:
             message: The message as JSON.
-            principal: The peer, if it's a client that signed in.
+            principal: The peer, if it's an authenticated client.
         """
         if not self or not message.startswith(_HEAD):
             return message

@@ -1,9 +1,9 @@
 """JSON Schema 2020-12 for annotations, and a bounded check of handwritten schemas.
 
-msgspec generates the schemas. This module inlines `$ref`, because many models read inlined schemas better, and keeps
-references only for recursive types. It drops titles that repeat a class name, and adds what msgspec omits: date and
-time formats, and the order of choices. A hook provides schemas for types that msgspec doesn't know. Nothing is fetched:
-a `$ref` to another document is rejected (MCP 2026-07-28, basic).
+msgspec generates the schemas. This module inlines each `$ref`, because many models understand inlined schemas better,
+and keeps references only for recursive types. It drops titles that repeat a class name, and adds what msgspec omits:
+date and time formats, and the order of choices. A hook provides schemas for types that msgspec doesn't know. Nothing is
+fetched: a `$ref` to another document is rejected (MCP 2026-07-28, basic).
 """
 
 import enum
@@ -54,9 +54,9 @@ SUBSCHEMAS = frozenset(
 SUBSCHEMA_LISTS = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
 MAPS = frozenset(("$defs", "definitions", "dependencies", "dependentSchemas", "patternProperties", "properties"))
 LOOSE = frozenset(("date-time", "time", "duration", "path", "file-path", "directory-path"))
-"""Formats that output schemas don't have. Python's text doesn't always follow them: a time can lack an offset, and a
-duration can be negative or have a fraction. JSON Schema doesn't define those of paths. Some clients validate formats,
-and warn about unknown ones.
+"""Formats that are left out of output schemas. Python's text doesn't always follow them: a time can lack an offset, and
+a duration can be negative or have a fraction. JSON Schema doesn't define the formats for paths. Some clients validate
+formats, and warn about unknown ones.
 """
 MOMENTS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
 """Module and class name -> RFC 3339 format. Strings without an offset are also accepted."""
@@ -67,7 +67,7 @@ JSON_TYPES: dict[Any, str] = {str: "string", int: "integer", bool: "boolean"}
 
 
 def type_text(annotation: Any) -> str:
-    """Return a type's readable name, without modules and with our `Field` instead of msgspec's class."""
+    """Return a type's readable name, without modules, and with our `Field` in place of msgspec's class."""
     if isinstance(annotation, type) and not get_args(annotation):
         return drop_modules(annotation.__name__)
     functions_by_name = re.sub(r"<function (\S+) at 0x[0-9a-fA-F]+>", r"\1", repr(annotation))
@@ -149,7 +149,7 @@ def is_integral(value: Any) -> Any:
 
 
 def has_no_number(value: Any) -> bool:
-    """Return whether a value holds a float that JSON can't represent and that is encoded as null."""
+    """Return whether a value contains a float that JSON can't represent, which would be encoded as null."""
     if isinstance(value, float):
         return not isfinite(value)
     inside: Iterable[Any] = value.values() if is_object(value) else value if is_array(value) else ()
@@ -157,9 +157,8 @@ def has_no_number(value: Any) -> bool:
 
 
 class RecursiveAlias(type):
-    """The class of stand-ins for a recursive alias inside itself, such as ``Json`` in ``list[Json]``.
-
-    No type of Python can stand there, so a stand-in accepts every value as an instance. `target` is the alias.
+    """The class of placeholders for a recursive alias inside itself, such as ``Json`` in ``list[Json]``. Python has no
+    type for it, so every value is an instance of a placeholder. `target` is the alias.
     """
 
     target: Any
@@ -170,7 +169,7 @@ class RecursiveAlias(type):
 
 
 def is_recursive_alias(annotation: Any) -> bool:
-    """Return whether an annotation is a stand-in for a recursive alias."""
+    """Return whether an annotation is a placeholder for a recursive alias."""
     return isinstance(annotation, RecursiveAlias)
 
 
@@ -180,7 +179,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
     Args:
         annotation: A type that msgspec can decode, or that `hook` knows.
         hook: Returns the schema of a class that msgspec doesn't know, or raises NotImplementedError.
-        written: True for output: omits formats that only some values follow, see `LOOSE`.
+        written: True for output: omits formats that only some values follow (see `LOOSE`).
 
     Raises:
         TypeError: Neither msgspec nor the hook knows the type.
@@ -220,7 +219,7 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
 
 
 def _with_text_defaults(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
-    """Return a type with the same schema, in which the defaults of fields that are paths are text."""
+    """Return a type with the same schema, but with text as the defaults of path fields."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return Annotated[_with_text_defaults(parts[0], inside), *parts[1:]]
@@ -258,7 +257,7 @@ def inline_references(
         root: The schema, which is always expanded.
         definitions: The targets of its references.
         max_nodes: Maximum number of subschemas in the result. If there are more, it keeps all references.
-        recursive: What is known of the definitions from earlier schemas, by their ids.
+        recursive: Whether each definition is recursive, by id, as known from earlier schemas.
 
     Example:
         ``inline_references(schema, schema.get("$defs", {}))``
@@ -303,7 +302,7 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
 
     Args:
         schema: The schema of a tool's arguments or result.
-        object_root: Whether the root must be an object. False for results, which can be any JSON value.
+        object_root: Whether the root must be an object. Results can be any JSON value.
 
     Raises:
         ValueError: The schema breaks a rule. The message identifies the problem and its location.
@@ -458,12 +457,11 @@ class _Inliner(Struct, eq=False):
 
 
 def _for_clients(node: Schema) -> Schema:
-    """Return a schema object as clients in use read it, with the same meaning.
+    """Return an equivalent schema object that current clients understand.
 
-    Some reject arrays without `items`, or with a boolean there (VS Code), and follow the mapping of a discriminator,
-    which leads to definitions that are inlined (OpenAPI's keyword, which only names the member in JSON Schema). Python
-    needs the member to choose the type. Gemini's API and Cursor reject several types in one schema, null among choices,
-    and alternatives without a type.
+    Some reject arrays without `items`, or with a boolean there (VS Code). Some follow the mapping of a discriminator,
+    an OpenAPI keyword, to definitions that have been inlined. Python needs the member to choose the type. Gemini's API
+    and Cursor reject several types in one schema, null among choices, and alternatives without a type.
     """
     kind = node.get("type")
     if (kind == "array" or (is_array(kind) and "array" in kind)) and not is_object(node.get("items")):
@@ -491,16 +489,16 @@ def _for_clients(node: Schema) -> Schema:
 
 
 _WHOLE = frozenset(("const", "not", "allOf", "anyOf", "oneOf", "if", "$ref"))
-"""Keywords that decide about null together with the types."""
+"""Keywords that, together with `type`, determine whether null is allowed."""
 
 
 def _by_type(node: Schema) -> Schema:
-    """Return a schema of several types, or with null among its choices, as alternatives."""
+    """Return a schema with several types, or with null among the choices, as alternatives."""
     about = {key: node.pop(key) for key in [*node] if key in _ABOUT or key.startswith(("x-", "$"))}
     kind, choices = node.pop("type", None), node.pop("enum", None)
     kinds: list[Any] = kind if is_array(kind) else [kind]
     others = [each for each in kinds if each != "null"]
-    if choices is None:  # each schema inside has one place, because copies of copies would grow with each level
+    if choices is None:  # don't copy inner schemas, because copies of copies would grow with each level
         parts = [
             {"type": each} | {key: value for key, value in node.items() if _OWNERS.get(key, each) == each}
             for each in others
@@ -533,11 +531,11 @@ _OWNERS = {
     ),
     "contentSchema": "string",
 }  # fmt: skip
-"""Keyword -> the only type that it's about. All others with schemas are in `_ABOUT` or `_WHOLE`."""
+"""Keyword -> the only type that it applies to. Other keywords with schemas are in `_ABOUT` or `_WHOLE`."""
 
 
 def _with_type(node: Schema) -> Schema:
-    """Return a schema whose choices have one type with that type."""
+    """Return a schema with the type that all choices share, if there is one."""
     kinds = {JSON_TYPES.get(type(value)) for value in node.get("enum", ())}
     return {"type": kinds.pop(), **node} if "type" not in node and len(kinds) == 1 and None not in kinds else node
 
@@ -570,9 +568,9 @@ _KEY_PATTERNS = {
 
 
 def _find_recursive(definition: Schema, scope: Schema, found: dict[int, bool]) -> None:
-    """Find whether a definition refers to itself, and each that it leads to. Each is visited once (Tarjan)."""
+    """Find whether a definition, and each one reachable from it, refers to itself. Each is visited once (Tarjan)."""
     lowest: dict[int, int] = {}
-    """Id of a definition -> number of the first visited one that it leads to."""
+    """Id of a definition -> number of the earliest visited definition that it leads to."""
     path, to_itself = list[int](), set[int]()
     pending: list[tuple[int, int, Iterator[Schema]]] = []
 
@@ -599,7 +597,7 @@ def _find_recursive(definition: Schema, scope: Schema, found: dict[int, bool]) -
             if pending:
                 before = pending[-1][0]
                 lowest[before] = min(lowest[before], lowest[node])
-            if lowest[node] == number:  # with the rest of the path, it's in a circle
+            if lowest[node] == number:  # it's in a cycle with the rest of the path
                 circle = [path.pop()]
                 while circle[-1] != node:
                     circle.append(path.pop())
@@ -607,7 +605,7 @@ def _find_recursive(definition: Schema, scope: Schema, found: dict[int, bool]) -
 
 
 def _references(definition: Schema, scope: Schema) -> Iterator[Schema]:
-    """Yield the definitions that one refers to."""
+    """Yield the definitions that a schema refers to."""
     pending: list[Any] = [definition]
     while pending:
         part = pending.pop()
@@ -622,9 +620,9 @@ class _Details(Struct, eq=False):
     """Completes the schemas of annotations, in place."""
 
     waiting: Schema
-    """Definitions that no reference has led to so far."""
+    """Definitions without a reference so far."""
     formats: Mapping[tuple[str, str], str]
-    """Formats of dates and times: `MOMENTS`, or empty."""
+    """Formats of dates and times: `MOMENTS`, or empty for output."""
 
     def add(self, node: Any, annotation: Any) -> None:
         """Complete the schema of one annotation."""
@@ -646,7 +644,7 @@ class _Details(Struct, eq=False):
         elif isinstance(origin, type):
             self.add_items(node, origin, parts)
             bases = getattr(origin, "__orig_bases__", ())
-            plain = all(get_origin(each) in (None, Generic) for each in bases)  # others give variables other meanings
+            plain = all(get_origin(each) in (None, Generic) for each in bases)  # others redefine variables
             variables = getattr(origin, "__parameters__", ()) if plain else ()
             self.add_members(node, origin, dict(zip(variables, parts, strict=False)))
         elif isinstance(annotation, type):

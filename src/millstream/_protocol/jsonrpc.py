@@ -32,7 +32,7 @@ MAX_LONG_NUMBERS = 5_000
 """Maximum number of numbers in one message that take the decoder's slow path. This many take about 40 ms."""
 
 _FEW_NUMBERS = MAX_LONG_NUMBERS * len(b"1e200,")
-"""Size of a body that's too short for too many long numbers."""
+"""Maximum size of a body that's too short to exceed `MAX_LONG_NUMBERS`."""
 _DIGITS_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _SMALL_E = bytes.maketrans(b"E", b"e")
 _SIGNS = b".+-"
@@ -49,8 +49,7 @@ def exceeds_limits(body: bytes, max_depth: int = MAX_NESTING) -> str:
     """Return why `body` must not be decoded, or an empty string. Brackets inside strings don't count.
 
     The function doesn't validate: if the text isn't JSON, the result is arbitrary, and the decoder rejects the text
-    afterward. A body with at most `max_depth` opening brackets costs one count of them. Nearly all bodies are like
-    this.
+    afterward. For a body with at most `max_depth` opening brackets, as nearly all have, it only counts them.
 
     Args:
         body: Undecoded JSON.
@@ -64,8 +63,8 @@ def exceeds_limits(body: bytes, max_depth: int = MAX_NESTING) -> str:
             f"more than {MAX_LONG_NUMBERS:,} numbers with very many digits or very large exponents; "
             "round them, or send several messages"
         )
-    # Comparing lengths after `replace` is ten times as fast as `count` when there are few brackets, and the maximum
-    # bounds it when there are many.
+    # Comparing lengths after `replace` is ten times as fast as `count` when there are few brackets. `max_depth` bounds
+    # the cost when there are many.
     few = max_depth + 1
     brackets = len(body) - len(body.replace(b"{", b"", few).replace(b"[", b"", few))
     if brackets <= max_depth:
@@ -109,7 +108,7 @@ def too_many_members(value: bytes) -> bool:
 
 
 def too_many_values(value: bytes, most: int) -> bool:
-    """Return whether an array or object has more than `most` values, judged by commas outside strings."""
+    """Return whether an array or object has more than `most` values, by counting commas outside strings."""
     return value.count(b",") > most and len(_outside_strings(value, None, _NOT_COMMAS)) > most
 
 
@@ -251,7 +250,7 @@ _decode_result = decoder(_Result)
 
 
 def read_result(body: bytes, request_id: int) -> Envelope | None:
-    """Decode the successful result of a request. Return None for any other message, which `read` reports exactly."""
+    """Decode a successful response. Return None for any other message, which `read` then reports exactly."""
     try:
         if not body.isascii():
             str(body, "utf-8")  # the decoder doesn't check what it skips
@@ -262,9 +261,7 @@ def read_result(body: bytes, request_id: int) -> Envelope | None:
 
 
 def read(body: bytes) -> Envelope:
-    """Decode one envelope. The last of duplicate keys wins, and unknown keys are ignored.
-
-    A null member is an absent one.
+    """Decode one envelope. The last of duplicate keys wins, and unknown keys are ignored. Null means absent.
 
     Args:
         body: The bytes of the message.
@@ -308,7 +305,7 @@ def _request_id(raw: bytes, *, may_be_null: bool) -> RequestId | None:
     if len(raw) > MAX_ID:
         raise _invalid(f'"id" must have at most {MAX_ID} bytes')
     try:
-        # Libraries that read every number as a float also write ids in that way.
+        # Libraries that read every number as a float also write ids as floats.
         request_id: RequestId = decode_id(raw[:-2] if raw.endswith(b".0") else raw)
     except ValueError:
         raise _invalid('"id" must be a string or an integer') from None
@@ -316,7 +313,7 @@ def _request_id(raw: bytes, *, may_be_null: bool) -> RequestId | None:
 
 
 def _message(envelope: _Envelope) -> Envelope:
-    # Nearly always these exact bytes, but JSON allows escapes.
+    # The member nearly always has these exact bytes, but JSON allows escapes.
     if bytes(envelope.jsonrpc) != b'"2.0"' and not _is_two(bytes(envelope.jsonrpc)):
         raise _invalid('"jsonrpc" must be "2.0"')
     raw_method, result, error = bytes(envelope.method), bytes(envelope.result), bytes(envelope.error)
@@ -413,11 +410,11 @@ def request_message(request_id: RequestId, method: str, params: Any) -> bytes:
 
 _MAX_CLIPPED = 200
 _MAX_EXCESS = 4
-"""Lines that are longer than this multiple of the limit have probably no end."""
+"""Lines longer than this multiple of the limit probably have no end."""
 
 
 Lines = list[bytes | None]
-"""Lines without their ends. None marks one that is too long."""
+"""Lines without line ends. None stands for a line that is too long."""
 
 
 class LineStart(bytes):
@@ -428,8 +425,8 @@ class LineSplitter:
     """A splitter of bytes into newline-delimited messages, without I/O, for stdio in both directions.
 
     Messages end with a newline and don't contain one (MCP 2025-11-25, basic/transports#stdio). A line over the limit is
-    reported once and skipped to its end. Memory is bounded by the limit, for any input. With `clip`, it's reported at
-    its end, as `LineStart`, unless it's much longer.
+    reported once, and the rest of it is skipped. The limit bounds memory for any input. With `clip`, the line is
+    reported at its end, as `LineStart`, unless it's much longer.
     """
 
     def __init__(self, limit: int, *, clip: bool = False) -> None:

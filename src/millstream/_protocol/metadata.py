@@ -1,4 +1,4 @@
-"""Request metadata in addition to the parameters: `_meta`, and ``Mcp-Param-*`` headers.
+"""Request metadata besides the parameters: `_meta`, and ``Mcp-Param-*`` headers.
 
 `_meta` has the per-request envelope of 2026-07-28, progress tokens, and client capabilities. The specification defines
 the envelope's keys: https://modelcontextprotocol.io/specification/2026-07-28/basic.
@@ -30,9 +30,9 @@ CLIENT_KEY = "io.modelcontextprotocol/clientInfo"
 LOG_LEVEL_KEY = "io.modelcontextprotocol/logLevel"
 SERVER_KEY = "io.modelcontextprotocol/serverInfo"
 ORIGIN_KEY = "millstream.gateway/upstream"
-"""Member of `_meta` of listed items and read resources: the name of the upstream, and of the upstreams behind it."""
+"""`_meta` member of listed items and read resources: the names of the upstream and of upstreams behind it."""
 SUBSCRIPTION_KEY = "io.modelcontextprotocol/subscriptionId"
-"""Member of a notification's `_meta`: the id of the request that opened the stream."""
+"""`_meta` member of a notification: the id of the request that opened the stream."""
 
 LogLevel = Literal["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"]
 LOG_LEVELS: tuple[LogLevel, ...] = get_args(LogLevel)
@@ -95,7 +95,7 @@ class ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):
 
 
 class LooseMeta(Struct, frozen=True, gc=False, rename=META_NAMES):
-    """The members that tell the eras apart, and the progress token, of any type."""
+    """The members that distinguish the eras, and the progress token, of any type."""
 
     version: Raw | UnsetType = UNSET
     capabilities: Raw | UnsetType = UNSET
@@ -178,8 +178,8 @@ def _holds(have: Any, wanted: Any) -> bool:
 
 
 MAX_CAPABILITIES = 4 * 1024
-"""Maximum bytes of declared capabilities to keep in full. A session, connection, or subscription holds them for its
-whole life, so a client must not be able to fill a server with them.
+"""Maximum bytes of declared capabilities to keep in full. A session, connection, or subscription holds them throughout,
+so they must not fill a server's memory.
 """
 
 
@@ -247,7 +247,7 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
     Example:
         ``headers = find_annotations(tool.input_schema)``
     """
-    if ANNOTATION not in repr(input_schema):  # few have one, and the walk takes longer
+    if ANNOTATION not in repr(input_schema):  # few schemas have one, and the walk takes longer
         return ()
     found: dict[bytes, ParamHeader] = {}
     for where, path, schema in _positions("inputSchema", (), dict(input_schema)):
@@ -272,7 +272,7 @@ def find_annotations(input_schema: Mapping[str, Any]) -> tuple[ParamHeader, ...]
 def _positions(
     where: str, path: tuple[str, ...] | None, schema: Any
 ) -> Iterator[tuple[str, tuple[str, ...] | None, Mapping[str, Any]]]:
-    """Iterate over all schemas inside `schema`, starting with itself. The path is ``None`` off the chain of
+    """Iterate over all schemas inside `schema`, starting with itself. The path is ``None`` outside a chain of
     ``properties`` keys.
 
     Data that looks like a schema (``default``, ``enum``, ``examples``) and a property *named* ``x-mcp-header`` aren't
@@ -357,7 +357,7 @@ def check(params: tuple[ParamHeader, ...], headers: Mapping[bytes, bytes], argum
     An argument that is absent or null must have no header. Numbers compare by value, so ``42.0`` equals ``42``.
 
     Raises:
-        ProtocolError: HEADER_MISMATCH, naming the header.
+        ProtocolError: HEADER_MISMATCH. The message names the header.
     """
     for param in params:
         raw = headers.get(param.header)

@@ -2,7 +2,7 @@
 
 The names are those of the schema, https://modelcontextprotocol.io/specification/2026-07-28/schema, including members
 that only older revisions have. A server reads the parameters of client requests and writes most results as prepared
-bytes; a client decodes the results. Requests from a server are sent on their own or in an `InputRequiredResult`.
+bytes; a client decodes the results. A server sends its requests separately or in an `InputRequiredResult`.
 `metadata.py` reads `_meta`, so parameters don't include it.
 """
 
@@ -296,7 +296,7 @@ class CallToolResult(EmptyResult, frozen=True, kw_only=True):
 
     content: list[Content]
     structured_content: Raw | UnsetType = UNSET
-    """Raw JSON, because only the caller knows its type, and null is a valid value."""
+    """Raw JSON, because only the caller knows the type, and null is a valid value."""
     is_error: bool = False
 
 

@@ -1,6 +1,5 @@
-"""The caller's identity, protocols that upper layers implement, and fair shares of what several owners use.
-
-A `Share` bounds a table, a queue, or a number of bytes, so that no owner can use it up for the others.
+"""The caller's identity, protocols that upper layers implement, and fair shares of resources. A `Share` bounds a table,
+a queue, or a number of bytes, so no owner can use it up for the others.
 """
 
 import re
@@ -67,24 +66,24 @@ class Principal(Struct, frozen=True):
 IDENTITIES = "millstream:identities"
 """The scope for readers who can see the subjects and e-mail addresses of others."""
 SHARED_KEY = "key"
-"""The name of keys that weren't given one. Several people can use such a key, so it names none of them."""
+"""The name of keys without one. Several people can use such a key, so it doesn't identify any of them."""
 _MAX_NAME = 80
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\ufe00-\ufe0f\U000e0100-\U000e01ef]"
     "|(?<=[\u0300-\u036f]{2})[\u0300-\u036f]"
 )
-"""Printable characters that show nothing, so that two names would look the same, and stacks of accents."""
+"""Characters that make different names look the same: printable but invisible ones, and stacked accents."""
 
 
 _LOOKALIKES = frozenset(("LATIN", "CYRILLIC", "GREEK", "COPTIC", "ARMENIAN", "CHEROKEE", "LISU"))
-"""Scripts that share the shapes of letters."""
+"""Scripts with letters of the same shape."""
 
 
 class Profile(Struct, frozen=True, omit_defaults=True, gc=False):
-    """Who a caller is, for others: ``if event.user: print(event.user.name)``. It comes from the credential."""
+    """A caller's identity, as shown to others: ``if event.user: print(event.user.name)``. Taken from the credential."""
 
     name: str = ""
-    """The display name, or empty if the credential has none, or none that every reader can see."""
+    """The display name, or empty if the credential has none that every reader can see."""
     subject: str = ""
     """`Principal.subject`. Like `issuer` and `email`, only for the program, and for readers with the scope
     ``millstream:identities``.
@@ -106,12 +105,12 @@ def visible_part(user: Profile | None, full: bool) -> Profile | None:
 def get_profile(principal: Principal, name_claims: Collection[str]) -> Profile:
     """Return the profile of a caller.
 
-    An e-mail address is never the display name, whichever claim has it.
+    An e-mail address is never used as the display name, even if a name claim has one.
 
     Args:
         principal: The caller.
-        name_claims: Claims that can have the display name, in order of preference. If none of them does, it's the name
-            of the API key. Without claims, no caller has a display name.
+        name_claims: Claims that can have the display name, in order of preference. If none has it, the name of the API
+            key is used. Without claims, no caller has a display name.
     """
     claims, issuer, subject = principal.claims, principal.issuer, principal.subject
     own = () if issuer or subject == SHARED_KEY or not name_claims else (subject,)
@@ -142,17 +141,15 @@ def _clean(text: object) -> str:
 
 
 class Share:
-    """Counts what each owner holds of something bounded, and rejects what exceeds the owner's share.
+    """Counts each owner's use of a bounded resource, and rejects use beyond the owner's share.
 
-    An owner is a principal; without sign-in, an address; or a session. The owner above its share is rejected, and no
-    entry of another owner is evicted for it. Name in the error what is full, what the owner holds (`count`), and when
-    to try again. The empty owner is the server itself, or a caller that has the server to itself: it can hold
-    everything. A share counts for one process.
+    An owner is a principal; without sign-in, an address; or a session. Entries of other owners are never evicted. In
+    the error, say what is full, how much the owner holds (`count`), and when to try again. The empty owner is the
+    server itself, or a caller that has the server to itself: it can hold everything. A share counts for one process.
 
     Args:
-        maximum: What all owners can hold together: a number of entries, or of bytes. Without it, owners are only
-            counted.
-        each: What one owner can hold; half of `maximum` by default.
+        maximum: Total that all owners can hold, in entries or bytes. Without it, use is only counted.
+        each: Maximum for one owner. By default, half of `maximum`.
 
     Example:
         >>> watches = Share(1_000)
@@ -164,11 +161,11 @@ class Share:
         self.maximum: int = maximum
         self.each: int = max(1, maximum // 2) if each is None else each
         self.used: int = 0
-        """What all owners hold together."""
+        """The total that all owners hold."""
         self._held: dict[str, int] = {}
 
     def fit(self, largest: int) -> None:
-        """Grow, if needed, so that two owners can take this amount at once.
+        """Grow, if needed, so two owners can take this amount at once.
 
         Args:
             largest: The largest amount that one owner takes at once.
@@ -185,7 +182,7 @@ class Share:
         return self._held.get(owner, 0)
 
     def counts(self) -> dict[str, int]:
-        """Return the amount of each owner that holds something."""
+        """Return the amounts that owners hold, without those that hold nothing."""
         return dict(self._held)
 
     def has_room(self, owner: str, amount: int = 1) -> bool:
@@ -199,7 +196,7 @@ class Share:
         return within and self.used + amount <= self.maximum
 
     def take(self, owner: str, amount: int = 1) -> bool:
-        """Count an amount of an owner. Return False, and count nothing, if it exceeds the share or the maximum.
+        """Add to an owner's amount. Return False, and add nothing, if it would exceed the share or the maximum.
 
         Args:
             owner: The owner.
@@ -213,7 +210,7 @@ class Share:
         return True
 
     def leave(self, owner: str, amount: int = 1) -> None:
-        """Give back an amount that `take` has counted.
+        """Give back an amount that was taken.
 
         Args:
             owner: The owner.

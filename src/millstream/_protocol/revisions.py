@@ -187,9 +187,9 @@ PER_REQUEST: Mapping[str, Revision] = MappingProxyType({r.date: r for r in ALL i
 
 NEWEST = ALL[-1]
 FIRST_PER_REQUEST = R2026_07_28
-"""The first revision without a handshake. Code asks `Revision.handshake`. This is for versions that aren't known."""
+"""The first revision without a handshake. Code reads `Revision.handshake`. This constant is for unknown versions."""
 NEWEST_HANDSHAKE = R2025_11_25
-"""The answer to an `initialize` request for a version that is unknown or has no handshake."""
+"""The response to an `initialize` request for a version that is unknown or has no handshake."""
 ASSUMED = R2025_03_26
 """The revision of a handshake-era HTTP request without a version."""
 FIRST = R2024_11_05
@@ -330,8 +330,8 @@ def project_prompt(members: bytes, revision: Revision) -> bytes:
 def project_form(schema: Schema, revision: Revision) -> Schema:
     """Return the form of a question to the user for a revision: ``project_form(params["requestedSchema"], revision)``.
 
-    Older revisions have neither titled choices nor multi-selection. These become ``enum`` with ``enumNames``, and one
-    choice instead of several. Only booleans have defaults there.
+    Older revisions have neither titled choices nor multi-selection. Titled choices become ``enum`` with ``enumNames``,
+    and several choices become one. Only booleans keep their defaults.
 
     Args:
         schema: A flat form of the newest revision.
@@ -346,7 +346,7 @@ def project_form(schema: Schema, revision: Revision) -> Schema:
             texts: Schema = {key: field[key] for key in ("title", "description") if key in field}
             field = {"type": "string", **texts, **field.get("items", {})}
         choices: list[Schema] = field.get("oneOf") or field.get("anyOf") or []
-        if choices and all("const" in choice for choice in choices):  # others of a handwritten form stay unchanged
+        if choices and all("const" in choice for choice in choices):  # other handwritten members stay unchanged
             field = {key: value for key, value in field.items() if key not in ("oneOf", "anyOf")}
             field["enum"] = [choice["const"] for choice in choices]
             field["enumNames"] = [choice.get("title", choice["const"]) for choice in choices]

@@ -1,8 +1,8 @@
 """Repair of other servers' JSON Schemas, so that no client rejects them.
 
 The official TypeScript SDK compiles output schemas when it reads a list, and rejects the whole list if one of them has
-a reference to nothing or a pattern that isn't ECMA-262. A keyword without a usable value is left out, so that the
-schema accepts more. Where it would accept less, as below ``not``, the outer keyword is left out.
+a dangling reference or a pattern that isn't ECMA-262. A keyword without a usable value is left out, so the schema
+accepts more. Where it would accept less, such as below ``not``, the outer keyword is left out.
 """
 
 import re
@@ -40,7 +40,7 @@ _MAX_PASSES = 8
 _MAX_HOPS = 16
 """Maximum references in a row. A longer chain is considered dangling, because following it takes too long."""
 _MAX_URI = 1024
-"""Maximum length of a URI that is resolved. Otherwise a long one would be copied for each schema below it."""
+"""Maximum length of a URI that is resolved. A longer one would be copied for each schema below it."""
 _FROM_DRAFT_4 = ("exclusiveMaximum", "maximum"), ("exclusiveMinimum", "minimum")
 _ANNOTATIONS = frozenset(("$defs", "$id", "$schema", "default", "definitions", "deprecated", "description", "title"))
 _DRAFTS = tuple(f"https://json-schema.org/draft{each}/schema" for each in ("-06", "-07", "/2019-09"))
@@ -89,11 +89,11 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
     "examples": is_array,
     "multipleOf": lambda value: _is_number(value) and value > 0,
 }
-"""Keyword -> whether a value has the right type. Subschemas in it aren't checked."""
+"""Keyword -> check of a value's type. Subschemas in the value aren't checked."""
 
 
 def fits_keyword(keyword: str, value: Any) -> bool:
-    """Return whether a keyword of a schema can have a value: ``fits_keyword("type", "text")`` is False.
+    """Return whether a schema keyword can have a value: ``fits_keyword("type", "text")`` is False.
 
     Clients reject schemas with other values. Keywords that JSON Schema doesn't define fit any value.
 
@@ -129,7 +129,7 @@ def repair_schema(schema: Any, warn: Callable[[str], object] | None = None) -> A
                 warn(each)
         if made == schema:
             return made
-        schema = made  # a reference can lead to what is now missing
+        schema = made  # a reference can lead to a part that is now missing
     return {}
 
 
@@ -164,9 +164,9 @@ class _Repair:
         self._doubled: set[int] = set()
         """Ids of schemas that share a URI or anchor with another one."""
         self._usable: dict[int, bool] = {}
-        """Id of an object that only a reference treats as a schema -> whether it's one."""
+        """Id of an object that is a schema only by reference -> whether it's a valid one."""
         self._depth = 0
-        """Number of these that are being repaired, each because of the previous one."""
+        """Nesting depth of the objects in `_usable` being repaired."""
         self._name("", "", document)
         self._index(document, document, "")
 
@@ -207,7 +207,7 @@ class _Repair:
                     made["anyOf"] = fixed
             elif fixed is not None or key in _DATA:
                 made[key] = fixed
-        if len(self.dropped) > start:  # these accept less without what is missing
+        if len(self.dropped) > start:  # these accept less without the missing part
             made.pop("unevaluatedItems", None)
             made.pop("unevaluatedProperties", None)
             if len(made.get("patternProperties", ())) < len(members(node.get("patternProperties"))):
@@ -215,7 +215,7 @@ class _Repair:
         return self._modernize(node, made)
 
     def _modernize(self, node: Json, made: Json) -> Json:
-        """Write the forms of earlier drafts and of OpenAPI as 2020-12 has them."""
+        """Rewrite the forms of earlier drafts and of OpenAPI as 2020-12."""
         for exclusive, limit in _FROM_DRAFT_4:
             if node.get(exclusive) is True and limit in made:
                 made[exclusive] = made.pop(limit)
@@ -269,7 +269,7 @@ class _Repair:
         return {} if name else None
 
     def _leads_somewhere(self, node: Json, reference: str) -> bool:
-        """Return whether a reference leads to a schema that isn't only a reference back to it."""
+        """Return whether a reference leads to a schema, not only back to itself."""
         seen = {id(node)}
         target = self._find(node, reference)
         found = target is not None
@@ -337,7 +337,7 @@ def _repair_value(key: str, value: Any) -> Any:
 
 
 def _convert_nullable(made: Json) -> Json:
-    """Write ``nullable`` as a type of its own where it has no ``type`` beside it, or contradicts it."""
+    """Rewrite ``nullable`` as a type of its own if there is no ``type`` beside it, or if the two contradict."""
     kinds = made.get("type")
     if kinds is not None and (made["nullable"] or "null" not in kinds):
         return made
@@ -380,8 +380,8 @@ _LETTERS = {"f": 12, "n": 10, "r": 13, "t": 9, "v": 11, "b": 8, "0": 0}
 
 
 def portable_pattern(pattern: str) -> str | None:  # noqa: C901, PLR0912  one branch a token
-    """Return a regular expression as ECMA-262 has it with the ``u`` flag, which clients compile, or None if it isn't
-    one.
+    """Return a regular expression in the form that ECMA-262 allows with the ``u`` flag, which clients compile, or None
+    if there's no such form.
 
     Backslashes without a meaning are left out: ``portable_pattern("a\\-b")`` is ``"a-b"``.
 

@@ -39,12 +39,12 @@ _KEY_BYTES = 32
 _HEAD_BYTES = _NUMBER_BYTES + NONCE_BYTES
 _TAG_BYTES = 16
 _LABEL = b"millstream seal v1"
-"""Context of the key derivation and version of the format. Another label gives other keys and key numbers."""
+"""Context of the key derivation, and version of the format. Another label yields other keys and key numbers."""
 _TO_URL = bytes.maketrans(b"+/", b"-_")
 
 
 class KeyRing:
-    """Sealing keys, derived from secrets. The first seals, and all of them open.
+    """Sealing keys, derived from secrets. The first key seals, and all of them open.
 
     Only the holder of a key can create, read, or change an AES-256-GCM token. A token is unpadded base64url of key
     number (4 bytes), nonce (12), ciphertext, and tag (16). Only the canonical base64 text opens, so each token has one
@@ -157,11 +157,11 @@ _CAPABILITIES: Mapping[str, object] = {
     "tasks requests sampling": {},
     "tasks requests sampling createMessage": {},
     "extensions": {},
-    # MCP Apps is the one extension that many hosts declare, and they declare it this way.
+    # MCP Apps is the only extension that many hosts declare, and they declare it like this.
     "extensions io.modelcontextprotocol/ui": {},
     "extensions io.modelcontextprotocol/ui mimeTypes": ["text/html;profile=mcp-app"],
 }
-"""Path -> value. An empty object matches any object."""
+"""Path and value of each capability. An empty object matches any object."""
 _BITS = [(1 << bit, path.split(), value) for bit, (path, value) in enumerate(_CAPABILITIES.items())]
 
 
@@ -224,7 +224,8 @@ def decode(text: str, ring: KeyRing, now: float) -> SessionToken | None:
     try:
         token = _decode(ring.open(KIND, text) or b"")
     except msgspec.DecodeError:
-        # Also sealed by a version with other fields. The client treats it as an unknown session and begins a new one.
+        # The token may come from a version with other fields. The client treats it as an unknown session and begins a
+        # new one.
         return None
     return token if now < token.expires_at else None
 
@@ -273,7 +274,7 @@ _LARGE = 16 * 1024
 
 
 class RoundEntry(Struct, array_like=True):
-    """A settled label: an answer, or the stored value of a side effect."""
+    """The value of a settled label: an answer, or the stored result of a side effect."""
 
     digest: str
     value: bytes

@@ -15,7 +15,7 @@ MAX_EVENT_BYTES = 4 * 1024 * 1024
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_RETRY_DIGITS = 15
-"""Longer reconnection times are ignored, so `int` never parses very long digit strings."""
+"""Maximum digits of a reconnection time. Longer ones are ignored, so `int` never parses very long strings."""
 
 
 def encode_event(data: bytes, *, event: str | None = None, id: str | None = None, retry_ms: int | None = None) -> bytes:
@@ -126,7 +126,7 @@ class Decoder:
         self.retry_ms: int | None = None
         """The newest reconnection time, or ``None`` before the server sends one."""
         self.line_count = 0
-        """Lines since a reader last set it to 0. A line counts again for each chunk that continues it."""
+        """Lines since a reader last set this to 0. A line counts again for each chunk that continues it."""
         self._fault: ProtocolError | None = None
         self._first = True
         self._after_cr = False

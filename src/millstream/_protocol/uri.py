@@ -1,6 +1,6 @@
-"""URIs: the check of those that a program writes, and the normal form in which equivalent ones are equal.
+"""URIs: a check for those that a program writes, and a normal form in which equivalent ones are equal.
 
-Clients send URIs in other spellings than they were listed: clients built on pydantic's `AnyUrl` or on a browser's `URL`
+Clients don't always send URIs as they were listed: clients built on pydantic's `AnyUrl` or on a browser's `URL`
 normalize each one.
 """
 
@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote
 
 STRAY_PERCENT = "%(?![0-9A-Fa-f]{2})"
 NOT_IN_URI = re.compile(rf"""[\x00-\x20"<>\\^`{{|}}\x7f-\x9f\ud800-\udfff]|{STRAY_PERCENT}""")
-"""What no URI contains (RFC 3986 §2), not even in the characters that only an IRI has (RFC 3987 §2.2)."""
+"""Characters that no URI (RFC 3986 §2) or IRI (RFC 3987 §2.2) can contain."""
 _SAFE = "%" + "".join(each for each in map(chr, range(0x80)) if not NOT_IN_URI.match(each))
 _ENCODED = re.compile("((?:%[0-9A-Fa-f]{2})+)")
 _AUTHORITY = re.compile(r"(?:[^@]*@)?(\[[0-9A-Fa-f:.]+\]|[^:@\[\]]*)(?::(\d{0,5}))?")
@@ -25,7 +25,7 @@ _MAX_NAME = 253
 """Maximum length of a name in the DNS."""
 _DOTS = r".\u3002\uff0e\uff61"
 _DNS_NAME = re.compile(rf"[^{_DOTS}]{{1,63}}(?:[{_DOTS}][^{_DOTS}]{{1,63}})*+[{_DOTS}]?")
-"""Labels of the length that the DNS allows. Encoding a label takes quadratic time."""
+"""Labels of at most the length that the DNS allows. Encoding a label takes quadratic time."""
 _MAX_REMEMBERED = 256
 
 
@@ -33,11 +33,11 @@ def check_uri(what: str, uri: str) -> None:
     """Check a URI from the program. Letters of any alphabet are fine, because clients encode them.
 
     Args:
-        what: What has the URI, for the error.
+        what: The item that has the URI, for the error.
         uri: The URI.
 
     Raises:
-        ValueError: It has no scheme, or contains what a URI can't. The text explains what to write.
+        ValueError: It has no scheme, or contains characters that a URI can't. The text explains what to write.
     """
     if problem := _find_problem(uri):
         raise ValueError(f"{what} {uri!r}: {problem}.")
@@ -63,8 +63,8 @@ def _find_problem(uri: str) -> str:
 def normalize_uri(uri: str) -> str:
     """Return the normal form of a URI, by syntax and by scheme (RFC 3986 §6.2.2 and §6.2.3).
 
-    Scheme and host are lower case, only what must be is percent-encoded, dot segments are resolved, and default ports
-    are left out. Text that isn't a URI is returned unchanged.
+    Scheme and host are lower case, only characters that require it are percent-encoded, dot segments are resolved, and
+    default ports are left out. Text that isn't a URI is returned unchanged.
 
     Example:
         >>> normalize_uri("HTTPS://Example.com:443/%7Ea/../ä")

@@ -11,7 +11,7 @@ The RFC defines expansion only. Matching returns values that could have produced
 * Only ``{+x}`` and ``{#x}`` cross ``/``, ``?``, and ``#``. Other characters need no percent-encoding in a URI.
 * If a URI can be split in several ways, it's read from the right: ``{x}`` and ``{+x}`` take as little as possible, the
   others as much as possible. So ``{a}-{b}`` splits at the last ``-``, and ``{a}{.b}`` at the first ``.``.
-* A template also matches URIs in normal form (see `uri.py`), whichever way its literals are spelled.
+* A template also matches URIs in normal form (see `uri.py`), however its literals are encoded.
 * Values are percent-decoded once. A decoded value has no segment ``.`` or ``..``, and only ``{+x}``, ``{#x}``, and
   ``{x*}`` contain slashes or backslashes, because functions use values as file names. A value never contains NUL.
 """
@@ -69,9 +69,9 @@ class _Expression(Struct, frozen=True, gc=False):
     operator: _Operator
     names: tuple[str, ...]
     lead: bytes
-    """Translation table of the characters that are the operator's lead."""
+    """Translation table for the operator's lead characters."""
     run: bytes
-    """Translation table of the characters that can follow the lead."""
+    """Translation table for the characters that can follow the lead."""
     repeat: int
     """How often lead and run can occur: once, or for ``{/a,b}`` once per variable."""
 
@@ -267,7 +267,7 @@ def _expand(part: _Expression, values: Mapping[str, str]) -> str:
         if name in values:
             safe = "~/" if operator.whole else "~"
             text = values[name]
-            if operator.reserved:  # percent-encode what isn't unreserved, reserved, or part of a triplet
+            if operator.reserved:  # percent-encode all but unreserved, reserved, and triplet characters
                 text = quote(_STRAY_PERCENT.sub("%25", text), safe=f"%{_RESERVED}")
             else:
                 text = quote(text, safe=safe)
