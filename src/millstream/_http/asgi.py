@@ -1,9 +1,9 @@
-"""The two ASGI adapters: one runs our handlers below an ASGI server, the other an ASGI application as a handler.
+"""The two ASGI adapters: one runs our handlers in an ASGI server, the other runs an ASGI application as a handler.
 
 `AsgiAdapter` turns one HTTP scope into one `HttpRequest` to the transport handler, and its reply into ASGI messages. It
 works under any ASGI server, alone or below a ``Mount``. It limits the size and time of bodies. Limits that need access
 to the socket (slow headers, connection caps, stalled writes) are left to the server. A call that doesn't suspend starts
-no task; one that does gets a watcher for the peer's disconnect. Routing, WebSocket, and lifespan belong to the
+no task. Otherwise, a task watches for the peer's disconnect. Routing, WebSocket, and lifespan belong to the
 application.
 
 `HostedApplication` is for the program's own pages and webhooks. A small reply is collected and sent when the
@@ -65,8 +65,8 @@ class AsgiSink(CloseSignal, eq=False):
     """The `Sink` of the ASGI adapter.
 
     ASGI has no synchronous write and doesn't expose the socket's buffer, so a streamed reply has a bounded buffer,
-    which one task sends in order. A reader that falls more than `limit` bytes behind is cut: the reply ends without its
-    final message, so the peer sees a broken stream.
+    which one task sends in order. A reader that falls more than `limit` bytes behind is disconnected: the reply ends
+    without the final message, so the peer sees a broken stream.
     """
 
     send: Send
@@ -162,9 +162,8 @@ _current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
 
 
 def no_peer(scope: Scope) -> str:
-    """Return the address to use for a peer without one: empty on a Unix socket.
-
-    Over TCP, such a peer has reset its connection. All of these share one name, so limits apply to them.
+    """Return the address to use for a peer without one: empty on a Unix socket. Over TCP, such a peer has reset its
+    connection. All such peers share one name, so limits apply to them.
     """
     server = scope.get("server")
     return "" if server is None or server[1] is None else "reset"
@@ -236,7 +235,7 @@ class AsgiAdapter:
         if handler is None:
             return exchange.reply(_NOT_FOUND)
         length = headers.get(b"content-length", b"")
-        # A body without a number is measured on arrival.
+        # A body without a declared length is measured on arrival.
         if len(length) >= self.digits and length.isdigit() and (len(length) > 18 or int(length) > self.limits.max_body):
             return exchange.reply(_TOO_LARGE)
         return exchange.serve(handler)
@@ -252,7 +251,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
     cors: bytes = b""
     # reply
     answer: Response | Sink | None = None
-    """The handler's result, or the refusal of the body."""
+    """The handler's result, or the response that rejects the body."""
     sink: AsgiSink | None = None
     # waiting
     body_complete: bool = False
@@ -330,7 +329,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             self.answer = await self.read(message)
             if self.answer is not None:
                 return
-        del message  # lets the handler release the body
+        del message  # so the handler can release the body
         self.body_complete = True
         if self.watcher is not None:
             self.watcher.cancel()

@@ -164,15 +164,15 @@ class HostPolicy:
                 has_port = ":" in rest.rpartition("]")[2]
                 names.append(rest if has_port else f"{rest}:{_DEFAULT_PORTS.get(scheme.encode(), b'').decode()}")
         self._origins = {kind: HostNames(names) for kind, names in origins.items()}
-        """``scheme://`` -> hosts with their ports. ``*`` allows any origin, and ``null`` an opaque one: that of local
-        files, and of sandboxed frames of any site.
+        """``scheme://`` -> hosts with their ports. ``*`` allows any origin. ``null`` allows opaque ones, of local files
+        and of sandboxed frames from any site.
         """
         self._loopback_bind = loopback_bind
         self._public_paths = frozenset(shared)
         self.good: set[bytes] = set()
 
     def check(self, method: str, headers: Headers, raw_headers: Collection[Header], peer: str = "") -> Response | None:
-        """Return the refusal for a request, or `None` if its Host and Origin are allowed."""
+        """Return the refusal of a request, or `None` if Host and Origin are allowed."""
         host, origin = headers.get(b"host"), headers.get(b"origin")
         if host is not None and len(headers) != len(raw_headers):
             for single in (b"host", b"origin"):
@@ -186,7 +186,7 @@ class HostPolicy:
         if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
             return None
         # Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
-        # browsers send for any page without a preflight: forms and WebSockets.
+        # any page can cause without a preflight: forms and WebSockets.
         asked = method != "POST" or media_type(headers) not in _SIMPLE_TYPES
         if not self._cors and asked and self.allows_origin(origin, host, peer):
             return None
@@ -291,13 +291,13 @@ class HostPolicy:
             )
             return refusal(421, f"This server doesn't serve Host {authority.name!r}. {fix}")
         if len(self.good) >= _MAX_ACCEPTED:
-            self.good.clear()  # made-up addresses may have filled it; real Hosts return with their next request
+            self.good.clear()  # made-up addresses may have filled the set; real Hosts return with their next request
         self.good.add(host)
         return None
 
 
 def is_own_origin(origin: bytes, host: bytes, headers: Headers) -> bool:
-    """Return whether the browser reports a request of the same origin (Fetch Metadata, §2.3), and the names agree.
+    """Return whether the browser reports a same-origin request (Fetch Metadata, §2.3), and the names agree.
 
     The ports may differ, because many proxies drop the port from Host. Scripts can't set ``Sec-Fetch-Site``.
     """
@@ -313,9 +313,8 @@ def is_cross_site(headers: Headers) -> bool:
 
 
 def _is_unproven(headers: Headers) -> bool:
-    """Return whether a browser sent a request that a page of any site could have caused.
-
-    Without TLS, browsers send Fetch Metadata only to loopback hosts. Elsewhere, `Referer` shows whose page it is.
+    """Return whether a browser sent a request that a page on any site could have caused. Without TLS, browsers send
+    Fetch Metadata only to loopback hosts. For other hosts, `Referer` shows the page's site.
     """
     if b"sec-fetch-site" in headers or b"origin" in headers or not headers.get(b"user-agent", b"").startswith(_BROWSER):
         return False
@@ -401,7 +400,8 @@ class TrustedProxies:
         return cls(os.environ.get(VARIABLE, "127.0.0.1").split(","))
 
     def _trusts(self, address: str) -> bool:
-        """Return whether an address is a trusted proxy. It's empty over a UNIX socket, whose file admits only some."""
+        """Return whether an address is a trusted proxy. It's empty over a UNIX socket, which is protected by file
+        permissions."""
         if self._all or not address:
             return True
         normalized = _normalize(address)
@@ -444,8 +444,7 @@ class TrustedProxies:
 @lru_cache(1024)
 def _normalize(entry: str) -> str:
     """Return the usual spelling of an address such as ``192.0.2.1:80`` or ``[2001:db8::1%eth0]``, or an empty string.
-
-    A second spelling would be a second client for every limit.
+    Otherwise, every limit would treat another spelling as a second client.
     """
     text, bracket, _ = entry.strip().removeprefix("[").partition("]")
     if not bracket and text.count(":") == 1:

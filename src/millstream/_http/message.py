@@ -5,8 +5,8 @@ A handler is ``async (HttpRequest) -> Response | Sink | None``. It returns a `Re
 returns the open sink, so a stream that only listens needs no waiting task. The adapters (ASGI and our own server)
 create the requests and send the replies.
 
-What several handlers and adapters need is here, too: limits, media types (RFC 9110 §8.3, §12.5.1), compression, and
-errors.
+This module also contains limits, media types (RFC 9110 §8.3, §12.5.1), compression, and errors for handlers and
+adapters.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ JSON_HEAD = b"content-type: application/json\r\n"
 TEXT_HEAD = b"content-type: text/plain; charset=utf-8\r\n"
 STREAM_HEAD = b"content-type: text/event-stream\r\ncache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 _IPV6_PREFIX = 64
-"""Prefix length of IPv6 networks. A customer can choose the remaining bits of an address."""
+"""Prefix length of an IPv6 customer's network. The customer chooses the remaining bits of addresses."""
 
 
 Header = tuple[bytes, bytes]
@@ -95,7 +95,7 @@ def refusal(status: int, text: str, **headers: str) -> Response:
 
 
 class OutputStream(Protocol):
-    """An output channel to a peer: the body of a response, or a WebSocket. All implementations follow these rules.
+    """An output channel to a peer: a response body or a WebSocket. All implementations follow these rules.
 
     - It's open from the start and closes once: by `close`, because the peer disconnected, or because the peer fell too
       far behind. It never reopens and doesn't report why it closed.
@@ -116,7 +116,7 @@ class OutputStream(Protocol):
     def write(self, data: bytes, /) -> object:
         """Write a chunk without waiting. Do nothing if the outlet is closed or the chunk is empty.
 
-        A reader more than `Settings.stream_buffer` bytes behind is cut off instead, so a writer that can't wait (a
+        A reader more than `Settings.stream_buffer` bytes behind is disconnected, so a writer that can't wait (a
         broadcast) doesn't have to check `buffered`. Other writers call `drain`.
 
         Args:
@@ -128,7 +128,7 @@ class OutputStream(Protocol):
         """Wait until the buffer is below its high-water mark, or until the outlet is closed."""
 
     def close(self) -> None:
-        """Close after sending buffered data and the final chunk. Idempotent."""
+        """Send buffered data and the final chunk, then close. Idempotent."""
 
     def on_close(self, callback: Callback) -> None:
         """Call `callback` once, when the outlet closes, or immediately if it already has.
@@ -183,23 +183,22 @@ class HttpRequest(Confidential, Struct, eq=False):
     root_path: str = ""
     scheme: str = "http"
     is_http_1_0: bool = False
-    """Whether it came over HTTP/1.0, which only some proxies and old tools use."""
+    """Whether the request used HTTP/1.0, which only some proxies and old tools do."""
     cancel_on_disconnect: bool = False
     """Whether to cancel the handler if the peer disconnects before the reply is complete. Set by the handler."""
     cancel: Callable[[], object] | None = None
-    """Function that stops the handler. Set by the adapter when the handler suspends."""
+    """A function that stops the handler. Set by the adapter when the handler suspends."""
     principal: Principal | None = None
     """The authenticated caller, or None for an anonymous one."""
 
     @property
     def owner(self) -> str:
-        """The owner whose limits the request counts against: the principal, or else the `peer_network`."""
+        """The owner against whose limits the request counts: the principal, or else the `peer_network`."""
         return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
-        """Return whether the peer has disconnected, after the handler's task was canceled but not its call.
-
-        If not, the peer is still waiting for a reply.
+        """Return whether a cancellation of the handler's task ends the call, because the peer has disconnected. If not,
+        the peer is still waiting for a reply.
         """
         return False
 
@@ -217,7 +216,7 @@ class HttpRequest(Confidential, Struct, eq=False):
 
 
 def respond_with_tag(body: bytes, head: bytes) -> Callable[[HttpRequest], Response]:
-    """Return a function that answers requests for a document, with 304 to clients that have it (RFC 9110 §13.1.2)."""
+    """Return a function that answers requests for a document, with 304 if the client has it (RFC 9110 §13.1.2)."""
     tag = b'"%b"' % sha256(body).hexdigest()[:32].encode()
     head += b"etag: %b\r\n" % tag
     whole, unchanged = Response(body, 200, head), Response(b"", 304, head)
@@ -264,7 +263,7 @@ def last_event_id(request: HttpRequest) -> str:
 
 
 def is_last_event_id(parameter: str) -> bool:
-    """Return whether a query parameter is the event id to resume from: ours, or that of a polyfill for `EventSource`,
+    """Return whether a query parameter is the event id to resume from: our own, or one from an `EventSource` polyfill,
     such as ``lastEventId``, ``Last-Event-ID``, or ``evs_last_event_id``.
     """
     plain = parameter[:32].translate(_SEPARATORS).lower()
@@ -278,15 +277,15 @@ Handler = Callable[[HttpRequest], Awaitable[Response | Sink | None]]
 
 
 LARGE = 64 * 1024
-"""Transports write a larger piece at once. All of it counts toward `max_outgoing_bytes` until its last byte is sent."""
+"""Size above which transports write a piece at once, in bytes. All of it counts toward `max_outgoing_bytes` until the
+last byte is sent."""
 _logger = logging.getLogger("millstream")
 
 
 class CompactEvent:
-    """An `asyncio.Event` with `notify`, for waiters with other conditions.
-
-    It uses little memory while idle, and so does `CompactQueue`. `asyncio.Event` has one deque for its waiters and
-    `asyncio.Queue` has four. An empty deque takes 760 bytes, and each of thousands of idle connections would have five.
+    """An `asyncio.Event` with `notify`, for waiters with other conditions. Like `CompactQueue`, it uses little memory
+    while idle. `asyncio.Event` has one deque for its waiters and `asyncio.Queue` has four. An empty deque takes 760
+    bytes, and each idle connection would have five of them.
     """
 
     __slots__ = ("_open", "_waiters")
@@ -369,7 +368,7 @@ class CloseSignal(Struct, eq=False, kw_only=True):
 
 
 class LastFrame(Struct, gc=False):
-    """The last frame, cached because a broadcast writes the same bytes to every client."""
+    """A cache of the last frame, because a broadcast writes the same bytes to every client."""
 
     data: bytes = b""
     framed: bytes = b""
@@ -390,7 +389,7 @@ GZIP_HEAD = b"content-encoding: gzip\r\nvary: accept-encoding\r\n"
 _LEVEL = 1
 """The lowest level with a dynamic code, for both libraries."""
 _GZIP_BITS = 31
-"""Makes the library write a gzip member with the largest window."""
+"""Window bits: a gzip member with the largest window."""
 _KINDS = (b"content-type: application/json", b"content-type: text/", b"content-type: application/problem+json")
 _LOOPBACK = re.compile(r"(::ffff:)?127\.|::1$")
 """Matches a peer on this machine."""
@@ -434,15 +433,16 @@ def accepts_gzip(value: bytes) -> bool:
 
 
 PIECE = 8192
-"""Maximum bytes to parse before the event loop gets its turn, where a few bytes can mean a lot of work."""
+"""Maximum bytes to parse before yielding to the event loop, where a few bytes can take a lot of work."""
 MAX_FRAMING = 64 * 1024
-"""Maximum size of a body's chunk framing, in bytes, plus an eighth of the body. Small chunks cost as much as large."""
+"""Maximum size of a body's chunk framing, in bytes, plus an eighth of the body. Small chunks cost as much as large
+ones."""
 MAX_FRAGMENTS = 256
 """Maximum number of fragments of a WebSocket message, unless it's large."""
 USUAL_FRAGMENT = 4096
-"""Typical size of fragments. The largest message can come in fragments of this size."""
+"""Typical fragment size, in bytes. The largest message can arrive in fragments of this size."""
 MAX_UNREAD = 1024 * 1024
-"""Maximum bytes of pongs that a peer of a WebSocket doesn't read."""
+"""Maximum bytes of pongs that a WebSocket peer may leave unread."""
 
 
 class HttpLimits(Struct, frozen=True):
@@ -470,7 +470,7 @@ class HttpLimits(Struct, frozen=True):
 
 
 class AcceptedTypes(Struct, frozen=True, gc=False):
-    """The reply types that a client accepts, out of the two that the server sends."""
+    """The reply types that a client accepts, of the two that the server sends."""
 
     json: bool
     stream: bool
@@ -482,7 +482,7 @@ _MEMO_SIZE = 256
 
 
 class _AcceptCache(dict[bytes | None, AcceptedTypes]):
-    """`Accept` value -> its meaning. A known value is found without a Python call."""
+    """Parsed `Accept` values. A known value is found without a Python call."""
 
     def __missing__(self, value: bytes | None) -> AcceptedTypes:
         names = set(_accepted_names(value)) if value else {b"*/*"}

@@ -40,7 +40,7 @@ class CompactQueue(Generic[Item]):
         self._news.notify()
 
     async def get(self) -> Item:
-        """Wait for an item and remove and return the oldest."""
+        """Wait for an item. Remove and return the oldest."""
         while self._items is None:
             await self._news.wait_changed()
         item = self._items.popleft()
@@ -250,7 +250,7 @@ class QueuedSocket(SocketBase, eq=False):
     @property
     @override
     def buffered(self) -> int:
-        """Bytes of unsolicited messages that wait behind one which the peer hasn't accepted."""
+        """Bytes of unsolicited messages behind one that the peer hasn't accepted."""
         return self._unasked if self._held else 0
 
     def write(self, message: bytes, /) -> bool:
@@ -316,9 +316,9 @@ class QueuedSocket(SocketBase, eq=False):
                         self._news.notify()
                 await self._send_close_frame(self.send)
         except (OSError, RuntimeError):
-            # ASGI 2.4 servers raise OSError if the peer is gone, and TimeoutError, our own deadline, is an OSError,
-            # too. uvicorn raises RuntimeError after it has closed the connection itself, because a ping wasn't
-            # answered.
+            # ASGI 2.4 servers raise OSError if the peer has disconnected. Our own deadline raises TimeoutError, which
+            # is also an OSError. uvicorn raises RuntimeError after it has closed the connection itself, because a ping
+            # wasn't answered.
             pass
         finally:
             self._deadline = None

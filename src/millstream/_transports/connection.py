@@ -1,8 +1,8 @@
 """A two-way connection for complete messages, shared by stdio, HTTP+SSE, and in-memory transports.
 
-The era is decided per message: one with the per-request envelope is served on its own, all others belong to the
-connection's handshake session. A batch of 2025-03-26 is an array of messages, decoded here. Each transport answers it
-in its own way, and does its own framing.
+The era is decided per message: a message with the per-request envelope is served on its own, and all others belong to
+the connection's handshake session. A 2025-03-26 batch is an array of messages, decoded here. Each transport has its own
+framing and its own replies to batches.
 """
 
 import asyncio
@@ -63,7 +63,7 @@ class ClientConnection(Confidential, Struct, eq=False):
     """Always None: a connection carries many calls, so only a call's task can be stopped."""
     _gone: bool = False
     _tasks: dict[asyncio.Task[None], Call | None] = {}
-    """Running tasks -> their call, or None for a batch."""
+    """Running tasks, each with its call, or None for a batch."""
     _stop_watching: Callback | None = None
     _ends: set[Callback] = set()
     """Functions that end the connection's subscriptions with their results."""
@@ -80,7 +80,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         return self._write(message)
 
     def on_close(self, callback: Callback) -> Callback:
-        """Call `callback` when `finish` is called. The end of the connection itself stops its calls."""
+        """Call `callback` when `finish` is called. When the connection closes, its calls stop."""
         self._ends.add(callback)
         return partial(self._ends.discard, callback)
 
@@ -177,7 +177,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             dispatcher.load.take(call, len(call.params))
         except ProtocolError as exc:
             raise revisions.error(exc, call.revision) from exc
-        dispatcher.by_id.setdefault((self.id, call.id), call)  # before it runs, so that it can be canceled
+        dispatcher.by_id.setdefault((self.id, call.id), call)  # before the call runs, so that it can be canceled
         return call
 
     def _way(self) -> dict[str, object]:
@@ -213,7 +213,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         return result_message(message.id, self._dispatcher.announcement.initialize(opening.revision))
 
     async def _answer_initialize(self, message: Envelope, open_session: OpenSession) -> None:
-        """Respond to `initialize` after something outside has also opened a session or rejected the client."""
+        """Respond to `initialize` after another component has opened a session or rejected the client."""
         session = self.session
         assert session is not None and message.id is not None  # noqa: S101, PT018  the caller has set both
         try:
@@ -227,7 +227,7 @@ class ClientConnection(Confidential, Struct, eq=False):
         await self._drain()
 
     async def _batch(self, data: bytes) -> None:
-        """Respond to a batch of 2025-03-26 with an array."""
+        """Respond to a 2025-03-26 batch with an array."""
         try:
             if not self._revision().batches:
                 raise refuse_batch(f"revision {self._revision().date} has no batches")
@@ -327,7 +327,7 @@ _MAX_WAITING = 10_000
 class MemoryPipe:
     """An in-memory connection: `send` a message to the server, and `receive` its messages.
 
-    It's for tests and embedding: client and server run in one process and event loop.
+    Use it for tests and embedding: client and server run in one process and event loop.
     """
 
     def __init__(

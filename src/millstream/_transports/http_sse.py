@@ -1,7 +1,7 @@
 """HTTP+SSE, the transport of 2024-11-05: a stream for server messages, and a path for client messages.
 
-`GET /sse` opens the stream. Its first event names the path for POST requests, with a sealed id from which any worker
-reads which worker has the stream, and its owner. Closing the stream ends the session. Any handshake revision can be
+`GET /sse` opens the stream. Its first event names the path for POST requests, with a sealed id that tells any worker
+which worker has the stream, and who owns it. Closing the stream ends the session. Any handshake revision can be
 negotiated, and requests of the per-request era are also served.
 """
 
@@ -146,8 +146,8 @@ class HttpSse:
             found[0].receive(message.body)
 
     def _worker_of(self, session_id: str, principal: Principal | None) -> str:
-        """Return the worker with the stream of a principal's session, or an empty string if there is none or it's this
-        one.
+        """Return the worker that has the stream of a principal's session, or an empty string if it's this one or there
+        is none.
         """
         services = self._services
         if not services.peers.shared:

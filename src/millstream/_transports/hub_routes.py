@@ -1,8 +1,9 @@
 """The hub over HTTP: `GET /events`, `GET /mcp/sse/{client_id}`, `POST /publish`.
 
 Streams are server-sent events. A plain event has no ``event`` field, so `EventSource.onmessage` receives it. A gap is
-``event: gap``, and a stream that the hub cuts ends with ``event: cut``. Between events, the position to resume from is
-sent as an id alone, which clients store without dispatching an event. Errors are problem details (RFC 9457).
+``event: gap``, and a stream that the hub ends, because its reader is too slow, closes with ``event: cut``. Between
+events, the position to resume from is sent as an id alone, which clients store without dispatching an event. Errors are
+problem details (RFC 9457).
 """
 
 import zlib
@@ -64,7 +65,7 @@ _decode_publication = decoder(Publication)
 def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> bytes:
     """Return an event of the hub as a server-sent event, for a reader as in `visible_part`.
 
-    The publisher is in a field of its own, which `EventSource` ignores. With `envelope`, the data is the event as an
+    The publisher is in a separate field, which `EventSource` ignores. With `envelope`, the data is the event as an
     object, as on a WebSocket, so that pages can also read the publisher.
     """
     if event.data is None:
@@ -76,11 +77,12 @@ def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> byte
 
 
 GZIP_START = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
-"""Header of the one gzip member that a stream is (RFC 1952 §2.3). Many clients read no second member."""
+"""Header of a stream's only gzip member (RFC 1952 §2.3). Many clients don't read a second one."""
 
 
 def deflate(data: bytes) -> bytes:
-    """Return data as deflate blocks that refer to nothing before them and end at a byte, so all streams share them."""
+    """Return data as deflate blocks that don't refer to earlier ones and end on a byte boundary, so all streams share
+    them."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     return packer.compress(data) + packer.flush(zlib.Z_SYNC_FLUSH)
 
@@ -97,7 +99,7 @@ def _encoder(gzip: bool, full: bool, envelope: bool) -> Encode:
 
 
 _gzip = lru_cache(maxsize=64)(deflate)
-"""Caches what every stream gets: comments and retry times."""
+"""Compresses comments and retry times, cached because every stream gets them."""
 
 
 class HubRoutes(Struct, frozen=True):
@@ -108,7 +110,7 @@ class HubRoutes(Struct, frozen=True):
     gzip: bool = False
     note: ObserveMessage = ignore_message
     is_partial: Callable[[], object] = bool
-    """Returns whether messages from other processes don't arrive here."""
+    """Returns whether this process misses messages from other processes."""
 
     @staticmethod
     def match(path: str) -> str | None:
@@ -125,7 +127,7 @@ class HubRoutes(Struct, frozen=True):
         client_id, name, envelope = _last(query, "client_id"), _last(query, "name"), _last(query, "envelope")
 
         def admit() -> int:
-            # Refuse misspelled parameters: without its ``channel``, a stream would be open and silent.
+            # Refuse misspelled parameters: without its ``channel``, a stream would stay open and empty.
             for each in islice(query, 8):  # each costs a comparison with all names
                 if each in _NAMES or is_last_event_id(each):
                     continue
@@ -183,8 +185,8 @@ class HubRoutes(Struct, frozen=True):
         channels: Sequence[str] = (),
     ) -> Response | Sink:
         """Open a stream. All checks run before the hub is involved. `begin` learns whether the stream is compressed,
-        and whether its reader can see whole profiles. It gets every event of the channels that is published when the
-        client has the head of the response.
+        and whether its reader can see whole profiles. The stream gets every event published to the channels after the
+        client receives the response's head.
         """
         try:
             admit()
@@ -259,7 +261,8 @@ _REFUSALS: dict[type[Exception], tuple[int, str]] = {
     StoreFull: (503, "The store is full. The event wasn't published."),
     StoreUnavailable: (503, "The store didn't respond in time. The event may or may not be published."),
 }
-"""Error -> status and text. An empty text means the error's own. The others replace one that may name a server."""
+"""Status and text by error. An empty text stands for the error's own. The others replace texts that may name a
+server."""
 
 
 def _refusal(exc: Exception) -> Response:

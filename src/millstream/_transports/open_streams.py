@@ -42,7 +42,7 @@ from millstream._stores.memory.log import SLACK, ExpiryHeap
 class NullReplyChannel(ReplyChannel):
     """A reply channel that discards everything.
 
-    It's for callers that receive only the answer: REST, and the JSON dialect of the WebSocket.
+    Use it for callers that receive only the response: REST, and the WebSocket's JSON dialect.
     """
 
 
@@ -75,7 +75,7 @@ class TakeoverListener(Protocol):
 
 
 class _OpenStream(NamedTuple):
-    """How to write to a stream and end it."""
+    """The functions that write to a stream and end it."""
 
     sink: Sink
     kind: tuple[str, str]
@@ -105,10 +105,9 @@ class OpenStreams(Struct, eq=False):
     by_kind: Counter[tuple[str, ...]] = field(default_factory=Counter[tuple[str, ...]])
     """Number of streams per transport and revision."""
     lines: dict[str, TakeoverListener] = {}
-    """Log name -> the reply channel of a running call, which leaves when another connection resumes the stream."""
+    """Reply channels of running calls, by log name. A channel leaves when another connection resumes its stream."""
     unended: Recent[str, Callable[[], Awaitable[None]]] = field(default_factory=lambda: Recent(_MAX_UNENDED))
-    """Log name -> a function that writes the log's end, which the store hasn't accepted yet. It's tried again at each
-    heartbeat.
+    """By log name, functions that write an end that the store hasn't accepted yet. Retried at each heartbeat.
     """
 
     def __len__(self) -> int:
@@ -177,8 +176,8 @@ class OpenStreams(Struct, eq=False):
         return number
 
     def subscribe(self, number: int, caller: HttpRequest, finish: Finish) -> None:
-        """End the stream of a call with its caller's access: it's a subscription now, which has counted itself. See
-        `add`.
+        """End the stream of a call when its caller loses access. The call is now a subscription, which is already
+        counted. See `add`.
         """
         if number in self._numbered:
             owner = principal_id(caller.principal)
@@ -273,7 +272,7 @@ _FOR_CLIENTS = Response(
     406,
     TEXT_HEAD,
 )
-"""For browsers, which can't show the stream."""
+"""The response to browsers, which can't show the stream."""
 TOO_MANY_STREAMS = rpc_refusal(
     503, SERVER_ERROR, "Too many open streams. Close some, or try again later.", head=b"retry-after: 5\r\n"
 )

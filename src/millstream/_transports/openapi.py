@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 document of a server's tools. Each tool is `POST /tools/{name}` with its arguments as the body.
 
 OpenAPI 3.1 uses JSON Schema 2020-12, so the schemas for MCP clients are included unchanged, except that references
-inside them are rebased. A pure function: tools in, bytes out.
+inside them are rebased. This is a pure function from tools to bytes.
 """
 
 import math
@@ -37,13 +37,13 @@ FORMATS = {
     "uri": "https://example.com/",
 }
 HARD = ("$ref", "allOf", "contains", "dependentSchemas", "else", "if", "minProperties", "not", "pattern", "then")
-"""Keywords that make a guess unsafe."""
+"""Keywords for which a generated example may be invalid."""
 
 
 def example_of(schema: Schema) -> Any:
     """Return a valid value for a JSON Schema, or `UNSET`. Objects have only their required members.
 
-    It supports the schemas of function signatures. For anything that can't be guaranteed, such as a pattern, an unknown
+    It supports the schemas of function signatures. If validity can't be guaranteed, such as for a pattern, an unknown
     format or keyword, or a recursive type, the result is `UNSET`.
     """
     try:
@@ -54,7 +54,7 @@ def example_of(schema: Schema) -> Any:
         LookupError,
         TypeError,
         ValueError,
-    ):  # a schema of another server can have any limits
+    ):  # a schema from another server can have any limits
         return UNSET
 
 

@@ -4,8 +4,8 @@ The dialect (`POST /mcp/tools/list`, `POST /mcp/tools/call`) accepts abbreviated
 JSON-RPC. `POST /tools/{name}` takes the arguments as the body and answers with the structured result or problem details
 (`ProblemKind`). `GET /openapi.json` describes these operations.
 
-Neither supports questions or progress: notifications are dropped, and a tool that asks fails with an error. The dialect
-answers in the handshake era's shape, for which such scripts were written.
+Neither supports questions or progress: notifications are dropped, and a tool that asks a question fails. The dialect's
+responses have the shape of the handshake era, which such scripts expect.
 """
 
 from collections.abc import Callable, Mapping
@@ -188,7 +188,7 @@ class RestRoutes:
         try:
             check_text(body)
             try:
-                arguments = tool.read(body)  # early, because a tool's own errors look the same later
+                arguments = tool.read(body)  # check early, because a tool's own errors would look the same later
             except ArgumentError:
                 require_json(body)
                 wrong = INVALID_ARGUMENTS

@@ -32,7 +32,7 @@ _TOO_LONG = "Parse error: a line is longer than {} bytes"
 
 
 class _Output(asyncio.Protocol):
-    """Messages to stdout, batched per turn of the event loop. Pipes are written under flow control."""
+    """Messages to stdout, batched per iteration of the event loop. Pipes are written under flow control."""
 
     def __init__(self, fd: int, *, max_buffered: int) -> None:
         self._fd = fd
@@ -92,7 +92,7 @@ class _Output(asyncio.Protocol):
         await self._room.wait()
 
     async def make_room(self) -> None:
-        """Wait while too much is unread, so nothing more is read from a client that doesn't read."""
+        """Wait while too much is unread, so the server doesn't read from a client that doesn't read."""
         self.flush()
         transport = self._transport
         if transport is not None and transport.get_write_buffer_size() >= self._max_buffered:
@@ -138,7 +138,7 @@ def off_stdout(stdout: int = 1) -> Generator[int, None, None]:
     private = os.dup(stdout)
     os.dup2(2, stdout)
     _flush()
-    # Like stderr: visible at once, whatever the encoding of the system.
+    # Like stderr: visible immediately, whatever the system's encoding.
     before = _configure_prints(line_buffering=True, errors="backslashreplace")
     try:
         yield private
@@ -157,7 +157,7 @@ def _fill_standard_descriptors() -> None:
 
 
 def _configure_prints(**options: Any) -> dict[str, Any]:
-    """Change options of the program's prints, and return the former ones."""
+    """Change options of the program's printed output, and return the former ones."""
     out = sys.stdout
     if not isinstance(out, io.TextIOWrapper):
         return {}
@@ -168,7 +168,7 @@ def _configure_prints(**options: Any) -> dict[str, Any]:
 
 
 def _flush() -> None:
-    """Flush prints while the descriptor points to stderr, so they can't reach the protocol later."""
+    """Flush printed output while the descriptor points to stderr, so it can't reach the protocol later."""
     if sys.stdout is not None:
         with contextlib.suppress(OSError, ValueError):  # the reader has disconnected, or the stream is closed
             sys.stdout.flush()
@@ -256,5 +256,5 @@ async def open_reader(fd: int) -> tuple[Callable[[int], Awaitable[bytes]], Calla
                 lambda: asyncio.StreamReaderProtocol(reader), stream
             )
             return reader.read, transport.close
-    # The end of the program doesn't wait for the thread.
+    # The program exits without waiting for the thread.
     return lambda size: run_in_thread(partial(stream.read, size), "millstream_stdin"), lambda: None

@@ -2,10 +2,10 @@
 
 A client speaks JSON-RPC if it offers the subprotocol ``mcp``, else the dialect. Host, Origin, and credentials are
 checked before the socket is accepted. Query parameters are never credentials. Every message is one text frame. Close
-codes: 1001 the server stops (after answering pending requests) or the socket reached its maximum age, 1003 a binary
-frame, 1008 the credential has expired or was revoked, 1009 a message over the limit, 1011 an internal error, 1013
-``slow`` the peer doesn't read. The HTTP server handles malformed frames, unfinished messages, pings, and the closing
-handshake (RFC 6455; see `_http/server/websocket.py` for the limits of our own server).
+codes: 1001 the server is stopping (after answering pending requests) or the socket reached its maximum age, 1003 a
+binary frame, 1008 the credential has expired or was revoked, 1009 a message over the limit, 1011 an internal error,
+1013 ``slow`` the peer doesn't read. The HTTP server handles malformed frames, unfinished messages, pings, and the
+closing handshake (RFC 6455; see `_http/server/websocket.py` for the limits of our own server).
 
 The dialect is a small JSON protocol for tool calls, channels, and JSON-RPC.
 
@@ -114,8 +114,8 @@ _decode_text = decoder(str)
 
 
 def encode_event(event: Event, full: bool = False) -> bytes:
-    """Return an event of the hub as one message, for a reader as in `visible_part`. The close frame reports that
-    a subscriber is cut.
+    """Return an event of the hub as one message, for a reader as in `visible_part`. The close frame reports that a slow
+    subscriber is disconnected.
     """
     if event.data is None:
         return b'{"type":"position","id":%b}' % encode(event.id)
@@ -477,7 +477,7 @@ class WebSocketRoute(Struct, eq=False):
                     return
                 del message, text
                 await take(data)
-                del data  # the next message may be long in coming
+                del data  # the next message may take long to arrive
                 # A packet may contain thousands of calls. Answer them first, then check whether the peer reads.
                 await asyncio.sleep(0)
                 await outbox.drain()

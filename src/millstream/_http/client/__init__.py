@@ -1,7 +1,6 @@
-"""The outbound HTTP engine, used by the client, for sign-ins, and to fetch key sets.
-
-Here are what all of it uses: streamed reply bodies with backpressure, bounds on what one server may send, and errors,
-whose messages describe the problem and a remedy.
+"""The outbound HTTP engine, used by the client, for sign-ins, and to fetch key sets. This module contains the shared
+parts: streamed reply bodies with backpressure, bounds on what one server may send, and errors that describe the problem
+and a remedy.
 """
 
 import asyncio
@@ -15,7 +14,7 @@ from millstream._protocol.principal import Share
 
 
 class ClientError(Exception):
-    """The base of everything that a client raises. ``except ClientError as error: print(error)``
+    """The base class of client errors. ``except ClientError as error: print(error)``
 
     Args:
         message: What happened.
@@ -42,7 +41,7 @@ class TargetError(ClientError):
 
 
 class ConnectFailed(ClientError):
-    """There's no connection: no such host, a closed port, or the server didn't start.
+    """The connection failed: the host is unknown, the port is closed, or the server didn't start.
 
     Example:
         ``except ConnectFailed: start_the_server()``
@@ -50,7 +49,7 @@ class ConnectFailed(ClientError):
 
 
 class TlsFailed(ConnectFailed):
-    """The server's certificate isn't trusted, or it doesn't speak TLS at that port.
+    """The server's certificate isn't trusted, or the server doesn't use TLS on that port.
 
     Example:
         ``except TlsFailed: options = Options(tls=context)``
@@ -94,7 +93,7 @@ LINES_PER_SECOND = 20_000
 
 
 class RateMeter(Struct):
-    """Limits the amount received per second: ``await asyncio.sleep(RateMeter(20_000).take(lines, loop.time()))``."""
+    """Limits how much is received per second: ``await asyncio.sleep(RateMeter(20_000).take(lines, loop.time()))``."""
 
     _limit: int
     _whole_at: float = -inf
@@ -104,7 +103,7 @@ class RateMeter(Struct):
         """Count received lines and return the seconds to wait before reading more.
 
         Args:
-            amount: What has been received, in any unit.
+            amount: The amount received, in any unit.
             now: The time in seconds.
         """
         self._whole_at = max(now, self._whole_at) + amount / self._limit
@@ -112,11 +111,11 @@ class RateMeter(Struct):
 
 
 class ArrivingBytes:
-    """Bytes of unfinished messages, by the server that sends them, and by the caller who waits for them.
+    """Counts the bytes of unfinished messages, by the server that sends them and the caller that waits for them.
 
     ``ArrivingBytes(256 * 1024**2, largest=64 * 1024**2)``
 
-    A caller can hold half as much as a server, so that one caller can't use up a server's share for the others.
+    A caller can hold half as much as a server, so one caller can't use up a server's share.
 
     Args:
         maximum: Bytes of all messages.
@@ -129,9 +128,8 @@ class ArrivingBytes:
 
 
 class Inflow:
-    """What one server sends: ``ConnectionPool(…, inflow=Inflow(arriving, "shop"))``.
-
-    That is messages that aren't complete yet, and lines of event streams.
+    """Limits what one server sends: ``ConnectionPool(…, inflow=Inflow(arriving, "shop"))``. It counts bytes of
+    unfinished messages and lines of event streams.
 
     Args:
         arriving: Bytes of unfinished messages from several servers. Without it, they aren't counted.
@@ -144,15 +142,15 @@ class Inflow:
         self.lines: RateMeter = RateMeter(LINES_PER_SECOND)
 
     def count(self, before: int, size: int, owner: str = "") -> int:
-        """Count that a message has grown from `before` to `size` bytes, or that it's complete (0). Return `size`.
+        """Record that a message has grown from `before` to `size` bytes, or is complete (0). Return `size`.
 
         Args:
             before: Bytes that were counted before.
             size: Bytes of the message.
-            owner: The caller who waits for it, or empty if it's unknown.
+            owner: The caller that waits for the message, or empty if unknown.
 
         Raises:
-            TooMuchArriving: There's no room for more. The message still counts with `before` bytes.
+            TooMuchArriving: There's no space for more. The message still counts as `before` bytes.
         """
         if self._arriving is None or size == before:
             return size
@@ -191,7 +189,7 @@ class Body:
         self._owner = owner
         self._source = source
         self.inflow: Inflow = inflow
-        """What the server sends, over all streams."""
+        """Limits what the server sends, over all streams."""
         self._buffer = bytearray()
         self._news = CompactEvent()
         self._ended = False
@@ -216,7 +214,7 @@ class Body:
         if was_full and len(buffer) <= _HIGH_WATER:
             self._source.resume()
         if buffer:
-            await asyncio.sleep(0)  # a piece can mean much work
+            await asyncio.sleep(0)  # processing a piece can take long
         return data
 
     def count(self, before: int, size: int) -> int:

@@ -40,7 +40,7 @@ class HttpReply(Struct, eq=False):
 
     status: int
     headers: dict[bytes, bytes]
-    """Last value of each header, by lower-case name. `set-cookie` has all values, one a line."""
+    """Last value of each header, by lower-case name. `set-cookie` has all values, one per line."""
     body: bytes = b""
     stream: Body | None = None
     final_url: Url | None = None
@@ -75,7 +75,7 @@ class HttpConnection(asyncio.Protocol):
 
     closed = False
     poller: "select.poll | None" = None
-    """Tells whether something has arrived that the event loop hasn't read yet."""
+    """Reports data that has arrived but that the event loop hasn't read yet."""
     reply_count = 0
     """Number of replies received."""
     free_since = 0.0
@@ -161,7 +161,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def release(self) -> None:
-        """Discard the rest of the body. If it ends soon, the connection is reused."""
+        """Discard the rest of the body. If that completes soon, the connection is reused."""
         self._discards = True
         self._size = 0
         self.resume()

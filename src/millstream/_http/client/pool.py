@@ -49,7 +49,7 @@ _lookups = Share(16)
 _lock = Lock()
 """Held while `_lookups` changes, because lookups end in threads."""
 _INTERNET = (ip_network("0.0.0.0/0"), ip_network("2000::/3"))
-"""IPv4, and the assigned global unicast range of IPv6 (RFC 4291 §2.4)."""
+"""IPv4, and IPv6's assigned global unicast range (RFC 4291 §2.4)."""
 _SPECIAL_NETWORKS = tuple(map(ip_network, (
     # https://www.iana.org/assignments/iana-ipv4-special-registry, and multicast
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
@@ -64,7 +64,7 @@ _SPECIAL_NETWORKS = tuple(map(ip_network, (
 
 
 class AddressRefused(Exception):
-    """The guard accepts no address of the host, or too many lookups are running. The text names the host."""
+    """The guard accepts none of the host's addresses, or too many lookups are running. The text names the host."""
 
 
 def is_public(address: str) -> bool:
@@ -106,8 +106,9 @@ async def connect_directly(make: Callable[[], P], url: Url, tls: ssl.SSLContext 
 def guard_dial(is_allowed: AddressCheck, owner: str = "") -> Dial[Any]:
     """Return a dial function that connects only to some addresses: ``ConnectionPool(…, dial=guard_dial(is_public))``.
 
-    It's for URLs from untrusted sources (SSRF). It resolves a name once, checks every address, and connects to one of
-    the checked addresses, so DNS rebinding has no effect. Lookups count against the share of `owner`, see `Share`.
+    Use it for URLs from untrusted sources, to prevent SSRF. It resolves a name once, checks every address, and connects
+    to one of the checked addresses, so DNS rebinding has no effect. Lookups count against the share of `owner`, see
+    `Share`.
 
     A name is rejected if any of its addresses isn't accepted, because that suggests an attack. Names of this machine
     resolve to loopback addresses only, which `is_public` refuses.
@@ -140,7 +141,7 @@ def guard_dial(is_allowed: AddressCheck, owner: str = "") -> Dial[Any]:
 
 
 async def _look_up(host: str, port: int, owner: str) -> list[Any]:
-    """Look up an untrusted name, whose name server may never respond.
+    """Look up an untrusted name. Its name server may never respond.
 
     A lookup can't be canceled, so each runs in its own thread, up to a limit. That keeps the event loop's thread pool
     free for other work, such as hashing passwords.
@@ -164,7 +165,7 @@ _MAX_IDLE = 3.0
 
 
 _DISTRUST = 300.0
-"""Seconds that a server isn't trusted to keep connections open, after it closed one instead of responding."""
+"""Seconds for which a server that closed a connection instead of responding isn't trusted to keep others open."""
 
 
 class ConnectionPool:
@@ -181,11 +182,11 @@ class ConnectionPool:
         max_connections: Maximum open connections.
         max_body: Maximum bytes of a reply's body.
         connect_timeout: Seconds to wait for a connection.
-        tls: Certificates to trust or present, by default those of the system.
+        tls: Certificates to trust or present. By default, the system's.
         dial: Opens connections, and disables proxies of the environment.
         inflow: Counts bytes that arrive.
-        decompress: Whether to decompress replies that a server compressed without a request. Otherwise they stay as
-            they are.
+        decompress: Whether to decompress replies that a server compressed without a request. Otherwise they stay
+            compressed.
     """
 
     def __init__(
@@ -246,7 +247,7 @@ class ConnectionPool:
                 raise
 
     async def check(self) -> None:
-        """Open a connection outside the pool and close it again.
+        """Open and close a connection outside the pool.
 
         Raises:
             ConnectFailed: The connection failed.
@@ -506,7 +507,7 @@ async def request(
         max_body: Maximum bytes of the reply's body.
         seconds: Time limit in seconds.
         connect_seconds: Time limit for connecting.
-        dial: A dial function, such as one of `guard_dial`. Without it, proxies of the environment are used.
+        dial: A dial function, such as one from `guard_dial`. Without it, proxies of the environment are used.
         context: TLS context. Trusts the system's certificates by default.
 
     Raises:

@@ -24,7 +24,7 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 def _bracket(host: str) -> str:
-    """Return a host as it's written before a port."""
+    """Return a host as written before a port: IPv6 in brackets."""
     return f"[{host}]" if ":" in host else host
 
 
@@ -124,7 +124,7 @@ class Proxy(Confidential, Struct, frozen=True):
         return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
 
     def forward(self, url: Url, request: bytes) -> bytes:
-        """Return a request in the form for a proxy: with the absolute URL and the proxy's own headers."""
+        """Return a request in the form for a proxy, with the absolute URL and the proxy's own headers."""
         method, _, rest = request.partition(b" ")
         line, end, fields = rest.partition(b"\r\n")
         return b"%b %b%b%b%b%b" % (method, url.origin.encode(), line, end, self.fields, fields)

@@ -4,11 +4,11 @@
 continues after an upgrade, `ConnectionGuard` enforces every time limit with one timer, and `SocketListener` accepts.
 `Endpoints` connects all of that to an application.
 
-The fast head reader reads head lines without the parser, in one strict form: any name, a colon, a space, and printable
-ASCII (RFC 9112 §5, with no folding or extra whitespace). Any other line, and any line that changes how a message is
-framed, raises KeyError. The HTTP parser then reads that request from its beginning. Framing has two cases, so a message
-can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body received in full in one chunk
-(`read_chunk`). ``tests/transports/test_fast_heads.py`` compares both readers.
+The fast head reader accepts head lines in one strict form, without the parser: any name, a colon, a space, and
+printable ASCII (RFC 9112 §5, with no folding or extra whitespace). Any other line, and any line that changes how a
+message is framed, raises KeyError. The HTTP parser then reads that request from its beginning. Framing has two cases,
+so a message can be read in only one way: HTTP/1.1 with a Content-Length of digits, or a body received in full in one
+chunk (`read_chunk`). ``tests/transports/test_fast_heads.py`` compares both readers.
 """
 
 from collections import OrderedDict
@@ -28,9 +28,10 @@ _CACHED_NAMES = frozenset({
     b"sec-ch-ua-platform", b"sec-fetch-dest", b"sec-fetch-mode", b"sec-fetch-site", b"user-agent", b"x-forwarded-for",
     b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto", b"x-real-ip",
 })  # fmt: skip
-"""Names of lines that a client or its proxy repeats. All others are read each time."""
+"""Names of header lines that a client or proxy repeats. All others are read each time."""
 _PARSED_NAMES = frozenset({b"expect", b"proxy-connection", b"upgrade"})
-"""Headers that need another event than a request, or that llhttp takes for such a header. The parser reads them."""
+"""Headers that only the parser reads: they need an event other than a request, or llhttp treats them as such
+headers."""
 _HEX = b"0123456789abcdefABCDEF"
 _MAX_HEX = 8
 _TOKEN = b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -48,7 +49,7 @@ _MAX_CREDENTIALS = 512
 
 
 class HeaderLineCache(Confidential, OrderedDict[bytes, Header]):
-    """Line without its end -> (lower-case name, value). The connections of a server share one. Its size is bounded.
+    """Maps a line without its end to (lower-case name, value). A server's connections share one, of bounded size.
 
     It stores the lines that clients send with nearly every request, and keeps no secrets except valid credentials.
     """
@@ -95,8 +96,8 @@ class HeaderLineCache(Confidential, OrderedDict[bytes, Header]):
 
 
 def read_chunk(body: bytes) -> bytes | None:
-    """Return a body that arrived as one chunk and the last chunk, without extensions and trailers (RFC 9112 §7.1), or
-    None for any other.
+    """Return a body that arrived as one chunk and the last chunk, without extensions or trailers (RFC 9112 §7.1), or
+    None for any other body.
     """
     digits, _, rest = body.partition(b"\r\n")
     if not 0 < len(digits) <= _MAX_HEX or digits.translate(None, _HEX):
@@ -140,11 +141,11 @@ class Endpoints(Struct, eq=False):
 
 
 LINGER = 2.0
-"""Seconds that an idle connection stays open for one more request, which gets ``connection: close``."""
+"""Seconds that an idle connection stays open for one more request, whose reply has ``connection: close``."""
 
 
 class DrainTimes(Struct, frozen=True):
-    """Time limits for clients and load balancers at shutdown. Calls have their own."""
+    """Time limits for clients and load balancers at shutdown. Calls have a separate one."""
 
     delay: float = 0.0
     """Seconds to keep serving after readiness checks begin to fail, so load balancers notice."""

@@ -1,4 +1,4 @@
-"""One HTTP/1 connection without I/O: bytes in, events out; and its requests, each with its reply.
+"""One HTTP/1 connection without I/O, which converts bytes to events, and its requests, each with its reply.
 
 `ServerConnection.receive` takes bytes and returns the next event, `next_event` returns further ones, and `complete`
 marks the reply to a request as written. Requests are answered one at a time, in order of arrival; pipelined requests
@@ -7,10 +7,10 @@ wait in a queue. The hot path, `ServerExchange.run`, is inline to save Python ca
 A connection has two states, `reading` and `replying`, each with a table that maps the state before an event to the
 state after. They change only by a lookup there, so an illegal transition raises KeyError.
 
-Most requests are read by the fast head reader (`HeaderLineCache`), all others by httptools, of which a connection has a
-parser from its first such request on. Between two requests, the parser has no state, so either can read the next one.
-Every limit is checked while a request is parsed. A request that exceeds one becomes its refusal, a `Response`, the
-last event of its connection.
+Most requests are read by the fast head reader (`HeaderLineCache`), and all others by httptools. A connection creates a
+parser for the first of these. Between two requests, the parser has no state, so either can read the next one. Every
+limit is checked while a request is parsed. A request that exceeds one becomes its refusal, a `Response`, the last event
+of its connection.
 """
 
 import asyncio
@@ -173,7 +173,7 @@ class ServerState(Struct, eq=False):
     """The shared state of a server's connections besides the guard."""
 
     cut: int = 0
-    """Number of connections cut because of unread replies."""
+    """Number of connections closed because of unread replies."""
     connections: set[Any] = set()
     """All open connections, including WebSockets."""
     tasks: set[asyncio.Task[None]] = set()
@@ -201,7 +201,7 @@ class ConnectionSocket(Protocol):
     current: "ServerExchange | None"
     peer: str
     read_paused: bool
-    """Whether the server has stopped reading, so that the client can't continue."""
+    """Whether the server has stopped reading, so the client can't continue."""
     write_paused: bool
     """Whether the client reads more slowly than the server writes."""
     unsent: int
@@ -416,7 +416,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             protocol.proceed()
 
     def _abort(self, protocol: ConnectionSocket) -> None:
-        """Close without a reply, because the task was stopped by force."""
+        """Close without a reply, because the task was canceled."""
         self.response_complete = True
         protocol.transport.abort()
 
@@ -481,7 +481,7 @@ class ServerConnection:
         self._scheme = scheme
         self._proxies = proxies
         self.over_cap: Response | None = None
-        """The refusal of a connection above a cap: its one reply, unless it's a health probe."""
+        """The refusal for a connection above a cap: its only reply, unless it sends a health probe."""
         self.fast: Endpoints | None = None if shared.leaving else table
         """The table, or None if replies must announce the close, which only the parser's path does."""
         # Connection
@@ -632,7 +632,7 @@ class ServerConnection:
         return True
 
     def lose(self) -> None:
-        """Drop everything that belongs to a request: the connection is lost or speaks another protocol."""
+        """Drop all request state, because the connection is lost or has switched protocols."""
         self._stop()
         self.replying = CLOSES[self.replying]
         self.queue.clear()
@@ -660,7 +660,7 @@ class ServerConnection:
             try:
                 parser.feed_data(data)
             except HttpParserCallbackError as exc:
-                # An error in this program, not of the client. The parser would hide the exception.
+                # An error in this program, not the client's. The parser would hide the exception.
                 self.refuse(failure(exc.__context__ or exc, "Parsing", self._target.decode("latin-1")))
             except HttpParserError:
                 self.refuse(BAD_REQUEST)
@@ -675,7 +675,7 @@ class ServerConnection:
                 if self._wants_websocket:
                     self._stop()  # the next bytes may be WebSocket frames
                     return
-                # The server ignores this upgrade (RFC 9110 §7.8). The parser takes the body for another protocol, so a
+                # The server ignores this upgrade (RFC 9110 §7.8). The parser treats the body as another protocol, so a
                 # new parser reads the request without the upgrade.
                 self._parser = None
                 self.reading = IGNORES_UPGRADE[self.reading]
@@ -756,7 +756,7 @@ class ServerConnection:
             upgrade is not None
             and parser.should_upgrade()
             and upgrade.strip().lower() == b"websocket"
-            and method != b"HEAD"  # whose refusal must not have a body
+            and method != b"HEAD"  # the refusal of a HEAD request must not have a body
         )
         wrong = self._check(method, fields, headers)
         if wrong is not None:

@@ -36,7 +36,7 @@ from millstream._protocol.principal import Share
 logger = logging.getLogger("millstream")
 
 _TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
-"""Refusals of slow clients, by what the connection is reading."""
+"""Refusals for slow clients, by the reading state of the connection."""
 _LINGER = 2.0
 """Seconds that a rejected client has to read the refusal."""
 _MAX_SPARES = 16
@@ -50,9 +50,10 @@ _MAX_ITERATIONS = 500
 
 
 def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
-    """Return the address and port of the client. They're empty on a Unix socket, or if it has reset the connection.
+    """Return the address and port of the client. They're empty on a Unix socket, or if the client has reset the
+    connection.
 
-    The event loop knows them since it accepted the connection, without a system call.
+    The event loop stored them when it accepted the connection, so this needs no system call.
     """
     try:
         name: Any = transport.get_extra_info("peername")
@@ -79,7 +80,7 @@ class ConnectionGuard:
         self.limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
         self._interval = max(0.02, min(1.0, shortest / 4))
-        early = 1.5 * self._interval  # lets the last sweep before the limit end the connection
+        early = 1.5 * self._interval  # the last sweep before the limit ends the connection
         self._patience = {
             NEW: limits.header_timeout,
             IDLE: limits.keep_alive,
@@ -87,7 +88,7 @@ class ConnectionGuard:
             BODY: limits.body_timeout - early,
             FAST_BODY: limits.body_timeout - early,
         }
-        """Seconds that a client may keep the server waiting, by what the connection reads."""
+        """Seconds that a client may keep the server waiting, by the reading state of the connection."""
         self._loop = loop
         self._state = state
         self._timer: asyncio.TimerHandle | None = None
@@ -96,10 +97,10 @@ class ConnectionGuard:
         self.connections = Share(limits.max_connections, each=limits.max_connections_per_address or None)
         """The connections that may send requests, by address."""
         self._owners: dict[object, str] = {}
-        """Connection -> the address whose share it uses, or empty for a proxy, and for this machine."""
+        """Connection -> the address whose share it uses, or empty for a proxy or this machine."""
         self._unsent_by_connection: dict[ConnectionWriter, tuple[str, int, int]] = {}
-        """Connection whose client can't keep up -> owner, counted bytes, and length of a large piece that isn't sent
-        completely; longest stalled first."""
+        """For each connection whose client can't keep up, longest stalled first: the owner, the counted bytes, and the
+        length of a large piece that isn't sent completely."""
         self.clock = loop.time()
         self.heads = ReplyHeads()
         self.unfinished = Share(limits.max_incoming_bytes)
@@ -186,7 +187,7 @@ class ConnectionGuard:
             self._unsent_by_connection[connection] = owner, size, piece
 
     def _cut(self, owner: str) -> None:
-        """Cut the longest-stalled connection of an owner, or of the owner that holds the most."""
+        """Close the longest-stalled connection of an owner, or of the owner that holds the most."""
         unsent = self._unsent_by_connection
         owner = owner or max((each for each, _, _ in unsent.values()), key=self.unsent.count)
         slowest = next(each for each, (its, _, _) in unsent.items() if its == owner)

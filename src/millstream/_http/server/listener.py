@@ -350,7 +350,7 @@ class ConnectionDrainer(Struct, eq=False):
     """Time at which a connection was first seen waiting for its client."""
 
     def announce(self) -> None:
-        """Make every reply from now on announce that its connection closes."""
+        """Make every later reply announce that the connection closes."""
         self._guard.leaving = True
         for connection in self._state.connections - self._announced:
             self._announced.add(connection)
@@ -376,7 +376,7 @@ class ConnectionDrainer(Struct, eq=False):
         return waiting or len(over) < len(since)
 
     def abort_closed(self) -> None:
-        """Drop closed connections that wait for the client to close its side. Over TLS, it may never do so."""
+        """Drop closed connections that wait for the client to close its side. Over TLS, the client may never do so."""
         for connection in list(self._state.connections):
             transport = connection.transport
             if transport.is_closing() and not transport.get_write_buffer_size():

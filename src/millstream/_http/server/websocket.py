@@ -1,6 +1,5 @@
-"""A WebSocket on a socket, based on `websockets.server.ServerProtocol`, for an ASGI application.
-
-In addition to RFC 6455, every client is limited:
+"""A WebSocket on a socket, based on `websockets.server.ServerProtocol`, for an ASGI application. In addition to the
+rules of RFC 6455, every client is limited:
 
 - Input is parsed in pieces. Parsing yields to the event loop after `MAX_FRAMES` frames, and pauses while a message
   waits for the application.
@@ -45,7 +44,7 @@ CLOSE_TIMEOUT = 10.0
 """Seconds that the client may take to answer a close frame."""
 
 _CHECKED = (b"sec-websocket-", b"connection", b"upgrade", b"origin", b"content-length", b"transfer-encoding")
-"""Beginnings of the headers that the parser checks."""
+"""Prefixes of the headers that the parser checks."""
 _BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 _BUDGET_EXCEEDED = "The server is receiving too much data. Reconnect, and send the message in one piece if possible."
 
@@ -157,7 +156,7 @@ class WebSocketProtocol(asyncio.Protocol):
         if exc is None:
             self.transport.close()
         self._ahead = b""
-        self._conn.receive_eof()  # drops its buffer
+        self._conn.receive_eof()  # this drops the buffer
 
     @override
     def eof_received(self) -> None:
@@ -455,7 +454,7 @@ class WebSocketProtocol(asyncio.Protocol):
     # Writing
 
     def _flush(self) -> list[bytes]:
-        """Write the parser's output and return it. An empty part means that it's the last."""
+        """Write and return the parser's output. An empty part marks the end."""
         output = self._conn.data_to_send()
         data = b"".join(output)
         if data and not self.transport.is_closing():
@@ -481,7 +480,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._guard.count_unsent(self, size)
 
     def _watch_unread(self) -> None:
-        """End the connection even if the client leaves something unread."""
+        """End the connection even if the client leaves data unread."""
         if self._unread_timer is None:
             self._check_unread(inf)
 
@@ -513,7 +512,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._ping_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
 
     def _on_pong_timeout(self) -> None:
-        """Close, unless the client has read data since and may not have reached the ping yet."""
+        """Close, unless the client has read data since the ping and may not have reached it yet."""
         self._ping_timer = None
         unread = self.transport.get_write_buffer_size()
         if unread and unread < self._unread and not self._closed:

@@ -57,7 +57,7 @@ from millstream._transports.connection import read_batch, refuse_batch, settle_t
 from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing_session, unknown_session
 
 OPEN, MESSAGE, END = b"o", b"m", b"e"
-"""The first byte of a log entry: the opening entry, with the request id; a message; or the end, which can be empty."""
+"""The first byte of a log entry: OPEN with the request id, MESSAGE, or END, which can be empty."""
 
 TTL = 300.0
 """Seconds that the messages of a broken stream can be resumed."""
@@ -322,26 +322,24 @@ MAX_CACHED_SESSIONS = 16 * 1024
 MAX_DELETES = 10_000
 """Maximum session tombstones per principal, or per address without one."""
 _CAPABILITIES_ROOM = 16 * 1024 * 1024
-"""Maximum bytes of capabilities to store within the lifetime of a record; half of it per caller."""
+"""Maximum bytes of capabilities to store within a record's lifetime. Each caller can use half."""
 
 
 class HttpSessions:
-    """Sessions by their sealed ids.
-
-    A session is its sealed id. Verified ids are cached in a small table, which only saves work.
-    """
+    """Sessions by sealed id. The id contains the session itself. A small table caches verified ids."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
         self._recorded = services.records.known
         self._remembered: Recent[bytes, tuple[Session, bytes, int]] = Recent(MAX_CACHED_SESSIONS)
-        """Header value -> session, principal hash, expiry. Sessions without a record, or that this worker knows."""
+        """Header value -> session, principal hash, expiry. Contains sessions that have no record or that this worker
+        knows."""
         self._since = 0.0
         """Start of the current period."""
         self._kept = Share(_CAPABILITIES_ROOM)
-        """Bytes of capabilities stored in it."""
+        """Bytes of capabilities stored in this period."""
         self._ended = Share()
-        """Sessions that have ended in it."""
+        """Number of sessions ended in this period, by caller."""
         services.records.on_forget = self._remembered.clear
 
     async def mint(self, opening: Handshake, request: HttpRequest) -> tuple[Session, str]:

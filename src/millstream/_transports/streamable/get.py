@@ -51,7 +51,7 @@ UNKNOWN_EVENT = rpc_refusal(400, INVALID_REQUEST, "Unknown Last-Event-ID. Open a
 
 
 class _NewestStream(Struct, eq=False, kw_only=True):
-    """A stream on this worker, which the last of several connections to claim it keeps."""
+    """A stream on this worker. If several connections claim it, the last one keeps it."""
 
     id: int = field(default_factory=partial(secrets.randbits, 63))
     """The id that other workers know."""
@@ -70,7 +70,7 @@ class _NewestStream(Struct, eq=False, kw_only=True):
 
 
 class _NewestStreams:
-    """Streams on this worker that only one connection carries: the last one to claim it, on any worker."""
+    """Streams on this worker. The last connection to claim one, on any worker, carries it."""
 
     def __init__(self, endpoint: StreamableEndpoint) -> None:
         self._endpoint = endpoint
@@ -150,7 +150,7 @@ class Resumption(_NewestStreams):
         return None
 
     async def _read(self, sink: Sink, stream: str, name: str, position: Position) -> None:
-        """Write the logged entries, then new ones, until the stream ends or is taken over."""
+        """Write the logged entries, then new ones, until the stream ends or another connection takes over."""
         sink.write(sse.COMMENT)
 
         def take(entries: Sequence[Entry]) -> None:
@@ -205,12 +205,12 @@ class _StandaloneStream(_NewestStream, eq=False):
     services: Services
     request: HttpRequest
     reports: Callable[[str], bool]
-    """Returns whether the caller may know of an update."""
+    """Returns whether the caller may be notified of an update."""
     subscribed: dict[str, str] = {}
     charged_bytes: int = 0
     """Bytes of `Services.client_memory` that the stream takes."""
     has_news: bool = False
-    """Whether a record has arrived, or is being read, that's newer than the one at the opening."""
+    """Whether a newer record than the one at the opening has arrived or is being read."""
     early: list[bytes] = []
     """Messages to write when there is a sink."""
     counter: int = 0
@@ -293,7 +293,7 @@ class _StandaloneStream(_NewestStream, eq=False):
 class StandaloneStreams(_NewestStreams):
     """The stand-alone streams on this worker, one per session.
 
-    They carry hints about changed state. The newest GET wins. Hints aren't logged. A client that resumes gets hints
+    They carry hints about changed state, which aren't logged. The newest GET wins. A client that resumes gets hints
     about everything that may have changed while it was disconnected.
     """
 

@@ -1,4 +1,4 @@
-"""POST of Streamable HTTP: fast paths for usual tool calls and lists. Everything else takes the exact path.
+"""POST requests of Streamable HTTP: fast paths for usual tool calls and lists. Everything else takes the exact path.
 
 A usual call of either era is decoded in one or two typed passes and passed to the dispatcher, with no object besides
 the `Call`. Anything unusual is left to `serve_exactly`.
@@ -185,7 +185,7 @@ _UNDECODED = {
     for method in revision.requests
     if method.endswith(("/list", "/discover", "tools/call"))
 }
-"""Methods whose handlers read the parameters. Another server reads those of a tool call."""
+"""Methods whose handlers read the parameters. For tool calls, another server reads them."""
 _MAX_USUAL = 64 * 1024
 """Maximum size of a usual body, in bytes. The exact path reads a larger one in parts, each with its own bound."""
 
