@@ -1,8 +1,8 @@
 """The ``millstream`` command.
 
-`main` imports only what the requested command needs, so that stdio servers and help start quickly. Someone waits for
-the first response of ``millstream run FILE``, so its simple cases are parsed here, without a command-line library.
-Everything else, such as help or an invalid option, is left to `millstream._cli.run`.
+`main` imports only what the requested command needs, so that stdio servers and help start quickly. To make ``millstream
+run FILE`` respond quickly, its simple cases are parsed here, without a command-line library. Everything else, such as
+help or an invalid option, is left to `millstream._cli.run`.
 """
 
 import gc
@@ -103,12 +103,12 @@ _SERVING = (["run"], ["dev"], ["gateway"])
 
 
 def serve_file(file: str, name: str = "") -> None:
-    """Serve a file on stdio for a client that starts it. A file without a server runs as a program of its own, which
-    may speak the protocol itself: ``serve_file("shop.py")``
+    """Serve a file on stdio for a client that starts it. A file without a server runs as a separate program, which may
+    speak the protocol itself: ``serve_file("shop.py")``
 
     Args:
         file: The path.
-        name: Name of the server in it, if it has several.
+        name: Name of the server in the file, if there are several.
     """
     sys.argv[1:] = ["run", f"{file}:{name}" if name else file, "--transport", "stdio"]
     main(program="" if name else file)
@@ -116,7 +116,7 @@ def serve_file(file: str, name: str = "") -> None:
 
 def _run_program(file: str) -> NoReturn:
     command = [sys.executable, file]
-    if os.name == "nt":  # it can't replace a process
+    if os.name == "nt":  # Windows can't replace a process
         import subprocess  # noqa: PLC0415  elsewhere, it isn't needed
 
         sys.exit(subprocess.call(command))  # noqa: S603  the user's own file

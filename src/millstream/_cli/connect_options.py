@@ -116,7 +116,7 @@ class ConnectOptions:
 
 
 class _CommandClient(Client):
-    """A client that says on standard error what it's waiting for, if a server doesn't respond."""
+    """A client that reports on standard error what it's waiting for, if a server doesn't respond."""
 
     target = ""
 

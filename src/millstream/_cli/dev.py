@@ -88,7 +88,7 @@ def _serve(target: str, port: int | None, on_ready: Callable[[Facts], None], ins
     Raises:
         CommandError: The error isn't in the program.
     """
-    changed = changes(folder_of(target))  # watches from before the import
+    changed = changes(folder_of(target))  # start watching before the import
     try:
         serve_http(
             target,

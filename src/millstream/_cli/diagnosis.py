@@ -385,7 +385,7 @@ async def watch(
     with suppress(asyncio.CancelledError):
         async with options.client(target, log_level=level) as client:
             for uri in uris:
-                await check_resource(client, uri)  # a missing resource would never change
+                await check_resource(client, uri)  # fail early, because a missing resource would never change
             with stop_without_reader() as wrap:
                 client.conversation.incoming.observer = wrap(partial(show_notification, as_json=json))
                 async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:

@@ -1,6 +1,5 @@
 """Failures of commands: wrong arguments, reports on standard error or as JSON, and output that can't be written.
-
-Standard output may be closed, on a full disk, a pipe without a reader, or limited by its encoding.
+Standard output may be closed, on a full disk, a pipe without a reader, or limited by the encoding.
 """
 
 import errno
@@ -74,7 +73,7 @@ _OTHER_NAMES = {
     "users new": "users add",
     "users rm": "users remove",
 }
-"""Command in other programs -> ours."""
+"""Commands of other programs, with ours."""
 _OTHER_OPTIONS = {
     "auth-key": "auth",
     "debug": "log-level debug",
@@ -86,7 +85,7 @@ _OTHER_OPTIONS = {
     "verbose": "log-level debug",
     "v": "log-level debug",
 }
-"""The same for options."""
+"""Options of other programs, with ours."""
 _OPTIONED = ("install", "run")
 _COMMANDS = set(chain(*COMMANDS.values()))
 _CLIENTS = {name for heading, names in COMMANDS.items() if "a server" in heading for name in names} - {"record"}
@@ -98,7 +97,7 @@ _LISTED = ("call", "prompt", "read")
 
 
 _UNKNOWN = re.compile(r'Unknown option: "?(--?([\w-]+))')
-"""The error for an option that doesn't exist, and perhaps is meant as an argument of a tool."""
+"""Matches the error for an unknown option, which may be meant as a tool argument."""
 
 
 _WORDS = (
@@ -115,7 +114,7 @@ _WORDS = (
     (re.compile(r'Invalid value "[^"]*" for (--timeout)\. .* isn\'t greater than 0\.'), r"\1 must be greater than 0."),
     (re.compile(r'Command ".*" parameter (\S+) requires an argument\.'), r"\1 needs a value."),
 )
-"""Messages of the command-line library -> ours."""
+"""Messages of the command-line library, with ours."""
 _EXAMPLES = {
     "run": "millstream run shop.py",
     "dev": "millstream dev shop.py",
@@ -127,7 +126,7 @@ _EXAMPLES = {
     "users add": "millstream users add alice",
     **{name: f"millstream {name} shop.py" for name in ("list", "info", "ping", "doctor", "tokens", "watch", "tasks")},
 }
-"""Command -> what to write instead of the command alone."""
+"""Complete example for each command that needs arguments."""
 _RED_ERROR = "\x1b[1;31mError:\x1b[0m"
 
 
@@ -158,7 +157,7 @@ def more_than_nothing(kind: type, number: float) -> None:
 
 @contextmanager
 def usage_errors(arguments: Sequence[str]) -> Generator[None]:
-    """Report invalid arguments of the command in the block: as a sentence, or as an object with ``--json``.
+    """Report invalid arguments inside the block, as a sentence, or as an object with ``--json``.
 
     Raises:
         SystemExit: With status 2.
@@ -182,7 +181,7 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
         _fail(_unknown(arguments) or str(exc), arguments)
     except MissingArgumentError as exc:
         names = exc.command_chain or ()
-        text, remedy = str(exc), ""  # for an option without its value
+        text, remedy = str(exc), ""  # for an option without a value
         if exc.keyword is None and exc.argument is not None and names:
             text = f"Missing argument: {exc.argument.name}."
             remedy = _EXAMPLES.get(" ".join(names), "") if len(arguments) == len(names) else ""
@@ -197,7 +196,7 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
 
 
 def join_command(arguments: Sequence[str]) -> Sequence[str]:
-    """Return the arguments with the words after ``--`` as one, the server: ``list -- uvx mcp-server-time``."""
+    """Return the arguments, with the words after ``--`` joined to one, the server: ``list -- uvx mcp-server-time``."""
     if arguments[0] not in (*_CLIENTS, "run", "dev") or "--" not in arguments[:-1]:
         return arguments
     at = arguments.index("--")
@@ -208,7 +207,7 @@ def join_command(arguments: Sequence[str]) -> Sequence[str]:
 
 
 def _suggest_hyphens(arguments: Sequence[str]) -> str:
-    """Return the command for a server that's a program with arguments, but without quotes; else an empty string."""
+    """Return the command with ``--`` if the server is a program whose arguments lack quotes, else an empty string."""
     command, *words = arguments
     if command not in ("run", "dev", "list", "info", "ping", "doctor", "tokens") or len(words) < 2:
         return ""
@@ -248,7 +247,7 @@ def _check_order(command: str, first: str, server: str) -> None:
 
 
 def _find_misplaced(arguments: Sequence[str], extra: str, number: int) -> str:
-    """Return what to write for `number` arguments that belong elsewhere, or an empty string."""
+    """Return the corrected command for `number` misplaced arguments, or an empty string."""
     if arguments[0] == "list" and number == 1 and len(arguments) > 2:
         return f"millstream call {shlex.quote(arguments[1])} {shlex.quote(extra)}"
     command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)
@@ -260,12 +259,12 @@ def _find_misplaced(arguments: Sequence[str], extra: str, number: int) -> str:
 
 
 def _instead(arguments: Sequence[str], word: str, option: str) -> str:
-    """Return the command with an option in place of a word."""
+    """Return the command with a word replaced by an option."""
     return re.sub(rf"(?<= ){re.escape(word)}(?=[ =]|$)", f"--{option}", f"millstream {shlex.join(arguments)}", count=1)
 
 
 def _unknown(arguments: Sequence[str]) -> str:
-    """Return the error for an unknown command with the right one, or an empty string if that's unclear."""
+    """Return an error that suggests the right command for an unknown one, or an empty string if that's unclear."""
     word = arguments[0]
     if word in ("--version", "-V"):
         return f"{word} stands alone: millstream --version"
@@ -306,7 +305,7 @@ def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy
 
 
 def _other_option(command: str, unknown: re.Match[str], arguments: Sequence[str]) -> str:
-    """Return what to write instead of an unknown option, or an empty string if that's unclear."""
+    """Return the replacement for an unknown option, or an empty string if that's unclear."""
     option, name = unknown.groups()
     other = _OTHER_OPTIONS.get(name, "")
     if other and (command in _OPTIONED or (command in _CLIENTS and name == "auth-key")):

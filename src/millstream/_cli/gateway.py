@@ -100,7 +100,7 @@ def accept(file: File, upstream: str, tool: str = "", /, *, yes: Yes = False, js
 
 
 def _find_pinned(config: GatewayConfig, name: str, file: Path) -> tuple[UpstreamConfig, AcceptedFile]:
-    """Return a pinned upstream, and its accepted definitions."""
+    """Return a pinned upstream and its accepted definitions."""
     upstreams = {each.name: each for each in config.upstreams}
     if name not in upstreams:
         raise CommandError(f"{file} has no upstream {name}; {suggest(name, tuple(upstreams))}")

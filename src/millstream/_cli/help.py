@@ -1,6 +1,5 @@
-"""The output of ``millstream --help``, all commands by purpose, and of ``millstream COMMAND --help``.
-
-On a terminal, it loads rich; otherwise, it imports nothing, so that it's instant.
+"""The output of ``millstream --help``, which lists all commands by purpose, and of ``millstream COMMAND --help``. Only
+on a terminal does it load rich, so plain help is instant.
 """
 
 import os
@@ -106,7 +105,7 @@ def show(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") 
 
 
 def as_text(before: str, panels: Mapping[str, Mapping[str, str]], after: str = "") -> str:
-    """Return help as plain text, wrapped at ``COLUMNS``, or at 80."""
+    """Return help as plain text, wrapped at ``COLUMNS`` or 80 columns."""
     columns, width = os.environ.get("COLUMNS", ""), _width(panels) + 4
     wrap = partial(
         fill, width=max((int(columns) if columns.isdigit() else 0) or 80, width + 20), break_on_hyphens=False

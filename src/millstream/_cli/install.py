@@ -44,7 +44,7 @@ from millstream.gateway import _jsonc as jsonc
 from millstream.gateway._jsonc import JsonSyntaxError
 
 Entry = dict[str, Any]
-"""A server in the configuration of an application."""
+"""A server's entry in an application's configuration."""
 _UNFIT = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -136,7 +136,7 @@ def _words(path: Path, name: str, python: str) -> list[str]:
 
 
 def _has_no_server(path: Path) -> bool:
-    """Return whether a file has no server, so that only Python can run it. Only loading it can tell."""
+    """Return whether a file has no server, so only Python can run it. This loads the file."""
     if is_plain_program(path):
         return True
     command = [sys.executable, "-P", "-c", _LOAD_CODE, str(path)]
@@ -196,7 +196,7 @@ class ConfigurableApp(Struct, frozen=True, kw_only=True):
     paths: tuple[str, ...]
     """The configuration file: one path below the home folder, or three below `System.settings`, by `_SYSTEMS`."""
     folder_variable: str = ""
-    """Variable that moves a file below the home folder to another folder."""
+    """Environment variable for a folder that replaces the one below the home folder."""
     under: str = "mcpServers"
     """Member of its configuration that contains the servers."""
     project: str = ""
@@ -410,7 +410,7 @@ def _server(entry: Mapping[str, Any]) -> object:
 
 
 _FILE = re.compile(r":\w+$")
-"""Object name after the path of a file."""
+"""Matches an object name after the path of a file."""
 
 
 _ABSENT = "-absent"
@@ -418,7 +418,7 @@ _ABSENT = "-absent"
 
 
 class FileChange(Struct, frozen=True):
-    """The old and new content of a file that differs in one entry."""
+    """The old and new content of a file, which differ in one entry."""
 
     path: Path
     under: Sequence[str]
@@ -568,7 +568,7 @@ def _copies(path: Path, name: str) -> list[Path]:
 
 @contextmanager
 def _refuse_broken(path: Path) -> Generator[None]:
-    """Convert syntax errors in a file that's read inside the block."""
+    """Convert syntax errors when the block reads a file."""
     try:
         yield
     except JsonSyntaxError as exc:

@@ -37,7 +37,7 @@ CUSTOMARY_NAMES = ("mcp", "server", "app")
 
 
 class NoServer(CommandError):
-    """A program that was imported and has no server."""
+    """The imported program has no server."""
 
 
 def load(target: str) -> Server:
@@ -102,7 +102,8 @@ def check_target(target: str) -> None:
 
 
 def find_command(target: str) -> str | list[str] | None:
-    """Return a target that isn't imported, as gateways take it: a URL, a Node script, or a command. None for others.
+    """Return a target that a gateway accepts and that isn't imported: a URL, a Node script, or a command. Return None
+    for others.
 
     Raises:
         CommandError: There is no such program.
@@ -363,7 +364,7 @@ _DISTRIBUTIONS = {
        "matplotlib", "numpy", "openai", "pandas", "polars", "psycopg", "pydantic", "redis", "requests", "scipy",
        "sqlalchemy", "starlette")},
 }  # fmt: skip
-"""Module -> its package. Others aren't suggested: a stranger may own the package with a module's name."""
+"""Module -> its package. Other packages aren't suggested: the one with a module's name may belong to a stranger."""
 _PACKAGES = ("mcp", "mcp.server")
 _FASTMCP = (
     "",
@@ -402,8 +403,8 @@ _LIBRARIES = ("mcp", "fastmcp")
 class CompatibleImports(MetaPathFinder, Loader):
     """Finds the SDK's modules if no other finder does, or instead of them.
 
-    Programs for the official SDK 1.x run on the compatibility layer, under the SDK's import names, if no SDK is
-    installed, one of a version that can't run them, or one that can't be imported, like 1.12 beside pydantic 2.14.
+    Programs for the official SDK 1.x run on the compatibility layer, under the SDK's import names, if the SDK isn't
+    installed, is a version that can't run them, or can't be imported, like 1.12 with pydantic 2.14.
     """
 
     def __init__(self) -> None:
@@ -463,7 +464,7 @@ def _find_in_fastmcp(name: str) -> Any:
 
 
 def _is_in_sdk(error: BaseException) -> bool:
-    """Return whether the SDK's own code raised an error, or a package that it imports."""
+    """Return whether the SDK's own code, or a package that it imports, raised an error."""
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
     return any(frame.f_globals.get("__name__", "").partition(".")[0] == "mcp" for frame in frames)
 
@@ -474,7 +475,7 @@ def _is_installed(module: ModuleType) -> bool:
 
 
 class _RunWatcher(MetaPathFinder):
-    """Ends the import of a program where it would serve by itself, because the command serves it."""
+    """Ends the import of a program at the call that would serve, because the command serves it."""
 
     def __init__(self) -> None:
         self.restore: Callable[[], None] = lambda: None
@@ -510,7 +511,7 @@ def compatible_imports() -> Generator[CompatibleImports]:
     A call of `run` by an object of another library ends the import with `RunCalled`.
     """
     finder, watcher = CompatibleImports(), _RunWatcher()
-    sys.meta_path.append(finder)  # last, so that an installed package takes precedence
+    sys.meta_path.append(finder)  # added last, so that an installed package takes precedence
     sys.meta_path.insert(0, watcher)
     try:
         yield finder
@@ -525,7 +526,7 @@ _folders: list[Path] = []
 class _FromSource(SourceFileLoader):
     @override
     def path_stats(self, path: str) -> NoReturn:
-        """Provide nothing that compiled code could be compared with, so that it's neither used nor written."""
+        """Raise an error, so compiled code is neither used nor written."""
         raise OSError
 
 

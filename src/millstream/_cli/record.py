@@ -4,7 +4,7 @@ The client is on standard input and output, and the server is a process (`tap`) 
 
 A recording is in JSON Lines, each with the time, the sender, and the original message: ``{"at": 0.012, "from":
 "client", "message": {…}}``. The first line of each session contains its start and its server. Text that isn't a message
-is in ``text``. A file may contain several sessions.
+is stored as ``text``. A file may contain several sessions.
 """
 
 import asyncio
@@ -94,7 +94,7 @@ MAX_LINE = 64 * 1024 * 1024
 async def lines() -> AsyncIterator[bytes]:
     """Yield each line of standard input without its end, skipping blank and overlong lines.
 
-    It works in the event loop of any system, with backpressure.
+    Works on every system's event loop, with backpressure.
     """
     read, close = await open_reader(0)
     splitter, data = LineSplitter(MAX_LINE), b"-"
@@ -283,7 +283,7 @@ class Bridge:
             return
 
     async def _pass_on(self, message: bytes) -> None:
-        """Pass a message on in one line, and learn the revision and the annotations for headers of later requests."""
+        """Forward a message in one line, and store the revision and header annotations for later requests."""
         line = b" ".join(message.splitlines())
         result = members(members(self._writer.line("server", line)).get("result"))
         version = str(result.get("protocolVersion"))

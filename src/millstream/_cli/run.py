@@ -1,7 +1,7 @@
 """``millstream run``: serve a file or module over HTTP, or over standard input and output.
 
-Without options that only this module knows, servers start without it and the command-line library, to be quick
-(`millstream._cli.main`). It imports a server only to run one, so that help is quick.
+For a quick start, `millstream._cli.main` starts servers without this module and the command-line library, unless an
+option needs them. Help is quick, because it doesn't import a server.
 """
 
 import sys

@@ -46,7 +46,7 @@ def serve_http(  # noqa: PLR0913  the options of commands
         descriptor: Descriptor of a socket to listen on instead.
         workers: Number of processes.
         reload: Whether to restart when a file changes.
-        told: Called when it's serving.
+        told: Called when the server is ready.
         serve: Parts to serve, instead of those of the program.
         store: URL of the store.
         web: Whether to also serve the pages.

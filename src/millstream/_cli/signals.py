@@ -166,7 +166,7 @@ def interrupt_reads() -> Generator[None]:
     Raises:
         KeyboardInterrupt: A signal ended the read.
     """
-    if _signals.number not in (0, signal.SIGINT):  # its exception was lost, for example in a garbage collector callback
+    if _signals.number not in (0, signal.SIGINT):  # the exception was lost, for example in a GC callback
         raise _signals.as_error()
     _signals.number = 0
     _signals.reading = True

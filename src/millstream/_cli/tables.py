@@ -1,4 +1,4 @@
-"""What commands print and ask on the terminal.
+"""Output and questions of commands on the terminal.
 
 Results go to standard output: tables on a terminal, tab-separated lines in a pipe, or JSON. Questions therefore go to
 standard error.
@@ -94,8 +94,8 @@ def color_json(text: str) -> str:
 def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str], *, paint: Callable[[str], str] = str) -> None:
     """Print a table that fits the terminal, or tab-separated lines in a pipe.
 
-    On a terminal, a cell that needs more than a third of the width is wrapped, and followed by the last cell on a line
-    of its own. The last cell ends after a whole word.
+    On a terminal, a cell wider than a third of the line is wrapped, and the last cell then begins a new line. The last
+    cell is cut after a whole word.
 
     Args:
         rows: The cells of each row.
@@ -122,7 +122,7 @@ def print_rows(rows: Sequence[Sequence[str]], header: Sequence[str], *, paint: C
             line += f"\n{' ' * (indent - 2)}" if row[-1] else ""
         room = max(width - indent, _NARROWEST)
         last = shorten(row[-1], room, placeholder="…")
-        last = last if last != "…" else f"{row[-1][: room - 1]}…"  # one long word
+        last = last if last != "…" else f"{row[-1][: room - 1]}…"  # the text is one long word
         text = f"{line if number == 0 else paint(line)}  {last}".rstrip()
         sys.stdout.write(f"{style(text, 'bold') if number == 0 else text}\n")
 
@@ -236,7 +236,7 @@ def fill_in(server: str, question: Question, read: Callable[[str], str], note: C
     """Ask for the values of a server's form, each until it's valid. ``/no`` in any field declines.
 
     Args:
-        server: What to call the server.
+        server: The server's name, for display.
         question: The form, or the URL to open.
         read: Reads a line with a prompt, like `input`.
         note: Prints a line.

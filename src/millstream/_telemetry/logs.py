@@ -47,12 +47,12 @@ _SECRET_NAME = re.compile(
     r"authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate|key$"
 )
 _SECRET_TEXT = re.compile(
-    r"""(?=[acpstbdegwx?&:-])(?:"""  # most letters of a plain line begin no secret
+    r"""(?=[acpstbdegwx?&:-])(?:"""  # most letters in a plain line can't start a secret
     r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
     r"""|(?P<pair>(?:password|passwd|secret|token|api[_-]?key|[?&]code)["']?\s{0,3}[=:]\s{0,3}["']?)[^\s&,;"']+"""
     r"""|(?P<scheme>\b(?:bearer|basic|dpop)\s{1,3})[\w.~+/=-]{8,}"""
     r"""|(?P<user>://[^\s/:@]{0,256}:)[^\s/@]+(?=@)"""
-    # JWTs, and keys of GitHub, AWS, webhooks, Slack, and providers of models and payments
+    # JWTs, and keys for GitHub, AWS, webhooks, Slack, model providers, and payment providers
     r"""|(?<![\w-])(?:eyJ[\w-]{8,}\.[\w.-]{8,}|gh[a-z]_\w{16,}|github_pat_\w{16,}|A[KS]IA[0-9A-Z]{16}\b"""
     r"""|whsec_[\w+/=-]{8,}|xox[a-z]-[\w-]{8,}|sk[-_][\w-]{16,})"""
     r"""|-----BEGIN [\w ]{0,32}PRIVATE KEY-----(?s:.*?)(?:-----END [\w ]{0,32}-----|\Z))""",
@@ -62,7 +62,7 @@ _SECRET_HINTS = (
     "://", "authorization", "basic", "bearer", "code", "cookie", "dpop", "eyj", "gh", "github_pat_", "key", "passw",
     "secret", "sk-", "sk_", "token", "whsec_", "xox", "akia", "asia",
 )  # fmt: skip
-"""Every match of `_SECRET_TEXT` in ASCII contains one of these in lower case, and looking for them is faster."""
+"""Every ASCII match of `_SECRET_TEXT` contains one of these in lower case. Searching for them is faster."""
 _ESCAPES = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0))} | dict(
     zip(b"\n\r\t", ("\\n", "\\r", "\\t"), strict=True)
 )
@@ -104,8 +104,8 @@ def configure(
     stream: TextIO | None = None,
     beside: logging.Handler | None = None,
 ) -> None:
-    """Send all log records to `stream` (standard error by default). Replaces an earlier configuration, but not one of
-    the program that writes to standard output or standard error.
+    """Send all log records to `stream` (standard error by default). Replaces an earlier configuration, unless the
+    program has configured logging to standard output or standard error.
 
     Args:
         level: ``debug``, ``info``, ``warning``, ``error``, or ``critical``.
@@ -137,9 +137,9 @@ def configure(
         root.addHandler(beside)
     for name, logger in root.manager.loggerDict.items():
         if name.partition(".")[0] == "millstream" and isinstance(logger, logging.Logger):
-            logger.disabled = False  # `dictConfig` of the program disables loggers that exist already, by default
+            logger.disabled = False  # by default, the program's `dictConfig` disables existing loggers
     if stream is None and any(map(_writes_to_console, root.handlers)):
-        return  # the program has its own format, and would have each line twice
+        return  # the program has its own format, and each line would appear twice
     root.addHandler(handler)
     root.setLevel(number)
     for name in UVICORN_LOGGERS:
@@ -159,22 +159,21 @@ def _writes_to_console(handler: logging.Handler) -> bool:
 
 
 MAX_KEPT = 256 * 1024
-"""Maximum bytes that wait for a slow reader. More are dropped."""
+"""Maximum bytes to keep for a slow reader. Further lines are dropped."""
 _PIECE = 4096
-"""A writable pipe accepts this many bytes without blocking (`PIPE_BUF` of POSIX)."""
+"""Bytes that a writable pipe accepts without blocking (`PIPE_BUF` of POSIX)."""
 LAST_SECONDS = 1.0
-"""Seconds that a process waits at its end for a slow reader."""
+"""Seconds that an exiting process waits for a slow reader."""
 
 
 class TextOutlet:
     """Writes lines to a stream without waiting for a slow or stalled reader. Any thread can use it.
 
-    Lines that the stream can't take at once are kept, up to `MAX_KEPT` bytes, and a thread writes them when there's
-    room. More lines are dropped, and the next line then gives their number.
+    Lines that the stream can't accept immediately are kept, up to `MAX_KEPT` bytes, and written later by a thread.
+    Further lines are dropped, and the next line reports how many.
 
     Args:
-        stream: The stream.
-        formatter: The format of that line.
+        stream: The stream. formatter: The format of that report.
     """
 
     def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
@@ -187,8 +186,7 @@ class TextOutlet:
         self._lock = threading.RLock()
         self._sending = self._waiting = self._given_up = False
         self._descriptor: int | None = None
-        """None if writing doesn't block: for files and in-memory streams, and on Windows, where this can't be
-        checked.
+        """None for files and in-memory streams, which don't block, and on Windows, where blocking can't be checked.
         """
         with suppress(OSError, ValueError, AttributeError):
             descriptor = stream.fileno()
@@ -219,7 +217,7 @@ class TextOutlet:
                     threading.Thread(target=self._send_later, name="millstream_log", daemon=True).start()
 
     def finish(self) -> None:
-        """Wait up to `LAST_SECONDS` until all lines are written. For the end of a process."""
+        """Wait up to `LAST_SECONDS` until all lines are written. Call it before the process exits."""
         end = time.monotonic() + LAST_SECONDS
         while self._descriptor is not None and self.unsent and not self._given_up:
             self._given_up = not _poll(self._descriptor).poll(max(0.0, end - time.monotonic()) * 1000)
@@ -234,18 +232,18 @@ class TextOutlet:
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
             with suppress(OSError):  # the pipe belongs to another user, or this isn't Linux
                 descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-                weakref.finalize(self, os.close, descriptor).atexit = False  # until then, lines may be written
+                weakref.finalize(self, os.close, descriptor).atexit = False  # lines may be written until then
         return descriptor
 
     def _send(self) -> None:
-        """Write what the stream takes now."""
-        if self._sending or self._descriptor is None:  # interrupted by a signal's handler, which logs
+        """Write as much as the stream accepts without blocking."""
+        if self._sending or self._descriptor is None:  # interrupted by a signal handler that logs
             return
         self._sending = True
         try:
             while self._has_more() and self._poll.poll(0):
                 piece = bytes(self.unsent[:_PIECE])
-                piece = piece[: piece.rfind(b"\n") + 1] or piece  # lines of several processes stay whole
+                piece = piece[: piece.rfind(b"\n") + 1] or piece  # lines from several processes stay whole
                 del self.unsent[: os.write(self._descriptor, piece)]
         except BlockingIOError:
             pass
@@ -272,7 +270,7 @@ class TextOutlet:
         self._unreported += lines
 
     def _send_later(self) -> None:
-        """Write kept lines when there's room. Runs in its own thread."""
+        """Write kept lines when the stream accepts them. Runs in its own thread."""
         poll = _poll(self._descriptor or 0)
         while True:
             poll.poll()
@@ -372,7 +370,7 @@ class _ErrorFormatter(logging.Formatter):
             stack = f"{self._format_frames(trace)}{where}{kind.__qualname__}{message and ': '}{message}"
         if not 0 < len(stack) <= MAX_TEXT:
             stack = self.formatException(record.exc_info)
-            # The end of a traceback is the useful part; the middle of a deep recursion isn't.
+            # The useful part is the end of a traceback, not the middle of a deep recursion.
             stack = redact_text(f"…{stack[-MAX_TEXT:]}" if len(stack) > MAX_TEXT else stack)
         return {"type": kind.__name__, "message": message, "stack": stack}
 
@@ -390,7 +388,7 @@ class _ErrorFormatter(logging.Formatter):
 
 
 def stamp(seconds: float) -> str:
-    """Return a time as in RFC 3339, with milliseconds."""
+    """Format a time as in RFC 3339, with milliseconds."""
     second, rest = divmod(round(seconds * 1e6), 1_000_000)
     return f"{_format_second(second)}.{rest // 1000:03d}Z"
 
@@ -579,7 +577,7 @@ def advise(exc: BaseException) -> None:
         return
     forgotten = getattr(exc, "obj", None)
     if inspect.iscoroutine(forgotten):
-        forgotten.close()  # otherwise Python warns a second time, at a line of ours
+        forgotten.close()  # otherwise Python warns again, about a line in Millstream
     exc.add_note("An `async def` function returns a coroutine. Write `await` before the call to get its result.")
 
 

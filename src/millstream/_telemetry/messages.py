@@ -1,10 +1,10 @@
 """The access log and the audit log: JSON lines about messages and calls.
 
-Lines of the access log are written together, after `FLUSH_SECONDS` or when `MAX_PENDING` lines wait, whichever is
-first. A crash loses at most these lines. Text from peers is redacted and escaped as in `logs`. Lines that differ only
-in time, duration, and size share a `Frame`, which is encoded once.
+Access log lines are written in batches, after `FLUSH_SECONDS` or when `MAX_PENDING` lines wait, whichever is first. A
+crash loses at most one batch. Text from peers is redacted and escaped as in `logs`. Lines that differ only in time,
+duration, and size share a `Frame`, which is encoded once.
 
-The audit log has callers, calls, and outcomes in an append-only file. Every line contains the hash of the previous
+The audit log records callers, calls, and outcomes in an append-only file. Every line contains the hash of the previous
 line, so changing, removing, or inserting a line invalidates all lines after it. Truncation is detected only by
 comparison with a hash recorded elsewhere. Each process writes its own file. Arguments and results aren't logged.
 """
@@ -32,7 +32,7 @@ LOGGER = "millstream.access"
 FLUSH_SECONDS = 0.2
 MAX_PENDING = 512
 MAX_TEXT = 256
-"""Maximum characters of a peer's text. Longer ones are cut."""
+"""Maximum characters of a peer's text. Longer text is cut."""
 MAX_KIND = 2 * MAX_TEXT
 """Maximum total characters of the strings in a cached kind of line."""
 MAX_CACHED = 4096
@@ -68,13 +68,13 @@ class AccessRecord(Struct, gc=False):
 _SLACK = 1e-6
 """Tolerance for rounding errors of sums, in seconds."""
 SERVER_FAILURES = frozenset(("server_error", "-32603", "-32000", "-31503"))
-"""Statuses of failures that the server causes, or one behind it. All others are the caller's, and warnings."""
+"""Statuses of failures caused by this server or one behind it. All others are the caller's, and logged as warnings."""
 
 _encode = msgspec.json.Encoder().encode
 
 
 def session_hash(session_id: str) -> str:
-    """Return an identifier for a session in logs and traces that can't be used to access it."""
+    """Return an identifier of a session for logs and traces. It can't be used to access the session."""
     if not session_id:
         return ""
     return sha256(session_id.encode(errors="replace")).hexdigest()[:16]
@@ -157,7 +157,7 @@ class MessageLog:
             self._outlet.finish()
 
     def frame(self, message: AccessRecord) -> Frame:
-        """Return the constant parts of this kind's lines."""
+        """Return the constant parts of lines of this kind."""
         line = self._line(message)
         if not self._json:
             dim, plain = self._dim
@@ -262,7 +262,7 @@ class AuditLog:
             raise
 
     def write(self, entry: AuditEntry) -> None:
-        """Append a line. It has been passed to the operating system on return."""
+        """Append a line and pass it to the operating system before returning."""
         for name in ("method", "target", "subject", "issuer", "client", "address"):
             value: str = getattr(entry, name)
             setattr(entry, name, value[:_MAX_AUDITED].encode("utf-8", "replace").decode())

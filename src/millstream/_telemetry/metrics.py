@@ -1,8 +1,8 @@
 """Counters, gauges, and histograms of the hot path, and `GET /metrics`, in the format of prometheus_client.
 
-The metrics are those of one process, or the sums of several. A series is a tuple of label values, in the order of the
-metric's labels. Each metric has a maximum number of series, because peers choose some values. Further ones are counted
-together under ``_other``. Not thread-safe.
+The metrics are those of one process, or the sums of several. A series is identified by its label values, in the order
+of the metric's labels. Each metric has a maximum number of series, because peers choose some values. Further series are
+counted together under ``_other``. Not thread-safe.
 """
 
 import operator
@@ -34,7 +34,7 @@ DURATIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 1
 FINE = tuple(
     float(f"{digit}e{power}") for power in range(-5, 2) for digit in ("1", "1.5", "2", "3", "4", "5", "6", "8")
 )
-"""Finer bounds for quantiles: nearly all calls end before the first of `DURATIONS`."""
+"""Finer bounds for quantiles, because nearly all calls finish before the first of `DURATIONS`."""
 SHARES = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
 
 _METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
@@ -120,7 +120,8 @@ class Series:
     def __init__(self, bounds: Sequence[float]) -> None:
         self.bounds: Sequence[float] = bounds
         self.counts: list[int] = [0] * (len(bounds) + 1)
-        """Values up to each bound and above the one before. The last count is for values above all bounds."""
+        """Number of values up to each bound and above the previous one. The last count is for values above all
+        bounds."""
         self.total: float = 0.0
 
     def observe(self, value: float) -> None:
@@ -237,9 +238,8 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
 
 
 def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
-    """Return each of `SHARES` in milliseconds, from durations in seconds.
-
-    Each is the value of a call, the nearest rank: all are the same for one call.
+    """Return the percentiles for `SHARES` in milliseconds, from durations in seconds. Each is the nearest-rank value,
+    so it's the duration of an actual call.
     """
     number = sum(counts) or 1
     found = {name: quantile(bounds, counts, (ceil(share * number) - 0.5) / number) for name, share in SHARES}
@@ -351,7 +351,7 @@ def _readings(metrics: Metrics) -> list[Reading]:
 
 
 def _add_up(several: Iterable[Sequence[Reading]]) -> list[Reading]:
-    """Merge metrics of the same name. If their kinds differ, as with another version, the first one's is used."""
+    """Merge metrics of the same name. If the kinds differ, for example between versions, the first one is used."""
     found: dict[str, Reading] = {}
     for readings in several:
         for each in readings:
@@ -376,5 +376,5 @@ def _text(readings: Iterable[Reading]) -> bytes:
                 pairs = dict(zip(labels[::2], labels[1::2], strict=True))
                 metric.add_sample(name, pairs, each.samples[name, *labels])
             metrics.append(metric)
-    collector: Any = SimpleNamespace(collect=lambda: metrics)  # it has the one method that is called
+    collector: Any = SimpleNamespace(collect=lambda: metrics)  # it has the only method that is called
     return prometheus_client.generate_latest(collector)

@@ -37,7 +37,7 @@ class OperationTally(Struct, array_like=True, gc=False):
 
     errors: int = 0
     buckets: dict[int, int] = {}
-    """Bucket number -> calls."""
+    """Number of calls by bucket number."""
     server_errors: int = 0
     """Number of errors that the server caused."""
 
@@ -53,7 +53,7 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
     """The state of the process in one interval."""
 
     lag: float = 0.0
-    """The worst delay of the event loop, in seconds."""
+    """The longest delay of the event loop, in seconds."""
     cpu: float = 0.0
     """Seconds of CPU time."""
     memory: int = 0
@@ -62,7 +62,7 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
     """The maximum number of open streams and connections."""
 
     def with_(self, other: "Gauges") -> "Gauges":
-        """Return the gauges of two consecutive intervals together."""
+        """Return the combined gauges of two consecutive intervals."""
         return Gauges(
             max(self.lag, other.lag),
             self.cpu + other.cpu,
@@ -75,7 +75,7 @@ class HistoryInterval(Struct, array_like=True):
     """The events of one interval."""
 
     at: int
-    """Its beginning, in seconds since 1970."""
+    """Start of the interval, in seconds since 1970."""
     tallies: dict[int, OperationTally]
     """Number of the operation -> its calls."""
     gauges: Gauges
@@ -85,14 +85,14 @@ class HistoryWindow(Struct, array_like=True):
     """A part of the history of one process."""
 
     step: int
-    """Seconds of each point."""
+    """Length of each point, in seconds."""
     until: int
     """The end of the last complete second, in seconds since 1970."""
     bounds: tuple[float, ...]
     points: dict[int, tuple[OperationTally, Gauges]]
-    """Start -> all operations together."""
+    """Start of each point -> all operations together."""
     chosen: dict[int, OperationTally]
-    """The same for one operation, if one was selected."""
+    """The same for the selected operation, if any."""
     operations: dict[Key, OperationTally]
     """Each operation over the whole period."""
 
@@ -122,7 +122,7 @@ class _Ring(Struct):
 
 
 class History:
-    """The rings of one process: its last hour, in intervals of ten seconds, and its last day, in five minutes.
+    """The history of one process: the last hour in ten-second intervals, and the last day in five-minute intervals.
 
     Each interval has the calls by duration and the errors of each operation, and the state of the process. Call `take`
     once a second. Calls themselves have no overhead. Intervals are stored packed, which also lets another thread read
@@ -178,7 +178,7 @@ class History:
         number = self._numbers.get(chosen, -1) if chosen is not None else -1
         ring = self._day if seconds > 3_600 else self._hour
         intervals = list(ring.packed) if ring.current is None else [*ring.packed, _pack(ring.current)]
-        keys = list(self._numbers)  # after the intervals, because this runs in a thread and new operations get numbers
+        keys = list(self._numbers)  # after the intervals, because other threads may add operations
         for interval in map(_unpack, intervals):
             at = interval.at // step * step
             if at + step <= until - seconds:
@@ -214,7 +214,7 @@ MAX_SESSIONS = 10_000
 class ActiveSessions(Struct, eq=False):
     """The times of the first and last message of each session.
 
-    A session is a sealed id that any worker verifies, so its end isn't known. It is treated as over after
+    Any worker can verify a session's sealed id, so no worker knows when the session ends. It's treated as over after
     `IDLE_SECONDS` without a message. Its duration is the time from the first to the last message. The table is bounded:
     when it's full, the oldest session is treated as over.
     """
@@ -256,13 +256,13 @@ LAG_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.
 WINDOW = 60.0
 """Seconds that `worst` and `blocked` cover."""
 LATE = 0.2
-"""A delay in seconds that users notice."""
+"""Delay above which users notice it, in seconds."""
 _MAX_SAMPLES = round(WINDOW / INTERVAL)
 """Maximum samples in a window. A late sample covers more time."""
 
 
 class LoopLag:
-    """The delay of the event loop's timers, which every call waits for."""
+    """The delay of the event loop's timers, which affects every call."""
 
     def __init__(
         self,
@@ -358,13 +358,13 @@ def tasks() -> int:
 
 _KEEP = 10.0
 _STEP = 5.0
-"""Seconds between two copies."""
+"""Seconds between two copies of the counts."""
 
 K = TypeVar("K", bound=Hashable)
 
 
 class PerSecond:
-    """Counts for each of the last seconds, in a ring. Call `turn` when a second is over, then add to `count`."""
+    """Counts per second, for the most recent seconds. Add to `count`, and call `turn` after each second."""
 
     def __init__(self, size: int = 64) -> None:
         self.until = 0

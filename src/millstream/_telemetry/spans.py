@@ -1,6 +1,6 @@
 """OpenTelemetry spans. Import this module only if the program traces.
 
-This is the only module that imports OpenTelemetry. It gets names and values and has no knowledge of MCP methods.
+This is the only module that imports OpenTelemetry. It receives names and values, and doesn't know MCP methods.
 
 The trace context in a message's `_meta` is W3C text (`traceparent`, `tracestate`) and becomes the parent. The
 surrounding span or the HTTP headers are then linked. Without it, they are the parent. Invalid values are ignored.
@@ -22,7 +22,7 @@ class OpenSpan(Struct):
     """A span that is current in its task until `Spans.end`."""
 
     span: Any
-    """A `trace.Span`. In annotations of fields, OpenTelemetry's types would be unknown where it isn't installed."""
+    """A `trace.Span`. Annotated as `Any`, because OpenTelemetry's types are unknown where it isn't installed."""
     token: Any
     trace_id: str
     span_id: str

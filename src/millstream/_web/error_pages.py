@@ -1,7 +1,6 @@
-"""Pages for people who open an address that isn't a page, or that rejects them. Programs get the plain response.
-
-The pages contain their style, because they also appear where no other path is served, such as under a wrong Host: those
-rules of the style sheets whose selectors can match such a page.
+"""Pages for people who open an address that isn't a page, or that rejects them. Programs get the plain response. The
+pages include the matching rules of the style sheets, because they also appear where no other path is served, such as
+under a wrong Host.
 """
 
 import re
@@ -45,7 +44,7 @@ _FITTING = re.compile(
     r"(?:[^a-z]|\b(?:root|html|body|main|h1|h2|p|a|pre|code|section|hidden|focus|focus-visible|before|after|is|empty|hover|"
     r"ask|card|stack|tight|soft|small|row|button|wrap)(?![\w-]))+"
 )
-"""Matches a selector with only elements, classes, and states of these pages."""
+"""Matches a selector that contains only elements, classes, and states of these pages."""
 _CODE = re.compile("`([^`]+)`")
 
 
@@ -58,7 +57,7 @@ def error_page(
         request: Request of a browser.
         reply: The response for programs.
         server: Name of the server.
-        links: Label -> path of pages that help.
+        links: Paths of helpful pages, by label.
     """
     kind, _, head = reply.head.partition(b"\r\n")
     if reply.status < 400 or b"html" in kind:
@@ -77,14 +76,15 @@ def error_page(
 def entry_page(
     request: HttpRequest, path: str, server: str, links: Mapping[str, str], *, sign_in: str = ""
 ) -> Response:
-    """Return the page at the address of MCP and at ``/`` of a server without pages: how to use the server.
+    """Return the page that explains how to use the server, shown at the MCP path, and at ``/`` if the server has no
+    pages.
 
     Args:
         request: Request of a browser.
         path: Path of MCP.
         server: Name of the server.
-        links: Label -> path of its pages.
-        sign_in: How callers sign in, as an option of the command line: ``--auth KEY``, ``--login``, or none.
+        links: Paths of the server's pages, by label.
+        sign_in: Command-line option with which callers sign in: ``--auth KEY``, ``--login``, or none.
     """
     host = request.headers.get(b"host", b"").decode("latin-1")
     name = re.sub(r"[^a-z0-9]+", "-", server.lower()).strip("-") or "server"
@@ -146,7 +146,7 @@ def _style() -> str:
         if fitting:
             rules.append(f"{','.join(fitting).strip()}{{{declarations.strip()}}}")
     style = "".join(rules)
-    # Only the tokens that these rules use.
+    # Keep only the design tokens that these rules use.
     return re.sub(r"(--[\w-]+): [^;]+; ?", lambda found: found[0] if f"var({found[1]}" in style else "", style)
 
 

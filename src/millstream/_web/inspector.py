@@ -1,4 +1,4 @@
-"""Access of the inspector to other servers: a proxy for each server that the operator named, and sign-in."""
+"""The inspector's access to other servers: a proxy for each server named by the operator, and sign-in."""
 
 import asyncio
 import hmac
@@ -166,7 +166,7 @@ class SignIns:
         return continue_page(request, "/inspect")
 
     async def sign_out(self, request: HttpRequest, url: Url) -> Response:
-        """Delete the tokens for a server. ``{"revoked": …}`` is whether their issuer has also revoked them."""
+        """Delete the tokens for a server. ``{"revoked": …}`` tells whether the issuer has also revoked them."""
         if not is_same_origin(request):
             return _NOT_OWN_PAGE
         key = _key(request, get_cookie(request, _COOKIE), url)
@@ -218,7 +218,7 @@ class SignIns:
             fresh = state.credentials.tokens[str(url)]
             if await self._vault.exchange(key, sealed, self._seal(key, state), _SESSION_TTL):
                 return fresh
-            await _revoke(request, state, url)  # the user has signed out in the meantime, or in again
+            await _revoke(request, state, url)  # the user has signed out or signed in again in the meantime
             return None
 
     def _lock(self, key: str) -> AbstractAsyncContextManager[None]:
@@ -310,7 +310,7 @@ _RESPONSE_HEADERS = (b"content-type", b"mcp-session-id", b"retry-after", b"allow
 _MAX_BODY = 64 * 1024 * 1024
 _STREAM_HEADERS = b"cache-control: no-cache, no-transform\r\nx-accel-buffering: no\r\n"
 _SANDBOX_HEADERS = b"x-content-type-options: nosniff\r\ncontent-security-policy: default-src 'none'; sandbox\r\n"
-"""Keeps browsers from running responses of other servers as pages of this one."""
+"""Headers that keep browsers from running other servers' responses as pages of this one."""
 _BUSY = refusal(503, "Too many open streams. Close another page or try again later.", retry_after="5")
 _UNKNOWN = refusal(404, "This server can't be inspected. Start this program with --inspect URL to add it.")
 
@@ -399,7 +399,7 @@ class Inspector:
             stream.close()
             return _BUSY
         sink = request.open(reply.status, _head(reply) + _STREAM_HEADERS)
-        # A keep-alive comment could split an event of the other server, so send none.
+        # A keep-alive comment could split the other server's event, so don't send any.
         self._host.streams.add(sink, request, ("inspect", ""), code=lambda data: b"")
         sink.on_close(stream.close)
         try:
@@ -423,7 +423,7 @@ def _parse_url(text: str) -> Url:
 
 
 def _request(url: Url, request: HttpRequest, authorization: str) -> bytes:
-    """Return the request for the other server, with MCP's headers only."""
+    """Return the request for the other server, with only MCP's headers."""
     headers = {
         name.decode("latin-1"): value.decode("latin-1")
         for name, value in request.headers.items()

@@ -57,7 +57,7 @@ def audit_handler(path: str) -> Handler:
 def connect_handler(host: PartHost, pages: Collection[str], *, public: Collection[str]) -> Handler:
     """Return the handler of `GET /connect/server`, with both responses prepared.
 
-    It has what the connect page needs beyond MCP: the endpoint, and how callers sign in.
+    It provides what the connect page can't get over MCP: the endpoint, and how callers sign in.
 
     Args:
         host: The running server.
@@ -131,7 +131,7 @@ class LogTail(logging.Handler):
 
 
 def _lines_sent(last_id: str, instance: str) -> int:
-    """Return how many log lines of this process a reader already has, from the id of its last event."""
+    """Return how many of this process's log lines a reader already has, from the reader's last event id."""
     begin, _, number = last_id.partition("-")
     return int(number) if begin == instance and number.isdecimal() and len(number) < 16 else 0
 
@@ -200,7 +200,7 @@ class DashboardFeed:
         self.log: LogTail = log
         self._streams = streams
         self._instance = secrets.token_hex(4)
-        """Part of event ids, because each process numbers its log lines from 1."""
+        """Identifies the process in event ids, because each process numbers its log lines from 1."""
         self._info = encode_event(encode({**info, "instance": self._instance}), event="server")
         self._watchers: list[Sink] = []
         self._has_watchers = asyncio.Event()

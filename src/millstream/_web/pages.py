@@ -11,8 +11,8 @@ of the inspector are ten levels deep.
 
 The inspector shows an app of a server (extension `io.modelcontextprotocol/ui`) in a document with its own URL, because
 a `srcdoc` frame would inherit the page's policy, which blocks all apps. Its own policy gives it an opaque origin: the
-app can't read the page, cookies, or storage, and can only connect to the domains that its resource declares. WebRTC,
-preconnect, and name lookups aren't covered by that policy, but by `Connection-Allowlist` in browsers that have it
+app can't read the page, cookies, or storage, and can only connect to the domains that its resource declares. That
+policy doesn't cover WebRTC, preconnect, and name lookups. `Connection-Allowlist` does, in browsers that support it
 (Chrome 152 and later). The document receives the app's HTML as a message from the embedding page, which must be on this
 server, and replaces itself with it.
 """
@@ -32,7 +32,7 @@ from millstream._parts import WATCH, Route, RouteRegistry
 _IMPORT = re.compile(rb'^((?:import|export|\})(?: [^"\n]+)? from |import )"(\.{1,2}/[\w./-]+\.js)', re.MULTILINE)
 
 _JSDOC = re.compile(rb"^ */\*\*(?:(?!\*/).)*\*/\n", re.MULTILINE | re.DOTALL)
-"""JSDoc of the pages' scripts. It's for developers and their type checker, so browsers don't get it."""
+"""JSDoc of the pages' scripts. It isn't sent to browsers, because it's for developers and their type checker."""
 
 _FILE = re.compile(rb'(?<=url\(")([\w./-]+)(?="\))')
 """A file that a style sheet loads."""
@@ -134,7 +134,7 @@ def page_names() -> list[str]:
 
 
 def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
-    """Return a route for each page and each of their files, by path.
+    """Return a route for each page and file, by path.
 
     Args:
         shown: Names of the pages to serve and link, by default all.

@@ -99,7 +99,7 @@ class CallerTarget(Struct, frozen=True, eq=False):
     _peer: HttpRequest
 
     def running(self) -> AbstractAsyncContextManager[Self]:
-        """Return itself, because the server is already running."""
+        """Return this target, because the server is already running."""
         return nullcontext(self)
 
     def new_transport(self, listener: Listener, background: Tasks) -> MemoryTransport:

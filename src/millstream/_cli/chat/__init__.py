@@ -117,7 +117,7 @@ def chat(  # noqa: PLR0913  the options of the command
         places = _places(servers, reach, options.headers(), configuration)
         found = find_server(places[0].target, env={}, cwd=None)
         remote = isinstance(found, Remote) and not is_loopback(found.url.host)
-        if len(places) > 1 or remote:  # what one of them returns could reach another
+        if len(places) > 1 or remote:  # one server's output could reach another
             places = [structs.replace(each, trusts_hints=_trust_none) for each in places]
         chosen = configuration.model(model, api_url)
         if isinstance(screen, DebugScreen):

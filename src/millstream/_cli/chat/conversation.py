@@ -1,9 +1,9 @@
 """A conversation on the terminal: answers, slash commands, and questions to the user.
 
-User and screen are in the main thread, and so are the questions: approval of tools, and forms of servers. The agent and
-its connections are in another thread, which sends output and questions through a queue. Servers can therefore send
-messages while the user types, and lines can be edited as in a shell. Ctrl-C stops an answer. A second Ctrl-C, also at
-the prompt, ends the program.
+Input and output are in the main thread, as are the questions: approvals of tools, and servers' forms. The agent and its
+connections are in another thread, which sends output and questions through a queue. Servers can therefore send messages
+while the user types, and lines can be edited as in a shell. Ctrl-C stops an answer. A second Ctrl-C, also at the
+prompt, ends the program.
 """
 
 import asyncio
@@ -178,7 +178,7 @@ def _place(agent: Agent, word: str) -> tuple[str, str]:
 
 
 async def _list(server: ConnectedServer, wanted: Awaitable[list[Any]], rows: Rows) -> list[Any]:
-    """Return a list. If the server rejects it, return nothing, and add a row with the reason."""
+    """Return a list. If the server rejects the request, return an empty list, and add a row with the reason."""
     try:
         return await wanted
     except ServerError as exc:

@@ -46,7 +46,7 @@ ENDINGS = {
 
 
 class PlainScreen:
-    """Answers on standard output while they arrive, and everything else on standard error, one line each.
+    """Shows answers on standard output as they arrive, and everything else on standard error, one line each.
 
     All methods are called from one thread.
     """
@@ -220,7 +220,7 @@ _LONG, _PAUSE = 2000, 0.1
 _WIDEST = 100
 """Maximum columns of text, for legibility."""
 _MARKS, _MAX_MARKS = re.compile(r"[*_~`\[\]<]"), 4000
-"""Characters that may be Markdown, and their maximum in a block: parsing takes time in proportion to their square."""
+"""Characters that may be Markdown, and their maximum in a block, because parsing takes quadratic time."""
 
 
 class TerminalScreen:
