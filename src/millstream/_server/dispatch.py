@@ -242,14 +242,14 @@ class Dispatcher:
         try:
             if self.gate is not None and call.task != RUNNING and (asked := self.gate(call)) is not None:
                 await asked
-            tool, relay, result = call.tool, self.relay, b""
+            tool, relay, head, members, end = call.tool, self.relay, b"", b"", b""
             if relay is not None:
                 timeout = self._tool_timeout if call.method == "tools/call" else 0
-                result = await (
+                head = await (
                     run_with_timeout(lambda _, each: relay(each), call, None, timeout) if timeout else relay(call)
                 )
-            if result:
-                failed = result.rfind(b'"isError"') >= 0 and _reports_error(result)
+            if head:
+                failed = head.rfind(b'"isError"') >= 0 and _reports_error(head)
             else:
                 if tool is not None:
                     timeout, run = tool.timeout, tool.run
@@ -264,17 +264,17 @@ class Dispatcher:
                 else:
                     handler, around = _handler(self._handlers, self.registry, call), self.around
                     members = await (handler(call) if around is None else around(call, handler))
-                head = self._heads[call.revision.date]
-                head = head if call.meta is None else _head(self.info, call.revision, call.meta)
+                head, end = self._heads[call.revision.date], b"}"
+                if call.meta is not None:
+                    head = _head(self.info, call.revision, call.meta)
                 head = head if members else head.removesuffix(b",")
-                result = b"%b%b}" % (head, members)
                 failed = members.endswith(_ERROR)
             if failed and call.method == "tools/call":
                 call.failure = CallFailure("tool_error")
             answer = (
-                b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (encode(call.id), result)
+                b'{"jsonrpc":"2.0","id":%b,"result":%b%b%b}' % (encode(call.id), head, members, end)
                 if not (call.bare or call.cancelled)
-                else _wrap_envelope(call, result)
+                else _wrap_envelope(call, b"%b%b%b" % (head, members, end))
             )
         except BaseException as exc:
             answer = self._failure(call, exc)
