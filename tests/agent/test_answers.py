@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from agent.shop import READ, make
+from agent.shop import PNG, READ, make
 from agent_world import ScriptedModel, calls, collect, hangs, model, of, repeats, says
 from cases import for_each
 from client.misbehaving_servers import OFFER, ReceivedRequest, misbehaving
-from millstream import EmbeddedResource, Server
+from millstream import EmbeddedResource, Image, Server, ToolResult
 from millstream._cli.chat.conversation import run_slash_command
 from millstream.agent import (
     Agent,
@@ -172,6 +172,21 @@ async def test_text_in_binary_resources_reaches_the_model() -> None:
             [result] = of(ToolEnd, await collect(agent.say("Export them")))
     shown = [line for line in result.text.splitlines() if line != "[resource file:///f]"]
     assert shown == ["a,b", "caf\u00e9", "[1]", "<feed/>", "[application/zip, 2 bytes]"]
+
+
+async def test_structured_content_beside_an_image_reaches_the_model() -> None:
+    mcp = Server("charts")
+
+    @mcp.tool(annotations=READ)
+    async def chart() -> ToolResult:
+        """Draw a chart."""
+        return ToolResult([Image(PNG, "image/png")], {"highest": 7})
+
+    with ScriptedModel(calls(("chart", "{}")), says("So.")) as api:
+        async with Agent(model(api), [mcp]) as agent:
+            [result] = of(ToolEnd, await collect(agent.say("Draw it")))
+    assert result.text == '{"highest":7}'
+    assert [part["type"] for part in api.requests[1].last["content"]] == ["text", "image_url"]
 
 
 async def test_long_results_are_truncated_with_a_notice() -> None:

@@ -257,6 +257,15 @@ def test_watch_prints_changes_as_they_happen(server: SharedServer) -> None:
 
 
 @pytest.mark.server
+def test_call_prints_structured_content_without_text(tmp_path: Path) -> None:
+    path = tmp_path / "charts.py"
+    path.write_text(
+        "from millstream import Image, Server, ToolResult\nmcp = Server('charts')\n"
+        "@mcp.tool\ndef chart() -> ToolResult:\n    return ToolResult([Image(b'GIF8', 'image/gif')], {'highest': 7})\n"
+    )
+    assert printed("call", str(path), "chart") == '[image/gif, 4 bytes]\n{"highest":7}\n'
+
+
 def test_unknown_names_suggest_the_nearest() -> None:
     done = run("call", SHOP, "ordr")
     assert (done.exit_code, done.stderr) == (1, "Error: The server has no tool 'ordr'. Did you mean order?\n")

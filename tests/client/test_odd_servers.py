@@ -266,6 +266,19 @@ async def test_unusual_server_info_is_accepted(about: object) -> None:
         assert (await client.call("x")).text == "done"
 
 
+async def test_missing_lists_in_results_are_empty() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result({"structuredContent": {"a": 1}} if asked.method == "tools/call" else {})
+
+    async with asyncio.timeout(WAIT), misbehaving(with_handshake(behave)) as server, Client(server.url) as client:
+        assert (await client.call("x")).data == {"a": 1}
+        assert [await client.tools(), await client.prompts(), await client.resources(), await client.templates()] == [
+            [], [], [], [],
+        ]  # fmt: skip
+        assert await client.read("a:b") == []
+        assert (await client.prompt("x")).messages == []
+
+
 async def test_servers_without_logging_receive_no_log_level() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result(DONE)

@@ -66,7 +66,12 @@ def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
     [
         (b'"content":[],"structuredContent":3', L4, {"content": [], "structuredContent": {"result": 3}}),
         (b'"content":[],"structuredContent":{"a":1}', L4, {"content": [], "structuredContent": {"a": 1}}),
-        (b'"content":[],"structuredContent":3', L1, {"content": []}),
+        (b'"content":[],"structuredContent":{"a":1}', L1, {"content": [{"type": "text", "text": '{"a":1}'}]}),
+        (
+            b'"content":[{"type":"text","text":"three"}],"structuredContent":3',
+            L2,
+            {"content": [{"type": "text", "text": "three"}]},
+        ),
         (
             b'"content":[],"structuredContent":3,"isError":true',
             M,
@@ -74,7 +79,7 @@ def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
         ),
     ],
 )
-def test_structured_content_is_wrapped_or_dropped(members: bytes, revision: object, expected: object) -> None:
+def test_structured_content_is_wrapped_or_becomes_text(members: bytes, revision: object, expected: object) -> None:
     """MCP 2025-06-18, server/tools."""
     assert json.loads(b"{%b}" % revisions.project_tool_result(members, revision)) == expected  # type: ignore[arg-type]
 

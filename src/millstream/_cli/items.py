@@ -153,14 +153,18 @@ async def call(
 
 def print_result(result: Result, *, as_json: bool) -> int:
     """Print the result of a tool and return the exit status."""
+    structured = result.structured_content
     if as_json:
         shown: dict[str, Any] = {"content": result.content, "isError": result.is_error}
-        if isinstance(result.structured_content, msgspec.Raw):
+        if isinstance(structured, msgspec.Raw):
             shown["structuredContent"] = result.data
         print_json(shown)
     else:
+        file = sys.stderr if result.is_error else None
         for block in result.content:
-            print_block(describe(block), sys.stderr if result.is_error else None)
+            print_block(describe(block), file)
+        if isinstance(structured, msgspec.Raw) and not result.text:
+            print_block(bytes(structured).decode("utf-8", "replace"), file)
     return FAILED if result.is_error else 0
 
 

@@ -1,7 +1,7 @@
 """Tolerance for messages that violate the schema but that other SDKs send and accept. A message may begin with a byte
 order mark, and contain NaN, bytes in another encoding, lone surrogates, or an id as text. For an optional member, null
-means absent. If a listed item still can't be decoded, only the item is left out. `schema_repair` does the same for the
-keywords of a JSON Schema.
+means absent, and a missing list is empty. If a listed item still can't be decoded, only the item is left out.
+`schema_repair` does the same for the keywords of a JSON Schema.
 """
 
 import re
@@ -90,10 +90,11 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
             if exceeds_limits(data):
                 raise
             found = drop_nulls(msgspec.json.decode(data), kind)
-            if warn is not None and is_object(found):
-                for name, (_, kinds) in _members((kind,)).items():
-                    if kinds and is_array(found.get(name)):
-                        found[name] = _usable(found[name], kinds[0], warn)
+            for name, (instead, kinds) in _members((kind,)).items() if is_object(found) else ():
+                if instead == []:
+                    found.setdefault(name, [])
+                if warn is not None and kinds and is_array(found.get(name)):
+                    found[name] = _usable(found[name], kinds[0], warn)
             return decode(encode(found))
 
     return read

@@ -293,7 +293,7 @@ _decode_messages = foreign_decoder(GetPromptResult)
 def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
     """Return a tool result for an older revision: ``project_tool_result(b'"content":[…]', revision)``.
 
-    Older revisions have no structured content, or only objects.
+    Older revisions have only objects as structured content, or none: they get it as text if there's no other text.
 
     Args:
         members: Members of the result for the newest revision, as JSON without braces.
@@ -301,9 +301,12 @@ def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = Fal
         wraps: Whether the tool's output schema is wrapped, so that objects are also wrapped.
     """
     result = _decode_result(b"{%b}" % members)
-    parts = [b'"content":%b' % encode([block(each, revision) for each in result.content])]
-    if result.structured_content is not UNSET and revision.structured != "none":
-        value = bytes(result.structured_content)
+    content: list[Content] = [block(each, revision) for each in result.content]
+    value = b"" if result.structured_content is UNSET else bytes(result.structured_content)
+    if value and revision.structured == "none" and not any(isinstance(each, Text) for each in content):
+        content.append(Text(value.decode()))
+    parts = [b'"content":%b' % encode(content)]
+    if value and revision.structured != "none":
         wrapped = revision.structured == "object" and (wraps or value[:1] != b"{")
         parts.append((b'"structuredContent":{"result":%b}' if wrapped else b'"structuredContent":%b') % value)
     if result.is_error:

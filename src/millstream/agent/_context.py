@@ -28,7 +28,7 @@ _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 def show_result(result: Result, limit: int) -> tuple[str, list[Part]]:
     """Return the text and parts of a tool's result, using structured content if the text doesn't contain it."""
     text, parts = show_blocks(result.content, limit)
-    if not text and not parts and result.structured_content is not UNSET:
+    if not text and result.structured_content is not UNSET:
         text = cut(bytes(result.structured_content).decode("utf-8", "replace"), limit)
     return text or ("(see the next message)" if parts else "(no content)"), parts
 
