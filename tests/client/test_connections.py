@@ -348,11 +348,36 @@ async def test_timeout_during_connect_is_not_misreported(way: str, how: str) -> 
         raise ConnectionError
 
     target, revision = WAYS[way]
-    options = Options(connect_timeout=0.1, probe_timeout=0.1)
+    options = Options(connect_timeout=0.1)
     async with misbehaving(behave) as server:
         with pytest.raises((ConnectionLost, ConnectFailed, RequestTimeout)):
-            async with Client(target(server.url), revision=revision, options=options):
+            async with Client(target(server.url), revision=revision, options=options, timeout=0.1):
                 pass
+
+
+@for_each("late", [False, True])
+async def test_url_that_ignores_the_probe_gets_a_handshake(*, late: bool) -> None:
+    """A response that comes late, but before the handshake's, still counts."""
+    asked_both = asyncio.Event()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "server/discover":
+            await asked_both.wait()
+            await asked.result(OFFER)
+        elif asked.method == "initialize":
+            if late:
+                asked_both.set()
+                await asyncio.get_running_loop().create_future()
+            await asked.result(GREETING)
+        elif "id" in asked.message:
+            await asked.result(DONE)
+        else:
+            await asked.reply(b"", status="202 Accepted")
+
+    options = Options(probe_timeout=0.1)
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, options=options) as client:
+        assert client.revision == ("2026-07-28" if late else GREETING["protocolVersion"])
+        await client.call("x")
 
 
 async def test_event_stream_that_breaks_before_its_endpoint_is_a_lost_connection() -> None:

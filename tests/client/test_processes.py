@@ -261,9 +261,68 @@ async def test_server_that_ignores_the_probe_gets_a_handshake(tmp_path: Path) ->
                 answer(message, {"protocolVersion": "2024-11-05", "capabilities": {},
                                  "serverInfo": {"name": "old", "version": "1"}})
     """
-    options = Options(connect_timeout=0.1, probe_timeout=0.1)
+    options = Options(probe_timeout=0.1)
     async with asyncio.timeout(WAIT), Client(write(tmp_path, program), options=options) as client:
         assert client.revision == "2024-11-05"
+
+
+@for_each("pinned", [False, True])
+async def test_server_that_starts_slowly_is_used_in_the_newest_era_that_it_keeps(
+    tmp_path: Path, *, pinned: bool
+) -> None:
+    """Some servers serve both eras at once. For others, the handshake decides for the whole process."""
+    program = f"""
+        waiting, shaken = [], False
+        for line in sys.stdin:
+            message = json.loads(line)
+            if message["method"] == "initialize":
+                for each in waiting:
+                    answer(each, OFFER)
+                shaken = True
+                answer(message, {{"protocolVersion": "2025-11-25", "capabilities": {{"tools": {{}}}},
+                                 "serverInfo": {{"name": "slow", "version": "1"}}}})
+            elif message["method"] == "server/discover" and not shaken:
+                waiting.append(message)
+            elif message["method"] == "server/discover":
+                if {pinned}:
+                    error = {{"code": -32601, "message": "No"}}
+                    say(json.dumps({{"jsonrpc": "2.0", "id": message["id"], "error": error}}))
+                else:
+                    answer(message, OFFER)
+            elif message["method"] == "tools/call":
+                answer(message, DONE)
+    """
+    options = Options(probe_timeout=0.1)
+    async with asyncio.timeout(WAIT), Client(write(tmp_path, program), options=options) as client:
+        assert client.revision == ("2025-11-25" if pinned else "2026-07-28")
+        assert (await client.call("x")).text
+
+
+async def test_slow_server_without_a_handshake_is_not_misjudged(tmp_path: Path) -> None:
+    program = """
+        waiting = []
+        for line in sys.stdin:
+            message = json.loads(line)
+            if message["method"] == "initialize":
+                say(json.dumps({"jsonrpc": "2.0", "id": message["id"], "error": {
+                    "code": -32022, "message": "Unsupported", "data": {"supported": ["2026-07-28"]}}}))
+                for each in waiting:
+                    answer(each, OFFER)
+            elif message["method"] == "server/discover":
+                waiting.append(message)
+            elif message["method"] == "tools/call":
+                answer(message, DONE)
+    """
+    options = Options(probe_timeout=0.1)
+    async with asyncio.timeout(WAIT), Client(write(tmp_path, program), options=options) as client:
+        assert client.revision == "2026-07-28"
+        assert (await client.call("x")).text
+
+
+async def test_process_that_never_responds_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(RequestTimeout, match=r"didn't respond to initialize within 0\.2 seconds\. If it starts slowly"):
+        async with asyncio.timeout(WAIT), Client(write(tmp_path, "for line in sys.stdin: pass"), timeout=0.2):
+            pass
 
 
 async def test_greeting_on_stdout_is_ignored(tmp_path: Path) -> None:

@@ -108,7 +108,6 @@ class ConnectOptions:
                 log_level=log_level,
                 auth=auth_for(self.login),
                 connect_timeout=min(10.0, self.timeout),
-                probe_timeout=min(10.0, self.timeout),
             ),
         )
         client.target = target

@@ -44,7 +44,7 @@ from millstream._protocol.notifications import (
 )
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._recent import Recent
-from millstream._tasks import retry_delay
+from millstream._tasks import cancel_all, has_failed, retry_delay
 from millstream.client._endpoint import Endpoint
 from millstream.client._errors import (
     AccessDenied,
@@ -576,29 +576,55 @@ class Requests(Confidential, Struct, kw_only=True):
             if found is None:
                 raise UnknownVersion(f"The server doesn't support revision {pinned.date}.")
             return found
-        # HTTP+SSE exists only in the handshake era.
-        if not handshake and transport.name != "http+sse":
-            found = await self._probe(transport, self.era.revision)
-            if found is not None:
+        skips = handshake or transport.name == "http+sse"  # which exists only in the handshake era
+        probe = None if skips else asyncio.create_task(self._probe(transport, self.era.revision))
+        shake: asyncio.Task[Connection] | None = None
+        try:
+            if probe is not None:
+                await asyncio.wait([probe], timeout=min(self.options.probe_timeout, self.timeout / 2))
+                if probe.done() and (found := probe.result()) is not None:
+                    return found
+            shake = asyncio.create_task(self._initialize(transport, NEWEST_HANDSHAKE))
+            return await self._settle(transport, None if probe is None or probe.done() else probe, shake)
+        finally:
+            await cancel_all(probe, shake)
+
+    async def _settle(
+        self, transport: Transport, late: asyncio.Task[Connection | None] | None, shake: asyncio.Task[Connection]
+    ) -> Connection:
+        """Return the connection of a handshake, unless the server turns out to speak the per-request era.
+
+        Args:
+            transport: The transport.
+            late: The probe, if there was no response so far: the server ignores it, or starts slowly.
+            shake: The handshake.
+        """
+        if late is not None:
+            await asyncio.wait([late, shake], return_when=asyncio.FIRST_COMPLETED)
+            # On other transports, `initialize` may have set the era of the whole connection.
+            if transport.name == "streamable-http" and late.done() and (found := late.result()) is not None:
                 return found
         try:
-            return await self._initialize(transport, NEWEST_HANDSHAKE)
+            connection = await shake
         except ServerError as exc:
             if exc.code != UNSUPPORTED_VERSION:
                 raise
-            found = await self._probe(transport, self.era.revision)  # it started slowly, or was replaced
+            # The response to the probe was an error or is late, or the server was replaced.
+            found = (late and await late) or await self._probe(transport, self.era.revision)
             if found is None:
                 raise UnknownVersion(
                     f"The server doesn't support any protocol revision that this client supports: {exc.message}."
                 ) from exc
             return found
+        if late is not None and late.done() and not has_failed(late) and late.result() is not None:
+            return await self._probe(transport, self.era.revision) or connection
+        return connection
 
     async def _probe(self, transport: Transport, revision: Revision) -> Connection | None:
         """Send `server/discover`. Return None if the method is unknown or, unless pinned, if there's no response."""
-        seconds = self.options.connect_timeout + self.options.probe_timeout
         for _ in (0, 1):
             try:
-                result = await self._ask(transport, "server/discover", b"{}", revision, seconds)
+                result = await self._ask(transport, "server/discover", b"{}", revision, self.timeout)
                 offer = _decode_discover(result)
             except ServerError as exc:
                 named = versions(exc)

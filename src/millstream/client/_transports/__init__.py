@@ -42,7 +42,7 @@ class Options(Confidential, Struct, frozen=True, kw_only=True, metaclass=Suggest
     """Version of the client. Empty means Millstream's version."""
     connect_timeout: float = 10.0
     """Seconds to wait for a connection, or for a process to start."""
-    probe_timeout: float = 10.0
+    probe_timeout: float = 3.0
     """Seconds to wait for `server/discover` before also trying the handshake."""
     max_call_seconds: float = 3600.0
     """Maximum seconds for a call, even with progress."""
