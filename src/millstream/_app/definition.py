@@ -1,7 +1,7 @@
 """The definition of a server before it runs: its name, settings, registered items, mounted servers, and parts.
 
 A `Definition` is a node in the tree of mounted servers. Items registered on it are also registered, with a prefix,
-wherever it is mounted, and each change reaches the runtimes of all of them. Definitions don't depend on an event loop.
+wherever it's mounted. Each change reaches the runtimes of all these servers. Definitions don't depend on an event loop.
 """
 
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -41,9 +41,9 @@ class PartEntry(Struct, frozen=True):
     place: str
     """Module and class. The class is called with the definition of the server."""
     when: "Callable[[Definition], bool] | None" = lambda it: True
-    """Whether a server with this definition has it, or None for parts that ``serve=`` names."""
+    """Returns whether a server with this definition has the part. None for parts that ``serve=`` names."""
     brings: Collection[str] = ()
-    """Further parts that ``serve=`` adds with it."""
+    """Further parts that ``serve=`` adds with this one."""
     extension: bool = False
     """Whether the class is an `Extension`, which is called without arguments."""
 
@@ -51,7 +51,7 @@ class PartEntry(Struct, frozen=True):
 TABLE: dict[str, PartEntry] = {
     "metrics": PartEntry("millstream._app.parts.operations:MetricsPart", None),
     "auth": PartEntry("millstream._app.parts.auth:AuthPart", lambda it: it.protected or bool(it.mounted)),
-    # Its gate must precede that of the limits.
+    # Its gate must precede the limits' gate.
     "search": PartEntry("millstream.gateway._search:SearchPart", lambda it: it.settings.tool_search),
     "limits": PartEntry("millstream._app.parts:LimitsPart"),
     "hub": PartEntry("millstream._app.parts.hub:HubPart", None),
@@ -60,7 +60,7 @@ TABLE: dict[str, PartEntry] = {
         "millstream.extensions.tasks:TasksExtension",
         lambda it: bool(it.upstreams) or any(tool.task is not None for tool in it.registry.tools.values()),
         extension=True,
-    ),  # before the tools of upstreams are there
+    ),  # before the upstreams' tools are registered
     "gateway": PartEntry("millstream.gateway._part:GatewayPart", lambda it: bool(it.upstreams)),
     "observation": PartEntry("millstream._app.parts:ObservationPart"),
     "mcp": PartEntry("millstream._app.parts:McpPart"),
@@ -80,7 +80,7 @@ SERVABLE = tuple(name for name, entry in TABLE.items() if entry.when is None)
 
 
 def choose_parts(serve: str | Collection[str]) -> frozenset[str]:
-    """Return the parts that a ``serve`` value names, and the parts that these add.
+    """Return the parts that a ``serve`` value names, and those that they add.
 
     Raises:
         ValueError: A part is unknown.
@@ -127,7 +127,7 @@ def on_each_worker() -> Generator[None]:
 
 
 class OneWorkerOnly(LocalError, ToolError):
-    """An item was registered on only one of several workers. If a tool does that, its caller sees the message."""
+    """An item was registered on only one of several workers. If a tool did that, the caller sees the message."""
 
 
 class Info(Struct, frozen=True, omit_defaults=True, rename="camel", metaclass=SuggestionMeta):
@@ -145,7 +145,7 @@ class Bind(Struct, frozen=True):
     loopback: bool | None = None
     """Whether only this machine can reach it, or None if its address is unknown."""
     state: "ServerState | None" = None
-    """State of our own HTTP server; None under another one."""
+    """State of our own HTTP server, or None under another server."""
     workers: Collection[object] = ()
     """State of each worker for `/health`, with several workers."""
     one_client: bool = False
@@ -164,7 +164,7 @@ class DefinitionListener(Protocol):
         """Handle a change."""
 
     def on_change(self, kind: str, key: str, how: str) -> None:
-        """Handle an item that this worker's program has removed, ``added``, or switched ``on`` or ``off``."""
+        """Handle an item that this worker's program has ``added``, removed, or switched ``on`` or ``off``."""
 
 
 def prefix_name(kind: str, key: str, prefix: str) -> str:
@@ -195,7 +195,7 @@ class Definition:
     extensions: "Sequence[Part]" = ()
     """Parts that open the extensions."""
     named: bool = True
-    """Whether the name is the operator's choice. If not, a gateway with one upstream takes the upstream's."""
+    """Whether the operator chose the name. If not, a gateway with one upstream uses the upstream's name."""
 
     def __post_init__(self) -> None:
         self.store = self.store or self.settings.store or "memory://"
@@ -210,11 +210,11 @@ class Definition:
         """Servers behind this one."""
         self.mounted: list[Definition] = []
         self._mounted_on: list[tuple[Definition, str]] = []
-        """The servers that this one is mounted on, with its prefix there."""
+        """The servers that this one is mounted on, each with the prefix."""
         self.user_routes: list[UserRoute] = []
         """The program's own paths."""
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
-        """Dependency -> its replacement in tests."""
+        """Replacements of dependencies in tests."""
         self.listeners: set[DefinitionListener] = set()
         """Open runtimes, which receive each change."""
         self.removed: dict[ItemRemoval, None] = {}
@@ -274,7 +274,7 @@ class Definition:
         """Register an item here, and wherever this server is mounted.
 
         Raises:
-            ValueError: Its name is taken in one of these places, in which case it's registered in none.
+            ValueError: The name is taken in one of these places. In that case, it's registered in none.
             LocalError: The server runs in several workers, and only this one would have the item.
         """
         self._check_everywhere(key)
@@ -313,7 +313,7 @@ class Definition:
                 listener.on_change(kind, name, "on" if on else "off")
 
     def kind_of(self, noun: str, key: str) -> str:
-        """Return the registry kind of a tool, prompt, or resource.
+        """Return the registry's kind for ``tool``, ``prompt``, or ``resource``.
 
         Raises:
             TypeError: The noun is unknown.
@@ -384,8 +384,8 @@ class Definition:
         self.upstreams.append(config)
 
     def admit_extension(self, name: str, hooks: object | None) -> None:
-        """Check that an extension can be added now, and add its hooks inside the existing ones, around items that are
-        registered from now on.
+        """Check that an extension can be added now, and add its hooks inside the existing ones, for items that are
+        registered later.
 
         Args:
             name: Name of the extension.
@@ -514,7 +514,7 @@ class Definition:
             parent._check_paths()
 
     def _warn_of_names(self, names: Sequence[str], code: "CodeType | None" = None) -> None:
-        """Warn of tool names that are too long only where the tools are mounted. `code` is the tool's function."""
+        """Warn about tool names that are too long only where the tools are mounted. `code` is the tool's function."""
         if names:
             others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
             warn_author(
@@ -535,7 +535,7 @@ class Definition:
             if works_everywhere(name):
                 yield from place._find_long_names(name)
             elif works_everywhere(tool) and works_everywhere(prefix):
-                yield name  # otherwise already reported for another tool or prefix
+                yield name  # else, already reported for another tool or prefix
 
     def around(self) -> "Iterator[Definition]":
         """Yield this server, then the servers that it's mounted on, nearest first."""

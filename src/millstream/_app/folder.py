@@ -29,12 +29,12 @@ MAX_FILES = 10_000
 """Maximum number of entries in the list."""
 MAX_COMPLETED = 100
 LONG_WALK = 0.01
-"""A scan that takes more seconds of CPU time is cached."""
+"""CPU time above which a scan is cached, in seconds."""
 
 
 class Folder:
-    """The files in a folder. A slow scan is cached for ten times as long as it took, so that repeated requests use at
-    most a tenth of a core. A small folder is scanned each time.
+    """The files in a folder. A slow scan is cached for ten times as long as it took, so repeated requests use at most a
+    tenth of a core. A small folder is scanned each time.
     """
 
     def __init__(self, folder: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +44,7 @@ class Folder:
         self._root = Path(folder).resolve()
         self._clock = clock
         self._lock = threading.Lock()
-        """Held during a scan, so that concurrent callers share its result."""
+        """Held during a scan, so concurrent callers share the result."""
         self._walked: list[tuple[str, Path]] = []
         self._until = -math.inf
 
@@ -65,7 +65,7 @@ class Folder:
         try:
             inside = place.resolve() == place and place.is_relative_to(self._root)
         except (OSError, ValueError, RuntimeError):
-            inside = False  # a loop of links, or an invalid file name
+            inside = False  # circular links, or an invalid file name
         if inside and not _has_hidden(start.split("/")):
             yield from (path for path, _ in self._walk(place, name))
 

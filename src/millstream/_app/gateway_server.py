@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from millstream.gateway._programs.program import ProgramApplication
 
 START_TIMEOUT = 30.0
-"""Seconds that the start waits for the lists of a command or program, because there's nothing else to offer."""
+"""Seconds to wait at startup for the lists of a command or program, because there's nothing else to offer."""
 
 
 def server_of_upstream(target: str | list[str]) -> Server:
@@ -121,7 +121,7 @@ def server_of(value: Any) -> Server:
         settings=_settings_of(value, side),
         auth=ProgramAuth(program, side) if side is not None and side.protected else None,
     )
-    server.definition.named = False  # it introduces itself
+    server.definition.named = False  # it gets the upstream's name
     if side is not None:
         if side.mcp_path and not os.environ.get("MILLSTREAM_PATH"):
             server.definition.configure(path=side.mcp_path)

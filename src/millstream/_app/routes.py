@@ -52,8 +52,9 @@ class LocalOnly(msgspec.Struct, frozen=True):
 
     A loopback address isn't sufficient, because a proxy on the same machine also has one, and its clients can be
     anywhere. A request is treated as local only if the server is bound to a loopback address (or its address is
-    unknown), the peer has one, no header says that the request was forwarded, and its Host is a loopback name. nginx
-    with only a `proxy_pass` passes all of these, but speaks HTTP/1.0, which browsers, curl, and Prometheus don't.
+    unknown), the peer has one, no header says that the request was forwarded, and its Host is a loopback name. A
+    request through nginx with only a `proxy_pass` meets all of these conditions, but uses HTTP/1.0, unlike browsers,
+    curl, and Prometheus.
     """
 
     loopback: bool | None
@@ -123,7 +124,7 @@ class Routes:
         Args:
             table: The routes.
             guard: Protects every path, if callers have to sign in.
-            here_only: Limits private paths to this machine, if they don't.
+            here_only: Limits private paths to this machine, otherwise.
             gates: Checks around the handlers of gated routes.
             sockets: Whether the server has a WebSocket.
             mcp_path: Path of the MCP endpoint.
@@ -152,7 +153,7 @@ class Routes:
                     for method, handler in handlers.items()
                 }
             elif route.own:
-                return handlers  # every response is the program's
+                return handlers  # every response comes from the program
             return {
                 method: self._for_browsers(handler, own=route.own)
                 if method in _READING or route.own or (route.public and route.reserved)
@@ -196,7 +197,8 @@ class Routes:
         return handler
 
     def _missing(self, method: str, path: str) -> Handler | None:
-        """Return the 404 of a path. Return None for a method of programs that send a body, which is then ignored."""
+        """Return the 404 for a path. Return None for methods that programs use to send a body, which is then
+        ignored."""
         bare = path.rstrip("/")
         if bare in _SIGN_IN_NAMES and _SIGN_IN in self._exact:
             bare = _SIGN_IN
@@ -212,8 +214,8 @@ class Routes:
         return self._for_browsers(_refuse(404, f"Not found. {text}"))
 
     def _for_browsers(self, handler: Handler, *, own: bool = False) -> Handler:
-        """Wrap a handler to show its error responses as pages in browsers. `own`: when the guard has let a request
-        pass, the response is the program's.
+        """Wrap a handler to show its error responses as pages in browsers. With `own`, responses behind the guard are
+        the program's and stay unchanged.
         """
 
         async def show(request: HttpRequest) -> Response | Sink | None:
@@ -232,7 +234,7 @@ class Routes:
 
         links = {} if reply.status == 421 else {"Start page": "/"}
         if reply.status in (401, 403) and _SIGN_IN in self._exact:
-            # The way back after signing in, which accepts only this server's pages.
+            # The path to return to after signing in. Only this server's pages are accepted.
             links["Sign in"] = (
                 f"/sign-in?{urlencode({'next': request.path})}" if request.method == "GET" else "/sign-in"
             )
@@ -277,7 +279,7 @@ async def _describe_stream(request: HttpRequest) -> Response:
 
 
 _PAGES = {"Connect a client": "/connect", "API docs": "/docs"}
-"""Label -> path of pages for people who open the MCP endpoint."""
+"""Paths of pages for people who open the MCP endpoint, by label."""
 
 
 def _unless_browser(handler: Handler, show: Handler) -> Handler:
@@ -291,7 +293,7 @@ def _unless_browser(handler: Handler, show: Handler) -> Handler:
 
 
 def _refuse(status: int, text: str, **headers: str) -> Handler:
-    """Return the handler of a refusal. `{root}` in its text is the path at which the server is mounted."""
+    """Return a handler that refuses requests. `{root}` in its text is the path at which the server is mounted."""
 
     async def refuse(request: HttpRequest) -> Response:
         return refusal(status, text.replace("{root}", request.root_path), vary="accept", **headers)
@@ -300,9 +302,8 @@ def _refuse(status: int, text: str, **headers: str) -> Handler:
 
 
 def _allow(allowed: str, refusal: Handler) -> Handler:
-    """Return the handler of OPTIONS, which lists the methods of a path (RFC 9110 §9.3.7).
-
-    A preflight that gets here is from an Origin that isn't allowed, so it's rejected.
+    """Return the OPTIONS handler, which lists a path's methods (RFC 9110 §9.3.7). Only a preflight from a disallowed
+    Origin gets here, so it's rejected.
     """
 
     async def answer(request: HttpRequest) -> Response | Sink | None:
@@ -326,7 +327,7 @@ def _with_gates(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
 
 
 def _as_if(path: str, handler: Handler) -> Handler:
-    """Return the handler, called as if for another path, so that callers sign in for that one."""
+    """Wrap a handler to treat requests as if they were for another path, so callers sign in for that path."""
 
     def call(request: HttpRequest) -> Awaitable[Response | Sink | None]:
         request.path = path
@@ -341,7 +342,7 @@ _BY_PART = {
     "hub": ("/events", "/publish", "/ws"),
     "metrics": ("/metrics",),
 }
-"""Part -> well-known paths that it would serve."""
+"""Well-known paths that each part would serve."""
 KNOWN_PATHS = {path: part for part, paths in _BY_PART.items() for path in paths}
 """Paths to suggest for similar ones. A program's own paths aren't suggested, because they may be private."""
 
@@ -356,4 +357,4 @@ _HINTS = {
     "/tools": "Each tool has its own path: POST the arguments to {root}/tools/NAME. {root}/docs lists the tools.",
     "/mcp/tools": "POST to {root}/mcp/tools/list or {root}/mcp/tools/call.",
 }
-"""Path -> what to do instead, if the part is served."""
+"""Advice by path, for parts that are served."""

@@ -78,7 +78,7 @@ class Replicas:
         peers.on_loss(partial(self.tasks.spawn_once, self._renew))
 
     async def join(self) -> None:
-        """Ask the other workers which items were removed."""
+        """Request the list of removed items from the other workers."""
         if not await self._services.peers.broadcast(WorkerStart()):
             self._broadcast_soon(WorkerStart())
 
@@ -120,7 +120,7 @@ class Replicas:
             after = 0 if known is None else known.at + 1
             switched = ItemSwitch(kind, key, how == "on", max(self._services.peers.stamp(), after))
             self._broadcast_soon(switched)
-            self._apply(switched)  # one from another worker may have arrived since the change in a thread
+            self._apply(switched)  # after the change in a thread, another worker's may have arrived
 
     # Remote changes
 
@@ -128,7 +128,7 @@ class Replicas:
         """Resynchronize after messages may have been lost: assume that any resource has changed, any item was removed,
         and a worker has joined.
         """
-        await asyncio.sleep(PAUSE)  # several parts of a store can report that
+        await asyncio.sleep(PAUSE)  # several parts of a store can report the same loss
         self._services.changes.emit(ANY_UPDATE)
         self._broadcast_removals()
         self._broadcast_soon(MissedMessages())
@@ -201,7 +201,7 @@ class Replicas:
 
 IDLE_SECONDS = 60.0
 HALT_SECONDS = 1.0
-"""Seconds for calls to end when they are stopped."""
+"""Seconds for stopped calls to end."""
 
 
 class Runtime:
@@ -227,7 +227,7 @@ class Runtime:
         self.on_idle = on_idle
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.thread: int = get_ident()
-        """The thread of the loop, in which no other loop runs at the same time."""
+        """The thread of the loop. No other loop runs in it at the same time."""
         self.draining: bool = False
         self.store = store
         self.store_health: StoreHealth = StoreHealth(definition.store.partition(":")[0], store)
@@ -242,7 +242,7 @@ class Runtime:
         self.adapter: Any = None
         """The ASGI adapter, once HTTP is served."""
         self.endpoints: Endpoints | None = None
-        """The same for our own server."""
+        """The endpoints for our own server, once HTTP is served."""
         self._stack = contextlib.AsyncExitStack()
         self._busy = 0.0
         self._requests = 0

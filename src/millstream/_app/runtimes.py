@@ -45,7 +45,7 @@ class Runtimes:
 
         Args:
             supervised: Whether the caller will call `stop`. Until then it doesn't close on its own.
-            private: Whether other processes can't serve its clients, so that it shares no store with them.
+            private: Whether other processes can't serve its clients, so it shares no store with them.
 
         Raises:
             LocalError: The key for session ids is invalid.
@@ -82,7 +82,8 @@ class Runtimes:
         return runtime
 
     def _find_siblings(self) -> Store | None:
-        """Return the store that this process shares with others of another server, if there are any."""
+        """Return the store that this process shares with other worker processes of a foreign server, if there are
+        any."""
         from millstream._stores import open_with_siblings  # noqa: PLC0415  as above
 
         return open_with_siblings(self.definition.store, self.definition.name)

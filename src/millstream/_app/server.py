@@ -1,6 +1,6 @@
 """`Server`: the interface for programs. Decorators register functions, and the object is the ASGI application.
 
-Arguments are checked immediately, because mistakes would otherwise surface late and far from their line.
+Arguments are checked immediately. Otherwise, mistakes would surface later, far from the line that caused them.
 """
 
 import inspect
@@ -328,7 +328,7 @@ class Server:
     def _plug_in(self, extensions: "Sequence[Extension]") -> None:
         from millstream.extensions._extension import ExtensionPart, has_hooks  # noqa: PLC0415  as above
 
-        for each in extensions:  # their hooks are there before the items that they register
+        for each in extensions:  # their hooks exist before the items that they register
             self.definition.admit_extension(each.name, each if has_hooks(each) else None)
         for each in extensions:
             self._extensions.append(each)
@@ -777,7 +777,7 @@ class Server:
         if (
             scope["type"] == "http"
             and runtime is not None
-            # Compares threads because `asyncio.get_running_loop` makes a system call.
+            # Compare threads, because `asyncio.get_running_loop` makes a system call.
             and runtime.thread == get_ident()
             and runtime.loop.is_running()
         ):
@@ -886,7 +886,7 @@ class Server:
         """
         return self
 
-    if not TYPE_CHECKING:  # type checkers would take every name for one that exists
+    if not TYPE_CHECKING:  # type checkers would accept any attribute name
 
         def __getattr__(self, name: str) -> Any:
             raise no_attribute(self, name, _OTHER_NAMES)
@@ -897,7 +897,7 @@ def _decorate(function: Any, register: Callable[[Any], None]) -> Any:
         try:
             register(each)
         except (TypeError, ValueError, ImportError) as error:
-            # The error is about the line above, and is complete.
+            # The error describes the line above, so omit this frame.
             raise error.with_traceback(_annotations(error.__traceback__)) from None
         return each
 

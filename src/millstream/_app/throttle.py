@@ -58,7 +58,7 @@ class Throttle:
         self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
         """(tool, rate) -> its limiter."""
         self._held = Share()
-        """Name of a limit -> slots held by calls of this worker."""
+        """Slots held by this worker's calls, by name of the limit."""
         self._holders = count()
 
     def gate(self) -> Gate:
@@ -91,7 +91,7 @@ class Throttle:
                     if at <= now + room:
                         whole_at[owner] = at
                         return None
-            return check(call)  # a new caller, one over its limit, or another kind of call
+            return check(call)  # a new caller, a caller over its limit, or another kind of call
 
         return quick
 
@@ -190,7 +190,7 @@ class Throttle:
         charges: Sequence[tuple[str, Charge]],
     ) -> None:
         """Record the store's decision and raise an error if it rejected the call."""
-        said = list(zip(paces, asked, decision.results, strict=False))  # the rest are other kinds
+        said = list(zip(paces, asked, decision.results, strict=False))  # other limits follow
         for (limiter, key, _), pace, taken in said:
             limiter.workers = decision.workers
             limiter.learn(key, pace, taken)
@@ -233,7 +233,7 @@ class Throttle:
 
 
 def _spend(paces: Sequence[_Pace]) -> bool:
-    """Charge what this worker decides alone, or has prepaid. Return whether that covers all of them."""
+    """Charge the limits that this worker decides alone or has prepaid. Return whether those are all."""
     for number, (limiter, key, price) in enumerate(paces):
         if not limiter.spend(key, price):
             _put_back(paces[:number])

@@ -58,7 +58,7 @@ def _files(folder: str, *, max_age: int, shared: bool) -> Application:
 
     async def serve(scope: Any, receive: Any, send: Any) -> None:
         inside = scope["path"].removeprefix(scope["root_path"])
-        # A file has one path here. Another spelling could bypass the prefix that is guarded.
+        # Each file has one path. Another spelling could bypass the guarded prefix.
         if "//" in inside or any(part.startswith(".") for part in inside.replace("\\", "/").split("/")):
             raise HTTPException(404)
         headers = scope["headers"]
@@ -124,8 +124,8 @@ class UserRoute(Struct, frozen=True, eq=False):
     host: Callable[[str], HostedApplication]
     """Returns the application behind it, given the prefix of its mounted server."""
     fixed: bool = False
-    """Whether mounting leaves it unchanged. It replaces a built-in page, but not MCP or a sign-in path. Of two with the
-    same path, the first one stays.
+    """Whether mounting leaves the path unchanged. Such a route replaces a built-in page, but not MCP or a sign-in path.
+    Of two with the same path, the first one wins.
     """
 
     def serves(self, path: str, before: str = "") -> bool:
@@ -172,7 +172,7 @@ class UserRoutes(RouteRegistry):
         """
         for path, route in self.exact.items():
             known = routes.exact.get(path)
-            # The program decides whether a path is public, so it must not be a built-in one.
+            # The program decides whether its paths are public, so they must not be built-in ones.
             if known is not None and path not in self._fixed:
                 raise ValueError(f"{path!r} is one of Millstream's own paths. Use another path for your route.")
             if known is None or not known.reserved:
@@ -331,7 +331,7 @@ def _page(function: Callable[..., Any]) -> Application:
 
 
 async def _finish(background: Any) -> None:
-    """Run a background task of a response, with blocking functions in threads that don't delay shutdown."""
+    """Run a response's background task, with blocking functions in threads that don't delay shutdown."""
     if isinstance(background, BackgroundTasks):
         for each in background.tasks:
             await _finish(each)

@@ -23,7 +23,7 @@ logger = logging.getLogger("millstream")
 
 
 class OwnPart:
-    """A part that's created for each start of a server. The host's exit stack closes everything that it opens."""
+    """A part that's created for each start of a server. The host's exit stack closes what the part opens."""
 
     needs: Collection[str] = ()
 
@@ -35,10 +35,10 @@ class OwnPart:
 
 
 class HttpPart(OwnPart):
-    """A part that only serves paths. It adds them once HTTP is served, because the lifespan may register some."""
+    """A part that only serves paths. It adds them when HTTP starts, because the lifespan may register some."""
 
     async def open(self, host: PartHost) -> None:
-        """Call `serve` once HTTP is served."""
+        """Call `serve` when HTTP starts."""
         host.on_http(lambda: self.serve(host))
 
     def serve(self, host: PartHost) -> None:
@@ -48,9 +48,9 @@ class HttpPart(OwnPart):
 class LifespanPart(OwnPart):
     """Runs the lifespans of the server and of mounted servers, in this order, around the parts that open later.
 
-    The hub is already open, so they can publish. They are entered and left in their own task, because task
-    groups and cancel scopes belong to the task that enters them. If a lifespan ends while the server runs, because a
-    task of its group failed, `/readyz` and `/health` report it.
+    The hub is already open, so they can publish. They are entered and left in their own task, because task groups and
+    cancel scopes belong to the task that enters them. If a lifespan ends while the server runs, because a task in its
+    group failed, `/readyz` and `/health` report it.
     """
 
     name: str = "lifespan"
@@ -73,7 +73,7 @@ class LifespanPart(OwnPart):
             host.stack.push_async_callback(self._end)
             await asyncio.wait((self._task, entered), return_when=asyncio.FIRST_COMPLETED)
             if not entered.done():
-                await self._task  # raises the error of the lifespan
+                await self._task  # raises the lifespan's error
             self._task.add_done_callback(self._report)
         host.dispatcher.instruct(self.definition.instructions)
         self.definition.registry.check_completers()
@@ -105,7 +105,7 @@ class LifespanPart(OwnPart):
             )
 
     async def _end(self) -> None:
-        """Leave the lifespans."""
+        """Exit the lifespans."""
         ended_before = self._task.done()
         self._leave.set()
         if not ended_before:
@@ -136,7 +136,7 @@ class LimitsPart(OwnPart):
     name: str = "limits"
 
     async def open(self, host: PartHost) -> None:
-        """Add the gate if there are any limits. A tool that is added later may bring the first one."""
+        """Add the gate if there are any limits. A tool that is added later may have the first one."""
         throttle: Throttle | None = None
 
         def begin(kind: str) -> None:

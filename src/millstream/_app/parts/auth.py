@@ -96,7 +96,7 @@ class AuthPart(OwnPart):
             paths |= {prefix + name: {"GET": asset_handler(name)} for prefix in below for name in _STYLES}
             paths |= served
         for path, handlers in paths.items():
-            # Callers don't have a credential yet when they come here.
+            # Callers of these paths don't have a credential yet.
             host.routes.add(path, Route(handlers, public=True, reserved=True))
 
     def _sign_in(self, host: PartHost, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:

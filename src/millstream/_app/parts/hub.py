@@ -1,4 +1,4 @@
-"""The hub: its log in the store, its routes, its WebSocket, its metrics, and the streams of calls.
+"""The hub: its log in the store, its routes, WebSocket, and metrics, and the streams of calls.
 
 With ``stream: true``, the progress and result of a call are also sent to the stream of a client,
 ``/mcp/sse/{client_id}``. The caller passes its client id in the header ``X-Client-Id``, the query ``?client_id=``, the
@@ -64,7 +64,7 @@ class HubPart(OwnPart):
         host.on_http(lambda: self._serve(host, hub))
 
     def _serve(self, host: PartHost, hub: Hub) -> None:
-        # A server without HTTP does without these.
+        # A server without HTTP doesn't need these.
         from millstream._transports.hub_routes import CLIENT_PATH, HubRoutes  # noqa: PLC0415
         from millstream._transports.websocket import WebSocketRoute  # noqa: PLC0415
 
@@ -161,9 +161,7 @@ def _mirror(
     hub: Hub, client_id: str, principal: "Principal | None", request_id: RequestId | None
 ) -> Callable[[bytes], Awaitable[None]]:
     """Return a function that sends a call's messages to a client's stream, as far as the hub accepts them. The caller's
-    own response has priority.
-
-    It doesn't hold the call itself, to avoid a reference cycle.
+    own response has priority. To avoid a reference cycle, the function doesn't refer to the call.
     """
 
     async def send(message: bytes) -> None:

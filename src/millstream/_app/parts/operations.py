@@ -131,13 +131,13 @@ _decode = msgspec.msgpack.Decoder(EndedProcesses).decode
 class MachineMetrics(Struct, eq=False):
     """The metrics of this worker, combined with the metrics of the other workers on this machine.
 
-    Each worker stores its figures with the parent process every second if they changed, and before rendering. The
-    figures of a worker that exits are added to a common record, so counters never decrease.
+    Each worker stores its figures with the parent process every second if they changed, and before rendering. When a
+    worker exits, its figures are added to a common record, so counters never decrease.
     """
 
     metrics: Metrics
     store: Store
-    """Shared by all workers of this machine, and by no other process."""
+    """A store shared only by this machine's workers."""
     _left: bytes = b""
     """The figures stored last."""
 
@@ -255,10 +255,9 @@ class ProbesPart(OwnPart):
         return Response(b"ok\n", 200, TEXT_HEAD)
 
     async def ready(self, request: HttpRequest) -> Response:
-        """Return whether to send new work here: not while the server drains.
-
-        An unavailable store doesn't change that: plain calls don't need it, and a pause of a shared store would remove
-        all workers at once. A degraded server is also ready, and gives the reason.
+        """Return whether to send new work here, which is False while the server drains. An unavailable store doesn't
+        matter: plain calls don't need it, and an outage of a shared store would remove all workers at once. A degraded
+        server is ready, and gives the reason.
         """
         if self._host.draining():
             return Response(b"draining\n", 503, _LATER)
@@ -268,7 +267,8 @@ class ProbesPart(OwnPart):
         return Response(f"{text}\n".encode(), 200, TEXT_HEAD)
 
     async def health(self, request: HttpRequest) -> Response:
-        """Return the members of `/health`. Outside failures aren't a 503, because a restart wouldn't help."""
+        """Return the members of `/health`. Failures outside of the server don't cause a 503, because a restart wouldn't
+        help."""
         host = self._host
         up = await host.store_health.look()
         draining, reasons = host.draining(), host.degraded_reasons()
@@ -328,7 +328,7 @@ SAY_EVERY = 5.0
 HEARD = 15.0
 """Seconds after which a silent sibling is considered dead."""
 SCANS = 60
-"""Seconds for another program's HTTP server to start listening."""
+"""Seconds in which another program's HTTP server must start listening."""
 _HERE = b"sibling"
 _REASON = "several processes are serving, and they don't share a store"
 _SIBLINGS = (
@@ -337,7 +337,7 @@ _SIBLINGS = (
     "all: MILLSTREAM_STORE=redis://…. Until then /readyz reports degraded"
 )
 _claimed: set[str] = set()
-"""Names that this process holds, since servers in one process aren't siblings."""
+"""Names that this process has claimed, because servers in one process aren't siblings."""
 
 
 class SiblingsPart(OwnPart):

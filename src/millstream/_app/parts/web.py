@@ -100,7 +100,7 @@ class DashboardQueries:
     """Answers queries for this worker and queries the others. `run` records."""
 
     peers: Peers
-    """Messages between workers."""
+    """Sends messages between workers."""
     observer: "Observer"
     """Source of the counts."""
     recent: RecentCalls
@@ -211,9 +211,8 @@ class DashboardQueries:
     # Between workers
 
     async def _ask(self, question: _Question, kind: type[T]) -> list[T]:
-        """Return the replies of the workers, our own first.
-
-        All workers are queried, but it waits only for those that replied last time; the first request discovers them.
+        """Return the workers' replies, starting with our own. It queries all workers, but waits only for those that
+        replied last time. The first request discovers them.
         """
         own = await self._answer(question)
         if not self.peers.shared:
@@ -394,11 +393,10 @@ def _serve(host: PartHost, definition: Definition) -> None:
     routes.add(SOCKET_PATH, Route({"GET": socket.plain}, private=True))
     inspecting = Inspector(host)
     relay, sign_in = inspecting.relay, inspecting.sign_in
-    # It has no content: everything that it shows comes from the page that embeds it.
+    # The document has no content of its own. The embedding page sends everything that it shows.
     routes.add(APP_PATH, Route({"GET": show_app}, public=True))
     routes.add("/inspect/servers", Route({"GET": inspecting.servers}, local=True))
-    # The redirect comes from another site, without the cookie of the user's sign-in; the handler identifies users
-    # itself.
+    # The redirect comes from another site, without the sign-in cookie, so the handler identifies the user. itself.
     routes.add(CALLBACK, Route({"GET": inspecting.sign_ins.handle_callback}, local=True, public=True))
     routes.add_prefix(SIGN_IN, Route({"POST": sign_in, "DELETE": sign_in}, local=True))
     routes.add_prefix(PREFIX, Route({"POST": relay, "GET": require_same_site(relay), "DELETE": relay}, local=True))

@@ -45,7 +45,7 @@ class _Imports:
 
 
 class RunCalled(BaseException):
-    """A program for another library would serve at this point of its import."""
+    """The import of a program for another library has reached the call that serves."""
 
     def __init__(self, server: object) -> None:
         super().__init__()
@@ -53,10 +53,10 @@ class RunCalled(BaseException):
 
 
 def check_not_importing(server: object = None) -> None:
-    """Refuse to serve from inside the import of a file that a command serves.
+    """Reject serving during the import of a file that a command serves.
 
     Args:
-        server: The server object of a program for another library, which the command then serves as it is.
+        server: The server object of a program for another library, which the command then serves unchanged.
 
     Raises:
         CommandError: The file is being imported.
@@ -139,7 +139,7 @@ _TOLD = (ValueError, TypeError, ImportError, LocalError)
 
 
 def place_of(exc: BaseException, frames: list[traceback.FrameSummary]) -> str:
-    """Describe where to look."""
+    """Describe the location of an error in the user's code."""
     if isinstance(exc, SyntaxError) and exc.filename and exc.lineno:
         return f"line {exc.lineno} of {_brief(exc.filename)}"
     if frames and not is_foreign(frames[-1].filename):
@@ -163,6 +163,6 @@ def show_failure(exc: BaseException, frames: list[traceback.FrameSummary]) -> st
         before = f"{show_failure(cause, causes)}\nWhich led to:\n\n"
     told = traceback.format_exception_only(exc)
     home = type(exc).__module__
-    if home.startswith("millstream."):  # its location doesn't help the developer
+    if home.startswith("millstream."):  # the location doesn't help the developer
         told[-1] = told[-1].removeprefix(f"{home}.")
     return before + "".join([*traceback.format_list(frames), *told])

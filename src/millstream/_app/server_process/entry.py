@@ -24,7 +24,7 @@ _OWN_SERVER = (
 )
 """Protections that only our own server provides. They're logged under another server."""
 STOP_POLL = 0.2
-"""Seconds between checks for whether uvicorn is stopping."""
+"""Seconds between checks whether uvicorn is stopping."""
 _OWN_SOCKETS = "caps on unfinished WebSocket messages, their time and their fragments, and on frames handled at a time"
 
 
@@ -41,7 +41,8 @@ async def serve(application: ServerApplication, scope: MutableMapping[str, Any],
 
 
 async def _first(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-    """Handle the first request of a loop: open the runtime, then serve. A failure is a 503, and is retried."""
+    """Handle the first request in a loop: open the runtime, then serve. A failure returns 503, and the next request
+    retries."""
     try:
         runtime = await application.runtimes.start()
         prepare(application, runtime)
@@ -116,7 +117,7 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
 
 
 async def _drain_with_uvicorn(runtime: Runtime, server: Any) -> None:
-    """End calls and streams when uvicorn is asked to stop. It closes the application only after all its connections.
+    """End calls and streams when uvicorn starts to stop, because it closes the application only after all connections.
 
     Args:
         runtime: The runtime.
@@ -134,7 +135,7 @@ def look_ahead(runtime: Runtime) -> None:
 
 
 def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
-    """Wrap routes to give pages of allowed Origins the probes as well. The adapters check all other paths."""
+    """Wrap routes so pages of allowed Origins can also read the probes. The adapters check all other paths."""
 
     def find_handler(method: str, path: str) -> Handler | None:
         handler = find(method, path)

@@ -62,7 +62,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
     origin = f"{scheme}://[{shown}]:{port}" if ":" in shown else f"{scheme}://{shown}:{port}"
     local = host.startswith(UNIX)
     url, public = host if local else origin + settings.path, not (local or is_loopback(host))
-    if local:  # curl ignores the name, and the server accepts it
+    if local:  # curl needs a host name, and the server accepts this one
         origin = f"{scheme}://localhost"
     curl, call = example_calls(origin + settings.path, registry.tools, signed_in=_variable(definition))
     if local:
@@ -132,9 +132,8 @@ def _variable(definition: Definition) -> str:
 
 def example_calls(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> tuple[str, str]:
     """Return commands that call the first tool that every caller sees and that has an example, or list tools if there's
-    none: by curl, and by this program.
-
-    The credential is left to a variable, `signed_in`, because the commands appear in logs and on screens.
+    none: with curl and with this program. The credential comes from a variable, `signed_in`, because the commands
+    appear in logs and on screens.
     """
     message: Json = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     words = ["millstream list", url]

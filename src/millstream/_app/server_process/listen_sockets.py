@@ -96,8 +96,8 @@ class UnixListener(socket.socket):
             self.bind(str(path))
             self._inode = path.stat().st_ino
             path.chmod(0o660)
-            # Nothing can connect before it listens, so the permissions are never wider. It listens before the server
-            # is ready, so that another server doesn't take the file for one that a killed server has left.
+            # Nothing can connect before the socket listens, so permissions are never too wide. It listens before the
+            # server is ready, so another server doesn't mistake the file for one that a killed server left behind.
             self.listen(BACKLOG)
         except OSError:
             self.close()
@@ -106,7 +106,7 @@ class UnixListener(socket.socket):
 
     @override
     def close(self) -> None:
-        """Close the socket, and remove the file, unless it's another server's by now."""
+        """Close the socket, and remove the file, unless another server has replaced it."""
         super().close()
         with suppress(OSError):
             if self._path.stat().st_ino == self._inode:
@@ -144,7 +144,7 @@ def _is_abandoned(path: Path) -> bool:
             probe.connect(str(path))
         except ConnectionRefusedError:
             return True
-        except BlockingIOError:  # its queue is full
+        except BlockingIOError:  # the listener's queue is full
             pass
     return False
 
@@ -168,7 +168,7 @@ def passed_sockets(descriptor: int | None) -> list[socket.socket]:
     if not mine or not count.isdigit():
         return []
     for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"):
-        os.environ.pop(name, None)  # not for the programs that this one starts
+        os.environ.pop(name, None)  # not inherited by programs that this one starts
     return [_open_passed_socket(each) for each in range(FIRST, FIRST + int(count))]
 
 
@@ -209,7 +209,7 @@ def check_public(definition: Definition, host: str) -> None:
     """Check that a public address is protected, unless the operator allows it without protection.
 
     Raises:
-        CommandError: The address is public, and there's no sign-in or a guessable key; or the key is a path.
+        CommandError: The address is public, without sign-in or with a guessable key, or the key is a path.
     """
     settings = definition.settings
     if is_path(settings.auth_key):
@@ -286,7 +286,7 @@ class Certificate:
         if stamps == self._seen:
             return False
         try:
-            self._load()  # in a separate context first, because half a renewal must not reach the active one
+            self._load()  # in a separate context first, because the active one must not be partly renewed
             self.context.load_cert_chain(self._cert, self._key, password=_no_passphrase)
         except (OSError, ssl.SSLError, ValueError) as exc:
             logger.debug("The renewed certificate can't be used yet: %s", exc)

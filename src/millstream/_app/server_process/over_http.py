@@ -1,7 +1,6 @@
 """Serving over HTTP with our own connections, for ``millstream run`` and ``Server.run()``.
 
-The server is a single process, or a worker. A worker serves on the parent's sockets, until the parent stops it or
-exits.
+The server is a single process or a worker. A worker serves on its parent's sockets until the parent stops it or exits.
 """
 
 import asyncio
@@ -73,13 +72,13 @@ class HttpServer:
 
     application: ServerApplication
     host: str
-    """Address that it listens on; decides whether loopback Origins are allowed."""
+    """Address to listen on. Determines whether loopback Origins are allowed."""
     port: int = 0
-    """Port that it listens on."""
+    """Port to listen on."""
     listeners: Sequence[socket.socket] = ()
     """Bound sockets."""
     told: Callable[[Facts], None] = show
-    """Called when it's listening."""
+    """Called when the server is listening."""
     worker: WorkerSlot | None = None
     """Role of this process among several workers."""
 
@@ -123,7 +122,7 @@ class HttpServer:
         stops = kind(self._runtimes, self._stop)
         with stops.handle(), contextlib.ExitStack() as closing:
             for each in self.listeners:
-                closing.callback(each.close)  # not as a context: uvloop has detached it, so it would be skipped
+                closing.callback(each.close)  # no context manager, which would skip a socket that uvloop has detached
             with convert_start_errors(self._definition.name):
                 runtime = await self._runtimes.start(supervised=True)
                 endpoints = prepare(self.application, runtime)
@@ -187,7 +186,7 @@ class HttpServer:
             self.worker.takeover.close()
             self.worker.line.send(Departure())
         until, going = clock() + self._definition.settings.drain_timeout, True
-        # Wait for calls and other requests, and close idle connections; repeat, because a client may send one more
+        # Wait for calls and other requests, and close idle connections. Repeat, because a client may send one more.
         # request.
         while going:
             while drainer.close_idle(linger) and clock() < until:  # noqa: ASYNC110  nothing signals it
@@ -285,7 +284,7 @@ class WorkerStops(StopSignals):
     @override
     @contextlib.contextmanager
     def handle(self) -> Generator[None]:
-        """Handle stop requests inside the block. Ctrl-C and the end of a terminal are left to the parent.
+        """Handle stop requests inside the block. The parent handles Ctrl-C and a closed terminal.
 
         Raises:
             SystemExit: A second signal stopped it without draining.
@@ -346,7 +345,7 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
     """
     number, place = begin_run(), claim()
     if place is not None and place.hello.run != number:
-        return  # the parent is in another `run()` of this program
+        return  # the parent is in another of this program's `run()` calls
     try:
         if not logging.getLogger().handlers:
             set_up_logs(application.runtimes.definition.settings)
@@ -419,7 +418,7 @@ def _bind(
     descriptor: int | None = None,
     told: Callable[[Facts], None] = show,
 ) -> HttpServer:
-    """Return the server of an address, whose sockets are bound but don't listen yet."""
+    """Return the server for an address. Its sockets are bound, but don't listen yet."""
     definition = application.runtimes.definition
     check_key(definition.settings)
     passed = passed_sockets(descriptor)

@@ -51,7 +51,7 @@ def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.Abst
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return uvloop's factory if it's installed: serving and the workers' store take a third less time with it."""
+    """Return uvloop's factory if it's installed: it makes serving, and the workers' store, a third faster."""
     try:
         import uvloop  # noqa: PLC0415  there is none on Windows
     except ImportError:
@@ -73,7 +73,7 @@ def _exit(loop: asyncio.AbstractEventLoop, status: int) -> None:
 
 
 _AWAITABLES = (("cr", "cr_await"), ("gi", "gi_yieldfrom"), ("ag", "ag_await"))
-"""Attribute prefix of coroutines and generators -> attribute with the object that they wait for."""
+"""Attribute prefix of coroutines and generators -> attribute for the object that they await."""
 
 
 def where(task: asyncio.Task[Any]) -> str:
@@ -103,8 +103,8 @@ def receive_signals(
     """Call a function for signals inside the block; only possible in the main thread."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
-        # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for every background job of a script, but sending it
-        # to one means it should end.
+        # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for background jobs in scripts, but a signal sent to
+        # one should still end it.
         hangup = getattr(signal, "SIGHUP", None)
         heard = [each for each in numbers if each != hangup or signal.getsignal(each) is not signal.SIG_IGN]
         before = {number: signal.signal(number, receive) for number in heard}

@@ -1,11 +1,10 @@
-"""Requests for sessions that another worker holds, passed on to that worker.
+"""Forwarding of requests to the worker that holds their session.
 
 Programs and upstreams keep state for a client's session in one process, so its sealed id names the worker that holds
-it. Any worker can get a request. If it's for another worker's session, the request goes to that worker's private socket
-as it came, before any other check, and the reply streams back. The holder checks the credential, counts the call
-against the limits, and logs it, as for its own connections. If the holder is gone, so is the session: 404.
-
-The sockets are beside the one of the parent's store, in a folder that only this user can access.
+it. Any worker can receive a request. If it's for another worker's session, it's forwarded unchanged to that worker's
+private socket, before any other check, and the reply is streamed back. The holder checks the credential, counts the
+call against the limits, and logs it, as for its own connections. If the holder has exited, the session is lost: 404.
+The sockets are beside the socket of the parent's store, in a folder that only this user can access.
 """
 
 import asyncio
@@ -40,7 +39,7 @@ _OWN = frozenset({
     b"accept-encoding", b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"trailer",
     b"transfer-encoding", b"upgrade", _CLIENT,
 })  # fmt: skip
-"""Request headers of one connection. The worker with the client's connection compresses."""
+"""Request headers of one connection. The worker with the client's connection compresses replies."""
 _WRITTEN = frozenset({b"connection", b"content-length", b"date", b"keep-alive", b"transfer-encoding"})
 """Reply headers that every connection writes itself, in addition to its CORS headers."""
 _CORS = b"access-control-"
@@ -77,7 +76,7 @@ class SessionForwarder:
         """Sealed session id -> its worker, or empty for an invalid one."""
         self._pools: dict[str, ConnectionPool] = {}
         self._lost: set[str] = set()
-        """Workers that closed a connection during a request, and haven't responded since. They may be ending."""
+        """Workers that closed a connection during a request and haven't responded since. They may be exiting."""
 
     def _wrap(self, endpoints: Endpoints, around: Callable[[Handler], Handler]) -> Endpoints:
         """Return the endpoints with other handlers for MCP."""
@@ -189,7 +188,7 @@ class SessionForwarder:
             while data := await stream.read():
                 sink.write(data)
                 await sink.drain()
-        except ClientError:  # the worker has exited, so the client finds that its session is, too
+        except ClientError:  # the worker has exited, so the client finds that the session is lost
             pass
         finally:
             endings.discard(sink.close)

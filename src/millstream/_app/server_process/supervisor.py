@@ -108,8 +108,8 @@ def _is_foreign(folder: Path) -> bool:
 STARTS = 5
 """Maximum processes started in a row for one worker, if all are killed, before giving up."""
 OVERTAKEN = 5
-"""Seconds that a start may still take when the next restart is requested: a hanging program must not block its fixed
-version, and frequent requests must not keep a good one from getting ready.
+"""Seconds that a start may still take after the next restart is requested. A hanging program must not block the fixed
+version, and frequent requests must not prevent a good one from getting ready.
 """
 
 
@@ -118,7 +118,8 @@ class Supervisor:
     """Supervises several workers: starts their processes, replaces processes that die, and restarts them.
 
     SIGHUP has two meanings. Sent by a person who has installed a new version, it requests a restart. Sent by the
-    kernel, it says that the terminal is gone, and a server started in it ends, as it does without workers.
+    kernel, it means that the terminal has closed. A server that was started in it then stops, as it does without
+    workers.
     """
 
     command: Sequence[str]
@@ -227,12 +228,12 @@ class Supervisor:
     async def _restart(self) -> None:
         """Start a new process beside each worker, one after the other; when all are ready, stop the old ones.
 
-        They stop together, because clients of a worker that stops alone reconnect to those that are about to stop.
+        They stop together. Otherwise, clients of a stopped worker would reconnect to others that are about to stop.
         """
         new: list[WorkerProcess] = []
         self._tell(StartFailure(""))
         try:
-            while empty := self._missing_workers(new):  # one that was ready may have died since
+            while empty := self._missing_workers(new):  # a process that was ready may have died since
                 worker = empty[0]
                 if len(new) >= STARTS * len(self.workers):
                     what = f"Each new process for worker {worker.number} was killed before all were ready."
@@ -250,13 +251,13 @@ class Supervisor:
         # Includes replacements of workers that died.
         old = [child for child in self._serving_workers() if child not in new]
         self._leave(old)
-        self._fill()  # a new one may have died in the meantime
+        self._fill()  # a new process may have died in the meantime
         await asyncio.gather(*[child.left.wait() for child in old])
         pids = [str(child.pid) for child in self._serving_workers()]
         logger.info("The new version is serving (%s %s)", "processes" if len(pids) > 1 else "process", ", ".join(pids))
 
     def _missing_workers(self, among: Iterable[WorkerProcess]) -> list[SupervisedWorker]:
-        """Return those of the workers that have no serving process."""
+        """Return the workers without a serving process."""
         served = [child.worker for child in among if child.state == READY]
         return [worker for worker in self.workers if worker not in served]
 
@@ -264,7 +265,7 @@ class Supervisor:
         """Start a worker, unless the next restart is requested before it's ready.
 
         Raises:
-            NotStarted: It can't start, or was given up.
+            NotStarted: The worker can't start, or the attempt was given up.
         """
         starting, seconds = asyncio.create_task(self._start(worker)), OVERTAKEN
         try:
@@ -283,7 +284,7 @@ class Supervisor:
 
         Args:
             worker: The worker.
-            why: What ended the process that it replaces. If empty, only killed processes are started again.
+            why: How the replaced process ended. If empty, only killed processes are started again.
 
         Raises:
             NotStarted: The first process can't start, or all were killed by other processes.
@@ -317,7 +318,7 @@ class Supervisor:
         if seconds and worker.own and not self._serving_workers():
             # Refuse connections, including waiting ones. The next worker makes the socket listen again.
             for listener in worker.listeners:
-                # A socket that is shut down twice hands out connections that are shut down.
+                # Shutting a socket down twice would make it accept dead connections.
                 if listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
                     listener.shutdown(socket.SHUT_RD)
         await asyncio.sleep(seconds)
@@ -345,7 +346,7 @@ class Supervisor:
         return [child for child in self._children if child.state == READY]
 
     def _leave(self, children: Iterable[WorkerProcess], *, replaced: bool = True) -> None:
-        """Stop processes, which usually have been replaced."""
+        """Stop processes, which have usually been replaced."""
         for child in children:
             child.drain(replaced=replaced)
             self._tasks.spawn(child.see_out(child.patience + GRACE))
@@ -397,7 +398,7 @@ class Supervisor:
             worker.mending = self._tasks.spawn(self._start(worker, why=why))
 
     def _tell(self, failure: StartFailure | None = None) -> None:
-        """Send all workers the state of all, or why the changed program can't start."""
+        """Send every worker the state of all workers, or the reason why the changed program can't start."""
         order = sorted(self._children, key=lambda child: (child.worker.number, child.pid))
         workers = [WorkerState(child.worker.number, child.pid, child.state, child.worker.restarts) for child in order]
         for child in order:

@@ -1,4 +1,4 @@
-"""Worker processes and their connection to the parent, from both ends.
+"""Both ends of the connection between worker processes and the parent.
 
 A worker is started with the command line of its parent, so everything up to serving is the same: the interpreter's
 options, the arguments, the user's code. An environment variable names an inherited socket and identifies it. Programs
@@ -49,7 +49,7 @@ class WorkerMessage(Struct, frozen=True, tag_field="type", tag=str.lower):
 
 
 class Hello(Confidential, WorkerMessage, frozen=True, kw_only=True):
-    """Parent to worker, sent first: its role."""
+    """Parent to worker, sent first: the worker's role."""
 
     worker: int
     """Number of the worker, from 1. Its replacement has the same number."""
@@ -134,7 +134,7 @@ _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 class MessageChannel:
     """One end of the pair of sockets.
 
-    The end of the stream is also a message: it tells a worker that the parent has exited, for whatever reason.
+    The end of the stream tells a worker that the parent has exited, for whatever reason.
     """
 
     def __init__(self, end: socket.socket) -> None:
@@ -218,8 +218,8 @@ class SocketTakeover:
 
 
 def stands_in(place: int, workers: Collection[WorkerState]) -> int | None:
-    """Return the number of the worker that accepts for one that isn't serving: the next one that is. None if it's
-    serving itself.
+    """Return the number of the next serving worker, which accepts connections for one that isn't serving. Return None
+    if that one serves.
     """
     ready = sorted({each.worker for each in workers if each.state == READY})
     if place in ready or not ready:
@@ -228,11 +228,11 @@ def stands_in(place: int, workers: Collection[WorkerState]) -> int | None:
 
 
 VARIABLE = "_MILLSTREAM_WORKER"
-"""Not a setting, hence the underscore."""
+"""Name of the variable. It isn't a setting, hence the underscore."""
 
 
 class WorkerSlot:
-    """The parent's messages, and the connection for replies."""
+    """A worker's connection to the parent, and the messages received from it."""
 
     def __init__(self, end: socket.socket) -> None:
         self.line = MessageChannel(end)
@@ -365,8 +365,8 @@ def open_sockets(host: str, port: int, workers: int) -> list[socket.socket]:
 FIRST = 0.5
 LONGEST = 30.0
 WELL = 5.0
-"""Seconds of service after which a worker is treated as healthy, which resets the delay. A start takes about one second
-of a core, which bounds the load of a crash loop.
+"""Seconds of service after which a worker is treated as healthy, which resets the restart delay. A start takes about
+one second of a core, which bounds the load of a crash loop.
 """
 
 
@@ -379,7 +379,7 @@ class BackOff:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._since: float | None = None
-        """When the newest process began to serve; the time before that says nothing about its health."""
+        """When the newest process began to serve. Earlier time isn't a sign of health."""
         self._deaths = 0
 
     def serves(self) -> None:
@@ -426,7 +426,7 @@ GRACE = 5.0
 
 
 _BY_OTHERS = frozenset((signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP))
-"""Signals that a person sends, or the kernel if memory runs out. Other signals are the program's own fault."""
+"""Signals from a person, or from the kernel if memory runs out. Other signals are caused by the program."""
 
 
 KILLED = "Another process killed it, or the kernel did because memory ran out."
@@ -441,12 +441,12 @@ class NotStarted(CommandError):
 
 @dataclass(eq=False)
 class SupervisedWorker:
-    """What stays the same when a worker's process is replaced: its number and its sockets."""
+    """The parts of a worker that survive the replacement of its process: the number and the sockets."""
 
     number: int
     listeners: Sequence[socket.socket]
     own: bool
-    """Whether no other process accepts from them."""
+    """Whether no other process accepts from the sockets."""
     restarts: int = 0
     back_off: BackOff = field(default_factory=BackOff)
     mending: "asyncio.Task[WorkerProcess] | None" = None
@@ -545,10 +545,10 @@ class WorkerProcess:
         return await asyncio.shield(self._ready)
 
     async def watch(self) -> None:
-        """Kill it when its event loop has been silent for too long."""
+        """Kill the process when its event loop has been silent for too long."""
         while not self.left.is_set():
-            # Checks are counted, and not their time: if this process itself was stopped, messages from that time must
-            # be read first.
+            # Count checks instead of seconds: if this process was suspended, messages from that time must be read
+            # first.
             if self._silence > BEATS:
                 logger.error("%s has been unresponsive for %g s and will be killed", self, self.watchdog)
                 self.signal(signal.SIGKILL)
@@ -557,32 +557,32 @@ class WorkerProcess:
             await asyncio.sleep(self.watchdog / BEATS)
 
     async def see_out(self, seconds: float) -> None:
-        """Kill it if it doesn't end in time."""
+        """Kill the process if it doesn't exit in time."""
         await asyncio.wait((self.ended,), timeout=seconds)
         if not self.ended.done():
             logger.error("%s didn't stop in time and will be killed", self)
             self.signal(signal.SIGKILL)
 
     def drain(self, *, replaced: bool) -> None:
-        """Let it finish running calls and exit."""
+        """Let the process finish running calls and exit."""
         if self.state == GONE:
             return
         if self.state == STARTING:
-            self.signal(signal.SIGTERM)  # it may not read our messages yet
+            self.signal(signal.SIGTERM)  # the process may not read our messages yet
         self.state = LEAVING
         self._line.send(Drain(replaced))
 
     def force(self) -> None:
-        """Make it exit immediately, but cleanly."""
+        """Make the process exit immediately, but cleanly."""
         self._line.send(Force())
 
     def send(self, message: WorkerStates | StartFailure) -> None:
-        """Send it the state of all workers, or why the changed program can't start."""
+        """Send the state of all workers, or the reason why the changed program can't start."""
         if self.state in (READY, LEAVING):
             self._line.send(message)
 
     def signal(self, number: int) -> None:
-        """Send a signal, if it's still running."""
+        """Send a signal, if the process is still running."""
         with suppress(ProcessLookupError):
             self._process.send_signal(number)
 
@@ -592,7 +592,7 @@ class WorkerProcess:
 
 
 def how(status: int) -> str:
-    """Return how a process ended, in words."""
+    """Describe how a process ended."""
     if status >= 0:
         return f"ended with status {status}"
     try:
