@@ -110,7 +110,7 @@ to. On Streamable HTTP, fewer are needed, because most questions name their call
 _MAX_SAVED_RESULT = 16 * 1024
 """Maximum size of a result that is saved while its call asks another question, in bytes."""
 _COPIES = 3
-"""Copies of its parameters that a subscription keeps."""
+"""Number of copies of its parameters that a subscription keeps."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024
@@ -121,9 +121,9 @@ _CANNOT_ASK = re.compile(
     rb"|server-to-client requests are not allowed on protocol "  # Rust
     rb"|server-initiated requests are not supported in protocol version "  # mcp-go
 )
-"""Errors of SDKs if a tool asks in the per-request era. Tools that only write about such requests don't use them."""
+"""SDK errors for a tool that asks in the per-request era. Texts that only mention such requests don't match."""
 _NEEDS_EXTENSION = f"{REQUIRES_CAPABILITIES} extensions".encode()
-"""Part of the error of a Millstream tool that needs tasks, in the handshake era. Others name the extension."""
+"""Part of the handshake-era error of a Millstream tool that needs tasks. Other servers name the extension."""
 _CONNECTION_META = frozenset(
     {
         VERSION_KEY,
@@ -144,14 +144,14 @@ _decode_elicit = decoder(ElicitResult)
 
 
 class _Rounds(TaggedRecord):
-    """State that an upstream of the per-request era expects back."""
+    """State that a per-request-era upstream expects back."""
 
     state: str | None
     keys: list[str]
 
 
 class _Urls(TaggedRecord):
-    """Questions whether the user has opened URLs, by key."""
+    """Questions that ask the user to open URLs, by key."""
 
     questions: Json
 
@@ -161,7 +161,7 @@ class _SavedResult(TaggedRecord):
 
 
 class StoredTask(TaggedRecord):
-    """A task of an upstream, between two client requests or two runs of the gateway's own task."""
+    """An upstream's task, stored between two client requests or two runs of the gateway's own task."""
 
     id: str
     asked_keys: list[str]
@@ -218,7 +218,7 @@ def forward(
 
 
 def _is_plain(call: Call) -> bool:
-    """Return whether the client receives only the result of a call, and this is the call's first request."""
+    """Return whether the client expects only the result of the call, and this is the call's first request."""
     return not (
         call.revision.handshake
         or call.tee is not None
@@ -237,7 +237,7 @@ async def forward_plainly(  # noqa: C901  one frame for each call
     Args:
         call, upstream, link, ask: The client's call, the target, a connection to it, and the request.
         meta: The `_meta` of the call.
-        verbatim: Whether the client speaks the upstream's revision, so that everything is passed on unchanged.
+        verbatim: Whether the client speaks the upstream's revision, so everything is passed on unchanged.
     """
     requests, relays = link.conversation.requests, link.relays
     source = call.revision if verbatim else link.conversation.negotiated.revision
@@ -292,7 +292,8 @@ def _plain_meta(call: Call, upstream: Upstream, source: Revision, raw: bytes, *,
 def _meta(
     call: Call, upstream: Upstream, source: Revision, abilities: bytes, level: str = "", *, verbatim: bool = False
 ) -> bytes:
-    """Return the `_meta` members for the upstream: the client's, except the members about its connection, and the path.
+    """Return the `_meta` members for the upstream: the path, and the client's members, except those about its
+    connection.
 
     Raises:
         ToolError, ProtocolError: The call has come back to this gateway.
@@ -324,7 +325,7 @@ def _meta(
 async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
     call: Call, upstream: Upstream, ask: RawRequest, *, verbatim: bool = False, recovered: bool = False
 ) -> bytes:
-    """Forward a call. If it's denied, its user may connect an account or grant more scopes, once."""
+    """Forward a call. If it's denied, the user may connect an account or grant more scopes, once."""
     credentials, denied, method, name = upstream.credentials, None, ask.method, ask.name
     if credentials is not None and not recovered:
         await credentials.prepare(call)
@@ -428,7 +429,7 @@ async def forward_stream(call: Call, upstream: Upstream, params: bytes) -> bytes
         except asyncio.CancelledError:
             if is_canceled():
                 raise
-            result = {"resultType": "complete"}  # this server ends the stream
+            result = {"resultType": "complete"}  # this server is ending the stream
         except ServerError as exc:
             raise RelayedError(exc.code, exc.message, exc.data) from None
         except (ClientError, *MALFORMED) as exc:
@@ -442,9 +443,9 @@ async def _fail(
 ) -> ToolError | ProtocolError:
     """Return the error for a call without a response.
 
-    If its own session at the upstream has ended, a relay also ends the client's session, and the client initializes
-    again. A client that's bound to a connection finds out only from the error. With a catalog, the next call opens
-    another session, and the error explains that the upstream's state is lost.
+    If the client's session at the upstream has ended, a relay also ends the client's session here, and the client
+    initializes again. A client that's bound to a connection finds out only from the error. With a catalog, the next
+    call opens another session, and the error explains that the upstream's state is lost.
     """
     lost, session = isinstance(exc, SessionLost), call.session
     if link is not None and link.key.own and link.conversation.transport.lost:
@@ -467,8 +468,8 @@ _NO_STORE = b"cache-control: no-store\r\n"
 
 
 def _try_other_era(call: Call, upstream: Upstream, link: Link | None, ask: RawRequest, result: bytes) -> bool:
-    """Use the other era from now on if a call failed because of its own. Return whether the upstream didn't start the
-    call, so that it can be sent again.
+    """Switch to the other era if a call failed because of its era. Return whether the call can be sent again, because
+    the upstream didn't start it.
 
     Raises:
         ToolError, ProtocolError: The upstream couldn't ask, and may have done something.
@@ -494,7 +495,7 @@ def _try_other_era(call: Call, upstream: Upstream, link: Link | None, ask: RawRe
 
 
 def _cannot_ask(message: bytes) -> bool:
-    """Return whether a message contains an SDK's error. Few large messages need the slower search."""
+    """Return whether a message contains an SDK's error. Only a few large messages need the slower search."""
     return b" request" in message and _CANNOT_ASK.search(message) is not None
 
 
@@ -509,11 +510,11 @@ async def _connect(call: Call, upstream: Upstream, abilities: bytes, name: str) 
     except NO_HANDSHAKE:
         if not key.handshake:
             raise
-        upstream.has_handshake = False  # of a shared process
+        upstream.has_handshake = False  # for a shared process
         link = await links.open(upstream.key(call, abilities, name), call.owner)
     if link.calls and not key.affinity and key.capabilities and can_ask(abilities):
-        # Calls without a session don't depend on one connection. A connection per call keeps questions apart, because
-        # many servers send them on a stream that doesn't name the call.
+        # Calls without a session don't depend on one connection. A connection per call separates the questions, because
+        # many servers send them on a stream that doesn't identify the call.
         streams = link.conversation.transport.name == "streamable-http"
         for number in range(1, _MAX_HTTP_LINKS_PER_KEY if streams else _MAX_LINKS_PER_KEY):
             other = structs.replace(key, affinity=f"#{number}")
@@ -538,7 +539,7 @@ async def _find_log_level(call: Call) -> tuple[str, str]:
 
 
 async def _set_level(upstream: Upstream, link: Link, level: str) -> None:
-    """Set the log level of a handshake-era upstream, to the lowest that calls on a shared connection need."""
+    """Set a handshake-era upstream's log level to the lowest that any call on a shared connection needs."""
     relays = link.relays
     if "logging" not in upstream.catalog.capabilities or (
         relays.level and LOG_LEVELS.index(level) >= LOG_LEVELS.index(relays.level)
@@ -570,7 +571,7 @@ def _envelope(source: Revision, abilities: bytes, level: str, client: bytes, *, 
 
 
 class _ForwardedCall(Relay):
-    """A call that is being forwarded to an upstream, and its state, carried by its client's retries."""
+    """A call that's forwarded to an upstream, with the state that the client's retries carry."""
 
     previous: _State | None = None
     _link: Link
@@ -616,7 +617,7 @@ class _ForwardedCall(Relay):
         return InputRequired(questions)
 
     def finish(self, result: bytes) -> None:
-        """Save the result of a finished call, because its tool may ask something else and then run again."""
+        """Save the result of a finished call, because the tool may ask another question and then run again."""
         if self.previous is not None and len(result) <= _MAX_SAVED_RESULT:
             self._save(_SavedResult(Raw(result)))
 
@@ -636,7 +637,7 @@ class _ForwardedCall(Relay):
         return self._run_with_task() if has_tasks else self._run_rounds()
 
     def _answers(self, keys: Collection[str]) -> Json:
-        """Return the client's answers to some questions."""
+        """Return the client's answers to questions."""
         return {key: raw for key, raw in (self.call.responses or {}).items() if key in keys}
 
     # Handshake-era upstreams

@@ -1,9 +1,9 @@
-"""The catalog of an upstream: its four lists, as a copy that outlives connections and workers.
+"""The catalog of an upstream: a copy of its four lists, which outlives connections and workers.
 
 Pinned definitions protect against upstreams that change a tool after it was accepted. With ``trust = "pin"``, an item
-is offered only while its definition is the accepted one. A new item that looks like a known one isn't offered either.
-`millstream gateway accept` writes accepted definitions to a file for version control. For items that aren't in it, the
-store keeps the digest of the first definition. Changes to the file take effect at the next check.
+is offered only while it has the accepted definition. A new item that looks like a known one isn't offered either.
+`millstream gateway accept` writes accepted definitions to a file for version control. For items that aren't in the
+file, the store keeps the digest of the first definition. Changes to the file take effect at the next check.
 """
 
 import logging
@@ -74,7 +74,7 @@ _TIMESTAMP = re.compile(
 """A date and time with its offset, which clients require (RFC 3339)."""
 _SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*:")
 _MAX_OMISSIONS = 5
-"""Maximum mistakes in an upstream's lists that the log names."""
+"""Maximum number of mistakes in an upstream's lists to log."""
 MAX_ITEM_BYTES = 256 * 1024
 """Maximum size of an item, in bytes."""
 STORED_SECONDS = 30 * 24 * 3600.0
@@ -114,7 +114,7 @@ class Catalog(Struct, kw_only=True):
     templates: dict[str, Description] = {}
     prompts: dict[str, Description] = {}
     hints: dict[str, tuple[int, bool]] = {}
-    """Kind, or ``discover`` -> milliseconds until it's stale, and whether it's private. Without hints, it's absent."""
+    """Kind, or ``discover`` -> milliseconds until stale, and whether private. Absent without hints."""
     taken_at: float = 0.0
     """Unix time of the copy."""
     asks_by_handshake: bool = False
@@ -127,7 +127,7 @@ class Catalog(Struct, kw_only=True):
 
     @property
     def announced(self) -> Json:
-        """The capabilities to announce for it. Until it has responded, all possible ones."""
+        """The capabilities to announce for the upstream. Until it has responded, all possible ones."""
         if not self.revision:
             return {**{name: {"listChanged": True} for name in ("tools", "resources", "prompts")}, "logging": {}}
         found: Json = {name: members(each) for name, each in self.capabilities.items() if name in _ANNOUNCED}
@@ -397,7 +397,7 @@ def _repair_tool(found: Description, revision: str, left_out: list[str]) -> None
 
 
 def _as_object_schema(schema: Any) -> Any:
-    """Return a schema of arguments, or of results that are objects, with the type that all clients look for."""
+    """Return a schema for arguments or for object results, with the type that all clients look for."""
     if schema is None:
         return {"type": "object"}
     kinds = schema.get("type", "object") if is_object(schema) else ""

@@ -66,7 +66,7 @@ from millstream.protocol import (
 _BRACE = ord("{")
 _NOT_CACHED = b',"ttlMs":0,"cacheScope":"private"'
 _TASK_RULES = TaskRules(retry=True, deferred=True)
-"""A call becomes a task if the upstream makes it one. Running it again waits for the same task."""
+"""Rules by which a call becomes a task if the upstream makes it one. Running the call again waits for the same task."""
 _decode_tool = foreign_decoder(CallToolResult)
 _decode_prompt = foreign_decoder(GetPromptResult)
 _decode_read = foreign_decoder(ReadResourceResult)
@@ -113,7 +113,7 @@ async def _ask(call: Call, upstream: Upstream, params: Json) -> bytes:
 
 
 class _UpstreamItem(Item):
-    """The common part of an upstream's items: their results stay bytes, unless middleware reads them."""
+    """The common part of an upstream's items. Their results stay bytes, unless middleware reads them."""
 
     upstream: Upstream
     own_name: str
@@ -193,7 +193,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         members, meta = split_result(value, "content", self.upstream.link_uri)
         result = _decode_tool(b"{%b}" % members)
         sent, structured = _value_in(members) if self.wraps else None, result.structured_content
-        if is_object(sent) and [*sent] == ["result"]:  # it was wrapped already, see `encode`
+        if is_object(sent) and [*sent] == ["result"]:  # the value was already wrapped (see `encode`)
             structured = sent["result"]
         return ToolResult([*result.content], structured, result.is_error, meta)
 
@@ -422,7 +422,7 @@ class ExtensionForwarding:
             if not others and name != TASKS and not upstream.names.prefix and upstream.config.policy is None
         }
         announced = {name: upstream.catalog.extensions[name] for name, upstream in found.items()}
-        if TASKS in claims:  # it changes results of MCP's own methods, so the gateway wraps their tasks in its own
+        if TASKS in claims:  # changes results of MCP's own methods, so the gateway wraps the tasks
             announced[TASKS] = {}
         self._skilled = () if SKILLS in found else claims.get(SKILLS, ())
         if self._skilled:
@@ -430,7 +430,7 @@ class ExtensionForwarding:
             reads = any(each.get("directoryRead") is True for each in settings)
             announced[SKILLS] = {"directoryRead": True} if reads else {}
         if UI in claims:
-            announced.setdefault(UI, {})  # it has no methods: views are resources that tools refer to
+            announced.setdefault(UI, {})  # the extension has no methods: views are resources that tools refer to
         if announced != self._settings:
             self._settings.clear()
             self._settings.update(announced)
@@ -547,7 +547,7 @@ class ExtensionForwarding:
         return rules is not None and sees(call, rules) and (scopes is None or rules.scopes <= scopes)
 
     def _hints(self, upstream: Upstream, page: Json) -> Json:
-        private = self._host.registry.private or upstream.config.policy is not None  # then it depends on the caller
+        private = self._host.registry.private or upstream.config.policy is not None  # access then depends on the caller
         hints: Json = {name: page[name] for name in ("ttlMs", "cacheScope") if name in page}
         return {**hints, "cacheScope": "private"} if private and hints else hints
 

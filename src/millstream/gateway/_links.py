@@ -37,7 +37,7 @@ class Channel(Enum):
     SHARED = "shared"
     """Through a connection in the client's era that other clients may also use."""
     ASK_BACK = "ask_back"
-    """From a session to an upstream without any: questions in its results become requests to the client."""
+    """From a session to an upstream without sessions: questions in results become requests to the client."""
     PARK = "park"
     """From requests without a session to an upstream with sessions: calls wait there for the client's next request."""
 
@@ -51,8 +51,8 @@ def choose_channel(
         client: The client's revision.
         upstream: The newest revision that the upstream and the gateway have in common.
         has_session: Whether the client has a session here.
-        gives_sessions: Whether the upstream gives out sessions, as far as known.
-        serves_several: Whether one process of the upstream serves several clients, so that none has it to itself.
+        gives_sessions: Whether the upstream creates sessions, as far as known.
+        serves_several: Whether one process of the upstream serves several clients.
     """
     if not client.handshake:
         return Channel.PARK if upstream.handshake else Channel.SHARED
@@ -62,7 +62,7 @@ def choose_channel(
 
 
 class ClientIdentity(Struct, frozen=True):
-    """A client, as its own session at an upstream describes it."""
+    """The client information that a dedicated session sends to an upstream."""
 
     revision: str
     """The revision as a date."""
@@ -87,23 +87,23 @@ class LinkKey(Struct, frozen=True, gc=False):
     handshake: bool = False
     """Whether a shared process uses the handshake although it also supports the per-request era."""
     own: bool = False
-    """Whether it's the dedicated session of a client's session, see `Channel.OWN`."""
+    """Whether it's the dedicated session for a client's session (see `Channel.OWN`)."""
 
 
 MAX_OWN_SESSIONS = 4096
 """Maximum dedicated sessions of all upstreams in one process, half of them per caller."""
 MAX_STREAMS = 200
-"""Maximum subscriptions of clients that one upstream serves, half of them per caller. Each may take a connection."""
+"""Maximum subscriptions of clients that one upstream serves, half of them per caller. Each may need a connection."""
 MAX_HTTP_CALLS = 100
-"""Maximum concurrent calls that several callers send to one upstream over HTTP. Each takes a connection."""
+"""Maximum concurrent calls that several callers send to one upstream over HTTP. Each needs a connection."""
 _ATTEMPTS = 3
-"""Maximum connections that a call tries if each is closed while it opens, because its user is reconnecting."""
+"""Maximum connections that a call tries if each is closed while it opens, because the user is reconnecting."""
 SHARED_KEY = LinkKey()
 """Key of the connection that reads the upstream's lists."""
 
 
 class InUse(ConnectFailed):
-    """The processes or connections that a caller can hold are in use. This isn't a failure of the upstream."""
+    """The caller's share of processes or connections is in use. This isn't a failure of the upstream."""
 
     def __init__(self, places: Pool, owner: str, what: str = "its {} connections", *, remedy: str = "") -> None:
         holding = f"{places.count(owner)} of {what.format(places.maximum)}"
@@ -121,19 +121,19 @@ class Link(Struct, eq=False):
 
     key: LinkKey
     owner: str
-    """The caller whose share of the connections it uses, or empty if callers share it."""
+    """The caller whose share of connections it counts against, or empty if callers share it."""
     conversation: Conversation
     relays: Relays
     """Clients of the calls on this connection."""
     places: Pool | None = None
-    """Places for calls, if several callers share the HTTP connections."""
+    """Slots for calls, if several callers share the HTTP connections."""
     open_task: asyncio.Task[None] | None = None
     """Task that connects; None when it has succeeded."""
     calls: int = 0
     """Number of calls on this connection."""
     last_used: float = field(default_factory=monotonic)
     expires_at: float = math.inf
-    """When the client's session of a dedicated session expires, in Unix time."""
+    """For a dedicated session: when the client's session expires, in Unix time."""
     ended: bool = False
     """Whether it's being closed."""
 
@@ -152,7 +152,7 @@ class Links(Struct):
     sessions: Share
     """Counts dedicated sessions, which stay open as long as the sessions of their clients."""
     places: Pool
-    """Places for open connections. If an owner may not have another one, an idle one is closed: its own, or that of an
+    """Slots for open connections. If an owner may not take another, an idle connection is closed: its own, or one of an
     owner that holds more.
     """
     idle_seconds: float
@@ -161,7 +161,7 @@ class Links(Struct):
     """The clock of sessions, in Unix time."""
     links: dict[LinkKey, Link] = {}
     own: dict[str, Link] = {}
-    """Client session -> its own session at the upstream."""
+    """Client session -> its dedicated session at the upstream."""
     lost: Recent[str, None] = field(default_factory=lambda: Recent(MAX_OWN_SESSIONS))
     """Client sessions that lost their dedicated session, but haven't been notified yet."""
     streams: Share = field(default_factory=lambda: Share(MAX_STREAMS))
@@ -235,7 +235,7 @@ class Links(Struct):
             self.end(link)
 
     def _take_place(self, owner: str) -> None:
-        """Take a place for a connection, closing idle ones of the largest owner if needed."""
+        """Take a slot for a connection, closing idle ones of the largest owner if needed."""
         count = self.places.count
         while not self.places.take(owner):
             idle = [
@@ -354,7 +354,7 @@ class ResourceWatches(Struct):
     on_update: Callable[[str], None]
     """Called with the upstream's own URI of a resource that has or may have changed."""
     share: Share = field(default_factory=lambda: Share(100 * _MAX_SIZE, each=_MAX_SIZE // 2))
-    """Characters of each caller's URIs."""
+    """Counts the characters of each caller's URIs."""
     watched: dict[str, Counter[str]] = {}
     """Upstream's URI -> caller -> number of its streams and connections that follow it."""
     size: int = 0
@@ -385,7 +385,7 @@ class ResourceWatches(Struct):
             raise ProtocolError(OVERLOADED, text, status=503)
 
     def take(self, owner: str, uri: str) -> bool:
-        """Watch a resource for one more stream or connection of a caller. Return False if there's no room."""
+        """Watch a resource for one more stream or connection of a caller. Return False if the share is used up."""
         callers = self.watched.get(uri, Counter())
         if owner not in callers:
             growth = 0 if callers else _size_of(uri)
@@ -433,9 +433,9 @@ class ResourceWatches(Struct):
                         await event.wait()
 
     async def _watch_jointly(self) -> None:
-        """Watch all resources with few subscriptions, because each subscription has to list all its resources. New
-        resources get a new subscription, which replaces smaller ones. So each subscription has more resources than the
-        next. Once the upstream grants a subscription, those that it replaces end.
+        """Watch all resources with few subscriptions, because each one has to list all its resources. New resources get
+        a new subscription, which replaces smaller ones, so each subscription has more resources than the next. Once the
+        upstream grants a subscription, those that it replaces end.
         """
         open: list[_JointWatch] = []
         self.changed.set()
@@ -533,8 +533,8 @@ class Breaker:
     """Refuses calls that would probably get no response, so that callers fail fast.
 
     Failures count against the caller and tool: after `FAILURES` failures, its calls to the tool are rejected for a
-    while, which doubles each time. Two callers whose calls time out may be one person, so no number of them blocks a
-    tool for others. Only failures of the gateway's own requests open the breaker, for all.
+    while, which doubles each time. Several callers may be one person, so their timeouts never block a tool for others.
+    Only failures of the gateway's own requests open the breaker for all callers.
     """
 
     is_open: bool = False
@@ -556,7 +556,7 @@ class Breaker:
         self._durations: deque[float] = deque(maxlen=_MAX_DURATIONS)
 
     def refusal(self, call: Call, method: str, name: str) -> str:
-        """Return the rest of a sentence about why a call isn't sent, or an empty string to send it."""
+        """Return the reason for not sending a call, as the end of a sentence, or an empty string to send it."""
         text, callers = "", self.records.get((method, name[:_MAX_NAME]))
         if self.is_open:
             text = "isn't responding, so the call wasn't sent. Try again in a minute."
@@ -623,7 +623,7 @@ class Breaker:
                     self._clear(caller, key)
 
     def open(self) -> None:
-        """Reject all calls. The upstream is to blame for the failures so far, not its callers."""
+        """Reject all calls, and forget callers' failures, because the upstream caused them."""
         self.is_open = True
         self.records.clear()
         self._share = Share(_MAX_RECORDS)

@@ -40,13 +40,14 @@ _LETTERS = str.maketrans(
 
 
 def fold(name: str) -> str:
-    """Return a name without details that readers overlook: case, width, accents, separators, and foreign letters."""
+    """Return a name without details that readers overlook: case, width, accents, separators, and look-alike letters."""
     text = unicodedata.normalize("NFKC", name).translate(_CAPITALS).casefold()
     return "".join(filter(str.isalnum, unicodedata.normalize("NFD", text))).translate(_LETTERS) or text
 
 
 def unused_name(name: str, taken: Collection[str]) -> str:
-    """Return a name, with a number if it's taken: nearly always the first free one, without trying all before it."""
+    """Return a name, with a number if it's taken. The number is nearly always the first free one, without trying all
+    smaller ones."""
     if name not in taken:
         return name
     step = next(step for step in map(partial(pow, 2), count()) if f"{name}_{1 + step}" not in taken)
@@ -54,7 +55,7 @@ def unused_name(name: str, taken: Collection[str]) -> str:
 
 
 def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
-    """Return other names for the arguments of a tool that some models' APIs refuse: the other name -> the tool's own.
+    """Return replacements for argument names that some models' APIs reject: replacement -> the tool's own name.
 
     Args:
         schema: The tool's input schema.
@@ -71,7 +72,7 @@ def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
 
 
 def with_safe_names(schema: Json, names: Mapping[str, str]) -> Json:
-    """Return the input schema of a tool with other names for its arguments.
+    """Return a tool's input schema with replaced argument names.
 
     Args:
         schema: The schema.
@@ -88,7 +89,7 @@ def with_safe_names(schema: Json, names: Mapping[str, str]) -> Json:
 
 def with_origin(meta: object, upstream: str) -> Json:
     """Return an upstream's `_meta` with its origin added. An upstream can't claim another origin, because its own
-    entries are only appended to its name, as with a gateway.
+    entries are only appended to its name, as for a gateway.
     """
     found = members(meta)
     inner = found.get(ORIGIN_KEY)
@@ -157,7 +158,7 @@ class Names:
 
 
 class MatchedUri(dict[str, Any]):
-    """The variables of a URI, and the URI itself as the upstream spells it."""
+    """The variables of a URI, and the URI in the upstream's spelling."""
 
     uri: str = ""
 

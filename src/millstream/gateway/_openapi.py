@@ -71,10 +71,10 @@ _PLACES = "path", "query", "header", "cookie", *_IN_BODY
 _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema with inlined definitions."""
 _MAX_NESTING = 100
-"""Maximum schemas inside each other."""
+"""Maximum nesting depth of schemas."""
 _TOO_DEEP = f"its schemas are nested more than {_MAX_NESTING} levels deep"
 _MAX_PARTS = 50
-"""Maximum number of an object's parts and variants to search for properties that aren't sent."""
+"""Maximum number of an object's parts and variants to search for properties that are never sent."""
 _MAX_NAME = 56
 """Maximum characters of a name."""
 _RESERVED_HEADERS = frozenset((name, "header") for name in (
@@ -86,7 +86,7 @@ _NOT_KEPT = frozenset((
     "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
     "discriminator", "example", "externalDocs", "xml",
 ))  # fmt: skip
-"""Keywords with a different meaning, or none, where a definition is moved to."""
+"""Keywords whose meaning would change, or be lost, when a definition is moved."""
 _KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
 """Preferred media types, for a body that has several."""
 _ANY_SCALAR: Any = int | float | bool
@@ -134,7 +134,7 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
 
 
 def _plain_name(text: str | None) -> str:
-    """Return a text as a name in ASCII, or an empty string if nothing is left."""
+    """Convert text to an ASCII name, or to an empty string if nothing is left."""
     plain = normalize("NFKD", text or "").encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_MAX_NAME].strip("_")
     return f"_{plain}" if plain[:1].isdigit() else plain  # Gemini's API rejects names that begin with a digit
@@ -206,7 +206,7 @@ class Document:
                 self.skip(method, path, "additionalOperations aren't supported")
             for method in map(str.upper, _METHODS if is_object(item) else ()):
                 try:
-                    shared = item | self._resolve(item)  # a reference may have operations beside it
+                    shared = item | self._resolve(item)  # there may be operations beside a reference
                     if is_object(operation := shared.get(method.lower())):
                         found = self._operation(path, method, shared, self._resolve(operation))
                         is_large = found.output_schema and len(encode(found.describe(""))) > MAX_ITEM_BYTES - _MAX_NAME
@@ -236,7 +236,7 @@ class Document:
             self._resolve(each) for holder in (operation, shared) for each in items_of(holder.get("parameters"))
         ]
         fields, template = self._body(operation, parameters)
-        parameters = [each for each in parameters if each.get("in") not in ("body", "formData")]  # those of version 2.0
+        parameters = [each for each in parameters if each.get("in") not in ("body", "formData")]  # for version 2.0
         arguments, schema = self._arguments(path_variables(path), parameters, fields, template)
         if (others := template.pop("others", False)) is not False:
             schema["additionalProperties"] = others
@@ -389,14 +389,14 @@ class Document:
         return fields, {**template, "needs_body": is_required, "others": others}
 
     def _content_of(self, holder: Json, *kinds: str) -> tuple[str, Json]:
-        """Return the media type and description of a body of the first kind that it has; empty without one."""
+        """Return the media type and description of the body's first supported kind, or empty values."""
         content = members(holder.get("content")).items()
         found = ((media, each) for kind in kinds for media, each in content if kind_of_body(media) == kind)
         media, described = next(found, ("", None))
         return media, self.target(described)
 
     def _is_binary(self, schema: Json) -> bool:
-        """Return whether a schema describes a file, or several."""
+        """Return whether a schema describes one or several files."""
         for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf", "items"):
             media = node.get("contentMediaType")
             is_file = isinstance(media, str) and "contentEncoding" not in node and kind_of_body(media) == "bytes"
@@ -492,9 +492,10 @@ class _Conversion(Struct):
 
     document: Document
     flag: str
-    """Properties with it are left out: ``readOnly`` in requests, ``writeOnly`` in responses."""
+    """Properties with this flag are left out: ``readOnly`` in requests, ``writeOnly`` in responses."""
     dropped: frozenset[str]
-    """Keywords to leave out. Clients that compile output schemas reject the whole list for one that they can't read."""
+    """Keywords to leave out. Clients that compile output schemas reject the whole list because of one unreadable
+    keyword."""
     names: dict[int, str] = {}
     """Id of a reference's target in the document -> name of its definition."""
     pending: list[tuple[str, Json]] = []
@@ -540,7 +541,7 @@ class _Conversion(Struct):
         }
         shown = without_properties(node, frozenset(name for name in names if self._hides(name, (*parts, node))))
         kept = {key: value for key, value in shown.items() if key not in self.dropped and _is_valid(key, value)}
-        if node.get("x-nullable") is True:  # of version 2.0, and of many documents of 3.0
+        if node.get("x-nullable") is True:  # from version 2.0, and from many 3.0 documents
             kept["nullable"] = True
         inner: list[Any] = kept.pop("allOf", [])
         result |= map_subschemas(kept, self.convert)
@@ -551,12 +552,12 @@ class _Conversion(Struct):
                 result[keyword] = [
                     self._require_tag(tag, members(discriminator.get("mapping")), *pair) for pair in pairs
                 ]
-        if inner:  # they describe the same object
+        if inner:  # all parts describe the same object
             result["allOf"] = [self.convert(each, parts) for each in inner]
         return _replace_nullable(_with_declared_types(result))
 
     def _hides(self, name: str, parts: Sequence[Json]) -> bool:
-        """Return whether the first part that has a property declares that it isn't sent."""
+        """Return whether the first part with a property declares that it's never sent."""
         declared = (properties for each in parts if name in (properties := members(each.get("properties"))))
         own = members(next(declared, Json()).get(name))
         nodes = chain((own,), islice(self.document.parts_of(own, set(), "allOf"), _MAX_PARTS))
@@ -601,15 +602,14 @@ def _variants(node: Json) -> Iterator[Any]:
 
 
 def _with_declared_types(node: Json) -> Json:
-    """Return a schema with values of the declared type. YAML reads ``on``, ``1``, and dates as other types than
-    text."""
+    """Return a schema with values of the declared type. YAML doesn't read ``on``, ``1``, and dates as text."""
     if isinstance(kind := node.get("type"), str):
         node |= {keyword: _convert(node[keyword], kind) for keyword in {"const", "default", "enum"} & node.keys()}
     return node
 
 
 def _convert(value: Any, kind: str) -> Any:
-    """Return a value, or each value in a list, as one of a type, if it can be converted."""
+    """Convert a value, or each value in a list, to a type if possible."""
     if is_array(value):
         return [_convert(each, kind) for each in value]
     if kind == "string" and isinstance(value, bool | int | float):
@@ -618,7 +618,7 @@ def _convert(value: Any, kind: str) -> Any:
 
 
 def _scalar(value: Any, kind: Any) -> Any:
-    """Return the number or boolean that's written as text, else the value itself."""
+    """Convert text to a number or boolean if possible, else return the value unchanged."""
     with suppress(msgspec.ValidationError):
         return msgspec.convert(value, kind, strict=False) if isinstance(value, str) else value
     return value
@@ -780,7 +780,8 @@ def argument_reader(tool: str, schema: Json) -> Callable[[Any], Json]:
     """Return a function that decodes arguments and compares them with the schema.
 
     A null that the schema doesn't allow is left out. A number or boolean that's written as text is read if the schema
-    rejects text there. The patterns of a document aren't tried, because they could take any time. The API decides.
+    rejects text there. The document's patterns aren't checked, because they could take arbitrarily long. The API checks
+    them.
     """
     optional: Json = {**schema, "required": []}
     never_null = frozenset(each for each in schema["properties"] if find_problems(optional, {each: None}))
@@ -800,7 +801,7 @@ def _read_arguments(tool: str, schema: Json, never_null: Collection[str], raw: A
             del arguments[name]
         if found := find_problems(schema, arguments, one_of=False, formats=False, steps=MAX_DECIDING_STEPS):
             for each in found:
-                with suppress(LookupError, ValueError):  # something is missing, or the arguments as a whole are wrong
+                with suppress(LookupError, ValueError):  # something is missing, or the arguments are invalid as a whole
                     *before, last = each.path
                     holder: Any = reduce(getitem, before, whole)
                     holder[last] = _scalar(holder[last], _ANY_SCALAR)

@@ -24,7 +24,7 @@ _MAX_FILES = 5000
 _MAX_VALUES = 1_000_000
 """Maximum values in a YAML file. An alias counts as the values that it repeats."""
 _FILES = "x-millstream-files"
-"""Member of a document with the other files, by address."""
+"""Document member that contains the other files, by address."""
 
 
 def parse_file(data: bytes) -> Any:

@@ -50,7 +50,7 @@ class ApiReply(Confidential, Struct, frozen=True):
             return self.content.decode("utf-8", "replace")
 
     def read_json(self) -> tuple[Any, str] | None:
-        """Return the value of a JSON body, and its text, in which numbers are as the API wrote them.
+        """Return the value of a JSON body, and its text, which keeps numbers as the API wrote them.
 
         Return None for a body of another type. JSON that's declared as text is also read if it's an object or array.
         """
@@ -64,7 +64,7 @@ class ApiReply(Confidential, Struct, frozen=True):
             return msgspec.json.decode(content), msgspec.json.format(content, indent=-1).decode()
         except MALFORMED:
             pass
-        try:  # NaN, halves of characters, a byte order mark, or another charset
+        try:  # NaN, lone surrogates, a byte order mark, or another charset
             repaired = repair_json(self.text)
             return msgspec.json.decode(repaired), repaired.decode()
         except MALFORMED:
@@ -101,7 +101,7 @@ def check_reply(reply: ApiReply) -> ApiReply:
     """Return a response unless it's an error or a redirect.
 
     Raises:
-        ToolError: It is one.
+        ToolError: The response is an error or a redirect.
     """
     if 200 <= reply.status < 300:
         return reply
@@ -115,7 +115,7 @@ def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped
         path: Path of the operation.
         output_schema: The tool's output schema, or None for any value.
         reply: The response.
-        wrapped: Whether the promise is an object with the member `result`.
+        wrapped: Whether the schema is an object with the member `result`.
     """
     found, headers = reply.read_json(), {name: text for name, text in reply.headers.items() if _PAGING.fullmatch(name)}
     meta = {HEADERS_KEY: headers} if headers else None

@@ -23,18 +23,18 @@ FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-dat
 DEEP = "deepObject"
 BINARY = "application/octet-stream"
 FILE_NAME = "__filename"
-"""End of the name of the argument with a file's name."""
+"""Suffix of the argument that contains a file's name."""
 _MAX_DECODINGS = 5
 _MAX_NAME = 56
 """Maximum characters of a name or value in an error."""
 _MAX_NESTED = 1024
-"""Maximum characters of the names around a value, which are repeated for each value in them."""
+"""Maximum characters of the names around a nested value, which are repeated for each value."""
 _LEADS = {"label": (".", "."), "matrix": (";", ";")}
 """Style -> text before a value in a path, and separator of exploded items."""
 _SEPARATORS = {"pipeDelimited": "|", "spaceDelimited": " ", "tabDelimited": "\t"}
 """Style -> separator of items that aren't exploded, by default a comma."""
 _RESERVED = ":/?@!$'()*,=[]"
-"""Reserved characters that can't end a parameter (``allowReserved``)."""
+"""Reserved characters that don't end a parameter (``allowReserved``)."""
 _TEXT = re.compile(
     r"text/.*|.*[/+](?:xml|yaml|javascript|csv|graphql|sql|jsonl)|application/(?:x-)?(?:ndjson|yaml|toml)|.*\+xml"
 )
@@ -79,7 +79,8 @@ class RequestTemplate(Struct, frozen=True, kw_only=True):
     prefix: str = ""
     """Path of the operation's own server."""
     host: str | None = None
-    """Where `prefix` begins: at the base URL (None), at the root of the base URL's origin (empty), or at an origin."""
+    """Where `prefix` begins: at the base URL (None), at the root of the base URL's origin (empty), or at another
+    origin."""
 
 
 class ApiRequest(Confidential, Struct, frozen=True):
@@ -307,7 +308,7 @@ _WRITERS: Mapping[str, Callable[[Argument, Any], str]] = {
 
 
 def _join(argument: Argument, value: Any, escape: _Escape) -> str:
-    """Return a value as one text in the style of an argument."""
+    """Encode a value as text in an argument's style."""
     style, exploded = argument.style, argument.explode
     lead, separator = _LEADS.get(style, ("", ","))
     if not exploded:
@@ -376,7 +377,8 @@ def _check_members(argument: Argument, value: Json) -> None:
 
 
 def _flatten(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the pairs of a nested value: ``a[b][c]=1``. OpenAPI leaves nesting open. Most servers read this."""
+    """Yield the pairs of a nested value: ``a[b][c]=1``. OpenAPI doesn't specify nesting, but most servers accept this
+    form."""
     if len(name) > _MAX_NESTED:
         raise ToolError(f"{name[:_MAX_NAME]!r} is too long for a name. Shorten the names in this argument.")
     if is_object(value):
@@ -422,7 +424,7 @@ def _path(template: RequestTemplate, values: Mapping[str, str]) -> str:
         return value
 
     path = template.prefix + _VARIABLE.sub(part, template.path)
-    # Several values in one segment can make a dot segment together, or with the text between them.
+    # Several values in one segment can form a dot segment together, or with the text between them.
     if values and ("." in path or "%2" in path) and has_dot_segment(path):
         raise ToolError("Together, these arguments would change the path.")
     return path if path.isascii() and " " not in path else quote(path, safe=f"{_RESERVED}&%;+")

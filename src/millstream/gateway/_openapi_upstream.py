@@ -112,7 +112,7 @@ class ApiUpstream(Upstream):
     _digest = b""
     """Digest of the files that the operations were read from."""
     _skipped: frozenset[str] = frozenset()
-    """Operations that the last document has but that aren't offered."""
+    """Operations in the last document that aren't offered."""
     _base: Url
     """Base URL of all requests, set before any tool exists."""
     _client: Any = None

@@ -158,7 +158,7 @@ class ParkedCall(Recipient):
     """A call to an upstream that continues after its client's request has ended."""
 
     admitted: bool = False
-    """Whether there's room for it to be parked."""
+    """Whether there's space to park it."""
     binding: bytes = b""
     """Hash of principal, method, name, and arguments."""
     round: int = 0
@@ -179,7 +179,7 @@ class ParkedCall(Recipient):
         super().__init__(relay.call, relay.abilities, relay.redactor)
         self.id: str = secrets.token_hex(16)
         self.source: Revision = source
-        self.size: int = 2 * size  # the parameters, and the message that contains them
+        self.size: int = 2 * size  # counted twice: the parameters, and the message that contains them
         self._calls = calls
         self._keys = count(1)
         self._open: dict[str, _OpenQuestion] = {}
@@ -227,8 +227,7 @@ class ParkedCall(Recipient):
     # Requests of the client
 
     async def next(self) -> Json | None:
-        """Wait for questions, which end the client's request, and return them by key, or None when the call has
-        ended."""
+        """Wait for questions, which end the client's request. Return them by key, or None when the call has ended."""
         try:
             while not self.task.done():
                 if self._open_questions():
@@ -245,7 +244,7 @@ class ParkedCall(Recipient):
         return {key: each.question.request for key, each in self._open.items() if not each.answer.done()}
 
     def wake(self, number: int, bound: bytes, responses: Mapping[str, Any], notify: Notify) -> None:
-        """Pass on the answers of a request that waits for the call from now on and send it notifications.
+        """Pass on the answers of a request, which now waits for the call and receives its notifications.
 
         Raises:
             ProtocolError: The request belongs to another call or an earlier round, or an answer is malformed.
@@ -292,7 +291,7 @@ class ParkedCalls:
         self._bytes = Share(MAX_BYTES)
         self._numbers = count(1)
         self._remote: dict[int, _Remote] = {}
-        """Calls on other workers, by this worker's number."""
+        """Calls on other workers, by the number that this worker gave them."""
         self._followed: dict[tuple[str, int], ParkedCall] = {}
         """Calls resumed by requests on other workers, by worker and its number."""
         self._tasks = Tasks()
@@ -366,7 +365,7 @@ class ParkedCalls:
         return asks, Ticket(services.store.workers.me, parked.id, parked.round)
 
     def admit(self, parked: ParkedCall) -> None:
-        """Park a call if there's room.
+        """Park a call if there's space.
 
         Raises:
             ProtocolError: Too many calls are parked, for this owner or in total.
@@ -392,8 +391,8 @@ class ParkedCalls:
     # On another worker
 
     async def _resume_there(self, relay: Relay, ticket: Ticket) -> bytes:
-        # A lease may outlive its worker for a while, so the wait for the first message of that worker is short. After
-        # it, the wait lasts as long as the call. If the client leaves, the call must end there: a state works only
+        # A lease may outlive its worker for a while, so the wait for that worker's first message is short. After that,
+        # the wait lasts as long as the call. If the client disconnects, the call must end there: a state works only
         # once, so no later request could resume it.
         call, number, worker = relay.call, next(self._numbers), ticket.worker
         limit = asyncio.timeout(_WAKE_TIMEOUT)

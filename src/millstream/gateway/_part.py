@@ -96,7 +96,7 @@ class GatewayPart:
     name: str = "gateway"
     needs: Collection[str] = ("lifespan",)
     _mode = ""
-    """Whether it relays its only upstream, and if not, why."""
+    """Whether it relays its only upstream, and if not, the reason."""
     _name_conflict = ""
     """Error message about an upstream's item that conflicts with this server's own."""
 
@@ -515,8 +515,7 @@ class GatewayPart:
             self._host.dispatcher.announcement.forget()
 
     def _introduction(self) -> Json:
-        """Return the server's information. A single upstream's information fills in members that the operator left
-        out."""
+        """Return the server's information. Members that the operator left out come from a single upstream."""
         definition, given = self.definition, dict(self._info)
         if len(self.upstreams) > 1:
             return given
@@ -562,7 +561,7 @@ class GatewayPart:
                 upstream.warn(f"skipped {name!r}: {exc}")
         if not removed and not added:
             return False
-        # In the order of the configuration, whichever upstream responds first.
+        # Keep the order of the configuration, regardless of which upstream responds first.
         registry.exchange(kind, removed, added, group=[*self.upstreams].index(upstream.name) + 1)
         for name in removed:
             del current[name]
@@ -629,7 +628,7 @@ class GatewayPart:
 
     # Subscriptions
 
-    entry_bytes = 300  # a tuple, a place in a set, and the upstream's own URI
+    entry_bytes = 300  # size of a tuple, a set entry, and the upstream's own URI
 
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """See `ChangeSource`."""
@@ -649,7 +648,7 @@ class GatewayPart:
         self._watch(follower, owner, uris, (wanted - gone) | added)
 
     def _follow_again(self) -> None:
-        """Update the watched resources after the offered ones have changed. Many streams can have the same URIs."""
+        """Update the watched resources after the offered ones have changed. Streams can share URIs."""
         found: dict[Collection[str], _Sources] = {}
         for follower, (owner, uris, _, watched) in list(self._subscriptions.items()):
             key = frozenset(uris)
@@ -697,7 +696,7 @@ class GatewayPart:
         ]
 
     def _spell(self, uri: str) -> str:
-        """Return a URI as its upstream spells it, after the prefix."""
+        """Return a URI in its upstream's spelling, after the prefix."""
         item, variables = self._host.registry.find_readable(uri)
         if isinstance(variables, MatchedUri):
             return variables.uri
@@ -781,7 +780,7 @@ def _merge(one: Json, other: Json) -> Json:
     errors = [error for each in (one, other) if (error := each.get("last_error"))]
     merged["last_error"] = max(errors, key=lambda error: error["at"], default=None)
     first, second = one["processes"], other["processes"]
-    if first and second:  # its counts are integers, and its longest delay isn't
+    if first and second:  # the counts are integers, unlike the longest delay
         sums = {name: value + second[name] for name, value in first.items() if isinstance(value, int)}
         merged["processes"] = {**first, **sums, "last_error": first["last_error"] or second["last_error"]}
     return merged

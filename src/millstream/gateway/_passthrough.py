@@ -43,7 +43,7 @@ _NOTIFICATIONS = ("notifications/roots/list_changed", "notifications/progress")
 
 
 class Passthrough:
-    """Serves the methods of a server by passing them on.
+    """Serves a server's methods by forwarding them.
 
     Args:
         host: The running server.
@@ -160,7 +160,7 @@ class Passthrough:
                     await upstream.freshen()
 
     def _meets(self, call: Call) -> bool:
-        """Return whether both sides can speak the same revision. For a dedicated session, that's known after it
+        """Return whether both sides can speak the same revision. For a dedicated session, this is known only after it
         opens."""
         upstream = self._upstream
         if not upstream.has_replied:
@@ -187,7 +187,7 @@ class Passthrough:
             link = await upstream.open_own(call, upstream.key(call, b"", ""))
         except ServerError as exc:
             raise RelayedError(exc.code, exc.message, exc.data) from None
-        except (ClientError, ToolError) as exc:  # its first call tries again
+        except (ClientError, ToolError) as exc:  # the client's first call tries again
             logger.warning("%s: a client's session couldn't be opened: %s", upstream.name, exc)
             return b""
         if link is None:
@@ -212,7 +212,8 @@ _MAX_NAME = 128
 def find_obstacle(
     upstreams: list[Upstream], *, is_api: bool, has_items: bool, has_hooks: bool, has_search: bool, extends: bool
 ) -> str:
-    """Return why a server makes items of its upstreams' lists instead of relaying one, or an empty string if it relays.
+    """Return why a server creates items from its upstreams' lists instead of relaying one, or an empty string if it
+    relays.
 
     Args:
         upstreams: The upstreams.

@@ -244,7 +244,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
         if self.names:
             changed["inputSchema"] = with_safe_names(changed["inputSchema"], self.names)
         if self.budget:
-            changed.pop("outputSchema", None)  # a preview doesn't match it
+            changed.pop("outputSchema", None)  # a preview wouldn't match the output schema
         return changed
 
     def _schema(self, schema: Json) -> Json:
@@ -502,7 +502,7 @@ class Policy:
         original = self._names.original_uri(uri)
         if original is None or not all(self.allows("resources", each) for each in _spellings(original)):
             return None
-        return self.item("resources", original)  # other forms can only deny, so the upstream's own stays allowed
+        return self.item("resources", original)  # other forms can only deny, so the upstream's own form stays allowed
 
 
 _MAX_SHARED = 8
@@ -548,7 +548,7 @@ def _redactor(patterns: tuple[str | Redaction, ...] | None) -> Redactor | None:
 
 def uri_forms(uri: str) -> dict[str, tuple[str, frozenset[str]]]:
     """Return every spelling of a URI that an upstream may treat as the same resource, without case, width, and
-    characters that can't be seen.
+    invisible characters.
 
     Each has a path, and the parts that follow it: many upstreams ignore a query, a fragment, or the host of a file.
     Windows ignores a period at the end.

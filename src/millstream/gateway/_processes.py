@@ -60,7 +60,7 @@ _MAX_UNANSWERED = 3
 _PING_TIMEOUT = 10.0
 """Seconds for such a process to send anything after a ping."""
 _PING = b'{"jsonrpc":"2.0","id":0,"method":"ping"}'
-"""The client never uses this id, so its response is ignored, even if it's an error."""
+"""The id of pings. The client never uses it, so the response is ignored, even if it's an error."""
 _MAX_LINE = 2000
 """Maximum size of a logged line of standard error, in bytes."""
 _ERROR_LINES_PER_SECOND = 100
@@ -110,7 +110,7 @@ class ProcessReport(Struct, frozen=True, kw_only=True):
     crashed: int
     """Processes that crashed, hung, or broke the protocol."""
     ended_idle: int
-    """Processes that were stopped because they were idle, or to make room."""
+    """Processes that were stopped because they were idle, or to free a slot."""
     memory: int
     """Memory in use, in bytes, or 0 if the system has no /proc."""
     retry_seconds: float
@@ -186,7 +186,7 @@ class UpstreamProcesses:
         return ProcessTarget(self, key, owner)
 
     def warm_up(self) -> None:
-        """Start the configured number of spare processes in the background, if there's room."""
+        """Start the configured number of spare processes in the background, if there are free slots."""
         if not self._refills and self._may_warm_up():
             self._refills.spawn(self._start_spares())
 
@@ -207,7 +207,7 @@ class UpstreamProcesses:
     # Limits
 
     async def admit(self, transport: "ProcessTransport") -> None:
-        """Wait until another process may start, and reserve its place.
+        """Wait until another process may start, and reserve a slot.
 
         Raises:
             InUse: The processes are in use.
@@ -348,9 +348,9 @@ class ProcessTransport(StdioTransport):
     _waiting_since = 0.0
     """Time of the first request since the last output, or 0 without one."""
     _unanswered_count = 0
-    """Number of requests since then that timed out or were canceled."""
+    """Number of timed-out or canceled requests since the last output."""
     _asked_at = 0.0
-    """Time of the ping since then, or 0 without one."""
+    """Time of the ping since the last output, or 0 without one."""
 
     def __init__(self, processes: UpstreamProcesses) -> None:
         self.relay: ListenerRelay = ListenerRelay()
@@ -376,7 +376,7 @@ class ProcessTransport(StdioTransport):
 
     @override
     async def open(self) -> None:
-        """Start the process once there's room for it.
+        """Start the process once a slot is free.
 
         Raises:
             TargetError: The program doesn't exist.
@@ -419,7 +419,7 @@ class ProcessTransport(StdioTransport):
             raise
 
     def idle_seconds(self, now: float) -> float:
-        """Return the seconds since the process was last used. They're negative while it's in use, and when it stops."""
+        """Return the seconds since the process was last used. Negative while it's in use or stopping."""
         stops = self.closing or self.exited.is_set() or not self.pid
         works = self.waiting or not self.writable.is_set() or self.relay.subscribed.is_set()
         return -1.0 if stops or works else now - self.last_used
@@ -438,7 +438,7 @@ class ProcessTransport(StdioTransport):
         silence = now - self._waiting_since if self._waiting_since else 0.0
         if self._unanswered_count < _MAX_UNANSWERED or silence <= self._processes.config.timeout or self.closing:
             self._asked_at = 0.0
-        elif not self._asked_at:  # its callers may have caused this: only silence after a request of our own counts
+        elif not self._asked_at:  # callers may have caused this: only silence after our own request counts
             self._asked_at = now
             self._processes.pool.background.spawn(self._ping())
         elif now - self._asked_at > _PING_TIMEOUT:
@@ -568,7 +568,7 @@ class ErrorLog:
 
 
 class Watchdog:
-    """A small process that ends our process groups when this process is gone. Its program is `_watchdog.py`.
+    """A small process that ends our process groups when this process has exited. Its program is `_watchdog.py`.
 
     Without it, a server that ignores the end of its input would outlive us. PR_SET_PDEATHSIG isn't enough: it doesn't
     reach child processes (``npx``, ``uv run``), exists only on Linux, and takes effect when the starting thread ends.

@@ -5,8 +5,8 @@ upstream, `project_question` converts a question to the client's revision and re
 
 `Relays` receives the messages of one connection to an upstream and finds the call of each. A `Relay` passes them to the
 client of one call. If the transport doesn't say which call a message belongs to, the only running call receives it,
-provided that no other caller can have caused it: an upstream may continue a canceled call, and ask or log later.
-Otherwise, questions are rejected, and log messages of a process go to the gateway's own log.
+unless another caller could have caused it: an upstream may continue a canceled call, and ask or log later. Otherwise,
+questions are rejected, and log messages of a process go to the gateway's own log.
 """
 
 import asyncio
@@ -195,7 +195,7 @@ class Recipient:
         self.wants_progress: bool = call.token is not None or call.tee is not None
         who = call.principal
         self.owner: str = self.session or call.owner if who is None else who.binding.hex()
-        """The caller: its issuer, subject, and client, or else its session, or else its address. A person's programs
+        """The caller: its issuer, subject, and client, or else its session, or else its address. One person's programs
         don't trust each other.
         """
 
@@ -228,7 +228,7 @@ def name_sender(upstream: str, message: str) -> str:
 
 
 def project_question(method: str, raw: bytes, asked: Recipient, source: Revision, upstream: str) -> ForwardedQuestion:
-    """Convert an upstream's question to the client's revision, and name who asks.
+    """Convert an upstream's question to the client's revision, and name the upstream.
 
     Args:
         method: Method of the question.
@@ -269,7 +269,7 @@ _CAPABILITY = {
     "roots/list": "roots",
 }
 QUESTIONS = frozenset(_CAPABILITY.values())
-"""Capabilities of clients that can be asked something."""
+"""Client capabilities for questions."""
 _CONNECTION_MEMBERS = frozenset({"_meta", "task"})
 """Members that belong to the upstream's connection, not to the client's."""
 
@@ -573,7 +573,7 @@ class ForwardedStream:
 
         Args:
             call: The client's call.
-            end: Ends the stream, because the client reads too slowly. It must not miss a change without noticing.
+            end: Ends the stream, because the client reads too slowly. Without that, it would miss changes unnoticed.
         """
         self._call = call
         self._end = end
@@ -620,7 +620,7 @@ class Relays:
     _transport: object = None
     """The process or connection that `_users` used."""
     _ended: Recent[int, RequestId] | None = None
-    """Id of a call that has ended -> its client's token for progress."""
+    """Id of a finished call -> its client's progress token."""
 
     def __init__(
         self,
@@ -639,7 +639,7 @@ class Relays:
             name: Name of the upstream, for the log.
             abilities: Capabilities that the connection declares, see `abilities_of`.
             sender: The name that questions show, see `Upstream.sender`.
-            in_process: Whether the upstream is a server of this process, which sends nothing about calls that are over.
+            in_process: Whether the upstream is a server of this process, which sends nothing about finished calls.
             log: For a process, writes a line of its output to the gateway's log.
             on_change: Called with the method and parameters of each announced change.
             own: The client session that the connection serves alone.
@@ -689,7 +689,7 @@ class Relays:
     def find(self, request_id: int) -> Recipient | None:
         """Return the recipient of a message. Without a request, the only one that can have caused it.
 
-        Of several calls of one session, it's the one that started first.
+        If one session has several calls, the oldest one.
         """
         if request_id:
             return self.recipients.get(request_id) or self._find_plain(request_id)
@@ -741,7 +741,7 @@ class Relays:
             return ProtocolError(INVALID_REQUEST, "No call is running, so no client can be asked.")
         text = f"The server {self._name!r} serves several calls, and its question doesn't identify one of them."
         if self._log is not None:
-            check_declared(method, self._abilities)  # another isolation can't help where the policy refuses
+            check_declared(method, self._abilities)  # another isolation can't override the policy
             text += ' Set isolation = "per_principal" for it in the gateway, or "per_session" without sign-in.'
         if not self._warned:
             self._warned = True
@@ -809,7 +809,7 @@ class Relays:
         method, params = notification.method, bytes(notification.params)
         if method in CHANGES:
             self._on_change(method, params)
-        if method == "notifications/cancelled":  # of a question, which the connection handles
+        if method == "notifications/cancelled":  # about a question, which the connection handles
             return
         found = self._find_own(notification.request_id)
         if found is not None:

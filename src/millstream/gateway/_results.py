@@ -40,7 +40,7 @@ T = TypeVar("T")
 MAX_PATTERNS = 64
 _MAX_PATTERN = 1000
 _SMALL = 16 * 1024
-"""Size in bytes under which a thread costs more than the work."""
+"""Size below which a thread costs more than the work, in bytes."""
 _MAX_PROGRAM = 1 << 20
 """Maximum size of a compiled expression, in bytes."""
 
@@ -59,7 +59,7 @@ class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=Sugge
 class Redactor:
     """Applies several redactions in order.
 
-    The expressions are the operator's. The text is untrusted. RE2's run time is linear in the text, whatever the
+    The operator writes the expressions, but the text is untrusted. RE2's run time is linear in the text, whatever the
     expression (docs/decisions/0037), but the text can have many megabytes, so only small messages are redacted on the
     event loop. RE2 doesn't support look-around and back-references.
 
@@ -156,7 +156,7 @@ async def run_aside(call: Call, size: int, function: Callable[..., T], *args: An
         args: Its arguments.
 
     Raises:
-        ToolError: The caller has no free worker threads.
+        ToolError: The caller's share of worker threads is in use.
     """
     if size < _SMALL:
         return function(*args)
@@ -267,7 +267,7 @@ _CONVERSIONS: Mapping[str, Callable[[Members, Rename], Members]] = {
 
 
 class NoResponse(ProtocolError):
-    """The upstream sent no response."""
+    """The upstream didn't respond."""
 
 
 def call_error(call: "Call", text: str, error: type[ToolError] = ToolUnavailable) -> ToolError | ProtocolError:

@@ -175,10 +175,10 @@ class SearchPart:
         registry = self._registry
         if self._index is None:
             tools = {name: each.describe() for name, each in registry.tools.items() if name not in (SEARCH, CALL)}
-            # An upstream's thousands of tools take seconds.
+            # Converting thousands of an upstream's tools takes seconds.
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
-        ranked = await asyncio.to_thread(index.search, arguments.query)  # thousands of tools take a tenth of a second
+        ranked = await asyncio.to_thread(index.search, arguments.query)  # takes .1 s for thousands of tools
         visible = registry.visible("tools", registry.audience("tools", call.principal, partial(granted_scopes, call)))
         matches = [name for name in ranked if name in visible]
         found = [visible[name].describe() for name in matches[: max(1, min(arguments.limit, MAX_RESULTS))]]

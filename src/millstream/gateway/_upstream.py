@@ -120,13 +120,13 @@ CONNECTION_FAILURES = (ConnectFailed, ConnectionLost, RequestTimeout, TargetErro
 _MIN_LISTED = 1.0
 """Minimum seconds between two reads of the lists at a client's request."""
 _MIN_REFRESH = 5.0
-"""Minimum seconds between refreshes that the upstream didn't announce, even if its lists expire earlier."""
+"""Minimum seconds between unannounced refreshes, even if the lists expire earlier."""
 _OTHER_CONNECTIONS = 28
 """HTTP connections for lists, subscriptions, and polls of tasks, in addition to connections for calls."""
 _SUBSCRIBE_SECONDS = 1.0
 """Seconds to wait for the subscription to changes before the first lists are read."""
 _MAX_INFO = 16 * 1024
-"""Maximum size of a client's description of itself that is passed on, in bytes."""
+"""Maximum size of a client's self-description to pass on, in bytes."""
 _MAX_WARNINGS = 1000
 _MAX_START_FACTOR = 8
 _MAX_PLAIN_METAS = 256
@@ -195,7 +195,7 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
 
     @property
     def address(self) -> str:
-        """Text for the target or document that is the same in all workers, or empty for an object of this process."""
+        """Text that identifies the target or document in all workers, or empty for an object in this process."""
         target: object = self.target if self.openapi is None else getattr(self.openapi, "document", self.openapi)
         if isinstance(target, str | Path | Sequence | Mapping):
             return repr(cast("object", target))
@@ -304,7 +304,7 @@ def _info_of(call: Call) -> bytes:
 
 
 def lacks_handshake(error: Exception) -> bool:
-    """Return whether the error of `initialize` says that there's no handshake, rather than that it rejects a client."""
+    """Return whether an error of `initialize` means that there's no handshake, not that the client is rejected."""
     if not isinstance(error, ServerError):
         return True
     unsupported = error.code == INVALID_PARAMS and "supported" in members(error.data)
@@ -313,7 +313,7 @@ def lacks_handshake(error: Exception) -> bool:
 
 def _quarantine(uris: Iterable[str], templates: Iterable[str]) -> Callable[[str], bool]:
     """Return a function that tells whether a URI, in any spelling, is one of these, or matches a template."""
-    hidden: dict[str, set[frozenset[str]]] = {"": {frozenset()}}  # encoded more often than `uri_forms` decodes
+    hidden: dict[str, set[frozenset[str]]] = {"": {frozenset()}}  # encoded more times than `uri_forms` decodes
     for uri in uris:
         for path, parts in uri_forms(uri.partition("#")[0]).values():
             hidden.setdefault(path, set()).add(parts)
@@ -377,21 +377,21 @@ class Upstream:
     reason: str = ""
     """Reason of a degraded state, for the operator. It may contain the address, so it's never sent to clients."""
     last_error: Json | None = None
-    """When a call last got no usable response, and why."""
+    """Time and reason of the last call without a usable response."""
     changed_at: float = 0.0
     """Unix time of the last change to its lists, or 0 before the first one."""
     tokens: int = 0
     """Tokens of the tools that are offered."""
     looping: int = 0
-    """Number of items that aren't offered, because they lead back to this gateway."""
+    """Number of items that aren't offered because they lead back to this gateway."""
     _is_plain: bool | None = None
     """Whether messages name their call, no call becomes a task, and callers have neither credentials nor processes of
-    their own, or None if it has to be decided again, by the capabilities.
+    their own. None if this must be determined again from the capabilities.
     """
     relays = False
-    """Whether the server passes this upstream's messages on, rather than items made of its lists."""
+    """Whether the server forwards this upstream's messages instead of creating items from its lists."""
     serves_one = False
-    """Whether it's a command that the only client of this server has to itself. It starts when that client does."""
+    """Whether it's a command that serves only this server's one client. It starts when that client connects."""
     _start_factor = 1
     """Multiple of the timeout that the shared process may take to start. Each start that takes longer doubles it."""
     _listed_offer = b""
@@ -444,11 +444,11 @@ class Upstream:
         self.has_handshake: bool = config.revision is None
         """Whether a shared process can use the handshake. Assumed until a handshake fails."""
         self.gives_sessions: bool = config.revision is None or BY_DATE[config.revision].handshake
-        """Whether clients can have dedicated sessions. Assumed until the upstream gives out none."""
+        """Whether clients can have dedicated sessions. Assumed until the upstream doesn't create one."""
         self.task_tools: set[str] = set()
         """Tools that were rejected in the handshake era, because they need tasks."""
         self.keeps_lists: asyncio.Event = asyncio.Event()
-        """Set when its lists are needed here, even if no client asks for them."""
+        """Set when the lists are needed here, even if no client requests them."""
         self.lists_ready: asyncio.Event = asyncio.Event()
         """Set once there are lists, fresh or stored."""
         self._target: Any = upstream_of(config.target) if library_of(config.target) else config.target
@@ -460,7 +460,7 @@ class Upstream:
         self._listed = asyncio.Event()
         """Set when the lists have been fetched."""
         self._warnings: Recent[str, None] = Recent(_MAX_WARNINGS)
-        """Warnings that were logged, because each refresh finds the same."""
+        """Warnings that were already logged, because each refresh repeats them."""
 
     async def open(self) -> None:
         """Start connecting, in the background."""
@@ -496,7 +496,8 @@ class Upstream:
 
     @property
     def has_replied(self) -> bool:
-        """Whether it has been reached since the start. If it rejected the gateway, clients get the reason from it."""
+        """Whether the upstream has responded since the start. If it rejected the gateway, clients get the upstream's
+        reason."""
         return self.serves_one or bool(self.catalog.revision) or (self.state == "degraded" and not self.breaker.is_open)
 
     def key(self, call: Call, abilities: bytes, name: str) -> LinkKey:
@@ -529,7 +530,7 @@ class Upstream:
 
     @property
     def may_have_own(self) -> bool:
-        """Whether sessions of clients have their dedicated sessions here."""
+        """Whether client sessions can have dedicated sessions at this upstream."""
         return self.gives_sessions and not self._shares_processes and self.config.openapi is None
 
     def channel(self, call: Call) -> Channel:
@@ -727,7 +728,7 @@ class Upstream:
             try:
                 self.lister = await self._find_lister()
                 link = await self.links.open(self.lister)
-                link.calls += 1  # it's in use even while idle
+                link.calls += 1  # the connection is in use even while idle
                 subscribed = asyncio.Event()
                 watching = asyncio.create_task(self._watch(link.conversation, subscribed))
                 try:
@@ -759,7 +760,7 @@ class Upstream:
                 else:
                     self._degrade(exc)
                 failures += 1
-            except Exception as exc:  # of ours, about data from this upstream; the task isn't restarted otherwise
+            except Exception as exc:  # our own error; without this, the task would end
                 logger.exception("The lists of %s can't be read", self.name)
                 self._degrade(exc)
                 failures += 1
@@ -810,7 +811,7 @@ class Upstream:
             self._announced_kinds |= announced
             raise
         if self.credentials is not None and self.credentials.personal and found.hints.get("resources", (0, True))[1]:
-            found.resources = {}  # they may belong to the lister alone
+            found.resources = {}  # the lists may belong to the lister alone
         found.taken_at, found.asks_by_handshake = self._stored_catalog.time(), self._in_sessions
         renew = found.taken_at - self.catalog.taken_at > STORED_SECONDS / 4
         await self._offer(found, announced)
@@ -833,7 +834,7 @@ class Upstream:
             self.quarantined = quarantined
             hidden = [[each.name for each in quarantined if each.kind == kind] for kind in ("resources", "templates")]
             self._is_quarantined = _quarantine(*hidden)
-        found.asks_by_handshake |= self._in_sessions  # it may have changed while the lists arrived
+        found.asks_by_handshake |= self._in_sessions  # the file may have changed while the lists arrived
         before, self.catalog, self._is_plain = self.catalog, found, None
         self._is_listed = _uri_matcher(found.resources, found.templates)
         if not before.taken_at:
@@ -908,7 +909,7 @@ class Upstream:
             return await services.questions.ask(send, method, params, owner=session, scope=session)
 
     def _take_change(self, key: LinkKey, method: str, params: bytes) -> None:
-        """Take an announced change. Servers announce changes of their lists on whichever connection caused them."""
+        """Handle an announced change. Servers announce changes to their lists on whichever connection caused them."""
         if kind := CHANGES[method]:
             self._announced_kinds.add(kind)
             self._refresh_event.set()
@@ -925,8 +926,8 @@ class Upstream:
 
     @property
     def is_asked(self) -> bool:
-        """Whether lists are read when a client asks: of the only upstream, of a program in this process, where that's
-        cheap, and those that the upstream declares stale at once.
+        """Whether lists are read when a client requests them: for an only upstream, for a program in this process,
+        where that's cheap, and for lists that are immediately stale.
         """
         return self.relays or self.is_program or 0 in (ttl_ms for ttl_ms, _ in self.catalog.hints.values())
 
@@ -1018,13 +1019,13 @@ class Upstream:
         if error is not None:
             self._degrade(error)
         if self.breaker.is_open:
-            self._refresh_event.set()  # lists close it
+            self._refresh_event.set()  # reading the lists closes the breaker
 
     async def _find_fault(self) -> ClientError | None:
         """Return why the upstream doesn't respond to the gateway's own request, or None if it does."""
         try:
             async with asyncio.timeout(self.config.connect_timeout):
-                if self.processes is None:  # callers may use all connections of the others
+                if self.processes is None:  # callers may be using all other connections
                     key = LinkKey(affinity="#check", credentials=self.lister.credentials)
                     conversation = self._make_link(key, "").conversation
                     await conversation.start()
@@ -1040,7 +1041,7 @@ class Upstream:
         except TimeoutError:
             return RequestTimeout(f"It didn't respond within {self.config.connect_timeout:g} seconds.")
         except (ClientError, OSError):
-            return None  # it has responded, or it isn't to blame
+            return None  # the upstream has responded, or isn't to blame
         await conversation.close()
         return None
 
@@ -1051,7 +1052,8 @@ class Upstream:
         self.breaker.is_open = False
 
     def report_state(self) -> tuple[State, str]:
-        """Return the state and its reason. An upstream that takes too long to connect is degraded, until it does."""
+        """Return the state and its reason. An upstream that takes too long to connect is degraded until it's
+        connected."""
         late = monotonic() - self._created_at > self.config.connect_timeout
         if self.state == "connecting" and not self.reason and late:
             return "degraded", f"It hasn't responded within {self.config.connect_timeout:g} seconds."
@@ -1060,7 +1062,7 @@ class Upstream:
     def describe(self) -> Json:
         """Return state and statistics for operators. `reason` may contain addresses.
 
-        `items` is the number of items offered here, and `listed` the number that it lists.
+        `items` is the number of items offered here, and `listed` the number that the upstream lists.
         """
         found = self.catalog
         state, reason = self.report_state()

@@ -1,4 +1,4 @@
-"""A separate program that ends processes after their parent process has died, even after SIGKILL.
+"""A separate program that ends processes after their parent process has died, even by SIGKILL.
 
 `ProcessPool` starts one watchdog per worker and writes process groups to its standard input: ``+PID`` for a new one,
 ``-PID`` for one that has ended. The kernel closes that pipe when the worker ends, and the watchdog then ends the

@@ -181,7 +181,7 @@ class TokenExchange(_MachineGrant, frozen=True, kw_only=True, tag="token_exchang
     audience: str = ""
     """Logical name of the upstream, for authorization servers that use it instead of `resource`."""
     lists_from: str = ""
-    """Id of the principal with the token that reads the lists for all callers."""
+    """Id of the principal whose token reads the lists for all callers."""
 
 
 class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
@@ -192,7 +192,7 @@ class PerUserOAuth(_Grant, frozen=True, kw_only=True, tag="per_user_oauth"):
     assume_pkce: bool = False
     """Whether the authorization server supports PKCE with S256, although its metadata doesn't list it."""
     lists_from: str = ""
-    """Id of the principal with the account that reads the lists for all callers."""
+    """Id of the principal whose account reads the lists for all callers."""
 
     @override
     def __post_init__(self) -> None:

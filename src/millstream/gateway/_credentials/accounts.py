@@ -142,7 +142,7 @@ class PersonalCredentials(TokenCredentials):
         return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
 
     async def _change_listers(self, owner: str, *, connected: bool) -> None:
-        """Remove an owner, or add it last, so that a newer account doesn't decide what other callers see."""
+        """Remove an owner, or add it last, so a newer account doesn't change what other callers see."""
         key = f"connection-lister:{self._id}"
         listers = await self._vault.get(key, list[str]) or []
         if connected and owner not in listers:
@@ -291,7 +291,7 @@ class PersonalCredentials(TokenCredentials):
             async with asyncio.timeout(ISSUER_TIMEOUT):
                 await oauth.exchange_code(self.url, request, answer)
         except AccessDenied:
-            if not store.load().registrations:  # the authorization server has dropped this client of all users
+            if not store.load().registrations:  # the server has dropped the client that all users share
                 await self._vault.kv.delete(self._registration_key(base))
             raise
         tokens = store.load().tokens[str(self.url)]
@@ -397,7 +397,7 @@ class PendingConnection(Struct, frozen=True):
     base: str
     authorization: PendingAuthorization
     answer: dict[str, str] = {}
-    """The answer of the authorization server, stored until the user's own browser fetches it."""
+    """The authorization server's response, stored until the user's own browser fetches it."""
 
 
 class ConnectionsPage:

@@ -41,7 +41,7 @@ _NEVER_FORWARDED = frozenset(
 """Headers that belong to one connection or message (RFC 9110 §7.6.1), and cookies, which belong to this server."""
 _PRIVATE_NAMES = (".localhost", ".local", ".internal", ".home.arpa", ".lan", ".intranet", ".corp", ".private")
 _SENT = ContextVar[Mapping[str, str]]("millstream_sent_credentials")
-"""Credentials of this task's request. Another request on its connection may have newer ones."""
+"""Credentials of this task's request. Another request on the same connection may have newer ones."""
 
 
 class LinkCaller(Confidential, Struct, eq=False, weakref=True):
@@ -112,7 +112,7 @@ class UpstreamCredentials:
         return ""
 
     def avoid_lister(self, link_key: str) -> None:
-        """Prefer other connections for the next lists, because they couldn't be read with this one."""
+        """Prefer other connections for the next lists, because this one couldn't read them."""
 
     async def prepare(self, call: Call) -> None:
         """Ensure that a call has credentials, asking the user for them if necessary.
@@ -304,7 +304,7 @@ def scopes_in(challenge: str) -> str:
 def outbound_for(url: Url, *, private_addresses: bool) -> Outbound:
     """Return the connection settings for an upstream's authorization servers.
 
-    The upstream specifies them, so they must be on the public Internet unless the operator's own URL of the upstream
+    The upstream specifies them, so they must be on the public Internet unless the URL that the operator configured
     isn't. Only the host in the URL matters: a public name that resolves to a private address doesn't grant access.
     """
     return (
@@ -320,5 +320,5 @@ def _is_private(host: str) -> bool:
 
 
 def digest_of(text: str) -> str:
-    """Return a hash in place of a text that can be long or secret."""
+    """Return a hash to use in place of text that can be long or secret."""
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

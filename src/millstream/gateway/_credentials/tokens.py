@@ -3,8 +3,8 @@
 They're the gateway's own tokens (client credentials), exchanged tokens (RFC 8693), or users' tokens, see `accounts`.
 
 Many refresh tokens can be used only once. A worker takes a lease before it renews, reads the store again, and writes
-with compare-and-set, so of two workers that need a new token, one requests it and the other reads it. A renewal runs in
-its own task, because a canceled caller would otherwise lose the new refresh token.
+with compare-and-set, so if two workers need a new token, one requests it, and the other reads it. A renewal runs in its
+own task, because a canceled caller would otherwise lose the new refresh token.
 """
 
 import asyncio
@@ -185,7 +185,7 @@ class TokenCredentials(UpstreamCredentials):
 
     @override
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
-        """Return the token of a caller, renewed if it's about to expire. Nothing if its grant has ended.
+        """Return the token of a caller, renewed if it's about to expire, or nothing if the grant has ended.
 
         Raises:
             ClientError: It has expired, and can't be renewed at the moment.
@@ -247,7 +247,7 @@ class TokenCredentials(UpstreamCredentials):
             if fresh is None:
                 await self._notify_workers(name)
             return fresh
-        # It was removed or replaced in between: the user's action wins.
+        # It was removed or replaced in the meantime: the user's action wins.
         _, found = await self._read(name)
         if found is None and fresh is not None:
             await self._discard(fresh)
@@ -271,7 +271,7 @@ def make_grant(tokens: Tokens, registration: Registration | None = None) -> Stor
 _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
 _DEFAULT_LIFETIME = 300.0
-"""Seconds that an exchanged token is used if the issuer doesn't say when it expires."""
+"""Seconds that an exchanged token is used if the issuer doesn't specify an expiry."""
 _LIST_RETRY_SECONDS = 30.0
 """Seconds until lists are read again with a token that failed to read them, unless another caller reads them first."""
 
@@ -324,7 +324,7 @@ class _IssuedCredentials(TokenCredentials):
         """Request a token.
 
         Args:
-            lifetime: Seconds until it expires if the issuer doesn't say, or 0 if it may not expire.
+            lifetime: Seconds until it expires if the issuer doesn't specify that, or 0 for never.
             until: Latest expiry, in Unix time.
             form: Parameters of the request.
         """

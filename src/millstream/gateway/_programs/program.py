@@ -60,7 +60,7 @@ def encode_members(value: Any) -> bytes:
     """Encode an object of the SDK as JSON."""
     try:
         return encode(value)
-    except (TypeError, ValueError):  # it contains something that only pydantic can encode
+    except (TypeError, ValueError):  # it contains a value that only pydantic can encode
         pass
     from pydantic_core import to_json  # noqa: PLC0415  few messages need it
 
@@ -97,7 +97,7 @@ class SingleExchange:
             lifespan_state: State that its lifespan yielded.
 
         Raises:
-            ImportError, AttributeError: This version is organized differently.
+            ImportError, AttributeError: This version has a different structure.
         """
         runner: Any = import_module("mcp.server.runner")
         inbound: Any = import_module("mcp.shared.inbound")
@@ -309,7 +309,7 @@ class ProgramTransport(DuplexTransport):
     _run: "ProgramRun"
     _revision: Revision | None = None
     _input: ObjectSendStream[tuple[Context, Any]] | None = None
-    """Messages for the session, or None if the client has only sent requests that need none."""
+    """Messages for the session, or None if the client has only sent requests that don't need a session."""
 
     def __init__(self, program: "Program", listener: Listener, background: Tasks) -> None:
         super().__init__(listener, background)
@@ -485,7 +485,7 @@ class Program(Struct, eq=False):
 
     @property
     def protected(self) -> bool:
-        """Whether callers need a token, so that each of them needs a separate session."""
+        """Whether callers need a token, so each of them needs a separate session."""
         return self.side is not None and self.side.protected
 
     def new_transport(self, listener: Listener, background: Tasks) -> ProgramTransport:
