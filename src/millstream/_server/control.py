@@ -23,8 +23,8 @@ LIGHT = 16 * 1024
 """Requests smaller than this count as calls, but their bytes aren't counted."""
 
 SPARE = 1_000
-"""Number of pings that can run in addition to the maximum of calls. Hooks can make a ping slow, so they're bounded,
-too.
+"""Number of pings that can run in addition to the maximum of calls. Hooks can make pings slow, so their number is also
+limited.
 """
 
 _RECOUNT = 0.25
@@ -32,7 +32,7 @@ _RECOUNT = 0.25
 
 
 RequestGate = Callable[[HttpRequest], Awaitable[None]]
-"""Returns to admit a request that isn't a call, or raises `ProtocolError`. For a message on a WebSocket, it gets the
+"""Returns to admit a request that isn't a call, or raises `ProtocolError`. For a WebSocket message, it receives the
 opening handshake.
 """
 
@@ -100,7 +100,7 @@ class Load:
             self._full.clear()
             self._shares = Counter(self._owners())
         if self._shares[owner] >= self.max_each:
-            if owner not in self._full:  # some of those counted may have finished
+            if owner not in self._full:  # some counted calls may have finished
                 self._shares[owner] = sum(each == owner for each in self._owners())
             if self._shares[owner] >= self.max_each:
                 self._full.add(owner)
@@ -132,7 +132,7 @@ def too_many_streams(yours: int) -> ProtocolError:
 
 
 def release_arguments(call: Call, bodies: Share) -> None:
-    """Release the arguments of a large call, so that they're no longer counted."""
+    """Release the arguments of a large call, so they're no longer counted."""
     if call.weight:
         bodies.leave(call.owner, call.weight)
         call.weight = 0
@@ -157,7 +157,7 @@ class Control:
         self._allowance = Limiter("messages", Rate(PER_SECOND, 1))
         self.by_id: dict[tuple[str, RequestId], Call] = {}
         """(session or connection, request id) -> call."""
-        # The sending worker doesn't know which question this is.
+        # The sending worker doesn't know which question this answers.
         peers.on(AnswerMessage, lambda message, worker: questions.answer(message, message.session))
         peers.on(CancelCall, lambda message, worker: self.cancel(message.session, decode_id(message.id)))
         peers.on(SessionEnd, lambda message, worker: self.end(message.session))
@@ -168,7 +168,7 @@ class Control:
     def notify(self, message: Envelope, scope: str) -> RequestId | None:
         """Process a notification of a connection. Unknown ones are ignored, as in JSON-RPC.
 
-        Return the request that it cancels, if that request isn't running here.
+        Return the request to cancel, if it isn't running here.
         """
         if message.method != "notifications/cancelled":
             return None
@@ -200,7 +200,8 @@ class Control:
             await self._peers.broadcast(CancelCall(session_id, encoded))
 
     async def answer_anywhere(self, message: Envelope, session_id: str, owner: str) -> None:
-        """Pass a client's answer to the call that asked. A late answer is ignored, because the client can't know.
+        """Pass a client's answer to the call that asked. A late answer is ignored, because the client can't know that
+        it's late.
 
         See https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
 

@@ -124,7 +124,7 @@ class ServerDescription:
 logger = logging.getLogger("millstream")
 
 OpenSession = Callable[[Call], Awaitable[bytes]]
-"""Called with each `initialize`. Returns its result, or empty bytes for this server's own."""
+"""Called with each `initialize`. Returns the result, or empty bytes to use this server's own."""
 RelayCall = Callable[[Call], Awaitable[bytes]]
 """Called with each call. Returns the complete result of another server, or empty bytes to serve the call here."""
 Observe = Callable[[Call, float, bytes], None]
@@ -199,12 +199,12 @@ class Dispatcher:
         self._notification_share = Share(self.load.max_calls, each=self.load.max_each)
 
     def instruct(self, instructions: str) -> None:
-        """Set the instructions for clients, from now on."""
+        """Set the instructions for clients."""
         self.announcement.instructions = instructions
         self.announcement.forget()
 
     def introduce(self, info: Mapping[str, Any]) -> None:
-        """Set the server's name, version, and other information for clients, from now on."""
+        """Set the server's name, version, and other information for clients."""
         self.info.clear()
         self.info.update(info)
         self._heads.update((revision.date, _head(self.info, revision, None)) for revision in ALL)
@@ -328,8 +328,9 @@ class Dispatcher:
             return self._tool_error(call, str(exc) or type(exc).__name__, outcome=outcome)
         # A `CancelledError` has one of three senders. If the call was stopped (`Call.cancel`), the task only served to
         # stop it, so its cancellation is taken back and the call is answered. If the owner of the task canceled it,
-        # because the client is gone or the server stops, the error has to go on. Otherwise the function canceled
-        # itself or awaited something canceled, and its client still waits: that's an ordinary failure.
+        # because the client has disconnected or the server is stopping, the error has to propagate. Otherwise, the
+        # function canceled itself or awaited something canceled, and the client is still waiting: that's an ordinary
+        # failure.
         if isinstance(exc, asyncio.CancelledError | GeneratorExit):
             task, stopped = _task(), isinstance(exc, asyncio.CancelledError)
             if task is not None and stopped and call.cancelled:
@@ -346,8 +347,8 @@ class Dispatcher:
                     del exc  # a cycle through its traceback would keep the request's body
         if isinstance(exc, StoreUnavailable | StoreFull):
             return self._without_store(call, exc)
-        # The error comes from the function: it raised it, canceled its own task, or waited for something canceled.
-        # This includes KeyboardInterrupt, because Ctrl-C has a signal handler.
+        # The function caused the error: it raised it, canceled its own task, or awaited something canceled. This
+        # includes KeyboardInterrupt, because Ctrl-C has a signal handler.
         return self._answer_failure(call, exc)
 
     def _answer_stopped(self, call: Call) -> bytes:
@@ -500,7 +501,7 @@ class _ToolResult(Struct, rename="camel"):
 
 _decode_tool_result = decoder(_ToolResult)
 _ERROR = b',"isError":true'
-"""Last member of the result of each tool that failed."""
+"""Last member of every failed tool's result."""
 
 
 def _reports_error(result: bytes) -> bool:
@@ -523,7 +524,7 @@ def _wrap_envelope(call: Call, result: bytes) -> bytes:
 
 
 def _head(info: Json, revision: Revision, meta: Json | None) -> bytes:
-    """Return the first members of every result. In the per-request era these are its type and the server's name."""
+    """Return the first members of every result. In the per-request era, these are the type and the server's name."""
     if not revision.result_type:
         return b"{" if meta is None else b'{"_meta":%b,' % encode(meta)
     merged = {SERVER_KEY: revisions.implementation(info, revision, whole=False), **(meta or {})}
@@ -535,7 +536,7 @@ def _handler(handlers: Mapping[str, Handler], registry: Registry, call: Call) ->
 
     Raises:
         ProtocolError: METHOD_NOT_FOUND, for a method that the revision or this server doesn't have. In the per-request
-            era, admission has checked this, unless the server that's relayed could have had the method.
+            era, admission has checked this, unless the relayed server could have the method.
     """
     if (call.revision.handshake or registry.relayed is not None) and not registry.serves(call.method, call.revision):
         raise method_not_found(call.method)

@@ -1,7 +1,6 @@
-"""Handlers of requests, one for each method, and the middleware around them.
-
-Each takes a `Call` and returns the members of the result for the call's revision. `subscriptions/listen` is the change
-stream of the per-request era, open until the client leaves.
+"""Handlers of requests, one for each method, and the middleware around them. Each takes a `Call` and returns the
+members of the result for the call's revision. `subscriptions/listen` is the change stream of the per-request era, open
+until the client disconnects.
 """
 
 import asyncio
@@ -203,7 +202,7 @@ class Handlers:
         check_scopes(call, tool.scopes)
         if call.revision.handshake and not declares(call.client.capabilities, tool.requires):
             raise ToolError(f"{REQUIRES_CAPABILITIES} {', '.join(tool.requires)}.")
-        if tool.visible is not None and not call.revision.handshake:  # otherwise, admission has checked it
+        if tool.visible is not None and not call.revision.handshake:  # for others, admission has checked it
             require_capabilities(call.client.capabilities, tool.requires)
         take_rounds(call, params)
         raw = bytes(params.arguments) or b"{}"
@@ -213,7 +212,7 @@ class Handlers:
             raw = _take_client_id(tool, call, raw)
         if tool.headers and call.revision.routing_headers and call.headers is not None:
             check(tool.headers, call.headers, _object(raw))
-        if call.arguments is None:  # otherwise REST has already read them, to tell invalid arguments from a failed tool
+        if call.arguments is None:  # REST has already read them, to distinguish invalid arguments from a failed tool
             try:
                 call.arguments = tool.read(raw)
             except ArgumentError as exc:
@@ -325,7 +324,7 @@ class Handlers:
         pushes = _Pushes()
         with ExitStack() as ends:
             agreed = await self._open_filters(call, pushes, ends) if self._registry.filters else {}
-            # The request isn't read again, and the stream can be open for a day.
+            # Release the request: it isn't read again, and the stream can be open for a day.
             client = call.client
             call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
             call.params, call.token = b"", None
@@ -411,7 +410,7 @@ class Handlers:
             return b'"completion":%b' % encode(await self._registry.completes(call, params))
         item, reference = self._find_completed(params.ref, call)
         members = await item.complete(params, call)
-        if members is not None:  # an upstream knows its arguments
+        if members is not None:  # an upstream knows the arguments
             return members
         if params.argument.name not in item.parameters:
             raise ProtocolError(INVALID_PARAMS, f"Unknown argument: {params.argument.name[:128]!r}")
@@ -512,7 +511,7 @@ class _Pushes:
         return not self.over.is_set()
 
     def begin(self, call: Call) -> None:
-        """Push the queued messages, and later ones directly."""
+        """Push the queued messages, and from now on push directly."""
         self._call = call
         for message in self._early:
             call.push_to_caller(message)
@@ -567,7 +566,7 @@ class MiddlewareChain:
         if kind and isinstance(name, str):
             item = registry.find(kind, name, call)
         elif method in _ABOUT_URI and isinstance(uri, str):
-            # Find the item like the handler does: the first matching one that is visible to the caller.
+            # Find the item as the handler does: the first match that is visible to the caller.
             item, _ = registry.find_readable(uri, partial(sees, call))
         return (self._hooks,) if item is None else item.path or (self._hooks,)
 

@@ -1,11 +1,11 @@
 """Messages between the workers that share a store, to all of them or to one.
 
 Data that must not be lost is in the store. A message announces it, or asks for work on a running call. Each message has
-a MAC with the server's secret, so access to the store isn't enough to forge one. A store that isn't shared has no other
-workers, and costs nothing here.
+a MAC with the server's secret, so access to the store isn't enough to forge one. With a store that isn't shared, there
+are no other workers, and nothing is sent.
 
 Logs drop their oldest messages, whose owner may be another client. Messages with client data are therefore delivered
-with a receipt (`Peers.deliver`), and large ones wait in the map, which has a share for each owner.
+with a receipt (`Peers.deliver`), and large ones are stored in the map, which has a share for each owner.
 """
 
 import asyncio
@@ -61,7 +61,7 @@ class SessionEnd(PeerMessage, frozen=True, tag="end"):
 
 
 class StreamTakeover(PeerMessage, frozen=True, tag="stream"):
-    """A connection to the sender has a stream from now on. The last announced one wins."""
+    """A connection to the sender has taken over a stream. The last announcement wins."""
 
     name: str
     """Identifies the stream: a session id for a GET stream, or the name of the log for a call's stream."""
@@ -146,7 +146,7 @@ class PartMessage(PeerMessage, frozen=True, tag="part"):
 
 
 class StoredMessage(PeerMessage, frozen=True, tag="stored"):
-    """A large message for the receiver is in the map."""
+    """A large message for the receiver is stored in the map."""
 
     key: str
 
@@ -182,8 +182,8 @@ Message = (
 LEEWAY = 60.0
 """Seconds that data sealed by one worker still opens on another after its expiry."""
 WINDOW = 300.0
-"""Maximum difference in seconds between a message's time and ours. After a change to the store's clock, the stamps of
-workers differ by that much until each has noticed.
+"""Maximum difference in seconds between a message's time and ours. After a change to the store's clock, workers' stamps
+differ until every worker has noticed.
 """
 PAUSE = 1.0
 """Delay in seconds before a failed store is used again."""
@@ -195,7 +195,7 @@ _MAX_SEEN = 50_000
 MAX_UNRECEIVED = 1_000
 """Maximum messages without a receipt, half of them for one owner."""
 _LARGE = 16 * 1024
-"""Minimum bytes of a message that waits in the map."""
+"""Minimum bytes of a message that is stored in the map."""
 RECEIPT_TIMEOUT = 30.0
 """Seconds to wait for a receipt."""
 
@@ -241,7 +241,7 @@ class Peers:
         self._worker_checks: list[Callable[[], Awaitable[None]]] = [self._check_receivers]
         self._stamp = 0
         self._mute = False
-        """Whether the last message to all workers failed and was logged."""
+        """Whether the last message to all workers failed, which was logged."""
         self._processed: Recent[tuple[str, int], None] = Recent(_MAX_SEEN)
         """Direct messages, and messages with a significant order. Each is processed once, although a repaired store can
         repeat it.
@@ -258,7 +258,7 @@ class Peers:
         self.use(values)
 
     def use(self, values: Sequence[bytes]) -> None:
-        """Sign with the first of these secrets from now on and accept signatures made with any of them."""
+        """Sign with the first of these secrets, and accept signatures made with any of them."""
         self._keys = [hmac.digest(value, _LABEL, "sha256") for value in values] if self.shared else []
 
     # Received messages
@@ -371,7 +371,7 @@ class Peers:
                         self._settle(stamp, received=False)
 
     def _open_letter(self, data: bytes) -> _Envelope | None:
-        """Return a valid message from another worker, or from this one if it's wanted, or None for anything else."""
+        """Return a valid message from another worker, or from this one if requested, else None."""
         mac, body = data[:_MAC_BYTES], data[_MAC_BYTES:]
         if not any(hmac.compare_digest(mac, _mac(key, body)) for key in self._keys):
             if not self._warned:

@@ -1,6 +1,5 @@
-"""Places that several owners use for a while: processes, and worker threads for `def` functions.
-
-In a thread, a blocking function doesn't stall the event loop.
+"""Slots that several owners use for a while: processes, and worker threads for `def` functions. In a thread, a blocking
+function doesn't stall the event loop.
 """
 
 import asyncio
@@ -20,7 +19,7 @@ from millstream._protocol.principal import Share
 from millstream._tasks import outcome_of, run_in_thread
 
 WAIT_TIMEOUT = 30.0
-"""Seconds that a request waits for a place."""
+"""Seconds that a request waits for a slot."""
 _MAX_WAITING = 1000
 """Maximum waiting requests for one pool, half of them for one owner."""
 
@@ -58,7 +57,7 @@ class Pool(Share):
 
     @override
     def has_room(self, owner: str, amount: int = 1) -> bool:
-        """Return whether an owner can hold this many more places now."""
+        """Return whether an owner can currently take this many more slots."""
         kept = min(-(-self.maximum // 8), self.maximum - 1) if self.several and owner and self.count(owner) else 0
         return self.used + amount <= self.maximum - kept
 
@@ -70,12 +69,11 @@ class Pool(Share):
         return super().take(owner, amount)
 
     async def acquire(self, owner: str) -> bool:
-        """Take one place as soon as there's room.
-
-        Return False if there's none within `WAIT_TIMEOUT`, or if too many requests are waiting already.
+        """Take one slot as soon as one is free. Return False if none is free within `WAIT_TIMEOUT`, or if too many
+        requests are already waiting.
 
         Args:
-            owner: The owner of the place, see `Call.owner`.
+            owner: The owner of the slot, see `Call.owner`.
         """
         if self.take(owner):
             return True
@@ -100,7 +98,7 @@ class Pool(Share):
         return True
 
     def move(self, source: str, target: str) -> None:
-        """Transfer a place to another owner that has no room for more (``has_room(target, 0)``).
+        """Transfer a slot to another owner, for which ``has_room(target, 0)`` must be true.
 
         Args:
             source: The owner that holds it.
@@ -111,7 +109,7 @@ class Pool(Share):
 
     @override
     def leave(self, owner: str, amount: int = 1) -> None:
-        """Give back places that `take` or `acquire` counted."""
+        """Release slots taken by `take` or `acquire`."""
         super().leave(owner, amount)
         while self._queues:
             owner = self.next_owner
@@ -128,7 +126,7 @@ class Pool(Share):
 
     @property
     def next_owner(self) -> str:
-        """The waiting owner that gets the next place, or an empty string if there's none."""
+        """The waiting owner that gets the next slot, or an empty string if none is waiting."""
         return min(self._queues, key=lambda owner: self.count(owner) if owner else 0, default="")
 
     def _remove(self, owner: str, future: asyncio.Future[None]) -> None:
@@ -152,13 +150,13 @@ class ThreadsBusy(ToolUnavailable):
 
 
 class Threads:
-    """Worker threads for `def` functions. A slot is freed when its function ends, even if its caller left earlier."""
+    """Worker threads for `def` functions. A slot is freed when the function ends, even if the caller left earlier."""
 
     def __init__(self, size: int) -> None:
         self.places: Pool = Pool(size)
         self._started = 0
         self._jobs: Jobs = SimpleQueue()
-        """Never longer than the number of threads, because calls without a place wait in `places`."""
+        """Never longer than the number of threads, because calls without a slot wait in `places`."""
 
     @property
     def full(self) -> bool:
@@ -174,7 +172,7 @@ class Threads:
             owner: The caller whose share of the threads it uses, see `Call.owner`.
 
         Raises:
-            ThreadsBusy: None was free within `WAIT_TIMEOUT`, or too many calls are waiting.
+            ThreadsBusy: No thread was free within `WAIT_TIMEOUT`, or too many calls are waiting.
         """
         places = self.places
         if not (places.take(owner) or await places.acquire(owner)):
@@ -191,7 +189,7 @@ class Threads:
         try:
             return await future
         finally:
-            del future  # its exception's traceback refers to this frame
+            del future  # the exception's traceback refers to this frame
 
     async def run_anyway(self, function: Callable[..., Any], *args: Any) -> Any:
         """Run a function in a worker thread, or in a new one if all are busy. For cleanup after a call."""
@@ -211,7 +209,7 @@ class Threads:
         self._jobs = SimpleQueue()
 
     def _run(self, future: asyncio.Future[Any], owner: str, run: Callable[[], Any]) -> None:
-        """Run a job, unless its caller has left. The slot and the result are set in one wakeup of the event loop."""
+        """Run a job, unless the caller has left. The slot and the result are set in one wakeup of the event loop."""
         done = (None, None) if future.cancelled() else outcome_of(run)
         with suppress(RuntimeError):  # the loop is closed, so no call waits for a slot
             future.get_loop().call_soon_threadsafe(self._settle, future, owner, *done)
@@ -230,7 +228,7 @@ def work(jobs: Jobs) -> None:
     """Run jobs in this thread until None arrives."""
     while (job := jobs.get()) is not None:
         job()
-        del job  # an idle thread must not keep its last call alive
+        del job  # an idle thread must not keep the last call alive
 
 
 def _with_context(function: Callable[..., Any], *args: Any) -> Callable[[], Any]:
@@ -241,7 +239,7 @@ def run_carried(function: Callable[..., T], *args: Any) -> T:
     """Call a function in a worker thread and convert errors that a future can't carry.
 
     Raises:
-        RuntimeError: The function raised such an error. The call would otherwise never end, or be closed.
+        RuntimeError: The function raised such an error. Otherwise, the call would never end, or would be closed.
     """
     try:
         return function(*args)

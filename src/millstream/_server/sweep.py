@@ -21,7 +21,7 @@ logger = logging.getLogger("millstream")
 
 TICK = 1.0
 STALL = 1.0
-"""Minimum delay of a tick, in seconds, for a warning. The warning appears at most once in `QUIET` seconds."""
+"""Minimum delay of a tick that causes a warning, in seconds. The warning appears at most once every `QUIET` seconds."""
 QUIET = 60.0
 SILENCE = 5.0
 """Seconds of silence after which a call is answered as an event stream, if the caller accepts one."""
@@ -95,7 +95,7 @@ class Sweep:
         )
 
     def run_in_background(self, key: object, work: Coroutine[Any, Any, None]) -> None:
-        """Run work that can wait for a peer or the store in the background. Only one at a time per key."""
+        """Run work that can wait for a peer or the store in the background, one job at a time per key."""
         if key in self._pending:
             work.close()
             return

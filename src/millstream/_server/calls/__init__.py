@@ -1,8 +1,9 @@
-"""A request in progress, and the state that requests share. This module has the source of the secret for session ids
-and sealed state. Sources in order: the setting. The store, if several workers share one; a file in the user's state
-directory, created once and shared by all workers of the machine. A secret of this process, which is lost when it ends.
+"""A request in progress, and the state that requests share. This module finds the secret for session ids and sealed
+state. It uses the first of these sources: the setting. The store, if several workers share one; a file in the user's
+state directory, created once and shared by all workers of the machine. A secret of this process, which is lost when it
+ends.
 
-A reader of the store can read a secret kept there and forge sessions. Prefer the setting.
+Anyone who can read the store can read a secret stored there and forge sessions. Prefer the setting.
 """
 
 import hmac
@@ -29,7 +30,7 @@ KEY_FILE = "key"
 _STORE_KEY = "secret:seal"
 _STORE_TTL = 10 * 365 * 86_400.0
 _MAX_SECRETS = 4
-"""Number of secrets kept for opening, after the store has lost its data."""
+"""Number of earlier secrets kept for opening, after the store has lost its data."""
 
 _ADVICE = "Set MILLSTREAM_SECRET_KEY to a secret shared by all workers."
 _HOW = "Create one: python -c 'import secrets; print(secrets.token_urlsafe(32))'"
@@ -39,7 +40,7 @@ class Secrets(Struct, frozen=True):
     """The secrets of this worker, and their source."""
 
     values: tuple[bytes, ...]
-    """The first one seals. All of them open."""
+    """The first one seals, and all of them open."""
     source: str
     """``setting``, ``store``, ``file``, or ``process``."""
     warning: str | None = None
@@ -148,7 +149,7 @@ def _read_or_create(path: Path) -> str:
 
 def _read(path: Path) -> str:
     with path.open(encoding="utf-8", errors="surrogateescape") as file:
-        # Check the opened file, because the path can point to another one by now.
+        # Check the opened file, because the path may now point to another one.
         _check_access(path, os.fstat(file.fileno()))
         return file.read(MAX_FILE)
 

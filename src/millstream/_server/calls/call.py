@@ -47,8 +47,8 @@ class ReplyChannel(Protocol):
     """Whether the channel can carry requests to the client and route their answers back."""
 
     async def send(self, message: bytes) -> None:
-        """Send a message with back-pressure. If the client has disconnected, drop the message or keep it for a
-        resume."""
+        """Send a message with back-pressure. If the client has disconnected, drop the message or keep it until the
+        client resumes."""
         return
 
     def push(self, message: bytes) -> bool:
@@ -85,7 +85,7 @@ class Origin(Protocol):
 
     def ends_call(self) -> bool:
         """Return whether the peer has disconnected. Called when a call's task was canceled but the call wasn't. If the
-        peer is still connected, the function canceled its own task, and the peer is waiting for an answer.
+        peer is still connected, the function canceled its own task, and the peer is waiting for a response.
         """
         ...
 
@@ -100,7 +100,7 @@ class CallFailure(Struct):
     outcome: str
     """A label for observers: ``tool_error``, ``server_error``, ``cancelled``, or the JSON-RPC error code."""
     error: ProtocolError | None = None
-    """The error to answer with. None if the answer is a result (of a failed tool) or isn't sent."""
+    """The error to send. None if the response is a result (of a failed tool) or isn't sent."""
     incident: str = ""
     """The id of the log entry with the details of an unexpected failure."""
 
@@ -168,9 +168,9 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
     meta: Json | None = None
     """`_meta` of the result, in addition to what the revision requires."""
     tee: "Callable[[bytes], Awaitable[None]] | None" = None
-    """Also receives progress and the response: the stream of a client that asked for one (``stream: true``)."""
+    """Also receives progress and the response, for a client that requested a stream (``stream: true``)."""
     bare: bool = False
-    """Whether the transport has its own envelope. The answer is then the bare result."""
+    """Whether the transport has its own envelope. The response is then the bare result."""
     # Lifecycle
     services: Services = cast("Services", None)
     """The shared services of the running server, set by the dispatcher."""
@@ -218,7 +218,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
         """Return the `_meta` of the request as JSON, or empty bytes if it's missing or unreadable."""
         if self.params or not self.body:
             return bytes(params_of(self).meta)
-        return bytes(_decode_meta_in(self.body).params.meta)  # a transport has decoded the body before
+        return bytes(_decode_meta_in(self.body).params.meta)  # a transport has already decoded the body
 
     def get_rounds(self) -> Rounds:
         """Return the rounds, created on first use."""
@@ -239,7 +239,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
 
         Args:
             key: Key of the value.
-            value: The value. It travels to the client and back, so keep it small.
+            value: The value. It's sent to the client and back, so keep it small.
         """
         self.get_rounds().settle(key, key, value)
 
@@ -249,7 +249,8 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
         return self.task == DEFERRED
 
     def start_task(self) -> None:
-        """Turn the call into a task, if possible. It stops here and starts again, with the values of `save_value`."""
+        """Turn the call into a task, if possible. The function stops here and starts again, with the values of
+        `save_value`."""
         if self.can_start_task:
             raise TaskStart
 
@@ -362,7 +363,7 @@ ELSEWHERE = {
     "set_state": "Write `ctx.state[name] = value`; for values that outlive the call, `ctx.session_state.set`.",
     "warn": "Write `await ctx.warning(data)`.",
 }
-"""Name in other packages -> the alternative in a function with a context."""
+"""Names in other packages, with the alternative in a function with a context."""
 
 
 class CallInfo:
@@ -460,7 +461,7 @@ def per_request_call(admitted: Admission, message: Envelope, **way: Any) -> Call
 
 
 def notification_call(message: Envelope, session: Session | None, revision: Revision, **way: Any) -> Call:
-    """Return a notification as a call without an answer. Takes the same arguments as `per_request_call`."""
+    """Return a notification as a call without a response. Takes the same arguments as `per_request_call`."""
     client = _declared_client(message) if session is None else session.client
     return Call(
         revision=revision, id="", method=message.method, params=message.params, client=client, session=session, **way

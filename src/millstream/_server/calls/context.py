@@ -46,7 +46,8 @@ OWN_STEP = 1e-6
 
 
 class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
-    """A question that must be awaited. Using it as its answer raises an error, instead of counting as consent."""
+    """A question that must be awaited. Using it in place of the answer raises an error, instead of counting as
+    consent."""
 
     __slots__ = ("_coroutine", "_message")
 
@@ -78,7 +79,7 @@ class _OpenQuestion(Coroutine[Any, Any, T], Generic[T]):
 
     def __bool__(self) -> bool:
         caller = sys._getframe(1)  # pyright: ignore[reportPrivateUsage]
-        if caller.f_globals["__name__"] != "asyncio.base_tasks":  # which shows tasks, since Python 3.12
+        if caller.f_globals["__name__"] != "asyncio.base_tasks":  # `asyncio` shows tasks, since Python 3.12
             self._refuse()
         return True
 
@@ -99,7 +100,7 @@ _OPTIONS_ELSEWHERE = {
     "result_type": "Ask for JSON, and decode `answer.text`.",
     "system_prompt": "Write system=…",
 }
-"""Option in other packages -> its replacement here."""
+"""Options of other packages, with their replacements here."""
 
 
 def _question(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
@@ -454,7 +455,7 @@ async def _value(function: Callable[[], Any]) -> Any:
 
 
 def open_rounds(call: Call) -> None:
-    """Verify the state of a call before anything runs for it.
+    """Verify the state of a call before the call does anything.
 
     Raises:
         ProtocolError: INVALID_PARAMS, for a state that was changed, has expired, or belongs to another call.
@@ -497,7 +498,7 @@ async def send_progress(call: Call, progress: float, total: float | None, messag
 
 
 async def nudge_progress(call: Call) -> None:
-    """Report tiny progress for a silent call, so the caller sees that it's alive."""
+    """Report a tiny step of progress for a silent call, so the caller sees that it's alive."""
     reported = call.progress = call.progress or CallProgress()
     value = reported.value + OWN_STEP
     if reported.total is None or value < reported.total:

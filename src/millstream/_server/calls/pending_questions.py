@@ -99,7 +99,7 @@ class PendingQuestions:
                 return await future
         except TimeoutError:
             if not _lacks_answer(future):
-                return future.result()  # it arrived in time, but before the loop's next turn
+                return future.result()  # the answer arrived in time, but before the loop's next iteration
             future.cancel()
             telling = self._tell(send, question_id, "No answer arrived in time.", asked)
             await asyncio.shield(telling)
@@ -108,7 +108,7 @@ class PendingQuestions:
             if _lacks_answer(future):
                 future.cancel()
                 telling = self._tell(send, question_id, "The call that asked was canceled.", asked)
-                # The caller may cancel again during this, and the client must still be notified.
+                # The caller may cancel again meanwhile, but the client must still be notified.
                 await asyncio.shield(telling)
             raise
         finally:
@@ -116,7 +116,7 @@ class PendingQuestions:
             if telling is None:
                 asked.discard(question_id)
             if future.done() and not future.cancelled():
-                future.exception()  # otherwise asyncio logs that it was never retrieved
+                future.exception()  # otherwise asyncio logs that the exception was never retrieved
             self._share.leave(owner)
 
     def answer(self, message: Envelope | AnswerMessage, scope: str) -> bool:
@@ -182,7 +182,7 @@ def owner_worker(question_id: object) -> str:
 
 
 def _lacks_answer(future: asyncio.Future[bytes]) -> bool:
-    """Return whether there was no answer, including if the waiting task was canceled."""
+    """Return whether there was no answer, or the waiting task was canceled."""
     return future.cancelled() or not future.done()
 
 

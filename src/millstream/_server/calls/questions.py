@@ -7,7 +7,7 @@ which arrives as another message of the session. Per-request era: the function s
 again.
 
 A form (``requestedSchema``) is one flat object of strings, numbers, booleans, and choices (MCP 2025-11-25,
-client/elicitation). Other types are rejected before the client is asked. Constraints that a form can't express
+client/elicitation). Other types are rejected before the question is sent. Constraints that a form can't express
 (``pattern``, exclusive bounds) are checked on the answer.
 
 The conversation of a sampling request is validated before it's sent: tool uses and results must balance, and a message
@@ -94,8 +94,8 @@ class Form(Struct, frozen=True, eq=False):
 
 
 def form_of(answer: Any) -> Form:
-    """Return the form for a type: a dataclass, Struct, TypedDict, or pydantic model, or a single value; or for choices,
-    see `_type_of_choices`.
+    """Return the form for a type: a dataclass, Struct, TypedDict, or pydantic model, a single value, or choices (see
+    `_type_of_choices`).
 
     Raises:
         TypeError: The type isn't flat, or it isn't a type. The text identifies the field or suggests a replacement.
@@ -107,10 +107,8 @@ def form_of(answer: Any) -> Form:
 
 
 def _type_of_choices(answer: Any) -> Any:
-    """Return the type for choices as fastmcp writes them, or any other answer unchanged.
-
-    ``["a", "b"]`` offers texts, ``{"a": {"title": "An A"}}`` texts with titles, and a list with one of these several
-    of its choices.
+    """Return the type for choices in fastmcp's notation, or any other answer unchanged. ``["a", "b"]`` offers strings,
+    ``{"a": {"title": "An A"}}`` strings with titles, and a list that contains one of these allows several choices.
     """
     if is_array(answer) and answer and all(isinstance(each, str) for each in answer):
         return Literal[tuple(answer)]
@@ -189,7 +187,7 @@ def _choices_of(items: Any) -> Schema | None:
         return None
     titled = items.get("oneOf") or items.get("anyOf")
     if titled and all(isinstance(members(each).get("const"), str) for each in titled):
-        return {"anyOf": titled}  # also those of a pydantic field's `json_schema_extra`
+        return {"anyOf": titled}  # includes a pydantic field's `json_schema_extra`
     if items.get("type") != "string" or "enum" not in items:
         return None
     return {"anyOf": titled} if titled else {"type": "string", "enum": items["enum"]}
@@ -234,7 +232,7 @@ def parse_answer(content: Json, answer: Any) -> Any:
         if not form.plain:
             problems = [each._replace(path=each.path[1:]) for each in problems]
         raise _wrong_answer(problems, schema) from error
-    # Choices may be written into the schema of a field only.
+    # Choices may be in the schema of a single field.
     chosen = {name: content[name] for name in content.keys() & properties if "items" in properties[name]}
     if problems := list(find_problems({"properties": properties}, chosen)):
         raise _wrong_answer(problems, schema)
@@ -477,7 +475,7 @@ async def ask_by_request(call: Call, question: Question, open_questions: Pending
     raw = await open_questions.ask(call.send_to_caller, method, params, owner=call.owner, scope=scope, asked=asked)
     try:
         return read_answer(question, raw)
-    except ProtocolError as exc:  # The client's mistake is in its answer, not in the request that is being answered.
+    except ProtocolError as exc:  # The mistake is in the client's answer, not in the request that is in progress.
         raise ToolError(exc.message) from exc
 
 
@@ -490,7 +488,7 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
     """Return the answers for a per-request call, from this round or earlier ones.
 
     Args:
-        questions: The caller's name of each question -> its explicit key or None, and the question.
+        questions: For each question, by the caller's name: the explicit key or None, and the question.
 
     Raises:
         InputRequired: Some questions have no answer yet.
@@ -507,7 +505,7 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
             raw = replay.response(label, wire_key, mark)
             if raw is not None:
                 with contextlib.suppress(Declined, Cancelled):  # declining is an answer
-                    read_answer(question, raw)  # one of the wrong shape isn't stored
+                    read_answer(question, raw)  # don't store an answer of the wrong shape
                 replay.settle(label, mark, raw)
         if raw is None:
             require_capabilities(call.client.capabilities, capability_of(question))
@@ -523,7 +521,8 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
 def resolve_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the exception to raise in place of a group from an `asyncio.TaskGroup` of user code.
 
-    It's the only failure, or the questions of all tasks. If all failures are messages for the model, it's the first.
+    This is the only failure, or the questions of all tasks. If all failures are messages for the model, it's the first
+    one.
     """
     requests: Json = {}
     failures: list[BaseException] = []

@@ -3,7 +3,7 @@
 The composition root creates them for one event loop. Nothing here makes decisions about calls.
 
 Code that forwards changes to a client (stand-alone streams, HTTP+SSE, stdio, `subscriptions/listen`) adds a `Watcher`
-to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, and none are stored.
+to the `ChangeFeed`. Changes are hints about state. Each kind is encoded once, and changes aren't stored.
 """
 
 import logging
@@ -104,7 +104,7 @@ def session_messages(
         message: Its encoded notification.
         client: The client of the session.
         subscribed: The resources that it has subscribed to, see `watch_uris`.
-        reports: Returns whether the caller may know of an update, which can change after the subscription.
+        reports: Returns whether the caller may be notified of an update, which can change after the subscription.
     """
     if isinstance(change, SessionChange) and change.message:
         yield message
@@ -131,7 +131,7 @@ class ChangeSource(Protocol):
     """A source of resource changes outside this server, such as an upstream."""
 
     entry_bytes: int = 0
-    """Bytes that it keeps for each resource that a stream or connection follows."""
+    """Bytes that the source keeps for each resource that a stream or connection follows."""
 
     def check_room(self, owner: str, uris: Collection[str]) -> None:
         """Check that a caller can follow more resources.
@@ -153,7 +153,7 @@ class ChangeSource(Protocol):
 
 
 class _NoSource(ChangeSource):
-    """The source of a server on which all changes happen here."""
+    """The source of a server without outside changes."""
 
 
 class ChangeFeed:
@@ -214,7 +214,7 @@ class ChangeFeed:
         for watcher in list(watchers.values()):
             try:
                 watcher(change, message)
-            except Exception:  # such as one of a `visible` function, which must not affect other callers
+            except Exception:  # for example an error of a `visible` function, which must not affect other callers
                 _logger.exception("A change can't be reported to a client.")
 
 
@@ -256,7 +256,7 @@ class ObserveMessage(Protocol):
 
 
 def ignore_message(*_: object, **__: object) -> None:
-    """Ignore a message. The `ObserveMessage` of a server without observers."""
+    """Ignore a message. Used as `ObserveMessage` by a server without observers."""
 
 
 def principal_id(principal: Any) -> str:
@@ -351,7 +351,7 @@ class Services:
         self.peers: Peers = Peers(store, self.secrets.values)
         """The other workers."""
         self.client_memory: ClientMemoryQuota = ClientMemoryQuota()
-        """The memory that clients use as long as they're connected."""
+        """The memory that clients use while they're connected."""
         self.records: SessionRecords = SessionRecords(
             store, settings.session_ttl, self.peers, self.clock, self.client_memory.resize
         )
@@ -401,7 +401,7 @@ class Services:
         await self.peers.close()
 
     def use(self, secrets: Secrets) -> None:
-        """Seal with other secrets from now on.
+        """Use other secrets for sealing and opening.
 
         Args:
             secrets: The secrets, the one that seals first.

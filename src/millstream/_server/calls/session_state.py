@@ -4,8 +4,8 @@ The values of a session are part of its record, so all workers share them.
 
 A side effect happens once even if its round arrives twice, because it's claimed in the store before it runs. A claim
 contains its worker and is valid as long as that worker has its lease. If the worker dies, another copy of the round
-claims the effect and runs it again, because its progress is unknown. An effect that must not happen twice even then
-needs an idempotency key in the other system.
+claims the effect and runs it again, because its progress is unknown. If an effect must not happen twice even then, use
+an idempotency key in the other system.
 """
 
 import asyncio
@@ -168,7 +168,7 @@ async def _run(services: Services, name: str, claim: bytes, run: Callable[[], Aw
     kv, ttl = services.store.kv, services.settings.input_timeout
     try:
         done = await run()
-        # If another worker holds the claim, this one was paused for so long that it counted as dead.
+        # If another worker holds the claim, this one was suspended for so long that it was treated as dead.
         await kv.compare_and_set(name, claim, done, ttl)
     except BaseException:
         await kv.compare_and_set(name, claim, None, 1.0)

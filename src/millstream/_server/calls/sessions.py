@@ -1,7 +1,7 @@
 """Handshake sessions, and the records of their state.
 
-A session of Streamable HTTP *is* its sealed id (see `seal`), so an idle session takes no memory. Its state
-(log level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in the store, written on
+A Streamable HTTP session is stored in its sealed id (see `seal`), so an idle session takes no memory. Its state (log
+level, subscriptions, undeclared capabilities, the tombstone after DELETE) is one record in the store, written on
 change. Sessions of stdio, HTTP+SSE, and in-memory connections hold their record themselves and end with the connection.
 """
 
@@ -123,8 +123,8 @@ _logger = logging.getLogger("millstream")
 class SessionRecords:
     """Session records in the store, and the sessions that have one.
 
-    A session without a record costs no lookup. This worker is notified of every record created while it runs, so a
-    session that began later has a record only if it's known here. For an older session, the store is asked once.
+    A session without a record needs no lookup. This worker is notified of every record created while it runs, so a
+    session that began later has a record only if it's known here. For an older session, the store is queried once.
     """
 
     def __init__(self, store: Store, ttl: float, peers: Peers, clock: Callable[[], float], resize: Resize) -> None:
@@ -144,7 +144,7 @@ class SessionRecords:
         self._cache: Recent[str, SessionRecord] = Recent(_CACHED)
         """Decoded records, if each read of the store takes a network round trip."""
         self._since = 0.0
-        """Start of the period in which no record can be unknown, by the clock."""
+        """Start of the period in which all records are known, by the clock."""
         self._looks: dict[str, object] = {}
         """Session -> its pending read of the store. Removed if newer information arrives first."""
         # Open streams
@@ -163,7 +163,7 @@ class SessionRecords:
         await self._tasks.close()
 
     def forget(self) -> None:
-        """Forget all knowledge, because messages may have been lost. The store is asked again about every session."""
+        """Forget all knowledge, because messages may have been lost. The store is queried again for every session."""
         self._looks.clear()
         self.known.clear()
         self._absent.clear()
@@ -259,7 +259,7 @@ class SessionRecords:
         if watcher is not None and not self._store.shared:
             watcher(record)
         elif watcher is not None:
-            self._read_soon(session.id)  # another worker may have changed it since
+            self._read_soon(session.id)  # another worker may have changed the record since
         await self._peers.broadcast(RecordUpdate(session.id))
 
     async def _swap(
@@ -366,7 +366,8 @@ def size_of(value: Any) -> int:
 
 
 def watch_uris(uris: Iterable[str]) -> dict[str, str]:
-    """Return URIs to be found in any spelling: their normal form -> the client's spelling, or "" if it's the same."""
+    """Return URIs by normal form, to find them in any spelling. Values are the client's spelling, or "" if it's the
+    same."""
     watched: dict[str, str] = {}
     for uri in uris:
         if (form := normalize_uri(uri)) not in watched:
@@ -387,7 +388,7 @@ def size_of_uris(watched: Mapping[str, str], entry_bytes: int = 0) -> int:
         entry_bytes: See `ChangeSource.entry_bytes`.
     """
     texts = [*watched, *filter(None, watched.values())]
-    # Python keeps the UTF-8 form of a text that it has encoded.
+    # Python keeps the UTF-8 form of an encoded string.
     sizes = (sys.getsizeof(text) + (0 if text.isascii() else len(text.encode(errors="replace"))) for text in texts)
     return sum(sizes) + len(watched) * (_SLOT_BYTES + entry_bytes)
 
@@ -402,13 +403,13 @@ def growth_of_uris(before: Mapping[str, str], after: Mapping[str, str], entry_by
 
 
 class ClientMemoryQuota:
-    """The number of bytes that all clients of a server use. A change that needs no more bytes is never rejected."""
+    """Counts the bytes that all clients of a server use. A change that needs no additional bytes is never rejected."""
 
     def __init__(self) -> None:
         self.bytes: Share = Share(MAX_HELD)
 
     def take(self, owner: str, size: int) -> None:
-        """Count bytes for a caller, until they leave `bytes`.
+        """Count bytes for a caller, until they're removed from `bytes`.
 
         Raises:
             ProtocolError: FULL, HTTP 503: the caller's share or the whole quota is used up.

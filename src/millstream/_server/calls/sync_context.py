@@ -60,7 +60,7 @@ class Waits:
             self._pending.discard(pending)
 
     def abandon(self) -> None:
-        """End all waits of a call that is over, so its thread becomes free. Called from the event loop."""
+        """End all waits of a finished call, to free the thread. Called from the event loop."""
         self._over = True
         for pending in list(self._pending):
             pending.cancel()

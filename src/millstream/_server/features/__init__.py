@@ -24,8 +24,7 @@ Next = Callable[[Any], Awaitable[Any]]
 Hook = Callable[[Any, Next], Awaitable[Any]]
 Run = Callable[[Any, Call], Awaitable[Any]]
 Read = Callable[[Any], Any]
-"""Reads arguments: the JSON of a tool, or the strings of a prompt or template. Raises `ArgumentError` if they're
-invalid.
+"""Reads arguments: JSON for a tool, or strings for a prompt or template. Raises `ArgumentError` if they're invalid.
 """
 
 

@@ -70,7 +70,7 @@ ListenFilter = Callable[[Any, Call, Callable[[bytes], bool]], Awaitable[tuple[An
 
 
 class RegisteredExtension(Struct, frozen=True):
-    """Methods and a capability that no revision has, added with `Registry.extend`.
+    """Methods and a capability that aren't part of any revision, added with `Registry.extend`.
 
     Example:
         ``host.extend(RegisteredExtension("extensions", {"example.com/stock": {}}, {}, frozenset(REVISIONS)))``
@@ -111,11 +111,11 @@ class RelayedServer(Protocol):
 DISCOVER = "discover"
 """Kind of the cache hints for `server/discover`."""
 SUBSCRIBE = "subscribe"
-"""Resources can be subscribed to. Announced with the capability `resources`."""
+"""The setting that announces subscriptions to resources, in the capability `resources`."""
 _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 """Kind -> kind of the change notification."""
 _ABOUT_CHANGES = frozenset({"listChanged", SUBSCRIBE})
-"""Settings of capabilities that need a stream."""
+"""Settings of capabilities that are announced only with a stream."""
 _MAPS = frozenset({"extensions", "experimental"})
 """Capabilities that are maps of other capabilities."""
 Audience = tuple[frozenset[str] | None, frozenset[str]]
@@ -179,7 +179,7 @@ class Registry:
         self.method_finders: list[Callable[[str, Revision], Handler | None]] = []
         """Each returns the handler of a method that no extension here has, or None. The first match is used."""
         self.relayed: RelayedServer | None = None
-        """The server that this one relays, which then decides what exists."""
+        """The relayed server, which decides which items exist."""
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
@@ -220,8 +220,8 @@ class Registry:
         return key in getattr(self, kind) or key in self.disabled[kind]
 
     def find_equivalent(self, kind: str, key: str) -> str:
-        """Return the name or URI of the item, enabled or not, for a key in any spelling, or else the key. An exact
-        match takes precedence.
+        """Return the name or URI of the item, enabled or not, for a key in any spelling. Without one, return the key.
+        An exact match takes precedence.
         """
         if kind not in _NORMAL_FORMS or len(key) > MAX_URI or self.has(kind, key):
             return key
@@ -313,8 +313,8 @@ class Registry:
         self._forget_pages(kind)
 
     def _recount(self, kind: str) -> None:
-        """Collect the scopes and conditions of all items of a kind. `_offer` adds only one item's, so that
-        many registrations don't take time that grows with their square.
+        """Collect the scopes and conditions of all items of a kind. `_offer` adds those of one item, so many
+        registrations don't take quadratic time.
         """
         items: dict[str, Any] = getattr(self, kind)
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))
@@ -407,7 +407,8 @@ class Registry:
         return next((match for find in self.method_finders if (match := find(method, revision))), None)
 
     def admits(self, method: str, revision: Revision) -> bool:
-        """Return whether a call of a method is let in: here, or to reject it, by the server that this one relays."""
+        """Return whether to admit a call of a method: because it's served here, or because the relayed server should
+        reject it."""
         return self.relayed is not None or self.serves(method, revision)
 
     def serves(self, method: str, revision: Revision) -> bool:
@@ -420,7 +421,7 @@ class Registry:
         return not capability or self.offers(capability)
 
     def offer(self, capability: str) -> None:
-        """Announce a capability from now on."""
+        """Announce a capability."""
         self._offered_capabilities.add(capability)
 
     def offers(self, capability: str) -> bool:
@@ -429,13 +430,13 @@ class Registry:
 
     @property
     def capability_count(self) -> int:
-        """The number of its own capabilities, which only grows."""
+        """The number of the server's own capabilities, which never decreases."""
         return len(self._offered_capabilities) + len(self.extensions)
 
     def requires(self, method: str, name: str) -> Mapping[str, Any]:
         """Return the client capabilities that a method and name require."""
         tool = self.tools.get(name) if method == "tools/call" else None
-        # For an item that only some callers see, this is checked when it's called.
+        # An item that only some callers see is checked when it's called.
         return tool.requires if tool is not None and tool.visible is None else {}
 
     def capabilities(self, revision: Revision, *, streams: bool = True) -> Json:
@@ -509,7 +510,7 @@ class Registry:
                 ttl_ms, private = self.cache_hint(kind, self._list_ttl_ms, private=private)
                 result |= {"ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
             made = encode(result)[1:-1]
-            if start % self._page_size == 0:  # a page of ours, not one that a caller made up
+            if start % self._page_size == 0:  # cache only our own pages, not cursors that a caller made up
                 self._pages.keep(key, made)
         return made
 
@@ -549,7 +550,7 @@ class Registry:
         return item if item is not None and sees(caller, item) else None
 
     def find_elsewhere(self, kind: str, name: str) -> Any:
-        """Return an item that isn't registered, if the server that this one relays may have it, or None."""
+        """Return an item that isn't registered, if the relayed server may have it, or None."""
         return None if self.relayed is None else self.relayed.find(kind, name)
 
     def find_readable(
@@ -558,7 +559,7 @@ class Registry:
         """Return the resource or template for a URI, if visible to the caller, and the values of the template's
         variables.
 
-        The URI as it's spelled is tried first, and then its normal form.
+        The given spelling is tried first, then the normal form.
         """
         resource = self.resources.get(uri)
         if resource is not None and seen(resource):
@@ -579,7 +580,7 @@ class Registry:
         return (found if found is not None and seen(found) else None), {}
 
     def reports(self, caller: Any, uri: str) -> bool:
-        """Return whether a caller may know that a resource was updated. Updates of a hidden one would reveal it.
+        """Return whether a caller may learn that a resource was updated. Updates to a hidden one would reveal it.
 
         Args:
             caller: A call, request, or connection.

@@ -87,7 +87,7 @@ HINTS = b',"ttlMs":0,"cacheScope":"private"'
 
 
 class ResourceLabels(Labels, total=False):
-    """Options that don't apply to a function."""
+    """Options of a resource that don't concern its function."""
 
     annotations: Annotations | AnnotationsDict | None
     mime_type: str | None

@@ -1,4 +1,4 @@
-"""The data that a registry item works with, its creation from a Python function, and the function's dependencies.
+"""The data of registry items, its creation from Python functions, and the functions' dependencies.
 
 A tool, resource, or prompt has a description, reads arguments, and runs. `ItemSource` holds these three, and
 `source_of` creates it from a function.
@@ -150,7 +150,7 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
     """
     try:
         signature = inspect.signature(function)
-    except ValueError:  # a function written in C
+    except ValueError:  # the function is written in C
         return function
     dependencies = dependencies_in(signature, hints_of(function))
     if not dependencies:
@@ -369,7 +369,7 @@ def runner(plan: Plan, *, thread: bool, home: object) -> Run:
         return _plain(plan, home, call_function)
     if plan.context_type is not None:
         return lambda arguments, call: call_function(arguments, Context(call, home))
-    return call_function  # it ignores the context argument
+    return call_function  # the function ignores the context argument
 
 
 def _with_dependencies(plan: Plan, home: object, *, threaded: bool) -> Run:

@@ -86,7 +86,7 @@ _SCALAR_RESULTS = {
     "object": b'"content":[{"type":"text","text":"%b"}],"structuredContent":{"result":%b}',
     "none": b'"content":[{"type":"text","text":"%b"}]',
 }
-"""Members of a result that's a number or a boolean, by the revision's kind of structured content."""
+"""Members of a numeric or boolean result, by the revision's kind of structured content."""
 
 
 class TaskRules(Struct, frozen=True):
@@ -147,7 +147,7 @@ class Tool(Item):
         self._output = source.output
         output = None if source.output is None else source.output.schema
         self.wraps = output is not None and output.get("type") != "object"
-        """Whether structured values aren't objects. Revisions that allow only objects get them wrapped."""
+        """Whether structured values have to be wrapped for revisions that allow only objects."""
         self._simple = str if output is None else _SCALARS.get(output.get("type", "")) if len(output) == 1 else None
         """The class with values that don't need validation or another encoder."""
         self._described = describe_item(
@@ -193,7 +193,7 @@ class Tool(Item):
         members = encode_result(value, self._output)
         if revision.structured == "any":
             return members
-        # Results with a schema of an object look the same as in the newest revision.
+        # Results with an object schema look the same as in the newest revision.
         same = revision.structured == "object" and self._output is not None and not self.wraps
         return members if same else revisions.project_tool_result(members, revision, wraps=self.wraps)
 

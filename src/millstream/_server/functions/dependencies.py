@@ -25,7 +25,7 @@ class RegistrationError(TypeError):
 
 
 _ABOVE = {"classmethod": "__func__", "property": "fget"}
-"""Decorators with a result that isn't callable -> the attribute with the function."""
+"""Decorators whose result isn't callable, with the attribute that has the function."""
 
 
 def check_function(function: Any, kind: str) -> None:
@@ -48,7 +48,7 @@ def check_function(function: Any, kind: str) -> None:
             f"mcp.{kind} takes a function, not {function!r}. To choose a name, write @mcp.{kind}(name={function!r})."
         )
     if inspect.iscoroutine(function):
-        function.close()  # otherwise Python warns that it was never awaited
+        function.close()  # otherwise Python warns that the coroutine was never awaited
         raise TypeError(
             f"mcp.{kind} got the result of calling {function.__name__}. Pass the function itself, without "
             f"parentheses: mcp.{kind}({function.__name__})"

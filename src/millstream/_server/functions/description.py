@@ -129,7 +129,7 @@ _RULES: Mapping[str, _Rule] = {
     "input_schema": _SCHEMA,
     "output_schema": _SCHEMA,
 }
-"""Option -> a check of its value, and a description of valid values."""
+"""For each option, a check of the value, and a description of valid values."""
 _ELSEWHERE = {
     "app": "Write `@apps.tool('ui://…')`, with apps = mcp.extend(Apps()).",
     "auth": "Write scopes=[…], or visible=… for a function of the principal.",
@@ -221,14 +221,15 @@ _KEYWORDS = re.compile(r"^(?:Keyword (?:Args|Arguments|Parameters)|Other Paramet
 def describe(function: Callable[..., Any]) -> tuple[str, dict[str, str]]:
     """Return the docstring's text before its first section, and the description of each parameter.
 
-    Google, NumPy, and Sphinx styles are supported, and line breaks are kept. Any other docstring is all description.
+    Google, NumPy, and Sphinx styles are supported, and line breaks are kept. Any other docstring is used in full as the
+    description.
     """
     text = inspect.getdoc(function) or ""
     if "\n" not in text:
         return text, {}
     text = _KEYWORDS.sub("Params:", text)
     parser = import_module("docstring_parser")
-    # Only Google style has no marks at the beginning of a line.
+    # Only Google style doesn't mark the beginning of a line.
     style = parser.Style.AUTO if _OTHER_STYLES.search(text) else parser.Style.GOOGLE
     try:
         found = parser.parse(text, style)

@@ -97,7 +97,7 @@ def engine_of(arguments: ArgumentList, returns: Any = None) -> Engine:
 
 
 def _build(kind: Callable[[ArgumentList, Any], Engine], arguments: ArgumentList, returns: Any) -> Engine:
-    """Return an engine. If it can't read the arguments, find the one to show in the error."""
+    """Return an engine. If the engine can't read the arguments, find the one to show in the error."""
     try:
         return kind(arguments, returns)
     except OutputError:
@@ -135,7 +135,7 @@ def read_value(engine: Engine, raw: bytes) -> Any:
     Raises:
         ValueError: It's a value of another type. The text names each problem and its place.
     """
-    msgspec.json.decode(raw, type=msgspec.Raw)  # it must be one value
+    msgspec.json.decode(raw, type=msgspec.Raw)  # the text must be one value
     wrapped = b'{"%b":%b}' % (VALUE.encode(), raw)
     try:
         return getattr(engine.decode(wrapped), VALUE)
@@ -161,9 +161,9 @@ MAX_REASONS = 3
 class SchemaCheck:
     """A compiled schema.
 
-    `jsonschema-rs` decides in time that grows with the value and not with the number of paths through the schema. Its
-    list of errors has no such bound, so `problems` finds the reasons. Nothing is fetched. The library is an extra,
-    loaded when such a schema is registered (docs/decisions/0008).
+    `jsonschema-rs` validates in time that grows with the value, not with the number of paths through the schema. Its
+    list of errors has no such bound, so `problems` finds the reasons. References are never fetched. The library is an
+    extra, loaded when such a schema is registered (docs/decisions/0008).
 
     Raises:
         ValueError: The schema is invalid. The message identifies the problem and its location.
@@ -192,7 +192,7 @@ class SchemaCheck:
         self._matches: Matches = lambda pattern, text: check_of(pattern)(text)
         self._schema = schema
         self._whole = whole
-        """The name of the value as a whole."""
+        """The name for the whole value."""
 
     def reasons(self, value: Any, size: int) -> str:
         """Explain how to fix an invalid value: ``'a.b' must be an integer, got a string; missing 'c'``.
@@ -214,7 +214,7 @@ class SchemaCheck:
 _PICTURE = re.compile(
     rb"(?P<png>\x89PNG\r\n\x1a\n)|(?P<jpeg>\xff\xd8\xff)|(?P<gif>GIF8)|(?P<webp>RIFF.{4}WEBP)", re.DOTALL
 )
-"""The beginning of an image. Its group is named like the media subtype."""
+"""Matches the beginning of an image. The group has the name of the media subtype."""
 CONTENT: tuple[type, ...] = (*BLOCKS, bytes)
 """Classes of values that are content by themselves."""
 BYTES_URI = "resource://result"
@@ -235,7 +235,7 @@ class ToolResult(Struct, frozen=True):
 
 
 def may_be_content(annotation: Any) -> bool:
-    """Return whether values of a type are or can contain content. They have no output schema then."""
+    """Return whether values of a type are or can contain content. Such a type has no output schema."""
     return _is_content(annotation) or _may_hold_content(annotation)
 
 
@@ -414,7 +414,7 @@ def encode_contents(value: Any, uri: str, mime_type: str | None = None, meta: Ma
     else:
         usual, text = "application/json", encode(value).decode()
     contents = ResourceContents("", mime_type or usual, text, blob, dict(meta) if meta else None)
-    return b'"contents":[%b]' % encode(msgspec.structs.replace(contents, uri=uri))  # the client's spelling
+    return b'"contents":[%b]' % encode(msgspec.structs.replace(contents, uri=uri))  # the URI in the client's spelling
 
 
 def _contents(item: EmbeddedResource, uri: str, meta: Mapping[str, Any] | None) -> ResourceContents:

@@ -1,4 +1,4 @@
-"""The msgspec engine: one typed pass over the arguments, and one over the result, which has a schema for clients."""
+"""The msgspec engine: one typed pass over the arguments, and one over the result, for which clients get a schema."""
 
 import copy
 import functools
@@ -85,7 +85,7 @@ def enc_hook(value: Any) -> Any:
     if kind.__module__ in ("builtins", "collections") and issubclass(kind, Collection):
         return dict(value) if issubclass(kind, Mapping) else list(value)
     pydantic_core = sys.modules.get("pydantic_core")
-    is_file = isinstance(value, IOBase)  # pydantic would read its lines
+    is_file = isinstance(value, IOBase)  # pydantic would consume the iterator's lines
     if pydantic_core is not None and not is_file:
         with suppress(ValueError):
             if hasattr(value, "__pydantic_core_schema__") and not isinstance(value, type):
@@ -106,10 +106,10 @@ def output_error(why: str) -> LocalError:
 
 
 def once_per_type(make: Callable[[Any], R]) -> Callable[[Any], R]:
-    """Cache a function of a type, so that it runs once for all functions with that type.
+    """Cache a function's result per type, so it runs once for all functions with that type.
 
-    Types that are equal but written differently, such as ``int | str`` and ``str | int``, are kept apart, because the
-    order shows in their schemas.
+    Equal types that are written differently, such as ``int | str`` and ``str | int``, have separate entries, because
+    the order is visible in their schemas.
     """
 
     @lru_cache(_KEPT_TYPES)
@@ -149,7 +149,7 @@ def dec_hook(kind: Any, value: Any) -> Any:
 
     Raises:
         ValueError: The value isn't a path, or isn't one of the alias.
-        TypeError: The class isn't supported, such as that of a member that must be absent.
+        TypeError: The class isn't supported, for example that of a member that must be absent.
     """
     if is_recursive_alias(kind):
         return msgspec.convert(value, kind.target, dec_hook=dec_hook, str_keys=True)
@@ -179,7 +179,7 @@ class Engine(Protocol):
     struct: type[Struct]
     """The class of decoded arguments, with a member per parameter, in order."""
     typed: type[Struct] | None
-    """The `struct`, if a plain msgspec decoder of it is equivalent to `decode`."""
+    """The `struct`, if a plain msgspec decoder for it is equivalent to `decode`."""
     max_values: int
     """Maximum number of values in large arguments, which are slow to validate or to build, or 0 for no maximum."""
     output: Output | None
@@ -272,7 +272,8 @@ def _struct_of(arguments: ArgumentList) -> type[Struct]:
 
 
 def _copy_mutable(default: Any) -> Any:
-    """Return a default as one call gets it. A hashable one can be a sentinel, which is compared by identity."""
+    """Return the default for one call: a copy, unless it's hashable, because it may be a sentinel, which is compared by
+    identity."""
     try:
         hash(default)
     except TypeError:
@@ -292,7 +293,7 @@ def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
         try:
             value = msgspec.to_builtins(parameter.default, enc_hook=enc_hook)
         except TypeError:
-            continue  # a sentinel of the function's own, which only makes the argument optional
+            continue  # the function's own sentinel, which only makes the argument optional
         try:
             msgspec.convert(value, parameter.annotation, dec_hook=dec_hook)
         except msgspec.ValidationError as error:
@@ -304,7 +305,7 @@ def _write_defaults(schema: Schema, parameters: list[Parameter]) -> None:
 
 
 def has_decimals(schema: Schema) -> bool:
-    """Return whether a schema has decimal numbers. Python's `Decimal` reads more than JSON readers do."""
+    """Return whether a schema has decimal numbers. Python's `Decimal` accepts more text than JSON parsers do."""
     return repr(DECIMAL) in repr(schema)
 
 

@@ -1,7 +1,7 @@
 """Parameters that clients fill in, their annotations, and the rules for their schemas in tools, resources, and prompts.
 
 Problems of a parameter are found at registration, here or by the engine. The message shows the parameter and a
-replacement. This module doesn't import pydantic, because a program that uses it already has.
+replacement. This module doesn't import pydantic, because a program that uses pydantic has already imported it.
 """
 
 import collections
@@ -69,7 +69,7 @@ def may_be_type(annotation: Any) -> bool:
 
 
 def what_to_write(value: object) -> str:
-    """Suggest a replacement for a value that isn't a type."""
+    """Suggest a type to write in place of a value."""
     kind = type(value)
     if isinstance(value, list) and all(isinstance(each, type) for each in cast("list[object]", value)):
         return (
@@ -109,14 +109,14 @@ def resolve_alias(annotation: Any) -> Any:
     """Return the target of an alias."""
     alias, parts = get_origin(annotation) or annotation, get_args(annotation)
     value = alias.__value__
-    if isinstance(value, str):  # as pydantic's documentation writes recursive ones
+    if isinstance(value, str):  # the form for recursive aliases in pydantic's documentation
         holder = type(alias.__name__, (), {"__annotations__": {"value": value}, "__module__": alias.__module__})
         value = get_type_hints(holder, include_extras=True)["value"]
     return value[parts] if parts else value
 
 
 def make_stand_in(name: str) -> RecursiveAlias:
-    """Return the stand-in for an alias inside itself. Set its `target`."""
+    """Return a placeholder for an alias inside itself. The caller sets its `target`."""
     return RecursiveAlias(re.sub(r"\W+", "_", name).strip("_"), (), {})
 
 
@@ -128,7 +128,7 @@ def close_alias(annotation: Any, namespace: Mapping[str, Any], inside: Mapping[s
     Args:
         annotation: The annotation, as it's written.
         namespace: The names of its module.
-        inside: The aliases that contain it, each with its stand-in.
+        inside: The aliases that contain it, each with its placeholder.
 
     Raises:
         NameError: A name doesn't exist.
@@ -142,7 +142,7 @@ def close_alias(annotation: Any, namespace: Mapping[str, Any], inside: Mapping[s
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is None or origin is Literal or not any(map(_has_names, parts)):
         return annotation
-    if not inside:  # is it an alias itself?
+    if not inside:  # check whether it's an alias itself
         for each in _names_in(annotation):
             if namespace.get(each) == annotation:
                 return _close_named(each, annotation, namespace, inside)
@@ -203,9 +203,9 @@ def normalize(annotation: Any, *, received: bool = False, inside: Mapping[Any, R
 
     Args:
         annotation: The annotation.
-        received: Whether clients send the value. An `Iterable` then arrives as a list, so that its items are checked
-            before the function runs.
-        inside: The aliases that contain it, each with its stand-in.
+        received: Whether clients send the value. An `Iterable` then arrives as a list, so its items are checked before
+            the function runs.
+        inside: The aliases that contain it, each with its placeholder.
 
     Raises:
         RegistrationError: A bound doesn't apply to the type.
@@ -281,7 +281,7 @@ def _receive(annotation: Any) -> Any:
 
 
 def _write(annotation: Any) -> Any:
-    """Return the list or dict that a collection is written as."""
+    """Return the list or dict type in place of a collection."""
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
     written: Any = _WRITTEN_AS.get(kind) if isinstance(kind, Hashable) else None
     if written is None:
@@ -399,7 +399,7 @@ def members_of(kind: type) -> list[Any]:
 
 
 def has_meta(kind: Any) -> bool:
-    """Return whether a class has bounds or descriptions of our `Field` in its fields, at any depth."""
+    """Return whether a class has fields with bounds or descriptions from our `Field`, at any depth."""
     return any(isinstance(item, Meta) for _, item in parts_of(kind))
 
 
@@ -407,7 +407,7 @@ def parts_of(annotation: Any, holder: Any = None, seen: set[Any] | None = None) 
     """Yield the classes in a type and their ``Annotated`` metadata, each with the class that has it in a field."""
     seen = set() if seen is None else seen
     alias = (get_origin(annotation) or annotation) if is_alias(annotation) else None
-    if alias is not None and alias in seen:  # it refers to itself
+    if alias is not None and alias in seen:  # the type refers to itself
         for part in get_args(annotation):
             yield from parts_of(part, holder, seen)
         return
@@ -444,7 +444,7 @@ def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
         try:
             hints = get_type_hints(kind, include_extras=True)
         except NameError:
-            return  # of a class inside a function: the engine reports it
+            return  # for a class inside a function: the engine reports it
         yield None, members_of(kind)  # defaults, `field_validator`
         yield from ((hint, []) for hint in hints.values())
 
@@ -459,7 +459,7 @@ _EVALUATING_KEYWORDS = {
     *("else", "dependentSchemas"),
 }
 _CLOSING_KEYWORDS = {"additionalProperties": {"patternProperties"}, "unevaluatedProperties": _EVALUATING_KEYWORDS}
-"""Keywords that, if false, exclude unlisted properties, unless one of the other keywords is present."""
+"""Keywords that exclude unlisted properties if they're false, and the keywords that prevent this."""
 _MANY = ("items", "additionalProperties", "$defs")
 TEXT_TYPES = frozenset(("string", "integer", "number", "boolean", "null"))
 
@@ -491,7 +491,7 @@ class ParameterError(TypeError):
 
 
 class PatternError(ParameterError):
-    """A pattern that could keep the matcher busy. The message suggests a replacement."""
+    """A pattern that the matcher could take very long for. The message suggests a replacement."""
 
 
 def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> inspect.Signature:

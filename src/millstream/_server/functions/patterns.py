@@ -1,8 +1,8 @@
 """Whether Python's matcher, which backtracks, takes linear time for a regular expression.
 
-It does if the next character always decides how to continue: after each repeat, and between alternatives. If a small
-scanner can't prove it, an expression is considered slow: pydantic's matcher takes linear time for every expression that
-it knows.
+It does if the next character always determines how to continue, after each repeat and between alternatives. If a small
+scanner can't prove that, the expression is considered slow. pydantic's matcher takes linear time for every expression
+that it supports.
 """
 
 import re
@@ -21,10 +21,10 @@ _MAX_SEARCHED = 4_096
 _MAX_WAYS = 64
 """Maximum number of ways in which bounded repeats and alternatives may read a text."""
 _MAX_STEPS = 256
-"""The same, times the characters of each way, if a match may begin anywhere. Larger repeats are treated as
-unbounded."""
+"""Maximum number of these ways times the characters of each, if a match may begin anywhere. Larger repeats are treated
+as unbounded."""
 _LATIN = "".join(map(chr, range(0x250)))
-"""Characters that tell apart all sets of an expression in ASCII, with the next ones."""
+"""Characters that distinguish all ASCII sets in an expression, and the characters after them."""
 _OTHERS = "\u0663\u20ac\u2028\u212a"
 _ESCAPE = r"\\(?:[^\w]|[dwsDWSnrt])"
 _TOKENS = re.compile(
@@ -35,7 +35,7 @@ _COUNT = re.compile(r"(?:([*+?])|\{(?!})(\d*)(?:(,)(\d*))?\})([?+]?)")
 
 
 class _Unknown(Exception):
-    """An expression that isn't proven to take linear time, with the reason."""
+    """The expression isn't proven to take linear time. The message gives the reason."""
 
 
 class _Node(Struct):
@@ -106,7 +106,7 @@ class _Scanner:
 
 
 def _cost(node: _Node, follow: frozenset[str]) -> tuple[float, float]:
-    """Return in how many ways a text can be read, and the characters of the longest one.
+    """Return the number of ways in which a text can match, and the characters of the longest one.
 
     Args:
         node: A part of an expression.
@@ -154,7 +154,7 @@ def find_backtracking(pattern: str, flags: int = 0) -> str:
         ways, length = _cost(whole, frozenset())
         anchored = pattern.startswith(("^", r"\A")) and not flags & re.MULTILINE and not whole.alternatives
         if length == inf and whole.parts and not whole.alternatives and (last := whole.parts[-1]).high == inf:
-            # It can't fail once it has been repeated often enough.
+            # It can't fail after enough repetitions.
             needed = [*whole.parts[:-1], *last.parts * int(last.low)]
             length = _cost(_sequence(needed), frozenset())[1]
     except _Unknown as error:
@@ -176,7 +176,7 @@ def check_pattern(pattern: str, flags: int = 0) -> None:
     """Check a pattern that Python's matcher tries on text from clients.
 
     Raises:
-        PatternError: A text can keep it busy. The error suggests a replacement.
+        PatternError: A text can make it take very long. The error suggests a replacement.
     """
     if why := find_backtracking(pattern, flags):
         raise PatternError(f"the pattern {pattern!r} can take very long to match, because {why}. {ADVICE}")
@@ -191,7 +191,7 @@ def check_patterns(schema: Any) -> None:
 
 
 def search(pattern: str, text: str) -> bool:
-    """Return whether a checked pattern matches anywhere in a text. Long ones aren't searched for words of an error."""
+    """Return whether a checked pattern matches anywhere in a text. Long texts aren't searched."""
     return len(text) > _MAX_SEARCHED or re.search(pattern, text) is not None
 
 
@@ -200,7 +200,7 @@ def matcher_of(pattern: str) -> Callable[[str], bool]:
     """Return a function that tries a pattern in linear time: with pydantic, if Python's matcher could take longer.
 
     Raises:
-        PatternError: Neither can. The error suggests a replacement.
+        PatternError: Neither can match in linear time. The error suggests a replacement.
     """
     if not find_backtracking(pattern):
         return lambda text: re.search(pattern, text) is not None

@@ -1,9 +1,8 @@
 """The plan of a function: everything about calling it that is known at registration.
 
 A signature becomes an engine, which has the schemas for clients, and one closure that calls the function as directly as
-possible. Only that closure runs per call, after its arguments are read from JSON or strings.
-
-Arguments that the decoder rejects are examined again. Large ones are never walked in Python.
+possible. Only that closure runs per call, after the arguments are read from JSON or strings. Arguments that the decoder
+rejects are examined again, unless they're large.
 """
 
 import functools
@@ -160,7 +159,7 @@ def plan(
             check = SchemaCheck(input_schema, whole="the arguments")
         properties = input_schema.get("properties", {})
         whole = [value.name for value in values] == ["arguments"] and "arguments" not in properties
-        # A schema with only the properties of the parameters.
+        # Use a schema with only the parameters' properties.
         closed = input_schema.get("additionalProperties") is False and properties.keys() <= {
             each.wire for each in parameters
         }
@@ -212,11 +211,11 @@ def _about(what: str) -> Generator[None, None, None]:
 
 
 def _find_docstring_holder(function: Function, target: Function) -> Any:
-    """Return the object that has the docstring: for a callable object without one on ``__call__``, the class."""
+    """Return the object with the docstring: for a callable object without one on ``__call__``, the class."""
     inner: object = inspect.unwrap(function)
     kind = type(inner)
     own = target.__doc__ or inspect.isroutine(inner) or inspect.isclass(inner)
-    is_signature = str(kind.__doc__).startswith(f"{kind.__name__}(")  # that dataclasses write
+    is_signature = str(kind.__doc__).startswith(f"{kind.__name__}(")  # the docstring that dataclasses generate
     return target if own or is_signature else kind
 
 
@@ -273,7 +272,7 @@ def _check_accidental(
 
 
 _WITHOUT_OUTPUT = (Any, object, None, NoReturn, Never)
-"""Return annotations without an output schema."""
+"""Return annotations that have no output schema."""
 
 
 def _check_yields(annotation: Any, name: str) -> None:
@@ -394,7 +393,7 @@ def read_texts(plan: Plan, values: Json) -> Any:
     try:
         return plan.engine.convert(values, lax=True)
     except msgspec.ValidationError as error:
-        # Forms send "" for a field that's left empty.
+        # Forms send "" for an empty field.
         rest = {name: each for name, each in values.items() if not _is_omitted(plan.input_schema, name, each)}
         if len(rest) < len(values):
             return read_texts(plan, rest)
@@ -420,7 +419,7 @@ def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
             except msgspec.DecodeError as other:
                 error = other
             except AttributeError:
-                pass  # not an object
+                pass  # the arguments aren't an object
         return plan.engine.problems(error, values, lax=plan.coerce)
     except (msgspec.DecodeError, RecursionError):
         return [engine_problem(error)]
@@ -512,7 +511,7 @@ def _second_try(plan: Plan, raw: bytes) -> Any | None:
 
 
 def _coerce(schema: Schema, values: Json) -> Json:
-    """Return arguments as models mean them, at any depth. See `plan`."""
+    """Return arguments with the values that the model meant, at any depth. See `plan`."""
     decode_json_texts(schema, values)
     properties = schema.get("properties", {})
     made: Json = {}
@@ -523,7 +522,8 @@ def _coerce(schema: Schema, values: Json) -> Json:
 
 
 def _is_omitted(schema: Schema, name: str, value: Any) -> bool:
-    """Return whether null or ``""`` can only mean "not given": for an optional member that allows no such value."""
+    """Return whether null or ``""`` can only mean "not given", because an optional member doesn't allow such a
+    value."""
     if (value is not None and value != "") or name in schema.get("required", ()):
         return False
     node = schema.get("properties", {}).get(name, {})
@@ -552,7 +552,7 @@ def _part_of(node: Schema, kind: str) -> Schema:
 
 
 def decode_json_texts(schema: Schema, values: Json) -> None:
-    """Decode JSON strings where the schema expects no text, in place.
+    """Decode JSON strings in place where the schema doesn't allow text.
 
     Raises:
         msgspec.DecodeError: A string looks like JSON but isn't.

@@ -32,11 +32,11 @@ MAX_STEPS = 250
 decoder's own message identifies the first problem.
 """
 MAX_SLOW_STEPS = 500
-"""The same for engines whose own check takes longer, and which don't name the first problem so well."""
+"""The same for engines whose own check takes longer and identifies the first problem less well."""
 MAX_DECIDING_STEPS = 50_000
-"""The same where the comparison decides whether a value is valid."""
+"""The same, if the comparison determines whether a value is valid."""
 _MAX_NAME = 256
-"""Maximum number of characters of a name that are searched for words that mean a secret."""
+"""Maximum characters of a name to search for words that indicate a secret."""
 _MAX_NESTED = 3
 """Maximum depth to describe a type in a word or two."""
 
@@ -68,7 +68,7 @@ FORMATS: Mapping[str, tuple[Any, str]] = {
 }
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool, "null": None}
 _EXACT = Context(prec=1000, traps=[])
-"""Divides decimals such as 19.99 and 0.01 without a remainder, which floats can't."""
+"""Context that divides decimals such as 19.99 and 0.01 exactly, unlike floats."""
 _NUMERIC: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minimum": (">=", lambda value, bound: value >= bound),
     "exclusiveMinimum": (">", lambda value, bound: value > bound),
@@ -85,7 +85,7 @@ _SIZES = {
     "object": ("minProperties", "maxProperties"),
 }
 _PLACE = re.compile(r"(.*) - at `(?:key` in `)?\$\.([^`]*+)`", re.DOTALL)
-"""An error of msgspec, and where it is."""
+"""Matches a msgspec error and its location."""
 _is_decimal = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?").fullmatch
 _TYPES: Mapping[str, tuple[type, ...]] = {
     name: (int, float) if kind is float else (kind,) for kind, name in KINDS.items()
@@ -94,7 +94,7 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 _PLAIN = frozenset(("title", "description", "default", "examples", "deprecated", "x-mcp-header"))
 """Keywords that don't restrict values."""
 _COMBINED = _PLAIN | {"$ref", "anyOf", "oneOf", "allOf", "if", "then", "else", "discriminator"}
-"""Keywords that restrict values only by other schemas."""
+"""Keywords that restrict values only through subschemas."""
 _ANYTHING: Schema = {}
 SECRET = re.compile(r"passw|passphrase|secret|token|credential|authorization|api_?key", re.IGNORECASE)
 """Names of values that are never repeated, because the text can end up in a log."""
@@ -265,7 +265,7 @@ class _Comparison:
         self._matches = matches
         self._formats = formats
         self._steps = steps
-        self._texts = MAX_FOUND  # alternatives can have alternatives
+        self._texts = MAX_FOUND  # alternatives can be nested
         self._judged: dict[tuple[int, int, bool], list[_Fault]] = {}
         self._types: dict[int, frozenset[type]] = {}
         self._choices: dict[int, frozenset[Any]] = {}
@@ -345,7 +345,7 @@ class _Comparison:
             return node
         try:
             target = value_at_pointer(self._schema, reference)
-        except LookupError:  # it counts from an `$id` inside the document
+        except LookupError:  # the reference is relative to an `$id` inside the document
             return _ANYTHING
         return target if is_object(target) else _ANYTHING
 
@@ -372,11 +372,11 @@ class _Comparison:
         options, tag, named, others = self._union(node, keyword)
         possible = options
         name = None
-        if named and is_object(value) and tag in value:  # the rest can't match
+        if named and is_object(value) and tag in value:  # the other alternatives can't match
             name = value[tag] if isinstance(value[tag], str | int) else None
             possible = [named[name], *others] if name in named else others
         self._steps -= len(possible) / 8
-        if not isinstance(value, str):  # which could be read as another type
+        if not isinstance(value, str):  # the text could be read as another type
             possible = [each for each in possible if _is_of(value, each.get("type") or _kind_of(value))]
             if keyword == "anyOf" and len(possible) == 1 and "type" in possible[0]:
                 return self.judge(possible[0], value, first=first)
@@ -402,7 +402,7 @@ class _Comparison:
         return self._of_alternatives(keyword, options, value)
 
     def _of_alternatives(self, keyword: str, options: list[Schema], value: Any) -> list[_Fault]:
-        """Return the first problem of each of a few alternatives, as one."""
+        """Combine the first problem of each of a few alternatives."""
         reasons = [self.judge(each, value, first=True) for each in options[:MAX_PROBLEMS]]
 
         def text_of(path: Path) -> str:
@@ -415,7 +415,7 @@ class _Comparison:
         return [_Fault(text_of)]
 
     def _plain_types(self, node: Any) -> frozenset[type]:
-        """Return the types with only valid values, so that values don't have to be checked one by one."""
+        """Return the types whose values are all valid, so they don't have to be checked one by one."""
         found = self._types.get(id(node))
         if found is None:
             found = frozenset[type]()
@@ -512,7 +512,7 @@ def _list_kinds(options: list[Schema]) -> str:
 
 
 def _what(node: Schema) -> str:
-    """Return the type that a schema asks for, in JSON terms."""
+    """Return the type that a schema requires, in JSON terms."""
     known = FORMATS.get(node.get("contentEncoding") or node.get("format", ""))
     if known is not None:
         return f"{known[1].partition(' such as')[0]}{'' if 'contentEncoding' in node else ' as text'}"

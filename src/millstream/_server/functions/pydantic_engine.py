@@ -93,7 +93,7 @@ from millstream._server.functions.problems import (
 )
 
 MAX_ERRORS = 200
-"""Above this number of problems, pydantic's own aren't listed, because listing one means building all."""
+"""Maximum number of problems that pydantic lists, because listing one requires building all."""
 MAX_NAMED = 20
 _KEPT_CODECS = 512
 _UNMATCHED = "string_pattern_mismatch"
@@ -111,7 +111,7 @@ _UNREADABLE = (
 class PydanticEngine(Engine):
     """The engine of all other functions: a model with a field per parameter.
 
-    Plain types are strict, as with msgspec. Models have their own configuration.
+    Plain types are strict, as in msgspec. Models keep their own configuration.
 
     Raises:
         TypeError: pydantic doesn't support a type.
@@ -155,7 +155,7 @@ class PydanticEngine(Engine):
             made = validate(bytes(raw))
         except pydantic.ValidationError as error:
             raise msgspec.ValidationError(f"{error.error_count()} problems") from error
-        return self.struct(*made.__dict__.values())  # its fields, in order
+        return self.struct(*made.__dict__.values())  # the model's fields, in order
 
     @override
     def problems(self, error: Exception, values: Any, *, lax: bool = False) -> list[Problem]:
@@ -182,7 +182,7 @@ class PydanticEngine(Engine):
         for item in items:
             problem = _problem(item, values)
             below: list[Problem] = []
-            # msgspec's errors about a Struct have no location that pydantic understands.
+            # msgspec's errors about a Struct have no location in pydantic's form.
             if isinstance(item.get("ctx", {}).get("error"), msgspec.ValidationError):
                 below = [each for each in in_words.values() if each.path[: len(problem.path)] == problem.path]
             found += below or [problem]
@@ -304,7 +304,7 @@ _OF_FIELDS = (
 
 
 def _is_about_the_type(field: FieldInfo) -> bool:
-    """Return whether a `pydantic.Field` has nothing that only a model's field can have."""
+    """Return whether a `pydantic.Field` has only properties that also apply outside of a model."""
     return field.is_required() and field.repr and all(getattr(field, name, None) is None for name in _OF_FIELDS)
 
 
@@ -380,16 +380,16 @@ class SchemaGenerator(GenerateJsonSchema):
 
     @override
     def encode_default(self, dft: Any) -> Any:
-        """Return a default as JSON. pydantic builds a serializer for each, which plain values don't need."""
+        """Return a default as JSON. pydantic would build a serializer for each, which plain values don't need."""
         if isinstance(dft, bytes):
             return b64encode(dft).decode()
         if isinstance(dft, float) and not isfinite(dft):
-            raise PydanticSerializationError(NO_NUMBER)  # the schema has no default then
+            raise PydanticSerializationError(NO_NUMBER)  # the schema then has no default
         return dft if type(dft) in _PLAIN_DEFAULTS else super().encode_default(dft)
 
     @override
     def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
-        """Describe bytes as `_with_base64` reads and writes them."""
+        """Describe bytes in the form that `_with_base64` reads and writes."""
         if _chooses_encoding(self._config.config_dict):
             return {"type": "string"}
         return {"type": "string", "contentEncoding": "base64"}
@@ -403,7 +403,7 @@ class SchemaGenerator(GenerateJsonSchema):
 
     @override
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
-        """Describe exactly the names that the types of the keys allow."""
+        """Describe exactly the member names that the key types allow."""
         values = self.generate_inner(schema["values_schema"]) if "values_schema" in schema else {}
         keys = schema.get("keys_schema", {"type": "any"})
         made: JsonSchemaValue = {"type": "object", **({"additionalProperties": values} if values else {})}
@@ -418,7 +418,7 @@ class SchemaGenerator(GenerateJsonSchema):
         """Return no schema for a serializer without a return annotation, because it can write anything."""
         made = super().ser_schema(schema)
         if getattr(schema.get("function"), "__module__", "").startswith("pydantic."):
-            return made  # of a path, an enum, or a dict
+            return made  # default of a path, an enum, or a dict
         own = schema["type"] == "function-plain" or schema.get("is_field_serializer")
         return {} if made is None and own and schema.get("return_schema") is None else made
 
@@ -441,11 +441,11 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     if origin is Annotated:
         bounds = [_field(item) for item in parts[1:] if isinstance(item, Meta)]
         others = [item for item in parts[1:] if not isinstance(item, Meta)]
-        return Annotated[translate(parts[0], inside), *bounds, *others]  # behind a validator, pydantic lists no bounds
+        return Annotated[translate(parts[0], inside), *bounds, *others]  # behind validators, bounds aren't listed
     kind: Any = origin or annotation
     if (made := _translate_class(annotation, kind, inside)) is not None:
         return made
-    if origin is Literal or annotation in (*_READERS,):  # it can be unhashable
+    if origin is Literal or annotation in (*_READERS,):  # the value can be unhashable
         read = _member_of(parts) if origin is Literal else _READERS[annotation]
         return Annotated[annotation, pydantic.BeforeValidator(read)]
     if not parts:
@@ -461,7 +461,7 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
 
 
 def _choices_in(annotation: Any) -> dict[Any, Any]:
-    """Return the choices of a dict's keys by their names in JSON. pydantic reads numbers among them as text."""
+    """Return the choices for a dict's keys, by their JSON names. pydantic reads numeric choices as text."""
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return {str(each.value): each for each in annotation}
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
@@ -469,7 +469,7 @@ def _choices_in(annotation: Any) -> dict[Any, Any]:
 
 
 def _read_decimal(value: Any) -> Any:
-    """Return a decimal number from text or a number. `Decimal` reads more than JSON readers do."""
+    """Return a decimal number from text or a number. `Decimal` accepts more text than JSON parsers do."""
     if not isinstance(value, str | int | float) or isinstance(value, bool):
         return value
     if find_problems(_DECIMAL, value):
@@ -521,7 +521,7 @@ def _field(meta: Meta) -> Any:
 def _translate_union(parts: tuple[Any, ...], inside: tuple[Any, ...]) -> Any:
     made = [translate(part, inside) for part in parts]
     tagged = [part for part in parts if _is_tagged(get_origin(part) or part)]
-    if len(tagged) > 1:  # msgspec finds the one with the tag
+    if len(tagged) > 1:  # msgspec finds the class with the tag
         union = union_of(tagged)
         others = [new for part, new in zip(parts, made, strict=True) if part not in tagged]
         made = [Annotated[union, _StructSchema(union)], *others]
@@ -529,7 +529,7 @@ def _translate_union(parts: tuple[Any, ...], inside: tuple[Any, ...]) -> Any:
 
 
 def _translate_class(annotation: Any, kind: Any, inside: tuple[Any, ...]) -> Any:
-    """Return a class for pydantic, or None if pydantic reads it as it is."""
+    """Return a class for pydantic, or None if pydantic reads it unchanged."""
     if _is_struct(kind):
         if needs_pydantic(annotation):
             raise RegistrationError(
@@ -727,7 +727,7 @@ def _encode_checked(codec: _Codec, schema: Schema, value: Any) -> bytes:
         raise output_error("; ".join(f"{place(each.path)} {each.text}" for each in problems)) from None
     except PydanticSerializationError as error:
         data = codec.serializer.to_json(made, by_alias=True, warnings=False)
-        # A default of another type isn't validated, and can be JSON of the right one.
+        # A default of another type isn't validated, and can be JSON of the right type.
         if find_problems(schema, msgspec.json.decode(data), steps=inf, first=True):
             raise output_error(str(error)) from None
     if b"null" in data:

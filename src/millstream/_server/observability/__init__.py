@@ -81,7 +81,7 @@ def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
 
 
 Period: TypeAlias = tuple[tuple[int, ...], int]
-"""The times of the slots that a point covers, none without data, and its length in seconds."""
+"""The times of the intervals that a point covers (none without data), and the point's length in seconds."""
 
 
 def _columns(
@@ -159,7 +159,7 @@ class Figures(Struct, frozen=True, array_like=True):
     sessions: dict[Labels, int]
     connections: dict[Labels, int]
     lag: tuple[float, float]
-    """Lag of the event loop in milliseconds: the newest, and the worst of the last minute."""
+    """Lag of the event loop in milliseconds: the latest value, and the maximum of the last minute."""
     process: dict[str, float | None]
     hub: Json | None = None
     blocked: float = 0.0
@@ -233,8 +233,8 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
 
 
 def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], OperationFigures]:
-    """Return the operations of a worker. One with other buckets, such as another version, contributes only call
-    counts.
+    """Return the operations of a worker. A worker with other buckets, such as one of another version, contributes only
+    call counts.
     """
     if figures.bounds == bounds:
         return figures.operations

@@ -123,7 +123,7 @@ def _short(text: str) -> str:
 
 HISTORY_SECONDS = 60
 LATELY = 5.0
-"""Seconds after which an earlier read is too old to compute a rate."""
+"""Maximum age of an earlier read for computing a rate, in seconds."""
 
 _METHODS = frozenset(
     (
@@ -136,7 +136,7 @@ _METHODS = frozenset(
 )
 """Methods with their own label. ``response`` is a client's answer to a question."""
 LISTEN = "subscriptions/listen"
-"""This method isn't treated as a call, because its duration depends on the client."""
+"""The method that isn't treated as a call, because its duration depends on the client."""
 
 
 class Observer:
@@ -300,7 +300,7 @@ class Observer:
             if session is not None:
                 self._sessions.over(session.id)
             return
-        # Neither has been validated yet, and lines wait for their batch.
+        # Neither has been validated yet, and log lines are held until their batch is written.
         method, target = method[:_MAX_TEXT] or OTHER, target[:_MAX_TEXT]
         message = AccessRecord(self._wall(), method, target, status, transport=transport)
         about = session or opening

@@ -1,8 +1,8 @@
 """The newest calls and their callers, for debugging.
 
-The number and length of entries are bounded. Secrets are never stored: a value is hidden by the name of its field, and
-a credential in text by its form. Arguments are read only for failed or slow calls, or while the page is open, and only
-a bounded number per second, so the cost on a busy server is small.
+The number and length of entries are bounded. Secrets are never stored: a value is hidden because of its field's name,
+and a credential in text because of its form. Arguments are read only for failed or slow calls, or while the page is
+open, and only a bounded number per second, so the cost on a busy server is small.
 
 Errors are counted by message, without numbers and ids.
 """
@@ -134,7 +134,7 @@ class RecentCalls:
         """Record a finished call."""
         method = call.method
         if method == LISTEN:
-            return  # Its duration depends on its client, so counts and percentiles also omit it.
+            return  # The duration depends on the client, so counts and percentiles also omit this method.
         now = self._clock()
         failure, client, revision = call.failure, call.client, call.revision.date
         outcome = "" if failure is None else failure.outcome
