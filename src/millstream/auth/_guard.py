@@ -94,7 +94,8 @@ class ChallengeResponses(Struct, kw_only=True):
     addresses: Addresses | None = None
     """Addresses with metadata, if tokens come from an authorization server."""
     oauth: bool = False
-    """Whether clients can get tokens from one. Invalid tokens then get a 401, so clients request another."""
+    """Whether clients can get tokens from an authorization server. Invalid tokens then get a 401, so clients request
+    another."""
     scopes: Collection[str] = ()
     """Scopes that every caller needs."""
     scope_prefix: str = ""
@@ -192,8 +193,8 @@ def metadata_paths(
     paths = {path.rstrip("/"): each for path, each in outside.items()} | outside | inside
 
     async def default_scopes() -> list[str]:
-        """Return the scopes for a server that needs none. Official SDKs would request each one that the issuer lists,
-        which Keycloak refuses.
+        """Return the scopes to list for a server that needs none. Otherwise, official SDKs would request each one that
+        the issuer lists, which Keycloak refuses.
         """
         if addresses.resource.startswith(discovery.issuer):  # our own issuer, without OpenID Connect
             return []
@@ -327,7 +328,7 @@ class AuthGuard:
         if len(names) > len(set(names)):
             return self.challenges.for_malformed(request, f"The {names[0].decode().title()} header is repeated.")
         if self._key_header and (key := request.headers.get(self._key_header)) is not None:
-            # Like this, both headers share cached verdicts, throttling, and the rules for what they contain.
+            # So both headers share cached verdicts, throttling, and the rules for their content.
             given = b"Bearer " + key.strip(b" ")
             if not _CREDENTIAL.fullmatch(given[7:]):
                 text = f"The {names[-1].decode().title()} header must have only the key or token, without Bearer."
@@ -427,7 +428,7 @@ class AuthGuard:
         self._failures.report(peer_network(address))
 
     def on_refused(self, callback: Callable[[str], None]) -> None:
-        """Call `callback` with the address of every invalid credential from now on."""
+        """Call `callback` with the address of every later invalid credential."""
         self.on_failure = callback
         for method in self.methods:
             method.on_refused(callback)

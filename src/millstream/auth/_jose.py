@@ -124,7 +124,8 @@ def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
 
 
 def client_of(claims: Claims) -> str:
-    """Return the client of a token: ``client_id`` (RFC 9068), or what OpenID Connect, Entra, and Okta call it."""
+    """Return the client of a token: ``client_id`` (RFC 9068), or the corresponding claim of OpenID Connect, Entra, or
+    Okta."""
     found = next((claims[name] for name in ("client_id", "azp", "appid", "cid") if name in claims), "")
     return found if _is_text(found) else ""
 
@@ -336,7 +337,8 @@ def public_set(raw: Mapping[str, Any]) -> Json:
 
 
 def _check_number(given: Sequence[Any], most: int) -> None:
-    """Reject a set with too many keys. Reading only some of them would make other tokens fail for no visible reason."""
+    """Reject a set with too many keys. If only some were read, tokens with other keys would fail for no visible
+    reason."""
     if len(given) > most:
         raise ValueError(f"The set has {len(given)} keys, but at most {most} are supported. Remove old ones.")
 
@@ -353,7 +355,7 @@ def _read_key(raw: Any) -> PublicKey | None:
         # Drop private members, and members that restrict the library's use of the key.
         kept = {name: value for name, value in raw.items() if name in _PUBLIC}
         key = JWKRegistry.import_key(cast("Any", kept))
-        if kind == "RSA":  # strong enough, and fast to verify with
+        if kind == "RSA":  # strong enough, and fast to verify
             public: Any = cast("Any", key).public_key
             if public.key_size < _MIN_RSA_BITS or public.public_numbers().e.bit_length() > _MAX_EXPONENT_BITS:
                 return None

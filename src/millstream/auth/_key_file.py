@@ -95,7 +95,7 @@ def check_key(name: str, key: str) -> None:
             "set the variable. For several keys, write named_keys={'alice': KEY}."
         )
     if not key.strip() or not key.isascii() or not key.isprintable() or " " in key:
-        what = "auth key" if name == "key" else f"key {name!r}"  # the setting's key has no other name
+        what = "auth key" if name == "key" else f"key {name!r}"  # the key in the setting has no other name
         raise ValueError(f"The {what} is empty or has invalid characters. Use printable ASCII without spaces.")
 
 
@@ -146,7 +146,7 @@ class RecordFile(Generic[R]):
     kind: ClassVar[str]
     """The kind of record: ``key`` or ``user``."""
     contents: ClassVar[type[Struct]]
-    """The file as a whole."""
+    """The content of the whole file."""
 
     def __init__(self, path: Path) -> None:
         """Create the object; `load` reads the file."""

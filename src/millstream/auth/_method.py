@@ -201,7 +201,7 @@ class AuthMethod:
         return frozenset()
 
     def share(self, pool: StoreLimiter) -> None:
-        """Count attempts on all workers together from now on.
+        """Count attempts on all workers together.
 
         Args:
             pool: The limits in the store.

@@ -98,7 +98,8 @@ class CodeFlow:
         parameters: Mapping[str, str] = {},
         also: Mapping[str, str] = {},
     ) -> None:
-        """Create the flow. `parameters` go to the authorization endpoint; `also` goes to it and the token endpoint."""
+        """Create the flow. `parameters` are sent to the authorization endpoint, and `also` to it and the token
+        endpoint."""
         self._title = title
         self._issuer = issuer
         self._client_id = client_id
@@ -296,7 +297,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
             client_id=config.client[0],
             client_secret=config.client[1],
             title=title,
-            # RFC 8707. An issuer that has another name for this server doesn't know the URL.
+            # RFC 8707. An issuer with another name for this server wouldn't recognize the URL.
             also={"resource": self.resource} if self.resource in rules.audiences else {},
         )
         self._tickets = Tickets(vault, base)

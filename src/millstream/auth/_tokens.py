@@ -1,4 +1,5 @@
-"""Tokens from an issuer as auth methods: signed ones (JSON Web Tokens), and ones that only it can verify (RFC 7662).
+"""Auth methods for an issuer's tokens: signed ones (JSON Web Tokens), and ones that only the issuer can verify (RFC
+7662).
 
 An issuer publishes its metadata: RFC 8414, or OpenID Connect Discovery. Requests go to issuers that the operator
 configured. They may be on a private network.
@@ -155,7 +156,7 @@ TYPES = frozenset(("at+jwt", "jwt", ""))
 
 
 class IssuerMethod(AuthMethod):
-    """A method for the tokens from one issuer."""
+    """The base of the methods for one issuer's tokens."""
 
     def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Clock) -> None:
         self._rules = rules
@@ -176,7 +177,7 @@ class IssuerMethod(AuthMethod):
     def holds(self, id: str) -> bool:
         """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
         before, tenant, after = self._rules.issuer.partition(TENANT)
-        issuer = id.partition(" ")[0].partition("#")[0]  # a fragment may tell programs from people
+        issuer = id.partition(" ")[0].partition("#")[0]  # a fragment may distinguish programs from people
         return issuer.startswith(before) and issuer.endswith(after) if tenant else issuer == before
 
 
@@ -347,7 +348,7 @@ def rules_of(
     try:
         check_url(issuer)
     except OutboundError:
-        given = "" if "@" in issuer else f", not {issuer!r}"  # it may contain a password
+        given = "" if "@" in issuer else f", not {issuer!r}"  # the URL may contain a password
         raise ValueError(
             f"issuer must be an https URL, or an http URL of this machine, without a user name{given}."
         ) from None

@@ -174,7 +174,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
     """Returns the server's name and icon for its pages."""
     consent_limiter: Limiter
 
-    # The browser arrives
+    # Requests from the browser
 
     async def get(self, request: HttpRequest) -> Response:
         """Handle `GET /authorize`: show the consent page, or redirect if the user has already consented."""
@@ -285,7 +285,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
             **brand,
         )
 
-    # The user submits the form
+    # The submitted form
 
     async def post(self, request: HttpRequest) -> Response:
         """Handle `POST /authorize`: the form of the consent page, from the browser that it was shown in."""

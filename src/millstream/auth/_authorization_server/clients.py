@@ -84,7 +84,7 @@ _AGE = re.compile(r"(?:^|[,\s])max-age=(\d{1,9})")
 
 
 def judge_of(*, here: bool) -> Callable[[str], bool]:
-    """Return a predicate for allowed addresses: public ones, and loopback if `here` is set."""
+    """Return a function that checks addresses: it allows public ones, and loopback if `here` is set."""
     return (
         (lambda address: is_public(address) or ip_address(address.partition("%")[0]).is_loopback) if here else is_public
     )
@@ -252,7 +252,7 @@ class Clients:
             request: Request that causes the lookup, for the limit on fetches of metadata documents.
 
         Raises:
-            Unavailable: The client's document can't be fetched, or none are. The message gives the reason.
+            Unavailable: The client's document can't be fetched, or fetching is off. The message gives the reason.
         """
         if not client_id or len(client_id) > _MAX_ID or not client_id.isascii() or not client_id.isprintable():
             return None
@@ -318,7 +318,8 @@ class Clients:
         """Count a registration and return the metadata of the client.
 
         Raises:
-            OAuthError: There were too many from this network, or the body isn't a JSON object, or is too large.
+            OAuthError: There were too many registrations from this network, or the body isn't a JSON object or is too
+                large.
         """
         key = peer_network(request.peer)
         wait = await self._registrations.charge(key)
@@ -395,7 +396,7 @@ class Clients:
 
         Raises:
             OAuthError: The client is unknown or fails authentication.
-            Unavailable: Its keys can't be fetched, or too many requests from its address wait.
+            Unavailable: The client's keys can't be fetched, or too many requests from its address are waiting.
         """
         key = peer_network(request.peer)
         async with self._checks.hold(key):
@@ -504,7 +505,7 @@ class Clients:
     # Grants from identity providers
 
     async def read_grant(self, assertion: str, client: OAuthClient) -> tuple[Grant, Claims]:
-        """Verify an identity provider's grant. Return our own grant for it, and its claims.
+        """Verify an identity provider's grant. Return our own grant for it, and the claims.
 
         With such a grant, members of an organization use a client here without a login page. It's a JWT signed by a
         configured provider for this issuer and one client, valid once within a few minutes:

@@ -1,6 +1,6 @@
 """The configuration of an authorization server and its clients, from ``auth.issuer(…)``, and its metadata.
 
-The configuration also decides which tokens a request may ask for, and which users may still sign in.
+The configuration also determines which tokens a request may ask for, and which users may still sign in.
 
 The metadata (RFC 8414, OpenID Connect Discovery) lists the endpoints, whose paths are defined here.
 """
@@ -114,7 +114,7 @@ class IssuerConfig(Struct, frozen=True):
         return {*self.known(), *self.described, *self.scopes}
 
     def requested_resources(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the requested resources. This server if none are named.
+        """Return the requested resources, or this server if none are named.
 
         Raises:
             OAuthError: No tokens are issued for a resource.
@@ -216,7 +216,7 @@ def login_methods_of(
     """Return the file of users, the upstreams by name, and the identity providers by issuer.
 
     Raises:
-        ValueError: There are none, or two can't be told apart.
+        ValueError: There are none, or two have the same name.
         TypeError: An object isn't a login method.
     """
     passwords: list[Passwords] = []
@@ -236,7 +236,7 @@ def login_methods_of(
             if not _UPSTREAM.fullmatch(each.name) or each.name in (
                 "http",
                 "https",
-            ):  # would make subjects look like URLs
+            ):  # it would make subjects look like URLs
                 raise ValueError(
                     f"{each.name!r} isn't a valid name for an upstream. Use lower-case letters, digits, and dashes."
                 )

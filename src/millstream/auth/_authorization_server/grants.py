@@ -108,7 +108,7 @@ class TokenSigner(Confidential, Struct, eq=False):
         """Return a signed access token."""
         await self._refresh(_FRESH)
         now = self._vault.clock()
-        # No key may have begun yet, if a worker whose clock is ahead has just created the first one.
+        # There may be no current key yet, if a worker whose clock is ahead has just created the first one.
         kid = ([each for each in self._keys if each.begins <= now] or self._keys[:1])[-1].kid
         return sign(claims, self._loaded[kid], kid)
 

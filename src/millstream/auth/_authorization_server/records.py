@@ -31,7 +31,7 @@ ASSERTED = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 METHODS = ("none", "client_secret_basic", "client_secret_post", "private_key_jwt")
 """Client authentication methods of the token endpoint (RFC 7591 §2)."""
 CALLBACK = "/sign-in/callback/"
-"""Start of the path of redirect URIs for other providers. The provider's name follows."""
+"""Path prefix of redirect URIs for other providers. The provider's name follows."""
 
 
 class OAuthClient(Struct, frozen=True, omit_defaults=True):

@@ -339,7 +339,7 @@ class UpstreamPageMethod(PageMethod):
         return {CALLBACK + name: {"GET": partial(self._return, name)} for name in self.logins}
 
     async def _return(self, name: str, request: HttpRequest) -> Response:
-        """Find the pending login of an upstream's callback by its state."""
+        """Find the pending login for an upstream's callback, by the state."""
         try:
             given = Parameters(request.query)
         except OAuthError as exc:

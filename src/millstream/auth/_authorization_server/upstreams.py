@@ -83,12 +83,13 @@ class Allowlist:
         raise SignInFailed(f"{shown} can't sign in here. Use another account, or contact this server's operator.")
 
     def some(self, text: str) -> bool:
-        """Return whether an entry contains a text."""
+        """Return whether any entry contains a text."""
         return any(text in each for each in self._entries)
 
 
 def lower(name: str) -> str:
-    """Return an ASCII name in lower case. Other names stay, because some of their letters would become ASCII."""
+    """Return an ASCII name in lower case. Other names are unchanged, because some of their letters would become
+    ASCII."""
     return name.lower() if name.isascii() else name
 
 
@@ -154,7 +155,7 @@ class GitHubUpstream(SelectiveUpstream, kw_only=True):
             "code_verifier": callback.state_data.decode(),
         }
         given = await ask(f"{self.at}/login/oauth/access_token", _TITLE, form=form, headers={})
-        # GitHub returns errors with status 200, too.
+        # GitHub also returns errors with status 200.
         answer = members(given)
         token = text(answer.get("access_token"))
         if not token:

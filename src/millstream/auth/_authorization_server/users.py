@@ -233,7 +233,7 @@ _POLL_SECONDS = 0.05, 0.5
 
 
 _Tries = tuple[tuple[Limiter, str], ...]
-"""The rates of an attempt, each with its key."""
+"""The limits that apply to an attempt, each with the key."""
 
 
 class FailureLimiter:
@@ -297,7 +297,7 @@ class FailureLimiter:
         return bool(may)
 
     def _may(self, tries: _Tries) -> bool | None:
-        """Return whether an attempt is allowed, or None if that depends on whether the attempts in progress fail."""
+        """Return whether an attempt is allowed, or None if that depends on the attempts in progress."""
         found: bool | None = True
         for limiter, key in tries:
             trying = self._trying[limiter, key]
@@ -308,7 +308,7 @@ class FailureLimiter:
         return found
 
     async def _end_of_one(self, tries: _Tries) -> None:
-        """Wait until an attempt on one of these keys has finished."""
+        """Wait until an attempt with one of these keys has finished."""
         done = asyncio.get_running_loop().create_future()
         for each in tries:
             self._done.setdefault(each, {})[done] = None
@@ -371,7 +371,7 @@ _FROM_NETWORK = Rate(10, 300)
 _NAMED = Rate(15, 300)
 """Failed passwords per name, from all networks together, and the same number from networks without failures."""
 _BEFORE = Rate(3, 3600)
-"""Failed passwords after which a network is no longer one without failures, per name and network."""
+"""Failed passwords after which a network no longer counts as one without failures, per name and network."""
 _FROM_DEVICE = Rate(10, 300)
 """Failed passwords per known device."""
 
