@@ -144,7 +144,7 @@ def hash_key(policy: str, key: str) -> str:
 
 
 _ODD = re.compile(r"[^A-Za-z0-9_.-]")
-"""Characters that a name in a header shouldn't contain."""
+"""Characters that a name in a header must not contain."""
 
 
 def limit_name(kind: str, tool: str) -> str:
@@ -401,13 +401,13 @@ def period(now: float, *, monthly: bool) -> Period:
 
 
 _SHARE = 100
-"""A worker takes this fraction of the rate in advance."""
+"""Fraction of the rate that a worker takes in advance."""
 _MOST = 20
 _LOST = 5.0
 """Seconds after which an answer is treated as lost."""
 _MAX_KEYS = 100_000
 _HOT = 1.0
-"""A key used again within this number of seconds gets tokens in advance."""
+"""Seconds within which a reused key gets tokens in advance."""
 
 
 class _KnownPace(Struct):

@@ -422,7 +422,7 @@ class PartHost:
 
         Args:
             check: Returns the reason, or an empty string.
-            serves: Whether the server can do its work in that time. Otherwise `/health` returns 503.
+            serves: Whether the server can still do its work. Otherwise `/health` returns 503.
         """
         self.readiness_checks.append((check, serves))
 
@@ -430,7 +430,7 @@ class PartHost:
         """Return the reasons why the server is degraded.
 
         Args:
-            any_kind: Whether to ask all readiness checks, or only those of a server that can't serve.
+            any_kind: Whether to run all readiness checks, or only those that mean that the server can't do its work.
         """
         return [reason for check, serves in self.readiness_checks if (any_kind or not serves) and (reason := check())]
 

@@ -87,7 +87,7 @@ _REASONS: dict[str, Literal["length", "filtered"]] = {"length": "length", "conte
 
 
 def pause_before(error: ModelError, attempt: int, limits: Limits) -> float | None:
-    """Return the seconds before the next attempt, or None if there won't be one."""
+    """Return the seconds before the next attempt, or None if there's none."""
     if not error.temporary or attempt >= limits.max_attempts:
         return None
     if error.retry_after is not None:

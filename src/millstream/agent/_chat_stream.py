@@ -83,13 +83,13 @@ class StreamRepair:
             return self._repair_line(rest) if rest else b""
         lines = rest.split(b"\n")
         if not all(line.strip()[:1] == b"{" and line.strip()[-1:] == b"}" for line in lines if line.strip()):
-            lines = [b" ".join(lines)]  # not one document in each line
+            lines = [b" ".join(lines)]  # the reply isn't one document per line
         return b"".join([self._repair_line(b"data: " + line) for line in lines]) + self._finish() + _DONE
 
     def _repair_line(self, line: bytes) -> bytes:
         name, _, data = line.strip().partition(b":")
         data = data.strip()
-        if name != b"data" or not data:  # the library takes a blank line after an id for an event
+        if name != b"data" or not data:  # the library treats a blank line after an id as an event
             return b"\n"
         if data.strip(b'"').upper().startswith(b"[DONE]"):
             return self._finish() + _DONE
@@ -97,7 +97,7 @@ class StreamRepair:
             chunk: Any = json.loads(data)
         except MALFORMED:
             return line + b"\n"
-        if not is_object(chunk):  # it keeps the connection open
+        if not is_object(chunk):  # the server keeps the connection open
             return b"\n"
         self._repair(chunk)
         return _encode(chunk)
@@ -133,7 +133,7 @@ class StreamRepair:
             calls, only = delta.get("tool_calls"), delta.pop("function_call", None)
             if is_object(calls):
                 calls = [calls]
-            elif not calls and is_object(only):  # as it was before models could call several
+            elif not calls and is_object(only):  # the form from before models could make several calls
                 calls = [{"index": 0, "function": only}]
             if is_array(calls):
                 delta["tool_calls"] = [each for each in calls if is_object(each) and self._repair_call(each)]
@@ -151,7 +151,7 @@ class StreamRepair:
             arguments = arguments if isinstance(arguments, str) else json.dumps(arguments)
             function["arguments"] = arguments
         if id:
-            piece["id"] = id  # a number from some servers
+            piece["id"] = id  # some servers send a number
         last = self._calls[-1] if self._calls else None
         call = last if index is None else self._by_index.get(str(index))
         if call and arguments and id == call.id and len(arguments) == call.size and self._is_whole(call, arguments):
@@ -176,7 +176,7 @@ class StreamRepair:
         return True
 
     def _is_whole(self, call: _Call, again: str = "") -> bool:
-        """Return whether the arguments of a call are complete, and the same `again`."""
+        """Return whether the arguments of a call are complete and equal to `again`."""
         self._checked += call.size
         if self._checked > _MAX_CHECKED or (again and again != call.arguments):
             return False
@@ -187,7 +187,7 @@ class StreamRepair:
 
 
 def _find_reason(value: object, depth: int = 8) -> str:
-    """Return the text of an error, which APIs put into different places."""
+    """Return the text of an error, whose location depends on the API."""
     if depth and is_object(value):
         value = [value.get(name) for name in _REASONS]
     if depth and is_array(value):

@@ -71,7 +71,7 @@ def _show(block: Any) -> tuple[str, Part | None]:
         case EmbeddedResource(resource=ResourceContents() as resource):
             text, part = _show_resource(resource)
             return f"[resource {resource.uri}]\n{text}".rstrip(), part
-        case ToolUse():  # like results, only in sampling
+        case ToolUse():  # like results, these occur only in sampling
             return f"[called {block.name} with {msgspec.json.encode(block.input).decode()}]", None
         case ToolResultBlock():
             return "\n".join(_show(each)[0] for each in block.content), None
@@ -140,7 +140,7 @@ async def find_prompt(name: str, servers: Sequence[ConnectedServer]) -> tuple[Co
     for server in servers:
         try:
             prompts = await server.client.prompts()
-        except ServerError:  # the other servers may have it
+        except ServerError:  # the other servers may have the prompt
             continue
         for prompt in prompts:
             known.append(prompt.name)

@@ -159,10 +159,11 @@ class ToolCaller(Struct, frozen=True):
 
 
 def read_arguments(text: str) -> Json | str:
-    """Return the decoded arguments, or for the model why they can't be. Blank text and null mean no arguments."""
+    """Return the decoded arguments, or a message for the model if they can't be decoded. Blank text and null mean no
+    arguments."""
     try:
         found: Any = json.loads(text.strip() or "null")
-        if isinstance(found, str):  # some models encode them twice
+        if isinstance(found, str):  # some models encode the arguments twice
             found = json.loads(found)
     except MALFORMED as exc:
         return f"The arguments aren't JSON ({exc}): {text[:_SHOWN]!r}."

@@ -1,6 +1,6 @@
 """The MCP client: one class for servers of every revision and transport. See `Client`.
 
-``from millstream.client import Options, OAuth`` imports only the modules that those names need, and the errors.
+``from millstream.client import Options, OAuth`` imports only the modules that define those names, and the errors.
 """
 
 from importlib import import_module

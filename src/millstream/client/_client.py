@@ -216,7 +216,7 @@ class Client:
                 if not self._blocks:
                     await self.conversation.close()
 
-    if not TYPE_CHECKING:  # type checkers report it themselves
+    if not TYPE_CHECKING:  # type checkers report this themselves
 
         def __await__(self) -> NoReturn:
             raise TypeError(

@@ -62,7 +62,7 @@ class Conversation:
         on_change: Handler for changes that a handshake-era server reports.
         inflow: Counts bytes that arrive.
         observer: Called with each notification, before its handlers.
-        era: What earlier connections found out about the server.
+        era: The era that earlier connections detected.
         about: The client's `clientInfo` as JSON, instead of the name and version of the options.
         reconnects: Whether to replace a lost session with a new one. If False, requests raise `SessionLost` after that.
 
@@ -277,7 +277,7 @@ class Conversation:
 def _encode_call(tool: str, arguments: Mapping[str, Any]) -> bytes:
     with suppress(TypeError):
         return encode({"name": tool, "arguments": arguments})
-    # It supports models and paths, which few arguments need.
+    # Imported here, because few arguments need its support for models and paths.
     widely: Callable[[Any], bytes] = import_module("millstream._server.functions.msgspec_engine").encode
     try:
         return widely({"name": tool, "arguments": arguments})

@@ -243,7 +243,8 @@ _MAX_READ = 16 * 1024
 _WORDS = "detail", "message", "error_description", "error", "title", "reason", "msg"
 """Members of JSON bodies that contain the reason for an error, such as ``detail`` (RFC 9457)."""
 _MARKUP = re.compile(r"(?is)<(script|style|svg)\b.*?(?:</\1>|\Z)|<!--.*?(?:-->|\Z)|<[^<>]*+>")
-"""Elements and comments without an end extend to the end of the text, so that no text takes quadratic time."""
+"""Matches markup. Unclosed elements and comments extend to the end of the text, so matching never takes quadratic
+time."""
 
 
 def _is_expired(attributes: str) -> bool:

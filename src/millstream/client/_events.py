@@ -333,7 +333,7 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
 
     @override
     async def _listen(self) -> NoReturn:
-        """Open the stream once. It also ends after too long without output."""
+        """Open the stream once. It also ends if the server is silent for too long."""
         await self._space.wait()
         requests, streams = self._events.conversation.requests, self._events.streams
         stream = next(requests.ids)

@@ -75,7 +75,7 @@ class QuestionHandler(Protocol):
         Args:
             method: Method of the question.
             params: Encoded parameters.
-            request_id: The request on whose stream the question arrived, or 0 if the transport doesn't say.
+            request_id: The request on whose stream the question arrived, or 0 if the transport doesn't specify it.
 
         Raises:
             ProtocolError: The error response.

@@ -109,7 +109,7 @@ def with_meta(params: bytes, meta: bytes) -> bytes:
         return params
     if b'"_meta"' in params:
         found: Json = msgspec.json.decode(params)
-        if isinstance(found.get("_meta"), dict):  # the caller's members, overridden by ours
+        if isinstance(found.get("_meta"), dict):  # the caller's members come first, so ours override them
             ours: Json = msgspec.json.decode(b"{%b}" % meta)
             return encode({**found, "_meta": found["_meta"] | ours})
     return params[:-1] + (b'"_meta":{' if params == b"{}" else b',"_meta":{') + meta + b"}}"
@@ -169,7 +169,7 @@ NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
 
 
 class Era(Struct):
-    """What connections have found out about their server: ``Conversation(…, era=era)``. If connections to the same
+    """What connections have detected about their server: ``Conversation(…, era=era)``. If connections to the same
     server share it, only the first one probes.
     """
 

@@ -40,7 +40,7 @@ class PendingRequest(Struct, eq=False):
     _cancel_requests: int
     _seconds: float
     _latest: float
-    """Final deadline on the event loop's clock, regardless of progress."""
+    """The latest possible deadline, on the event loop's clock."""
     when: float
     """Deadline unless there's progress."""
     progress: OnProgress | None
@@ -102,7 +102,7 @@ class Notification(Struct, frozen=True):
     method: str
     params: Raw
     request_id: int = 0
-    """Request with the stream that it arrived on, or 0 if the transport doesn't say."""
+    """Request with the stream that it arrived on, or 0 if the transport doesn't specify it."""
 
 
 LogMessage = LoggingMessageNotificationParams
@@ -160,7 +160,7 @@ class ServerMessages(Struct, eq=False):
     """Pending requests by id, which is also the progress token."""
     watchers: set[Watcher] = set()
     acknowledgments: dict[int, Callable[[bool], object]] = {}
-    """Callbacks for the acknowledgment of subscriptions, by id. The argument is whether it names any change."""
+    """Callbacks for acknowledgments of subscriptions, by id. The argument is whether the server accepted any change."""
     subscribed: asyncio.Event = field(default_factory=asyncio.Event)
     interruption_callback: Callable[[Transport, ClientError | None], None] | None = None
     """Callback for interruptions."""
@@ -170,7 +170,7 @@ class ServerMessages(Struct, eq=False):
 
     def receive(self, message: Envelope, transport: Transport, request_id: int = 0) -> None:
         """Receive one message. `request_id` is the request on whose stream it arrived, or 0 if the transport doesn't
-        say.
+        specify it.
 
         Raises:
             TooManyMessages: Too many messages are waiting.

@@ -193,7 +193,7 @@ def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> b
             continue
         for name in names:
             beside = path.parent / f"{name}.py"
-            is_local = beside not in seen and beside != path and beside.is_file()  # not itself: a package has its name
+            is_local = beside not in seen and beside != path and beside.is_file()  # a package has the file's own name
             if name not in sys.stdlib_module_names and beside not in seen and not is_local:
                 return False
             if is_local and not is_plain_program(beside, seen | {path, beside}):

@@ -1,8 +1,8 @@
 """Access to channels: valid names, reserved channels, caps, and the authorization hook.
 
 The hub checks every subscription. Transports check before they respond, while they can still reject the request. Only
-callers that can subscribe to a channel can see its presence, so ``$presence.X`` is checked as ``X``. A hook that raises
-denies access and doesn't affect other subscriptions.
+callers that can subscribe to a channel can see who is present, so ``$presence.X`` is checked as ``X``. A hook that
+raises denies access and doesn't affect other subscriptions.
 """
 
 import logging

@@ -192,7 +192,8 @@ class Interest(Struct):
     _counts: Counter[str | None] = field(default_factory=Counter[str | None])
     """Number of subscribers of each topic that has any."""
     _stops: dict[str | None, Callable[[], None]] = {}
-    """By topic. A topic without subscribers is followed a little longer, because many subscribers reconnect."""
+    """Functions that stop following a topic, by topic. A topic without subscribers is followed a little
+    longer, because many subscribers reconnect."""
 
     async def add(self, channels: Sequence[str]) -> None:
         """Follow the topics of a subscriber. Call `remove` afterwards, even if this raises.
@@ -210,11 +211,11 @@ class Interest(Struct):
             if not self._tail.pushes_all:
                 await self._tail.settle()
             for topic in topics:
-                if self._stops.get(topic) is stops[topic]:  # it wasn't stopped and followed again
+                if self._stops.get(topic) is stops[topic]:  # the topic wasn't stopped and followed again
                     journal.floors.setdefault(topic, journal.offset)
 
     def remove(self, channels: Sequence[str]) -> None:
-        """Stop following the topics of a subscriber, soon."""
+        """Soon stop following the topics of a subscriber."""
         for topic in self._topics(channels):
             self._counts[topic] -= 1
             if not self._counts[topic]:

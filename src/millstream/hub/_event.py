@@ -57,7 +57,7 @@ class Event(Struct, frozen=True, gc=False):
     channel: str
     """The channel. Empty for the hub's own messages to a subscriber."""
     data: bytes | None
-    """UTF-8 text. None for an event that only carries `id`, the position to resume from."""
+    """UTF-8 text. None for an event that contains only `id`, the position to resume from."""
     event: str | None = None
     id: str = ""
     offset: int = 0

@@ -448,7 +448,7 @@ class Hub:
         if principal is None or not self._name_claims:
             return None
         known, profile = self._profiles.get(principal.binding) or (None, None)
-        if known is not principal:  # its credential was verified again, possibly with other claims
+        if known is not principal:  # the caller's credential was verified again, possibly with other claims
             profile = get_profile(principal, self._name_claims)
             self._profiles.keep(principal.binding, (principal, profile))
         return profile

@@ -42,11 +42,11 @@ class Journal(Struct):
     _recent: deque[Event] = field(default_factory=deque[Event])
     _recent_bytes: int = 0
     recent_floor: int = 0
-    """The cache contains all events that were read after this offset."""
+    """The cache contains all events after this offset."""
     ids: EventIds = field(default_factory=lambda: EventIds(MAX_IDS))
     """The newest events with publisher-assigned ids."""
     floors: dict[str | None, int] = {}
-    """By topic that this worker follows: the offset after which it has read all events."""
+    """For each followed topic, the offset after which this worker has read all events."""
     _filling: asyncio.Lock = field(default_factory=asyncio.Lock)
     start_offset: int = 0
     """The offset at which this worker started reading, or restarted after it last lost events."""

@@ -36,7 +36,7 @@ from millstream.hub._event import Event, parse_offset, position_id, unpack
 from millstream.hub._journal import JOURNAL, Journal
 
 _TTL_FACTOR = 4
-"""How much longer these records are kept than messages."""
+"""Factor by which these records are kept longer than messages."""
 _BATCH_SIZE = 64
 
 logger = logging.getLogger("millstream.hub")
@@ -80,7 +80,7 @@ class Mailboxes(Struct):
         unsaved = self._unsaved_offsets.get(client_id)
         if unsaved is not None:
             return unsaved
-        new, old = await self._kv.get_many([_key("seen", client_id), f"seen:{client_id}"])  # `old`: an older version's
+        new, old = await self._kv.get_many([_key("seen", client_id), f"seen:{client_id}"])  # `old`: by older versions
         saved = new or old
         return parse_offset(saved.decode(), self._journal.epoch) if saved is not None else 0
 
@@ -146,7 +146,7 @@ class Mailboxes(Struct):
         await run_on(self.save_needed, self.save, outage)
 
     async def _save_offset(self, client_id: str, offset: int) -> None:
-        if not self._online.count(client_id):  # else it just received a message, so it has a history
+        if not self._online.count(client_id):  # otherwise the client just received a message, so it has a history
             record = await self._kv.get(_key("debt", client_id))
             if record is not None and parse_offset(_decode(record).place, self._journal.epoch) <= offset:
                 # The record stays if another worker has changed it.
@@ -169,7 +169,7 @@ class EventListener:
     """The events of a pattern."""
 
     _saved: bytes | None = None
-    """The position as it's saved."""
+    """The saved position."""
     _completed: bytes | None = None
     """The position to save. It differs from `_saved` while it's being saved."""
     _listens = False
@@ -217,7 +217,7 @@ class EventListener:
                     elif entry is not page[-1]:
                         continue
                     if not await self._save(entry.position):
-                        break  # another worker reads on
+                        break  # another worker continues reading
         finally:
             stop()
             await cancel_all(renewing)
@@ -265,7 +265,7 @@ class EventListener:
         return await self._store.kv.compare_and_set(self._position_key, self._saved, self._completed, _POSITION_TTL)
 
     async def _renew(self) -> None:
-        """Keep the lease, or take it when it's free."""
+        """Renew the lease, or take it when it's free."""
         while True:
             holds = False
             with suppress(LocalError, OSError):

@@ -239,7 +239,7 @@ class JournalReader:
         for begin in dict.fromkeys((after - after % PAGE if start is None else start, after)):
             page = await self.page(JOURNAL, begin, upto)
             if not page or page[0].position.epoch != epoch:
-                break  # the end or a gap; the read below raises for a gap
+                break  # this is the end or a gap; the read below raises for a gap
             place = bisect_right(page, after, key=_offset)
             if place < len(page) and (place or page[0].position.offset == after + 1):
                 return page[place:], begin
@@ -251,7 +251,7 @@ class JournalReader:
         Ids of events that this worker has followed are in memory. The earlier part of the journal is searched once.
         """
         journal = self._journal
-        for _ in range(2):  # a running search may end too early
+        for _ in range(2):  # a search in progress may end too early
             floor, (epoch, searched) = journal.floor(channels, journal.start_offset), self._searched
             if any(map(wants, journal.ids.get(id, ()))) or not floor or (epoch == journal.epoch and searched >= floor):
                 break

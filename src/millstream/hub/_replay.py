@@ -34,8 +34,8 @@ from millstream.hub._subscriber import Subscription
 _CHUNK = 64 * 1024
 """Bytes to write between checks for space in the outlet."""
 REPLAYS = Rate(200_000, 10)
-"""Maximum journal entries for one caller's replays, at once and in ten seconds. Further replays wait, because a short
-request makes the hub read and write thousands of events.
+"""Maximum journal entries for one caller's replays, concurrently and in ten seconds. Further replays wait, because a
+short request makes the hub read and write thousands of events.
 """
 _CACHED = -1
 """The source of cached events."""
@@ -50,7 +50,7 @@ class _History(Struct):
     channel: str
     index: HistoryIndex
     start: int
-    """The place in the index of the oldest entry within the limits of age and count."""
+    """Index of the oldest entry within the limits of age and count."""
 
     @property
     def first(self) -> int:
@@ -148,7 +148,7 @@ class CatchUp:
         owner = peer_network(subscription.address) if principal is None else principal.id
         if not owner or (wait := self._replays.take(owner, cost)) <= 0:
             return
-        self._replays.put_back(owner, -cost)  # the next one waits longer
+        self._replays.put_back(owner, -cost)  # the caller's next replay waits longer
         closed = asyncio.Event()
         subscription.outlet.on_close(closed.set)
         with suppress(TimeoutError):
@@ -225,7 +225,7 @@ class CatchUp:
                     if (offset := entry.position.offset) > journal.offset or self._unread >= _CHUNK:
                         break
                     self._position = offset
-                    if self._is_missing(offset, unpack_header(entry.data).channel):  # without decoding the rest
+                    if self._is_missing(offset, unpack_header(entry.data).channel):  # stop without decoding the rest
                         self._write_unexpired(unpack(entry))
         except Gap:
             await self._delivery.catch_up()  # the store may be at a new epoch

@@ -46,7 +46,7 @@ class Tokens(Confidential, Struct, omit_defaults=True):
     refresh_token: str = ""
     scope: str = ""
     expires_at: float = 0
-    """Expiry in Unix time, or 0 if the issuer doesn't say."""
+    """Expiry in Unix time, or 0 if the issuer doesn't specify it."""
     proof_key: str = ""
     """Private key in PEM that the token is bound to (DPoP), or empty for a bearer token."""
     resource: str = ""
@@ -73,7 +73,7 @@ class TokenStore(Protocol):
         """Save tokens and registrations.
 
         Args:
-            credentials: Everything to store. It replaces the previous contents.
+            credentials: The contents to store, which replace the previous ones.
         """
 
 
@@ -105,7 +105,7 @@ class MemoryTokenStore:
         """Save tokens and registrations.
 
         Args:
-            credentials: Everything to store. It replaces the previous contents.
+            credentials: The contents to store, which replace the previous ones.
         """
         self._credentials = credentials
 
@@ -151,7 +151,7 @@ class FileTokenStore:
         """Save tokens and registrations.
 
         Args:
-            credentials: Everything to store. It replaces the previous contents. If the file can't be written, a warning
+            credentials: The contents to store, which replace the previous ones. If the file can't be written, a warning
                 is logged, and this process keeps them.
         """
         try:

@@ -144,7 +144,7 @@ async def fetch(
         raise ConnectFailed(
             f"{where.origin} isn't on the public Internet, so requests to it aren't allowed.", remedy=_PRIVATE_REMEDY
         ) from exc
-    except (InvalidResponse, ConnectionLost) as exc:  # caused by this server, not by the MCP server
+    except (InvalidResponse, ConnectionLost) as exc:  # the authorization server caused this, not the MCP server
         raise ConnectFailed(f"{where.origin} didn't send a usable response: {exc}") from exc
 
 
@@ -174,7 +174,7 @@ def refuse_local(place: str, named_by: Url) -> str:
     try:
         distance = _distance(parse_url(place).host)
     except TargetError:
-        return place  # nothing can be sent there
+        return place  # nothing can be sent to such a host
     if distance < _distance(named_by.host):
         where = ("on this machine", "in a private network")[distance]
         raise AccessDenied(f"{named_by} refers to {place} {where}, which a remote server may not do.")
@@ -218,7 +218,7 @@ async def get_json(url: str, wanted: type[T], outbound: Outbound = DIRECT) -> T 
 
 
 class UnusableMember(ValueError):
-    """A member that matters has a value of the wrong type."""
+    """A required or security-relevant member has a value of the wrong type."""
 
 
 _NEEDED = frozenset(
@@ -300,7 +300,7 @@ async def find_resource(url: Url, named: str, outbound: Outbound) -> ProtectedRe
     known = "/.well-known/oauth-protected-resource"
     places = [f"{url.origin}{known}{path}", f"{url.origin}{known}"]
     if named:
-        with suppress(TargetError):  # a server that names no URL has its metadata at the usual places
+        with suppress(TargetError):  # without a URL in the challenge, the metadata is at the usual places
             places = [refuse_local(str(url.join(named)), url)]
     for place in dict.fromkeys(places):
         found = await get_json(place, ProtectedResource, outbound)
@@ -598,7 +598,7 @@ async def ask_token(
     proofs = proofs or Proofs()
     where = issuer.token_endpoint
     has_retried = False
-    while True:  # at most twice again: with the nonce, and with the secret in the form
+    while True:  # at most two retries: with the nonce, and with the secret in the form
         reply = await post_as(who, issuer, where, form, outbound, proofs.headers(key, "POST", where))
         try:
             response = read_object(reply.body, TokenResponse)

@@ -161,7 +161,7 @@ class Loopback(Struct, eq=False):
     _redirect: asyncio.Future[str] = field(default_factory=asyncio.Future[str])
     _writers: set[asyncio.StreamWriter] = set()
     _state: str = ""
-    """The state of the request, without which a redirect is ignored: any page can send the browser here."""
+    """The state of the request. A redirect without it is ignored, because any page can send the browser here."""
     _outcome: asyncio.Future[str] = field(default_factory=asyncio.Future[str])
     """Why the user isn't signed in, or empty if they are. The browser waits for it."""
     _shown: asyncio.Event = field(default_factory=asyncio.Event)
@@ -181,7 +181,7 @@ class Loopback(Struct, eq=False):
         opening = asyncio.ensure_future(asyncio.to_thread(webbrowser.open, url))
         try:
             async with asyncio.timeout(_LOGIN_TIMEOUT):
-                # A browser of the terminal runs until the user leaves it.
+                # A text browser runs in the terminal until the user quits it.
                 await asyncio.wait((opening, self._redirect), return_when=asyncio.FIRST_COMPLETED)
                 if opening.done() and opening.result() is False:
                     text = "The browser couldn't be opened. Open this address in a browser on this machine: %s"

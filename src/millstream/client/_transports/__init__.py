@@ -98,7 +98,7 @@ def answered_id(data: bytes) -> int:
 
 
 class SkipLog(Struct):
-    """Logs the first message of a connection that was skipped: servers that send one often send many."""
+    """Logs only the first skipped message of a connection, because servers that send one often send many."""
 
     _logged: bool = False
 
@@ -235,7 +235,8 @@ _CLIPPED_RESPONSE = re.compile(
     | \{\s*"(?:result|error)".*,\s*"id"\s*:\s*([0-9]{1,18})\s*\}""",
     re.DOTALL | re.VERBOSE,
 )
-"""Official SDKs write the id before the result, or at the end. Elsewhere, it could belong to the result."""
+"""Matches an id before the result or at the end, where official SDKs write it. Elsewhere, it could belong to the
+result."""
 
 
 async def send_cancellation(transport: Transport, listener: Listener, request_id: int) -> None:
@@ -432,7 +433,7 @@ class EventReader(Struct, eq=False):
     """Connection attempts since the last message."""
     _stream: Body | None = None
     _decoder: Decoder | None = None
-    """Set as long as the stream."""
+    """Set while the stream is open."""
     _events: deque[SseEvent] = field(default_factory=deque[SseEvent])
     _counted_bytes: int = 0
     """Counted bytes of the event that's being received."""
@@ -484,7 +485,7 @@ class EventReader(Struct, eq=False):
             if pause := stream.inflow.lines.take(lines, asyncio.get_running_loop().time()):
                 await asyncio.sleep(pause)
         event = self._events.popleft()
-        self.last_event_id = event.id  # an empty one means that there's nothing to resume from
+        self.last_event_id = event.id  # an empty id means that there's nothing to resume from
         return event
 
     async def message(self) -> Envelope | None:

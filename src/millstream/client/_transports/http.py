@@ -43,7 +43,7 @@ from millstream.client._transports import (
 )
 
 _IDENTITY = "Accept-Encoding: identity\r\n"
-"""Without it, any coding is acceptable (RFC 9110 §12.5.3)."""
+"""Header that disables compression. Without it, any coding is acceptable (RFC 9110 §12.5.3)."""
 _ACCEPT = f"Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n{_IDENTITY}"
 _ACCEPT_EVENTS = f"Accept: text/event-stream\r\n{_IDENTITY}"
 _NO_SESSION = re.compile(
@@ -313,7 +313,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
             if not message.is_answer:
                 self._listener.receive(message, self)
             elif isinstance(message.id, int) and (caller := self._readers.get(message.id)) is not None:
-                caller.set_response(message)  # its own stream broke, and some servers send the response here
+                caller.set_response(message)  # the request's own stream broke, and some servers send the response here
 
     # Shutdown
 

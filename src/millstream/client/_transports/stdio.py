@@ -206,7 +206,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
                 *command.argv[1:],
                 env=environment,
                 cwd=folder,
-                start_new_session=sys.platform != "win32",  # so its child processes end with it
+                start_new_session=sys.platform != "win32",  # so the process's children end with it
             )
         except OSError as exc:
             raise ConnectFailed(f"{command.argv[0]} couldn't be started: {exc.strerror or exc}.") from exc
@@ -214,7 +214,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
     @override
     async def exchange(self, request: TransportRequest) -> Envelope:
         """Send a request and wait for the response."""
-        if not self.writable.is_set():  # before it is treated as sent, so that nothing is written if it's canceled
+        if not self.writable.is_set():  # before it counts as sent, so a canceled one isn't written
             await self.wait_until_writable()
         return await super().exchange(request)
 
@@ -232,7 +232,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         if stdin.is_closing():
             await self.exited.wait()
             with suppress(TimeoutError):
-                async with asyncio.timeout(_OUTPUT_TIMEOUT):  # for the last output; a child may keep the pipe open
+                async with asyncio.timeout(_OUTPUT_TIMEOUT):  # wait for the last output; a child may keep the pipe open
                     await self.output_ended.wait()
             raise self.report_exit()
         stdin.write(message + b"\n")

@@ -574,7 +574,7 @@ class UriPattern:
     """The URI of a template: ``{name}`` matches a segment without slashes."""
 
     def __init__(self, template: str) -> None:
-        pieces = _VARIABLE.split(template)  # every second one is a name
+        pieces = _VARIABLE.split(template)  # every second part is a name
         self.variables: tuple[str, ...] = tuple(pieces[1::2])
         # The URI is read backwards, up to the nearest occurrence of each literal. If that one doesn't lead to a match,
         # none does, so nothing is tried twice. Variables on the left take as much as possible.

@@ -114,7 +114,7 @@ class FastMCP(Generic[LifespanT]):
         registry = self.engine.registry
         registry.completes_choices = False  # only the program's handler completes arguments
         for capability in ("tools", "resources", "prompts"):
-            registry.offer(capability)  # the SDK announces them even on an empty server
+            registry.offer(capability)  # the SDK announces these capabilities even on an empty server
         self._items: defaultdict[str, dict[str, Any]] = defaultdict(dict)
         """Kind, as in the registry -> name or URI -> `Tool`, `Resource`, `ResourceTemplate`, or `Prompt`."""
         self._custom_routes: list[Route] = []

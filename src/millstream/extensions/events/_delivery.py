@@ -56,7 +56,7 @@ MAX_QUEUED = 256 * 1024 * 1024
 events.
 """
 _DELIVERY_BYTES = 1024
-"""Bytes of a pending delivery apart from the event's data, about."""
+"""Approximate size of a pending delivery without the event's data, in bytes."""
 IN_FLIGHT = 64
 IN_FLIGHT_PER_HOST = 32
 """Maximum concurrent deliveries to one host and port."""
@@ -135,7 +135,7 @@ class OutgoingMessage(Struct, eq=False):
     """Starts the next attempt."""
     is_running: bool = False
     is_stored: bool = False
-    """Whether it's in the store. Until then, the position of the event type waits for it."""
+    """Whether the store has the message. Until then, the event type's position doesn't advance past it."""
     due: float = 0.0
     """Unix time of the next attempt, or of the event."""
     id: str = ""
@@ -307,7 +307,7 @@ class EventDelivery(Struct):
         return self._host.hub
 
     async def run(self) -> None:
-        """Deliver whenever this worker gets the lease, until canceled."""
+        """Deliver events while this worker has the lease, until canceled."""
         trouble = LogOnce(
             logger,
             f"Webhooks for {self.kind.name!r} can't be delivered; retrying",
@@ -434,8 +434,8 @@ class EventDelivery(Struct):
                 self._changed_ids.update(record.id for record in await self._subscriptions.all(self.kind.name))
             while self._changed_ids:
                 await self._reload_subscription(self._changed_ids.pop())
-            with suppress(StoreFull):  # then there's no space for a subscription beyond the limit either
-                # Also after a refresh, or the count would expire before the subscriptions.
+            with suppress(StoreFull):  # then there's also no space for a subscription beyond the limit
+                # Also update it after a refresh. Otherwise, the count would expire before the subscriptions.
                 await self._subscriptions.put_count(self.kind.name, len(self._targets))
 
     async def _reload_subscription(self, id: str) -> None:
@@ -558,7 +558,7 @@ class EventDelivery(Struct):
     def _queue(self, message: OutgoingMessage, delay: float = 0.0) -> None:
         """Schedule an event. Beyond the limits, drop the subscription's oldest ones, and send a `gap`."""
         target, share = message.target, self._outbox.share
-        if message.offset in target.pending:  # in the initial replay, too
+        if message.offset in target.pending:  # also in the initial replay
             self._drop(target, message.offset)
         while len(target.pending) >= MAX_PENDING or not share.take(target.principal.id, message.size):
             oldest = min((at for at, each in target.pending.items() if each is not target.probe), default=-1)
@@ -619,7 +619,7 @@ class EventDelivery(Struct):
             self._outbox.schedule(message, self._outbox.delay(message.attempts))
 
     def _suspend(self, target: Target) -> None:
-        """Send only one message from time to time to an endpoint that doesn't respond."""
+        """Send only an occasional message to an endpoint that doesn't respond."""
         target.timeouts += 1
         messages = target.messages()
         for each in messages:
@@ -638,7 +638,7 @@ class EventDelivery(Struct):
         ]
         try:
             await self._subscriptions.put_undelivered(target.record, self._epoch, undelivered)
-        except BaseException as error:  # also if it's canceled
+        except BaseException as error:  # save it even if the run is canceled
             target.has_unsaved_events = True
             for each in pending:
                 each.is_stored = False

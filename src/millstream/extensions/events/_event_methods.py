@@ -232,7 +232,7 @@ def open_feed(
                 channel, feed, encode=encode_event, last_event_id=cursor[:_MAX_CURSOR], transport="events"
             )
         except BaseException:
-            feed.close()  # or its reader would wait forever
+            feed.close()  # otherwise, the reader would wait forever
             raise
         # Nothing is awaited between the last replayed event and this line.
         if on_live is not None and not feed.closed:

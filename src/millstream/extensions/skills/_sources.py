@@ -155,7 +155,7 @@ class SkillFolder:
         if len(paths) > MAX_SKILL_FILES:
             raise SkillError(f"it has {len(paths)} files, but hosts accept only {MAX_SKILL_FILES}")
         below = root.relative_to(self._root).as_posix()
-        # A folder that is a skill itself has its own name.
+        # If the folder itself is a skill, use its name.
         path = f"{self._prefix}/{self._root.name if below == '.' else below}".lstrip("/")
         base = f"skill://{quote(path)}"
         resources: list[SkillResource] = []

@@ -139,7 +139,7 @@ class TasksExtension(Extension):
 
 
 class _Follower(Struct, eq=False):
-    """Pushes the latest states of tasks to one subscription."""
+    """Pushes the current states of tasks to one subscription."""
 
     get: Callable[[str], Awaitable[TaskRecord | None]]
     subscription: ListenSubscription

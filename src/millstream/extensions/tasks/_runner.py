@@ -566,7 +566,7 @@ class TaskRunner(TaskRecords):
         if outcome.requests:
             requests = dict(outcome.requests)
             return run.change(status=INPUT_REQUIRED, worker="", state=outcome.state, requests=requests, responses={})
-        if not outcome.result:  # canceled, as the record already shows
+        if not outcome.result:  # canceled, which is already in the record
             return lambda record: None
         return run.change(status=COMPLETED, message="", state=None, responses={}, payload=outcome.result)
 
