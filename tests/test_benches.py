@@ -86,7 +86,7 @@ def test_documented_comparison_can_be_parsed(monkeypatch: pytest.MonkeyPatch) ->
     ]
 
 
-def test_both_trees_contain_the_package(tmp_path: Path) -> None:
+def test_both_compared_trees_contain_the_package(tmp_path: Path) -> None:
     assert compare.trees(processes.ROOT) == {"this": compare.OWN, "other": compare.OWN}
     with pytest.raises(processes.BenchError, match="contains no package"):
         compare.trees(tmp_path)
@@ -117,7 +117,7 @@ def test_stdio_lines_have_unique_ids() -> None:
     assert [json.loads(line)["id"] for line in call_lines(7, 3)] == [7, 8, 9]
 
 
-def test_cases_refer_to_known_targets() -> None:
+def test_bench_cases_refer_to_known_targets() -> None:
     for case in CASES.values():
         assert set(case.targets) <= set(TARGETS)
         assert case.targets[0].startswith(("ours", "adopted"))

@@ -63,7 +63,7 @@ def test_every_event_reaches_every_websocket_once_and_in_order(program: Path, po
     assert (found["events"], found["deliveries"]) == (50, 5000)
 
 
-def test_long_events_arrive_whole(program: Path, port: int) -> None:
+def test_long_events_arrive_complete(program: Path, port: int) -> None:
     found = load(program, port, "--subscribers", "10", "--events", "20", "--size", "200000")
     assert found["deliveries"] == 200
 
@@ -105,7 +105,7 @@ def test_load_program_detects_server_errors(program: Path, written: dict[int, li
 
 
 @pytest.mark.parametrize(("status", "fine"), [(201, True), (202, True), (400, False)])
-def test_events_are_posted_unchanged_without_json(program: Path, status: int, fine: bool) -> None:
+def test_events_that_are_not_json_are_posted_unchanged(program: Path, status: int, fine: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = str(listener.getsockname()[1])
         command = [str(program), "--port", port, "--subscribers", "1", "--events", "4", "--raw"]

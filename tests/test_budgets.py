@@ -1,8 +1,8 @@
 """Budgets that are counts (our choice): Python-level calls and frames of one `tools/call` of 2026-07-28.
 
-A call is a `call` event of `sys.setprofile` whose code stands in `src/millstream`: a function that is entered, or a
-coroutine that goes on. The user's function, the libraries and C code are not ours. Everything is measured on the
-second call and later, when caches are filled. Imported modules are counted by `test_structure.py`.
+A call is a `call` event of `sys.setprofile` for code in `src/millstream`: a function is entered, or a coroutine
+resumes. The user's function, libraries, and C code aren't counted. Everything is measured on the second call and later,
+when caches are filled. Imported modules are counted by `test_structure.py`.
 """
 
 import asyncio
@@ -160,7 +160,7 @@ async def test_lists_take_the_fast_path() -> None:
 
 
 @for_each("calls", [through_asgi, through_connection])
-async def test_known_keys_cost_one_python_call(calls: Callable[[Server], Any]) -> None:
+async def test_known_keys_add_one_python_call(calls: Callable[[Server], Any]) -> None:
     counts: list[list[str]] = []
     for key in ("", "a-key-for-the-budget"):
         server, _ = make_server(key)
@@ -178,7 +178,7 @@ NOW_AND_THEN = ("MessageLog._begin", "PerSecond.turn")
 
 @pytest.mark.parametrize("calls", [through_asgi, through_connection])
 @pytest.mark.parametrize("key", ["", "a-key-for-the-budget"])
-async def test_limits_metrics_and_access_log_cost_one_call_each(
+async def test_limits_metrics_and_access_log_each_add_one_python_call(
     calls: Callable[[Server], Any], key: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What is done now and then isn't done while the calls are counted, however long that takes.
@@ -252,7 +252,7 @@ async def test_text_in_every_script_is_checked_once(text: str) -> None:
     assert more == ["is_utf8"]
 
 
-async def test_time_limits_cost_one_call() -> None:
+async def test_time_limits_add_one_python_call() -> None:
     limited, _ = make_server(settings=Settings(tool_timeout=30))
     own = Server("budget")
 
@@ -281,13 +281,15 @@ async def test_time_limits_cost_one_call() -> None:
     ],
     ids=["nginx", "cloudflare", "custom"],
 )
-async def test_headers_that_differ_between_requests_cost_one_call_each(lines: dict[str, str], unique: int) -> None:
+async def test_each_header_that_differs_between_requests_adds_one_python_call(
+    lines: dict[str, str], unique: int
+) -> None:
     data = encode_request("POST", "/mcp", [*HEADERS, *encode_headers(lines)], BODY)
     more = await count_more(make_server()[0], data, data)
     assert more == ["HeaderLineCache.__missing__"] * unique
 
 
-async def test_origins_cost_only_their_check() -> None:
+async def test_origin_header_adds_only_its_check() -> None:
     lines = {"Origin": "http://127.0.0.1", "Sec-Fetch-Site": "same-origin"}
     data = encode_request("POST", "/mcp", [*HEADERS, *encode_headers(lines)], BODY)
     more = await count_more(make_server()[0], data)
@@ -295,7 +297,7 @@ async def test_origins_cost_only_their_check() -> None:
     assert not [name for name in more if name.startswith(("ServerConnection.", "HeaderLineCache."))], more
 
 
-async def test_chunked_bodies_cost_two_calls() -> None:
+async def test_chunked_bodies_add_two_python_calls() -> None:
     head, _, body = encode_request("POST", "/mcp", HEADERS, BODY).partition(b"content-length: %d\r\n" % len(BODY))
     data = b"%btransfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (head, len(BODY), body.lstrip())
     assert sorted(await count_more(make_server()[0], data)) == ["HeaderLineCache.__missing__", "read_chunk"]
@@ -306,7 +308,7 @@ async def test_connections_return_to_the_fast_path() -> None:
     assert await count_more(make_server()[0], odd, PLAIN) == []
 
 
-async def test_thousands_of_sessions_in_turn_cost_no_more_than_one() -> None:
+async def test_calls_alternating_between_thousands_of_sessions_cost_no_more_than_one_session() -> None:
     server, _ = make_server()
     async with server.running() as runtime:
         prepare(server, runtime)

@@ -1,4 +1,4 @@
-"""Types that users hold can be imported: those that annotations of public classes and functions name."""
+"""Types in the annotations of public classes and functions can be imported."""
 
 import ast
 from collections.abc import Iterator

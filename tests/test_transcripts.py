@@ -72,7 +72,9 @@ def keep(file: Path, played: str) -> None:
 
 
 @pytest.mark.parametrize(("file", "way"), CASES)
-async def test_both_sides_match_the_transcript(file: Path, way: str, request: pytest.FixtureRequest) -> None:
+async def test_client_and_server_messages_match_the_transcript(
+    file: Path, way: str, request: pytest.FixtureRequest
+) -> None:
     script = FILES[file]
     servers = {"memory": memory, "stdio": stdio}
     opened = servers[way]() if way in servers else http(file.stem, lane=way == "lane")

@@ -189,7 +189,7 @@ async def test_structured_content_beside_an_image_reaches_the_model() -> None:
     assert [part["type"] for part in api.requests[1].last["content"]] == ["text", "image_url"]
 
 
-async def test_long_results_are_truncated_with_a_notice() -> None:
+async def test_long_results_are_truncated_with_a_note() -> None:
     result, _ = await returned(("show", "{}"), limits=Limits(max_result=10))
     assert result.text.startswith("words\n[res\n[")
     assert result.text.endswith("more characters were left out]")
@@ -244,7 +244,7 @@ async def test_servers_see_the_roots() -> None:
     assert result.text == "file:///books"
 
 
-async def test_tools_from_several_servers_are_kept_apart() -> None:
+async def test_tools_from_several_servers_have_distinct_names() -> None:
     wanted = calls(("north__price", '{"isbn": "12"}'), ("south__price", '{"isbn": "1"}'))
     with ScriptedModel(wanted, says("So.")) as api:
         async with Agent(model(api), {"north": make(), "south": make()}) as agent:
@@ -289,7 +289,7 @@ async def test_truncated_and_filtered_replies_are_marked() -> None:
             assert (await collect(agent.say("Tell")))[-1] == AnswerEnd("filtered", 1, 10)
 
 
-async def test_resources_named_in_a_question_are_attached() -> None:
+async def test_resources_mentioned_in_a_question_are_attached() -> None:
     with ScriptedModel(says("Nice."), says("Fine.")) as api:
         async with Agent(model(api), [make()]) as agent:
             events = await collect(agent.say("Read @shop:book://7, me@shop:x:y and @other:book://7."))
@@ -299,7 +299,7 @@ async def test_resources_named_in_a_question_are_attached() -> None:
     assert events[0].context == ("@shop:book://7",)  # type: ignore[union-attr]
 
 
-async def test_unreadable_resources_stop_the_question() -> None:
+async def test_unreadable_resources_reject_the_question() -> None:
     with ScriptedModel(says("Yes.")) as api:
         async with Agent(model(api), [make()]) as agent:
             with pytest.raises(ContextError, match="shop can't provide nothing://7"):

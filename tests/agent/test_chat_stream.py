@@ -1,4 +1,4 @@
-"""What correcting a reply costs."""
+"""The cost of correcting a model's reply."""
 
 import json
 
@@ -6,7 +6,7 @@ from cpu import check_linear
 from millstream.agent._chat_stream import StreamRepair
 
 
-def test_many_pieces_with_a_name_take_linear_time() -> None:
+def test_replies_with_many_chunks_are_repaired_in_linear_time() -> None:
     def read(number: int) -> None:
         pieces = [
             {"index": 0, "id": "x", "function": {"name": "add", "arguments": each}}

@@ -29,14 +29,14 @@ def test_configuration_files_contain_names_and_values() -> None:
     assert FILE["MCP_SERVER_AUTH_KEY"] == "my secret # key"
 
 
-def test_seed_configuration_selects_its_model() -> None:
+def test_seed_configuration_file_selects_the_model() -> None:
     model = configured().model()
     assert (model.name, model.url) == ("qwen3-next:80b", "https://api.example.com/v1")
     model = configured().model("mine", "http://127.0.0.1:11434/v1")
     assert (model.name, model.url) == ("mine", "http://127.0.0.1:11434/v1")
 
 
-def test_openai_variables_select_the_model() -> None:
+def test_openai_variables_configure_the_model() -> None:
     assert configured({"OPENAI_API_KEY": "sk"}, {"DEFAULT_MODEL": "gpt"}).model().url == "https://api.openai.com/v1"
 
 
@@ -71,7 +71,7 @@ def test_error_names_the_missing_configuration(environment: dict[str, str], word
         configured(environment, {}).model()
 
 
-def test_seed_configuration_selects_its_server() -> None:
+def test_seed_configuration_file_selects_the_server() -> None:
     server = configured().server()
     assert server is not None
     assert server.target == "http://localhost:9000/sse"

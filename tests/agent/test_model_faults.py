@@ -65,7 +65,7 @@ async def failed(*script: Step, key: str = KEY, **more: Any) -> ModelError:
             return caught.value
 
 
-async def test_rate_limits_are_waited_out_and_reported() -> None:
+async def test_requests_are_retried_after_a_rate_limit_and_the_wait_is_reported() -> None:
     events, api = await answered(BUSY, refuses(429, "Slow down.", retry_after_ms="1"), says("Here I am."))
     first, second = of(ModelRetry, events)
     assert (first.seconds, first.attempt, first.discard_text) == (0, 1, False)

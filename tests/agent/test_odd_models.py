@@ -167,7 +167,7 @@ async def test_errors_in_other_shapes_keep_their_reason(body: Any) -> None:
         await reply(json.dumps(body).encode(), media="application/json")
 
 
-async def test_deeply_nested_errors_are_errors() -> None:
+async def test_deeply_nested_errors_are_reported() -> None:
     with pytest.raises(ModelError):
         await reply(b'{"error":' * 900 + b"{}" + b"}" * 900, media="application/json")
 

@@ -69,7 +69,7 @@ async def test_addresses_at_the_root_are_described() -> None:
 
 
 @for_each("resource", [ORIGIN, f"{ORIGIN}/tools-for-all", f"{ORIGIN}/tools/"])
-async def test_a_resource_at_another_path_describes_every_address(resource: str) -> None:
+async def test_metadata_for_every_address_contains_a_configured_resource(resource: str) -> None:
     async with run_guarded(server(resource)) as world:
         for path, method in ADDRESSES.items():
             assert await described(world, method, path) == resource

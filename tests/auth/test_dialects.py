@@ -154,7 +154,7 @@ async def test_claim_name_with_a_dot_takes_precedence_over_a_path() -> None:
         ({"audience": GUID, "scope_claims": "roles"}, "scope_claims"),
     ],
 )
-def test_settings_that_would_accept_too_much_are_rejected(options: dict[str, Any], hint: str) -> None:
+def test_settings_that_would_accept_unrelated_tokens_are_rejected(options: dict[str, Any], hint: str) -> None:
     with pytest.raises((ValueError, TypeError), match=hint):
         method(**options)
 

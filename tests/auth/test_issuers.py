@@ -179,7 +179,7 @@ async def test_issuer_outage_gets_503_and_keys_still_work() -> None:
             assert (await world.post("a-key-that-works", PING)).status == 200
 
 
-async def test_issuer_outage_does_not_affect_keys_that_look_like_its_tokens() -> None:
+async def test_issuer_outage_does_not_affect_keys_that_look_like_tokens() -> None:
     async with run_issuer() as issuer:
         issuer.answers.clear()
         key = signed(issuer)
@@ -361,7 +361,7 @@ async def test_resource_metadata_is_public_at_every_url(lane: bool) -> None:
                 assert (await peer.reply())[0] == 421
 
 
-async def test_authorization_server_metadata_is_at_the_origin_for_old_clients() -> None:
+async def test_authorization_server_metadata_is_served_at_the_origin_for_old_clients() -> None:
     """MCP 2025-03-26, basic/authorization."""
     async with run_issuer() as issuer:
         issuer.answers[CONFIGURATION]["token_endpoint"] = f"{issuer.url}/token"

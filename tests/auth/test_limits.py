@@ -46,7 +46,7 @@ def test_bursts_are_followed_by_the_steady_rate() -> None:
 
 
 @for_each("seconds", [1, 60, 86400])
-def test_bursts_with_fractional_shares_allow_the_whole_count(seconds: int) -> None:
+def test_bursts_with_fractional_shares_allow_the_full_amount(seconds: int) -> None:
     for count in range(1, 400):
         limiter = Limiter("x", Rate(count, seconds), clock=Clock())
         assert sum(limiter.wait("a") == 0.0 and limiter.take("a") == 0.0 for _ in range(count + 1)) == count

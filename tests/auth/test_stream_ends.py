@@ -118,7 +118,7 @@ async def test_subscriptions_opened_by_middleware_end_when_their_token_expires(n
         assert b"retry: " in await rest_of(peer)
 
 
-async def test_store_clock_skew_does_not_end_streams() -> None:
+async def test_skewed_store_clock_does_not_end_streams() -> None:
     async with world_of_tokens() as world:
         stream = await open_stream(world, lasting(600), "/mcp")
         world.runtime.services.clock = lambda: time.time() + 700

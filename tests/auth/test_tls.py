@@ -106,7 +106,7 @@ def test_renewed_certificates_are_loaded_without_a_restart(tmp_path: Path) -> No
 
 @pytest.mark.server
 @pytest.mark.skipif(os.name != "posix", reason="one process serves where sockets cannot be handed on")
-def test_takeover_sockets_speak_https(tmp_path: Path) -> None:
+def test_takeover_sockets_use_https(tmp_path: Path) -> None:
     cert, key = make(tmp_path, "x")
     options = ("--tls-cert", cert, "--tls-key", key)
     with run_workers(tmp_path, 2, *options, program=PROGRAM + SLOW_TO_START) as served:

@@ -260,7 +260,7 @@ async def test_tokens_without_required_scopes_get_403() -> None:
         assert b'scope="mcp:use orders:write"' in reply.headers[b"www-authenticate"]
 
 
-async def test_the_same_subject_from_two_issuers_is_two_principals() -> None:
+async def test_same_subject_from_two_issuers_identifies_two_principals() -> None:
     second = auth.jwt(issuer="https://second.example", audience=AUDIENCE, jwks=key_set())
     async with run_guarded(
         make_server([method(), second, auth.keys(named_keys={"ada": "key-of-ada-0123456789"})])

@@ -1,4 +1,4 @@
-"""A running shop, through the lane on a socket and through plain ASGI."""
+"""A running shop, on a socket of our own HTTP server and through plain ASGI."""
 
 from collections.abc import AsyncIterator
 

@@ -1,4 +1,4 @@
-"""The server that gets the bad input: a tool for every way a call can end."""
+"""The server that receives bad input, with a tool for every way in which a call can end."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any

@@ -1,7 +1,7 @@
-"""What is no JSON, and what is JSON but no JSON-RPC message: exact code, status and id, and the session lives on.
+"""Bodies that aren't JSON, or aren't JSON-RPC messages, get the exact code, status, and id, and keep the session.
 
-Every body goes to a session of 2025-11-25, to a client without one, and under the headers of 2026-07-28. The rules are
-MCP 2025-11-25, basic, and 2026-07-28, basic/versioning; the rest is our choice.
+Every body is sent in a 2025-11-25 session, without a session, and with the headers of 2026-07-28. The rules are MCP
+2025-11-25, basic, and 2026-07-28, basic/versioning. The rest is our choice.
 """
 
 import json

@@ -255,7 +255,7 @@ async def test_requests_with_usable_accept_headers_are_served(wire: Wire, accept
 
 
 @for_each("accept", ["application/json", "text/html"])
-async def test_get_without_event_stream_accept_gets_406(wire: Wire, accept: str) -> None:
+async def test_get_that_does_not_accept_event_streams_gets_406(wire: Wire, accept: str) -> None:
     """MCP 2025-11-25, basic/transports: `Accept: text/event-stream` is required on GET."""
     reply = await wire.ask("GET", "/mcp", {**(await wire.initialize()), "accept": accept})
     assert reply.error == (406, -32600, "none")

@@ -1,4 +1,4 @@
-"""URIs that are longer than any that a server has."""
+"""URIs that are longer than any that the server offers."""
 
 import json
 from typing import Any

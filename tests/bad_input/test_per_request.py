@@ -1,6 +1,5 @@
-"""Bad input of 2026-07-28: the first failure of each ladder, and requests that carry state.
-
-Each test ends with a good request of the same client, on the same connection.
+"""Bad input in revision 2026-07-28: the first failing check of each kind, and requests with state. Each test ends with
+a valid request from the same client, on the same connection.
 """
 
 import json

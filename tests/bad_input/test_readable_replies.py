@@ -32,7 +32,7 @@ async def test_subscriptions_stream_without_streaming_replies() -> None:
         assert reply.messages[0]["method"] == "notifications/subscriptions/acknowledged"
 
 
-async def test_batch_reply_is_an_event_for_stream_only_clients(wire: Wire) -> None:
+async def test_stream_only_clients_receive_a_batch_reply_as_an_event(wire: Wire) -> None:
     """MCP 2025-11-25, basic/transports."""
     headers = {**await wire.initialize("2025-03-26"), "accept": STREAM_ONLY}
     reply = await wire.post([request("ping", id="a"), request("tools/call", ADD, 2)], headers)

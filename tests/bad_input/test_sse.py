@@ -1,4 +1,5 @@
-"""Bad input over HTTP+SSE, the transport of 2024-11-05: refused on the POST or answered on the stream, not dropped."""
+"""Bad input over HTTP+SSE, the transport of 2024-11-05, is rejected on the POST or answered on the stream, never
+dropped."""
 
 import asyncio
 import json
@@ -83,7 +84,7 @@ async def test_invalid_messages_get_invalid_request(stream: Stream, name: str) -
 
 
 @for_each("name", SHALLOW)
-async def test_only_real_nesting_is_rejected(stream: Stream, name: str) -> None:
+async def test_brackets_inside_strings_do_not_count_as_nesting(stream: Stream, name: str) -> None:
     assert (await stream.ask(SHALLOW[name]))[1]["result"] == {}
 
 

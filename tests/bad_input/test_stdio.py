@@ -92,7 +92,7 @@ async def test_invalid_message_lines_get_invalid_request(pipes: Pipes, name: str
 
 
 @for_each("name", SHALLOW)
-async def test_only_real_nesting_is_rejected(pipes: Pipes, name: str) -> None:
+async def test_brackets_inside_strings_do_not_count_as_nesting(pipes: Pipes, name: str) -> None:
     await pipes.write(SHALLOW[name] + b"\n")
     assert (await pipes.answer())["result"] == {}
 

@@ -1,4 +1,4 @@
-"""Batches: an array is answered by an array or a stream on 2025-03-26, and refused elsewhere."""
+"""In 2025-03-26, a batch gets an array or a stream as its response. Other revisions reject it."""
 
 import asyncio
 import json

@@ -53,7 +53,9 @@ async def test_ping_returns_an_empty_result(connect: Connect, combination: Combi
 
 @in_combinations("requests of its own")
 @for_each("method", ["ping", "initialize", "logging/setLevel", "resources/subscribe", "no/such"])
-async def test_removed_methods_are_not_found(connect: Connect, combination: Combination, method: str) -> None:
+async def test_methods_removed_from_the_revision_are_not_found(
+    connect: Connect, combination: Combination, method: str
+) -> None:
     """MCP 2026-07-28, changelog and 2026-07-28, basic/transports/streamable-http."""
     client = await connect(combination)
     reply = await client.request(method)
@@ -72,7 +74,7 @@ async def test_methods_from_other_revisions_are_not_found(connect: Connect, comb
 
 
 @in_combinations()
-async def test_text_results_are_one_text_block(connect: Connect, combination: Combination) -> None:
+async def test_text_results_become_one_text_block(connect: Connect, combination: Combination) -> None:
     result = (await (await connect(combination)).call("text")).result
     assert result["content"] == [{"type": "text", "text": "plain"}]
     assert "structuredContent" not in result
@@ -99,9 +101,7 @@ async def test_values_are_structured_if_the_revision_supports_it(
 
 
 @in_combinations()
-async def test_a_tool_without_a_python_function_is_listed_and_called(
-    connect: Connect, combination: Combination
-) -> None:
+async def test_tool_without_a_python_function_is_listed_and_called(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     pages = await client.pages("tools/list", "tools")
     (tool,) = [each for page in pages for each in page if each["name"] == "weigh"]

@@ -47,7 +47,7 @@ async def test_cancellation_right_after_the_request_takes_effect(connect: Connec
 
 
 @in_combinations("explicit cancel")
-async def test_threads_see_the_cancellation(connect: Connect, combination: Combination) -> None:
+async def test_functions_in_threads_can_observe_the_cancellation(connect: Connect, combination: Combination) -> None:
     client = await connect(combination)
     key = f"thread {combination}"
     sent = await start_waiting(client, "waits_in_thread", key)

@@ -82,7 +82,9 @@ async def test_subscriptions_need_a_session(connect: Connect, combination: Combi
 
 
 @in_combinations("requests of its own")
-async def test_subscriptions_are_acknowledged_first_and_filtered(connect: Connect, combination: Combination) -> None:
+async def test_subscriptions_are_acknowledged_before_filtered_changes_arrive(
+    connect: Connect, combination: Combination
+) -> None:
     """MCP 2026-07-28, basic/patterns/subscriptions."""
     client = await connect(combination)
     wanted = {"toolsListChanged": True, "promptsListChanged": False, "taskIds": ["x"], "resourceSubscriptions": []}

@@ -37,7 +37,7 @@ async def test_arguments_must_be_an_object(connect: Connect, combination: Combin
 
 
 @in_combinations()
-async def test_an_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, combination: Combination) -> None:
+async def test_unknown_tool_or_prompt_is_a_protocol_error(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/tools and 2025-11-25, server/prompts."""
     client = await connect(combination)
     for method in ("tools/call", "prompts/get"):

@@ -42,7 +42,7 @@ async def send(wire: Wire, **params: Any) -> Any:
 
 
 @for_each("copies", [2, 5])
-async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
+async def test_side_effect_runs_once_if_a_round_is_repeated(copies: int) -> None:
     mcp, charged, release = make_charging_shop()
     async with run_wire(mcp, "asgi") as wire:
         state = (await send(wire))["requestState"]
@@ -54,7 +54,7 @@ async def test_repeated_rounds_run_an_effect_once(copies: int) -> None:
         assert (charged, set(results)) == (["card"], {'[{"type": "text", "text": "1"}]'})
 
 
-async def test_effects_run_once_per_client() -> None:
+async def test_side_effect_runs_once_per_client() -> None:
     mcp, charged, release = make_charging_shop()
     release.set()
     async with run_wire(mcp, "asgi") as wire:

@@ -133,7 +133,7 @@ async def test_missing_elicitation_in_a_revision_is_explained(connect: Connect, 
 
 
 @in_combinations("questions", "url elicitation")
-async def test_url_elicitation_returns_consent(connect: Connect, combination: Combination) -> None:
+async def test_url_elicitation_returns_when_the_user_agrees(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, client/elicitation."""
     client = await connect(combination, answer=always({"action": "accept"}))
     assert (await client.call("asks_url")).text == "agreed"

@@ -48,7 +48,7 @@ async def resend(client: Client, tool: str, answers: Json, state: str | None, **
 
 @in_combinations("questions", "elicitation")
 @for_each("tool", ["asks_twice", "asks_twice_in_thread"])
-async def test_effects_between_questions_run_once(connect: Connect, combination: Combination, tool: str) -> None:
+async def test_side_effects_between_questions_run_once(connect: Connect, combination: Combination, tool: str) -> None:
     client = await connect(combination, answer=by_message)
     key = f"once {combination} {tool}"
     assert (await client.call(tool, key=key)).text == "5 1 7"

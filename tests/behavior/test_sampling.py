@@ -1,4 +1,4 @@
-"""Conversations that a function has the client's model continue: what every revision forbids, and what some can't say.
+"""Conversations for the client's model: rules of every revision, and conversations that some revisions don't support.
 
 https://modelcontextprotocol.io/specification/2025-11-25/client/sampling#message-content-constraints
 """

@@ -1,4 +1,4 @@
-"""A client that initializes a session which is open already, as helpers and their callers do with the official SDK."""
+"""A client that initializes an open session again, as helpers and their callers do with the official SDK."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ def initialize(name: str, number: int) -> dict[str, Any]:
 
 
 @for_each("make", [own, relay])
-async def test_a_connection_may_be_initialized_twice_by_the_same_client(make: Any) -> None:
+async def test_connection_may_be_initialized_twice_by_the_same_client(make: Any) -> None:
     async with asyncio.timeout(WAIT), make().running() as runtime:
         pipe = open_pipe(runtime)
         replies: list[Any] = []
@@ -52,7 +52,7 @@ async def test_a_connection_may_be_initialized_twice_by_the_same_client(make: An
 
 
 @for_each("make", [own, relay])
-async def test_a_session_is_initialized_twice_by_the_same_client_until_it_ends(make: Any) -> None:
+async def test_session_may_be_initialized_twice_by_the_same_client_until_it_ends(make: Any) -> None:
     async with asyncio.timeout(WAIT), run_wire(make(), "asgi") as wire:
         headers = await wire.initialize()
         again = await wire.post(initialize("t", 1), headers)

@@ -148,7 +148,7 @@ async def send_initialize(client: Client, params: Any, **headers: str) -> tuple[
 
 
 @in_combinations("streamable http", since="2025-11-25", over=STREAMS)
-async def test_initialize_tolerates_listed_deviations(connect: Connect, combination: Combination) -> None:
+async def test_initialize_tolerates_known_deviations(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, basic/lifecycle."""
     client = await connect(combination)
     reply, message = await send_initialize(client, None)

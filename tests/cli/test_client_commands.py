@@ -283,7 +283,7 @@ def test_questions_without_a_terminal_are_explained() -> None:
     )
 
 
-def test_prints_logs_and_tracebacks_from_a_file_are_shown(tmp_path: Path) -> None:
+def test_printed_output_logs_and_tracebacks_from_a_file_are_shown(tmp_path: Path) -> None:
     path = tmp_path / "failing.py"
     path.write_text(
         "from millstream import Server\nmcp = Server('failing')\n@mcp.tool\ndef boom() -> int:\n    return 1 // 0\n"

@@ -72,7 +72,7 @@ def test_terminals_get_colors_signatures_and_indented_json(tmp_path: Path) -> No
 
 
 @pytest.mark.server
-def test_a_failed_start_is_reported_once(tmp_path: Path) -> None:
+def test_failed_start_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "ours.py").write_text("from millstream import Server\nimport no_such_package")
     (tmp_path / "script.py").write_text("import no_such_package")
     for name in ("ours.py", "script.py"):
@@ -84,7 +84,7 @@ def test_a_failed_start_is_reported_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.server
-def test_stdio_servers_print_that_they_wait_for_a_client(tmp_path: Path) -> None:
+def test_stdio_servers_report_that_they_are_waiting_for_a_client(tmp_path: Path) -> None:
     (tmp_path / "shop.py").write_text(SHOP.format(auth=None))
     end, terminal = pty.openpty()
     command = [*START, "run", "shop.py", "--transport", "stdio"]

@@ -158,7 +158,7 @@ def test_broken_files_are_rejected_and_unchanged(key: str, broken: bytes, home: 
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_install_shows_the_change_and_needs_consent(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_install_shows_the_change_and_asks_for_confirmation(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = home / PLACES["claude"][0]
     path.parent.mkdir(parents=True)
     path.write_text(BEFORE["claude"], "utf-8")

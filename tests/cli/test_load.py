@@ -130,7 +130,7 @@ def test_signature_errors_show_no_internal_frames(folder: Path) -> None:
     assert error.fix == "Correct line 5 of shop.py."
 
 
-def test_folders_are_explained(folder: Path) -> None:
+def test_error_for_a_folder_explains_how_to_run_a_server(folder: Path) -> None:
     (folder / "src").mkdir()
     error = failure("./src")
     assert error.what == "src is a folder."
@@ -188,7 +188,7 @@ def test_files_without_a_server_show_how_to_make_one(folder: Path) -> None:
     assert "mcp = Server(" in error.fix
 
 
-def test_errors_show_the_type_of_other_objects(folder: Path) -> None:
+def test_errors_for_other_objects_show_their_type(folder: Path) -> None:
     (folder / "shop.py").write_text(f"{ONE}number = 1\n")
     error = failure("shop.py:number")
     assert "number in shop.py is a int" in error.what

@@ -148,7 +148,7 @@ def test_servers_without_tools_show_the_list_command() -> None:
         {"type": "object", "properties": {"a": {"type": "string"}, "b": {"const": 3}}, "required": ["a", "b"]},
     ],
 )
-def test_the_example_arguments_fit_the_schema(schema: dict[str, Any]) -> None:
+def test_example_arguments_match_the_schema(schema: dict[str, Any]) -> None:
     Draft202012Validator(schema).validate(example_of(schema))
 
 

@@ -327,7 +327,7 @@ def test_plain_http_command_skips_the_command_line_library(
     assert plain_http(words.split()) == plain
 
 
-def test_an_interrupt_before_serving_ends_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_before_serving_ends_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 

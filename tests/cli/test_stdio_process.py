@@ -95,7 +95,7 @@ def replies(output: bytes) -> dict[int, Any]:
     return {reply["id"]: reply["result"] for reply in map(json.loads, output.splitlines())}
 
 
-def test_prints_at_import_and_in_lifespan_do_not_reach_stdout(noisy: Path) -> None:
+def test_output_printed_at_import_and_in_the_lifespan_does_not_reach_stdout(noisy: Path) -> None:
     done = run(noisy, call("speaks", 1))
     assert replies(done.stdout)[1]["content"][0]["text"] == "said"
     for noise in ("of the import", "past Python", "of the lifespan", "of a tool", "of the end"):
@@ -103,7 +103,7 @@ def test_prints_at_import_and_in_lifespan_do_not_reach_stdout(noisy: Path) -> No
     assert done.returncode == 0
 
 
-def test_program_prints_do_not_reach_stdout(tmp_path: Path) -> None:
+def test_output_printed_by_the_program_does_not_reach_stdout(tmp_path: Path) -> None:
     file = tmp_path / "noisy.py"
     file.write_text(NOISY.replace('os.write(1, b"noise past Python\\n")', ""))
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
@@ -118,7 +118,7 @@ def test_program_prints_do_not_reach_stdout(tmp_path: Path) -> None:
 
 
 @for_each("encoding", ["cp1252", "ascii"])
-def test_prints_that_the_system_cannot_encode_do_not_fail_a_call(noisy: Path, encoding: str) -> None:
+def test_unencodable_printed_text_does_not_fail_a_call(noisy: Path, encoding: str) -> None:
     noisy.write_text(
         NOISY.replace("noise of the import", "\u2713 import").replace("noise of a tool", "\u2713 \U0001f600")
     )

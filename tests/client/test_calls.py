@@ -65,7 +65,7 @@ async def test_results_decode_to_the_requested_type(revision: str, wanted: Any) 
         }
 
 
-async def test_lists_of_models_decode_to_models() -> None:
+async def test_lists_of_objects_decode_to_models() -> None:
     shop = Server("shop")
 
     @shop.tool
@@ -89,7 +89,7 @@ async def test_results_with_the_wrong_type_raise(revision: str) -> None:
 
 
 @for_each(("wanted", "text"), [(Literal["red"], "red"), (dt.date, "2024-05-01"), (str | None, "5 pounds")])
-async def test_text_decodes_to_types_that_are_text(wanted: Any, text: str) -> None:
+async def test_text_decodes_to_types_based_on_text(wanted: Any, text: str) -> None:
     async with Client(mcp) as client:
         found = await client.call("say", text=text, result_type=wanted)
     assert str(found) == text
@@ -420,7 +420,7 @@ async def test_block_entered_while_another_ends_can_answer_questions() -> None:
         assert (await client.call("ask")).text == "Ada"
 
 
-async def test_lists_are_requested_again_by_a_client_that_is_entered_again() -> None:
+async def test_reentered_client_requests_lists_again() -> None:
     mcp = Server("shop")
     mcp.tool(lambda: "x", name="one")
     client = Client(mcp, timeout=WAIT)
@@ -431,7 +431,7 @@ async def test_lists_are_requested_again_by_a_client_that_is_entered_again() -> 
         assert [tool.name for tool in await client.tools()] == ["one", "two"]
 
 
-async def test_block_that_could_not_be_entered_leaves_the_client_usable() -> None:
+async def test_client_is_usable_after_a_block_could_not_be_entered() -> None:
     running = False
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What the outbound HTTP client keeps of replies."""
+"""The memory that the outbound HTTP client keeps for replies."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ from millstream.client import Options
 from patience import WAIT
 
 
-async def test_output_schemas_of_changing_lists_take_at_most_max_bytes() -> None:
+async def test_output_schemas_of_changing_lists_are_limited_to_max_bytes() -> None:
     numbers = itertools.count()
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -37,7 +37,7 @@ async def test_output_schemas_of_changing_lists_take_at_most_max_bytes() -> None
         assert growth.bytes < 1.5 * MIB
 
 
-async def test_upstream_replies_take_as_much_memory_as_is_counted() -> None:
+async def test_memory_for_upstream_replies_matches_the_counted_size() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.write(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1048576\r\n\r\n")
         await asked.write(b"x" * (MIB - 1))

@@ -380,7 +380,7 @@ async def test_url_that_ignores_the_probe_gets_a_handshake(*, late: bool) -> Non
         await client.call("x")
 
 
-async def test_event_stream_that_breaks_before_its_endpoint_is_a_lost_connection() -> None:
+async def test_event_stream_that_breaks_before_the_endpoint_event_is_a_lost_connection() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()
         raise ConnectionError

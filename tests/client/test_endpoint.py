@@ -11,7 +11,7 @@ def error_page(body: bytes) -> Any:
 
 
 @for_each("piece", [b"<", b"<script", b"<svg ", b"<!--", b"<script></style>", b"<p", b"</script"])
-def test_the_reason_on_an_error_page_is_found_in_linear_time(piece: bytes) -> None:
+def test_reason_on_an_error_page_is_found_in_linear_time(piece: bytes) -> None:
     check_linear(lambda size: error_detail(error_page(b"<html>" + piece * (size // len(piece)))), 2_000)
 
 

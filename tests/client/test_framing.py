@@ -1,4 +1,5 @@
-"""Servers whose replies are small but much work, or never complete. The bounds are those of our own server."""
+"""Servers whose replies are small but take much work, or never complete. The limits are the same as our own
+server's."""
 
 import asyncio
 import tracemalloc
@@ -108,7 +109,7 @@ async def test_servers_that_send_too_many_lines_per_second_are_throttled(monkeyp
 
 
 @for_each("kind", ["application/json", "text/event-stream"])
-async def test_unfinished_replies_from_one_upstream_leave_room_for_another(
+async def test_unfinished_replies_from_one_upstream_do_not_use_up_the_limit_for_another(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def is_listing(asked: ReceivedRequest) -> bool:

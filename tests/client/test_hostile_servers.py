@@ -1,4 +1,4 @@
-"""What a hostile server sends costs a client no more than its size, and the client keeps a bounded part of it."""
+"""Data from a hostile server costs a client no more than its size, and the client keeps a bounded part of it."""
 
 import itertools
 import json

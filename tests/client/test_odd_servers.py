@@ -151,7 +151,7 @@ async def test_a_result_with_status_202_is_accepted() -> None:
         (b'[NaN, Infinity, -Infinity, "\\udc00"]', [None, None, None, "\ufffd"]),
     ],
 )
-async def test_text_that_other_libraries_write_is_repaired(streams: bool, sent: bytes, read: object) -> None:
+async def test_unusual_json_from_other_libraries_is_repaired(streams: bool, sent: bytes, read: object) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         content = {"resultType": "complete", "content": [], "structuredContent": {"a": "@"}}
         body = b"\xef\xbb\xbf" * (not streams) + asked.answer(content).replace(b'"@"', sent)
@@ -170,7 +170,7 @@ async def test_text_that_other_libraries_write_is_repaired(streams: bool, sent: 
 
 
 @for_each("streams", [False, True])
-async def test_ids_may_come_back_as_text(streams: bool) -> None:
+async def test_response_ids_may_be_strings_instead_of_numbers(streams: bool) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         body = asked.answer(DONE)
         number = b'"id": %d' % asked.message["id"]
@@ -309,7 +309,7 @@ async def test_unaccepted_notifications_do_not_block() -> None:
     assert_readable(late.value, "roots/list_changed")
 
 
-async def test_polling_shares_the_timeout_of_its_call() -> None:
+async def test_reconnections_of_a_polled_stream_share_the_call_timeout() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result({"resultType": "input_required", "requestState": "later"})
 

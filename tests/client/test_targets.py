@@ -129,7 +129,7 @@ def test_configurations_list_their_servers(tmp_path: Path) -> None:
 
 
 @for_each("text", FILES_OF_OTHERS, ids=lambda text: text.split('"')[1])
-async def test_client_and_gateway_read_application_files_the_same_way(tmp_path: Path, text: str) -> None:
+async def test_client_and_gateway_read_application_files_in_the_same_way(tmp_path: Path, text: str) -> None:
     (tmp_path / "greet.py").write_text(GREETER)
     path = tmp_path / "settings.json"
     words = [sys.executable, str(tmp_path / "greet.py")]
@@ -141,7 +141,7 @@ async def test_client_and_gateway_read_application_files_the_same_way(tmp_path: 
         assert (await client.call("greet", name="Ada")).text == "Hello, Ada"
 
 
-async def test_servers_in_application_files_are_chosen_by_name(tmp_path: Path) -> None:
+async def test_servers_in_application_files_are_selected_by_name(tmp_path: Path) -> None:
     (tmp_path / "greet.py").write_text(GREETER)
     path = tmp_path / "settings.json"
     good = {"command": sys.executable, "args": [str(tmp_path / "greet.py")]}
@@ -172,9 +172,7 @@ def test_variables_in_configurations_are_replaced(tmp_path: Path, monkeypatch: p
     )
 
 
-def test_variables_in_members_that_are_not_read_need_not_be_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_variables_in_ignored_members_need_not_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SHOP_KEY", raising=False)
     path = tmp_path / "mcp.json"
     unset = "${SHOP_KEY}"

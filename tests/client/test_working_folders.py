@@ -1,4 +1,4 @@
-"""Where processes of servers start, and what people read if they can't."""
+"""The working directories of server processes, and the errors if they can't start."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A program's provider issues tokens: clients sign in through it, and invalid requests are refused."""
+"""A program's provider issues tokens: clients sign in through it, and invalid requests are rejected."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What programs for the official SDK 1.x import and read: its clients, forms with titles, and sessions in memory."""
+"""Names that programs for the official SDK 1.x import: client types, forms with titles, and in-memory sessions."""
 
 import subprocess
 import sys

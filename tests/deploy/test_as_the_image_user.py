@@ -1,4 +1,4 @@
-"""What the image, the compose file, the chart, and the unit start, as their user, where most folders aren't the user's.
+"""The commands of the image, the compose file, the chart, and the unit, run as their user, who owns few folders.
 
 If root runs the tests, the server has the image's user id, and the folders belong to root, as Docker makes them. The
 one capability left lets it read files, because this environment's Python may be in a folder of root's. It can't write

@@ -15,7 +15,7 @@ from scripts.docs import ROOT, blocks
 
 
 @pytest.mark.server
-def test_official_sdk_column_runs() -> None:
+def test_code_in_the_official_sdk_column_runs() -> None:
     text = (ROOT / "docs" / "coming-from" / "official-sdk.md").read_text("utf-8")
     program = "\n\n".join(block.body for block in blocks(text) if block.language == "text")
     program += "\nimport asyncio\nasyncio.run(test_search())\n"
@@ -25,7 +25,7 @@ def test_official_sdk_column_runs() -> None:
     assert done.returncode == 0, done.stderr
 
 
-async def test_our_column_behaves_the_same() -> None:
+async def test_millstream_column_behaves_like_the_sdk_column() -> None:
     await test_shop.test_search()
     asked: list[str] = []
 
@@ -41,7 +41,7 @@ async def test_our_column_behaves_the_same() -> None:
         assert (await client.call("order", isbn="7")).text == "Nothing ordered."
 
 
-async def test_one_function_can_be_a_route_and_a_tool() -> None:
+async def test_one_function_can_be_both_a_route_and_a_tool() -> None:
     transport = httpx2.ASGITransport(items.app)
     async with (
         items.app.router.lifespan_context(items.app),

@@ -1,4 +1,4 @@
-"""The page of errors names every code that the sources have."""
+"""The page about errors lists every code in the sources."""
 
 import re
 

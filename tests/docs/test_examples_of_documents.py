@@ -21,7 +21,7 @@ from processes import ROOT, SharedServer, free_port, run_command, run_server, sh
 from seeds.programs import browser_script, running
 
 
-async def test_rooms_keep_messages() -> None:
+async def test_chat_rooms_keep_messages() -> None:
     async with connect(mcp) as client:
         assert (await client.call("say", room="den", text="hello", name="Ada")).text == "0 on this worker heard it."
         assert (await client.call("announce", text="closing")).text == "Announced."
@@ -30,7 +30,7 @@ async def test_rooms_keep_messages() -> None:
         assert (await client.call("who", room="den")).data == []
 
 
-def test_only_the_program_can_announce() -> None:
+def test_only_the_program_can_publish_announcements() -> None:
     assert may_use(None, "subscribe", "announcements")
     assert may_use(None, "publish", "room.den")
     assert not may_use(None, "publish", "announcements")

@@ -1,4 +1,4 @@
-"""The carts of the guide: each user has one, concurrent additions count, and a full one is told."""
+"""The carts of the guide: each user has one, concurrent additions are kept, and a full cart is reported."""
 
 import asyncio
 from pathlib import Path

@@ -171,7 +171,7 @@ async def test_rates_are_refreshed_in_the_background(monkeypatch: pytest.MonkeyP
 
 
 @ERAS
-async def test_users_rate_and_pay_once(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_users_are_asked_to_rate_and_pay_only_once(revision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parcels, "PAID", [])
     address = {"street": "Hobbit Lane 1", "city": "Oxford"}
 
@@ -201,7 +201,7 @@ async def test_models_summarize_and_classify(revision: str) -> None:
         assert (await client.call("shorten", text="long")).text == "long…"
 
 
-async def test_models_look_up_reviews(connect: Any) -> None:
+async def test_model_looks_up_reviews_with_a_tool(connect: Any) -> None:
     asked: list[dict[str, Any]] = []
 
     def model(method: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -224,7 +224,7 @@ async def test_slow_tools_report_progress() -> None:
         assert sent == [(1, "Cup 1 is ready"), (1, "1 …"), (2, "Lift-off!")]
 
 
-async def test_counter_counts_only_when_asked() -> None:
+async def test_counter_pauses_until_a_client_asks() -> None:
     async with connect(counter.mcp) as client:
         for stream in (False, True):
             assert (await client.call("count", to=2, stream=stream)).data == 2

@@ -19,7 +19,7 @@ HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
 @pytest.mark.server
-async def test_an_order_is_announced_counted_and_broadcast(tmp_path: Path) -> None:
+async def test_order_is_published_counted_and_broadcast(tmp_path: Path) -> None:
     ports = [free_port() for _ in range(5)]
     hub, _, orders, notifications, analytics = (f"http://127.0.0.1:{port}" for port in ports)
     command = [sys.executable, str(FOLDER / "start.py"), *map(str, ports)]

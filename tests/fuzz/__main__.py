@@ -1,8 +1,8 @@
-"""`make fuzz MINUTES=10`: every parser under atheris, every route by Hypothesis, also as people who are
-signed in, REST and OAuth by schemathesis.
+"""`make fuzz MINUTES=10`: every parser under atheris, every route under Hypothesis, also as signed-in users, and REST
+and OAuth under schemathesis.
 
-It counts inputs, and exits 1 at the first kind of fault: a crash, an unexpected error, an answer of 500, an input that
-takes more than a second. What a fault was made of stays in `results/fuzz`.
+It counts inputs, and exits with 1 at the first fault: a crash, an unexpected error, a 500, or an input that takes more
+than a second. The input is saved in `results/fuzz`.
 """
 
 import os

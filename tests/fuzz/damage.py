@@ -1,5 +1,5 @@
-"""Damage: one or two members of a good request become something else. What is left is plausible, and well beyond the
-first check of whoever reads it.
+"""Damage: one or two members of a valid request are replaced. The result is plausible, so it passes the reader's first
+checks.
 """
 
 import json

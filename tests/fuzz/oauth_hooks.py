@@ -1,4 +1,4 @@
-"""What schemathesis does around each request to the OAuth routes: see `oauth_routes`, which names this module to it."""
+"""Hooks of schemathesis around each request to the OAuth routes. `oauth_routes` passes this module to schemathesis."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,8 @@
-"""The OAuth routes as an OpenAPI document, for schemathesis: what they take, and every answer that they may give.
+"""The OAuth routes as an OpenAPI document for schemathesis, with their parameters and every permitted response.
 
-The server doesn't serve this document: clients find these routes by their metadata (RFC 8414). What each route may
-answer is in RFCs 6749, 7009, 7591 and 7662; an answer of another status, another kind, or another shape is a fault, and
-so is one that takes more than a second.
+The server doesn't serve this document: clients find these routes by their metadata (RFC 8414). RFCs 6749, 7009, 7591,
+and 7662 define the permitted responses. A response with another status, media type, or shape is a fault, and so is one
+that takes more than a second.
 """
 
 import json

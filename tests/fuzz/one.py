@@ -1,4 +1,4 @@
-"""One target under atheris, in a process of its own: ``python -m fuzz.one TARGET SECONDS FOLDER``.
+"""Fuzz one target with atheris in its own process: ``python -m fuzz.one TARGET SECONDS FOLDER``.
 
 libFuzzer ends the process at a crash, at an input that takes more than a second, and when the time is over; the input
 is then in the folder.

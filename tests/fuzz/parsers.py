@@ -1,6 +1,5 @@
-"""Everything that reads bytes of a peer, as functions of bytes: each returns, or raises what it promises to raise.
-
-A target is a factory, since some need a server. What a target raises beside its promise is a fault.
+"""Everything that reads a peer's bytes, as functions of bytes. Each returns, or raises one of its documented errors.
+Any other error is a fault. A target is a factory, because some need a server.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Who makes the damaged requests: a person who has signed in, with a client, codes, tokens, a session and a cookie.
+"""The senders of damaged requests: a signed-in user, with a client, codes, tokens, a session, and a cookie.
 
-`People` gets all of it from the running server, as browsers and clients do. Some of it counts once, and damage ends
-some of it, so it is fetched anew now and then; `RECIPES` say what a good request is made of, and which status it has.
+`People` gets all of it from the running server, as browsers and clients do. Some of these work only once, and damaged
+requests end others, so they're renewed now and then. `RECIPES` lists the parts of each valid request, and its status.
 """
 
 import json

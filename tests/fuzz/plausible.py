@@ -1,6 +1,6 @@
-"""Damaged requests of people who are signed in, to every route of a server in a process of its own.
+"""Damaged requests of signed-in users, to every route of a server in its own process.
 
-Each input is a good request of `RECIPES` with one or two members damaged. That the requests are good is checked first.
+Each input is a valid request from `RECIPES` with one or two damaged members. The valid requests are checked first.
 """
 
 import os

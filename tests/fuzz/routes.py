@@ -1,5 +1,5 @@
-"""Requests to every route of a server in a process of its own, over real sockets: what Hypothesis makes of paths,
-queries, headers and bodies that nearly fit. An answer of 500, and one that takes more than a second, are faults.
+"""Requests to every route of a server in its own process, over real sockets. Hypothesis generates nearly valid paths,
+queries, headers, and bodies. A 500, or a response that takes more than a second, is a fault.
 """
 
 import json

@@ -1,6 +1,6 @@
 """Targets behind a running server, without a network: HTTP connections, WebSocket frames, and connections of JSON-RPC.
 
-An answer of 500, an exception in the loop and a call that is left behind are faults.
+A 500, an exception in the event loop, or a call that's left behind is a fault.
 """
 
 import asyncio

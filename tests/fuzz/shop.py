@@ -1,4 +1,4 @@
-"""The server that gets damaged requests of people who are signed in: an authorization server, keys, and every route."""
+"""The server that receives damaged requests of signed-in users: an authorization server, keys, and every route."""
 
 import os
 import re

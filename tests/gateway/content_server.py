@@ -1,4 +1,4 @@
-"""A server with content of every kind, for tests that put it behind a gateway."""
+"""A server with every kind of content, for tests that put it behind a gateway."""
 
 from millstream import Context, Message, ProtocolError, Server, ToolResult
 from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text

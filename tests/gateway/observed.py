@@ -1,4 +1,4 @@
-"""What a client of the official SDK sees of a server, as lines that two runs can compare."""
+"""A server's features as seen by an official SDK client, as lines to compare between two runs."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Raw servers that send exactly what a test says, over stdio."""
+"""Raw stdio servers that send exactly what a test specifies."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""APIs behind a gateway, as handwritten servers: what reaches them, and what callers get for their responses."""
+"""APIs behind a gateway, as handwritten servers: the requests that reach them, and the results that callers get."""
 
 import asyncio
 import gzip

@@ -62,7 +62,7 @@ async def _ready(mcp: Server) -> str:
         return (await http.get("/readyz")).text
 
 
-async def test_lists_follow_the_upstream() -> None:
+async def test_lists_are_updated_when_the_upstream_changes_them() -> None:
     upstream = make_library()
     for revision in ("2025-11-25", "2026-07-28"):
         async with (

@@ -426,7 +426,7 @@ def test_names_without_ascii_letters_get_different_prefixes(tmp_path: Path) -> N
     assert [each.prefix for each in load_file(file).upstreams] == ["server", "shop", "server-2"]
 
 
-def test_mistake_in_a_list_is_shown(tmp_path: Path) -> None:
+def test_errors_show_the_invalid_element_of_a_list(tmp_path: Path) -> None:
     file = tmp_path / "mcp.json"
     file.write_text(json.dumps({"mcpServers": {"a": {"command": "x", "args": [*["--long-argument"] * 9, ["b"]]}}}))
     with pytest.raises(ConfigError, match=r"not \['b'\]"):

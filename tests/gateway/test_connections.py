@@ -47,7 +47,7 @@ async def test_calls_use_the_users_account() -> None:
         assert len(other.accounts.registered) == 1
 
 
-async def test_log_says_where_to_connect_the_first_account(caplog: pytest.LogCaptureFixture) -> None:
+async def test_log_shows_where_to_connect_the_first_account(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "millstream.gateway")
     async with run_scenario():
         assert "The upstream up offers nothing until a user connects an account at /connections" in caplog.text
@@ -285,7 +285,7 @@ async def tools_for(gate: Gateway, key: str) -> set[str]:
         return {each.name for each in await client.tools()}
 
 
-async def test_newer_account_does_not_decide_what_others_see(tmp_path: Path) -> None:
+async def test_newer_account_does_not_change_what_others_see(tmp_path: Path) -> None:
     store = f"sqlite:///{tmp_path}/gateway.db"
     async with run_world() as other:
         async with run_gateway(other.url, store=store) as gate, Browser(gate.base) as alice, Browser(gate.base) as bob:

@@ -322,7 +322,7 @@ async def test_lists_are_read_with_a_named_callers_exchanged_token(caplog: pytes
         assert re.findall("The upstream up is ready: .*", caplog.text) == ["The upstream up is ready: 2 tools"]
 
 
-async def test_later_callers_do_not_read_the_lists_while_the_first_can() -> None:
+async def test_lists_are_read_with_the_first_callers_token_while_it_works() -> None:
     async with run_world() as other, run_exchange_gateway(other) as (gate, sign):
         await gate.wait_for_tool("up_who", sign(sub="ada"))
         credentials = (await gate.mcp.start()).host.gateway.upstreams["up"].credentials
@@ -342,7 +342,7 @@ async def test_rejected_exchange_affects_only_its_caller() -> None:
         assert await gate.call(ada, "up_who") == "ada-exchanged"
 
 
-async def test_other_callers_do_not_make_open_connections_keep_old_tokens(
+async def test_open_connections_use_new_tokens_despite_requests_from_other_callers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("millstream.gateway._credentials.source._MAX_CALLERS", 2)

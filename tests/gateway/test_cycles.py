@@ -25,7 +25,7 @@ def make_gateway(folder: Path, name: str, **urls: str) -> str:
 
 
 @pytest.mark.server
-async def test_mutual_gateways_offer_their_own_items(tmp_path: Path) -> None:
+async def test_gateways_that_use_each_other_offer_their_own_items(tmp_path: Path) -> None:
     ports = [free_port(), free_port()]
     urls = [f"http://127.0.0.1:{port}/mcp" for port in ports]
     first, second = make_gateway(tmp_path, "one", two=urls[1]), make_gateway(tmp_path, "two", one=urls[0])
@@ -135,7 +135,7 @@ async def test_gateways_to_different_apis_have_different_ids(tmp_path: Path) -> 
     assert len(ids) == 2
 
 
-async def test_scrape_does_not_describe_the_upstreams(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_metrics_scrape_does_not_compute_upstream_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their description counts items and processes, and a scrape reads a few figures of each."""
     mcp, shop = Server("front", serve="metrics"), Server("shop")
     mcp.upstream("shop", shop, start_timeout=WAIT)

@@ -1,4 +1,4 @@
-"""A gateway for five people, from its file alone: with passwords, a key, an issuer, and accounts of their own."""
+"""A gateway for five people, configured only by its file: with passwords, a key, an issuer, and personal accounts."""
 
 import asyncio
 import sys

@@ -149,7 +149,7 @@ class Listening:
             del self.open[ctx.request_id]
 
 
-async def test_upstream_is_asked_for_each_resource_a_few_times() -> None:
+async def test_each_resource_is_requested_from_the_upstream_at_most_a_few_times() -> None:
     count, program, mcp = 60, Listening(), Server("front")
     mcp.upstream("shop", program.server, start_timeout=WAIT)
     mcp.upstream("other", make_shop(), start_timeout=WAIT)

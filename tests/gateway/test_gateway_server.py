@@ -1,4 +1,4 @@
-"""The table ``[auth]`` of a gateway.toml: users, keys, and issuers, in the words of Python."""
+"""The table ``[auth]`` of a gateway.toml: users, keys, and issuers, with the names of the Python functions."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A gateway as another package would write it: with public names, between an official SDK's server and any client."""
+"""A gateway as another package would write it: with public names, between an official SDK server and any client."""
 
 import ast
 import asyncio

@@ -212,7 +212,7 @@ def pids_in(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir()]
 
 
-async def test_upstream_with_all_processes_in_use_is_not_down(
+async def test_upstream_with_all_processes_in_use_is_not_reported_as_down(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("millstream.gateway._upstream._MIN_REFRESH", 0.05)

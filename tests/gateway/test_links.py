@@ -18,7 +18,7 @@ CHANNELS = {
 }
 
 
-def test_channel_depends_on_both_revisions_and_sessions() -> None:
+def test_channel_depends_on_both_revisions_and_on_sessions() -> None:
     for (client, upstream, has_session, gives_sessions, serves_several), expected in CHANNELS.items():
         found = choose_channel(
             BY_DATE[client],

@@ -1,4 +1,4 @@
-"""Documents in JSON and YAML, in one file or several, of version 2.0 to 3.1, and those that are refused."""
+"""Documents in JSON and YAML, in one file or several, of versions 2.0 to 3.1, and rejected documents."""
 
 import builtins
 import json
@@ -293,7 +293,7 @@ async def test_deep_schema_nesting_is_given_as_the_reason(form: str, caplog: pyt
         assert "RecursionError" not in caplog.text
 
 
-async def test_nested_lists_of_types_do_not_multiply() -> None:
+async def test_nested_lists_of_types_do_not_grow_exponentially() -> None:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(16):
         schema = {"type": ["object", "array", "null"], "properties": {"a": schema}}

@@ -1,4 +1,4 @@
-"""The tables of the guide to OpenAPI say what is sent, and what comes back."""
+"""The requests and results in the tables of the OpenAPI guide."""
 
 import re
 from collections.abc import Awaitable, Callable

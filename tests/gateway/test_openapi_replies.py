@@ -1,4 +1,4 @@
-"""What callers get for an API's responses: each status, content type, and deviation from the document."""
+"""The results for an API's responses: each status, content type, and deviation from the document."""
 
 import base64
 import gzip
@@ -154,7 +154,7 @@ async def test_redirects_are_followed_within_the_origin(
     assert result.is_error == (len(methods) == 1)
 
 
-async def test_circular_redirects_end() -> None:
+async def test_circular_redirects_end_with_an_error() -> None:
     api = Api(*(answer(b"", "", 302, location="/p") for _ in range(20)))
     result = await api.call(operation(), {})
     assert "HTTP error 302" in result.text

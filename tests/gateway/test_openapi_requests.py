@@ -1,4 +1,4 @@
-"""What calls of tools made from OpenAPI documents send: each place, style, and kind of body."""
+"""The requests of tools from OpenAPI documents: each place, style, and kind of body."""
 
 from typing import Any
 
@@ -139,7 +139,7 @@ async def test_values_in_cookies_cannot_become_other_cookies(value: Any, text: s
     assert request.headers["cookie"] == text
 
 
-async def test_objects_that_declare_any_other_members_may_have_them() -> None:
+async def test_objects_that_allow_additional_properties_may_have_them() -> None:
     schema = {"type": "object", "properties": {"R": TEXT}, "additionalProperties": {}}
     request = await sent(operation(parameter("query", schema, style="deepObject")), {"a": {"x": 1}})
     assert request.url.query == b"a%5Bx%5D=1"
@@ -163,7 +163,7 @@ async def test_headers_outside_ascii_are_rejected_with_a_sentence() -> None:
         ("/p/{a}/q", {"a": []}),
     ],
 )
-async def test_arguments_cannot_change_the_path_alone_or_together(path: str, arguments: dict[str, Any]) -> None:
+async def test_arguments_cannot_change_the_path_individually_or_together(path: str, arguments: dict[str, Any]) -> None:
     document = operation(*(parameter("path", {}, name) for name in arguments), path=path)
     assert "change the path" in await refusal(document, arguments)
 
@@ -610,7 +610,7 @@ async def test_read_only_fields_are_not_arguments_wherever_they_are_marked(field
     assert sent_json(await sent(document, {"n": "x"})) == {"n": "x"}
 
 
-async def test_operations_beside_a_reference_are_offered_too() -> None:
+async def test_operations_beside_a_reference_are_also_offered() -> None:
     document = operation()
     document["paths"] = {"/p": {"$ref": "#/components/pathItems/P", "get": {"operationId": "a", "responses": {}}}}
     document["components"] = {"pathItems": {"P": {"put": {"operationId": "b", "responses": {}}}}}
@@ -672,7 +672,7 @@ async def test_tool_names_are_plain_and_unique(ids: list[Any], expected: list[st
     assert list(await tools(document)) == expected
 
 
-async def test_values_in_schemas_have_their_declared_type() -> None:
+async def test_schema_values_are_converted_to_their_declared_type() -> None:
     schemas = {
         "text": {"type": "string", "enum": [True, 1, "on"], "default": False},
         "number": {"type": "integer", "enum": ["1", 2.0], "default": "1"},

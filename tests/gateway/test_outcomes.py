@@ -1,4 +1,4 @@
-"""What the audit log and the metrics say about tools that report an error in their result."""
+"""Tools that report an error in their result, in the audit log and the metrics."""
 
 import json
 from contextlib import suppress

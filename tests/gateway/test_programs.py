@@ -262,7 +262,7 @@ async def test_published_server_behaves_the_same_through_its_command(tmp_path: P
                 assert "21:00" in (await client.call("convert_time", arguments)).text
 
 
-async def test_commands_get_the_configured_variables(tmp_path: Path) -> None:
+async def test_commands_receive_the_configured_environment_variables(tmp_path: Path) -> None:
     file = tmp_path / "asks.py"
     file.write_text(
         "import os\nfrom mcp.server import MCPServer\nmcp = MCPServer('asks')\n@mcp.tool()\n"

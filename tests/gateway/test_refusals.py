@@ -1,4 +1,4 @@
-"""HTTP errors of upstreams and servers: what a model or a person reads about them."""
+"""HTTP errors of upstreams and servers, and the messages about them for models and people."""
 
 import json
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""A server of another library behind Millstream, as its clients see it. The servers are those of the official SDK."""
+"""A server of another library behind Millstream, as seen by clients. The servers use the official SDK."""
 
 import asyncio
 import json
@@ -255,7 +255,7 @@ async def test_upstream_sees_the_client_name_and_revision(make: Any) -> None:
         assert (await client.call(tool)).text == "ada 2025-06-18"
 
 
-async def test_upstream_sees_everything_that_a_client_declares() -> None:
+async def test_upstream_receives_all_capabilities_that_a_client_declares() -> None:
     program = MCPServer("curious")
 
     @program.tool()
@@ -774,7 +774,7 @@ def of_one_era(era: str, capabilities: dict[str, Any], behave: Behave) -> Behave
 
 
 @pytest.mark.parametrize(("era", "other"), [ERAS, ERAS[::-1]])
-async def test_relay_between_eras_announces_and_serves_what_the_upstream_does(era: str, other: str) -> None:
+async def test_relay_between_eras_announces_and_serves_the_same_features_as_the_upstream(era: str, other: str) -> None:
     theirs: dict[str, Any] = {"tools": {}, "prompts": {"listChanged": False}}
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -798,7 +798,9 @@ async def test_relay_between_eras_announces_and_serves_what_the_upstream_does(er
 
 
 @pytest.mark.parametrize(("era", "other"), [ERAS, ERAS[::-1]])
-async def test_relay_between_eras_lists_what_the_upstream_shows_to_such_a_client(era: str, other: str) -> None:
+async def test_relay_between_eras_lists_the_items_that_the_upstream_shows_to_such_a_client(
+    era: str, other: str
+) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         params = asked.message["params"]
         declared = [*params.get("_meta", {}).get("io.modelcontextprotocol/clientCapabilities", ())]

@@ -40,7 +40,7 @@ def test_worker_counts_are_summed_for_offered_items_only(tmp_path: Path) -> None
     assert report["tokens"] > 0
 
 
-def test_worst_state_wins() -> None:
+def test_merged_report_shows_the_worst_state() -> None:
     one: dict[str, Any] = {
         "name": "printer", "state": "ready", "reason": "", "processes": None, "p50_ms": 2.0, "p99_ms": 3.0,
         "listed_at": 1.0, "changed_at": 0.0, "links": 1, "refused": 0, "calls": 5, "unanswered": 0,

@@ -1,4 +1,4 @@
-"""Lists of a gateway that clients read which refuse a whole list for one mistake."""
+"""A gateway's lists, read by clients that reject a whole list for one mistake."""
 
 import json
 import logging

@@ -84,7 +84,7 @@ async def test_rest_callers_learn_which_arguments_of_call_tool_are_invalid() -> 
     assert "`name`" in replies[0].text
 
 
-async def test_added_tools_are_found() -> None:
+async def test_search_finds_tools_that_are_added_later() -> None:
     mcp = make_library()
     async with Client(mcp, timeout=WAIT) as client:
         await client.call("search_tools", query="weather")

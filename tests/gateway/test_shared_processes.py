@@ -1,4 +1,4 @@
-"""One process of a command that serves several callers: which of them its messages reach."""
+"""One process of a command that serves several callers, and which caller its messages reach."""
 
 import asyncio
 import logging

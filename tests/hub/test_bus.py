@@ -1,4 +1,4 @@
-"""The examples of a message bus, served by two workers: nothing is lost, and nothing comes twice."""
+"""The message bus examples, served by two workers: no message is lost or repeated."""
 
 import asyncio
 from collections import Counter
@@ -177,7 +177,7 @@ async def events_of(url: str) -> AsyncIterator[list[str]]:
 
 
 @pytest.mark.parametrize("kind", BUSES)
-async def test_two_workers_join_hub_and_bus_without_loss_or_repetition(kind: str, tmp_path: Path) -> None:
+async def test_two_workers_connect_hub_and_bus_without_loss_or_repetition(kind: str, tmp_path: Path) -> None:
     async with bus_of(kind, tmp_path) as bus, two_workers(bus, tmp_path) as url:
         async with events_of(url) as events:
             for number in range(COUNT):
@@ -194,7 +194,7 @@ async def test_two_workers_join_hub_and_bus_without_loss_or_repetition(kind: str
         assert len(set(bus.received)) == len(bus.received) == COUNT
 
 
-async def test_kafka_keys_become_channels() -> None:
+async def test_kafka_message_keys_become_channels() -> None:
     brokers = import_module("examples.bus_brokers")
     async with TestKafkaBroker(brokers.kafka) as kafka, brokers.mcp.running():
         await kafka.publish("refused", topic="orders", key=b"a b")

@@ -1,4 +1,4 @@
-"""Workers that are pushed only the events of their subscribers' channels, on every store that several workers share."""
+"""Stores push to a worker only events on its subscribers' channels. Tested on every store that workers can share."""
 
 import asyncio
 import random

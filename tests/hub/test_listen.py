@@ -172,7 +172,7 @@ async def test_events_published_while_no_one_listens_arrive_later() -> None:
         await second.stop()
 
 
-async def test_listeners_without_a_name_get_all_events_from_now_on() -> None:
+async def test_listeners_without_a_name_get_all_later_events() -> None:
     async with open_hub() as hub:
         await hub.publish("orders.7", "before")
         programs = [Program(hub), Program(hub, "orders.8")]
@@ -207,7 +207,7 @@ async def test_lost_events_are_logged(caplog: pytest.LogCaptureFixture) -> None:
         await second.stop()
 
 
-async def test_listening_survives_an_outage_of_the_store(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_listening_survives_a_store_outage(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.hub._mailbox._RETRY", 0.0)
     store = MemoryStore()
     read, failures = store.log.read, iter([True, True])

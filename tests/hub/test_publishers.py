@@ -1,4 +1,4 @@
-"""Who published an event, and who is present: names that the server vouches for, beside those that people choose."""
+"""The publishers of events and the members of channels: names verified by the server, and names that people choose."""
 
 import asyncio
 import json

@@ -42,7 +42,7 @@ async def test_one_id_resumes_all_channels_and_patterns() -> None:
         assert again.gaps == []
 
 
-async def test_publisher_ids_can_resume() -> None:
+async def test_publisher_ids_can_be_used_to_resume() -> None:
     async with open_hub() as hub:
         outlet = await listen(hub)
         await hub.publish("broadcast", "1", id="order 1")
@@ -137,7 +137,7 @@ async def test_history_is_bounded_by_age() -> None:
         assert [event.data for event in await hub.history("broadcast")] == [b"middle", b"new"]
 
 
-async def test_history_starts_with_recent_events() -> None:
+async def test_new_subscriber_receives_recent_history_first() -> None:
     async with open_hub() as hub:
         await publish(hub, "1", "2", "3")
         await publish(hub, "x", channel="b")
@@ -228,7 +228,7 @@ async def test_subscribers_that_leave_during_catch_up_are_removed() -> None:
 
 
 @for_each("seed", range(8))
-async def test_order_is_the_same_on_every_worker(seed: int) -> None:
+async def test_events_have_the_same_order_on_every_worker(seed: int) -> None:
     dice = random.Random(seed)
     memory = MemoryStore()
     stores = [DelayedStore(lambda: dice.randrange(4), memory) for _ in range(2)]

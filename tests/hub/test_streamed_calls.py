@@ -113,7 +113,7 @@ async def test_rest_reply_contains_the_stream_url(server: Server) -> None:
 
 
 @for_each("client_id", ["q?x=1", "a/b", "50%", "x#y", "ä"])
-async def test_stream_url_serves_that_client(server: Server, client_id: str) -> None:
+async def test_stream_url_serves_the_client_that_it_names(server: Server, client_id: str) -> None:
     """RFC 3986 §2.4."""
     async with client(server) as http:
         reply = await http.post("/mcp/tools/call", params={"client_id": client_id}, json=call("add", a=1, b=2))

@@ -303,7 +303,7 @@ async def test_unannounced_journal_events_are_delivered_at_the_next_refresh() ->
         assert outlet.data == ["1"]
 
 
-async def test_worker_joins_a_long_journal_with_one_read() -> None:
+async def test_starting_worker_needs_one_read_of_a_long_journal() -> None:
     memory = MemoryStore()
     async with open_hub(memory) as hub:
         last = (await listen(hub)).last_id

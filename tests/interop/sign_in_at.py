@@ -1,6 +1,6 @@
-"""The official Python SDK, of either line, signs in at one address of MCP: ``sign_in_at.py ORIGIN PATH``.
+"""The official Python SDK, 1.x or 2.x, signs in at one MCP address: ``sign_in_at.py ORIGIN PATH``.
 
-Over HTTP+SSE if the path is that of the stream. Prints what the tool said, and the resource that the client requested.
+Uses HTTP+SSE if the path is the stream's. Prints the tool's result, and the resource that the client requested.
 ``SIGN_IN_CLIENT`` is the id of a client that the issuer knows; without it, the client registers itself.
 """
 

@@ -1,4 +1,4 @@
-"""Official clients sign in at every address of MCP, where they're told that address (RFC 9728 §3.3), and our client
+"""Official clients sign in at every MCP address, whose metadata contains that address (RFC 9728 §3.3), and our client
 signs in at an official server.
 """
 

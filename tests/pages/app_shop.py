@@ -1,4 +1,4 @@
-"""A server with an app: a tool whose result a page of the server shows, and one that apps can't call."""
+"""A server with an app: a tool whose result is shown in an HTML view, and one that apps can't call."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A raw upstream over stdio, named by its argument: a tool with an app, one that says it only reads, and a resource.
+"""A raw stdio upstream, named by its argument: a tool with an app, one that's marked as read-only, and a resource.
 
 Its tools claim to be from the upstream `vault`.
 """

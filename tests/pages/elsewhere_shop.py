@@ -1,4 +1,4 @@
-"""A shop whose people come from elsewhere: by an upstream that stands in for Google, or by an issuer of its tokens."""
+"""A shop with external sign-in: at an upstream that simulates Google, or at a token issuer."""
 
 import os
 

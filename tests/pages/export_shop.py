@@ -1,4 +1,5 @@
-"""A server whose calls are hard to write down: arguments that also travel as headers, and text with every sign."""
+"""A server whose calls are hard to export: arguments that are also sent as headers, and text with special
+characters."""
 
 from typing import Annotated
 

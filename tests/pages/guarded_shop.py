@@ -1,4 +1,4 @@
-"""A shop whose own authorization server asks people to sign in, with a tool that takes more rights than reading."""
+"""A shop with its own authorization server, and a tool that requires more than read access."""
 
 import os
 

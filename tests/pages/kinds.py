@@ -1,4 +1,4 @@
-"""A server with many kinds of tools, as a newcomer meets them one after the other."""
+"""A server with many kinds of tools, in the order in which a newcomer meets them."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""A server with much of everything: 500 tools, nested schemas, long texts, text from right to left, every content."""
+"""A large server: 500 tools, nested schemas, long texts, right-to-left text, and every kind of content."""
 
 import struct
 import zlib

@@ -1,4 +1,4 @@
-"""A server whose tools take secrets, by their name and by their schema, and values of every shape."""
+"""A server with tools that take secrets, marked by name or by schema, and values of every shape."""
 
 from dataclasses import dataclass
 from typing import Annotated

@@ -96,7 +96,7 @@ def test_chat_asks_for_a_name_once(hub: str, open_page: OpenPage) -> None:
     expect(page.locator("#members").get_by_text("Mary (you)")).to_be_visible()
 
 
-def test_offline_users_miss_nothing(hub: str, open_page: OpenPage) -> None:
+def test_users_receive_every_message_after_being_offline(hub: str, open_page: OpenPage) -> None:
     ada = open_page(f"{hub}/chat", name="Ada")
     grace = open_page(f"{hub}/chat", name="Grace", lossy=True)
     live(ada)
@@ -431,7 +431,7 @@ def test_clients_without_a_name_join_an_empty_channel(hub: str, open_page: OpenP
     other.evaluate("stranger.close()")
 
 
-def test_leaving_a_channel_drops_what_was_not_sent(hub: str, open_page: OpenPage) -> None:
+def test_leaving_a_channel_drops_unsent_messages(hub: str, open_page: OpenPage) -> None:
     ada = open_page(f"{hub}/chat#channel=left", name="Ada", lossy=True)
     live(ada)
     expect(ada.locator("#members").get_by_text("Ada (you)")).to_be_visible()

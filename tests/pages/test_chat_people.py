@@ -1,4 +1,4 @@
-"""The chat of a server where people sign in: names that it vouches for, and what a person may do."""
+"""The chat of a server with sign-in: verified names, and each user's permissions."""
 
 import time
 from collections.abc import Iterator
@@ -73,7 +73,7 @@ def publish_as_bob(page: Page, text: str) -> None:
     assert status == 200
 
 
-def test_chat_shows_the_signed_in_name_whatever_a_message_claims(team: str, open_page: OpenPage) -> None:
+def test_chat_shows_the_signed_in_name_regardless_of_claimed_names(team: str, open_page: OpenPage) -> None:
     bob, eve = enter(open_page, team, "bob"), enter(open_page, team, "eve")
     expect(eve.get_by_role("button", name="Change name")).to_be_hidden()
     for own, other in ((bob, "eve"), (eve, "bob")):

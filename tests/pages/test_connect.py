@@ -55,7 +55,7 @@ def test_tapping_a_tab_shows_its_steps_and_the_page_fits(hub: str, open_page: Op
     assert find_layout_problems(page) == []
 
 
-def test_with_keys_every_command_sends_one_and_none_is_shown(tmp_path: Path, open_page: OpenPage) -> None:
+def test_commands_for_a_server_with_keys_send_a_key_without_showing_it(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
     command = run_command("examples/hub.py", port, "--serve", "all")
     with run_server(command, port, tmp_path / "log", MILLSTREAM_AUTH_KEY=KEY):
@@ -112,7 +112,7 @@ def test_every_command_uses_the_public_url_behind_a_path_prefix(tmp_path: Path, 
                 page.context.close()
 
 
-def test_long_and_foreign_names_fit(shared_crowd: SharedServer, open_page: OpenPage) -> None:
+def test_long_and_non_ascii_names_fit(shared_crowd: SharedServer, open_page: OpenPage) -> None:
     page = open_page(f"http://127.0.0.1:{shared_crowd.port()}")
     expect(page.locator("#names")).to_contain_text("more")
     assert find_layout_problems(page) == []

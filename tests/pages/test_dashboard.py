@@ -345,7 +345,7 @@ def test_tables_are_saved_as_csv(tmp_path: Path, open_page: OpenPage) -> None:
         page.context.close()
 
 
-def test_no_row_moves_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> None:
+def test_table_rows_do_not_move_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> None:
     port = free_port()
     file = tmp_path / "shop.py"
     file.write_text(SHOP)
@@ -369,7 +369,7 @@ def test_no_row_moves_under_the_pointer(tmp_path: Path, open_page: OpenPage) -> 
         page.context.close()
 
 
-def test_url_without_a_part_opens_the_first(hub: str, open_page: OpenPage) -> None:
+def test_url_without_a_selection_opens_the_first_item(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/dashboard#toString")
     live(page)
     expect(page.get_by_role("tab", selected=True)).to_contain_text("Tools and methods")

@@ -154,7 +154,7 @@ def test_each_tool_has_sample_arguments_that_fit_its_schema(shared_crowd: Shared
     assert page.locator("#detail .section").filter(has_text="number").count() == 1, "its fields are listed once"
 
 
-def test_page_has_sections_for_resources_prompts_events_and_connecting(hub: str, open_page: OpenPage) -> None:
+def test_page_has_sections_for_resources_prompts_events_and_connection_setup(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/docs")
     expect(page.get_by_label("URL of the server")).to_have_text(f"{hub}/mcp")
     expect(page.get_by_role("link", name="How to connect each client")).to_have_attribute("href", "./")

@@ -28,7 +28,7 @@ def test_examples_of_the_empty_inspector_work(open_page: OpenPage, tmp_path: Pat
             expect(page.locator("#detail").get_by_role("heading", name=name)).to_be_visible()
 
 
-def test_link_wins_over_automatic_navigation(hub: str, open_page: OpenPage) -> None:
+def test_link_takes_precedence_over_automatic_navigation(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/inspect#tool=greet")
     expect(page.locator("#detail").get_by_role("heading", name="greet")).to_be_visible()
     page.evaluate("location.hash = '#tool=long_task'; history.replaceState(null, '', '#tool=greet')")

@@ -231,7 +231,7 @@ def test_page_reports_and_survives_a_network_loss(hub: str, open_page: OpenPage)
     expect(result(page)).to_contain_text("Hello, world!")
 
 
-def test_clicks_just_before_the_network_is_back_are_answered(hub: str, open_page: OpenPage) -> None:
+def test_clicks_just_before_the_network_recovers_take_effect(hub: str, open_page: OpenPage) -> None:
     page = inspect(hub, open_page, "2025-11-25", lossy=True)
     choose(page, "Tools", "greet")
     back: list[bool] = []

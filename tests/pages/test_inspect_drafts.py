@@ -153,7 +153,7 @@ SHAPES = """async () => {
 }"""
 
 
-def test_secrets_are_found_in_every_shape(page: Page) -> None:
+def test_secrets_are_recognized_in_values_of_every_shape(page: Page) -> None:
     assert page.evaluate(SHAPES) == [
         {"tokens": 5, "max_tokens": 6, "ok": True},
         {"pins": [], "pair": ["a"]},

@@ -201,7 +201,7 @@ def test_screen_without_a_model_explains_how_to_configure_one(plain: str, open_p
     expect(page.get_by_label("Message", exact=True)).to_be_visible()
 
 
-def test_a_new_conversation_outlives_the_end_of_the_old_one(shop: Callable[..., str], open_page: OpenPage) -> None:
+def test_new_conversation_continues_after_the_old_one_ends(shop: Callable[..., str], open_page: OpenPage) -> None:
     page = open_page(shop(says("Hello."), says("Hello again.")), fresh=True)
     held: list[Route] = []
     sockets: list[WebSocketRoute] = []

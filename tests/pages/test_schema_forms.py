@@ -1,4 +1,4 @@
-"""Forms of JSON Schemas as a person meets them: what there is to fill in, to add and to remove, and what is said."""
+"""Forms for JSON Schemas in the browser: fields to fill in, items to add and remove, and messages."""
 
 from typing import Any
 

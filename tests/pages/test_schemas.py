@@ -1,4 +1,4 @@
-"""What the pages know of JSON Schema: which values fit, what is said of those that don't, and which forms are made."""
+"""JSON Schema in the pages: validation, messages for invalid values, and forms."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A shop whose people sign in by a password, or at an upstream that knows everybody; for the tests of its pages."""
+"""A shop where people sign in with a password, or at an upstream that accepts everyone, for tests of its pages."""
 
 import os
 from urllib.parse import urlencode

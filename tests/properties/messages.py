@@ -1,7 +1,5 @@
-"""Strategies for what a client may send: messages that are nearly right, headers that nearly fit, and bytes.
-
-A message is put together from members that are each good, bad or absent, so that most examples pass some steps of the
-ladder and fall at a later one.
+"""Strategies for client input: nearly valid messages and headers, and arbitrary bytes. Each member of a message is
+valid, invalid, or absent, so most examples pass some checks and fail a later one.
 """
 
 import json

@@ -1,5 +1,5 @@
-"""Schemas and codecs of drawn annotations: what a schema allows arrives, what leaves fits the schema, and a signature
-with a pydantic model reads and writes its other parameters as one without.
+"""Schemas and codecs of generated annotations: values that a schema allows are decoded, encoded values match the
+schema, and a pydantic model in a signature doesn't change how other parameters are read and written.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Every HTTP route, OAuth's among them, with good requests of which one or two members were damaged: none fails.
+"""Every HTTP route, including OAuth's, receives valid requests with one or two damaged members, and none fails.
 
 The long run of the same inputs is `make fuzz`.
 """

@@ -1,7 +1,6 @@
-"""A call's stream, cut after any event and resumed, and cut again: every event once, in order, whatever the cuts.
-
-The tool reports steps as fast as it can or between turns of the loop; the client goes away after so many events and
-comes back with the last id it saw. MCP 2025-11-25, basic/transports.
+"""A call's stream is cut after any event and resumed, repeatedly. Every event arrives once, in order. The tool reports
+steps as fast as it can, or between iterations of the event loop. The client disconnects after some events and
+reconnects with the last id that it received. MCP 2025-11-25, basic/transports.
 """
 
 import asyncio

@@ -94,7 +94,7 @@ def test_methods_and_capabilities_are_checked_last() -> None:
     assert admit(request(), requires=lambda method, name: {"sampling": {}}).name == "add"
 
 
-def test_body_decides_the_era_first() -> None:
+def test_era_is_determined_by_the_body_before_the_headers() -> None:
     """MCP 2026-07-28, basic/versioning."""
     assert per_request_revision(request())
     assert not per_request_revision(request({}))

@@ -1,4 +1,4 @@
-"""JSON Schema from types: inlined, without noise, valid 2020-12; and the bounds on schemas written by hand."""
+"""JSON Schema from types: inlined, concise, and valid 2020-12. Also the limits on handwritten schemas."""
 
 import datetime as dt
 import enum

@@ -72,7 +72,7 @@ def test_an_empty_array_is_read_as_no_parameters() -> None:
     assert read(b'{"jsonrpc":"2.0","method":"a","params":[]}') == Envelope(None, "a", b"")
 
 
-def test_ids_that_a_library_wrote_as_floats_are_integers() -> None:
+def test_ids_written_as_whole_floats_are_read_as_integers() -> None:
     """As Gson does after it has read a number without a type."""
     assert read(b'{"jsonrpc":"2.0","id":7.0,"result":{}}').id == 7
     assert read(b'{"jsonrpc":"2.0","id":"7.0","method":"a"}').id == "7.0"
@@ -124,7 +124,7 @@ def test_utf8_is_checked_in_undecoded_parts() -> None:
         require_json(b"[1,")
 
 
-def test_a_batch_is_split_into_raw_elements() -> None:
+def test_batch_is_split_into_raw_elements() -> None:
     """MCP 2025-03-26, basic."""
     assert split_batch(b'[ {"a":1} ,7]', 2) == [b'{"a":1}', b"7"]
     for body, code in ((b"[]", INVALID_REQUEST), (b"[1,2,3]", INVALID_REQUEST), (b"[1", PARSE_ERROR)):

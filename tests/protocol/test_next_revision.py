@@ -1,4 +1,4 @@
-"""The revision after the newest one, which is made up: `tests/support/sixth` adds it to the table of a process.
+"""A fictitious revision after the newest one. `tests/support/sixth` adds it to a process's table of revisions.
 
 `make next` runs many more tests with it.
 """

@@ -84,7 +84,7 @@ def test_structured_content_is_wrapped_or_becomes_text(members: bytes, revision:
     assert json.loads(b"{%b}" % revisions.project_tool_result(members, revision)) == expected  # type: ignore[arg-type]
 
 
-def test_prompt_messages_are_converted_too() -> None:
+def test_prompt_messages_are_also_converted() -> None:
     """MCP 2025-06-18, changelog."""
     members = b'"messages":[{"role":"user","content":{"type":"resource_link","uri":"a:b","name":"n"}}]'
     told = json.loads(b"{%b}" % revisions.project_prompt(members, L1))

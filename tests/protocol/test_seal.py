@@ -76,7 +76,7 @@ def test_unused_bits_in_the_last_character_must_be_zero() -> None:
         assert opens == [token[-1]]
 
 
-def test_the_other_base64_alphabet_does_not_open() -> None:
+def test_tokens_in_the_other_base64_alphabet_do_not_open() -> None:
     tokens = [RING.seal(b"state", b"", bytes([n]) * 12) for n in range(256)]
     with_dash = next(token for token in tokens if "-" in token)
     with_line = next(token for token in tokens if "_" in token)
@@ -94,7 +94,7 @@ def test_tokens_open_only_for_their_kind_and_owner() -> None:
 @given(st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4), st.binary(max_size=4))
 @example(b"a", b"bc", b"ab", b"c")
 @example(b"", b"1:a", b"a", b"")
-def test_kind_and_owner_are_separated(kind: bytes, bound: bytes, kind2: bytes, bound2: bytes) -> None:
+def test_kind_and_owner_cannot_be_confused(kind: bytes, bound: bytes, kind2: bytes, bound2: bytes) -> None:
     opened = RING.open(kind2, RING.seal(kind, b"x", NONCE, bound), bound2)
     assert opened == (b"x" if (kind, bound) == (kind2, bound2) else None)
 
@@ -117,7 +117,7 @@ def test_tokens_with_another_key_number_do_not_open() -> None:
     assert ring.open(b"k", swapped) is None
 
 
-def test_the_same_secret_twice_is_one_key() -> None:
+def test_repeated_secret_counts_as_one_key() -> None:
     assert KeyRing([NEW, NEW]).open(b"state", TOKEN, b"owner") == b"plain text"
 
 

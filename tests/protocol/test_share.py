@@ -1,7 +1,7 @@
 from millstream.extensions import Share
 
 
-def test_an_owner_holds_at_most_half_and_others_get_the_rest() -> None:
+def test_owner_holds_at_most_half_and_others_get_the_rest() -> None:
     share = Share(10)
     assert [share.take("mallory") for _ in range(7)] == [True] * 5 + [False] * 2
     assert [share.take("ada", 2) for _ in range(3)] == [True, True, False]

@@ -50,7 +50,7 @@ def test_a_priming_event_has_an_id_and_empty_data() -> None:
     assert sse.prime("a.0") == b"id: a.0\ndata:\n\n"
 
 
-def test_retry_alone_dispatches_nothing() -> None:
+def test_block_with_only_a_retry_field_dispatches_no_event() -> None:
     """MCP 2025-11-25, basic/transports."""
     assert sse.retry(500) == b"retry: 500\n\n"
     assert decode(sse.retry(500)) == []
@@ -114,7 +114,7 @@ def test_one_byte_order_mark_is_skipped() -> None:
     assert decode(b"\xef\xbb\xbf\xef\xbb\xbfdata: x\n\ndata: \xef\xbb\xbf\n\n") == [SseEvent("\ufeff")]
 
 
-def test_bad_utf8_becomes_replacement_characters() -> None:
+def test_invalid_utf8_becomes_replacement_characters() -> None:
     """WHATWG HTML §9.2.6."""
     assert decode(b"data: a\xffb\xe2\x82\n\n") == [SseEvent("a\ufffdb\ufffd")]
 
@@ -135,7 +135,7 @@ def test_an_id_with_nul_is_ignored() -> None:
     assert decode(b"id: 1\nid: 2\0\ndata: a\n\n") == [SseEvent("a", id="1")]
 
 
-def test_the_event_name_does_not_persist() -> None:
+def test_event_name_does_not_apply_to_later_events() -> None:
     """WHATWG HTML §9.2.6."""
     assert decode(b"event: tick\n\ndata: a\n\n") == [SseEvent("a")]
 
@@ -219,7 +219,7 @@ def test_events_round_trip(text: str, name: str, id: str, retry_ms: int, data: s
 
 
 @given(st.lists(st.tuples(st.sampled_from(["data", "data: x", "id: 1", "event: e", ":", "", "retry: 2"]), line_ends)))
-def test_mixed_line_breaks_mean_the_same_as_lf(lines: list[tuple[str, str]]) -> None:
+def test_mixed_line_breaks_are_equivalent_to_lf(lines: list[tuple[str, str]]) -> None:
     mixed = "".join(line + (":" if end != "\r\n" and not line else "") + end for line, end in lines)
     plain = mixed.replace("\r\n", "\n").replace("\r", "\n")
     assert decode(mixed.encode()) == decode(plain.encode())

@@ -1,4 +1,4 @@
-"""`POST /mcp/tools/list` and `POST /mcp/tools/call`: JSON-RPC for scripts that leave most of it out."""
+"""`POST /mcp/tools/list` and `POST /mcp/tools/call`: abbreviated JSON-RPC for scripts."""
 
 import json
 from typing import Any

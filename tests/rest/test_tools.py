@@ -64,7 +64,7 @@ async def test_empty_bodies_mean_no_arguments() -> None:
     assert body["content"][0]["text"] == "Hello, world!"
 
 
-async def test_images_are_content_blocks() -> None:
+async def test_images_become_content_blocks() -> None:
     _, body = await call("picture")
     assert body["content"][0]["type"] == "image"
     assert body["content"][0]["mimeType"] == "image/png"

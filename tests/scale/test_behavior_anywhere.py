@@ -56,7 +56,7 @@ def board(folder: Path) -> dict[str, str]:
     return {"BEHAVIOR_FOLDER": str(folder / "board"), "PYTHONPATH": TEST_PATH, "BEHAVIOR_THREADS": "40"}
 
 
-def test_four_workers_behind_nginx_behave_like_one(tmp_path: Path) -> None:
+def test_four_workers_behind_nginx_behave_like_one_server(tmp_path: Path) -> None:
     port = free_port()
     shared = board(tmp_path)
     serve = run_command("tests/behavior/world.py:mcp", port, "--workers", "4")
@@ -64,7 +64,7 @@ def test_four_workers_behind_nginx_behave_like_one(tmp_path: Path) -> None:
         assert judge(tmp_path, front, f"(lane or sse) and not ({' or '.join(ELSEWHERE)})", shared) > 600
 
 
-def test_clock_skew_of_three_minutes_changes_nothing(tmp_path: Path) -> None:
+def test_clock_skew_of_three_minutes_does_not_affect_behavior(tmp_path: Path) -> None:
     shared = board(tmp_path)
     travels = "sessions or resumption or questions or rounds or changes or cancel or endpoint"
     chosen = f"(lane or sse) and ({travels}) and not ({' or '.join(ELSEWHERE)})"

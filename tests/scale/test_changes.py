@@ -28,7 +28,7 @@ async def tools(worker: Worker) -> set[str]:
     return {each["name"] for each in reply["result"]["tools"]}
 
 
-async def test_updates_are_sent_once_by_every_worker() -> None:
+async def test_every_worker_sends_an_update_once() -> None:
     async with fleet(make_shop, 3) as workers:
         streams = [await listen(each, resourceSubscriptions=[SIGN]) for each in workers]
         await workers[1].server.resource_updated(SIGN)

@@ -117,7 +117,7 @@ async def test_records_and_tombstones_are_shared(four: list[PinnedWorker]) -> No
         await until_status(worker, request("ping"), headers, 404)
 
 
-async def test_answers_and_cancellations_find_their_calls(four: list[PinnedWorker], shared: SkewedWorkers) -> None:
+async def test_answers_and_cancellations_reach_their_calls(four: list[PinnedWorker], shared: SkewedWorkers) -> None:
     headers = await four[0].initialize({"elicitation": {}})
     for number in range(4):
         stream, id = await question(four[number], headers)
@@ -157,7 +157,7 @@ async def test_calls_continue_on_another_worker(
     assert messages[-1]["result"]["content"][0]["text"] == "said"
 
 
-async def test_http_sse_messages_find_their_stream(four: list[PinnedWorker]) -> None:
+async def test_http_sse_messages_reach_their_stream_despite_clock_skew(four: list[PinnedWorker]) -> None:
     stream = await mailbox(four[0], "/sse")
     await until(lambda: stream.events)
     path = stream.events.pop(0).data
@@ -176,7 +176,7 @@ async def status_at(worker: PinnedWorker, path: str, message: object) -> int:
     return int(reply.status)
 
 
-async def test_switches_are_shared(four: list[PinnedWorker]) -> None:
+async def test_switched_items_are_shared_between_workers(four: list[PinnedWorker]) -> None:
     headers = await four[0].initialize()
     for on in (False, True):
         await four[1].call("switch", headers, on=on)
@@ -228,7 +228,9 @@ async def test_calls_questions_and_streams_on_dead_workers_end(four: list[Pinned
     asking.close()
 
 
-async def test_clock_jumps_change_nothing(four: list[PinnedWorker], shared: SkewedWorkers, tmp_path: Path) -> None:
+async def test_clock_changes_do_not_affect_sessions_or_calls(
+    four: list[PinnedWorker], shared: SkewedWorkers, tmp_path: Path
+) -> None:
     headers = await four[0].initialize({"elicitation": {}})
     line = await talk(four[0], headers, str(tmp_path / "gate"))
     listener = await mailbox(four[1], "/events?channel=news&client_id=ann")

@@ -1,5 +1,5 @@
-"""What grows with sizes that shouldn't matter, by counted work: each size is doubled, and one more call must not cost
-an instruction for each session, task, subscriber, tool, or upstream that was added.
+"""Work that must not grow with certain sizes: each size is doubled, and one more call must not cost an instruction for
+each added session, task, subscriber, tool, or upstream.
 
 An instruction is a bytecode instruction of a function in `src/millstream`. A store operation is a call of a function
 of the stores. Neither depends on the machine. What C functions do in one go, such as copying a set, isn't seen.

@@ -112,7 +112,7 @@ def test_checker_accepts_correct_histories(seed: int) -> None:
 
 @for_each("seed", range(5))
 @for_each("fault", [lose, lose_the_end, lose_everywhere, repeat, swap, add_twice, renumber, restart, mix_channels])
-def test_checker_finds_each_fault(fault: Callable[[History], None], seed: int) -> None:
+def test_history_checker_detects_each_fault(fault: Callable[[History], None], seed: int) -> None:
     history = copy.deepcopy(right(seed))
     fault(history)
     assert check(*history)

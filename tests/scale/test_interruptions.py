@@ -154,7 +154,7 @@ async def test_workers_started_during_an_interruption_are_found() -> None:
             await until(lambda: first.runtime.shared and second.runtime.shared)
 
 
-async def test_one_store_outage_is_one_interruption() -> None:
+async def test_store_outage_is_reported_as_one_interruption() -> None:
     async with fleet(make_shop, 2) as (first, _):
         stream = await listen(first, resourceSubscriptions=[SIGN])
         first.store.miss()
@@ -228,7 +228,7 @@ async def test_restarted_runtime_keeps_switches_and_removals() -> None:
                     assert "add" not in await tools(late)
 
 
-async def test_server_running_twice_announces_switches_once() -> None:
+async def test_server_running_in_two_loops_announces_a_switch_once() -> None:
     shared, server = SharedStore(), make_shop()
     async with AsyncExitStack() as stack:
         runtimes = [Runtime(server.definition, shared.worker(), bind=Bind()) for _ in range(2)]  # type: ignore[arg-type]

@@ -145,7 +145,7 @@ async def test_deleting_a_session_cancels_its_calls_on_every_worker() -> None:
         await asyncio.gather(*running)
 
 
-async def test_unsigned_worker_messages_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unauthenticated_worker_messages_are_ignored(caplog: pytest.LogCaptureFixture) -> None:
     async with fleet(make_shop) as (first, second):
         headers = await first.initialize({"elicitation": {}})
         stream, question = await ask(first, headers)

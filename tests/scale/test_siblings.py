@@ -158,7 +158,7 @@ def test_sibling_processes_share_a_store_even_if_its_process_is_killed(tmp_path:
 
 
 @pytest.mark.server
-def test_servers_of_one_application_have_stores_of_their_own(tmp_path: Path) -> None:
+def test_servers_in_one_application_have_separate_stores(tmp_path: Path) -> None:
     with ExitStack() as stack:
         port, _ = started(stack, tmp_path, 2, program=TWO_SERVERS)
         one, two = (listen(stack, port, f"/{name}") for name in ("one", "two"))
@@ -200,7 +200,7 @@ def test_sibling_processes_that_cannot_share_a_store_are_reported(tmp_path: Path
 
 
 @pytest.mark.server
-def test_sibling_processes_start_where_a_store_process_cannot(tmp_path: Path) -> None:
+def test_sibling_processes_start_even_if_the_store_process_cannot(tmp_path: Path) -> None:
     program = f"import sys\nsys.executable = {shutil.which('false')!r}\n{PROGRAM}"
     with ExitStack() as stack:
         port, log = started(stack, tmp_path, 2, program=program, TMPDIR=str(tmp_path))

@@ -68,7 +68,7 @@ async def test_bodies_at_the_cap_are_read(server: RunningServer) -> None:
     assert (await peer.reply())[2] == b"%d" % (4 * MIB)
 
 
-async def test_tiny_chunks_cost_no_more_than_their_bytes(server: RunningServer) -> None:
+async def test_bodies_in_tiny_chunks_use_no_more_memory_than_their_bytes(server: RunningServer) -> None:
     peer = await server.connect()
     head = b"POST /size HTTP/1.1\r\n" + HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
     await peer.send(head + b"1\r\nx\r\n" * 20_000 + b"0\r\n\r\n")

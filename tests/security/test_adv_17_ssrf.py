@@ -63,7 +63,7 @@ def test_public_addresses_are_public_on_every_python_version(address: Any) -> No
     "javascript:alert(1)", "data:text/plain,x", "http://localhost.evil.example/", "http://127.0.0.1.evil.example/",
     "https://example.com/" + "a" * 3000,
 ])  # fmt: skip
-def test_forbidden_urls_are_rejected_before_dns(url: str) -> None:
+def test_forbidden_urls_are_rejected_before_a_dns_lookup(url: str) -> None:
     with pytest.raises(OutboundError):
         check_url(url)
 
@@ -139,7 +139,7 @@ async def test_slow_dns_lookups_do_not_exhaust_threads(monkeypatch: pytest.Monke
         await fetch("https://another.example/client")
 
 
-async def test_checked_address_is_the_one_connected_to(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_use_the_address_that_was_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")
     asked = names(monkeypatch, ["1.1.1.1"], ["127.0.0.1"])
     connects(monkeypatch)

@@ -71,7 +71,7 @@ async def test_oversized_frame_lengths_are_rejected_immediately(size: int, way: 
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
-async def test_fragment_sizes_add_up(way: str) -> None:
+async def test_message_size_limit_applies_to_the_sum_of_fragments(way: str) -> None:
     async with world(way) as app:
         socket = await app.raw()
         part = b" " * 2**18
@@ -110,7 +110,7 @@ async def test_peers_that_call_without_reading_are_paused() -> None:
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])
 @for_each("body", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
-async def test_upgrades_with_a_body_are_rejected(body: bytes, way: str) -> None:
+async def test_websocket_handshakes_with_a_body_are_rejected(body: bytes, way: str) -> None:
     """CVE-2026-69243."""
     async with world(way) as app:
         peer = await app.handshake(body)

@@ -49,7 +49,7 @@ async def test_endless_streams_end_at_the_limit(what: str) -> None:
 
 
 @for_each("line", [b": x\n", b"unknown: x\n", b"\n", b"retry: 1\n", b"id: 7\n", b"\r", b"\xff\xfe\n"])
-def test_meaningless_lines_are_not_kept(line: bytes) -> None:
+def test_ignored_lines_are_not_kept_in_memory(line: bytes) -> None:
     decoder = Decoder(max_event_bytes=1000)
     for _ in range(200):
         assert decoder.feed(line * 1000) == []

@@ -1,5 +1,5 @@
-"""One caller's share of a table, filled with the largest entries that it may have, takes what the page about neighbors
-says: the growth of the process is compared with what is counted.
+"""One caller's share of a table, filled with the largest allowed entries, takes the documented memory: the growth of
+the process is compared with the counted size.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ async def until_refused(pipe: MemoryPipe, request: Callable[[int], Any]) -> Any:
 
 
 @for_each("form", ["{}", "doc://ééééééééééééééééééééééééééééééééééééééééééééééééé/{}"])
-async def test_watched_uris_take_as_much_memory_as_is_counted(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_for_watched_uris_matches_the_counted_size(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.calls.sessions.MAX_HELD", 8 * MIB)
 
     def listen(number: int) -> Any:
@@ -71,7 +71,7 @@ async def test_watched_uris_take_as_much_memory_as_is_counted(form: str, monkeyp
         await pipe.close()
 
 
-async def test_sessions_on_connections_take_as_much_memory_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_for_connection_sessions_matches_the_counted_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.calls.sessions.MAX_HELD", MIB)
     capabilities = {"experimental": {f"e{number}": {} for number in range(300)}}
     opening = {**INITIALIZE, "capabilities": capabilities}
@@ -92,7 +92,7 @@ async def test_sessions_on_connections_take_as_much_memory_as_is_counted(monkeyp
 
 
 @for_each("depth", [1, 3, 90])
-async def test_hub_patterns_take_as_much_memory_as_is_counted(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_for_hub_patterns_matches_the_counted_size(depth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.hub._delivery._MAX_MEMORY", 8 * MIB)
     async with open_hub(max_connections=0) as hub:
 
@@ -122,7 +122,7 @@ async def test_hub_patterns_take_as_much_memory_as_is_counted(depth: int, monkey
         (list[dict[str, int]], [{}] * 30_000, 18),
     ],
 )
-async def test_running_call_arguments_take_the_documented_memory(kind: Any, value: Any, times: float) -> None:
+async def test_memory_for_running_call_arguments_is_as_documented(kind: Any, value: Any, times: float) -> None:
     mcp = Server("shop", settings=Settings(secret_key="a key of this test that is long enough", max_call_bytes=MIB))
     started: list[str] = []
 
@@ -178,7 +178,7 @@ async def test_notifications_count_with_calls() -> None:
 
 
 @for_each(("key", "size"), [(8, 0), (8, 100), (2_000, 16), (8, 100_000)])
-async def test_memory_store_values_take_as_much_memory_as_is_counted(key: int, size: int) -> None:
+async def test_memory_for_values_in_the_memory_store_matches_the_counted_size(key: int, size: int) -> None:
     store = MemoryStore(max_value_bytes=8 * MIB)
     with measured() as growth:
         for number in itertools.count():
@@ -191,7 +191,7 @@ async def test_memory_store_values_take_as_much_memory_as_is_counted(key: int, s
     assert growth.bytes == pytest.approx(counted, rel=0.25)
 
 
-async def test_cached_list_pages_take_the_documented_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_for_cached_list_pages_is_as_documented(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._server.features.registry._MAX_PAGE_BYTES", MIB)
     mcp = Server("shop", settings=Settings(page_size=10, secret_key="a key of this test that is long enough"))
     for number in range(2_000):
@@ -233,7 +233,7 @@ async def test_list_pages_that_callers_choose_are_not_cached() -> None:
     assert growth.bytes < MIB  # a page has .1 MiB
 
 
-async def test_cursor_has_one_spelling() -> None:
+async def test_cursor_has_only_one_valid_encoding() -> None:
     mcp = Server("shop", settings=Settings(page_size=1, secret_key="a key of this test that is long enough"))
     for name in ("aa", "b"):
 
@@ -252,7 +252,7 @@ async def test_cursor_has_one_spelling() -> None:
             await client.request("tools/list", {"cursor": other})
 
 
-async def test_dashboard_keeps_the_beginning_of_long_names() -> None:
+async def test_dashboard_stores_only_the_beginning_of_long_names() -> None:
     mcp = Server("shop", serve="all", settings=Settings(secret_key="a key of this test that is long enough"))
     calls = [("resources/read", {"uri": "x"}), ("prompts/get", {"name": "x"}), ("x", {}), ("tools/call", {"name": "x"})]
     capabilities = {"experimental": {"x" * 100_000: {}}}

@@ -41,7 +41,7 @@ async def opened(wire: Wire, data: bytes) -> AsyncIterator[Peer]:
         peer.writer.transport.abort()
 
 
-async def test_http_session_capabilities_take_as_much_memory_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_for_http_session_capabilities_matches_the_counted_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._transports.streamable._CAPABILITIES_ROOM", MIB // 2)
     about = {"protocolVersion": "2025-11-25", "clientInfo": {"name": "t", "version": "1"}}
     capabilities = {"experimental": {f"e{number}": {} for number in range(300)}}
@@ -57,7 +57,7 @@ async def test_http_session_capabilities_take_as_much_memory_as_is_counted(monke
         assert growth.bytes < MIB // 2 * 1.25 + number * 2048  # and the sessions themselves
 
 
-async def test_incoming_bodies_take_as_much_memory_as_is_counted() -> None:
+async def test_memory_for_incoming_bodies_matches_the_counted_size() -> None:
     length = MIB
     data = encode_request("POST", "/mcp", encode_headers(routing("tools/list")), b"x" * length)[:-1]
     server = make_server(max_incoming_bytes=16 * MIB, max_body=2 * MIB)
@@ -76,7 +76,7 @@ async def test_incoming_bodies_take_as_much_memory_as_is_counted() -> None:
         assert growth.bytes == pytest.approx(unfinished.used, rel=0.25)
 
 
-async def test_unread_replies_take_as_much_memory_as_is_counted(caplog: pytest.LogCaptureFixture) -> None:
+async def test_memory_for_unread_replies_matches_the_counted_size(caplog: pytest.LogCaptureFixture) -> None:
     async def large(_: HttpRequest) -> Response:
         return Response(body=b"x" * 5 * MIB)
 
@@ -95,7 +95,7 @@ async def test_unread_replies_take_as_much_memory_as_is_counted(caplog: pytest.L
         assert growth.bytes < unsent.used * 1.25
 
 
-async def test_parked_calls_take_as_much_memory_as_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_for_parked_calls_matches_the_counted_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._parked_calls.MAX_BYTES", 8 * MIB)
 
     async def behave(asked: ReceivedRequest) -> None:
@@ -137,7 +137,7 @@ async def test_parked_calls_take_as_much_memory_as_is_counted(monkeypatch: pytes
 
 
 @for_each("length", [20_000, 10_000])
-async def test_running_tasks_take_the_memory_that_the_store_counts_and_their_arguments(length: int) -> None:
+async def test_memory_for_running_tasks_matches_the_counted_size_and_their_arguments(length: int) -> None:
     mcp = make_server(max_tasks=200, max_tasks_per_caller=100)
 
     @mcp.tool(task="required")
@@ -163,7 +163,7 @@ async def test_running_tasks_take_the_memory_that_the_store_counts_and_their_arg
         await pipe.close()
 
 
-async def test_waiting_webhook_deliveries_take_as_much_memory_as_is_counted(
+async def test_memory_for_waiting_webhook_deliveries_matches_the_counted_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("millstream.extensions.events._delivery.MAX_QUEUED", 16 * MIB)

@@ -1,4 +1,4 @@
-"""The second tenant doesn't notice: one tenant uses up something that both share, and the other one is still served.
+"""One tenant uses up a shared resource, and a second tenant is still served.
 
 To add a case, write an async function that builds the real thing, and add it to the table at the end. Each returns a
 `Shared`: `hold` takes one more for a tenant and keeps it, `use` is a complete operation of a tenant that needs some of

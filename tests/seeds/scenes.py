@@ -1,4 +1,5 @@
-"""What `make seeds` looks at as people do: pages in a browser with two people, restarts, and several workers."""
+"""The checks of `make seeds` from a user's perspective: pages in two people's browsers, restarts, and several
+workers."""
 
 import asyncio
 import os

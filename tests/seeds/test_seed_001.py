@@ -58,7 +58,7 @@ async def test_server_describes_itself(hub: int) -> None:
     assert "hub" in reply["result"]["content"][0]["text"]
 
 
-async def test_documentation_opens(hub: int) -> None:
+async def test_documentation_page_opens(hub: int) -> None:
     page = await shell(seed.COMMANDS["docs"].replace("open ", "curl -sS -f "), hub)
     assert page.lower().startswith("<!doctype html>")
 

@@ -38,7 +38,7 @@ def test_labels_are_derived_from_the_typed_text(script: ModuleType) -> None:
     assert script.label({"snippet": "snippets_001:ORDERS_PY"}) == "verbatim"
 
 
-def test_rows_are_complete(script: ModuleType) -> None:
+def test_table_rows_are_complete(script: ModuleType) -> None:
     for row in TABLE["line"]:
         assert set(row) <= KEYS | MORE, row
         assert row["system"] in TABLE["systems"]

@@ -1,4 +1,4 @@
-"""What a program may write as an annotation, and what it reads if that's no type."""
+"""Annotations that programs may write, and the errors for values that aren't types."""
 
 import datetime as dt
 import functools
@@ -135,7 +135,7 @@ async def test_values_with_the_wrong_type_are_rejected_before_the_function_runs(
     assert says in str(failed.value)
 
 
-async def test_a_recursive_alias_is_described_as_one_definition() -> None:
+async def test_recursive_alias_is_described_as_one_definition() -> None:
     tool = await _tool(_function(Nested, Nested))
     node = tool["inputSchema"]["properties"]["a"]
     assert node["anyOf"][1]["items"] == {"$ref": "#/$defs/Nested"}
@@ -245,7 +245,7 @@ async def test_error_for_a_form_without_a_type_suggests_a_type(answer: Any, says
         assert (await client.call("ask")).text == "refused"
 
 
-async def test_call_arguments_that_are_not_json_are_named() -> None:
+async def test_errors_identify_call_arguments_that_are_not_json() -> None:
     async with Client(Server("x")) as client:
         with pytest.raises(TypeError, match=r"The argument 'into' of 'add' .* write result_type=int"):
             await client.call("add", into=int)
@@ -273,7 +273,7 @@ async def test_coerce_treats_null_and_empty_text_as_omitted(arguments: Json, tex
         await _call(_lenient, arguments)
 
 
-async def test_empty_text_is_omitted_in_prompts_and_resources_where_it_fits_no_type() -> None:
+async def test_empty_text_counts_as_omitted_in_prompts_and_resources_if_the_type_does_not_allow_it() -> None:
     mcp = Server("forms")
 
     @mcp.prompt
@@ -293,7 +293,7 @@ async def test_empty_text_is_omitted_in_prompts_and_resources_where_it_fits_no_t
 
 
 @pytest.mark.parametrize("revision", ["2025-11-25", "2026-07-28"])
-async def test_a_coroutine_function_simulates_the_model(revision: str) -> None:
+async def test_coroutine_function_can_simulate_the_model(revision: str) -> None:
     mcp = Server("sampling")
 
     @mcp.tool
@@ -313,7 +313,7 @@ def test_argument_names_that_model_apis_reject_cause_a_warning(name: str) -> Non
         Server("x").add_tool(_function(Annotated[int, Field(alias=name)]), name="tool")
 
 
-def test_compositions_that_model_apis_reject_cause_a_warning() -> None:
+def test_combinators_that_model_apis_reject_cause_a_warning() -> None:
     schema = {"type": "object", "properties": {"a": {}}, "oneOf": [{"required": ["a"]}]}
     with pytest.warns(UserWarning, match="rejects schemas with 'oneOf' at their root"):
         Server("x").add_tool(_function(Any), name="tool", input_schema=schema)

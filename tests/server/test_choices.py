@@ -225,7 +225,7 @@ def test_type_statement_is_an_alias_of_its_value() -> None:
     assert grown.schema["$defs"]["Tree"]
 
 
-async def test_choices_are_written_in_the_form_they_are_read() -> None:
+async def test_choices_are_encoded_in_the_form_in_which_they_are_decoded() -> None:
     mcp = Server("s", settings=Settings())
 
     @mcp.tool
@@ -259,5 +259,5 @@ async def test_choices_are_written_in_the_form_they_are_read() -> None:
     assert tools["links"].describe()["outputSchema"]["items"]["format"] == "uri"
 
 
-def test_mixed_enums_are_written_as_their_values() -> None:
+def test_enums_with_mixed_types_are_encoded_as_their_values() -> None:
     assert encode_result([Level.LOW, Level.HIGH, Level.NONE]).endswith(b'"structuredContent":[1,"high",null]')

@@ -1,4 +1,4 @@
-"""No client or model API in use refuses the tools of the examples, or of many annotations.
+"""No current client or model API rejects the tools of the examples, or tools with many kinds of annotations.
 
 `make adopt` applies the same rules to published servers.
 """

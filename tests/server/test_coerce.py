@@ -37,7 +37,7 @@ SEEN = repr((3, 1.5, True, [1, 2], Order("a", 2), Model(size=4), '["as it is"]',
 
 
 @for_each("revision", ["2024-11-05", "2025-11-25", "2026-07-28"])
-async def test_lenient_tools_accept_text_where_hosts_send_it(revision: str) -> None:
+async def test_lenient_tools_accept_text_in_place_of_other_types(revision: str) -> None:
     by_option, by_setting = Server("one"), Server("all", settings=Settings(coerce_arguments=True))
     register(by_option, coerce=True)
     register(by_setting)
@@ -49,7 +49,7 @@ async def test_lenient_tools_accept_text_where_hosts_send_it(revision: str) -> N
             assert (await client.call("order", count=4)).text.startswith("(4, ")
 
 
-async def test_numbers_count_as_text_at_any_depth() -> None:
+async def test_lenient_tools_accept_numbers_as_text_at_any_depth() -> None:
     mcp = Server("deep")
 
     @mcp.tool(coerce=True)

@@ -1,6 +1,5 @@
-"""The words of an error cost at most ten times the check of a valid value of that size, or two milliseconds: our rule.
-
-CPU times of the fastest of several runs are compared, alternately measured, because the machine may be busy.
+"""Our rule: an error message costs at most ten times the check of a valid value of the same size, or two milliseconds.
+The test compares CPU times of the fastest of several alternating runs, because the machine may be busy.
 """
 
 import enum

@@ -198,7 +198,7 @@ async def test_functions_classes_and_context_managers_work_as_dependencies() -> 
     assert [each.open for each in sessions] == [False] * 3
 
 
-async def test_dependencies_work_outside_tools(shop: Shop) -> None:
+async def test_prompts_and_resources_can_have_dependencies(shop: Shop) -> None:
     mcp = Server("shop")
     Opened = Annotated[str, Depends(shop.opened)]  # noqa: N806  a type
 

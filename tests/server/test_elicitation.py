@@ -151,7 +151,7 @@ def test_structs_typed_dicts_and_pydantic_models_become_forms() -> None:
     }
 
 
-def test_default_none_makes_a_field_optional_but_not_nullable() -> None:
+def test_default_of_none_makes_a_field_optional_but_not_nullable() -> None:
     made = msgspec.defstruct("Form", [("part", str, None)])
     assert requested_schema(made) == {"type": "object", "properties": {"part": {"type": "string"}}, "required": []}
 
@@ -217,7 +217,7 @@ def test_titled_list_choices_appear_in_the_items() -> None:
     assert parse_answer({"part": ["l"]}, made) == made(part=["l"])
 
 
-def test_integer_bounds_may_be_open_on_either_side() -> None:
+def test_integer_bounds_may_be_exclusive_on_either_side() -> None:
     assert requested_schema(form(Annotated[int, Field(gt=1)]))["properties"]["part"] == {
         "type": "integer",
         "minimum": 2,

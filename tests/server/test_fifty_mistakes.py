@@ -61,7 +61,7 @@ def terminal_output(error: CommandError, capsys: pytest.CaptureFixture[str]) -> 
     return capsys.readouterr().err
 
 
-def test_there_are_a_hundred_mistakes() -> None:
+def test_list_contains_a_hundred_mistakes() -> None:
     assert len({each["what"] for each in TABLE}) == len(TABLE) >= 100
 
 

@@ -1,4 +1,4 @@
-"""Lifespans are entered and left in one task, and one that fails while the server runs is reported."""
+"""Lifespans are entered and exited in one task, and a failure while the server runs is reported."""
 
 import asyncio
 import json

@@ -109,7 +109,7 @@ CASES: list[tuple[Any, Any]] = [
 
 
 @pytest.mark.parametrize(("annotation", "value"), CASES, ids=str)
-async def test_recursive_and_generic_types_can_stand_beside_a_model(annotation: Any, value: Any) -> None:
+async def test_recursive_and_generic_types_can_be_combined_with_a_model(annotation: Any, value: Any) -> None:
     assert await _call(annotation, value) == value
 
 
@@ -135,7 +135,7 @@ async def test_types_with_the_name_of_a_model_keep_their_own_schema() -> None:
         assert (await client.call("tool", value)).text == "a 1"
 
 
-async def test_tagged_structs_are_told_apart_by_their_tag() -> None:
+async def test_tagged_structs_are_distinguished_by_their_tag() -> None:
     value = {"type": "Put", "key": "a", "values": {"1": "b"}}
     assert await _call(Get | Put | None, value) == value
     with pytest.raises(ToolFailed, match=r"'a.type' must be one of \"Get\", \"Put\""):
@@ -149,13 +149,13 @@ async def test_required_members_are_required_with_postponed_annotations() -> Non
 
 
 @pytest.mark.parametrize("number", ["NaN", "1_000"])
-async def test_only_json_readers_decimal_numbers_are_accepted(number: str) -> None:
+async def test_only_decimal_numbers_that_json_parsers_read_are_accepted(number: str) -> None:
     with pytest.raises(ToolFailed, match="must be a decimal number as text"):
         await _call(Movie, {"title": "a", "price": number})
 
 
 @pytest.mark.parametrize("path", ["", "a\0b"])
-async def test_text_that_is_no_path_is_refused_beside_a_model(path: str) -> None:
+async def test_invalid_paths_are_rejected_in_a_signature_with_a_model(path: str) -> None:
     def tool(where: Path, item: Item = Item()) -> str:  # noqa: B008  as people write it
         return f"{where} {item}"
 
@@ -166,7 +166,7 @@ async def test_text_that_is_no_path_is_refused_beside_a_model(path: str) -> None
             await client.call("tool", where=path)
 
 
-async def test_final_arguments_can_stand_beside_a_model() -> None:
+async def test_final_arguments_can_be_combined_with_a_model() -> None:
     def tool(number: Any = 1, item: Item = Item()) -> str:  # noqa: B008  as people write it
         return f"{number} {item.name}"
 
@@ -177,7 +177,7 @@ async def test_final_arguments_can_stand_beside_a_model() -> None:
         assert (await client.call("tool", number=2)).text == "2 tea"
 
 
-async def test_dicts_returned_for_a_typed_dict_may_have_values_that_are_no_json() -> None:
+async def test_dicts_returned_for_a_typed_dict_may_contain_values_other_than_json() -> None:
     def tool(item: Item = Item()) -> tuple[Node, Item]:  # noqa: B008  as people write it
         return {"name": "a", "children": [], "at": dt.datetime(2026, 1, 1), "where": Path("b")}, item  # noqa: DTZ001
 
@@ -188,7 +188,7 @@ async def test_dicts_returned_for_a_typed_dict_may_have_values_that_are_no_json(
     assert node == {"name": "a", "children": [], "at": "2026-01-01T00:00:00", "where": "b"}
 
 
-async def test_numbers_with_a_fraction_of_zero_can_stand_beside_numbers_as_keys() -> None:
+async def test_numeric_keys_can_be_combined_with_whole_floats() -> None:
     def tool(names: dict[int, str], count: int) -> str:
         return f"{names} {count}"
 

@@ -188,7 +188,7 @@ def test_tool_names_made_too_long_by_a_prefix_warn_once() -> None:
     assert [each.filename for each in caught] == [__file__]
 
 
-def test_tools_added_after_mounting_can_warn_too() -> None:
+def test_tools_added_after_mounting_can_also_warn() -> None:
     part, middle, outer = server("part"), server("middle"), server("outer")
     middle.mount(part, prefix="b" * 10)
     outer.mount(middle, prefix="c" * 10)

@@ -94,7 +94,7 @@ def test_defaults_are_listed_and_not_shared_between_calls() -> None:
     assert made.call(made.decode(b"{}"), None) == expected
 
 
-def test_default_none_makes_a_parameter_nullable() -> None:
+def test_default_of_none_makes_a_parameter_nullable() -> None:
     def tool(x: int = None) -> Any:  # type: ignore[assignment]  # noqa: RUF013 - the subject
         return x
 

@@ -232,7 +232,7 @@ def test_portable_tool_names_do_not_warn(mcp: Server, name: str) -> None:
     mcp.tool(name=name)(nothing)
 
 
-def test_a_lambda_needs_a_name(mcp: Server) -> None:
+def test_lambdas_without_a_name_are_rejected(mcp: Server) -> None:
     with pytest.raises(TypeError, match=r"the lambda in .*test_registration\.py, line \d+ has no name that clients"):
         mcp.tool(lambda: "x")
     mcp.tool(name="named")(lambda: "x")

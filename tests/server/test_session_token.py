@@ -207,7 +207,7 @@ def test_capabilities_must_be_objects() -> None:
     assert capability_bits({"sampling": True, "elicitation": None, "roots": []}) == (0, False)
 
 
-def test_the_meaning_of_each_bit_is_fixed() -> None:
+def test_capability_bits_never_change_their_meaning() -> None:
     assert [capabilities_of(1 << bit) for bit in range(21)] == [
         {"sampling": {}},
         {"sampling": {"tools": {}}},
@@ -233,7 +233,7 @@ def test_the_meaning_of_each_bit_is_fixed() -> None:
     ]
 
 
-def test_the_capabilities_belong_to_the_caller() -> None:
+def test_decoded_capabilities_can_be_changed_by_the_caller() -> None:
     every = (1 << 20) - 1
     capabilities_of(every)["extensions"]["io.modelcontextprotocol/ui"]["mimeTypes"].append("other")
     capabilities_of(every)["sampling"]["tools"]["other"] = 1

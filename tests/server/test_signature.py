@@ -63,7 +63,7 @@ def test_undescribable_return_annotations_warn(annotation: Any) -> None:
     assert caught[0].filename == __file__
 
 
-def test_generators_have_their_items_schema() -> None:
+def test_generators_have_the_output_schema_of_their_items() -> None:
     async def counting() -> AsyncIterator[int]:
         yield 1
 
@@ -84,7 +84,7 @@ def test_generators_have_their_items_schema() -> None:
     assert not plan(listing).is_generator
 
 
-def test_text_blocks_stay_content_with_any_annotation() -> None:
+def test_text_blocks_stay_content_despite_any_annotation() -> None:
     assert schema_of_result(returning(Text | dict[str, int])) is None
 
 

@@ -95,7 +95,7 @@ OTHERS: tuple[Any, ...] = (
 )
 
 
-def test_msgspec_is_used_when_it_can_express_every_type() -> None:
+def test_msgspec_is_used_if_it_supports_every_type() -> None:
     for annotation in PLAIN:
         assert type(tool_with(annotation).engine) is MsgspecEngine, annotation
     for annotation in OTHERS:
@@ -103,7 +103,7 @@ def test_msgspec_is_used_when_it_can_express_every_type() -> None:
     assert type(tool_with(int, Item).engine) is PydanticEngine
 
 
-def test_both_engines_read_plain_types_the_same_way() -> None:
+def test_both_engines_read_plain_types_in_the_same_way() -> None:
 
     def one(n: int, at: dt.date, raw: bytes = b"", path: Path = Path(), items: list[int] = []) -> Any: ...  # noqa: B006
 

@@ -1,4 +1,4 @@
-"""URIs are compared by equivalence, as clients send them in other spellings than servers list them."""
+"""URIs are compared by equivalence, because clients don't always send them as listed."""
 
 import asyncio
 from collections.abc import Callable
@@ -42,7 +42,7 @@ async def _read(client: Client, uri: str) -> str | None:
     return contents.text
 
 
-async def test_resource_can_be_read_in_the_spelling_of_another_library() -> None:
+async def test_resource_can_be_read_by_a_uri_that_another_library_normalized() -> None:
     async with Client(make_server()) as client:
         for uri in URIS:
             (contents,) = await client.read(str(AnyUrl(uri)))
@@ -52,7 +52,7 @@ async def test_resource_can_be_read_in_the_spelling_of_another_library() -> None
         assert await _read(client, "shop://items/3") == "item 3"
 
 
-async def test_gateway_requests_resources_in_the_upstreams_spelling() -> None:
+async def test_gateway_requests_resources_by_the_upstreams_spelling_of_the_uri() -> None:
     asked: list[str] = []
 
     class Note:
@@ -122,7 +122,7 @@ def test_equivalent_uris_are_rejected_at_registration() -> None:
 
 
 @pytest.mark.parametrize("revision", REVISIONS)
-async def test_subscriber_is_notified_of_an_update_in_another_spelling(revision: str) -> None:
+async def test_subscriber_is_notified_of_an_update_under_another_spelling_of_the_uri(revision: str) -> None:
     mcp = make_server()
     async with (
         connect(mcp, revision=revision) as client,

@@ -88,7 +88,7 @@ async def test_sentinel_default_keeps_its_identity() -> None:
     assert (await _call(find, {})).text == "True"
 
 
-async def test_an_ellipsis_as_default_makes_an_argument_required() -> None:
+async def test_ellipsis_as_default_makes_an_argument_required() -> None:
     def find(n: int = ...) -> str:  # type: ignore[assignment]  # as FastAPI's users write it
         return str(n)
 
@@ -204,7 +204,7 @@ async def test_iterators_are_read_in_the_functions_thread() -> None:
     assert (await _call(tool, {})).data == threads != [threading.get_ident()]
 
 
-async def test_doc_describes_an_argument() -> None:
+async def test_doc_annotation_describes_an_argument() -> None:
     mcp = Server("documented")
 
     @mcp.tool
@@ -219,7 +219,7 @@ async def test_doc_describes_an_argument() -> None:
     assert described == {"words": "What to look for", "limit": "How many"}
 
 
-async def test_final_arguments_are_arguments() -> None:
+async def test_final_annotations_do_not_hide_an_argument() -> None:
     def count(number: int = 1) -> str:
         return str(number)
 
@@ -227,7 +227,7 @@ async def test_final_arguments_are_arguments() -> None:
     assert (await _call(count, {"number": 2})).text == "2"
 
 
-def test_annotations_that_are_no_types_are_refused_with_their_parameter() -> None:
+def test_annotations_that_are_not_types_are_rejected_with_the_parameter_name() -> None:
     def find(words: Any) -> str:
         return str(words)
 
@@ -236,7 +236,7 @@ def test_annotations_that_are_no_types_are_refused_with_their_parameter() -> Non
         Server("functions").add_tool(find)
 
 
-def test_builtin_functions_without_a_signature_are_refused() -> None:
+def test_builtin_functions_without_a_signature_are_rejected() -> None:
     with pytest.raises(TypeError, match=r"max: its parameters are unknown\. Register a function that calls it\."):
         Server("functions").add_tool(max)
 
@@ -250,7 +250,7 @@ class InjectedState(InjectedToolArg):
 
 
 @pytest.mark.parametrize("mark", [InjectedToolArg, InjectedToolArg(), InjectedState, InjectedState()])
-def test_arguments_that_another_library_fills_in_are_refused(mark: Any) -> None:
+def test_arguments_that_another_library_fills_in_are_rejected(mark: Any) -> None:
     def delete(name: str, user: Any) -> str:
         return f"{name} {user}"
 
@@ -259,7 +259,7 @@ def test_arguments_that_another_library_fills_in_are_refused(mark: Any) -> None:
         Server("functions").add_tool(delete)
 
 
-def test_parameters_of_typer_are_refused() -> None:
+def test_typer_parameters_are_rejected() -> None:
     option = type("OptionInfo", (), {"__module__": "typer.models"})()
 
     def greet(name: str = option) -> str:
@@ -290,7 +290,7 @@ class Private:
 
 
 @pytest.mark.parametrize("kind", [Converted, list[Counted], "Converted | Link"])
-def test_attrs_classes_that_need_their_own_init_are_refused(kind: Any) -> None:
+def test_attrs_classes_that_need_their_own_init_are_rejected(kind: Any) -> None:
     def tool(a: Any) -> str:
         return str(a)
 
@@ -299,7 +299,7 @@ def test_attrs_classes_that_need_their_own_init_are_refused(kind: Any) -> None:
         Server("functions").add_tool(tool)
 
 
-async def test_private_attributes_of_attrs_are_not_promised() -> None:
+async def test_private_attrs_attributes_are_not_in_the_schema() -> None:
     def tool() -> Private:
         return Private("b")
 

@@ -104,7 +104,7 @@ async def test_compare_and_set_requires_the_expected_value(store: Store) -> None
         assert await store.kv.get(key) == (value if done else present), (present, expected, value)
 
 
-async def test_one_of_many_compare_and_sets_wins(store: Store) -> None:
+async def test_only_one_of_many_concurrent_compare_and_sets_succeeds(store: Store) -> None:
     tries = [store.kv.compare_and_set("lease", None, b"%d" % n, TTL) for n in range(20)]
     won = await asyncio.gather(*tries)
     assert sum(won) == 1
@@ -408,7 +408,7 @@ async def test_streams_are_separate(store: Store) -> None:
     assert data_of(await store.log.read("two", None)) == [b"20", b"21", b"22"]
 
 
-async def test_unknown_streams_are_empty_or_a_gap(store: Store) -> None:
+async def test_reading_an_unknown_stream_returns_nothing_or_raises_a_gap(store: Store) -> None:
     assert await store.log.read("nothing", None) == []
     with pytest.raises(Gap) as gap:
         await store.log.read("nothing", Position(store.epoch, 1))
@@ -659,7 +659,7 @@ async def test_streams_may_be_sealed_with_their_first_entry(store: Store) -> Non
     assert await store.log.read("call:1", None) == [end]
 
 
-async def test_one_of_many_concurrent_seals_wins(store: Store) -> None:
+async def test_only_one_of_many_concurrent_seals_succeeds(store: Store) -> None:
     tries = await asyncio.gather(
         *(add(store, b"%d" % n, "call:1", seal=True) for n in range(20)), return_exceptions=True
     )
@@ -888,14 +888,14 @@ async def test_writes_are_visible_to_every_worker(backing: Backing) -> None:
     assert await one.kv.get_many(["key"]) == [None]
 
 
-async def test_one_of_several_workers_wins_compare_and_set(backing: Backing) -> None:
+async def test_only_one_of_several_workers_succeeds_with_compare_and_set(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
     for n in range(20):
         tries = [each.kv.compare_and_set(f"lease:{n}", None, b"x", TTL) for each in workers for _ in range(3)]
         assert sum(await asyncio.gather(*tries)) == 1
 
 
-async def test_compare_and_set_counters_lose_no_step(backing: Backing) -> None:
+async def test_counters_with_compare_and_set_lose_no_increment(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
 
     async def count(store: Store) -> None:
@@ -909,7 +909,7 @@ async def test_compare_and_set_counters_lose_no_step(backing: Backing) -> None:
     assert await workers[0].kv.get("count") == b"90"
 
 
-async def test_appends_from_all_workers_have_one_order(backing: Backing) -> None:
+async def test_appends_from_all_workers_have_the_same_order_everywhere(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
     sent = await asyncio.gather(*(append(each, STREAM, *[b"%d" % n] * 50) for n, each in enumerate(workers)))
     entries = await read_all(workers[0], STREAM)
@@ -1016,7 +1016,7 @@ async def test_later_workers_do_not_receive_earlier_messages(backing: Backing) -
     assert await inbox.until(b"after") == [b"after"]
 
 
-async def test_messages_from_several_workers_have_one_order(backing: Backing) -> None:
+async def test_messages_from_several_workers_arrive_in_the_same_order_everywhere(backing: Backing) -> None:
     workers = [await backing.worker() for _ in range(3)]
     heard = [MessageRecorder() for _ in workers]
     for worker, inbox in zip(workers, heard, strict=True):

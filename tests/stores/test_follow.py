@@ -161,7 +161,7 @@ async def test_current_followers_need_no_read() -> None:
     assert (reader.got[-1], store.reads) == (b"4", reads)
 
 
-async def test_followers_that_settle_together_share_their_reads() -> None:
+async def test_followers_that_wait_at_the_same_time_share_reads() -> None:
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
     together = [asyncio.create_task(reader.tail.settle()) for _ in range(50)]
@@ -186,7 +186,7 @@ async def test_interrupted_followers_read_after_a_new_topic_is_pushed() -> None:
     assert store.reads_before_listening == reads < store.reads
 
 
-async def test_failed_reads_fail_only_those_who_waited_for_them() -> None:
+async def test_failed_read_fails_only_callers_that_waited_for_it() -> None:
     store = Parts()
     reader = Reader(store, (await append(store, b"1"))[0])
     read, failures = store.read, [StoreUnavailable("No answer.")]

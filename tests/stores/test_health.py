@@ -63,7 +63,7 @@ async def test_failing_store_is_down_until_it_responds(failure: Exception, caplo
     assert [record.levelno for record in caplog.records if record.name == "millstream"] == [logging.ERROR]
 
 
-async def test_silent_store_is_down(caplog: pytest.LogCaptureFixture) -> None:
+async def test_store_that_does_not_respond_is_down(caplog: pytest.LogCaptureFixture) -> None:
     values = Values()
     values.silent = True
     assert await health_of(values, bound=0.0).look() is False

@@ -160,7 +160,7 @@ class Broken:
 
 
 @for_each("way", ["stale", "two steps", "repeated", "early"])
-async def test_checker_finds_planted_faults(way: str) -> None:
+async def test_linearizability_checker_detects_planted_faults(way: str) -> None:
     kv: Any = Broken(MemoryStore().kv, way)
     assert await judge([Yielding(kv)] * WORKERS, 200) != []  # type: ignore[list-item]
 

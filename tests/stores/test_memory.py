@@ -164,7 +164,7 @@ async def test_expired_items_are_absent_before_the_sweep(clock: Clock) -> None:
     assert len(await store.log.read(f"{4 * SWEEP - 2}", None)) == 1
 
 
-async def test_full_map_rejects_new_values_and_keeps_its_own(clock: Clock) -> None:
+async def test_full_map_rejects_new_values_and_keeps_existing_ones(clock: Clock) -> None:
     store = MemoryStore(clock=clock, max_value_bytes=10_000)
     await store.kv.put("key", b"old", 10.0)
     await store.kv.put("rest", bytes(8_400), 10.0)
@@ -195,7 +195,7 @@ async def test_tombstones_fit_when_larger_values_do_not(clock: Clock) -> None:
     assert stored_bytes(store.kv) <= 10_000
 
 
-async def test_expired_values_do_not_count_as_full(clock: Clock) -> None:
+async def test_expired_values_do_not_count_toward_the_limit(clock: Clock) -> None:
     store = MemoryStore(clock=clock, max_value_bytes=100_000)
     for n in range(400):
         await store.kv.put(f"{n}", b"", 10.0)
@@ -223,7 +223,7 @@ async def test_full_log_evicts_the_least_recent_stream(clock: Clock) -> None:
     assert stored_bytes(store.log) <= 10_000
 
 
-async def test_full_kinds_do_not_affect_others(clock: Clock) -> None:
+async def test_full_kind_does_not_affect_other_kinds(clock: Clock) -> None:
     store = MemoryStore(clock=clock, max_log_bytes=10_000)
     await append(store, "mailbox:ada", bytes(8_000))
     for n in range(20):
@@ -263,7 +263,7 @@ async def test_full_log_trims_its_largest_stream(clock: Clock) -> None:
     assert stored_bytes(store.log) <= 20_000
 
 
-async def test_copies_do_not_evict_their_source(clock: Clock) -> None:
+async def test_copied_event_does_not_evict_its_original(clock: Clock) -> None:
     store = MemoryStore(clock=clock, max_log_bytes=20_000)
     for n in range(50):
         await append(store, f"other{n}", bytes(500))

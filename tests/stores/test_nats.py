@@ -496,7 +496,7 @@ async def test_listeners_do_not_wait_for_a_consumer_on_a_node_that_failed(
     stop()
 
 
-async def test_the_epoch_is_read_again_until_jetstream_responds(
+async def test_epoch_is_read_again_until_jetstream_responds(
     backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     link = (await backing.worker()).backend._link

@@ -139,7 +139,7 @@ async def test_released_values_free_their_share(server: RedisServer) -> None:
         assert 0 < int(server.ask("PTTL", sizes)) <= (TTL + 60) * 1_000
 
 
-async def test_unencodable_position_is_a_gap_and_does_not_affect_other_reads(server: RedisServer) -> None:
+async def test_unencodable_position_is_reported_as_a_gap_and_does_not_affect_other_reads(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         (position,) = await append(store, STREAM, b"taken")
         found = await asyncio.gather(
@@ -302,7 +302,9 @@ async def test_missing_databases_and_server_modes_are_reported(server: RedisServ
                 pass
 
 
-async def test_publish_and_log_need_one_command_each(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_publishing_and_logging_need_one_redis_command_each(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("millstream._stores.redis.store.RENEW", 600.0)
     async with open_worker(server.url, lease=600.0) as store:
         await warm_up(store)
@@ -352,7 +354,7 @@ async def test_large_streams_drop_only_their_owners_entries(server: RedisServer)
 
 
 @for_each(("size", "streams"), [(100, 1_000), (100_000, 50)])
-async def test_streams_of_one_owner_take_as_much_memory_as_is_counted(
+async def test_memory_for_one_owners_streams_matches_the_counted_size(
     server: RedisServer, size: int, streams: int
 ) -> None:
     def used() -> int:

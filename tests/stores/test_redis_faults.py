@@ -86,7 +86,7 @@ async def test_events_lost_by_a_redis_restart_are_reported_as_a_gap() -> None:
 
 
 @pytest.mark.impatient
-async def test_stalled_redis_is_an_error_and_recovers(server: RedisServer) -> None:
+async def test_stalled_redis_is_reported_as_an_error_until_it_recovers(server: RedisServer) -> None:
     async with open_worker(server.url) as store:
         await append(store, STREAM, b"before")
         assert server.process is not None

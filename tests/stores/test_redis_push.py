@@ -1,4 +1,4 @@
-"""What reads from Redis, when redis-py swallows a cancellation."""
+"""Readers of Redis connections, when redis-py swallows a cancellation."""
 
 import asyncio
 from collections.abc import AsyncIterator

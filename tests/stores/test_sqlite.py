@@ -84,7 +84,7 @@ async def test_forgotten_streams_never_reuse_positions_after_a_restart(path: Pat
             await store.log.read("call:1", old[0])
 
 
-async def test_dropped_positions_are_a_gap_after_a_restart(path: Path) -> None:
+async def test_dropped_positions_are_reported_as_a_gap_after_a_restart(path: Path) -> None:
     async with open_sqlite(path) as store:
         positions = await append(store, "hub:journal", *(b"%d" % n for n in range(500)), max_entries=3)
     async with open_sqlite(path) as store:

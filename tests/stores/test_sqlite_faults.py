@@ -294,7 +294,7 @@ async def test_full_volume_with_a_large_wal_can_be_opened(path: Path, monkeypatc
 
 
 @pytest.mark.server
-async def test_full_volume_is_an_error_and_recovers(path: Path) -> None:
+async def test_full_volume_is_reported_as_an_error_until_it_recovers(path: Path) -> None:
     command = writer(path, "0", "300", "5000", "--file-size", "2000000", "--more-room")
     done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()

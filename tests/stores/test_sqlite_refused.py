@@ -127,7 +127,9 @@ def test_invalid_sqlite_urls_show_the_right_form(url: str) -> None:
     assert "hunter2" not in str(error.value)
 
 
-def test_three_slashes_are_relative_and_four_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_path_is_relative_after_three_slashes_and_absolute_after_four(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert locate("sqlite:///a/b.db").path == tmp_path / "a" / "b.db"
     assert locate("sqlite:////a/b%20c.db?durability=full").path == Path("/a/b c.db")

@@ -1,4 +1,4 @@
-"""Servers made from OpenAPI documents, and what they send to an API and get back."""
+"""Servers from OpenAPI documents, and their exchanges with an API."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stores on one backend each, for tests that reach into it."""
+"""Stores with one backend each, for tests that access the backend."""
 
 from typing import Any
 

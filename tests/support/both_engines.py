@@ -1,4 +1,4 @@
-"""What becomes of annotations in this process, with pydantic or without: ``python both_engines.py --core ROWS``."""
+"""How this process handles annotations, with or without pydantic: ``python both_engines.py --core ROWS``."""
 
 import asyncio
 import collections

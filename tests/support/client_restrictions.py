@@ -1,4 +1,4 @@
-"""What clients and model APIs in use refuse in the schema of a tool, as they publish it. Each rule names its source."""
+"""Restrictions on tool schemas, as published for current clients and model APIs. Each rule cites its source."""
 
 import re
 from collections.abc import Callable, Iterator

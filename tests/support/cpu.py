@@ -1,4 +1,4 @@
-"""Measures what code costs without depending on what else runs on the machine: CPU time, and calls of our functions."""
+"""Measures the cost of code independently of the machine's load: CPU time, and calls of our functions."""
 
 import sys
 import time

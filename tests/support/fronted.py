@@ -1,4 +1,4 @@
-"""Two servers behind a proxy, and what has to pass through each proxy of the examples."""
+"""Two servers behind a proxy, and checks that every proxy example must pass."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""Requests and responses as the server's HTTP connection passes them to handlers, for tests of what carries them."""
+"""Requests and responses in the form that the server's HTTP connection passes to handlers."""
 
 from millstream._http.message import Handler, HttpRequest, Response, header_lines
 

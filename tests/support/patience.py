@@ -1,6 +1,6 @@
 """The time limit of every wait in tests.
 
-It only catches hangs, and measures nothing. Tests have to pass on a machine that's five times slower, or that stops for
+It catches hangs, and isn't a measurement. Tests have to pass on a machine that's five times slower, or that stops for
 some seconds (`make busy`).
 """
 

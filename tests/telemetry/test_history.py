@@ -27,7 +27,7 @@ def calls(past: HistoryWindow) -> list[int]:
     return [sum(tally.buckets.values()) for _, (tally, _) in sorted(past.points.items())]
 
 
-def test_history_slots_hold_increments() -> None:
+def test_history_intervals_contain_increments() -> None:
     history, series = make_history()
     for second, number in ((0, 3), (1, 0), (10, 2), (11, 1)):
         for _ in range(number):
@@ -42,7 +42,7 @@ def test_history_slots_hold_increments() -> None:
     assert past.points[START + 10][1] == Gauges(0.11, 1.0, 21, 11)
 
 
-def test_longer_ranges_sum_slots() -> None:
+def test_longer_ranges_sum_their_intervals() -> None:
     history, series = make_history()
     for second in range(4_000):
         series[(*ADD, "")].observe(0.001)

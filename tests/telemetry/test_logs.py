@@ -101,7 +101,7 @@ def test_secret_fields_are_hidden_at_any_depth(name: str) -> None:
 
 
 @for_each("name", ["keyboard", "input_tokens", "isbn", "monkeys", "session"])
-def test_harmless_fields_are_kept(name: str) -> None:
+def test_harmless_fields_are_not_hidden(name: str) -> None:
     assert json_line("request", **{name: "value"})[name] == "value"
 
 
@@ -143,7 +143,7 @@ def test_secrets_inside_text_are_hidden(text: str) -> None:
         "-----BEGIN CERTIFICATE-----", "eyJust.a.word", "ask-an-expert-who-knows-everything",
     ],
 )  # fmt: skip
-def test_harmless_text_is_kept(text: str) -> None:
+def test_harmless_text_is_not_hidden(text: str) -> None:
     assert json_line("saw %s", text)["message"] == f"saw {text}"
 
 
@@ -237,7 +237,7 @@ def test_deep_values_are_truncated() -> None:
     assert json_line("shallow", value=[[[[["text"]]]]])["value"] == [[[[["text"]]]]]
 
 
-def test_levels_filter_and_unknown_ones_are_explained() -> None:
+def test_records_are_filtered_by_level_and_unknown_levels_are_explained() -> None:
     stream = io.StringIO()
     logs.configure("ERROR", stream=stream)
     assert write(stream, "quiet") == ""

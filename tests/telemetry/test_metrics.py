@@ -70,7 +70,7 @@ def test_unlabeled_metrics_start_at_zero() -> None:
     assert Metrics().histogram("plain", "Plain.").of().counts == [0] * (len(DURATIONS) + 1)
 
 
-def test_read_metrics_are_evaluated_at_each_scrape() -> None:
+def test_callback_metrics_are_evaluated_at_each_scrape() -> None:
     registry = Metrics()
     values: dict[tuple[str, ...], float] = {}
     registry.read("counter", "sent_total", "Sent.", lambda: values, ("to",))

@@ -82,14 +82,14 @@ async def test_sampler_runs_until_canceled() -> None:
     assert isinstance((await asyncio.gather(task, return_exceptions=True))[0], asyncio.CancelledError)
 
 
-async def test_cpu_is_a_share_since_the_last_read(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_cpu_usage_is_measured_since_the_last_read(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, cpu = iter([0.0, 10.0, 20.0, 20.0]), iter([1.0, 6.0, 6.0, 6.0])
     monkeypatch.setattr(process.time, "process_time", lambda: next(cpu))
     figures = ProcessFigures(Metrics(), clock=lambda: next(clock))
     assert [figures.now()["cpu_percent"] for _ in range(3)] == [50.0, 0.0, 0.0]
 
 
-async def test_values_match_the_system() -> None:
+async def test_process_values_match_the_operating_system() -> None:
     figures = ProcessFigures(Metrics()).now()
     assert figures["tasks"] == 1
     assert (figures["open_descriptors"] or 0) > 2

@@ -12,7 +12,7 @@ def count(ring: PerSecond, *seconds: int) -> None:
         ring.count += 1
 
 
-def test_whole_seconds_are_listed_oldest_first() -> None:
+def test_completed_seconds_are_listed_oldest_first() -> None:
     ring = PerSecond(8)
     count(ring, 3, 3, 4, 6, 7)
     assert ring.last(7, 5) == [0, 2, 1, 0, 1]

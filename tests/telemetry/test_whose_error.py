@@ -1,4 +1,4 @@
-"""Which errors count as the server's, and which as the caller's."""
+"""The classification of errors as the server's or the caller's."""
 
 import asyncio
 import json

@@ -1,8 +1,8 @@
-"""Playing a golden transcript: its client lines are sent, and what the server says is written down in their place.
+"""Replays a golden transcript: sends the client's lines, and records the server's.
 
-Lines of a transcript: ``#`` is for the reader; ``C1`` is what the client sends on connection 1; ``S1`` is what the
-server says there; ``--`` says what is read next. A value that differs each time stands as ``«name»``: the first one
-seen is bound to the name, and where it comes again it must be the same.
+Lines of a transcript: ``#`` is a comment. ``C1`` is sent by the client on connection 1, and ``S1`` by the server.
+``--`` selects what to read next. A value that differs each time stands as ``«name»``: the first one seen is bound to
+the name, and where it comes again it must be the same.
 """
 
 import asyncio

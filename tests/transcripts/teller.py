@@ -1,4 +1,4 @@
-"""The server of the golden transcripts: a few functions, so that a transcript can be read in one go."""
+"""The server of the golden transcripts, with few functions, so transcripts are short."""
 
 import asyncio
 from dataclasses import dataclass

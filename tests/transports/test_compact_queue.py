@@ -5,7 +5,7 @@ from millstream._http.websocket import CompactQueue
 from patience import WAIT
 
 
-async def test_gate_blocks_until_it_is_set() -> None:
+async def test_compact_event_blocks_until_it_is_set() -> None:
     gate = CompactEvent()
     waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
     await asyncio.sleep(0)
@@ -21,7 +21,7 @@ async def test_gate_blocks_until_it_is_set() -> None:
     assert not gate.is_set()
 
 
-async def test_other_waiters_are_woken_to_check() -> None:
+async def test_notify_wakes_waiters_to_check_their_condition() -> None:
     gate = CompactEvent()
     waiting = asyncio.create_task(gate.wait_changed())
     await asyncio.sleep(0)
@@ -30,7 +30,7 @@ async def test_other_waiters_are_woken_to_check() -> None:
     assert not gate.is_set()
 
 
-async def test_inbox_returns_items_in_order() -> None:
+async def test_compact_queue_returns_items_in_order() -> None:
     inbox: CompactQueue[int] = CompactQueue()
     reading = asyncio.create_task(inbox.get())
     await asyncio.sleep(0)

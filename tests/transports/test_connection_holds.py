@@ -275,7 +275,7 @@ async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
 
 @for_each("head", [USUAL, ODD, CHUNKED], ids=["usual", "parsed", "chunked"])
 @for_each("path", [b"/echo", b"/exact"])
-async def test_unfinished_bodies_are_capped_together(start: Start, head: bytes, path: bytes) -> None:
+async def test_unfinished_bodies_have_a_common_limit(start: Start, head: bytes, path: bytes) -> None:
     server = await start(max_incoming_bytes=500, max_body=250)
     await _known_host(server)
     holding = [await server.connect() for _ in range(3)]

@@ -141,7 +141,7 @@ def test_arbitrary_bytes_get_http_replies_and_leak_nothing(parts: list[bytes], d
 
 @given(st.lists(MESSAGES, min_size=1, max_size=6), st.one_of(st.just(b""), st.binary(min_size=1, max_size=20)))
 @settings(max_examples=examples(10))
-def test_feeding_byte_by_byte_equals_feeding_everything_at_once(messages: list[bytes], garbage: bytes) -> None:
+def test_input_byte_by_byte_gives_the_same_result_as_all_input_at_once(messages: list[bytes], garbage: bytes) -> None:
     stream = b"".join(messages) + garbage
     whole = asyncio.run(talk([stream]))
     assert whole == asyncio.run(talk(list(bytewise(stream))))

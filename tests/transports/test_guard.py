@@ -174,7 +174,9 @@ async def test_only_probes_are_answered_above_the_cap(start: Start, cap: dict[st
     assert (await full.reply())[2] == b"still served"
 
 
-async def test_probe_connections_are_few_and_short(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_for_probes_above_the_cap_are_few_and_short(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("millstream._http.server.guard._MAX_SPARES", 1)
     monkeypatch.setattr("millstream._http.server.guard._LINGER", WAIT)
     server = await start(max_connections=1)
@@ -240,7 +242,7 @@ async def test_websockets_count_as_connections(start: Start) -> None:
         await expect_refusal(peer, 400)
 
 
-async def test_unread_replies_are_bounded_together(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+async def test_unread_replies_have_a_common_limit(start: Start, caplog: pytest.LogCaptureFixture) -> None:
     answered = 0
 
     async def large(request: HttpRequest) -> Response:

@@ -86,7 +86,7 @@ async def test_disconnect_ends_the_stream(start: Start) -> None:
 
 
 @for_each("streams", [False, True])
-async def test_disconnect_cancels_handlers_that_ask_for_it(start: Start, streams: bool) -> None:
+async def test_disconnect_cancels_handlers_that_request_cancellation(start: Start, streams: bool) -> None:
     """MCP 2026-07-28: a disconnect cancels the call."""
     began, ended = asyncio.Event(), asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""The hot path of a request repeats the code of two methods to save their calls. Each copy equals its method."""
+"""The hot path of a request inlines two methods to save their calls. Each copy must equal its method."""
 
 import ast
 import inspect
@@ -45,7 +45,7 @@ def test_request_starts_in_the_same_way_on_the_fast_path() -> None:
     assert is_copied(own, statements(HttpProtocol.data_received))
 
 
-def test_replies_complete_the_same_way_on_the_hot_path() -> None:
+def test_replies_complete_in_the_same_way_on_the_hot_path() -> None:
     names = {"self._shared": "protocol.guard", "self": "connection", "exchange": "self"}
     own = own_statements(ServerConnection.complete, names)
     assert len(own) == 3

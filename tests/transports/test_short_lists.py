@@ -1,4 +1,4 @@
-"""A list of 2026-07-28 in its usual form takes a short cut; nobody can tell, except by its speed."""
+"""A usual list request of 2026-07-28 takes a fast path, which differs only in speed."""
 
 import json
 from typing import Any

@@ -270,7 +270,7 @@ def test_mass_rejections_take_at_most_500_iterations(guard: ConnectionGuard, loo
 
 
 @pytest.mark.parametrize("replying", [SILENT, CLOSED])
-def test_closing_without_a_rejection_counts_as_work(guard: ConnectionGuard, loop: Loop, replying: int) -> None:
+def test_sweep_counts_closing_without_a_rejection_as_work(guard: ConnectionGuard, loop: Loop, replying: int) -> None:
     crowd = [Connection(IDLE if replying == SILENT else DONE) for _ in range(20)]
     for connection in crowd:
         connection.replying = replying

@@ -1,4 +1,5 @@
-"""WebSocket: JSON-RPC of both eras, who may connect, a hundred at once. A real client on a real socket."""
+"""WebSocket: JSON-RPC of both eras, access control, and a hundred concurrent clients, with a real client on a real
+socket."""
 
 import asyncio
 from typing import Any

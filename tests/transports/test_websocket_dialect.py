@@ -1,4 +1,4 @@
-"""The dialect of a WebSocket without the subprotocol: calls, channels, JSON-RPC beside them, and wrong messages."""
+"""The dialect of a WebSocket without the subprotocol: calls, channels, JSON-RPC messages, and invalid messages."""
 
 import json
 from typing import Any

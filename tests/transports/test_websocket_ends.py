@@ -116,7 +116,7 @@ async def test_pipelined_requests_are_all_answered(way: str) -> None:
         assert {len(answer["result"]["content"][0]["text"]) for answer in answers} == {300_000}
 
 
-async def test_bytes_waiting_for_the_loop_do_not_count_as_slow() -> None:
+async def test_bytes_that_wait_for_the_event_loop_do_not_make_a_reader_slow() -> None:
     send = HeldSend()
     send.reads.set()
     outbox = QueuedSocket(send, limit=10, grace=WAIT)
@@ -175,7 +175,7 @@ async def test_disconnect_during_a_write_ends_the_outbox(fails: bool) -> None:
         assert send.sent == []
 
 
-async def test_hub_gives_slow_outboxes_and_others_different_close_codes() -> None:
+async def test_hub_closes_slow_readers_with_a_different_code_than_others() -> None:
     async with held_outbox() as (outbox, send, writer):
         outbox.write(b'{"a":1}')
         assert outbox.buffered == 7

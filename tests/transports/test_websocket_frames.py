@@ -282,7 +282,7 @@ async def test_unknown_subprotocols_are_not_selected() -> None:
                 assert (await socket.message())["id"] == 1
 
 
-async def test_the_upgrade_needs_its_headers() -> None:
+async def test_websocket_upgrade_requires_its_headers() -> None:
     """RFC 6455 §4.2.1."""
     assert UPGRADE.startswith(HEAD)
     async with world() as app:

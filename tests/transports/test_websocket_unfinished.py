@@ -72,7 +72,7 @@ async def test_unfinished_messages_share_the_body_budget(sent: bytes) -> None:
         await app.until(lambda: held(app) == 0)
 
 
-async def test_messages_and_bodies_from_one_address_share_its_budget() -> None:
+async def test_messages_and_bodies_from_one_address_share_a_budget() -> None:
     async with world(**BOUNDS) as app:
         socket = await app.raw()
         assert app.running.guard.unfinished.take("127.0.0.1", 180_000)
@@ -112,7 +112,7 @@ async def test_budget_is_released_when_the_connection_ends(end: Callable[[RawSoc
         await app.until(lambda: held(app) == 0)
 
 
-async def test_bytes_after_our_close_frame_count_until_the_peer_closes() -> None:
+async def test_bytes_received_after_our_close_frame_count_until_the_peer_closes() -> None:
     async with world(**BOUNDS) as app:
         socket = await app.raw()
         await socket.send(frame(BINARY))
@@ -335,7 +335,7 @@ async def test_frames_after_a_flood_are_read_after_our_close_frame() -> None:
         await app.until(lambda: not app.running.state.connections)
 
 
-async def test_others_are_answered_during_a_flood() -> None:
+async def test_other_clients_are_answered_during_a_flood() -> None:
     async with world() as app:
         other, socket = await app.raw(), await app.raw()
         await socket.send(frame(PONG) * 100_000)

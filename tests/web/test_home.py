@@ -38,7 +38,7 @@ async def texts(server: Server, *paths: str, **more: Any) -> Any:
 
 
 @LANES
-async def test_bare_address_is_a_page_or_redirects_to_one(*, lane: bool) -> None:
+async def test_root_path_is_a_page_or_redirects_to_one(*, lane: bool) -> None:
     asked = [("GET", "/"), ("HEAD", "/"), ("POST", "/"), ("GET", "/docs")]
     given = await replies(Server("shop", serve="rest"), *asked, lane=lane)
     assert given == [(303, "docs"), (303, "docs"), (404, None), (200, None)]
@@ -60,7 +60,7 @@ async def test_connect_page_shows_how_callers_sign_in_and_which_pages_they_can_o
 
 
 @LANES
-async def test_the_bare_address_does_not_redirect_users_without_access(*, lane: bool) -> None:
+async def test_root_path_does_not_redirect_users_without_access(*, lane: bool) -> None:
     paths = [("GET", "/"), ("GET", "/inspect")]
     forwarded = {"x-forwarded-for": "192.0.2.1"}
     open_to_all = Server("shop", serve="web")
@@ -101,7 +101,7 @@ async def test_folder_that_the_program_serves_at_the_root_is_not_replaced(tmp_pa
 
 
 @LANES
-async def test_bare_address_shows_the_mcp_url_if_pages_are_disabled(*, lane: bool) -> None:
+async def test_root_path_shows_the_mcp_url_if_pages_are_disabled(*, lane: bool) -> None:
     for settings, where in ((Settings(), "/mcp"), (Settings(path="/shop/mcp", auth_key=KEY), "/shop/mcp")):
         found = await texts(Server("shop", settings=settings), "/", "/nowhere", lane=lane)
         told = f"MCP is served at {where}. Give that address to an MCP client.\n"
@@ -146,7 +146,7 @@ async def test_mount_point_shows_the_mcp_url_and_hides_no_other_route(tmp_path: 
     assert await replies(Server("shop"), ("HEAD", "/"), ("POST", "/"), ("OPTIONS", "/")) == [(404, None)] * 3
 
 
-async def test_address_without_pages_is_empty_and_mount_points_link_to_their_page() -> None:
+async def test_root_path_without_pages_is_empty_and_mount_points_link_to_their_page() -> None:
     assert await replies(Server("shop"), ("GET", "/")) == [(404, None)]
     mcp = Server("shop", serve="rest")
     assert await replies(mcp, ("GET", "/in/"), app=Starlette(routes=[Mount("/in", mcp)])) == [(303, "docs")]

@@ -1,4 +1,4 @@
-"""Signing in to other servers from the inspector, without a browser: what counts, for whom, and what attacks get.
+"""Signing in to other servers from the inspector, tested without a browser: tokens, their owners, and attacks.
 
 docs/guides/develop-and-inspect.md is the contract. The rules are RFCs 6749, 7009, 7636, 9207 and our choice.
 """
@@ -325,7 +325,7 @@ async def test_sign_out_forgets_and_revokes_the_token(able: bool) -> None:
         assert (await browser.http.delete("/inspect/sign-in/1")).json() == {"revoked": False}
 
 
-async def test_entered_secrets_are_bound_to_one_issuer() -> None:
+async def test_entered_secrets_are_sent_to_only_one_issuer() -> None:
     async with guarded() as other, guarded() as evil, inspecting(other) as browser:
         asked = await browser.leave(client_id="mine", client_secret="my-secret")
         await browser.come_back(code="c", state=asked["state"], iss=other.origin)

@@ -78,7 +78,7 @@ async def test_only_foreign_credentials_are_forwarded() -> None:
     assert not {"set-cookie", "x-secret"} & set(reply.headers)
 
 
-async def test_foreign_basic_auth_prompts_are_blocked() -> None:
+async def test_basic_auth_prompts_from_other_servers_are_blocked() -> None:
 
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"{}", status="401 Unauthorized", more="WWW-Authenticate: Basic realm=x\r\n")
@@ -88,7 +88,7 @@ async def test_foreign_basic_auth_prompts_are_blocked() -> None:
 
 
 @for_each("method", ["GET", "POST"])
-async def test_foreign_replies_never_become_pages(method: str) -> None:
+async def test_replies_from_other_servers_are_never_shown_as_pages(method: str) -> None:
 
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(

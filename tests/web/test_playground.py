@@ -239,7 +239,7 @@ def write_env_file(model: ScriptedModel) -> None:
     Path(".env").write_text(f"API_URL={model.url}\nAPI_KEY={MODEL_KEY}\nDEFAULT_MODEL=test-model\n")
 
 
-async def test_a_conversation_without_messages_ends_quietly(api: Any, caplog: pytest.LogCaptureFixture) -> None:
+async def test_conversation_without_messages_ends_without_an_error(api: Any, caplog: pytest.LogCaptureFixture) -> None:
     api()
     async with running(shop()) as address, talking(address):
         pass

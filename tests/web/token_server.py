@@ -1,4 +1,4 @@
-"""A server that wants tokens and gives them itself, on a real socket, and misbehaves where a test says so."""
+"""A server that requires tokens and issues them itself, on a real socket, and misbehaves as a test specifies."""
 
 import json
 from base64 import urlsafe_b64encode

@@ -153,7 +153,7 @@ async def test_edits_before_the_first_scan_are_noticed(tmp_path: Path) -> None:
     await asyncio.wait_for(anext(changes), WAIT)
 
 
-async def test_several_edits_are_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_several_quick_edits_count_as_one_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looks = iter([{"a": (1, 1)}, {"a": (2, 1)}, {"a": (2, 1), "b": (1, 1)}, *[{"a": (2, 1), "b": (2, 2)}] * 50])
     monkeypatch.setattr(watching, "PAUSE", 0)
 

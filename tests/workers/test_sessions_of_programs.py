@@ -1,4 +1,4 @@
-"""Sessions of a program that keeps their state, behind several workers. The program is one of the official SDK."""
+"""Sessions of a stateful program behind several workers. The program uses the official SDK."""
 
 import asyncio
 import itertools
@@ -164,7 +164,7 @@ async def test_sessions_keep_their_state_whichever_worker_gets_the_request(serve
         assert text_of(await other.call(session, "pid")) == text_of(await holder.call({}, "pid"))
 
 
-async def test_two_callers_sessions_have_separate_state_on_one_worker(served: Program) -> None:
+async def test_sessions_of_two_callers_have_separate_state_on_one_worker(served: Program) -> None:
     async with two_workers(served) as (holder, session, other):
         own = await other.initialize()
         await asyncio.gather(other.call(session, "put", value=7), other.call(own, "put", value=8))
@@ -273,7 +273,9 @@ def listening_socket(pid: int) -> Path:
     return Path(path)
 
 
-async def test_only_the_first_request_fails_otherwise_while_a_killed_worker_still_accepts(served: Program) -> None:
+async def test_only_the_first_request_fails_with_another_error_while_a_killed_worker_still_accepts(
+    served: Program,
+) -> None:
     async with two_workers(served) as (holder, session, other):
         pid = int(text_of(await holder.call({}, "pid")))
         path = listening_socket(pid)

@@ -90,7 +90,7 @@ def test_any_form_gets_a_reply(loop: Loop, pairs: Any, noise: bytes, header: byt
         "{}{}{}".format, st.sampled_from(STARTS), st.text("[]@:.;,' \"a1%?#*é\\", max_size=12), st.sampled_from(ENDS)
     )
 )
-def test_any_redirect_uri_is_rejected_or_safe_in_policy_and_page(uri: str) -> None:
+def test_any_redirect_uri_is_rejected_or_safely_embedded_in_policy_and_page(uri: str) -> None:
     try:
         check_redirect(uri)
     except ValueError:

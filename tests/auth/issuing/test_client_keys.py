@@ -97,7 +97,7 @@ async def test_clients_with_keys_must_use_them(batch: Desk) -> None:
 @for_each(("key", "alg"), [
     (KEY, "ES256"), (RSAKey.generate_key(2048), "RS256"), (OKPKey.generate_key("Ed25519"), "Ed25519"),
 ])  # fmt: skip
-async def test_client_keys_may_be_public_pem_files(desk: Desk, key: Any, alg: str) -> None:
+async def test_client_keys_may_be_public_keys_in_pem(desk: Desk, key: Any, alg: str) -> None:
     pem = key.as_pem(private=False).decode()
     desk = Desk(desk.services.store, clients=[auth.client("batch", jwks=pem, scopes=["orders:read"])])
     assert (await prove(desk, assertion(key=key, alg=alg, kid=None))).status == 200

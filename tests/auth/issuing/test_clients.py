@@ -120,13 +120,13 @@ async def test_providers_limit_the_scopes_a_user_can_grant(desk: Desk) -> None:
     assert (await desk.refresh(id, given["refresh_token"])).message["scope"] == "shop:use orders:read"
 
 
-async def test_disabled_registration_has_no_path_and_no_metadata(desk: Desk) -> None:
+async def test_disabled_registration_removes_its_path_and_metadata(desk: Desk) -> None:
     closed = Desk(desk.services.store, registration=False)
     assert "/register" not in closed.paths
     assert "registration_endpoint" not in (await closed.ask("GET", "/.well-known/oauth-authorization-server")).message
 
 
-async def test_providers_can_reject_clients_and_have_their_own(desk: Desk) -> None:
+async def test_providers_can_reject_clients_and_define_their_own(desk: Desk) -> None:
     class Ours(Provider):
         async def find_client(self, client_id: str) -> OAuthClient | None:
             return auth.client("ours", redirect_uris=[BACK]) if client_id == "ours" else None

@@ -158,7 +158,7 @@ async def test_consent_applies_to_one_server(desk: Desk) -> None:
     assert (await browser.open(id, scope="orders:read", resource=OTHER)).status == 303
 
 
-async def test_unknown_clients_always_get_the_consent_page(desk: Desk) -> None:
+async def test_unknown_clients_always_require_consent(desk: Desk) -> None:
     _, browser = await consented(desk)
     other = (await desk.register())["client_id"]
     assert (await browser.open(other, scope="orders:read")).status == 200

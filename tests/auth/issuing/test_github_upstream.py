@@ -124,7 +124,7 @@ async def test_github_users_receive_our_tokens(github: Issuer, desk: Desk) -> No
     [("", "https://api.github.com"), ("https://octocorp.ghe.com", "https://api.octocorp.ghe.com"),
      ("https://git.example.com", "https://git.example.com/api/v3")],
 )  # fmt: skip
-def test_github_enterprise_has_its_own_api_url(at: str, api: str) -> None:
+def test_github_enterprise_uses_its_own_api_url(at: str, api: str) -> None:
     made = auth.login_provider("github", allow=["*"], client_id="a", client_secret="b", base_url=at)
     assert isinstance(made, GitHubUpstream)
     assert made._api == api

@@ -47,7 +47,7 @@ class Login:
         return token(said, typ="oauth-id-jag+jwt")
 
 
-async def test_client_signs_in_with_a_provider_grant_without_a_page() -> None:
+async def test_client_signs_in_with_a_provider_grant_without_a_login_page() -> None:
     async with run_issuer() as provider:
         login, key = Login(provider), ECKey.generate_key("P-256")
         pem = key.as_pem(private=True).decode()

@@ -63,7 +63,7 @@ async def test_concurrent_failures_get_the_same_number_of_attempts() -> None:
     assert not await crowd.one()
 
 
-async def test_failure_reduces_concurrency_without_rejecting_logins() -> None:
+async def test_failed_login_reduces_concurrency_without_rejecting_others() -> None:
     crowd = Crowd(three())
     crowd.gate.set()
     await crowd.one(right=False)
@@ -75,7 +75,7 @@ async def test_failure_reduces_concurrency_without_rejecting_logins() -> None:
     assert crowd.most == 2
 
 
-async def test_one_address_does_not_delay_another() -> None:
+async def test_attempts_from_one_address_do_not_delay_another() -> None:
     crowd = Crowd(three())
     tasks = crowd.send(4)
     await until(lambda: crowd.inside == 3)

@@ -158,7 +158,7 @@ async def test_any_worker_can_continue_a_grant(shared: Backing) -> None:
     assert sets[0] == sets[1] == sets[2]
 
 
-async def test_gap_in_revocations_triggers_a_full_recheck(desk: Desk) -> None:
+async def test_missed_revocations_trigger_a_full_recheck(desk: Desk) -> None:
     guard = guard_of(desk)
     desk.running._on_gap()
     assert guard.refresh()

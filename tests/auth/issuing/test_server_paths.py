@@ -62,7 +62,7 @@ async def test_metadata_is_served_at_every_path_and_origin(lane: bool) -> None:
         assert resource["resource"] == f"https://{HOST}/mcp"
 
 
-async def test_issuers_with_a_path_are_found_at_all_well_known_urls() -> None:
+async def test_issuer_with_a_path_serves_metadata_at_all_well_known_urls() -> None:
     async with run_guarded(shop(f"https://{HOST}/books")) as world:
         for path in (f"{ROOT}/books", f"{CONFIGURATION}/books", f"/books{CONFIGURATION}", ROOT):
             said = (await world.ask(None, "GET", path, host=HOST)).message

@@ -1,4 +1,4 @@
-"""A program that uses all that a client can notice, for whichever library is installed here.
+"""A program that uses every feature that a client can notice, for the installed library.
 
 ``python whole.py`` serves it on stdio, and ``python whole.py PORT`` over Streamable HTTP.
 """
