@@ -118,7 +118,7 @@ async def test_mailboxes_are_not_reachable_by_internal_name() -> None:
             assert reply.status in (400, 403, 404), path
 
 
-async def test_clients_cannot_forge_presence_on_behalf_of_others() -> None:
+async def test_clients_cannot_impersonate_other_users_in_presence() -> None:
     async with run_guarded() as world:
         path = "/events?channel=room&client_id=desk&name=Me"
         peers = [await world.send(key, "GET", path, **STREAM) for key in (ALICE, BOB)]

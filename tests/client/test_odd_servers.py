@@ -309,7 +309,7 @@ async def test_unaccepted_notifications_do_not_block() -> None:
     assert_readable(late.value, "roots/list_changed")
 
 
-async def test_reconnections_of_a_polled_stream_share_the_call_timeout() -> None:
+async def test_rounds_without_questions_share_the_call_timeout() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result({"resultType": "input_required", "requestState": "later"})
 

@@ -224,7 +224,7 @@ async def test_slow_tools_report_progress() -> None:
         assert sent == [(1, "Cup 1 is ready"), (1, "1 …"), (2, "Lift-off!")]
 
 
-async def test_counter_pauses_until_a_client_asks() -> None:
+async def test_counter_streams_progress_only_on_request() -> None:
     async with connect(counter.mcp) as client:
         for stream in (False, True):
             assert (await client.call("count", to=2, stream=stream)).data == 2

@@ -109,7 +109,7 @@ COVER = """(on) => {
 }"""
 
 
-def test_click_intended_for_the_app_does_not_approve_a_call(shop: str, page: Page) -> None:
+def test_approval_cannot_be_clicked_too_early_or_while_covered(shop: str, page: Page) -> None:
     page.set_viewport_size({"width": 1280, "height": 1400})
     page.clock.install()
     frame = app(page, shop)

@@ -369,7 +369,7 @@ def test_table_rows_do_not_move_under_the_pointer(tmp_path: Path, open_page: Ope
         page.context.close()
 
 
-def test_url_without_a_selection_opens_the_first_item(hub: str, open_page: OpenPage) -> None:
+def test_url_with_an_unknown_fragment_opens_the_first_tab(hub: str, open_page: OpenPage) -> None:
     page = open_page(f"{hub}/dashboard#toString")
     live(page)
     expect(page.get_by_role("tab", selected=True)).to_contain_text("Tools and methods")

@@ -27,7 +27,7 @@ LIKE_METHOD = [
 
 @pytest.mark.parametrize("way", ["lane", "asgi", ON_FOUR])
 @for_each("key", LIKE_METHOD)
-async def test_json_keys_that_differ_only_in_case_are_different(way: str, key: str) -> None:
+async def test_similar_json_keys_are_not_treated_as_equal(way: str, key: str) -> None:
     async with run_wire(make_shop(), way) as wire:
         alone = f'{{"jsonrpc":"2.0","id":1,"{key}":"ping"}}'.encode()
         assert (await wire.post(alone)).error == (400, -32600, "none")

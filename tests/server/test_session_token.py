@@ -233,7 +233,7 @@ def test_capability_bits_never_change_their_meaning() -> None:
     ]
 
 
-def test_decoded_capabilities_can_be_changed_by_the_caller() -> None:
+def test_changing_decoded_capabilities_does_not_affect_later_ones() -> None:
     every = (1 << 20) - 1
     capabilities_of(every)["extensions"]["io.modelcontextprotocol/ui"]["mimeTypes"].append("other")
     capabilities_of(every)["sampling"]["tools"]["other"] = 1

@@ -299,7 +299,7 @@ def test_attrs_classes_that_need_their_own_init_are_rejected(kind: Any) -> None:
         Server("functions").add_tool(tool)
 
 
-async def test_private_attrs_attributes_are_not_in_the_schema() -> None:
+async def test_attrs_classes_with_private_attributes_have_no_output_schema() -> None:
     def tool() -> Private:
         return Private("b")
 
