@@ -12,6 +12,14 @@ from wire import LATEST_HANDSHAKE, POST, Wire, per_request, request, routing, ru
 
 SCHEMA = {"type": "object", "properties": {"of": {"enum": ["salt", "rice"]}}, "required": ["of"]}
 
+LISTS = {
+    "tools/list": "tools",
+    "prompts/list": "prompts",
+    "resources/list": "resources",
+    "resources/templates/list": "resourceTemplates",
+}
+"""Method -> member of its result."""
+
 
 async def weigh(arguments: dict[str, Any], _: Call) -> dict[str, int]:
     return {"grams": len(arguments["of"])}
@@ -83,6 +91,15 @@ async def test_a_method_and_its_capability_can_be_added_for_some_revisions(mcp: 
         assert refused.message["error"] == {"code": -32601, "message": "Method not found: tasks/peek"}
     for revision in (each for each in BY_DATE.values() if each.handshake):
         assert "extensions" not in mcp.registry.capabilities(revision)
+
+
+async def test_lists_without_items_are_empty_in_the_handshake_era() -> None:
+    """Cline and opencode request every list, and give up at an error. The newest revision requires one."""
+    async with run_wire(Server("shop"), "asgi") as wire:
+        session = await wire.initialize(LATEST_HANDSHAKE)
+        for method, member in LISTS.items():
+            assert (await wire.post(request(method), session)).message["result"] == {member: []}
+            assert (await ask(wire, method))["error"]["code"] == -32601
 
 
 async def test_an_added_handshake_era_method_is_called_in_a_session(mcp: Server) -> None:

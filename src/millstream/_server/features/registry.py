@@ -417,7 +417,10 @@ class Registry:
         if capability is None:
             return self.extension_handler(method, revision) is not None
         if self.relayed is None:  # without another call, for each list
-            return not capability or capability in self._offered_capabilities
+            if not capability or capability in self._offered_capabilities:
+                return True
+            # Clients of these revisions request every list, and some give up at an error.
+            return revision.handshake and method.endswith("/list")
         return not capability or self.offers(capability)
 
     def offer(self, capability: str) -> None:
