@@ -4,7 +4,7 @@ scripts/seeds.toml has each line as its document has it, and what we type instea
 as comes from comparing the two. Only the port is replaced. An environment has what the files of its system install, and
 what the document installs; programs of other machines have environments without Millstream. Pages are opened in a
 browser. By day, the lines of a system share an environment, a folder, and a server. With NIGHTLY=1, each line has its
-own.
+own, in which the lines of `after` are typed first.
 """
 
 import os
@@ -216,6 +216,8 @@ def run_row(row: Row, place: Place) -> str:
     with ExitStack() as stack:
         place = place._replace(variables={**place.variables, **row.get("env", {})})
         text = typed(row)
+        for line in row.get("after", ()):
+            type_line(line, place)
         if "compose" in row:
             text = compose(place, row["compose"])
         if "file" in row:

@@ -1,7 +1,7 @@
 """A server that broadcasts: two tools, an event stream at /events, a WebSocket at /ws, REST, and pages.
 
-``pip install -r requirements.txt``, then ``python main.py`` serves it on 127.0.0.1:8000. After ``pip install uvicorn``,
-``uvicorn main:app`` does, too.
+``pip install -r requirements.txt``, then ``python main.py`` or ``uvicorn main:app`` serves it on
+127.0.0.1:8000.
 """
 
 from typing import Annotated

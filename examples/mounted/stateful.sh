@@ -1,10 +1,12 @@
 #!/bin/sh
 # A session by hand: initialize, say so, call. Start the application first: uvicorn main:app
+# MCP_SERVER_AUTH_KEY has the servers' key, if they have one.
 set -eu
 url=${1:-http://127.0.0.1:8000}/math/mcp/
 
 send() {
-  curl -sS -H 'Accept: application/json, text/event-stream' -H 'Content-Type: application/json' -X POST "$url" "$@"
+  curl -sS -H 'Accept: application/json, text/event-stream' -H 'Content-Type: application/json' \
+    ${MCP_SERVER_AUTH_KEY:+-H "Authorization: Bearer $MCP_SERVER_AUTH_KEY"} -X POST "$url" "$@"
 }
 
 # 1. The server gives the session its id.

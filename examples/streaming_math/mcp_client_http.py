@@ -1,10 +1,12 @@
 """A client in plain HTTP: it shows what's on the wire. For programs, take `millstream.Client`.
 
 ``python mcp_client_http.py [URL]`` runs the calls below against a server, by default http://localhost:8000.
+MCP_SERVER_AUTH_KEY has the server's key, if it has one.
 """
 
 import http.client
 import json
+import os
 import secrets
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 Json = dict[str, Any]
+KEY = os.environ.get("MCP_SERVER_AUTH_KEY")
+HEADERS = {"Authorization": f"Bearer {KEY}"} if KEY else {}
 
 
 # region: client
@@ -42,7 +46,8 @@ class MCPHTTPClient:
         """What this client's streamed calls say, also those from before; it goes on until you stop."""
         connection = http.client.HTTPConnection(*self._address)
         try:
-            connection.request("GET", f"/mcp/sse/{self.client_id}", headers={"Accept": "text/event-stream"})
+            headers = {"Accept": "text/event-stream", **HEADERS}
+            connection.request("GET", f"/mcp/sse/{self.client_id}", headers=headers)
             for line in connection.getresponse():
                 if line.startswith(b"data: {"):
                     yield json.loads(line.removeprefix(b"data: "))
@@ -56,9 +61,12 @@ class MCPHTTPClient:
             message["params"] = params
         connection = http.client.HTTPConnection(*self._address, timeout=60)
         try:
-            headers = {"Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json", **HEADERS}
             connection.request("POST", f"/mcp?client_id={self.client_id}", json.dumps(message), headers)
-            reply: Json = json.loads(connection.getresponse().read())
+            response = connection.getresponse()
+            if response.status in (401, 403):
+                raise PermissionError(f"The server requires its key ({response.status}).")
+            reply: Json = json.loads(response.read())
             return reply
         finally:
             connection.close()
@@ -88,5 +96,7 @@ def main(url: str = "http://localhost:8000") -> None:
 if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
+    except PermissionError as exc:
+        sys.exit(f"Error: {exc}\nSet MCP_SERVER_AUTH_KEY to it.")
     except (OSError, ValueError, http.client.HTTPException) as exc:
         sys.exit(f"Error: {exc}\nTo start the server, in another terminal: python mcp_server_add_http.py")

@@ -154,6 +154,27 @@ async def test_sweep_survives_errors(monkeypatch: pytest.MonkeyPatch, caplog: py
     assert "no line for you" in caplog.text
 
 
+async def test_start_of_the_server_is_not_reported_as_blocking(caplog: pytest.LogCaptureFixture) -> None:
+    times = iter([10.0, 10.1, 13.0, 13.0])  # the start, the first tick, and the beginning of the second one
+    ended = asyncio.Event()
+
+    def now() -> float:
+        try:
+            return next(times)
+        except StopIteration:
+            ended.set()
+            return 20.0
+
+    async with Server("shop", settings=Settings()).running() as runtime:
+        sweep = sweeps.Sweep(runtime.dispatcher)
+        sweep.clock = now
+        with patch.object(sweeps, "TICK", 0.25):
+            sweep.open()
+            await asyncio.wait_for(ended.wait(), WAIT)
+            await sweep.close()
+    assert ["blocked for 6.8" in each.getMessage() for each in caplog.records] == [True]
+
+
 async def test_blocking_functions_are_reported_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     mcp = Server("shop", settings=Settings())
     async with mcp.running() as runtime:

@@ -1,4 +1,8 @@
 import asyncio
+import os
+import signal
+import socket
+import subprocess
 import sys
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -102,6 +106,50 @@ async def test_restarted_service_announces_each_order_once_and_skips_other_event
                 while not (after := await announced()):
                     pass
                 assert after == ["Grace Hopper ordered 1 × jam."]
+
+
+@pytest.mark.server
+async def test_orders_need_a_copy_and_a_hub_that_responds(tmp_path: Path) -> None:
+    ports = {name: free_port() for name in ("hub", "users", "order_service")}
+    with service("users", ports, tmp_path), service("order_service", ports, tmp_path):
+        async with Client(f"http://127.0.0.1:{ports['order_service']}/mcp", headers=HEADERS) as shop:
+            with pytest.raises(ToolFailed, match="copies"):
+                await shop.call("place_order", user="ada", item="tea", copies=0)
+            with pytest.raises(ToolFailed, match="Another service doesn't respond") as caught:
+                await shop.call("place_order", user="ada", item="tea")
+    assert str(ports["hub"]) not in str(caught.value)
+    assert str(ports["hub"]) in (tmp_path / "order_service.log").read_text()
+
+
+@pytest.mark.server
+def test_start_restarts_a_killed_service(tmp_path: Path) -> None:
+    ports = [free_port() for _ in range(5)]
+    command = [sys.executable, str(FOLDER / "start.py"), *map(str, ports)]
+    own = {"MCP_SERVER_AUTH_KEY": KEY, "STATE_FOLDER": str(tmp_path / "state")}
+    with run_server(command, ports[0], tmp_path / "log", **own) as process:
+        wait_for_port(process, ports[1], tmp_path / "log")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        [users] = [int(each) for each in children if b"users.py" in Path(f"/proc/{each}/cmdline").read_bytes()]
+        os.kill(users, signal.SIGKILL)
+        while "users stopped, and starts again." not in (tmp_path / "log").read_text():
+            assert process.poll() is None
+        wait_for_port(process, ports[1], tmp_path / "log")
+
+
+@pytest.mark.server
+def test_start_stops_every_service_if_a_port_is_in_use(tmp_path: Path) -> None:
+    ports = [free_port() for _ in range(5)]
+    with socket.create_server(("127.0.0.1", ports[3])):
+        done = subprocess.run(
+            [sys.executable, str(FOLDER / "start.py"), *map(str, ports)], check=False, capture_output=True, text=True,
+            timeout=WAIT, cwd=tmp_path,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert "notifications ended, so all stop. For other ports: python start.py" in done.stderr
+    for port in ports:
+        with socket.socket() as each:
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            each.bind(("127.0.0.1", port))  # it would raise if a service were still listening
 
 
 def test_compose_services_run_existing_programs_and_allow_their_own_host_name() -> None:

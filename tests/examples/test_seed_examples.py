@@ -16,7 +16,7 @@ from cases import for_each
 from millstream import Client
 from millstream.client import AccessDenied
 from patience import WAIT
-from processes import ROOT, free_port, run_server, uvicorn_command
+from processes import ROOT, free_port, run_command, run_server, uvicorn_command
 
 pytestmark = pytest.mark.server
 
@@ -58,6 +58,31 @@ def test_clients_suggest_the_command_that_starts_their_server(path: str, url: st
     assert error.startswith("Error: ")
     program = advice.removeprefix("To start the server, in another terminal: ").split()[1]
     assert (EXAMPLES / path).with_name(program.replace("main:app", "main.py")).is_file()
+
+
+SERVERS = {
+    "broadcast/load.py": run_command(str(EXAMPLES / "broadcast" / "main.py"), 0)[:-2],
+    "broadcast/websocket_client.py": run_command(str(EXAMPLES / "broadcast" / "main.py"), 0)[:-2],
+    "greet/clientnetwork.py": [sys.executable, str(GREET / "servernetwork.py")],
+    "mounted/client.py": uvicorn_command("main:app", 0, "--app-dir", str(MOUNTED)),
+    "streaming_math/mcp_client_http.py": [sys.executable, str(MATH / "mcp_server_add_http.py")],
+}
+
+
+@for_each(("path", "server"), SERVERS.items())
+def test_clients_send_the_key_from_the_environment(path: str, server: list[str], tmp_path: Path) -> None:
+    port, key = free_port(), {"MCP_SERVER_AUTH_KEY": "key-of-this-test-and-no-other"}
+    url = CLIENTS[path].replace("PORT", str(port))
+    with run_server([*server, "--port", str(port)], port, tmp_path / "log", **key):
+        assert printed(sys.executable, EXAMPLES / path, url, folder=tmp_path, **key)
+        refused = run(sys.executable, EXAMPLES / path, url, folder=tmp_path)
+        assert refused.returncode == 1
+        error, advice = refused.stderr.splitlines()
+        assert error.startswith("Error: ")
+        assert "MCP_SERVER_AUTH_KEY" in advice
+        if path.startswith("mounted"):
+            for script in ("stateful.sh", "stateless.sh"):
+                assert '"content"' in printed("sh", MOUNTED / script, url, folder=tmp_path, **key)
 
 
 # Seed 000
