@@ -14,13 +14,17 @@ import pytest
 from cases import for_each
 from growth import MIB, measured
 from hub_parts import Outlet, encode_line, open_hub
-from millstream import Principal, Server, Settings
+from millstream import Context, Principal, Server, Settings
+from millstream._http.hosts import HostPolicy
+from millstream._http.message import parse_accept
+from millstream._telemetry.logs import HIDDEN, redact
 from millstream.client import ServerError
 from millstream.hub import LimitExceeded
 from millstream.stores import StoreFull
 from millstream.testing import connect
+from patience import WAIT
 from store_parts import MemoryStore
-from wire import MemoryPipe, per_request, request
+from wire import MemoryPipe, per_request, request, run_wire
 
 EVE, ADA = Principal("eve"), Principal("ada")
 INITIALIZE = {"protocolVersion": "2025-11-25", "clientInfo": {"name": "t", "version": "1"}}
@@ -269,3 +273,90 @@ async def test_dashboard_stores_only_the_beginning_of_long_names() -> None:
                 await pipe.receive()
         assert growth.bytes < MIB
         await pipe.close()
+
+
+async def test_client_names_are_cut_in_both_eras() -> None:
+    mcp = Server("shop", settings=Settings(secret_key="a key of this test that is long enough"))
+
+    @mcp.tool
+    async def name_client(ctx: Context) -> str:
+        return f"{ctx.client.name} {ctx.client.version}"
+
+    long = {"name": "n" * 1_000, "version": "v" * 1_000}
+    async with mcp.running() as runtime:
+        new, old = MemoryPipe(runtime.dispatcher), MemoryPipe(runtime.dispatcher)
+        body = per_request("tools/call", {"name": "name_client"})
+        body["params"]["_meta"]["io.modelcontextprotocol/clientInfo"] = long
+        new.send(json.dumps(body).encode())
+        found = [json.loads(await new.receive())]
+        old.send(json.dumps(request("initialize", {**INITIALIZE, "clientInfo": long})).encode())
+        await old.receive()
+        old.send(json.dumps(request("tools/call", {"name": "name_client"})).encode())
+        found.append(json.loads(await old.receive()))
+        for each in found:
+            assert each["result"]["content"][0]["text"] == f"{'n' * 256} {'v' * 256}"
+        await new.close()
+        await old.close()
+
+
+async def test_dashboard_keeps_the_beginning_of_long_client_names() -> None:
+    mcp = Server("shop", serve="all", settings=Settings(secret_key="a key of this test that is long enough"))
+    async with mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher)
+        with measured() as growth:
+            for number in range(50):
+                body = per_request("tools/list", {})
+                body["params"]["_meta"]["io.modelcontextprotocol/clientInfo"] = {
+                    "name": f"{number}" + 100_000 * "n",
+                    "version": f"{number}" + 100_000 * "v",
+                }
+                pipe.send(json.dumps(body).encode())
+                await pipe.receive()
+        assert growth.bytes < MIB
+        await pipe.close()
+
+
+async def test_gateway_keeps_no_client_info_of_calls_that_have_ended() -> None:
+    inner, outer = Server("inner"), Server("outer")
+
+    @inner.tool
+    def add(a: int) -> int:
+        return a
+
+    async with run_wire(inner, "own") as wire:
+        assert wire.running is not None
+        outer.upstream("there", f"http://127.0.0.1:{wire.running.port}/mcp", start_timeout=WAIT, timeout=WAIT)
+        async with outer.running() as runtime:
+            pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
+
+            async def call(number: int) -> None:
+                body = per_request("tools/call", {"name": "there_add", "arguments": {"a": number}})
+                about = {"name": f"{number}", "version": "1", "title": 200_000 * "t"}
+                body["params"]["_meta"]["io.modelcontextprotocol/clientInfo"] = about
+                pipe.send(json.dumps(body).encode())
+                assert json.loads(await pipe.receive())["result"]["content"][0]["text"] == str(number)
+
+            await call(0)  # connects
+            with measured() as growth:
+                for number in range(1, 41):
+                    await call(number)
+            assert growth.bytes < 2 * MIB
+            await pipe.close()
+
+
+def test_host_and_accept_values_with_spaces_are_not_kept() -> None:
+    policy = HostPolicy()
+    with measured() as growth:
+        for number in range(200):
+            host = b"10.0.0.%d" % number + 30_000 * b" "
+            assert policy.check("GET", {b"host": host}, ((b"host", host),)) is None
+            assert parse_accept(b"application/json" + 30_000 * b" " + b",a/%d" % number).json
+    assert growth.bytes < 3 * MIB  # the newest 64 hosts
+
+
+def test_long_names_of_fields_are_not_kept_when_secrets_are_looked_for() -> None:
+    with measured() as growth:
+        for number in range(100):
+            name = f"{number}" + 30_000 * "n"
+            assert redact({name: "a", f"{name}password": "b"}).popitem()[1] == HIDDEN
+    assert growth.bytes < MIB

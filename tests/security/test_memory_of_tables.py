@@ -18,7 +18,7 @@ from growth import MIB, measured
 from guard_peer import run_guarded_servers
 from http_messages import HttpRequest, Response
 from http_peer import Peer
-from millstream import Principal, Server, Settings
+from millstream import Context, Principal, Server, Settings
 from millstream.protocol import TASKS
 from patience import WAIT
 from wire import MemoryPipe, Wire, encode_headers, encode_request, per_request, request, routing, run_wire
@@ -189,3 +189,80 @@ async def test_memory_for_waiting_webhook_deliveries_matches_the_counted_size(
                     await until(lambda: outbox.share.used > 4 * MIB and not outbox._running and not outbox._due)
             assert 7.7 * MIB < outbox.share.used <= 8 * MIB
             assert growth.bytes < outbox.share.used * 1.25  # less, because both wait for some of the events
+
+
+async def test_arguments_of_running_tasks_count_like_those_of_calls() -> None:
+    mcp, held = make_server(max_call_bytes=MIB), asyncio.Event()
+
+    @mcp.tool(task="required")
+    async def work(objects: list[int]) -> int:
+        await held.wait()
+        return len(objects)
+
+    async with asyncio.timeout(20), mcp.running() as runtime:
+        bodies = runtime.services.bodies
+        bodies.maximum, bodies.each = MIB, MIB // 2
+        pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
+        body = per_request(
+            "tools/call", {"name": "work", "arguments": {"objects": [1_000] * 15_000}}, extensions={TASKS: {}}
+        )
+        ids, refused = list[str](), ""
+        while not refused:
+            pipe.send(json.dumps({**body, "id": len(ids)}).encode())
+            reply = json.loads(await pipe.receive())
+            if "error" in reply:
+                refused = reply["error"]["message"]
+            else:
+                ids.append(reply["result"]["taskId"])
+        assert refused == "Too many calls are running. Try again later."
+        assert 0.8 * bodies.each < bodies.count(EVE.id) <= bodies.each
+        other = MemoryPipe(runtime.dispatcher, principal=Principal("ada"))
+        other.send(json.dumps(body).encode())
+        assert "taskId" in json.loads(await other.receive())["result"]
+        pipe.send(json.dumps(per_request("tasks/cancel", {"taskId": ids[0]}, extensions={TASKS: {}})).encode())
+        await pipe.receive()
+        await until(lambda: bodies.count(EVE.id) < 0.8 * bodies.each)
+        pipe.send(json.dumps(body).encode())
+        assert "taskId" in json.loads(await pipe.receive())["result"]
+        held.set()
+        await until(lambda: bodies.used == 0)
+        await pipe.close()
+        await other.close()
+
+
+async def test_task_that_resumes_waits_for_room_for_its_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.extensions._calls._RETRY_DELAY", 0.01)
+    mcp = make_server(max_call_bytes=MIB)
+
+    @mcp.tool(task="required")
+    async def work(text: str, ctx: Context) -> str:
+        return f"{await ctx.elicit('How many?', int)} of {len(text)}"
+
+    declared: Any = {"extensions": {TASKS: {}}, "elicitation": {"form": {}}}
+
+    async with asyncio.timeout(20), mcp.running() as runtime:
+        pipe = MemoryPipe(runtime.dispatcher, principal=EVE)
+
+        async def ask(method: str, params: Any) -> Any:
+            pipe.send(json.dumps(per_request(method, params, **declared)).encode())
+            return json.loads(await pipe.receive())["result"]
+
+        async def wait_for(status: str) -> Any:
+            while (task := await ask("tasks/get", {"taskId": id}))["status"] != status:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            return task
+
+        id = (await ask("tools/call", {"name": "work", "arguments": {"text": "x" * 100_000}}))["taskId"]
+        (key,) = (await wait_for("input_required"))["inputRequests"]
+        bodies = runtime.services.bodies
+        assert bodies.used == 0
+        bodies.take("", bodies.maximum)
+        answer = {"action": "accept", "content": {"value": 3}}
+        await ask("tasks/update", {"taskId": id, "inputResponses": {key: answer}})
+        await wait_for("working")
+        for _ in range(20):
+            assert (await ask("tasks/get", {"taskId": id}))["status"] == "working"
+        bodies.leave("", bodies.maximum)
+        done = await wait_for("completed")
+        assert done["result"]["content"][0]["text"] == "3 of 100000"
+        await pipe.close()

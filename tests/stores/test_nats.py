@@ -2,11 +2,14 @@ import asyncio
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import uvloop
 
+from millstream._stores.base import OwnerQuotaExceeded
 from millstream._stores.nats.link import StreamMessage, parse_address, read_token
 from millstream._stores.nats.store import NatsBackend
 from millstream._stores.tail import Tail
@@ -401,6 +404,46 @@ async def test_number_of_remembered_share_sizes_is_bounded(
         await store.kv.put(f"result:~owner{number}.a", bytes(100), TTL, lossy=True)
     assert len(store.backend.kv._sizes) <= 12
     assert await store.kv.get("session:~owner0.a") == bytes(100)
+
+
+async def test_full_share_is_not_read_again_for_each_value_that_does_not_fit(
+    backing: NatsBacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("millstream._stores.nats.store.ROOM", 256 * 1024)
+    monkeypatch.setattr("millstream._stores.nats.store._FRESH", 1000.0)
+    kv, link, reads = (await backing.worker()).kv, (await backing.worker()).backend._link, list[str]()
+    read = link.batch
+
+    async def batch(stream: str, *options: Any) -> Any:
+        reads.append(stream)
+        return await read(stream, *options)
+
+    writer = await backing.worker()
+    monkeypatch.setattr(writer.backend._link, "batch", batch)
+    with suppress(OwnerQuotaExceeded):
+        for number in range(100):
+            await writer.kv.put(f"session:~eve.{number}", bytes(4_000), TTL)
+    before = len(reads)
+    for number in range(20):
+        with pytest.raises(OwnerQuotaExceeded):
+            await writer.kv.put(f"session:~eve.{number}", bytes(8_000 + number), TTL)
+    assert len(reads) == before
+    assert await writer.kv.delete("session:~eve.0")
+    await writer.kv.put("session:~eve.new", bytes(4_000), TTL)
+    assert await kv.get("session:~eve.new") == bytes(4_000)
+
+
+async def test_concurrent_values_do_not_exceed_a_share(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream._stores.nats.store.ROOM", 256 * 1024)
+    store = await backing.worker()
+    for number in range(10):
+        await store.kv.put(f"session:~eve.{number}", bytes(4_000), TTL)
+    store.backend.kv._sizes.clear()  # as for a worker that has just started
+    work = [store.kv.put(f"session:~eve.more{number}", bytes(4_000), TTL) for number in range(60)]
+    refused = await asyncio.gather(*work, return_exceptions=True)
+    assert {type(each) for each in refused} == {OwnerQuotaExceeded, type(None)}
+    kept = await store.kv.keys("session:~eve.")
+    assert 25 <= len(kept) <= 256 * 1024 // 2 // 4_000
 
 
 async def test_filters_widen_when_there_are_many_topics(backing: NatsBacking, monkeypatch: pytest.MonkeyPatch) -> None:

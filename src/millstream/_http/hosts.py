@@ -29,6 +29,8 @@ _SIMPLE_TYPES = frozenset((b"", b"text/plain", b"application/x-www-form-urlencod
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 _MAX_ACCEPTED = 1024
 """Maximum number of cached Host values, because clients can make up any number of valid ones."""
+_MAX_HOST = 512
+"""Maximum bytes of a cached Host value. Valid ones can have any number of spaces around them."""
 _MAX_LOGGED = 64
 """Maximum rejected names to log, because clients can make up any number."""
 _MAX_ADDRESS = 128
@@ -292,7 +294,8 @@ class HostPolicy:
             return refusal(421, f"This server doesn't serve Host {authority.name!r}. {fix}")
         if len(self.good) >= _MAX_ACCEPTED:
             self.good.clear()  # made-up addresses may have filled the set; real Hosts return with their next request
-        self.good.add(host)
+        if len(host) <= _MAX_HOST:
+            self.good.add(host)
         return None
 
 

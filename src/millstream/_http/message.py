@@ -479,6 +479,8 @@ class AcceptedTypes(Struct, frozen=True, gc=False):
 
 
 _MEMO_SIZE = 256
+_MAX_MEMO = 1024
+"""Maximum bytes of a cached `Accept` value. Clients can make up any number of values."""
 
 
 class _AcceptCache(dict[bytes | None, AcceptedTypes]):
@@ -491,7 +493,9 @@ class _AcceptCache(dict[bytes | None, AcceptedTypes]):
         page = b"text/html" in names and stream and b"text/event-stream" not in names
         if len(self) >= _MEMO_SIZE:
             self.clear()
-        found = self[value] = AcceptedTypes(json, stream, page)
+        found = AcceptedTypes(json, stream, page)
+        if value is None or len(value) <= _MAX_MEMO:
+            self[value] = found
         return found
 
 

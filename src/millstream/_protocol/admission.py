@@ -27,7 +27,14 @@ from millstream._protocol.errors import (
 )
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode
-from millstream._protocol.metadata import ClientInfo, RequestMeta, declares, decode_name, read_capabilities
+from millstream._protocol.metadata import (
+    MAX_DISPLAYED,
+    ClientInfo,
+    RequestMeta,
+    declares,
+    decode_name,
+    read_capabilities,
+)
 from millstream._protocol.notifications import InitializeRequestParams
 from millstream._protocol.revisions import (
     ALL,
@@ -295,9 +302,6 @@ def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Rev
         )
     return negotiated or revision
 
-
-MAX_DISPLAYED = 256
-"""Maximum number of characters kept of a client's name and version."""
 
 _decode = decoder(InitializeRequestParams)
 

@@ -56,6 +56,8 @@ class Implementation(Struct, frozen=True, omit_defaults=True, rename="camel", gc
     website_url: str | None = None
 
 
+MAX_DISPLAYED = 256
+"""Maximum number of characters kept of a client's name and version."""
 META_NAMES = {
     "version": VERSION_KEY,
     "capabilities": CAPABILITIES_KEY,
@@ -85,7 +87,7 @@ class RequestMeta(Struct, gc=False, rename=META_NAMES):
         capabilities = {} if self.capabilities is UNSET else read_capabilities(self.capabilities)
         if self.client is UNSET:
             return ClientInfo(capabilities)
-        return ClientInfo(capabilities, self.client.name, self.client.version)
+        return ClientInfo(capabilities, self.client.name[:MAX_DISPLAYED], self.client.version[:MAX_DISPLAYED])
 
 
 class ParamsWithMeta(Struct, gc=False, rename={"meta": "_meta"}):

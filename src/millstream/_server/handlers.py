@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from millstream._protocol.admission import MAX_DISPLAYED, require_capabilities
+from millstream._protocol.admission import require_capabilities
 from millstream._protocol.errors import (
     INVALID_PARAMS,
     INVALID_REQUEST,
@@ -326,7 +326,7 @@ class Handlers:
             agreed = await self._open_filters(call, pushes, ends) if self._registry.filters else {}
             # Release the request: it isn't read again, and the stream can be open for a day.
             client = call.client
-            call.client = ClientInfo({}, client.name[:MAX_DISPLAYED], client.version[:MAX_DISPLAYED])
+            call.client = ClientInfo({}, client.name, client.version)
             call.params, call.token = b"", None
             release_arguments(call, services.bodies)
             if not services.streams.take(owner):

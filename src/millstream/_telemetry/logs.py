@@ -468,10 +468,18 @@ def redact(value: Any, name: str = "", depth: int = 0) -> Any:
     return redact_text(repr(value))
 
 
-@lru_cache(maxsize=1024)
 def is_secret(name: str) -> bool:
     """Return whether a field of this name contains a secret (``X-Api-Key``, ``accessToken``, ``set-cookie``)."""
+    return _remembered(name) if len(name) <= _MAX_REMEMBERED else _names_secret(name)
+
+
+def _names_secret(name: str) -> bool:
     return _SECRET_NAME.search(re.sub(r"[^a-z0-9]", "", name.lower())) is not None
+
+
+_MAX_REMEMBERED = 256
+"""Maximum characters of a name whose result is cached, because callers choose the names of arguments."""
+_remembered = lru_cache(1024)(_names_secret)
 
 
 def redact_text(text: str) -> str:

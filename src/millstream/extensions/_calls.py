@@ -21,12 +21,15 @@ from millstream._protocol.principal import Principal
 from millstream._protocol.seal import RoundState
 from millstream._server.calls.call import DEFERRED, Call, TaskStart, granted_scopes, params_of
 from millstream._server.calls.context import Context
-from millstream._server.control import release_arguments, too_many_streams
+from millstream._server.control import LIGHT, release_arguments, too_many_streams
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features.tools import TaskRules, Tool
 from millstream._server.functions.engine import VALUE, engine_of_type, read_value
 from millstream._server.functions.msgspec_engine import encode
 from millstream._transports.open_streams import NullReplyChannel
+
+_RETRY_DELAY = 1.0
+"""Seconds before a run checks again whether there's room for its arguments."""
 
 
 class CallContext(Context):
@@ -275,11 +278,17 @@ class CallRun(Struct, eq=False):
 
     _dispatcher: Dispatcher
     _call: Call
+    _owner: str
 
     async def outcome(self) -> RunOutcome:
         """Run the call in the current task and return its outcome. A canceled call has none."""
         call, task = self._call, asyncio.current_task()
         assert task is not None  # noqa: S101  a coroutine runs in a task
+        # Large arguments count as those of other calls do. The request that began the run has just left room for them.
+        bodies = self._dispatcher.services.bodies
+        size = min(len(call.params), bodies.each) if len(call.params) > LIGHT else 0
+        while not call.cancelled and not bodies.take(self._owner, size):  # noqa: ASYNC110  a share sends no event
+            await asyncio.sleep(_RETRY_DELAY)
         if call.cancelled:  # canceled before its first step
             return RunOutcome()
         call.stop = task.cancel
@@ -287,6 +296,7 @@ class CallRun(Struct, eq=False):
             outcome = await self._dispatcher.outcome(call)
         finally:
             call.stop = None
+            bodies.leave(self._owner, size)
         if outcome.error is not None:
             return RunOutcome(error=outcome.error)
         result = outcome.result

@@ -509,7 +509,7 @@ class Host(Struct, eq=False):
             long_lived=True,
         )
         call.reply_channel = ReportChannel(report)
-        return CallRun(self._host.dispatcher, call)
+        return CallRun(self._host.dispatcher, call, saved.owner)
 
     async def acquire_slots(self, holder: str, limits: Sequence[SlotLimit], *, call: SavedCall | None = None) -> Slots:
         """Take one slot from every limit, or none. If the worker dies, its slots become free.

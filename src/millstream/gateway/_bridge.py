@@ -312,14 +312,14 @@ def _meta(
         raise call_error(
             call, f"The call runs in a loop: the server {upstream.name!r} leads back to this gateway."
         ) from None
-    passed = encode(members)[1:-1]
     if source.handshake or verbatim:
-        return passed
+        return encode(members)[1:-1]
     tasks = call.method == "tools/call" and upstream.has_tasks
     client = _GATEWAY
     if upstream.config.forward_client and (call.client.name or CLIENT_KEY in found):
         client = bytes(found.get(CLIENT_KEY, b"")) or encode(Implementation(call.client.name, call.client.version))
-    return b"%b%b%b" % (_envelope(source, abilities, level, client, tasks=tasks), passed and b",", passed)
+    members[CLIENT_KEY] = Raw(client)
+    return b"%b,%b" % (_envelope(source, abilities, level, tasks=tasks), encode(members)[1:-1])
 
 
 async def forward_exactly(  # noqa: C901, PLR0912  one frame for each call
@@ -556,15 +556,11 @@ _GATEWAY = encode(Implementation(NAME, __version__))
 
 
 @lru_cache(256)
-def _envelope(source: Revision, abilities: bytes, level: str, client: bytes, *, tasks: bool) -> bytes:
+def _envelope(source: Revision, abilities: bytes, level: str, *, tasks: bool) -> bytes:
     declared = declare(abilities, source)
     if tasks:
         declared["extensions"] = {**declared.get("extensions", {}), TASKS: {}}
-    members: Json = {
-        VERSION_KEY: source.date,
-        CAPABILITIES_KEY: declared,
-        CLIENT_KEY: Raw(client),
-    }
+    members: Json = {VERSION_KEY: source.date, CAPABILITIES_KEY: declared}
     if level:
         members[LOG_LEVEL_KEY] = level
     return encode(members)[1:-1]

@@ -55,7 +55,7 @@ from millstream._stores.rates import (
     share_room,
 )
 from millstream._stores.workers import read_again
-from millstream._tasks import cancel_all
+from millstream._tasks import SingleFlight, cancel_all
 
 ROOM = 64 * 1024 * 1024
 """Maximum bytes for each kind of values, and for rates and slots."""
@@ -65,6 +65,8 @@ _EXPECTED_SEQUENCE = "Nats-Expected-Last-Subject-Sequence"
 _FRESH = 1.0
 """Seconds that the size of a kind is cached."""
 _SHARE_FRESH = 30.0
+_READ_AGAIN = 5
+"""A full share is read again after this multiple of the time that it took."""
 MAX_SIZES = 10_000
 """Maximum cached sizes. Callers without sign-in can have any number of shares."""
 _AT_ONCE = 64
@@ -76,6 +78,8 @@ class _Size(Struct):
 
     bytes: int = 0
     at: float = -math.inf
+    took: float = 0.0
+    """Seconds that reading it took."""
 
 
 class NatsMap(Struct, eq=False):
@@ -84,6 +88,7 @@ class NatsMap(Struct, eq=False):
     _link: NatsLink
     _sizes: dict[str, _Size] = {}
     """Sizes by the kind's JetStream stream, or by the share's subject."""
+    _counting: SingleFlight[None] = field(default_factory=SingleFlight[None])
 
     def close(self) -> None:
         """Clear the cache."""
@@ -191,13 +196,14 @@ class NatsMap(Struct, eq=False):
         growth = _cost(key, value) - (_cost(key, old.data) if old is not None else 0)
         if growth > 0:
             room = share_room(value, ROOM, lossy=lossy)
+            is_mark = len(value) <= MARK_BYTES
+            if not (lossy or is_mark) and await self._kind_size(self._stream(key), growth) + growth > ROOM:
+                raise StoreFull(f"The {ROOM} bytes for this kind of value are full.")
+            # The share is last, so that nothing waits between this check and `_grow`.
             if share and await self._share_size(key, growth, room) + growth > room:
                 if not lossy or growth > room:
                     raise OwnerQuotaExceeded(f"The caller's share of {room} bytes is full.")
                 await self._evict(key, growth)
-            is_mark = len(value) <= MARK_BYTES
-            if not (lossy or is_mark) and await self._kind_size(self._stream(key), growth) + growth > ROOM:
-                raise StoreFull(f"The {ROOM} bytes for this kind of value are full.")
         self._grow(key, growth)
 
     async def _evict(self, key: str, growth: int) -> None:
@@ -227,11 +233,21 @@ class NatsMap(Struct, eq=False):
         if len(self._sizes) > MAX_SIZES:
             self._sizes.clear()
         size = self._sizes.setdefault(name, _Size())
-        if now - size.at > _SHARE_FRESH or size.bytes + growth > room:
-            size.bytes, size.at = 0, now
-            async for _, cost in self._live_values(key):
-                size.bytes += cost
+        age, is_full = now - size.at, size.bytes + growth > room
+        # Values of other workers, and expired ones, are found by reading the share. A caller could cause that with
+        # each value that doesn't fit.
+        if age > _SHARE_FRESH or (is_full and age > max(_FRESH, _READ_AGAIN * size.took)):
+            await self._counting.run(name, partial(self._count, key, size))
         return size.bytes
+
+    async def _count(self, key: str, size: _Size) -> None:
+        """Read the size of a share."""
+        began, before, total = time.monotonic(), size.bytes, 0
+        async for _, cost in self._live_values(key):
+            total += cost
+        size.bytes += total - before  # what this worker has added in the meantime counts, too
+        size.at = time.monotonic()
+        size.took = size.at - began
 
     async def _live_values(self, key: str) -> AsyncGenerator[tuple[int, int]]:
         """Yield the sequence and the cost of each value in a key's share, oldest first."""
