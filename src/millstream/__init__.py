@@ -88,6 +88,7 @@ _ELSEWHERE = {
     "Millstream": _NEW,
     "run": "Write mcp.run().",
     "server": _NEW,
+    **{name: f"Write @mcp.{name}, below mcp = Server(…)." for name in ("prompt", "resource", "tool")},
     "TokenVerifier": "Write auth=auth.oidc(…), auth.keys(…), or another method of millstream.auth.",
 }
 """Names that aren't here -> what to write instead."""

@@ -52,7 +52,7 @@ WRONG: list[tuple[list[str], int, str]] = [
     (
         ["list", "far/away.py"],
         3,
-        "There is no file far/away.py. Check the path; it is relative to the working directory.",
+        "There is no file far/away.py. Check the path. It's relative to the current folder.",
     ),
     (["list", "shop"], 3, "There is no program 'shop'. Did you mean shop.py?"),
     (["list", "."], 3, ". is a folder. Use a .py, .js, or .json file in it, a command, or a URL."),
@@ -137,6 +137,17 @@ def test_tls_key_without_a_certificate_prevents_startup() -> None:
     done = start("run", SHOP, "--tls-key", "key.pem", "--port", "0", stdout=subprocess.PIPE)
     assert done.returncode == 1
     assert b"The TLS certificate is missing." in done.stderr
+
+
+@pytest.mark.server
+def test_key_of_another_certificate_prevents_startup(tmp_path: Path) -> None:
+    certificate, _ = self_signed(tmp_path)
+    (tmp_path / "other").mkdir()
+    _, key = self_signed(tmp_path / "other")
+    done = start("run", SHOP, "--tls-cert", certificate, "--tls-key", key, "--port", "0", stdout=subprocess.PIPE)
+    assert done.returncode == 1
+    said = " ".join(done.stderr.decode().split())
+    assert f"The key in {key} doesn't belong to the certificate in {certificate}." in said
 
 
 def test_missing_template_resources_show_the_server_error(here: Path) -> None:

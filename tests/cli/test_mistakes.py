@@ -47,6 +47,8 @@ def pitch(title: str) -> str:
 ''',
     "syntax.py": "from millstream import Server\nmcp = Server('x'\n",
     "none.py": "x = 1\n",
+    "replaced.py": "from millstream import Server\nmcp = Server('x')\n\n\n@mcp.tool\ndef mcp() -> int:\n"
+    '    """Return one."""\n    return 1\n',
     "needs.py": "import no_such_package\n",
     "parses.py": "import cv2.dnn\n",
     "inner.py": "from millstream.server import Context\n",
@@ -154,6 +156,11 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("list tools shop.py", "The server is the first argument", "millstream list shop.py"),
     ("call order shop.py", "The server is the first argument", "millstream call shop.py order"),
     ("list python shop.py", "A command with arguments comes after --.", "millstream list -- python shop.py"),
+    ("list no-such-program a-server", "Unexpected argument: a-server.", "millstream list -- no-such-program a-server"),
+    ("list no-such-program -q a", "Unknown option: -q", ""),
+    ("list shop.py order", "Unexpected argument: order.", "millstream call shop.py order"),
+    ("list shop.py --json=pretty", "--json takes no value.", "millstream list --help"),
+    ("run replaced.py", "mcp is a function, not a server.", 'mcp = Server("my-server")'),
     ("call shop.py order isbn 978", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=978."),
     ("call shop.py order isbn:978", "not 'isbn:978'", "order isbn=978."),
     ("call shop.py delete_order", "The server has no tool 'delete_order'.", "It has: order, remove_order."),
@@ -324,6 +331,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (lambda: exec("from millstream.auth import BearerAuth"), "has no BearerAuth", "auth.keys or auth.jwt"),  # noqa: S102
     (lambda: exec("from millstream.auth import OAuthProxy"), "has no OAuthProxy", "auth.login_provider"),  # noqa: S102
     (lambda: exec("from millstream.gateway import Redactor"), "has no Redactor", "Did you mean Redaction?"),  # noqa: S102
+    (lambda: exec("from millstream import tool"), "has no tool", "@mcp.tool, below mcp = Server"),  # noqa: S102
     (lambda: exec("from millstream import McpError"), "has no McpError", "ToolError"),  # noqa: S102
     (lambda: exec("from millstream import BlockingClient"), "has no BlockingClient", "millstream.client"),  # noqa: S102
     (lambda: program().list_tools(), "no attribute 'list_tools'", "client.tools()"),  # type: ignore[attr-defined]
@@ -369,6 +377,7 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (client_of(lambda client: client.call("order", "1")), "Pass arguments by name", "call('order', name='1')"),
     (client_of(lambda client: client.call("order", isbn="1")["sum"]), "isn't the value", "result.data['sum']"),
     (client_of(lambda client: client.prompt("pitch")), "The server has no prompts", "'pitch'"),
+    (lambda: list(Client(program()).tools()), "comes in pages", "`await` it first"),
     (client_of(lambda client: client.subscribe("a://b")), "no attribute 'subscribe'", "client.watch(uri)"),
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),
     (lambda: Client(program()).__enter__(), "Client is asynchronous", "async with"),

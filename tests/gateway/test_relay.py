@@ -550,7 +550,7 @@ async def test_doctor_and_operators_see_whether_a_server_relays() -> None:
     one.upstream("books", growing(), prefix="")
     for server, mode in (
         (one, "relays books"),
-        (several, "makes items of its upstreams' lists, because there are several upstreams"),
+        (several, "merges its upstreams' lists into its own, because there are several upstreams"),
     ):
         async with server.running() as runtime, serve(server) as running:
             command = [sys.executable, "-m", "millstream", "doctor", f"http://127.0.0.1:{running.port}/mcp"]

@@ -40,7 +40,7 @@ class Folder:
     def __init__(self, folder: str, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Raise ValueError if the folder doesn't exist."""
         if not Path(folder).is_dir():
-            raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}.")
+            raise ValueError(f"There is no folder {folder!r} in {Path.cwd()}.")
         self._root = Path(folder).resolve()
         self._clock = clock
         self._lock = threading.Lock()

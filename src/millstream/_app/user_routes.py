@@ -51,7 +51,7 @@ def _files(folder: str, *, max_age: int, shared: bool) -> Application:
 
     place = Path(folder).absolute()
     if not place.is_dir():
-        raise ValueError(f"There is no folder {folder!r}, relative to {Path.cwd()}.")
+        raise ValueError(f"There is no folder {folder!r} in {Path.cwd()}.")
     files = StaticFiles(directory=place, html=True)
     whose = b"public" if shared else b"private"
     kept = b"%b, max-age=%d" % (whose, max_age) if max_age else b"%b, no-cache" % whose

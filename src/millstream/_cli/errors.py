@@ -109,6 +109,7 @@ _WORDS = (
         re.compile(r'Invalid value for (\S+): unable to convert "(.*)" into float\.'),
         r'Invalid value "\2" for \1. Write a number.',
     ),
+    (re.compile(r'Invalid value for (\S+): unable to convert ".*" into bool\.'), r"\1 takes no value."),
     (re.compile(r'(Invalid value "[^"]*?(\w+)" for \S+ Choose from: .*"\2".*\.)$'), r'\1 Did you mean "\2"?'),
     (re.compile(r'Invalid value "ort" for -p\..*'), "-port has two hyphens: --port."),
     (re.compile(r'Invalid value "[^"]*" for (--timeout)\. .* isn\'t greater than 0\.'), r"\1 must be greater than 0."),
@@ -248,6 +249,8 @@ def _check_order(command: str, first: str, server: str) -> None:
 
 def _find_misplaced(arguments: Sequence[str], extra: str, number: int) -> str:
     """Return the corrected command for `number` misplaced arguments, or an empty string."""
+    if arguments[0] == "list" and re.fullmatch(r"\w[\w-]*", arguments[1]):
+        return f"millstream list -- {shlex.join(arguments[1:])}"
     if arguments[0] == "list" and number == 1 and len(arguments) > 2:
         return f"millstream call {shlex.quote(arguments[1])} {shlex.quote(extra)}"
     command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)

@@ -6,6 +6,7 @@ other libraries can be imported as well: see `compatible_imports`.
 """
 
 import importlib.util
+import inspect
 import re
 import shutil
 import sys
@@ -210,9 +211,12 @@ def pick(namespace: Mapping[str, object], name: str, source: str) -> Server:
     if "__path__" in namespace:
         raise CommandError(f"{source} is a package without a server.", fix=_file_in(Path(source.replace(".", "/"))))
     hosts = [key for key, value in namespace.items() if _can_mount(value)]
+    replaced = next((key for key in CUSTOMARY_NAMES if inspect.isfunction(namespace.get(key))), "")
     raise NoServer(
         f"{source} has no millstream.Server.",
-        why="The file was imported, but none of its global names is a server.",
+        why=f"{replaced} is a function, not a server. A function that has the server's name replaces it."
+        if replaced
+        else "The file was imported, but none of its global names is a server.",
         fix=_mount_hint(source, hosts[0], namespace[hosts[0]])
         if hosts
         else f'If a function creates its server, run it as a command: millstream run "python {source}"'

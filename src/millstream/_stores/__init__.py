@@ -125,8 +125,6 @@ _KINDS: Final[dict[str, Callable[[str], Backend]]] = {
     "nats+tls": _nats,
 }
 _WHICH = (
-    "Use memory:// (data is lost when the program ends) or sqlite:///file.db (data is kept in a file), each for "
-    "one program on one machine with any number of --workers; or redis://host (any number of machines; also "
-    "rediss://, redis+sentinel://, and redis+cluster://) or nats://host (NATS JetStream; with replicas, data "
-    "survives the loss of a node)."
+    "Use memory:// or sqlite:///file.db on one machine, or redis://host or nats://host on any number of machines. "
+    "For Redis with TLS, Sentinel, or a Cluster, use rediss://, redis+sentinel://, or redis+cluster://."
 )

@@ -6,7 +6,7 @@ from contextlib import suppress
 from functools import lru_cache
 from importlib import import_module
 from operator import itemgetter
-from typing import Any, Generic, TypeVar, cast, get_origin
+from typing import Any, Generic, NoReturn, TypeVar, cast, get_origin
 
 import msgspec
 from msgspec import UNSET, Raw, Struct
@@ -112,6 +112,9 @@ class PaginatedList(Struct, Generic[T], eq=False):
                 raise InvalidResponse(f"The server's list doesn't end: it has more than {self._max_pages:,} pages.")
             seen.add(cursor)
             last = items
+
+    def __iter__(self) -> NoReturn:
+        raise TypeError("This list comes in pages. Write `async for`, or `await` it first.")
 
     def __await__(self) -> Generator[Any, None, list[T]]:
         return self._all().__await__()

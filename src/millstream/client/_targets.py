@@ -116,7 +116,7 @@ def _check_no_file(text: str) -> None:
 def nearest_file(path: Path) -> str:
     """Return a hint for a missing file: the closest name in its folder, or what to check."""
     near = closest_name(path.name, [each.name for each in path.parent.glob(f"*{path.suffix}")])
-    return f"Did you mean {path.parent / near}?" if near else "Check the path; it is relative to the working directory."
+    return f"Did you mean {path.parent / near}?" if near else "Check the path. It's relative to the current folder."
 
 
 def _command(words: Sequence[str], base: Command) -> Command:

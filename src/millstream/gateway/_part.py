@@ -215,7 +215,7 @@ class GatewayPart:
             has_search=bool(registry.list_selectors),
             extends=bool(definition.extensions) or registry.completes is not None,
         )
-        catalog = f"makes items of its upstreams' lists, because {obstacle}"
+        catalog = f"merges its upstreams' lists into its own, because {obstacle}"
         self._mode = catalog if obstacle else f"relays {upstreams[0].name}"
         logger.info("%s %s", definition.name, self._mode)
         host.report("gateway", lambda: self._mode)

@@ -539,7 +539,7 @@ class Relay(Recipient):
         """
         call = self.call
         if call.over or call.cancelled:
-            raise ProtocolError(INVALID_REQUEST, "The call that asked has ended.")
+            raise ProtocolError(INVALID_REQUEST, "The call that asked this question has ended.")
         if not call.open_reply_channel().asks:
             raise ProtocolError(METHOD_NOT_FOUND, "The client has no open stream that can carry a question.")
         if self.revision.elicitation_ids and "elicitationId" in question.params:
@@ -734,7 +734,7 @@ class Relays:
                     raise
             # Its call has ended, but another call of the session is running, and may be the one that asks.
             if self.find(0) is None:
-                raise ProtocolError(INVALID_REQUEST, "The call that asked has ended.")
+                raise ProtocolError(INVALID_REQUEST, "The call that asked this question has ended.")
 
     def _unknown_client_error(self, method: str) -> ProtocolError:
         if not self.recipients:

@@ -68,7 +68,7 @@ SEARCH_DESCRIPTION: Json = {
     "inputSchema": {
         "type": "object",
         "properties": {
-            "query": {"type": "string", "description": "Words that say what the tool should do"},
+            "query": {"type": "string", "description": "Words that describe what the tool should do"},
             "limit": {"type": "integer", "minimum": 1, "maximum": MAX_RESULTS, "default": _DEFAULT_RESULTS},
         },
         "required": ["query"],

@@ -621,7 +621,7 @@ class Upstream:
             return ""
         if not can_ask(limit_abilities(ALL_ABILITIES, self.policy.questions)):
             return "The gateway's policy doesn't allow its questions."
-        remedy = "It will restart so that it can. Call again."
+        remedy = "It's restarting in the mode that allows questions. Call again."
         if self.catalog.asks_by_handshake:
             return remedy
         logger.warning(

@@ -106,7 +106,7 @@ class HubPart(OwnPart):
 
 def _measure(metrics: "Metrics", hub: Hub) -> None:
     read, stats = metrics.read, hub.stats
-    back = "Subscribers that reconnected: all was replayed, or there was a gap."
+    back = "Subscribers that reconnected, by outcome: a full replay or a gap."
     read("counter", "hub_events_published_total", "Events published by this worker.", lambda: {(): stats().published})
     read("counter", "hub_events_delivered_total", "Events written.", lambda: {(): stats().delivered})
     read(

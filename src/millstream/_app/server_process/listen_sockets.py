@@ -266,7 +266,9 @@ class Certificate:
                 "The certificate can't be used.",
                 why=f"{exc.filename}: {exc.strerror}."
                 if isinstance(exc, OSError) and exc.filename
-                else f"{self._cert} and {self._key}: {exc}.",
+                else f"The key in {self._key} doesn't belong to the certificate in {self._cert}."
+                if "KEY_VALUES_MISMATCH" in str(exc)
+                else f"{' and '.join(dict.fromkeys((str(self._cert), str(self._key))))}: {exc}.",
                 fix="Use a certificate chain and its key in PEM form, without a passphrase: --tls-cert, --tls-key",
             ) from exc
 

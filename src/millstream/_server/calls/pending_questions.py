@@ -107,7 +107,7 @@ class PendingQuestions:
         except asyncio.CancelledError:
             if _lacks_answer(future):
                 future.cancel()
-                telling = self._tell(send, question_id, "The call that asked was canceled.", asked)
+                telling = self._tell(send, question_id, "The call that asked this question was canceled.", asked)
                 # The caller may cancel again meanwhile, but the client must still be notified.
                 await asyncio.shield(telling)
             raise
@@ -154,7 +154,7 @@ class PendingQuestions:
         without = self.fail(asked)
         asked.difference_update(without)
         for question_id in without:
-            await _give_up(send, question_id, "The call that asked has ended.")
+            await _give_up(send, question_id, "The call that asked this question has ended.")
 
     def fail(self, asked: Iterable[str]) -> list[str]:
         """Fail the questions of a finished call. Return the ids of unanswered questions."""

@@ -173,7 +173,7 @@ class UserFile(RecordFile[StoredUser]):
                 f"{name!r} isn't a valid user name. Use up to 64 letters, digits, dots, dashes, @, + and _."
             )
         if wrong := [each for each in groups if not _NAME.fullmatch(each)]:
-            raise ValueError(f"{wrong[0]!r} isn't a valid group. Use the characters of user names.")
+            raise ValueError(f"{wrong[0]!r} isn't a valid group. Use the same characters as in user names.")
         user = StoredUser(name, hash_password(password), now, check_scopes(scopes), groups)
         with self.change() as users:
             if name.casefold() in self.users:
