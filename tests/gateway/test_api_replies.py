@@ -128,10 +128,12 @@ async def test_keys_in_the_query_stay_out_of_logs_and_errors(caplog: pytest.LogC
             async with gateway(document, url, auth=secret) as client:
                 listed = {each.name: each.input_schema["properties"].keys() for each in await client.tools()}
                 results = [
-                    await client.call(name, {"key": "mine", "more": {"KEY": "x", "a": "b"}}, raise_on_error=False)
+                    await client.call(name, {**key, "more": {"KEY": "x", "a": "b"}}, raise_on_error=False)
                     for name in listed
+                    for key in ({"key": "mine"}, dict[str, str]())
                 ]
     assert listed["odd"] == {"more"}
+    assert "unknown 'key'" in results[0].text
     assert asked[0] == "GET /odd?a=b&key=s3%26cret HTTP/1.1"
     assert "s3" not in caplog.text + "".join(each.text for each in results)
 
@@ -167,7 +169,10 @@ async def test_policies_use_the_apis_own_names() -> None:
         async with gateway(described("odd", parameters=parameters), url, policy=policy) as client:
             (tool,) = await client.tools()
             assert tool.input_schema["properties"].keys() == {"top", "filter_name", "Filter_tenant"}
-            await client.call("odd", {"filter_name": "x", "filter[tenant]": "other", "FILTER[TENANT]": "other"})
+            for name in ("filter[tenant]", "FILTER[TENANT]"):
+                refused = await client.call("odd", {"filter_name": "x", name: "other"}, raise_on_error=False)
+                assert f"unknown {name!r}. Expected: " in refused.text
+            await client.call("odd", {"filter_name": "x"})
             await client.call("odd", {"top": "9", "Filter_tenant": "y"})
     assert sorted(asked[0].split()[1][5:].split("&")) == ["%24top=5", "filter%5Bname%5D=x", "filter%5Btenant%5D=acme"]
     assert "%24top=9" in asked[1]

@@ -105,7 +105,9 @@ async def test_operations_become_tools_with_named_headers() -> None:
                 return result
 
             others = {"X-Tenant": "south", "X-Bad: 1\r\nX-Tenant": "south"}
-            seen = await call("shop_item", id="a b/c", full=True, Authorization="mine", **{"X-Own": "x", **others})
+            refused = await call("shop_item", id="a b/c", Authorization="mine", **others)
+            assert "unknown 'Authorization', 'X-Tenant', 'X-Bad: 1" in refused["content"][0]["text"]
+            seen = await call("shop_item", id="a b/c", full=True, **{"X-Own": "x"})
             assert seen["structuredContent"] == {"authorization": "Bearer sesame", "x-own": "x"}
             assert (await call("shop_change_item", id="1", name="n"))["structuredContent"][
                 "content-type"
@@ -171,9 +173,16 @@ async def test_arguments_cannot_override_values_fixed_by_the_operator() -> None:
                 refused = await client.call("shop_find", arguments, raise_on_error=False)
                 assert refused.is_error, arguments
                 assert not asked, arguments
-            others = {"X_Tenant": "victim", "session": "victim", "a=1; session": "victim"}
+            hidden_names = "Tenant", "filter[tenant]", "X_Tenant", "session", "a=1; session"
+            texts = {
+                (await client.call("shop_find", {name: "x"}, raise_on_error=False)).text.replace(repr(name), "NAME")
+                for name in ("nonexistent", *hidden_names)
+            }
+            assert len(texts) == 1  # callers can't tell names that are hidden from names that don't exist
+            assert "unknown NAME. Expected: {" in texts.pop()
+            assert not asked
             fine = {"labels": {"color": "red"}, "paging": {"page": 2}, "filter": {"size": "9"}, "loose": {"a": 1}}
-            seen = (await client.call("shop_find", {"words": "a&Tenant=b", **fine, **others})).data
+            seen = (await client.call("shop_find", {"words": "a&Tenant=b", **fine})).data
     assert seen == {"x-tenant": "acme", "cookie": "session=acme"}
     pairs = parse_qsl(urlsplit(asked[0].removeprefix("GET ")).query)
     assert sorted(pairs) == [

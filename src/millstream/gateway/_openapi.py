@@ -28,7 +28,7 @@ from millstream._protocol.schema_repair import fits_keyword
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource
-from millstream._server.features.tools import Tool, check_tool_name
+from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
 from millstream._server.functions.problems import MAX_DECIDING_STEPS, describe_problems, find_problems
 from millstream.gateway._catalog import MAX_ITEM_BYTES
@@ -39,6 +39,7 @@ from millstream.gateway._openapi_request import (
     BINARY,
     FILE_NAME,
     FORM,
+    IN_BODY,
     JSON,
     MULTIPART,
     ApiRequest,
@@ -66,8 +67,10 @@ from millstream.protocol import (
 
 _METHODS = ("get", "put", "post", "delete", "options", "head", "patch", "trace", "query")
 _COMPONENT = "#/components/schemas/"
-_IN_BODY = "field", "body"
-_PLACES = "path", "query", "header", "cookie", *_IN_BODY
+_IN_HEADER = "header", "cookie"
+_PLACES = "path", "query", *_IN_HEADER, *IN_BODY
+_HEADER = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_COOKIE = "cookie", "header"
 _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema with inlined definitions."""
 _MAX_NESTING = 100
@@ -84,9 +87,10 @@ _RESERVED_HEADERS = frozenset((name, "header") for name in (
 """Headers that arguments can't set. OpenAPI ignores the first three, and the others belong to the connection."""
 _NOT_KEPT = frozenset((
     "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
-    "discriminator", "example", "externalDocs", "xml",
+    "discriminator", "example", "externalDocs", "nullable", "xml",
 ))  # fmt: skip
 """Keywords whose meaning would change, or be lost, when a definition is moved."""
+_OF_OBJECTS = "properties", "required", "allOf"
 _KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
 """Preferred media types, for a body that has several."""
 _ANY_SCALAR: Any = int | float | bool
@@ -102,7 +106,8 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
 
     operation_id: str | None
     summary: str | None
-    description: str | None
+    description: str
+    """Description for a model."""
     tags: list[str]
     input_schema: Json
     output_schema: Json | None
@@ -110,11 +115,6 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
     """Whether the response isn't an object, and is wrapped as `result`."""
     short_id: str
     """The part of the id before ``__``, if no other operation has it."""
-
-    @property
-    def summary_text(self) -> str:
-        """The description for a model."""
-        return self.description or self.summary or f"Executes {self.method} {self.path}"
 
     def name(self, names: Mapping[str, str]) -> str:
         """Return the name of the tool or resource."""
@@ -130,7 +130,7 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
     def describe(self, name: str) -> Json:
         """Return the description of its tool."""
         output = {} if self.output_schema is None else {"outputSchema": self.output_schema}
-        return {"name": name, "description": self.summary_text, "inputSchema": self.input_schema, **output}
+        return {"name": name, "description": self.description, "inputSchema": self.input_schema, **output}
 
 
 def _plain_name(text: str | None) -> str:
@@ -152,7 +152,7 @@ class Document:
         base: Base URL of the API, if it isn't the document's first server.
         hosts: Origins of other servers that operations may have.
         output_schemas: Whether tools have output schemas, taken from the document's responses.
-        hides: Returns whether arguments can't set a parameter, by its name and place.
+        fixed: Parameters that arguments can't set. See `parameter_key`.
 
     Raises:
         ValueError: It isn't an OpenAPI document of these versions.
@@ -160,7 +160,7 @@ class Document:
 
     def __init__(
         self, spec: Any, *, base: str = "", hosts: Collection[str] = (), output_schemas: bool = False,
-        hides: Callable[[str, str], bool] = lambda name, place: False,
+        fixed: Collection[tuple[str, str]] = (),
     ) -> None:  # fmt: skip
         if not is_object(spec) or not is_object(spec.get("paths")):
             raise ValueError("The OpenAPI document has no paths.")
@@ -173,7 +173,12 @@ class Document:
         """Base URL of the API, if it isn't the first server."""
         self._hosts = {_origin(each) for each in hosts}
         self._output_schemas = output_schemas
-        self._hides = hides
+        self._has_cookies = _COOKIE not in fixed
+        schemes = map(self.target, members(members(spec.get("components")).get("securitySchemes")).values())
+        keys = [each for each in schemes if each.get("type") == "apiKey"]
+        secrets = (parameter_key(str(each.get("name")), str(each.get("in"))) for each in keys)
+        self._fixed = _RESERVED_HEADERS.union(fixed, secrets)
+        """Parameters that arguments can't set."""
         ids = (members(each).get("operationId") for item in spec["paths"].values() for each in members(item).values())
         self._short_ids = Counter(each.split("__")[0] for each in ids if isinstance(each, str))
         self._request = _Conversion(self, "readOnly", _NOT_KEPT)
@@ -189,11 +194,6 @@ class Document:
         items = map(members, self._spec["paths"].values())
         own = [_servers_of(item[each]) or _servers_of(item) for item in items for each in _METHODS if each in item]
         return own[0][0] if all(own) and own else ""
-
-    @property
-    def title(self) -> str:
-        """Title of the API, for logs."""
-        return str(members(self._spec.get("info")).get("title") or "API")
 
     def operations(self) -> Iterator[Operation]:
         """Yield the operations. One that can't be read is added to `skipped`.
@@ -222,8 +222,9 @@ class Document:
         """Record that an operation isn't offered."""
         self.skipped[f"{method} {path}"[:_MAX_ROUTE]] = reason
 
-    def log_skipped(self, name: str, known: Collection[str] = ()) -> None:
+    def log_skipped(self, name: str = "", known: Collection[str] = ()) -> None:
         """Log the operations that aren't offered, unless they were logged before."""
+        name = name or str(members(self._spec.get("info")).get("title") or "API")
         new = [(route, reason) for route, reason in self.skipped.items() if route not in known]
         for number, (route, reason) in enumerate(new):
             level = logging.WARNING if number < MAX_LOGGED else logging.DEBUG
@@ -242,11 +243,12 @@ class Document:
             schema["additionalProperties"] = others
         output, wrapped = self._output(operation)
         texts = {key: value for key, value in operation.items() if isinstance(value, str)}
-        operation_id, description = texts.get("operationId"), texts.get("description") or texts.get("summary")
+        operation_id, description = texts.get("operationId"), texts.get("description") or texts.get("summary") or ""
         short_id = (operation_id or "").split("__")[0]
         prefix, host = self._own_server(operation, shared)
         if operation.get("deprecated") is True:
-            description = f"Deprecated. {description or ''}".rstrip()
+            description = f"Deprecated. {description}".rstrip()
+        description = description or f"Executes {method} {path}"
         return Operation(
             path=path, method=method, operation_id=operation_id, summary=texts.get("summary"), description=description,
             tags=[each for each in items_of(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
@@ -262,20 +264,21 @@ class Document:
         arguments: dict[str, Argument] = {}
         properties: Json = {}
         required: list[str] = []
-        unusable = _RESERVED_HEADERS, self._secrets, (seen := set[tuple[str, str]]())
+        unusable = set(self._fixed)
         taken = {each["name"] for each in fields}
         undeclared = ({"name": each, "in": "path", "schema": {"type": "string"}} for each in variables)
         for parameter in (*parameters, *undeclared, *fields):
             own_name, place = parameter.get("name"), parameter.get("in")
             if not isinstance(own_name, str) or place not in _PLACES:
                 raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
-            key = _parameter_key(own_name, place)
+            key = parameter_key(own_name, place)
             is_undeclared = place == "path" and own_name not in variables
-            if is_undeclared or any(key in keys for keys in unusable) or self._hides(own_name, place):
+            is_invalid = place in _IN_HEADER and _HEADER.fullmatch(own_name) is None
+            if is_undeclared or is_invalid or key in unusable or (place == "cookie" and not self._has_cookies):
                 continue
-            seen.add(key)
+            unusable.add(key)
             name, described = own_name, Json()
-            if place not in _IN_BODY:
+            if place not in IN_BODY:
                 notes = str(parameter.get("description") or "")
                 if name in taken:
                     name = unused_name(f"{name}__{place}", taken)
@@ -296,14 +299,14 @@ class Document:
 
     def _argument(self, name: str, place: str, parameter: Json, template: Json) -> tuple[Argument, Json]:
         """Return the argument for a parameter or a part of the body, and its schema."""
-        kind = template["kind"] if place in _IN_BODY else ""
+        kind = template["kind"] if place in IN_BODY else ""
         media, content = next(iter(members(parameter.get("content")).items()), ("", Json()))
         media = str(parameter.get("contentType") or media)
         schema = members(self.target(content).get("schema") or parameter.get("schema") or upgrade_schema(parameter))
         target = self.target(schema)
         is_binary = kind == "bytes" or (kind == "multipart" and place == "field" and self._is_file(schema, media))
-        is_styled = place == "field" and not parameter.keys().isdisjoint(("style", "explode", "allowReserved", "items"))
-        found = frozenset[str]() if place != "body" and (is_binary or not is_styled) else None
+        is_plain = is_binary or parameter.keys().isdisjoint(("style", "explode", "allowReserved", "items"))
+        found = frozenset[str]() if is_plain and place != "body" else None
         if is_binary or kind == "text":
             about, default = ("", "The file") if place == "field" else (plain_media(template["media"]), "The body")
             about = ", ".join(filter(None, (about, "base64" if is_binary else "")))
@@ -320,18 +323,15 @@ class Document:
             allows_reserved=parameter.get("allowReserved") is True,
         ), schema  # fmt: skip
 
-    def _is_file(self, schema: Json, media: str) -> bool:
-        """Return whether a part of a multipart body is a file: by its schema, or by its media type if it's text."""
+    def _is_file(self, schema: Json, media: str = "") -> bool:
+        """Return whether a value is a file, or several: by its schema, or by its media type if it's text."""
         target = self.target(schema)
         is_text = self.target(target.get("items", target)).get("type") in (None, "string")
-        return self._is_binary(schema) or (is_text and media != "" and kind_of_body(media.partition(",")[0]) == "bytes")
-
-    @cached_property
-    def _secrets(self) -> set[tuple[str, str]]:
-        """Return the parameters that hold API keys, which callers don't have."""
-        schemes = members(members(self._spec.get("components")).get("securitySchemes")).values()
-        keys = [each for each in map(self.target, schemes) if each.get("type") == "apiKey"]
-        return {_parameter_key(str(each.get("name")), str(each.get("in"))) for each in keys}
+        return (is_text and media != "" and kind_of_body(media.partition(",")[0]) == "bytes") or any(
+            node.get("format") == "binary"
+            or ("contentEncoding" not in node and kind_of_body(str(node.get("contentMediaType", JSON))) == "bytes")
+            for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf", "items")
+        )
 
     def _own_server(self, operation: Json, shared: Json) -> tuple[str, str | None]:
         """Return the path of an operation's own server, and where it begins. See `RequestTemplate`.
@@ -339,16 +339,14 @@ class Document:
         Raises:
             _NotOffered: The server is at another origin, which would receive the credentials.
         """
-        servers, base = _servers_of(operation) or _servers_of(shared), (self.url or self.base).rstrip("/")
-        if base.startswith("//"):
-            base = f"https:{base}"
+        servers, url = _servers_of(operation) or _servers_of(shared), next(iter(_servers_of(self._spec)), self.base)
+        base = re.sub("^//", "https://", url or self.url).rstrip("/")
         for own in (urljoin(f"{base}/", each).rstrip("/") for each in servers):
-            origin, path = _origin(own), urlsplit(own).path
-            if origin in ("", _origin(base), _origin(self.base)):
-                is_below = own == base or own.startswith(f"{base}/")
-                return (own.removeprefix(base), None) if is_below else (path, "")
+            if (origin := _origin(own)) in ("", _origin(self.url), _origin(self.base)):
+                is_below = f"{own}/".startswith(f"{base}/")
+                return (own.removeprefix(base), None) if is_below else (urlsplit(own).path, "")
             if origin in self._hosts:
-                return path, origin
+                return urlsplit(own).path, origin
         if servers:
             raise _NotOffered(f"it has its own server, {servers[0]}. To use it, set hosts")
         return "", None
@@ -365,11 +363,11 @@ class Document:
         for each in parameters:
             if each.get("in") == "body":
                 body = {**each, "content": dict.fromkeys(consumes or [JSON], each)}
-        media, content = self._content_of(body, *_KINDS_OF_BODY)
+        media, content = self._content_of(body)
         if not media:
             return [], {}
         schema, is_required = members(content.get("schema")), body.get("required") is True
-        if media == "*/*" and self._is_binary(schema):
+        if media == "*/*" and self._is_file(schema):
             media = BINARY
         kind = kind_of_body(media)
         template, described = {"media": media, "kind": kind}, Json() if kind in ("text", "bytes") else schema
@@ -383,26 +381,15 @@ class Document:
             for name, each in found.items()
         ]
         own = [node for is_own, node in self.parts(schema) if is_own]
-        allowed = [node["additionalProperties"] for node in own if "additionalProperties" in node]
-        allowed += [True for node in own if "patternProperties" in node]
-        others = allowed[0] if allowed and False not in allowed else False
+        allowed = [node.get("additionalProperties", "patternProperties" in node or None) for node in own]
+        others = next((each for each in allowed if each is not None and False not in allowed), False)
         return fields, {**template, "needs_body": is_required, "others": others}
 
-    def _content_of(self, holder: Json, *kinds: str) -> tuple[str, Json]:
-        """Return the media type and description of the body's first supported kind, or empty values."""
-        content = members(holder.get("content")).items()
-        found = ((media, each) for kind in kinds for media, each in content if kind_of_body(media) == kind)
-        media, described = next(found, ("", None))
-        return media, self.target(described)
-
-    def _is_binary(self, schema: Json) -> bool:
-        """Return whether a schema describes one or several files."""
-        for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf", "items"):
-            media = node.get("contentMediaType")
-            is_file = isinstance(media, str) and "contentEncoding" not in node and kind_of_body(media) == "bytes"
-            if is_file or node.get("format") == "binary":
-                return True
-        return False
+    def _content_of(self, holder: Json) -> tuple[str, Json]:
+        """Return the media type and description of the body's preferred kind, or empty values."""
+        content = members(holder.get("content"))
+        media = min(content, key=lambda each: _KINDS_OF_BODY.index(kind_of_body(each)), default="")
+        return media, self.target(content.get(media))
 
     def parts_of(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
         """Yield a schema, and the schemas in some of its keywords, except schemas in `seen`."""
@@ -456,7 +443,10 @@ class Document:
         responses = members(operation.get("responses")).items()
         found = [self.target(each) for code, each in responses if str(code).startswith("2")]
         response = found[0] if self._output_schemas and len(found) == 1 else Json()
-        schema = members(self._content_of(response, "json")[1].get("schema") or response.get("schema"))  # version 2.0
+        media, content = self._content_of(response)
+        schema = members(
+            (content if kind_of_body(media) == "json" else response).get("schema")
+        )  # as version 2.0 has it
         resolved = self.target(schema)
         if not resolved.keys() - {"title", "description"}:
             return None, False
@@ -502,8 +492,6 @@ class _Conversion(Struct):
     definitions: Json = {}
     recursive: dict[int, bool] = {}
     """See `inline_references`."""
-    depth: int = 0
-    """Number of schemas around the current one."""
 
     def schema(self, node: Json) -> Json:
         """Return a schema of the document as JSON Schema 2020-12, with its definitions."""
@@ -513,69 +501,49 @@ class _Conversion(Struct):
             self.definitions[name] = self.convert(target)
         return inline_references(converted, self.definitions, max_nodes=_MAX_INLINED_NODES, recursive=self.recursive)
 
-    def convert(self, node: Any, parts: Sequence[Json] = ()) -> Any:
-        """Return a schema without parts that can't be sent. `parts` are all parts of the object that it belongs to.
+    def convert(self, node: Any, depth: int = 0, hidden: Collection[str] | None = None) -> Any:
+        """Return a schema without the properties that aren't sent. A part of an object gets them from the object.
 
         Raises:
             _NotOffered: The schema is nested too deeply.
         """
         if not is_object(node):
             return False if node is False else {}
-        if self.depth >= _MAX_NESTING:
+        if depth >= _MAX_NESTING:
             raise _NotOffered(_TOO_DEEP)
-        self.depth += 1
-        try:
-            return self._convert(node, parts)
-        finally:
-            self.depth -= 1
-
-    def _convert(self, node: Json, parts: Sequence[Json]) -> Json:
-        result: Json = {}
-        if isinstance(node.get("$ref"), str):
-            result = self._reference(node)
-        else:
-            parts = parts or [each for _, each in islice(self.document.parts(node), _MAX_PARTS)]
-        names = {
-            *members(node.get("properties")),
-            *(each for each in items_of(node.get("required")) if isinstance(each, str)),
-        }
-        shown = without_properties(node, frozenset(name for name in names if self._hides(name, (*parts, node))))
+        inside = partial(self.convert, depth=depth + 1)
+        if hidden is None:
+            hidden = {} if node.keys().isdisjoint(_OF_OBJECTS) else self._hidden_properties(node)
+        shown = dict(node)
+        if properties := members(node.get("properties")):
+            shown["properties"] = {name: each for name, each in properties.items() if name not in hidden}
+        if required := items_of(node.get("required")):
+            shown["required"] = list(dict.fromkeys(name for name in required if name not in hidden))
         kept = {key: value for key, value in shown.items() if key not in self.dropped and _is_valid(key, value)}
-        if node.get("x-nullable") is True:  # from version 2.0, and from many 3.0 documents
-            kept["nullable"] = True
         inner: list[Any] = kept.pop("allOf", [])
-        result |= map_subschemas(kept, self.convert)
-        discriminator = members(node.get("discriminator"))
-        if isinstance(tag := discriminator.get("propertyName"), str):
-            for keyword in {"oneOf", "anyOf"} & result.keys():
-                pairs = zip(items_of(node.get(keyword)), result[keyword], strict=True)
-                result[keyword] = [
-                    self._require_tag(tag, members(discriminator.get("mapping")), *pair) for pair in pairs
-                ]
+        result = self._reference(node) | map_subschemas(kept, inside)
+        for keyword in {"oneOf", "anyOf"} & kept.keys():
+            require_tag = partial(_require_tag, members(node.get("discriminator")))
+            result[keyword] = list(map(require_tag, kept[keyword], result[keyword]))
         if inner:  # all parts describe the same object
-            result["allOf"] = [self.convert(each, parts) for each in inner]
-        return _replace_nullable(_with_declared_types(result))
+            result["allOf"] = [inside(each, hidden=hidden) for each in inner]
+        for keyword in {"const", "default", "enum"} & result.keys():
+            result[keyword] = _convert(result[keyword], result.get("type"))
+        return _modernize(result, is_nullable=True in (node.get("nullable"), node.get("x-nullable")))
 
-    def _hides(self, name: str, parts: Sequence[Json]) -> bool:
-        """Return whether the first part with a property declares that it's never sent."""
-        declared = (properties for each in parts if name in (properties := members(each.get("properties"))))
-        own = members(next(declared, Json()).get(name))
-        nodes = chain((own,), islice(self.document.parts_of(own, set(), "allOf"), _MAX_PARTS))
-        return any(each.get(self.flag) is True for each in nodes)
-
-    def _require_tag(self, tag: str, mapping: Json, alternative: Any, converted: Json) -> Json:
-        """Return an alternative of a union that requires its tag.
-
-        The `discriminator` itself isn't kept, because its mapping leads into the document.
-        """
-        name = str(members(alternative).get("$ref", "")).rpartition("/")[2]
-        values = [key for key, each in mapping.items() if str(each).rpartition("/")[2] == name]
-        properties = {"properties": {tag: {"enum": values}}} if values else {}
-        return {"allOf": [converted], "required": [tag], **properties}
+    def _hidden_properties(self, node: Json) -> Collection[str]:
+        """Return the properties of an object that aren't sent. The first part that has a property decides."""
+        found: dict[str, bool] = {}
+        for _, part in islice(self.document.parts(node), _MAX_PARTS):
+            for name, own in members(part.get("properties")).items():
+                if name not in found:
+                    nodes = chain((members(own),), islice(self.document.parts_of(own, set(), "allOf"), _MAX_PARTS))
+                    found[name] = any(each.get(self.flag) is True for each in nodes)
+        return {name for name, is_hidden in found.items() if is_hidden}
 
     def _reference(self, node: Json) -> Json:
         target = self.document.target(node)
-        if not target:
+        if target is node or not target:
             return {}
         if id(target) not in self.names:
             name = unused_name(
@@ -584,6 +552,20 @@ class _Conversion(Struct):
             self.names[id(target)], self.definitions[name] = name, {}
             self.pending.append((name, target))
         return {"$ref": f"#/$defs/{self.names[id(target)]}"}
+
+
+def _require_tag(discriminator: Json, alternative: Any, converted: Any) -> Any:
+    """Return an alternative of a union that requires its tag.
+
+    The `discriminator` itself isn't kept, because its mapping leads into the document.
+    """
+    if not isinstance(tag := discriminator.get("propertyName"), str):
+        return converted
+    name = str(members(alternative).get("$ref", "")).rpartition("/")[2]
+    mapping = members(discriminator.get("mapping")).items()
+    values = [key for key, each in mapping if str(each).rpartition("/")[2] == name]
+    properties = {"properties": {tag: {"enum": values}}} if values else {}
+    return {"allOf": [converted], "required": [tag], **properties}
 
 
 def _is_valid(keyword: str, value: Any) -> bool:
@@ -601,20 +583,13 @@ def _variants(node: Json) -> Iterator[Any]:
         yield from items_of(node.get(keyword))
 
 
-def _with_declared_types(node: Json) -> Json:
-    """Return a schema with values of the declared type. YAML doesn't read ``on``, ``1``, and dates as text."""
-    if isinstance(kind := node.get("type"), str):
-        node |= {keyword: _convert(node[keyword], kind) for keyword in {"const", "default", "enum"} & node.keys()}
-    return node
-
-
-def _convert(value: Any, kind: str) -> Any:
-    """Convert a value, or each value in a list, to a type if possible."""
+def _convert(value: Any, kind: object) -> Any:
+    """Convert a value, or each value in a list, to a type if possible. YAML doesn't read ``on`` and ``1`` as text."""
     if is_array(value):
         return [_convert(each, kind) for each in value]
     if kind == "string" and isinstance(value, bool | int | float):
         return encode(value).decode()
-    return is_integral(_scalar(value, _SCALARS[kind]) if kind in _SCALARS else value)
+    return is_integral(_scalar(value, _SCALARS.get(str(kind), Any)))
 
 
 def _scalar(value: Any, kind: Any) -> Any:
@@ -624,25 +599,15 @@ def _scalar(value: Any, kind: Any) -> Any:
     return value
 
 
-def _replace_nullable(node: Json) -> Json:
+def _modernize(node: Json, *, is_nullable: bool) -> Json:
     """Return a schema of OpenAPI 3.0 without the keywords that JSON Schema 2020-12 doesn't have."""
     for bound, keyword in (("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")):
         if isinstance(node.get(keyword), bool) and node.pop(keyword) and bound in node:
             node[keyword] = node.pop(bound)
-    if node.pop("nullable", None) is not True or not node:
+    if not is_nullable or not node:
         return node
     notes: Json = {key: node.pop(key) for key in ("title", "description", "default") if key in node}
     return {**notes, "anyOf": [node, {"type": "null"}]}
-
-
-def without_properties(node: Json, hidden: frozenset[str]) -> Json:
-    """Return the schema of an object without some of its properties."""
-    result = dict(node)
-    if is_object(properties := node.get("properties")):
-        result["properties"] = {name: each for name, each in properties.items() if name not in hidden}
-    if is_array(required := node.get("required")):
-        result["required"] = list(dict.fromkeys(name for name in required if name not in hidden))
-    return result
 
 
 def _style_of(options: Json, place: str) -> tuple[str, bool]:
@@ -655,8 +620,9 @@ def _style_of(options: Json, place: str) -> tuple[str, bool]:
     return style, place != "cookie" and (explode if isinstance(explode, bool) else style == "form")
 
 
-def _parameter_key(name: str, place: str) -> tuple[str, str]:
-    return (name.lower() if place == "header" else name), place
+def parameter_key(name: str, place: str) -> tuple[str, str]:
+    """Return the key of a parameter. Many servers read ``_`` and ``-`` in names of headers as the same character."""
+    return (re.sub(r"[\W_]", "-", name.lower()) if place == "header" else name), place
 
 
 def _servers_of(holder: Any) -> list[str]:
@@ -672,7 +638,7 @@ def _fill_in(server: Json) -> str:
 
 
 def _origin(url: str) -> str:
-    parts = urlsplit(url.lower())
+    parts = urlsplit(urljoin("https:", url.lower()))  # without a scheme, it's the document's own
     host = parts.netloc.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
     return f"{parts.scheme}://{host}" if host else ""
 
@@ -779,16 +745,15 @@ class OperationTool(Tool):
 def argument_reader(tool: str, schema: Json) -> Callable[[Any], Json]:
     """Return a function that decodes arguments and compares them with the schema.
 
-    A null that the schema doesn't allow is left out. A number or boolean that's written as text is read if the schema
-    rejects text there. The document's patterns aren't checked, because they could take arbitrarily long. The API checks
-    them.
+    Names that the schema doesn't have are rejected. A null that it doesn't allow is left out. A number or boolean
+    that's written as text is read if the schema rejects text there. The document's patterns aren't checked, because
+    they could take arbitrarily long. The API checks them.
     """
-    optional: Json = {**schema, "required": []}
-    never_null = frozenset(each for each in schema["properties"] if find_problems(optional, {each: None}))
-    return partial(_read_arguments, tool, schema, never_null)
+    schema = {"additionalProperties": False, **schema}
+    return partial(_read_arguments, tool, schema, {**schema, "required": []})
 
 
-def _read_arguments(tool: str, schema: Json, never_null: Collection[str], raw: Any) -> Json:
+def _read_arguments(tool: str, schema: Json, optional: Json, raw: Any) -> Json:
     """See `argument_reader`.
 
     Raises:
@@ -797,8 +762,9 @@ def _read_arguments(tool: str, schema: Json, never_null: Collection[str], raw: A
     problems = ""
     try:
         whole: Any = (arguments := decode_object(raw))
-        for name in [name for name, value in arguments.items() if value is None and name in never_null]:
-            del arguments[name]
+        for name in [name for name, value in arguments.items() if value is None]:
+            if find_problems(optional, {name: None}):
+                del arguments[name]
         if found := find_problems(schema, arguments, one_of=False, formats=False, steps=MAX_DECIDING_STEPS):
             for each in found:
                 with suppress(LookupError, ValueError):  # something is missing, or the arguments are invalid as a whole
@@ -825,7 +791,7 @@ def _resource(operation: Operation, name: str, client: Any) -> Resource | Templa
         return [EmbeddedResource(resource=contents_of("", reply))]
 
     schema = {"properties": {each: {"type": "string"} for each in variables}}
-    source = ItemSource(name, run, lambda values: values, description=operation.summary_text, schema=schema)
+    source = ItemSource(name, run, lambda values: values, description=operation.description, schema=schema)
     uri = "/".join((f"resource://{name}", *(f"{{{each}}}" for each in variables)))
     kind = Template if variables else Resource
     return kind(uri, source, mime_type=JSON, tags=operation.tags)
@@ -880,12 +846,11 @@ def register(
         name = unused_name(operation.name(names or {}), used_names)
         used_names.add(name)
         if kind is RouteKind.TOOL:
-            check_tool_name(name)
             add("tools", name, OperationTool(name, operation, client))
         else:
             item = _resource(operation, name, client)
             add("templates" if isinstance(item, Template) else "resources", item.name, item)
-    document.log_skipped(document.title)
+    document.log_skipped()
 
 
 async def _call(client: Any, operation: Operation, arguments: Mapping[str, Any]) -> ApiReply:

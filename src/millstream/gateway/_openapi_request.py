@@ -20,13 +20,14 @@ from millstream._protocol.json_schema import is_integral
 from millstream.protocol import Confidential, Json, encode, is_array, is_object
 
 FORM, MULTIPART, JSON = "application/x-www-form-urlencoded", "multipart/form-data", "application/json"
+IN_BODY = "field", "body"
 DEEP = "deepObject"
 BINARY = "application/octet-stream"
 FILE_NAME = "__filename"
 """Suffix of the argument that contains a file's name."""
 _MAX_DECODINGS = 5
 _MAX_NAME = 56
-"""Maximum characters of a name or value in an error."""
+"""Maximum characters of a name or path in an error."""
 _MAX_NESTED = 1024
 """Maximum characters of the names around a nested value, which are repeated for each value."""
 _LEADS = {"label": (".", "."), "matrix": (";", ";")}
@@ -103,26 +104,26 @@ def build_request(
     Args:
         template: Operation to call.
         arguments: Arguments of its tool.
-        headers: Additional headers, which override those of arguments.
+        headers: Additional headers. Arguments can't set them.
 
     Raises:
         ToolError: An argument is missing, changes the path, or can't be sent.
     """
     encode_body, body = _BODIES.get(template.kind), list[tuple[Argument, Any]]()
     texts: dict[str, dict[str, str]] = {place: {} for place in _WRITERS}
-    for name, value in zip(arguments, map(is_integral, arguments.values()), strict=True):
+    for name, given in arguments.items():
         argument = template.arguments.get(name) or (Argument(name, "field") if template.takes_members else None)
-        if argument is None or (value is None and encode_body is not _json_body):
+        if argument is None or (given is None and (argument.place not in IN_BODY or encode_body is not _json_body)):
             continue
-        if (write := _WRITERS.get(argument.place)) is None:
+        value = is_integral(given)
+        if argument.place in IN_BODY:
             body.append((argument, value))
-        elif value is not None:
-            texts[argument.place][argument.name] = write(argument, value)
+        else:
+            texts[argument.place][argument.name] = _WRITERS[argument.place](argument, value)
     fields, cookies, query = texts["header"], texts["cookie"], "&".join(filter(None, texts["query"].values()))
     if cookies:
         fields["cookie"] = "; ".join(map("=".join, cookies.items()))
-    if headers:
-        fields = {name: each for name, each in fields.items() if name.lower() not in headers} | dict(headers)
+    fields |= headers
     content: bytes | None = None
     if encode_body is not None and (body or template.needs_body):
         content, fields["content-type"] = encode_body(template.media, body, arguments)
@@ -347,13 +348,11 @@ def _pairs(argument: Argument, value: Any, escape: _Escape) -> Iterator[tuple[st
 
 def _leaves(argument: Argument, value: Any) -> Iterator[tuple[str, Any]]:
     """Yield the members of an exploded object or list. A member that's a list becomes several pairs."""
-    name, items = argument.name, [value] if is_object(value) else value
     if argument.style == DEEP:
-        if any(map(is_object, items)):
-            yield from _flatten(name, value)
-            return
-        name += "[]"
-    for key, each in value.items() if is_object(value) else ((name, value),):
+        has_names = is_object(value) or any(map(is_object, value))
+        yield from _flatten(argument.name if has_names else f"{argument.name}[]", value)
+        return
+    for key, each in value.items() if is_object(value) else ((argument.name, value),):
         if each is not None:
             yield from ((key, item) for item in (each if is_array(each) else (each,)))
 
@@ -416,17 +415,14 @@ def _path(template: RequestTemplate, values: Mapping[str, str]) -> str:
     """
 
     def part(found: re.Match[str]) -> str:
-        value = values.get(found[1])
-        if value is None:
-            raise ToolError(f"Missing required path parameters: {found[1]!r}")
-        if not value or (("." in value or "%" in value) and has_dot_segment(value)):
-            raise ToolError(f"{found[1]} can't be {unquote(value)[:_MAX_NAME]!r}: that would change the path.")
+        if not (value := values.get(found[1])):
+            raise ToolError(f"Without a value for {found[1]!r}, these arguments would change the path.")
         return value
 
     path = template.prefix + _VARIABLE.sub(part, template.path)
     # Several values in one segment can form a dot segment together, or with the text between them.
     if values and ("." in path or "%2" in path) and has_dot_segment(path):
-        raise ToolError("Together, these arguments would change the path.")
+        raise ToolError(f"These arguments would change the path to {unquote(path)[:_MAX_NAME]!r}.")
     return path if path.isascii() and " " not in path else quote(path, safe=f"{_RESERVED}&%;+")
 
 
