@@ -152,7 +152,7 @@ def _settings_of(value: Any, side: "ProgramApplication | None") -> Settings:
     changed: dict[str, Any] = {}
     cors_origins = () if side is None else side.cors_origins
     manager = None if side is None else side.session_manager
-    shared = getattr(sys.modules.get(library_of(value)), "settings", None)  # of all servers of fastmcp
+    shared = getattr(sys.modules.get(library_of(value)), "settings", None)  # settings of all fastmcp servers
     if getattr(manager, "stateless", False) or getattr(shared, "stateless_http", False):
         changed["sessions"] = False
     if getattr(manager, "json_response", False) or getattr(shared, "json_response", False):

@@ -136,7 +136,7 @@ class Routes:
         self._sign_in = "--login" if with_issuer else "" if guard is None else "--auth KEY"
 
         def protect(route: Route) -> dict[str, Handler]:
-            if route.stream:  # deny it to pages of other sites and to WebSockets
+            if route.stream:  # deny streams to pages of other sites and to WebSockets
                 get = require_same_site(not_a_socket(route.handlers["GET"], served=sockets))
                 route = msgspec.structs.replace(
                     route, handlers={**route.handlers, "GET": get, "HEAD": _describe_stream}

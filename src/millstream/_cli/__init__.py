@@ -152,7 +152,7 @@ def main(*, program: str = "") -> None:
 
         if not isinstance(exc, CommandError):
             raise
-        if program and type(exc).__name__ == "NoServer":  # its module may not be loaded
+        if program and type(exc).__name__ == "NoServer":  # the command's module may not be loaded
             _run_program(program)
         if wants_json():
             report_error(exc.what, 1, why=exc.why, remedy=exc.fix)

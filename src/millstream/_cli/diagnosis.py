@@ -410,7 +410,7 @@ def show_notification(notification: Notification, *, as_json: bool) -> None:
     try:
         params = msgspec.json.decode(notification.params)
     except (ValueError, RecursionError):
-        return  # it can't be decoded
+        return  # the message can't be decoded
     if as_json:
         print_json({"method": notification.method, "params": params})
     elif notification.method == "notifications/message":

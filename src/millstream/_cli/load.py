@@ -146,7 +146,7 @@ def split_target(target: str) -> tuple[str, str]:
     if hash_sign and configuration.endswith(_CONFIGURATIONS):
         return configuration, server
     source, colon, name = target.rpartition(":")
-    dotted = all(word.isidentifier() for word in name.split("."))  # such as mcp.app, which an error explains
+    dotted = all(word.isidentifier() for word in name.split("."))  # for example mcp.app, which an error explains
     return (source, name) if colon and source and dotted else (target, "")
 
 

@@ -140,7 +140,7 @@ class Writer:
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             if os.name != "nt" and stat.S_ISREG(os.fstat(descriptor).st_mode):
-                os.fchmod(descriptor, 0o600)  # if it already existed
+                os.fchmod(descriptor, 0o600)  # if the file already existed
         except OSError as exc:
             raise CommandError(f"{path} can't be written: {exc.strerror}.") from exc
         self._file = os.fdopen(descriptor, "ab")
@@ -219,7 +219,7 @@ class Bridge:
         message = members(self._writer.line("client", line))
         posting = self._post(line, message)
         if message.get("method") in ("initialize", "notifications/initialized"):
-            await posting  # later messages depend on it
+            await posting  # later messages depend on this one
         else:
             self._tasks.spawn(posting)
         if message.get("method") == "notifications/initialized":

@@ -446,7 +446,7 @@ def _resume(step: Generator[Any, Any, None], pending: Any) -> Generator[Any, Any
         except StopIteration:
             return
         finally:
-            del thrown  # its traceback refers to this frame
+            del thrown  # the error's traceback refers to this frame
 
 
 Application = Callable[[Scope, Any, Any], Awaitable[None]]

@@ -312,7 +312,7 @@ def suggest_keywords(function: F, elsewhere: Alternatives | None = None) -> F:
     where = function.__qualname__.removesuffix(".__init__").rpartition(".")[2]
     _, house, *private = function.__module__.split(".")
     if where.islower() and house[0] != "_" and (not private or private[0][0] == "_"):
-        where = f"{house}.{where}"  # as users write it: auth.jwt
+        where = f"{house}.{where}"  # the name that users write: auth.jwt
 
     @wraps(function)
     def check_keywords(*positional: Any, **given: Any) -> Any:

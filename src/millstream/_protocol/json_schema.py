@@ -653,7 +653,7 @@ class _Details(Struct, eq=False):
     def add_union(self, node: Schema, parts: tuple[Any, ...]) -> None:
         members = [each for each in node.get("anyOf", ()) if each != {"type": "null"}]
         others = [each for each in parts if each is not NoneType]
-        others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # as msgspec does
+        others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # like msgspec
         if len(members) == len(others):
             for member, other in zip(members, others, strict=True):
                 self.add(member, other)

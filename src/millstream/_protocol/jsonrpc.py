@@ -337,7 +337,7 @@ def _message(envelope: _Envelope) -> Envelope:
         raise _invalid('"method" must not be empty')
     params = bytes(envelope.params)
     if params and params[:1] != b"{":
-        if params not in (_NULL, b"[]"):  # as PHP encodes an empty object
+        if params not in (_NULL, b"[]"):  # PHP encodes an empty object like this
             raise _invalid('"params" must be an object')
         params = b""
     return Envelope(request_id, method, params)

@@ -107,7 +107,7 @@ def _normalize_authority(authority: str, scheme: str) -> str:
         host, port = place, ""
     host = _encode(host)
     if scheme in _DEFAULT_PORTS and "%" in host and (name := unquote(host)).isprintable():
-        with suppress(UnicodeError):  # otherwise, it isn't a name of the DNS
+        with suppress(UnicodeError):  # otherwise, it isn't a DNS name
             if len(name) <= _MAX_NAME and _DNS_NAME.fullmatch(name):
                 host = _encode(name.encode("idna").decode())
     # Only the letters of percent-encoded octets are upper case.

@@ -382,7 +382,7 @@ class Peers:
             return None
         try:
             letter = _decode(body)
-        except msgspec.DecodeError:  # from another version, during a deployment
+        except msgspec.DecodeError:  # message from another version, during a deployment
             return None
         me = self._store.workers.me
         late = abs(letter.stamp / 1e6 - self._store.time()) > WINDOW

@@ -97,7 +97,7 @@ class OwnerQuotaExceeded(StoreFull):
 
 
 class StoreUnavailable(LocalError):
-    """The store didn't respond in time. The operation may have taken effect or not."""
+    """The store didn't respond in time. The operation may or may not have taken effect."""
 
 
 class StreamSealed(LocalError):
@@ -426,7 +426,7 @@ class Backend(DataSource, Protocol):
         """Take from every limit if each has enough, else from none, atomically across all workers.
 
         A charge larger than the limit waits until the whole limit is available. Taking a slot that the worker already
-        has changes nothing. If this raises, the charges may have been taken or not.
+        has changes nothing. If this raises, the charges may or may not have been taken.
 
         Quotas live as long as values of `kv`. Rates and slots may start over when the store is reopened or loses data.
         A store with very many rates may drop the oldest ones of the most frequent kind:

@@ -390,7 +390,7 @@ class LeasedWorker(_Worker):
         for entry in entries:
             try:
                 topic, data = _decode_message(entry.data)
-            except msgspec.DecodeError:  # from another version, during a deployment
+            except msgspec.DecodeError:  # message from another version, during a deployment
                 continue
             if topic == _NOTE:
                 self.hurry()

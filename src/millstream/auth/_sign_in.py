@@ -207,7 +207,7 @@ class SignIn:
         return self._vault.seal(kind, _Content(now + seconds, now, kept), bound)
 
     def _is_page(self, wanted: str) -> bool:
-        """Return whether a path, as in a URL, is a page that the cookie opens."""
+        """Return whether the cookie gives access to the page at a URL path."""
         path = unquote(wanted.partition("?")[0])
         return bool(_LOCAL.fullmatch(wanted)) and (path in self._pages or self._opens(path))
 

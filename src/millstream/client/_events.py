@@ -204,7 +204,7 @@ class ClientEvents(Struct, eq=False):
         Raises:
             ServerError: There is no webhook with this name, URL, and arguments.
         """
-        # The draft doesn't need the mode, but servers built on its first version require it.
+        # The draft doesn't need the mode, but servers that follow its first version require it.
         params = {"name": name, "arguments": dict(arguments or {}), "delivery": {"mode": "webhook", "url": url}}
         await self._ask("events/unsubscribe", params, msgspec.json.decode)
 

@@ -177,7 +177,7 @@ class Changes(ClientSubscription[Change], eq=False):
             if subscription != self._subscription and change.kind != "again":
                 return
         elif change.kind == "resource":
-            normal = normalize_uri(change.uri)  # servers may spell it in another way
+            normal = normalize_uri(change.uri)  # servers may use another spelling
             if not any(normal.startswith(normalize_uri(uri)) for uri in wanted.resource_subscriptions):
                 return
         elif not getattr(wanted, f"{change.kind}_list_changed", True):
@@ -334,7 +334,7 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
         """Reconnect while there are watchers."""
         now = asyncio.get_running_loop().time
         if now() - self._reconnected_at > _LONGEST_WAIT:
-            self._failures = 0  # it was stable
+            self._failures = 0  # the connection was stable
         while self._broken and self.incoming.subscribed.is_set():
             await asyncio.sleep(retry_pause(self._failures))
             self._failures += 1

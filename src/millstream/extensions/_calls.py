@@ -192,7 +192,7 @@ class SavedCall(Struct, frozen=True):
     principal: Principal | None
     transport: str
     owner: str
-    """The call's owner in the server's limits."""
+    """The owner against whose limits the call counts."""
 
 
 class PendingCall(Struct, eq=False):

@@ -305,7 +305,7 @@ def _meta(
     hidden = ("progressToken",) if verbatim else _CONNECTION_META
     members = {key: value for key, value in found.items() if key not in hidden}
     try:
-        if not upstream.is_program:  # it leads to no other gateway
+        if not upstream.is_program:  # the upstream leads to no other gateway
             members[PATH] = extend_path(members.get(PATH), upstream.gateway.id)
     except GatewayLoop:
         # Refuse only this call: the client controls the path, and must not block the upstream for others.

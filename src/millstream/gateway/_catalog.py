@@ -254,7 +254,7 @@ async def fetch(
     found = Catalog(
         revision=negotiated.revision.date,
         instructions=negotiated.instructions,
-        server={  # results repeat it
+        server={  # results repeat this member
             name: each
             for name, each in msgspec.to_builtins(negotiated.server).items()
             if len(encode(each)) <= (_MAX_ICONS if name == "icons" else _MAX_TEXT)

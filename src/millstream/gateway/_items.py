@@ -204,7 +204,7 @@ class UpstreamTool(_UpstreamItem, Tool):
         Raises:
             ToolError: The upstream's result is malformed.
         """
-        if type(value) is not bytes:  # middleware has replaced it
+        if type(value) is not bytes:  # middleware has replaced the result
             return super().encode(value, call)
         upstream, revision = self.upstream, call.revision
         try:
@@ -299,7 +299,7 @@ class _UpstreamReadable(_UpstreamItem, Readable):
     @override
     def unwrap(self, value: Any) -> Any:
         """See `Readable.unwrap`."""
-        found = _contents_of(value) if type(value) is bytes else [each.resource for each in value]  # from middleware
+        found = _contents_of(value) if type(value) is bytes else [each.resource for each in value]  # by middleware
         if len(found) == 1:
             return found[0].blob if found[0].text is None else found[0].text
         return [EmbeddedResource(resource=each) for each in found]

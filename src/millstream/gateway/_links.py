@@ -190,7 +190,7 @@ class Links(Struct):
             link = self.links.get(key)
             if link is None:
                 if not (key.principal or key.affinity):
-                    owner = ""  # several callers share it
+                    owner = ""  # several callers share this connection
                 if not key.own:
                     self._take_place(owner)
                 elif not self.sessions.take(owner):

@@ -168,7 +168,7 @@ class Passthrough:
         channel = upstream.channel(call)
         if channel is Channel.OWN:
             return True
-        if upstream.has_tasks and call.method.startswith(("tools/call", "tasks/")):  # they belong to their caller here
+        if upstream.has_tasks and call.method.startswith(("tools/call", "tasks/")):  # tasks belong to their caller here
             return False
         return channel is Channel.SHARED and upstream.revision is call.revision
 

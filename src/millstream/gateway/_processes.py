@@ -414,7 +414,7 @@ class ProcessTransport(StdioTransport):
             if not self.writable.is_set():
                 await self.wait_until_writable()
             return await DuplexTransport.exchange(self, request)
-        except asyncio.CancelledError:  # it took too long, or its caller was canceled
+        except asyncio.CancelledError:  # the request took too long, or its caller was canceled
             self._unanswered_count += 1
             raise
 

@@ -921,7 +921,7 @@ class Upstream:
 
     @property
     def is_program(self) -> bool:
-        """Whether it's a program of another library in this process."""
+        """Whether the target is another library's program in this process."""
         return isinstance(self._target, Program)
 
     @property

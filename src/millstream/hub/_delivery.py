@@ -319,7 +319,7 @@ class Delivery:
     def _on_gap(self, loss: Gap) -> None:
         self.journal.reset(loss)
         self.reader.forget()
-        self.presence_changes.forget(self.journal.offset)  # their positions in the journal are invalid now
+        self.presence_changes.forget(self.journal.offset)  # the journal positions of these entries are now invalid
         self._send_gap("journal")
 
     def _on_changes_lost(self, loss: Gap) -> None:

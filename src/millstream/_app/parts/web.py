@@ -237,7 +237,7 @@ class DashboardQueries:
 
     def _take_reply(self, reply: StatsReply, worker: str) -> None:
         if reply.number == _FIGURES:
-            with suppress(msgspec.DecodeError):  # from another version, during a deployment
+            with suppress(msgspec.DecodeError):  # message from another version, during a deployment
                 if len(self._figures) < MAX_WORKERS or worker in self._figures:
                     self._figures[worker] = self.clock(), _decode(reply.answer, type=Figures)
             return

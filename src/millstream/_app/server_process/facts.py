@@ -73,7 +73,7 @@ def facts(definition: Definition, *, host: str, port: int) -> Facts:
     pages = ["docs"] if "rest" in definition.parts else []
     if local:
         pages = []
-    elif "web" in definition.parts and not warned:  # without sign-in, they require a loopback address
+    elif "web" in definition.parts and not warned:  # without sign-in, private pages require a loopback address
         pages = ["dashboard", *(["gateway"] if definition.upstreams else []), "chat", "inspect", "docs"]
     return Facts(
         name=definition.name,

@@ -170,7 +170,7 @@ class Supervisor:
         with receive_signals(self._receive):
             async with AsyncExitStack() as stack:
                 try:
-                    with suppress(asyncio.CancelledError):  # a signal stops it
+                    with suppress(asyncio.CancelledError):  # a signal stops the supervisor
                         await self._serve(stack)
                 finally:
                     await self._end()

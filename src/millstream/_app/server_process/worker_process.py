@@ -522,7 +522,7 @@ class WorkerProcess:
     async def _end(self) -> int:
         # asyncio's own waiting needs a child watcher on Python 3.11, which the program may have replaced.
         status = await run_in_thread(self._process.wait, f"{self}")
-        self._hear()  # its last messages
+        self._hear()  # the worker's last messages
         self._loop.remove_reader(self._line.end)
         self._line.end.close()
         self.state = GONE

@@ -300,7 +300,7 @@ class ConnectionPool:
         try:
             connection = await self._dial()
         except BaseException:
-            self._wake()  # lets the next waiter try
+            self._wake()  # let the next waiter try
             raise
         finally:
             self._connecting -= 1

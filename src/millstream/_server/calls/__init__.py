@@ -95,7 +95,7 @@ async def agree(store: Store, setting: str, own: Secrets | None = None) -> Secre
     if own is None:
         own = load_secrets("")
         # The machine's secret in a form for a store: it's the same after a restart and doesn't reveal the secret, which
-        # other servers may use, too.
+        # other servers may also use.
         mine = b64encode(hmac.digest(own.values[0], _STORE_KEY.encode(), "sha256"))
     else:
         mine = own.values[0]

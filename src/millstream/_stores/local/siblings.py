@@ -67,7 +67,7 @@ def _accepts(descriptor: int) -> bool:
         try:
             each.getpeername()
         except OSError:
-            return True  # it isn't connected
+            return True  # the socket isn't connected
     return False
 
 
@@ -94,7 +94,7 @@ class SiblingBackend(LocalBackend):
 
     @override
     async def _connect(self) -> None:
-        if self.epoch:  # it may have been killed
+        if self.epoch:  # the store's process may have been killed
             await asyncio.to_thread(self._find)
         await super()._connect()
 
@@ -119,7 +119,7 @@ def _join(shared: str) -> tuple[socket.socket, str]:
         try:
             return _connect(path), str(path)
         except (FileNotFoundError, ConnectionRefusedError):
-            path.unlink(missing_ok=True)  # of a process that was killed
+            path.unlink(missing_ok=True)  # left by a killed process
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
             listener.listen(1024)
@@ -138,7 +138,7 @@ def _join(shared: str) -> tuple[socket.socket, str]:
                 return _connect(path), str(path)
         process.kill()
         path.unlink(missing_ok=True)
-        raise ChildProcessError("The process for it can't start.")  # such as where only this one can import us
+        raise ChildProcessError("The process for it can't start.")  # Millstream may not be importable there
 
 
 def _connect(path: Path) -> socket.socket:
@@ -175,7 +175,7 @@ async def _keep(listener: socket.socket, path: Path, parent: int) -> None:
     """Keep the store until no process has been connected for a while, or at all once their parent has ended."""
     server = LocalServer(_make_backend)
     loop, ending, quiet = asyncio.get_running_loop(), asyncio.Event(), 0
-    for number in (signal.SIGTERM, signal.SIGINT):  # systemd sends it to all, and the workers still have to stop
+    for number in (signal.SIGTERM, signal.SIGINT):  # systemd signals all processes, but the workers still have to stop
         loop.add_signal_handler(number, ending.set)
     await server.start(listener)
     with suppress(OSError):  # the process that waits for this was killed
@@ -185,7 +185,7 @@ async def _keep(listener: socket.socket, path: Path, parent: int) -> None:
         loop.remove_reader(watched)
         ending.set()
 
-    with suppress(OSError):  # it has ended, or the system is too old for this
+    with suppress(OSError):  # the process has ended, or the system is too old
         watched = os.pidfd_open(parent)
         loop.add_reader(watched, end, watched)
     served = True

@@ -320,7 +320,7 @@ class NatsLink:
         Return its sequence, and whether the stream had a message with this id before the first attempt.
 
         Raises:
-            StoreUnavailable: JetStream didn't acknowledge it in time. It may have been added or not.
+            StoreUnavailable: JetStream didn't acknowledge it in time. It may or may not have been added.
             JetStreamError: JetStream rejected it.
         """
         headers.setdefault("Nats-Msg-Id", f"{self._inbox}.{next(self._numbers)}")

@@ -416,7 +416,7 @@ def _clients(address: RedisAddress) -> list[Any]:
     options["db"] = address.database
     if address.kind == "+sentinel":
         own = {"username": address.sentinel_user or None, "password": address.sentinel_password or None}
-        make: Any = Sentinel  # it has no types
+        make: Any = Sentinel  # redis-py has no types for this
         sentinels = make(address.hosts, sentinel_kwargs={**options, **own, "db": 0}, **options)
         return [sentinels.master_for(address.service), *sentinels.sentinels]
     host, port = address.hosts[0]

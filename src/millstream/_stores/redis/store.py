@@ -218,7 +218,7 @@ class PushReader(Struct, eq=False):
 ROOM = 64 * 1024 * 1024
 """Maximum bytes for lossy values of a kind, or of the indexes for them."""
 _LOG_ROOMS = 8
-"""Factor for the space of all other streams of one kind. One owner's streams may take half of it, and one stream about
+"""Multiple of `ROOM` for all other streams of one kind. One owner's streams may take half of it, and one stream about
 three quarters. Messages between workers aren't counted.
 """
 _SILENT_MARK = 2.0

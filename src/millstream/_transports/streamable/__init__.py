@@ -541,7 +541,7 @@ class StreamableExchange(Struct, eq=False):
         if sessions is not None and b"mcp-session-id" in headers:
             session = await sessions.find(self.request)
             if self.endpoint.services.session_holder and self.endpoint.dispatcher.stopping:
-                raise unknown_session()  # it ends with this worker, which still takes answers for its last calls
+                raise unknown_session()  # it ends with this worker, which still takes its answers
             return session, check_handshake_header(headers, session.revision) or session.revision
         revision = check_handshake_header(headers, None)
         if revision is not None and sessions is not None:

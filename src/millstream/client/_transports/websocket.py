@@ -175,7 +175,7 @@ class WebSocketTransport(DuplexTransport):
         try:
             while self.fault is None:
                 self.receive(await socket.receive(most))
-                if pause := self._inflow.lines.take(2, now()):  # as many as an event has
+                if pause := self._inflow.lines.take(2, now()):  # the same limit as for an event
                     await asyncio.sleep(pause)
         except ConnectionClosed as exc:
             if exc.sent is not None and exc.sent.code == _MESSAGE_TOO_BIG:

@@ -164,7 +164,7 @@ class TokenCredentials(UpstreamCredentials):
 
     def _remember(self, name: str, grant: StoredGrant | None, change_count: int) -> None:
         if change_count != self._change_count:
-            return  # it may have been removed since
+            return  # the grant may have been removed since
         if grant is None:
             self._grants.pop(name, None)
         else:
@@ -236,7 +236,7 @@ class TokenCredentials(UpstreamCredentials):
             raise ConnectFailed("The authorization server took too long. Try again later.") from None
         except ClientError:
             if old is not None and not old.has_expired:
-                return old  # it's still valid for a while
+                return old  # the old token is still valid for a while
             raise
         if raw is None and fresh is None:
             return None
