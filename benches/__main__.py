@@ -1,6 +1,6 @@
 """`python -m benches`: run the cases and print the tables; `make bench` installs the peers first.
 
-Exits 1 when a budget of the run was not kept.
+Exits with 1 if the run exceeded a budget.
 """
 
 import argparse
@@ -27,7 +27,7 @@ MARK = "<!-- figures of Python {}: written by `make bench ARGS=--write` -->\n"
 
 
 def main() -> int:
-    """Measure, print, and write what was asked for."""
+    """Measure the requested cases, and print and write the results."""
     names = [*CASES, *BROADCASTS, *ENDURING, "start"]
     groups = {name.partition("-")[0] for name in (*BROADCASTS, *ORDINARY)}
     rows = {*ROWS, *(name.partition("-")[0] for name in ROWS)} - set(names) - groups
@@ -86,7 +86,7 @@ def main() -> int:
 
 
 def alone(options: argparse.Namespace, names: list[str]) -> int:
-    """Measure rows of our server, on one source tree or two."""
+    """Measure rows of our server, on one or two source trees."""
     if shutil.which("wrk") is None or shutil.which("taskset") is None:
         sys.exit("Install wrk and taskset first: scripts/apt wrk util-linux")
     raise_file_limit()
@@ -101,12 +101,12 @@ def alone(options: argparse.Namespace, names: list[str]) -> int:
 
 
 def say(line: str) -> None:
-    """Tell how far we are."""
+    """Print the progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 def placed(page: str, python: str, text: str) -> str:
-    """The page with this Python's tables in the place of its last ones; those of other Pythons stay."""
+    """Return the page with this Python's tables replaced, and those of other Pythons unchanged."""
     mark = MARK.format(python)
     before, _, after = page.partition(mark)
     start = MARK.partition("{}")[0]
@@ -115,7 +115,7 @@ def placed(page: str, python: str, text: str) -> str:
 
 
 def describe(options: argparse.Namespace) -> str:
-    """The command and the machine, which stand beside every figure."""
+    """Describe the command and the machine, for every table."""
     chosen = "".join(f" --only {name}" for name in options.only or ())
     lasting = "" if options.duration == 60 else f" --duration {options.duration:g}"
     version = "".join(f" VERSION={name}" for name in ENVIRONMENT.split("-")[1:])
@@ -125,15 +125,15 @@ def describe(options: argparse.Namespace) -> str:
 
 
 def interpreter() -> str:
-    """This Python, and whether it was optimized with a profile, which makes it up to a third faster."""
-    # Debian optimizes its builds so, but their configuration doesn't say it.
+    """Describe this Python, and whether it was optimized with a profile, which makes it up to a third faster."""
+    # Debian optimizes its builds like this, but their configuration doesn't show it.
     debian = sys.base_prefix == "/usr" or ".pythons" in Path(sys.base_prefix).parts
     profiled = debian or "--enable-optimizations" in str(sysconfig.get_config_var("CONFIG_ARGS"))
     return f"Python {platform.python_version()} {'with' if profiled else 'without'} profile-guided optimization"
 
 
 def processor() -> str:
-    """The processor's name, where the system tells it."""
+    """Return the processor's name, if the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
     except OSError:

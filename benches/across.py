@@ -1,10 +1,11 @@
-"""What several workers and a shared store cost, beside one worker with its own memory: interleaved, ratios by round.
+"""The cost of several workers with a shared store, compared with one worker and its own memory: interleaved, with
+ratios by round.
 
     python -m benches.across [ROUNDS SECONDS]
     python -m benches.across broadcast [ROUNDS]        only what subscribers get, of everything below
 
-The machine has two cores, so the processor time of the servers is the honest figure; Redis has its own, which is told
-beside it. `make bench` has the load generator and the peers that this needs.
+The machine has two cores, so the processor time of the servers is the honest figure. That of Redis is printed
+separately. `make bench` installs the load generator and the peers that this needs.
 """
 
 import asyncio
@@ -33,13 +34,13 @@ LOGGED = Kind(
 """A call in a session whose tool logs five messages: its reply is an event stream."""
 EVENTS = 2_000
 SUBSCRIBERS = 200
-"""Of each worker, in a broadcast."""
+"""Subscribers per worker in a broadcast."""
 IN_A_ROW = 300
 
 
 @contextmanager
 def redis(folder: Path) -> Iterator[tuple[str, int]]:
-    """A Redis of its own; its URL and process."""
+    """Run Redis, and yield its URL and process."""
     port = processes.free_port()
     command = ["redis-server", "--port", str(port), "--save", "", "--dir", str(folder), "--logfile", "redis.log"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -51,7 +52,7 @@ def redis(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def serve(folder: Path, name: str, *options: str) -> Running:
-    """One of our servers."""
+    """Run one of our servers."""
     port = processes.free_port()
     command = [*RUN, "--port", str(port), "--log-level", "warning", "--serve", "hub", *options]
     env = {"MILLSTREAM_SECRET_KEY": "k" * 40, "BENCH_LOGGED": "1"}
@@ -59,7 +60,7 @@ def serve(folder: Path, name: str, *options: str) -> Running:
 
 
 def in_turn(title: str, kind: Kind, servers: dict[str, Running], rounds: int, seconds: float) -> None:
-    """The load on each server in turn; then the ratios of each to the first."""
+    """Load each server in turn, and return the ratios of each to the first."""
     found: dict[str, list[http_load.Load]] = {name: [] for name in servers}
     for _ in range(rounds):
         for name, server in servers.items():
@@ -103,11 +104,11 @@ class Listener:
         rest = b""
         while data := await self.reader.read(2**20):
             self.count += (rest + data).count(b"data: ")
-            rest = (rest + data)[-5:]  # one may come in two pieces
+            rest = (rest + data)[-5:]  # an event may arrive in two pieces
             self.arrived.set()
 
     async def until(self, count: int) -> None:
-        """Wait for so many."""
+        """Wait for a number of events."""
         async with asyncio.timeout(60):
             while self.count < count:
                 self.arrived.clear()
@@ -115,7 +116,7 @@ class Listener:
 
 
 async def publisher(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
-    """A connection for publishing, and the request."""
+    """Return a connection for publishing, and the request."""
     body = json.dumps({"channel": "bench", "data": "x" * 100}).encode()
     head = (
         b"POST /publish HTTP/1.1\r\nhost: 127.0.0.1:%d\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -125,14 +126,14 @@ async def publisher(port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
 
 
 async def answered(reader: asyncio.StreamReader) -> None:
-    """Read one answer."""
+    """Read one response."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
     await reader.readexactly(int(length.partition(b":")[2]))
 
 
 async def latency(port: int, other: int) -> list[float]:
-    """Milliseconds from a publication at one port to its arrival at a subscriber of another, one by one."""
+    """Return the milliseconds from each publication at one port to its arrival at a subscriber on another."""
     listener = Listener()
     await listener.open(other)
     reader, writer, request = await publisher(port)
@@ -150,7 +151,7 @@ async def latency(port: int, other: int) -> list[float]:
 
 
 async def publish_many(server: Running, events: int, *, publishers: int = 64) -> float:
-    """Publications a second of the server's core."""
+    """Return the publications per second of the server's core."""
 
     async def one(count: int) -> None:
         reader, writer, request = await publisher(server.port)
@@ -165,8 +166,8 @@ async def publish_many(server: Running, events: int, *, publishers: int = 64) ->
 
 
 async def broadcast(servers: list[Running], events: int, *, shared: bool) -> float:
-    """Deliveries a second of a core while both servers work. Each delivers all events to its subscribers: all were
-    published at itself, or a part of them where they share a store.
+    """Return the deliveries per second of a core while both servers work. Each delivers all events to its subscribers.
+    With a shared store, only some were published on the same server.
     """
     listeners = [Listener() for _ in range(SUBSCRIBERS * len(servers))]
     await asyncio.gather(
@@ -184,7 +185,7 @@ async def broadcast(servers: list[Running], events: int, *, shared: bool) -> flo
 
 
 def measure(folder: Path, rounds: int, seconds: float) -> None:
-    """Everything, in turn."""
+    """Measure everything, in turn."""
     with redis(folder) as (url, pid):
         alone = serve(folder, "alone")
         shared = serve(folder, "redis", "--store", url)
@@ -219,7 +220,7 @@ def measure(folder: Path, rounds: int, seconds: float) -> None:
 
 
 def measure_broadcast(folder: Path, rounds: int) -> None:
-    """Two servers with one Redis, beside two that each have their own events."""
+    """Compare two servers that share Redis with two that have separate events."""
     with redis(folder) as (url, pid):
         alone = [serve(folder, name) for name in ("first", "second")]
         shared = [serve(folder, name, "--store", url) for name in ("third", "fourth")]
@@ -241,7 +242,7 @@ def measure_broadcast(folder: Path, rounds: int) -> None:
 
 
 def show(title: str, **figures: float) -> None:
-    """A line."""
+    """Print a line."""
     print(f"{title}: " + "  ".join(f"{name} {figure:,.3f}" for name, figure in figures.items()), flush=True)
 
 

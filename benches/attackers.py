@@ -1,6 +1,7 @@
-"""What the soak's attackers do: each tries to leave something behind, or to hold the server up; none may succeed.
+"""The attackers of the soak test.
 
-Every attack is bounded, goes to loopback only, and is checked by the answer that the server owes to it.
+Each tries to leave something behind or to delay the server, and none may succeed. Every attack is bounded, uses only
+loopback, and is checked by the server's required response.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from benches.wire import CLIENT, COMMON, META
 
 MIB = 1024 * 1024
 _SECONDS = 1.0
-"""How long an attacker holds what it has opened."""
+"""Seconds that an attacker holds its connections."""
 _WIDE = {f"x{number}": {} for number in range(30_000)}
 """Capabilities of half a MiB."""
 
@@ -43,13 +44,13 @@ def _newest(method: str, name: str = "") -> str:
 
 
 async def holds_bodies(peer: Peer) -> None:
-    """Bodies that are cut short, and connections that go with them."""
+    """Send truncated bodies, then close the connections."""
     body = b"x" * random.randrange(MIB // 2, 3 * MIB)
     await peer.hold(_post("/mcp", COMMON, body, 4 * MIB - 1), _SECONDS / 4)
 
 
 async def declares_much(peer: Peer) -> None:
-    """Subscriptions and sessions that are opened with half a MiB of capabilities, or with many long URIs."""
+    """Open subscriptions and sessions with half a MiB of capabilities, or with many long URIs."""
     meta = META | {"io.modelcontextprotocol/clientCapabilities": _WIDE}
     listen: dict[str, object] = {"_meta": meta, "notifications": {"toolsListChanged": True}}
     await peer.hold(_post("/mcp", _newest("subscriptions/listen"), _request("subscriptions/listen", listen)), _SECONDS)
@@ -60,7 +61,7 @@ async def declares_much(peer: Peer) -> None:
 
 
 async def declares_much_on_a_stream(peer: Peer) -> None:
-    """HTTP+SSE, held open behind an `initialize` with half a MiB of capabilities."""
+    """Hold an HTTP+SSE stream open after an `initialize` with half a MiB of capabilities."""
     async with peer.connection() as (reader, writer):
         writer.write(peer.request("GET", "/sse", "accept: text/event-stream\r\n", b""))
         async with asyncio.timeout(30):
@@ -73,7 +74,7 @@ async def declares_much_on_a_stream(peer: Peer) -> None:
 
 
 async def declares_much_on_a_socket(peer: Peer) -> None:
-    """A WebSocket, held open behind the same."""
+    """Hold a WebSocket open after the same."""
     head = (
         "connection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n"
         "sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-protocol: mcp\r\n"
@@ -82,14 +83,14 @@ async def declares_much_on_a_socket(peer: Peer) -> None:
     async with peer.connection() as (reader, writer), asyncio.timeout(30):
         writer.write(f"GET /ws HTTP/1.1\r\nhost: 127.0.0.1\r\n{head}\r\n".encode())
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(struct.pack(">BBQ4x", 0x81, 0xFF, len(opening)) + opening)  # a text, masked by four zeros
+        writer.write(struct.pack(">BBQ4x", 0x81, 0xFF, len(opening)) + opening)  # text, masked with zeros
         if await reader.readexactly(1) != b"\x81":
             raise Wrong("initialize was not answered on a WebSocket")
         await asyncio.sleep(_SECONDS)
 
 
 async def sends_unknown_arguments(peer: Peer) -> None:
-    """Large arguments that no tool has, with integers that no float holds."""
+    """Send large unknown arguments, with integers that no float can represent."""
     extra = {f"y{number}": 10**17 + number for number in range(20_000)}
     params: dict[str, object] = {"name": "add_numbers", "arguments": {"a": 1, "b": 2, **extra}, "_meta": META}
     status, _ = await peer.ask("POST", "/mcp", _newest("tools/call", "add_numbers"), _request("tools/call", params))
@@ -98,14 +99,14 @@ async def sends_unknown_arguments(peer: Peer) -> None:
 
 
 async def abandons_calls(peer: Peer) -> None:
-    """Calls without a session, whose callers go at once."""
+    """Start calls without a session, and disconnect immediately."""
     params: dict[str, object] = {"name": "long_task", "arguments": {"steps": 100, "seconds": 600}}
     for number in range(20):
         await peer.hold(_post("/mcp", COMMON, _request("tools/call", params, number)), 0.0)
 
 
 async def sends_many_items(peer: Peer) -> None:
-    """A batch of a million messages, and an event of a million arrays."""
+    """Send a batch of a million messages, and an event with a million arrays."""
     number, item = 1_000_000, random.choice((b"1", b"[]"))
     many = b"[%b]" % b",".join([item] * number)
     status, _ = await peer.ask("POST", "/mcp", f"{COMMON}mcp-protocol-version: 2025-03-26\r\n", many)
@@ -117,7 +118,7 @@ async def sends_many_items(peer: Peer) -> None:
 
 
 async def abandons_questions(peer: Peer) -> None:
-    """Calls of a session that ask the person, whose callers go and answer nothing."""
+    """Start calls in a session that ask the user, and disconnect without answering."""
     opening = {"protocolVersion": "2025-11-25", "capabilities": {"elicitation": {}}, "clientInfo": CLIENT}
     head = in_session(await peer.initialize(_request("initialize", opening)))
     params: dict[str, object] = {"name": "order_parcel", "arguments": {"item": "a book"}}
@@ -126,14 +127,14 @@ async def abandons_questions(peer: Peer) -> None:
 
 
 async def pipelines(peer: Peer) -> None:
-    """A thousand requests in one segment."""
+    """Send a thousand requests in one segment."""
     params: dict[str, object] = {"_meta": META}
     data = _post("/mcp", _newest("tools/list"), _request("tools/list", params)) * 1_000
     await peer.hold(data, _SECONDS / 2)
 
 
 async def makes_up_clients(peer: Peer) -> None:
-    """Streamed calls of clients that never come for what they asked for; mailboxes and members with new names."""
+    """Make streamed calls for clients that never read the results, and create mailboxes and members with new names."""
     arguments: dict[str, object] = {"steps": 1, "seconds": 0, "stream": True}
     params: dict[str, object] = {"name": "long_task", "arguments": arguments, "_meta": META}
     for number in range(10):
@@ -142,7 +143,7 @@ async def makes_up_clients(peer: Peer) -> None:
 
 
 async def comes_from_elsewhere(peer: Peer) -> None:
-    """A page of another site that opens streams by an image, and somebody behind a proxy of this machine."""
+    """Open streams like an image on another site's page, and like a client behind a proxy on this machine."""
     head = "accept: */*\r\nsec-fetch-site: cross-site\r\nsec-fetch-mode: no-cors\r\nsec-fetch-dest: image\r\n"
     for path in ("/mcp/sse/alice", "/events?client_id=mallory&name=mallory", "/sse"):
         status, _ = await peer.ask("GET", path, head, b"")
@@ -155,7 +156,7 @@ async def comes_from_elsewhere(peer: Peer) -> None:
 
 
 async def makes_up_places(peer: Peer) -> None:
-    """Hosts, ids of events and sessions that never were."""
+    """Send made-up hosts, event ids, and session ids."""
     address = ".".join(str(random.randrange(1, 255)) for _ in range(4))
     await peer.hold(f"GET /livez HTTP/1.1\r\nhost: {address}\r\n\r\n".encode(), 0.05)
     await peer.listen("/events?channel=*", f"{random.getrandbits(64):x}.{random.randrange(10**9)}", 0.05)
@@ -163,13 +164,13 @@ async def makes_up_places(peer: Peer) -> None:
 
 
 async def comes_and_goes(peer: Peer) -> None:
-    """Members who enter sixteen channels and leave again."""
+    """Join sixteen channels and leave them."""
     channels = "&".join(f"channel=room-{number}" for number in range(16))
     await peer.listen(f"/events?{channels}&client_id=churn-{random.getrandbits(32)}&name=churn", "", 0.05)
 
 
 async def breaks_chunks(peer: Peer) -> None:
-    """Chunks that are none, behind an `Expect`."""
+    """Send invalid chunks after an `Expect` header."""
     head = (
         f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{COMMON}expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n"
     )
@@ -177,7 +178,7 @@ async def breaks_chunks(peer: Peer) -> None:
 
 
 async def counts_too_high(peer: Peer) -> None:
-    """Integers of 400 digits."""
+    """Send integers with 400 digits."""
     params: dict[str, object] = {"name": "add_numbers", "arguments": {"a": 10**400, "b": 1}, "_meta": META}
     status, answer = await peer.ask(
         "POST", "/mcp", _newest("tools/call", "add_numbers"), _request("tools/call", params)
@@ -194,6 +195,6 @@ ATTACKS: tuple[Callable[[Peer], Awaitable[None]], ...] = (
 
 
 async def attacks(peer: Peer) -> None:
-    """One attack, whichever it is."""
+    """Run a random attack."""
     with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
         await random.choice(ATTACKS)(peer)

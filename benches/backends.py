@@ -1,4 +1,4 @@
-"""Stores for servers of a benchmark: each is a process or a file of its own."""
+"""Stores for servers of a benchmark: each is a separate process or file."""
 
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ def run_store(name: str, folder: Path) -> Iterator[str]:
     """Run a store on the core of the load generator, and yield its URL.
 
     Raises:
-        BenchError: it isn't installed, or doesn't start.
+        BenchError: It isn't installed, or doesn't start.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port = free_port()

@@ -1,7 +1,7 @@
 """Broadcasts: the load program beside a server, which is measured while the subscribers are there.
 
-A server is started anew for each measurement, because memory that an earlier one left free would hide what a
-subscriber takes. What the load program itself used of its core is part of the result: it must not be the limit.
+A server is started anew for each measurement, because memory that an earlier one left free would hide what a subscriber
+takes. The result includes the load program's share of its core, which must not be the limit.
 """
 
 import json
@@ -20,7 +20,7 @@ from benches.wire import FIRST_EVENT
 
 PROGRAM = ROOT / ".bench" / "subscribers"
 AHEAD = 2_000
-"""Deliveries under way at a time, so that neither side waits for the other; at least four events."""
+"""Concurrent deliveries, so neither side waits for the other. At least four events."""
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,22 @@ class Delivered:
     """One measurement."""
 
     rate: float
-    """Deliveries a second."""
+    """Deliveries per second."""
     p50: float
-    """Milliseconds from the publication of an event, alone on its way, to its last subscriber."""
+    """Milliseconds from the publication of a single event to the last subscriber."""
     p99: float
     cpu_us: float
     """Processor time of the server for one delivery, in microseconds."""
     busy: float
-    """Share of its core that the server had, in percent."""
+    """The server's share of its core, in percent."""
     load: float
-    """The same of the load program, while the server was busy with throughput."""
+    """The load program's share of its core, during the throughput test."""
     kib: float
     """Resident memory of the server for one subscriber."""
 
 
 def drive(case: Broadcast, name: str, seconds: float, log: Path) -> Delivered:
-    """Start the server, subscribe, publish, and check that everybody got everything once and in order.
+    """Start the server, subscribe, publish, and check that every subscriber received each event once, in order.
 
     Raises:
         BenchError: the server does not start, or an event was missing, wrong or out of order.

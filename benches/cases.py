@@ -1,7 +1,7 @@
-"""What is measured, and the budgets of the design (section 9).
+"""The measured cases, and their budgets.
 
-A budget compares our figure with one target's: the median over the rounds of the ratio within each round, of answers a
-second or of processor time. Plain bounds are about one figure of ours. Cases without budgets are there to be looked at.
+A budget compares our figure with one target's: the median over the rounds of each round's ratio, of responses per
+second or of processor time. A plain bound limits one of our figures. Cases without budgets are for information.
 """
 
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ class Case:
     cpu_budgets: dict[str, float] = field(default_factory=dict)
     """Target -> the least ratio of processor times for one answer, theirs / ours."""
     connections: int = 64
-    """How many wrk keeps open."""
+    """Number of connections that wrk keeps open."""
     most_cpu_us: float | None = None
-    """The most processor time that one answer of ours may take."""
+    """Maximum processor time of one of our responses."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Broadcast:
     targets: tuple[str, ...]
     budgets: dict[str, float] = field(default_factory=dict)
     most_kib: float | None = None
-    """The most memory that one subscriber of ours may take."""
+    """Maximum memory of one of our subscribers."""
     websocket: bool = False
     cpu_budgets: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Bound:
-    """The most one of our own figures may be."""
+    """The maximum of one of our own figures."""
 
     title: str
     figure: str
@@ -166,7 +166,7 @@ FEW = {
         ),
     )
 }
-"""What 64 connections measure, with fewer and with more: a server has less or more to do at once then."""
+"""The cases with 64 connections, repeated with fewer and with more, to vary the concurrency."""
 RECORDED = {
     f"as-{name}": Case(
         f"tools/call as the {language} client sends it, {connections} connections",
@@ -182,7 +182,7 @@ RECORDED = {
         ("rust-2025-11-25", "Rust", "go-session", 16),
     )
 }
-"""The exact bytes of the official clients; see `benches.record`."""
+"""The exact requests of the official clients (see `benches.record`)."""
 DEV_LAB = {
     f"tmdev-{workers}": Case(
         f"the TM Dev Lab layout, 50 users, {name}",

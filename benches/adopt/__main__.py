@@ -1,9 +1,8 @@
-"""`make adopt`: published servers run behind Millstream as they are, and offer what they offer by themselves.
+"""`make adopt`: published servers run unchanged behind Millstream, and offer the same as on their own.
 
-Each has an environment of its own in .adopt/, made when it's first needed. A server runs in up to two ways: its command
-as an upstream, and its own object in our process. In each way its lists have to be those of the original on stdio,
-over Streamable HTTP in both eras, and one call has to give what the original gives. What clients refuse in the schemas
-of its tools is printed.
+Each has its own environment in .adopt/, created when it's first needed. A server runs in up to two ways: its command as
+an upstream, and its server object in our process. Both ways must return the original's lists, on stdio and over
+Streamable HTTP in both eras, and the same result for one call. Parts of tool schemas that clients reject are printed.
 
 ``python -m benches.adopt [WORD …]`` runs the servers whose package has one of the words in its name.
 """
@@ -66,7 +65,7 @@ class Call(Struct):
     tool: str
     arguments: dict[str, Any]
     expect: str = ""
-    """What the result contains."""
+    """Text that the result contains."""
 
 
 class Server(Struct, rename={"more": "with"}):
@@ -76,21 +75,21 @@ class Server(Struct, rename={"more": "with"}):
     command: list[str]
     call: Call
     more: list[str] = []
-    """Requirements that its metadata lacks."""
+    """Requirements missing from its metadata."""
     program: str = ""
-    """A file with its server object; empty where the package has none."""
+    """A file with its server object, or empty if the package has none."""
     environment: dict[str, str] = {}
     note: str = ""
-    """Why it has no object, or why its object is refused."""
+    """Why it has no object, or why the object is rejected."""
 
     @property
     def name(self) -> str:
-        """The package without its version."""
+        """Name of the package, without the version."""
         return self.package.partition("==")[0]
 
     @property
     def home(self) -> Path:
-        """Its environment."""
+        """Folder of its environment."""
         return CACHE / self.name
 
     @property
@@ -125,7 +124,7 @@ class Workplace:
         self.environment: dict[str, str] = {
             "PATH": f"{server.bin}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
             "HOME": str(folder),
-            "PYTHONHASHSEED": "0",  # some lists have what was a set
+            "PYTHONHASHSEED": "0",  # some lists were sets
             **{name: self.fill(value) for name, value in server.environment.items()},
         }
         self.command: list[str] = [str(server.bin / server.command[0]), *map(self.fill, server.command[1:])]
@@ -169,14 +168,14 @@ def _last_lines(log: Path) -> str:
 
 
 class Findings(Struct):
-    """What a server offers, and what one call gave."""
+    """A server's lists, and the result of one call."""
 
     lists: dict[str, Any]
     result: dict[str, Any]
 
 
 async def examine(target: Any, revision: str | None, server: Server, workplace: Workplace) -> Findings:
-    """Return what a server lists, and the result of its one call."""
+    """Return a server's lists, and the result of its call."""
     async with Client(target, revision=revision, timeout=WAIT) as client:
         lists: dict[str, Any] = {}
         for method in LISTS:
@@ -206,7 +205,7 @@ def without_origin(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(original: Any, found: Any, path: str = "") -> list[str]:
-    """Return where two values differ."""
+    """Return the differences between two values."""
     if isinstance(original, dict) and isinstance(found, dict):
         names = sorted({*original, *found})
         return [
@@ -228,10 +227,10 @@ def differences(original: Any, found: Any, path: str = "") -> list[str]:
 
 
 def compare(original: Findings, found: Findings, server: Server) -> None:
-    """Make sure that a server offers behind Millstream what it offers by itself.
+    """Check that a server offers the same behind Millstream as on its own.
 
     Raises:
-        RuntimeError: it doesn't; the text has the first differences.
+        RuntimeError: It doesn't. The text contains the first differences.
     """
     different = differences(original.lists, found.lists)
     if bool(original.result.get("isError")) != bool(found.result.get("isError")):
@@ -266,7 +265,7 @@ async def check(server: Server) -> tuple[list[str], int]:
                     for era in ERAS:
                         compare(originals[era], await examine(url, era, server, workplace), server)
                 cells.append("identical")
-            except Exception as error:  # try the others, too
+            except Exception as error:  # try the others as well
                 failed += 1
                 cells.append(f"FAILED: {way}: {type(error).__name__}: {error}")
         counts = (len(lists["tools"]), len(lists["resources"]) + len(lists["resourceTemplates"]), len(lists["prompts"]))
@@ -274,16 +273,16 @@ async def check(server: Server) -> tuple[list[str], int]:
 
 
 async def wait_for_tools(url: str) -> None:
-    """Wait until a gateway has the lists of its upstream."""
+    """Wait until a gateway has its upstream's lists."""
     async with asyncio.timeout(WAIT):
         while True:
-            async with Client(url, timeout=WAIT) as client:  # one that came too early never asks for tools
+            async with Client(url, timeout=WAIT) as client:  # a client that connects too early never asks for tools
                 if await client.tools():
                     return
 
 
 async def originals_of(target: Mapping[str, Any], server: Server, workplace: Workplace) -> dict[str, Findings]:
-    """Return what a server offers by itself, by era. One that speaks only the older is the measure for both."""
+    """Return a server's own lists by era. If it supports only the older era, the same lists apply to both."""
     found = {ERAS[0]: await examine(target, ERAS[0], server, workplace)}
     async with Client(target, timeout=WAIT) as client:
         newest = client.revision
@@ -302,7 +301,7 @@ async def main(words: Sequence[str]) -> int:
         try:
             make_environment(server.home, [server.package, *server.more])
             row, failures = await check(server)
-        except Exception as error:  # try the others, too
+        except Exception as error:  # try the others as well
             row, failures = [server.name, "FAILED", f"{type(error).__name__}: {error}"], 1
         failed += failures
         rows.append(row)

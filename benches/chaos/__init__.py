@@ -1,1 +1,1 @@
-"""Faults on purpose: workers and stores are killed, stopped and cut off while clients publish and listen."""
+"""Injected faults: workers and stores are killed, stopped, and disconnected while clients publish and listen."""

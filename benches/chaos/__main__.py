@@ -41,16 +41,16 @@ from benches.chaos.upstreams import UpstreamReport, growth, left_behind, torment
 from benches.processes import raise_file_limit
 
 EVENTS_BESIDE = 50.0
-"""Publications a second beside the calls of `--calls`."""
+"""Publications per second in addition to the calls of `--calls`."""
 WORKERS = 4
 RATE = 2000.0
-"""Publications a second, or calls with `--calls`."""
+"""Publications per second, or calls with `--calls`."""
 UPSTREAM_RATE = 100.0
-"""Calls a second to upstreams that behave."""
+"""Calls per second to upstreams that behave."""
 
 
 def main() -> None:
-    """Make one run and say what came out."""
+    """Make one run and report the result."""
     parser = argparse.ArgumentParser(prog="python -m benches.chaos", description=__doc__)
     parser.add_argument("minutes", type=float, nargs="?", help="10; with --calls, as long as the calls take")
     parser.add_argument("--workers", type=int, help="4; with --upstreams, 1")
@@ -77,12 +77,12 @@ def main() -> None:
     )
     given = parser.parse_args()
     raise_file_limit()
-    gc.disable()  # millions of events are written down, and a walk over them all would delay what is timed
+    gc.disable()  # millions of events are recorded, and a collection over all of them would delay the measured work
     sys.exit(asyncio.run(upstreams(given) if given.upstreams else run(given)))
 
 
 async def run(given: argparse.Namespace) -> int:
-    """The exit code."""
+    """Run one scenario, and return the exit code."""
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "server.log"
@@ -115,7 +115,7 @@ async def run(given: argparse.Namespace) -> int:
 
 
 async def upstreams(given: argparse.Namespace) -> int:
-    """The exit code of a run with a gateway."""
+    """Run with a gateway, and return the exit code."""
     report = UpstreamReport()
     end = time.monotonic() + (given.minutes or 10.0) * 60
     with tempfile.TemporaryDirectory() as folder:
@@ -143,7 +143,7 @@ async def upstreams(given: argparse.Namespace) -> int:
 
 @asynccontextmanager
 async def opened(store: str, folder: Path) -> AsyncIterator[tuple[str, NatsNodes | None]]:
-    """The URL of what `--store` means, and the nodes of NATS."""
+    """Yield the URL of the selected store, and the NATS nodes."""
     if store == "redis":
         async with own_redis(folder) as url:
             yield url, None
@@ -157,7 +157,7 @@ async def opened(store: str, folder: Path) -> AsyncIterator[tuple[str, NatsNodes
 async def kill(
     running: Cluster, report: Report, given: argparse.Namespace, store: str, nodes: NatsNodes | None
 ) -> None:
-    """SIGKILL for one worker after the other, and for one node of NATS after the other, for some minutes."""
+    """Send SIGKILL to one worker after the other, and to one NATS node after the other, for some minutes."""
     end = time.monotonic() + (given.minutes or 10.0) * 60
     crowd = Crowd(
         subscribers=given.subscribers,
@@ -175,7 +175,7 @@ async def kill(
 
 
 async def restart(running: Cluster, report: Report, given: argparse.Namespace) -> None:
-    """One rolling restart after the other, until there were enough calls."""
+    """Make rolling restarts until there were enough calls."""
     end = time.monotonic() + given.minutes * 60 if given.minutes else math.inf
     restarts = Restarts(running.port, report, requests=given.calls, rate=given.rate or RATE, end=end)
     crowd = Crowd(subscribers=given.subscribers, rate=EVENTS_BESIDE, channels=given.channels, speakers=given.speakers)

@@ -1,4 +1,4 @@
-"""Callers on keep-alive connections, which count what fails. They never try a request again."""
+"""Callers on keep-alive connections, which count failures. They never retry a request."""
 
 import asyncio
 import json
@@ -10,11 +10,11 @@ from benches.wire import COMMON, META
 
 SLOW_SECONDS = 0.5
 SLOW_SHARE = 0.02
-"""Of all calls, those of a tool that takes its time."""
+"""Share of calls to a slow tool."""
 
 
 def request(port: int, tool: str, **arguments: object) -> bytes:
-    """A call of a tool, as bytes."""
+    """Return a tool call as bytes."""
     params = {"name": tool, "arguments": arguments, "_meta": META}
     body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
     head = f"{COMMON}mcp-protocol-version: 2026-07-28\r\nmcp-method: tools/call\r\nmcp-name: {tool}\r\n"
@@ -34,7 +34,7 @@ class Caller:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def run(self, rate: float) -> None:
-        """Call so many times a second, as far as the server keeps up, until canceled."""
+        """Call at a rate per second, as far as the server keeps up, until canceled."""
         try:
             await self._go_on(rate)
         finally:

@@ -1,4 +1,5 @@
-"""Clients that write down what they saw: subscribers that resume, publishers that try until they get an answer."""
+"""Clients that record what they received: subscribers that resume, and publishers that retry until they get a
+response."""
 
 import asyncio
 import json
@@ -12,7 +13,7 @@ from benches.chaos.history import Event, Publication, Subscriber, Told
 RECONNECT = (0.02, 0.2)
 """Seconds until a subscriber comes back, at random between the two."""
 ANSWER_SECONDS = 30.0
-"""A publisher gives up on an answer after this time: the publication is not acknowledged then."""
+"""Seconds after which a publisher gives up. The publication then counts as not acknowledged."""
 
 
 _HEAD = b"POST /publish HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
@@ -31,7 +32,7 @@ class Listening(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
-        # HTTP/1.0: no chunks to take apart.
+        # HTTP/1.0, so there are no chunks to parse.
         head = f"GET /events?channel={self._listener.log.channel} HTTP/1.0\r\nhost: 127.0.0.1\r\n"
         head += "accept: text/event-stream\r\n"
         if self._listener.last_id:
@@ -60,7 +61,7 @@ class Listening(asyncio.Protocol):
 
 
 class Reconnect(NamedTuple):
-    """From the loss of a connection to the head of the next answer."""
+    """The time from losing a connection to the head of the next response."""
 
     lost_at: float
     """By the monotonic clock."""
@@ -68,14 +69,14 @@ class Reconnect(NamedTuple):
 
 
 class Listener:
-    """A subscriber through all its connections."""
+    """A subscriber, over all of its connections."""
 
     def __init__(self, port: int, channel: str) -> None:
         self.log = Subscriber(channel)
         self.last_id = ""
         self.reconnects: list[Reconnect] = []
         self.waiting: dict[str, asyncio.Event] = {}
-        """Data that somebody waits for."""
+        """Events that are awaited, by data."""
         self._port = port
         self._lost_at = 0.0
 
@@ -86,7 +87,7 @@ class Listener:
             self._lost_at = 0.0
 
     def take(self, frame: bytes) -> None:
-        """Write down one event, gap or place."""
+        """Record one event, gap, or position."""
         name, data, id = "", "", ""
         for line in frame.split(b"\n"):
             field, _, value = line.decode().partition(": ")
@@ -134,7 +135,7 @@ class Publisher:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def publish(self, channel: str) -> Publication:
-        """Try one event, once."""
+        """Try to publish one event, once."""
         self._count += 1
         publication = Publication(channel, f"{self._name}-{self._count}")
         self._log.append(publication)
@@ -170,7 +171,7 @@ class Publisher:
 
 
 async def paced(publisher: Publisher, rate: float, channel: Callable[[], str]) -> None:
-    """Publish so many events a second, as far as the server keeps up, until canceled."""
+    """Publish at a rate per second, as far as the server keeps up, until canceled."""
     due = time.monotonic()
     while True:
         due = max(due + 1 / rate, time.monotonic() - 1.0)

@@ -1,4 +1,4 @@
-"""The gateway that chaos is made with: upstreams that behave, one that is killed, and others that misbehave."""
+"""The gateway for the chaos runs: upstreams that behave, one that's killed, and others that misbehave."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ from millstream import Server
 STEADY = ("steady0", "steady1", "steady2")
 MISBEHAVING = ("hanging", "flooding", "lying", "changing")
 TIMEOUT = 2.0
-"""Seconds that an upstream has for an answer, if it may fail."""
+"""Response timeout of an upstream that may fail, in seconds."""
 START = 120.0
 """Seconds that the gateway waits for the first lists of each."""
 
@@ -23,7 +23,7 @@ async def echo(text: str) -> str:
 
 
 def command(mode: str) -> list[str]:
-    """The command of an upstream. Its last word finds the process."""
+    """Return the command of an upstream. The last word identifies the process."""
     return [sys.executable, "-I", "-S", str(Path(__file__).with_name("upstream.py")), mode]
 
 

@@ -1,9 +1,9 @@
-"""What clients saw, and whether a store that loses, repeats and swaps nothing could have shown it to them.
+"""The clients' records, and a check that no event was lost, repeated, or reordered.
 
-Every client writes down what it published and what was acknowledged, what it got and which gaps it was told of. `check`
-knows nothing about servers: it compares these logs. What was acknowledged has reached every subscriber of its channel,
-or the subscriber was told of a gap in its place; what was not acknowledged has come at most once; nobody got anything
-twice; and everybody got everything in one order.
+Every client records its publications, acknowledgments, received events, and reported gaps. `check` compares only these
+logs. An acknowledged event must have reached every subscriber of its channel, or the subscriber must have received a
+gap. An event without acknowledgment arrives at most once. No subscriber receives an event twice, and all receive events
+in the same order.
 """
 
 from bisect import bisect_left, bisect_right
@@ -19,12 +19,12 @@ class Publication:
     channel: str
     data: str
     place: str = ""
-    """The id that the server gave when it acknowledged; empty when no acknowledgment came."""
+    """The id in the server's acknowledgment, or empty without one."""
 
 
 @dataclass(slots=True)
 class Event:
-    """An event that a subscriber got."""
+    """An event that a subscriber received."""
 
     place: str
     data: str
@@ -32,25 +32,25 @@ class Event:
 
 @dataclass(slots=True)
 class Told:
-    """A gap that a subscriber was told of."""
+    """A gap that was reported to a subscriber."""
 
     reason: str
 
 
 @dataclass
 class Subscriber:
-    """One subscriber through all its connections: it resumes with the last id that it got."""
+    """One subscriber, over all of its connections. It resumes with the last id that it received."""
 
     channel: str
     got: list[Event | Told] = field(default_factory=list)
     """In the order of arrival."""
     first: str = ""
-    """The first id that it was given, of an event or of a mere place: it is owed everything behind it."""
+    """The first id that it received, of an event or a position. It must receive everything after it."""
 
 
 @cache
 def parse(place: str) -> tuple[str, int]:
-    """(epoch, offset) of an id: ``epoch.offset``, and for some a number behind it."""
+    """Return (epoch, offset) of an id: ``epoch.offset``, for some ids followed by a number."""
     epoch, _, rest = place.partition(".")
     return epoch, int(rest.partition("-")[0])
 

@@ -1,4 +1,4 @@
-"""The NATS of a run: a cluster of three nodes, one of which is killed again and again."""
+"""NATS for a run: a cluster of three nodes, one of which is killed repeatedly."""
 
 import asyncio
 import json
@@ -15,7 +15,7 @@ _TRIES = 600
 
 
 class NatsNodes:
-    """Three nodes of one cluster, each a process with data of its own."""
+    """Three nodes of one cluster, each a process with its own data."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -23,7 +23,7 @@ class NatsNodes:
         self._routes = [free_port() for _ in range(NODES)]
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self.killed = 0
-        """How often a node was killed."""
+        """Number of times that a node was killed."""
 
     @property
     def url(self) -> str:
@@ -32,7 +32,7 @@ class NatsNodes:
         return f"nats://{hosts}?replicas={NODES}"
 
     async def start(self, node: int) -> None:
-        """Start a node, and return when it answers."""
+        """Start a node, and return when it responds."""
         config, name = self._folder / f"n{node}.conf", f"n{node}"
         routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in self._routes)
         config.write_text(
@@ -55,13 +55,13 @@ class NatsNodes:
         raise RuntimeError(f"The NATS node {node} doesn't respond.")
 
     async def kill(self, node: int) -> None:
-        """End a node as kill -9 does."""
+        """Kill a node with SIGKILL."""
         process = self._processes.pop(node)
         process.kill()
         await process.wait()
 
     def kill_every(self, seconds: float) -> Harm:
-        """Kill one node after the other, and start it again after half of the time."""
+        """Kill one node after the other, and restart each after half of the interval."""
 
         async def harm(running: Cluster) -> None:
             while True:
@@ -82,7 +82,7 @@ class NatsNodes:
 
 @asynccontextmanager
 async def own_nats(folder: Path) -> AsyncIterator[NatsNodes]:
-    """Three nodes, for the length of the block."""
+    """Run three nodes inside the block."""
     nodes = NatsNodes(folder)
     try:
         for node in range(NODES):

@@ -1,4 +1,4 @@
-"""The Redis of a run: its own, or one that runs already; and what is done to it."""
+"""Redis for a run: its own, or one that's already running, and the faults in it."""
 
 import asyncio
 import random
@@ -14,7 +14,7 @@ _TRIES = 500
 
 @asynccontextmanager
 async def own_redis(folder: Path) -> AsyncIterator[str]:
-    """A Redis without a file, for the length of the block; its URL."""
+    """Run Redis without a file inside the block, and yield its URL."""
     port = free_port()
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     with (folder / "redis.log").open("wb") as sink:
@@ -34,7 +34,7 @@ async def own_redis(folder: Path) -> AsyncIterator[str]:
 
 
 async def ask(url: str, command: str) -> str:
-    """The reply to one command, which has one line or says how long it is."""
+    """Return the reply to one command, which has one line or a length."""
     host, _, port = url.removeprefix("redis://").partition("/")[0].partition(":")
     reader, writer = await asyncio.open_connection(host, int(port or 6379))
     try:
@@ -46,13 +46,13 @@ async def ask(url: str, command: str) -> str:
 
 
 async def reads(url: str) -> int:
-    """How many scripts Redis was sent: each read is one, and so is each heartbeat, about one a second of a worker."""
+    """Return how many scripts Redis received: one for each read and each heartbeat, about one per second and worker."""
     text = await ask(url, "INFO commandstats")
     return int(text.partition("cmdstat_evalsha:calls=")[2].partition(",")[0] or 0)
 
 
 def flush(url: str, every: float) -> Harm:
-    """FLUSHALL now and then, on average after so many seconds, also while a worker is dead or starts."""
+    """Send FLUSHALL now and then, even while a worker is dead or starting. The interval is an average, in seconds."""
 
     async def harm(running: Cluster) -> None:
         while True:

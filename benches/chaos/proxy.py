@@ -1,4 +1,4 @@
-"""A network between clients and the server: it cuts connections, holds them up, and closes one side of them."""
+"""A simulated network between clients and the server: it breaks connections, delays them, and half-closes them."""
 
 import asyncio
 import random
@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Self
 
 QUIET = 3.0
-"""Seconds between two troubles of one connection, on average."""
+"""Average seconds between two faults of one connection."""
 HOLD = (0.05, 2.0)
 """Seconds for which a connection carries nothing."""
 
@@ -24,16 +24,16 @@ class _Way:
         self.may_pass.set()
 
     async def carry(self) -> None:
-        """Until the source has said everything."""
+        """Forward data until the source ends."""
         while data := await self._source.read(65536):
             await self.may_pass.wait()
-            if not self._ended:  # what comes behind the end gets lost
+            if not self._ended:  # data after the end is lost
                 self._sink.write(data)
                 await self._sink.drain()
         self.end()
 
     def end(self) -> None:
-        """Say that nothing more will come."""
+        """Signal the end of the data."""
         if not self._ended:
             self._ended = True
             with suppress(OSError):
@@ -41,12 +41,12 @@ class _Way:
 
 
 class Proxy:
-    """In front of a port of this machine."""
+    """A proxy in front of a port on this machine."""
 
     def __init__(self, port: int) -> None:
         self.port = 0
         self.done = Counter[str]()
-        """What was done to connections, and how often."""
+        """Number of faults by kind."""
         self._to = port
         self._calm = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,7 +65,7 @@ class Proxy:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def calm(self) -> None:
-        """From now on nothing happens to a connection."""
+        """Stop causing faults."""
         self._calm.set()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,7 +79,7 @@ class Proxy:
             sides.append(ours)
             await self._between(_Way(reader, ours), _Way(theirs, writer), self._cut(sides))
         except (OSError, asyncio.CancelledError):
-            pass  # the server cancels nobody who accepts, so it's the end
+            pass  # the server doesn't cancel accepts, so this is the end
         finally:
             for side in sides:
                 side.transport.abort()

@@ -1,4 +1,4 @@
-"""Rolling restarts, one after the other, while callers call and subscribers listen: nobody's request may fail."""
+"""Rolling restarts, one after the other, while callers call and subscribers listen. No request may fail."""
 
 import asyncio
 import math
@@ -12,19 +12,19 @@ from benches.chaos.run import PATIENCE, Cluster, Harm, Report
 
 CALLERS = 200
 EVEN = 1.2
-"""What the worker with most connections may have, of what the one with fewest has; chance alone gives more to few."""
+"""Maximum ratio between the largest and smallest number of connections per worker. Some difference is due to chance."""
 ENOUGH = 2_000
 PAUSE = 5.0
-"""Seconds between the end of a restart and the next one; and what subscribers have to come back before they count."""
+"""Seconds between the end of a restart and the next one, and for subscribers to reconnect before they're counted."""
 
 
 class Restarts:
-    """Callers, and somebody who restarts the workers."""
+    """Callers, and the restarts of the workers."""
 
     def __init__(
         self, port: int, report: Report, *, requests: int, rate: float, end: float = math.inf, restarts: int = 0
     ) -> None:
-        """Nobody calls yet.
+        """Prepare a run. `harm` starts it.
 
         Args:
             port: of the server.
@@ -42,20 +42,20 @@ class Restarts:
         self._rate = rate / CALLERS
         self.done = False
         self.spread: list[int] = []
-        """Connections of each worker, some seconds after the last restart."""
+        """Connections per worker, some seconds after the last restart."""
 
     @property
     def calls(self) -> int:
-        """How many calls are over."""
+        """Number of finished calls."""
         return sum(each.calls for each in self._callers)
 
     @property
     def failures(self) -> Counter[str]:
-        """What went wrong, and how often."""
+        """Number of failures by kind."""
         return sum((each.failures for each in self._callers), Counter[str]())
 
     def harm(self) -> Harm:
-        """SIGHUP whenever the restart before has been over for a while."""
+        """Send SIGHUP some time after the previous restart has finished."""
 
         async def harm(running: Cluster) -> None:
             calling = [asyncio.create_task(each.run(self._rate)) for each in self._callers]
@@ -88,7 +88,7 @@ class Restarts:
             await asyncio.sleep(0.1)
 
     def wrong(self) -> list[str]:
-        """What must not be, as sentences."""
+        """Return the problems, as sentences."""
         wrong = [f"{count} calls failed: {failure}" for failure, count in self.failures.most_common()]
         if sum(self.spread) >= ENOUGH and max(self.spread) > EVEN * min(self.spread):
             wrong.append(f"The workers have {self.spread} connections.")
@@ -100,7 +100,7 @@ class Restarts:
 
 
 def _connections(pid: int) -> int:
-    """The sockets of a process; but for a few they are its connections."""
+    """Return the number of a process's sockets, nearly all of which are connections."""
     found = 0
     for each in Path(f"/proc/{pid}/fd").iterdir():
         try:

@@ -1,6 +1,6 @@
-"""Thousands of subscribers lose their connections, miss the same events, and come back within seconds.
+"""Thousands of subscribers lose their connections, miss the same events, and reconnect within seconds.
 
-What that costs the store is read from Redis itself: how often it was asked, by all workers together.
+The cost for the store is read from Redis: the number of requests from all workers together.
 """
 
 import asyncio
@@ -13,19 +13,19 @@ from benches.chaos.own_redis import reads
 from benches.chaos.run import PATIENCE, Cluster, Report
 
 SECONDS = 5.0
-"""The time within which they come back."""
+"""Seconds within which they reconnect."""
 MISSED = 3_000
-"""Events that come meanwhile: more than a worker remembers."""
+"""Events published in the meantime, more than a worker caches."""
 READS = 100
-"""Reads that any number of subscribers may cost: each worker reads for all of its own. Heartbeats, one a second of each
-worker, come on top.
+"""Maximum reads for any number of subscribers, because each worker reads for all of its own. Heartbeats, one per second
+and worker, are extra.
 """
 _AT_ONCE = 200
-"""Connections that are being made at a time, so that the first ones aren't the server's trouble."""
+"""Maximum connections opened at a time, so opening them isn't the bottleneck."""
 
 
 async def return_together(running: Cluster, report: Report, *, subscribers: int, channels: int, redis: str) -> int:
-    """One storm; gives how many reads the store had, heartbeats included."""
+    """Run one reconnect storm, and return the number of store reads, including heartbeats."""
     names = [f"chaos.{number}" for number in range(channels)]
     listeners = [Listener(running.port, names[number % channels]) for number in range(subscribers)]
     log: list[Publication] = []
@@ -58,7 +58,8 @@ async def return_together(running: Cluster, report: Report, *, subscribers: int,
 
 
 async def _connect(listeners: list[Listener], seconds: float) -> list[asyncio.Task[None]]:
-    """Let all come within a time; without one, as fast as they are taken. Gives what keeps them connected."""
+    """Connect all within a time, or without one, as fast as they're accepted. Return the tasks that keep them
+    connected."""
     tasks: list[asyncio.Task[None]] = []
     if seconds:
 

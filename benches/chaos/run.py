@@ -1,4 +1,4 @@
-"""One run: a server of several workers, subscribers that resume, publishers, and somebody who does harm."""
+"""One run: a server with several workers, subscribers that resume, publishers, and a source of faults."""
 
 import asyncio
 import contextlib
@@ -22,10 +22,10 @@ from benches.chaos.speakers import KINDS, Speaker
 from benches.processes import ROOT, family, free_port
 
 PATIENCE = 120.0
-"""Seconds that are waited for what must come; no measure."""
+"""Seconds to wait for expected events. It isn't a measurement."""
 
 Harm = Callable[["Cluster"], Awaitable[None]]
-"""What is done to the server while clients are at work, until it is canceled."""
+"""Injects faults into the server while clients work, until canceled."""
 
 
 @dataclass
@@ -39,21 +39,21 @@ class Cluster:
     """Number of workers."""
 
     def workers(self) -> list[int]:
-        """Process ids of the workers that live."""
+        """Process ids of the living workers."""
         return [pid for pid in family(self.process.pid) if pid != self.process.pid and _command(pid)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """Who is at work."""
+    """The clients of a run."""
 
     subscribers: int
     rate: float
-    """Publications a second, of all publishers."""
+    """Publications per second, of all publishers."""
     channels: int
     publishers: int = 16
     proxied: int = 0
-    """More subscribers, whose connections are cut, held up and half closed on the way."""
+    """Additional subscribers behind the proxy, which breaks, delays, and half-closes connections."""
     speakers: int = 0
     """MCP clients of each kind."""
     proxied_speakers: int = 0
@@ -71,7 +71,7 @@ class Crowd:
 
 @dataclass
 class Report:
-    """What came out."""
+    """The results of a run."""
 
     published: int = 0
     acknowledged: int = 0
@@ -79,20 +79,20 @@ class Report:
     gaps: int = 0
     reconnects: list[Reconnect] = field(default_factory=list)
     stood: list[tuple[float, float]] = field(default_factory=list)
-    """When a worker was stopped: from, and until. The kernel goes on accepting for it, so that some wait that long."""
+    """Start and end of each stop of a worker. The kernel continues to accept for it, so some clients wait that long."""
     wrong: list[str] = field(default_factory=list)
     harm: int = 0
     seconds: float = 0.0
-    """How long clients published."""
+    """Seconds that clients published."""
     troubles: Counter[str] = field(default_factory=Counter[str])
-    """What the proxy did."""
+    """Faults caused by the proxy."""
     results: Counter[str] = field(default_factory=Counter[str])
-    """Calls of MCP clients that had a result, by kind."""
+    """Calls of MCP clients with a result, by kind."""
     again: Counter[str] = field(default_factory=Counter[str])
-    """Those that ended in an error after which one may try again."""
+    """Calls that ended with a retryable error."""
 
     def speakers(self) -> str:
-        """What became of the calls of each kind of MCP client, a line for each."""
+        """The outcomes of calls by kind of MCP client, one line each."""
         return "\n".join(f"  {kind}: {self.results[kind]} results, {self.again[kind]} to try again" for kind in KINDS)
 
     @property
@@ -101,12 +101,12 @@ class Report:
         return self.published / self.seconds if self.seconds else 0.0
 
     def _meanwhile(self, reconnect: Reconnect) -> bool:
-        """Whether a worker was stopped in the course of it."""
+        """Return whether a worker was stopped during a reconnect."""
         end = reconnect.lost_at + reconnect.seconds
         return any(begin <= end and reconnect.lost_at <= until for begin, until in self.stood)
 
     def reconnected(self) -> str:
-        """How long it took to come back, while all workers could run and while one was stopped."""
+        """Return how long reconnecting took, while all workers could run and while one was stopped."""
         free = sorted(each.seconds for each in self.reconnects if not self._meanwhile(each))
         held = sorted(each.seconds for each in self.reconnects if self._meanwhile(each))
         beside = f" and {len(held)} while a worker was stopped ({_percentiles(held)})" if held else ""
@@ -142,7 +142,7 @@ async def cluster(
     environment: dict[str, str] | None = None,
     program: str = "server.py",
 ) -> AsyncIterator[Cluster]:
-    """A server on a free port, up for the length of the block."""
+    """Run a server on a free port inside the block."""
     port = free_port()
     command = [str(Path(sys.executable).with_name("millstream")), "run", str(ROOT / "benches/chaos" / program)]
     command += ["--port", str(port)] + (["--workers", str(workers)] if workers > 1 else [])
@@ -184,7 +184,7 @@ async def ready(running: Cluster, workers: int) -> None:
 
 
 async def _serving(port: int) -> int:
-    """How many workers say that they are ready."""
+    """Return the number of workers that report being ready."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /health HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
@@ -197,7 +197,7 @@ async def _serving(port: int) -> int:
 
 
 def kill_workers(every: float, report: Report) -> Harm:
-    """SIGKILL for a worker, one after the other."""
+    """Send SIGKILL to one worker after the other."""
 
     async def harm(running: Cluster) -> None:
         while True:
@@ -214,7 +214,8 @@ def kill_workers(every: float, report: Report) -> Harm:
 async def storm(
     running: Cluster, report: Report, crowd: Crowd, *, until: Callable[[], bool], harm: Harm | None = None
 ) -> Report:
-    """Publish and listen while harm is done, `until` it is enough; then wait for the last event, and compare."""
+    """Publish and listen during the faults, `until` it's enough. Then wait for the last event, and compare the
+    records."""
     async with Proxy(running.port) as proxy:
         names = [f"chaos.{number}" for number in range(crowd.channels)]
         log: list[Publication] = []
@@ -226,7 +227,7 @@ async def storm(
             async with asyncio.timeout(PATIENCE):
                 while not all(each.last_id for each in listeners):  # noqa: ASYNC110  thousands would have to tell
                     await asyncio.sleep(0.02)
-            # Harm ends first: speakers finish their calls, for which a worker has to live for a while.
+            # The faults end first: MCP clients finish their calls, for which a worker has to live for a while.
             async with _speaking(speakers) as speaking, _working(running, crowd, names, log, harm) as working:
                 began = time.monotonic()
                 while not until():
@@ -255,7 +256,7 @@ async def storm(
 
 
 def stop_workers(every: float, seconds: float, report: Report) -> Harm:
-    """SIGSTOP for a worker, and SIGCONT some time later: it wakes up and doesn't know that time has passed."""
+    """Send SIGSTOP to a worker, and SIGCONT some time later, so it resumes without knowing that time has passed."""
 
     async def harm(running: Cluster) -> None:
         while True:
@@ -277,11 +278,11 @@ def stop_workers(every: float, seconds: float, report: Report) -> Harm:
 
 
 def half_a_core(report: Report, *others: int) -> Harm:
-    """What a container with half a core does to its processes: they stand still for half of each tenth of a second.
+    """Simulate a container with half a core: its processes are stopped for half of each tenth of a second.
 
     Args:
-        report: counts how often that was.
-        others: more processes in that container.
+        report: counts the stops.
+        others: further processes in the container.
     """
 
     async def harm(running: Cluster) -> None:
@@ -305,7 +306,7 @@ def _signal(pids: Sequence[int], number: int) -> None:
 
 
 def together(*harms: Harm) -> Harm:
-    """All of them at the same time."""
+    """Inject several kinds of faults at the same time."""
 
     async def harm(running: Cluster) -> None:
         await asyncio.gather(*(each(running) for each in harms))
@@ -317,7 +318,7 @@ def together(*harms: Harm) -> Harm:
 async def _working(
     running: Cluster, crowd: Crowd, names: list[str], log: list[Publication], harm: Harm | None
 ) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """Publishers and whoever does harm, for the length of the block."""
+    """Run publishers and faults inside the block."""
     choose, pace = itertools.cycle(names), crowd.rate / crowd.publishers
     senders = [Publisher(running.port, f"p{number}", log) for number in range(crowd.publishers)]
     tasks = [asyncio.create_task(paced(each, pace, lambda: next(choose))) for each in senders]
@@ -333,7 +334,7 @@ async def _working(
 
 @asynccontextmanager
 async def _speaking(speakers: list[Speaker]) -> AsyncIterator[list[asyncio.Task[None]]]:
-    """MCP clients for the length of the block; at its end each finishes its call."""
+    """Run MCP clients inside the block. At the end, each finishes its call."""
     tasks = [asyncio.create_task(each.run()) for each in speakers]
     try:
         yield tasks

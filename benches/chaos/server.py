@@ -1,4 +1,4 @@
-"""The server that chaos is made with: a hub, a fast tool, a slow one, and a store that the environment names."""
+"""The server of the chaos runs: a hub, a fast tool, a slow one, and a store from the environment."""
 
 import asyncio
 import os
@@ -16,13 +16,13 @@ async def add(a: int, b: int) -> int:
 
 @mcp.tool
 async def publish(channel: str, data: str) -> str:
-    """Publish an event; its id."""
+    """Publish an event, and return its id."""
     return (await mcp.hub.publish(channel, data)).id
 
 
 @mcp.tool
 async def slow(seconds: float, ctx: Context) -> str:
-    """Take some time, and say so now and then."""
+    """Take some time, and report progress now and then."""
     for step in range(10):
         await ctx.progress(step, 10)
         await asyncio.sleep(seconds / 10)

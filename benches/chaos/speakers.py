@@ -1,7 +1,7 @@
-"""Our own client in every revision and over every transport: it calls while the server suffers, and loses nothing.
+"""Our own client in every revision and over every transport calls during the faults, and loses nothing.
 
-Each call ends in its right result, or in an error after which one may try again. What a call published is written down
-like any other publication, so the history tells whether an event of a call that failed is there twice.
+Each call ends with the right result, or with a retryable error. Publications by calls are recorded like all others, so
+the history shows whether an event of a failed call appears twice.
 """
 
 import asyncio
@@ -24,9 +24,9 @@ from millstream.client import (
 )
 
 PATIENCE = 120.0
-"""Seconds after which a call counts as one that never ends; no measure."""
+"""Seconds after which a call counts as hanging. It isn't a measurement."""
 CALLS = 30
-"""What one client calls on average, before it leaves and another one comes."""
+"""Average calls of one client before the next one replaces it."""
 PAUSE = 0.2
 """Seconds between two calls of a client, at random up to this."""
 STEPS = 10
@@ -41,18 +41,18 @@ KINDS = {
     "2025-11-25 over WebSocket": ("ws", "2025-11-25"),
     "2026-07-28 over WebSocket": ("ws", "2026-07-28"),
 }
-"""Ways to speak: by which transport, in which revision."""
+"""Kinds of clients: transport and revision."""
 
 
 def target(way: str, port: int) -> str | Mapping[str, Any]:
-    """What a client is given."""
+    """Return the target for a client."""
     if way == "sse":
         return {"mcpServers": {"chaos": {"type": "sse", "url": f"http://127.0.0.1:{port}/sse"}}}
     return f"ws://127.0.0.1:{port}/ws" if way == "ws" else f"http://127.0.0.1:{port}/mcp"
 
 
 class Speaker:
-    """One client after the other, of one kind."""
+    """Runs clients of one kind, one after the other."""
 
     def __init__(self, port: int, kind: str, name: str, channels: list[str], log: list[Publication]) -> None:
         way, self._revision = KINDS[kind]
@@ -65,15 +65,15 @@ class Speaker:
         self._over = False
         self.results = 0
         self.again = Counter[str]()
-        """Calls and openings that ended in an error after which one may try again."""
+        """Number of calls and connection attempts that ended with a retryable error."""
         self.wrong: list[str] = []
 
     def stop(self) -> None:
-        """End after the call that runs."""
+        """Stop after the current call."""
         self._over = True
 
     async def run(self) -> None:
-        """Call until it's over."""
+        """Call until stopped."""
         while not self._over:
             try:
                 async with Client(self._target, revision=self._revision, timeout=PATIENCE) as client:

@@ -1,4 +1,4 @@
-"""A stdio server of the handshake era that behaves as its argument says. It uses nothing but the standard library.
+"""A handshake-era stdio server whose behavior its argument selects. It uses only the standard library.
 
 python upstream.py steady       answers
 python upstream.py hanging      sometimes answers nothing, and sometimes stops altogether
@@ -20,7 +20,7 @@ _ECHO: dict[str, Any] = {
     "inputSchema": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
 }
 _MANY = 20_000
-"""Messages of a flood."""
+"""Number of messages in a flood."""
 
 
 def say(message: object) -> None:

@@ -1,4 +1,5 @@
-"""Upstreams of a gateway are killed, hang, flood, lie about schemas, and change: no other one suffers."""
+"""Upstreams of a gateway are killed, hang, flood, send invalid schemas, and change, without affecting other
+upstreams."""
 
 import asyncio
 import contextlib
@@ -26,7 +27,7 @@ BAD = ("killed", "sessions", *MISBEHAVING)
 KILLED = ([b"killed"], [b"sessions"])
 """The last words of the commands that are killed."""
 PROCESSES = 40
-"""More than all upstreams of a worker may have, with the worker, its watchdog, and the interpreter's own."""
+"""Maximum processes: a worker's upstreams, the worker, its watchdog, and the interpreter's own."""
 REVISIONS = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25", "2026-07-28")
 UPSTREAM = os.fsencode(program)
 SLACK = 60.0
@@ -40,7 +41,7 @@ class UpstreamReport:
     calls: Counter[str] = field(default_factory=Counter[str])
     """Results by upstream; the gateway's own tool has no name."""
     errors: Counter[str] = field(default_factory=Counter[str])
-    """Errors that say so, by upstream."""
+    """Reported errors by upstream."""
     kills: int = 0
     processes: list[int] = field(default_factory=list[int])
     memory: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
@@ -122,7 +123,7 @@ async def _call(
 
 
 async def _list(client: Client, report: UpstreamReport) -> None:
-    """A list never gets shorter because an upstream is down."""
+    """List tools repeatedly, and check that no list gets shorter because an upstream is down."""
     try:
         missing = _missing(await client.tools(fresh=True))
     except ClientError as exc:
@@ -133,12 +134,12 @@ async def _list(client: Client, report: UpstreamReport) -> None:
 
 
 def _missing(tools: Iterable[ToolDescription]) -> set[str]:
-    """The tools that every list has, without those of this one."""
+    """Return the tools that are missing from a list."""
     return {"echo", *(f"{name}_echo" for name in (*STEADY, *BAD))} - {tool.name for tool in tools}
 
 
 async def _kill(running: Cluster, every: float, report: UpstreamReport) -> None:
-    """SIGKILL for one process of those that are killed, again and again."""
+    """Repeatedly send SIGKILL to one of the processes to kill."""
     while True:
         results = report.calls["killed"] + report.calls["sessions"]
         await asyncio.sleep(every)
@@ -165,22 +166,22 @@ async def _measure(running: Cluster, report: UpstreamReport) -> None:
 
 
 def left_behind(report: UpstreamReport) -> list[int]:
-    """Process ids of the upstreams that are still running."""
+    """Return the process ids of upstreams that are still running."""
     return sorted(filter(is_upstream, report.seen))
 
 
 def is_upstream(pid: int) -> bool:
-    """Whether a process is one of an upstream."""
+    """Return whether a process is an upstream."""
     return UPSTREAM in _arguments(pid)
 
 
 def growth(report: UpstreamReport) -> float:
-    """MiB that the gateway grew in ten minutes, by the second half of the run."""
+    """Return the gateway's growth in MiB per ten minutes, from the second half of the run."""
     return slope(report.memory[len(report.memory) // 2 :]) * 600
 
 
 def _arguments(pid: int) -> list[bytes]:
-    """The command line of a process; empty if it has ended."""
+    """Return the command line of a process, or an empty list if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     except OSError:

@@ -1,5 +1,6 @@
-"""Bad input in revision 2026-07-28: the first failing check of each kind, and requests with state. Each test ends with
-a valid request from the same client, on the same connection.
+"""Bad input in revision 2026-07-28: the first failing check of each kind, and requests with state.
+
+Each test ends with a valid request from the same client, on the same connection.
 """
 
 import json

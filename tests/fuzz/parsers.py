@@ -1,5 +1,7 @@
-"""Everything that reads a peer's bytes, as functions of bytes. Each returns, or raises one of its documented errors.
-Any other error is a fault. A target is a factory, because some need a server.
+"""Everything that reads a peer's bytes, as functions of bytes.
+
+Each returns, or raises one of its documented errors. Any other error is a fault. A target is a factory, because some
+need a server.
 """
 
 import asyncio

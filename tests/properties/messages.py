@@ -1,5 +1,6 @@
-"""Strategies for client input: nearly valid messages and headers, and arbitrary bytes. Each member of a message is
-valid, invalid, or absent, so most examples pass some checks and fail a later one.
+"""Strategies for client input: nearly valid messages and headers, and arbitrary bytes.
+
+Each member of a message is valid, invalid, or absent, so most examples pass some checks and fail a later one.
 """
 
 import json

@@ -1,6 +1,8 @@
-"""A call's stream is cut after any event and resumed, repeatedly. Every event arrives once, in order. The tool reports
-steps as fast as it can, or between iterations of the event loop. The client disconnects after some events and
-reconnects with the last id that it received. MCP 2025-11-25, basic/transports.
+"""A call's stream is cut after any event and resumed, repeatedly.
+
+Every event arrives once, in order. The tool reports steps as fast as it can, or between iterations of the event loop.
+The client disconnects after some events and reconnects with the last id that it received. MCP 2025-11-25,
+basic/transports.
 """
 
 import asyncio

@@ -1,6 +1,7 @@
-"""schemathesis, with all default checks, finds no deviation from the served document. It sends valid and invalid input,
-and compares each reply with the document. The run has a seed and a bounded number of cases; `schemathesis run
-http://127.0.0.1:8000/openapi.json` runs more of them.
+"""schemathesis, with all default checks, finds no deviation from the served document.
+
+It sends valid and invalid input, and compares each reply with the document. The run has a seed and a bounded number of
+cases; `schemathesis run http://127.0.0.1:8000/openapi.json` runs more of them.
 """
 
 import subprocess

@@ -1,4 +1,5 @@
 """Our rule: an error message costs at most ten times the check of a valid value of the same size, or two milliseconds.
+
 The test compares CPU times of the fastest of several alternating runs, because the machine may be busy.
 """
 

@@ -302,8 +302,9 @@ def _refuse(status: int, text: str, **headers: str) -> Handler:
 
 
 def _allow(allowed: str, refusal: Handler) -> Handler:
-    """Return the OPTIONS handler, which lists a path's methods (RFC 9110 §9.3.7). Only a preflight from a disallowed
-    Origin gets here, so it's rejected.
+    """Return the OPTIONS handler, which lists a path's methods (RFC 9110 §9.3.7).
+
+    Only a preflight from a disallowed Origin gets here, so it's rejected.
     """
 
     async def answer(request: HttpRequest) -> Response | Sink | None:

@@ -1,4 +1,5 @@
 """Failures of commands: wrong arguments, reports on standard error or as JSON, and output that can't be written.
+
 Standard output may be closed, on a full disk, a pipe without a reader, or limited by the encoding.
 """
 

@@ -1,5 +1,6 @@
-"""The output of ``millstream --help``, which lists all commands by purpose, and of ``millstream COMMAND --help``. Only
-on a terminal does it load rich, so plain help is instant.
+"""The output of ``millstream --help``, which lists all commands by purpose, and of ``millstream COMMAND --help``.
+
+Only on a terminal does it load rich, so plain help is instant.
 """
 
 import os

@@ -162,8 +162,9 @@ _current_task = cast("Callable[[], asyncio.Task[Any]]", asyncio.current_task)
 
 
 def no_peer(scope: Scope) -> str:
-    """Return the address to use for a peer without one: empty on a Unix socket. Over TCP, such a peer has reset its
-    connection. All such peers share one name, so limits apply to them.
+    """Return the address to use for a peer without one: empty on a Unix socket.
+
+    Over TCP, such a peer has reset its connection. All such peers share one name, so limits apply to them.
     """
     server = scope.get("server")
     return "" if server is None or server[1] is None else "reset"

@@ -316,8 +316,9 @@ def is_cross_site(headers: Headers) -> bool:
 
 
 def _is_unproven(headers: Headers) -> bool:
-    """Return whether a browser sent a request that a page on any site could have caused. Without TLS, browsers send
-    Fetch Metadata only to loopback hosts. For other hosts, `Referer` shows the page's site.
+    """Return whether a browser sent a request that a page on any site could have caused.
+
+    Without TLS, browsers send Fetch Metadata only to loopback hosts. For other hosts, `Referer` shows the page's site.
     """
     if b"sec-fetch-site" in headers or b"origin" in headers or not headers.get(b"user-agent", b"").startswith(_BROWSER):
         return False
@@ -447,6 +448,7 @@ class TrustedProxies:
 @lru_cache(1024)
 def _normalize(entry: str) -> str:
     """Return the usual spelling of an address such as ``192.0.2.1:80`` or ``[2001:db8::1%eth0]``, or an empty string.
+
     Otherwise, every limit would treat another spelling as a second client.
     """
     text, bracket, _ = entry.strip().removeprefix("[").partition("]")

@@ -197,8 +197,9 @@ class HttpRequest(Confidential, Struct, eq=False):
         return peer_network(self.peer) if self.principal is None else self.principal.id
 
     def ends_call(self) -> bool:
-        """Return whether a cancellation of the handler's task ends the call, because the peer has disconnected. If not,
-        the peer is still waiting for a reply.
+        """Return whether a cancellation of the handler's task ends the call, because the peer has disconnected.
+
+        If not, the peer is still waiting for a reply.
         """
         return False
 
@@ -283,9 +284,10 @@ _logger = logging.getLogger("millstream")
 
 
 class CompactEvent:
-    """An `asyncio.Event` with `notify`, for waiters with other conditions. Like `CompactQueue`, it uses little memory
-    while idle. `asyncio.Event` has one deque for its waiters and `asyncio.Queue` has four. An empty deque takes 760
-    bytes, and each idle connection would have five of them.
+    """An `asyncio.Event` with `notify`, for waiters with other conditions.
+
+    Like `CompactQueue`, it uses little memory while idle. `asyncio.Event` has one deque for its waiters and
+    `asyncio.Queue` has four. An empty deque takes 760 bytes, and each idle connection would have five of them.
     """
 
     __slots__ = ("_open", "_waiters")

@@ -1,7 +1,8 @@
-"""Tolerance for messages that violate the schema but that other SDKs send and accept. A message may begin with a byte
-order mark, and contain NaN, bytes in another encoding, lone surrogates, or an id as text. For an optional member, null
-means absent, and a missing list is empty. If a listed item still can't be decoded, only the item is left out.
-`schema_repair` does the same for the keywords of a JSON Schema.
+"""Tolerance for messages that violate the schema but that other SDKs send and accept.
+
+A message may begin with a byte order mark, and contain NaN, bytes in another encoding, lone surrogates, or an id as
+text. For an optional member, null means absent, and a missing list is empty. If a listed item still can't be decoded,
+only the item is left out. `schema_repair` does the same for the keywords of a JSON Schema.
 """
 
 import re

@@ -157,8 +157,9 @@ def has_no_number(value: Any) -> bool:
 
 
 class RecursiveAlias(type):
-    """The class of placeholders for a recursive alias inside itself, such as ``Json`` in ``list[Json]``. Python has no
-    type for it, so every value is an instance of a placeholder. `target` is the alias.
+    """The class of placeholders for a recursive alias inside itself, such as ``Json`` in ``list[Json]``.
+
+    Python has no type for it, so every value is an instance of a placeholder. `target` is the alias.
     """
 
     target: Any

@@ -1,5 +1,6 @@
-"""The caller's identity, protocols that upper layers implement, and fair shares of resources. A `Share` bounds a table,
-a queue, or a number of bytes, so no owner can use it up for the others.
+"""The caller's identity, protocols that upper layers implement, and fair shares of resources.
+
+A `Share` bounds a table, a queue, or a number of bytes, so no owner can use it up for the others.
 """
 
 import re

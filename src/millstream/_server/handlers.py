@@ -1,6 +1,7 @@
-"""Handlers of requests, one for each method, and the middleware around them. Each takes a `Call` and returns the
-members of the result for the call's revision. `subscriptions/listen` is the change stream of the per-request era, open
-until the client disconnects.
+"""Handlers of requests, one for each method, and the middleware around them.
+
+Each takes a `Call` and returns the members of the result for the call's revision. `subscriptions/listen` is the change
+stream of the per-request era, open until the client disconnects.
 """
 
 import asyncio

@@ -1,5 +1,6 @@
-"""Slots that several owners use for a while: processes, and worker threads for `def` functions. In a thread, a blocking
-function doesn't stall the event loop.
+"""Slots that several owners use for a while: processes, and worker threads for `def` functions.
+
+In a thread, a blocking function doesn't stall the event loop.
 """
 
 import asyncio
@@ -69,8 +70,9 @@ class Pool(Share):
         return super().take(owner, amount)
 
     async def acquire(self, owner: str) -> bool:
-        """Take one slot as soon as one is free. Return False if none is free within `WAIT_TIMEOUT`, or if too many
-        requests are already waiting.
+        """Take one slot as soon as one is free.
+
+        Return False if none is free within `WAIT_TIMEOUT`, or if too many requests are already waiting.
 
         Args:
             owner: The owner of the slot, see `Call.owner`.

@@ -106,7 +106,10 @@ async def run_on(
 ) -> None:
     """Run a function each time an event is set, until canceled: ``host.run(run_on(changed, self.save, trouble))``.
 
-    While the store fails, the function is retried. Args: event: Set to request a run.
+    While the store fails, the function is retried.
+
+    Args:
+        event: Set to request a run.
         work: The function.
         outage: Logs store errors.
         every: Seconds after which the function runs without a request.

@@ -1,7 +1,8 @@
-"""The store interface for limits: rates, quotas, and slots, decided atomically across all workers. A rate is a GCRA
-rate limit: an amount per period, which may be used in one burst. A quota counts until a given time. A slot is held
-until it's released or its worker is dead. A share is a portion of a kind's space, for keys that an owner can create in
-any number. The key contains the share, so stores need not know kinds or clients.
+"""The store interface for limits: rates, quotas, and slots, decided atomically across all workers.
+
+A rate is a GCRA rate limit: an amount per period, which may be used in one burst. A quota counts until a given time. A
+slot is held until it's released or its worker is dead. A share is a portion of a kind's space, for keys that an owner
+can create in any number. The key contains the share, so stores need not know kinds or clients.
 """
 
 from base64 import urlsafe_b64encode
@@ -141,8 +142,9 @@ def pace_wait(full_at: float, now: float, count: int, seconds: int, cost: float)
 def drop_paces(
     full_at: dict[str, float], maximum: int, now: float, kind_of: Callable[[str], str] = lambda key: ""
 ) -> str | None:
-    """Drop fully recovered rates, then the older half of the most frequent kind if there are still too many. So many
-    rates of one kind, such as proofs, don't displace those of other kinds.
+    """Drop fully recovered rates, then the older half of the most frequent kind if there are still too many.
+
+    So many rates of one kind, such as proofs, don't displace those of other kinds.
 
     Args:
         full_at: Time at which each rate is fully recovered, by key, in order of first use.

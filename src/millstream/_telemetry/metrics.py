@@ -238,8 +238,9 @@ def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float 
 
 
 def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float | None]:
-    """Return the percentiles for `SHARES` in milliseconds, from durations in seconds. Each is the nearest-rank value,
-    so it's the duration of an actual call.
+    """Return the percentiles for `SHARES` in milliseconds, from durations in seconds.
+
+    Each is the nearest-rank value, so it's the duration of an actual call.
     """
     number = sum(counts) or 1
     found = {name: quantile(bounds, counts, (ceil(share * number) - 0.5) / number) for name, share in SHARES}

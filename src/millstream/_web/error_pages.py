@@ -1,6 +1,7 @@
-"""Pages for people who open an address that isn't a page, or that rejects them. Programs get the plain response. The
-pages include the matching rules of the style sheets, because they also appear where no other path is served, such as
-under a wrong Host.
+"""Pages for people who open an address that isn't a page, or that rejects them.
+
+Programs get the plain response. The pages include the matching rules of the style sheets, because they also appear
+where no other path is served, such as under a wrong Host.
 """
 
 import re

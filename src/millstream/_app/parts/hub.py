@@ -160,8 +160,9 @@ def _client_id(call: Call) -> tuple[str, str]:
 def _mirror(
     hub: Hub, client_id: str, principal: "Principal | None", request_id: RequestId | None
 ) -> Callable[[bytes], Awaitable[None]]:
-    """Return a function that sends a call's messages to a client's stream, as far as the hub accepts them. The caller's
-    own response has priority. To avoid a reference cycle, the function doesn't refer to the call.
+    """Return a function that sends a call's messages to a client's stream, as far as the hub accepts them.
+
+    The caller's own response has priority. To avoid a reference cycle, the function doesn't refer to the call.
     """
 
     async def send(message: bytes) -> None:

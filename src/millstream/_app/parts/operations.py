@@ -255,9 +255,10 @@ class ProbesPart(OwnPart):
         return Response(b"ok\n", 200, TEXT_HEAD)
 
     async def ready(self, request: HttpRequest) -> Response:
-        """Return whether to send new work here, which is False while the server drains. An unavailable store doesn't
-        matter: plain calls don't need it, and an outage of a shared store would remove all workers at once. A degraded
-        server is ready, and gives the reason.
+        """Return whether to send new work here, which is False while the server drains.
+
+        An unavailable store doesn't matter: plain calls don't need it, and an outage of a shared store would remove all
+        workers at once. A degraded server is ready, and gives the reason.
         """
         if self._host.draining():
             return Response(b"draining\n", 503, _LATER)

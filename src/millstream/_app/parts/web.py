@@ -211,8 +211,9 @@ class DashboardQueries:
     # Between workers
 
     async def _ask(self, question: _Question, kind: type[T]) -> list[T]:
-        """Return the workers' replies, starting with our own. It queries all workers, but waits only for those that
-        replied last time. The first request discovers them.
+        """Return the workers' replies, starting with our own.
+
+        It queries all workers, but waits only for those that replied last time. The first request discovers them.
         """
         own = await self._answer(question)
         if not self.peers.shared:

@@ -132,8 +132,9 @@ def _variable(definition: Definition) -> str:
 
 def example_calls(url: str, tools: Mapping[str, Tool], *, signed_in: str = "") -> tuple[str, str]:
     """Return commands that call the first tool that every caller sees and that has an example, or list tools if there's
-    none: with curl and with this program. The credential comes from a variable, `signed_in`, because the commands
-    appear in logs and on screens.
+    none: with curl and with this program.
+
+    The credential comes from a variable, `signed_in`, because the commands appear in logs and on screens.
     """
     message: Json = {"jsonrpc": "2.0", "id": 1, "method": "tools/list"}
     words = ["millstream list", url]

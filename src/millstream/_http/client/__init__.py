@@ -1,6 +1,7 @@
-"""The outbound HTTP engine, used by the client, for sign-ins, and to fetch key sets. This module contains the shared
-parts: streamed reply bodies with backpressure, bounds on what one server may send, and errors that describe the problem
-and a remedy.
+"""The outbound HTTP engine, used by the client, for sign-ins, and to fetch key sets.
+
+This module contains the shared parts: streamed reply bodies with backpressure, bounds on what one server may send, and
+errors that describe the problem and a remedy.
 """
 
 import asyncio
@@ -128,8 +129,9 @@ class ArrivingBytes:
 
 
 class Inflow:
-    """Limits what one server sends: ``ConnectionPool(…, inflow=Inflow(arriving, "shop"))``. It counts bytes of
-    unfinished messages and lines of event streams.
+    """Limits what one server sends: ``ConnectionPool(…, inflow=Inflow(arriving, "shop"))``.
+
+    It counts bytes of unfinished messages and lines of event streams.
 
     Args:
         arriving: Bytes of unfinished messages from several servers. Without it, they aren't counted.

@@ -1,5 +1,6 @@
-"""A WebSocket on a socket, based on `websockets.server.ServerProtocol`, for an ASGI application. In addition to the
-rules of RFC 6455, every client is limited:
+"""A WebSocket on a socket, based on `websockets.server.ServerProtocol`, for an ASGI application.
+
+In addition to the rules of RFC 6455, every client is limited:
 
 - Input is parsed in pieces. Parsing yields to the event loop after `MAX_FRAMES` frames, and pauses while a message
   waits for the application.

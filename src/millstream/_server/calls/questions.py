@@ -107,8 +107,10 @@ def form_of(answer: Any) -> Form:
 
 
 def _type_of_choices(answer: Any) -> Any:
-    """Return the type for choices in fastmcp's notation, or any other answer unchanged. ``["a", "b"]`` offers strings,
-    ``{"a": {"title": "An A"}}`` strings with titles, and a list that contains one of these allows several choices.
+    """Return the type for choices in fastmcp's notation, or any other answer unchanged.
+
+    ``["a", "b"]`` offers strings, ``{"a": {"title": "An A"}}`` strings with titles, and a list that contains one of
+    these allows several choices.
     """
     if is_array(answer) and answer and all(isinstance(each, str) for each in answer):
         return Literal[tuple(answer)]

@@ -64,9 +64,10 @@ _logger = logging.getLogger("millstream.stores")
 
 
 class PushReader(Struct, eq=False):
-    """A connection that receives published entries. Run `run` as a task. Redis publishes to a connection in order, and
-    drops nothing while the connection lasts. Every connection has a number, so a caller can tell whether anything was
-    lost in between.
+    """A connection that receives published entries.
+
+    Run `run` as a task. Redis publishes to a connection in order, and drops nothing while the connection lasts. Every
+    connection has a number, so a caller can tell whether anything was lost in between.
     """
 
     _client: RedisClient

@@ -326,7 +326,10 @@ _CAPABILITIES_ROOM = 16 * 1024 * 1024
 
 
 class HttpSessions:
-    """Sessions by sealed id. The id contains the session itself. A small table caches verified ids."""
+    """Sessions by sealed id.
+
+    The id contains the session itself. A small table caches verified ids.
+    """
 
     def __init__(self, services: Services) -> None:
         self._services = services
