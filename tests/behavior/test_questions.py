@@ -212,6 +212,21 @@ async def test_roots_returns_the_clients_folders(connect: Connect, combination: 
 
 
 @in_combinations("questions", "elicitation")
+async def test_answers_are_read_as_other_clients_write_them(connect: Connect, combination: Combination) -> None:
+    """They write null for absent members and empty lists, and `reject` as in drafts of 2025-06-18."""
+    text = {"type": "text", "text": "word", "annotations": None}
+    answers: Json = {
+        "elicitation/create": {"action": "reject"},
+        "sampling/createMessage": {**SAMPLE, "content": text, "stopReason": None},
+        "roots/list": {"roots": None},
+    }
+    client = await connect(combination, answer=lambda method, params: answers[method])
+    assert (await client.call("asks", kind="point")).text == "declined"
+    assert (await client.call("samples")).text == "m: word"
+    assert (await client.call("lists_roots")).text == "[]"
+
+
+@in_combinations("questions", "elicitation")
 async def test_several_questions_share_one_round(connect: Connect, combination: Combination) -> None:
     answers = {"elicitation/create": POINT, "sampling/createMessage": SAMPLE, "roots/list": ROOTS}
     client = await connect(combination, answer=lambda method, params: answers[method])

@@ -42,6 +42,7 @@ from millstream._protocol.errors import (
     ToolError,
     shorten,
 )
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import Schema, drop_null, is_array, is_integral, is_object, members
 from millstream._protocol.jsonrpc import (
     MALFORMED,
@@ -49,7 +50,6 @@ from millstream._protocol.jsonrpc import (
     Json,
     decode_members,
     decode_object,
-    decoder,
     too_many_members,
 )
 from millstream._protocol.metadata import declares
@@ -402,9 +402,9 @@ def params_of(question: Question, revision: Revision, *, elicitation_id: str = "
     )
 
 
-_decode_elicit = decoder(ElicitResult)
-_decode_sample = decoder(SampleResult)
-_decode_roots = decoder(ListRootsResult)
+_decode_elicit = foreign_decoder(ElicitResult)
+_decode_sample = foreign_decoder(SampleResult)
+_decode_roots = foreign_decoder(ListRootsResult)
 
 
 def read_answer(question: Question, raw: bytes) -> Any:
@@ -423,7 +423,7 @@ def read_answer(question: Question, raw: bytes) -> Any:
         result = _decode_elicit(raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer to {method_of(question)}: {shorten(str(exc))}") from exc
-    if result.action == "decline":
+    if result.action in ("decline", "reject"):  # its name in drafts of 2025-06-18
         raise Declined("The user declined to answer.")
     if result.action == "cancel":
         raise Cancelled("The user dismissed the question.")
@@ -435,7 +435,7 @@ def read_answer(question: Question, raw: bytes) -> Any:
     if too_many_members(raw):
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content has more than {MAX_MEMBERS:,} members")
     try:
-        content = decode_object(raw or b"null")
+        content = decode_object(b"{}" if raw in (b"", b"null") else raw)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid answer: content must be an object ({exc})") from exc
     return parse_answer(content, question.answer)
