@@ -408,3 +408,29 @@ async def test_server_from_another_era_is_reached_immediately(clients: int) -> N
             client = await stack.enter_async_context(Client(server.url, timeout=WAIT))
         assert (await client.call("x")).text == "done"
         assert client.revision == "2026-07-28"
+
+
+async def test_reconnecting_client_does_not_look_for_an_older_transport() -> None:
+    away = False
+
+    async def calls(asked: ReceivedRequest) -> None:
+        nonlocal away
+        away = asked.method == "tools/call"
+        await (asked.reply(b"", status="404 Not Found") if away else asked.result({}))
+
+    handshake = with_handshake(calls, "s1")
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if away:  # a proxy without a server behind it
+            await asked.reply(b"<h1>Not found</h1>", status="404 Not Found", type="text/html")
+        else:
+            await handshake(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url) as client:
+        await client.ping()
+        before = len(server.requests)
+        with pytest.raises(NotMcp):
+            await client.call("x")
+        later = server.requests[before:]
+        assert [each.method for each in later if each.verb == "POST"][:2] == ["tools/call", "initialize"]
+        assert "GET" not in {each.verb for each in later}

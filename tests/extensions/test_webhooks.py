@@ -568,6 +568,28 @@ async def test_hanging_endpoints_are_suspended_until_they_respond(
         await hanging.wait_until(lambda: len({each.id for each in hanging.messages}) == 21)
 
 
+async def test_suspended_endpoint_gets_the_next_event_after_a_data_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeout = "millstream.extensions.events._webhook.TIMEOUT"
+    async with run_delivery(tmp_path, retry_delay=delay_one_hour) as (world, receiver):
+        client = world.client()
+        await client.subscribe(receiver.url(), receiver.secret())
+        monkeypatch.setattr(timeout, 0.3)
+        receiver.replies.clear()
+        await world.events.publish(OrderPaid("0"))
+        async with asyncio.timeout(WAIT):
+            while True:  # the next attempt is in an hour
+                again = await client.subscribe(receiver.url(), receiver.secrets[0])
+                if again["deliveryStatus"]["lastError"] == "timeout":
+                    break
+        monkeypatch.setattr(timeout, WAIT)
+        receiver.replies.set()
+        monkeypatch.setattr("millstream.extensions.events._delivery.epoch_of", lambda hub: "another")
+        await world.events.publish(OrderPaid("1"), id="evt_1")
+        await receiver.wait_until(lambda: any(each.id == "evt_1" for each in receiver.messages))
+
+
 @for_each("granted", [True, False])
 async def test_revoked_tokens_end_their_webhooks(tmp_path: Path, granted: bool) -> None:
     async with run_receiver(tmp_path) as receiver:

@@ -435,6 +435,15 @@ async def test_relay_answers_a_repeated_initialize_in_a_session() -> None:
         assert len(own_sessions(runtime)) == 1
 
 
+async def test_closed_relay_leaves_nothing_in_the_dispatcher() -> None:
+    async with relay(Cart()).running() as runtime:
+        dispatcher = runtime.dispatcher
+        assert dispatcher.relay is not None
+        assert dispatcher.open_session is not None
+    assert dispatcher.relay is None
+    assert dispatcher.open_session is None
+
+
 INITIALIZE: dict[str, Any] = {
     "method": "initialize",
     "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},

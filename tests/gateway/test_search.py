@@ -11,11 +11,12 @@ import pytest
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
-from millstream import Client, Context, Server, Settings
+from millstream import Client, Context, Principal, Server, Settings
 from millstream.gateway._search import ToolIndex
 from millstream.items import Tool
 from millstream.protocol import BY_DATE
 from patience import WAIT
+from wire import MemoryPipe, per_request
 
 
 def make_library(**settings: Any) -> Server:
@@ -108,6 +109,39 @@ async def test_one_thread_builds_the_index_for_all_searches(monkeypatch: pytest.
     assert all("list_branches" in each.text for each in found)
     assert len(threads) == 1
     assert threads[0] is not threading.main_thread()
+
+
+async def test_search_waits_for_one_of_each_other_caller_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, released, searched = asyncio.Event(), threading.Event(), list[str]()
+
+    class Index(ToolIndex):
+        def search(self, query: str) -> list[str]:
+            loop.call_soon_threadsafe(begun.set)
+            assert released.wait(WAIT)
+            searched.append(query)
+            return super().search(query)
+
+    monkeypatch.setattr("millstream.gateway._search.ToolIndex", Index)
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(WAIT), make_library().running() as runtime:
+        eve, ada = (MemoryPipe(runtime.dispatcher, principal=Principal(each)) for each in ("eve", "ada"))
+
+        def search(pipe: MemoryPipe, query: str, id: int) -> None:
+            params = {"name": "search_tools", "arguments": {"query": query}}
+            pipe.send(json.dumps(per_request("tools/call", params, id)).encode())
+
+        for number in range(20):
+            search(eve, f"eve's {number}", number)
+        await begun.wait()
+        search(ada, "branches", 0)
+        await asyncio.sleep(0)
+        released.set()
+        assert b"list_branches" in await ada.receive()
+        assert searched.index("branches") <= 2
+        for _ in range(20):
+            await eve.receive()
+        await eve.close()
+        await ada.close()
 
 
 def test_index_closes_its_table() -> None:

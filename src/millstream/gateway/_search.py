@@ -25,6 +25,7 @@ from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
+from millstream._server.pool import Threads
 from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decoder, encode, members
 
 SEARCH, CALL = "search_tools", "call_tool"
@@ -135,6 +136,7 @@ class SearchPart:
 
     def __init__(self, definition: object) -> None:
         """Create the part. The definition isn't used."""
+        self._searches = Threads(1)
 
     async def open(self, host: PartHost) -> None:
         """Register both tools and hide the others from the list.
@@ -157,8 +159,9 @@ class SearchPart:
         host.gate(self._redirect)
 
     async def close(self) -> None:
-        """Release the index."""
+        """Release the index and end the thread."""
         self._discard_index("tools")
+        self._searches.close()
 
     def _discard_index(self, kind: str) -> None:
         if kind == "tools":
@@ -178,7 +181,8 @@ class SearchPart:
             # Converting thousands of an upstream's tools takes seconds.
             self._index = asyncio.get_running_loop().run_in_executor(None, ToolIndex, tools)
         index = await asyncio.shield(self._index)
-        ranked = await asyncio.to_thread(index.search, arguments.query)  # takes .1 s for thousands of tools
+        # It takes .1 s for thousands of tools, and SQLite searches one at a time.
+        ranked = await self._searches.run(index.search, arguments.query, owner=call.owner)
         visible = registry.visible("tools", registry.audience("tools", call.principal, partial(granted_scopes, call)))
         matches = [name for name in ranked if name in visible]
         found = [visible[name].describe() for name in matches[: max(1, min(arguments.limit, MAX_RESULTS))]]
