@@ -101,6 +101,29 @@ async def test_invalid_json_is_a_parse_error_and_keeps_the_session(wire: Wire, e
     await still_works(wire, era, headers)
 
 
+HALVES: dict[str, tuple[bytes, Any]] = {
+    "in a value": (rb'"id":7,"method":"tools/call","params":{"name":"a","arguments":{"x":"\ud800"}}', 7),
+    "in a name": (rb'"id":7,"method":"tools/call","params":{"name":"a","arguments":{"x\udc00":1}}', 7),
+    "in the method": (rb'"id":7,"method":"tools/\udfff"', 7),
+    "beside an id of text": (rb'"id":"\u00e9","method":"ping","params":{"x":"\ud800\ud800"}', "é"),
+    "in the id": (rb'"id":"\ud800","method":"ping"', NO_ID),
+    "beside an invalid id": (rb'"id":[7],"method":"ping","params":{"x":"\ud800"}', NO_ID),
+    "beside no id": (rb'"method":"notifications/\ud800"', NO_ID),
+    "in an answer": (rb'"id":7,"result":{"x":"\ud800"}', NO_ID),
+    "beside NaN": (rb'"id":7,"method":"ping","params":{"x":"\ud800","y":NaN}', NO_ID),
+}
+"""Half of a surrogate pair fits JSON's grammar, so the message has an id."""
+
+
+@for_each("name", HALVES)
+async def test_error_about_half_a_character_has_the_id_of_its_request(wire: Wire, name: str) -> None:
+    rest, id = HALVES[name]
+    headers = await headers_of(wire, "session")
+    reply = await wire.post(b'{"jsonrpc":"2.0",%b}' % rest, headers)
+    assert reply.error == (400, -32700, id)
+    await still_works(wire, "session", headers)
+
+
 @for_each("era", ERAS)
 @for_each("name", NOT_A_MESSAGE)
 async def test_invalid_messages_are_rejected_and_keep_the_session(wire: Wire, era: str, name: str) -> None:

@@ -349,3 +349,57 @@ def test_doctor_reports_each_step(server: SharedServer) -> None:
     done = run("doctor", f"http://127.0.0.1:{free_port()}/mcp", "--json")
     assert done.exit_code == 3
     assert json.loads(done.stdout)["steps"][-1]["remedy"].startswith("Check the host and port")
+
+
+GATEWAY = """
+import sys
+from millstream import Server
+
+mcp = Server("front")
+mcp.upstream("slow", [sys.executable, {program!r}], start_timeout=0)
+"""
+UPSTREAM = """
+import sys, time
+from pathlib import Path
+from millstream import Server
+
+while not Path({signal!r}).exists():
+    time.sleep(0.02)
+mcp = Server("there")
+if {fails}:
+    sys.exit(1)
+
+@mcp.tool
+def order() -> str:
+    return "done"
+
+mcp.run()
+"""
+
+
+@pytest.mark.server
+@for_each("fails", [False, True])
+def test_list_waits_for_upstreams_that_are_starting(tmp_path: Path, *, fails: bool) -> None:
+    signal, program, gateway = (tmp_path / name for name in ("signal", "upstream.py", "gateway.py"))
+    program.write_text(UPSTREAM.format(signal=str(signal), fails=fails))
+    gateway.write_text(GATEWAY.format(program=str(program)))
+    with subprocess.Popen(
+        [*COMMAND, "list", str(gateway)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
+    ) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("Waiting for servers that are starting behind this gateway."):
+                signal.touch()
+                break
+        out, errors = running.communicate(timeout=WAIT)
+    assert "Warning" not in errors
+    assert [line.split("\t")[:2] for line in out.splitlines()] == ([] if fails else [["tool", "slow_order"]])
+
+
+@pytest.mark.server
+def test_list_reports_upstreams_that_do_not_start_in_time(tmp_path: Path) -> None:
+    program, gateway = tmp_path / "upstream.py", tmp_path / "gateway.py"
+    program.write_text(UPSTREAM.format(signal=str(tmp_path / "never"), fails=False))
+    gateway.write_text(GATEWAY.format(program=str(program)))
+    done = start("list", str(gateway), "--revision", "2025-11-25")
+    assert "Warning: items are missing, because servers behind this gateway are starting." in done.stderr

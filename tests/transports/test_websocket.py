@@ -128,6 +128,13 @@ async def test_invalid_json_is_a_parse_error_and_keeps_the_socket() -> None:
         assert (await ask(socket, per_request("ping", id=3)))["id"] == 3
 
 
+async def test_error_about_half_a_character_has_the_id_of_its_request() -> None:
+    async with world() as app, app.client(MCP) as socket:
+        answer = await ask(socket, r'{"jsonrpc":"2.0","id":7,"method":"ping","params":{"x":"\ud800"}}')
+        assert (answer["id"], answer["error"]["code"]) == (7, -32700)
+        assert (await ask(socket, per_request("ping", id=3)))["id"] == 3
+
+
 # Who may connect
 
 

@@ -3,6 +3,7 @@
 ``millstream call --task`` saves each task that it starts in a file of the user, for ``millstream tasks``.
 """
 
+import asyncio
 import json as json_module
 import os
 import re
@@ -47,6 +48,7 @@ _NO_TASKS = (
     'To allow tasks: @mcp.tool(task="allowed")'
 )
 _NOT_FOUND = (INVALID_PARAMS, RESOURCE_NOT_FOUND)
+_POLL_SECONDS = 0.3
 
 
 async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: Json = False) -> None:
@@ -61,6 +63,7 @@ async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: 
     - `millstream list https://example.com/mcp --login`
     """
     async with options.client(target) as client:
+        await _wait_for_upstreams(client, options.timeout)
         tools, resources = await list_items(client.tools), await list_items(client.resources)
         templates, prompts = await list_items(client.templates), await list_items(client.prompts)
         skills = await list_items(client.skills)  # no request without the extension
@@ -81,6 +84,21 @@ async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: 
         ]
         rows += [["skill", each.uri, each.description] for each in skills]
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"], paint=_paint)
+
+
+async def _wait_for_upstreams(client: Client, seconds: float) -> None:
+    """Wait a limited time for the upstreams of a gateway that are still starting."""
+    connection, end, waits = client.conversation.negotiated, time.monotonic() + seconds, False
+    capabilities: Mapping[str, Any] = connection.capabilities
+    while members(members(capabilities.get("experimental")).get("millstream.gateway")).get("starting"):
+        if connection.revision.handshake or time.monotonic() > end:  # a handshake isn't repeated
+            print_text("Warning: items are missing, because servers behind this gateway are starting.", sys.stderr)
+            return
+        if not waits:
+            waits = True
+            print_text("Waiting for servers that are starting behind this gateway. Press Ctrl-C to stop.", sys.stderr)
+        await asyncio.sleep(_POLL_SECONDS)
+        capabilities = members((await client.request("server/discover")).get("capabilities"))
 
 
 _SIGNATURE = re.compile(r"^(\w+ +)(?:([^\s(]+)|$)|(: \w+)(?=[=,?)])")

@@ -77,6 +77,9 @@ class ProtocolError(Exception):
             the two together (401, 403, 429).
     """
 
+    request_id: int | str | None = None
+    """Id of a request that can't be read completely."""
+
     def __init__(self, code: int, message: str, data: Any = None, *, status: int = 0, head: bytes = b"") -> None:
         super().__init__(message)
         self.code = code

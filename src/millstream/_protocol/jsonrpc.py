@@ -13,6 +13,7 @@ import functools
 import re
 from codecs import BOM_UTF8
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any, Literal, TypeVar
 
@@ -276,8 +277,32 @@ def read(body: bytes) -> Envelope:
         require_json(body)
         raise _invalid("a message must be a JSON object") from None
     except MALFORMED as exc:
-        raise _unreadable(exc if body else "the body is empty instead of a JSON-RPC message") from exc
+        raise _explain(body, exc) from exc
     return _message(envelope)
+
+
+def _explain(body: bytes, exc: Exception) -> ProtocolError:
+    """Return the error for bytes that can't be decoded.
+
+    Half of a surrogate pair, which JavaScript makes from shortened text, fits JSON's grammar. So the error is for the
+    message's id.
+    """
+    if b"\\u" not in body or len(body) > _MAX_REREAD:
+        return _unreadable(exc if body else "the body is empty instead of a JSON-RPC message")
+    import json  # noqa: PLC0415  few messages need it
+
+    try:
+        found: Any = json.loads(body, parse_constant=int)  # which refuses NaN and infinities
+    except MALFORMED:
+        return _unreadable(exc)
+    refusal = _unreadable("a string has half of a surrogate pair")
+    if isinstance(found, dict) and "method" in found:
+        with suppress(ValueError, ProtocolError):
+            refusal.request_id = _request_id(encode(found.get("id")), may_be_null=True)
+    return refusal
+
+
+_MAX_REREAD = 2 * 1024 * 1024
 
 
 def require_json(body: bytes) -> None:
@@ -289,7 +314,7 @@ def require_json(body: bytes) -> None:
     try:
         _decode_raw(body)
     except MALFORMED as exc:
-        raise _unreadable(exc) from exc
+        raise _explain(body, exc) from exc
 
 
 def _is_two(raw: bytes) -> bool:
@@ -384,7 +409,7 @@ def error_message(request_id: RequestId | None, code: int, message: str, data: A
 
 def refusal_message(request_id: RequestId | None, exc: ProtocolError) -> bytes:
     """Return the error response for a request that is rejected."""
-    return error_message(request_id, exc.code, exc.message, exc.data)
+    return error_message(exc.request_id if request_id is None else request_id, exc.code, exc.message, exc.data)
 
 
 def notification_message(method: str, params: Any = None) -> bytes:

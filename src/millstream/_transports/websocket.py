@@ -165,6 +165,9 @@ class Dialect(Struct, eq=False):
             decode, verb, _, _ = found
             await verb(self, decode(data), head.id)
         except ProtocolError as exc:
+            if exc.request_id is not None:  # of JSON-RPC
+                self._connection.receive(data)
+                return
             code = self._refuse(head.id, exc)
         except msgspec.ValidationError as exc:
             why = f"Invalid message: {shorten(str(exc))}"

@@ -192,6 +192,8 @@ PATH = "millstream.gateway/path"
 """Member of `_meta` with the ids, oldest first."""
 CAPABILITY = "millstream.gateway"
 """Experimental capability with an `Announcement`."""
+STARTING = "starting"
+"""Member of an announcement: the number of upstreams that haven't returned their first lists yet, nor failed."""
 MAX_HOPS = 8
 """Maximum gateways that a call may pass."""
 MAX_LOOPS = 64

@@ -36,6 +36,7 @@ from millstream.gateway._items import ExtensionForwarding, McpUpstream
 from millstream.gateway._links import MAX_OWN_SESSIONS
 from millstream.gateway._names import (
     CAPABILITY,
+    STARTING,
     Announcement,
     MatchedUri,
     find_loops,
@@ -104,7 +105,7 @@ class GatewayPart:
         self.definition: GatewayDefinition = definition
         self.upstreams: dict[str, Upstream] = {}
 
-        self._announcement: Announcement = {"id": "", "upstreams": {}}
+        self._announcement: Announcement = {"id": "", "upstreams": {}, STARTING: 0}
         """See `_names`."""
 
         self._subscriptions: dict[object, tuple[str, Mapping[str, str], _Sources, _Sources]] = {}
@@ -234,14 +235,20 @@ class GatewayPart:
             host.capability(CAPABILITY, self._announcement, member="experimental")
 
     def _announce_upstreams(self) -> None:
-        """Announce the gateways behind this one as well."""
+        """Announce the gateways behind this one as well, and how many upstreams haven't started yet."""
+        upstreams = self.upstreams.values()
         found = {
             upstream.names.prefix: read
-            for upstream in self.upstreams.values()
+            for upstream in upstreams
             if (read := read_announcement(upstream.catalog.capabilities, self._announcement["id"]))
         }
-        if found != self._announcement["upstreams"]:
-            self._announcement["upstreams"] = found
+        announced = {
+            **self._announcement,
+            "upstreams": found,
+            STARTING: sum(not each.lists_ready.is_set() for each in upstreams),
+        }
+        if announced != self._announcement:
+            self._announcement.update(announced)
             self._host.dispatcher.announcement.forget()
 
     def _set_up_credentials(self, upstream: Upstream, host: PartHost) -> None:  # noqa: C901, PLR0912  a case for each kind
@@ -354,6 +361,7 @@ class GatewayPart:
                     await upstream.lists_ready.wait()
             except TimeoutError:
                 logger.warning("The upstream %s hasn't returned any lists yet", name)
+        self._announce_upstreams()
 
     def describe(self) -> list[Json]:
         """Return state and statistics of each upstream."""

@@ -778,7 +778,7 @@ class Upstream:
             logger.info(
                 "The upstream %s offers nothing until %s connects an account at /connections", self.name, person
             )
-        self.lists_ready.set()
+        self._end_start()
         lister = await credentials.lister()
         self._lister_left = False
         return LinkKey(credentials=lister)
@@ -849,8 +849,8 @@ class Upstream:
                 self.warn(f"the policy has a rule for {name!r}, which isn't one of its tools or prompts.{hint}")
         elif any(getattr(found, kind) != getattr(before, kind) for kind in METHODS):
             self.changed_at = found.taken_at
-        self.gateway.on_change(self, announced)
         self.lists_ready.set()
+        self.gateway.on_change(self, announced)
 
     def is_watchable(self) -> bool:
         """Return whether changes to its resources can be watched for all callers."""
@@ -985,12 +985,18 @@ class Upstream:
         finally:
             subscribed.set()
 
+    def _end_start(self) -> None:
+        """Don't make clients wait for its first lists any longer."""
+        if not self.lists_ready.is_set():
+            self.lists_ready.set()
+            self.gateway.on_change(self, ())
+
     def _degrade(self, error: Exception) -> None:
         reason = str(error) or type(error).__name__
         if self.state != "degraded" or self.reason != reason:
             logger.warning("The upstream %s can't be reached: %s", self.name, reason)
         self.state, self.reason = "degraded", reason
-        self.lists_ready.set()  # don't make clients wait for it
+        self._end_start()
         if isinstance(error, CONNECTION_FAILURES):
             self.breaker.open()
         if self.serves_one:
