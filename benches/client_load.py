@@ -1,4 +1,4 @@
-"""Measures clients: each runs on the load's core and calls the same server of ours, which has the other core."""
+"""Measures clients: each runs on the load generator's core and calls the same Millstream server on the other core."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ from benches.targets import TARGETS
 
 @dataclass(frozen=True)
 class ClientLoad:
-    """What one client did; the fields mean what they mean in `http_load.Load`, of the client."""
+    """The result of one client. The fields are those of `http_load.Load`, measured at the client."""
 
     rate: float
     cpu_us: float

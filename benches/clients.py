@@ -1,7 +1,7 @@
 """A client under measurement: `clients.py (ours|mcp) SECONDS (URL | COMMAND...)`. It prints one JSON object.
 
-Both get the same: uvloop, some calls to warm up, then calls of `add` with sixteen in flight, whose sums are checked.
-The processor time is the client's own.
+Both use uvloop, some warm-up calls, and then calls of `add` with sixteen in flight, whose sums are checked. The
+processor time is the client's own.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ Add = Callable[[int, int], Awaitable[int]]
 
 @asynccontextmanager
 async def ours(target: list[str]) -> AsyncIterator[Add]:
-    """Our client, with the value of each call."""
+    """Call with our client, and check each value."""
     from millstream import Client  # noqa: PLC0415  each client has an environment of its own
     from millstream.client import Options  # noqa: PLC0415
 
@@ -36,7 +36,7 @@ async def ours(target: list[str]) -> AsyncIterator[Add]:
 
 @asynccontextmanager
 async def mcp(target: list[str]) -> AsyncIterator[Add]:
-    """The official client."""
+    """Call with the official client."""
     from mcp import Client, StdioServerParameters  # noqa: PLC0415
 
     place = target[0] if len(target) == 1 else StdioServerParameters(
@@ -54,7 +54,7 @@ async def mcp(target: list[str]) -> AsyncIterator[Add]:
 
 
 async def drive(add: Add, seconds: float) -> int:
-    """Call for so long; how many calls there were."""
+    """Call for some seconds, and return the number of calls."""
     until = time.perf_counter() + seconds
     done = 0
 

@@ -2,8 +2,8 @@
 
     python -m benches --only text-16k --only chunked --rounds 3 --against ../other/src
 
-Both trees serve the same program with the same Python on the same core at the same time, so whatever else runs on the
-machine slows both. Where two measurements in a row differ by a quarter, two at once differ by a few percent.
+Both trees serve the same program with the same Python on the same core at the same time, so other load on the machine
+slows both. Where two measurements in a row differ by a quarter, two at once differ by a few percent.
 """
 
 import tempfile
@@ -24,7 +24,7 @@ from benches.traffic import ROWS, Row
 
 @dataclass
 class Compared:
-    """What was measured of one row, by tree, a value per round."""
+    """The measurements of one row by tree, one value per round."""
 
     loads: dict[str, list[http_load.Load]] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)

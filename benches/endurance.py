@@ -1,7 +1,7 @@
-"""The load test of the seeds, larger, and what one reader who stops reading does to the others.
+"""A larger version of the seeds' load test, and the effect of one stalled reader on the others.
 
-Mixed load: 1,000 event streams, 500 calls a second, and broadcasts by the clock, made by calls of a tool. Before it so
-much is published that history and journal have reached their size; the first half of the run is warm-up for the slope.
+Mixed load: 1,000 event streams, 500 calls per second, and broadcasts at a fixed rate, published by a tool. Before that,
+enough events are published to fill the history and the journal. The first half of the run is warm-up for the slope.
 """
 
 import statistics
@@ -16,50 +16,50 @@ from benches.broadcast import load, started
 from benches.processes import BenchError, Running
 
 MIXED = 1_000
-"""Subscribers."""
+"""Number of subscribers."""
 CALLS = 500
 EVENTS = 40
-"""Broadcasts a second."""
+"""Broadcasts per second."""
 FILL = 11_000
 """Events that fill the journal (`HubLimits.journal`)."""
 MOST_SLOPE = 10.0
 MOST_CHANGE = 1.1
 STALL_SIZE = 16_384
-"""Bytes of an event, so that what the kernel keeps for a reader is full within seconds."""
+"""Size of an event in bytes, large enough to fill a reader's kernel buffer within seconds."""
 STALL_EVENTS = 25
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """One run of mixed load; everything was answered and delivered as it must be."""
+    """The result of one run of mixed load, in which all responses and deliveries were correct."""
 
     calls: float
     call_p50: float
-    """Milliseconds from the moment that a call was due."""
+    """Milliseconds from the scheduled time of a call to the response."""
     call_p99: float
     deliveries: float
     p50: float
-    """Milliseconds from the moment that an event was due to its last subscriber."""
+    """Milliseconds from the scheduled time of an event to the delivery to its last subscriber."""
     p99: float
     slope: float
-    """MiB that resident memory grows in ten minutes, by the second half of the run."""
+    """Growth of resident memory in MiB per ten minutes, from the second half of the run."""
     busy: float
-    """Share of its core that the server had, in percent."""
+    """The server's share of its core, in percent."""
 
 
 @dataclass(frozen=True)
 class Stalled:
-    """The same load without and with a subscriber who does not read."""
+    """The same load with and without a subscriber that doesn't read."""
 
     p99: float
     p99_stalled: float
     ratio: float
     cut: float
-    """How many subscribers were told that they are cut, as `slow`."""
+    """Number of subscribers that were disconnected with the reason `slow`."""
 
 
 def mixed(name: str, seconds: float, log: Path) -> Mixed:
-    """Calls and broadcasts at fixed rates beside each other.
+    """Run calls and broadcasts at fixed rates at the same time.
 
     Raises:
         BenchError: an answer or an event was missing, wrong or out of order.
@@ -79,9 +79,9 @@ def mixed(name: str, seconds: float, log: Path) -> Mixed:
 
 
 def stalled(name: str, seconds: float, log: Path) -> Stalled:
-    """Broadcasts to all, and the same beside one who stalls until it is cut: without, beside, beside, without.
+    """Broadcast to all, with and without a stalled subscriber, in the order without, with, with, without.
 
-    A p99 of some seconds moves with whatever else the machine does. In this order a drift of the machine falls on both.
+    The p99 of a few seconds depends on other load on the machine. In this order, a drift affects both.
 
     Raises:
         BenchError: an event was missing, wrong or out of order, or the stalled one was not cut as `slow`.
@@ -100,7 +100,7 @@ def stalled(name: str, seconds: float, log: Path) -> Stalled:
 
 @contextmanager
 def sampled(server: Running) -> Iterator[list[tuple[float, float]]]:
-    """Resident memory by time, a sample a second, while the block runs."""
+    """Yield samples of resident memory by time, one per second, while the block runs."""
     samples: list[tuple[float, float]] = []
     over = threading.Event()
 
@@ -118,7 +118,7 @@ def sampled(server: Running) -> Iterator[list[tuple[float, float]]]:
 
 
 def slope(samples: list[tuple[float, float]]) -> float:
-    """Growth a second of what was sampled, by least squares."""
+    """Return the samples' growth per second, by least squares."""
     if len(samples) < 2:
         return 0.0
     times, values = zip(*samples, strict=True)

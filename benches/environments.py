@@ -1,4 +1,4 @@
-"""Environments of their own for packages of others, with Millstream in them."""
+"""Separate environments for other packages, with Millstream installed."""
 
 import subprocess
 import sys

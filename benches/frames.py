@@ -1,8 +1,8 @@
 """`python -m benches.frames`: how smoothly the pages draw while 1,000 messages a second arrive.
 
 Chromium shows each page for some seconds, first while nothing happens and then under the load, and counts its frames.
-A screen that is refreshed 60 times a second is the most there is. A frame that comes late is the page's fault or that
-of a machine that is busy with something else; the processor time of the page's main thread tells which.
+The maximum is 60 frames per second. A late frame is caused by the page or by other load on the machine. The processor
+time of the page's main thread shows which.
 """
 
 import argparse
@@ -56,33 +56,33 @@ class Drawn:
     page: str
     load: str
     per_second: float
-    """Frames."""
+    """Frames per second."""
     p95: float
-    """Milliseconds from one frame to the next."""
+    """Milliseconds between frames, 95th percentile."""
     longest: float
     late: int
-    """Frames that came later than `LATE_MS`."""
+    """Number of frames later than `LATE_MS`."""
     tasks: int
-    """Long tasks of the page, as the browser defines them: over 50 ms."""
+    """Number of long tasks, as the browser defines them: over 50 ms."""
     thread: float
     """Processor time of the page's main thread, in percent of one core."""
     sent: int
-    """Messages a second that the server sent meanwhile."""
+    """Messages per second sent by the server at the same time."""
 
 
 def chat(page: Page) -> None:
-    """A channel that others talk on."""
+    """Show a channel on which others are talking."""
     page.locator("#state:text-is('Live')").wait_for()
 
 
 def dashboard(page: Page) -> None:
-    """The charts, and the log in its drawer."""
+    """Show the charts, and the log in its drawer."""
     page.locator("#state:text-is('Live')").wait_for()
     page.locator("#log-toggle").click()
 
 
 def inspect(page: Page) -> None:
-    """The list of messages, beside a tool."""
+    """Show the list of messages next to a tool."""
     page.locator("#state:text-is('Connected')").wait_for()
     page.get_by_role("tab", name="Logs").click()
     page.get_by_label("Ask for").select_option("debug")
@@ -97,7 +97,7 @@ PAGES: dict[str, tuple[str, Callable[[Page], None]]] = {
 
 
 def call(address: str, tool: str, arguments: dict[str, Any], found: list[int]) -> None:
-    """Call a tool over REST; what it gave goes to `found`."""
+    """Call a tool over REST, and add the result to `found`."""
     body = json.dumps({"name": tool, "arguments": arguments}).encode()
     request = Request(f"{address}/mcp/tools/call", body, {"content-type": "application/json"})  # noqa: S310  loopback
     with urlopen(request, timeout=120) as reply:  # noqa: S310
@@ -105,7 +105,7 @@ def call(address: str, tool: str, arguments: dict[str, Any], found: list[int]) -
 
 
 def spent(watch: CDPSession) -> tuple[float, float]:
-    """What time it is, and for how many processor seconds the page's main thread has worked."""
+    """Return the time, and the processor seconds of the page's main thread."""
     answer = cast("dict[str, Any]", watch.send("Performance.getMetrics"))  # pyright: ignore[reportUnknownMemberType]
     found: dict[str, float] = {each["name"]: each["value"] for each in answer["metrics"]}
     return time.monotonic(), found["TaskDuration"]
@@ -135,7 +135,7 @@ def measured(page: Page, name: str, load: str, seconds: float, sent: int) -> Dra
 
 
 def draw(browser: Browser, address: str, name: str, seconds: float) -> list[Drawn]:
-    """A page at rest, then under the load, which begins before and ends after the measurement."""
+    """Measure a page at rest, then under load, which begins before and ends after the measurement."""
     path, prepare = PAGES[name]
     context = browser.new_context(viewport={"width": 1280, "height": 720})
     context.add_init_script("localStorage.setItem('millstream.name', '\"Ada\"')")
@@ -165,7 +165,7 @@ def draw(browser: Browser, address: str, name: str, seconds: float) -> list[Draw
 
 
 def table(rows: list[Drawn]) -> str:
-    """The figures as Markdown."""
+    """Return the figures as Markdown."""
     head = (
         "| page | what arrives | sent/s | frames/s | p95 ms | longest ms | over 50 ms | long tasks | main thread % |\n"
     )

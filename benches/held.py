@@ -1,4 +1,4 @@
-"""Event streams that stay open during a load: sockets that one thread reads and forgets."""
+"""Event streams that stay open during a load: one thread reads the sockets and discards the data."""
 
 import selectors
 import socket

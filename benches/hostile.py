@@ -1,11 +1,12 @@
-"""`python -m benches.hostile`: crowds of bad clients, and what good ones feel of them. Prints a table for documents.
+"""`python -m benches.hostile`: crowds of misbehaving clients, and their effect on healthy ones. Prints a table for
+documents.
 
-Each crowd is measured beside a healthy client that calls a tool on one connection: alone, beside as many clients that
-do nothing wrong, and beside the crowd. The server has one core, and the crowd the other one. The healthy client shares
-that with the crowd and goes first wherever we may say so (as root), as if it were on a machine of its own; elsewhere
-its times hold what the crowd takes of its core. A better nice value isn't enough: Linux lets a running thread finish
-its slice, more than a millisecond on two cores, before it runs the one that wakes up. What is counted rather than timed
-(that each such connection is closed, that a flood leaves nothing) is in the tests.
+A healthy client calls a tool on one connection and is measured three times: alone, beside as many well-behaved clients,
+and beside the crowd. The server has one core, and the crowd the other one. The healthy client shares that core with the
+crowd. As root, it has priority, as if it were on a separate machine. Otherwise, its times include the crowd's use of
+the core. A better nice value isn't enough: Linux lets a running thread finish its slice, more than a millisecond on two
+cores, before it runs the one that wakes up. Effects that are counted instead of timed (each such connection is closed,
+a flood leaves nothing behind) are in the tests.
 """
 
 import argparse
@@ -46,8 +47,8 @@ T = TypeVar("T")
 
 
 def call_until_told(port: int) -> None:
-    """Call a tool on one connection, a hundred times a second at most, until standard input ends; print how long each
-    call took. In a process of its own: a crowd keeps the loop that makes it busy.
+    """Call a tool on one connection, at most a hundred times per second, until standard input ends. Print the duration
+    of each call. Runs in a separate process, because a crowd keeps its own event loop busy.
     """
     stop = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), stop.set()), daemon=True).start()
@@ -70,7 +71,8 @@ def call_until_told(port: int) -> None:
 
 @contextlib.asynccontextmanager
 async def calling(port: int) -> AsyncIterator[list[float]]:
-    """A healthy client for the length of the block; then the list has how long its calls took, in milliseconds."""
+    """Run a healthy client inside the block. Afterward, the list contains the durations of its calls, in
+    milliseconds."""
     command = [sys.executable, "-m", "benches.hostile", "--healthy", str(port)]
     pipe = asyncio.subprocess.PIPE
     client = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, cwd=ROOT)
@@ -83,7 +85,7 @@ async def calling(port: int) -> AsyncIterator[list[float]]:
 
 
 async def healthy(port: int, seconds: float) -> float:
-    """The 99th percentile of calls within some seconds, in milliseconds."""
+    """Return the 99th percentile of calls within some seconds, in milliseconds."""
     async with calling(port) as took:
         await asyncio.sleep(seconds)
     return p99(took)
@@ -95,7 +97,7 @@ def p99(took: list[float]) -> float:
 
 
 async def slow(port: int, count: int, begin: bytes, drop: bytes, seconds: float) -> list[float]:
-    """Connections that say a little every second; after how many seconds the server has closed each."""
+    """Open connections that send a little every second. Return the seconds after which the server closed each."""
 
     async def one() -> float:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -118,7 +120,7 @@ async def slow(port: int, count: int, begin: bytes, drop: bytes, seconds: float)
 
 
 async def polite(port: int, count: int, seconds: float) -> None:
-    """As many connections that do nothing wrong: each asks for little every second, and reads the answer."""
+    """Open as many well-behaved connections. Each sends a small request every second, and reads the response."""
 
     async def one() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -135,7 +137,7 @@ async def polite(port: int, count: int, seconds: float) -> None:
 
 
 async def sessions(port: int, count: int) -> None:
-    """Handshakes, and then nothing."""
+    """Send handshakes without any later request."""
     head = f"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n{COMMON}authorization: Bearer {KEY}\r\n"
     data = f"{head}content-length: {len(INITIALIZE)}\r\n\r\n".encode() + INITIALIZE
 
@@ -153,14 +155,15 @@ async def sessions(port: int, count: int) -> None:
 
 
 def bad_token() -> str:
-    """A token of an unknown key."""
+    """Return a token signed with an unknown key."""
     head = urlsafe_b64encode(json.dumps({"alg": "ES256", "typ": "at+jwt", "kid": f"{random.random()}"}).encode())
     claims = urlsafe_b64encode(b'{"iss":"https://issuer.example","aud":"https://bench.example/mcp","exp":9e9}')
     return b".".join(part.rstrip(b"=") for part in (head, claims, urlsafe_b64encode(os.urandom(64)))).decode()
 
 
 async def strangers(port: int, rate: int, seconds: float, *, good: bool) -> int:
-    """So many connections a second from everywhere, each of which brings a bad token or a good key; how many came."""
+    """Open connections from many addresses at a rate per second, each with a bad token or a valid key. Return their
+    number."""
     sent = 0
     tasks: set[asyncio.Task[None]] = set()
 
@@ -192,7 +195,7 @@ async def strangers(port: int, rate: int, seconds: float, *, good: bool) -> int:
 
 @asynccontextmanager
 async def issuer() -> AsyncIterator[tuple[int, list[float]]]:
-    """A server of keys, and when it was asked."""
+    """Run a key server, and record the times of requests."""
     asked: list[float] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -211,7 +214,7 @@ async def issuer() -> AsyncIterator[tuple[int, list[float]]]:
 
 @contextlib.contextmanager
 def served(keys: int) -> Iterator[Running]:
-    """Our server, as it is by default, behind keys and tokens."""
+    """Run our server with default settings, behind keys and tokens."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "hostile.py"
         file.write_text(PROGRAM.format(root=str(ROOT), key=KEY, port=keys))
@@ -228,8 +231,8 @@ def served(keys: int) -> Iterator[Running]:
 async def beside(
     server: Running, crowd: Callable[[], Awaitable[T]], good: Callable[[], Awaitable[object]], seconds: float
 ) -> tuple[T, list[float], float]:
-    """What a crowd gives; the healthy client's p99 alone, beside a crowd that does nothing wrong, and beside this one;
-    and the processor seconds that the server took for the crowd.
+    """Return the result of a crowd, the healthy client's p99 alone, beside a well-behaved crowd, and beside this one,
+    and the processor seconds that the crowd cost the server.
     """
     felt = [await healthy(server.port, seconds)]
     async with calling(server.port) as took:
@@ -243,20 +246,20 @@ async def beside(
 
 
 class Table:
-    """What was measured, and whether it's within its bound."""
+    """The measurements, and whether each is within its bound."""
 
     def __init__(self) -> None:
         self.rows: list[str] = []
         self.kept = True
 
     def add(self, what: str, figure: float, unit: str, most: float) -> None:
-        """One figure."""
+        """Add one figure."""
         kept = figure <= most
         self.kept = self.kept and kept
         self.rows.append(f"| {what} | {figure:,.1f} {unit} | {most:g} {unit} | {'kept' if kept else 'MISSED'} |")
 
     def add_healthy(self, felt: list[float], used: float) -> None:
-        """What the healthy client felt, and what the crowd cost."""
+        """Add the healthy client's times, and the cost of the crowd."""
         alone, beside, during = felt
         self.add(f"… p99 of a healthy client, which was {alone:.1f} ms alone", during / alone, "×", 2.0)
         self.add(f"… and {beside:.1f} ms beside as many good clients", during / beside, "×", 2.0)
@@ -264,7 +267,7 @@ class Table:
 
 
 async def slow_crowds(table: Table, server: Running, options: argparse.Namespace) -> None:
-    """Headers, and bodies, that come a little at a time."""
+    """Measure headers and bodies that arrive slowly."""
     port = server.port
     half = b"POST /mcp HTTP/1.1\r\nhost: 127.0.0.1\r\n"
     body = half + f"{COMMON}authorization: Bearer {KEY}\r\ncontent-length: 4000000\r\n\r\n".encode()
@@ -283,7 +286,7 @@ async def slow_crowds(table: Table, server: Running, options: argparse.Namespace
 
 
 async def run(options: argparse.Namespace) -> Table:
-    """Every crowd."""
+    """Run every crowd."""
     table = Table()
     async with issuer() as (keys, asked):
         with served(keys) as server:
@@ -308,7 +311,7 @@ async def run(options: argparse.Namespace) -> Table:
 
 
 def main() -> int:
-    """Run them all, and print the table; 1 if a bound wasn't kept."""
+    """Run all crowds, and print the table. Return 1 if a bound was exceeded."""
     parser = argparse.ArgumentParser(prog="python -m benches.hostile", description=__doc__)
     parser.add_argument("--connections", type=int, default=2_000)
     parser.add_argument("--sessions", type=int, default=100_000)

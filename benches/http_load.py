@@ -1,8 +1,8 @@
 """Load over HTTP with wrk: first a pass that examines every body, then a timed one.
 
-Examining bodies in wrk's Lua costs wrk about as much as the request costs a bare loop, so the timed pass counts
-statuses and bytes only: every answer must be 2xx, and the bytes per answer must be those of the examined pass. When wrk
-stops, every connection may have read a part of one more answer, whose bytes count and which itself does not.
+Examining bodies in wrk's Lua costs wrk about as much as the request costs a bare loop, so the timed pass counts only
+statuses and bytes: every response must be 2xx, with as many bytes as in the examined pass. When wrk stops, every
+connection may have read a part of one more response. These bytes are counted, but the response isn't.
 """
 
 import gzip
@@ -34,7 +34,7 @@ DECODERS: dict[str, Callable[[bytes], bytes]] = {
 VARYING = 32.0
 """Bytes by which replies may differ if they're compressed or name a session or an incident."""
 SLACK = 2.0
-"""Bytes by which answers may differ: a counter or a length in them may have one digit more."""
+"""Bytes by which responses may differ, because a counter or a length may have one more digit."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ class Load:
     """One timed pass."""
 
     rate: float
-    """Answers a second."""
+    """Responses per second."""
     p50: float
     """Milliseconds."""
     p99: float
     cpu_us: float
-    """Processor time of the server for one answer, in microseconds; steadier than the rate on a shared machine."""
+    """Processor time of the server for one response, in microseconds. It's steadier than the rate on a shared
+    machine."""
     busy: float
-    """Share of its core that the server had, in percent; well below 100 the generator or the machine was the limit."""
+    """The server's share of its core, in percent. If it's well below 100, the load generator or the machine was the
+    limit."""
 
 
 def drive(server: Running, kind: Kind, seconds: float, connections: int = CONNECTIONS) -> Load:
@@ -81,10 +83,10 @@ def quick(
     """Examine one reply, then measure; for clients that accept compression, whose replies wrk can't examine.
 
     Args:
-        server: gets the load.
+        server: the server under load.
         kind: the requests.
-        seconds: length of the load.
-        connections: how many are open.
+        seconds: length of the load, in seconds.
+        connections: number of open connections.
         measured: the server whose processor time counts, if it's another one.
 
     Raises:
@@ -115,7 +117,7 @@ def fill(server: Running, kind: Kind, number: int = PROBE) -> bytes:
 
 
 def repeat(server: Running, kind: Kind, count: int) -> None:
-    """Send a request so often on one connection, before a load.
+    """Send a request repeatedly on one connection, before a load.
 
     Raises:
         BenchError: the server refused one.
@@ -178,7 +180,7 @@ class Counted:
         self._file.close()
 
     def flush(self) -> None:
-        """HTTPResponse calls it."""
+        """Called by HTTPResponse."""
 
 
 def _check_right(text: str) -> None:
@@ -236,12 +238,12 @@ def _latency(percent: int, text: str) -> float:
 
 
 def agree(one: tuple[float, float], other: tuple[float, float]) -> bool:
-    """Whether answers of both passes may have had the same size."""
+    """Return whether the responses of both passes may have had the same size."""
     return one[0] <= other[1] + SLACK and other[0] <= one[1] + SLACK
 
 
 def bytes_per_answer(text: str, connections: int = CONNECTIONS) -> tuple[float, float]:
-    """The least and the most that one answer may have had.
+    """Return the minimum and maximum size that a response may have had.
 
     Raises:
         BenchError: there were none, or no totals.

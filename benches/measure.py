@@ -1,7 +1,7 @@
 """Runs the cases: every server is started once, then measured in turn, round after round.
 
-Interleaving is what makes ratios mean something on a machine whose speed wanders: both sides of a ratio were
-measured within the same few seconds. A target that fails keeps its error and the others go on.
+Interleaving makes ratios meaningful on a machine whose speed varies: both sides of a ratio were measured within the
+same few seconds. A target that fails keeps its error and the others go on.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ ENDURING = ("stalled", "mixed")
 
 @dataclass
 class Figures:
-    """What one target did in one case, a value a round."""
+    """The figures of one target in one case, one value per round."""
 
     rounds: list[dict[str, Any]] = field(default_factory=list)
     idle: float = 0.0
@@ -36,11 +36,11 @@ class Figures:
 
 
 Results = dict[str, dict[str, Figures]]
-"""Case to target to figures."""
+"""Figures by case and target."""
 
 
 class Bench:
-    """One run of the benchmark; `close` ends every server it started."""
+    """One run of the benchmark. `close` stops every server that it started."""
 
     def __init__(self, seconds: float, folder: Path, say: Callable[[str], None], *, duration: float = 60.0) -> None:
         self._seconds = seconds
@@ -53,7 +53,7 @@ class Bench:
         self.results: Results = {}
 
     def run(self, names: list[str], rounds: int) -> None:
-        """Measure the named cases so many times, one case after the other, targets in turn."""
+        """Measure the named cases repeatedly, one case after the other, with the targets in turn."""
         for name in names:
             targets = [target for target in _targets(name) if present(target)]
             figures = self.results[name] = {target: Figures() for target in targets}

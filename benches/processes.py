@@ -1,6 +1,6 @@
 """Server processes of a benchmark: started on one core, measured, ended.
 
-The server has core 0 for itself, the load generator core 1. A server counts as started when it answers a call.
+The server has core 0 for itself, the load generator core 1. A server has started when it responds to a call.
 """
 
 import http.client
@@ -20,15 +20,15 @@ SERVER_CORE = "0"
 LOAD_CORE = "1"
 START_SECONDS = 60.0
 _IDLE_SECONDS, _IDLE_CPU = 1.0, 0.05
-"""A server that used no more processor time in so many seconds is idle."""
+"""A server is idle if it uses no more than this processor time in this many seconds."""
 
 
 class BenchError(Exception):
-    """A measurement cannot be made; the text says why."""
+    """A measurement can't be made. The message gives the reason."""
 
 
 def free_port() -> int:
-    """A loopback port that nothing listens on."""
+    """Return a loopback port that nothing listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -55,11 +55,11 @@ class Running:
         return cpu_seconds(self.process.pid)
 
     def request(self, body: bytes, head: str = COMMON) -> http.client.HTTPResponse:
-        """One POST on a connection of its own; the body of the answer has been read."""
+        """Send one POST on a new connection, and read the response."""
         return _post(self.port, First("/mcp", head, body))
 
     def open_sessions(self, count: int, revision: str = "2025-11-25") -> list[str]:
-        """Ids of initialized sessions, made once."""
+        """Return ids of initialized sessions, created once."""
         opened = self.sessions.setdefault(revision, [])
         initialize = First("/mcp", COMMON, INITIALIZE.replace(b"2025-11-25", revision.encode()))
         with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
@@ -73,7 +73,8 @@ class Running:
         return opened[:count]
 
     def settle(self) -> None:
-        """Wait until it's idle: workers that are still starting would count as the cost of answers."""
+        """Wait until the server is idle. Otherwise, workers that are still starting would count toward the cost of
+        responses."""
         end = time.monotonic() + START_SECONDS
         used = -1.0
         while time.monotonic() < end and self.cpu() - used > _IDLE_CPU:
@@ -81,7 +82,7 @@ class Running:
             time.sleep(_IDLE_SECONDS)
 
     def stop(self) -> None:
-        """End the process; its own object ends it, with SIGTERM and then SIGKILL."""
+        """End the process with SIGTERM, then SIGKILL."""
         self.process.terminate()
         try:
             self.process.wait(5)
@@ -129,17 +130,18 @@ def start(
 
 
 def cpu_seconds(pid: int) -> float:
-    """Processor seconds that a process and its children have used."""
+    """Return the processor seconds of a process and its children."""
     return sum(_clock(one) for one in family(pid))
 
 
 def pinned(core: str, command: list[str]) -> list[str]:
-    """The command, bound to one core."""
+    """Return the command, pinned to one core."""
     return ["taskset", "--cpu-list", core, *command]
 
 
 def raise_file_limit() -> None:
-    """As many open files as we may have, for this process and those it starts: a connection is one at each end."""
+    """Raise the limit on open files to the maximum, for this process and those that it starts, because each connection
+    needs a file at both ends."""
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -171,9 +173,10 @@ def resident(pid: int) -> int:
 
 
 def _clock(pid: int) -> float:
-    """Processor seconds of all threads of a process, to the nanosecond; /proc counts hundredths of a second."""
+    """Return the processor seconds of all threads of a process, to the nanosecond. /proc counts only hundredths of a
+    second."""
     try:
-        return time.clock_gettime((~pid << 3) | 2)  # what clock_getcpuclockid(3) returns on Linux
+        return time.clock_gettime((~pid << 3) | 2)  # the value of clock_getcpuclockid(3) on Linux
     except OSError:
         return 0.0
 

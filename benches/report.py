@@ -1,4 +1,4 @@
-"""Tables of a run in Markdown: figures of every target, then our ratios beside their budgets.
+"""Tables of a run in Markdown: the figures of every target, then our ratios with their budgets.
 
 A figure is the median of the rounds; a ratio is the median of the rounds' ratios, never the ratio of medians.
 """
@@ -18,18 +18,18 @@ BROADCAST_COLUMNS = COLUMNS | {"load": ".0f", "kib": ".1f"}
 
 @dataclass(frozen=True)
 class Verdict:
-    """One budget and what was measured."""
+    """One budget and the measurement."""
 
     title: str
     budget: str
     measured: str
     by_cpu: str
-    """The same ratio of processor times, for runs on a machine that others use too."""
+    """The corresponding ratio of processor times, for runs on a shared machine."""
     kept: bool
 
 
 def tables(results: Results) -> str:
-    """The whole report."""
+    """Return the whole report."""
     parts = [_load_table(name, results[name]) for name in results if name in CASES]
     parts += [_broadcast_table(name, results[name]) for name in results if name in BROADCASTS]
     parts += [make(results[name]) for name, make in _OWN_TABLES.items() if name in results]
@@ -44,7 +44,7 @@ def tables(results: Results) -> str:
 
 
 def verdicts(results: Results) -> list[Verdict]:
-    """Every budget that this run measured."""
+    """Return every budget that this run measured."""
     found: list[Verdict] = []
     for name, case in (CASES | BROADCASTS).items():
         if name in results:
@@ -68,7 +68,7 @@ def verdicts(results: Results) -> list[Verdict]:
 
 
 def _against(case: Case | Broadcast, figures: dict[str, Figures]) -> Iterator[Verdict]:
-    """Our ratios to those targets with budgets that this machine has, first by answers a second, then by CPU time."""
+    """Return our ratios to the available targets with budgets, first by responses per second, then by CPU time."""
     own = figures[case.targets[0]]
     for suffix, budgets in (("", case.budgets), (", by CPU time", case.cpu_budgets)):
         for target, least in budgets.items():
@@ -115,7 +115,8 @@ def _broadcast_table(name: str, figures: dict[str, Figures]) -> str:
 def _table(
     title: str, columns: str, figures: dict[str, Figures], own: Figures, cells: Callable[[Figures], list[str]]
 ) -> str:
-    """A row for each target: its rate, ours over it, the same by CPU time, and the other cells; or its error."""
+    """Return a row for each target: its rate, our ratio to it, the same by CPU time, and the other cells, or its
+    error."""
     head = [f"**{title}**", "", f"| server | {columns} |", "|---" + "|--:" * 9 + "|"]
     rows: list[str] = []
     for target, found in figures.items():

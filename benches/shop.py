@@ -1,4 +1,4 @@
-"""What the shop's servers have behind them: a Redis with its data and the HTTP API, both on the load generator's core.
+"""The backends of the shop's servers: Redis with its data, and the HTTP API, both on the load generator's core.
 
 The layout is that of TM Dev Lab's second benchmark of MCP servers: three tools, 50 users, and for each tool an
 `initialize`, a notification, and the call; after the three, the same for `tools/list`.
@@ -23,7 +23,7 @@ _SECONDS = 20.0
 
 
 class Backend:
-    """A Redis and an API of their own, for all servers of a run."""
+    """Redis and an API for all servers of a run."""
 
     def __init__(self, folder: Path) -> None:
         self.redis, self.api = free_port(), free_port()
@@ -47,11 +47,11 @@ class Backend:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What the servers find them by."""
+        """Environment variables with the addresses, for the servers."""
         return {"BENCH_REDIS": f"redis://127.0.0.1:{self.redis}", "BENCH_API": f"http://127.0.0.1:{self.api}"}
 
     def fill(self) -> None:
-        """Put the data into Redis as they were at first."""
+        """Reset the data in Redis."""
         with redis.Redis(port=self.redis) as client:
             client.flushall()
             pipe = client.pipeline(transaction=False)
@@ -67,7 +67,7 @@ class Backend:
                 pipe.zadd(
                     "bench:popular", {f"product:{each}": each * 7 % 10_000 for each in range(first, first + 5_000)}
                 )
-            pipe.zadd("bench:popular", {"product:42": 1e9})  # which is ordered, and must not change its rank
+            pipe.zadd("bench:popular", {"product:42": 1e9})  # the set is ordered, and the item's rank must not change
             pipe.execute()
 
     def close(self) -> None:

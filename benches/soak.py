@@ -1,9 +1,9 @@
-"""`python -m benches.soak MINUTES`: everything that clients do to a server, well and badly, for as long as you like.
+"""`python -m benches.soak MINUTES`: all good and bad client behavior, for as long as you like.
 
-Clients of both eras call tools, cancel, break off and send garbage; subscribers come, resume and go; attackers try to
-leave something behind (`attackers.py`); somebody publishes all the time. Reported are the slope of memory and the
-tasks, file descriptors and streams that are left when all clients have gone. Exits 1 when one of them exceeds the bound
-that is printed beside it.
+Clients of both eras call tools, cancel, disconnect, and send garbage. Subscribers connect, resume, and disconnect.
+Attackers try to leave something behind (`attackers.py`), and a publisher runs all the time. The report has the slope of
+memory, and the tasks, file descriptors, and streams that remain after all clients have disconnected. Exits with 1 if
+one exceeds its printed bound.
 """
 
 import argparse
@@ -26,18 +26,18 @@ from benches.soak_peer import Peer, Wrong
 from benches.wire import COMMON
 
 EACH = 4
-"""Clients of each kind."""
+"""Number of clients of each kind."""
 MOST_SLOPE = 10.0
-"""MiB in ten minutes, after the first third of the run."""
+"""Maximum growth in MiB per ten minutes, after the first third of the run."""
 LEFT_FDS = 2
 SECONDS_TO_SETTLE = 15.0
 EVENTS = 50
-"""Publications a second."""
+"""Publications per second."""
 IDS = itertools.count(1)
 
 
 async def calls_newest(peer: Peer) -> None:
-    """2026-07-28: a call by itself."""
+    """Make a single call in revision 2026-07-28."""
     number = next(IDS)
     found = await peer.call("add_numbers", {"a": number, "b": 1}, number)
     if found["result"]["structuredContent"] not in (number + 1, {"result": number + 1}):
@@ -45,7 +45,7 @@ async def calls_newest(peer: Peer) -> None:
 
 
 async def calls_in_session(peer: Peer) -> None:
-    """2025-11-25: initialize, call, sometimes delete the session."""
+    """Initialize, call, and sometimes delete the session, in revision 2025-11-25."""
     session = await peer.initialize()
     for number in range(5):
         found = await peer.call("multiply_numbers", {"a": number, "b": 2}, next(IDS), session)
@@ -56,7 +56,7 @@ async def calls_in_session(peer: Peer) -> None:
 
 
 async def cancels(peer: Peer) -> None:
-    """A long call, then the connection breaks (the newest revision) or a notification cancels it (a session)."""
+    """Start a long call, then close the connection (newest revision) or cancel the call by a notification (session)."""
     number, arguments = next(IDS), {"steps": 100, "seconds": 60}
     if random.random() < 0.5:
         await peer.break_off("long_task", arguments, number)
@@ -83,7 +83,7 @@ BAD_BODIES = (b"", b"{", b"[]", b'{"jsonrpc":"2.0","id":1,"method":"no/such"}', 
 
 
 async def bad_input(peer: Peer) -> None:
-    """What is not HTTP, not JSON or not a request; each is answered or closed, and harms nobody."""
+    """Send input that isn't HTTP, JSON, or a request. Each gets a response or is closed, and harms no other client."""
     if random.random() < 0.5:
         await peer.throw(random.choice(GARBAGE))
         return
@@ -94,7 +94,7 @@ async def bad_input(peer: Peer) -> None:
 
 
 async def subscribes(peer: Peer) -> None:
-    """Listen for a while, break off, come back with the last id, and miss nothing in between."""
+    """Listen for a while, disconnect, reconnect with the last id, and miss no event."""
     number = random.randrange(1000)
     path = f"/events?client_id=soak-{number}&name=soak" if number % 2 else "/events"
     first, last_id = await peer.listen(path, "", random.uniform(0.1, 1.0))
@@ -111,7 +111,7 @@ KINDS: tuple[Callable[[Peer], Awaitable[None]], ...] = (
 
 
 async def repeat(kind: Callable[[Peer], Awaitable[None]], peer: Peer, until: float, done: Counter[str]) -> None:
-    """One client, over and over."""
+    """Repeat one kind of client."""
     while time.monotonic() < until:
         async with asyncio.timeout(30):
             await kind(peer)
@@ -120,7 +120,7 @@ async def repeat(kind: Callable[[Peer], Awaitable[None]], peer: Peer, until: flo
 
 
 async def publishes(peer: Peer, until: float, done: Counter[str]) -> None:
-    """Numbered events, by the clock."""
+    """Publish numbered events at a fixed rate."""
     while time.monotonic() < until:
         done["published"] += 1
         await peer.ask("POST", "/publish", COMMON, json.dumps({"data": str(done["published"])}).encode())
@@ -128,7 +128,7 @@ async def publishes(peer: Peer, until: float, done: Counter[str]) -> None:
 
 
 async def watch(server: Running, until: float, samples: list[tuple[float, float]], done: Counter[str]) -> None:
-    """A sample of memory each second; a line each minute."""
+    """Sample memory each second, and print a line each minute."""
     begun = time.monotonic()
     while time.monotonic() < until:
         samples.append((time.monotonic(), server.memory()))
@@ -138,7 +138,7 @@ async def watch(server: Running, until: float, samples: list[tuple[float, float]
 
 
 async def settle(peer: Peer, before: dict[str, float]) -> dict[str, float]:
-    """The server's own figures, as soon as they are within bounds, or after the time it has for that."""
+    """Return the server's figures, once they're within bounds, or after a timeout."""
     stop = time.monotonic() + SECONDS_TO_SETTLE
     while True:
         await asyncio.sleep(0.5)
@@ -148,11 +148,11 @@ async def settle(peer: Peer, before: dict[str, float]) -> dict[str, float]:
 
 
 LEFT = {"tasks": EACH * len(KINDS) * 2, "fds": LEFT_FDS, "calls": 0, "streams": 0, "subscribers": 0}
-"""What may be left."""
+"""Maximum of what may remain."""
 
 
 async def soak(server: Running, seconds: float) -> bool:
-    """Run, report, and tell whether everything stayed within its bound."""
+    """Run, report, and return whether everything stayed within its bound."""
     peer, done = Peer(server.port), Counter[str]()
     await asyncio.gather(*(kind(peer) for kind in KINDS))
     before = await settle(peer, dict.fromkeys(LEFT, 0.0))
@@ -175,7 +175,7 @@ async def soak(server: Running, seconds: float) -> bool:
 
 
 def main() -> int:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(prog="python -m benches.soak", description=__doc__)
     parser.add_argument("minutes", type=float)
     minutes: float = parser.parse_args().minutes

@@ -1,4 +1,4 @@
-"""One HTTP request on one connection, as the soak needs it: sent whole, broken off, or not HTTP at all."""
+"""HTTP requests for the soak test, one per connection: complete, truncated, or not HTTP at all."""
 
 import asyncio
 import contextlib
@@ -14,7 +14,7 @@ _METRICS = {"tasks": "millstream_event_loop_tasks", "fds": "process_open_fds"}
 
 
 class Wrong(Exception):
-    """The server did what it must not do."""
+    """The server misbehaved."""
 
 
 class Peer:
@@ -24,7 +24,7 @@ class Peer:
         self._port = port
 
     async def ask(self, method: str, path: str, head: str, body: bytes) -> tuple[int, bytes]:
-        """One request: the status and the body of its reply."""
+        """Send one request, and return the status and body of the reply."""
         status, _, found = await self._ask(method, path, head, body)
         return status, found
 
@@ -39,7 +39,7 @@ class Peer:
         return answer
 
     async def initialize(self, message: bytes = INITIALIZE) -> str:
-        """The id of a new session."""
+        """Create a session, and return its id."""
         _, head, _ = await self._ask("POST", "/mcp", COMMON, message)
         session = re.search(rb"mcp-session-id: (\S+)", head)
         if session is None:
@@ -51,7 +51,7 @@ class Peer:
     async def break_off(
         self, tool: str, arguments: Mapping[str, object], id: int, session: str = "", *, seconds: float = 0.05
     ) -> None:
-        """Begin a call, and close the connection after a while, whatever has come."""
+        """Begin a call, and close the connection after a while, whatever has arrived."""
         head, body = _call(tool, arguments, id, session)
         async with self.connection() as (reader, writer):
             writer.write(self.request("POST", "/mcp", head, body))
@@ -60,7 +60,7 @@ class Peer:
                     await reader.read()
 
     async def throw(self, data: bytes) -> None:
-        """Send bytes that are no request, and see the connection through or leave."""
+        """Send bytes that aren't a request, and wait for the end of the connection or disconnect."""
         async with self.connection() as (reader, writer):
             writer.write(data)
             with contextlib.suppress(TimeoutError, ConnectionError):
@@ -68,7 +68,7 @@ class Peer:
                     await reader.read()
 
     async def hold(self, data: bytes, seconds: float) -> None:
-        """Send bytes, read whatever comes for some seconds, and go."""
+        """Send bytes, read for some seconds, and disconnect."""
         async with self.connection() as (reader, writer):
             writer.write(data)
             with contextlib.suppress(TimeoutError, ConnectionError):
@@ -77,7 +77,7 @@ class Peer:
                         pass
 
     async def listen(self, path: str, last_id: str, seconds: float) -> tuple[list[int], str]:
-        """The numbered events of a stream within some seconds, and the last id."""
+        """Return the numbered events of a stream within some seconds, and the last id."""
         head = "accept: text/event-stream\r\n" + (f"last-event-id: {last_id}\r\n" if last_id else "")
         numbers: list[int] = []
         pending = ""
@@ -98,7 +98,7 @@ class Peer:
         return numbers, last_id
 
     async def figures(self) -> dict[str, float]:
-        """What the server says of itself."""
+        """Return the server's figures."""
         _, metrics = await self.ask("GET", "/metrics", "", b"")
         _, health = await self.ask("GET", "/health", "", b"")
         found = {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", metrics.decode(), re.MULTILINE)}
@@ -115,13 +115,13 @@ class Peer:
         return int(reply_head.split(b" ", 2)[1]), reply_head, reply
 
     def request(self, method: str, path: str, head: str, body: bytes) -> bytes:
-        """The bytes of a request."""
+        """Return the bytes of a request."""
         lines = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1:{self._port}\r\n{head}"
         return f"{lines}content-length: {len(body)}\r\n\r\n".encode() + body
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """A connection that is closed behind the block."""
+        """Open a connection, and close it after the block."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         try:
             yield reader, writer
@@ -132,7 +132,7 @@ class Peer:
 
 
 def in_session(session: str) -> str:
-    """The headers of a request in a session."""
+    """Return the headers of a request in a session."""
     return f"{COMMON}mcp-protocol-version: 2025-11-25\r\nmcp-session-id: {session}\r\n"
 
 

@@ -1,6 +1,6 @@
-"""What it costs to start: importing the server class, its modules, and the time to a first answer.
+"""The cost of a start: importing the server class, its modules, and the time to the first response.
 
-Each figure is from a process of its own on the server's core, with warm file caches and compiled bytecode.
+Each figure is from a separate process on the server's core, with warm file caches and compiled bytecode.
 """
 
 import subprocess
@@ -26,14 +26,14 @@ IMPORTS = {
 
 @dataclass(frozen=True)
 class Start:
-    """One start of one target; None where the target has no such figure."""
+    """One start of one target. None if the target has no such figure."""
 
     import_ms: float | None
     modules: int | None
     http_ms: float
     stdio_ms: float
     idle: float
-    """Resident memory after the first HTTP answer, in MiB."""
+    """Resident memory after the first HTTP response, in MiB."""
 
 
 def measure(name: str, log: Path) -> Start:

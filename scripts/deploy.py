@@ -1,9 +1,9 @@
-"""Check the deploy files with the tools of those who read them: `make deploy-check`.
+"""Check the deployment files with the tools that read them: `make deploy-check`.
 
-Helm renders the chart with several values, kubeconform compares what comes out with the schemas of Kubernetes, the
-loader of Docker Compose reads the compose file, hadolint the Dockerfiles, actionlint and zizmor the workflows of
-GitHub, and the types of Traefik its routes. The Go tools go into `.venv-deploy/bin`, in the versions below. What needs
-none of them is in tests/deploy: nginx with its configuration, systemd with its units.
+Helm renders the chart with several values, kubeconform compares the output with the schemas of Kubernetes, the loader
+of Docker Compose reads the compose file, hadolint the Dockerfiles, actionlint and zizmor the workflows of GitHub, and
+the types of Traefik its routes. The Go tools go into `.venv-deploy/bin`, in the versions below. tests/deploy has the
+checks without these tools: nginx with its configuration, systemd with its units.
 """
 
 import json
@@ -29,7 +29,7 @@ TOOLS = {
 TRAEFIK = ROOT / "scripts" / "traefik"
 """The Go program that reads files with Traefik's types; its `go.mod` has the version."""
 KUBERNETES = "k8s.io/kubernetes@v1.34.2"
-"""The Go module that has the API as it's published; its packages aren't built."""
+"""The Go module with the published API. Its packages aren't built."""
 RELEASES = ("shop", "a-release-whose-name-is-as-long-as-helm-permits-names")
 VALUES: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -49,7 +49,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "bare": {"hosts": [], "resources": {}, "drainDelay": 0, "drainTimeout": 600},
 }
 DOCKERFILES = {DEPLOY / "Dockerfile": (), ROOT / "examples/time_agent/Dockerfile": ("DL3013",)}
-"""File -> rules that don't hold there: an example installs what's newest."""
+"""File -> rules that don't apply: an example installs the newest versions."""
 
 
 def run(*command: str | Path, given: str = "", where: Path = ROOT, environment: dict[str, str] | None = None) -> str:
@@ -64,7 +64,7 @@ def run(*command: str | Path, given: str = "", where: Path = ROOT, environment: 
 
 
 def install() -> None:
-    """The Go tools that aren't there in these versions, which `go` checks against its database of hashes."""
+    """Install the Go tools that are missing in these versions. `go` checks them against its checksum database."""
     if shutil.which("go") is None:
         sys.exit("Helm, kubeconform and the loader of compose files are Go programs. Install go first.")
     for name, package in TOOLS.items():
@@ -79,7 +79,7 @@ def install() -> None:
 
 
 def schemas(folder: Path) -> str:
-    """Write a schema for each kind of Kubernetes, and say where kubeconform finds them.
+    """Write a schema for each Kubernetes kind, and return the location for kubeconform.
 
     A key that the API doesn't know is an error, as with `kubectl --validate=strict`.
     """
@@ -101,7 +101,7 @@ def schemas(folder: Path) -> str:
 
 
 def chart(folder: Path) -> str:
-    """Lint and render the chart with all values, and compare what it gives with what Kubernetes takes."""
+    """Lint and render the chart with all values, and compare the output with the schemas of Kubernetes."""
     location, kinds = schemas(folder), set[str]()
     for name, values in VALUES.items():
         file = folder / f"{name}.values"
@@ -115,7 +115,7 @@ def chart(folder: Path) -> str:
 
 
 def compose() -> str:
-    """Read the compose file; which variables it asks for, tests/deploy checks."""
+    """Read the compose file. tests/deploy checks its variables."""
     run(BIN / "cmd", "-no-interpolation", "compose.yaml", where=DEPLOY)
     return "read by the loader of Docker Compose"
 
@@ -128,13 +128,13 @@ def dockerfiles() -> str:
 
 
 def traefik() -> str:
-    """Read the routes of the example; an unknown key is an error."""
+    """Read the routes of the example. An unknown key is an error."""
     run(BIN / "traefikcheck", ROOT / "examples" / "traefik" / "millstream.yaml")
     return "read by the types of Traefik"
 
 
 def workflows() -> str:
-    """Lint the workflows of GitHub, and look for what an attacker could use in them."""
+    """Lint the GitHub workflows, and search them for vulnerabilities."""
     files = sorted(ROOT.glob(".github/workflows/*.yml"))
     run(BIN / "actionlint", *files)
     run(BIN / "zizmor", "--offline", ".github")

@@ -1,8 +1,8 @@
-"""Build the package as a release would, and use it as a stranger would: `make dist`.
+"""Build the package as for a release, and use it as a new user would: `make dist`.
 
-The source archive and the wheel go to dist/. Each passes ``twine check --strict``, goes alone into an empty
-environment, and there has to print its version and answer a client over stdio. What the package needs comes in the
-versions of requirements/run.lock.
+The source archive and the wheel go to dist/. Each must pass ``twine check --strict``, and when installed alone in an
+empty environment, print its version and respond to a client over stdio. Dependencies have the versions of
+requirements/run.lock.
 """
 
 import argparse
@@ -41,9 +41,10 @@ MESSAGES = (
 
 
 def run(*command: str | Path, given: str = "", where: Path = ROOT) -> str:
-    """What a command prints; a command that fails ends the program with what it said.
+    """Return the output of a command.
 
-    The environment has no ``PYTHONPATH``, so that nothing but what was installed can be imported.
+    If it fails, end the program with its output. The environment has no ``PYTHONPATH``, so only installed packages can
+    be imported.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     done = subprocess.run(
@@ -56,12 +57,12 @@ def run(*command: str | Path, given: str = "", where: Path = ROOT) -> str:
 
 
 def uv(*arguments: str | Path) -> str:
-    """The locked uv."""
+    """Return the locked uv."""
     return run(sys.executable, "-m", "uv", "--quiet", *arguments)
 
 
 def build(out: Path) -> list[Path]:
-    """The source archive, and the wheel that is built from it."""
+    """Build the source archive, and the wheel from it."""
     shutil.rmtree(out, ignore_errors=True)
     uv("build", "--out-dir", out, ROOT)
     files = [*out.glob("*.tar.gz"), *out.glob("*.whl")]
@@ -71,7 +72,7 @@ def build(out: Path) -> list[Path]:
 
 
 def install(file: Path, folder: Path) -> Path:
-    """Install a file into a new environment, with what it needs; gives the folder with its commands."""
+    """Install a file with its dependencies into a new environment, and return the folder with its commands."""
     uv("venv", "--no-project", "--python", sys.executable, folder / ".venv")
     bin_ = folder / ".venv" / ("Scripts" if os.name == "nt" else "bin")
     python = bin_ / ("python.exe" if os.name == "nt" else "python")
@@ -80,7 +81,7 @@ def install(file: Path, folder: Path) -> Path:
 
 
 def try_out(bin_: Path, folder: Path) -> str:
-    """Use the installed package; the version that it prints."""
+    """Use the installed package, and return the version that it prints."""
     (folder / "shop.py").write_text(SERVER, "utf-8")
     version = run(bin_ / "millstream", "--version", where=folder).split()[-1]
     lines = "".join(f"{json.dumps(message)}\n" for message in MESSAGES)
@@ -92,7 +93,7 @@ def try_out(bin_: Path, folder: Path) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build, check, install, use."""
+    """Build, check, install, and use the package."""
     parser = argparse.ArgumentParser(description="Build the package, check it, and try it in empty environments.")
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="where the files go; it is emptied first")
     out = parser.parse_args(arguments).out

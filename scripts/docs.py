@@ -1,8 +1,8 @@
-"""Put the examples into the documents, and check what the documents point to.
+"""Insert the examples into the documents, and check the documents' links.
 
-A block of code follows a line such as ``<!-- examples/greet.py#server -->``, which names a file and a region in it
-(``# region: server`` to ``# endregion``, or the same after ``//``), or a file alone for all of it. ``make docs`` writes
-the blocks anew; the tests fail where they differ.
+A block of code follows a line such as ``<!-- examples/greet.py#server -->``, which names a file and a region in it (``#
+region: server`` to ``# endregion``, or the same after ``//``), or a file alone for all of it. ``make docs`` updates the
+blocks. The tests fail if they differ.
 """
 
 import re
@@ -21,7 +21,7 @@ LINK = re.compile(r"\]\((?!https?://)(?P<target>[^)#]+)(?:#[^)]*)?\)")
 
 
 class Block(NamedTuple):
-    """A fenced block; `source` is empty when no comment names one."""
+    """A fenced block. `source` is empty if no comment names one."""
 
     source: str
     language: str
@@ -29,21 +29,21 @@ class Block(NamedTuple):
 
 
 def documents() -> list[Path]:
-    """README and every page below docs/."""
+    """Return the README and every page below docs/."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """The fenced blocks of a page, in order."""
+    """Return the fenced blocks of a page, in order."""
     for match in FENCE.finditer(text):
         yield Block(match["source"] or "", match["language"], match["body"])
 
 
 def region(source: str) -> str:
-    """The text of ``path#region``, without the marks and the common indentation, or all of ``path``.
+    """Return the text of ``path#region``, without the marks and the common indentation, or all of ``path``.
 
     Raises:
-        ValueError: the file has no such region.
+        ValueError: The file has no such region.
     """
     path, _, name = source.partition("#")
     text = (ROOT / path).read_text("utf-8")
@@ -58,7 +58,7 @@ def region(source: str) -> str:
 
 
 def filled(text: str) -> str:
-    """The page with every block that names a source replaced by it."""
+    """Return the page with every block replaced by its named source."""
 
     def fill(match: re.Match[str]) -> str:
         source = match["source"]
@@ -68,13 +68,13 @@ def filled(text: str) -> str:
 
 
 def broken_links(page: Path) -> list[str]:
-    """Targets of links inside the project that do not exist."""
+    """Return the targets of links inside the project that don't exist."""
     targets = [match["target"] for match in LINK.finditer(page.read_text("utf-8"))]
     return [target for target in targets if not (page.parent / target).exists()]
 
 
 def main() -> int:
-    """Write the blocks; 1 when a link leads nowhere."""
+    """Write the blocks. Return 1 if a link is broken."""
     broken = 0
     for page in documents():
         text = page.read_text("utf-8")

@@ -1,8 +1,8 @@
 """Sign in to a Millstream server with a real Keycloak, as the guide describes: ``keycloak.py FOLDER``.
 
-FOLDER is an unpacked distribution of Keycloak. The script starts it on a free port with its defaults, enters what the
-guide "Sign in with Keycloak" says, and lets a client sign in. It prints what each step shows, and fails at the first
-difference. It needs Java.
+FOLDER is an unpacked distribution of Keycloak. The script starts it on a free port with its defaults, enters the values
+of the guide "Sign in with Keycloak", and lets a client sign in. It prints the result of each step, and fails at the
+first difference. It needs Java.
 """
 
 import asyncio
@@ -110,12 +110,12 @@ class Keycloak:
         return (headers["location"] or "").rpartition("/")[2]
 
     def find(self, path: str) -> Any:
-        """Return what's at a path."""
+        """Return the object at a path."""
         return json.loads(ask("GET", f"{self.base}/admin/realms{path}", authorization=f"Bearer {self._token}")[2])
 
 
 async def sign_in(url: str, **options: Any) -> str:
-    """Sign in as a client, and return what the tool says."""
+    """Sign in as a client, and return the tool's result."""
 
     async def person(link: str) -> str:
         return await asyncio.to_thread(visit, link, BACK)
@@ -176,7 +176,7 @@ def main(distribution: Path) -> None:
                 print("with the mapper:", asyncio.run(sign_in(url, **known)))
                 try:
                     print("a client that registers:", asyncio.run(sign_in(url)))
-                except Exception as exc:  # the person sees it
+                except Exception as exc:  # the person sees this text
                     print("a client that registers:", type(exc).__name__, exc)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,10 +1,10 @@
 """Break lines of the package one at a time, and print whether its tests fail: `scripts/mutants.py --count 60 --seed 1`.
 
 Lines are a seeded random choice. Each mutant is a copy of the sources with one change: a comparison or a condition is
-turned around, a number grows by one, `and` and `or` change places, or a `raise` is left out. The tests are those of the
-folders that belong to the package, without servers; a mutant that they don't catch is tried with those of `--deep`.
-For all mutants, the files that mention the module and its function most often run first; the folders run for those that
-are left. The copy goes first on PYTHONPATH, so the working tree isn't touched.
+inverted, a number grows by one, `and` and `or` are swapped, or a `raise` is removed. The tests are those of the folders
+that belong to the package, without servers; a mutant that they don't catch is tried with those of `--deep`. For all
+mutants, the files that mention the module and its function most often run first. The folders run for the mutants that
+remain. The copy goes first on PYTHONPATH, so the working tree isn't touched.
 """
 
 import argparse
@@ -41,11 +41,11 @@ FOLDERS = {
     "gateway": "gateway",
     "hub": "hub",
 }
-"""Package or module -> folders of its tests, the ones that find most first."""
+"""Package or module -> folders of its tests, the most effective ones first."""
 FIRST = 8
-"""Number of test files that run before the folders do: they find most, and folders take minutes."""
+"""Number of test files to run before the folders. They find most mutants, and folders take minutes."""
 Mutant = tuple[Path, int, int, int, str]
-"""File, line, first and last column, and what to write there."""
+"""File, line, first and last column, and the replacement."""
 MARKS = "not server and not nightly and not check"
 SWAPPED = {
     ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.Gt: ast.LtE, ast.LtE: ast.Gt,
@@ -54,7 +54,7 @@ SWAPPED = {
 
 
 def change(node: ast.AST) -> str:
-    """Return the source of a node with one change, or nothing when there is none for it."""
+    """Return the source of a node with one change, or an empty string if there's none for it."""
     if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in SWAPPED:
         return ast.unparse(ast.Compare(node.left, [SWAPPED[type(node.ops[0])]()], node.comparators))
     if isinstance(node, ast.BoolOp):
@@ -69,7 +69,7 @@ def change(node: ast.AST) -> str:
 
 
 def places(path: Path) -> Iterator[tuple[int, int, int, str]]:
-    """Line, first and last column, and what to write there, for each place within functions."""
+    """Yield line, first and last column, and the replacement, for each place within functions."""
     tree = ast.parse(path.read_text("utf-8"))
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -113,7 +113,7 @@ def get_likely_files(path: Path, line: int, folders: list[str]) -> list[str]:
 def run_tests(mutant: Mutant, tests: list[str], marks: str, seconds: float) -> str:
     """Run tests against a copy of the sources, up to the first failure. Return how they caught the mutant, or nothing.
 
-    A run that hangs has caught it, too.
+    A hanging run counts as caught.
     """
     path, line = mutant[:2]
     with TemporaryDirectory(prefix="millstream-") as folder:

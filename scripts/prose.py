@@ -1,8 +1,7 @@
-"""Find words that a native speaker wouldn't write: a table of patterns, each with what to write instead.
+"""Find words that a native speaker wouldn't write, by a table of patterns with replacements.
 
-It reads the documents, and of the sources what people see: docstrings, help texts, and messages of errors and logs.
-Code in documents isn't prose. ``make check`` fails on what it finds; a pattern that gives a false alarm leaves the
-table.
+It reads the documents, and the visible text in the sources: docstrings, help texts, and messages of errors and logs.
+Code in documents isn't prose. ``make check`` fails on any match. A pattern with false alarms is removed from the table.
 """
 
 import ast
@@ -14,7 +13,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 SENTENCE = r"(?:(?:^|(?<=[.!?:] ))(?:\*\*|[-*] |> )?)"
-"""Where a sentence begins."""
+"""Matches the beginning of a sentence."""
 ADVICE = {
     r"\b(?:is|are|be|was|were) told\b(?! (?:apart|from)\b)": 'say who says it: "the client receives", "the log says"',
     SENTENCE
@@ -54,23 +53,23 @@ BRITISH = re.compile(
     r"\b",
     re.IGNORECASE,
 )
-"""Spellings that aren't American, also in names, because a search has to find them in code and tests, too."""
+"""British spellings, including in names, because searches must also find code and tests."""
 UNFINISHED = re.compile(r"(?:The|An?|This|These|There|It|You|No|Only|Use|Set|Write|Add|Pass|Check|Send) [^:]*[^.?!:`…]")
-"""The message of an error that's a sentence without its period. One with a colon may end in code to copy."""
+"""Matches an error message that's a sentence without a period. One with a colon may end with code to copy."""
 SHOWN = {"help", "short_help", "epilog", "title", "description", "detail", "message"}
-"""Arguments whose text people see."""
+"""Arguments with visible text."""
 LOGGING = {"debug", "info", "warning", "error", "exception", "critical"}
 CODE = re.compile(r"^( *)(```|~~~).*?^\1\2\s*?$|<!--.*?-->", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"``.+?``|`[^`]*`|\]\([^)]*\)|https?://\S+", re.DOTALL)
 SOURCES = ("src", "examples", "tests", "benches", "scripts", "docs", "deploy", ".github")
 SUFFIXES = {".py", ".md", ".js", ".mjs", ".ts", ".html", ".css", ".toml", ".yml", ".yaml", ".sh"}
 FOREIGN = {"node_modules", "schemas", "target", "prose.py", "test_prose.py"}
-"""Names of folders and files with words that aren't ours, or that name the spellings."""
+"""Folders and files with other people's words, or with a list of the spellings."""
 DOCUMENTS = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CODE_OF_CONDUCT.md", "SECURITY.md")
 
 
 class Found(NamedTuple):
-    """What to change."""
+    """A text to change."""
 
     path: str
     line: int
@@ -84,12 +83,12 @@ def blank(match: re.Match[str]) -> str:
 
 
 def prose(text: str) -> str:
-    """A page, or a docstring, without its code."""
+    """Return a page or docstring without its code."""
     return INLINE.sub(blank, CODE.sub(blank, text))
 
 
 def judged(path: str, start: int, text: str) -> Iterator[Found]:
-    """What a text has of the table. A line that goes on is one sentence with the next."""
+    """Yield the matches in a text. A continued line forms one sentence with the next."""
     plain = prose(text)
     joined = re.sub(r"(?<=\S)\n[ \t]*(?=[^\s|#>*-])", " ", plain)
     seen = re.sub(r"(?<=\S)\n[ \t]*(?=[^\s|#>*-])", "\v", plain)
@@ -103,7 +102,7 @@ def judged(path: str, start: int, text: str) -> Iterator[Found]:
 
 
 def constant(node: ast.expr) -> str:
-    """The text of a string, with its placeholders as dots; empty if it's none."""
+    """Return the text of a string, with dots for placeholders, or an empty string for other nodes."""
     if isinstance(node, ast.Constant):
         return node.value if isinstance(node.value, str) else ""
     if isinstance(node, ast.JoinedStr):
@@ -114,7 +113,7 @@ def constant(node: ast.expr) -> str:
 
 
 def texts(tree: ast.Module, *, everything: bool) -> Iterator[tuple[int, str]]:
-    """Line and text of each docstring, message of an error or a log, and text of help; or of every string."""
+    """Yield line and text of each docstring, error or log message, and help text, or of every string."""
     for node in ast.walk(tree):
         if everything and isinstance(node, ast.Constant) and isinstance(node.value, str):
             yield node.lineno, node.value
@@ -129,7 +128,7 @@ def texts(tree: ast.Module, *, everything: bool) -> Iterator[tuple[int, str]]:
 
 
 def unfinished(path: str, tree: ast.Module) -> Iterator[Found]:
-    """Errors that are sentences without a period."""
+    """Yield errors that are sentences without a period."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
             for each in node.exc.args:
@@ -138,7 +137,7 @@ def unfinished(path: str, tree: ast.Module) -> Iterator[Found]:
 
 
 def misspelled() -> Iterator[Found]:
-    """British spellings in any line of any file."""
+    """Yield British spellings in any line of any file."""
     roots = [ROOT / name for name in (*DOCUMENTS, "Makefile", "pyproject.toml", "mkdocs.yml")]
     inside = [path for folder in SOURCES for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
     for path in [*roots, *sorted(inside)]:
@@ -154,7 +153,7 @@ def misspelled() -> Iterator[Found]:
 
 
 def everything() -> Iterator[Found]:
-    """All that the project's texts have of the table."""
+    """Yield all matches in the project's texts."""
     yield from misspelled()
     for page in [*(ROOT / name for name in DOCUMENTS), *sorted((ROOT / "docs").rglob("*.md"))]:
         yield from judged(page.relative_to(ROOT).as_posix(), 1, page.read_text("utf-8"))
@@ -163,12 +162,12 @@ def everything() -> Iterator[Found]:
         tree = ast.parse(source.read_text("utf-8"))
         for line, text in texts(tree, everything=path.endswith("cli/help.py")):
             yield from judged(path, line, text)
-        if path.startswith("src/") and "/compat/" not in path:  # its messages are those of the package it stands in for
+        if path.startswith("src/") and "/compat/" not in path:  # its messages are those of the package that it replaces
             yield from unfinished(path, tree)
 
 
 def main() -> int:
-    """Print what there is; 1 if there is anything."""
+    """Print the findings. Return 1 if there are any."""
     found = sorted(set(everything()))
     for each in found:
         print(f'{each.path}:{each.line}: "{each.words}": {each.advice}')

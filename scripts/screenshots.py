@@ -1,9 +1,9 @@
 """Take the pictures of the pages that the README and the guides show: docs/images/PAGE-SCHEME-WIDTH.png.
 
-Run it after a page changed, with the environment of the tests and Debian's chromium:
-``.venv/bin/python scripts/screenshots.py``. It starts examples/hub.py, gives it something to do, and opens each page
-in both color schemes, at the width of a desk and of a phone. The pages of other servers have one picture each:
-sign-in.png, sign-in-key.png, and gateway.png. With names, such as ``scripts/screenshots.py inspect``, only those pages.
+Run it after a change to a page, with the environment of the tests and Debian's chromium: ``.venv/bin/python
+scripts/screenshots.py``. It starts examples/hub.py, generates some activity, and opens each page in both color schemes,
+at desktop and phone width. The pages of other servers have one picture each: sign-in.png, sign-in-key.png, and
+gateway.png. With names, such as ``scripts/screenshots.py inspect``, only those pages.
 """
 
 import json
@@ -40,7 +40,7 @@ TALK = [
     ("Mary", "Joining late – the history was there when I came."),
 ]
 MINUTE_MS = 62_000
-"""What the charts show."""
+"""The period of the charts."""
 
 
 def call(tool: str, arguments: dict[str, Any]) -> None:
@@ -62,7 +62,7 @@ def wait_for(address: str) -> None:
 
 @contextmanager
 def serving() -> Iterator[None]:
-    """The hub, until the block ends."""
+    """Run the hub inside the block."""
     start = "from millstream._cli import main; main()"
     command = [sys.executable, "-c", start, "run", "examples/hub.py", "--port", str(PORT), "--serve", "all"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
@@ -76,7 +76,7 @@ def serving() -> Iterator[None]:
 
 @contextmanager
 def busy() -> Iterator[None]:
-    """Calls that come and go, as on a day at work."""
+    """Make calls at varying times, as on a working day."""
     over = Event()
     chance = random.Random(7)  # noqa: S311  no secret
 
@@ -104,13 +104,13 @@ def busy() -> Iterator[None]:
 
 
 def dashboard(page: Page, open_other: Callable[[str], Page]) -> None:
-    """Work, once there was a minute of it."""
+    """Show the dashboard after a minute of activity."""
     page.goto(f"{ADDRESS}/dashboard")
     page.locator("#state:text-is('Live')").wait_for()
 
 
 def docs(page: Page, open_other: Callable[[str], Page]) -> None:
-    """A tool that was tried."""
+    """Show a tool after a call."""
     page.goto(f"{ADDRESS}/docs#tool=add_numbers")
     page.get_by_role("spinbutton", name="a", exact=True).fill("19")
     page.get_by_role("spinbutton", name="b", exact=True).fill("23")
@@ -120,7 +120,7 @@ def docs(page: Page, open_other: Callable[[str], Page]) -> None:
 
 
 def chat(page: Page, open_other: Callable[[str], Page]) -> None:
-    """Three people who talk."""
+    """Show a chat among three people."""
     for name in ("Grace", "Mary"):
         open_other(name).goto(f"{ADDRESS}/chat")
     page.goto(f"{ADDRESS}/chat")
@@ -129,7 +129,7 @@ def chat(page: Page, open_other: Callable[[str], Page]) -> None:
 
 
 def join(page: Page, open_other: Callable[[str], Page]) -> None:
-    """The chat before the user joins."""
+    """Show the chat before the user joins."""
     page.goto(f"{ADDRESS}/chat")
     page.locator("#server-name:text-is('hub')").wait_for(state="attached")
     page.evaluate("localStorage.clear()")
@@ -137,7 +137,7 @@ def join(page: Page, open_other: Callable[[str], Page]) -> None:
 
 
 def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
-    """A tool that asks."""
+    """Show a tool that asks a question."""
     page.goto(f"{ADDRESS}/inspect")
     page.locator("#state:text-is('Connected')").wait_for()
     page.locator("#items").get_by_role("option", name="order_parcel").click()
@@ -154,7 +154,7 @@ def inspect(page: Page, open_other: Callable[[str], Page]) -> None:
 
 
 def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]], settle_ms: int = 0) -> None:
-    """A picture for each look (scheme and size), all of one time."""
+    """Take a picture for each scheme and size, all at the same time."""
     contexts: list[BrowserContext] = []
     pages: list[tuple[str, Page]] = []
     for scheme, size in looks:
@@ -179,7 +179,7 @@ def take(browser: Browser, act: Callable[..., None], looks: list[tuple[Any, str]
 
 @contextmanager
 def signing_people_in() -> Iterator[str]:
-    """The book shop with sign-in, until the block ends. Yields the address at which a program asks for access."""
+    """Run the book shop with sign-in inside the block. Yield the URL at which a program asks for access."""
     start = [sys.executable, "-c", "from millstream._cli import main; main()"]
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -217,7 +217,7 @@ def signing_people_in() -> Iterator[str]:
 
 @contextmanager
 def running(*arguments: str, folder: str, **environment: str) -> Iterator[str]:
-    """A server or a gateway in a folder of the examples, until the block ends. Yields its address."""
+    """Run a server or a gateway in an examples folder inside the block. Yield its address."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     environ = {**os.environ, **environment, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
@@ -232,7 +232,7 @@ def running(*arguments: str, folder: str, **environment: str) -> Iterator[str]:
 
 
 def take_consent(browser: Browser) -> None:
-    """The page on which a user signs in and approves a program."""
+    """Take the page on which a user signs in and approves a program."""
     with signing_people_in() as address:
         page = browser.new_page(viewport=ViewportSize(width=560, height=516), color_scheme="light", locale="en-GB")
         page.goto(address)
@@ -241,7 +241,7 @@ def take_consent(browser: Browser) -> None:
 
 
 def take_gateway(browser: Browser) -> None:
-    """The page of the gateway in the guide, after some calls."""
+    """Take the page of the guide's gateway, after some calls."""
     with running("gateway", "servers.json", "--serve", "web,rest", folder="gateway") as address:
         for name, arguments in (("shop_search_books", {"words": "Tolkien"}), ("warehouse_count", {"isbn": "1"})):
             for _ in range(4):
@@ -258,7 +258,7 @@ def take_gateway(browser: Browser) -> None:
 
 
 def take_key_form(browser: Browser) -> None:
-    """The form in which a browser sends a key."""
+    """Take the form in which a browser sends a key."""
     with running("run", "archive.py", "--serve", "web", folder=".", MCP_SERVER_AUTH_KEY="k" * 32) as address:
         page = browser.new_page(viewport=ViewportSize(width=900, height=520), color_scheme="light", locale="en-GB")
         page.goto(f"{address}/inspect")
@@ -267,7 +267,7 @@ def take_key_form(browser: Browser) -> None:
 
 
 def main() -> None:
-    """All pictures, or those of the pages that the command names."""
+    """Take all pictures, or only those of the named pages."""
     program = shutil.which("chromium") or shutil.which("chromium-headless-shell")
     if program is None:
         sys.exit("This needs Debian's chromium: apt-get install chromium.")

@@ -1,10 +1,10 @@
-"""Type what five documents ask people to type, in environments with nothing but the wheel: ``make seeds``.
+"""Type the commands of five documents, in environments with only the wheel: ``make seeds``.
 
-scripts/seeds.toml has each line as its document has it, and what we type instead, if that differs. What a line counts
-as comes from comparing the two. Only the port is replaced. An environment has what the files of its system install, and
-what the document installs; programs of other machines have environments without Millstream. Pages are opened in a
-browser. By day, the lines of a system share an environment, a folder, and a server. With NIGHTLY=1, each line has its
-own, in which the lines of `after` are typed first.
+scripts/seeds.toml has each line of a document, and what's typed instead if that differs. The category of a line comes
+from comparing the two. Only the port is replaced. An environment has the packages that the system's files and the
+document install. Programs for other machines have environments without Millstream. Pages are opened in a browser. By
+default, the lines of a system share an environment, a folder, and a server. With NIGHTLY=1, each line has its own, in
+which the lines of `after` are typed first.
 """
 
 import os
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:1] = [
     str(ROOT / "tests" / "support"),
     str(ROOT / "tests"),
-]  # not scripts, whose seeds.py would hide tests/seeds
+]  # without scripts, because its seeds.py would hide tests/seeds
 
 from agent_world import KEY, ScriptedModel, calls, repeats  # noqa: E402  it needs the path
 from empty_environment import Environment, build_wheel  # noqa: E402  as above
@@ -43,14 +43,14 @@ from seeds.scenes import Browser, Server, Stage  # noqa: E402  as above
 LABELS = ("verbatim", "changed", "described", "not typed")
 WAIT = 60.0
 PORTS = 5
-"""Most ports that a system needs, from 8000 on."""
+"""Maximum number of ports that a system needs, from 8000 on."""
 PRIVATE = ("API", "MCP_", "MILLSTREAM_", "PYTHON", "VIRTUAL_ENV", "XDG_")
 """Variables with these beginnings, or `API` anywhere, don't reach the commands."""
 Row = Mapping[str, Any]
 
 
 class Place(NamedTuple):
-    """Where lines are typed."""
+    """The environment, folder, and server for typed lines."""
 
     folder: Path
     ports: Sequence[int]
@@ -60,7 +60,7 @@ class Place(NamedTuple):
     server: Server | None = None
 
     def fill(self, text: str) -> str:
-        """Replace the document's ports 8000 to 8004, and PORT to PORT4 in what we add."""
+        """Replace the document's ports 8000 to 8004, and PORT to PORT4 in our additions."""
 
         def port(found: re.Match[str]) -> str:
             return f"{found[1]}{self.ports[int(found[2] or 0)]}"
@@ -69,8 +69,8 @@ class Place(NamedTuple):
 
 
 def main(only: Sequence[str]) -> int:
-    """Print the table. Return 1 if a line doesn't do what it should."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores it, and the servers restart their workers by it
+    """Print the table. Return 1 if a line fails."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` ignores SIGHUP, and servers use it to restart their workers
     tables = tomllib.loads((ROOT / "scripts" / "seeds.toml").read_text("utf-8"))
     groups: list[list[Row]] = []
     for name in tables["systems"]:
@@ -96,7 +96,7 @@ def main(only: Sequence[str]) -> int:
 
 
 def said(row: Row) -> str:
-    """Return what the document says: from the table, or from the tests that use it as well."""
+    """Return the document's text, from the table, or from the tests that also use it."""
     if "snippet" not in row:
         return str(row.get("says", ""))
     module, *names = row["snippet"].split(":")
@@ -107,7 +107,7 @@ def said(row: Row) -> str:
 
 
 def typed(row: Row) -> str:
-    """Return what is typed, with the document's port."""
+    """Return the typed text, with the document's port."""
     text = str(row.get("types", said(row)))
     for old, new in row.get("replaces", {}).items():
         text = text.replace(old, new)
@@ -115,7 +115,7 @@ def typed(row: Row) -> str:
 
 
 def label(row: Row) -> str:
-    """Return what a line counts as."""
+    """Return the category of a line."""
     if "omitted" in row:
         return "not typed"
     if "describes" in row:
@@ -149,7 +149,7 @@ def run_rows(systems: Mapping[str, Any], rows: Sequence[Row], wheel: Path) -> di
 
 @contextmanager
 def prepare(system: Row, wheel: Path) -> Iterator[Place]:
-    """An environment with what the system's README installs, a folder with its files, and its server."""
+    """Prepare an environment with the packages of the system's README, a folder with its files, and its server."""
     with TemporaryDirectory() as home, ExitStack() as stack:
         cache = subprocess.run([sys.executable, "-m", "uv", "cache", "dir"], capture_output=True, text=True, check=True)
         environment = Environment(Path(home) / "venv", wheel)
@@ -181,12 +181,12 @@ def prepare(system: Row, wheel: Path) -> Iterator[Place]:
 
 SHIMS = {
     "uv": f'exec "{find_uv_bin()}" --quiet "$@"',  # `python -m uv` would use the environment of that Python
-    "open": 'printf %s "$1" > "$HOME/opened"',  # the browser of another system; ours opens it then
+    "open": 'printf %s "$1" > "$HOME/opened"',  # another system's browser; use ours instead
 }
 
 
 def start(line: str, place: Place) -> Server:
-    """Return a server, which a shell starts with a line."""
+    """Return a server that a shell starts with a line."""
     words = ["env", "-C", str(place.folder), *(f"{key}={value}" for key, value in place.variables.items())]
     line = line if "&& exec " in line else f"exec {line}"
     return Server([*words, "bash", "-c", line], place.ports[0], place.folder.parent / f"{place.ports[0]}.log")
@@ -212,7 +212,7 @@ def type_line(line: str | Sequence[str], place: Place) -> str:
 
 
 def run_row(row: Row, place: Place) -> str:
-    """Run a row. Return what went wrong, or nothing."""
+    """Run a row. Return the problem, or an empty string."""
     with ExitStack() as stack:
         place = place._replace(variables={**place.variables, **row.get("env", {})})
         text = typed(row)
@@ -229,7 +229,7 @@ def run_row(row: Row, place: Place) -> str:
                 ports=ports,
                 variables={**place.variables, **dict.fromkeys(("MILLSTREAM_PORT", "FASTMCP_PORT"), str(ports[0]))},
             )
-            # The document's own port, wherever the line has it.
+            # Use the document's own port wherever the line has it.
             text = re.sub(r"\b8000\b", str(ports[0]), text) + place.fill(row.get("option", ""))
             try:
                 place = place._replace(server=stack.enter_context(start(text, place)))
@@ -242,7 +242,7 @@ def run_row(row: Row, place: Place) -> str:
 
 
 def compose(place: Place, file: str) -> str:
-    """Return the command of a compose file's service, whose environment is added to the place's."""
+    """Return the command of a compose file's service. Its environment is added to the place's."""
     (service,) = yaml.safe_load((place.folder / file).read_text("utf-8"))["services"].values()
     place.variables.update(
         {name: str(each) for name, each in service.get("environment", {}).items() if each is not None}
@@ -252,7 +252,7 @@ def compose(place: Place, file: str) -> str:
 
 
 def check_row(row: Row, text: str, place: Place) -> str:
-    """Type a row's text, and return what it should print, broadcast, or show, and doesn't."""
+    """Type a row's text, and return the expected output, broadcast, or page that's missing."""
     wanted = [row["expect"]] if isinstance(row["expect"], str) else row["expect"]
     then = ["bash", "-c", place.fill(row["then"])] if row.get("stream") and "then" in row else None
     if row.get("kind") == "page":
@@ -281,7 +281,7 @@ def check_row(row: Row, text: str, place: Place) -> str:
 
 
 def find_python(row: Row, place: Place) -> str:
-    """Return the Python for a program: the environment's, or that of another machine, which has only its packages."""
+    """Return the Python for a program: the environment's, or one for another machine, with only its packages."""
     if "packages" not in row:
         return "python"
     machine = Environment(Path(place.variables["HOME"]) / "machine", place.wheel)
@@ -296,10 +296,10 @@ def type_in_shell(place: Place, line: str) -> str:
 
 
 def follow(command: Sequence[str], then: Sequence[str] | None, wanted: Sequence[str], place: Place) -> str:
-    """Return what a command has printed once it printed all that's wanted, or at its end, or after a while.
+    """Return a command's output once it contains all wanted texts, at the end of the command, or after a timeout.
 
     Args:
-        then: run again and again until then.
+        then: run repeatedly until then.
     """
     path = place.folder.parent / "printed"
     with path.open("wb") as file:

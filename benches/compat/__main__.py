@@ -26,7 +26,7 @@ async def check(server: dict[str, Any], python: Path) -> str:
     """Start a server, list its tools, and call one. Return a line about it.
 
     Raises:
-        AssertionError: the reply isn't the expected one.
+        AssertionError: The reply isn't the expected one.
     """
     with tempfile.TemporaryDirectory() as folder:
         start = {

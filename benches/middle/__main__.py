@@ -1,8 +1,8 @@
 """`make middle`: the test suites of other libraries pass with Millstream between their clients and their servers.
 
 Each suite is fetched by version into .bench/middle/, with an environment of its own there. A plugin replaces the
-connection that its tests make. What fails has to be in exceptions.toml, and what's there has to fail. A test that fails
-without Millstream, too, doesn't count.
+connection that its tests make. Failing tests have to be in exceptions.toml, and tests listed there have to fail. A test
+that also fails without Millstream isn't counted.
 
 ``python -m benches.middle [WORD …] [tests/PATH …]`` runs the suites whose package has one of the words in its name, or
 only some of their tests. On a busy machine, run a long suite in parts.
@@ -132,7 +132,7 @@ def failures(outcomes: Outcomes) -> list[str]:
 
 
 def check(suite: Suite, exceptions: Mapping[str, str], some: Sequence[str] = ()) -> int:
-    """Run one suite, print what it gives, and return the number of problems.
+    """Run one suite, print its results, and return the number of problems.
 
     Args:
         suite: The suite.
@@ -179,7 +179,7 @@ def main(words: Sequence[str]) -> int:
             continue
         try:
             problems += check(suite, exceptions.get(suite.package, {}), some)
-        except RuntimeError as error:  # try the others, too
+        except RuntimeError as error:  # try the others as well
             problems += 1
             print(f"{suite.package} {error}")
     print(f"{problems} problems")

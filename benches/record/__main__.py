@@ -37,7 +37,7 @@ from benches.targets import TARGETS
 from benches.wire import REQUESTS
 
 NUMBER = 1234567
-"""The argument by which the call is recognized; the ids of a run have as many digits."""
+"""The argument that identifies the call. The ids of a run have as many digits."""
 WAIT = 300.0
 GUIDE = ROOT / "docs" / "guides" / "behind-nginx.md"
 
@@ -81,7 +81,7 @@ def requests(sent: bytes) -> list[tuple[str, str]]:
 
 
 def template(head: str, body: str) -> str:
-    """Put the names of what differs from run to run into a request."""
+    """Replace values that differ from run to run with placeholders."""
     marked = re.sub(r'("id": ?)("?)[0-9a-f-]+\2', r"\1@", body, count=1)
     marked = re.sub(rf"\b{NUMBER}\b", "@", marked)
     for pattern, name in (("host", "{host}"), ("content-length", "{length}"), ("mcp-session-id", "{session}")):
@@ -126,7 +126,7 @@ async def record(name: str, command: list[str], port: int, *, through_nginx: boo
     """Run the client, and write its requests.
 
     Raises:
-        BenchError: the client told no version, or didn't call the tool.
+        BenchError: The client printed no version, or didn't call the tool.
     """
     relay = Relay(port)
     server = await asyncio.start_server(relay.serve, "127.0.0.1", 0)

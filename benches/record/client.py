@@ -14,7 +14,7 @@ ARGUMENTS = {"a": 1234567, "b": 1}
 
 
 async def use_first_line(url: str) -> None:
-    """Talk as a program for mcp 1.x does."""
+    """Call like a program for mcp 1.x."""
     async with streamablehttp_client(url) as (read, write, _), ClientSession(read, write) as session:
         await session.initialize()
         await session.list_tools()
@@ -24,7 +24,7 @@ async def use_first_line(url: str) -> None:
 
 
 async def use_second_line(url: str, mode: str) -> None:
-    """Talk as a program for mcp 2.x does. What a client learns from the list of tools may change the second call."""
+    """Call like a program for mcp 2.x. The list of tools may change the second call."""
     async with Client(url, mode=mode) as client:
         await client.list_tools()
         if mode == "legacy":
@@ -34,7 +34,7 @@ async def use_second_line(url: str, mode: str) -> None:
 
 
 def describe() -> str:
-    """Return the versions of what makes the requests."""
+    """Return the versions of the programs that make the requests."""
     found = []
     for name in ("mcp", "httpx2", "httpx"):
         try:

@@ -11,7 +11,7 @@ from bare_json import answer
 async def app(
     scope: dict[str, Any], receive: Callable[[], Awaitable[dict[str, Any]]], send: Callable[[Any], Awaitable[None]]
 ) -> None:
-    """Read the body, answer it."""
+    """Read the body and respond."""
     message = await receive()
     body = message["body"]
     while message.get("more_body"):

@@ -1,7 +1,7 @@
-"""The JSON of one `tools/call` and nothing else: what every floor decodes and answers.
+"""The JSON of one `tools/call` and nothing else, which every floor decodes and answers.
 
-A floor is the least that any server of its kind can do for a correct answer: decode the typed request, add, encode
-the typed reply. It checks no header, revision, schema or session.
+A floor is the minimum work of its kind of server for a correct response: decode the typed request, add, encode the
+typed reply. It checks no header, revision, schema or session.
 """
 
 import msgspec
@@ -49,7 +49,7 @@ encode = msgspec.json.Encoder().encode
 
 
 def answer(body: bytes) -> bytes:
-    """The reply to one request."""
+    """Return the reply to one request."""
     call = decode(body)
     total = call.params.arguments.a + call.params.arguments.b
     return encode(Reply(call.id, Result([Text(str(total))], Sum(total))))

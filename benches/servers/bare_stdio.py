@@ -1,4 +1,4 @@
-"""Floor of every stdio server in Python: read what is there, answer each line, write the answers at once."""
+"""Floor of every stdio server in Python: read the available input, answer each line, and write all answers together."""
 
 import os
 

@@ -1,6 +1,6 @@
-"""FastAPI with sse-starlette as a peer: `fastapi_sse.py PORT`, a queue for each subscriber, as their documents show it.
+"""FastAPI with sse-starlette as a peer: `fastapi_sse.py PORT`, with a queue per subscriber, as in its documentation.
 
-It gets uvloop, httptools and no access log. `WS /ws` is the same with Starlette's WebSocket.
+It uses uvloop, httptools, and no access log. `WS /ws` does the same with Starlette's WebSocket.
 """
 
 import asyncio
@@ -19,12 +19,12 @@ events = 0
 
 @app.get("/events")
 async def stream() -> EventSourceResponse:
-    """Everything that is published from now on."""
+    """Stream everything that's published from now on."""
     return EventSourceResponse(listen(), ping=15)
 
 
 async def listen() -> AsyncIterator[dict[str, Any]]:
-    """One subscriber's queue, to its end."""
+    """Yield the items of one subscriber's queue."""
     queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
     queues.add(queue)
     try:
@@ -36,7 +36,7 @@ async def listen() -> AsyncIterator[dict[str, Any]]:
 
 @app.websocket("/ws")
 async def socket(websocket: WebSocket) -> None:
-    """The same on a WebSocket."""
+    """Send the same on a WebSocket."""
     await websocket.accept()
     try:
         async for event in listen():

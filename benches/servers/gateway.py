@@ -1,7 +1,7 @@
 """Our gateway for the benchmarks, before `ours.py`, which it starts on the load generator's core.
 
-The upstream isn't a child process, so processor time and memory are those of the gateway alone. It has another core,
-because on the gateway's own core, each call would also pay for switches between the two.
+The upstream isn't a child process, so processor time and memory are only the gateway's. It has another core, because on
+the gateway's own core, each call would also pay for switches between the two.
 """
 
 import atexit

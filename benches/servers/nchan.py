@@ -1,7 +1,7 @@
 """nginx with Nchan as a peer for broadcasts: `nchan.py PORT` becomes nginx, with one worker.
 
-What is posted to `/publish` goes as it is to every subscriber of `/events` and of `/ws`. Nothing is logged, and nobody
-is asked for anything; the limits are those of the machine.
+Data posted to `/publish` is sent unchanged to every subscriber of `/events` and `/ws`. It has no log, no
+authentication, and only the machine's limits.
 """
 
 import os

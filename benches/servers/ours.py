@@ -1,4 +1,4 @@
-"""Our server for the benchmarks: the tool `add`, and as many more as BENCH_TOOLS asks for."""
+"""Our server for the benchmarks: the tool `add`, and BENCH_TOOLS more."""
 
 import os
 from collections.abc import Awaitable, Callable
@@ -31,7 +31,7 @@ if "BENCH_LOGGED" in os.environ:
 
 
 def another(number: int) -> Callable[[int, int], Awaitable[int]]:
-    """A tool of the same shape under a name of its own."""
+    """A tool of the same shape under another name."""
 
     async def more(a: int, b: int) -> int:
         return a + b + number

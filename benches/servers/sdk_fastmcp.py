@@ -18,7 +18,7 @@ async def add(a: int, b: int) -> int:
 
 
 def another(number: int) -> Callable[[int, int], Awaitable[int]]:
-    """A tool of the same shape under a name of its own."""
+    """A tool of the same shape under another name."""
 
     async def more(a: int, b: int) -> int:
         return a + b + number

@@ -1,7 +1,7 @@
 """The official Python SDK as a peer: `sdk_python.py (http|stateless|stdio) PORT`.
 
-It gets what makes it fastest: uvloop, httptools, JSON replies instead of event streams, and no access log. With
-BENCH_REPLIES=stream it replies the way it does when nobody tells it otherwise.
+It uses its fastest configuration: uvloop, httptools, JSON replies instead of event streams, and no access log. With
+BENCH_REPLIES=stream, it replies with event streams, its default.
 """
 
 import os
@@ -21,7 +21,7 @@ async def add(a: int, b: int) -> int:
 
 
 def another(number: int) -> Callable[[int, int], Awaitable[int]]:
-    """A tool of the same shape under a name of its own."""
+    """A tool of the same shape under another name."""
 
     async def more(a: int, b: int) -> int:
         return a + b + number

@@ -1,7 +1,7 @@
 """The TM Dev Lab benchmark's three tools, which need Redis and an HTTP API: ours, and by the official Python SDK.
 
 `millstream run shop.py` serves them, and so does `shop.py PORT WORKERS` with the SDK, uvloop, and JSON replies. Both
-use the same clients: the quickest ones that are maintained, as benches/RESULTS.md measures them.
+use the same clients: the fastest maintained ones, as measured in benches/RESULTS.md.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from millstream import Server
 
 
 class Connections:
-    """What the tools of a worker use."""
+    """The connections of a worker's tools."""
 
     http: Client
     redis: Any

@@ -1,7 +1,8 @@
-"""What the pages are measured with: a server that says so many things a second, for as long as is asked.
+"""The server for measurements of the pages.
 
-`talk` publishes to the channel of the chat and writes to the log, which the dashboard shows; `log` sends log messages
-to the client that called it, as the inspector does. Both give back how many they sent.
+It sends messages at a given rate, for a given time. `talk` publishes to the chat's channel and writes to the log, which
+the dashboard shows. `log` sends log messages to its caller, such as the inspector. Both return the number of messages
+sent.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ TICK = 0.01
 
 
 async def ticks(rate: int, seconds: float) -> AsyncIterator[int]:
-    """Numbers, so many a second; what a late moment has missed, the next one makes up for."""
+    """Yield numbers at a rate per second. After a delay, the missed ones follow immediately."""
     begun, number = time.monotonic(), 0
     while (passed := time.monotonic() - begun) < seconds:
         for _ in range(int(passed * rate) - number):
@@ -28,7 +29,7 @@ async def ticks(rate: int, seconds: float) -> AsyncIterator[int]:
 
 @mcp.tool
 async def talk(rate: int, seconds: float) -> int:
-    """Say something in the chat and in the log."""
+    """Write to the chat and to the log."""
     number = 0
     async for number in ticks(rate, seconds):
         said = {"name": f"Person {number % 5}", "message": f"Message {number} of a long talk", "time": time.time()}
@@ -39,7 +40,7 @@ async def talk(rate: int, seconds: float) -> int:
 
 @mcp.tool
 async def log(rate: int, seconds: float, ctx: Context) -> int:
-    """Send log messages to whoever calls."""
+    """Send log messages to the caller."""
     number = 0
     async for number in ticks(rate, seconds):
         await ctx.log("info", f"Line {number}")
