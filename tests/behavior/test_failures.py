@@ -169,7 +169,7 @@ async def test_any_exception_in_a_tool_gets_a_response(
         ),
     ],
 )
-async def test_stop_iteration_gets_a_response(wire: Wire, method: str, params: Json) -> None:
+async def test_tool_that_raises_stop_iteration_gets_a_response(wire: Wire, method: str, params: Json) -> None:
     name = str(params.get("uri") or params.get("name") or "")
     async with asyncio.timeout(WAIT):
         reply = await wire.post(per_request(method, params), {**POST, **routing(method, name)})

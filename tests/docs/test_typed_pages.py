@@ -193,7 +193,7 @@ def reading(
 
 
 @pytest.mark.parametrize("page", TYPED)
-def test_typed_pages_work_in_an_empty_folder(reading: dict[str, Future[None]], page: str) -> None:
+def test_files_and_commands_on_pages_work_in_an_empty_folder(reading: dict[str, Future[None]], page: str) -> None:
     reading[page].result()
 
 

@@ -78,7 +78,7 @@ async def test_progress_precedes_the_result(connect: Any, revision: str) -> None
 
 
 @for_each("tool", QUESTIONS)
-async def test_asking_tools_behave_the_same_on_every_revision(connect: Any, asking_revision: str, tool: str) -> None:
+async def test_tools_that_ask_behave_the_same_in_every_revision(connect: Any, asking_revision: str, tool: str) -> None:
     _, text = QUESTIONS[tool]
     async with connect(MCP, asking_revision) as client:
         assert await client.text(tool, **ARGUMENTS.get(tool, {})) == text
@@ -144,7 +144,7 @@ async def test_defaults_and_enumerations_reach_the_form(connect: Any) -> None:
     assert (kinds["age"], kinds["score"]) == ("integer", "number")
 
 
-async def test_logs_are_sent_on_request(connect: Any, revision: str) -> None:
+async def test_log_messages_are_sent_on_request(connect: Any, revision: str) -> None:
     async with connect(MCP, revision) as client:
         if client.handshake:
             await client.request("logging/setLevel", level="debug")

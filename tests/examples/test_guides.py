@@ -150,7 +150,7 @@ async def test_bookstore_keeps_books_and_carts(tmp_path: Path, monkeypatch: pyte
             await client.call("remember", title="Momo")
 
 
-async def test_sessions_keep_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_session_state_keeps_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     async with connect(bookstore.mcp, revision="2025-11-25") as client:
         await client.call("remember", title="Momo")

@@ -382,7 +382,7 @@ def test_variables_without_braces_are_expanded_as_whole_words(tmp_path: Path) ->
     assert upstream.env == {"A": "k", "B": "Bearer k", "C": "p$KEY", "D": "$5", "E": "${KEY}"}
 
 
-def test_tools_of_copilot_are_the_only_ones_unless_all_are_listed(tmp_path: Path) -> None:
+def test_only_listed_copilot_tools_are_offered_unless_all_are_listed(tmp_path: Path) -> None:
     servers = {"a": {"command": "x", "tools": ["search"]}, "b": {"command": "x", "tools": ["*"]}}
     a, b = load_file(write(tmp_path, json.dumps({"mcpServers": servers}), "mcp-config.json")).upstreams
     policies = [Policy(each.policy or UpstreamPolicy()) for each in (a, b)]

@@ -313,7 +313,7 @@ async def test_addresses_that_resemble_another_persons_are_omitted() -> None:
         assert "email" not in await name_for({}, "millstream:identities", email=address)
 
 
-async def test_names_cannot_contain_lines_or_invisible_characters() -> None:
+async def test_display_names_cannot_contain_line_breaks_or_invisible_characters() -> None:
     assert await name_for({}, name="Eve\r\ndata: x\u202e\u200b  B\x00") == {"name": "Eve data: x B"}
     for unseen in "\u3164\u2800\uffa0\u115f\u034f\ufe0f\u17b4\u00ad\U000e0100\U000e0041":
         assert await name_for({}, name=f"{unseen}Bob{unseen}") == {"name": "Bob"}, ascii(unseen)

@@ -276,7 +276,7 @@ async def test_delivery_plan_cache_overflow_is_harmless(monkeypatch: pytest.Monk
         assert outlet.data == list("01234")
 
 
-async def test_made_up_ids_store_nothing() -> None:
+async def test_made_up_client_ids_cause_no_stored_data() -> None:
     store = MemoryStore(clock=Clock())
     async with open_hub(store) as hub:
         for number in range(50):

@@ -113,7 +113,7 @@ def test_gateway_page_shows_state_metrics_and_tools(office: str, open_page: Open
     expect(page.get_by_role("heading", name="Order", exact=True)).to_be_visible()
 
 
-def test_gateway_page_shows_calls_over_time_and_who_called(office: str, open_page: OpenPage) -> None:
+def test_gateway_page_shows_calls_over_time_and_their_callers(office: str, open_page: OpenPage) -> None:
     page = open_page(f"{office}/gateway#upstream=bookshop")
     expect(page.locator("#tools")).to_contain_text("bookshop_order")
     assert call(office, "bookshop_order", {"isbn": "1"})

@@ -114,7 +114,7 @@ async def test_frames_after_a_rejected_handshake_are_ignored() -> None:
         assert app.hub.stats().published == 0
 
 
-async def test_url_parts_are_not_credentials() -> None:
+async def test_credentials_in_urls_are_ignored() -> None:
     seen: list[Any] = []
 
     async def authenticate(request: HttpRequest) -> Principal | None:

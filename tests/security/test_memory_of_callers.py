@@ -155,7 +155,7 @@ async def test_memory_for_running_call_arguments_is_as_documented(kind: Any, val
         await pipe.close()
 
 
-async def test_notifications_count_with_calls() -> None:
+async def test_notifications_count_toward_the_limit_on_calls() -> None:
     started: list[str] = []
 
     async def work(call: Any) -> None:

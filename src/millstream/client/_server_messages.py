@@ -42,7 +42,7 @@ class PendingRequest(Struct, eq=False):
     _latest: float
     """The latest possible deadline, on the event loop's clock."""
     when: float
-    """Deadline unless there's progress."""
+    """Deadline, which progress extends."""
     progress: OnProgress | None
     """Progress callback."""
     _holds: int = 0

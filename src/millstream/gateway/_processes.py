@@ -48,7 +48,7 @@ _MAX_BOOTING = 4
 _BOOT_TIMEOUT = 15.0
 """Seconds after which a process without output is no longer treated as booting."""
 _MAX_KEYS = 1000
-"""Maximum keys to remember crashes for."""
+"""Maximum number of keys whose crashes are remembered."""
 _FIRST_DELAY = 0.25
 _LONGEST_DELAY = 60.0
 _LONGEST_DELAY_AFTER_CALL = 1.0

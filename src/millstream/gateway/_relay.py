@@ -573,7 +573,7 @@ class ForwardedStream:
 
         Args:
             call: The client's call.
-            end: Ends the stream, because the client reads too slowly. Without that, it would miss changes unnoticed.
+            end: Ends the stream if the client reads too slowly, so the client notices that it may have missed changes.
         """
         self._call = call
         self._end = end

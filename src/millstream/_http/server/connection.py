@@ -483,7 +483,7 @@ class ServerConnection:
         self.over_cap: Response | None = None
         """The refusal for a connection above a cap: its only reply, unless it sends a health probe."""
         self.fast: Endpoints | None = None if shared.leaving else table
-        """The table, or None if replies must announce the close, which only the parser's path does."""
+        """The table, or None if replies must announce the close. Only requests that use the parser do that."""
         # Connection
         self._parser: HttpRequestParser | None = None
         self.reading = NEW

@@ -260,7 +260,7 @@ def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) ->
 
 
 class _HookRun(Request):
-    """A request with its call, for the code inside of all hooks."""
+    """A request with its call, for the code that the hooks wrap."""
 
     __slots__ = ("call",)
 

@@ -91,7 +91,7 @@ class PushReader(Struct, eq=False):
     """How many of them Redis has confirmed."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     marks: dict[bytes, asyncio.Future[None]] = {}
-    """Messages for the `mark_channel`, and the callback for the arrival of each."""
+    """Messages for the `mark_channel`, each with the callback for its arrival."""
     _read_task: asyncio.Task[Any] | None = None
 
     def __post_init__(self) -> None:
