@@ -78,6 +78,8 @@ async def test_bodies_become_text_and_structured_content(
         (PNG, "image/png", Image),
         (PNG, "audio/mpeg", Audio),
         (b"%PDF-1.4\xe2\xe3", "application/pdf", EmbeddedResource),
+        (b"%PDF-1.4 only ASCII", "application/pdf", EmbeddedResource),
+        (b"v 1.0 2.0 3.0", "model/obj", EmbeddedResource),
         (b"\x00\x00", "video/mp4", EmbeddedResource),
         (b"\x00\xff", "", EmbeddedResource),
     ],
@@ -167,6 +169,16 @@ async def test_paging_headers_are_in_the_result_meta() -> None:
     assert (result.meta or {})["millstream.gateway/headers"] == {"link": link, "x-total-count": "90"}
     created = await reply(answer(b"", "", 201, location="/p/1"))
     assert (created.is_error, (created.meta or {})["millstream.gateway/headers"]) == (False, {"location": "/p/1"})
+
+
+async def test_replies_with_unknown_compression_are_errors() -> None:
+    for coding, error in (("x-gzip", True), ("compress", True), ("identity", False), ("GZIP", False)):
+        data = gzip.compress(b'{"a":1}') if "gzip" in coding.lower() else b'{"a":1}'
+        result = await reply(answer(data, **{"content-encoding": coding}))
+        assert result.is_error == error
+        assert f"compressed its response with '{coding}'" in result.text if error else result.data == {"a": 1}
+    failed = await reply(answer(b"\x1f\x8b", status=400, **{"content-encoding": "x-gzip"}))
+    assert failed.text == "HTTP error 400: Bad Request - (application/json)"
 
 
 async def test_endless_compressed_replies_fail_only_their_call() -> None:

@@ -467,6 +467,14 @@ async def test_lists_become_one_part_per_item(schema: Any, value: Any, contents:
     assert [content for _, _, content in multipart(request)] == [*contents, b"x"]
 
 
+async def test_files_under_any_name_are_parts_with_a_name() -> None:
+    fields = {"type": "object", "additionalProperties": FILE}
+    request = await sent(operation(method="post", **body(fields, "multipart/form-data")), {"body": {"f": "aGk="}})
+    assert multipart(request) == [
+        ('form-data; name="f"; filename="f.bin"', {"Content-Type": "application/octet-stream"}, b"hi")
+    ]
+
+
 async def test_several_files_have_their_own_names() -> None:
     fields = {"type": "object", "properties": {"f": {"type": "array", "items": FILE}}}
     document = operation(method="post", **body(fields, "multipart/form-data"))
@@ -586,6 +594,15 @@ async def test_operations_with_their_own_server_are_called_there(servers: Any, o
         document["paths"]["/q"] = {"get": {"operationId": "q", "responses": {}}}
         document["servers"] = [{"url": BASE}]
     assert str((await sent(document, {}, hosts=["https://upload.test"])).url) == url
+
+
+@pytest.mark.parametrize("base", ["http://shop.test", "http://shop.test/v3", "http://mock.test"])
+async def test_base_urls_replace_only_the_origin_of_servers_that_operations_have(base: str) -> None:
+    api = Api()
+    mcp = Server.from_openapi(operation(servers=[{"url": "http://shop.test/v3"}]), api.client(base_url=base))
+    async with Client(mcp, timeout=WAIT) as client:
+        await client.call("op")
+    assert str(api.requests[0].url) == f"{base.removesuffix('/v3')}/v3/p"
 
 
 async def test_servers_at_other_origins_are_skipped_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:

@@ -304,7 +304,8 @@ class Document:
         media = str(parameter.get("contentType") or media)
         schema = members(self.target(content).get("schema") or parameter.get("schema") or upgrade_schema(parameter))
         target = self.target(schema)
-        is_binary = kind == "bytes" or (kind == "multipart" and place == "field" and self._is_file(schema, media))
+        inner = target.get("additionalProperties") if place == "body" else schema
+        is_binary = kind == "bytes" or (kind == "multipart" and self._is_file(inner, media))
         is_plain = is_binary or parameter.keys().isdisjoint(("style", "explode", "allowReserved", "items"))
         found = frozenset[str]() if is_plain and place != "body" else None
         if is_binary or kind == "text":
@@ -315,6 +316,8 @@ class Document:
                 schema["contentEncoding"] = "base64"
             if place == "field" and target.get("type") == "array":
                 schema = {"type": "array", "items": schema}
+            elif kind == "multipart" and place == "body":
+                schema = {"type": "object", "additionalProperties": schema}
         if parameter.get("deprecated") is True:
             schema = {**schema, "deprecated": True}
         return Argument(
@@ -323,7 +326,7 @@ class Document:
             allows_reserved=parameter.get("allowReserved") is True,
         ), schema  # fmt: skip
 
-    def _is_file(self, schema: Json, media: str = "") -> bool:
+    def _is_file(self, schema: Any, media: str = "") -> bool:
         """Return whether a value is a file, or several: by its schema, or by its media type if it's text."""
         target = self.target(schema)
         is_text = self.target(target.get("items", target)).get("type") in (None, "string")
@@ -713,7 +716,13 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_CLIENTS:
             raise
         raise ToolUnavailable(f"{type(error).__name__}: {error}") from error
-    return ApiReply(response.status_code, {name.lower(): text for name, text in response.headers.items()}, content)
+    headers = {name.lower(): text for name, text in response.headers.items()}
+    if (
+        headers.get("content-encoding", "").lower()
+        in f"gzip, deflate, {response.request.headers.get('accept-encoding')}"
+    ):
+        headers.pop("content-encoding", None)  # the client has decoded it
+    return ApiReply(response.status_code, headers, content)
 
 
 async def _read(response: Any) -> bytes:

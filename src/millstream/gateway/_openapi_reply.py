@@ -23,6 +23,8 @@ _MAX_ERROR_TEXT = 4000
 """Maximum characters of an error body in a message."""
 _PAGING = re.compile(r"link|location|content-range|x-(?:next|prev|total|page|per-page|pagination|cursor)[a-z-]*")
 """Headers that callers need for the next request."""
+_FILE = re.compile(r"(?:image|audio|video|font|model)/.*|application/(?:pdf|postscript|zip|gzip)")
+"""Media types of files, which may consist of ASCII characters only."""
 HEADERS_KEY = "millstream.gateway/headers"
 """Member of a result's `_meta` with these headers."""
 
@@ -39,6 +41,11 @@ class ApiReply(Confidential, Struct, frozen=True):
     def media(self) -> str:
         """The content type without parameters."""
         return plain_media(self.headers.get("content-type", ""))
+
+    @property
+    def coding(self) -> str:
+        """The compression of the body that wasn't undone, or empty."""
+        return self.headers.get("content-encoding", "").lower().removeprefix("identity")
 
     @property
     def text(self) -> str:
@@ -89,8 +96,10 @@ class ApiReply(Confidential, Struct, frozen=True):
 def is_readable(reply: ApiReply) -> bool:
     """Return whether a body is text: by its content type, or because it's UTF-8."""
     media = reply.media
-    if is_text(media) or is_json(media):
+    if not reply.coding and (is_text(media) or is_json(media)):
         return True
+    if reply.coding or _FILE.fullmatch(media):
+        return False
     try:
         return "\0" not in reply.content.decode()
     except UnicodeDecodeError:
@@ -101,11 +110,13 @@ def check_reply(reply: ApiReply) -> ApiReply:
     """Return a response unless it's an error or a redirect.
 
     Raises:
-        ToolError: The response is an error or a redirect.
+        ToolError: The response is an error or a redirect, or it's still compressed.
     """
-    if 200 <= reply.status < 300:
-        return reply
-    raise (ToolUnavailable if reply.status >= 500 else ToolError)(reply.error_text)
+    if not 200 <= reply.status < 300:
+        raise (ToolUnavailable if reply.status >= 500 else ToolError)(reply.error_text)
+    if reply.content and reply.coding:
+        raise ToolError(f"The API compressed its response with {reply.coding[:40]!r}, and it can't be read.")
+    return reply
 
 
 def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped: bool = False) -> ToolResult:

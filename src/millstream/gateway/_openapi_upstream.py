@@ -58,14 +58,8 @@ _PATH = re.compile(r"/(?!/)[^\x00-\x1f\x7f?#\\]*")
 
 
 def _api_reply(reply: HttpReply) -> ApiReply:
-    """Return a response with its headers as text.
-
-    Raises:
-        ToolError: It's still compressed.
-    """
+    """Return a response with its headers as text."""
     headers = {name.decode("latin-1"): text.decode("latin-1") for name, text in reply.headers.items()}
-    if (coding := headers.get("content-encoding", "identity")) != "identity":
-        raise ToolError(f"The API compressed its response with {coding[:40]!r}, and it can't be read.")
     return ApiReply(reply.status, headers, reply.body)
 
 
