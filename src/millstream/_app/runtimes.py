@@ -168,8 +168,8 @@ _HUB_NAMES = dict.fromkeys(("subscribe", "on", "receive"), "Use `async with mcp.
 class HubAccess:
     """The hub for programs (``mcp.hub``). Its methods take the same arguments and raise the same errors as `Hub`.
 
-    It's usable at any time: before the first request, in the lifespan of the server or of the application that it's
-    mounted in, and after a long idle time. The first use opens the hub.
+    It's usable at any time: before the first request, in the lifespan of the server or the host application, and after
+    a long idle time. The first use opens the hub.
     """
 
     def __init__(self, runtimes: Runtimes) -> None:

@@ -139,7 +139,7 @@ class UserRoute(Struct, frozen=True, eq=False):
 
 
 class UserRoutes(RouteRegistry):
-    """The paths of a server and of its mounted servers."""
+    """The paths of a server and its mounted servers."""
 
     def __init__(
         self, routes: Iterable[tuple[str, UserRoute]], *, served: Collection[str], show_errors: Callable[[], bool]
@@ -240,7 +240,7 @@ def route_of(
 
 
 def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRoute:
-    """Return the route of a folder of files below a path.
+    """Return the route for a folder's files below a path.
 
     Raises:
         ValueError: Millstream serves the path itself, or the folder doesn't exist.

@@ -142,7 +142,7 @@ def auth_for(login: bool) -> Auth | None:
 
 
 class _ServerOutput:
-    """State of the standard error of the server that this command started."""
+    """State of the started server's standard error."""
 
     shown = False
     """Whether there was any output."""

@@ -440,7 +440,7 @@ MAX_FRAMING = 64 * 1024
 """Maximum size of a body's chunk framing, in bytes, plus an eighth of the body. Small chunks cost as much as large
 ones."""
 MAX_FRAGMENTS = 256
-"""Maximum number of fragments of a WebSocket message, unless it's large."""
+"""Maximum number of fragments in a WebSocket message, unless it's large."""
 USUAL_FRAGMENT = 4096
 """Typical fragment size, in bytes. The largest message can arrive in fragments of this size."""
 MAX_UNREAD = 1024 * 1024

@@ -213,7 +213,7 @@ BLOCKS: tuple[type[Struct], ...] = get_args(Content)
 
 
 class Message(Wire, frozen=True):
-    """A message of a prompt or of a sampling request: ``Message("user", "hello")``.
+    """A message in a prompt or sampling request: ``Message("user", "hello")``.
 
     `content` is one block; a string becomes a `Text`. Only sampling messages can have a list of blocks.
     """

@@ -250,7 +250,7 @@ class _Repair:
                 value if cast("str", value).rstrip("#").replace("http://", "https://") in (DIALECT, *_DRAFTS) else None
             )
         if key not in _CHECKS and is_object(value) and _HAS_LOCATORS.search(encode(value)):
-            return None  # validators look for names there, too
+            return None  # validators also look for names there
         return value
 
     def _member(self, key: str, name: str, value: Any) -> Any:

@@ -204,7 +204,7 @@ class _Positions:
         return levels
 
     def start(self, part: _Expression, levels: list[int], end: int) -> int:
-        """Return the start of the text of an expression that ends at `end`."""
+        """Return the start of an expression's text that ends at `end`."""
         below = (1 << end) - 1
         if not part.lead:
             return (levels[0] & below).bit_length() - 1

@@ -90,7 +90,7 @@ class ServerDescription:
         return made[key]
 
     def discover(self, revision: Revision) -> bytes:
-        """Return the members of the result of `server/discover`."""
+        """Return the members of the `server/discover` result."""
         made = self._cache()
         key = ("server/discover", revision.date, True)
         if key not in made:

@@ -153,7 +153,7 @@ class Handlers:
         )
 
     async def _list(self, kind: str, call: Call) -> bytes:
-        """Return one page of the descriptions of a kind: the cached page, or one created for the call."""
+        """Return one page of a kind's descriptions: the cached page, or one created for the call."""
         registry = self._registry
         audience = registry.audience(kind, call.principal, partial(granted_scopes, call))
         return registry.page(kind, call.revision, read(PaginatedRequestParams, call).cursor, audience)
@@ -536,7 +536,7 @@ class MiddlewareChain:
         self._registry = registry
 
     async def __call__(self, call: Call, handler: Handler) -> bytes:
-        """Return the members of the result of a call."""
+        """Return the members of a call's result."""
         if call.method in _LISTS:
             handler = self._wrap_list_handler(handler)
         params = read(Json, call)

@@ -217,7 +217,7 @@ class Log(Protocol):
     All workers see the entries of a stream in the order of their offsets. Entries of different streams have no order.
     An acknowledged entry is never lost silently: reading past a lost one raises `Gap`.
 
-    A full kind drops the oldest entries of any of its streams, or a whole stream.
+    A full kind drops a whole stream, or the oldest entries of any stream.
     """
 
     async def append(

@@ -90,7 +90,7 @@ class Quota(Struct, frozen=True, gc=False, array_like=True, tag=1):
 
 
 class ConcurrencySlot(Struct, frozen=True, gc=False, array_like=True, tag=2):
-    """One of a limited number of concurrent holders."""
+    """A place among a limited number of concurrent holders."""
 
     key: str
     count: int

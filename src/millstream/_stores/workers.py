@@ -106,7 +106,7 @@ ROSTER = "roster:workers"
 MESSAGES = "bus:all"
 INBOX = "inbox:"
 TTL = 86400.0
-"""Time to live of the table and of messages in seconds."""
+"""Time to live of the table and messages, in seconds."""
 MAX_MESSAGES = 4_000
 """Maximum messages in a log. `interrupted` is called in a worker that falls further behind."""
 _MAX_DEAD = 1_000

@@ -42,7 +42,7 @@ _LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
 
 
 class Family(Struct, frozen=True):
-    """The common part of all series of a metric."""
+    """The common part of a metric's series."""
 
     name: str
     help: str
@@ -266,7 +266,7 @@ def _utf8(value: str) -> str:
 _HEAD = b"content-type: text/plain; version=0.0.4; charset=utf-8\r\ncache-control: no-store\r\n"
 _CUMULATIVE_KINDS = ("counter", "histogram")
 _MAX_NAMES = 1_000
-"""Maximum number of names of ended processes to remember."""
+"""Maximum number of ended processes whose names are remembered."""
 _MERGES: Final[dict[Merge, Callable[[float, float], float]]] = {"sum": operator.add, "max": max, "min": min}
 
 _encode = msgspec.msgpack.Encoder().encode

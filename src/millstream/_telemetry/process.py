@@ -82,7 +82,7 @@ class HistoryInterval(Struct, array_like=True):
 
 
 class HistoryWindow(Struct, array_like=True):
-    """A part of the history of one process."""
+    """A part of one process's history."""
 
     step: int
     """Length of each point, in seconds."""
@@ -138,7 +138,7 @@ class History:
         """Series -> its counts at the last call of `take`."""
         self._numbers: dict[Key, int] = {REST: 0}
         self._last: int | None = None
-        """The second of the last call of `take`."""
+        """The second in which `take` was last called."""
 
     def take(self, second: int, series: Mapping[Labels, Series], gauges: Gauges) -> None:
         """Record the growth of the counts since the last call as the activity of this second.

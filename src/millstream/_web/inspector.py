@@ -92,7 +92,7 @@ class SignInRequest(Confidential, Struct):
 
 
 class SignIns:
-    """The sign-ins of all users of this server's inspector: an OAuth client for each server and browser.
+    """All sign-ins in this server's inspector: an OAuth client for each server and browser.
 
     The page requests an authorization URL and redirects the user, who returns signed in. Tokens stay on the server
     side, sealed in the store under a key derived from the browser's cookie, the operator, the page's address, and the

@@ -100,7 +100,7 @@ _BUSY = plain_problem(503, "Too many open streams. Close another page or try aga
 
 
 class LogTail(logging.Handler):
-    """Buffer of the newest lines of the structured log. Thread-safe."""
+    """Buffer of the newest structured log lines. Thread-safe."""
 
     def __init__(self, size: int = LOG_LINES) -> None:
         super().__init__()

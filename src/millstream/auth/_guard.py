@@ -169,8 +169,8 @@ def _missing_scope_text(needed: Collection[str]) -> str:
 def metadata_paths(
     methods: Sequence[AuthMethod], name: str, known: KnownScopes, addresses: Addresses
 ) -> Mapping[str, Handler]:
-    """Return the GET handlers of one server's metadata by path: at the root, and with the internal and the external
-    path of each address of MCP.
+    """Return the GET handlers of one server's metadata by path: at the root, and with the internal and external path of
+    each MCP address.
 
     Protected resource metadata tells clients where to get a token for this server (RFC 9728). It describes the
     address whose path it has. Clients of revision 2025-03-26 instead request the authorization server's metadata at

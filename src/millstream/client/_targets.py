@@ -31,7 +31,7 @@ SERVER_TABLES = ("mcpServers", "servers", "context_servers", "mcp_servers", "amp
 `mcpServers` in Claude, Cursor, and most others.
 """
 _OF_URLS, _OF_COMMANDS = ("headers", "type"), ("command", "args", "cwd", "env", "envFile")
-"""Members of the entry of a server. Others aren't read, so their variables needn't be set."""
+"""Members of a server's entry. Others aren't read, so their variables needn't be set."""
 _OTHER_TABLES = (*SERVER_TABLES[1:], "mcp")
 
 VARIABLE = re.compile(r"\$(\$)?\{(?:env:)?([^{}]*)\}")

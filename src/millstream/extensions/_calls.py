@@ -29,7 +29,7 @@ from millstream._server.functions.msgspec_engine import encode
 from millstream._transports.open_streams import NullReplyChannel
 
 _RETRY_DELAY = 1.0
-"""Seconds before a run checks again whether there's room for its arguments."""
+"""Seconds before a run checks again whether there's space for its arguments."""
 
 
 class CallContext(Context):
@@ -284,7 +284,7 @@ class CallRun(Struct, eq=False):
         """Run the call in the current task and return its outcome. A canceled call has none."""
         call, task = self._call, asyncio.current_task()
         assert task is not None  # noqa: S101  a coroutine runs in a task
-        # Large arguments count as those of other calls do. The request that began the run has just left room for them.
+        # Large arguments count as those of other calls do. The request that began the run has just released its space.
         bodies = self._dispatcher.services.bodies
         size = min(len(call.params), bodies.each) if len(call.params) > LIGHT else 0
         while not call.cancelled and not bodies.take(self._owner, size):  # noqa: ASYNC110  a share sends no event

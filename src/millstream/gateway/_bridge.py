@@ -110,7 +110,7 @@ to. On Streamable HTTP, fewer are needed, because most questions name their call
 _MAX_SAVED_RESULT = 16 * 1024
 """Maximum size of a result that is saved while its call asks another question, in bytes."""
 _COPIES = 3
-"""Number of copies of its parameters that a subscription keeps."""
+"""Number of copies that a subscription keeps of its parameters."""
 _FIRST_WAIT = 0.05
 _LONGEST_WAIT = 5.0
 _MAX_CACHED_META = 1024

@@ -63,7 +63,7 @@ MAX_ITEMS = 10_000
 MAX_PAGES = 1000
 _MAX_SHOWN = 80
 _MAX_TEXT = 1024
-"""Maximum size of a member of the information about a server, in bytes."""
+"""Maximum size of each member in the server information, in bytes."""
 _MAX_ICONS = 64 * 1024
 _CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 """Control characters that could alter what a terminal or a page shows."""
@@ -572,5 +572,5 @@ def _read_definition(value: bytes) -> Description | None:
 
 
 def digest_of(definition: Mapping[str, Any] | Catalog) -> bytes:
-    """Return the digest of a definition or catalog, independent of the order of its members."""
+    """Return the digest of a definition or catalog, regardless of the order of members."""
     return sha256(msgspec.json.encode(definition, order="sorted")).hexdigest().encode()

@@ -506,8 +506,8 @@ def _size_of(uri: str) -> int:
 
 
 FAILURES = 5
-"""Number of consecutive failures of a caller's calls to a tool, or consecutive timeouts of all calls, before the
-breaker reacts."""
+"""Consecutive failures of a caller's calls to a tool, or consecutive timeouts of all calls, before the breaker
+reacts."""
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 60.0
 _MAX_DURATIONS = 512

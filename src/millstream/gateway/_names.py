@@ -261,9 +261,7 @@ def _read(found: Mapping[str, Any], gateway_id: str, hops: int) -> Announcement:
 
 
 def find_loops(announcement: Announcement, gateway_id: str) -> list[tuple[Names, ...]]:
-    """Return the prefixes, outermost first, of the items of an upstream that come from this gateway; at most
-    `MAX_LOOPS` of them.
-    """
+    """Return the prefixes of an upstream's items that come from this gateway, outermost first, at most `MAX_LOOPS`."""
     return list(islice(_loops(announcement, gateway_id), MAX_LOOPS))
 
 
@@ -276,7 +274,7 @@ def _loops(announcement: Announcement, gateway_id: str) -> Iterator[tuple[Names,
 
 
 def leads_back(loops: Iterable[Iterable[Names]], kind: str, name: str) -> bool:
-    """Return whether an item of an upstream has one of the prefixes of `find_loops`."""
+    """Return whether an upstream's item has one of the prefixes from `find_loops`."""
     for prefixes in loops:
         original: str | None = name
         for names in prefixes:

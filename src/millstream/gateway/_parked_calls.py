@@ -162,7 +162,7 @@ class ParkedCall(Recipient):
     binding: bytes = b""
     """Hash of principal, method, name, and arguments."""
     round: int = 0
-    """Number of rounds of questions so far."""
+    """Number of question rounds so far."""
     timer: asyncio.TimerHandle | None = None
     """Ends the call if the client doesn't answer, or None while a client request is waiting for the call."""
 
@@ -405,7 +405,7 @@ class ParkedCalls:
                 if not await self._services.peers.deliver(worker, PartMessage(_PART, _encode(wake)), call.owner):
                     raise call_error(call, CALL_LOST)
                 outcome = await remote.outcome
-        except (LocalError, OSError) as exc:  # a timeout is an OSError, too
+        except (LocalError, OSError) as exc:  # a timeout is also an OSError
             self._send_soon(worker, CancelParkedCall(number))
             raise call_error(call, WORKER_UNREACHABLE) from exc
         except asyncio.CancelledError:

@@ -224,7 +224,7 @@ class ItemRules(Struct, frozen=True, kw_only=True):
     arguments: Redactor | None = None
     results: Redactor | None = None
     rules_of: "Callable[[str], ItemRules | None] | None" = None
-    """For a template: returns the rules of one of its URIs, as callers see it, or None if it isn't offered."""
+    """For a template: returns the rules for a URI, as callers see it, or None if it isn't offered."""
 
     def describe(self, description: Mapping[str, Any]) -> Json:
         """Return a listed description as callers see it, under the upstream's name or URI."""

@@ -278,7 +278,7 @@ class UpstreamProcesses:
 
 
 class ProcessPool:
-    """The processes of all upstreams of one worker."""
+    """The processes of one worker's upstreams."""
 
     def __init__(self, *, limit: int = 128, starts: int = _MAX_BOOTING, min_idle_seconds: float = 5.0) -> None:
         """Create an empty pool. Processes start when a client connects to their target.
@@ -542,7 +542,7 @@ class ListenerRelay(Struct, eq=False):
 
 
 class ErrorLog:
-    """A rate-limited log of the standard error of one upstream's processes."""
+    """A rate-limited log of the standard error from one upstream's processes."""
 
     _dropped_count = 0
 

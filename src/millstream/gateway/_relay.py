@@ -388,7 +388,7 @@ REJECTED_CODE = -1
 
 
 class _Details(Struct, rename="camel"):
-    """Members of a notification: of a log message, or of the completion of a URL elicitation."""
+    """Members of a notification: a log message, or the completion of a URL elicitation."""
 
     level: str = ""
     elicitation_id: str | None = None

@@ -351,7 +351,7 @@ class Gateway(Struct, frozen=True):
     """Counts the dedicated sessions of all upstreams."""
     proxies: TrustedProxies
     arriving: ArrivingBytes
-    """Bytes of unfinished replies of all upstreams."""
+    """Counts the bytes of unfinished replies from all upstreams."""
     on_change: Callable[["Upstream", Collection[str]], None]
     """Called after an upstream's `catalog` was replaced, with the kinds of lists that it said have changed."""
 

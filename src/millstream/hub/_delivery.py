@@ -190,7 +190,7 @@ class Interest(Struct):
     _tail: Tail
     _journal: Journal
     _counts: Counter[str | None] = field(default_factory=Counter[str | None])
-    """Number of subscribers of each topic that has any."""
+    """Number of subscribers by topic, without topics that have none."""
     _stops: dict[str | None, Callable[[], None]] = {}
     """Functions that stop following a topic, by topic. A topic without subscribers is followed a little
     longer, because many subscribers reconnect."""

@@ -132,7 +132,7 @@ _decoder: msgspec.json.Decoder[Message] = msgspec.json.Decoder(Message)
 
 
 class MessageChannel:
-    """One end of the pair of sockets.
+    """One end of the socket pair.
 
     The end of the stream tells a worker that the parent has exited, for whatever reason.
     """

@@ -301,7 +301,7 @@ class TerminalScreen:
             self._drawn = now
 
     def _put(self, block: str) -> None:
-        """Print a block and one empty line, regardless of the spacing of its elements."""
+        """Print a block and one empty line, regardless of its elements' spacing."""
         if block.strip():
             self._console.print(self._render(block))
             self._console.print()

@@ -28,7 +28,7 @@ _MAX_DISCARD = 256 * 1024
 _CODINGS = frozenset((b"deflate", b"gzip", b"x-gzip"))
 _GZIP_OR_ZLIB = zlib.MAX_WBITS + 32
 _FIRST = frozenset((0x1F & 0xF, 8))
-"""Low bits of the first byte of gzip and zlib."""
+"""Low bits of the first byte in gzip and zlib data."""
 _DISCARD_TIMEOUT = 1.0
 """Maximum seconds to wait for the end of such a body."""
 _KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))

@@ -117,7 +117,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Bytes of an incomplete frame."""
         self._fragments: list[bytes] = []
         self._fragment_bytes = 0
-        """Bytes of the fragments of an unfinished message."""
+        """Bytes of an unfinished message's fragments."""
         self._is_text = False
         self._counted = 0
         """Bytes of the unfinished message in the server's budget."""

@@ -79,7 +79,7 @@ KEYWORDS = {
     "boolean": TEXTS,
     "array": (*TEXTS, "minItems", "maxItems", "items"),
 }
-"""The keywords of each kind of field, from PrimitiveSchemaDefinition of the specification."""
+"""The keywords for each kind of field, from the specification's PrimitiveSchemaDefinition."""
 FORMATS = frozenset(("email", "uri", "date", "date-time"))
 FIELDS = "a form can contain only strings, numbers, booleans, dates, choices of strings, and lists of such choices"
 

@@ -174,7 +174,7 @@ class Hooks(Struct, frozen=True, eq=False):
         return bool(self.list or self.message)
 
     def for_kind(self, kind: str) -> tuple[Hook, ...]:
-        """Return the hooks for the calls of a kind of items.
+        """Return the hooks for calls of one kind of item.
 
         Args:
             kind: Tools, prompts, or resources.

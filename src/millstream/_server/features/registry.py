@@ -89,7 +89,7 @@ class RegisteredExtension(Struct, frozen=True):
     header_params: Mapping[str, str] = {}
     """Method -> the member of its params that `Mcp-Name` repeats."""
     filters: "Mapping[str, ListenFilter]" = {}
-    """Member of the filter of `subscriptions/listen` -> its implementation."""
+    """Member of the `subscriptions/listen` filter -> its implementation."""
 
 
 class RelayedServer(Protocol):
@@ -124,7 +124,7 @@ and the names of the items that are hidden from the caller.
 """
 _EVERYTHING: Audience = (None, frozenset())
 MAX_URI = 8 * 1024
-"""Maximum number of characters of a URI that is compared with templates."""
+"""Maximum length of a URI that is compared with templates, in characters."""
 _MAX_PAGES = 1024
 _MAX_PAGE_BYTES = 32 * 1024 * 1024
 """Maximum number of cached pages, for all callers."""
@@ -183,7 +183,7 @@ class Registry:
         self.header_params: dict[str, str] = {}
         """Method of an extension -> the member of its params that `Mcp-Name` repeats."""
         self.filters: dict[str, ListenFilter] = {}
-        """Member of the filter of `subscriptions/listen` -> its implementation in an extension."""
+        """Member of the `subscriptions/listen` filter -> its implementation in an extension."""
         self.notification_handlers: dict[str, NotificationHandler] = {}
         """Notification of an extension or for the relayed server -> its handler."""
         self.on_change: Callable[[str], None] = lambda kind: None
@@ -313,8 +313,8 @@ class Registry:
         self._forget_pages(kind)
 
     def _recount(self, kind: str) -> None:
-        """Collect the scopes and conditions of all items of a kind. `_offer` adds those of one item, so many
-        registrations don't take quadratic time.
+        """Collect the scopes and conditions of a kind's items. `_offer` adds those of one item, so many registrations
+        don't take quadratic time.
         """
         items: dict[str, Any] = getattr(self, kind)
         self._scopes[kind] = frozenset[str]().union(*(item.scopes for item in items.values()))

@@ -114,7 +114,7 @@ class Readable(Item):
         super().__init__(uri, source, labels.get("scopes"), labels)
         self.mime_type: str | None = labels.get("mime_type")
         self.meta: Mapping[str, Any] | None = labels.get("meta")
-        """`_meta` of the contents and of the listed item."""
+        """`_meta` of the contents and the listed item."""
         self._described = describe_item(
             {self.naming: uri, "name": source.name},
             source.description,
@@ -124,7 +124,7 @@ class Readable(Item):
         )
 
     def encode(self, value: Any, uri: str, call: Call) -> bytes:
-        """Return the members of the result of reading a URI, for the call's revision.
+        """Return the members of the result for a URI, for the call's revision.
 
         Args:
             value: The function's return value.

@@ -436,7 +436,7 @@ def attributes_in(annotation: Any) -> Iterator[tuple[type, Any]]:
 
 
 def _fields_of(kind: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield the type of each field of a class, with its other values."""
+    """Yield the type of each field in a class, with its other values."""
     if hasattr(kind, "__pydantic_fields__"):
         for info in kind.__pydantic_fields__.values():
             yield info.annotation, [*info.metadata, info.default]
@@ -511,7 +511,7 @@ def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> insp
 
 
 def typed_dict_members(kind: Any) -> Iterator[tuple[str, Any, bool]]:
-    """Yield the name and type of each member of a TypedDict, and whether it's required.
+    """Yield a TypedDict's members: name, type, and whether the member is required.
 
     With postponed annotations, only the annotations show what `Required` and `NotRequired` mark.
     """

@@ -23,7 +23,7 @@ MAX_WALKED = 64 * 1024
 """Maximum bytes of JSON to examine value by value. Larger arguments get the decoder's message."""
 MAX_LISTED = 20
 MAX_SHOWN = 80
-"""Maximum number of characters of a peer's text to repeat."""
+"""Maximum characters to repeat from a peer's text."""
 MAX_PROBLEMS = 5
 MAX_FOUND = 30
 """Maximum number of problems to find."""
@@ -185,7 +185,7 @@ def find_problems(
 ) -> list[Problem]:
     """Return the problems of a JSON value, at most `MAX_FOUND`.
 
-    Supports the keywords of types and of most handwritten schemas. A value that can't be judged is treated as valid,
+    Supports the keywords in types and in most handwritten schemas. A value that can't be judged is treated as valid,
     and so does the rest of a value after `steps`.
 
     Args:

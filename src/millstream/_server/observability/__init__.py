@@ -76,7 +76,7 @@ def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally
 
 
 def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
-    """Return the sum of the gauges of two workers at the same time."""
+    """Return the sum of two workers' gauges at the same time."""
     return Gauges(max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams)
 
 

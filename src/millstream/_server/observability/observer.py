@@ -156,7 +156,7 @@ class Observer:
         """Create the observer.
 
         Args:
-            tools: A live view of the names of registered tools.
+            tools: A live view of registered tool names.
             connections: A live view of open connections and streams, by transport and revision.
             log: The access log, or None.
             tracing: The spans, or None.

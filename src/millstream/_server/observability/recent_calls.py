@@ -37,9 +37,9 @@ MAX_ARGUMENTS = 600
 MAX_ERROR = 300
 MAX_NAME = 120
 _KEPT = MAX_NAME + 1
-"""Number of characters of a name to keep, so that truncated names can be recognized."""
+"""Characters of a name to keep, so truncated names can be recognized."""
 MAX_READ = 64 * 1024
-"""Maximum bytes of arguments or of an answer to examine."""
+"""Maximum bytes of arguments or a response to examine."""
 READ_EACH_SECOND = 40
 SLOW = 0.5
 """Minimum seconds of a slow call."""
@@ -202,8 +202,8 @@ class RecentCalls:
 
 
 def call_values(workers: Iterable[WorkerCalls]) -> Json:
-    """Return JSON values of the newest calls of all workers, newest first; their clients, busiest first; and their
-    errors, most frequent first.
+    """Return JSON values of all workers' newest calls, newest first, their clients, busiest first, and their errors,
+    most frequent first.
     """
     every = list(workers)
     calls = sorted((call for each in every for call in each.calls), key=lambda call: call.at, reverse=True)

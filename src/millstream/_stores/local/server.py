@@ -203,7 +203,7 @@ def _resume(begun: Coroutine[Any, Any, Any], step: Any) -> Generator[Any, Any, A
         while True:
             try:
                 value = yield step
-            except BaseException as exc:  # the coroutine must get cancellations, too
+            except BaseException as exc:  # the coroutine must also get cancellations
                 step = begun.throw(exc)
             else:
                 step = begun.send(value)

@@ -1,9 +1,9 @@
 """The in-memory store of one process and one thread. Its data isn't shared, and is lost when the process ends.
 
 No method suspends, and there is no timer: expired data are absent immediately, and later calls free their memory a few
-items at a time. Each kind of values and of streams is bounded in bytes, including keys and overhead. A full kind of
-values rejects writes with `StoreFull` instead of evicting values, because evicting a tombstone would revive its
-session. Part of the space is reserved for values as small as tombstones, so session data can't keep one out.
+items at a time. Each kind of values or streams is bounded in bytes, including keys and overhead. A full kind of values
+rejects writes with `StoreFull` instead of evicting values, because evicting a tombstone would revive its session. Part
+of the space is reserved for values as small as tombstones, so session data can't keep one out.
 """
 
 import asyncio

@@ -246,7 +246,7 @@ class Consumer:
                 raise
 
     def _find_filters(self) -> frozenset[str]:
-        """Return the subjects of the marks and of all followed topics, without overlaps."""
+        """Return the subjects for marks and all followed topics, without overlaps."""
         topics = self._log.topics(self._view.name)
         named = {topic for topic in topics if topic}
         firsts = {f"{topic.partition('.')[0]}." for topic in named}
@@ -305,7 +305,7 @@ class Consumer:
 
 
 class TrimMark(Struct, frozen=True, array_like=True):
-    """The end of the dropped part of a view."""
+    """Where the dropped part of a view ends."""
 
     seq: int = 0
     """The last dropped sequence."""
@@ -608,7 +608,7 @@ class NatsLog(Listeners[Entry]):
         return last, floor
 
     async def _find(self, view: View, subject: str) -> tuple[StreamMessage | None, bool]:
-        """Return the newest message of a subject of a view, and whether it's live and above the floor."""
+        """Return the newest message of a view's subject, and whether it's live and above the floor."""
         last, floor = await asyncio.gather(self._link.last(view.stream, subject), self._floor(view))
         return last, last is not None and last.seq > floor.seq and await self._lives(view, last)
 
@@ -728,7 +728,7 @@ class NatsLog(Listeners[Entry]):
         return View(name, f"{self._namespace}-log-{home}", home, subject, _INDEX_TTL)
 
     def _beside(self, what: str, view: View) -> str:
-        """Return the subject of a metadata record of a view."""
+        """Return the subject of a view's metadata record."""
         return f"{self._namespace}.{what}.{view.kind}.{token(view.name)}"
 
     async def _announce(self, kind: str, home: str) -> None:

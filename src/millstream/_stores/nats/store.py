@@ -245,7 +245,7 @@ class NatsMap(Struct, eq=False):
         began, before, total = time.monotonic(), size.bytes, 0
         async for _, cost in self._live_values(key):
             total += cost
-        size.bytes += total - before  # what this worker has added in the meantime counts, too
+        size.bytes += total - before  # this also counts additions by this worker in the meantime
         size.at = time.monotonic()
         size.took = size.at - began
 

@@ -49,7 +49,7 @@ class RedisKeys:
         return None if found is None else found[1]
 
     def rate(self, kind: str, name: str) -> str:
-        """Return the key of the state of a limit."""
+        """Return the key of a limit's state."""
         return f"{self.hub}t:{kind}:{name}"
 
     def places(self, connection: str) -> str:
@@ -86,7 +86,7 @@ class RedisKeys:
         return f"{self.hub}o:{kind}"
 
     def sizes(self, kind: str) -> str:
-        """Return the key of the sizes of a kind's values."""
+        """Return the key that counts the sizes of a kind's values."""
         return f"{self.hub}s:{kind}"
 
 

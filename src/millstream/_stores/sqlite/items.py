@@ -106,7 +106,7 @@ class Items(Struct, eq=False):
         return [key for (key,) in rows]
 
     def _check(self, key: str, value: bytes, growth: int, now: float, *, lossy: bool) -> None:
-        """Make room for a value, or raise `StoreFull`."""
+        """Free space for a value, or raise `StoreFull`."""
         kind = kind_of(key)
         for part, room in rooms_for(key, value, self._max_bytes, lossy=lossy).items():
             if self._sizes[kind, part] + growth <= room:

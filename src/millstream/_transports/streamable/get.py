@@ -193,7 +193,7 @@ class Resumption(_NewestStreams):
 _logger = logging.getLogger("millstream")
 
 _STAND_ALONE = "main"
-"""The prefix of the stream part of event ids. The rest is unique within the session. Call streams are hexadecimal."""
+"""The prefix of stream names in event ids. The rest is unique within the session. Call streams are hexadecimal."""
 _MAX_HELD = 1_000
 
 

@@ -294,7 +294,7 @@ class RunningProvider(IssuerEndpoints, VerifierMethod):
         if found is not None and found.client_id == client.id:
             await self._provider.revoke_token(found)
             subject = getattr(found, "subject", None)
-            # A provider may revoke related tokens, too, and a refresh token may not name its owner.
+            # A provider may also revoke related tokens, and a refresh token may not name its owner.
             await self._vault.bus.publish(ENDED, str(subject or (client.id if accessed else ALL_PRINCIPALS)).encode())
         return reply({})
 

@@ -291,7 +291,7 @@ class EventDelivery(Struct):
     """Whether tokens may have been revoked."""
     _targets: dict[str, Target] = {}
     _position: int = 0
-    """Offset of the last entry of the channel."""
+    """Offset of the channel's last entry."""
     _queued_position: int = 0
     """Offset up to which every event is queued for every subscription that receives it."""
     _epoch: str = ""

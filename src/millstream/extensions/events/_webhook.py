@@ -198,7 +198,7 @@ class SubscriptionStore(Struct):
         return sum(int(each) for each in counts if each is not None)
 
     async def put_count(self, name: str, count: int) -> None:
-        """Save the number of subscriptions of an event type."""
+        """Save the number of subscriptions to an event type."""
         await self._map.put(f"events:count.{tag_of(name)}", b"%d" % count, VERIFIED_SECONDS)
 
     # Progress of deliveries

@@ -261,7 +261,7 @@ class PersonalCredentials(TokenCredentials):
         """Return the authorization request for a user.
 
         Args:
-            owner: Digest of the id of the user's principal.
+            owner: Digest of the user's principal id.
             base: Base URL of this server for the user's browser.
 
         Raises:

@@ -387,7 +387,7 @@ class ExchangedCredentials(_IssuedCredentials):
                 call,
                 f"The server {self.upstream!r} behind this gateway requires your access token. Sign in with one.",
             )
-        # A program with fewer scopes must not get the token of another program of the same user.
+        # A program with fewer scopes must not get the token of the same user's other program.
         rights = digest_of(" ".join(sorted(principal.scopes)))
         exp = principal.claims.get("exp")
         until = min(principal.expires_at, float(exp)) if isinstance(exp, int | float) else principal.expires_at
