@@ -22,9 +22,10 @@ from typing import (  # noqa: UP035  what people write
     Unpack,
 )
 
+import jsonschema
 import msgspec
 import pytest
-from pydantic import BaseModel, Field, JsonValue
+from pydantic import BaseModel, Discriminator, Field, JsonValue, PlainSerializer, Tag
 
 from millstream import Client, Context, Server, Text, ToolResult
 from millstream import Field as MillstreamField
@@ -62,6 +63,42 @@ class PlaceTuple(NamedTuple):
 class PlaceStruct(msgspec.Struct):
     place: PlaceTuple
     path: Path = Path("/y")
+
+
+class Apple(BaseModel):
+    fruit: Literal["apple"] = "apple"
+
+
+class Pumpkin(BaseModel):
+    filling: Literal["pumpkin"] = "pumpkin"
+
+
+def _pie_of(value: Any) -> str:
+    found = value if isinstance(value, dict) else vars(value)
+    return "apple" if "fruit" in found else "pumpkin"
+
+
+Pie = Annotated[Annotated[Apple, Tag("apple")] | Annotated[Pumpkin, Tag("pumpkin")], Discriminator(_pie_of)]
+Grouped = Annotated[int, PlainSerializer(lambda value: f"{value:,}", return_type=str)]
+
+
+class Row(BaseModel):
+    """As a table of SQLModel, whose own `__init__` checks nothing."""
+
+    name: str
+    copies: int = 1
+
+    def __init__(self, **values: Any) -> None:
+        made = type(self).model_construct(**values)
+        for each in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+            object.__setattr__(self, each, getattr(made, each))
+
+
+Row.model_config["table"] = True  # type: ignore[typeddict-unknown-key]  # SQLModel's own key
+
+
+class Shelf(BaseModel):
+    rows: list[Row]
 
 
 class Report(ToolResult):
@@ -110,6 +147,9 @@ async def _tool(function: Callable[..., Any], **options: Any) -> Any:
         (PlaceTuple, [], f"PlaceTuple(path={Path('/x')!r})"),
         (list[PlaceStruct], [{"place": []}], f"[{PlaceStruct(PlaceTuple())!r}]"),
         (Plain, {}, repr(Plain())),
+        (Pie, {"filling": "pumpkin"}, "Pumpkin(filling='pumpkin')"),
+        (Row, {"name": "a"}, "Row(name='a', copies=1)"),
+        (Row | None, {"name": "a", "copies": "2"}, "Row(name='a', copies=2)"),
     ],
 )
 async def test_annotations_arrive_as_written(annotation: Any, value: Any, arrives: str) -> None:
@@ -125,6 +165,8 @@ async def test_annotations_arrive_as_written(annotation: Any, value: Any, arrive
         (Annotated[Cat | Dog, Field(discriminator="kind")], {"lives": 3}, "kind"),
         (Raw, {"data": "no base64!"}, "base64"),
         (dict[Literal["red"], int], {"blue": 1}, "'a.blue' must be"),
+        (Row, {}, "missing 'name' in 'a'"),
+        (Shelf, {"rows": [{"name": "a"}, {"name": 5}]}, "'a.rows[1].name' must be a string, got the integer 5"),
     ],
 )
 async def test_values_with_the_wrong_type_are_rejected_before_the_function_runs(
@@ -133,6 +175,33 @@ async def test_values_with_the_wrong_type_are_rejected_before_the_function_runs(
     with pytest.raises(ToolFailed, match="Invalid arguments") as failed:
         await _call(_function(annotation), {"a": value})
     assert says in str(failed.value)
+
+
+async def test_alternatives_that_a_function_tells_apart_may_overlap_in_the_schema() -> None:
+    schema = (await _tool(_function(Pie)))["inputSchema"]
+    for value in ({"fruit": "apple"}, {"filling": "pumpkin"}):
+        jsonschema.validate({"a": value}, schema)
+
+
+@pytest.mark.parametrize("annotation", [Grouped, Grouped | None, Annotated[Grouped, Field(ge=0)]])
+async def test_results_are_text_where_their_annotation_writes_text(annotation: Any) -> None:
+    def tool(number: int) -> Any:
+        return number
+
+    async def tool_async(number: int) -> Any:
+        return number
+
+    for function in (tool, tool_async):
+        function.__annotations__["return"] = annotation
+        assert (await _call(function, {"number": 12345})).text == "12,345"
+
+
+async def test_tables_from_a_program_are_results_as_they_are() -> None:
+    def tool(a: Row, more: list[Row] = [Row(name="default")]) -> list[Row]:  # noqa: B006, B008
+        return [a, *more, Row(name="b")]
+
+    result = await _call(tool, {"a": {"name": "a"}})
+    assert [each["name"] for each in result.data] == ["a", "default", "b"]
 
 
 async def test_recursive_alias_is_described_as_one_definition() -> None:

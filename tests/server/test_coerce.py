@@ -68,6 +68,22 @@ async def test_lenient_tools_accept_numbers_as_text_at_any_depth() -> None:
     assert found.text == repr((["1", "a"], {"x": ["2.5"]}, [Order("3")], [4, "b"]))
 
 
+@for_each("beside", [None, Model])
+@for_each("wrong", [{"count": True}, {"count": "1", "prices": [True]}, {"count": 1, "either": False}])
+async def test_true_and_false_are_not_numbers_in_lenient_tools(beside: Any, wrong: dict[str, Any]) -> None:
+    mcp = Server("one")
+
+    def order(count: int, prices: list[float] | None = None, either: int | str = 0, model: Any = None) -> str:
+        return repr((count, prices, either, model))
+
+    order.__annotations__["model"] = beside
+    mcp.add_tool(order, coerce=True)
+    async with connect(mcp) as client:
+        result = await client.call("order", **wrong, raise_on_error=False)
+    assert result.is_error
+    assert "must be a" in result.text
+
+
 async def test_errors_mention_only_what_lenient_tools_reject() -> None:
     mcp = Server("one")
     register(mcp, coerce=True)

@@ -390,3 +390,9 @@ def test_nan_results_are_reported_in_the_error(value: float) -> None:
     for annotation, result in ((float, value), (dict[str, float], {"x": value}), (list[float], [value])):
         with pytest.raises(LocalError, match="NaN and infinities can't be represented in JSON"):
             encode_result(result, output_of(annotation))
+
+
+@for_each("annotation", [dict, dict[str, Any], Any])
+def test_nan_is_null_where_no_schema_requires_a_number(annotation: Any) -> None:
+    result = members(encode_result({"x": float("nan"), "y": [float("inf")]}, output_of(annotation)))
+    assert result["structuredContent"] == {"x": None, "y": [None]}

@@ -144,3 +144,14 @@ def test_links_and_contents_must_have_a_uri() -> None:
         with pytest.raises(ValueError, match="a URI must start with a scheme"):
             write()
     assert ResourceLink("note:7", "note").uri == "note:7"
+
+
+async def test_a_uri_with_a_fragment_is_a_resource_of_its_own() -> None:
+    mcp = Server("shop")
+    for uri in ("shop://terms", "shop://terms#returns"):
+        mcp.resource(uri, name=uri)(_returning(uri))
+    async with Client(mcp, timeout=WAIT) as client:
+        assert await _read(client, "shop://terms") == "shop://terms"
+        assert await _read(client, "SHOP://terms#returns") == "shop://terms#returns"
+        with pytest.raises(ServerError, match="Resource not found"):
+            await client.read("shop://terms#prices")

@@ -469,8 +469,7 @@ def _for_clients(node: Schema) -> Schema:
         first: list[Any] = node.get("prefixItems", [])
         if node.get("items") is False:
             node.setdefault("maxItems", len(first))
-        kinds = [each for index, each in enumerate(first) if each not in first[:index]]
-        node["items"] = {"anyOf": kinds} if len(kinds) > 1 else {**kinds[0]} if kinds and is_object(kinds[0]) else {}
+        node["items"] = _items(first)
     if is_object(discriminator := node.get("discriminator")) and isinstance(
         tag := discriminator.get("propertyName"), str
     ):
@@ -487,6 +486,12 @@ def _for_clients(node: Schema) -> Schema:
         node["enum"] = [*{repr(each): each for each in node["enum"]}.values()]
     several = is_array(kind) or None in node.get("enum", ())
     return _by_type(node) if several and _WHOLE.isdisjoint(node) else node
+
+
+def _items(first: list[Any]) -> Schema:
+    """Return a schema of any item of a tuple."""
+    kinds = [each for index, each in enumerate(first) if each not in first[:index]]
+    return {"anyOf": kinds} if len(kinds) > 1 else {**kinds[0]} if kinds and is_object(kinds[0]) else {}
 
 
 _WHOLE = frozenset(("const", "not", "allOf", "anyOf", "oneOf", "if", "$ref"))
@@ -667,6 +672,7 @@ class _Details(Struct, eq=False):
         elif origin is tuple and "prefixItems" in node:
             for item, part in zip(node["prefixItems"], parts, strict=False):
                 self.add(item, part)
+            node["items"] = _items(node["prefixItems"])
         elif parts and issubclass(origin, Collection):
             self.add(node.get("items"), parts[0])
 
@@ -700,6 +706,8 @@ class _Details(Struct, eq=False):
             if variables:
                 known = known[tuple(types.get(each, each) for each in variables)]
             self.add(members.get(names.get(name, name)), known)
+        if "prefixItems" in node:
+            node["items"] = _items(node["prefixItems"])
 
 
 def _unwrap(annotation: Any) -> Any:

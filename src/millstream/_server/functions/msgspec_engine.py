@@ -184,6 +184,8 @@ class Engine(Protocol):
     """Maximum number of values in large arguments, which are slow to validate or to build, or 0 for no maximum."""
     output: Output | None
     """The output schema and encoder, if the result is structured."""
+    write: Callable[[Any], Any] | None = None
+    """Returns a result as its annotation's serializer writes it, if there's one and the result isn't structured."""
     decode: Callable[[Any], Any]
     """Decodes JSON arguments to `struct`. It raises msgspec.DecodeError."""
 

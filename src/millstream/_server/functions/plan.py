@@ -148,7 +148,7 @@ def plan(
     is_async = is_async_generator or any(map(inspect.iscoroutinefunction, either))
     is_generator = is_async_generator or inspect.isgeneratorfunction(target)
     if not is_generator and (get_origin(returns) or returns) in ITERATORS:
-        function = _list_iterators(function, is_async=is_async)
+        function = _with_result(function, _list_iterator, is_async=is_async)
     if is_generator:
         _check_yields(returns, name)
         returns = (*get_args(returns), Any)[0]
@@ -171,6 +171,8 @@ def plan(
     arguments = ArgumentList(name, parameters, closed if check else kind == "tool" and not coerce)
     code = getattr(target, "__code__", None)
     engine = _engine(arguments, returns, code)
+    if engine.write is not None and not is_generator:
+        function = _with_result(function, engine.write, is_async=is_async)
     if input_schema is not None and not whole:
         check_described(engine.input_schema.get("required", []), input_schema, name)
     schema = input_schema if input_schema is not None else engine.input_schema
@@ -361,12 +363,13 @@ def _caller(
     return call
 
 
-def _list_iterators(function: Function, *, is_async: bool) -> Function:
-    """Return a function that reads the iterator that a function returns, in the same thread."""
+def _list_iterator(value: Any) -> Any:
+    items: Any = value
+    return list(items) if isinstance(value, Iterator) else value
 
-    def read(value: Any) -> Any:
-        items: Any = value
-        return list(items) if isinstance(value, Iterator) else value
+
+def _with_result(function: Function, read: Callable[[Any], Any], *, is_async: bool) -> Function:
+    """Return a function that changes the result of a function, in the same thread."""
 
     async def call_async(*listed: Any, **named: Any) -> Any:
         return read(await function(*listed, **named))
@@ -536,8 +539,12 @@ def _coerce_value(node: Schema, value: Any) -> Any:
     if is_array(value):
         items = _part_of(node, "array").get("items", {})
         return [_coerce_value(items, each) for each in value]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return str(value) if is_number and _types_of(node) <= {"string", "null"} else value
+    kinds = _types_of(node)
+    if isinstance(value, bool):
+        if kinds <= {"integer", "number", "string", "null"}:  # pydantic would read true as 1
+            raise msgspec.ValidationError("true and false are neither numbers nor text")
+        return value
+    return str(value) if isinstance(value, int | float) and kinds <= {"string", "null"} else value
 
 
 def _types_of(node: Schema) -> set[str]:

@@ -611,7 +611,7 @@ def _kind(node: Any, depth: int = 0) -> str:
         return _list_choices(choices, " | ")
     if (parts := node.get("anyOf") or node.get("oneOf")) and depth < _MAX_NESTED:
         more = " | …" if len(parts) > MAX_LISTED else ""
-        return " | ".join(_kind(each, depth + 1) for each in parts[:MAX_LISTED]) + more
+        return " | ".join(dict.fromkeys(_kind(each, depth + 1) for each in parts[:MAX_LISTED])) + more
     kind = node.get("type", "object" if "$ref" in node else "any")
     if kind == "array" and is_object(node.get("items")) and depth < _MAX_NESTED:
         return f"array of {_kind(node['items'], depth + 1)}"

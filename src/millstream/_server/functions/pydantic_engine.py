@@ -85,7 +85,6 @@ from millstream._server.functions.problems import (
     MAX_SLOW_STEPS,
     Path,
     Problem,
-    engine_problem,
     find_problems,
     got_text,
     list_names,
@@ -136,14 +135,15 @@ class PydanticEngine(Engine):
             types = ", ".join(type_text(each.annotation) for each in parameters)
             raise TypeError(_explain_failure(types, error)) from error
         self.struct = msgspec.defstruct(name, [(parameter.name, Any) for parameter in parameters], gc=False)
-        self._validate = _codec_of(model).validator.validate_json
+        self._validate = _reader_of(model)
         self._make = make
         self.decode = partial(self._read, self._validate)
         self.output = None if returns is None else output_of(returns)
+        self.write = None if returns is None or self.output is not None else _writer_of(returns)
 
     @cached_property
     def _validate_lax(self) -> Callable[[bytes], Any]:
-        return _codec_of(self._make(strict=False)).validator.validate_json
+        return _reader_of(self._make(strict=False))
 
     @override
     def convert(self, values: Mapping[str, Any], *, lax: bool = False) -> Any:
@@ -162,7 +162,7 @@ class PydanticEngine(Engine):
         """See `Engine`."""
         cause = error.__cause__
         if not isinstance(cause, pydantic.ValidationError):
-            return [engine_problem(error)]
+            return super().problems(error, values, lax=lax)
         count = cause.error_count()
         if count > MAX_ERRORS:
             known = find_problems(self.input_schema, values, lax=lax)
@@ -414,6 +414,14 @@ class SchemaGenerator(GenerateJsonSchema):
         return made
 
     @override
+    def tagged_union_schema(self, schema: core_schema.TaggedUnionSchema) -> JsonSchemaValue:
+        """Describe alternatives that a function tells apart, which can overlap, as ``anyOf``."""
+        made = super().tagged_union_schema(schema)
+        if "discriminator" not in made and "oneOf" in made:
+            made["anyOf"] = made.pop("oneOf")
+        return made
+
+    @override
     def ser_schema(self, schema: Any) -> JsonSchemaValue | None:
         """Return no schema for a serializer without a return annotation, because it can write anything."""
         made = super().ser_schema(schema)
@@ -650,6 +658,28 @@ def _codec_of(kind: Any) -> _Codec:
     return _Codec(SchemaValidator(changed, None, False), SchemaSerializer(changed, None, False))
 
 
+def _reader_of(model: type[pydantic.BaseModel]) -> Callable[[bytes], Any]:
+    core = model.__pydantic_core_schema__
+    if "'custom_init': True" not in repr(core):
+        return _codec_of(model).validator.validate_json
+    return SchemaValidator(_with_base64(core, tables=True), None, False).validate_json
+
+
+def _checked_table(node: dict[str, Any]) -> Any:
+    """Return a core schema that validates the members of a table before SQLModel's own code, which doesn't, gets them.
+
+    Another class holds the members, so that the configuration of the table applies.
+    """
+    kind = node["cls"]
+
+    def make(checked: Any) -> Any:
+        return kind(**{name: checked.__dict__[name] for name in checked.__pydantic_fields_set__})
+
+    ref = node.pop("ref", None)
+    inner = cast("core_schema.CoreSchema", {**node, "cls": pydantic.BaseModel, "custom_init": False})
+    return core_schema.chain_schema([inner, core_schema.no_info_plain_validator_function(make)], ref=ref)
+
+
 @lru_cache(_KEPT_CODECS)
 def _codec_of_class(kind: Any) -> _Codec:
     return _codec_of(kind)
@@ -661,10 +691,13 @@ def jsonable(model: object) -> Any:
     return _codec_of_class(kind).serializer.to_python(model, mode="json", by_alias=True)
 
 
-def _with_base64(node: Any, *, chosen: bool = False) -> Any:
-    """Return a core schema in which bytes are base64 in JSON, except where a class has chosen another encoding."""
+def _with_base64(node: Any, *, chosen: bool = False, tables: bool = False) -> Any:
+    """Return a core schema in which bytes are base64 in JSON, except where a class has chosen another encoding.
+
+    With `tables`, tables of SQLModel are validated.
+    """
     if isinstance(node, list | tuple):
-        parts = [_with_base64(each, chosen=chosen) for each in cast("Sequence[Any]", node)]
+        parts = [_with_base64(each, chosen=chosen, tables=tables) for each in cast("Sequence[Any]", node)]
         return parts if isinstance(node, list) else tuple(parts)
     if not is_object(node):
         return node
@@ -684,10 +717,11 @@ def _with_base64(node: Any, *, chosen: bool = False) -> Any:
     changed = dict(node)
     for key, value in node.items():
         if key in _MAPS and is_object(value):
-            changed[key] = {name: _with_base64(each, chosen=chosen) for name, each in value.items()}
+            changed[key] = {name: _with_base64(each, chosen=chosen, tables=tables) for name, each in value.items()}
         elif key not in _NO_SCHEMAS:
-            changed[key] = _with_base64(value, chosen=chosen)
-    return changed
+            changed[key] = _with_base64(value, chosen=chosen, tables=tables)
+    is_table = tables and node.get("type") == "model" and node["cls"].model_config.get("table")
+    return _checked_table(changed) if is_table else changed
 
 
 _MAPS = frozenset(("fields", "choices"))
@@ -755,6 +789,27 @@ def output_of(annotation: Any) -> Output | None:
     schema = _clean_schema(schema, schema.get("title", ""))
     drop_formats(schema, LOOSE)
     return Output(schema, partial(_encode_checked, codec, schema)) if is_structured(schema) else None
+
+
+def _writer_of(annotation: Any) -> Callable[[Any], Any] | None:
+    adapter = _adapter(annotation)
+    if not _has_serializer(adapter.core_schema):
+        return None
+    return partial(_codec_of(adapter).serializer.to_python, mode="json", by_alias=True)
+
+
+def _has_serializer(node: Any) -> bool:
+    """Return whether a program chose how an annotation or one of its alternatives is written."""
+    if isinstance(node, tuple):  # an alternative, and its label
+        return _has_serializer(node[0])
+    function = members(node.get("serialization")).get("function")
+    if function is not None:
+        return not getattr(function, "__module__", "").startswith("pydantic.")
+    inner = node.get("choices", [node.get("schema")]) if node["type"] in _ALTERNATIVES else ()
+    return any(map(_has_serializer, inner))
+
+
+_ALTERNATIVES = frozenset(("nullable", "union", "default", "function-after", "function-before", "function-wrap"))
 
 
 def _check_matchers(schema: Any) -> None:
