@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -206,6 +207,30 @@ def test_sibling_processes_start_even_if_the_store_process_cannot(tmp_path: Path
         port, log = started(stack, tmp_path, 2, program=program, TMPDIR=str(tmp_path))
         assert say(port, "hello")
         assert "can't share a store" in log.read_text("utf-8")
+
+
+WORKER = "from millstream._stores.local.siblings import shared_socket; print(shared_socket())"
+PARENT = f"""
+import os, socket, subprocess, sys
+with socket.socket() as own:
+    own.bind(("127.0.0.1", 0))
+    inherited = int(sys.argv[1])
+    for passed in ([inherited, own.fileno()], [inherited]):
+        subprocess.run([sys.executable, "-c", {WORKER!r}], pass_fds=passed, check=True)
+    print(os.fstat(own.fileno()).st_ino)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="stores are only shared on Linux")
+def test_siblings_are_found_by_the_socket_of_their_server_rather_than_an_inherited_one() -> None:
+    with socket.socket() as unrelated:
+        unrelated.bind(("127.0.0.1", 0))
+        number = unrelated.fileno()
+        command = [sys.executable, "-c", PARENT, str(number)]
+        done = subprocess.run(command, pass_fds=[number], capture_output=True, check=True, timeout=WAIT)
+        both, alone, own = done.stdout.decode().split()
+        assert both == own
+        assert alone == str(os.fstat(number).st_ino)  # such as that of systemd
 
 
 async def test_siblings_are_detected_and_forgotten() -> None:

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import signal
 import stat
 import subprocess
@@ -296,6 +297,45 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+FORKS = """
+import asyncio, os, sys
+from millstream._stores.local.store import LocalBackend
+
+async def main():
+    backend = LocalBackend(sys.argv[1], "memory://")
+    await backend.open()
+    child = os.fork()
+    if not child:
+        os.read(0, 1)
+    else:
+        print(child, flush=True)
+        sys.stdin.readline()
+    os._exit(0)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells which process has connected")
+async def test_worker_is_gone_although_a_process_that_it_forked_still_runs() -> None:
+    server = LocalServer(backend_for)
+    await server.start()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", FORKS, server.address, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    forked = int(await process.stdout.readline())
+    try:
+        assert len(server.peers) == 1
+        process.kill()
+        await until(lambda: not server.peers)
+        os.kill(forked, 0)  # it runs
+    finally:
+        os.kill(forked, signal.SIGKILL)
+        await server.close()
 
 
 async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Process, str]:

@@ -247,29 +247,46 @@ async def test_kill_9_loses_no_acknowledged_data(path: Path, durability: str) ->
         assert expected_entries(sure, found).items() <= found.items()
 
 
+def fails_while_opening(trace: str, call: str) -> bool:
+    """Return whether the first call after the file was opened again has failed."""
+    opened = False
+    for line in trace.splitlines():
+        if '.db", O_RDWR' in line:
+            opened = True
+        elif call in line:
+            if opened and "(INJECTED)" in line:
+                return True
+            opened = False
+    return False
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("call", ["fdatasync", "pwrite64"])
 async def test_disk_failure_loses_no_acknowledged_data(path: Path, call: str) -> None:
     strace = require_program("strace")
     chance = random.Random(7)
-    failures = 0
+    failures = while_opening = 0
     sure: dict[int, bytes] = {}
     for cycle in range(CYCLES):
         if not cycle % OF_ONE_FILE:
             path, sure = path.with_name(f"{cycle}.db"), {}
         first, every = chance.randrange(40, 80), chance.randrange(5, 40)  # the file exists by then
-        inject = f"inject={call}:error=EIO:when={first}+{every}"
-        wrapper = [strace, "-f", "-qq", "-e", f"trace={call}", "-e", inject, "-o", str(path.with_suffix(".trace"))]
+        # Each second time, several calls in a row fail, among them those that open the file again.
+        when = f"{first}..{first + every % 8 + 5}" if cycle % 2 else f"{first}+{every}"
+        inject, trace = f"inject={call}:error=EIO:when={when}", path.with_suffix(".trace")
+        wrapper = [strace, "-f", "-qq", "-e", f"trace={call},openat", "-e", inject, "-o", str(trace)]
         command = wrapper + writer(path, str(cycle), "150", query="?durability=full")
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=False)
         assert done.returncode == 0, done.stderr.decode()
         failures += int(done.stderr or b"0")
+        while_opening += fails_while_opening(trace.read_text(), call)
         new = dict(acknowledged_entries(done.stdout))
         assert not new.keys() & sure.keys(), "no position twice"
         sure |= new
         found = await in_file(path)
         assert expected_entries(sure, found).items() <= found.items()
     assert failures
+    assert while_opening
 
 
 class FullDisk(sqlite3.Connection):

@@ -6,6 +6,7 @@ calls wait until it has read their replies.
 """
 
 import asyncio
+import os
 import shutil
 import socket
 from collections import deque
@@ -61,6 +62,8 @@ class WorkerConnection(FrameConnection):
         self.worker = ""
         """The worker's name, under which it has its lease."""
         # Connection
+        self._process: int | None = None
+        """A descriptor of the worker's process, which becomes readable when the process ends."""
         self._parts: dict[str, Any] = {"session": self}
         """Objects that implement the requests, by `StoreCall.part`."""
         self._paused = False
@@ -76,9 +79,17 @@ class WorkerConnection(FrameConnection):
         super().connection_made(transport)
         self._server.peers.add(self)
         cast("asyncio.Transport", transport).set_write_buffer_limits(PAUSE_BYTES)
+        # Processes that the worker has forked, such as a pool's, keep its connection open after its end.
+        with suppress(AttributeError, OSError):  # Linux has this, unless it's old
+            worker = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED)
+            self._process = os.pidfd_open(worker)
+            self._loop.add_reader(self._process, self.abort)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._process is not None:
+            self._loop.remove_reader(self._process)
+            os.close(self._process)
         self._transport = None
         self._waiting.clear()
         for stop in self._listens.values():

@@ -37,11 +37,18 @@ _ACCEPTED = 0.1
 
 
 def shared_socket() -> str:
-    """Return the oldest socket that this process and its parent accept connections from; empty if there's none."""
+    """Return the oldest socket that this process and its parent accept connections from; empty if there's none.
+
+    One that the parent has inherited is only used if there's no other, because it may belong to something else.
+    """
     with suppress(OSError):  # no such file system, or the parent belongs to another user
-        theirs = {name for _, name in _descriptors(os.getppid())}
+        parent, inherited = os.getppid(), set[str]()
+        theirs = {name for _, name in _descriptors(parent)}
         ours = {name for number, name in _descriptors(os.getpid()) if name in theirs and _accepts(number)}
-        return min(ours, key=lambda name: (len(name), name), default="")
+        with suppress(OSError):
+            about = Path(f"/proc/{parent}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+            inherited = {name for _, name in _descriptors(int(about[1]))}
+        return min(ours - inherited or ours, key=lambda name: (len(name), name), default="")
     return ""
 
 
@@ -74,6 +81,9 @@ def _accepts(descriptor: int) -> bool:
 class SiblingBackend(LocalBackend):
     """A store that the processes of a server share. It's started whenever a process needs it and there's none."""
 
+    _presence: socket.socket | None = None
+    """Kept for the life of this process, because a server closes its store while it's idle."""
+
     def __init__(self, shared: str, url: str) -> None:
         """Start the store, if none of the other processes has.
 
@@ -89,8 +99,10 @@ class SiblingBackend(LocalBackend):
         self._find()
 
     def _find(self) -> None:
-        # Kept for the life of this process, because a server closes its store while it's idle.
+        before = self._presence
         self._presence, self._address = _join(self._shared)
+        if before is not None:
+            before.close()
 
     @override
     async def _connect(self) -> None:
