@@ -201,6 +201,7 @@ async def _check(annotation: Any, seed: int, *functions: Callable[..., Any]) -> 
 
 @given(ANNOTATIONS, st.integers(0, 2**32))
 @example(tuple[dict[str, int], dict[int, int]], 0)
+@example(bytearray, 0)
 @settings(max_examples=examples(40))
 def test_schema_and_codec_agree_in_both_engines(annotation: Any, seed: int) -> None:
     asyncio.run(_check(annotation, seed, _echo(annotation), _echo(annotation, model=Model | None)))

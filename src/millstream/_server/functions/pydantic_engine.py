@@ -804,11 +804,12 @@ def _has_serializer(node: Any) -> bool:
         return _has_serializer(node[0])
     function = members(node.get("serialization")).get("function")
     if function is not None:
-        return not getattr(function, "__module__", "").startswith("pydantic.")
+        return not getattr(function, "__module__", "").startswith(_NOT_A_PROGRAMS)
     inner = node.get("choices", [node.get("schema")]) if node["type"] in _ALTERNATIVES else ()
     return any(map(_has_serializer, inner))
 
 
+_NOT_A_PROGRAMS = ("pydantic.", "millstream.")
 _ALTERNATIVES = frozenset(("nullable", "union", "default", "function-after", "function-before", "function-wrap"))
 
 
