@@ -115,7 +115,7 @@ async def test_mcp_name_may_be_encoded_or_padded(wire: Wire, name: str) -> None:
 
 
 @for_each("region", [None, "", "EU", "=?base64?RVU=?=", "é"])
-async def test_different_parameter_headers_are_mismatches(wire: Wire, region: str | None) -> None:
+async def test_parameter_headers_that_differ_from_arguments_are_mismatches(wire: Wire, region: str | None) -> None:
     """Step f and MCP 2026-07-28, server/tools#x-mcp-header."""
     body = per_request("tools/call", {"name": "routed", "arguments": {"region": "US"}}, 7)
     headers = routing("tools/call", "routed")

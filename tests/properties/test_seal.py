@@ -85,7 +85,7 @@ calls = st.tuples(
 
 
 @given(calls, calls)
-def test_equal_bindings_mean_equal_calls(
+def test_calls_with_equal_bindings_are_equal(
     first: tuple[bytes, str, str, dict], second: tuple[bytes, str, str, dict]
 ) -> None:  # type: ignore[type-arg]
     def bound(call: tuple[bytes, str, str, dict]) -> bytes:  # type: ignore[type-arg]

@@ -198,7 +198,8 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
 
 
 def join_command(arguments: Sequence[str]) -> Sequence[str]:
-    """Return the arguments, with the words after ``--`` joined to one, the server: ``list -- uvx mcp-server-time``."""
+    """Return the arguments, with the words after ``--`` joined into one argument, the server: ``list -- uvx
+    mcp-server-time``."""
     if arguments[0] not in (*_CLIENTS, "run", "dev") or "--" not in arguments[:-1]:
         return arguments
     at = arguments.index("--")

@@ -145,7 +145,7 @@ LINGER = 2.0
 
 
 class DrainTimes(Struct, frozen=True):
-    """Time limits for clients and load balancers at shutdown. Calls have a separate one."""
+    """Time limits for clients and load balancers at shutdown. Calls have a separate time limit."""
 
     delay: float = 0.0
     """Seconds to keep serving after readiness checks begin to fail, so load balancers notice."""

@@ -186,7 +186,7 @@ def find_problems(
     """Return the problems of a JSON value, at most `MAX_FOUND`.
 
     Supports the keywords in types and in most handwritten schemas. A value that can't be judged is treated as valid,
-    and so does the rest of a value after `steps`.
+    and so is the rest of a value after `steps`.
 
     Args:
         schema: The expected schema.

@@ -305,7 +305,7 @@ class Consumer:
 
 
 class TrimMark(Struct, frozen=True, array_like=True):
-    """Where the dropped part of a view ends."""
+    """The end of a view's dropped part."""
 
     seq: int = 0
     """The last dropped sequence."""

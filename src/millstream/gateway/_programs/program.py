@@ -144,7 +144,7 @@ class _DispatchContext(Struct):
     """Progress token of the request, or None without one."""
     deliver: Deliver
     refusal: Any
-    """Raised when a handler asks the client."""
+    """Raised when a handler sends a request to the client."""
     cancel_requested: asyncio.Event = field(default_factory=asyncio.Event)
     """Never set: canceling a request cancels its task."""
     closed: bool = False
