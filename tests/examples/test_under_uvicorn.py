@@ -3,8 +3,10 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from http.client import HTTPException
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -59,6 +61,31 @@ def test_uvicorn_stops_while_streams_are_open(tmp_path: Path, target: str, numbe
         process.wait(WAIT)
         for stream in streams:
             stream.read()
+
+
+def test_uvicorn_stops_although_clients_reconnect_at_once(tmp_path: Path) -> None:
+    port = free_port()
+    # A short interval, so that streams end while uvicorn still accepts connections.
+    start = "import uvicorn, millstream._app.server_process.entry as e; e.STOP_POLL = 0.01; uvicorn.main()"
+    command = [sys.executable, "-c", start, *uvicorn_command("examples.hub:mcp", port)[3:]]
+    with run_server(command, port, tmp_path / "log") as process:
+
+        def listen(first: Event) -> None:
+            with suppress(OSError, HTTPException):
+                while True:
+                    with urllib.request.urlopen(f"http://127.0.0.1:{port}/events", timeout=WAIT) as stream:
+                        first.set()
+                        stream.read()
+
+        events = [Event() for _ in range(4)]
+        threads = [Thread(target=listen, args=(each,)) for each in events]
+        for thread in threads:
+            thread.start()
+        assert all(each.wait(WAIT) for each in events)
+        process.terminate()
+        process.wait(WAIT)
+        for thread in threads:
+            thread.join(WAIT)
 
 
 def test_application_can_be_tested_with_the_fastapi_client() -> None:

@@ -123,9 +123,10 @@ async def _drain_with_uvicorn(runtime: Runtime, server: Any) -> None:
         runtime: The runtime.
         server: The `uvicorn.Server` whose method receives SIGTERM.
     """
-    while not server.should_exit:  # noqa: ASYNC110  uvicorn signals no event
+    while True:  # uvicorn still accepts for a moment, so clients that come back at once open streams again
         await asyncio.sleep(STOP_POLL)
-    await runtime.drain(runtime.definition.settings.drain_timeout)
+        if server.should_exit:
+            await runtime.drain(runtime.definition.settings.drain_timeout)
 
 
 def look_ahead(runtime: Runtime) -> None:
