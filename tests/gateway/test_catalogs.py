@@ -8,6 +8,7 @@ import httpx2
 import msgspec
 import pytest
 
+from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_handshake
 from gateway.content_server import make_library
 from millstream import Server
 from millstream._protocol.metadata import ORIGIN_KEY
@@ -82,6 +83,30 @@ async def test_lists_are_updated_when_the_upstream_changes_them() -> None:
             upstream.remove_tool("added")
             assert await anext(changes) == Change("tools")
             assert "shop_added" not in {tool.name for tool in await client.tools(fresh=True)}
+
+
+async def test_lists_are_read_again_after_the_upstream_restarted() -> None:
+    """It doesn't announce changes, and has lost its sessions."""
+    running, offered = "first", "old"
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method not in ("initialize", "server/discover") and asked.headers.get("mcp-session-id") != running:
+            await asked.reply(b"", status="404 Not Found")
+        elif asked.method == "tools/list":
+            await asked.result({"tools": [{"name": offered, "inputSchema": {"type": "object"}}]})
+        elif asked.method == "tools/call":
+            await asked.result(DONE)
+        else:
+            await with_handshake(behave, running)(asked)
+
+    async with misbehaving(behave) as upstream:
+        gateway = make_gateway(upstream.url)
+        async with asyncio.timeout(WAIT), Client(gateway) as client, client.watch(tools=True) as changes:
+            await client.call("shop_old")
+            running, offered = "second", "new"
+            await client.call("shop_old")
+            assert await anext(changes) == Change("tools")
+            assert [tool.name for tool in await client.tools(fresh=True)] == ["shop_new"]
 
 
 async def test_lists_are_in_configuration_order() -> None:

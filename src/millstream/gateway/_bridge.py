@@ -452,7 +452,9 @@ async def _fail(
         upstream.links.end(link)
     elif not lost:
         session = None
-    if not lost:
+    if lost:
+        upstream.refresh()  # it may have restarted with other lists
+    else:
         upstream.record_failure(exc, call, ask.method, ask.name)
     if upstream.relays and session is not None and session.record is None:
         await call.services.records.bury(session, max(1.0, session.expires_at - call.services.clock()))

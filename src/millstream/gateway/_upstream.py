@@ -44,6 +44,7 @@ from millstream.client import (
     TransportFactory,
 )
 from millstream.client._requests import NO_HANDSHAKE, Era
+from millstream.client._server_messages import Change
 from millstream.client._targets import Remote, find_server
 from millstream.client.lowlevel import Command, Conversation, RawRequest
 from millstream.gateway._catalog import (
@@ -709,6 +710,7 @@ class Upstream:
             about=client.info if client else None,
             reconnects=client is None,
         )
+        conversation.incoming.watchers.add(self._take_interruption)
         places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if self._uses_http and not owner else None
         return Link(key, owner, conversation, relays, places)
 
@@ -880,6 +882,11 @@ class Upstream:
     def refresh(self) -> None:
         """Read the lists again now."""
         self._refresh_event.set()
+
+    def _take_interruption(self, change: Change, subscription: object) -> None:
+        """Read the lists again after a connection was replaced, because the upstream may have restarted with others."""
+        if change.kind == "again":
+            self.refresh()
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
