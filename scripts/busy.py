@@ -115,7 +115,7 @@ def occupied() -> Iterator[None]:
 def run(command: list[str], *, seed: int, between: tuple[float, float] = BETWEEN, seconds: float = SECONDS) -> int:
     """Run the command until it ends."""
     chance = random.Random(seed)  # noqa: S311  not a secret
-    environment = {**os.environ, "MILLSTREAM_BUSY": "1"}  # hanging tests are given more time
+    environment = {**os.environ, "BUSY_MACHINE": "1"}  # hanging tests are given more time
     with occupied(), subprocess.Popen(command, env=environment) as process:
         kinds = list(KINDS)
         while process.poll() is None:

@@ -65,7 +65,7 @@ def _seconds_to_hang(item: pytest.Item) -> int:
     if item.get_closest_marker("nightly"):
         return NIGHTLY_HANGS
     marked = any(item.get_closest_marker(each) for each in ("server", "many", "check"))
-    return MARKED_HANGS if marked or os.environ.get("MILLSTREAM_BUSY") else HANGS
+    return MARKED_HANGS if marked or os.environ.get("BUSY_MACHINE") else HANGS
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

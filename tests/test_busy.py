@@ -69,3 +69,8 @@ def _until_stopped(pid: int) -> None:
     deadline = time.monotonic() + WAIT
     while not stopped(pid):
         assert time.monotonic() < deadline
+
+
+def test_servers_start_on_a_busy_machine() -> None:
+    command = [sys.executable, "-c", "from millstream import Settings; Settings.load()"]
+    assert run(command, seed=1) == 0
