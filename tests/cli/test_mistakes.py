@@ -67,6 +67,7 @@ def pitch(title: str) -> str:
     "empty.json": "{}",
     "wrong.toml": "[nonsense]\nx=1\n",
 }
+URL = "https://shop.example.com/mcp"
 COMMANDS: list[tuple[str, str, str]] = [
     # command, what happened, what to do
     ("serve shop.py", 'Unknown command "serve"', "Use: millstream run"),
@@ -160,6 +161,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     ("list no-such-program -q a", "Unknown option: -q", ""),
     ("list shop.py order", "Unexpected argument: order.", "millstream call shop.py order"),
     ("list shop.py --json=pretty", "--json takes no value.", "millstream list --help"),
+    ("run shop.py none.py", "Unexpected argument: none.py.", "millstream gateway servers.json"),
     ("run replaced.py", "mcp is a function, not a server.", 'mcp = Server("my-server")'),
     ("call shop.py order isbn 978", "Arguments must be NAME=VALUE, not 'isbn'", "order isbn=978."),
     ("call shop.py order isbn:978", "not 'isbn:978'", "order isbn=978."),
@@ -377,6 +379,13 @@ PROGRAMS: list[tuple[Callable[[], Any], str, str]] = [
     (client_of(lambda client: client.call("order", "1")), "Pass arguments by name", "call('order', name='1')"),
     (client_of(lambda client: client.call("order", isbn="1")["sum"]), "isn't the value", "result.data['sum']"),
     (client_of(lambda client: client.prompt("pitch")), "The server has no prompts", "'pitch'"),
+    (lambda: program().upstream("a", URL, auth="secret"), "auth takes credentials", "bearer(…)"),  # type: ignore[arg-type]
+    (lambda: program().upstream("a", URL, headers="a: b"), "headers takes", "a dict of strings"),  # type: ignore[arg-type]
+    (lambda: program().upstream("a", URL, forward_headers="x-a"), "forward_headers takes", "a list of strings"),
+    (lambda: program().upstream("a", URL, trust="yes"), "trust takes", "'follow' or 'pin'"),  # type: ignore[arg-type]
+    (lambda: program().upstream("a", URL, timeout="5"), "timeout has the wrong type", "`float`"),  # type: ignore[arg-type]
+    (lambda: program().upstream("a", url=URL), "no option 'url'", "upstream(name, URL_OR_COMMAND)"),  # type: ignore[call-arg]
+    (lambda: Server.from_openapi(URL), "can't be read", "mcp.upstream(name, openapi=URL)"),
     (lambda: list(Client(program()).tools()), "comes in pages", "`await` it first"),
     (client_of(lambda client: client.subscribe("a://b")), "no attribute 'subscribe'", "client.watch(uri)"),
     (client_of(lambda client: client.set_logging_level("info")), "set_logging_level", "set_log_level"),

@@ -256,6 +256,8 @@ def _find_misplaced(arguments: Sequence[str], extra: str, number: int) -> str:
     if arguments[0] == "list" and number == 1 and len(arguments) > 2:
         return f"millstream call {shlex.quote(arguments[1])} {shlex.quote(extra)}"
     command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)
+    if command in ("run", "gateway") and (extra.endswith(_SERVERS) or "://" in extra):
+        return "To serve several servers, list them in a file: millstream gateway servers.json"
     if command == "publish":
         return "This command is for the MCP registry. Programs publish on a hub with POST /publish."
     if command == "install":

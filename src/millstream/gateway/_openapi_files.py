@@ -163,7 +163,11 @@ def _read_file(address: str, base: str) -> bytes:
     except OSError as exc:
         if address != base:
             return b""
-        raise ValueError(f"The document {path} can't be read: {exc.strerror}. Check its path.") from exc
+        remote = not {"http:", "https:"}.isdisjoint(path.parts)
+        hint = (
+            "Pass the downloaded document, or write mcp.upstream(name, openapi=URL)." if remote else "Check its path."
+        )
+        raise ValueError(f"The document {path} can't be read: {exc.strerror}. {hint}") from exc
 
 
 def _references(node: Any, base: str) -> Iterator[tuple[Json, str, str]]:

@@ -135,8 +135,21 @@ _WEB_SCHEMES = "data", "http", "https", "mailto"
 """Schemes of links that clients open themselves."""
 
 
+_TAKES = {
+    "auth": "credentials from millstream.gateway, such as bearer(…)",
+    "policy": "an UpstreamPolicy",
+    **dict.fromkeys(("headers", "env"), "a dict of strings"),
+    "forward_headers": "a list of strings",
+    "trust": "'follow' or 'pin'",
+    "isolation": "'shared', 'per_principal', or 'per_session'",
+}
+"""Options -> what they take, for errors."""
+
+
 class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=SuggestionMeta):
     """A server behind the gateway. ``UpstreamConfig(name="files", target=["uvx", "mcp-server-files", "."])``"""
+
+    _ELSEWHERE: ClassVar = dict.fromkeys(("url", "command"), "Write upstream(name, URL_OR_COMMAND).")
 
     target: Any
     """A URL, a command as text or list, a file, an entry of `mcpServers`, or a server object of this process."""
@@ -178,6 +191,21 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     """Instead of a target: the URL or file of an OpenAPI document, the document itself, a FastAPI application, or an
     `OpenApi` that selects operations.
     """
+
+    def __post_init__(self) -> None:
+        """Check the types of the options, whose values may be secret.
+
+        Raises:
+            TypeError: A value has the wrong type.
+        """
+        for each in structs.fields(type(self)):
+            try:
+                if each.name != "cwd":  # a path is fine as well
+                    msgspec.convert(getattr(self, each.name), each.type)
+            except msgspec.ValidationError as exc:
+                takes = _TAKES.get(each.name)
+                what = f"takes {takes}" if takes else f"has the wrong type: {exc}"
+                raise TypeError(f"upstream {self.name!r}: {each.name} {what}.") from None
 
     @override
     def __repr__(self) -> str:
@@ -222,9 +250,6 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             )
         if problem := self.find_ignored_option()[1]:
             raise ValueError(f"upstream {self.name!r}: {problem}")
-        policy = cast("object", self.policy)
-        if not isinstance(policy, UpstreamPolicy | None):
-            raise ValueError(f"upstream {self.name!r}: policy= takes an UpstreamPolicy, not {policy!r:.60}.")
         if self.openapi is not None:
             from millstream.gateway._openapi import check_api  # noqa: PLC0415  few upstreams are APIs
 
