@@ -75,7 +75,7 @@ _MAX_INLINED_NODES = 10_000
 """Maximum nodes of a schema with inlined definitions."""
 _MAX_NESTING = 100
 """Maximum nesting depth of schemas."""
-_TOO_DEEP = f"its schemas are nested more than {_MAX_NESTING} levels deep"
+
 _MAX_PARTS = 50
 """Maximum number of an object's parts and variants to search for properties that are never sent."""
 _MAX_NAME = 56
@@ -104,8 +104,8 @@ logger = logging.getLogger("millstream.gateway")
 class Operation(RequestTemplate, frozen=True, kw_only=True):
     """One operation of an API."""
 
-    operation_id: str | None
-    summary: str | None
+    operation_id: str
+    summary: str
     description: str
     """Description for a model."""
     tags: list[str]
@@ -119,7 +119,7 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
     def name(self, names: Mapping[str, str]) -> str:
         """Return the name of the tool or resource."""
         texts = (
-            names.get(self.operation_id or ""),
+            names.get(self.operation_id, ""),
             self.short_id,
             self.operation_id,
             self.summary,
@@ -133,9 +133,9 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
         return {"name": name, "description": self.description, "inputSchema": self.input_schema, **output}
 
 
-def _plain_name(text: str | None) -> str:
+def _plain_name(text: str) -> str:
     """Convert text to an ASCII name, or to an empty string if nothing is left."""
-    plain = normalize("NFKD", text or "").encode("ascii", "ignore").decode()
+    plain = normalize("NFKD", text).encode("ascii", "ignore").decode()
     plain = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_MAX_NAME].strip("_")
     return f"_{plain}" if plain[:1].isdigit() else plain  # Gemini's API rejects names that begin with a digit
 
@@ -213,8 +213,8 @@ class Document:
                         yield structs.replace(found, output_schema=None) if is_large else found
                 except _NotOffered as exc:
                     self.skip(method, path, str(exc))
-                except RecursionError:  # the interpreter allows even less
-                    self.skip(method, path, _TOO_DEEP)
+                except RecursionError:  # the interpreter may allow even less
+                    self.skip(method, path, f"its schemas are nested more than {_MAX_NESTING} levels deep")
                 except (LookupError, TypeError, AttributeError, ValueError) as exc:
                     self.skip(method, path, f"it's malformed: {type(exc).__name__} ({exc})")
 
@@ -242,15 +242,17 @@ class Document:
         if (others := template.pop("others", False)) is not False:
             schema["additionalProperties"] = others
         output, wrapped = self._output(operation)
-        texts = {key: value for key, value in operation.items() if isinstance(value, str)}
-        operation_id, description = texts.get("operationId"), texts.get("description") or texts.get("summary") or ""
-        short_id = (operation_id or "").split("__")[0]
+        keys = "operationId", "summary", "description"
+        operation_id, summary, description = (
+            text if isinstance(text := operation.get(key), str) else "" for key in keys
+        )
+        description, short_id = description or summary, operation_id.split("__")[0]
         prefix, host = self._own_server(operation, shared)
         if operation.get("deprecated") is True:
             description = f"Deprecated. {description}".rstrip()
         description = description or f"Executes {method} {path}"
         return Operation(
-            path=path, method=method, operation_id=operation_id, summary=texts.get("summary"), description=description,
+            path=path, method=method, operation_id=operation_id, summary=summary, description=description,
             tags=[each for each in items_of(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
             input_schema=self._request.schema(schema), output_schema=output, wrapped=wrapped,
             short_id=short_id if self._short_ids[short_id] == 1 else "", prefix=prefix, host=host,
@@ -508,12 +510,12 @@ class _Conversion(Struct):
         """Return a schema without the properties that aren't sent. A part of an object gets them from the object.
 
         Raises:
-            _NotOffered: The schema is nested too deeply.
+            RecursionError: The schema is nested too deeply.
         """
         if not is_object(node):
             return False if node is False else {}
         if depth >= _MAX_NESTING:
-            raise _NotOffered(_TOO_DEEP)
+            raise RecursionError
         inside = partial(self.convert, depth=depth + 1)
         if hidden is None:
             hidden = {} if node.keys().isdisjoint(_OF_OBJECTS) else self._hidden_properties(node)
@@ -707,9 +709,9 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
             finally:
                 await response.aclose()
             call, redirects = response.next_request, redirects + 1
-            if call is None or redirects > _MAX_REDIRECTS:
+            if call is None or redirects > _MAX_REDIRECTS or call.method != request.method:
                 break
-            if call.method != request.method or _origin(str(call.url)) != origin:
+            if _origin(str(call.url)) != origin:
                 break
     except Exception as error:
         # An error of an application in this process isn't shown.

@@ -146,12 +146,11 @@ def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped
 
 def content_of(path: str, reply: ApiReply) -> str | Image | Audio | EmbeddedResource:
     """Return a body as content: an image, audio, text, or else an embedded resource."""
-    media, content = reply.media, reply.content
-    kind = media.partition("/")[0]
-    if content and kind in ("image", "audio") and not is_text(media):
-        return (Image if kind == "image" else Audio)(content, media)
     if is_readable(reply):
         return reply.text
+    kind = reply.media.partition("/")[0]
+    if kind in ("image", "audio"):
+        return (Image if kind == "image" else Audio)(reply.content, reply.media)
     return EmbeddedResource(resource=contents_of(f"api:{quote(path)}", reply))
 
 

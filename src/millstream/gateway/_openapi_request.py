@@ -229,9 +229,9 @@ def _content(argument: Argument, value: Any, media: str = "") -> tuple[bytes, st
     Raises:
         ToolError: It isn't base64, or has characters that the charset lacks.
     """
-    media = media or argument.media
     if argument.is_binary:
         return _read_file(argument.name, str(value))
+    media = media or argument.media
     kind = media or (JSON if is_object(value) or is_array(value) else "")
     try:
         return _text(value).encode(charset_of(media) or "utf-8"), kind
@@ -332,29 +332,24 @@ def _write_content(argument: Argument, value: Any) -> str:
     return encode(value).decode() if is_json(plain_media(argument.media)) else _text(value)
 
 
-def _pairs(argument: Argument, value: Any, escape: _Escape) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of a value in a query or form. An empty list or object has none."""
-    is_open = is_object(value) and (argument.members is None or bool(argument.members))
+def _pairs(argument: Argument, value: Any, escape: _Escape) -> list[tuple[str, str]]:
+    """Return the pairs of a value in a query or form. An empty list or object has none, and a list several."""
+    name, is_open = argument.name, is_object(value) and argument.members != frozenset()
     if is_open:
         _check_members(argument, value)
     if argument.media or not (is_open or is_array(value)):
-        yield escape(argument.name), escape(_write_content(argument, value))
-    elif argument.explode or argument.style == DEEP:
-        for name, each in _leaves(argument, value):
-            yield escape(name), escape(_text(each))
-    elif value:
-        yield escape(argument.name), _join(argument, value, escape)
-
-
-def _leaves(argument: Argument, value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the members of an exploded object or list. A member that's a list becomes several pairs."""
+        return [(escape(name), escape(_write_content(argument, value)))]
     if argument.style == DEEP:
-        has_names = is_object(value) or any(map(is_object, value))
-        yield from _flatten(argument.name if has_names else f"{argument.name}[]", value)
-        return
-    for key, each in value.items() if is_object(value) else ((argument.name, value),):
-        if each is not None:
-            yield from ((key, item) for item in (each if is_array(each) else (each,)))
+        has_names = is_open or any(map(is_object, value))
+        found = _flatten(name if has_names else f"{name}[]", value)
+    elif argument.explode:
+        given = value.items() if is_open else ((name, value),)
+        found = (
+            (key, item) for key, each in given if each is not None for item in (each if is_array(each) else (each,))
+        )
+    else:
+        return [(escape(name), _join(argument, value, escape))] if value else []
+    return [(escape(key), escape(_text(each))) for key, each in found]
 
 
 def find_others(argument: Argument, arguments: Iterable[Argument]) -> frozenset[str]:
