@@ -102,6 +102,16 @@ async def test_completion_uses_a_function_or_the_type(connect: Connect, combinat
 
 
 @in_combinations()
+async def test_absent_members_of_a_completion_request_may_be_null(connect: Connect, combination: Combination) -> None:
+    """Clients in languages without undefined values send them."""
+    client = await connect(combination)
+    params: Json = {"argument": {"name": "isbn", "value": "11"}, "context": {"arguments": None}}
+    params["ref"] = {"type": "ref/resource", "uri": "book://{isbn}/{page}", "name": None}
+    completion = (await client.request("completion/complete", params)).result["completion"]
+    assert completion["values"] == ["111", "112"]
+
+
+@in_combinations()
 async def test_completion_for_unknown_references_is_rejected(connect: Connect, combination: Combination) -> None:
     """MCP 2025-11-25, server/utilities/completion."""
     client = await connect(combination)

@@ -25,6 +25,7 @@ from millstream._protocol.errors import (
     ToolError,
     shorten,
 )
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import (
     MALFORMED,
@@ -73,30 +74,31 @@ S = TypeVar("S")
 
 
 _decoder = cache(decoder)
+_tolerant_decoder = cache(foreign_decoder)
 
 
-def read(kind: type[S], call: Call) -> S:
+def read(kind: type[S], call: Call, find_decoder: Callable[..., Callable[[bytes], Any]] = _decoder) -> S:
     """Decode the parameters of a call.
 
     Raises:
         ProtocolError: INVALID_PARAMS.
     """
     try:
-        found: S = _decoder(kind)(call.params or b"{}")  # type: ignore[arg-type]  # a type is hashable
+        found: S = find_decoder(kind)(call.params or b"{}")
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     return found
 
 
 def read_texts(kind: type[S], call: Call) -> S:
-    """Decode parameters with an object of strings. Each string becomes an object.
+    """Decode parameters with an object of strings, where absent members may be null. Each string becomes an object.
 
     Raises:
         ProtocolError: INVALID_PARAMS, including for too many members.
     """
     if too_many_members(call.params):
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: more than {MAX_MEMBERS:,} members")
-    return read(kind, call)
+    return read(kind, call, _tolerant_decoder)
 
 
 def take_rounds(call: Call, params: InputResponseRequestParams) -> None:
