@@ -1,8 +1,9 @@
 """Readers of Redis connections, when redis-py swallows a cancellation."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Generator
 from contextlib import asynccontextmanager, suppress
+from types import coroutine
 from typing import Any
 
 from millstream._stores.redis.address import parse_address
@@ -103,3 +104,52 @@ async def test_a_canceled_list_of_keys_stays_canceled() -> None:
     await keys.lists.wait()
     await cancel_all(listing)
     assert listing.cancelled()
+
+
+class Answering(Connection):
+    """A connection that confirms each channel, one in each iteration of the event loop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def read_response(self, timeout: float) -> Any:
+        del timeout
+        await asyncio.sleep(0)
+        return [b"ssubscribe", await self.channels.get(), 1]
+
+    async def send_command(self, *command: str | bytes, check_health: bool) -> None:
+        del check_health
+        for channel in command[1:]:
+            self.channels.put_nowait(channel)
+
+
+async def test_waiting_for_many_channels_takes_linear_time() -> None:
+    class AnsweringClient:
+        @asynccontextmanager
+        async def connection(self, key: str) -> AsyncGenerator[Connection]:
+            del key
+            yield Answering()
+
+    steps = 0
+
+    @coroutine
+    def follow_steps() -> Generator[Any, None, None]:
+        nonlocal steps
+        for pending in reader.wait_until_followed().__await__():
+            steps += 1
+            yield pending
+
+    async def wait() -> None:
+        await follow_steps()
+
+    client: Any = AnsweringClient()
+    reader = PushReader(client, "key", "marks")
+    running = asyncio.create_task(reader.run())
+    for number in range(200):
+        reader.follow(f"channel {number}", lambda data: None)
+    await asyncio.gather(*(wait() for _ in range(50)))
+    assert steps <= 50 * 3  # each begins, and is woken for the connection and for the last channel
+    reader.follow("another", lambda data: None)
+    await reader.wait_until_followed()
+    await cancel_all(running)

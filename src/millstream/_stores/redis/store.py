@@ -14,10 +14,12 @@ import asyncio
 import logging
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import chain, count, zip_longest
+from math import inf
 from typing import Any
 
 from msgspec import Struct, field
@@ -89,7 +91,9 @@ class PushReader(Struct, eq=False):
     """Changes to the channels of this connection."""
     _confirmed: int = 0
     """How many of them Redis has confirmed."""
-    _changed: asyncio.Event = field(default_factory=asyncio.Event)
+    _waiting: deque[tuple[int, asyncio.Future[None]]] = field(default_factory=deque[tuple[int, asyncio.Future[None]]])
+    """Waiters, each with the number of changes that it waits for. Waking all of them at each change would take a long
+    time for thousands of channels."""
     marks: dict[bytes, asyncio.Future[None]] = {}
     """Messages for the `mark_channel`, each with the callback for its arrival."""
     _read_task: asyncio.Task[Any] | None = None
@@ -113,14 +117,14 @@ class PushReader(Struct, eq=False):
 
     async def wait_until_followed(self) -> int:
         """Wait until a connection receives all channels that are currently followed. Return its number."""
-        number, asked = self.number, self._asked
-        while not (self._is_open and self.number == number and self._confirmed >= asked):
-            if self.number != number:
-                number, asked = self.number, self._asked
-            else:
-                self._changed.clear()
-                await self._changed.wait()
-        return number
+        while True:
+            number, asked = self.number, self._asked
+            if not (self._is_open and self._confirmed >= asked):
+                confirmed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._waiting.append((asked, confirmed))
+                await confirmed
+            if self._is_open and self.number == number:
+                return number
 
     def restart(self) -> None:
         """Reconnect, because this connection may lead to a former primary."""
@@ -180,7 +184,7 @@ class PushReader(Struct, eq=False):
         channels = list(self._callbacks)
         for start in range(0, len(channels), _MOST_CHANNELS):
             self._ask("SSUBSCRIBE", channels[start : start + _MOST_CHANNELS])
-        self._changed.set()
+        self._wake(inf)
 
     def _ask(self, command: str, channels: Sequence[bytes]) -> None:
         if self._is_open:
@@ -208,7 +212,14 @@ class PushReader(Struct, eq=False):
                 self._is_complete = True
                 if self.number > 1:
                     self.interrupted()
-            self._changed.set()
+            self._wake(self._confirmed)
+
+    def _wake(self, number: float) -> None:
+        """Wake those that wait for up to this number of changes."""
+        while self._waiting and self._waiting[0][0] <= number:
+            _, confirmed = self._waiting.popleft()
+            if not confirmed.done():
+                confirmed.set_result(None)
 
     def _take_mark(self, text: bytes) -> None:
         arrived = self.marks.get(text)
