@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cases import for_each
+from growth import MIB, measured
 from millstream._telemetry import logs
 
 
@@ -325,3 +326,11 @@ def test_any_value_produces_exactly_one_line(message: str, name: str, value: Any
     json.loads(line := logs.JsonLines().format(record))
     assert len(line.splitlines()) == 1
     assert len(logs.HumanLines(color=False).format(record).splitlines()) == 1
+
+
+def test_long_names_of_fields_are_not_kept_when_secrets_are_looked_for() -> None:
+    with measured() as growth:
+        for number in range(100):
+            name = f"{number}" + 30_000 * "n"
+            assert logs.redact({name: "a", f"{name}password": "b"}).popitem()[1] == logs.HIDDEN
+    assert growth.bytes < MIB

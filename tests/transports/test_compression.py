@@ -5,11 +5,12 @@ import zlib
 import pytest
 
 from cases import for_each
+from growth import MIB, measured
 from http_peer import ToyApp, serve
 from http_peer import request as encode_request
 from millstream import Settings
 from millstream._http import message
-from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, compress
+from millstream._http.message import JSON_HEAD, STREAM_HEAD, HttpRequest, Response, compress, parse_accept
 from millstream._transports.hub_routes import GZIP_START, encode_sse_gzip
 from millstream.hub import Event
 
@@ -86,3 +87,10 @@ def test_compressed_events_form_one_gzip_member() -> None:
     assert reader.decompress(GZIP_START + events[0]) == b"id: e.0\ndata: a\n\n"
     assert reader.decompress(events[1]) == b"id: e.1\ndata: b c\n\n"
     assert (reader.eof, reader.unused_data) == (False, b"")
+
+
+def test_long_accept_values_are_not_kept() -> None:
+    with measured() as growth:
+        for number in range(100):
+            assert parse_accept(b"application/json" + 30_000 * b" " + b",a/%d" % number).json
+    assert growth.bytes < MIB

@@ -1,6 +1,7 @@
 import pytest
 
 from cases import for_each
+from growth import MIB, measured
 from http_messages import HttpRequest
 from millstream._http.hosts import HostPolicy, parse_authority
 
@@ -281,3 +282,12 @@ def test_test_client_host_name_is_rejected_with_a_fix() -> None:
     assert refusal is not None
     assert refusal.status == 421
     assert b"TestClient(app, base_url='http://localhost')" in refusal.body
+
+
+def test_host_values_with_many_spaces_are_not_kept() -> None:
+    policy = HostPolicy()
+    with measured() as growth:
+        for number in range(200):
+            host = b"10.0.0.%d" % number + 30_000 * b" "
+            assert policy.check("GET", {b"host": host}, ((b"host", host),)) is None
+    assert growth.bytes < 3 * MIB  # the newest 64 of them, parsed
