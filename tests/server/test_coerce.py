@@ -84,6 +84,30 @@ async def test_true_and_false_are_not_numbers_in_lenient_tools(beside: Any, wron
     assert "must be a" in result.text
 
 
+async def test_handwritten_schemas_can_be_lenient() -> None:
+    properties = {
+        "one": {"type": ["integer", "string"]},
+        "two": {"type": ["array", "null"], "items": True},
+        "three": True,
+    }
+    mcp = Server("one")
+
+    @mcp.tool(input_schema={"type": "object", "properties": properties}, coerce=True)
+    def order(one: int | str, two: list[Any] | None = None, three: int = 3, four: float = 0) -> str:
+        """Return the arguments."""
+        return repr((one, two, three, four))
+
+    async with connect(mcp) as client:
+        for given, seen in (
+            ({"one": "[x"}, "('[x', None, 3, 0)"),
+            ({"one": 1, "three": "4", "four": "5"}, "(1, None, 4, 5.0)"),
+            ({"one": 1, "two": [True, 2, {"a": True}], "four": "1"}, "(1, [True, 2, {'a': True}], 3, 1.0)"),
+        ):
+            assert (await client.call("order", given)).text == seen
+        refused = await client.call("order", {"one": True}, raise_on_error=False)
+        assert "'one' must be an integer or a string, got true" in refused.text
+
+
 async def test_errors_mention_only_what_lenient_tools_reject() -> None:
     mcp = Server("one")
     register(mcp, coerce=True)

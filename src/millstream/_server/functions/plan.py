@@ -533,7 +533,7 @@ def _is_omitted(schema: Schema, name: str, value: Any) -> bool:
     return any(find_problems({"properties": {name: node}}, {name: value}))
 
 
-def _coerce_value(node: Schema, value: Any) -> Any:
+def _coerce_value(node: Any, value: Any) -> Any:
     if is_object(value):
         return _coerce(_part_of(node, "object"), value)
     if is_array(value):
@@ -547,14 +547,19 @@ def _coerce_value(node: Schema, value: Any) -> Any:
     return str(value) if isinstance(value, int | float) and kinds <= {"string", "null"} else value
 
 
-def _types_of(node: Schema) -> set[str]:
+def _alternatives(node: Any) -> list[Schema]:
+    return [members(each) for each in members(node).get("anyOf", [node])]
+
+
+def _types_of(node: Any) -> set[str]:
     """Return the types that a schema allows, or a set with an empty string if they're unknown."""
-    return {part.get("type", "") for part in node.get("anyOf", [node])}
+    kinds = (part.get("type", "") for part in _alternatives(node))
+    return {each for kind in kinds for each in (kind if is_array(kind) else [kind])}
 
 
-def _part_of(node: Schema, kind: str) -> Schema:
+def _part_of(node: Any, kind: str) -> Schema:
     """Return the only alternative of a schema that has a type, or an empty schema."""
-    found = [part for part in node.get("anyOf", [node]) if part.get("type") == kind]
+    found = [part for part in _alternatives(node) if kind in _types_of(part)]
     return found[0] if len(found) == 1 else {}
 
 
@@ -566,13 +571,12 @@ def decode_json_texts(schema: Schema, values: Json) -> None:
     """
     properties: Schema = schema.get("properties", {})
     for name, value in values.items():
-        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and not _takes_text(properties.get(name, {})):
+        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and not _takes_text(properties.get(name)):
             values[name] = msgspec.json.decode(value)
 
 
-def _takes_text(node: Schema) -> bool:
-    parts: list[Schema] = node.get("anyOf", [node])
-    return any(part.get("type", "string") == "string" and "$ref" not in part for part in parts)
+def _takes_text(node: Any) -> bool:
+    return any("$ref" not in part and _types_of(part) & {"", "string"} for part in _alternatives(node))
 
 
 def _whole(text: str) -> float:
