@@ -334,6 +334,7 @@ def _write_content(argument: Argument, value: Any) -> str:
 
 def _pairs(argument: Argument, value: Any, escape: _Escape) -> list[tuple[str, str]]:
     """Return the pairs of a value in a query or form. An empty list or object has none, and a list several."""
+    pairs: Iterable[tuple[str, Any]]
     name, is_open = argument.name, is_object(value) and argument.members != frozenset()
     if is_open:
         _check_members(argument, value)
@@ -341,15 +342,18 @@ def _pairs(argument: Argument, value: Any, escape: _Escape) -> list[tuple[str, s
         return [(escape(name), escape(_write_content(argument, value)))]
     if argument.style == DEEP:
         has_names = is_open or any(map(is_object, value))
-        found = _flatten(name if has_names else f"{name}[]", value)
+        pairs = _flatten(name if has_names else f"{name}[]", value)
     elif argument.explode:
-        given = value.items() if is_open else ((name, value),)
-        found = (
-            (key, item) for key, each in given if each is not None for item in (each if is_array(each) else (each,))
+        pairs = value.items() if is_object(value) else ((name, value),)
+        pairs = (
+            (key, each)
+            for key, whole in pairs
+            if whole is not None
+            for each in (whole if is_array(whole) else (whole,))
         )
     else:
         return [(escape(name), _join(argument, value, escape))] if value else []
-    return [(escape(key), escape(_text(each))) for key, each in found]
+    return [(escape(key), escape(_text(each))) for key, each in pairs]
 
 
 def find_others(argument: Argument, arguments: Iterable[Argument]) -> frozenset[str]:
