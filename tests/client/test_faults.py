@@ -151,7 +151,7 @@ async def test_json_that_is_not_a_response_is_explained(body: bytes) -> None:
         assert_readable(caught.value)
 
 
-@for_each("result", [{}, {"content": 1}, {"content": [{"type": "hologram"}]}, {"content": [{}]}])
+@for_each("result", [{"content": 1}, {"content": {}}, {"content": [{"type": "hologram"}]}, {"content": [{}]}])
 async def test_malformed_results_are_explained(result: dict[str, object]) -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result(result)
