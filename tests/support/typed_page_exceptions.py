@@ -78,7 +78,6 @@ PAGES = {
     "docs/guides/backup-and-upgrade.md": Page(
         untyped={
             "systemctl stop": "It changes the machine. test_sqlite_faults.py copies the files, and opens the copies.",
-            "cp shop-backup.db": "The same.",
             "pip uninstall": "It would remove what the test uses.",
         },
     ),
