@@ -25,7 +25,7 @@ ELSEWHERE = {
 
 ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "adv_03": {"test_loopback_pages_are_foreign": GIVEN, "test_frames_after_a_rejected": INSIDE,
-               "test_url_parts_are": INSIDE},
+               "test_credentials_in_urls": INSIDE},
     "adv_05": {"test_thousands_of": INSIDE, "test_session_memory": INSIDE, "test_tombstones_are": GIVEN,
                "test_small_capabilities": INSIDE, "test_sessions_work_with": INSIDE},
     "adv_08": {"": PURE},

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.check
 
 TABLE = tomllib.loads((ROOT / "scripts" / "seeds.toml").read_text("utf-8"))
 KEYS = {"seed", "system", "kind", "says", "snippet", "describes", "types", "replaces", "because", "omitted", "expect"}
-MORE = {"stream", "then", "check", "option", "env", "file", "runs", "hears", "scene", "packages", "compose"}
+MORE = {"stream", "then", "check", "option", "env", "file", "runs", "hears", "scene", "packages", "compose", "after"}
 
 
 @pytest.fixture(scope="module")
