@@ -380,6 +380,29 @@ async def test_url_that_ignores_the_probe_gets_a_handshake(*, late: bool) -> Non
         await client.call("x")
 
 
+async def test_handshake_that_ends_along_with_the_probe_leaves_no_session() -> None:
+    initialized, sent = asyncio.Event(), list[tuple[str | None, str | None]]()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "server/discover":
+            await initialized.wait()
+            await asked.result(OFFER)
+        elif asked.method == "notifications/initialized":
+            initialized.set()
+            await asyncio.get_running_loop().create_future()
+        elif asked.method == "initialize":
+            await asked.result(GREETING, more="Mcp-Session-Id: s\r\n")
+        else:
+            sent.append((asked.headers.get("mcp-protocol-version"), asked.headers.get("mcp-session-id")))
+            await asked.result(DONE)
+
+    options = Options(probe_timeout=0.1)
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, Client(server.url, options=options) as client:
+        assert client.revision == "2026-07-28"
+        await client.call("x")
+    assert sent == [("2026-07-28", None)]
+
+
 async def test_event_stream_that_breaks_before_the_endpoint_event_is_a_lost_connection() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()

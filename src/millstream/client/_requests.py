@@ -603,6 +603,8 @@ class Requests(Confidential, Struct, kw_only=True):
             await asyncio.wait([late, shake], return_when=asyncio.FIRST_COMPLETED)
             # On other transports, `initialize` may have set the era of the whole connection.
             if transport.name == "streamable-http" and late.done() and (found := late.result()) is not None:
+                await cancel_all(shake)
+                transport.set_revision(found.revision)  # the handshake may have set its own, and begun a session
                 return found
         try:
             connection = await shake

@@ -90,8 +90,12 @@ class StreamableTransport(Confidential, Struct, eq=False):
         """Do nothing, because the first request connects."""
 
     def set_revision(self, revision: Revision) -> None:
-        """Send the version header from now on."""
+        """Send the version header from now on, without a session in the per-request era."""
         self._revision = revision
+        if not revision.handshake:
+            self._session = self._cookies = ""
+            if self._stream_task is not None:
+                self._stream_task.cancel()
 
     async def exchange(self, request: TransportRequest) -> Envelope:
         """POST a request and wait for the response."""
