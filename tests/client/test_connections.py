@@ -403,6 +403,35 @@ async def test_handshake_that_ends_along_with_the_probe_leaves_no_session() -> N
     assert sent == [("2026-07-28", None)]
 
 
+async def test_slow_sign_in_is_not_started_twice() -> None:
+    """A person takes longer than the response to a probe may."""
+    started: list[str] = []
+
+    class Slow:
+        """A sign-in that is declined after several times the wait for the probe."""
+
+        async def headers(self, url: Any, method: str, token: str | None = None) -> dict[str, str]:
+            return {}
+
+        def learn_nonce(self, *_: Any) -> bool:
+            return False
+
+        async def handle_challenge(self, url: Any, status: int, challenge: str) -> bool:
+            started.append(challenge)
+            await asyncio.sleep(10 * NEVER)
+            return False
+
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
+
+    options = Options(probe_timeout=NEVER, auth=Slow())
+    async with misbehaving(behave) as server:
+        with pytest.raises(AccessDenied):
+            async with Client(server.url, options=options):
+                pass
+    assert len(started) == 1
+
+
 async def test_event_stream_that_breaks_before_the_endpoint_event_is_a_lost_connection() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()

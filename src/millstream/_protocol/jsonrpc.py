@@ -15,7 +15,7 @@ from codecs import BOM_UTF8
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import accumulate
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import UNSET, Raw, Struct, UnsetType
@@ -297,8 +297,9 @@ def _explain(body: bytes, exc: Exception) -> ProtocolError:
         return _unreadable(exc)
     refusal = _unreadable("a string has half of a surrogate pair")
     if isinstance(found, dict) and "method" in found:
+        message = cast("Json", found)
         with suppress(ValueError, ProtocolError):
-            refusal.request_id = _request_id(encode(found.get("id")), may_be_null=True)
+            refusal.request_id = _request_id(encode(message.get("id")), may_be_null=True)
     return refusal
 
 

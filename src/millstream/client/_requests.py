@@ -581,7 +581,11 @@ class Requests(Confidential, Struct, kw_only=True):
         shake: asyncio.Task[Connection] | None = None
         try:
             if probe is not None:
-                await asyncio.wait([probe], timeout=min(self.options.probe_timeout, self.timeout / 2))
+                seconds, waits = min(self.options.probe_timeout, self.timeout / 2), True
+                while waits and not probe.done():
+                    await asyncio.wait([probe], timeout=seconds)
+                    # During a sign-in, a second request would begin another one.
+                    waits = any(pending.is_paused for pending in self.incoming.running.values())
                 if probe.done() and (found := probe.result()) is not None:
                     return found
             shake = asyncio.create_task(self._initialize(transport, NEWEST_HANDSHAKE))

@@ -66,6 +66,11 @@ class PendingRequest(Struct, eq=False):
         self._holds -= 1
         self.extend(now)
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether the clock is paused."""
+        return self._holds > 0
+
     def expire(self) -> None:
         """Cancel the request's task; `end` then reports the timeout."""
         self.when = math.inf
