@@ -140,7 +140,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_incoming_bytes: Size = 256 * 1024 * 1024
     """Maximum bytes of all request bodies being received, half of it per address. Requests above it get 503."""
     max_outgoing_bytes: Size = 256 * 1024 * 1024
-    """Maximum bytes of unread replies for all clients, half of it per principal, or per address without one."""
+    """Maximum bytes of unread replies for all clients, half of it per principal, or per address without sign-in."""
     max_message: Size = 1024 * 1024
     """Maximum size of a WebSocket message."""
     header_timeout: Timeout = 10.0
@@ -158,7 +158,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     input_timeout: Timeout = 600.0
     """The time limit for the user's answer to a question, and for the next round of a multi-round request."""
     max_calls: Size = 10_000
-    """Maximum concurrent calls, half of them per principal, or per address without one."""
+    """Maximum concurrent calls, half of them per principal, or per address without sign-in."""
     max_call_bytes: Size = 128 * 1024 * 1024
     """Maximum bytes of running calls' requests, half of it per caller. Small requests aren't counted."""
     max_threads: Size = 40
@@ -166,13 +166,13 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     max_subscriptions: Size = 1_000
     """Maximum resource URIs that a session or listen stream can watch."""
     max_pending_inputs: Size = 1_000
-    """Maximum open questions to clients, half of them per principal, or per address without one."""
+    """Maximum open questions to clients, half of them per principal, or per address without sign-in."""
     max_processes: Size = 128
     """Maximum upstream processes per worker."""
     max_tasks: Size = 5_000
     """Maximum number of running tasks, over all callers and workers."""
     max_tasks_per_caller: Size = 1_000
-    """Maximum running tasks per principal, or per address without one."""
+    """Maximum running tasks per principal, or per address without sign-in."""
     task_ttl: Annotated[float, Meta(ge=1, le=365 * 86400, description="a number of seconds from 1 to 31,536,000")] = (
         3600.0
     )

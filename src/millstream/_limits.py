@@ -446,7 +446,7 @@ class SharedLimiter(Struct, eq=False):
         return max(0.0, known.denied_until - self.clock())
 
     def spend(self, key: str, cost: float) -> bool:
-        """Take from the tokens taken in advance, if they are enough."""
+        """Spend tokens that were reserved in advance, and return whether there were enough."""
         known = self._known.get(key)
         if known is None or known.tokens < cost or known.stale <= self.clock():
             return False

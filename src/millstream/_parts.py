@@ -446,7 +446,7 @@ class PartHost:
         return self.open_pool
 
     async def close(self) -> None:
-        """Release the limits that calls hold. The runtime calls this after closing every part."""
+        """Return all pending slots to the store. The runtime calls this after closing every part."""
         if self.open_pool is not None:
             await self.open_pool.close()
 

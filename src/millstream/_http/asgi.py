@@ -279,7 +279,7 @@ class AsgiExchange(HttpRequest, eq=False, kw_only=True):
             if self.sink is not None:
                 self.sink.cut()
             if not self.cancelled_itself or _current_task().cancelling() > 1:
-                raise  # something besides this exchange canceled the task
+                raise  # something other than this exchange canceled the task
             response = None if self.body_complete else _TOO_SLOW
         except Exception as exc:
             if not self.body_complete:

@@ -135,8 +135,8 @@ class HostPolicy:
         """Set the rules.
 
         Args:
-            allowed_hosts: Names besides loopback names and IP literals.
-            allowed_origins: Origins besides loopback ones on a loopback bind: ``scheme://host[:port]``,
+            allowed_hosts: Names in addition to loopback names and IP literals.
+            allowed_origins: Origins in addition to loopback ones on a loopback bind: ``scheme://host[:port]``,
                 ``scheme://*.example.com``, ``*``, or ``null``.
             loopback_bind: Whether only this machine can reach the server, or None if unknown.
             shared: Further paths that pages of any origin can use, because they ignore cookies.

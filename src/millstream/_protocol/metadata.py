@@ -1,4 +1,4 @@
-"""Request metadata besides the parameters: `_meta`, and ``Mcp-Param-*`` headers.
+"""Request metadata other than the parameters: `_meta`, and ``Mcp-Param-*`` headers.
 
 `_meta` has the per-request envelope of 2026-07-28, progress tokens, and client capabilities. The specification defines
 the envelope's keys: https://modelcontextprotocol.io/specification/2026-07-28/basic.

@@ -1,6 +1,6 @@
 """The caller's identity, protocols that upper layers implement, and fair shares of resources.
 
-A `Share` bounds a table, a queue, or a number of bytes, so no owner can use it up for the others.
+A `Share` bounds a table, a queue, or a number of bytes, so that no owner can use all of it.
 """
 
 import re
@@ -67,7 +67,7 @@ class Principal(Struct, frozen=True):
 IDENTITIES = "millstream:identities"
 """The scope for readers who can see the subjects and e-mail addresses of others."""
 SHARED_KEY = "key"
-"""The name of keys without one. Several people can use such a key, so it doesn't identify any of them."""
+"""The subject for keys that weren't given a name. Several people can use such a key, so it identifies none of them."""
 _MAX_NAME = 80
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180d\u180f\u2800\ufe00-\ufe0f\U000e0100-\U000e01ef]"

@@ -208,7 +208,7 @@ class AnswerQueue(Struct, eq=False):
     """Receives events of the current answer."""
 
     async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
-        """Start an answer, once a stopped one has ended.
+        """Start an answer. If the previous one is being stopped, wait for it to end.
 
         Args:
             work: Produces the answer.

@@ -211,7 +211,7 @@ class AuthMethod:
         """Call `callback` for every invalid credential at the method's own paths.
 
         Args:
-            callback: A function of the caller's address.
+            callback: Called with the caller's address.
         """
 
     def close(self) -> None:

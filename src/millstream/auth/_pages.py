@@ -249,7 +249,7 @@ def render(
         template: Name of a template in this package, or path of a template that extends one.
         status: Status of the response.
         head: Additional header lines.
-        target: Another allowed target of forms, besides this server.
+        target: Another allowed target of forms, in addition to this server.
         images: Image directive of the content security policy.
         values: Variables of the template.
     """

@@ -182,7 +182,7 @@ class TrustedIdentityProvider(Struct, frozen=True):
 
     issuer: str
     scopes: tuple[str, ...]
-    """Maximum scopes of its grants, in addition to the default ones."""
+    """The only scopes that its grants can have, in addition to the default ones."""
     number: float
     """Hash of the issuer and scopes. A change revokes earlier grants."""
 

@@ -719,7 +719,7 @@ class Client:
 
 
 class _ClientArguments(TypedDict, total=False):
-    """Keyword arguments that `Client` takes besides its target."""
+    """Keyword arguments that `Client` takes in addition to its target."""
 
     revision: str | None
     headers: Mapping[str, str] | None

@@ -100,7 +100,7 @@ class ClientHost(Struct, eq=False):
 
         Args:
             name: The method of the notification.
-            handler: A function of the parameters and the client.
+            handler: A function that takes the parameters and the client.
 
         Raises:
             ValueError: The notification belongs to MCP or another extension.
@@ -112,7 +112,7 @@ class ClientHost(Struct, eq=False):
 
         Args:
             name: The method of the request.
-            handler: A function of the parameters and the client.
+            handler: A function that takes the parameters and the client.
 
         Raises:
             ValueError: The method belongs to MCP or another extension.
@@ -125,7 +125,7 @@ class ClientHost(Struct, eq=False):
         The hooks of the first extension are outermost. They run once per request, around all rounds.
 
         Args:
-            wrap: An async function of the request and of the next function.
+            wrap: An async function that takes the request and the next function.
         """
         self._wraps.append(wrap)
         self.client.conversation.requests.around = self._around

@@ -259,7 +259,7 @@ class Host(Struct, eq=False):
 
         Args:
             name: The method, such as ``com.example/stock``.
-            handler: A function of the parameters, a `Context`, both, or neither.
+            handler: A function that takes the parameters, a `Context`, both, or neither.
             revisions: Dates of the revisions with the method, by default those of the extension.
             header: Member of the parameters that HTTP clients repeat in the header `Mcp-Name`.
             declared: Whether only clients that declare the extension can call it.
@@ -295,7 +295,7 @@ class Host(Struct, eq=False):
 
         Args:
             name: The method of the notification.
-            handler: A function of the parameters, a `Context`, both, or neither.
+            handler: A function that takes the parameters, a `Context`, both, or neither.
             revisions: Dates of the revisions with the notification, by default those of the extension.
 
         Raises:
@@ -604,7 +604,7 @@ class Host(Struct, eq=False):
         """Call ``work(now)`` once a second, with a monotonic time. It must not block.
 
         Args:
-            work: A function of the time in seconds.
+            work: A function that takes the time in seconds.
         """
         self._host.every_second(work)
 
@@ -628,7 +628,7 @@ class Host(Struct, eq=False):
         """Await ``drain(seconds)`` when the server stops. It should finish open work within that time.
 
         Args:
-            drain: An async function of the remaining seconds.
+            drain: An async function that takes the remaining seconds.
         """
         self._host.on_drain(drain)
 

@@ -63,7 +63,7 @@ class Event(Struct, frozen=True, gc=False):
     offset: int = 0
     timestamp: float = 0.0
     user: Profile | None = None
-    """The publisher, identified by a credential, or None for the program, and for callers without sign-in. On presence
+    """The publisher, identified by a credential, or None if it's the program or a caller without sign-in. On presence
     channels, the client that arrived or left. Publishers can't set it, unlike any name in `data`.
     """
 

@@ -329,7 +329,7 @@ class WebPart(OwnPart):
 
 
 def _query_handlers(queries: DashboardQueries) -> Mapping[str, Handler]:
-    """Return the GET handlers of the dashboard besides its stream, by path."""
+    """Return the GET handlers of the dashboard other than its stream, by path."""
 
     async def history(request: HttpRequest) -> Response:
         """Handle ``?seconds=`` up to a day; ``?method=`` and ``?name=`` add the series of one operation."""

@@ -59,7 +59,7 @@ from millstream._stores.workers import parent_address
 RELOAD_LINGER = 0.1
 """Seconds that an idle connection stays open while a developer waits for the new version."""
 _OTHER_FILES = 4_000
-"""Files to open besides the connections: stores, connections to upstreams, and three pipes for each process."""
+"""Files to open in addition to the connections: stores, connections to upstreams, and three pipes for each process."""
 AFTER_DRAIN = 1
 """Seconds for connections to end after the drain; `drain_timeout` covers the drain itself."""
 

@@ -170,7 +170,7 @@ _last = LastFrame()
 
 
 class ServerState(Struct, eq=False):
-    """The shared state of a server's connections besides the guard."""
+    """State, other than the guard, that a server's connections share."""
 
     cut: int = 0
     """Number of connections closed because of unread replies."""

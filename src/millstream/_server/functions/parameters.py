@@ -491,7 +491,7 @@ class ParameterError(TypeError):
 
 
 class PatternError(ParameterError):
-    """A pattern that the matcher could take very long for. The message suggests a replacement."""
+    """Matching the pattern could take a very long time. The message suggests a replacement."""
 
 
 def unpack_keywords(signature: inspect.Signature, hints: dict[str, Any]) -> inspect.Signature:

@@ -151,7 +151,7 @@ def problem_text(problems: Sequence[Problem], *, whole: str = "the arguments", m
     Args:
         problems: At least one problem.
         whole: The name of the value as a whole.
-        most: The number of problems to list, besides missing or unknown names.
+        most: The number of problems to list, in addition to missing or unknown names.
     """
     parts: list[str] = []
     for word in ("missing", "unknown"):

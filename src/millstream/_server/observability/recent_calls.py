@@ -89,7 +89,7 @@ class ErrorCount(Struct, array_like=True):
     message: str
     """The message with `…` in place of numbers and ids."""
     by_server: bool
-    """Whether the server caused it, or a server behind it."""
+    """Whether the server, or a server behind it, caused the error."""
     count: int
     first: float
     """Seconds since 1970."""

@@ -320,7 +320,7 @@ class PostReplyChannel(Struct, eq=False):
 MAX_CACHED_SESSIONS = 16 * 1024
 """Maximum number of cached sessions. Each takes about 1.1 KiB."""
 MAX_DELETES = 10_000
-"""Maximum session tombstones per principal, or per address without one."""
+"""Maximum session tombstones per principal, or per address without sign-in."""
 _CAPABILITIES_ROOM = 16 * 1024 * 1024
 """Maximum bytes of capabilities to store within a record's lifetime. Each caller can use half."""
 

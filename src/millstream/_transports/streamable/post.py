@@ -1,6 +1,6 @@
 """POST requests of Streamable HTTP: fast paths for usual tool calls and lists. Everything else takes the exact path.
 
-A usual call of either era is decoded in one or two typed passes and passed to the dispatcher, with no object besides
+A usual call of either era is decoded in one or two typed passes and passed to the dispatcher, with no object other than
 the `Call`. Anything unusual is left to `serve_exactly`.
 """
 

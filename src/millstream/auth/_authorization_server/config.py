@@ -195,7 +195,7 @@ def identity_provider(issuer: str, *, scopes: Names = ()) -> TrustedIdentityProv
 
     Args:
         issuer: The provider's exact identifier. Its metadata must include its keys.
-        scopes: Maximum scopes of its grants, in addition to the default ones; ``["*"]`` allows any.
+        scopes: The only scopes that its grants can have, in addition to the default ones; ``["*"]`` allows any.
 
     Raises:
         ValueError: An argument is invalid.

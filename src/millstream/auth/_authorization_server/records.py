@@ -81,7 +81,7 @@ class AuthorizationRequest(Struct, frozen=True, omit_defaults=True):
 
 
 class Code(Struct, frozen=True, omit_defaults=True):
-    """The record of a code."""
+    """The record of an authorization code."""
 
     authorization: AuthorizationRequest
     id: str

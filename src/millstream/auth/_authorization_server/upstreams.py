@@ -370,7 +370,7 @@ def google(
         url: The public URL of this server.
         allow: Who can sign in: verified addresses, or ``@example.com`` for everyone with an address there. See
             `login_provider`.
-        client_id: Id of the OAuth client that you registered at Google, by default ``$GOOGLE_CLIENT_ID``.
+        client_id: Id of the OAuth client that you registered with Google, by default ``$GOOGLE_CLIENT_ID``.
         client_secret: Its secret, by default ``$GOOGLE_CLIENT_SECRET``.
         more: Options of `issuer`, such as ``scopes``.
 
@@ -392,7 +392,7 @@ def github(
         url: The public URL of this server.
         allow: Who can sign in: a login, an organization as ``org:example``, or a verified address. See
             `login_provider`.
-        client_id: Id of the OAuth application that you registered at GitHub, by default ``$GITHUB_CLIENT_ID``.
+        client_id: Id of the OAuth application that you registered with GitHub, by default ``$GITHUB_CLIENT_ID``.
         client_secret: Its secret, by default ``$GITHUB_CLIENT_SECRET``.
         more: Options of `issuer`, such as ``scopes``.
 

@@ -145,7 +145,7 @@ class Apps(Extension):
 
         Args:
             uri: The URI of the view.
-            visibility: Who can call the tool: ``["app"]`` for the view only. By default, both can.
+            visibility: Who can call the tool: ``["app"]`` for the view only. By default, the model and the view can.
             options: Options of ``@mcp.tool``.
 
         Raises:

@@ -35,7 +35,7 @@ def forbidden_error(reason: str) -> ProtocolError:
 
 
 def limit_error(limit: str, most: int | None = None) -> ProtocolError:
-    """Return the error for a limit of the server."""
+    """Return the error for reaching one of the server's limits."""
     data: Json = {"limit": limit} if most is None else {"limit": limit, "max": most}
     return ProtocolError(RESOURCE_EXHAUSTED, f"A server limit was reached: {limit}", data)
 

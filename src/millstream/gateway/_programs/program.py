@@ -1,8 +1,8 @@
 """A server object of another library, as a target for clients in this process.
 
 Adapters run the server objects of each library through its public interface. `ProgramApplication` is a program's HTTP
-application: its token check, and its paths besides MCP. With the SDK 2.x, a request of the per-request era becomes one
-call, without a session and its streams, because it depends on no earlier one. The SDK's own HTTP transport does the
+application: its token check, and its paths other than MCP. With the SDK 2.x, a request of the per-request era becomes
+one call, without a session and its streams, because it depends on no earlier one. The SDK's own HTTP transport does the
 same.
 """
 
@@ -191,7 +191,7 @@ to the origins that the program allows.
 
 
 class ProgramPath(Struct, frozen=True):
-    """A path of the program besides MCP."""
+    """A path of the program other than MCP."""
 
     path: str
     methods: frozenset[str]
@@ -241,7 +241,7 @@ class ProgramApplication:
         return getattr(self.session_manager, "app", None)
 
     def own_paths(self) -> Iterator[ProgramPath]:
-        """Yield the paths besides MCP: sign-in metadata, and the program's own."""
+        """Yield the paths other than MCP: sign-in metadata, and the program's own."""
         for route in self.application.routes:
             if route is self._mcp or not hasattr(route, "path"):
                 continue
