@@ -169,3 +169,20 @@ async def test_first_extension_that_finds_a_method_answers_it(revision: str) -> 
             assert (result["from"], result["date"]) == (name, revision)
         with pytest.raises(ServerError, match="32601"):
             await client.request("x/3", {})
+
+
+async def test_failed_drain_hook_does_not_keep_extensions_from_closing(caplog: pytest.LogCaptureFixture) -> None:
+    happened: list[str] = []
+
+    async def fail(seconds: float) -> None:
+        happened.append("drained")
+        raise RuntimeError("no disk")
+
+    def register(host: Host) -> None:
+        host.on_drain(fail)
+        host.on_close(lambda: happened.append("closed"))
+
+    async with Server("shop", extensions=[Opened("till", register)]).running() as runtime:
+        await runtime.drain(0.1)
+    assert happened == ["drained", "closed"]
+    assert "no disk" in caplog.text

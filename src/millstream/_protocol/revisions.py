@@ -49,7 +49,7 @@ class Revision(Struct, frozen=True, kw_only=True, eq=False):
     """Methods that a server can call on a client."""
     batches: bool = False
     content: frozenset[str]
-    """Content block types. `projection` converts all others."""
+    """Content block types. `block` converts all others."""
     structured: Literal["none", "object", "any"] = "none"
     """The values allowed for `structuredContent` and `outputSchema`."""
     tool_annotations: bool = False

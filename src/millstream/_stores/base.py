@@ -93,7 +93,7 @@ class StoreFull(LocalError):
 
 
 class OwnerQuotaExceeded(StoreFull):
-    """The value exceeds the space left for its share (`owner_for`). Nothing was changed."""
+    """The value exceeds the space left for its share (`share_for`). Nothing was changed."""
 
 
 class StoreUnavailable(LocalError):
@@ -136,7 +136,7 @@ class Map(Protocol):
     new `Backend.epoch`) or the value was written as `lossy`. `ttl` is in seconds, positive and finite. An expired
     value is absent for every method.
 
-    A full kind rejects new values with `StoreFull`. A share of a kind (`owner_for`) may take half of the kind's space;
+    A full kind rejects new values with `StoreFull`. A share of a kind (`share_for`) may take half of the kind's space;
     beyond that, writes raise `OwnerQuotaExceeded`. A value that doesn't grow is accepted even then, and so are values
     of at most `MARK_BYTES`, until those of the share and their keys take another sixteenth of the space. A lossy value
     is rejected only if it's too large: it replaces the oldest lossy values of a full share or kind. Within a kind,

@@ -1,5 +1,6 @@
 """`Host`: the interface of the running server for extensions."""
 
+import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from millstream.hub import Hub
 
 T = TypeVar("T")
+_logger = logging.getLogger("millstream")
 _decode_rounds = decoder(InputResponseRequestParams)
 
 
@@ -369,7 +371,7 @@ class Host(Struct, eq=False):
         self._host.on_http(register)
 
     def report(self, name: str, read: Callable[[], Any], *, limit: int | None = None) -> None:
-        """Add a value and its limit to `/health`, unless `read` returns None.
+        """Add a value and its limit to `/health`, unless `read` returns None. Only readers of the dashboard see it.
 
         Args:
             name: Name of the value in `/health`.
@@ -625,12 +627,22 @@ class Host(Struct, eq=False):
         return await self._host.stack.enter_async_context(context)
 
     def on_drain(self, drain: Callable[[float], Awaitable[None]]) -> None:
-        """Await ``drain(seconds)`` when the server stops. It should finish open work within that time.
+        """Await ``drain(seconds)`` once, when the server stops and its calls have ended. It should finish open work in
+        that time. An error is logged, and doesn't keep the server from closing.
 
         Args:
             drain: An async function that takes the remaining seconds.
         """
-        self._host.on_drain(drain)
+        waiting = [drain]
+
+        async def drain_once(seconds: float) -> None:
+            while waiting:
+                try:
+                    await waiting.pop()(seconds)
+                except Exception:
+                    _logger.exception("A function that finishes work before the server closes failed.")
+
+        self._host.on_drain(drain_once)
 
     def on_close(self, close: Callable[[], object]) -> None:
         """Call `close` when the server closes.
