@@ -440,7 +440,7 @@ _MAX_EXCESS = 4
 
 
 Lines = list[bytes | None]
-"""Lines without line ends. None stands for a line that is too long."""
+"""Lines without line ends. A line that's too long is None."""
 
 
 class LineStart(bytes):

@@ -261,7 +261,7 @@ _REFUSALS: dict[type[Exception], tuple[int, str]] = {
     StoreFull: (503, "The store is full. The event wasn't published."),
     StoreUnavailable: (503, "The store didn't respond in time. The event may or may not have been published."),
 }
-"""Status and text by error. An empty text stands for the error's own. The others replace texts that may name a
+"""Status and text by error. If the text is empty, the error's own is sent. The others replace texts that may name a
 server."""
 
 

@@ -108,7 +108,7 @@ class PendingQuestions:
             if _lacks_answer(future):
                 future.cancel()
                 telling = self._tell(send, question_id, "The call that asked this question was canceled.", asked)
-                # The caller may cancel again meanwhile, but the client must still be notified.
+                # The caller may cancel again during this, but the client must still be notified.
                 await asyncio.shield(telling)
             raise
         finally:

@@ -130,7 +130,7 @@ class ValueKind:
     def __init__(self) -> None:
         self.values: dict[str, bytes] = {}
         self.lossy: defaultdict[str, OrderedDict[str, None]] = defaultdict(OrderedDict)
-        """Keys of lossy values by share, oldest write first. An empty share stands for the whole kind."""
+        """Keys of lossy values by share, oldest write first. The share "" has those of the whole kind."""
         self.size = 0
         """Stored bytes, as counted against the bound."""
         self.shares: Counter[str] = Counter()

@@ -134,7 +134,7 @@ class Consumer:
         self.created = asyncio.Event()
         """Set when the first consumer exists."""
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """Done from the failure of a consumer until the next one is created."""
+        """Is done while there is no consumer: from a failure until the next one is created."""
         self.failed.set_result(None)
         self._config: dict[str, Any] = {}
         self._name = ""

@@ -233,7 +233,7 @@ _POLL_SECONDS = 0.05, 0.5
 
 
 _Tries = tuple[tuple[Limiter, str], ...]
-"""The limits that apply to an attempt, each with the key."""
+"""The limits that apply to an attempt, each with the key that it counts."""
 
 
 class FailureLimiter:
