@@ -1,5 +1,6 @@
 """Items that extensions add, and hooks of several extensions side by side."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -186,3 +187,19 @@ async def test_failed_drain_hook_does_not_keep_extensions_from_closing(caplog: p
         await runtime.drain(0.1)
     assert happened == ["drained", "closed"]
     assert "no disk" in caplog.text
+
+
+async def test_endless_drain_hook_is_canceled_after_its_time(caplog: pytest.LogCaptureFixture) -> None:
+    closed: list[str] = []
+
+    async def wait(seconds: float) -> None:
+        await asyncio.Event().wait()
+
+    def register(host: Host) -> None:
+        host.on_drain(wait)
+        host.on_close(lambda: closed.append("till"))
+
+    async with Server("shop", extensions=[Opened("till", register)]).running():
+        pass
+    assert closed == ["till"]
+    assert "TimeoutError" in caplog.text

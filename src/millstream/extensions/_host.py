@@ -1,5 +1,6 @@
 """`Host`: the interface of the running server for extensions."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -628,7 +629,7 @@ class Host(Struct, eq=False):
 
     def on_drain(self, drain: Callable[[float], Awaitable[None]]) -> None:
         """Await ``drain(seconds)`` once, when the server stops and its calls have ended. It should finish open work in
-        that time. An error is logged, and doesn't keep the server from closing.
+        that time, and is canceled after it. An error is logged, and doesn't keep the server from closing.
 
         Args:
             drain: An async function that takes the remaining seconds.
@@ -638,7 +639,8 @@ class Host(Struct, eq=False):
         async def drain_once(seconds: float) -> None:
             while waiting:
                 try:
-                    await waiting.pop()(seconds)
+                    async with asyncio.timeout(seconds):
+                        await waiting.pop()(seconds)
                 except Exception:
                     _logger.exception("A function that finishes work before the server closes failed.")
 
