@@ -19,6 +19,7 @@ from mcp_types import SamplingMessage, TextContent, ToolListChangedNotification
 from pydantic import BaseModel
 
 from client.misbehaving_servers import GREETING, OFFER, Behave, ReceivedRequest, misbehaving, with_handshake
+from cpu import count_calls
 from http_peer import serve
 from millstream import Client, Server, Settings
 from millstream.client import ConnectionLost, Options, ServerError, ToolFailed
@@ -752,16 +753,43 @@ async def test_relay_between_eras_forwards_unlisted_names() -> None:
             await asked.result({"content": [content]})
         elif asked.method == "prompts/get":
             await asked.result({"messages": [{"role": "user", "content": content}]})
+        elif asked.method == "resources/read":
+            await asked.result({"contents": [{"uri": params["uri"], "text": "read"}]})
         else:
             await asked.result({"tools": [], "prompts": []})
 
-    capabilities: dict[str, Any] = {"tools": {}, "prompts": {}}
+    announced: list[dict[str, Any]] = [{"tools": {}, "prompts": {}}, {"tools": {}}, {"completions": {}}]
     for era, other in (ERAS, ERAS[::-1]):
-        async with misbehaving(of_one_era(other, capabilities, behave)) as upstream:
-            async with Client(relay(upstream.url), revision=era, timeout=WAIT) as client:
-                assert (await client.call("hidden", a=[1])).text == 'hidden {"a": [1]}'
-                prompt = await client.request("prompts/get", {"name": "hush", "arguments": {"b": "2"}})
-            assert prompt["messages"][0]["content"]["text"] == 'hush {"b": "2"}'
+        for capabilities in announced:
+            async with misbehaving(of_one_era(other, capabilities, behave)) as upstream:
+                async with Client(relay(upstream.url), revision=era, timeout=WAIT) as client:
+                    assert (await client.call("hidden", a=[1])).text == 'hidden {"a": [1]}'
+                    prompt = await client.request("prompts/get", {"name": "hush", "arguments": {"b": "2"}})
+                    read = await client.request("resources/read", {"uri": "book://1"})
+                assert prompt["messages"][0]["content"]["text"] == 'hush {"b": "2"}'
+                assert read["contents"] == [{"uri": "book://1", "text": "read"}]
+
+
+@pytest.mark.parametrize(("era", "other"), [ERAS, ERAS[::-1]])
+async def test_list_between_eras_that_has_not_changed_is_converted_once(era: str, other: str) -> None:
+    tools: list[dict[str, Any]] = [{"name": f"tool_{number}", "inputSchema": {}} for number in range(1000)]
+
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result({"tools": tools} if asked.method == "tools/list" else {})
+
+    async with (
+        misbehaving(of_one_era(other, {"tools": {}}, behave)) as upstream,
+        Client(relay(upstream.url), revision=era, timeout=WAIT) as client,
+    ):
+        await listed(client, "tool_1")
+        before = [await client.request("tools/list") for _ in range(2)][1]
+        with count_calls() as calls:
+            assert await client.request("tools/list") == before
+        assert len(calls) < len(tools)
+        tools[0]["description"] = "changed"
+        (changed, *others) = (await client.request("tools/list"))["tools"]
+        assert changed["description"] == "changed"
+        assert others == before["tools"][1:]
 
 
 def of_one_era(era: str, capabilities: dict[str, Any], behave: Behave) -> Behave:
@@ -774,12 +802,16 @@ def of_one_era(era: str, capabilities: dict[str, Any], behave: Behave) -> Behave
             more = f"Mcp-Session-Id: {declared}\r\n" if asked.method == "initialize" else ""
             await asked.result({**GREETING, **OFFER, "capabilities": capabilities}, more=more)
         elif greets:
-            error = {"code": -32601, "message": "Method not found"}
-            await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
+            await refuse(asked)
         else:
             await with_handshake(behave)(asked)
 
     return serve
+
+
+async def refuse(asked: ReceivedRequest) -> None:
+    error = {"code": -32601, "message": "Method not found"}
+    await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
 
 
 @pytest.mark.parametrize(("era", "other"), [ERAS, ERAS[::-1]])
@@ -787,7 +819,10 @@ async def test_relay_between_eras_announces_and_serves_the_same_features_as_the_
     theirs: dict[str, Any] = {"tools": {}, "prompts": {"listChanged": False}}
 
     async def behave(asked: ReceivedRequest) -> None:
-        await asked.result({"tools": [], "prompts": []})
+        if asked.method == "resources/read":
+            await refuse(asked)
+        else:
+            await asked.result({"tools": [], "prompts": []})
 
     async with (
         misbehaving(of_one_era(other, theirs, behave)) as upstream,

@@ -625,7 +625,8 @@ class GatewayPart:
         """Find the upstream of an unlisted URI, because results may link to it."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
-            if own_uri is None or "resources" not in upstream.catalog.capabilities or self._hides(upstream, uri):
+            has_resources = upstream.relays or "resources" in upstream.catalog.capabilities
+            if own_uri is None or not has_resources or self._hides(upstream, uri):
                 continue
             rules = upstream.policy.rules_of(uri)
             if rules is not None:

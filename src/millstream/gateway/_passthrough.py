@@ -8,7 +8,10 @@ import asyncio
 import json
 from collections.abc import Awaitable, Mapping
 from contextlib import suppress
+from hashlib import sha256
 from typing import Any
+
+from msgspec import Raw, Struct, field
 
 from millstream import ProtocolError, ToolError
 from millstream._parts import PartHost
@@ -18,6 +21,7 @@ from millstream._protocol.metadata import decode_name
 from millstream._protocol.notifications import PaginatedRequestParams
 from millstream._protocol.revisions import project_item
 from millstream._protocol.revisions import tool as project_tool
+from millstream._recent import RecentBytes
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import RelayedError
 from millstream._server.features.registry import NotificationHandler
@@ -42,6 +46,23 @@ _NOTIFICATIONS = ("notifications/roots/list_changed", "notifications/progress")
 """Notifications that a client sends to its session's server."""
 
 
+_MAX_PAGES, _MAX_PAGES_BYTES = 256, 32 * 1024 * 1024
+"""Maximum number and size of the converted pages that are kept, because converting takes ten times as long as passing
+them on.
+"""
+
+
+class _Pages(Struct, frozen=True):
+    """Pages of lists, converted for clients."""
+
+    catalog: Catalog
+    """The lists that contain the same items."""
+    converted: RecentBytes[tuple[str, str, bytes], tuple[Json, int]] = field(
+        default_factory=lambda: RecentBytes(_MAX_PAGES, max_bytes=_MAX_PAGES_BYTES, size_of=lambda page: page[1])
+    )
+    """Kind, revision of the clients, and hash of the upstream's page -> result, and size of its items in bytes."""
+
+
 class Passthrough:
     """Serves a server's methods by forwarding them.
 
@@ -54,6 +75,7 @@ class Passthrough:
         self._host = host
         self._upstream = upstream
         self._reading = asyncio.Lock()
+        self._pages = _Pages(Catalog())
         self.notifications: Mapping[str, NotificationHandler] = dict.fromkeys(_NOTIFICATIONS, self._notify)
         dispatcher = host.dispatcher
         dispatcher.relay = self._relay
@@ -111,6 +133,11 @@ class Passthrough:
         raw = await forward(call, upstream, call.method, encode({} if cursor is None else {"cursor": cursor}), "")
         if len(raw) > upstream.config.max_catalog_bytes:
             raise InvalidResponse("The list is too large.")
+        if self._pages.catalog is not upstream.catalog:
+            self._pages = _Pages(upstream.catalog)
+        key, pages = (kind, revision.date, sha256(raw).digest()), self._pages.converted
+        if key in pages:
+            return pages[key][0]
         page = Catalog(revision=upstream.revision.date)
         items, following = read_page(page, kind, raw, [])
         if upstream.is_stale and any(getattr(upstream.catalog, kind).get(name) != each for name, each in items.items()):
@@ -118,12 +145,16 @@ class Passthrough:
         made, known = getattr(self._host.registry, kind), getattr(upstream.catalog, kind)
         describe = project_tool if kind == "tools" else project_item
         same = {name for name, each in items.items() if name in made and known.get(name) == each}
-        listed = [describe(made[name].describe() if name in same else each, revision) for name, each in items.items()]
-        result: Json = {METHODS[kind][1]: listed, **({"nextCursor": following} if following else {})}
+        listed = encode(
+            [describe(made[name].describe() if name in same else each, revision) for name, each in items.items()]
+        )
+        result: Json = {METHODS[kind][1]: Raw(listed), **({"nextCursor": following} if following else {})}
         if revision.result_type:
             ttl_ms, private = page.hints.get(kind, (0, True))
             private = private or self._host.registry.private
             result |= {"resultType": "complete", "ttlMs": ttl_ms, "cacheScope": "private" if private else "public"}
+        if len(same) == len(items):
+            pages.keep(key, (result, len(listed)))
         return result
 
     def _forward(self, call: Call, link: Link | None) -> Awaitable[bytes]:

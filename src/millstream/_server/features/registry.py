@@ -421,7 +421,8 @@ class Registry:
                 return True
             # Clients of these revisions request every list, and some give up at an error.
             return revision.handshake and method.endswith("/list")
-        return not capability or self.offers(capability)
+        # The relayed server decides which names exist.
+        return not capability or self.offers(capability) or method in ("tools/call", "prompts/get", "resources/read")
 
     def offer(self, capability: str) -> None:
         """Announce a capability."""
