@@ -703,6 +703,28 @@ async def test_listed_tools_calls_and_results_pass_a_relay_unchanged() -> None:
     assert [each.json()["result"] for each in replies] == [results["tools/call"]] * 2
 
 
+async def test_handshake_in_a_request_of_the_newest_revision_does_not_reach_the_upstream() -> None:
+    received: list[tuple[str, str | None]] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method in ("initialize", "tools/call"):
+            received.append((asked.method, asked.headers.get("mcp-session-id")))
+        result = {"supportedVersions": [ERAS[1]], "capabilities": {"tools": {}}, "content": [], "tools": []}
+        await asked.result(result, more="Mcp-Session-Id: 7\r\n")
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as upstream:
+        gateway = relay(upstream.url)
+        async with gateway.running():
+            replies: list[httpx2.Response] = []
+            for method, name in (("tools/call", "x"), ("initialize", ""), ("tools/call", "y")):
+                headers = {"mcp-protocol-version": ERAS[1], "mcp-method": method, "mcp-name": name}
+                replies.append(
+                    await post(gateway, {"method": method, "params": {"name": name, "_meta": ENVELOPE}}, **headers)
+                )
+    assert received == [("tools/call", None), ("tools/call", None)]
+    assert [reply.status_code for reply in replies] == [200, 404, 200]
+
+
 async def prompts_of_a_past_era(asked: ReceivedRequest) -> None:
     """Complete an argument that the list of prompts doesn't name."""
     if asked.method == "prompts/list":

@@ -408,8 +408,8 @@ class Registry:
 
     def admits(self, method: str, revision: Revision) -> bool:
         """Return whether to admit a call of a method: because it's served here, or because the relayed server should
-        reject it."""
-        return self.relayed is not None or self.serves(method, revision)
+        reject it. A handshake would change the connection that all clients share there."""
+        return (self.relayed is not None and method != "initialize") or self.serves(method, revision)
 
     def serves(self, method: str, revision: Revision) -> bool:
         """Return whether a client of a revision can call a method here."""
