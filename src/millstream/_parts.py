@@ -111,7 +111,7 @@ class UpstreamReports(Protocol):
         ...
 
     def items(self, name: str) -> dict[str, Any] | None:
-        """Return the offers and quarantined definitions of an upstream, or None if it doesn't exist."""
+        """Return an upstream's tools and quarantined definitions, or None if it doesn't exist."""
         ...
 
 

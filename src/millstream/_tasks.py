@@ -170,7 +170,7 @@ class SingleFlight(Generic[T]):
             work: Starts the work.
 
         Raises:
-            Exception: An error of the work, for each of its callers.
+            Exception: The work failed. Each of its callers gets the same exception.
         """
         loop = asyncio.get_running_loop()
         task = self._tasks.get((loop, key))

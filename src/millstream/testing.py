@@ -33,7 +33,7 @@ Sample = Callable[[dict[str, Any]], str | Awaitable[str]]
 """Simulated model: ``sample(params)`` returns its text."""
 
 _WAIT = 30.0
-"""Seconds before a test that waits for a response fails."""
+"""Maximum seconds to wait for a response in a test."""
 
 
 class TestClient(Client):

@@ -95,7 +95,7 @@ def opaque(result: Json) -> bool:
     return result.get("isError") is True and "incident" in result["content"][0]["text"]
 
 
-async def test_tool_that_cancels_its_task_is_answered_on_connections() -> None:
+async def test_calls_that_cancel_their_own_task_are_answered_over_a_pipe() -> None:
     async with make_server().running() as runtime, asyncio.timeout(WAIT):
         for name in TOOLS:
             pipe = open_pipe(runtime)

@@ -168,8 +168,9 @@ def render_section() -> str:
     lead = (
         "A client of any revision can use an upstream of any revision, over every transport that the two revisions "
         "support. Each cell lists the features that a client of the revision on the left doesn't get from an upstream "
-        "of the revision at the top, with the numbers of the notes that follow the table. For example, a client of "
-        "2025-11-25 gets everything from an upstream of 2026-07-28, except structured results that aren't objects (6)."
+        "of the revision at the top, with the numbers of the notes that follow the table. For example, a client that "
+        "uses 2025-11-25 gets everything from an upstream that uses 2026-07-28, except structured results that aren't "
+        "objects (6)."
     )
     lines = [
         lead,

@@ -134,7 +134,7 @@ async def send(
 
 
 async def parked_calls(stack: AsyncExitStack) -> Shared:
-    """Calls that wait at an upstream of the handshake era for an answer."""
+    """Calls waiting for an answer at an upstream of the handshake era."""
     there = Server("there")
 
     @there.tool

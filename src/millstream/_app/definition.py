@@ -161,7 +161,7 @@ class DefinitionListener(Protocol):
         ...
 
     def emit(self, change: ServerChange) -> None:
-        """Handle a change."""
+        """Handle a change to the server's definition."""
 
     def on_change(self, kind: str, key: str, how: str) -> None:
         """Handle an item that this worker's program has ``added``, removed, or switched ``on`` or ``off``."""
@@ -332,7 +332,7 @@ class Definition:
                 yield from ((kind, key, item, on) for key, item in items.items())
 
     def complete(self, reference: str, argument: str, function: Completer) -> None:
-        """Register the completion of an argument of a prompt or template.
+        """Register a completion function for a prompt's or template's argument.
 
         Raises:
             ValueError: The prompt or template has no such argument.

@@ -110,7 +110,7 @@ def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels
         return listed
 
     def read_file(path: str) -> EmbeddedResource | None:
-        """Return one of the files."""
+        """Return a file in the folder, or None if it doesn't exist."""
         place = files.find(path)
         if place is None:
             return None

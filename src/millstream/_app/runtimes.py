@@ -195,7 +195,7 @@ class HubAccess:
         id: str | None = None,
         publisher: "Principal | None" = None,
     ) -> "PublishResult":
-        """Publish to a channel, see `Hub.publish`."""
+        """Publish to a channel (see `Hub.publish`)."""
         return await (await self._open()).publish(channel, data, event=event, id=id, publisher=publisher)
 
     async def send(
@@ -208,20 +208,20 @@ class HubAccess:
         principal: "Principal | None" = None,
         publisher: "Principal | None" = None,
     ) -> "PublishResult":
-        """Publish to one client, see `Hub.send`."""
+        """Publish to one client (see `Hub.send`)."""
         hub = await self._open()
         return await hub.send(client_id, data, event=event, id=id, principal=principal, publisher=publisher)
 
     async def presence(self, channel: str) -> "list[Member]":
-        """Return the clients on a channel, see `Hub.presence`."""
+        """Return the clients on a channel (see `Hub.presence`)."""
         return await (await self._open()).presence(channel)
 
     async def history(self, channel: str, count: int = 50) -> "list[Event]":
-        """Return the newest events of a channel, see `Hub.history`."""
+        """Return the newest events of a channel (see `Hub.history`)."""
         return await (await self._open()).history(channel, count)
 
     async def listen(self, pattern: str, *, name: str = "") -> "AsyncGenerator[Event, None]":
-        """Yield the events of a channel or pattern, see `Hub.listen`."""
+        """Yield the events of a channel or pattern (see `Hub.listen`)."""
         async with aclosing((await self._open()).listen(pattern, name=name)) as events:
             async for event in events:
                 yield event

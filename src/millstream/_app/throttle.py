@@ -149,7 +149,7 @@ class Throttle:
     async def _ask(
         self, call: Call | None, paces: Sequence[_Pace], charges: Sequence[tuple[str, Charge]], *, spent: bool = False
     ) -> None:
-        """Charge the limits in the store. With `spent`, this worker has already charged the rates."""
+        """Take from the limits in the store. If `spent` is true, this worker has already taken from the rates."""
         shared = () if spent else paces
         asked = [limiter.pace(key, price) for limiter, key, price in shared]
         decision = await self._pool.take([*asked, *(charge for _, charge in charges)])

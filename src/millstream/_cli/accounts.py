@@ -47,7 +47,7 @@ def _file(given: Path | None) -> KeyFile:
 
 @contextmanager
 def convert_errors() -> Generator[None]:
-    """Convert errors to errors of the command line."""
+    """Convert errors to command-line errors."""
     try:
         yield
     except (ValueError, LocalError) as exc:

@@ -427,7 +427,7 @@ async def channel(
     where: Annotated[tuple[str, ...], Parameter(metavar="NAME=VALUE")] = (),
     options: ConnectOptions = DEFAULTS,
 ) -> None:
-    """Forward events of a server to Claude Code, as a channel on standard input and output.
+    """Forward a server's events to Claude Code, as a channel on standard input and output.
 
     Claude Code starts this command: add it to `.mcp.json`, and start Claude Code with
     `--dangerously-load-development-channels server:NAME`.

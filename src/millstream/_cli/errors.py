@@ -133,7 +133,7 @@ _RED_ERROR = "\x1b[1;31mError:\x1b[0m"
 
 
 class UsageError(Exception):
-    """The arguments of a command are invalid or inconsistent; the message suggests a replacement."""
+    """A command's arguments are invalid or inconsistent. The message suggests a replacement if there is one."""
 
 
 def finite(_: type, number: float) -> None:

@@ -419,7 +419,7 @@ class StartedTask(Struct):
 
 
 def path_of_tasks() -> Path:
-    """Return the path of the file."""
+    """Return the path of the file that lists started tasks."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     return state / "millstream" / "tasks.json"
 
@@ -435,7 +435,7 @@ def read_tasks() -> list[StartedTask]:
 
 
 async def start(client: Client, server: str, tool: str, arguments: Mapping[str, Any]) -> Task:
-    """Start a task, save its id, and print the command that waits for it."""
+    """Start a task, save its id, and print the command that gets its result."""
     started = await client.tasks.start(tool, arguments)
     if started.task_id and server.startswith(("http://", "https://", "ws://", "wss://")):
         words = shlex.join(["millstream", "tasks", server, started.task_id])

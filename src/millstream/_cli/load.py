@@ -265,7 +265,7 @@ def _adopt(value: object, source: str) -> Server:
 
 
 def _server(value: object) -> Server | None:
-    """Return a server, or the server of an object of `millstream.compat`, or None."""
+    """Return the value if it's a server, the server behind a `millstream.compat` object, or else None."""
     if not isinstance(value, Server) and not isinstance(value, type):
         value = getattr(value, "__millstream_server__", None)
     return value if isinstance(value, Server) else None

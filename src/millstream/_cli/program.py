@@ -41,7 +41,7 @@ MODULES = {
 
 
 def program(only: str = "") -> App:
-    """Return the program. With `only`, it contains and imports only that command."""
+    """Return the program. If `only` is set, it contains and imports only that command."""
     app = App(
         name="millstream",
         help="Millstream: one server for every MCP client, and one client for every MCP server.",

@@ -126,7 +126,7 @@ class Writer:
     """Appends a session to a file that only you can read, because messages may contain secrets."""
 
     def __init__(self, path: Path, server: str, *, max_bytes: int = MAX_BYTES, warn: Callable[[str], None]) -> None:
-        """Open the file.
+        """Open the file and write its first line.
 
         Args:
             path: The file, created if it doesn't exist.

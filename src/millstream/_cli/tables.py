@@ -138,7 +138,7 @@ def style(text: str, color: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Replace line breaks and tabs."""
+    """Return text with each run of whitespace replaced by one space."""
     return " ".join(text.split())
 
 

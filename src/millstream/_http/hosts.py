@@ -132,7 +132,7 @@ class HostPolicy:
         cors: bool = True,
         note: Callable[[int], object] | None = None,
     ) -> None:
-        """Set the rules.
+        """Set the allowed hosts and origins.
 
         Args:
             allowed_hosts: Names in addition to loopback names and IP literals.

@@ -208,7 +208,7 @@ class HttpRequest(Confidential, Struct, eq=False):
 
         Args:
             status: HTTP status.
-            head: Finished header lines, see `header_lines`.
+            head: Finished header lines (see `header_lines`).
 
         Raises:
             RuntimeError: The request was already answered, or doesn't support a streamed reply.
@@ -343,7 +343,7 @@ class CloseSignal(Struct, eq=False, kw_only=True):
             self._callbacks.append(callback)
 
     def forget(self, callback: Callback) -> None:
-        """Remove a callback."""
+        """Remove a callback, if it's still registered."""
         if callback in self._callbacks:
             self._callbacks.remove(callback)
 

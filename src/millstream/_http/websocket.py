@@ -75,7 +75,7 @@ class SocketBase(CloseSignal, eq=False, kw_only=True):
         self._end((code, reason))
 
     def close(self) -> None:
-        """End all writing, because the peer is slow or there is nothing more to write."""
+        """End all writing. Called when the peer is too slow or there is nothing more to write."""
         if self.buffered:
             self.cut()
         else:
@@ -88,7 +88,7 @@ class SocketBase(CloseSignal, eq=False, kw_only=True):
 
     @override
     def connection_lost(self) -> None:
-        """Stop sending, because the peer has disconnected or the closing handshake has begun."""
+        """Stop sending. Called when the peer has disconnected or the closing handshake has begun."""
         self._drop()
         self._end(None)
 
@@ -102,7 +102,7 @@ class SocketBase(CloseSignal, eq=False, kw_only=True):
         """Drop queued messages."""
 
     def _stop(self) -> None:
-        """Wake all readers and waiters, because the socket is closed."""
+        """Wake all readers and waiters when the socket is closed."""
 
     async def _send_close_frame(self, send: Send) -> None:
         if self._farewell is not None:
@@ -196,7 +196,7 @@ class DirectSocket(SocketBase, eq=False):
             await room.wait_changed()
 
     def took(self) -> None:
-        """Resume, because the transport has space again."""
+        """Resume writing. Called when the transport has space again."""
         self.asked = 0
 
     @override

@@ -208,7 +208,7 @@ def suggest(name: str, names: Collection[str]) -> str:
 
 
 def unknown_name_message(where: str, name: str, names: Collection[str], elsewhere: Alternatives) -> str:
-    """Return the error text for an unknown name, see `refuse_unknown`."""
+    """Return the error text for an unknown name (see `refuse_unknown`)."""
     near = closest_name(name, {*names, *elsewhere})
     if near is not None and near in elsewhere:
         return f"{where} has no option {name!r}. {elsewhere[near]}"

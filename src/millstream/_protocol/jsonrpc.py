@@ -191,7 +191,7 @@ class Envelope(Struct, gc=False, frozen=True):
 
 
 class PeerError(Struct, gc=False):
-    """The error of a response."""
+    """The error in a response."""
 
     code: int = INTERNAL_ERROR
     message: str = ""
@@ -451,7 +451,7 @@ class LineSplitter:
     """A splitter of bytes into newline-delimited messages, without I/O, for stdio in both directions.
 
     Messages end with a newline and don't contain one (MCP 2025-11-25, basic/transports#stdio). A line over the limit is
-    reported once, and the rest of it is skipped. The limit bounds memory for any input. With `clip`, the line is
+    reported once, and the rest of it is skipped. The limit bounds memory for any input. If `clip` is set, the line is
     reported at its end, as `LineStart`, unless it's much longer.
     """
 

@@ -299,7 +299,7 @@ def param_headers(known: Iterable[ParamHeader], arguments: Mapping[str, Any]) ->
     """Return the headers of a tool call that repeat its arguments: ``param_headers(found, {"region": "eu"})``.
 
     Args:
-        known: The tool's annotated parameters, see `find_annotations`.
+        known: The tool's annotated parameters (see `find_annotations`).
         arguments: Arguments of the call.
     """
     headers: dict[str, str] = {}

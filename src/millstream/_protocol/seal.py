@@ -202,7 +202,7 @@ def encode(token: SessionToken, ring: KeyRing, nonce: bytes) -> str:
     Args:
         token: The session.
         ring: The keys.
-        nonce: 12 bytes that were never used before, see `KeyRing.seal`.
+        nonce: 12 bytes that were never used before (see `KeyRing.seal`).
 
     Raises:
         LocalError: A field set by this server is too long or too large.

@@ -61,7 +61,7 @@ def _find_problem(uri: str) -> str:
 
 
 def normalize_uri(uri: str) -> str:
-    """Return the normal form of a URI, by syntax and by scheme (RFC 3986 §6.2.2 and §6.2.3).
+    """Normalize a URI with the syntax-based and scheme-based rules (RFC 3986 §6.2.2 and §6.2.3).
 
     Scheme and host are lower case, only characters that require it are percent-encoded, dot segments are resolved, and
     default ports are left out. Text that isn't a URI is returned unchanged.

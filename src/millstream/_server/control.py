@@ -82,7 +82,7 @@ class Load:
         """Count the bytes of a request until its call is over. This is the last step before the call runs.
 
         Raises:
-            ProtocolError: The limit is reached, see `admit`.
+            ProtocolError: The limit is reached (see `admit`).
         """
         if not self.takes(call, size):
             raise busy_error()

@@ -77,7 +77,7 @@ class ServerDescription:
         """Number of capabilities when the cache was filled."""
 
     def forget(self) -> None:
-        """Clear the cache, because the instructions or the value of a capability have changed."""
+        """Clear the cache when the instructions or a capability's value have changed."""
         self._made.clear()
 
     def initialize(self, revision: Revision, *, streams: bool = True) -> bytes:
@@ -188,7 +188,7 @@ class Dispatcher:
         self._heads = {revision.date: _head(info, revision, None) for revision in ALL}
         self._tool_timeout = services.settings.tool_timeout
         self.stopping: bool = False
-        """Whether the server is shutting down. Running calls can be canceled at any time and get no answer then."""
+        """Whether the server is shutting down. Running calls can be canceled at any time, without an answer."""
         self.calls: set[Call] = set()
         self.control: Control = Control(services.questions, services.peers)
         self.by_id: dict[tuple[str, RequestId], Call] = self.control.by_id

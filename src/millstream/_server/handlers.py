@@ -170,7 +170,7 @@ class Handlers:
         return await self._run_tool(call, tool)
 
     async def _run_tool(self, call: Call, tool: Tool) -> bytes:
-        """Run a tool whose arguments are read."""
+        """Run a tool after its arguments have been read."""
         if self._services.attach_stream is not None:
             self._services.attach_stream(call)
         if (len(call.params) > _MAX_KEPT_PARAMS or call.task) and not call.can_start_task:

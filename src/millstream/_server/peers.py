@@ -38,7 +38,7 @@ class RecordUpdate(PeerMessage, frozen=True, tag="record"):
 
 
 class AnswerMessage(PeerMessage, frozen=True, tag="answer"):
-    """A client answered a question of a call on the receiver."""
+    """A client answered a question from a call on the receiver."""
 
     session: str
     id: str
@@ -227,7 +227,7 @@ class Peers:
 
         Args:
             store: The shared store.
-            values: The server's secrets, see `use`.
+            values: The server's secrets (see `use`).
         """
         self._store = store
         self.shared: bool = store.shared
@@ -247,7 +247,7 @@ class Peers:
         repeat it.
         """
         self._unreceived: dict[int, tuple[str, asyncio.Future[bool]]] = {}
-        """Stamp of a message that waits for a receipt -> its receiver, and whether it was received."""
+        """Stamp of a message without a receipt so far -> its receiver, and whether it was received."""
         self._share = Share(MAX_UNRECEIVED)
         self._tasks = Tasks()
         self._outbox: dict[Message, None] = {}
@@ -295,7 +295,7 @@ class Peers:
             self._stops.append(self._store.workers.watch(self._look_soon))
 
     async def close(self) -> None:
-        """Stop receiving and drop messages that wait to be sent."""
+        """Stop receiving and drop queued messages."""
         for stop in self._stops:
             stop()
         await self._tasks.close()
@@ -429,10 +429,10 @@ class Peers:
         return True
 
     def broadcast_soon(self, message: Message) -> None:
-        """Send a message to all other workers without waiting, with retries. Equal messages that wait are sent once.
+        """Queue a message for all other workers and retry until it's sent. Duplicates in the queue are sent once.
 
         For types that this worker also receives, a message that can't be sent is received here immediately, and
-        possibly again later. If too many wait, the oldest is dropped.
+        possibly again later. If the queue is full, the oldest message is dropped.
         """
         if not self.shared:
             return

@@ -75,7 +75,7 @@ class Pool(Share):
         Return False if none is free within `WAIT_TIMEOUT`, or if too many requests are already waiting.
 
         Args:
-            owner: The owner of the slot, see `Call.owner`.
+            owner: The owner of the slot (see `Call.owner`).
         """
         if self.take(owner):
             return True
@@ -171,7 +171,7 @@ class Threads:
         Args:
             function: The function.
             args: Its arguments.
-            owner: The caller whose share of the threads it uses, see `Call.owner`.
+            owner: The caller whose share of the threads it uses (see `Call.owner`).
 
         Raises:
             ThreadsBusy: No thread was free within `WAIT_TIMEOUT`, or too many calls are waiting.

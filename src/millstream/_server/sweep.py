@@ -51,7 +51,7 @@ class Sweep:
         )
 
     def open(self) -> None:
-        """Start the task."""
+        """Start the background task that sweeps."""
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:

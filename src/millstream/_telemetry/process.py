@@ -124,7 +124,7 @@ class _Ring(Struct):
 class History:
     """The history of one process: the last hour in ten-second intervals, and the last day in five-minute intervals.
 
-    Each interval has the calls by duration and the errors of each operation, and the state of the process. Call `take`
+    Each interval has each operation's calls by duration and its errors, and the state of the process. Call `take`
     once a second. Calls themselves have no overhead. Intervals are stored packed, which also lets another thread read
     them. They start at multiples of their length since 1970, so intervals of several processes can be added up.
     """

@@ -298,7 +298,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        """Stop all work, because the client has disconnected."""
+        """Stop all work. Called when the client has disconnected."""
         self._gone = True
         if self._stop_watching is not None:
             self._stop_watching()
@@ -339,7 +339,7 @@ class MemoryPipe:
         headers: Headers | None = None,
         transport: str = "memory",
     ) -> None:
-        """Open a connection.
+        """Open a connection in this process.
 
         Args:
             dispatcher: Runs the calls.
@@ -398,7 +398,7 @@ def refuse_batch(why: str) -> ProtocolError:
 
 
 def read_batch(body: bytes) -> list[Envelope | ProtocolError]:
-    """Return the messages of a batch, or an error for each invalid one.
+    """Return the messages in a batch, or an error for each invalid one.
 
     Raises:
         ProtocolError: The batch is empty or too large, or it contains `initialize` or a message of another era.

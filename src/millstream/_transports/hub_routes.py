@@ -65,7 +65,7 @@ _decode_publication = decoder(Publication)
 def encode_sse(event: Event, full: bool = False, envelope: bool = False) -> bytes:
     """Return an event of the hub as a server-sent event, for a reader as in `visible_part`.
 
-    The publisher is in a separate field, which `EventSource` ignores. With `envelope`, the data is the event as an
+    The publisher is in a separate field, which `EventSource` ignores. If `envelope` is set, the data is the event as an
     object, as on a WebSocket, so that pages can also read the publisher.
     """
     if event.data is None:
@@ -135,7 +135,7 @@ class HubRoutes(Struct, frozen=True):
                     raise InvalidName(f"There is no parameter {each[:20]!r}. Did you mean {near!r}?")
             self.hub.admission.subscribe(channels, client_id=client_id, name=name, principal=principal, address=address)
             if envelope not in ("", "0", "1"):
-                raise InvalidName(f"The envelope must be 0 or 1, not {envelope[:20]!r}.")
+                raise InvalidName(f"The parameter 'envelope' must be 0 or 1, not {envelope[:20]!r}.")
             return _count(query)
 
         async def begin(sink: Sink, gzip: bool, full: bool) -> None:

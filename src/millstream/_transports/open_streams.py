@@ -71,7 +71,7 @@ class TakeoverListener(Protocol):
     """A stream that can be taken over by another connection."""
 
     def leave(self) -> None:
-        """Stop writing, because another connection reads the stream."""
+        """Stop writing. Called when another connection takes over the stream."""
 
 
 class _OpenStream(NamedTuple):

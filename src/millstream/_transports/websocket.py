@@ -427,7 +427,7 @@ class WebSocketRoute(Struct, eq=False):
             await asyncio.wait(tasks, timeout=seconds)
 
     def _end(self, outbox: Socket) -> None:
-        """Close a socket, because the server is stopping or the socket reached its maximum age."""
+        """Close a socket when the server stops or the socket has reached its maximum age."""
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
 
     async def _admit(self, scope: Scope) -> HttpRequest | Response:

@@ -128,7 +128,7 @@ class Playground:
         self._open_counts: Counter[str] = Counter()
 
     def model(self) -> LanguageModel:
-        """Return the model.
+        """Return the configured language model.
 
         Raises:
             ConfigurationError: No model is configured.

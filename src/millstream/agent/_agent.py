@@ -324,7 +324,7 @@ class Agent:
         await self._emit(AnswerEnd(limit, number, tokens))
 
     def _say(self, text: str) -> None:
-        """Add a message of the assistant, because many models require alternating turns."""
+        """Add an assistant message, because many models require alternating turns."""
         self.messages.append({"role": "assistant", "content": text})
 
     async def _ask(self, request: ModelRequest) -> ModelResponse:

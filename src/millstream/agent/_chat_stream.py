@@ -77,7 +77,7 @@ class StreamRepair:
         return b"".join([self._repair_line(line) for line in lines])
 
     def end(self) -> bytes:
-        """Return the rest."""
+        """Return the buffered rest of the stream, repaired."""
         rest = b"".join(self._pieces)
         if not self._is_json:
             return self._repair_line(rest) if rest else b""

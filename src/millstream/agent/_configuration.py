@@ -237,7 +237,7 @@ class Configuration:
         return self._environment.get(name) or self._file.get(name, "")
 
     def model(self, name: str = "", url: str = "") -> LanguageModel:
-        """Return the model.
+        """Return the language model to use.
 
         Args:
             name: Name of the model, instead of DEFAULT_MODEL.

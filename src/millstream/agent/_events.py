@@ -199,7 +199,7 @@ _ROOM = 256
 
 
 class AnswerQueue(Struct, eq=False):
-    """Runs the answers of a conversation one after another: ``AgentRun(queue, work)``."""
+    """Runs a conversation's answers one after another: ``AgentRun(queue, work)``."""
 
     task: asyncio.Task[None] | None = None
     stopping: bool = False
@@ -282,7 +282,7 @@ class AgentRun:
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Stop the answer if it's still running and wait for its end."""
+        """Stop the answer if it's still running, and wait until it has ended."""
         self._over = True
         if self._task is not None:
             if not self._task.done():
@@ -327,7 +327,7 @@ class Transcript(Struct, eq=False):
     _saved: set[Path] = set()
 
     def note(self, event: Event) -> None:
-        """Add an event.
+        """Add an event to the answer.
 
         Args:
             event: An event of the conversation.

@@ -38,7 +38,7 @@ class TokenRules(Struct, frozen=True):
     """Claims that a token must have."""
 
     issuer: str
-    """Value of ``iss``. With `tenants`, the claim ``tid`` replaces `TENANT` in it."""
+    """Value of ``iss``. If there are `tenants`, the claim ``tid`` replaces `TENANT` in it."""
     audiences: Collection[str]
     """Accepted values of ``aud``. A token must have one of them. If there are none, ``aud`` must be missing."""
     implied: Mapping[str, Collection[str]] = {}

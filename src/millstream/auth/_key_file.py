@@ -156,7 +156,7 @@ class RecordFile(Generic[R]):
         """Stamp of the last content read."""
 
     def load(self) -> None:
-        """Read the file.
+        """Read the records from the file.
 
         Raises:
             LocalError: The file is missing or malformed, or other users may write to it.

@@ -192,7 +192,7 @@ class CodeFlow:
         return found
 
     async def finish(self, callback: Callback) -> tuple[Claims, str]:
-        """Exchange the code of a callback. Return the ID token's claims and the access token, or an empty one.
+        """Exchange the code from a callback. Return the ID token's claims and the access token, or an empty one.
 
         Raises:
             SignInFailed: The exchange failed, or the response failed verification.

@@ -300,7 +300,7 @@ class SignIn:
         return called and is_same_origin(request)
 
     def _form(self, request: HttpRequest, wanted: str, said: str, status: int, *, typed: str = "") -> Response:
-        """Return the form.
+        """Return the page with the sign-in form.
 
         Args:
             request: Request of the page, or of the form.

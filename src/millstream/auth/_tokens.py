@@ -220,7 +220,7 @@ class TokenMethod(IssuerMethod):
 
     @override
     async def prefetch(self) -> None:
-        """Fetch the keys."""
+        """Fetch the issuer's keys."""
         await self._keys.prefetch()
 
 

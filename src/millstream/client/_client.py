@@ -131,7 +131,7 @@ class Client:
         on_log: Handler for log messages. A lost connection isn't reopened for it, but by the next request.
         on_change: Handler for changes that a handshake-era server reports. Keeps the connection open, like `watch`.
         options: Limits and less common settings.
-        extensions: Extensions of MCP, see `millstream.extensions.Extension`.
+        extensions: Extensions of MCP (see `millstream.extensions.Extension`).
 
     Raises:
         TargetError: The target doesn't identify a server.

@@ -46,7 +46,7 @@ class EventDescription(Struct, rename="camel"):
     delivery: list[str] = []
     """Delivery modes: ``push`` (a stream), ``poll``, and ``webhook``."""
     input_schema: Json = {}
-    """JSON Schema of the arguments of a subscription."""
+    """JSON Schema of a subscription's arguments."""
     payload_schema: Json = {}
     """JSON Schema of an event's data."""
     meta: Json = field(default_factory=Json, name="_meta")

@@ -259,13 +259,13 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
         self.incoming.interruption_callback = self._on_interruption
 
     def add(self, changes: Changes) -> None:
-        """Add a watcher."""
+        """Start sending changes to a watcher."""
         self._watchers.add(changes)
         self.incoming.subscribed.set()
         self._keep()
 
     def discard(self, changes: Changes) -> None:
-        """Remove a watcher."""
+        """Stop sending changes to a watcher."""
         self._watchers.discard(changes)
         if not self._watchers and self.incoming.on_change is None:
             self.incoming.subscribed.clear()
@@ -291,7 +291,7 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
             self._keep()  # in case it's lost again or only partly restored
 
     async def stop_watching(self) -> None:
-        """Stop reconnecting."""
+        """Unsubscribe from changes and stop reconnecting."""
         self.incoming.subscribed.clear()
         await cancel_all(self._task)
 

@@ -64,7 +64,7 @@ class ReplyStream:
         self._closed_event = asyncio.Event()
 
     async def __aenter__(self) -> Self:
-        """Open the stream.
+        """Open the stream of notifications.
 
         Raises:
             ProtocolError: The caller or the server has too many open streams.
@@ -316,7 +316,7 @@ class CallRun(Struct, eq=False):
         return self._call.halted
 
     def cancel(self) -> None:
-        """Stop the function."""
+        """Cancel the run."""
         self._call.cancel()
 
     def stop_for_shutdown(self) -> None:

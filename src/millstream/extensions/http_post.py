@@ -74,7 +74,7 @@ async def post(
         tls: Context with the trusted certificates, by default the system's.
         seconds: Time limit, including the connection.
         max_bytes: Maximum size of the response.
-        owner: The caller whose share of the name lookups is used, see `Share`.
+        owner: The caller whose share of the name lookups is used (see `Share`).
 
     Raises:
         PostFailed: There was no response.

@@ -2,9 +2,9 @@
 
 | client | upstream | questions |
 |---|---|---|
-| handshake | handshake | sent to the client on the stream of its call, see `_relay` |
+| handshake | handshake | sent to the client on the stream of its call (see `_relay`) |
 | handshake | per-request | `input_required` becomes requests to the client. The answers go back with the state |
-| per-request | handshake | the call is parked until the client's retry, see `_parked_calls` |
+| per-request | handshake | the call is parked until the client's retry (see `_parked_calls`) |
 | per-request | per-request | `input_required` is passed on, with its state sealed again |
 """
 
@@ -584,7 +584,7 @@ class _ForwardedCall(Relay):
         source: Revision = NEWEST_HANDSHAKE,
         verbatim: bool = False,
     ) -> None:
-        """Read the state.
+        """Read the call's saved state.
 
         Args:
             call, upstream: See `forward`.
@@ -766,12 +766,12 @@ class _ForwardedCall(Relay):
         return self._link.conversation.requests.ask(ask)
 
     def pass_on(self, required: InputRequiredResult) -> InputRequired:
-        """Return the exception that ends the client's request with the questions of an upstream's result."""
+        """Return the exception that ends the client's request with the questions from an upstream's result."""
         questions = {key: each.request for key, each in self._questions(required.input_requests).items()}
         return self.end_request(questions, _Rounds(required.request_state, list(questions)))
 
     def _questions(self, requests: Mapping[str, InputRequest]) -> dict[str, ForwardedQuestion]:
-        """Return questions of the upstream in the client's revision.
+        """Convert the upstream's questions to the client's revision.
 
         Raises:
             ToolError, ProtocolError: The upstream asks something that the client didn't declare.
@@ -863,7 +863,7 @@ async def _send(link: Link, ask: RawRequest, recipient: Recipient, extra: bytes 
 
 
 def _input_required(result: bytes) -> InputRequiredResult | None:
-    """Return the questions of a result, or None if there aren't any.
+    """Return the questions in a result, or None if there aren't any.
 
     Raises:
         InvalidResponse: The result is malformed.
@@ -892,7 +892,7 @@ def _created_task(result: bytes) -> Task | None:
 
 
 def _read_task(result: bytes) -> Task:
-    """Return a task.
+    """Return the task in a result.
 
     Raises:
         InvalidResponse: It can't be read.

@@ -420,7 +420,7 @@ INSTRUCTIONS = "server", "instructions"
 
 
 class QuarantinedItem(Struct, frozen=True):
-    """An item that isn't offered, because its definition isn't the accepted one."""
+    """An item that isn't offered, because its definition differs from the accepted one."""
 
     kind: str
     name: str

@@ -179,7 +179,7 @@ class ConfigValue(Struct, frozen=True):
         """Return the value as a type.
 
         Raises:
-            ConfigError: It has another type.
+            ConfigError: It has the wrong type.
         """
         found = _structs(kind)
         if is_object(self.value) and found:

@@ -92,7 +92,7 @@ def _identity(values: Any) -> Any:
 
 
 def _with_view(description: Description, names: Names) -> Description:
-    """Return the description of a tool with the prefix in the URI of its view, see ``io.modelcontextprotocol/ui``."""
+    """Return a tool's description with the prefix in the URI of its view (extension ``io.modelcontextprotocol/ui``)."""
     meta = dict(members(description.get("_meta")))
     if isinstance(uri := meta.get(_LEGACY_VIEW_KEY), str):
         meta[_LEGACY_VIEW_KEY] = names.uri(uri)

@@ -178,7 +178,7 @@ class Links(Struct):
 
         Args:
             key: Identifies the connection.
-            owner: The caller, see `Call.owner`, or empty for the gateway itself.
+            owner: The caller (see `Call.owner`), or empty for the gateway itself.
             client: The client of a dedicated session.
 
         Raises:
@@ -495,7 +495,7 @@ class ResourceWatches(Struct):
                 event.set()
 
     async def close(self) -> None:
-        """Stop watching."""
+        """Cancel the tasks that watch resources."""
         tasks = list(self.tasks.values())
         self.tasks.clear()
         await cancel_all(*tasks)
@@ -623,7 +623,7 @@ class Breaker:
                     self._clear(caller, key)
 
     def open(self) -> None:
-        """Reject all calls, and forget callers' failures, because the upstream caused them."""
+        """Reject all calls, and forget callers' failures, which the upstream caused."""
         self.is_open = True
         self.records.clear()
         self._share = Share(_MAX_RECORDS)

@@ -59,7 +59,7 @@ class ApiReply(Confidential, Struct, frozen=True):
     def read_json(self) -> tuple[Any, str] | None:
         """Return the value of a JSON body, and its text, which keeps numbers as the API wrote them.
 
-        Return None for a body of another type. JSON that's declared as text is also read if it's an object or array.
+        Return None for a body of a different type. JSON declared as text is also read if it's an object or array.
         """
         media, content = self.media, self.content.strip()
         looks_like_json = content[:1] in (b"{", b"[") or content[:3] == b"\xef\xbb\xbf"

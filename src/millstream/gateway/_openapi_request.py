@@ -72,7 +72,7 @@ class RequestTemplate(Struct, frozen=True, kw_only=True):
     media: str = ""
     """Media type of the body."""
     kind: str = ""
-    """How the body is written, see `kind_of_body`, or empty without one."""
+    """How the body is written (see `kind_of_body`), or empty without one."""
     needs_body: bool = False
     """Whether a body is sent even if it has no members."""
     takes_members: bool = False

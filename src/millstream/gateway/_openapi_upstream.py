@@ -375,7 +375,7 @@ class ApiUpstream(Upstream):
             size += length
             if size > self.config.max_catalog_bytes:
                 raise ValueError(
-                    f"The tools take more than {self.config.max_catalog_bytes:,} bytes. Select some by tags."
+                    f"The tools need more than {self.config.max_catalog_bytes:,} bytes. Use tags to select fewer."
                 )
         document.log_skipped(self.name, self._skipped)
         self._skipped = frozenset(document.skipped)

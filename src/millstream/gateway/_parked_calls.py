@@ -1,4 +1,4 @@
-"""Parked calls: calls that wait at an upstream for an answer in a later request of their client, on any worker.
+"""Parked calls: they wait at an upstream for an answer, which comes in a later request from the client to any worker.
 
 A client of the per-request era can't be asked while its call runs. The call to the upstream therefore continues as a
 task, and the client's request ends with `InputRequired`. The sealed state identifies the worker, the call, and the
@@ -244,7 +244,7 @@ class ParkedCall(Recipient):
         return {key: each.question.request for key, each in self._open.items() if not each.answer.done()}
 
     def wake(self, number: int, bound: bytes, responses: Mapping[str, Any], notify: Notify) -> None:
-        """Pass on the answers of a request, which now waits for the call and receives its notifications.
+        """Pass on the answers in a request, which now waits for the call and receives its notifications.
 
         Raises:
             ProtocolError: The request belongs to another call or an earlier round, or an answer is malformed.
@@ -332,7 +332,7 @@ class ParkedCalls:
         raise relay.end_request(*asked)
 
     async def resume(self, relay: Relay, ticket: Ticket) -> bytes:
-        """Continue a call with the answers of a retry. Also raises the errors of `run`.
+        """Continue a call with the answers in a retry. Raises the same errors as `run`, too.
 
         Raises:
             ProtocolError: The call has ended, or was already answered.
@@ -351,7 +351,7 @@ class ParkedCalls:
         return parked
 
     async def _follow(self, parked: ParkedCall) -> tuple[Json, Ticket] | None:
-        """Return the next questions of a call, and the ticket that resumes it; None when the call has ended."""
+        """Return a call's next questions and the ticket that resumes it, or None when the call has ended."""
         try:
             asks = await parked.next()
         except BaseException:  # the client canceled
@@ -467,7 +467,7 @@ class ParkedCalls:
             remote.outcome.set_result(message)
 
     def _on_interruption(self) -> None:
-        """End the calls on other workers, because messages with their results may have been lost."""
+        """End the calls on other workers. Called when messages with their results may have been lost."""
         for number, remote in self._remote.items():
             remote.lose()
             self._send_soon(remote.worker, CancelParkedCall(number))

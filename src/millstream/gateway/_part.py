@@ -622,7 +622,7 @@ class GatewayPart:
         )
 
     def _find_unlisted(self, uri: str) -> Resource | None:
-        """Find the upstream of an unlisted URI, because results may link to it."""
+        """Return a resource for an unlisted URI that a result may have linked to, or None if no upstream has it."""
         for upstream in self.upstreams.values():
             own_uri = upstream.names.original_uri(uri)
             has_resources = upstream.relays or "resources" in upstream.catalog.capabilities

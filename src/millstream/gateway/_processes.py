@@ -2,7 +2,7 @@
 
 A `ProcessPool` belongs to one worker. Its `UpstreamProcesses` provide client targets, one per key: one process for all
 callers, one per principal, or one per session. Each connection to a target is one process. If the process dies, the
-next call starts another one, as for every client connection. Slots for processes belong to owners, see `Pool`. Each
+next call starts another one, as for every client connection. Slots for processes belong to owners (see `Pool`). Each
 process leads a process group, which ends with it. A watchdog ends the groups of a killed worker.
 """
 
@@ -68,7 +68,7 @@ _ERROR_LINES_PER_SECOND = 100
 _ERROR_BYTES_PER_SECOND = 4 * 1024 * 1024
 """Maximum bytes of standard error read per second; beyond that, the process blocks."""
 _MESSAGES_PER_SECOND = 5000
-"""Maximum notifications and requests of a process read per second; beyond that, the process blocks."""
+"""Maximum notifications and requests to read from a process per second. Beyond that, the process blocks."""
 _LINES_PER_SECOND = 100_000
 """Maximum lines of all kinds read per second; beyond that, the process blocks."""
 _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
@@ -177,7 +177,7 @@ class UpstreamProcesses:
         Args:
             key: The id of the principal or session that the process serves, or empty for one that all callers share.
                 Crashes of one key don't delay others.
-            owner: The caller whose share of the processes it uses, see `Call.owner`, or empty for one that all callers
+            owner: The caller whose share of the processes it uses (see `Call.owner`), or empty for one that all callers
                 share.
 
         Example:
@@ -523,7 +523,7 @@ class ProcessTransport(StdioTransport):
 
 
 class ListenerRelay(Struct, eq=False):
-    """Passes messages of a process on to its current client."""
+    """Passes messages from a process on to its current client."""
 
     listener: Listener | None = None
     count: int = 0

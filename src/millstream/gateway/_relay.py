@@ -3,10 +3,10 @@
 upstream, `project_question` converts a question to the client's revision and rejects what wasn't declared, and
 `project_answer` converts the answer.
 
-`Relays` receives the messages of one connection to an upstream and finds the call of each. A `Relay` passes them to the
+`Relays` receives the messages on one connection to an upstream and finds the call of each. A `Relay` passes them to the
 client of one call. If the transport doesn't say which call a message belongs to, the only running call receives it,
 unless another caller could have caused it: an upstream may continue a canceled call, and ask or log later. Otherwise,
-questions are rejected, and log messages of a process go to the gateway's own log.
+questions are rejected, and log messages from a process go to the gateway's own log.
 """
 
 import asyncio
@@ -180,7 +180,7 @@ class Recipient:
 
         Args:
             call: The client's call.
-            abilities: The questions that the client can answer, see `abilities_of`.
+            abilities: The questions that the client can answer (see `abilities_of`).
             redactor: Redacts the upstream's messages, if the policy requires it.
         """
         self.abilities: bytes = abilities
@@ -384,7 +384,7 @@ MAX_REDACTED = 64 * 1024
 _MAX_ENDED = 64
 """Maximum calls per session whose late progress is passed on."""
 REJECTED_CODE = -1
-"""Error code of a sampling request that the user or client rejected."""
+"""Error code for a sampling request that the user or client rejected."""
 
 
 class _Details(Struct, rename="camel"):
@@ -637,8 +637,8 @@ class Relays:
 
         Args:
             name: Name of the upstream, for the log.
-            abilities: Capabilities that the connection declares, see `abilities_of`.
-            sender: The name that questions show, see `Upstream.sender`.
+            abilities: Capabilities that the connection declares (see `abilities_of`).
+            sender: The name that questions show (see `Upstream.sender`).
             in_process: Whether the upstream is a server of this process, which sends nothing about finished calls.
             log: For a process, writes a line of its output to the gateway's log.
             on_change: Called with the method and parameters of each announced change.

@@ -151,7 +151,7 @@ async def run_aside(call: Call, size: int, function: Callable[..., T], *args: An
 
     Args:
         call: The current call.
-        size: Message size, in bytes, see `Call.weight`.
+        size: Message size, in bytes (see `Call.weight`).
         function: The function.
         args: Its arguments.
 
@@ -271,7 +271,7 @@ class NoResponse(ProtocolError):
 
 
 def call_error(call: "Call", text: str, error: type[ToolError] = ToolUnavailable) -> ToolError | ProtocolError:
-    """Return the error of a call that has no result from its upstream. Pass ToolError if its client is the cause."""
+    """Return the error for a call that has no result from its upstream. Pass ToolError if its client is the cause."""
     return error(text) if call.method == "tools/call" else ProtocolError(INTERNAL_ERROR, text)
 
 

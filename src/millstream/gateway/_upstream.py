@@ -370,7 +370,7 @@ class Gateway(Struct, frozen=True):
     pool: ProcessPool
     """Runs the processes of commands."""
     parked_calls: ParkedCalls
-    """Calls that wait for answers."""
+    """Calls waiting for answers."""
     has_several: bool
     """Whether there are several upstreams."""
     sessions: Share
@@ -454,7 +454,7 @@ class Upstream:
         self.offered: dict[str, dict[str, tuple[str, Description]]] = {kind: {} for kind in METHODS}
         """Kind -> name on this server -> upstream's name, and the description that the item was created from."""
         self.quarantined: list[QuarantinedItem] = []
-        """Items that aren't offered, because their definition isn't the accepted one."""
+        """Items that aren't offered, because their definitions differ from the accepted ones."""
         self._era = Era()
         self._tasks = Tasks()
         self.plain_metas: Recent[tuple[bytes, str, bool], bytes] = Recent(_MAX_PLAIN_METAS)
@@ -531,7 +531,7 @@ class Upstream:
 
         Args:
             call: The client's call.
-            abilities: The questions that the client can answer, see `_relay.abilities_of`.
+            abilities: The questions that the client can answer (see `_relay.abilities_of`).
             name: Upstream's name of the tool or prompt, or URI of the resource.
         """
         program, principal = self._protected_program, ""
@@ -616,7 +616,7 @@ class Upstream:
         return {name: each for name, each in declared.items() if name not in QUESTIONS or name in questions}
 
     def abilities(self, call: Call) -> bytes:
-        """Return the questions that the upstream can ask a call's client, see `_relay.abilities_of`."""
+        """Return the questions that the upstream can ask a call's client (see `_relay.abilities_of`)."""
         return limit_abilities(abilities_of(call), self.policy.questions)
 
     @property
@@ -909,7 +909,7 @@ class Upstream:
         self._refresh_event.set()
 
     def _take_interruption(self, change: Change, subscription: object) -> None:
-        """Read the lists again after a connection was replaced, because the upstream may have restarted with others."""
+        """Read the lists again after a connection was replaced, in case the upstream has restarted with others."""
         if change.kind == "again":
             self.refresh()
 

@@ -4,8 +4,8 @@ A name has segments separated by dots. In subscriptions, ``*`` matches one segme
 Names that start with ``$`` are reserved for the hub. As in MQTT, a leading wildcard doesn't match them, so a
 subscription to everything doesn't include messages for a single client.
 
-The errors of a publication are also tool errors, so a tool that publishes its caller's input doesn't need to catch
-them: the caller receives the text.
+The errors that publishing raises are also tool errors, so a tool that publishes its caller's input doesn't need to
+catch them: the caller receives the text.
 """
 
 import re

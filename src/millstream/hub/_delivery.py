@@ -261,7 +261,7 @@ class Delivery:
         self.mailboxes = Mailboxes(store.kv, self.journal, limits)
         self.audience = Audience(limits)
         self._waiting: dict[OutputStream, int] = {}
-        """Unread bytes of the outlets that wait for space while catching up, longest wait first."""
+        """Unread bytes of the outlets waiting for space while they catch up, longest wait first."""
         self.cut: Counter[str] = Counter()
 
     async def open(self) -> None:
@@ -284,7 +284,7 @@ class Delivery:
         self.change_tail.start()
 
     async def close(self) -> None:
-        """Stop the readers."""
+        """Stop reading events and changes."""
         await self.event_tail.close()
         await self.change_tail.close()
 

@@ -206,7 +206,7 @@ class EventIds(Recent[str, dict[str, int]]):
     """
 
     def add(self, id: str, channel: str, offset: int) -> None:
-        """Add an event."""
+        """Remember an event's offset on a channel."""
         channels = self.setdefault(id, {})
         channels[channel] = max(offset, channels.pop(channel, 0))
         if len(channels) > _MAX_CHANNELS:

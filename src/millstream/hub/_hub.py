@@ -87,7 +87,7 @@ class Hub:
         clock: Returns the Unix time, by default the store's clock, which all workers share.
         authorize: ``f(principal, "publish" or "subscribe", channel)`` returns whether a caller can use a channel. If it
             raises, access is denied.
-        name_claims: Claims that can contain a caller's display name, see `Settings.display_name_claims`.
+        name_claims: Claims that can contain a caller's display name (see `Settings.display_name_claims`).
 
     Example:
         >>> hub = Hub(store, HubLimits())
@@ -156,7 +156,7 @@ class Hub:
         """Publish an event to a channel. Text is sent unchanged, anything else as JSON.
 
         Returns when the event is stored and written to the subscribers of this worker. All subscribers receive the
-        events of all channels in the same order.
+        events on all channels in the same order.
 
         Args:
             channel: The channel, without wildcards.

@@ -114,7 +114,7 @@ class Presence(Struct):
             await self._wait_for_delivery(position)
 
     async def leave_all(self) -> None:
-        """Remove all clients of this worker, because it's shutting down."""
+        """Remove all clients of this worker when it shuts down."""
         self._connections.clear()
         await self._update_all()
 
@@ -210,7 +210,7 @@ class PresenceChanges:
         return event
 
     def forget(self, offset: int) -> None:
-        """Drop all changes, because some were lost. The journal is at `offset`."""
+        """Drop all changes after some were lost. The journal is at `offset`."""
         self._last_dropped = replace(self.last, journal_offset=offset, announced=0)
         self._changes.clear()
 

@@ -152,7 +152,7 @@ class JournalReader:
         """Acquired while a subscriber keeps pages, and released while it waits for its connection."""
 
     def forget(self) -> None:
-        """Drop cached pages, because new events reuse the offsets of lost ones."""
+        """Drop cached pages. Called when new events reuse the offsets of lost ones."""
         self._pages.forget()
         self._indexes.forget()
 

@@ -42,7 +42,7 @@ class HttpPart(OwnPart):
         host.on_http(lambda: self.serve(host))
 
     def serve(self, host: PartHost) -> None:
-        """Add the paths."""
+        """Add the part's paths to the host's routes."""
 
 
 class LifespanPart(OwnPart):
@@ -119,7 +119,7 @@ class PathsPart(HttpPart):
 
     @override
     def serve(self, host: PartHost) -> None:
-        """Add the paths."""
+        """Add the paths of the user's routes."""
         definition, settings = self.definition, host.settings
         if any(definition.paths()):
             from millstream._app.user_routes import UserRoutes  # noqa: PLC0415  it loads Starlette
@@ -176,7 +176,7 @@ class McpPart(HttpPart):
 
     @override
     def serve(self, host: PartHost) -> None:
-        """Add the paths."""
+        """Add the paths of the MCP transports."""
         from millstream._transports.http_sse import HttpSse  # noqa: PLC0415  a server without HTTP does without these
         from millstream._transports.streamable import HttpSessions, StreamableEndpoint  # noqa: PLC0415
         from millstream._transports.streamable.get import SessionStreams  # noqa: PLC0415
@@ -247,7 +247,7 @@ class RestPart(HttpPart):
 
     @override
     def serve(self, host: PartHost) -> None:
-        """Add the paths."""
+        """Add the paths of REST and the API documentation."""
         from millstream._transports.rest import TOOLS_PATH, RestRoutes  # noqa: PLC0415  see the part of MCP
         from millstream._web.pages import add_pages, redirect_to_docs  # noqa: PLC0415
 

@@ -39,7 +39,7 @@ class HubPart(OwnPart):
     name: str = "hub"
 
     async def open(self, host: PartHost) -> None:
-        """Open the hub.
+        """Open the hub on the host's store.
 
         Raises:
             ValueError: The settings have the subject as the display name.

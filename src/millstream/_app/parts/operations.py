@@ -58,7 +58,7 @@ class AuditPart(OwnPart):
     """Whether the last line couldn't be written."""
 
     async def open(self, host: PartHost) -> None:
-        """Open the file.
+        """Open the audit log.
 
         Raises:
             LocalError: The file can't be used.
@@ -245,7 +245,7 @@ class ProbesPart(OwnPart):
     name: str = "probes"
 
     async def open(self, host: PartHost) -> None:
-        """Add the paths."""
+        """Add the paths of the health checks."""
         for path, handler in {"/health": self.health, "/livez": self.live, "/readyz": self.ready}.items():
             host.routes.add(path, Route({"GET": handler}, public=True))
         self._host = host

@@ -253,7 +253,7 @@ class DashboardQueries:
 
 
 def _with_few_channels(figures: Figures) -> Figures:
-    """Limit the number of channels in a message, because there may be one per client."""
+    """Limit the number of channels in a message: there may be one for each client."""
     hub = figures.hub
     if hub is None or len(hub["channels"]) <= MAX_CHANNELS:
         return figures

@@ -117,7 +117,7 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
 
     Args:
         runtimes: Runtimes of the server.
-        stdout: Descriptor to write to, see `off_stdout`.
+        stdout: Descriptor to write to (see `off_stdout`).
 
     Raises:
         CommandError: The key for sealed state is invalid, or the server can't start.

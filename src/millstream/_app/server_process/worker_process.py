@@ -188,7 +188,7 @@ class SocketTakeover:
         self._tasks = Tasks()
 
     def begin(self, accept: Accept) -> None:
-        """Start taking over, because this worker serves from now on."""
+        """Start taking over. Called when this worker begins to serve."""
         self._accept = accept
         self._tasks.spawn_once(self._settle)
 
@@ -462,7 +462,7 @@ class WorkerProcess:
     def __init__(
         self, command: Sequence[str], hello: Hello, worker: SupervisedWorker, *, environment: Mapping[str, str]
     ) -> None:
-        """Start the process.
+        """Start a worker's process.
 
         Args:
             command: Program that runs as a worker, with the sockets that it inherits.

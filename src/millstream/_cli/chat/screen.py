@@ -75,7 +75,7 @@ class PlainScreen:
         print_text(text, sys.stderr)
 
     def fail(self, text: str) -> None:
-        """Show the error of an answer, in one or two sentences."""
+        """Show the error that ended an answer, in one or two sentences."""
         self.pause()
         self.note(f"Error: {text}")
 

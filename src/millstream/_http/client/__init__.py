@@ -112,7 +112,7 @@ class RateMeter(Struct):
 
 
 class ArrivingBytes:
-    """Counts the bytes of unfinished messages, by the server that sends them and the caller that waits for them.
+    """Counts the bytes of unfinished messages, by the server that sends them and the waiting caller.
 
     ``ArrivingBytes(256 * 1024**2, largest=64 * 1024**2)``
 
@@ -149,7 +149,7 @@ class Inflow:
         Args:
             before: Bytes that were counted before.
             size: Bytes of the message.
-            owner: The caller that waits for the message, or empty if unknown.
+            owner: The waiting caller, or empty if unknown.
 
         Raises:
             TooMuchArriving: There's no space for more. The message still counts as `before` bytes.
@@ -179,7 +179,7 @@ class BodySource(Protocol):
         """Resume reading."""
 
     def release(self) -> None:
-        """Discard the rest of the body, because it has no reader."""
+        """Discard the rest of the body. Called when it has no reader."""
 
 
 class Body:

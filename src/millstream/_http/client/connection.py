@@ -30,7 +30,7 @@ _GZIP_OR_ZLIB = zlib.MAX_WBITS + 32
 _FIRST = frozenset((0x1F & 0xF, 8))
 """Low bits of the first byte in gzip and zlib data."""
 _DISCARD_TIMEOUT = 1.0
-"""Maximum seconds to wait for the end of such a body."""
+"""Maximum seconds to wait until such a body has ended."""
 _KEEP_ALIVE_OPTIONS = (("TCP_KEEPIDLE", 30), ("TCP_KEEPALIVE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 """TCP keep-alive: idle seconds, interval, and number of probes. `TCP_KEEPALIVE` is `TCP_KEEPIDLE` on macOS."""
 
@@ -338,7 +338,7 @@ class HttpConnection(asyncio.Protocol):
         self._on_end(self)
 
     def _end(self, error: ClientError | None) -> None:
-        """Wake all waiters, because nothing more will arrive."""
+        """Wake all waiters when nothing more will arrive."""
         waiter, self._waiter = self._waiter, None
         reply, self._reply = self._reply, None
         was_closed, self.closed = self.closed, True

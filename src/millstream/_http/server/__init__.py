@@ -89,7 +89,7 @@ class HeaderLineCache(Confidential, OrderedDict[bytes, Header]):
             self.update(self._credentials)
 
     def forget_credentials(self) -> None:
-        """Forget all credentials, because one of them may no longer be valid."""
+        """Forget all credentials. Called when one may no longer be valid."""
         for line in self._credentials:
             self.pop(line, None)
         self._credentials.clear()

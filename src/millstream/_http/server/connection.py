@@ -416,7 +416,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             protocol.proceed()
 
     def _abort(self, protocol: ConnectionSocket) -> None:
-        """Close without a reply, because the task was canceled."""
+        """Close without a reply. Called when the task was canceled."""
         self.response_complete = True
         protocol.transport.abort()
 
@@ -493,7 +493,7 @@ class ServerConnection:
         self.held = False
         """Whether events are withheld because the client doesn't read its replies."""
         self.queue: deque[ServerExchange | Response | Upgrade] = deque()
-        """Events that wait for an earlier reply."""
+        """Events held back until an earlier reply is sent."""
         self.newest: ServerExchange | None = None
         """The request that arrived last, until its reply is written."""
         # Request
@@ -632,7 +632,7 @@ class ServerConnection:
         return True
 
     def lose(self) -> None:
-        """Drop all request state, because the connection is lost or has switched protocols."""
+        """Drop all request state. Called when the connection is lost or has switched protocols."""
         self._stop()
         self.replying = CLOSES[self.replying]
         self.queue.clear()

@@ -69,7 +69,7 @@ class ConnectionWriter(Protocol):
 
     @property
     def owner(self) -> str:
-        """The caller, see `HttpRequest.owner`."""
+        """The caller (see `HttpRequest.owner`)."""
         ...
 
 

@@ -260,7 +260,7 @@ class HttpProtocol(asyncio.Protocol):
 
 
 BACKLOG = 2048
-"""Maximum number of connections that wait to be accepted."""
+"""Maximum number of pending connections."""
 
 
 class SocketListener:
@@ -376,7 +376,7 @@ class ConnectionDrainer(Struct, eq=False):
         return waiting or len(over) < len(since)
 
     def abort_closed(self) -> None:
-        """Drop closed connections that wait for the client to close its side. Over TLS, the client may never do so."""
+        """Drop closed connections whose client hasn't closed its side. Over TLS, the client may never do so."""
         for connection in list(self._state.connections):
             transport = connection.transport
             if transport.is_closing() and not transport.get_write_buffer_size():

@@ -92,7 +92,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self.transport = transport
         self.peer = peer_of(transport)[0]
         self.owner = peer_network(self.peer)
-        """The caller, see `HttpRequest.owner`."""
+        """The caller (see `HttpRequest.owner`)."""
         self._conn = ServerProtocol(max_size=table.max_message, logger=_silent_logger)
         self._answer: Response | None = None
         """The reply to the handshake that the application may still refuse."""
@@ -110,7 +110,7 @@ class WebSocketProtocol(asyncio.Protocol):
         # Reading
         self._read_paused = False
         self._ahead = b""
-        """Received bytes that wait for the handshake, the application, or their turn."""
+        """Received bytes that haven't been processed yet."""
         self._turn: asyncio.Handle | None = None
         """Timer for parsing the rest, if it only waits for its turn."""
         self._frame_bytes = 0
@@ -168,7 +168,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """Do nothing, because the application closes its WebSockets when the server stops."""
 
     def shutdown(self) -> None:
-        """Close, because the server is stopping."""
+        """Close. Called when the server stops."""
         self._end_messages()
         self._stop_pings()
         if self.transport.is_closing():
@@ -429,7 +429,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._fail_with(CloseCode.POLICY_VIOLATION, reason)
 
     def _end_messages(self) -> None:
-        """Stop accepting messages, because the closing handshake has begun or the connection is lost."""
+        """Stop accepting messages when the closing handshake begins or the connection is lost."""
         self._clear_deadline()
         self._fragments = []
         self._fragment_bytes = 0
@@ -437,7 +437,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self.outbox.connection_lost()
 
     def _fail_with(self, code: CloseCode, reason: str) -> None:
-        """Close immediately, because the client's input can't be parsed further."""
+        """Close immediately. Called when the client's input can't be parsed."""
         self._conn.fail(code, reason)
         self._flush()
         self._fail(code)
@@ -464,13 +464,13 @@ class WebSocketProtocol(asyncio.Protocol):
 
     @override
     def pause_writing(self) -> None:
-        """Pause, because the transport's buffer is full."""
+        """Pause writing. Called when the transport's buffer is full."""
         self.room.clear()
         self._guard.count_unsent(self)
 
     @override
     def resume_writing(self) -> None:
-        """Resume, because the transport's buffer has space."""
+        """Resume writing. Called when the transport's buffer has space."""
         self._guard.count_unsent(self)
         self.room.set()
         if self.outbox is not None:
@@ -569,7 +569,7 @@ class WebSocketProtocol(asyncio.Protocol):
         self._flush()
 
     def hang_up(self) -> None:
-        """Make `receive` return a disconnect, because the application ends the connection itself."""
+        """Make `receive` return a disconnect. Called when the application ends the connection itself."""
         self._queue_disconnect()
 
     async def receive(self) -> Message:

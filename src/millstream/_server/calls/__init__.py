@@ -52,7 +52,7 @@ def load_secrets(setting: str, *, state_dir: Path | None = None) -> Secrets:
 
     Args:
         setting: `Settings.secret_key`: secrets separated by commas, or empty.
-        state_dir: The directory of the key file. The default is the user's, see `state_directory`.
+        state_dir: The directory of the key file. The default is the user's (see `state_directory`).
 
     Raises:
         ValueError: A secret in the setting is too short.

@@ -185,7 +185,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
     check, because they checked the request that created the task.
     """
     weight: int = 0
-    """Bytes of the budget for large calls, see `Load.take`. Most calls use none."""
+    """Bytes of the budget for large calls (see `Load.take`). Most calls use none."""
     started: float = 0.0
     """Time at which the sweep first saw the call."""
     cancelled: bool = False
@@ -266,7 +266,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
         """Send a message about the call to its caller.
 
         Args:
-            message: A notification or request, see `millstream.protocol.notification_message`.
+            message: A notification or request (see `millstream.protocol.notification_message`).
             late: Whether to send it even if the function has returned, as long as the result hasn't been sent.
         """
         if self.over and not late:

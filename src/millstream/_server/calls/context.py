@@ -165,7 +165,7 @@ class Context(CallInfo):
         Args:
             progress: The progress so far, in any unit. Values that don't increase, or that aren't finite, aren't sent.
             total: The value at which the work is done, if you know it.
-            message: The current step, for the user. Clients of 2024-11-05 don't receive it.
+            message: The current step, for the user. Clients that use 2024-11-05 don't receive it.
         """
         call = self._call
         if (call.token is None and call.tee is None) or call.over:
@@ -268,7 +268,7 @@ class Context(CallInfo):
             retry_ms: Milliseconds after which the client reconnects. By default, the client decides.
 
         Returns:
-            False if the client couldn't reconnect. Nothing is closed then.
+            False if the client couldn't reconnect. In that case, nothing is closed.
         """
         return await self._call.open_reply_channel().interrupt(retry_ms)
 
@@ -351,7 +351,7 @@ class Context(CallInfo):
             temperature: Randomness of the reply. Its range depends on the model.
             stop_sequences: Texts that end the reply.
             preferences: The preferred models: ``{"hints": [{"name": "sonnet"}], "speedPriority": 0.8}``.
-            tools: Descriptions of tools that the model may ask for. Needs a client of 2025-11-25 or newer.
+            tools: Descriptions of tools that the model may ask for. Needs a client that uses 2025-11-25 or newer.
             tool_choice: Whether the model must use one of them: ``{"mode": "required"}``.
             key: As for `elicit`.
 

@@ -1,4 +1,4 @@
-"""Pending questions to handshake clients. Answers arrive as other messages of the session."""
+"""Pending questions to handshake clients. Answers arrive in other messages of the session."""
 
 import asyncio
 import contextlib
@@ -150,14 +150,14 @@ class PendingQuestions:
             question.future.set_exception(ToolError("The server is stopping, so it can't wait for the answer."))
 
     async def take_back(self, asked: set[str], send: Send) -> None:
-        """Take back the questions of a finished call."""
+        """Withdraw a finished call's questions."""
         without = self.fail(asked)
         asked.difference_update(without)
         for question_id in without:
             await _give_up(send, question_id, "The call that asked this question has ended.")
 
     def fail(self, asked: Iterable[str]) -> list[str]:
-        """Fail the questions of a finished call. Return the ids of unanswered questions."""
+        """Fail a finished call's questions. Return the ids of unanswered ones."""
         without: list[str] = []
         for question_id in asked:
             question = self._open.get(question_id)

@@ -413,7 +413,7 @@ def read_answer(question: Question, raw: bytes) -> Any:
     Raises:
         Declined: The user declined.
         Cancelled: The user dismissed the question.
-        ProtocolError: INVALID_PARAMS, for an answer of the wrong shape.
+        ProtocolError: INVALID_PARAMS, for an answer with the wrong shape.
     """
     try:
         if isinstance(question, Sample):
@@ -523,8 +523,8 @@ def ask_by_round(call: Call, replay: Rounds, questions: Mapping[str, tuple[str |
 def resolve_group(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """Return the exception to raise in place of a group from an `asyncio.TaskGroup` of user code.
 
-    This is the only failure, or the questions of all tasks. If all failures are messages for the model, it's the first
-    one.
+    This is the only failure, or the questions from all tasks. If all failures are messages for the model, it's the
+    first one.
     """
     requests: Json = {}
     failures: list[BaseException] = []

@@ -103,7 +103,7 @@ def session_messages(
         change: The change.
         message: Its encoded notification.
         client: The client of the session.
-        subscribed: The resources that it has subscribed to, see `watch_uris`.
+        subscribed: The resources that it has subscribed to (see `watch_uris`).
         reports: Returns whether the caller may be notified of an update, which can change after the subscription.
     """
     if isinstance(change, SessionChange) and change.message:
@@ -142,7 +142,7 @@ class ChangeSource(Protocol):
         return
 
     def follow(self, follower: object, owner: str, uris: Mapping[str, str]) -> None:
-        """Replace the resources that a stream or connection of a caller follows, see `watch_uris`. Pass none when it
+        """Replace the resources that a stream or connection of a caller follows (see `watch_uris`). Pass none when it
         ends.
         """
         return
@@ -390,7 +390,7 @@ class Services:
             end(session_id)
 
     def open(self) -> None:
-        """Start receiving messages of other workers."""
+        """Start receiving messages from other workers."""
         self.peers.open()
         self.records.open()
 

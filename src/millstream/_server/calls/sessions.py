@@ -65,7 +65,7 @@ class Session(Struct, eq=False):
     owner: str = ""
     """The owner whose share of record memory the session uses."""
     charged_bytes: int = 0
-    """Bytes of that share, see `ClientMemoryQuota`."""
+    """Bytes of that share (see `ClientMemoryQuota`)."""
     current: bool = True
     """Whether its streams can be resumed. False if they belong to an older store epoch."""
     issued_at: float = 0.0
@@ -163,7 +163,7 @@ class SessionRecords:
         await self._tasks.close()
 
     def forget(self) -> None:
-        """Forget all knowledge, because messages may have been lost. The store is queried again for every session."""
+        """Forget all knowledge when messages may have been lost. The store is queried again for every session."""
         self._looks.clear()
         self.known.clear()
         self._absent.clear()
@@ -384,7 +384,7 @@ def size_of_uris(watched: Mapping[str, str], entry_bytes: int = 0) -> int:
     """Return the bytes that watched URIs take.
 
     Args:
-        watched: The URIs, see `watch_uris`.
+        watched: The URIs (see `watch_uris`).
         entry_bytes: See `ChangeSource.entry_bytes`.
     """
     texts = [*watched, *filter(None, watched.values())]

@@ -312,7 +312,7 @@ class SyncContext(CallInfo):
             retry_ms: Milliseconds after which the client reconnects. By default, the client decides.
 
         Returns:
-            False if the client couldn't reconnect. Nothing is closed then.
+            False if the client couldn't reconnect. In that case, nothing is closed.
         """
         return self._wait(self._context.close_stream(retry_ms))
 

@@ -376,7 +376,7 @@ class Registry:
         self._collect()
 
     def retract(self, extension: RegisteredExtension) -> None:
-        """Remove an extension."""
+        """Remove an extension and what it registered."""
         self.extensions.remove(extension)
         self._collect()
 
@@ -536,7 +536,7 @@ class Registry:
         return None if scopes is None or not needed else scopes & needed, hidden
 
     def visible(self, kind: str, audience: Audience) -> dict[str, Any]:
-        """Return the items of a kind that a caller sees in lists, see `audience`."""
+        """Return the items of a kind that a caller sees in lists (see `audience`)."""
         scopes, hidden = audience
         items: dict[str, Any] = getattr(self, kind)
         return {

@@ -1,7 +1,7 @@
 """Reads a callable's declaration: name, annotations, context, dependencies, and whether it can be registered.
 
 `Depends` fills in a parameter by another function instead of the client. Dependencies are planned at registration, so
-mistakes are reported then. `features.sources` resolves them per call.
+mistakes are reported at that time. `features.sources` resolves them per call.
 """
 
 import contextlib

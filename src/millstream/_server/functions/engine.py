@@ -133,7 +133,7 @@ def read_value(engine: Engine, raw: bytes) -> Any:
     """Return one JSON value of the type of `engine_of_type`.
 
     Raises:
-        ValueError: It's a value of another type. The text names each problem and its place.
+        ValueError: The value has the wrong type. The text names each problem and its place.
     """
     msgspec.json.decode(raw, type=msgspec.Raw)  # the text must be one value
     wrapped = b'{"%b":%b}' % (VALUE.encode(), raw)
@@ -145,7 +145,7 @@ def read_value(engine: Engine, raw: bytes) -> Any:
 
 
 def decoder_of(annotation: Any) -> Callable[[bytes], Any]:
-    """Return a decoder of one JSON value, which raises ValueError for a value of another type.
+    """Return a decoder of one JSON value, which raises ValueError for a value of the wrong type.
 
     Raises:
         TypeError: Neither engine supports the type.

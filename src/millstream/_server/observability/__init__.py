@@ -233,8 +233,8 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
 
 
 def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], OperationFigures]:
-    """Return the operations of a worker. A worker with other buckets, such as one of another version, contributes only
-    call counts.
+    """Return a worker's operations. A worker with other buckets, such as one of another version, contributes only call
+    counts.
     """
     if figures.bounds == bounds:
         return figures.operations

@@ -206,7 +206,7 @@ class Frame:
         return len(self._bytes) - _HEAD.size
 
     def add(self, message: Struct) -> None:
-        """Add a message.
+        """Add a message to the frame.
 
         Raises:
             UnicodeEncodeError: A name can't be encoded.

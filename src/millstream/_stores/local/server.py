@@ -45,7 +45,7 @@ PAUSE_BYTES = 1024 * 1024
 PUSH_BYTES = 8 * 1024 * 1024
 """Unread bytes above which entries for a worker are dropped."""
 MAX_TASKS = 1_000
-"""Maximum concurrent calls per worker that wait for the store."""
+"""Maximum pending calls to the store per worker."""
 AT_ONCE = 500
 """Maximum calls per worker that run before other workers get a turn."""
 
@@ -122,7 +122,7 @@ class WorkerConnection(FrameConnection):
     # Calls
 
     def _work(self) -> None:
-        """Respond to pending requests in order. Later requests of the worker wait for slow ones."""
+        """Respond to pending requests in order. Later requests from the worker wait for slow ones."""
         waiting, run, left = self._waiting, self._run, AT_ONCE
         while waiting and left and not self._paused and len(self._tasks) < MAX_TASKS:
             left -= 1

@@ -67,7 +67,7 @@ class ExpiryHeap(Generic[Name]):
         return self._until[name]
 
     def forget(self, name: Name) -> None:
-        """Remove a name."""
+        """Remove a name and its expiry time."""
         del self._until[name]
         if not self._until:
             self._until.clear()  # frees the table, which an emptied dict keeps

@@ -155,12 +155,12 @@ class Consumer:
         self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
-        """Stop permanently."""
+        """Stop reading, permanently."""
         self.restart()
         self._task.cancel()
 
     def restart(self) -> None:
-        """Re-create the consumer, because it has failed."""
+        """Create the consumer again after a failure."""
         self._broken = True
         if not self.failed.done():
             self.failed.set_result(None)

@@ -127,7 +127,7 @@ class PushReader(Struct, eq=False):
                 return number
 
     def restart(self) -> None:
-        """Reconnect, because this connection may lead to a former primary."""
+        """Reconnect. Called when this connection may lead to a former primary."""
         self._is_open = False
         if self._read_task is not None:
             self._read_task.cancel()
@@ -215,7 +215,7 @@ class PushReader(Struct, eq=False):
             self._wake(self._confirmed)
 
     def _wake(self, number: float) -> None:
-        """Wake those that wait for up to this number of changes."""
+        """Wake the callers waiting for up to this number of changes."""
         while self._waiting and self._waiting[0][0] <= number:
             _, confirmed = self._waiting.popleft()
             if not confirmed.done():

@@ -52,7 +52,7 @@ class SqliteWriter(Struct, eq=False):
     _waiting: list[_Job] = []
     _task: asyncio.Task[None] | None = None
     _failed: tuple[float, LocalError] | None = None
-    """Time and error of the last failed transaction."""
+    """Time of the last failed transaction, and its error."""
 
     async def start(self) -> None:
         """Open the file.

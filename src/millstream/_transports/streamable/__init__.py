@@ -179,7 +179,7 @@ class StreamLog(Struct, eq=False):
         return None
 
     async def end(self) -> None:
-        """End the log with an error, because a part of the stream is missing."""
+        """End the log with an error when a part of the stream is missing."""
         await append(self.store, self.name, END, error_message(self.id, INTERNAL_ERROR, _LOST), None)
 
 
@@ -195,7 +195,7 @@ class PostReplyChannel(Struct, eq=False):
     _log: StreamLog | None
     _reads_streams: bool
     asks: bool
-    """Whether questions can be asked. Answers come in other requests of the session."""
+    """Whether questions can be asked. Answers come in the session's other requests."""
     _sink: Sink | None = None
     _number: int = 0
     """The stream among the open ones."""
@@ -279,7 +279,7 @@ class PostReplyChannel(Struct, eq=False):
         (then if end is None else end)()
 
     def leave(self) -> None:
-        """Stop writing, because another connection reads the stream."""
+        """Stop writing. Called when another connection takes over the stream."""
         sink, self._sink = self._sink, None
         if sink is not None:
             sink.close()

@@ -237,7 +237,7 @@ class _StandaloneStream(_NewestStream, eq=False):
         super().close()
 
     def write(self, message: bytes) -> None:
-        """Write a notification."""
+        """Send a notification, or keep it until the stream opens."""
         if self.sink is not None:
             if message := self.services.notification_filters.filter_outgoing(message, self.request.principal):
                 self.sink.write(sse.encode_message(message, self.mark()))
@@ -304,7 +304,7 @@ class StandaloneStreams(_NewestStreams):
         peers.on_loss(self.close_all)
 
     def close_all(self) -> None:
-        """End all streams, because the store lost the sessions' state. Clients reconnect."""
+        """End all streams when the store has lost the sessions' state. Clients reconnect."""
         for session_id in list(self._streams):
             self.close(session_id)
 

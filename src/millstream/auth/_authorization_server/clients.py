@@ -456,7 +456,7 @@ class Clients:
         except InvalidToken as exc:
             raise _invalid_client(f"The assertion is malformed. {exc}") from None
         if header.typ not in _TYPES:
-            raise _invalid_client("The assertion is a JWT of another type.")
+            raise _invalid_client("The assertion is a JWT of the wrong type.")
         claimed = subject if isinstance(subject, str) else ""
         client = await self._find_known(request, form.get("client_id") or claimed)
         if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
@@ -478,7 +478,7 @@ class Clients:
             or claims.get("sub") != client.id
             or _audience_of(claims) not in (self._config.url, self._config.base + TOKEN)
         ):
-            raise _invalid_client("The assertion has another subject, issuer, or audience.")
+            raise _invalid_client("The assertion's subject, issuer, or audience is wrong.")
         if not is_time(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
             raise _invalid_client("The assertion has expired, or its lifetime exceeds ten minutes.")
         begins = (claims.get("nbf"), claims.get("iat"))

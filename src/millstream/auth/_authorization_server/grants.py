@@ -399,7 +399,7 @@ class TokenEndpoints(Struct, frozen=True):
     # The token endpoint
 
     async def post(self, request: HttpRequest) -> Response:
-        """Return a token."""
+        """Handle `POST /token`: return tokens for a grant."""
         form = form_of(request)
         kind = form.get("grant_type")
         if not kind:

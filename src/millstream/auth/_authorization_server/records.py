@@ -1,4 +1,4 @@
-"""Shared code of the authorization server: records, responses, parameters, and redirect URIs.
+"""Code that the authorization server's modules share: records, responses, parameters, and redirect URIs.
 
 Client secrets, codes, and refresh tokens are stored only as SHA-256 hashes. They consist of 32 random bytes, so a plain
 hash is sufficient.

@@ -183,7 +183,7 @@ def pack(value: Any) -> bytes:
 
 
 def read(raw: bytes | None, kind: type[T]) -> T | None:
-    """Decode a value. Return None if it's missing or has another type."""
+    """Decode a value. Return None if it's missing or has the wrong type."""
     if raw is None:
         return None
     try:

@@ -4,7 +4,7 @@ Metadata follows RFC 9728 for servers, and RFC 8414 or OIDC for authorization se
 https://modelcontextprotocol.io/specification/2026-07-28/basic/authorization. Servers of 2025-03-26 don't publish their
 own metadata. Their authorization server is at the root of the same origin. URLs that another server specifies are
 checked before a request. Clients register by RFC 7591, request tokens by RFC 6749, and revoke them by RFC 7009. Tokens
-can be bound to a key of the client, see `Proofs`.
+can be bound to a key of the client (see `Proofs`).
 """
 
 import re
@@ -235,7 +235,7 @@ def read_object(body: bytes, wanted: type[T]) -> T:
     another type as a missing one.
 
     Raises:
-        UnusableMember: A member of `_NEEDED` has a value of another type.
+        UnusableMember: A member of `_NEEDED` has a value of the wrong type.
         ValueError: The body isn't an object.
         RecursionError: The object is nested too deeply.
     """

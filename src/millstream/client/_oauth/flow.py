@@ -772,7 +772,7 @@ class OAuth:
         return {"resource": target} if self._sends_resource else {}
 
     async def _authorize(self, url: Url, issuer: IssuerMetadata, target: str, scope: str, key: str) -> None:
-        """Send the user to the authorization server and exchange the code of the redirect for tokens."""
+        """Send the user to the authorization server and exchange the code from the redirect for tokens."""
         loopback, problem = Loopback(), "Your program shows the reason."
         visit, redirect = self._visit, self._redirect_uri
         if visit is None:

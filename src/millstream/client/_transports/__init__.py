@@ -90,7 +90,9 @@ _decode_id = decoder(_Id)
 
 
 def answered_id(data: bytes) -> int:
-    """Return the request id in an invalid response, so that the caller doesn't have to wait, or 0 for none."""
+    """Return the request id in an invalid response, or 0 if there's none. With the id, the caller fails at once instead
+    of timing out.
+    """
     try:
         return _decode_id(data).id
     except MALFORMED:

@@ -36,7 +36,7 @@ class MemoryTransport(DuplexTransport):
 
     @override
     async def open(self) -> None:
-        """Start the server."""
+        """Start the server in this event loop."""
         running = await self._stack.enter_async_context(self._server.running())
         self._pipe = self._new_pipe(running.dispatcher)
         self._stack.push_async_callback(self._pipe.close)

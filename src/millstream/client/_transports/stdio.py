@@ -349,7 +349,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
 
     @override
     def resume_writing(self) -> None:
-        """Write again."""
+        """Allow writing again. Called by asyncio when the buffer has room."""
         self.writable.set()
 
     def _hint(self, code: int | None, last: str) -> str:

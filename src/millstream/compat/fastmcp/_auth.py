@@ -142,7 +142,7 @@ class AccessToken(_Token):
 
 
 class OAuthToken(BaseModel):
-    """The response of the token endpoint."""
+    """The token endpoint's response."""
 
     access_token: str
     token_type: Literal["Bearer"] = "Bearer"  # noqa: S105  not a secret

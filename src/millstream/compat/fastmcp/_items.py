@@ -124,7 +124,7 @@ class Prompt:
         return cls(signature, signature.name, title, text, icons, arguments)
 
     async def render(self, arguments: Mapping[str, Any] | None = None, context: Any = None) -> list[Any]:
-        """Return the messages.
+        """Run the function and return its messages.
 
         Args:
             arguments: Values of the arguments, as text.

@@ -92,7 +92,7 @@ def as_protocol_error(error: Any, code: int = INTERNAL_ERROR) -> ProtocolError:
 
 @contextmanager
 def tool_errors() -> Generator[None]:
-    """Convert errors of a tool to text for the model, or to a protocol error."""
+    """Convert a tool's errors to text for the model, or to a protocol error."""
     try:
         yield
     except FastMCPError as error:

@@ -86,7 +86,7 @@ def server_card(identity: CardIdentity, about: Mapping[str, Any], *, needs_key: 
 
     Args:
         identity: Public name and address of the server.
-        about: The server's description of itself, see `Host.about`.
+        about: The server's description of itself (see `Host.about`).
         needs_key: Whether callers need a key.
     """
     remote: Json = {

@@ -79,7 +79,7 @@ class Events(Extension):
         retry_delay: Takes the number of attempts so far and returns the seconds before the next one.
 
     Raises:
-        ValueError: `draft` has another value, or a number is out of range.
+        ValueError: `draft` has an unknown value, or a number is out of range.
 
     Example:
         ``events = Events(draft="SEP-3415")``, then ``Server("shop", serve="hub", extensions=[events])``.
@@ -154,7 +154,7 @@ class Events(Extension):
             event: An instance of a payload class, or the name of an event.
             data: The payload, if `event` is a name.
             id: Id for deduplication. A second event with this id within two minutes isn't published.
-            publisher: The caller that this is published for, see `Hub.publish`.
+            publisher: The caller that this is published for (see `Hub.publish`).
 
         Raises:
             LocalError: The event isn't declared, the data doesn't match it, or the server isn't running.
@@ -236,7 +236,7 @@ class Events(Extension):
 
     @override
     async def close(self) -> None:
-        """Stop the deliveries."""
+        """Stop delivering events to webhooks."""
         if self._outbox is not None:
             await self._outbox.close()
         self._outbox = None

@@ -253,7 +253,7 @@ class FilterIndex(Struct, Generic[T]):
     """Subscribers to check one by one: for a `match` function, or by a list or object."""
 
     def add(self, subscriber: T, reader: Reader) -> None:
-        """Add a subscriber."""
+        """Add a subscriber, indexed by its arguments."""
         arguments = reader.arguments.values
         names = tuple(name for name in sorted(arguments) if name in self._kind.fields)
         values = tuple(arguments[name] for name in names)

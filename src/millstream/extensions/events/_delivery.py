@@ -1,4 +1,4 @@
-"""Webhook deliveries. One worker at a time delivers the events of a type.
+"""Webhook deliveries. One worker at a time delivers a type's events.
 
 The worker with the lease follows the hub channel. The store keeps the position up to which delivery of every event was
 attempted, and the events with a failed first attempt. The next worker continues from there. After a crash, it may
@@ -155,7 +155,7 @@ class OutgoingMessage(Struct, eq=False):
         return len(data or b"") + _DELIVERY_BYTES
 
     def body(self) -> bytes:
-        """Return the message."""
+        """Return the JSON body of the request to the webhook."""
         if not isinstance(self.content, Event):
             return encode(self.content)
         # All events up to this offset are settled when this one is.

@@ -203,7 +203,7 @@ class Page(_Closable, kw_only=True):
         self.cursor = position(self.hub, event.offset)
 
     async def drain(self) -> None:
-        """Return immediately."""
+        """Do nothing: nothing is buffered."""
 
 
 async def read_page(

@@ -75,7 +75,7 @@ class WebhookSubscription(Confidential, Struct, frozen=True, array_like=True):
     """The previous secret, which also signs until `old_until`."""
     old_until: float = 0.0
     credential: str = ""
-    """Revocation id of the last refresh's token, see `Host.is_revoked`."""
+    """Revocation id of the last refresh's token (see `Host.is_revoked`)."""
 
 
 class Status(Struct, frozen=True, array_like=True):

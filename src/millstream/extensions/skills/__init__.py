@@ -70,7 +70,7 @@ class Skills(Extension):
 
     @override
     async def open(self, host: "Host") -> None:
-        """Read the settings."""
+        """Read the page size and the caching hints from the settings."""
         self._page_size = host.settings.page_size
         scope = "private" if host.private else "public"
         self._hints = {"ttlMs": host.settings.list_ttl_ms, "cacheScope": scope}
@@ -168,7 +168,7 @@ class Skills(Extension):
 
     @method("resources/directory/read")
     async def read_directory(self, params: _Uri) -> Json:
-        """Return a page of the entries of a directory, sorted by name.
+        """Return a page of a directory's entries, sorted by name.
 
         Args:
             params: The URI of the directory, and the cursor of the page.

@@ -71,7 +71,7 @@ class SkillFolder:
     """The skills in a folder. Thread-safe."""
 
     def __init__(self, folder: str, prefix: str = "", *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Read the folder.
+        """Read a folder's skills.
 
         Args:
             folder: Folder of skills, or of one skill.

@@ -133,7 +133,7 @@ class TasksExtension(Extension):
         return list(existing.values())
 
     def _on_change(self, data: bytes = b"") -> None:
-        """Push the state of a task, or of all tasks, because change messages may have been lost."""
+        """Push the state of one task, or of all tasks if change messages may have been lost."""
         for follower in self._followers:
             follower.notify(data.decode())
 

@@ -51,7 +51,7 @@ CANCELLED = "cancelled"
 CHANGE_TOPIC = "tasks.changed"
 """The topic on which workers announce the keys of changed tasks."""
 HANDED_OVER = "-"
-"""Placeholder for the worker of a task that waits for another worker."""
+"""Placeholder for the worker of a task that's waiting for a new worker."""
 _ANONYMOUS = "anonymous"
 _MAX_ID = 64
 _OLD_ID = 48
@@ -83,7 +83,7 @@ class TaskRecord(Struct, frozen=True, omit_defaults=True):
     responses: dict[str, bytes] = {}
     """Answers of this round, as JSON by key."""
     payload: bytes = b""
-    """JSON result of a completed task, or JSON error of a failed one."""
+    """JSON result of a completed task, or JSON error from a failed one."""
     room: bytes = _ROOM
 
     @property
@@ -597,7 +597,7 @@ class TaskRunner(TaskRecords):
             run.call.cancel()
 
     def _check_cancellations(self) -> None:
-        """Check whether running tasks were canceled, because messages may have been lost."""
+        """Check whether running tasks were canceled. Called when messages may have been lost."""
         if not self._closing:
             self._tasks.spawn(self._stop_cancelled())
 

@@ -27,7 +27,7 @@ class SecretText:
         self._text = text
 
     def reveal(self) -> str:
-        """Return the text."""
+        """Return the secret text, which `repr` hides."""
         return self._text
 
     @override

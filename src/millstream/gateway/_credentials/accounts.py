@@ -104,7 +104,7 @@ class PersonalCredentials(TokenCredentials):
                 "is stored next to them" if host.store.shared else "is lost when this process ends",
             )
         self._waiting: dict[asyncio.Event, str] = {}
-        """Events of calls that wait for their user to connect -> owner."""
+        """Event of a call whose user has to connect -> owner."""
         self._list_failures: Recent[str, float] = Recent(_MAX_LISTERS)
         """Owner -> time of the last failure to read the lists with this connection."""
 
@@ -281,7 +281,7 @@ class PersonalCredentials(TokenCredentials):
         return request
 
     async def finish(self, owner: str, base: str, request: PendingAuthorization, answer: Mapping[str, str]) -> None:
-        """Create a user's connection from the redirect of the login.
+        """Create a user's connection from the redirect after the login.
 
         Raises:
             ClientError: The redirect doesn't match the request, or the user or the issuer declined.
@@ -471,7 +471,7 @@ class ConnectionsPage:
         return pages.redirect_page(authorization.url, f"Continue to {connection.url.host}", cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
-        """Handle `GET /connections/callback`: store the answer of an authorization server. Each state is valid once."""
+        """Handle `GET /connections/callback`: store an authorization server's answer. Each state is valid once."""
         try:
             answer = parse_redirect("?" + request.query[:_MAX_QUERY].decode("latin-1"))
         except ClientError:

@@ -112,7 +112,7 @@ class UpstreamCredentials:
         return ""
 
     def avoid_lister(self, link_key: str) -> None:
-        """Prefer other connections for the next lists, because this one couldn't read them."""
+        """Prefer other connections for the next lists. Called when this one couldn't read them."""
 
     async def prepare(self, call: Call) -> None:
         """Ensure that a call has credentials, asking the user for them if necessary.
@@ -221,7 +221,7 @@ class FixedCredentials(UpstreamCredentials):
             forward: See `UpstreamCredentials`.
             secrets: Secrets by header.
             prefix: Prefix of each value.
-            query: Secrets by parameter, see `UpstreamCredentials.query`.
+            query: Secrets by parameter (see `UpstreamCredentials.query`).
 
         Raises:
             LocalError: A secret is missing, or can't be sent.
@@ -243,12 +243,12 @@ class FixedCredentials(UpstreamCredentials):
 
     @override
     async def headers_of(self, caller: LinkCaller, method: str, url: str) -> Mapping[str, str]:
-        """Return the headers."""
+        """Return the configured headers, the same for every caller."""
         return self._headers
 
     @override
     async def replace_refused(self, caller: LinkCaller, sent: Mapping[str, str]) -> bool:
-        """Read the files again, because a secret may have been rotated."""
+        """Read the files again, in case a secret was rotated."""
         try:
             found = self._read()
         except LocalError:

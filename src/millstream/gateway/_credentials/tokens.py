@@ -1,6 +1,6 @@
 """Access tokens that workers share: sealed in the store, and renewed by one worker at a time.
 
-They're the gateway's own tokens (client credentials), exchanged tokens (RFC 8693), or users' tokens, see `accounts`.
+They're the gateway's own tokens (client credentials), exchanged tokens (RFC 8693), or users' tokens (see `accounts`).
 
 Many refresh tokens can be used only once. A worker takes a lease before it renews, reads the store again, and writes
 with compare-and-set, so if two workers need a new token, one requests it, and the other reads it. A renewal runs in its

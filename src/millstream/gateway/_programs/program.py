@@ -68,7 +68,7 @@ def encode_members(value: Any) -> bytes:
 
 
 def encode_error(error: Any) -> bytes:
-    """Encode an error of the SDK, with its code, message, and data, as JSON."""
+    """Encode an error from the SDK, with its code, message, and data, as JSON."""
     members: Json = {"code": error.code, "message": error.message}
     if error.data is not None:
         members["data"] = error.data
@@ -417,7 +417,7 @@ class ProgramServer(Struct, frozen=True):
     serve: Callable[[Any, Any], Awaitable[None]]
     """``await serve(input, output)`` runs one session until the input ends."""
     single: SingleExchange | None = None
-    """Answers requests of the per-request era, or None if sessions do."""
+    """Answers per-request era requests, or None if sessions do."""
 
 
 Open = Callable[[], AbstractAsyncContextManager[ProgramServer]]
@@ -475,10 +475,10 @@ class Program(Struct, eq=False):
     handshake_only: bool
     """Whether it doesn't support the per-request era."""
     caller: str = ""
-    """The caller that its sessions belong to, see `caller_of`, or empty for an anonymous one."""
+    """The caller that its sessions belong to (see `caller_of`), or empty for an anonymous one."""
     make_message: Callable[[bytes], Any] = field(default_factory=message_maker)
     users: Recent[str, Any] = field(default_factory=lambda: Recent(MAX_USERS))
-    """The library's user objects for the sessions of callers, see `caller_of`."""
+    """The library's user objects for the sessions of callers (see `caller_of`)."""
     runs: WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun] = field(
         default_factory=WeakKeyDictionary[asyncio.AbstractEventLoop, ProgramRun]
     )
