@@ -2,7 +2,7 @@
 
 import datetime as dt
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import (  # noqa: UP035  what people write
@@ -82,6 +82,11 @@ Pie = Annotated[Annotated[Apple, Tag("apple")] | Annotated[Pumpkin, Tag("pumpkin
 Grouped = Annotated[int, PlainSerializer(lambda value: f"{value:,}", return_type=str)]
 
 
+@dataclass
+class Priced:
+    price: Grouped
+
+
 class Row(BaseModel):
     """As a table of SQLModel, whose own `__init__` checks nothing."""
 
@@ -113,11 +118,11 @@ def _function(annotation: Any, result: Any = str) -> Callable[..., Any]:
     return tool
 
 
-async def _call(function: Callable[..., Any], arguments: Json, **options: Any) -> Any:
+async def _call(function: Callable[..., Any], arguments: Json, *, progress: Any = None, **options: Any) -> Any:
     mcp = Server("annotations")
     mcp.add_tool(function, name="tool", **options)
     async with connect(mcp) as client:
-        return await client.call("tool", arguments)
+        return await client.call("tool", arguments, progress=progress)
 
 
 async def _tool(function: Callable[..., Any], **options: Any) -> Any:
@@ -194,6 +199,42 @@ async def test_results_are_text_where_their_annotation_writes_text(annotation: A
     for function in (tool, tool_async):
         function.__annotations__["return"] = annotation
         assert (await _call(function, {"number": 12345})).text == "12,345"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "written"),
+    [
+        (Grouped, 12345, "12,345"),
+        (Grouped | None, 12345, "12,345"),
+        (list[Grouped], [12345], '["12,345"]'),
+        (Priced, Priced(12345), '{"price":"12,345"}'),
+    ],
+)
+async def test_yielded_values_are_written_like_returned_ones(annotation: Any, value: Any, written: str) -> None:
+    def generate() -> Any:
+        yield value
+        yield value
+
+    async def generate_async() -> Any:
+        yield value
+        yield value
+
+    generate.__annotations__["return"] = Iterator[annotation]
+    generate_async.__annotations__["return"] = AsyncIterator[annotation]
+    for function, options in ((generate, {}), (generate, {"thread": False}), (generate_async, {})):
+        messages: list[str | None] = []
+        result = await _call(function, {}, progress=lambda *report, to=messages: to.append(report[-1]), **options)
+        assert [*messages, result.text] == [written] * 3
+
+
+async def test_progress_may_have_another_type_than_the_result() -> None:
+    async def generate() -> AsyncIterator[Priced]:
+        yield "Looking …"  # type: ignore[misc]
+        yield Priced(12345)
+
+    messages: list[str | None] = []
+    await _call(generate, {}, progress=lambda *report: messages.append(report[-1]))
+    assert messages == ["Looking …", '{"price":"12,345"}']
 
 
 async def test_tables_from_a_program_are_results_as_they_are() -> None:

@@ -8,14 +8,15 @@ import asyncio
 import copy
 import inspect
 import threading
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, ExitStack, suppress
 from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, ClassVar, Self
 
 from msgspec import Struct
 
+from millstream._protocol.errors import LocalError
 from millstream._protocol.json_schema import Schema
 from millstream._protocol.jsonrpc import Json
 from millstream._protocol.metadata import ParamHeader
@@ -34,7 +35,7 @@ from millstream._server.functions.dependencies import (
     plan_dependency,
 )
 from millstream._server.functions.description import Labels, Names
-from millstream._server.functions.engine import as_text
+from millstream._server.functions.engine import as_text, encode_value
 from millstream._server.functions.msgspec_engine import Output
 from millstream._server.functions.parameters import Kind
 from millstream._server.functions.plan import Invoker, Plan, decode_of, plan, read_arguments, read_texts
@@ -397,7 +398,7 @@ def _plain(plan: Plan, home: object, call_function: Invoker) -> Run:
 
 
 def _in_thread(plan: Plan, home: object, call_function: Invoker) -> Run:
-    work = partial(_drain, call_function) if plan.is_generator else call_function
+    work = partial(_drain, plan, call_function) if plan.is_generator else call_function
     if plan.context_parameter is None and not plan.is_generator:
         return lambda arguments, call: call.services.threads.run(work, arguments, None, owner=call.owner)
 
@@ -412,11 +413,24 @@ def _in_thread(plan: Plan, home: object, call_function: Invoker) -> Run:
     return run
 
 
-def _drain(function: Invoker, arguments: Any, context: SyncContext) -> Any:
+def _drain(plan: Plan, function: Invoker, arguments: Any, context: SyncContext) -> Any:
     last: Any = None
     for count, last in enumerate(function(arguments, context), 1):
-        context.progress(count, message=as_text(last))
+        context.progress(count, message=_progress_text(plan, last))
     return last
+
+
+def _progress_text(plan: Plan, value: Any) -> str:
+    """Return a yielded value as text, in the form that it has as the result."""
+    if plan.engine.output is not None:
+        with suppress(LocalError):  # progress can have another type
+            return encode_value(value, plan.engine.output).decode()
+    return as_text(value)
+
+
+async def _yield_each(values: Iterable[Any]) -> AsyncGenerator[Any, None]:
+    for value in values:
+        yield value
 
 
 def _run_generator(plan: Plan, home: object, call_function: Invoker) -> Run:
@@ -426,12 +440,14 @@ def _run_generator(plan: Plan, home: object, call_function: Invoker) -> Run:
         last: Any = None
         count = 0
         values = call_function(arguments, Context(call, home) if wants_context else None)
+        if not plan.is_async:
+            values = _yield_each(values)
         try:
             async for last in values:
                 count += 1
                 if call.token is not None:
                     reported = call.progress.value if call.progress is not None else 0.0
-                    await send_progress(call, max(count, reported + 1), None, as_text(last))
+                    await send_progress(call, max(count, reported + 1), None, _progress_text(plan, last))
         finally:
             await values.aclose()
         return last

@@ -8,7 +8,7 @@ rejects are examined again, unless they're large.
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import aclosing, contextmanager, suppress
 from math import isfinite
 from types import CodeType, MethodType
 from typing import Any, Never, NoReturn, get_args, get_origin
@@ -171,8 +171,8 @@ def plan(
     arguments = ArgumentList(name, parameters, closed if check else kind == "tool" and not coerce)
     code = getattr(target, "__code__", None)
     engine = _engine(arguments, returns, code)
-    if engine.write is not None and not is_generator:
-        function = _with_result(function, engine.write, is_async=is_async)
+    if engine.write is not None:
+        function = (_with_items if is_generator else _with_result)(function, engine.write, is_async=is_async)
     if input_schema is not None and not whole:
         check_described(engine.input_schema.get("required", []), input_schema, name)
     schema = input_schema if input_schema is not None else engine.input_schema
@@ -375,6 +375,17 @@ def _with_result(function: Function, read: Callable[[Any], Any], *, is_async: bo
         return read(await function(*listed, **named))
 
     return call_async if is_async else lambda *listed, **named: read(function(*listed, **named))
+
+
+def _with_items(function: Function, read: Callable[[Any], Any], *, is_async: bool) -> Function:
+    """Return a generator function that changes each value of a generator function."""
+
+    async def call_async(*listed: Any, **named: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(function(*listed, **named)) as values:
+            async for value in values:
+                yield read(value)
+
+    return call_async if is_async else lambda *listed, **named: map(read, function(*listed, **named))
 
 
 def _without_unset(function: Function) -> Function:
