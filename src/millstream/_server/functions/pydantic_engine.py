@@ -651,18 +651,18 @@ def _codec_of(kind: Any) -> _Codec:
         core, usual = kind.core_schema, _Codec(kind.validator, kind.serializer)  # type: ignore[arg-type]  # or a plugin's
     else:
         core, usual = kind.__pydantic_core_schema__, _Codec(kind.__pydantic_validator__, kind.__pydantic_serializer__)
-    if "'bytes'" not in repr(core):
-        return usual
     changed = _with_base64(core)
+    if changed == core:
+        return usual
     # Otherwise, pydantic would use the validators that the classes have.
     return _Codec(SchemaValidator(changed, None, False), SchemaSerializer(changed, None, False))
 
 
 def _reader_of(model: type[pydantic.BaseModel]) -> Callable[[bytes], Any]:
     core = model.__pydantic_core_schema__
-    if "'custom_init': True" not in repr(core):
-        return _codec_of(model).validator.validate_json
-    return SchemaValidator(_with_base64(core, tables=True), None, False).validate_json
+    changed = _with_base64(core, tables=True)
+    usual = changed == core
+    return (model.__pydantic_validator__ if usual else SchemaValidator(changed, None, False)).validate_json
 
 
 def _checked_table(node: dict[str, Any]) -> Any:
@@ -696,9 +696,12 @@ def _with_base64(node: Any, *, chosen: bool = False, tables: bool = False) -> An
 
     With `tables`, tables of SQLModel are validated.
     """
+    if is_object(node) and "config" in node:
+        chosen = _chooses_encoding(node["config"])
+    change = partial(_with_base64, chosen=chosen, tables=tables)
     if isinstance(node, list | tuple):
-        parts = [_with_base64(each, chosen=chosen, tables=tables) for each in cast("Sequence[Any]", node)]
-        return parts if isinstance(node, list) else tuple(parts)
+        parts = map(change, cast("Sequence[Any]", node))
+        return list(parts) if isinstance(node, list) else tuple(parts)
     if not is_object(node):
         return node
     if node.get("type") == "bytes" and not chosen:
@@ -709,17 +712,15 @@ def _with_base64(node: Any, *, chosen: bool = False, tables: bool = False) -> An
             "python_schema": node,
             "serialization": _TO_BASE64,
         }
-    if "config" in node:
-        chosen = _chooses_encoding(node["config"])
     function = getattr(members(node.get("function")).get("function"), "__self__", None)
     if isinstance(function, pydantic.EncodedBytes):
         return node
     changed = dict(node)
     for key, value in node.items():
         if key in _MAPS and is_object(value):
-            changed[key] = {name: _with_base64(each, chosen=chosen, tables=tables) for name, each in value.items()}
+            changed[key] = {name: change(each) for name, each in value.items()}
         elif key not in _NO_SCHEMAS:
-            changed[key] = _with_base64(value, chosen=chosen, tables=tables)
+            changed[key] = change(value)
     is_table = tables and node.get("type") == "model" and node["cls"].model_config.get("table")
     return _checked_table(changed) if is_table else changed
 
