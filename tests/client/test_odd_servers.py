@@ -489,3 +489,72 @@ async def test_a_server_that_rejects_initialized_can_be_used(status: str) -> Non
 
     async with misbehaving(refusing) as server, Client(server.url, timeout=WAIT) as client:
         assert (await client.call("x")).text == "done"
+
+
+@for_each("streams", [False, True])
+async def test_responses_may_be_batches(streams: bool) -> None:  # as in 2025-03-26, and from some servers always
+    logged: list[Any] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        answer = asked.answer(DONE).decode()
+        note = '{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"working"}}'
+        if streams:
+            await asked.stream()
+            for batch in ("[]", "[[1]]", f"[{note},{answer}]"):
+                await asked.event(batch.encode())
+            await asked.end()
+        else:
+            await asked.reply(f"[{answer}]".encode())
+
+    async with (
+        misbehaving(with_handshake(behave)) as server,
+        Client(server.url, timeout=WAIT, on_log=lambda note: logged.append(note.data)) as client,
+    ):
+        assert [(await client.call("x")).text for _ in range(2)] == ["done", "done"]
+    assert logged == (["working"] * 2 if streams else [])
+
+
+async def test_a_server_that_never_responds_to_initialized_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.client._transports.http._INITIALIZED_TIMEOUT", NEVER)
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method != "notifications/initialized":
+            await with_handshake(lambda call: call.result(DONE))(asked)
+
+    async with misbehaving(behave) as server, Client(server.url, timeout=WAIT) as client:
+        assert (await client.call("x")).text == "done"
+
+
+@for_each("annotations", [{"audience": ["system"]}, {"audience": "user", "priority": 0.5}, {"priority": 7}, [], "high"])
+async def test_malformed_hints_do_not_fail_a_result(annotations: object) -> None:
+    text = {"type": "text", "text": "done", "annotations": annotations}
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "prompts/get":
+            await asked.result({"messages": [{"role": "user", "content": text}]})
+        else:
+            await asked.result({"content": [text], "structuredContent": {"annotations": annotations}})
+
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        result = await client.call("x")
+        assert result.text == "done"
+        assert result.data == {"annotations": annotations}
+        assert (await client.prompt("p")).text == "done"
+
+
+async def test_malformed_parts_of_listed_items_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    tools: list[Any] = [
+        {"name": "a", "inputSchema": {}, "annotations": {"readOnlyHint": "yes", "title": 5}, "icons": "x"},
+        {"name": "b", "inputSchema": {}, "title": 5, "description": "B"},
+        {"name": 5, "inputSchema": {}},
+        7,
+    ]
+
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.result({"tools": tools})
+
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        found = await client.tools()
+    assert [(each.name, each.title, each.description) for each in found] == [("a", None, None), ("b", None, "B")]
+    assert "Left out icons, annotations of an item" in caplog.text
+    assert caplog.text.count("Skipped an item") == 2

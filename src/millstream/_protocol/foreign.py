@@ -1,8 +1,9 @@
 """Tolerance for messages that violate the schema but that other SDKs send and accept.
 
 A message may begin with a byte order mark, and contain NaN, bytes in another encoding, lone surrogates, or an id as
-text. For an optional member, null means absent, and a missing list is empty. If a listed item still can't be decoded,
-only the item is left out. `schema_repair` does the same for the keywords of a JSON Schema.
+text. For an optional member, null means absent, and a missing list is empty. Malformed hints about content are left
+out, as are malformed optional members of a listed item. If the item still can't be decoded, only the item is left out.
+`schema_repair` does the same for the keywords of a JSON Schema.
 """
 
 import re
@@ -15,6 +16,7 @@ import msgspec
 from msgspec import UNSET, Raw, Struct
 from msgspec.structs import fields, replace
 
+from millstream._protocol.content import Annotations
 from millstream._protocol.errors import PARSE_ERROR, ProtocolError
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode, exceeds_limits, is_utf8, read
@@ -77,7 +79,7 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
 
     Args:
         kind: Type of the message.
-        warn: Called with the reason when an item of a list is left out. By default, every item must be valid.
+        warn: Called when an item of a list, or a part of it, is left out. By default, every item must be valid.
 
     Example:
         ``read = foreign_decoder(ListToolsResult, logger.warning)``
@@ -107,15 +109,24 @@ MAX_WARNINGS = 10
 
 def _usable(items: list[Any], kind: type[Struct], warn: Callable[[str], None]) -> list[Any]:
     usable: list[Any] = []
-    for number, item in enumerate(items, 1):
-        try:
-            msgspec.convert(item, kind)
+    faults = 0
+    for item in items:
+        if _has_type(item, kind):
             usable.append(item)
+            continue
+        left_out: list[str] = []
+        kept = drop_misfits(item, kind, left_out.append) if is_object(item) else item
+        done, why = f"Left out {', '.join(left_out)} of", ""
+        try:
+            msgspec.convert(kept, kind)
+            usable.append(kept)
         except msgspec.ValidationError as exc:
-            if number - len(usable) <= MAX_WARNINGS:
-                warn(f"Skipped an item in a server's list, {item!r:.100}: {exc}")
-    if (more := len(items) - len(usable) - MAX_WARNINGS) > 0:
-        warn(f"Skipped {more:,} more items in that list.")
+            done, why = "Skipped", f": {exc}"
+        faults += 1
+        if faults <= MAX_WARNINGS:
+            warn(f"{done} an item in a server's list, {item!r:.100}{why}")
+    if (more := faults - MAX_WARNINGS) > 0:
+        warn(f"Skipped the warnings about {more:,} more items in that list.")
     return usable
 
 
@@ -130,7 +141,7 @@ def present(members: Json) -> Json:
 
 def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     """Return a JSON value in which optional members that are null are left out, and null in place of a required array
-    is an empty array.
+    is an empty array. Malformed hints about content are left out.
 
     Args:
         value: The decoded value.
@@ -148,7 +159,11 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     for name, each in value.items():
         instead, below = known.get(name, _OTHER)
         if each is not None:
-            found[name] = drop_nulls(each, *below)
+            kept = drop_nulls(each, *below)
+            if below == (Annotations,):
+                kept = _fit(kept, Annotations)
+            if kept is not UNSET:
+                found[name] = kept
         elif instead is not UNSET:
             found[name] = instead
     return found

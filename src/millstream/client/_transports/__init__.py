@@ -115,6 +115,15 @@ class SkipLog(Struct):
             )
 
 
+def messages_in(data: bytes) -> list[bytes]:
+    """Return one message, or those of a batch, which 2025-03-26 allows and some servers always send.
+
+    Raises:
+        ProtocolError: The batch is malformed.
+    """
+    return split_batch(data, _MAX_BATCH) if data[:1] == b"[" else [data]
+
+
 _messages = logging.getLogger("millstream.client.messages")
 
 
@@ -344,7 +353,7 @@ class DuplexTransport:
             data: JSON of the message or batch.
         """
         try:
-            items = split_batch(data, _MAX_BATCH) if data[:1] == b"[" else [data]
+            items = messages_in(data)
         except ProtocolError as exc:
             self.skip(exc.message, data)
             return
@@ -437,6 +446,8 @@ class EventReader(Struct, eq=False):
     _decoder: Decoder | None = None
     """Set while the stream is open."""
     _events: deque[SseEvent] = field(default_factory=deque[SseEvent])
+    _batch: deque[bytes] = field(default_factory=deque[bytes])
+    """Messages of the last event that haven't been read yet."""
     _counted_bytes: int = 0
     """Counted bytes of the event that's being received."""
     response: Envelope | None = None
@@ -496,17 +507,28 @@ class EventReader(Struct, eq=False):
         Raises:
             InvalidResponse: The response is invalid.
         """
-        while (event := await self.event()) is not None:
-            if event.data and event.event == "message":
+        while True:
+            data = self._batch.popleft() if self._batch else b""
+            if not data:
+                event = await self.event()
+                if event is None:
+                    return self.response
+                if not event.data or event.event != "message":
+                    continue
                 self.attempts = 0
                 data = event.data.encode()
-                try:
-                    return read_foreign(data)
-                except ProtocolError as exc:
-                    if self._request_id and answered_id(data) == self._request_id:
-                        raise InvalidResponse(f"The server sent an invalid response. {exc.message}.") from exc
-                    self._skip(exc.message, data)
-        return self.response
+                if data[:1] == b"[":
+                    try:
+                        self._batch.extend(messages_in(data))
+                    except ProtocolError as exc:
+                        self._skip(exc.message, data)
+                    continue
+            try:
+                return read_foreign(data)
+            except ProtocolError as exc:
+                if self._request_id and answered_id(data) == self._request_id:
+                    raise InvalidResponse(f"The server sent an invalid response. {exc.message}.") from exc
+                self._skip(exc.message, data)
 
     def wait(self, first: float, longest: float) -> float:
         """Return the seconds until the next connection: the server's `retry`, or exponential backoff, with jitter."""

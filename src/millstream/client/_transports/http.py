@@ -39,6 +39,7 @@ from millstream.client._transports import (
     Options,
     SkipLog,
     TransportRequest,
+    messages_in,
     send_cancellation,
 )
 
@@ -57,6 +58,8 @@ _ATTEMPTS = 5
 """Maximum attempts to resume a stream without receiving anything new."""
 _STREAM_TIMEOUT = 1.0
 """Seconds that the first call waits for the stand-alone stream. Some servers delay its headers to the first event."""
+_INITIALIZED_TIMEOUT = 10.0
+"""Maximum seconds to wait for the response to ``notifications/initialized``."""
 _MAX_KIND = 64
 _MAX_HEADS = 64
 _header_value = lru_cache(1024)(encode_value)
@@ -126,12 +129,14 @@ class StreamableTransport(Confidential, Struct, eq=False):
             extra += f"Mcp-Method: {method}\r\n"
         # A server that closes each connection could not be initialized otherwise.
         repeatable = method == "notifications/initialized"
-        reply = await self._endpoint.send("POST", extra, message, repeatable=repeatable)
-        reply.discard()
-        # A server that doesn't know the notification can still be used. If the session has ended, the next request
-        # fails.
-        if reply.status >= 400 and not repeatable:
-            raise self._error(reply)
+        # A server that doesn't know the notification, or never responds to it, can still be used. If the session has
+        # ended, the next request fails.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_INITIALIZED_TIMEOUT if repeatable else None):
+                reply = await self._endpoint.send("POST", extra, message, repeatable=repeatable)
+            reply.discard()
+            if reply.status >= 400 and not repeatable:
+                raise self._error(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
             stands = asyncio.Event()
             self._stream_task = self._background.spawn(self._keep_stream_open(stands))
@@ -173,12 +178,13 @@ class StreamableTransport(Confidential, Struct, eq=False):
         if self._has_lost_session(reply) or not (may_answer or reply.body.lstrip().startswith(b"{")):
             raise self._error(reply)
         try:
-            message = read_foreign(reply.body)
+            messages = [read_foreign(each) for each in messages_in(reply.body)]
         except ProtocolError as exc:
             if reply.status >= 300:
                 raise self._error(reply) from exc
             _check_coding(reply)
             raise InvalidResponse(f"The server sent an invalid response. {exc.message}.") from exc
+        message = next((each for each in messages if each.is_answer and each.id == request.id), messages[0])
         # Errors about invalid requests have no id, or an arbitrary one.
         if not message.is_answer or (message.id != request.id and not (message.error and reply.status >= 400)):
             raise InvalidResponse(
