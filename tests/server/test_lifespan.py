@@ -10,7 +10,10 @@ import anyio
 import pytest
 
 from app_peer import ask
-from millstream import Server
+from millstream import Client, Server
+from millstream.testing import connect
+
+TOTAL = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "total", "arguments": {}}}'
 
 
 async def test_anyio_task_group_stays_open_while_the_server_runs() -> None:
@@ -67,3 +70,92 @@ async def test_failed_lifespan_task_is_logged_and_makes_the_server_unhealthy(
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], ExceptionGroup)
     assert str(record.exc_info[1].exceptions[0]) == "'an odd event'"
+
+
+@pytest.fixture
+def events() -> list[str]:
+    """What happened to the lifespan of `shop`, in order."""
+    return []
+
+
+@pytest.fixture
+def shop(events: list[str]) -> Server:
+    """A server whose tool calls another tool of the same server."""
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        events.append("opened")
+        yield
+        events.append("closed")
+
+    mcp = Server("shop", lifespan=lifespan)
+
+    @mcp.tool
+    async def price() -> int:
+        return 3
+
+    @mcp.tool
+    async def total() -> int:
+        async with Client(mcp) as client:
+            return 2 * int((await client.call("price")).text)
+
+    return mcp
+
+
+async def test_server_stays_open_until_its_last_client_leaves(shop: Server, events: list[str]) -> None:
+    async with connect(shop, principal="ada") as ada:
+        async with connect(shop, principal="bob") as bob:
+            assert (await bob.call("price")).text == "3"
+        assert (await ada.call("total")).text == "6"
+        assert events == ["opened"]
+    assert events == ["opened", "closed"]
+
+
+async def test_first_of_two_concurrent_clients_closes_nothing(shop: Server, events: list[str]) -> None:
+    left = asyncio.Event()
+
+    async def leave() -> None:
+        async with Client(shop):
+            pass
+        left.set()
+
+    async def stay() -> None:
+        async with Client(shop) as client:
+            await left.wait()
+            assert (await client.call("price")).text == "3"
+            assert events == ["opened"]
+
+    await asyncio.gather(leave(), stay())
+    assert events == ["opened", "closed"]
+
+
+async def test_tool_that_uses_a_client_of_its_server_does_not_stop_it(shop: Server, events: list[str]) -> None:
+    await shop.start(supervised=True)
+    for _ in range(2):
+        reply = await ask(shop, "POST", "/mcp", TOTAL, content_type="application/json")
+        assert json.loads(reply.body)["result"]["content"][0]["text"] == "6"
+    assert events == ["opened"]
+    await shop.stop()
+    assert events == ["opened", "closed"]
+
+
+async def test_client_that_gives_up_while_the_server_starts_leaves_it_to_the_next() -> None:
+    events: list[str] = []
+    opening, ready = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        opening.set()
+        await ready.wait()
+        yield
+        events.append("closed")
+
+    mcp = Server("shop", lifespan=lifespan)
+    impatient = asyncio.create_task(Client(mcp).__aenter__())
+    await opening.wait()
+    impatient.cancel()
+    await asyncio.wait([impatient])
+    ready.set()
+    async with Client(mcp):
+        assert events == []
+    assert events == ["closed"]

@@ -36,6 +36,10 @@ class Runtimes:
         self._closing = Tasks()
         self._stores: dict[asyncio.AbstractEventLoop, Store] = {}
         """The store of each loop, which outlives idle runtimes along with session state."""
+        self._blocks: dict[asyncio.AbstractEventLoop, int] = {}
+        """Number of `running` blocks that keep a loop's runtime open. The last one closes it."""
+        self._started: set[asyncio.AbstractEventLoop] = set()
+        """Loops whose runtime was started outside these blocks, which don't close it."""
         self.current: Runtime | None = None
         """The runtime that serves HTTP."""
 
@@ -53,8 +57,14 @@ class Runtimes:
         """
         loop = asyncio.get_running_loop()
         runtime = self._by_loop.get(loop)
+        if loop not in self._blocks:
+            self._started.add(loop)
         if runtime is None:
-            runtime = await self._opening.run("", lambda: self._open(loop, private))
+            try:
+                runtime = await self._opening.run("", lambda: self._open(loop, private))
+            except BaseException:
+                self._started.discard(loop)
+                raise
         if supervised:
             runtime.on_idle = None
         return runtime
@@ -96,6 +106,7 @@ class Runtimes:
         """Remove the runtimes of loops that ended without `stop`."""
         for loop in [each for each in self._stores if each.is_closed()]:
             del self._stores[loop]
+            self._started.discard(loop)
             self._living.pop(loop, None)
             runtime = self._by_loop.pop(loop, None)
             if runtime is not None:
@@ -103,7 +114,9 @@ class Runtimes:
 
     async def stop(self) -> None:
         """Close the runtime of this event loop, if there is one."""
-        runtime = self._by_loop.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        self._started.discard(loop)
+        runtime = self._by_loop.pop(loop, None)
         if runtime is None:
             return
         self.definition.listeners.discard(runtime)
@@ -121,12 +134,23 @@ class Runtimes:
 
     @asynccontextmanager
     async def running(self, *, private: bool = True) -> "AsyncGenerator[Runtime, None]":
-        """Run the server inside the ``async with`` block, in this event loop. For `private`, see `start`."""
-        runtime = await self.start(supervised=True, private=private)
+        """Run the server inside the ``async with`` block, in this event loop. For `private`, see `start`.
+
+        Blocks may be nested or concurrent. A runtime that was started in another way isn't closed at the end: a tool
+        can use a `Client` of the server that it runs in.
+        """
+        loop = asyncio.get_running_loop()
+        if loop in self._started:
+            yield await self.start(supervised=True, private=private)
+            return
+        self._blocks[loop] = self._blocks.get(loop, 0) + 1
         try:
-            yield runtime
+            yield await self.start(supervised=True, private=private)
         finally:
-            await self.stop()
+            self._blocks[loop] -= 1
+            if not self._blocks[loop]:
+                del self._blocks[loop]
+                await self.stop()
 
     @property
     def calls(self) -> int:

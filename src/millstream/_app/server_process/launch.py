@@ -127,6 +127,8 @@ async def stdio(runtimes: Runtimes, stdout: int) -> None:
     stop = asyncio.Event()
     with StopSignals(runtimes, lambda _: stop.set()).handle():
         with convert_start_errors(runtimes.definition.name):
-            await runtimes.start(supervised=True)
-        async with runtimes.running() as runtime:
+            runtime = await runtimes.start(supervised=True)
+        try:
             await serve_stdio(runtime.dispatcher, stdout=stdout, stop=stop)
+        finally:
+            await runtimes.stop()
