@@ -396,7 +396,8 @@ async def test_full_store_does_not_end_deliveries(tmp_path: Path, monkeypatch: p
             await receiver.wait_for_messages(count)
 
 
-async def test_too_many_pending_events_become_a_gap(tmp_path: Path) -> None:
+async def test_too_many_pending_events_become_a_gap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.extensions.events._webhook.TIMEOUT", 20 * WAIT)
     async with run_delivery(tmp_path, retry_delay=delay_one_hour) as (world, receiver):
         receiver.answer = lambda message: 200 if "type" in message.data else 503
         await world.client().subscribe(receiver.url(), receiver.secret())

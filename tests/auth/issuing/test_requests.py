@@ -127,7 +127,8 @@ async def test_errors_do_not_redirect_to_self_registered_uris(
     ({"code_challenge_method": None}, "invalid_request"), ({"code_challenge": "short"}, "invalid_request"),
     ({"code_challenge": "é" * 43}, "invalid_request"), ({"resource": "https://evil.example/mcp"}, "invalid_target"),
     ({"resource": f"{RESOURCE}2"}, "invalid_target"), ({"resource": f"{RESOURCE}#f"}, "invalid_target"),
-    ({"resource": "mcp"}, "invalid_target"), ({"scope": " ".join(f"s{n}" for n in range(65))}, "invalid_scope"),
+    ({"resource": "mcp"}, "invalid_target"), ({"resource": "https://["}, "invalid_target"),
+    ({"resource": "https://[x]/mcp"}, "invalid_target"), ({"resource": "://"}, "invalid_target"), ({"scope": " ".join(f"s{n}" for n in range(65))}, "invalid_scope"),
     ({"scope": 'a"b'}, "invalid_scope"),
     ({"scope": ["orders:read", "orders:write"]}, "invalid_request"), ({"prompt": "none"}, "login_required"),
     ({"prompt": "none login"}, "invalid_request"), ({"prompt": "create"}, "invalid_request"),
@@ -212,7 +213,8 @@ async def test_token_request_can_narrow_several_resources(desk: Desk) -> None:
     again = (await desk.refresh(id, given["refresh_token"], resource=RESOURCE)).message
     assert await desk.who(again["access_token"]) is not None
     narrow = (await desk.tokens(id, resource=OTHER))["refresh_token"]
-    assert (await desk.refresh(id, narrow, resource=RESOURCE)).error == "invalid_target"
+    for resource in (RESOURCE, "https://[", "https://a]b/mcp"):
+        assert (await desk.refresh(id, narrow, resource=resource)).error == "invalid_target"
 
 
 async def test_unknown_scopes_are_dropped_if_others_are_known(desk: Desk) -> None:

@@ -58,9 +58,7 @@ def canonical(resource: str) -> str:
     """Return a resource in the form for comparison: lowercase scheme and host, no trailing slash (MCP,
     basic/authorization).
     """
-    parts = urlsplit(resource)
-    rest = resource[len(parts.scheme) + len("://") + len(parts.netloc) :]
-    return f"{parts.scheme.lower()}://{parts.netloc.lower()}{rest.rstrip('/')}"
+    return re.sub(r"^[^/?#]*://[^/?#]*", lambda origin: origin[0].lower(), resource).rstrip("/")
 
 
 class IssuerConfig(Struct, frozen=True):
@@ -121,7 +119,7 @@ class IssuerConfig(Struct, frozen=True):
         """
         known = {canonical(each): self.audience for each in self.addresses}
         known |= {canonical(each): each for each in (self.audience, *self.resources)}
-        found = tuple(dict.fromkeys(known.get(canonical(each) if "://" in each else "", "") for each in asked))
+        found = tuple(dict.fromkeys(known.get(canonical(each), "") for each in asked))
         if "" in found:
             raise OAuthError(
                 "invalid_target", "resource must be the URL of a server for which this server issues tokens."
