@@ -5,12 +5,16 @@ import { test } from "node:test";
 import "./browser.mjs";
 
 const assets = "../../../src/millstream/_web/assets";
-const { Parser } = await import(`${assets}/sse.js`);
-const { judge } = await import(`${assets}/inspect/checks.js`);
+const { pretty } = await import(`${assets}/dom.js`);
+const { judge, paths } = await import(`${assets}/inspect/checks.js`);
+const { expand, variables } = await import(`${assets}/inspect/templates.js`);
+const { Client } = await import(`${assets}/mcp/client.js`);
 const { looksLikeMarkdown } = await import(`${assets}/render/markdown.js`);
 const { present } = await import(`${assets}/schema/resolve.js`);
 const { sample } = await import(`${assets}/schema/sample.js`);
 const { validate } = await import(`${assets}/schema/validate.js`);
+const { groupItems } = await import(`${assets}/shell/long-list.js`);
+const { Parser } = await import(`${assets}/sse.js`);
 
 /** Return a schema that refers to itself, with the definition that `make` returns for the reference. */
 const recursive = (make) => ({ $ref: "#/$defs/N", $defs: { N: make({ $ref: "#/$defs/N" }) } });
@@ -100,4 +104,52 @@ test("text is recognized as Markdown in linear time", { timeout: 20_000 }, () =>
   for (const piece of ["[", "![", "([", "**a", "|-", "- ", "`"]) looksLikeMarkdown(piece.repeat(300_000));
   assert.equal(looksLikeMarkdown("See [the guide](https://example.com)."), true);
   assert.equal(looksLikeMarkdown("a[0] = b[1](https)"), false);
+});
+
+test("deeply nested JSON is shown in about its length", () => {
+  const levels = 4_000;
+  for (const text of [`${"[".repeat(levels)}${"]".repeat(levels)}`, `${'{"a":'.repeat(levels)}1${"}".repeat(levels)}`])
+    assert.equal(pretty([0, JSON.parse(text)]), `[0,${text}]`);
+  const wide = JSON.parse(`${"[".repeat(40)}1,2${"]".repeat(40)}`);
+  assert.match(pretty(wide), /^\[\n {2}\[\n {4}/);
+  assert.equal(pretty({ a: [] }), '{\n  "a": []\n}');
+});
+
+test("long lists are grouped in linear time", { timeout: 20_000 }, () => {
+  const names = range(100_000, (index) => (index % 2 ? "get_order" : `get_item${index}`));
+  const groups = groupItems(names, (name) => name);
+  assert.deepEqual(
+    [...groups].map(([group, items]) => [group, items.length]),
+    [
+      ["order", 50_000],
+      ["Other", 50_000]
+    ]
+  );
+});
+
+test("paths of a result take linear time", { timeout: 20_000 }, () => {
+  const name = "k".repeat(400_000);
+  assert.deepEqual(paths({ [name]: range(40_000, () => ({})) }), [`${name}.length`]);
+  const deep = { a: { b: [{ c: { d: { e: { f: { g: { h: 1 } } } } } }], "x.y": 2 } };
+  assert.deepEqual(paths(deep), ["a.b.length", "a.x.y"]);
+});
+
+test("templates without an end take linear time", { timeout: 20_000 }, () => {
+  for (const piece of ["{", "{a", "{?a,", "{+", "{a,a", "{*", "}{"]) {
+    const text = piece.repeat(150_000);
+    assert.deepEqual([variables(text), expand(text, { a: "b" })], [[], text], piece);
+  }
+  assert.equal(expand("{{a}", { a: "b" }), "{b");
+});
+
+test("lists that don't end fail", async () => {
+  let pages = 0;
+  const request = async () => ({ tools: [{ name: "a" }], nextCursor: String(++pages) });
+  await assert.rejects(Client.prototype.list.call({ request }, "tools/list", "tools"), /more than 1000 pages/);
+  const last = async (_, { cursor }) => ({ tools: [{ name: "a" }, {}], nextCursor: cursor ? "" : "next" });
+  const found = await Client.prototype.list.call({ request: last }, "tools/list", "tools");
+  assert.deepEqual(
+    found.map(({ name }) => name),
+    ["a", "a"]
+  );
 });

@@ -331,8 +331,16 @@ export function duration(seconds) {
 /** Format the time of day, to the second. @param {Date | number} date */
 export const clock = (date) => times.format(date);
 
-/** Format a value as indented JSON. @param {unknown} value */
-export const pretty = (value) => JSON.stringify(value, null, 2);
+const MAX_INDENTED = 50; // levels; the indentation grows with the square of their number
+
+/** @param {unknown} value @param {number} levels @returns {boolean} */
+const isDeeper = (value, levels) =>
+  value !== null &&
+  typeof value === "object" &&
+  (levels === 0 || Object.values(value).some((each) => isDeeper(each, levels - 1)));
+
+/** Format a value as JSON, indented unless it's very deep. @param {unknown} value */
+export const pretty = (value) => JSON.stringify(value, null, isDeeper(value, MAX_INDENTED) ? 0 : 2);
 
 /** @param {string} name */
 const titleFromName = (name) =>

@@ -80,7 +80,8 @@ async function run(path, values, output, again) {
   const summary = element("p", "row", status, element("span", "soft small", took));
   const detail =
     response.ok || !result?.detail ? [] : [element("p", { className: "notice bad", dir: "auto" }, result.detail)];
-  const block = wrapped("Reply", result === null ? "auto" : "ltr", ...colored(result === null ? body : pretty(result)));
+  const shown = result === null ? [body] : colored(pretty(result));
+  const block = wrapped("Reply", result === null ? "auto" : "ltr", ...shown);
   output.replaceChildren(summary, ...detail, ...pictures(result), copyable(block, "Copy the reply"));
 }
 

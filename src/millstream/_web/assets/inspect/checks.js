@@ -86,13 +86,13 @@ export function judge({ path, relation, value }, result) {
  * @param {unknown} value
  * @param {string[]} [found]
  */
-export function paths(value, path = "", found = []) {
-  if (found.length >= MAX_PATHS || steps(path).length > MAX_DEPTH) return found;
+export function paths(value, path = "", found = [], depth = 0) {
+  if (found.length >= MAX_PATHS || depth > MAX_DEPTH) return found;
   if (value === null || typeof value !== "object") found.push(path);
   else {
     if (Array.isArray(value)) found.push(`${path}.length`);
     for (const [name, each] of Object.entries(value))
-      paths(each, Array.isArray(value) ? `${path}[${name}]` : path ? `${path}.${name}` : name, found);
+      paths(each, Array.isArray(value) ? `${path}[${name}]` : path ? `${path}.${name}` : name, found, depth + 1);
   }
   return found;
 }

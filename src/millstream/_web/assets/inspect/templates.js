@@ -2,7 +2,7 @@
 
 import { element } from "../dom.js";
 
-const EXPRESSION = /\{([+#./;?&]?)([^}]+)\}/g;
+const EXPRESSION = /\{([+#./;?&]?)([^{}]+)\}/g;
 /** @type {Record<string, [string, string]>} */
 const LEAD = {
   "": ["", ","],

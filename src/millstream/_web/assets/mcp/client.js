@@ -13,6 +13,7 @@ export const hasHandshake = (revision) => revision <= "2025-11-25";
 
 const CLIENT = { name: "millstream-inspect", version: "1" };
 const MAX_ROUNDS = 100;
+const MAX_PAGES = 1_000; // of a list
 const CHECK_MS = 5_000;
 const LISTS = { toolsListChanged: true, promptsListChanged: true, resourcesListChanged: true };
 
@@ -125,14 +126,13 @@ export class Client {
     /** @type {Json[]} */
     const found = [];
     let cursor;
-    do {
+    for (let pages = 0; pages < MAX_PAGES; pages += 1) {
       const page = await this.request(method, cursor ? { cursor } : {});
-      found.push(
-        ...(page[key] ?? []).filter((/** @type {any} */ item) => typeof (item?.name ?? item?.uri) === "string")
-      );
+      for (const item of page[key] ?? []) if (typeof (item?.name ?? item?.uri) === "string") found.push(item);
       cursor = page.nextCursor;
-    } while (cursor);
-    return found;
+      if (!cursor) return found;
+    }
+    throw new Error(`${method} doesn't end: it has more than ${MAX_PAGES} pages.`);
   }
 
   /**

@@ -40,7 +40,8 @@ export function groupItems(items, nameOf, tagsOf = () => []) {
   for (const item of items) {
     const prefix = prefixOf(nameOf(item));
     const group = tagsOf(item)[0] ?? (prefix && prefixes.get(prefix) > 1 ? prefix : OTHER);
-    groups.set(group, [...(groups.get(group) ?? []), item]);
+    if (!groups.has(group)) groups.set(group, []);
+    groups.get(group).push(item);
   }
   if (groups.size < 2 || groups.size > items.length / 2) return null;
   return new Map(
