@@ -251,7 +251,8 @@ ISSUERS: dict[str, tuple[Callable[[], Any], tuple[str, ...], Callable[[], str], 
     ),
     "The official SDK": (
         sdk, ("/mcp",), lambda: version("mcp"),
-        "A server of the Python SDK that's its own issuer. Its tokens are for itself, so Millstream is only a client.",
+        "This is a server built with the Python SDK that's its own issuer. Its tokens are valid only there, so Millstream "
+        "takes part only as a client.",
     ),
 }  # fmt: skip
 """Name -> how to run it, the addresses to try, its version, and its setup."""
