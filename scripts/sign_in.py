@@ -251,8 +251,7 @@ ISSUERS: dict[str, tuple[Callable[[], Any], tuple[str, ...], Callable[[], str], 
     ),
     "The official SDK": (
         sdk, ("/mcp",), lambda: version("mcp"),
-        "This is a server built with the Python SDK that's its own issuer. Its tokens are valid only there, so Millstream "
-        "takes part only as a client.",
+        "This server is built with the Python SDK and is its own issuer, so Millstream takes part only as a client.",
     ),
 }  # fmt: skip
 """Name -> how to run it, the addresses to try, its version, and its setup."""

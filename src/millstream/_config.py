@@ -100,7 +100,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     them.
     """
     secret_key: str = ""
-    """Secrets for session ids and sealed state, separated by commas. The first one encrypts; any of them decrypts."""
+    """Secrets for session ids and sealed state, separated by commas. The first one encrypts. Any of them decrypts."""
     auth_key: str = ""
     """A key that callers must send as ``Authorization: Bearer KEY``. ``MCP_SERVER_AUTH_KEY`` also sets it."""
     auth_keys: str = ""

@@ -84,14 +84,14 @@ class StoreLimiter(Struct, eq=False):
         return decision
 
     def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
-        """Return slots in the background."""
+        """Give slots back in the background."""
         for slot in slots:
             self._leaving[slot.key, slot.holder] = slot
         if self._leaving:
             self._returning.spawn_once(self._leave)
 
     async def give_back(self, slots: Sequence[ConcurrencySlot]) -> None:
-        """Return slots now, so they can be taken again. If the store doesn't respond, return them later."""
+        """Give slots back now, so they can be taken again. If the store doesn't respond, do it later."""
         try:
             async with asyncio.timeout(self.patience):
                 await self.rates.leave(slots)
@@ -106,7 +106,7 @@ class StoreLimiter(Struct, eq=False):
             self._reporting.spawn(self._report(charge, refused))
 
     async def close(self) -> None:
-        """Return all pending slots if the store answers."""
+        """Give back all pending slots if the store responds."""
         await self._reporting.close()
         await self._returning.settle(self.patience)
         await self._returning.close()
@@ -296,7 +296,7 @@ class Limiter:
         return self.take(key, cost) <= 0
 
     def put_back(self, key: str, cost: float) -> None:
-        """Return tokens that weren't needed.
+        """Give back tokens that weren't needed.
 
         Args:
             key: Key of the caller, or of another limited resource.
@@ -380,7 +380,7 @@ class CalendarQuota:
 
     @property
     def rate(self) -> Rate:
-        """The quota in its text form."""
+        """The quota as text, such as ``10000/day``."""
         return Rate(self.count, round(self._now.end - self._now.start))
 
     def at(self, key: str, cost: float, now: float) -> Quota:
@@ -455,7 +455,7 @@ class SharedLimiter(Struct, eq=False):
         return True
 
     def put_back(self, key: str, cost: float) -> None:
-        """Return tokens that weren't needed."""
+        """Give back tokens that weren't needed."""
         known = self._known.get(key)
         if known is not None:
             known.tokens += cost

@@ -328,7 +328,7 @@ class PartHost:
         self._hook(self.registry.resource_finders, find)
 
     def find_methods(self, find: Callable[[str, Revision], MethodHandler | None]) -> None:
-        """Find handlers of methods that aren't registered, until the server closes.
+        """Register a function that finds handlers for other methods, until the server closes.
 
         Args:
             find: Returns the handler for a method and revision, or None.

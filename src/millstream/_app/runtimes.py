@@ -128,7 +128,7 @@ class Runtimes:
             self._forget(runtime)
 
     def close_idle(self, runtime: "Runtime") -> None:
-        """Close an idle runtime; the next request opens another one."""
+        """Close an idle runtime. The next request opens a new one."""
         if self._by_loop.get(runtime.loop) is runtime:
             self._closing.spawn(self.stop())
 

@@ -165,7 +165,7 @@ class UserRoutes(RouteRegistry):
             self._put(prefix, each, made, mcp)
 
     def join(self, routes: RouteRegistry) -> None:
-        """Add these paths to the paths of the parts.
+        """Add these paths to the parts' paths.
 
         Raises:
             ValueError: A part serves one of them.

@@ -124,7 +124,7 @@ def _run_program(file: str) -> NoReturn:
 
 
 def main(*, program: str = "") -> None:
-    """Run the command; exit with status 1 and a message on failure.
+    """Run the command. On failure, exit with status 1 and a message.
 
     Args:
         program: A file to run instead, if it has no server.

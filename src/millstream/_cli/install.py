@@ -190,7 +190,7 @@ class System(Struct, frozen=True, kw_only=True):
 
 
 class ConfigurableApp(Struct, frozen=True, kw_only=True):
-    """One application."""
+    """An application that `millstream install` can configure."""
 
     title: str
     paths: tuple[str, ...]

@@ -539,7 +539,7 @@ class _Finder:
     def find_spec(
         fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find a module like Python does."""
+        """Find a module as Python does."""
         spec = PathFinder.find_spec(fullname, path, target)
         return None if spec is None else from_source(spec)
 

@@ -377,7 +377,7 @@ class LastFrame(Struct, gc=False):
 
 
 def failure(exc: BaseException, method: str, path: str) -> Response:
-    """Log an exception of a handler under an identifier and return a reply that shows only the identifier."""
+    """Log a handler's exception under an identifier and return a reply that shows only the identifier."""
     identifier = token_hex(8)
     _logger.error("%s %a failed [%s]", method, path, identifier, exc_info=exc)
     return refusal(500, f"Internal error {identifier}.")

@@ -43,7 +43,7 @@ ProgressToken = int | Annotated[str, Meta(max_length=MAX_ID)]
 
 
 class Implementation(Struct, frozen=True, omit_defaults=True, rename="camel", gc=False):
-    """The name and version of a client or server. For display only; never base a decision on them.
+    """The name and version of a client or server. For display only: never base a decision on them.
 
     Example:
         ``Implementation("shop", "1.0")``

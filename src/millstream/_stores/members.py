@@ -171,7 +171,7 @@ class MapMembers(Struct, eq=False):
         return found
 
     async def _change(self, key: str, edit: Callable[[Record], str]) -> str:
-        """Save a record unless `edit` returns an empty string. Return its result; retry if that is "wait"."""
+        """Save a record unless `edit` returns an empty string. Return its result. If that's "wait", retry first."""
         kv, outcome = self._backend.kv, ""
         for attempt in count():
             raw = await read_again(kv, key, attempt)

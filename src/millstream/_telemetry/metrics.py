@@ -30,7 +30,7 @@ OTHER = "_other"
 MAX_SERIES = 1000
 
 DURATIONS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-"""Seconds; the bounds of the OpenTelemetry conventions for MCP."""
+"""Bounds in seconds, from the OpenTelemetry conventions for MCP."""
 FINE = tuple(
     float(f"{digit}e{power}") for power in range(-5, 2) for digit in ("1", "1.5", "2", "3", "4", "5", "6", "8")
 )

@@ -380,7 +380,7 @@ class Inspector:
         return Response(found.body, found.status, _head(found))
 
     async def _send(self, request: HttpRequest, url: Url, pool: ConnectionPool) -> HttpReply:
-        """Forward a request with the page's key or the operator's sign-in; renew a rejected token once."""
+        """Forward a request with the page's key or the operator's sign-in. Renew a rejected token once."""
         key = request.headers.get(_CREDENTIALS)
         token = await self.sign_ins.authorization(request, url) if key is None else key.decode("latin-1")
         reply = await pool.send(_request(url, request, token), repeatable=False)

@@ -94,7 +94,7 @@ INTERVAL = 1.0
 LOG_INTERVAL = 0.2
 LOG_LINES = 500
 MAX_BUFFERED = 256 * 1024
-"""Maximum backlog of a watcher in bytes. A slower watcher is disconnected; its page reconnects and continues."""
+"""Maximum backlog of a watcher in bytes. A slower watcher is disconnected. Its page reconnects and continues."""
 
 _BUSY = plain_problem(503, "Too many open streams. Close another page or try again later.", b"retry-after: 5\r\n")
 

@@ -435,13 +435,13 @@ _NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetc
 
 
 class FixedKeys(Struct):
-    """Fixed keys."""
+    """Keys that never change."""
 
     keys: list[PublicKey]
     epoch: int = 0
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
-        """Return the keys that may have made a signature."""
+        """Return the keys that may have created a signature."""
         return select_keys(self.keys, kid, algorithm)
 
     async def prefetch(self) -> None:
@@ -479,7 +479,7 @@ class FetchedKeys(Struct, eq=False):
             self.retry()
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
-        """Return the keys that may have made a signature.
+        """Return the keys that may have created a signature.
 
         Raises:
             Unavailable: The keys can't be fetched.
@@ -513,5 +513,5 @@ class FetchedKeys(Struct, eq=False):
 
 
 def select_keys(keys: list[PublicKey], kid: str | None, algorithm: str) -> list[PublicKey]:
-    """Return the keys that support an algorithm and have the id `kid`, or any id if it's None; at most `_MAX_TRIED`."""
+    """Return up to `_MAX_TRIED` keys that support an algorithm and have the id `kid`, or any id if it's None."""
     return [each for each in keys if (kid is None or each.kid == kid) and each.fits(algorithm)][:_MAX_TRIED]

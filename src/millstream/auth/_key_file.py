@@ -28,7 +28,7 @@ from millstream.files import Stamp, open_lock, stamp_of, write_private
 
 @contextlib.contextmanager
 def lock(path: Path) -> Generator[None, None, None]:
-    """Hold an exclusive lock on a file; without effect on Windows."""
+    """Hold an exclusive lock on a file. Does nothing on Windows."""
     try:
         handle = open_lock(path)
     except OSError as exc:

@@ -35,7 +35,7 @@ _decode = msgspec.json.Decoder(Any).decode
 
 
 async def ask(url: str, title: str, *, form: Mapping[str, str] | None = None, headers: Mapping[str, str]) -> Any:
-    """Return the JSON at a URL, or the response to a form.
+    """Return the JSON at a URL, or in the response to a form.
 
     Raises:
         SignInFailed: The request failed. The reason is logged. The message contains only `title`, the upstream's name.
@@ -125,7 +125,7 @@ class CodeFlow:
     # Redirect
 
     async def begin(self, callback: str, state: str, scope: str, prompt: str = "") -> AuthorizationRedirect:
-        """Return the redirect. `prompt` applies unless the flow's own parameters set one.
+        """Return the redirect to the issuer. `prompt` applies unless the flow's own parameters set one.
 
         Raises:
             SignInFailed: The issuer isn't available.
@@ -313,7 +313,7 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
     # At the server's own pages
 
     async def begin(self, callback: str, state: str) -> AuthorizationRedirect:
-        """Return the redirect, with the scopes of our metadata."""
+        """Return the redirect to the issuer, with the scopes in our metadata."""
         wanted = ("openid", *(self.scope_prefix + each for each in (*self.scopes, *sorted(self._known()))))
         return await self._flow.begin(callback, state, " ".join(dict.fromkeys(wanted)))
 

@@ -151,7 +151,7 @@ class SignIn:
         return self._form(request, query_value("next", request.query), "", 200)
 
     async def take(self, request: HttpRequest) -> Response:
-        """Handle `POST /sign-in`, the form."""
+        """Handle `POST /sign-in`: check the submitted form."""
         if not is_same_origin(request):
             return refusal(403, cross_origin_text(request))
         if not _is_safe(request):
@@ -272,7 +272,7 @@ class SignIn:
         return principal
 
     async def _open(self, sealed: str) -> tuple[Identity | None, float]:
-        """Return the identity of a cookie, and its remaining lifetime in seconds."""
+        """Return the identity in a cookie, and its remaining lifetime in seconds."""
         host = self._host
         person = host and self._vault.open(_PERSON, sealed, _Content, self._issuer)
         until, issued, kept = person or self._vault.open(_KIND, sealed, _Content) or _Content(0.0, 0.0, b"")

@@ -156,7 +156,7 @@ TYPES = frozenset(("at+jwt", "jwt", ""))
 
 
 class IssuerMethod(AuthMethod):
-    """The base of the methods for one issuer's tokens."""
+    """Base class for the methods that accept one issuer's tokens."""
 
     def __init__(self, rules: TokenRules, scopes: Collection[str], clock: Clock) -> None:
         self._rules = rules
@@ -175,7 +175,7 @@ class IssuerMethod(AuthMethod):
 
     @override
     def holds(self, id: str) -> bool:
-        """Return True for every owner of this issuer's tokens: it reports no revocations, and tokens expire soon."""
+        """Return True for every owner of this issuer's tokens, because the issuer doesn't report revocations."""
         before, tenant, after = self._rules.issuer.partition(TENANT)
         issuer = id.partition(" ")[0].partition("#")[0]  # a fragment may distinguish programs from people
         return issuer.startswith(before) and issuer.endswith(after) if tenant else issuer == before

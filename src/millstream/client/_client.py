@@ -683,7 +683,7 @@ class Client:
         return await self.prompts()
 
     async def read_resource(self, uri: str) -> list[ResourceContents]:
-        """Read a resource; alias of `read`: ``await client.read_resource("docs://guide/start.md")``.
+        """Read a resource (alias of `read`): ``await client.read_resource("docs://guide/start.md")``.
 
         Args:
             uri: URI of the resource.

@@ -61,7 +61,7 @@ class ClientHost(Struct, eq=False):
     _wraps: list[Wrap] = []
 
     def add(self, extensions: Iterable[ClientExtension]) -> None:
-        """Add the extensions of a client.
+        """Add a client's extensions.
 
         Args:
             extensions: The extensions. The first one is the outermost.

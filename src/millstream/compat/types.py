@@ -233,7 +233,7 @@ class Prompt(_ListItem):
 
 
 class PromptReference(Wire):
-    """A reference to the prompt of the argument to complete."""
+    """A reference to the prompt whose argument is completed."""
 
     type: Literal["ref/prompt"] = "ref/prompt"
     name: str

@@ -413,7 +413,7 @@ class Host(Struct, eq=False):
         self._host.registry.remove(_kind_of(item), item.name)
 
     def find_resources(self, find: Callable[[str], Resource | None]) -> None:
-        """Find resources that aren't listed. The first match of all extensions is used.
+        """Register a function that finds unlisted resources. The first match among all extensions is used.
 
         Args:
             find: ``find(uri)`` returns the resource for a URI that no item has, or None. It must not block.
@@ -422,7 +422,7 @@ class Host(Struct, eq=False):
         self._host.find_resources(find)
 
     def find_methods(self, find: Callable[[str, str], Handler | None]) -> None:
-        """Find handlers for unregistered methods. The first match among all extensions is used.
+        """Register a function that finds handlers for other methods. The first match among all extensions is used.
 
         Args:
             find: ``find(method, revision)`` returns a handler as for `method`, or None. The revision is a date.
@@ -548,7 +548,7 @@ class Host(Struct, eq=False):
     # Streams
 
     def listen(self, member: str, open: OpenFilter, *, declared: bool = True) -> None:
-        """Serve a member of the filter of `subscriptions/listen`, such as ``taskIds``.
+        """Serve a member of the `subscriptions/listen` filter, such as ``taskIds``.
 
         See MCP 2026-07-28, basic/patterns/subscriptions.
 

@@ -92,7 +92,7 @@ class ConfigValue(Struct, frozen=True):
     where: KeyPath = ()
 
     def quote(self, value: object) -> str:
-        """Return a value of the wrong type for an error, without secrets."""
+        """Return text that shows a wrong value in an error, without secrets."""
         if any(is_secret(each.replace("keys", "key")) for each in self.where):
             return f"another type ({type(value).__name__})"
         return f"{value!r:.60}"
@@ -458,7 +458,7 @@ _LOGINS = ("login_provider", "identity_provider")
 
 
 def _load_auth(value: ConfigValue) -> tuple[Any, ...]:
-    """Return the auth methods of the table.
+    """Return the auth methods in the `[auth]` table.
 
     Raises:
         ConfigError: An option is unknown or has an invalid value.
@@ -635,7 +635,7 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
 
 
 def _normalize_terminal_values(entry: ConfigValue, value: dict[str, Any], *, has_commands: bool) -> None:
-    """Change what agents in terminals write in another way: tools, and variables of `env` and `headers`."""
+    """Normalize members that terminal agents spell differently: tools, and variables in `env` and `headers`."""
     if is_array(tools := value.get("tools")) and "*" not in tools:  # Copilot CLI
         value.setdefault("includeTools", value.pop("tools"))
     for name in ("env", "headers"):
@@ -649,7 +649,7 @@ def _normalize_terminal_values(entry: ConfigValue, value: dict[str, Any], *, has
 
 
 def _read_environment(entry: ConfigValue, server: _Server) -> dict[str, str]:
-    """Return the environment of a program, with the variables of its file."""
+    """Return a program's environment, including the variables in its `envFile`."""
     found: dict[str, str] = {}
     if server.envFile:
         try:

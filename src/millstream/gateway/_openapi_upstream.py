@@ -136,7 +136,7 @@ class ApiUpstream(Upstream):
             await pool.close()
 
     async def request(self, operation: Operation, arguments: Mapping[str, Any], call: Call, name: str) -> ApiReply:
-        """Call one operation with the credentials of a caller and return the response.
+        """Call one operation with a caller's credentials and return the response.
 
         Raises:
             ToolError: There was no usable response.

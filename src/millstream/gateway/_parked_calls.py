@@ -314,7 +314,7 @@ class ParkedCalls:
     # On this worker
 
     async def run(self, parked: ParkedCall, relay: Relay) -> bytes:
-        """Wait for the result of a call to an upstream. Its questions end the client's request, with a `Ticket`.
+        """Wait for the result of a call to an upstream. Its questions end the client's request with a `Ticket`.
 
         Args:
             parked: The call to the upstream.

@@ -96,7 +96,7 @@ class ToolRules(CommonRules, frozen=True, kw_only=True):
     """Maximum size of a result, in bytes, or 0 for no limit. For a larger one, callers get the beginning and a link.
     """
     result_tokens: Cap = 0
-    """The same limit in tokens of four characters; the smaller one applies."""
+    """The same limit in tokens of four characters. The smaller one applies."""
     result_seconds: Seconds = 0.0
     """Seconds that the link works, or 0 for an hour."""
     redact_arguments: tuple[str | Redaction, ...] = ()

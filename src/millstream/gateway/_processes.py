@@ -66,11 +66,11 @@ _MAX_LINE = 2000
 _ERROR_LINES_PER_SECOND = 100
 """Maximum logged lines of standard error per second and upstream, half of them for one owner."""
 _ERROR_BYTES_PER_SECOND = 4 * 1024 * 1024
-"""Maximum bytes of standard error read per second; beyond that, the process blocks."""
+"""Maximum bytes of standard error to read per second. Beyond that, the process blocks."""
 _MESSAGES_PER_SECOND = 5000
 """Maximum notifications and requests to read from a process per second. Beyond that, the process blocks."""
 _LINES_PER_SECOND = 100_000
-"""Maximum lines of all kinds read per second; beyond that, the process blocks."""
+"""Maximum lines of all kinds to read per second. Beyond that, the process blocks."""
 _CONTROL_CHARACTERS = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if code != 0x09}
 """Control characters, removed before logging."""
 
@@ -81,7 +81,7 @@ class ProcessOptions(Struct, frozen=True, kw_only=True):
     name: str
     """Name for the operator, in logs, metrics, and pages."""
     timeout: float = 60.0
-    """Seconds to wait for a response; progress restarts the clock."""
+    """Maximum seconds to wait for a response. Progress restarts the clock."""
     max_processes: int = 8
     """Maximum processes of a command per worker. Beyond that, the least recently used idle one is stopped."""
     spare_processes: int = 0

@@ -376,7 +376,7 @@ COMPLETE = "notifications/elicitation/complete"
 CHANGES = {method: kind for kind, method in LIST_CHANGED.items()} | {UPDATED: ""}
 """Notification of a change -> the kind of the list, or empty for a resource."""
 MAX_QUEUED = 256
-"""Maximum notifications per call waiting for a slow client; beyond that, the oldest are dropped."""
+"""Maximum notifications per call waiting for a slow client. Beyond that, the oldest are dropped."""
 MAX_QUEUED_BYTES = 1024 * 1024
 """Maximum bytes of these notifications together."""
 MAX_REDACTED = 64 * 1024

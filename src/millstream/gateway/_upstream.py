@@ -606,7 +606,7 @@ class Upstream:
         return None
 
     def _capabilities_for(self, call: Call) -> Json:
-        """Return the capabilities of a client as it declares them, without questions that the policy refuses, and
+        """Return a client's declared capabilities, without questions that the policy refuses, and
         extensions that don't pass a catalog.
         """
         declared, questions = dict(call.client.capabilities), self.policy.questions

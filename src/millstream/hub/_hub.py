@@ -59,7 +59,7 @@ Caller = Principal | None
 
 
 class HubStats(Struct, frozen=True):
-    """Statistics for operators. Counters are of this worker, since it opened: ``mcp.hub.stats().subscribers``."""
+    """Statistics for operators. Counters cover this worker since it opened: ``mcp.hub.stats().subscribers``."""
 
     subscribers: int
     channels: dict[str, int]
@@ -274,7 +274,7 @@ class Hub:
     async def follow(
         self, channel: str, outlet: OutputStream, *, encode: Encode, last_event_id: str = "", transport: str = ""
     ) -> Subscription:
-        """Subscribe on behalf of the server, without the authorization hook and caps.
+        """Subscribe on behalf of the server, without the authorization hook and limits.
 
         Args:
             channel: The channel, without wildcards.

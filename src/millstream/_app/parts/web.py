@@ -165,7 +165,7 @@ class DashboardQueries:
         return self._taken[1]
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> Json:
-        """Return the most recent seconds, as in `history_values`; with a method, also that method's points."""
+        """Return the most recent seconds, as in `history_values`, and for a method also its points."""
         question = _Question(
             "history", min((each for each in STEPS if each >= seconds), default=max(STEPS)), method, name
         )

@@ -100,7 +100,7 @@ _SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if
 def receive_signals(
     receive: Callable[[int, FrameType | None], None], numbers: Collection[int] = _SIGNALS
 ) -> Generator[None]:
-    """Call a function for signals inside the block; only possible in the main thread."""
+    """Call a function for signals inside the block. Works only in the main thread."""
     before: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
         # `nohup` ignores SIGHUP on purpose. Shells ignore SIGINT for background jobs in scripts, but a signal sent to
@@ -141,7 +141,7 @@ class StopSignals:
 
     @contextlib.contextmanager
     def handle(self) -> Generator[None]:
-        """Handle signals inside the block; only possible in the main thread.
+        """Handle signals inside the block. Works only in the main thread.
 
         Raises:
             SystemExit: A second signal stopped it without draining.

@@ -132,7 +132,7 @@ class Supervisor:
     store: Callable[[], AbstractAsyncContextManager[str]]
     """Opens the shared store for the whole run, and yields its address."""
     watched: Path | None = None
-    """Folder; when a Python file in it changes, all workers restart."""
+    """Folder to watch. When a Python file in it changes, all workers restart."""
     told: Callable[[Facts], None] = show
     """Called once, when the workers are serving."""
 
@@ -226,7 +226,7 @@ class Supervisor:
             self._restart_requested.set()
 
     async def _restart(self) -> None:
-        """Start a new process beside each worker, one after the other; when all are ready, stop the old ones.
+        """Start a new process beside each worker, one after the other. When all are ready, stop the old ones.
 
         They stop together. Otherwise, clients of a stopped worker would reconnect to others that are about to stop.
         """

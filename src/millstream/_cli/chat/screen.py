@@ -121,7 +121,7 @@ def line_of(event: Event) -> str:
 
 
 def progress_of(event: ToolProgress) -> str:
-    """Return the progress of a tool."""
+    """Return a tool's progress as one line of text."""
     share = f"{event.value:g}/{event.total:g}" if event.total else f"{event.value:g}"
     return one_line(f"{share} {event.message or ''}")
 

@@ -23,7 +23,7 @@ class ClientError(Exception):
     """
 
     status: int = 0
-    """The HTTP status, if the server responded with an error; otherwise 0."""
+    """The HTTP status, if the server responded with an error, or 0."""
     detail: str = ""
     """The reason that came with the status, shortened."""
     retry_after: float | None = None

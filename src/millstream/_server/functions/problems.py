@@ -272,7 +272,7 @@ class _Comparison:
         self._unions: dict[tuple[int, str], _Union] = {}
 
     def judge(self, node: Any, value: Any, *, first: bool) -> list[_Fault]:
-        """Return the problems of a value; with `first`, only one."""
+        """Return a value's problems, or only one if `first` is set."""
         if not is_object(node):
             return [_UNKNOWN] if node is False else []
         self._steps -= 1

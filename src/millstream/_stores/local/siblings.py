@@ -37,7 +37,7 @@ _ACCEPTED = 0.1
 
 
 def shared_socket() -> str:
-    """Return the oldest socket that this process and its parent accept connections from; empty if there's none.
+    """Return the oldest socket that this process and its parent accept connections from, or an empty string.
 
     One that the parent has inherited is only used if there's no other, because it may belong to something else.
     """

@@ -36,7 +36,7 @@ from millstream.auth.providers import Passwords, SignInFailed, User
 MIN_PASSWORD = 8
 MAX_PASSWORD = 1024
 _ITERATIONS, _MEMORY, _LANES = 3, 64 * 1024, 1
-"""Cost parameters of a hash; memory in KiB."""
+"""Cost parameters of a hash, with the memory in KiB."""
 _MAX_CONCURRENT_CHECKS = 2
 _MAX_WAITING = 64
 

@@ -399,7 +399,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         return True
 
     def kill(self, number: signal.Signals) -> None:
-        """Send a signal to the process and its children, if it's running; on Windows, kill the process.
+        """Send a signal to the process and its children, if it's running. On Windows, kill the process.
 
         Args:
             number: The signal.

@@ -349,7 +349,7 @@ class FastMCP(Generic[LifespanT]):
     # Used by the program
 
     def get_context(self) -> Context[Any, Any, Any]:
-        """Return the context of the current call; outside a call, a context without a request."""
+        """Return the current call's context, or outside a call, a context without a request."""
         return current.get(None) or Context(self)
 
     async def list_tools(self) -> list[types.Tool]:

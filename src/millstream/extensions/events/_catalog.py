@@ -160,7 +160,7 @@ class EventType:
     # Payloads
 
     def encode(self, data: Any) -> bytes:
-        """Return the JSON of a payload.
+        """Encode a payload as JSON.
 
         Args:
             data: A value of the declared type.

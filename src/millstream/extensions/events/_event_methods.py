@@ -61,7 +61,7 @@ def position(hub: Hub, offset: int) -> str:
 
 
 def split_cursor(cursor: str) -> tuple[str, int]:
-    """Return the epoch and the offset of a cursor; offset -1 if the cursor is invalid."""
+    """Return a cursor's epoch and offset. The offset is -1 if the cursor is invalid."""
     epoch, _, digits = cursor.rpartition(".")
     return epoch, int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else -1
 
