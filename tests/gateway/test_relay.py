@@ -814,6 +814,41 @@ async def test_list_between_eras_that_has_not_changed_is_converted_once(era: str
         assert others == before["tools"][1:]
 
 
+@pytest.mark.parametrize("other", ERAS)
+async def test_upstream_that_lists_nothing_but_answers_calls_is_ready(other: str) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method.endswith("/list"):
+            await refuse(asked, "The catalog is on holiday")
+        else:
+            await asked.result({"content": [{"type": "text", "text": "called"}]})
+
+    for era in ERAS:
+        async with misbehaving(of_one_era(other, {"tools": {}, "prompts": {}}, behave)) as upstream:
+            gateway = relay(upstream.url)
+            async with gateway.running() as runtime, Client(gateway, revision=era, timeout=WAIT) as client:
+                for method in ("tools/list", "prompts/list"):
+                    with pytest.raises(ServerError, match="on holiday"):
+                        await client.request(method)
+                assert (await client.call("hidden")).text == "called"
+                (report,) = runtime.host.gateway.describe()  # type: ignore[union-attr]
+        assert (report["state"], report["reason"]) == ("ready", "")
+
+
+async def test_log_does_not_call_an_upstream_unreachable_that_responds_with_errors(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await refuse(asked, "The catalog is on holiday")
+
+    async with misbehaving(of_one_era(ERAS[0], {"tools": {}}, behave)) as upstream:
+        gateway = Server("gateway")
+        gateway.upstream("books", upstream.url, start_timeout=WAIT)
+        async with gateway.running():
+            pass
+    assert "The upstream books responds with an error: The catalog is on holiday" in caplog.text
+    assert "can't be reached" not in caplog.text
+
+
 def of_one_era(era: str, capabilities: dict[str, Any], behave: Behave) -> Behave:
     """Greet clients of one era with these capabilities, refuse the other, and pass other requests to `behave`."""
 
@@ -831,8 +866,8 @@ def of_one_era(era: str, capabilities: dict[str, Any], behave: Behave) -> Behave
     return serve
 
 
-async def refuse(asked: ReceivedRequest) -> None:
-    error = {"code": -32601, "message": "Method not found"}
+async def refuse(asked: ReceivedRequest, message: str = "Method not found") -> None:
+    error = {"code": -32601, "message": message}
     await asked.reply(json.dumps({"jsonrpc": "2.0", "id": asked.message["id"], "error": error}).encode())
 
 

@@ -236,6 +236,7 @@ async def fetch(
     max_bytes: int,
     offer: bytes = b"",
     before: Catalog | None = None,
+    requires_one: bool = True,
     warn: Callable[[str], None] = logger.warning,
 ) -> Catalog:
     """Fetch all lists of an upstream. If a list fails, the previous one is kept.
@@ -245,10 +246,11 @@ async def fetch(
         max_bytes: Maximum bytes of all lists together. With 0, only the information about the upstream is fetched.
         offer: The upstream's result of `server/discover`, if it's new; empty to ask again.
         before: The last catalog.
+        requires_one: Whether it's an error if every list fails.
         warn: Logs the reason why a list or an item is left out.
 
     Raises:
-        ClientError: There was no response, or every list failed.
+        ClientError: There was no response, or every required list failed.
     """
     negotiated = conversation.negotiated
     found = Catalog(
@@ -282,7 +284,7 @@ async def fetch(
         more = len(omissions) - _MAX_OMISSIONS
         shown = "; ".join(omissions[:_MAX_OMISSIONS]) + (f"; and {more:,} more" if more > 0 else "")
         warn(f"Left out of its lists, because some clients would reject the whole list: {shown}")
-    if failures and len(failures) == len(offered):
+    if requires_one and failures and len(failures) == len(offered):
         raise failures[0]
     return found
 

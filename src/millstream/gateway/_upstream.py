@@ -35,6 +35,7 @@ from millstream.client import (
     ClientError,
     ConnectFailed,
     ConnectionLost,
+    InvalidResponse,
     Options,
     RequestTimeout,
     ServerError,
@@ -832,6 +833,7 @@ class Upstream:
                 max_bytes=self.config.max_catalog_bytes if self.keeps_lists.is_set() else 0,
                 offer=b"" if offer is known else offer,
                 before=self.catalog,
+                requires_one=not self.relays,  # names don't have to be listed
                 warn=self.warn,
             )
         except BaseException:
@@ -1026,7 +1028,8 @@ class Upstream:
     def _degrade(self, error: Exception) -> None:
         reason = str(error) or type(error).__name__
         if self.state != "degraded" or self.reason != reason:
-            logger.warning("The upstream %s can't be reached: %s", self.name, reason)
+            what = "responds with an error" if isinstance(error, ServerError | InvalidResponse) else "can't be reached"
+            logger.warning("The upstream %s %s: %s", self.name, what, reason)
         self.state, self.reason = "degraded", reason
         self._end_start()
         if isinstance(error, CONNECTION_FAILURES):
