@@ -109,6 +109,37 @@ async def test_lists_are_read_again_after_the_upstream_restarted() -> None:
             assert [tool.name for tool in await client.tools(fresh=True)] == ["shop_new"]
 
 
+async def test_upstream_that_loses_every_session_is_not_listed_constantly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.gateway._upstream.refresh_pause", lambda seconds: 0)
+    monkeypatch.setattr("millstream.gateway._upstream._MIN_REFRESH", WAIT)
+    opened: list[str] = []
+    used: set[str] = set()
+
+    async def behave(asked: ReceivedRequest) -> None:
+        session = asked.headers.get("mcp-session-id", "")
+        if asked.method == "initialize":
+            opened.append(str(len(opened)))
+            await with_handshake(behave, opened[-1])(asked)
+        elif asked.method in ("tools/list", "tools/call") and session in used:
+            await asked.reply(b"", status="404 Not Found")
+        elif asked.method == "tools/list":
+            used.add(session)
+            await asked.result({"tools": [{"name": "tool", "inputSchema": {"type": "object"}}]})
+        elif asked.method == "tools/call":
+            used.add(session)
+            await asked.result(DONE)
+        else:
+            await with_handshake(behave, session)(asked)
+
+    async with misbehaving(behave) as upstream:
+        async with Client(make_gateway(upstream.url), timeout=WAIT) as client:
+            for _ in range(20):
+                await client.call("shop_tool")
+        lists = [each for each in upstream.requests if each.method == "tools/list"]
+    assert len(opened) >= 20
+    assert len(lists) < 8
+
+
 async def test_lists_are_in_configuration_order() -> None:
     first, second, gateway = Server("first"), Server("second"), Server("gateway")
     second.tool(lambda: "two", name="two")

@@ -453,7 +453,7 @@ async def _fail(
     elif not lost:
         session = None
     if lost:
-        upstream.refresh()  # it may have restarted with other lists
+        upstream.refresh_after_loss()
     else:
         upstream.record_failure(exc, call, ask.method, ask.name)
     if upstream.relays and session is not None and session.record is None:

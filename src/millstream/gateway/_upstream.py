@@ -425,6 +425,8 @@ class Upstream:
     """The negotiated result of the connection that reads the lists, at the last read."""
     _listed_at = 0.0
     """Monotonic time of the last lists, or 0 before."""
+    _lost_at = 0.0
+    """Monotonic time of the last refresh after a loss, or 0 before."""
     _uses_http = False
     _is_websocket = False
     """Whether messages on a connection don't name their call, so that principals can't share one."""
@@ -910,10 +912,18 @@ class Upstream:
         """Read the lists again now."""
         self._refresh_event.set()
 
+    def refresh_after_loss(self) -> None:
+        """Read the lists again after a connection or session was lost, in case the upstream has restarted."""
+        self._tasks.spawn_once(self._refresh_rarely)
+
+    async def _refresh_rarely(self) -> None:
+        await asyncio.sleep(self._lost_at + _MIN_REFRESH - monotonic())  # some upstreams lose every session
+        self._lost_at = monotonic()
+        self.refresh()
+
     def _take_interruption(self, change: Change, subscription: object) -> None:
-        """Read the lists again after a connection was replaced, in case the upstream has restarted with others."""
         if change.kind == "again":
-            self.refresh()
+            self.refresh_after_loss()
 
     def _own_session(self, session: str, client: ClientIdentity) -> OwnSession:
         names_calls = self._uses_http or self.is_program
@@ -1009,8 +1019,8 @@ class Upstream:
         try:
             async with conversation.watch(wanted) as changes:
                 subscribed.set()
-                async for _ in changes:  # `_take_change` knows the kind; after an interruption, there's none
-                    self._refresh_event.set()
+                async for change in changes:  # others have arrived in `_take_change`
+                    self._take_interruption(change, None)
         except ServerError as exc:
             logger.debug("%s doesn't report changes: %s", self.name, exc)
         except ClientError as exc:
