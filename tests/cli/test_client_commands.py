@@ -370,11 +370,22 @@ if {fails}:
     sys.exit(1)
 
 @mcp.tool
-def order() -> str:
+def order(copies: int = 1) -> str:
+    return "done"
+
+@mcp.resource("book://{{isbn}}")
+def book(isbn: str) -> str:
+    return "done"
+
+@mcp.prompt
+def pitch() -> str:
     return "done"
 
 mcp.run()
 """
+
+
+LISTED = [["tool", "slow_order"], ["template", "book://slow/{isbn}"], ["prompt", "slow_pitch"]]
 
 
 @pytest.mark.server
@@ -393,7 +404,43 @@ def test_list_waits_for_upstreams_that_are_starting(tmp_path: Path, *, fails: bo
                 break
         out, errors = running.communicate(timeout=WAIT)
     assert "Warning" not in errors
-    assert [line.split("\t")[:2] for line in out.splitlines()] == ([] if fails else [["tool", "slow_order"]])
+    assert [line.split("\t")[:2] for line in out.splitlines()] == ([] if fails else LISTED)
+
+
+@pytest.mark.server
+@for_each(
+    "command",
+    [
+        "call GATEWAY slow_order copies=2",
+        "call GATEWAY slow_order",
+        "read GATEWAY book://slow/1",
+        "prompt GATEWAY slow_pitch",
+    ],
+)
+def test_commands_wait_for_the_upstream_that_has_the_item(tmp_path: Path, command: str) -> None:
+    signal, program, gateway = (tmp_path / name for name in ("signal", "upstream.py", "gateway.py"))
+    program.write_text(UPSTREAM.format(signal=str(signal), fails=False))
+    gateway.write_text(GATEWAY.format(program=str(program)))
+    words = [str(gateway) if word == "GATEWAY" else word for word in command.split()]
+    with subprocess.Popen(
+        [*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=OWN, cwd=ROOT
+    ) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("Waiting for servers that are starting behind this gateway."):
+                signal.touch()
+                break
+        out, errors = running.communicate(timeout=WAIT)
+    assert (running.returncode, "done" in out) == (0, True), errors
+
+
+@pytest.mark.server
+def test_call_does_not_wait_for_upstreams_without_the_tool(tmp_path: Path) -> None:
+    program, gateway = tmp_path / "upstream.py", tmp_path / "gateway.py"
+    program.write_text(UPSTREAM.format(signal=str(tmp_path / "never"), fails=False))
+    gateway.write_text(GATEWAY.format(program=str(program)) + "mcp.tool(lambda: 'done', name='own')\n")
+    done = start("call", str(gateway), "own")
+    assert (done.stdout, "Waiting" in done.stderr) == ("done\n", False)
 
 
 @pytest.mark.server

@@ -31,7 +31,7 @@ from millstream._cli.connect_options import (
     version_of,
 )
 from millstream._cli.errors import finite
-from millstream._cli.items import check_resource
+from millstream._cli.items import check_resource, wait_for_upstreams
 from millstream._cli.program import Json
 from millstream._cli.signals import stop_without_reader
 from millstream._cli.tables import brief, one_line, print_json, print_rows, print_text, style, value_of
@@ -327,6 +327,7 @@ async def tokens(target: Target, /, *, options: ConnectOptions = DEFAULTS, json:
     - `millstream tokens shop.py`
     """
     async with options.client(target) as client:
+        await wait_for_upstreams(client, options.timeout)
         from millstream.gateway._search import (  # noqa: PLC0415  other commands do without a gateway
             CALL,
             CALL_DESCRIPTION,

@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -63,7 +63,7 @@ async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: 
     - `millstream list https://example.com/mcp --login`
     """
     async with options.client(target) as client:
-        await _wait_for_upstreams(client, options.timeout)
+        await wait_for_upstreams(client, options.timeout)
         tools, resources = await list_items(client.tools), await list_items(client.resources)
         templates, prompts = await list_items(client.templates), await list_items(client.prompts)
         skills = await list_items(client.skills)  # no request without the extension
@@ -86,11 +86,22 @@ async def list_(target: Target, /, *, options: ConnectOptions = DEFAULTS, json: 
         print_rows(rows, ["KIND", "NAME", "DESCRIPTION"], paint=_paint)
 
 
-async def _wait_for_upstreams(client: Client, seconds: float) -> None:
-    """Wait a limited time for the upstreams of a gateway that are still starting."""
+async def wait_for_upstreams(
+    client: Client, seconds: float, items: Callable[[], Awaitable[list[Any]]] | None = None, name: str = ""
+) -> None:
+    """Wait a limited time for the upstreams of a gateway that are still starting.
+
+    Args:
+        client: The client of the gateway.
+        seconds: Maximum time to wait.
+        items: Lists items. Once there's one with the name or URI, the other upstreams don't matter.
+        name: The name or URI.
+    """
     connection, end, waits = client.conversation.negotiated, time.monotonic() + seconds, False
     capabilities: Mapping[str, Any] = connection.capabilities
     while members(members(capabilities.get("experimental")).get("millstream.gateway")).get("starting"):
+        if items is not None and name in {getattr(each, "uri", each.name) for each in await list_items(items)}:
+            return
         if connection.revision.handshake or time.monotonic() > end:  # a handshake isn't repeated
             print_text("Warning: items are missing, because servers behind this gateway are starting.", sys.stderr)
             return
@@ -148,6 +159,7 @@ async def call(
     values = _object(input, label)
 
     async with options.client(target, elicit=person()) as client:
+        await wait_for_upstreams(client, options.timeout, client.tools, tool)
         tools = {each.name: each.input_schema for each in await client.tools()} if arguments else {}
         fields = members(tools.get(tool, {}).get("properties"))
         if bare:
@@ -208,6 +220,7 @@ async def read(
         output: Write the content to this file.
     """
     async with options.client(target) as client:
+        await wait_for_upstreams(client, options.timeout, client.resources, uri)
         try:
             contents = await client.read(uri)
         except ServerError as exc:
@@ -255,6 +268,7 @@ async def prompt(
     bare, given = _split(arguments)
 
     async with options.client(target) as client:
+        await wait_for_upstreams(client, options.timeout, client.prompts, name)
         if bare:
             prompts = {each.name: each.arguments or () for each in await client.prompts()}
             open_ = [each.name for each in prompts.get(name, ()) if each.name not in given]
