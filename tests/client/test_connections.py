@@ -432,6 +432,40 @@ async def test_slow_sign_in_is_not_started_twice() -> None:
     assert len(started) == 1
 
 
+async def test_slow_sign_in_at_initialized_is_not_started_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some servers let clients initialize before they sign in."""
+    monkeypatch.setattr("millstream.client._transports.http._INITIALIZED_TIMEOUT", NEVER)
+    started: list[str] = []
+    signed_in = asyncio.Event()
+
+    class Slow:
+        """A sign-in that ends after several times the wait for a response to the notification."""
+
+        async def headers(self, url: Any, method: str, token: str | None = None) -> dict[str, str]:
+            return {}
+
+        def learn_nonce(self, *_: Any) -> bool:
+            return False
+
+        async def handle_challenge(self, url: Any, status: int, challenge: str) -> bool:
+            started.append(challenge)
+            await asyncio.sleep(10 * NEVER)
+            signed_in.set()
+            return True
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "notifications/initialized" and not signed_in.is_set():
+            await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
+        else:
+            await with_handshake(lambda call: call.result(DONE))(asked)
+
+    async with misbehaving(behave) as server, Client(server.url, options=Options(auth=Slow())) as client:
+        async with asyncio.timeout(WAIT):
+            await signed_in.wait()
+        assert (await client.call("x")).text == "done"
+    assert len(started) == 1
+
+
 async def test_event_stream_that_breaks_before_the_endpoint_event_is_a_lost_connection() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.stream()

@@ -8,8 +8,8 @@ dropped are purged.
 
 A new leader may briefly answer reads before it has applied everything that the last one acknowledged. If a read doesn't
 find an entry that this worker has appended, received, read, or been asked to read after, it's repeated behind a
-barrier: a leader that acknowledges a message has applied all messages before it. An index may have no recent entries, so
-its readers look for the newest entry of its JetStream stream instead.
+barrier: a leader that acknowledges a message has applied all messages before it. An index may have no recent entries,
+so its readers look for the newest entry of its JetStream stream instead.
 
 An ordered consumer delivers new entries: JetStream pushes them in order and numbers its messages. It receives the
 topics that are listened to, and the marks of this worker. A mark is a message that this worker adds to the JetStream

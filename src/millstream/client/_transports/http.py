@@ -9,6 +9,7 @@ the stream cancels it.
 import asyncio
 import contextlib
 import re
+from collections.abc import Awaitable
 from functools import lru_cache
 
 from msgspec import Struct, field
@@ -22,7 +23,7 @@ from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._recent import Recent
-from millstream._tasks import Tasks
+from millstream._tasks import Tasks, has_failed
 from millstream.client._endpoint import Endpoint, problem_detail, try_again, with_reply
 from millstream.client._errors import (
     ClientError,
@@ -129,13 +130,18 @@ class StreamableTransport(Confidential, Struct, eq=False):
             extra += f"Mcp-Method: {method}\r\n"
         # A server that closes each connection could not be initialized otherwise.
         repeatable = method == "notifications/initialized"
-        # A server that doesn't know the notification, or never responds to it, can still be used. If the session has
-        # ended, the next request fails.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_INITIALIZED_TIMEOUT if repeatable else None):
-                reply = await self._endpoint.send("POST", extra, message, repeatable=repeatable)
-            reply.discard()
-            if reply.status >= 400 and not repeatable:
+        sending = self._endpoint.send("POST", extra, message, repeatable=repeatable)
+        if repeatable:
+            # A server that doesn't know the notification, or never responds to it, can still be used. If the session
+            # has ended, the next request fails. A person may be signing in, so the notification isn't canceled.
+            sent = self._background.spawn(_discard_reply(sending))
+            sent.add_done_callback(has_failed)
+            await asyncio.wait((sent,), timeout=_INITIALIZED_TIMEOUT)
+            if sent.done():
+                sent.result()
+        else:
+            reply = await _discard_reply(sending)
+            if reply.status >= 400:
                 raise self._error(reply)
         if method == "notifications/initialized" and self._revision is not None and self._revision.event_ids:
             stands = asyncio.Event()
@@ -350,6 +356,12 @@ def status_error(reply: HttpReply, origin: str, kind: type[ClientError] = NotMcp
 
 def _version_line(revision: Revision | None) -> str:
     return f"MCP-Protocol-Version: {revision.date}\r\n" if revision is not None and revision.header else ""
+
+
+async def _discard_reply(sending: Awaitable[HttpReply]) -> HttpReply:
+    reply = await sending
+    reply.discard()
+    return reply
 
 
 def _check_coding(reply: HttpReply) -> None:
