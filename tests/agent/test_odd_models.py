@@ -253,3 +253,39 @@ async def test_models_cannot_call_thousands_of_tools_at_once() -> None:
             with pytest.raises(ModelServerError, match="called 300 tools at once"):
                 await collect(agent.say("Go."))
             assert agent.messages == []
+
+
+THOUGHT = {"reasoning_content": "Adding needs a tool.\ud83d"}
+SIGNED = {**WANTED, "index": 0, "extra_content": {"google": {"thought_signature": "c2lnbmVk"}}}
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+
+
+@for_each("again", [False, True])
+async def test_thoughts_and_signatures_are_sent_back_with_the_calls(again: bool) -> None:
+    mcp = Server("sums")
+
+    @mcp.tool(annotations=ToolAnnotations(read_only_hint=True))
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    first = Answer(pieces=[delta(THOUGHT), delta({"tool_calls": [SIGNED]}), call(1, "y", arguments=MORE), END, DONE])
+    script = [first, says("5, 10.")]
+    with ScriptedModel(*script, *(script if again else [])) as api:
+        async with Agent(model(api), [mcp]) as agent:
+            for _ in range(1 + again):
+                await collect(agent.say("Add."))
+            json.dumps(agent.messages)
+    sent = [each for each in api.requests[-1].body["messages"] if "tool_calls" in each]
+    assert len(sent) == 1 + again
+    for each in sent:
+        one, two = each["tool_calls"]
+        assert one["extra_content"] == SIGNED["extra_content"]
+        assert "extra_content" not in two
+        assert [json.loads(made["function"]["arguments"]) for made in (one, two)] == [json.loads(ADD), json.loads(MORE)]
+        assert each["reasoning_content"].startswith("Adding needs a tool.")
+    assert [each["content"] for each in api.requests[1].body["messages"] if each["role"] == "tool"] == ["5", "10"]
+
+
+async def test_thoughts_in_tags_are_not_sent_back() -> None:
+    pieces = [delta({"content": "<think>Adding needs a tool.</think>"}), call(), END, DONE]
+    assert (await reply(*pieces)).details == {}

@@ -372,7 +372,10 @@ class Agent:
             results.append({"role": "tool", "tool_call_id": call.id, "content": each.text})
             if each.parts:
                 parts += [text_part(f"From {call.name}:"), *each.parts]
-        self.messages += [{"role": "assistant", "content": reply.text or None, "tool_calls": calls}, *results]
+        said: Message = {"role": "assistant", "content": reply.text or None, "tool_calls": calls}
+        if reply.details:
+            said["details"] = reply.details
+        self.messages += [said, *results]
         if parts:
             self.messages.append({"role": "user", "content": parts})
 

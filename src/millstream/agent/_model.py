@@ -11,6 +11,7 @@ conversation, approvals, and retries, so each round is one direct request to the
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
@@ -57,6 +58,8 @@ class ModelResponse(Struct, frozen=True):
     """``stop``, ``length`` (out of tokens), ``content_filter``, or ``tool_calls``."""
     tokens: int = 0
     """Tokens of the prompt and the reply, or 0 if the API doesn't count them."""
+    details: Json = {}
+    """Thoughts and signatures that some APIs require with the results. The agent keeps them in the message."""
 
 
 class ModelRequest(Struct, frozen=True, kw_only=True):
@@ -273,7 +276,7 @@ class LanguageModel:
         if not tokens:
             sent = sum(len(str(message)) for message in request.messages) + len(str(request.tools))
             tokens = (sent + len(text) + sum(len(call.arguments) for call in tool_calls)) // _CHARACTERS_PER_TOKEN
-        return ModelResponse(text, tool_calls, str(response.finish_reason), tokens)
+        return ModelResponse(text, tool_calls, str(response.finish_reason), tokens, _details(response))
 
     # Errors
 
@@ -359,12 +362,21 @@ def _messages(conversation: Sequence[Message], *, fills_content: bool) -> "list[
         if role == "assistant":
             calls = message.get("tool_calls", ())
             has_text = content or (fills_content and calls)
-            parts: list[wire.ModelResponsePart] = [wire.TextPart(content or "")] if has_text else []
-            for call in calls:
+            details = message.get("details")
+            kept: Any = wire.ModelResponse([])
+            if details:
+                (kept,) = wire.ModelMessagesTypeAdapter.validate_python([details])
+            parts: list[wire.ModelResponsePart] = [part for part in kept.parts if isinstance(part, wire.ThinkingPart)]
+            if has_text:
+                parts.append(wire.TextPart(content or ""))
+            before: list[Any] = [part for part in kept.parts if isinstance(part, wire.ToolCallPart)]
+            for number, call in enumerate(calls):
                 function = call["function"]
                 names[call["id"]] = function["name"]
-                parts.append(wire.ToolCallPart(function["name"], function["arguments"], call["id"]))
-            found.append(wire.ModelResponse(parts))
+                kept_call = before[number] if number < len(before) else wire.ToolCallPart("")
+                sent = {"tool_name": function["name"], "args": function["arguments"], "tool_call_id": call["id"]}
+                parts.append(replace(kept_call, **sent))
+            found.append(replace(kept, parts=parts))
             continue
         part: wire.ModelRequestPart
         if role == "system":
@@ -410,6 +422,24 @@ def _parameters(tools: Sequence[Json]) -> Any:
 
 
 # Conversion from the library's messages
+
+
+def _details(response: "wire.ModelResponse") -> Json:
+    """Return the parts of a reply that its text and calls don't contain, or nothing."""
+    from pydantic_ai import messages as wire  # noqa: PLC0415
+
+    # Thoughts in tags are text that the model's template removes.
+    thoughts = [
+        replace(part, content=_without_surrogates(part.content))
+        for part in response.parts
+        if isinstance(part, wire.ThinkingPart) and part.id != "content"
+    ]
+    calls = [replace(part, args=None) for part in response.parts if isinstance(part, wire.ToolCallPart)]
+    if not calls or not (thoughts or any(part.provider_details for part in calls)):
+        return {}
+    kept = replace(response, parts=[*thoughts, *calls])
+    (found,) = wire.ModelMessagesTypeAdapter.dump_python([kept], mode="json")
+    return dict(found)
 
 
 def _text_of(event: Any) -> str:
