@@ -7,6 +7,7 @@ negotiated, and requests of the per-request era are also served.
 
 import secrets
 from functools import partial
+from hashlib import sha256
 
 import msgspec
 from msgspec import Struct
@@ -46,7 +47,7 @@ class _Address(Struct, frozen=True, gc=False, array_like=True):
 
     worker: str
     unique: bytes
-    principal_hash: bytes
+    rights_hash: bytes
 
 
 _KIND = b"sse"
@@ -62,7 +63,7 @@ class HttpSse:
         self._services = services = dispatcher.services
         self._streams = streams
         self._connections: dict[str, tuple[ClientConnection, bytes, Sink]] = {}
-        """Session id -> connection, a hash of the principal that opened it, and its stream."""
+        """Session id -> connection, a hash of its caller and their scopes, and its stream."""
         self._name = services.store.workers.me
         services.peers.on_workers(self._check_own_name)
         services.peers.on(PostedMessage, self._on_posted)
@@ -75,7 +76,7 @@ class HttpSse:
         if self._streams.full(request):
             return TOO_MANY_STREAMS
         sink = request.open(200, STREAM_HEAD)
-        services, owner = self._services, hash_principal(principal)
+        services, owner = self._services, _hash_rights(principal)
         address = _Address(services.store.workers.me, secrets.token_bytes(16), owner)
         session_id = services.ring.seal(_KIND, _encode(address), services.nonce())
         connection = ClientConnection(
@@ -112,7 +113,7 @@ class HttpSse:
         if not session_id:
             return _NO_ID
         found = self._connections.get(session_id)
-        if found is not None and found[1] != hash_principal(request.principal):
+        if found is not None and found[1] != _hash_rights(request.principal):
             return _UNKNOWN
         worker = "" if found is not None else self._worker_of(session_id, request.principal)
         if found is None and not worker:
@@ -156,9 +157,17 @@ class HttpSse:
             address = _decode(services.ring.open(_KIND, session_id) or b"")
         except msgspec.DecodeError:
             return ""
-        if address.principal_hash != hash_principal(principal) or services.peers.is_me(address.worker):
+        if address.rights_hash != _hash_rights(principal) or services.peers.is_me(address.worker):
             return ""
         return address.worker
+
+
+def _hash_rights(principal: Principal | None) -> bytes:
+    """Return a hash of a caller and their scopes. Calls of a session run with the scopes of its stream, so a token with
+    other scopes needs a stream of its own.
+    """
+    scopes = " ".join(() if principal is None else sorted(principal.scopes))
+    return sha256(hash_principal(principal) + scopes.encode("utf-8", "surrogatepass")).digest()[:16]
 
 
 def _write(sink: Sink, message: bytes) -> bool:
