@@ -91,7 +91,7 @@ class ResourceRequestParams(Params):
 
 
 class Reference(Params):
-    """The prompt or resource template of the argument to complete: `ref/prompt` with a name, or `ref/resource` with a
+    """The prompt or resource template whose argument is completed: `ref/prompt` with a name, or `ref/resource` with a
     URI."""
 
     type: str

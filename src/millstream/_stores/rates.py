@@ -166,8 +166,7 @@ def drop_paces(
 
 
 def check_pace(pace: RateCharge, full_at: float, now: float) -> tuple[ChargeResult, float]:
-    """Return the result for a rate that is fully recovered at `full_at`, and the time at which it will be after the
-    charge."""
+    """Return the result of a charge to a rate that's fully recovered at `full_at`, and the new `full_at`."""
     full_at, each = max(now, full_at), pace.seconds / pace.count
     room = pace.seconds - (full_at - now)
     amount = max(pace.cost, min(pace.most, room // each))

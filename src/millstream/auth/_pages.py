@@ -114,7 +114,7 @@ def wrong(title: str, text: str, status: int = 400, *, up: str = "") -> Response
 
 
 def stop(answer: Response, host: str, text: str) -> Response:
-    """Return a page that shows the target of a redirect to an unverified address and lets the user decide."""
+    """Return a page that shows where a redirect to an unverified address leads, and lets the user decide."""
     url = answer.head.partition(b"location: ")[2].partition(b"\r\n")[0].decode("ascii")
     title = "This request can't be granted"
     return render("message.html", 400, title=title, text=text, href=url, label=f"Go back to {host}")

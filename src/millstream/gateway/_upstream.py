@@ -1030,7 +1030,7 @@ class Upstream:
             subscribed.set()
 
     def _end_start(self) -> None:
-        """Don't make clients wait for its first lists any longer."""
+        """Stop making clients wait for the upstream's first lists."""
         if not self.lists_ready.is_set():
             self.lists_ready.set()
             self.gateway.on_change(self, ())
