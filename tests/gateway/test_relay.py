@@ -486,6 +486,37 @@ async def test_first_call_after_the_upstream_ends_a_session_reports_it() -> None
     assert '"None"' in replies[2]
 
 
+async def test_second_call_after_an_upstream_restarted_opens_a_session() -> None:
+    """Its sessions are unknown after the restart, and it has no stream that could report that."""
+    run, opened = 1, 0
+
+    async def behave(asked: ReceivedRequest) -> None:
+        nonlocal opened
+        session = asked.headers.get("mcp-session-id", "")
+        if asked.method == "initialize":
+            opened += 1
+            await with_handshake(behave, f"{run}-{opened}")(asked)
+        elif session and not session.startswith(f"{run}-"):
+            await asked.reply(b"", status="404 Not Found")
+        elif asked.method in ("tools/list", "tools/call"):
+            tools = [{"name": "take", "inputSchema": {"type": "object"}}]
+            await asked.result({"tools": tools, "content": [{"type": "text", "text": f"run {run}"}]})
+        else:
+            await with_handshake(behave, session)(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as upstream:
+        gateway = catalog(upstream.url, Cart())
+        async with gateway.running():
+            sessions = [await open_session(gateway) for _ in range(2)]
+            for headers in sessions:
+                assert "run 1" in (await post(gateway, calling("a_take"), **headers)).text
+            run = 2
+            for headers in sessions:
+                replies = [(await post(gateway, calling("a_take"), **headers)).text for _ in range(3)]
+                assert ["has ended its session" in reply for reply in replies] == [True, False, False]
+                assert "run 2" in replies[1]
+
+
 def own_sessions(runtime: Any, name: str = "only") -> dict[str, Any]:
     own: dict[str, Any] = runtime.host.gateway.upstreams[name].links.own
     return own

@@ -448,7 +448,7 @@ async def _fail(
     call opens another session, and the error explains that the upstream's state is lost.
     """
     lost, session = isinstance(exc, SessionLost), call.session
-    if link is not None and link.key.own and link.conversation.transport.lost:
+    if link is not None and link.key.own and (lost or link.conversation.transport.lost):
         upstream.links.end(link)
     elif not lost:
         session = None
