@@ -7,6 +7,7 @@ from cases import for_each
 from hub_parts import Clock, MemoryStore, Outlet, encode_line, listen, open_hub, receive, turns
 from millstream import Principal
 from millstream.hub import Event, EventTooLarge, Forbidden, InvalidName, LimitExceeded
+from millstream.middleware import Rate
 
 
 async def test_strings_are_sent_unchanged_and_other_values_as_json() -> None:
@@ -112,6 +113,18 @@ async def test_duplicate_event_ids_are_delivered_once() -> None:
         assert [outlet.data for outlet in outlets] == [["1", "2", "1"], ["1", "2", "1"], ["1", "1", "2", "1"]]
         for each in (hub, other):
             assert (await listen(each, last_event_id=start)).data == ["1", "2", "1"]
+
+
+async def test_store_recognizes_a_limited_number_of_ids_from_each_publisher(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.hub._journal.NEW_IDS", Rate(4, 120))
+    eve, ada = Principal("eve"), Principal("ada")
+    async with open_hub() as hub:
+        outlet = await listen(hub)
+        for publisher in (eve, ada, None):
+            for number in (0, 0, 1, 2, 3, 3):
+                await hub.publish("broadcast", str(number), id=f"{publisher}{number}", publisher=publisher)
+        await turns()
+        assert outlet.data == [*"01233", *"01233", *"0123"]
 
 
 async def test_subscribers_are_capped_per_address_and_channel() -> None:

@@ -16,7 +16,8 @@ from itertools import islice
 
 from msgspec import Struct, field
 
-from millstream._stores.base import Entry, Gap, Index, Position, Store
+from millstream._limits import Limiter, Rate
+from millstream._stores.base import ONCE_SECONDS, Entry, Gap, Index, Position, Store
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, topic_for
 from millstream.hub._event import MAX_IDS, Event, EventIds, StoredEvent, pack, position_id, unpack
 
@@ -27,6 +28,8 @@ _MAILBOX = "mailbox:"
 _FIRST_CHANNEL = "$opening"
 _JOURNAL_TTL = 30 * 86400.0
 _MAX_RECENT = 2_000
+NEW_IDS = Rate(100_000, ONCE_SECONDS)
+"""Maximum event ids of one publisher that the store recognizes, in a worker. They take 200 bytes each in Redis."""
 _MAX_RECENT_BYTES = 4 * 1024 * 1024
 
 
@@ -45,6 +48,7 @@ class Journal(Struct):
     """The cache contains all events after this offset."""
     ids: EventIds = field(default_factory=lambda: EventIds(MAX_IDS))
     """The newest events with publisher-assigned ids."""
+    _new_ids: Limiter = field(default_factory=lambda: Limiter("ids", NEW_IDS))
     floors: dict[str | None, int] = {}
     """For each followed topic, the offset after which this worker has read all events."""
     _filling: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -74,6 +78,7 @@ class Journal(Struct):
             StoreFull: The store can't store an event of this size.
             EntryRepeated: An event with this id was recently published on the channel.
         """
+        is_known_later = record.id is not None and not (owner and self._new_ids.take(owner) > 0)
         count, age = self.bounds(record.channel)
         # An entry beyond the limit shows that entries were dropped.
         index = Index(history_stream(record.channel), age, count + 1) if count else None
@@ -83,7 +88,7 @@ class Journal(Struct):
             ttl=_JOURNAL_TTL,
             max_entries=self.limits.journal,
             index=index,
-            once=f"{record.channel}\n{record.id}" if record.id is not None else "",
+            once=f"{record.channel}\n{record.id}" if is_known_later else "",
             owner=owner,
             topic=record.channel,
         )
