@@ -86,7 +86,8 @@ class Caller:
     """A client with one connection of its own, which stays at one worker."""
 
     def __init__(self, port: int, key: str = ADA, address: str = "127.0.0.1") -> None:
-        transport = httpx2.AsyncHTTPTransport(limits=httpx2.Limits(max_connections=2), local_address=address)
+        limits = httpx2.Limits(max_connections=2, keepalive_expiry=None)  # a new connection can reach another worker
+        transport = httpx2.AsyncHTTPTransport(limits=limits, local_address=address)
         headers = {"authorization": f"Bearer {key}", "accept": "application/json, text/event-stream"}
         url = f"http://127.0.0.1:{port}"
         self.http = httpx2.AsyncClient(transport=transport, base_url=url, headers=headers, timeout=WAIT)
@@ -242,7 +243,7 @@ async def test_audit_log_has_each_call_once_with_the_client_address(served: Prog
 async def test_requests_for_a_session_on_a_killed_worker_get_404(served: Program) -> None:
     async with two_workers(served) as (holder, session, other):
         await other.call(session, "put", value=7)
-        pid = int(text_of(await holder.call({}, "pid")))
+        pid = int(text_of(await holder.call(session, "pid")))
         kill(pid)
         await until_async(lambda: pid not in served.children())
         assert [await other.take(session) for _ in range(3)] == [(404, "")] * 3
@@ -254,7 +255,7 @@ async def test_requests_for_a_session_on_a_killed_worker_get_404(served: Program
 async def test_call_in_a_killed_worker_fails_with_the_reason_and_its_session_with_404(served: Program) -> None:
     running = served.folder / "running"
     async with two_workers(served) as (holder, session, other):
-        pid = int(text_of(await holder.call({}, "pid")))
+        pid = int(text_of(await holder.call(session, "pid")))
         running.unlink(missing_ok=True)
         call = asyncio.create_task(other.call(session, "hang"))
         await until_async(running.exists)
@@ -277,7 +278,7 @@ async def test_only_the_first_request_fails_with_another_error_while_a_killed_wo
     served: Program,
 ) -> None:
     async with two_workers(served) as (holder, session, other):
-        pid = int(text_of(await holder.call({}, "pid")))
+        pid = int(text_of(await holder.call(session, "pid")))
         path = listening_socket(pid)
         kill(pid)
         await until_async(lambda: pid not in served.children())
