@@ -4,6 +4,7 @@ import datetime as dt
 import functools
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import (  # noqa: UP035  what people write
     Annotated,
@@ -82,6 +83,27 @@ Pie = Annotated[Annotated[Apple, Tag("apple")] | Annotated[Pumpkin, Tag("pumpkin
 Grouped = Annotated[int, PlainSerializer(lambda value: f"{value:,}", return_type=str)]
 
 
+class Planet(Enum):
+    EARTH = (5.976e24, 6.37814e6)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+class Holiday(Enum):
+    NEW_YEAR = dt.date(2024, 1, 1)
+    __repr__ = Planet.__repr__
+
+
+class Period(dt.timedelta, Enum):
+    DAY = 1
+    __repr__ = Planet.__repr__
+
+
+class Trip(BaseModel):
+    to: Planet
+
+
 @dataclass
 class Priced:
     price: Grouped
@@ -154,6 +176,11 @@ async def _tool(function: Callable[..., Any], **options: Any) -> Any:
         (Plain, {}, repr(Plain())),
         (Pie, {"filling": "pumpkin"}, "Pumpkin(filling='pumpkin')"),
         (Row, {"name": "a"}, "Row(name='a', copies=1)"),
+        (Planet, [5.976e24, 6378140.0], "Planet.EARTH"),
+        (Holiday | None, "2024-01-01", "Holiday.NEW_YEAR"),
+        (list[Period], ["P1D"], "[Period.DAY]"),
+        (Literal[Planet.EARTH], [5.976e24, 6378140.0], "Planet.EARTH"),
+        (Trip, {"to": [5.976e24, 6378140.0]}, "Trip(to=Planet.EARTH)"),
         (Row | None, {"name": "a", "copies": "2"}, "Row(name='a', copies=2)"),
     ],
 )
@@ -171,6 +198,7 @@ async def test_annotations_arrive_as_written(annotation: Any, value: Any, arrive
         (Raw, {"data": "no base64!"}, "base64"),
         (dict[Literal["red"], int], {"blue": 1}, "'a.blue' must be"),
         (Row, {}, "missing 'name' in 'a'"),
+        (Planet, [1, 2], "'a' must be one of [5.976e24,6378140.0], got [1,2]"),
         (Shelf, {"rows": [{"name": "a"}, {"name": 5}]}, "'a.rows[1].name' must be a string, got the integer 5"),
     ],
 )

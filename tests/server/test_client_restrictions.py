@@ -15,7 +15,7 @@ from uuid import UUID
 
 import msgspec
 import pytest
-from pydantic import BaseModel, Field, FilePath, HttpUrl, JsonValue
+from pydantic import AfterValidator, BaseModel, Field, FilePath, HttpUrl, JsonValue
 
 from client_restrictions import refused
 from millstream import Server
@@ -30,6 +30,10 @@ class Color(enum.Enum):
 class Pair(NamedTuple):
     a: int
     b: str = "x"
+
+
+class Planet(enum.Enum):
+    EARTH = (5.976e24, 6.37814e6)
 
 
 @dataclass
@@ -77,6 +81,12 @@ ANNOTATIONS: list[Any] = [
         frozenset[str],
         Any,
         object,
+    ),
+    Planet,
+    *(Annotated[Decimal, Field(ge=0, le=1, max_digits=3)], Annotated[int, AfterValidator(abs), Field(ge=1)]),
+    *(
+        Annotated[int | float, Field(gt=0, multiple_of=2)],
+        Annotated[list[int], AfterValidator(list), Field(min_length=1)],
     ),
 ]
 

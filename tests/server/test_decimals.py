@@ -1,14 +1,15 @@
 import json
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import pytest
 from jsonschema import Draft202012Validator
+from pydantic import BaseModel
 
 from cases import for_each
-from millstream import Server
+from millstream import Field, Server
 from millstream._protocol.errors import LocalError, ProtocolError
 from millstream._server.calls.questions import parse_answer
 from millstream._server.functions.engine import encode_result
@@ -28,6 +29,10 @@ class Item:
 class Basket:
     items: list[Item] = field(default_factory=list)
     below: "Basket | None" = None
+
+
+class Priced(BaseModel):
+    price: Decimal
 
 
 class One(msgspec.Struct, tag="one"):
@@ -57,6 +62,7 @@ PLACES: list[tuple[Any, str, str]] = [
     (Decimal | None, "%s", "'x'"),
     (dict[str, list[Decimal | None]], '{"a":[null,%s]}', "'x.a[1]'"),
     (Basket, '{"below":{"items":[{"price":%s}]}}', "'x.below.items[0].price'"),
+    (Priced, '{"price":%s}', "'x.price'"),
     (list[One | Two | None], '[null,{"type":"two","v":"NaN"},{"type":"one","v":%s}]', "'x[2].v'"),
 ]
 
@@ -72,6 +78,15 @@ def test_decimals_accept_only_strings_that_match_the_schema(annotation: Any, raw
         for text in ("1", "-1.50", "+.5", "1.", "1E+3", "0e-7"):
             found = read_arguments(made, b'{"x":%b}' % (raw % json.dumps(text)).encode())
             assert str(Decimal(text)) in str(found)
+
+
+def test_bounds_of_decimals_apply_to_numbers_and_strings() -> None:
+    made = plan(tool_with(Annotated[Decimal, Field(ge=0, le=1)]))
+    assert made.input_schema["properties"]["x"]["anyOf"][0] == {"type": "number", "minimum": 0, "maximum": 1}
+    assert read_arguments(made, b'{"x":"0.5"}').x == read_arguments(made, b'{"x":0.5}').x == Decimal("0.5")
+    for raw, got in ((b'"1.5"', 'got "1.5"'), (b'"NaN"', 'got "NaN"')):
+        with pytest.raises(ArgumentError, match=got):
+            read_arguments(made, b'{"x":%b}' % raw)
 
 
 def test_decimals_accept_numbers_and_other_union_members() -> None:

@@ -111,10 +111,29 @@ def formats(schema: Json) -> Problems:
             yield f"{path}: the format {node['format']}"
 
 
-RULES: list[Callable[[Json], Problems]] = [vscode, claude, openai, gemini, cursor, validators]
+KEYWORDS = {
+    *("$anchor", "$comment", "$defs", "$id", "$ref", "$schema", "additionalProperties", "allOf", "anyOf", "const"),
+    *("contains", "contentEncoding", "contentMediaType", "contentSchema", "default", "dependentRequired"),
+    *("dependentSchemas", "deprecated", "description", "discriminator", "else", "enum", "examples"),
+    *("exclusiveMaximum", "exclusiveMinimum", "format", "if", "items", "maxContains", "maxItems", "maxLength"),
+    *("maxProperties", "maximum", "minContains", "minItems", "minLength", "minProperties", "minimum", "multipleOf"),
+    *("not", "oneOf", "pattern", "patternProperties", "prefixItems", "properties", "propertyNames", "readOnly"),
+    *("required", "then", "title", "type", "unevaluatedItems", "unevaluatedProperties", "uniqueItems", "writeOnly"),
+}
+"""JSON Schema 2020-12, and OpenAPI's `discriminator`."""
 
 
-OUTPUT_RULES: list[Callable[[Json], Problems]] = [validators, vscode, formats]
+def keywords(schema: Json) -> Problems:
+    """Validators in their default mode: every keyword is known (ajv-validator/ajv, strict mode)."""
+    for path, node in _schemas(schema):
+        if not re.search("/(default|const|examples|enum|discriminator)(/|$)", path):
+            yield from (f"{path}: the keyword {each}" for each in node if each not in KEYWORDS and each[:2] != "x-")
+
+
+RULES: list[Callable[[Json], Problems]] = [vscode, claude, openai, gemini, cursor, validators, keywords]
+
+
+OUTPUT_RULES: list[Callable[[Json], Problems]] = [validators, vscode, formats, keywords]
 
 
 def refused(tool: Json) -> Problems:

@@ -94,6 +94,7 @@ from millstream._server.functions.problems import (
 MAX_ERRORS = 200
 """Maximum number of problems that pydantic lists, because listing one requires building all."""
 MAX_NAMED = 20
+_SHOWN = (str, int, float, Decimal)
 _KEPT_CODECS = 512
 _UNMATCHED = "string_pattern_mismatch"
 _UNREADABLE = (
@@ -206,7 +207,7 @@ def _problem(item: Any, values: Any) -> Problem:
         return Problem(path, "unknown")
     value, text = item["input"], item["msg"].removeprefix("Value error, ")
     # An object would reveal too much, and a `SecretStr` is none of these types.
-    got = got_text(value, path, {}) if isinstance(value, str | int | float) else ""
+    got = got_text(str(value) if isinstance(value, Decimal) else value, path, {}) if isinstance(value, _SHOWN) else ""
     return Problem(path, f"is invalid: {text}{got}")
 
 
@@ -328,12 +329,27 @@ def _clean_schema(schema: Schema, name: str) -> Schema:
     """Return a schema without references, and without titles that repeat a class name."""
     definitions: dict[str, Schema] = schema.get("$defs", {})
     _restore_references(schema, definitions)
+    for node in walk({"anyOf": [schema], "$defs": definitions}):
+        for bound in _BOUNDS.keys() & node.keys():
+            value = node.pop(bound)
+            if _BOUNDS[bound] and node.get("type") in ("integer", "number"):
+                node[_BOUNDS[bound]] = value
     for title, part in [(name, schema), *definitions.items()]:
         if title in ((written := part.get("title", "")), _INVALID_CHARACTERS.sub("_", written)):
             part.pop("title", None)
     return inline_references(schema, definitions)
 
 
+_BOUNDS = {
+    "ge": "minimum",
+    "gt": "exclusiveMinimum",
+    "le": "maximum",
+    "lt": "exclusiveMaximum",
+    "multiple_of": "multipleOf",
+    "max_digits": "",
+    "decimal_places": "",
+}
+"""Names that pydantic writes for bounds behind a validator or on a union, and their keywords in JSON Schema."""
 _HIDDEN_REF, _HIDDEN_DEFS = "$msgspec-ref", "$msgspec-defs"
 """Keywords for references to types that msgspec reads. pydantic refuses references that it doesn't know."""
 
@@ -389,17 +405,21 @@ class SchemaGenerator(GenerateJsonSchema):
 
     @override
     def bytes_schema(self, schema: core_schema.BytesSchema) -> JsonSchemaValue:
-        """Describe bytes in the form that `_with_base64` reads and writes."""
+        """Describe bytes in the form that `_with_json_forms` reads and writes."""
         if _chooses_encoding(self._config.config_dict):
             return {"type": "string"}
         return {"type": "string", "contentEncoding": "base64"}
 
     @override
     def decimal_schema(self, schema: core_schema.DecimalSchema) -> JsonSchemaValue:
-        """Describe decimal numbers without bounds as msgspec's engine does."""
-        if schema.keys() & {"ge", "gt", "le", "lt", "multiple_of", "max_digits", "decimal_places"}:
-            return super().decimal_schema(schema)
-        return {**_DECIMAL}
+        """Describe decimal numbers without bounds as msgspec's engine does, and otherwise also allow numbers."""
+        if not schema.keys() & {"ge", "gt", "le", "lt", "multiple_of", "max_digits", "decimal_places"}:
+            return {**_DECIMAL}
+        made = super().decimal_schema(schema)
+        for part in made.get("anyOf", [made]):
+            if part["type"] == "string":
+                part.update(_DECIMAL)  # pydantic's patterns have lookahead, which many clients don't support
+        return made
 
     @override
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
@@ -453,8 +473,8 @@ def translate(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
     kind: Any = origin or annotation
     if (made := _translate_class(annotation, kind, inside)) is not None:
         return made
-    if origin is Literal or annotation in (*_READERS,):  # the value can be unhashable
-        read = _member_of(parts) if origin is Literal else _READERS[annotation]
+    if origin is Literal or annotation is pathlib.Path:
+        read = _member_of(parts) if origin is Literal else _read_path
         return Annotated[annotation, pydantic.BeforeValidator(read)]
     if not parts:
         return annotation
@@ -491,14 +511,17 @@ def _read_path(value: Any) -> Any:
     return value
 
 
-_READERS: Mapping[Any, Callable[[Any], Any]] = {Decimal: _read_decimal, pathlib.Path: _read_path}
 _DECIMAL: Schema = {"type": "string", "pattern": DECIMAL}
 
 
-def _member_of(choices: tuple[Any, ...]) -> Callable[[Any], Any]:
-    """Return a function that finds an enum member for a JSON value. pydantic accepts only the member."""
-    members = [each for each in choices if isinstance(each, Enum)]
-    return lambda value: next((each for each in members if each.value == value), value)
+def _member_of(choices: Sequence[Any]) -> Callable[[Any], Any]:
+    """Return a function that finds an enum member for a JSON value. pydantic accepts only the member, or its value."""
+    found = [
+        (each, pydantic_core.to_jsonable_python(each.value, serialize_unknown=True))
+        for each in choices
+        if isinstance(each, Enum)
+    ]
+    return lambda value: next((each for each, written in found if written == value), value)
 
 
 _GENERIC: Mapping[Any, Any] = {Collection: Sequence, MutableSet: set}
@@ -632,7 +655,7 @@ class _DataclassSchema:
         return schema
 
 
-# Bytes, which are base64 in JSON, even in classes that don't declare it
+# The forms of values in JSON, even in classes that don't declare them
 
 
 class _Codec(Struct, frozen=True, eq=False):
@@ -651,7 +674,7 @@ def _codec_of(kind: Any) -> _Codec:
         core, usual = kind.core_schema, _Codec(kind.validator, kind.serializer)  # type: ignore[arg-type]  # or a plugin's
     else:
         core, usual = kind.__pydantic_core_schema__, _Codec(kind.__pydantic_validator__, kind.__pydantic_serializer__)
-    changed = _with_base64(core)
+    changed = _with_json_forms(core)
     if changed == core:
         return usual
     # Otherwise, pydantic would use the validators that the classes have.
@@ -660,7 +683,7 @@ def _codec_of(kind: Any) -> _Codec:
 
 def _reader_of(model: type[pydantic.BaseModel]) -> Callable[[bytes], Any]:
     core = model.__pydantic_core_schema__
-    changed = _with_base64(core, tables=True)
+    changed = _with_json_forms(core, tables=True)
     usual = changed == core
     return (model.__pydantic_validator__ if usual else SchemaValidator(changed, None, False)).validate_json
 
@@ -691,27 +714,21 @@ def jsonable(model: object) -> Any:
     return _codec_of_class(kind).serializer.to_python(model, mode="json", by_alias=True)
 
 
-def _with_base64(node: Any, *, chosen: bool = False, tables: bool = False) -> Any:
-    """Return a core schema in which bytes are base64 in JSON, except where a class has chosen another encoding.
+def _with_json_forms(node: Any, *, chosen: bool = False, tables: bool = False) -> Any:
+    """Return a core schema that reads and writes the JSON that the JSON schema describes.
 
     With `tables`, tables of SQLModel are validated.
     """
     if is_object(node) and "config" in node:
         chosen = _chooses_encoding(node["config"])
-    change = partial(_with_base64, chosen=chosen, tables=tables)
+    change = partial(_with_json_forms, chosen=chosen, tables=tables)
     if isinstance(node, list | tuple):
         parts = map(change, cast("Sequence[Any]", node))
         return list(parts) if isinstance(node, list) else tuple(parts)
     if not is_object(node):
         return node
-    if node.get("type") == "bytes" and not chosen:
-        encoded = cast("core_schema.CoreSchema", {**node, "serialization": _TO_BASE64})
-        return {
-            "type": "json-or-python",
-            "json_schema": core_schema.chain_schema([_FROM_BASE64, encoded]),
-            "python_schema": node,
-            "serialization": _TO_BASE64,
-        }
+    if (made := _json_form(node, chosen=chosen)) is not None:
+        return made
     function = getattr(members(node.get("function")).get("function"), "__self__", None)
     if isinstance(function, pydantic.EncodedBytes):
         return node
@@ -725,6 +742,28 @@ def _with_base64(node: Any, *, chosen: bool = False, tables: bool = False) -> An
     return _checked_table(changed) if is_table else changed
 
 
+def _json_form(node: dict[str, Any], *, chosen: bool) -> Any:
+    """Return another core schema for bytes, decimal numbers, and members of an enum, or None for everything else.
+
+    Bytes are base64, except where a class has chosen another encoding. A member is the JSON of its value.
+    """
+    usual = cast("core_schema.CoreSchema", node)
+    if node.get("type") == "bytes" and not chosen:
+        encoded = cast("core_schema.CoreSchema", {**node, "serialization": _TO_BASE64})
+        return {
+            "type": "json-or-python",
+            "json_schema": core_schema.chain_schema([_FROM_BASE64, encoded]),
+            "python_schema": node,
+            "serialization": _TO_BASE64,
+        }
+    if node.get("type") == "decimal" and not node.get("allow_inf_nan"):
+        return core_schema.no_info_before_validator_function(_read_decimal, usual)
+    if node.get("type") == "enum" and not all(isinstance(each.value, _JSON_VALUES) for each in node["members"]):
+        return core_schema.no_info_before_validator_function(_member_of(node["members"]), usual)
+    return None
+
+
+_JSON_VALUES = (str, int, float, type(None))
 _MAPS = frozenset(("fields", "choices"))
 """Members of a core schema that hold schemas by names."""
 _NO_SCHEMAS = frozenset(("cls", "config", "default", "expected", "function", "metadata", "serialization"))
