@@ -128,7 +128,7 @@ def credentials() -> OAuth:
 
 async def main(url: str) -> None:
     scenario = os.environ["MCP_CONFORMANCE_SCENARIO"]
-    options = Options(auth=credentials())
+    options = Options(auth=credentials(), probe_timeout=60)  # on a busy machine, servers need longer
     async with Client(url, elicit=fill_in, sample=lambda _: "Paris", roots=["file:///work"], options=options) as client:
         await SCENARIOS.get(scenario, call_first)(client)
 
