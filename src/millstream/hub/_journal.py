@@ -28,7 +28,7 @@ _MAILBOX = "mailbox:"
 _FIRST_CHANNEL = "$opening"
 _JOURNAL_TTL = 30 * 86400.0
 _MAX_RECENT = 2_000
-NEW_IDS = Rate(100_000, ONCE_SECONDS)
+NEW_IDS = Rate(100_000, int(ONCE_SECONDS))
 """Maximum event ids of one publisher that the store recognizes, in a worker. They take 200 bytes each in Redis."""
 _MAX_RECENT_BYTES = 4 * 1024 * 1024
 
