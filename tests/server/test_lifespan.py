@@ -159,3 +159,53 @@ async def test_client_that_gives_up_while_the_server_starts_leaves_it_to_the_nex
     async with Client(mcp):
         assert events == []
     assert events == ["closed"]
+
+
+async def test_host_lifespan_closes_a_server_that_a_publication_opened(events: list[str]) -> None:
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        yield
+        events.append("closed")
+
+    mcp = Server("shop", serve="hub", lifespan=lifespan)
+    await mcp.hub.publish("news", {"n": 1})
+    async with mcp.lifespan():
+        async with Client(mcp):
+            pass
+        assert events == []
+    assert events == ["closed"]
+
+
+async def test_server_that_is_started_while_a_client_is_open_outlives_the_client(
+    shop: Server, events: list[str]
+) -> None:
+    async with Client(shop):
+        await shop.start(supervised=True)
+    assert events == ["opened"]
+    await shop.stop()
+    assert events == ["opened", "closed"]
+
+
+async def test_canceled_start_does_not_hand_the_server_of_another_starter_to_its_clients() -> None:
+    events: list[str] = []
+    opening, ready = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        opening.set()
+        await ready.wait()
+        yield
+        events.append("closed")
+
+    mcp = Server("shop", lifespan=lifespan)
+    canceled, other = (asyncio.create_task(mcp.start(supervised=True)) for _ in range(2))
+    await opening.wait()
+    canceled.cancel()
+    await asyncio.wait([canceled])
+    ready.set()
+    await other
+    async with Client(mcp):
+        pass
+    assert events == []
+    await mcp.stop()
+    assert events == ["closed"]

@@ -38,8 +38,8 @@ class Runtimes:
         """The store of each loop, which outlives idle runtimes along with session state."""
         self._blocks: dict[asyncio.AbstractEventLoop, int] = {}
         """Number of `running` blocks that keep a loop's runtime open. The last one closes it."""
-        self._started: set[asyncio.AbstractEventLoop] = set()
-        """Loops whose runtime was started outside these blocks, which don't close it."""
+        self._started: dict[asyncio.AbstractEventLoop, bool] = {}
+        """Loops whose runtime was started outside these blocks, which don't close it, and whether `stop` will."""
         self.current: Runtime | None = None
         """The runtime that serves HTTP."""
 
@@ -56,18 +56,17 @@ class Runtimes:
             ValueError: A registered item can't work.
         """
         loop = asyncio.get_running_loop()
-        runtime = self._by_loop.get(loop)
-        if loop not in self._blocks:
-            self._started.add(loop)
-        if runtime is None:
-            try:
-                runtime = await self._opening.run("", lambda: self._open(loop, private))
-            except BaseException:
-                self._started.discard(loop)
-                raise
-        if supervised:
-            runtime.on_idle = None
-        return runtime
+        if supervised or loop not in self._blocks:
+            self._started[loop] = supervised or self._started.get(loop, False)
+        try:
+            return await self._get(loop, private)
+        except BaseException:
+            if not self._opening.runs(""):  # otherwise, another caller waits for it
+                self._started.pop(loop, None)
+            raise
+
+    async def _get(self, loop: asyncio.AbstractEventLoop, private: bool) -> "Runtime":
+        return self._by_loop.get(loop) or await self._opening.run("", lambda: self._open(loop, private))
 
     async def _open(self, loop: asyncio.AbstractEventLoop, private: bool) -> "Runtime":
         self._forget_closed_loops()
@@ -106,7 +105,8 @@ class Runtimes:
         """Remove the runtimes of loops that ended without `stop`."""
         for loop in [each for each in self._stores if each.is_closed()]:
             del self._stores[loop]
-            self._started.discard(loop)
+            self._started.pop(loop, None)
+            self._blocks.pop(loop, None)
             self._living.pop(loop, None)
             runtime = self._by_loop.pop(loop, None)
             if runtime is not None:
@@ -115,7 +115,7 @@ class Runtimes:
     async def stop(self) -> None:
         """Close the runtime of this event loop, if there is one."""
         loop = asyncio.get_running_loop()
-        self._started.discard(loop)
+        self._started.pop(loop, None)
         runtime = self._by_loop.pop(loop, None)
         if runtime is None:
             return
@@ -129,7 +129,8 @@ class Runtimes:
 
     def close_idle(self, runtime: "Runtime") -> None:
         """Close an idle runtime. The next request opens a new one."""
-        if self._by_loop.get(runtime.loop) is runtime:
+        loop = runtime.loop
+        if self._by_loop.get(loop) is runtime and loop not in self._blocks and not self._started.get(loop):
             self._closing.spawn(self.stop())
 
     @asynccontextmanager
@@ -137,20 +138,21 @@ class Runtimes:
         """Run the server inside the ``async with`` block, in this event loop. For `private`, see `start`.
 
         Blocks may be nested or concurrent. A runtime that was started in another way isn't closed at the end: a tool
-        can use a `Client` of the server that it runs in.
+        can use a `Client` of the server that it runs in. But a host's lifespan closes one that a request or a
+        publication has started.
         """
         loop = asyncio.get_running_loop()
-        if loop in self._started:
-            yield await self.start(supervised=True, private=private)
-            return
+        if not private and not self._started.get(loop):
+            self._started.pop(loop, None)
         self._blocks[loop] = self._blocks.get(loop, 0) + 1
         try:
-            yield await self.start(supervised=True, private=private)
+            yield await self._get(loop, private)
         finally:
             self._blocks[loop] -= 1
             if not self._blocks[loop]:
                 del self._blocks[loop]
-                await self.stop()
+                if loop not in self._started:
+                    await self.stop()
 
     @property
     def calls(self) -> int:
