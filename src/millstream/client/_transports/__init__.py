@@ -10,6 +10,7 @@ import contextlib
 import logging
 import re
 import ssl
+from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -121,7 +122,8 @@ def messages_in(data: bytes) -> list[bytes]:
     Raises:
         ProtocolError: The batch is malformed.
     """
-    return split_batch(data, _MAX_BATCH) if data[:1] == b"[" else [data]
+    start = data.removeprefix(BOM_UTF8).lstrip()
+    return split_batch(start, _MAX_BATCH) if start[:1] == b"[" else [data]
 
 
 _messages = logging.getLogger("millstream.client.messages")
@@ -447,7 +449,7 @@ class EventReader(Struct, eq=False):
     """Set while the stream is open."""
     _events: deque[SseEvent] = field(default_factory=deque[SseEvent])
     _batch: deque[bytes] = field(default_factory=deque[bytes])
-    """Messages of the last event that haven't been read yet."""
+    """Received messages that haven't been read yet."""
     _counted_bytes: int = 0
     """Counted bytes of the event that's being received."""
     response: Envelope | None = None
@@ -508,21 +510,18 @@ class EventReader(Struct, eq=False):
             InvalidResponse: The response is invalid.
         """
         while True:
-            data = self._batch.popleft() if self._batch else b""
-            if not data:
+            while not self._batch:
                 event = await self.event()
                 if event is None:
                     return self.response
-                if not event.data or event.event != "message":
-                    continue
-                self.attempts = 0
-                data = event.data.encode()
-                if data[:1] == b"[":
+                if event.data and event.event == "message":
+                    self.attempts = 0
+                    data = event.data.encode()
                     try:
                         self._batch.extend(messages_in(data))
                     except ProtocolError as exc:
                         self._skip(exc.message, data)
-                    continue
+            data = self._batch.popleft()
             try:
                 return read_foreign(data)
             except ProtocolError as exc:

@@ -196,6 +196,9 @@ class StreamableTransport(Confidential, Struct, eq=False):
             raise InvalidResponse(
                 f"The server responded to {request.method} with the id {message.id!r:.64} instead of {request.id}."
             )
+        for each in messages:
+            if not each.is_answer:
+                self._listener.receive(each, self, request.id)
         return message
 
     def _has_lost_session(self, reply: HttpReply) -> bool:
