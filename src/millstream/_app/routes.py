@@ -214,7 +214,7 @@ class Routes:
         return self._for_browsers(_refuse(404, f"Not found. {text}"))
 
     def _for_browsers(self, handler: Handler, *, own: bool = False) -> Handler:
-        """Wrap a handler to show its error responses as pages in browsers. With `own`, responses behind the guard are
+        """Wrap a handler to show its error responses as pages in browsers. If `own`, responses behind the guard are
         the program's and stay unchanged.
         """
 

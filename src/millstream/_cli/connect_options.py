@@ -289,7 +289,7 @@ async def _ask(question: Question) -> ElicitAnswer:
 
 
 def _read(prompt: str) -> str:
-    """Read a line from the terminal. With `input`, newer C libraries would wait for the thread at exit."""
+    """Read a line from the terminal. Newer C libraries would make `input` wait for the thread at exit."""
     sys.stderr.write(prompt)
     sys.stderr.flush()
     line = os.read(sys.stdin.fileno(), _MAX_LINE)

@@ -146,7 +146,7 @@ class MessageLog:
             self.flush()
 
     def flush(self, *, last: bool = False) -> None:
-        """Write queued lines. With `last`, wait briefly for a slow reader."""
+        """Write queued lines. If `last` is true, wait briefly for a slow reader."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

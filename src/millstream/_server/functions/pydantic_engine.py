@@ -717,7 +717,7 @@ def jsonable(model: object) -> Any:
 def _with_json_forms(node: Any, *, chosen: bool = False, tables: bool = False) -> Any:
     """Return a core schema that reads and writes the JSON that the JSON schema describes.
 
-    With `tables`, tables of SQLModel are validated.
+    If `tables` is true, SQLModel tables are validated.
     """
     if is_object(node) and "config" in node:
         chosen = _chooses_encoding(node["config"])

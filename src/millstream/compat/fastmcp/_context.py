@@ -330,7 +330,7 @@ class Context(ContextMark, Generic[SessionT, LifespanT, RequestT]):
     async def log(
         self, level: types.LoggingLevel, message: Any, *, logger_name: str | None = None, extra: Any = None
     ) -> None:
-        """Send a log message. With `extra`, send an object with `message` and the members of `extra`.
+        """Send a log message. If there's an `extra`, send an object with `message` and its members.
 
         Args:
             level: Severity of the message.

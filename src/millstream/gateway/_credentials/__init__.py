@@ -176,7 +176,7 @@ class ClientCredentials(_MachineGrant, frozen=True, tag="client_credentials"):
 
 
 class TokenExchange(_MachineGrant, frozen=True, kw_only=True, tag="token_exchange"):
-    """Each caller's own access token, exchanged for one for the upstream (RFC 8693)."""
+    """Each caller's access token, exchanged for a token for the upstream (RFC 8693)."""
 
     audience: str = ""
     """Logical name of the upstream, for authorization servers that use it instead of `resource`."""
