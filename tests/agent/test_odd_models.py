@@ -122,6 +122,11 @@ ANSWERS = {
     ],
     "text instead of a delta": [event([{"text": "Hel"}]), event([{"delta": "lo", "finish_reason": "stop"}]), DONE],
     "one part instead of a list": [delta({"content": {"type": "text", "text": "Hello"}}), delta({}, "stop"), DONE],
+    "several parts": [
+        delta({"content": [{"type": "text", "text": "Hel"}, {"type": "reference", "text": "1"}, {"text": "lo"}]}),
+        delta({"content": []}, "stop"),
+        DONE,
+    ],
     "not a stream": [b'{"choices": [{"message": {"role": "assistant", "content": "Hello"}}]}'],
     "not a stream, but lines": [HELLO.strip()[6:] + b"\n", delta({}, "stop").strip()[6:] + b"\n"],
     "not a stream, on lines": [

@@ -128,8 +128,11 @@ class StreamRepair:
             if not is_object(delta):
                 message, text = choice.get("message"), delta or choice.get("text")
                 delta = choice["delta"] = message if is_object(message) else {"content": text} if text else {}
-            if is_object(delta.get("content")):
-                delta["content"] = [delta["content"]]
+            content = delta.get("content")
+            if is_object(content) or is_array(content):
+                parts = content if is_array(content) else [content]
+                texts = (each.get("text") for each in parts if is_object(each) and each.get("type", "text") == "text")
+                delta["content"] = "".join(each for each in texts if isinstance(each, str)) or None
             calls, only = delta.get("tool_calls"), delta.pop("function_call", None)
             if is_object(calls):
                 calls = [calls]
