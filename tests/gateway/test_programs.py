@@ -92,7 +92,8 @@ async def test_program_paths_and_other_transports_work(program: str, adopted: Sh
     async with Client({"mcpServers": {"sse": {"url": f"http://127.0.0.1:{port}/sse", "type": "sse"}}}) as client:
         assert (client.transport, (await client.call("add", a=1)).text) == ("http+sse", "2")
     command = [*run(program, 0)[:-2], "--transport", "stdio"]
-    async with asyncio.timeout(WAIT), Client(command, timeout=WAIT) as client:
+    options = Options(probe_timeout=WAIT)  # the program may start slowly
+    async with asyncio.timeout(WAIT), Client(command, timeout=WAIT, options=options) as client:
         assert (client.revision, (await client.call("add", a=1)).text) == ("2026-07-28", "2")
 
 
