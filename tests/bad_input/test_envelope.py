@@ -109,7 +109,7 @@ HALVES: dict[str, tuple[bytes, Any]] = {
     "in the id": (rb'"id":"\ud800","method":"ping"', NO_ID),
     "beside an invalid id": (rb'"id":[7],"method":"ping","params":{"x":"\ud800"}', NO_ID),
     "beside no id": (rb'"method":"notifications/\ud800"', NO_ID),
-    "in an answer": (rb'"id":7,"result":{"x":"\ud800"}', NO_ID),
+    "in an answer without an id": (rb'"result":{"x":"\ud800"}', NO_ID),
     "beside NaN": (rb'"id":7,"method":"ping","params":{"x":"\ud800","y":NaN}', NO_ID),
 }
 """Half of a surrogate pair fits JSON's grammar, so the message has an id."""

@@ -50,6 +50,19 @@ async def test_handshake_tools_ask_on_the_same_socket(way: str) -> None:
 
 
 @for_each("way", TRANSPORTS)
+@for_each(
+    "rest", [r'"result":{"action":"accept","content":{"name":"\ud800"}}', r'"error":{"code":1,"message":"\udc00"}']
+)
+async def test_call_fails_whose_question_is_answered_with_half_a_character(way: str, rest: str) -> None:
+    async with world(way) as app, app.client(MCP) as socket:
+        await ask(socket, request("initialize", INITIALIZE, 0))
+        question = await ask(socket, call("name"))
+        answer = await ask(socket, f'{{"jsonrpc":"2.0","id":"{question["id"]}",{rest}}}')
+        assert (answer["id"], answer["result"]["isError"]) == (1, True)
+        assert "half of a surrogate pair" in answer["result"]["content"][0]["text"]
+
+
+@for_each("way", TRANSPORTS)
 async def test_per_request_tools_ask_in_their_result(way: str) -> None:
     async with world(way) as app, app.client(MCP) as socket:
         first = (await ask(socket, per_request("tools/call", {"name": "name", "arguments": {}}, 1, **FORM)))["result"]

@@ -37,7 +37,7 @@ def read_foreign(body: bytes) -> Envelope:
     if not (body.isascii() or is_utf8(body)):  # a client would reject the message that contains it
         body = body.decode("utf-8", "replace").encode()
     try:
-        envelope = read(body)
+        envelope = read(body, fails_answers=False)
     except ProtocolError as exc:
         # The repair takes many times as long and as much memory.
         if exc.code != PARSE_ERROR or len(body) > _MAX_REPAIRED or exceeds_limits(body):

@@ -208,8 +208,13 @@ def _invalid(why: str) -> ProtocolError:
     return ProtocolError(INVALID_REQUEST, f"Invalid request: {why}", status=400)
 
 
-def _unreadable(why: object) -> ProtocolError:
-    return ProtocolError(PARSE_ERROR, f"Parse error: {why}", status=400)
+class _Unreadable(ProtocolError):
+    answered: RequestId | None = None
+    """Id of the question that the message answers."""
+
+
+def _unreadable(why: object) -> _Unreadable:
+    return _Unreadable(PARSE_ERROR, f"Parse error: {why}", status=400)
 
 
 def check_text(body: bytes) -> None:
@@ -261,11 +266,13 @@ def read_result(body: bytes, request_id: int) -> Envelope | None:
     return Envelope(request_id, "", b"", bytes(found.result)) if found.id == request_id else None
 
 
-def read(body: bytes) -> Envelope:
+def read(body: bytes, *, fails_answers: bool = True) -> Envelope:
     """Decode one envelope. The last of duplicate keys wins, and unknown keys are ignored. Null means absent.
 
     Args:
         body: The bytes of the message.
+        fails_answers: Whether a response with half of a surrogate pair becomes an error response, so that its request
+            ends.
 
     Raises:
         ProtocolError: PARSE_ERROR if the bytes aren't JSON, INVALID_REQUEST if they aren't a JSON-RPC message.
@@ -277,11 +284,15 @@ def read(body: bytes) -> Envelope:
         require_json(body)
         raise _invalid("a message must be a JSON object") from None
     except MALFORMED as exc:
-        raise _explain(body, exc) from exc
+        refusal = _explain(body, exc)
+        if refusal.answered is None or not fails_answers:
+            raise refusal from exc
+        error = encode({"code": refusal.code, "message": refusal.message})
+        return Envelope(refusal.answered, "", b"", b"", error)
     return _message(envelope)
 
 
-def _explain(body: bytes, exc: Exception) -> ProtocolError:
+def _explain(body: bytes, exc: Exception) -> _Unreadable:
     """Return the error for bytes that can't be decoded.
 
     Half of a surrogate pair, which JavaScript makes from shortened text, fits JSON's grammar. So the error is for the
@@ -296,10 +307,14 @@ def _explain(body: bytes, exc: Exception) -> ProtocolError:
     except MALFORMED:
         return _unreadable(exc)
     refusal = _unreadable("a string has half of a surrogate pair")
-    if isinstance(found, dict) and "method" in found:
+    if isinstance(found, dict):
         message = cast("Json", found)
         with suppress(ValueError, ProtocolError):
-            refusal.request_id = _request_id(encode(message.get("id")), may_be_null=True)
+            number = _request_id(encode(message.get("id")), may_be_null=True)
+            if message.get("method") is not None:
+                refusal.request_id = number
+            elif "result" in message or "error" in message:
+                refusal.answered = number
     return refusal
 
 
