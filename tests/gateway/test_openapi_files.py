@@ -93,6 +93,9 @@ async def test_files_outside_the_folder_are_not_read(tmp_path: Path, caplog: pyt
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
+BOMB_OF_PAIRS = "a0: &a0 [x]\n" + "".join(
+    f"a{number}: &a{number} !!pairs [x: *a{number - 1}, x: *a{number - 1}]\n" for number in range(1, 64)
+)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
         ("", "has no paths"),
         ("\x00\x01", "isn't YAML"),
         (BOMB, "has more than"),
+        (BOMB_OF_PAIRS, "has no paths"),
         ("a: &a {<<: [*a]}", "has more than"),
         ("a: &a [*a]", "has more than"),
         ("openapi: 1\npaths: {}", "must be version"),

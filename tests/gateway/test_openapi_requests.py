@@ -1,5 +1,6 @@
 """The requests of tools from OpenAPI documents: each place, style, and kind of body."""
 
+from base64 import encodebytes
 from typing import Any
 
 import httpx2
@@ -398,6 +399,9 @@ async def test_nulls_outside_json_bodies_are_omitted() -> None:
         ("application/zip", "-_8", b"\xfb\xff", "application/zip"),
         ("application/pdf", "aGVsbG8", b"hello", "application/pdf"),
         ("application/pdf", " aGVs\n  bG8=\n", b"hello", "application/pdf"),
+        ("application/pdf", "aGVs bG8=\t", b"hello", "application/pdf"),
+        ("application/pdf", encodebytes(bytes(90)).decode(), bytes(90), "application/pdf"),
+        ("application/pdf", encodebytes(bytes(90)).decode().replace("\n", " "), bytes(90), "application/pdf"),
         ("image/*", "data:image/png;base64,aGVsbG8", b"hello", "image/png"),
     ],
 )
@@ -414,7 +418,10 @@ async def test_bodies_of_any_type_can_be_declared_as_files() -> None:
     assert (request.content, request.headers["content-type"]) == (b"hi", "application/octet-stream")
 
 
-@pytest.mark.parametrize("text", ["not base64", "abc", "Report", "letters", "aGVs bG8=", "data:image/png;base64,***"])
+@pytest.mark.parametrize(
+    "text",
+    ["not base64", "abc", "Report", "letters", "Read this", "Some\nText", "the 1984 data", "data:image/png;base64,***"],
+)
 async def test_text_in_place_of_base64_is_rejected_with_the_reason(text: str) -> None:
     document = operation(method="post", **body({}, "application/octet-stream"))
     assert "must be base64" in await refusal(document, {"body": text})
@@ -609,6 +616,14 @@ async def test_servers_at_other_origins_are_skipped_with_the_reason(caplog: pyte
     document = {**operation(servers=[{"url": "https://upload.test/up"}]), "servers": [{"url": BASE}]}
     assert await tools(document) == {}
     assert "skipped GET /p, because it has its own server, https://upload.test/up. To use it" in caplog.text
+
+
+@pytest.mark.parametrize(("place", "style"), [("querystring", "form"), ("cookie", "cookie"), ("formdata", "form")])
+async def test_parameters_of_unsupported_kinds_skip_their_operation_with_the_reason(
+    place: str, style: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert await tools(operation(parameter(place, TEXT, style=style))) == {}
+    assert f"its place or style isn't supported ({place})" in caplog.text
 
 
 async def test_methods_without_a_name_in_openapi_are_skipped_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:

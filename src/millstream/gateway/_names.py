@@ -54,6 +54,12 @@ def unused_name(name: str, taken: Collection[str]) -> str:
     return f"{name}_{2 + bisect_left(range(2, 1 + step), 1, key=lambda n: f'{name}_{n}' not in taken)}"
 
 
+def ascii_name(text: str, allowed: str) -> str:
+    """Return text as a name: without accents, and with underscores for characters outside a set."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(f"[^{allowed}]+", "_", plain).strip("_")
+
+
 def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
     """Return replacements for argument names that some models' APIs reject: replacement -> the tool's own name.
 
@@ -65,8 +71,7 @@ def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
     found: dict[str, str] = {}
     for own in properties:
         if own not in hidden and not PROPERTY_NAME.fullmatch(own):
-            plain = unicodedata.normalize("NFKD", own).encode("ascii", "ignore").decode()
-            base = re.sub(r"[^A-Za-z0-9_.-]+", "_", plain).strip("_")[:60] or "value"
+            base = ascii_name(own, "A-Za-z0-9_.-")[:60] or "value"
             found[unused_name(base, properties.keys() | found.keys())] = own
     return found
 

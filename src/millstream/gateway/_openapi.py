@@ -16,7 +16,6 @@ from itertools import chain, islice
 from operator import getitem
 from pathlib import Path
 from typing import Any
-from unicodedata import normalize
 from urllib.parse import unquote, urljoin, urlsplit
 
 import msgspec
@@ -32,11 +31,12 @@ from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
 from millstream._server.functions.problems import MAX_DECIDING_STEPS, describe_problems, find_problems
 from millstream.gateway._catalog import MAX_ITEM_BYTES
-from millstream.gateway._names import safe_names, unused_name, with_safe_names
+from millstream.gateway._names import ascii_name, safe_names, unused_name, with_safe_names
 from millstream.gateway._openapi_files import COLLECTIONS, read_files, upgrade, upgrade_schema
 from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of, result_of
 from millstream.gateway._openapi_request import (
     BINARY,
+    BODIES,
     FILE_NAME,
     FORM,
     IN_BODY,
@@ -86,18 +86,16 @@ _RESERVED_HEADERS = frozenset((name, "header") for name in (
 ))  # fmt: skip
 """Headers that arguments can't set. OpenAPI ignores the first three, and the others belong to the connection."""
 _NOT_KEPT = frozenset((
-    "$anchor", "$defs", "$dynamicAnchor", "$dynamicRef", "$id", "$ref", "$schema", "definitions",
-    "discriminator", "example", "externalDocs", "nullable", "xml",
+    "definitions", "discriminator", "example", "externalDocs", "nullable", "xml",
 ))  # fmt: skip
 """Keywords whose meaning would change, or be lost, when a definition is moved."""
 _OF_OBJECTS = "properties", "required", "allOf"
-_KINDS_OF_BODY = ("json", "multipart", "form", "text", "bytes")
-"""Preferred media types, for a body that has several."""
 _ANY_SCALAR: Any = int | float | bool
 _SCALARS: Mapping[str, Any] = {"integer": int, "number": float, "boolean": bool}
 MAX_LOGGED = 20
 """Maximum skipped operations to log as warnings."""
-_MAX_ROUTE = 200
+_MAX_LOGGED_TEXT = 300
+"""Maximum characters of a route and of a reason."""
 logger = logging.getLogger("millstream.gateway")
 
 
@@ -105,14 +103,13 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
     """One operation of an API."""
 
     operation_id: str
+    """Id, or empty if the document has none."""
     summary: str
+    """Summary, or empty."""
     description: str
     """Description for a model."""
     tags: list[str]
     input_schema: Json
-    output_schema: Json | None
-    wrapped: bool
-    """Whether the response isn't an object, and is wrapped as `result`."""
     short_id: str
     """The part of the id before ``__``, if no other operation has it."""
 
@@ -135,8 +132,7 @@ class Operation(RequestTemplate, frozen=True, kw_only=True):
 
 def _plain_name(text: str) -> str:
     """Convert text to an ASCII name, or to an empty string if nothing is left."""
-    plain = normalize("NFKD", text).encode("ascii", "ignore").decode()
-    plain = re.sub(r"[^A-Za-z0-9]+", "_", plain).strip("_")[:_MAX_NAME].strip("_")
+    plain = ascii_name(text, "A-Za-z0-9")[:_MAX_NAME].strip("_")
     return f"_{plain}" if plain[:1].isdigit() else plain  # Gemini's API rejects names that begin with a digit
 
 
@@ -175,8 +171,7 @@ class Document:
         self._output_schemas = output_schemas
         self._has_cookies = _COOKIE not in fixed
         schemes = map(self.target, members(members(spec.get("components")).get("securitySchemes")).values())
-        keys = [each for each in schemes if each.get("type") == "apiKey"]
-        secrets = (parameter_key(str(each.get("name")), str(each.get("in"))) for each in keys)
+        secrets = (parameter_key(str(each.get("name")), str(each.get("in"))) for each in schemes)
         self._fixed = _RESERVED_HEADERS.union(fixed, secrets)
         """Parameters that arguments can't set."""
         ids = (members(each).get("operationId") for item in spec["paths"].values() for each in members(item).values())
@@ -220,17 +215,16 @@ class Document:
 
     def skip(self, method: str, path: str, reason: str) -> None:
         """Record that an operation isn't offered."""
-        self.skipped[f"{method} {path}"[:_MAX_ROUTE]] = reason
+        self.skipped[f"{method} {path}"[:_MAX_LOGGED_TEXT]] = reason[:_MAX_LOGGED_TEXT]
 
-    def log_skipped(self, name: str = "", known: Collection[str] = ()) -> None:
-        """Log the operations that aren't offered, unless they were logged before."""
+    def log_skipped(self, name: str = "") -> None:
+        """Log the operations that aren't offered."""
         name = name or str(members(self._spec.get("info")).get("title") or "API")
-        new = [(route, reason) for route, reason in self.skipped.items() if route not in known]
-        for number, (route, reason) in enumerate(new):
+        for number, (route, reason) in enumerate(self.skipped.items()):
             level = logging.WARNING if number < MAX_LOGGED else logging.DEBUG
             logger.log(level, "%s: skipped %s, because %s", name, route, reason)
-        if len(new) > MAX_LOGGED:
-            logger.warning("%s: skipped %d more operations", name, len(new) - MAX_LOGGED)
+        if len(self.skipped) > MAX_LOGGED:
+            logger.warning("%s: skipped %d more operations", name, len(self.skipped) - MAX_LOGGED)
 
     def _operation(self, path: str, method: str, shared: Json, operation: Json) -> Operation:
         parameters = [
@@ -271,8 +265,8 @@ class Document:
         undeclared = ({"name": each, "in": "path", "schema": {"type": "string"}} for each in variables)
         for parameter in (*parameters, *undeclared, *fields):
             own_name, place = parameter.get("name"), parameter.get("in")
-            if not isinstance(own_name, str) or place not in _PLACES:
-                raise ValueError("a parameter has no name, or isn't in path, query, header, or cookie")
+            if not isinstance(own_name, str) or place not in _PLACES or parameter.get("style") == "cookie":
+                raise _NotOffered(f"a parameter has no name, or its place or style isn't supported ({place})")
             key = parameter_key(own_name, place)
             is_undeclared = place == "path" and own_name not in variables
             is_invalid = place in _IN_HEADER and _HEADER.fullmatch(own_name) is None
@@ -393,7 +387,7 @@ class Document:
     def _content_of(self, holder: Json) -> tuple[str, Json]:
         """Return the media type and description of the body's preferred kind, or empty values."""
         content = members(holder.get("content"))
-        media = min(content, key=lambda each: _KINDS_OF_BODY.index(kind_of_body(each)), default="")
+        media = min(content, key=lambda each: list(BODIES).index(kind_of_body(each)), default="")
         return media, self.target(content.get(media))
 
     def parts_of(self, schema: Any, seen: set[int], *keywords: str) -> Iterator[Json]:
@@ -437,7 +431,7 @@ class Document:
     def _query_members(self, schema: Json) -> frozenset[str] | None:
         """Return the properties that a schema declares in any of its variants, or None if an object can have any."""
         names: set[str] = set()
-        for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf"):
+        for _, node in self.parts(schema, has_fields=True):
             properties = members(node.get("properties"))
             if node.get("additionalProperties", not properties and node.get("type") == "object") is not False:
                 return None
@@ -704,8 +698,12 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
         origin, redirects = _origin(str(call.url)), 0
         while True:
             response = await client.send(call, stream=True)
+            content = bytearray()
             try:
-                content = await _read(response)
+                async for piece in response.aiter_bytes():
+                    content += piece
+                    if len(content) > _MAX_REPLY:
+                        raise ToolError(f"The API's response is larger than {_MAX_REPLY:,} bytes. Ask for less.")
             finally:
                 await response.aclose()
             call, redirects = response.next_request, redirects + 1
@@ -718,27 +716,13 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
         if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] not in _HTTP_CLIENTS:
             raise
         raise ToolUnavailable(f"{type(error).__name__}: {error}") from error
-    headers = {name.lower(): text for name, text in response.headers.items()}
+    headers = dict(response.headers.items())  # names are in lower case
     if (
         headers.get("content-encoding", "").lower()
         in f"gzip, deflate, {response.request.headers.get('accept-encoding')}"
     ):
         headers.pop("content-encoding", None)  # the client has decoded it
-    return ApiReply(response.status_code, headers, content)
-
-
-async def _read(response: Any) -> bytes:
-    """Return the body of a response, which may be compressed.
-
-    Raises:
-        ToolError: It's too large.
-    """
-    content = bytearray()
-    async for piece in response.aiter_bytes():
-        content += piece
-        if len(content) > _MAX_REPLY:
-            raise ToolError(f"The API's response is larger than {_MAX_REPLY:,} bytes. Ask for less.")
-    return bytes(content)
+    return ApiReply(response.status_code, headers, bytes(content))
 
 
 class OperationTool(Tool):
@@ -796,7 +780,7 @@ def _resource(operation: Operation, name: str, client: Any) -> Resource | Templa
 
     async def run(values: Any, call: Call) -> Any:
         try:
-            reply = await _call(client, operation, values or {})
+            reply = check_reply(await send_by(client, build_request(operation, values or {})))
         except ToolError as error:
             raise ProtocolError(INTERNAL_ERROR, str(error)) from error
         return [EmbeddedResource(resource=contents_of("", reply))]
@@ -864,15 +848,11 @@ def register(
     document.log_skipped()
 
 
-async def _call(client: Any, operation: Operation, arguments: Mapping[str, Any]) -> ApiReply:
-    return check_reply(await send_by(client, build_request(operation, arguments)))
-
-
 async def _run(client: Any, operation: Operation, names: Mapping[str, str], arguments: Any, call: Call) -> ToolResult:
     if names:
         arguments = {names.get(name, name): value for name, value in arguments.items()}
-    reply = await _call(client, operation, arguments)
-    return result_of(operation.path, operation.output_schema, reply, wrapped=operation.wrapped)
+    reply = check_reply(await send_by(client, build_request(operation, arguments)))
+    return result_of(operation, reply)
 
 
 def _http() -> Any:

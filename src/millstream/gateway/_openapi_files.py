@@ -63,8 +63,8 @@ def _as_json(value: Any, depth: int, budget: list[int]) -> Any:
         )
     if is_array(value):
         return [_as_json(each, depth - 1, budget) for each in value]
-    if not is_object(value):
-        return value if isinstance(value, str | int | float | bool | None) else str(value)
+    if not is_object(value):  # values of other types, which tags declare, may repeat aliases without end
+        return value if isinstance(value, str | int | float | bool | None) else None
     copied: Json = {}
     merged: Any = value.get("<<")
     for each in filter(is_object, merged if is_array(merged) else (merged,)):
@@ -163,10 +163,7 @@ def _read_file(address: str, base: str) -> bytes:
     except OSError as exc:
         if address != base:
             return b""
-        remote = not {"http:", "https:"}.isdisjoint(path.parts)
-        hint = (
-            "Pass the downloaded document, or write mcp.upstream(name, openapi=URL)." if remote else "Check its path."
-        )
+        hint = "Check its path. To read it from a URL, write mcp.upstream(name, openapi=URL)."
         raise ValueError(f"The document {path} can't be read: {exc.strerror}. {hint}") from exc
 
 

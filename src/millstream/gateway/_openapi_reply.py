@@ -14,8 +14,8 @@ from millstream import Audio, EmbeddedResource, Image, ResourceContents, ToolErr
 from millstream._protocol.foreign import repair_json
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._server.functions.problems import describe_problems
-from millstream.gateway._openapi_request import BINARY, JSON, charset_of, is_json, is_text, plain_media
-from millstream.protocol import Confidential, Json, ToolUnavailable, encode, is_object, shorten
+from millstream.gateway._openapi_request import BINARY, JSON, RequestTemplate, charset_of, is_json, is_text, plain_media
+from millstream.protocol import Confidential, ToolUnavailable, encode, is_object, shorten
 
 MAX_DEPTH = 64
 """Maximum depth of a document, and of a response that's read as JSON."""
@@ -119,28 +119,21 @@ def check_reply(reply: ApiReply) -> ApiReply:
     return reply
 
 
-def result_of(path: str, output_schema: Json | None, reply: ApiReply, *, wrapped: bool = False) -> ToolResult:
-    """Return the tool result for a successful response.
-
-    Args:
-        path: Path of the operation.
-        output_schema: The tool's output schema, or None for any value.
-        reply: The response.
-        wrapped: Whether the schema is an object with the member `result`.
-    """
+def result_of(operation: RequestTemplate, reply: ApiReply) -> ToolResult:
+    """Return the tool result for a successful response."""
     found, headers = reply.read_json(), {name: text for name, text in reply.headers.items() if _PAGING.fullmatch(name)}
     meta = {HEADERS_KEY: headers} if headers else None
-    if output_schema is None:
+    if operation.output_schema is None:
         if found is None:
-            return ToolResult([content_of(path, reply)] if reply.content else [], meta=meta)
+            return ToolResult([content_of(operation.path, reply)] if reply.content else [], meta=meta)
         value, text = found
         return ToolResult(text, value if is_object(value) else UNSET, meta=meta)
     value = found[0] if found else reply.text if is_readable(reply) else None
-    structured: Any = {"result": value} if wrapped else value
-    problems = describe_problems(output_schema, structured, strict=True)
+    structured: Any = {"result": value} if operation.wrapped else value
+    problems = describe_problems(operation.output_schema, structured, strict=True)
     if problems:
         about = f"The response doesn't match the API's own document ({problems}). This is the response:"
-        return ToolResult([about, content_of(path, reply)], is_error=True, meta=meta)
+        return ToolResult([about, content_of(operation.path, reply)], is_error=True, meta=meta)
     return ToolResult(encode(structured).decode(), structured, meta=meta)
 
 

@@ -63,7 +63,7 @@ class Argument(Struct, frozen=True, eq=False):
 
 
 class RequestTemplate(Struct, frozen=True, kw_only=True):
-    """The part of an operation from which requests are built."""
+    """The part of an operation from which requests are built and responses read."""
 
     path: str
     method: str
@@ -75,6 +75,9 @@ class RequestTemplate(Struct, frozen=True, kw_only=True):
     """How the body is written (see `kind_of_body`), or empty without one."""
     needs_body: bool = False
     """Whether a body is sent even if it has no members."""
+    output_schema: Json | None = None
+    wrapped: bool = False
+    """Whether the response isn't an object, and is wrapped as `result`."""
     takes_members: bool = False
     """Whether arguments with other names become members of the body."""
     prefix: str = ""
@@ -109,7 +112,7 @@ def build_request(
     Raises:
         ToolError: An argument is missing, changes the path, or can't be sent.
     """
-    encode_body, body = _BODIES.get(template.kind), list[tuple[Argument, Any]]()
+    encode_body, body = BODIES.get(template.kind), list[tuple[Argument, Any]]()
     texts: dict[str, dict[str, str]] = {place: {} for place in _WRITERS}
     for name, given in arguments.items():
         argument = template.arguments.get(name) or (Argument(name, "field") if template.takes_members else None)
@@ -208,9 +211,10 @@ def _plain_body(media: str, given: _Members, arguments: Mapping[str, Any]) -> tu
     return content, _file_type(media, "" if argument.is_binary else "a.txt", kind) if "*" in media else media
 
 
-_BODIES: Mapping[str, Callable[[str, _Members, Mapping[str, Any]], tuple[bytes, str]]] = {
+BODIES: Mapping[str, Callable[[str, _Members, Mapping[str, Any]], tuple[bytes, str]]] = {
     "json": _json_body, "multipart": _multipart_body, "form": _form_body, "text": _plain_body, "bytes": _plain_body,
 }  # fmt: skip
+"""Kind of body -> its encoder. For a body with several media types, earlier kinds are preferred."""
 
 
 def _parts(argument: Argument, value: Any) -> Iterable[tuple[str, Any]]:
@@ -248,10 +252,12 @@ def _read_file(name: str, text: str) -> tuple[bytes, str]:
             kind = plain_media(head)
             if not head.endswith(";base64"):
                 return unquote_to_bytes(text), kind
-        text = "".join(map(str.strip, text.splitlines())).translate(_URL_SAFE)
-        padded = text + "=" * (-len(text) % 4)
+        words = text.translate(_URL_SAFE).split()
+        joined = "".join(words)
+        padded = joined + "=" * (-len(joined) % 4)
         content = b64decode(padded, validate=True)
-        if padded != text and (text.islower() or b64encode(content).decode() != padded):
+        is_unsure = padded != joined or len(words) > 1
+        if is_unsure and (all(map(_WORD.fullmatch, words)) or b64encode(content).decode() != padded):
             raise ValueError("rather other text than base64 without padding")
         return content, kind
     except ValueError:
@@ -259,6 +265,7 @@ def _read_file(name: str, text: str) -> tuple[bytes, str]:
 
 
 _URL_SAFE = str.maketrans("-_", "+/")
+_WORD = re.compile("[A-Z]?[a-z]{,40}|[0-9]{,9}")
 
 
 def _file_type(allowed: str, file_name: str, known: str) -> str:
@@ -422,7 +429,7 @@ def _path(template: RequestTemplate, values: Mapping[str, str]) -> str:
     # Several values in one segment can form a dot segment together, or with the text between them.
     if values and ("." in path or "%2" in path) and has_dot_segment(path):
         raise ToolError(f"These arguments would change the path to {unquote(path)[:_MAX_NAME]!r}.")
-    return path if path.isascii() and " " not in path else quote(path, safe=f"{_RESERVED}&%;+")
+    return quote(path, safe=f"{_RESERVED}&%;+")
 
 
 _VARIABLE = re.compile(r"\{([^{}]+)\}")

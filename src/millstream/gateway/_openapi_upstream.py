@@ -81,7 +81,7 @@ class ApiTool(UpstreamTool):
         if operation is None:
             raise ToolError("The API no longer has this operation.")
         reply = await upstream.request(operation, arguments, call, own_name)
-        result = result_of(operation.path, operation.output_schema, reply, wrapped=operation.wrapped)
+        result = result_of(operation, reply)
         meta = b"" if result.meta is None else b',"_meta":%b' % encode(result.meta)
         return b"{%b%b}" % (encode_result(result), meta)
 
@@ -92,8 +92,8 @@ class ApiUpstream(Upstream):
     item_classes: ClassVar = {"tools": ApiTool}
     _digest = b""
     """Digest of the files that the operations were read from."""
-    _skipped: frozenset[str] = frozenset()
-    """Operations in the last document that aren't offered."""
+    _skipped: Mapping[str, str] = {}
+    """See `Document.skipped`, of the last document."""
     _base: Url
     """Base URL of all requests, set before any tool exists."""
     _client: Any = None
@@ -146,7 +146,8 @@ class ApiUpstream(Upstream):
             headers = {} if credentials is None else credentials.forwarded_headers(call)
             request = build_request(operation, arguments, headers)
             return await self._observe(partial(send_by, self._client, request), call, name)
-        exchange, places = partial(self._exchange, build_request(operation, arguments), call), self._places
+        request = build_request(operation, arguments, {"accept": "application/json, */*;q=0.5"})
+        exchange, places = partial(self._exchange, request, call), self._places
         if not await places.acquire(call.owner):
             raise no_response_error(call, self, InUse(places, call.owner))
         try:
@@ -212,9 +213,7 @@ class ApiUpstream(Upstream):
             kept = without_pairs(query, credentials.query)
             target = f"{path}?{kept}{'&' if kept else ''}{urlencode(credentials.query)}"
         endpoint = Endpoint(base, config.headers, self._pool(base, config.max_bytes), auth)
-        fields = {"accept": "application/json, */*;q=0.5"}
-        fields |= {name.lower(): value for name, value in request.headers.items()}
-        extra = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+        extra = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
         method = request.method
         try:
             async with asyncio.timeout(config.timeout):
@@ -377,6 +376,7 @@ class ApiUpstream(Upstream):
                 raise ValueError(
                     f"The tools need more than {self.config.max_catalog_bytes:,} bytes. Use tags to select fewer."
                 )
-        document.log_skipped(self.name, self._skipped)
-        self._skipped = frozenset(document.skipped)
+        if document.skipped != self._skipped:
+            document.log_skipped(self.name)
+            self._skipped = document.skipped
         return found
