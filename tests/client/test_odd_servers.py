@@ -491,6 +491,37 @@ async def test_a_server_that_rejects_initialized_can_be_used(status: str) -> Non
         assert (await client.call("x")).text == "done"
 
 
+@for_each(
+    "value", [("maximum", "x"), ("maximum", None), ("multipleOf", "a"), ("enum", 5), ("type", 5), ("minimum", {})]
+)
+async def test_output_schemas_with_unusable_values_are_repaired(value: tuple[str, Any]) -> None:
+    keyword, unusable = value
+    schema = {"type": "object", "properties": {"a": {keyword: unusable}, "b": {"type": "string"}}}
+
+    async def behave(asked: ReceivedRequest) -> None:
+        tools = [{"name": each, "inputSchema": {"type": "object"}, "outputSchema": schema} for each in ("x", "wrong")]
+        data = {"a": 1, "b": 2 if asked.message.get("params", {}).get("name") == "wrong" else ""}
+        await asked.result({"tools": tools, "content": [], "structuredContent": data})
+
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        await client.tools()
+        assert (await client.call("x")).data == {"a": 1, "b": ""}
+        with pytest.raises(InvalidResponse, match="'b' must be a string"):
+            await client.call("wrong")
+
+
+async def test_draft_4_bounds_in_an_output_schema_are_converted() -> None:
+    schema = {"type": "object", "properties": {"a": {"maximum": 2, "exclusiveMaximum": True}}}
+
+    async def behave(asked: ReceivedRequest) -> None:
+        tools = [{"name": "x", "inputSchema": {"type": "object"}, "outputSchema": schema}]
+        await asked.result({"tools": tools, "content": [], "structuredContent": {"a": 1}})
+
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        await client.tools()
+        assert (await client.call("x")).data == {"a": 1}
+
+
 @for_each("streams", [False, True])
 async def test_responses_may_be_batches(streams: bool) -> None:  # as in 2025-03-26, and from some servers always
     logged: list[Any] = []

@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from operator import itemgetter
 from typing import Any, Generic, NoReturn, TypeVar, cast, get_origin
@@ -218,7 +218,13 @@ def find_mismatch(result: Result, schema: Json) -> str:
     if raw is UNSET:
         return "it has no structured content"
     problems = import_module("millstream._server.functions.problems")  # imported only for listed schemas
-    found = problems.find_problems(schema, result.data, formats=False, steps=problems.MAX_DECIDING_STEPS)
+    find = partial(problems.find_problems, value=result.data, formats=False, steps=problems.MAX_DECIDING_STEPS)
+    found: Any = None
+    with suppress(TypeError, ValueError, ArithmeticError):  # other servers' keywords can have any value
+        found = find(schema)
+    if found != []:
+        with suppress(RecursionError):  # the schema is too deep
+            found = find(import_module("millstream._protocol.schema_repair").repair_schema(schema) or {})
     return str(problems.problem_text(found, whole="it")) if found else ""
 
 
