@@ -84,6 +84,7 @@ ANNOTATIONS: list[Any] = [
     ),
     Planet,
     *(Annotated[Decimal, Field(ge=0, le=1, max_digits=3)], Annotated[int, AfterValidator(abs), Field(ge=1)]),
+    Annotated[int, AfterValidator(abs), Field(gt=Decimal("0.5"))],
     *(
         Annotated[int | float, Field(gt=0, multiple_of=2)],
         Annotated[list[int], AfterValidator(list), Field(min_length=1)],
