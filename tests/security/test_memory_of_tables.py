@@ -57,6 +57,28 @@ async def test_memory_for_http_session_capabilities_matches_the_counted_size(mon
         assert growth.bytes < MIB // 2 * 1.25 + number * 2048  # and the sessions themselves
 
 
+@for_each("path", ["/events?channel=news", "/mcp/sse/ada", "/mcp"])
+async def test_open_streams_do_not_keep_the_headers_of_their_request(path: str) -> None:
+    server = Server("shop", serve="all", settings=Settings(secret_key=SECRET))
+    large = {f"x-{number}": f"{number}" * 1_000 for number in range(10, 40)}
+    async with asyncio.timeout(WAIT), run_wire(server, "http") as wire, AsyncExitStack() as stack:
+        assert wire.running is not None
+        sessions = [await wire.initialize() for _ in range(22)] if path == "/mcp" else [dict[str, str]()] * 22
+        usual = {"host": "127.0.0.1", **large, "accept": "text/event-stream"}
+        requests = [encode_request("GET", path, encode_headers({**usual, **each}), b"") for each in sessions]
+
+        async def open_stream(data: bytes) -> None:
+            peer = await stack.enter_async_context(opened(wire, data))
+            assert (await peer.head())[0] == 200
+
+        for data in requests[:2]:
+            await open_stream(data)
+        with measured() as growth:
+            for data in requests[2:]:
+                await open_stream(data)
+        assert growth.bytes < 20 * 25_000  # the headers have 60,000
+
+
 async def test_memory_for_incoming_bodies_matches_the_counted_size() -> None:
     length = MIB
     data = encode_request("POST", "/mcp", encode_headers(routing("tools/list")), b"x" * length)[:-1]

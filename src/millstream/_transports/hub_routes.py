@@ -207,6 +207,7 @@ class HubRoutes(Struct, frozen=True):
             except BaseException:
                 sink.close()
                 raise
+            request.raw_headers, request.headers, request.query = (), {}, b""  # the stream can be open for a day
             return sink
 
     async def publish(self, request: HttpRequest) -> Response:

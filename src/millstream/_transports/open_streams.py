@@ -141,6 +141,7 @@ class OpenStreams(Struct, eq=False):
             return None
         sink = request.open(200, STREAM_HEAD)
         self.add(sink, request, kind)
+        request.raw_headers, request.headers, request.query = (), {}, b""  # the stream can be open for a day
         return sink
 
     def add(

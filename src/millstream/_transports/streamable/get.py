@@ -362,12 +362,11 @@ class SessionStreams:
 
     async def get(self, request: HttpRequest) -> Response | Sink | None:
         """Open the stand-alone stream, or resume a broken one."""
-        headers = request.headers
-        if self._endpoint.sessions is None or names_per_request_era(header_version(headers)):
+        if self._endpoint.sessions is None or names_per_request_era(header_version(request.headers)):
             return _NOT_ALLOWED
-        if (unread := no_stream(headers.get(b"accept"))) is not None:
+        if (unread := no_stream(request.headers.get(b"accept"))) is not None:
             return unread
-        if headers.keys().isdisjoint(_NAMING) and self._first is not None:
+        if request.headers.keys().isdisjoint(_NAMING) and self._first is not None:
             return await self._first(request)
         try:
             session = await self._find(request)
@@ -377,7 +376,7 @@ class SessionStreams:
             return _STREAMS_GONE
         if self._endpoint.streams.full(request):
             return TOO_MANY_STREAMS
-        last = headers.get(b"last-event-id")
+        last = request.headers.get(b"last-event-id")
         if last is not None:
             return await self._resume(request, session, last.decode("latin-1").strip())
         return await self._standing.serve(request, session, resumed=False)
