@@ -11,7 +11,7 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import Any
 
-from msgspec import Raw, Struct, field
+from msgspec import Raw
 
 from millstream import ProtocolError, ToolError
 from millstream._parts import PartHost
@@ -44,23 +44,10 @@ _SERVED_HERE = frozenset({*_KINDS, "server/discover", _LISTEN})
 """Methods that can be served here although the upstream speaks the client's revision."""
 _NOTIFICATIONS = ("notifications/roots/list_changed", "notifications/progress")
 """Notifications that a client sends to its session's server."""
-
-
 _MAX_PAGES, _MAX_PAGES_BYTES = 256, 32 * 1024 * 1024
 """Maximum number and size of the converted pages that are kept, because converting takes ten times as long as passing
 them on.
 """
-
-
-class _Pages(Struct, frozen=True):
-    """Pages of lists, converted for clients."""
-
-    catalog: Catalog
-    """The lists that contain the same items."""
-    converted: RecentBytes[tuple[str, str, bytes], tuple[Json, int]] = field(
-        default_factory=lambda: RecentBytes(_MAX_PAGES, max_bytes=_MAX_PAGES_BYTES, size_of=lambda page: page[1])
-    )
-    """Kind, revision of the clients, and hash of the upstream's page -> result, and size of its items in bytes."""
 
 
 class Passthrough:
@@ -75,7 +62,13 @@ class Passthrough:
         self._host = host
         self._upstream = upstream
         self._reading = asyncio.Lock()
-        self._pages = _Pages(Catalog())
+        self._pages = RecentBytes[tuple[str, str, bytes], tuple[Json, int]](
+            _MAX_PAGES, max_bytes=_MAX_PAGES_BYTES, size_of=lambda page: page[1]
+        )
+        """Kind, clients' revision, and hash of the upstream's page -> result, and size of the result's items in bytes.
+        """
+        self._converted = upstream.catalog
+        """The lists with the items of `_pages`."""
         self.notifications: Mapping[str, NotificationHandler] = dict.fromkeys(_NOTIFICATIONS, self._notify)
         dispatcher = host.dispatcher
         dispatcher.relay = self._relay
@@ -133,9 +126,10 @@ class Passthrough:
         raw = await forward(call, upstream, call.method, encode({} if cursor is None else {"cursor": cursor}), "")
         if len(raw) > upstream.config.max_catalog_bytes:
             raise InvalidResponse("The list is too large.")
-        if self._pages.catalog is not upstream.catalog:
-            self._pages = _Pages(upstream.catalog)
-        key, pages = (kind, revision.date, sha256(raw).digest()), self._pages.converted
+        if self._converted is not upstream.catalog:
+            self._converted = upstream.catalog
+            self._pages.clear()
+        key, pages = (kind, revision.date, sha256(raw).digest()), self._pages
         if key in pages:
             return pages[key][0]
         page = Catalog(revision=upstream.revision.date)
