@@ -1,4 +1,5 @@
 import asyncio
+import base64
 import json
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
@@ -18,7 +19,7 @@ from client.misbehaving_servers import (
     with_discovery,
     with_handshake,
 )
-from millstream import Client
+from millstream import Client, EmbeddedResource, Image
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -589,3 +590,40 @@ async def test_malformed_parts_of_listed_items_are_left_out(caplog: pytest.LogCa
     assert [(each.name, each.title, each.description) for each in found] == [("a", None, None), ("b", None, "B")]
     assert "Left out icons, annotations of an item" in caplog.text
     assert caplog.text.count("Skipped an item") == 2
+
+
+BINARY = bytes(range(200, 256)) + b"?>"
+STANDARD = base64.b64encode(BINARY).decode()
+
+
+@for_each(
+    "sent",
+    [
+        base64.urlsafe_b64encode(BINARY).decode(),
+        STANDARD.rstrip("="),
+        f"data:image/png;base64,{STANDARD}",
+        f"{STANDARD[:40]}\r\n{STANDARD[40:]}\r\n",
+    ],
+    ids=["for URLs", "without padding", "data URI", "lines"],
+)
+async def test_variants_of_base64_are_read(sent: str) -> None:
+    contents = {"uri": "a://b", "blob": sent, "text": None}
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "resources/read":
+            await asked.result({"contents": [contents]})
+        else:
+            image = {"type": "image", "data": sent, "mimeType": "image/png"}
+            structure = {"data": sent}
+            await asked.result(
+                {"content": [image, {"type": "resource", "resource": contents}], "structuredContent": structure}
+            )
+
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        result = await client.call("x")
+        image, embedded = result.content
+        assert isinstance(image, Image)
+        assert isinstance(embedded, EmbeddedResource)
+        assert embedded.resource is not None
+        assert image.data == embedded.resource.blob == (await client.read("a://b"))[0].blob == BINARY
+        assert result.data == {"data": sent}

@@ -1,8 +1,9 @@
 """Tolerance for messages that violate the schema but that other SDKs send and accept.
 
 A message may begin with a byte order mark, and contain NaN, bytes in another encoding, lone surrogates, or an id as
-text. For an optional member, null means absent, and a missing list is empty. Malformed hints about content are left
-out, as are malformed optional members of a listed item. If the item still can't be decoded, only the item is left out.
+text. For an optional member, null means absent, and a missing list is empty. Base64 may be the variant for URLs, a
+data URI, broken into lines, or without padding. Malformed hints about content are left out, as are malformed optional
+members of a listed item. If the item still can't be decoded, only the item is left out.
 `schema_repair` does the same for the keywords of a JSON Schema.
 """
 
@@ -93,7 +94,7 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
             if exceeds_limits(data):
                 raise
             found = drop_nulls(msgspec.json.decode(data), kind)
-            for name, (instead, kinds) in _members((kind,)).items() if is_object(found) else ():
+            for name, (instead, kinds, _) in _members((kind,)).items() if is_object(found) else ():
                 if instead == []:
                     found.setdefault(name, [])
                 if warn is not None and kinds and is_array(found.get(name)):
@@ -141,7 +142,7 @@ def present(members: Json) -> Json:
 
 def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     """Return a JSON value in which optional members that are null are left out, and null in place of a required array
-    is an empty array. Malformed hints about content are left out.
+    is an empty array. Malformed hints about content are left out, and base64 is repaired.
 
     Args:
         value: The decoded value.
@@ -157,9 +158,9 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     known = _members(kinds)
     found: Json = {}
     for name, each in value.items():
-        instead, below = known.get(name, _OTHER)
+        instead, below, is_binary = known.get(name, _OTHER)
         if each is not None:
-            kept = drop_nulls(each, *below)
+            kept = _standard_base64(each) if is_binary and isinstance(each, str) else drop_nulls(each, *below)
             if below == (Annotations,):
                 kept = _fit(kept, Annotations)
             if kept is not UNSET:
@@ -169,7 +170,12 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     return found
 
 
-_OTHER: tuple[Any, _Kinds] = None, ()
+_OTHER: tuple[Any, _Kinds, bool] = None, (), False
+
+
+def _standard_base64(text: str) -> str:
+    text = "".join(text.rpartition(",")[2].replace("-", "+").replace("_", "/").split()).rstrip("=")
+    return text + "=" * (-len(text) % 4)
 
 
 def drop_misfits(value: Json, kind: type[Struct], warn: Callable[[str], object]) -> Json:
@@ -219,14 +225,17 @@ def _has_type(value: Any, annotation: Any) -> bool:
 
 
 @cache
-def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds]]:
-    """Return the members of types, each with the meaning of null (UNSET if it has none) and the types of the value."""
-    found: dict[str, tuple[Any, _Kinds]] = {}
+def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds, bool]]:
+    """Return the members of types, each with the meaning of null (UNSET if it has none), the types of the value, and
+    whether it's base64.
+    """
+    found: dict[str, tuple[Any, _Kinds, bool]] = {}
     for each in (each for kind in kinds for each in fields(kind)):
         choices = get_args(each.type) if get_origin(each.type) in (Union, UnionType) else (each.type,)
         free = Any in choices or Raw in choices
         empty: list[Any] | None = [] if get_origin(each.type) is list else None
-        found[each.encode_name] = None if free else empty if each.required else UNSET, _structs(each.type)
+        instead = None if free else empty if each.required else UNSET
+        found[each.encode_name] = instead, _structs(each.type), bytes in choices
     return found
 
 
