@@ -109,6 +109,14 @@ class Priced:
     price: Grouped
 
 
+class Account(BaseModel):
+    name: str
+
+
+class StoredAccount(Account):
+    password: str
+
+
 class Row(BaseModel):
     """As a table of SQLModel, whose own `__init__` checks nothing."""
 
@@ -263,6 +271,16 @@ async def test_progress_may_have_another_type_than_the_result() -> None:
     messages: list[str | None] = []
     await _call(generate, {}, progress=lambda *report: messages.append(report[-1]))
     assert messages == ["Looking …", '{"price":"12,345"}']
+
+
+async def test_progress_has_only_the_fields_of_the_annotated_type() -> None:
+    async def generate() -> AsyncIterator[Account]:
+        yield StoredAccount(name="Ada", password="secret")
+        yield Account(name="Bob")
+
+    messages: list[str | None] = []
+    await _call(generate, {}, progress=lambda *report: messages.append(report[-1]))
+    assert messages == ['{"name":"Ada"}', '{"name":"Bob"}']
 
 
 async def test_tables_from_a_program_are_results_as_they_are() -> None:
