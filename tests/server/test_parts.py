@@ -251,7 +251,7 @@ class Feed:
         if sink is None:
             return refusal(503, "Too many open streams.")
         self.sinks.append(sink)
-        sink.write(encode_event(b"sold", id="7"))
+        sink.write(encode_event(b"sold" + request.query, id="7"))
         self.opened.set()
         await sink.wait_closed()
         return None
@@ -261,10 +261,10 @@ async def test_event_streams_from_parts_count_against_their_caller() -> None:
     feed = Feed()
     server = with_parts(Server("shop", settings=Settings(max_streams=2)), [feed])  # one caller may have half of them
     async with asyncio.timeout(WAIT), server.running():
-        first = asyncio.create_task(ask(server, "GET", "/feed", accept="text/event-stream"))
+        first = asyncio.create_task(ask(server, "GET", "/feed?=2", accept="text/event-stream"))
         await feed.opened.wait()
         assert (await ask(server, "GET", "/feed", accept="text/event-stream")).status == 503
         feed.sinks[0].close()
         reply = await first
     assert (reply.status, reply.headers[b"content-type"]) == (200, b"text/event-stream")
-    assert reply.body == b"id: 7\ndata: sold\n\n"
+    assert reply.body == b"id: 7\ndata: sold=2\n\n"

@@ -36,7 +36,7 @@ from millstream._protocol.jsonrpc import check_text, decoder, encode
 from millstream._protocol.principal import knows_identities, visible_part
 from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream._stores.base import StoreFull, StoreUnavailable
-from millstream._transports.open_streams import OpenStreams
+from millstream._transports.open_streams import OpenStreams, drop_head
 from millstream.hub import Encode, Event, EventTooLarge, Forbidden, Hub, InvalidName, LimitExceeded
 from millstream.hub._channels import DEFAULT, check_encoded_size
 from millstream.hub._event import encode_object
@@ -207,7 +207,7 @@ class HubRoutes(Struct, frozen=True):
             except BaseException:
                 sink.close()
                 raise
-            request.raw_headers, request.headers, request.query = (), {}, b""  # the stream can be open for a day
+            drop_head(request)
             return sink
 
     async def publish(self, request: HttpRequest) -> Response:

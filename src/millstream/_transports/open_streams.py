@@ -141,7 +141,6 @@ class OpenStreams(Struct, eq=False):
             return None
         sink = request.open(200, STREAM_HEAD)
         self.add(sink, request, kind)
-        request.raw_headers, request.headers, request.query = (), {}, b""  # the stream can be open for a day
         return sink
 
     def add(
@@ -277,6 +276,11 @@ _FOR_CLIENTS = Response(
 TOO_MANY_STREAMS = rpc_refusal(
     503, SERVER_ERROR, "Too many open streams. Close some, or try again later.", head=b"retry-after: 5\r\n"
 )
+
+
+def drop_head(request: HttpRequest) -> None:
+    """Drop the headers and query of a request that nothing reads anymore. Its stream can be open for a day."""
+    request.raw_headers, request.headers, request.query = (), {}, b""
 
 
 def no_stream(accept: bytes | None) -> Response | None:

@@ -29,6 +29,7 @@ from millstream._stores.tail import Tail
 from millstream._transports.open_streams import (
     SESSION_NOT_FOUND,
     TOO_MANY_STREAMS,
+    drop_head,
     error_response,
     missing_session,
     no_stream,
@@ -144,6 +145,7 @@ class Resumption(_NewestStreams):
             sink = reader.sink = self._endpoint.streams.open(request)
             if sink is None:  # many may have waited for the store and the workers
                 return TOO_MANY_STREAMS
+            drop_head(request)
             await self._read(sink, stream, name, position)
         finally:
             self._leave(name, reader)
@@ -323,6 +325,7 @@ class StandaloneStreams(_NewestStreams):
             sink = self._endpoint.streams.open(request, ("http", session.revision.date))
             if sink is None:  # many may have waited for that
                 return TOO_MANY_STREAMS
+            drop_head(request)
             standing.open(sink)
             record = await services.records.get(session)
             sink.write(sse.prime(standing.mark()) if session.revision.priming else sse.COMMENT)
