@@ -252,12 +252,20 @@ async def test_repeated_key_headers_are_rejected() -> None:
         peer.close()
 
 
-async def test_keys_in_other_headers_are_ignored() -> None:
-    for server in (make_server(), make_server(**KEY_HEADER)):
+async def test_keys_in_other_headers_get_a_401_that_names_the_setting() -> None:
+    for server, name in ((make_server(), "X-Api-Key"), (make_server(**KEY_HEADER), "Api-Key")):
         async with run_guarded(server) as world:
-            assert (await ask(world, None, api_key=ALICE)).status == 401
+            reply = await ask(world, None, **{name.lower().replace("-", "_"): ALICE})
+            assert (reply.status, f"reads {name} only if it's set as `auth_key_header`" in reply.message["detail"]) == (
+                401,
+                True,
+            )
+
+
+async def test_headers_for_other_purposes_are_not_taken_for_keys() -> None:
     async with run_guarded(make_server()) as world:
-        assert (await ask(world, None, x_api_key=ALICE)).status == 401
+        reply = await ask(world, None, idempotency_key=ALICE, x_csrf_token=ALICE)
+        assert (reply.status, "auth_key_header" in reply.message["detail"]) == (401, False)
 
 
 async def test_wrong_keys_in_the_configured_header_are_throttled() -> None:

@@ -106,6 +106,8 @@ class ChallengeResponses(Struct, kw_only=True):
     def for_missing(self, request: HttpRequest, *, ignored: bool = False) -> Response:
         """Respond to a request without a credential. `ignored` is whether its sign-in cookie doesn't apply."""
         text = "Sign in: send the header Authorization: Bearer, followed by your key or token."
+        if other := next((name for name, _ in request.raw_headers if _OTHER_KEY_HEADER.fullmatch(name)), b""):
+            text += f" This server reads {other.decode().title()} only if it's set as `auth_key_header`."
         if ignored:
             text += (
                 " The sign-in cookie is accepted only from this server's own pages, which browsers mark with "
@@ -241,6 +243,8 @@ _MAX_CONCURRENT = 8
 first failure is counted.
 """
 _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
+_OTHER_KEY_HEADER = re.compile(rb"(x-)?(goog-)?(api|auth|access)-?(key|token)")
+"""Headers in which clients of other servers send keys."""
 _KEY_HEADER = re.compile(r"(?i)(?!sec-|x-csrf|csrf|x-xsrf)[a-z0-9-]{0,58}(?:key|token)")
 
 
