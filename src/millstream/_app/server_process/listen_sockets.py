@@ -221,7 +221,7 @@ def check_public(definition: Definition, host: str) -> None:
             f"{host} is reachable from other machines, and callers don't have to sign in.",
             why="Anyone who reaches it could call every tool.",
             fix=(
-                "Set MILLSTREAM_AUTH_KEY, write auth= in the program, or start it with millstream run --auth-keys FILE."
+                "Set MCP_SERVER_AUTH_KEY, write auth= in the program, or start it with millstream run --auth-keys FILE."
                 " To allow anonymous access, set MILLSTREAM_ALLOW_ANONYMOUS=true, or run it with --allow-anonymous."
             ),
         )
