@@ -661,7 +661,7 @@ def install(  # noqa: PLR0913  the options of the command
                 fix=f"Remove {called} from {path}.",
             )
         change = prepare_undo(path, (application.under, called))
-        done = f"Reverted {path} to its state before {called} was installed."
+        done = f"Undid the last install of {called} in {path}."
     else:
         _tell_name(application.title, called, name, json=json)
         entry = application.entry(called, launch)
