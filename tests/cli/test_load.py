@@ -130,6 +130,49 @@ def test_signature_errors_show_no_internal_frames(folder: Path) -> None:
     assert error.fix == "Correct line 5 of shop.py."
 
 
+@for_each("line", ["import packed\npacked.make()", "from packed import gone", "import packed.broken"])
+def test_errors_from_installed_packages_mention_their_version(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    installed = folder / "installed"
+    (installed / "packed").mkdir(parents=True, exist_ok=True)
+    (installed / "packed" / "__init__.py").write_text("def make():\n    raise TypeError('unexpected')\n")
+    (installed / "packed" / "broken.py").write_text("import packed\npacked.gone\n")
+    monkeypatch.syspath_prepend(str(installed))
+    paths = sysconfig.get_paths()
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {**paths, "purelib": str(installed)})
+    (folder / "shop.py").write_text(f"{line}\n")
+    place = f"line {line.count(chr(10)) + 1} of shop.py"
+    assert failure("shop.py").fix == f"Correct {place}, or check the version of the installed package packed."
+
+
+def test_errors_from_own_modules_and_python_mention_no_package(folder: Path) -> None:
+    (folder / "beside.py").write_text("def make():\n    raise TypeError('unexpected')\n")
+    for line in ("from beside import gone", "import beside; beside.make(1)", "from json import gone", "'a' + 1"):
+        (folder / "shop.py").write_text(f"{line}\n")
+        assert "package" not in failure("shop.py").fix
+
+
+def test_programs_for_an_old_fastmcp_are_rejected_with_the_version_they_need(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in 2.10: no version, and the session manager is out of reach in a closure.
+    (folder / "fastmcp").mkdir()
+    (folder / "fastmcp" / "__init__.py").write_text("from fastmcp.server import FastMCP\n")
+    (folder / "fastmcp" / "server.py").write_text(
+        "from starlette.applications import Starlette\nfrom starlette.routing import Route\n\n"
+        "class FastMCP:\n    name = 'shop'\n\n    def http_app(self):\n"
+        "        async def handle(scope, receive, send): ...\n"
+        "        return Starlette(routes=[Route('/mcp', handle)])\n"
+    )
+    information = folder / "fastmcp-2.10.1.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text("Name: fastmcp\nVersion: 2.10.1\n")
+    monkeypatch.syspath_prepend(str(folder))
+    (folder / "shop.py").write_text("from fastmcp import FastMCP\nmcp = FastMCP()\n")
+    assert failure("shop.py").why == "fastmcp 2.10.1 is too old to run here. Update it to 2.11 or newer."
+
+
 def test_error_for_a_folder_explains_how_to_run_a_server(folder: Path) -> None:
     (folder / "src").mkdir()
     error = failure("./src")

@@ -26,7 +26,7 @@ from millstream._app.server_process import CommandError, RunCalled, mark_import,
 from millstream._config import VariableError
 from millstream._override import override
 from millstream._protocol.errors import LocalError, MissingExtra
-from millstream._telemetry.logs import user_frames
+from millstream._telemetry.logs import is_foreign, user_frames
 from millstream.gateway._programs import ProgramError, UnsupportedVersion, library_of
 
 T = TypeVar("T")
@@ -307,6 +307,19 @@ def _needs_low_level_sdk(exc: BaseException) -> bool:
     return isinstance(exc, AttributeError) and type(exc.obj).__module__.startswith("mcp.server.lowlevel")
 
 
+def _raising_package(exc: BaseException) -> str:
+    """Return the installed package that an error comes from, because its version may not fit the program, or ""."""
+    if not isinstance(exc, AttributeError | ImportError | TypeError):
+        return ""
+    name = path = ""
+    for frame, _ in walk_tb(exc.__traceback__):
+        name, path = frame.f_globals.get("__name__", ""), frame.f_code.co_filename
+    if isinstance(exc, ImportError) and exc.path:  # raised where the import stands
+        name, path = exc.name or "", exc.path
+    package = name.partition(".")[0]
+    return package if package not in ("millstream", *sys.stdlib_module_names) and is_foreign(path) else ""
+
+
 def _import_failure(source: str, exc: BaseException) -> CommandError:
     if isinstance(exc, VariableError):
         return CommandError(
@@ -353,7 +366,8 @@ def _import_failure(source: str, exc: BaseException) -> CommandError:
             fix='Move that below: if __name__ == "__main__":',
             detail=detail,
         )
-    fix = f"Correct {where}."
+    package = _raising_package(exc)
+    fix = f"Correct {where}{package and f', or check the version of the installed package {package}'}."
     if isinstance(exc, ImportError) and "'FastMCP' from 'mcp" in str(exc):
         fix = "Write: from mcp.server.fastmcp import FastMCP"
     what = f"{source} can't be imported: {type(exc).__name__}."

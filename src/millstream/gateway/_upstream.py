@@ -871,7 +871,8 @@ class Upstream:
         if not before.taken_at:
             counts = [(len(getattr(found, kind)), kind) for kind in METHODS]
             has = ", ".join(f"{count} {kind if count > 1 else kind[:-1]}" for count, kind in counts if count)
-            logger.info("The upstream %s is ready: %s", self.name, has or "no items")
+            # Empty if the lists are only relayed.
+            logger.info("The upstream %s is ready%s", self.name, f": {has}" if has else "")
             known = [name for kind in METHODS for name in getattr(found, kind)]
             known += [each.name for each in self.quarantined]
             for name in self.policy.unknown_names(known):

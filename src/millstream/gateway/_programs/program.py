@@ -545,6 +545,8 @@ def program_of(value: Any) -> Program:
     if library == "fastmcp":
         side = ProgramApplication(value.http_app())
         low_level = side.low_level  # fastmcp 3 and newer expose it only while their lifespan runs
+        if low_level is None and not hasattr(value, "version"):
+            raise ProgramError(f"{library_version} is too old to run here. Update it to 2.11 or newer.")
     elif not isinstance(value, import_module("mcp.server.lowlevel").Server):
         if not hasattr(value, "streamable_http_app"):
             raise UnsupportedVersion(f"{library_version} is too old to run here. Update it.")
