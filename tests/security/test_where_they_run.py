@@ -45,6 +45,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "credentials_in_reprs": {"": PURE},
     "crowds": {"test_slow_senders": GIVEN, "test_unknown_key_ids": INSIDE},
     "behind_nginx": {"test_users_sign_in": GIVEN},
+    "policies_in_every_era": {"": GIVEN},
     "cpu_of_headers": {"": "it compares the time of requests to one process"},
     "memory_of_": {"": "what a caller makes one process keep is counted by process"},
     "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},
