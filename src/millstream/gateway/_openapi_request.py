@@ -265,7 +265,7 @@ def _read_file(name: str, text: str) -> tuple[bytes, str]:
 
 
 _URL_SAFE = str.maketrans("-_", "+/")
-_WORD = re.compile("[A-Z]?[a-z]{,40}|[0-9]{,9}")
+_WORD = re.compile("[A-Z]?[a-z]{,40}|[0-9]{1,9}")
 
 
 def _file_type(allowed: str, file_name: str, known: str) -> str:
