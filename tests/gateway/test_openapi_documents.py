@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from api_calls import BASE, operation
+from api_calls import BASE, operation, tools
 from api_calls import body as json_body
 from cases import for_each
 from cpu import check_linear, count_calls
@@ -288,6 +288,16 @@ async def test_malformed_operation_is_logged_once_and_does_not_affect_others(cap
         "ocean: skipped GET /v2/droplets",
         "ocean: skipped DELETE /v2/droplets",
     ]
+
+
+async def test_properties_that_allow_nothing_are_objects_in_schemas() -> None:
+    schema = {"type": "object", "properties": {"id": {"type": "integer"}, "additionalProperties": False}}
+    document = operation(method="post", **json_body({"type": "object", "properties": {"inner": schema}}))
+    content = {"content": {"application/json": {"schema": schema}}}
+    document["paths"]["/p"]["post"]["responses"] = {"200": {"description": "OK", **content}}
+    tool = (await tools(document, output_schemas=True))["op"]
+    for found in (tool.input_schema["properties"]["inner"], tool.output_schema):
+        assert found["properties"]["additionalProperties"] == {"not": {}}
 
 
 def _paths(size: int, **more: Any) -> Any:

@@ -515,7 +515,9 @@ class _Conversion(Struct):
             hidden = {} if node.keys().isdisjoint(_OF_OBJECTS) else self._hidden_properties(node)
         shown = dict(node)
         if properties := members(node.get("properties")):
-            shown["properties"] = {name: each for name, each in properties.items() if name not in hidden}
+            shown["properties"] = {  # not booleans, because some clients accept only objects
+                name: {"not": {}} if each is False else each for name, each in properties.items() if name not in hidden
+            }
         if required := items_of(node.get("required")):
             shown["required"] = list(dict.fromkeys(name for name in required if name not in hidden))
         kept = {key: value for key, value in shown.items() if key not in self.dropped and _is_valid(key, value)}
