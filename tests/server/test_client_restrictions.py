@@ -5,6 +5,7 @@
 
 import datetime as dt
 import enum
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -85,6 +86,7 @@ ANNOTATIONS: list[Any] = [
     Planet,
     *(Annotated[Decimal, Field(ge=0, le=1, max_digits=3)], Annotated[int, AfterValidator(abs), Field(ge=1)]),
     Annotated[int, AfterValidator(abs), Field(gt=Decimal("0.5"))],
+    Annotated[float, AfterValidator(abs), Field(lt=math.inf)],
     *(
         Annotated[int | float, Field(gt=0, multiple_of=2)],
         Annotated[list[int], AfterValidator(list), Field(min_length=1)],

@@ -332,8 +332,8 @@ def _clean_schema(schema: Schema, name: str) -> Schema:
     for node in walk({"anyOf": [schema], "$defs": definitions}):
         for bound in _BOUNDS.keys() & node.keys():
             value = node.pop(bound)
-            # pydantic writes a `Decimal` as text.
-            if _BOUNDS[bound] and node.get("type") in ("integer", "number") and isinstance(value, int | float):
+            is_bound = isinstance(value, int | float) and abs(value) < inf  # pydantic writes a `Decimal` as text
+            if _BOUNDS[bound] and node.get("type") in ("integer", "number") and is_bound:
                 node[_BOUNDS[bound]] = value
     for title, part in [(name, schema), *definitions.items()]:
         if title in ((written := part.get("title", "")), _INVALID_CHARACTERS.sub("_", written)):
