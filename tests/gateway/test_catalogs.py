@@ -109,7 +109,7 @@ async def test_lists_are_read_again_after_the_upstream_restarted() -> None:
             assert [tool.name for tool in await client.tools(fresh=True)] == ["shop_new"]
 
 
-async def test_upstream_that_loses_every_session_is_not_listed_constantly(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_lists_are_not_refetched_for_every_lost_session(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream.gateway._upstream.refresh_pause", lambda seconds: 0)
     monkeypatch.setattr("millstream.gateway._upstream._MIN_REFRESH", WAIT)
     opened: list[str] = []

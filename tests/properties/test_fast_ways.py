@@ -140,7 +140,7 @@ def with_meta(**changes: Any) -> bytes:
     body=json.dumps(per_request("tools/call", {"name": "ask", "inputResponses": {}}, elicitation={})).encode(),
     changes={},
 )
-def test_fast_and_exact_path_agree_on_per_request_calls(ways: Ways, body: bytes, changes: dict[str, str]) -> None:
+def test_fast_and_exact_paths_agree_on_per_request_calls(ways: Ways, body: bytes, changes: dict[str, str]) -> None:
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
@@ -189,7 +189,9 @@ def test_fast_and_exact_path_agree_on_per_request_calls(ways: Ways, body: bytes,
 @example(
     body=json.dumps(request("tools/call", {**ADD, "task": {}})).encode(), sessionless=False, version=LATEST_HANDSHAKE
 )
-def test_fast_and_exact_path_agree_on_handshake_calls(ways: Ways, body: bytes, sessionless: bool, version: str) -> None:
+def test_fast_and_exact_paths_agree_on_handshake_calls(
+    ways: Ways, body: bytes, sessionless: bool, version: str
+) -> None:
     session = {} if sessionless else {**ways.session, "mcp-protocol-version": version}
     assume(b"\x00" not in body)
     ways.compare(encode_headers({**POST, **session}), body)
@@ -220,7 +222,7 @@ PARAMS: list[Any] = [
     version=st.sampled_from([LATEST_HANDSHAKE] * 3 + ["2025-03-26", PER_REQUEST, "x", "", None]),
 )  # fmt: skip
 @settings(max_examples=examples(60))
-def test_fast_and_exact_path_agree_on_other_handshake_messages(
+def test_fast_and_exact_paths_agree_on_other_handshake_messages(
     ways: Ways, method: str, changes: dict[str, Any], params: Any, form: str, version: Any
 ) -> None:
     message: dict[str, Any] = {"jsonrpc": "2.0", "method": method} | ({"id": 1} if form.endswith("request") else {})

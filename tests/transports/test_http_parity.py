@@ -118,7 +118,7 @@ async def test_head_replies_have_headers_and_no_body(start: Start) -> None:
     assert (await peer.reply())[2] == b"next"
 
 
-async def test_reply_204_has_no_content_length(start: Start) -> None:
+async def test_204_reply_has_no_content_length(start: Start) -> None:
     """RFC 9110 §8.6."""
     peer = await (await start()).connect()
     await peer.send(request(path="/empty") + request(body=b"next"))

@@ -196,7 +196,9 @@ class UserRoutes(RouteRegistry):
             if known is not None and known.handlers.keys() & made.handlers.keys():
                 raise ValueError(f"{whole!r} was added twice.")
             if differs:
-                raise ValueError(f"{whole!r} is public for one method and not for another. Split the path.")
+                raise ValueError(
+                    f"{whole!r} is public for one method and not for another. Use a separate path for each."
+                )
         if each.pattern is not None:
             self.patterns.append((re.compile(re.escape(before) + each.pattern.pattern.lstrip("^")), made))
             return

@@ -239,7 +239,7 @@ def publish(
     if not url and not name:
         raise CommandError(
             f"{target} needs a name in the registry, such as com.example/shop.",
-            why="Registry names begin with the owner's domain.",
+            why="Registry names begin with the owner's domain in reverse, such as com.example.",
             fix="Set the name with --name, or derive it from the public URL: --url https://shop.example.com/mcp",
         )
     try:

@@ -318,7 +318,7 @@ def check_schema(schema: Schema, *, object_root: bool = True) -> None:
         if depth > MAX_DEPTH:
             raise ValueError(f"the schema is nested deeper than {MAX_DEPTH} levels")
         if count > MAX_SCHEMAS:
-            raise ValueError(f"the schema has more than {MAX_SCHEMAS} sub-schemas")
+            raise ValueError(f"the schema has more than {MAX_SCHEMAS} subschemas")
         if isinstance(node, bool):
             continue
         if not is_object(node):

@@ -424,7 +424,7 @@ class Peers:
                     self._hear_alone(waiting)
             return False
         if self._mute:
-            _logger.warning("Messages to other workers are being delivered again.")
+            _logger.warning("Messages to other workers can be sent again.")
         self._mute = False
         return True
 

@@ -309,7 +309,7 @@ class Tail:
         await run_on(self._news, self.catch_up, self._log_once)
 
     async def reach(self, at: Position) -> None:
-        """Wait until entries up to a position, which this process appended, were delivered.
+        """Wait until all entries up to a position have been delivered. This process appended the last of them.
 
         Read the stream if the entry isn't pushed within `PATIENCE`.
         """

@@ -266,12 +266,12 @@ class OidcAtPages(Struct, frozen=True):
         return self.rules.url
 
     def bind(self, services: Services, name: str, known: KnownScopes) -> "RunningOidc":
-        """Return the method of a running server."""
+        """Return the sign-in method bound to a running server."""
         return RunningOidc(self, services, known)
 
 
 class RunningOidc(TokenMethod, UpstreamPageMethod):
-    """The method of a running server: accepts tokens like `TokenMethod`, and signs users in to the pages.
+    """The sign-in method of a running server: accepts tokens like `TokenMethod`, and signs users in to the pages.
 
     For the pages, the issuer returns an access token, which gets the same checks and scopes as in an API request. The
     cookie contains the sealed token, as if the user had entered it in the sign-in form.

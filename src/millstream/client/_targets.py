@@ -176,8 +176,8 @@ def needs_gateway(path: Path) -> bool:
 
 
 def is_plain_program(file: str | Path, seen: frozenset[Path] = frozenset()) -> bool:
-    """Return whether a file and its neighbors import only the standard library. Then it can't have a server, but may
-    use the protocol while it's imported.
+    """Return whether a file and its neighbors import only the standard library. If so, it can't define a `Server`,
+    but it may speak the protocol itself as soon as it's imported.
     """
     path = Path(file)
     try:

@@ -176,7 +176,7 @@ class ConfigValue(Struct, frozen=True):
         return structs.replace(self, value=value)
 
     def convert(self, kind: Any) -> Any:
-        """Return the value as a type.
+        """Return the value converted to a type.
 
         Raises:
             ConfigError: It has the wrong type.

@@ -247,7 +247,7 @@ class WorkerSlot:
         self.workers: list[WorkerState] = []
         """State of all workers."""
         self.failure: StartFailure | None = None
-        """Why the changed program can't start, or None if there's no newer version."""
+        """Why the changed program can't start, or None if no restart has failed."""
         others = {number: [take_socket(each) for each in sockets] for number, sockets in self.hello.others.items()}
         self.takeover = SocketTakeover(self.hello.worker, others)
 
@@ -298,7 +298,7 @@ def begin_run() -> int:
 
 
 def failed_restart() -> StartFailure | None:
-    """Return why the changed program can't start, or None if there's no newer version."""
+    """Return why the changed program can't start, or None if no restart has failed."""
     return None if _ClaimedSlot.place is None else _ClaimedSlot.place.failure
 
 

@@ -79,7 +79,7 @@ class ReplyHeads:
             self.usual = self.make(200) + JSON_HEAD + b"content-length: "
 
     def make(self, status: int) -> bytes:
-        """Return the head for a status, up to the reply's own lines."""
+        """Return the status line and the `date` header for a status. The reply's own headers follow."""
         head = self._heads.get(status)
         if head is None:
             head = self._heads[status] = b"HTTP/1.1 %d %b\r\n%b" % (status, PHRASES.get(status, b""), self._date)

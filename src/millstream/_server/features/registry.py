@@ -104,7 +104,7 @@ class RelayedServer(Protocol):
         ...
 
     def find(self, kind: str, name: str) -> Any:
-        """Return an item for a name that it may have, or None."""
+        """Return an item for a name that isn't listed but that the other server may know, or None."""
         ...
 
 

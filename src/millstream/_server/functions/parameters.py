@@ -281,7 +281,7 @@ def _receive(annotation: Any) -> Any:
 
 
 def _write(annotation: Any) -> Any:
-    """Return the list or dict type in place of a collection."""
+    """Return the list or dict type that replaces a collection type, or any other annotation unchanged."""
     kind, parts = get_origin(annotation) or annotation, get_args(annotation)
     written: Any = _WRITTEN_AS.get(kind) if isinstance(kind, Hashable) else None
     if written is None:

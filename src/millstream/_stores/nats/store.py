@@ -299,7 +299,7 @@ _decode_time = msgspec.msgpack.Decoder(float).decode
 
 
 class NatsLimits(Struct, eq=False):
-    """`Backend.charge` and `Backend.release`."""
+    """Implements `Backend.charge` and `Backend.release` for NATS."""
 
     _link: NatsLink
     _values: NatsMap

@@ -288,7 +288,8 @@ def client(
     itself = bool(secret or jwks)
     if not (itself or redirect_uris):
         raise ValueError(
-            f"The client {id} needs redirect_uris to sign in users, or a secret or keys to act for itself."
+            f"The client {id} needs redirect_uris to sign in users, or a secret or keys to use the "
+            "client_credentials grant."
         )
     keys = _keys(id, jwks) if jwks else None
     return OAuthClient(

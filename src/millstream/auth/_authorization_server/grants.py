@@ -469,7 +469,9 @@ class TokenEndpoints(Struct, frozen=True):
 
     async def _from_client(self, client: OAuthClient, form: Parameters) -> _Answer:
         if client.method == "none":
-            raise OAuthError("unauthorized_client", "Only a client with a secret or keys can act for itself.")
+            raise OAuthError(
+                "unauthorized_client", "Only a client with a secret or keys can use the client_credentials grant."
+            )
         asked, most = form.get("scope"), {*self.config.scopes, *client.scopes}
         # Clients often request every scope that a server lists; the response contains the actual ones (RFC 6749 §3.3).
         wanted = self.config.requested_scopes(asked) if asked else client.scopes

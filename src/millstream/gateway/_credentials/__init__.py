@@ -36,7 +36,7 @@ class SecretText:
 
     @override
     def __reduce__(self) -> str:
-        raise TypeError("A secret can't be pickled or copied into a file.")
+        raise TypeError("A secret can't be pickled or copied.")
 
 
 class Secret(
