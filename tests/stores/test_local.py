@@ -335,6 +335,7 @@ async def test_worker_is_gone_although_a_process_that_it_forked_still_runs() -> 
         os.kill(forked, 0)  # it runs
     finally:
         os.kill(forked, signal.SIGKILL)
+        await process.communicate()  # its pipes are closed
         await server.close()
 
 
