@@ -197,7 +197,7 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     hub_replay_events: Size = 10_000
     """Number of events, over all channels, that a returning subscriber can get."""
     hub_connections: Cap = 0
-    """Maximum subscribers of the hub. 0 means that only `max_connections` applies. ``MAX_CONNECTIONS`` also sets it."""
+    """Maximum hub subscribers. 0 means that only `max_connections` applies. ``MAX_CONNECTIONS`` also sets it."""
     hub_subscribers_per_channel: Cap = 0
     """Maximum subscribers per channel. 0 means that only `max_connections` applies."""
     hub_history: Size = 1_000

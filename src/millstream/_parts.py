@@ -373,7 +373,7 @@ class PartHost:
         """Run a coroutine in the background.
 
         Args:
-            work: The coroutine. When the server closes, it's canceled, and has `drain_timeout` to end.
+            work: The coroutine. When the server closes, it's canceled, and then has `drain_timeout` seconds to finish.
         """
         self.background.spawn(work)
 

@@ -124,7 +124,7 @@ class Routes:
         Args:
             table: The routes.
             guard: Protects every path, if callers have to sign in.
-            here_only: Limits private paths to this machine, otherwise.
+            here_only: Limits local paths to this machine and, if callers don't have to sign in, private paths too.
             gates: Checks around the handlers of gated routes.
             sockets: Whether the server has a WebSocket.
             mcp_path: Path of the MCP endpoint.

@@ -634,7 +634,7 @@ class Server:
 
         Args:
             spec: The OpenAPI document, version 2.0, 3.0, or 3.1, as a dict, or the path of its file in JSON or YAML.
-            client: An `AsyncClient` of httpx2 or httpx, by default one for the first server of the document.
+            client: An httpx2 or httpx `AsyncClient`. By default, one whose base URL is the document's first server URL.
             name: Name that clients show.
             options: `routes`, a list of `millstream.gateway.RouteMap`, `names`, and `choose`. With
                 `output_schemas`, tools have output schemas, taken from the document's responses. `hosts` are origins of

@@ -88,7 +88,7 @@ def add_key(
 
 @keys.command(name="list")
 def list_keys(*, file: KeyFileOption = None, json: Json = False) -> None:
-    """List the keys: names, scopes, and times. Only hashes of the keys are stored.
+    """List each key's name, scopes, creation time, and expiration time. Only hashes of the keys are stored.
 
     **Example**
 
@@ -221,7 +221,7 @@ def add_user(
 
 @users.command(name="list")
 def list_users(*, file: UserFileOption = USER_FILE, json: Json = False) -> None:
-    """List the users: names, scopes, and groups.
+    """List each user's name, scopes, groups, and creation time.
 
     **Example**
 

@@ -25,7 +25,7 @@ LogLevel = StrEnum("LogLevel", "debug info warning error")
 
 
 Inspect = Annotated[
-    tuple[str, ...], Parameter(metavar="URL", help="HTTP: allow /inspect to reach this server; repeatable.")
+    tuple[str, ...], Parameter(metavar="URL", help="HTTP: URL of another server that /inspect may reach; repeatable.")
 ]
 _STDIO_OPTIONS = ("options", "transport", "dev", "log_level", "env_file", "packages", "editable")
 """Options that also apply to stdio."""

@@ -22,7 +22,8 @@ def encode_event(data: bytes, *, event: str | None = None, id: str | None = None
     """Return one event of a stream: ``encode_event(b"sold", id="7")``.
 
     Args:
-        data: The data. Line ends of any kind are kept; each line becomes its own ``data:`` field.
+        data: The data. CR, LF, and CRLF all end a line. Each line becomes its own ``data:`` field, so the client gets
+            LF for all of them.
         event: Type of the event.
         id: Id of the event.
         retry_ms: Milliseconds after which a client reconnects.

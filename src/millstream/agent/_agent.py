@@ -110,7 +110,8 @@ class Agent:
         system: System prompt. The servers' instructions are appended.
         approve: Decides whether a tool that isn't marked as read-only can run, and whether a server can use the model.
             By default, both are rejected.
-        elicit: Fills in forms of servers: ``elicit(server, question)``. Without it, servers can't ask.
+        elicit: Fills in the forms that servers send: ``elicit(server, question)``. Without it, servers can't ask for
+            input.
         roots: Folders and files to tell servers about.
         limits: Limits of one answer.
 

@@ -445,7 +445,7 @@ class Client:
     async def prompt(
         self, name: str, arguments: Mapping[str, Any] | None = None, /, *, timeout: float = 0, **more: Any
     ) -> GetPromptResult:
-        """Return the messages of a prompt: ``(await client.prompt("review", isbn="9780141439600")).messages``.
+        """Return a prompt's messages: ``(await client.prompt("review", isbn="9780141439600")).messages``.
 
         Args:
             name: Name of the prompt.

@@ -683,7 +683,7 @@ class RouteMap(Struct, frozen=True):
 
 
 async def send_by(client: Any, request: ApiRequest) -> ApiReply:
-    """Return the response to a request that an `AsyncClient` of httpx2 or httpx sends.
+    """Return the response to a request that an httpx2 or httpx `AsyncClient` sends.
 
     Redirects are followed within the origin, unless the client follows them itself.
 
@@ -810,7 +810,7 @@ def register(
     Args:
         add: Adds an item of a kind and name to the server.
         spec: The document, version 2.0, 3.0, or 3.1, as a dict, or the path of its file in JSON or YAML.
-        client: An `AsyncClient` of httpx2 or httpx, by default one for the first server of the document.
+        client: An httpx2 or httpx `AsyncClient`. By default, one whose base URL is the document's first server URL.
         routes: What the operations become. The first match wins; without a match, an operation becomes a tool.
         names: Names of tools and resources by `operationId`.
         choose: Called with each operation and its kind; returns another kind, or None to keep it.

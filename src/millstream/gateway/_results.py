@@ -61,7 +61,7 @@ class Redactor:
 
     The operator writes the expressions, but the text is untrusted. RE2's run time is linear in the text, whatever the
     expression (docs/decisions/0037), but the text can have many megabytes, so only small messages are redacted on the
-    event loop. RE2 doesn't support look-around and back-references.
+    event loop. RE2 doesn't support lookaround or backreferences.
 
     Raises:
         ValueError: A pattern isn't a regular expression of RE2, or there are more than 64.

@@ -284,8 +284,8 @@ class MemoryBackend(ProcessBackend):
         Args:
             clock: Monotonic clock for times to live, in seconds.
             epoch: Epoch of its positions. Random by default.
-            max_value_bytes: Maximum bytes of each kind of values.
-            max_log_bytes: Maximum bytes of each kind of streams.
+            max_value_bytes: Maximum total bytes of the values of each kind.
+            max_log_bytes: Maximum total bytes of the streams of each kind.
         """
         self.epoch = epoch or secrets.token_hex(6)
         self.kv = MemoryMap(clock, max_value_bytes)

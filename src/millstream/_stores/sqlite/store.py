@@ -221,8 +221,8 @@ class SqliteBackend(ProcessBackend):
 
         Args:
             location: The file.
-            max_value_bytes: Maximum bytes of each kind of values.
-            max_log_bytes: Maximum bytes of each kind of streams.
+            max_value_bytes: Maximum total bytes of the values of each kind.
+            max_log_bytes: Maximum total bytes of the streams of each kind.
             clock: Clock that returns Unix time. The system's by default.
         """
         ahead = time.time() - time.monotonic()
