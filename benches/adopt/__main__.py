@@ -42,10 +42,10 @@ VOLATILE = ("_meta", "resultType", "ttlMs", "cacheScope")
 
 PAGE_HEAD = """# Published servers
 
-`make adopt` runs these servers from PyPI unchanged behind Millstream: their command as an upstream, and, if the package
-has one, their server object with `millstream run program.py`. Over Streamable HTTP, with a revision of each era, their
-lists are identical to those that the server returns on stdio, and one tool is called. Without an account or a network,
-some tools return an error of their own.
+`make adopt` installs these servers from PyPI and runs them unchanged behind Millstream. Each server's command is an \
+upstream. If the package has a server object, `millstream run program.py` also serves that. For both, `make adopt` \
+checks that the lists over Streamable HTTP, with one revision of each era, are identical to the lists on stdio, and \
+calls one tool. Without an account or network, some tools return their own errors.
 
 To try one of them, let `uvx` fetch it:
 

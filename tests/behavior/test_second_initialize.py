@@ -6,6 +6,7 @@ from typing import Any
 
 from mcp.server import MCPServer
 
+from app_peer import ask
 from cases import for_each
 from millstream import Server
 from patience import WAIT
@@ -39,7 +40,10 @@ def initialize(name: str, number: int) -> dict[str, Any]:
 
 @for_each("make", [own, relay])
 async def test_connection_may_be_initialized_twice_by_the_same_client(make: Any) -> None:
-    async with asyncio.timeout(WAIT), make().running() as runtime:
+    mcp = make()
+    async with asyncio.timeout(WAIT), mcp.running() as runtime:
+        while (await ask(mcp, "GET", "/readyz")).body != b"ok\n":  # noqa: ASYNC110  nothing signals it
+            await asyncio.sleep(0)
         pipe = open_pipe(runtime)
         replies: list[Any] = []
         for number, name in enumerate(("a", "a", "b", "a")):
