@@ -403,67 +403,61 @@ async def test_handshake_that_ends_along_with_the_probe_leaves_no_session() -> N
     assert sent == [("2026-07-28", None)]
 
 
+class SlowPerson:
+    """A sign-in that takes several times as long as the client waits for a response."""
+
+    def __init__(self, *, agrees: bool) -> None:
+        self.asked = 0
+        self.done = asyncio.Event()
+        self._agrees = agrees
+
+    async def headers(self, url: Any, method: str, token: str | None = None) -> dict[str, str]:
+        """Send no credentials."""
+        return {}
+
+    def learn_nonce(self, *_: Any) -> bool:
+        """Ignore the nonce."""
+        return False
+
+    async def handle_challenge(self, url: Any, status: int, challenge: str) -> bool:
+        """Return whether the person signed in."""
+        self.asked += 1
+        await asyncio.sleep(10 * NEVER)
+        self.done.set()
+        return self._agrees
+
+
 async def test_slow_sign_in_is_not_started_twice() -> None:
     """A person takes longer than the response to a probe may."""
-    started: list[str] = []
-
-    class Slow:
-        """A sign-in that is declined after several times the wait for the probe."""
-
-        async def headers(self, url: Any, method: str, token: str | None = None) -> dict[str, str]:
-            return {}
-
-        def learn_nonce(self, *_: Any) -> bool:
-            return False
-
-        async def handle_challenge(self, url: Any, status: int, challenge: str) -> bool:
-            started.append(challenge)
-            await asyncio.sleep(10 * NEVER)
-            return False
+    person = SlowPerson(agrees=False)
 
     async def behave(asked: ReceivedRequest) -> None:
         await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
 
-    options = Options(probe_timeout=NEVER, auth=Slow())
+    options = Options(probe_timeout=NEVER, auth=person)
     async with misbehaving(behave) as server:
         with pytest.raises(AccessDenied):
             async with Client(server.url, options=options):
                 pass
-    assert len(started) == 1
+    assert person.asked == 1
 
 
 async def test_slow_sign_in_at_initialized_is_not_started_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some servers let clients initialize before they sign in."""
     monkeypatch.setattr("millstream.client._transports.http._INITIALIZED_TIMEOUT", NEVER)
-    started: list[str] = []
-    signed_in = asyncio.Event()
-
-    class Slow:
-        """A sign-in that ends after several times the wait for a response to the notification."""
-
-        async def headers(self, url: Any, method: str, token: str | None = None) -> dict[str, str]:
-            return {}
-
-        def learn_nonce(self, *_: Any) -> bool:
-            return False
-
-        async def handle_challenge(self, url: Any, status: int, challenge: str) -> bool:
-            started.append(challenge)
-            await asyncio.sleep(10 * NEVER)
-            signed_in.set()
-            return True
+    person = SlowPerson(agrees=True)
 
     async def behave(asked: ReceivedRequest) -> None:
-        if asked.method == "notifications/initialized" and not signed_in.is_set():
+        if asked.method == "notifications/initialized" and not person.done.is_set():
             await asked.reply(b"", status="401 Unauthorized", more="WWW-Authenticate: Bearer\r\n")
         else:
             await with_handshake(lambda call: call.result(DONE))(asked)
 
-    async with misbehaving(behave) as server, Client(server.url, options=Options(auth=Slow())) as client:
+    async with misbehaving(behave) as server, Client(server.url, options=Options(auth=person)) as client:
         async with asyncio.timeout(WAIT):
-            await signed_in.wait()
+            await person.done.wait()
         assert (await client.call("x")).text == "done"
-    assert len(started) == 1
+    assert person.asked == 1
 
 
 async def test_event_stream_that_breaks_before_the_endpoint_event_is_a_lost_connection() -> None:

@@ -139,9 +139,8 @@ async def test_tool_that_uses_a_client_of_its_server_does_not_stop_it(shop: Serv
     assert events == ["opened", "closed"]
 
 
-async def test_client_that_gives_up_while_the_server_starts_leaves_it_to_the_next() -> None:
-    events: list[str] = []
-    opening, ready = asyncio.Event(), asyncio.Event()
+def slow_server(events: list[str], opening: asyncio.Event, ready: asyncio.Event) -> Server:
+    """Return a server whose lifespan sets one event, waits for the other, and records when it has closed."""
 
     @asynccontextmanager
     async def lifespan(server: Server) -> AsyncGenerator[None, None]:
@@ -150,7 +149,12 @@ async def test_client_that_gives_up_while_the_server_starts_leaves_it_to_the_nex
         yield
         events.append("closed")
 
-    mcp = Server("shop", lifespan=lifespan)
+    return Server("shop", lifespan=lifespan)
+
+
+async def test_client_that_gives_up_while_the_server_starts_leaves_it_to_the_next(events: list[str]) -> None:
+    opening, ready = asyncio.Event(), asyncio.Event()
+    mcp = slow_server(events, opening, ready)
     impatient = asyncio.create_task(Client(mcp).__aenter__())
     await opening.wait()
     impatient.cancel()
@@ -186,18 +190,9 @@ async def test_server_that_is_started_while_a_client_is_open_outlives_the_client
     assert events == ["opened", "closed"]
 
 
-async def test_canceled_start_does_not_hand_the_server_of_another_starter_to_its_clients() -> None:
-    events: list[str] = []
+async def test_canceled_start_does_not_hand_the_server_of_another_starter_to_its_clients(events: list[str]) -> None:
     opening, ready = asyncio.Event(), asyncio.Event()
-
-    @asynccontextmanager
-    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
-        opening.set()
-        await ready.wait()
-        yield
-        events.append("closed")
-
-    mcp = Server("shop", lifespan=lifespan)
+    mcp = slow_server(events, opening, ready)
     canceled, other = (asyncio.create_task(mcp.start(supervised=True)) for _ in range(2))
     await opening.wait()
     canceled.cancel()

@@ -55,7 +55,7 @@ def unused_name(name: str, taken: Collection[str]) -> str:
 
 
 def ascii_name(text: str, allowed: str) -> str:
-    """Return text as a name: without accents, and with underscores for characters outside a set."""
+    """Return a name for a text: without accents, and with an underscore for each character outside a set."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     return re.sub(f"[^{allowed}]+", "_", plain).strip("_")
 

@@ -332,7 +332,7 @@ class ParkedCalls:
         raise relay.end_request(*asked)
 
     async def resume(self, relay: Relay, ticket: Ticket) -> bytes:
-        """Continue a call with the answers in a retry. Raises the same errors as `run`, too.
+        """Continue a call with the answers in a retry. It raises the same errors as `run`.
 
         Raises:
             ProtocolError: The call has ended, or was already answered.

@@ -523,7 +523,7 @@ class ProcessTransport(StdioTransport):
 
 
 class ListenerRelay(Struct, eq=False):
-    """Passes messages from a process on to its current client."""
+    """Forwards messages from a process to its current client."""
 
     listener: Listener | None = None
     count: int = 0

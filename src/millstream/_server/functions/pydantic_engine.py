@@ -656,7 +656,7 @@ class _DataclassSchema:
         return schema
 
 
-# The forms of values in JSON, even in classes that don't declare them
+# How values are written in JSON, including in classes that don't declare it
 
 
 class _Codec(Struct, frozen=True, eq=False):
