@@ -68,7 +68,7 @@ class GatewayConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     instructions: str = ""
     """Instructions for the client's model on how to use the servers."""
     store: str = ""
-    """Store URL for sessions, lists, and accepted definitions. By default, the store of the settings, or memory://."""
+    """Store URL for sessions, lists, and accepted definitions. By default, the `store` in `settings`, or memory://."""
     serve: tuple[str, ...] = ()
     """What to serve in addition to MCP, as a list of hub, rest, web, metrics, or all."""
     settings: dict[str, Any] = field(default_factory=dict[str, Any])
