@@ -12,9 +12,9 @@ import millstream
 pytestmark = pytest.mark.check
 
 PACKAGE = Path(millstream.__file__).parent
-COMPLETE = ("millstream.client", "millstream.extensions", "millstream.hub", "millstream.agent")
-"""Modules whose public annotations name only public classes."""
-MAX_HIDDEN_TYPES = 60
+COMPLETE = ("millstream.client.", "millstream.extensions.", "millstream.hub.", "millstream.agent.")
+"""Packages whose public annotations name only public classes, in their submodules too."""
+MAX_HIDDEN_TYPES = 46
 """Maximum number of classes that public annotations name and no public module exports. It may only fall."""
 Place = tuple[str, str]
 """A module and a name in it."""
@@ -116,7 +116,8 @@ def hidden_types() -> dict[str, set[str]]:
 
 
 def test_types_that_users_hold_can_be_imported() -> None:
-    assert {module: hidden_types().get(module, set()) for module in COMPLETE} == {module: set() for module in COMPLETE}
+    hidden = {module: types for module, types in hidden_types().items() if f"{module}.".startswith(COMPLETE)}
+    assert hidden == {}
 
 
 def test_few_public_annotations_name_private_classes() -> None:

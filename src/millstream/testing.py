@@ -52,7 +52,7 @@ class TestClient(Client):
         """All notifications from the server, in order."""
         self.questions: list[dict[str, Any]] = []
         """All questions from the server, in order: ``{"method": …, "params": …}``."""
-        self.conversation.incoming.observer = self._note
+        self.conversation.requests.incoming.observer = self._note
         questions = self.conversation.questions
         assert isinstance(questions, Questions)  # noqa: S101  always true for a `Client`
         questions.observer = self._note_question

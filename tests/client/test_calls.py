@@ -227,7 +227,7 @@ async def test_log_messages_reach_their_handler(revision: str) -> None:
     options = Options(log_level="info")
     async with Client(mcp, revision=revision, on_log=heard.append, options=options) as client:
         await client.call("say", text="hello")
-        await client.conversation.incoming.wait_for_handlers()
+        await client.conversation.requests.incoming.wait_for_handlers()
     assert [(message.level, message.data) for message in heard] == [("info", "hello")]
 
 
@@ -236,7 +236,7 @@ async def test_log_messages_below_the_requested_level_are_not_sent(revision: str
     heard: list[LogMessage] = []
     async with Client(mcp, revision=revision, on_log=heard.append, options=Options(log_level="error")) as client:
         await client.call("say", text="hello")
-        await client.conversation.incoming.wait_for_handlers()
+        await client.conversation.requests.incoming.wait_for_handlers()
     assert heard == []
 
 
@@ -283,7 +283,7 @@ def counting(server: Server) -> tuple[Client, list[str]]:
     def note(notification: Notification) -> None:
         heard.append(notification.method)
 
-    client.conversation.incoming.observer = note
+    client.conversation.requests.incoming.observer = note
     return client, heard
 
 
@@ -388,9 +388,9 @@ def test_client_can_be_used_in_several_event_loops() -> None:
 async def test_nested_blocks_share_a_connection() -> None:
     client = Client(mcp, timeout=WAIT)
     async with client:
-        connection = client.conversation.connection
+        connection = client.conversation.negotiated
         async with client:
-            assert client.conversation.connection is connection
+            assert client.conversation.negotiated is connection
         assert await client.call("count", a=1, b=1, result_type=int) == 2
 
 

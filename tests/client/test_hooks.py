@@ -67,7 +67,7 @@ async def test_questions_and_notifications_name_their_request() -> None:
     async with misbehaving(with_handshake(behave)) as server:
         talk = conversation(server.url, handler)
         told: list[tuple[str, int, int]] = []
-        talk.incoming.observer = lambda each: told.append(
+        talk.requests.incoming.observer = lambda each: told.append(
             (each.method, json.loads(bytes(each.params))["data"], each.request_id)
         )
         try:

@@ -36,6 +36,9 @@ async def test_header_annotations_are_dropped_when_the_list_changes() -> None:
     numbers = itertools.count()
 
     async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "tools/call":
+            await asked.result({"content": []})
+            return
         names = [f"t{next(numbers)}" for _ in range(4_000)]
         schema = {"type": "object", "properties": {"a": {"type": "string", "x-mcp-header": "a"}}}
         await asked.result({"tools": [{"name": each, "inputSchema": schema} for each in names], "ttlMs": 0})
@@ -43,8 +46,9 @@ async def test_header_annotations_are_dropped_when_the_list_changes() -> None:
     async with misbehaving(with_discovery(behave)) as server, Client(server.url, timeout=WAIT) as client:
         for _ in range(3):
             await client.tools(fresh=True)
-        headers = client.conversation.tool_headers
-        assert [dict(headers.of(name, {"a": "1"})) for name in ("t0", "t11999")] == [{}, {"Mcp-Param-A": "1"}]
+        for name in ("t0", "t11999"):
+            await client.call(name, a="1")
+    assert [each.headers.get("mcp-param-a") for each in server.requests[-2:]] == [None, "1"]
 
 
 async def test_cached_results_have_a_total_size() -> None:

@@ -303,7 +303,7 @@ async def test_login_may_take_longer_than_the_request_timeout() -> None:
         entering = asyncio.create_task(client.__aenter__())
         await slow.came.wait()
         now = asyncio.get_running_loop().time()
-        [running] = client.conversation.incoming.running.values()
+        [running] = client.conversation.requests.incoming.running.values()
         assert running.when - now > Options().max_call_seconds / 2
         slow.go_on.set()
         await entering

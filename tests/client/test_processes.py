@@ -396,7 +396,8 @@ async def test_canceled_close_leaves_no_process(tmp_path: Path) -> None:
     async with asyncio.timeout(WAIT):
         client = await Client(write(tmp_path, "import signal" + textwrap.dedent(stays))).__aenter__()
         pid = int((await client.call("x")).text)
-        client.conversation.incoming.background.spawn(asyncio.sleep(0))  # so that `close` has something to wait for
+        background = client.conversation.requests.incoming.background
+        background.spawn(asyncio.sleep(0))  # so that `close` has something to wait for
         closing = asyncio.create_task(client.__aexit__())
         await asyncio.sleep(0)
         closing.cancel()

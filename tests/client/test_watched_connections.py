@@ -241,7 +241,7 @@ async def test_watched_streams_are_reopened_every_time(short_backoff: None) -> N
         return await asked.end()
 
     async with asyncio.timeout(WAIT), misbehaving(session(streams)) as server, Client(server.url) as client:
-        await wait_until(lambda: client.conversation.incoming.subscribed._waiters)  # type: ignore[attr-defined]
+        await wait_until(lambda: client.conversation.requests.incoming.subscribed._waiters)  # type: ignore[attr-defined]
         assert count_gets(server) == 5  # a client that doesn't watch costs no more
         async with client.watch(tools=True) as changes:
             assert await until_other_than_again(changes) == Change("tools")

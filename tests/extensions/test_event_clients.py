@@ -117,7 +117,7 @@ async def test_streams_are_reopened_after_the_last_event_that_arrived(
     ):
         await wait_until(lambda: len(events._waiting) == 2)
         if why == "unread":
-            await wait_until(lambda: client.conversation.incoming.running == {})
+            await wait_until(lambda: client.conversation.requests.incoming.running == {})
             assert not events._space.is_set(), "it's reopened when they're read"
         else:
             now, silence = asyncio.get_running_loop().time(), events._silence

@@ -121,7 +121,7 @@ async def test_subscription_carries_extension_notifications() -> None:
             notes.append(notification)
             came.set()
 
-        client.conversation.incoming.observer = note
+        client.conversation.requests.incoming.observer = note
         wanted = {"notifications": {"isbns": ["1", "2"]}}
         listening = asyncio.create_task(client.request("subscriptions/listen", wanted, timeout=WAIT))
         await came.wait()

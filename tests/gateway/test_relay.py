@@ -357,7 +357,7 @@ def reporting() -> MCPServer:
 async def next_notification(client: Client, method: str, work: Awaitable[Any]) -> Any:
     """Return the parameters of the next notification with a method, during or after some work."""
     seen: asyncio.Queue[Any] = asyncio.Queue()
-    client.conversation.incoming.observer = seen.put_nowait
+    client.conversation.requests.incoming.observer = seen.put_nowait
     await work
     async with asyncio.timeout(WAIT):
         while (notification := await seen.get()).method != method:
@@ -640,7 +640,7 @@ def listening(*uris: str, **lists: bool) -> dict[str, Any]:
 async def test_relayed_subscription_has_the_upstreams_events_and_end() -> None:
     program, seen = Listening(), asyncio.Queue[Any]()
     async with Client(relay(program.server), revision="2026-07-28") as one, asyncio.timeout(WAIT):
-        one.conversation.incoming.observer = seen.put_nowait
+        one.conversation.requests.incoming.observer = seen.put_nowait
         requests = [one.request(LISTEN, listening(f"book://{number}")) for number in (1, 2)]
         running = [asyncio.ensure_future(each) for each in requests]
         acknowledged = [json.loads(bytes((await seen.get()).params)) for _ in running]

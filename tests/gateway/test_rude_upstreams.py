@@ -635,7 +635,7 @@ async def test_completed_urls_are_announced_to_the_asked_client() -> None:
         run_websocket_upstream(call) as (url, _),
         Client(make_gateway(url), revision=HANDSHAKE, elicit=Person()) as client,
     ):
-        client.conversation.incoming.observer = lambda each: told.append(json.loads(bytes(each.params)))
+        client.conversation.requests.incoming.observer = lambda each: told.append(json.loads(bytes(each.params)))
         assert texts(await request(client)) == "done"
     assert told == [{"elicitationId": "e7"}]
 

@@ -388,7 +388,7 @@ async def watch(
             for uri in uris:
                 await check_resource(client, uri)  # fail early, because a missing resource would never change
             with stop_without_reader() as wrap:
-                client.conversation.incoming.observer = wrap(partial(show_notification, as_json=json))
+                client.conversation.requests.incoming.observer = wrap(partial(show_notification, as_json=json))
                 async with client.watch(*uris, tools=True, prompts=True, resources=True) as changes:
                     if not json:
                         name = one_line(client.server.name) or target

@@ -37,7 +37,6 @@ from millstream._protocol.notifications import (
     ReadResourceResult,
     Reference,
     ResourceDescription,
-    SubscriptionFilter,
     TemplateDescription,
     ToolDescription,
 )
@@ -387,7 +386,7 @@ class Client:
         return self.conversation.list("tools/list", decode_tools, self._learn, fresh=fresh)
 
     def _learn(self, page: ListToolsResult) -> list[ToolDescription]:
-        found = self.conversation.callable(page)
+        found = self.conversation.learn(page.tools)
         for tool in found:
             schema = tool.output_schema
             self._output_schemas.keep(tool.name, (schema, 0 if schema is None else len(encode(schema))))
@@ -641,10 +640,7 @@ class Client:
             prompts: Whether to watch the list of prompts.
             resources: Whether to watch the list of resources. Without any arguments, all three lists are watched.
         """
-        everything = not (uris or tools or prompts or resources)
-        return self.conversation.watch(
-            SubscriptionFilter(tools or everything, prompts or everything, resources or everything, list(uris))
-        )
+        return self.conversation.watch(*uris, tools=tools, prompts=prompts, resources=resources)
 
     # Names in other MCP libraries. New programs should use the short names: `call`, `tools`, `read`, `prompt`.
 

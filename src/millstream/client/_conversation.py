@@ -60,9 +60,7 @@ class Conversation:
         timeout: Seconds to wait for a response.
         on_log: Handler for log messages.
         on_change: Handler for changes that a handshake-era server reports.
-        inflow: Counts bytes that arrive.
         observer: Called with each notification, before its handlers.
-        era: The era that earlier connections detected.
         about: The client's `clientInfo` as JSON, instead of the name and version of the options.
         reconnects: Whether to replace a lost session with a new one. If False, requests raise `SessionLost` after that.
 
@@ -81,9 +79,7 @@ class Conversation:
         timeout: float,
         on_log: OnLog | None = None,
         on_change: OnChange | None = None,
-        inflow: Inflow | None = None,
         observer: Callable[[Notification], object] | None = None,
-        era: Era | None = None,
         about: Raw | None = None,
         reconnects: bool = True,
     ) -> None:
@@ -91,28 +87,28 @@ class Conversation:
             raise TargetError(f"Unknown revision {revision}. This client supports {', '.join(BY_DATE)}.")
         self._options = options
         self.questions: QuestionHandler = questions
-        self.incoming: ServerMessages = ServerMessages(questions, on_log, on_change, options, observer)
+        self._incoming = ServerMessages(questions, on_log, on_change, options, observer)
         self.requests: WatchingRequests = WatchingRequests(
             place=find_server(target, env=options.env, cwd=options.cwd),
             options=options,
             questions=questions,
-            incoming=self.incoming,
+            incoming=self._incoming,
             pinned=BY_DATE[revision] if revision is not None else None,
             headers=headers,
             timeout=timeout,
-            inflow=inflow or Inflow(),
-            era=era or Era(),
+            inflow=Inflow(),
+            era=Era(),
             about=about or Implementation(options.name, options.version or __version__),
             reconnects=reconnects,
             log_level=options.log_level,
         )
-        self.tool_headers: ToolHeaders = ToolHeaders()
+        self._tool_headers = ToolHeaders()
         self._cache = Cache(options.max_bytes)
-        self.incoming.watchers.add(self._cache.invalidate)
+        self._incoming.watchers.add(self._cache.invalidate)
 
     async def start(self) -> None:
         """Connect and negotiate, even after `close`."""
-        self.incoming.background.reopen()
+        self._incoming.background.reopen()
         self._cache.invalidate(Change("again"), None)  # the server may have changed in the meantime
         try:
             await self.requests.restore(await self.requests.connect(first=True))
@@ -123,17 +119,18 @@ class Conversation:
     async def close(self) -> None:
         """Close the session, the connections, the process, and every task."""
         try:
-            await self.incoming.background.settle(0)
+            await self._incoming.background.settle(0)
             await self.requests.stop_watching()
         finally:  # even if `close` is canceled, to leave no process behind
             try:
                 await self.requests.close()
             finally:
-                await self.incoming.background.close()
+                await self._incoming.background.close()
 
     @property
-    def connection(self) -> Connection:
-        """Return the connection, or the last one while a new one is being made.
+    def negotiated(self) -> Connection:
+        """Return the connection, with the negotiated revision and capabilities. While a new one is being made, return
+        the last one.
 
         Raises:
             ClientError: The client hasn't connected yet.
@@ -143,13 +140,10 @@ class Conversation:
             raise ClientError(NOT_CONNECTED)
         return connection
 
-    negotiated = connection
-    """Negotiated revision and capabilities."""
-
     @property
     def transport(self) -> Transport:
         """Transport of the current connection."""
-        return self.connection.transport
+        return self.negotiated.transport
 
     async def call(
         self,
@@ -173,7 +167,7 @@ class Conversation:
             method="tools/call",
             params=_encode_call(tool, arguments),
             name=tool,
-            headers=self.tool_headers.of(tool, arguments),
+            headers=self._tool_headers.of(tool, arguments),
             timeout=timeout,
             progress=progress,
             meta=declared,
@@ -184,18 +178,17 @@ class Conversation:
             if exc.code != HEADER_MISMATCH:
                 raise
         # The tool's header annotations are unknown or out of date.
-        await self.list("tools/list", decode_tools, self.callable, fresh=True)
-        ask.headers = self.tool_headers.of(tool, arguments)
+        await self.list("tools/list", decode_tools, lambda page: self.learn(page.tools), fresh=True)
+        ask.headers = self._tool_headers.of(tool, arguments)
         return await self.requests.ask(ask)
 
-    def callable(self, result: ListToolsResult) -> "list[ToolDescription]":
-        """Return the callable tools of a page. Header annotations only matter on transports with headers.
+    def learn(self, tools: "list[ToolDescription]") -> "list[ToolDescription]":
+        """Return the tools that can be called. Header annotations only matter on transports with headers.
 
         Args:
-            result: The page.
+            tools: The tools of a page.
         """
-        over_http = self.transport.name == "streamable-http"
-        return self.tool_headers.learn(result.tools) if over_http else result.tools
+        return self._tool_headers.learn(tools) if self.transport.name == "streamable-http" else tools
 
     async def set_log_level(self, level: str) -> None:
         """Set the log level of the session.
@@ -217,13 +210,20 @@ class Conversation:
         await self.requests.ask(RawRequest(method="logging/setLevel", params=encode({"level": level})))
         self.requests.log_level = level
 
-    def watch(self, wanted: SubscriptionFilter) -> Changes:
-        """Return a subscription that isn't open yet: ``async with conversation.watch(wanted) as changes: …``.
+    def watch(self, *uris: str, tools: bool = False, prompts: bool = False, resources: bool = False) -> Changes:
+        """Return a subscription that isn't open yet: ``async with conversation.watch(uri) as changes: …``.
 
         Args:
-            wanted: The changes to report.
+            uris: Resources to watch for updates.
+            tools: Whether to watch the list of tools.
+            prompts: Whether to watch the list of prompts.
+            resources: Whether to watch the list of resources. Without any arguments, all three lists are watched.
         """
-        return Changes(self.requests, wanted)
+        everything = not (uris or tools or prompts or resources)
+        return Changes(
+            self.requests,
+            SubscriptionFilter(tools or everything, prompts or everything, resources or everything, list(uris)),
+        )
 
     # Lists and cached results
 

@@ -115,7 +115,7 @@ class ClientEvents(Struct, eq=False):
 
     def __post_init__(self) -> None:
         for kind in ("active", "event", "heartbeat", "error", "terminated"):
-            self.conversation.incoming.custom[PREFIX + kind] = partial(self._receive, kind)
+            self.conversation.requests.incoming.custom[PREFIX + kind] = partial(self._receive, kind)
 
     async def list(self) -> list[EventDescription]:
         """Return the event types that the server offers to this client.

@@ -105,7 +105,7 @@ class ClientHost(Struct, eq=False):
         Raises:
             ValueError: The notification belongs to MCP or another extension.
         """
-        self.client.conversation.incoming.custom[name] = self._handler(name, handler)
+        self.client.conversation.requests.incoming.custom[name] = self._handler(name, handler)
 
     def method(self, name: str, handler: Handler) -> None:
         """Answer a server request: ``handler(params, client)`` returns the members of the result.
@@ -136,10 +136,10 @@ class ClientHost(Struct, eq=False):
         Args:
             each: Returns the notification, a changed copy, or None to drop it. It must not block.
         """
-        self.client.conversation.incoming.filters.append(each)
+        self.client.conversation.requests.incoming.filters.append(each)
 
     def _handler(self, name: str, handler: Handler) -> Callable[[bytes], Awaitable[Any]]:
-        taken = {*self.client.conversation.incoming.custom, *self._questions.custom}
+        taken = {*self.client.conversation.requests.incoming.custom, *self._questions.custom}
         if name in _CORE or name in taken:
             raise ValueError(f"The method {name!r} already exists.")
         run = with_decoded_params(handler, type(self.client))

@@ -78,7 +78,7 @@ class ServerInfo(Implementation, frozen=True):
 
 
 class Connection(Struct, frozen=True):
-    """A connection after a handshake or `server/discover`."""
+    """A connection after a handshake or `server/discover`: ``conversation.negotiated.revision.date``."""
 
     transport: Transport
     revision: Revision
@@ -169,8 +169,8 @@ NO_HANDSHAKE = InvalidResponse, ServerError, NotMcp, UnknownVersion
 
 
 class Era(Struct):
-    """What connections have detected about their server: ``Conversation(…, era=era)``. If connections to the same
-    server share it, only the first one probes.
+    """What connections have detected about their server. If connections to the same server share it, only the first one
+    probes: ``conversation.requests.era = era``.
     """
 
     name: str = ""

@@ -239,9 +239,10 @@ class Changes(ClientSubscription[Change], eq=False):
 
 
 class WatchingRequests(Requests, eq=False, kw_only=True):
-    """Sends requests, and restores the session's log level and subscriptions on new connections.
+    """Sends requests: ``await conversation.requests.ask(RawRequest(method="ping"))``.
 
-    A lost connection of the handshake era is reopened while there are watchers or an `on_change` callback.
+    New connections get the session's log level and subscriptions. A lost connection of the handshake era is reopened
+    while there are watchers or an `on_change` callback.
     """
 
     log_level: str
@@ -259,13 +260,21 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
         self.incoming.interruption_callback = self._on_interruption
 
     def add(self, changes: Changes) -> None:
-        """Start sending changes to a watcher."""
+        """Start sending changes to a watcher.
+
+        Args:
+            changes: The watcher.
+        """
         self._watchers.add(changes)
         self.incoming.subscribed.set()
         self._keep()
 
     def discard(self, changes: Changes) -> None:
-        """Stop sending changes to a watcher."""
+        """Stop sending changes to a watcher.
+
+        Args:
+            changes: The watcher.
+        """
         self._watchers.discard(changes)
         if not self._watchers and self.incoming.on_change is None:
             self.incoming.subscribed.clear()

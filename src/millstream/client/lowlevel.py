@@ -10,16 +10,21 @@ Example:
 """
 
 from millstream.client._conversation import Conversation
-from millstream.client._requests import RawRequest
+from millstream.client._questions import QuestionHandler
+from millstream.client._requests import Connection, RawRequest
 from millstream.client._server_messages import Notification
 from millstream.client._transports import DuplexTransport
 from millstream.client._transports.stdio import Command, StdioTransport
+from millstream.client._watches import WatchingRequests
 
 __all__ = [
     "Command",
+    "Connection",
     "Conversation",
     "DuplexTransport",
     "Notification",
+    "QuestionHandler",
     "RawRequest",
     "StdioTransport",
+    "WatchingRequests",
 ]

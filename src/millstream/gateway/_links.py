@@ -17,7 +17,6 @@ from time import monotonic
 from msgspec import Raw, Struct, field
 
 from millstream import ProtocolError
-from millstream._protocol.notifications import SubscriptionFilter
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
@@ -471,7 +470,7 @@ class ResourceWatches(Struct):
         while True:
             try:
                 conversation = await self.connect()
-                async with conversation.watch(SubscriptionFilter(False, False, False, uris)) as changes:
+                async with conversation.watch(*uris) as changes:
                     watch.is_granted = True
                     for each in watch.replaced:
                         each.end()

@@ -22,7 +22,7 @@ from millstream._parts import PartHost
 from millstream._protocol.errors import UNSUPPORTED_VERSION, closest_name
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import Implementation
-from millstream._protocol.notifications import ResourceUpdatedNotificationParams, SubscriptionFilter
+from millstream._protocol.notifications import ResourceUpdatedNotificationParams
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._server.calls.call import Call
@@ -732,13 +732,14 @@ class Upstream:
             revision=revision,
             headers=config.headers,
             timeout=config.timeout * (self._start_factor if key == self.lister else 1),
-            inflow=Inflow(self.gateway.arriving, config.name),
             observer=relays.receive,
-            era=self._era if client is None else Era(),
             about=client.info if client else None,
             reconnects=client is None,
         )
-        conversation.incoming.watchers.add(self._take_interruption)
+        conversation.requests.inflow = Inflow(self.gateway.arriving, config.name)
+        if client is None:
+            conversation.requests.era = self._era
+        conversation.requests.incoming.watchers.add(self._take_interruption)
         places = Pool(MAX_HTTP_CALLS, several=self.links.places.several) if self._uses_http and not owner else None
         return Link(key, owner, conversation, relays, places)
 
@@ -1012,13 +1013,12 @@ class Upstream:
         self.links.retire(handshake=self.lister.handshake)  # a shared process has changed its era
 
     async def _watch(self, conversation: Conversation, subscribed: asyncio.Event) -> None:
-        wanted = SubscriptionFilter(True, True, True, [])
         if not self.keeps_lists.is_set():
             subscribed.set()
             await self.keeps_lists.wait()
             self._refresh_event.set()
         try:
-            async with conversation.watch(wanted) as changes:
+            async with conversation.watch() as changes:
                 subscribed.set()
                 async for change in changes:  # others have arrived in `_take_change`
                     self._take_interruption(change, None)

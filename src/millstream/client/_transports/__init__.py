@@ -284,7 +284,7 @@ class DuplexTransport:
         self._last_id = 0
         self._refusable = 0
         """Notifications that the server may still refuse."""
-        self.skip: SkipLog = SkipLog()
+        self.skip: Callable[[str, bytes], None] = SkipLog()
         self.fault: ClientError | None = None
         """Why the connection has ended."""
 
@@ -438,7 +438,7 @@ class EventReader(Struct, eq=False):
     """Reads successive connections of one stream and keeps the last event id and the delay between them."""
 
     _max: int
-    _skip: SkipLog = field(default_factory=SkipLog)
+    _skip: Callable[[str, bytes], None] = field(default_factory=SkipLog)
     _request_id: int = 0
     _retry_ms: int | None = None
     last_event_id: str = ""

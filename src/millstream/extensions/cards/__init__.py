@@ -17,7 +17,7 @@ from millstream._override import override
 from millstream.extensions import Extension, Host
 from millstream.protocol import REGISTRY_SCHEMA, REVISIONS, Json, encode
 
-__all__ = ["CardError", "CardIdentity", "Cards", "catalog", "registry_entry", "server_card"]
+__all__ = ["CardError", "CardIdentity", "Cards", "registry_entry"]
 
 CARD_TYPE = "application/mcp-server-card+json"
 CATALOG_TYPE = "application/ai-catalog+json"

@@ -33,7 +33,7 @@ from millstream.protocol import PER_REQUEST, Json, encode
 if TYPE_CHECKING:
     from millstream import Server
 
-__all__ = ["EventOptions", "EventType", "Events"]
+__all__ = ["EventOptions", "Events"]
 
 MAX_EVENTS = 50
 _MAX_SCANNED = 200
@@ -112,7 +112,7 @@ class Events(Extension):
             raise ValueError(
                 "max_subscriptions and max_subscriptions_each must be at least 1. webhooks=False disables webhooks."
             )
-        self.catalog: EventCatalog = EventCatalog()
+        self._catalog = EventCatalog()
         self._webhooks = webhooks
         self._recent_events_tool = recent_events_tool
         self._poll_pause = poll_pause
@@ -140,7 +140,7 @@ class Events(Extension):
             raise TypeError('event requires a name: @events.event("order.paid")')
 
         def declare(payload: P) -> P:
-            self.catalog.add(EventType(name, payload, **options))
+            self._catalog.add(EventType(name, payload, **options))
             return payload
 
         return declare
@@ -159,7 +159,7 @@ class Events(Extension):
         Raises:
             LocalError: The event isn't declared, the data doesn't match it, or the server isn't running.
         """
-        kind = self.catalog.find(event)
+        kind = self._catalog.find(event)
         written = kind.encode(data if isinstance(event, str) else event)
         return await self.server.hub.publish(kind.name, written.decode(), id=id, publisher=publisher)
 
@@ -185,7 +185,7 @@ class Events(Extension):
         if arguments and not event_name:
             raise ToolError("arguments require event_name, because they belong to one event type.")
         scopes = scopes_of(ctx.principal)
-        kinds = [kind for kind in self.catalog if sees(kind, scopes) and event_name in ("", kind.name)]
+        kinds = [kind for kind in self._catalog if sees(kind, scopes) and event_name in ("", kind.name)]
         if event_name and not kinds:
             raise ToolError(f"There is no event {event_name[:200]!r}.")
         found: list[tuple[float, Json]] = []
@@ -214,9 +214,9 @@ class Events(Extension):
     async def open(self, host: Host) -> None:
         """Register the methods and start the deliveries."""
         self._hub = host.hub
-        self._hub.admission.restrict(self.catalog.allows_channel)
+        self._hub.admission.restrict(self._catalog.allows_channel)
         modes = ["webhook", "poll", "push"] if self._webhooks else ["poll", "push"]
-        methods = EventMethods(self.catalog, host, modes, self._poll_pause)
+        methods = EventMethods(self._catalog, host, modes, self._poll_pause)
         host.capability({}, name="events", member="")  # for clients of an earlier draft
         host.method("events/list", methods.list_types)
         host.method("events/poll", methods.poll)
@@ -224,11 +224,11 @@ class Events(Extension):
         if not self._webhooks:
             return
         subscriptions = SubscriptionStore(host, host.map, *self._limits)
-        webhooks = WebhookMethods(self.catalog, host, subscriptions, self._sender, self._max_ttl)
+        webhooks = WebhookMethods(self._catalog, host, subscriptions, self._sender, self._max_ttl)
         host.method("events/subscribe", webhooks.subscribe)
         host.method("events/unsubscribe", webhooks.unsubscribe)
         self._outbox = outbox = Outbox(self._sender, host.now, self._retry_delay)
-        for kind in self.catalog:
+        for kind in self._catalog:
             job = EventDelivery(kind, host, subscriptions, outbox, FilterIndex(kind))
             host.on_revocation(job.recheck)
             host.run(job.run())

@@ -144,35 +144,22 @@ class Skills(Extension):
     # Methods
 
     @method("skills/list")
-    async def list_skills(self, params: _Page) -> Json:
-        """Return a page of the skills, sorted by URI.
-
-        Args:
-            params: The cursor of the page.
-        """
+    async def _list_skills(self, params: _Page) -> Json:
+        """Return a page of the skills, sorted by URI."""
         skills = await asyncio.to_thread(self._all)
         page, more = self._page(sorted(skills), params.cursor)
         return {"skills": [skills[uri] for uri in page], **more, **self._hints}
 
     @method("skills/get")
-    async def get_skill(self, params: _Uri) -> Json:
-        """Return one skill.
-
-        Args:
-            params: The URI of the skill.
-        """
+    async def _get_skill(self, params: _Uri) -> Json:
         skill = await asyncio.to_thread(self._find, params.uri)
         if skill is None:
             raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(params.uri)}.")
         return {"skill": skill, **self._hints}
 
     @method("resources/directory/read")
-    async def read_directory(self, params: _Uri) -> Json:
-        """Return a page of a directory's entries, sorted by name.
-
-        Args:
-            params: The URI of the directory, and the cursor of the page.
-        """
+    async def _read_directory(self, params: _Uri) -> Json:
+        """Return a page of a directory's entries, sorted by name."""
         children = await asyncio.to_thread(self._children, params.uri)
         if children is None:
             raise ProtocolError(INVALID_PARAMS, f"{shorten(params.uri)} isn't a directory resource.")
