@@ -15,6 +15,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from millstream._http.message import Callback, Headers, peer_network
+from millstream._override import override
 from millstream._protocol import revisions
 from millstream._protocol.admission import (
     admit_per_request,
@@ -34,7 +35,13 @@ from millstream._protocol.jsonrpc import (
 )
 from millstream._protocol.principal import Principal
 from millstream._protocol.revisions import ASSUMED, Revision
-from millstream._server.calls.call import Call, handshake_call, notification_call, per_request_call
+from millstream._server.calls.call import (
+    Call,
+    ReplyChannel,
+    handshake_call,
+    notification_call,
+    per_request_call,
+)
 from millstream._server.calls.services import SESSION_OVER, ServerChange, session_messages
 from millstream._server.calls.sessions import Session, SessionRecord
 from millstream._server.dispatch import Dispatcher, OpenSession
@@ -56,6 +63,8 @@ class ClientConnection(Confidential, Struct, eq=False):
     peer: str = ""
     headers: Headers | None = None
     transport: str = ""
+    open_reply: Callable[[Call], ReplyChannel] | None = None
+    """Opens a channel for the messages of one call, if the transport says which call a message belongs to."""
     id: str = field(default_factory=partial(secrets.token_hex, 16))
     session: Session | None = None
     asks: bool = True
@@ -182,7 +191,8 @@ class ClientConnection(Confidential, Struct, eq=False):
 
     def _way(self) -> dict[str, object]:
         return {
-            "reply_channel": self,
+            "reply_channel": None if self.open_reply else self,
+            "open_reply": self.open_reply,
             "origin": self,
             "transport": self.transport,
             "principal": self.principal,
@@ -324,6 +334,29 @@ _MAX_WAITING = 10_000
 """Maximum number of unread messages before a client is disconnected."""
 
 
+class _CallChannel(ReplyChannel):
+    """The messages of one call on a `MemoryPipe`."""
+
+    asks = True
+
+    def __init__(self, connection: ClientConnection, take: Callable[[bytes, int], bool], call: Call) -> None:
+        self._connection = connection
+        self._take = take
+        self._id = call.id if isinstance(call.id, int) else 0
+
+    @override
+    async def send(self, message: bytes) -> None:
+        self._take(message, self._id)
+
+    @override
+    def push(self, message: bytes) -> bool:
+        return self._take(message, self._id)
+
+    @override
+    def on_close(self, callback: Callback) -> Callback:
+        return self._connection.on_close(callback)
+
+
 class MemoryPipe:
     """An in-memory connection: `send` a message to the server, and `receive` its messages.
 
@@ -351,13 +384,14 @@ class MemoryPipe:
         self._connection = ClientConnection(
             dispatcher, self._take, self._no_wait, principal=principal, peer=peer, headers=headers, transport=transport
         )
-        self._messages = asyncio.Queue[bytes](_MAX_WAITING)
+        self._connection.open_reply = partial(_CallChannel, self._connection, self._take)
+        self._messages = asyncio.Queue[tuple[bytes, int]](_MAX_WAITING)
         self.closed = False
 
-    def _take(self, message: bytes) -> bool:
+    def _take(self, message: bytes, request_id: int = 0) -> bool:
         if self.closed or self._messages.full():
             return False
-        self._messages.put_nowait(message)
+        self._messages.put_nowait((message, request_id))
         return True
 
     async def _no_wait(self) -> None:
@@ -369,6 +403,10 @@ class MemoryPipe:
 
     async def receive(self) -> bytes:
         """Return the next message from the server. Waits until there is one."""
+        return (await self._messages.get())[0]
+
+    async def receive_with_id(self) -> tuple[bytes, int]:
+        """Return the next message, and the id of the request that it's about, or 0 if it's about none."""
         return await self._messages.get()
 
     async def close(self) -> None:

@@ -176,7 +176,7 @@ class ParkedCall(Recipient):
             exchange: Runs the call, with the `Recipient` of the upstream's messages.
             calls: The parked calls of this worker.
         """
-        super().__init__(relay.call, relay.abilities, relay.redactor)
+        super().__init__(relay.call, relay.abilities, relay.level, relay.redactor)
         self.id: str = secrets.token_hex(16)
         self.source: Revision = source
         self.size: int = 2 * size  # counted twice: the parameters, and the message that contains them

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream._server.calls.pending_questions import ClientRefusal
 from millstream._server.calls.services import LIST_CHANGED, UPDATED
+from millstream._transports.connection import ClientConnection
 from millstream.client.lowlevel import Conversation, Notification
 from millstream.gateway._results import Redactor
 from millstream.protocol import (
@@ -175,16 +176,20 @@ class Recipient:
     verbatim: bool = False
     """Whether the upstream's messages are passed on unchanged, because the client speaks its revision."""
 
-    def __init__(self, call: Call, abilities: bytes, redactor: Redactor | None) -> None:
+    def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
         """Store the client's properties.
 
         Args:
             call: The client's call.
             abilities: The questions that the client can answer (see `abilities_of`).
+            level: Minimum level of log messages that the client wants, or empty for none.
             redactor: Redacts the upstream's messages, if the policy requires it.
         """
         self.abilities: bytes = abilities
         self.redactor: Redactor | None = redactor
+        self.level: str = level
+        self.levels: Sequence[str] = LOG_LEVELS[LOG_LEVELS.index(level) :] if level else ()
+        """Levels of the log messages that the client wants."""
         self.revision: Revision = call.revision
         self.session: str = "" if call.session is None else call.session.id
         """Id of the client's session, or empty without one."""
@@ -198,6 +203,9 @@ class Recipient:
         """The caller: its issuer, subject, and client, or else its session, or else its address. One person's programs
         don't trust each other.
         """
+        connection = call.origin.id if isinstance(call.origin, ClientConnection) else ""
+        self.client: str = self.session or connection or (self.owner if self.signed_in else "")
+        """Identifies the client among others with the same owner, or empty if the owner may be several people."""
 
     def progress(self, progress: float, total: float | None, message: str | None) -> None:
         """Pass on progress as the client expects it."""
@@ -491,16 +499,9 @@ class Relay(Recipient):
     """The client of a call that runs on this worker."""
 
     def __init__(self, call: Call, abilities: bytes, level: str, redactor: Redactor | None) -> None:
-        """Create a relay.
-
-        Args:
-            call, abilities, redactor: See `Recipient`.
-            level: Minimum level of log messages that the client wants, or empty for none.
-        """
-        super().__init__(call, abilities, redactor)
+        """Create a relay. See `Recipient`."""
+        super().__init__(call, abilities, level, redactor)
         self.call: Call = call
-        self.level: str = level
-        self._levels = LOG_LEVELS[LOG_LEVELS.index(level) :] if level else ()
         self.outbox: NotificationQueue = NotificationQueue(self._send_to_client)
         """Notifications to the client. Settle it before the result."""
         self._urls: set[str] = set()
@@ -524,7 +525,7 @@ class Relay(Recipient):
         if self.verbatim:
             return True
         if method == LOG:
-            return _decode_details(params).level in self._levels
+            return _decode_details(params).level in self.levels
         if method == COMPLETE:
             return _decode_details(params).elicitation_id in self._urls
         call = self.call
@@ -687,18 +688,35 @@ class Relays:
         return self._users
 
     def find(self, request_id: int) -> Recipient | None:
-        """Return the recipient of a message. Without a request, the only one that can have caused it.
+        """Return the recipient of a question. Without a request, the only one that can have caused it.
 
         If one session has several calls, the oldest one.
         """
         if request_id:
             return self.recipients.get(request_id) or self._find_plain(request_id)
+        found = self._find_all()
+        return found[0] if len({each.session or each for each in found}) == 1 else None
+
+    def _find_for(self, notification: Notification) -> Recipient | None:
+        """Return the recipient of a log message or an extension's notification.
+
+        If nothing identifies the call, and one client has several, the oldest that wants the message gets it.
+        """
+        if notification.request_id:
+            return self.find(notification.request_id)
+        found = self._find_all()
+        if len({each.client or each for each in found}) != 1:
+            return None
+        try:
+            level = _decode_details(notification.params).level if notification.method == LOG else ""
+        except MALFORMED:
+            return None
+        return next((each for each in found if level in each.levels), found[0])
+
+    def _find_all(self) -> list[Recipient]:
+        """Return the running calls, or none of them if another caller's earlier call may have caused a message."""
         found = list(self.recipients.values())
-        if not found or len(self._current_users() | {each.owner for each in found}) > 1:
-            return None
-        if len(found) > 1 and any(each.session != found[0].session or not each.session for each in found):
-            return None
-        return found[0]
+        return [] if len(self._current_users() | {each.owner for each in found}) > 1 else found
 
     def _find_plain(self, request_id: int) -> Recipient | None:
         call = self.plain_calls.get(request_id)
@@ -768,7 +786,7 @@ class Relays:
             if found is not None and found.verbatim:
                 found.notify(method, params)
         elif method == LOG or method not in NOTIFICATIONS:  # a log message, or one of an extension
-            found = self.find(notification.request_id)
+            found = self._find_for(notification)
             if found is not None:
                 found.notify(method, params)
             elif method == LOG and self._log is not None:

@@ -348,11 +348,12 @@ class DuplexTransport:
             del self._waiting[request.id]
             has_failed(waiter)  # retrieves its error, in case the write failed first
 
-    def receive(self, data: bytes) -> None:
+    def receive(self, data: bytes, request_id: int = 0) -> None:
         """Receive one message or a batch. Invalid messages are skipped, as official clients do.
 
         Args:
             data: JSON of the message or batch.
+            request_id: The request that it belongs to, or 0 if it's unknown.
         """
         try:
             items = messages_in(data)
@@ -361,7 +362,7 @@ class DuplexTransport:
             return
         for item in items:
             try:
-                self.deliver(read_foreign(item))
+                self.deliver(read_foreign(item), request_id)
             except ProtocolError as exc:
                 waiter = self._waiting.get(answered_id(item))
                 if waiter is not None and not waiter.done():

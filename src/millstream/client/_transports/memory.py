@@ -44,7 +44,7 @@ class MemoryTransport(DuplexTransport):
 
     async def _read(self, pipe: MemoryPipe) -> None:
         while True:
-            self.receive(await pipe.receive())
+            self.receive(*await pipe.receive_with_id())
 
     @override
     async def _write(self, message: bytes) -> None:
