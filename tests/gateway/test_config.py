@@ -150,6 +150,11 @@ MISTAKES = {
     "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
     "x = ": "isn't valid TOML: Invalid value (at end of document). Write key = ",
     '{"mcpServers": {}}': "Name a JSON file NAME.json.",
+    '[upstreams.a]\nurl = "http://a/mcp"\nauth = "sesame"': "line 3: upstreams.a.auth: it must be a table such as {",
+    'name = "a"\ncommand = "C:\\Users\\ada"': r"column 16). Write a path in single quotes: 'C:\servers\shop.py'.",
+    "[upstreams.a]\ndisabled = False": "(at line 2, column 12). Write true or false in lower case",
+    'name = "a"\nname = "b"': "Write each table and each key once.",
+    "[upstreams.a]\nnote = 'x'\n[upstreams.a]\nnote = 'y'": "Write each table and each key once.",
 }
 
 

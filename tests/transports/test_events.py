@@ -337,6 +337,17 @@ async def test_misspelled_channel_parameters_are_rejected(lane: bool) -> None:
         assert await everybody.until(1) == ["for all"]
 
 
+async def test_channels_in_the_query_of_a_published_event_are_rejected(lane: bool) -> None:
+    """Without the refusal, the event would reach the readers of the default channel."""
+    async with world(lane) as here:
+        everybody = await here.stream()
+        for query in ("channel=ops", "x=1&id=7"):
+            status, _, refusal = await here.ask("POST", f"/publish?{query}", b'{"data":"secret"}')
+            assert (status, "must be in the body, not in the query" in refusal["detail"]) == (400, True)
+        assert (await here.ask("POST", "/publish?token=x", b'{"data":"for all"}'))[0] == 200
+        assert await everybody.until(1) == ["for all"]
+
+
 async def test_excess_connections_get_a_retry_time(lane: bool) -> None:
     async with world(lane, max_connections=2) as here:
         first = await here.stream()

@@ -222,6 +222,19 @@ async def test_trusted_proxies_set_the_peer(start: Start, trusted: str, forwarde
         assert (await peer.reply())[2] == expected.encode()
 
 
+def test_trusted_proxies_that_match_no_address_are_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "nginx, 10.0.0.5/24,10.0.0.0/33, 127.0.0.1,,10.0.0.0/24")
+    proxies = TrustedProxies.from_environment()
+    assert [proxies.trusts(each) for each in ("10.0.0.5", "10.0.1.5", "127.0.0.1")] == [True, False, True]
+    said = [each.getMessage().partition(", which matches no proxy")[0] for each in caplog.records]
+    assert said == [f"FORWARDED_ALLOW_IPS contains {each!r}" for each in ("nginx", "10.0.0.5/24", "10.0.0.0/33")]
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+    TrustedProxies.from_environment()
+    assert len(caplog.records) == 3
+
+
 async def test_handlers_see_the_root_path(start: Start) -> None:
     async def where(request: HttpRequest) -> Response:
         return Response(body=f"{request.root_path}|{request.path}".encode())

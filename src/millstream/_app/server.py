@@ -138,9 +138,10 @@ def check_auth(auth: "AuthMethodOrUnbound | Sequence[AuthMethodOrUnbound] | None
         raise TypeError("auth=[] protects nothing. Leave it out, or add a method, such as auth.keys(…).")
     for each in methods:
         if not (hasattr(each, "identify") or hasattr(each, "bind")):
+            given = getattr(each, "__name__", type(each).__name__)
             raise TypeError(
-                "auth must be created by millstream.auth, such as auth.keys(…), not "
-                f"{getattr(each, '__name__', each)!r}."
+                f"auth must be a method such as auth.keys(…), not {given!r}. Users sign in with "
+                "auth=auth.issuer(URL, users=…)."
             )
     return methods
 

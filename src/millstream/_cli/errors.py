@@ -10,7 +10,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, takewhile
 from typing import Any
@@ -81,6 +81,8 @@ _OTHER_OPTIONS = {
     "http": "transport http",
     "key": "auth",
     "sse": "transport sse",
+    "ssl-certfile": "tls-cert",
+    "ssl-keyfile": "tls-key",
     "stdio": "transport stdio",
     "token": "auth",
     "verbose": "log-level debug",
@@ -88,6 +90,8 @@ _OTHER_OPTIONS = {
 }
 """Options of other programs, with ours."""
 _OPTIONED = ("install", "run")
+_SERVING = ("dev", "gateway", "run")
+_PASSWORDS = "Leave out the password. The command asks for it, or reads it from a pipe."
 _COMMANDS = set(chain(*COMMANDS.values()))
 _CLIENTS = {name for heading, names in COMMANDS.items() if "a server" in heading for name in names} - {"record"}
 """Commands whose first argument is a server."""
@@ -191,7 +195,7 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
                 remedy = shlex.join(["millstream", *names, exc.argument.name, *arguments[arguments.index("--") :]])
         _fail(text, arguments, names, remedy)
     except (CycloptsError, UsageError) as exc:
-        _fail(str(exc), arguments)
+        _fail(str(exc), arguments, getattr(exc, "command_chain", None) or ())
     except EOFError:  # Ctrl-D at a question
         report_error("Aborted.", 1, shown="Aborted.")
         sys.exit(1)
@@ -255,6 +259,8 @@ def _find_misplaced(arguments: Sequence[str], extra: str, number: int) -> str:
         return f"millstream list -- {shlex.join(arguments[1:])}"
     if arguments[0] == "list" and number == 1 and len(arguments) > 2:
         return f"millstream call {shlex.quote(arguments[1])} {shlex.quote(extra)}"
+    if arguments[:2] in (["users", "add"], ["users", "password"]):
+        return _PASSWORDS
     command, option = arguments[0], f"port {extra}" if extra.isdigit() else _OTHER_OPTIONS.get(extra)
     if command in ("run", "gateway") and (extra.endswith(_SERVERS) or "://" in extra):
         return "To serve several servers, list them in a file: millstream gateway servers.json"
@@ -301,6 +307,10 @@ def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy
     command = " ".join(names) or (arguments[0] if arguments[0] in _COMMANDS else "")
     remedy = remedy or (f"millstream {command} --help" if command else "millstream --help")
     if found := _UNKNOWN.match(text):
+        from millstream._protocol.errors import closest_name  # noqa: PLC0415  only for errors
+
+        shown, _, near = text.partition(" Did you mean --")
+        text = text if closest_name(found[2], [near.rstrip("?")]) else shown
         if command == "dev" and found[1] == "--reload":
             text, remedy = "dev always reloads, so it has no option --reload.", "Leave it out."
         if other := _other_option(command, found, arguments):
@@ -311,12 +321,27 @@ def _fail(text: str, arguments: Sequence[str], names: Sequence[str] = (), remedy
     sys.exit(2)
 
 
+def _settings() -> Collection[str]:
+    from millstream._config import Settings  # noqa: PLC0415  only for errors
+
+    return Settings.__struct_fields__
+
+
 def _other_option(command: str, unknown: re.Match[str], arguments: Sequence[str]) -> str:
     """Return the replacement for an unknown option, or an empty string if that's unclear."""
     option, name = unknown.groups()
     other = _OTHER_OPTIONS.get(name, "")
-    if other and (command in _OPTIONED or (command in _CLIENTS and name == "auth-key")):
+    if command in _SERVING and name in ("e", "env"):
+        return "Set variables before the command, NAME=VALUE millstream …, or write them into a file: --env-file FILE"
+    if command.startswith("users ") and name in ("password", "p"):
+        return _PASSWORDS
+    if other and (
+        command in _OPTIONED
+        or (command in _CLIENTS and (name == "auth-key" or (other == "auth" and command not in _LISTED)))
+    ):
         return _instead(arguments, option, other)
+    if command in _SERVING and (setting := name.replace("-", "_")) in _settings():
+        return f"It's a setting. Set it before the command: MILLSTREAM_{setting.upper()}=VALUE millstream …"
     if other.endswith("debug") and command in _CLIENTS:
         server = next((each for each in arguments[1:] if each.endswith(_SERVERS) or "://" in each), "FILE")
         return f"To see what happens: millstream {'doctor' if '://' in server else 'dev'} {server}"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -315,6 +316,9 @@ async def _missing(
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Return the arguments without names, and the others."""
+    for word, following in pairwise(arguments):
+        if re.fullmatch(r"[\w-]+=", word) and not re.search("[={]", following):
+            raise UsageError(f"{word} is followed by a space. Write {shlex.quote(word + following)}.")
     named = [word for word in arguments if "=" in word]
     names = [word.partition("=")[0] for word in named]
     if twice := next((name for name in names if names.count(name) > 1), ""):

@@ -394,7 +394,11 @@ class TrustedProxies:
             try:
                 networks.append(ip_network(each))
             except ValueError:
-                continue  # Skip names, because a peer's address is never a name.
+                if each and each != "*":
+                    logger.warning(
+                        "%s contains %r, which matches no proxy. Use an address, such as 10.0.0.5, or a network, such "
+                        "as 10.0.1.0/24.", VARIABLE, each,
+                    )  # fmt: skip
         self._networks = networks
         self.trusts = lru_cache(maxsize=1024)(self._trusts)
 

@@ -580,7 +580,9 @@ def with_user_frames(exc: BaseException, *, explained: tuple[type[BaseException]
 
 
 def advise(exc: BaseException) -> None:
-    """Add advice to an error caused by using a coroutine instead of its result."""
+    """Add advice to an error caused by a coroutine that isn't awaited."""
+    if isinstance(exc, RuntimeError) and str(exc).startswith("asyncio.run() cannot be called"):
+        exc.add_note("An `async def` function already runs in an event loop. Write `await function()` instead.")
     if not isinstance(exc, AttributeError | TypeError) or "'coroutine'" not in str(exc):
         return
     forgotten = getattr(exc, "obj", None)

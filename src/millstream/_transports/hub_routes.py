@@ -239,6 +239,8 @@ class HubRoutes(Struct, frozen=True):
             raise ProtocolError(INVALID_REQUEST, text, status=415)
         if not request.body.strip():
             raise ProtocolError(INVALID_REQUEST, f"The body is empty. {_USAGE}")
+        if query_values(request.query).keys() & set(Publication.__struct_fields__):
+            raise ProtocolError(INVALID_REQUEST, f"The event must be in the body, not in the query. {_USAGE}")
         check_encoded_size(len(request.body), self.hub.limits.max_event)
         check_text(request.body)
         try:

@@ -352,6 +352,10 @@ def rules_of(
         raise ValueError(
             f"issuer must be an https URL, or an http URL of this machine, without a user name{given}."
         ) from None
+    if "/.well-known/" in issuer:
+        raise ValueError(
+            f"issuer must be the part of the URL before /.well-known/: {issuer.partition('/.well-known/')[0]!r}."
+        )
     audiences = (audience,) if isinstance(audience, str) and audience else several("audience", audience or ())
     clients = several("client_ids", client_ids)
     if not all(map(_is_name, audiences)) or not (audiences or clients):
@@ -438,6 +442,8 @@ def jwt(  # noqa: PLR0913  the options of an issuer
     if secret:
         keys = FixedKeys([shared_secret(secret)])
     elif isinstance(jwks, str):
+        if "://" not in jwks:
+            raise ValueError("jwks must be the URL of the issuer's keys, or a key set as a dict: json.load(file).")
         keys = FetchedKeys(check_url(jwks).geturl(), ask_issuer)
     else:
         keys = FixedKeys(read_keys(jwks))

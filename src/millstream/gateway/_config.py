@@ -330,6 +330,14 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         hint = (
             "Name a JSON file NAME.json." if text.lstrip()[:1] == "{" else 'Write key = "text" under [upstreams.NAME].'
         )
+        at = re.search(r"at line (\d+)", str(exc))
+        line = text.split("\n")[int(at[1]) - 1] if at else ""
+        if "\\" in line:
+            hint = r"Write a path in single quotes: 'C:\servers\shop.py'."
+        elif re.search(r"=\s*(?:True|False|None|null)\b", line):
+            hint = "Write true or false in lower case, and leave out options without a value."
+        elif "Cannot " in str(exc):
+            hint = "Write each table and each key once."
         if path.suffix in (".yaml", ".yml"):
             hint = "A gateway doesn't read YAML. List the servers in a JSON file, under mcpServers."
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
@@ -421,6 +429,9 @@ def _load_openapi(value: ConfigValue) -> Any:
 
 def _load_credentials(value: ConfigValue) -> Any:
     kinds = {each.__struct_config__.tag: each for each in get_args(Credentials)}
+    if isinstance(value.value, str):
+        example = '{ kind = "bearer", env = "TOKEN" }'
+        raise value.error(f"it must be a table such as {example}, not {value.quote(value.original)}.")
     rest = {key: each.value for key, each in value.expand().table().items()}
     name = str(rest.pop("kind", ""))
     if name not in kinds:

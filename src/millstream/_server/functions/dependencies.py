@@ -229,6 +229,8 @@ def dependencies_in(signature: inspect.Signature, hints: Mapping[str, Any]) -> d
             if module == "fastapi.params":
                 use = "Read ctx.headers" if kind in ("Header", "Cookie") else "Write: from millstream import Field"
                 raise TypeError(f"{name}: a tool can't use FastAPI's {kind}. {use}.")
+        if isinstance(hint, Dependency):
+            raise TypeError(f"{name}: Depends isn't a type. Write Annotated[TYPE, Depends({hint.function.__name__})].")
         mark = next((each for each in marks if isinstance(each, Dependency)), None)
         if mark is not None:
             found[name] = mark

@@ -127,7 +127,9 @@ def place(path: Sequence[str | int]) -> str:
 
 def explain(problems: Sequence[Problem], schema: Schema) -> str:
     """Explain the problem: ``'a' must be an integer, got a string. Expected: {"a": integer}``."""
-    return f"{problem_text(problems)}. {expected_text(schema)}"
+    text = f"{problem_text(problems)}. {expected_text(schema)}"
+    nested = Problem(("arguments",), "unknown") in problems
+    return f"{text}. Send the values themselves, not inside 'arguments'." if nested else text
 
 
 def describe_problems(schema: Schema, arguments: Schema, *, strict: bool = False) -> str:
