@@ -31,6 +31,7 @@ from millstream.client import (
     Options,
     RequestTimeout,
     ServerError,
+    SessionLost,
     TlsFailed,
     UnknownVersion,
 )
@@ -211,6 +212,13 @@ async def test_same_origin_redirects_are_followed() -> None:
         ),
         ("400 Bad Request", b"Bad Request: No valid session ID provided"),
         ("400 Bad Request", b"Invalid or missing session ID"),
+        ("400 Bad Request", b"No active session"),
+        ("400 Bad Request", b'{"error":"Session does not exist"}'),
+        # As a server of the official TypeScript SDK that has been restarted.
+        ("400 Bad Request", b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"Server not initialized"}}'),
+        # As older versions of the official Rust SDK.
+        ("401 Unauthorized", b"Unauthorized: Session not found"),
+        ("410 Gone", b""),
     ],
 )
 async def test_expired_sessions_are_reopened_and_the_call_repeated(status: str, body: bytes) -> None:
@@ -228,6 +236,30 @@ async def test_expired_sessions_are_reopened_and_the_call_repeated(status: str, 
         assert (await client.call("x")).text == "done"
         assert [asked.method for asked in server.requests].count("initialize") == 2
         assert "mcp-session-id" not in [asked for asked in server.requests if asked.method == "initialize"][1].headers
+
+
+async def test_credentials_that_are_rejected_keep_their_session() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.reply(
+            b"Your session has an invalid login: session expired",
+            status="401 Unauthorized",
+            more="WWW-Authenticate: Bearer\r\n",
+        )
+
+    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+        with pytest.raises(AccessDenied):
+            await client.call("x")
+        assert [asked.method for asked in server.requests].count("initialize") == 1
+
+
+async def test_servers_that_never_accept_their_session_are_given_up() -> None:
+    async def behave(asked: ReceivedRequest) -> None:
+        await asked.reply(b"Unauthorized: Session not found", status="401 Unauthorized")
+
+    async with misbehaving(with_handshake(behave, session="s1")) as server, Client(server.url) as client:
+        with pytest.raises(SessionLost):
+            await client.call("x")
+        assert [asked.method for asked in server.requests].count("initialize") <= 3
 
 
 async def test_rejected_requests_keep_their_session() -> None:

@@ -26,6 +26,7 @@ from millstream._recent import Recent
 from millstream._tasks import Tasks, has_failed
 from millstream.client._endpoint import Endpoint, problem_detail, try_again, with_reply
 from millstream.client._errors import (
+    AccessDenied,
     ClientError,
     ConnectFailed,
     ConnectionLost,
@@ -49,7 +50,8 @@ _IDENTITY = "Accept-Encoding: identity\r\n"
 _ACCEPT = f"Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n{_IDENTITY}"
 _ACCEPT_EVENTS = f"Accept: text/event-stream\r\n{_IDENTITY}"
 _NO_SESSION = re.compile(
-    rb"(?i)(?:no valid|invalid|unknown|expired)[a-z ]{0,12} session|session (?:id )?(?:not found|expired)"
+    rb"(?i)(?:no valid|no active|invalid|unknown|expired)[a-z ]{0,12} session"
+    rb"|session (?:id )?(?:not found|expired|does not exist)|server not initialized"
 )
 _MAX_REASON = 16 * 1024
 """Maximum size of an error's body to search for words, in bytes."""
@@ -117,6 +119,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
                 return self._answer(request, reply)
             _check_coding(reply)
             return await self._follow(request, reply.stream)
+        except AccessDenied as exc:
+            if exc.challenge or not isinstance(exc.reply, HttpReply) or not self._has_lost_session(exc.reply):
+                raise
+            raise self._error(exc.reply) from exc
         except asyncio.CancelledError:
             revision = self._revision  # in the per-request era, closing the connection is enough
             if request.method != "initialize" and revision is not None and revision.handshake:
@@ -202,9 +208,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
         return message
 
     def _has_lost_session(self, reply: HttpReply) -> bool:
-        """Return whether the server doesn't know the session. Many respond with 400 instead of 404."""
+        """Return whether the server doesn't know the session. Many respond with 400 or 401 instead of 404."""
         return bool(self._session) and (
-            reply.status == 404 or (reply.status == 400 and _NO_SESSION.search(reply.body[:_MAX_REASON]) is not None)
+            reply.status in (404, 410)
+            or (reply.status in (400, 401) and _NO_SESSION.search(reply.body[:_MAX_REASON]) is not None)
         )
 
     def _error(self, reply: HttpReply) -> ClientError:
