@@ -189,6 +189,33 @@ async def test_structured_content_beside_an_image_reaches_the_model() -> None:
     assert [part["type"] for part in api.requests[1].last["content"]] == ["text", "image_url"]
 
 
+@for_each(
+    ("text", "structured", "added"),
+    [
+        ("2 projects.", {"projects": [{"id": 71}, {"id": 72}]}, True),
+        ("2 projects: 71 and 72", {"projects": [{"id": 71}, {"id": 72}]}, False),
+        ('{\n"note": "caf\\u00e9\\n\\"x\\""}', {"note": 'caf\u00e9\n"x"'}, False),
+        ("5", {"result": 5}, False),
+        ("Done: True", {"ok": True, "error": None}, False),
+        ("Done.", {}, False),
+    ],
+)
+async def test_structured_content_that_the_text_lacks_reaches_the_model(
+    text: str, structured: dict[str, Any], added: bool
+) -> None:
+    mcp = Server("projects")
+
+    @mcp.tool(annotations=READ)
+    async def projects() -> ToolResult:
+        """List the projects."""
+        return ToolResult([text], structured)
+
+    with ScriptedModel(calls(("projects", "{}")), says("So.")) as api:
+        async with Agent(model(api), [mcp]) as agent:
+            [result] = of(ToolEnd, await collect(agent.say("List them")))
+    assert result.text == (f"{text}\n{json.dumps(structured, separators=(',', ':'))}" if added else text)
+
+
 async def test_long_results_are_truncated_with_a_note() -> None:
     result, _ = await returned(("show", "{}"), limits=Limits(max_result=10))
     assert result.text.startswith("words\n[res\n[")

@@ -6,7 +6,9 @@ parts. Tool messages can contain only text, so images and audio of a result are 
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -17,20 +19,43 @@ from millstream.agent._configuration import ConnectedServer
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message
 from millstream.client import ClientError, Result, ServerError
-from millstream.protocol import Json, PromptDescription
+from millstream.protocol import Json, PromptDescription, is_array, is_object
 
 Part = Json
 _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 """Media type -> format name of the API. Others aren't supported."""
+_COMPARED = 100
+"""Maximum values of structured content to look for in a result's text."""
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
 def show_result(result: Result, limit: int) -> tuple[str, list[Part]]:
-    """Return the text and parts of a tool's result, using structured content if the text doesn't contain it."""
+    """Return the text and parts of a tool's result, with structured content if the text doesn't contain it."""
     text, parts = show_blocks(result.content, limit)
-    if not text and result.structured_content is not UNSET:
-        text = cut(bytes(result.structured_content).decode("utf-8", "replace"), limit)
+    structured = result.structured_content
+    if structured is not UNSET and len(text) <= limit and not (text and _repeats(text, structured)):
+        text = cut(f"{text}\n{bytes(structured).decode('utf-8', 'replace')}".lstrip("\n"), limit)
     return text or ("(see the next message)" if parts else "(no content)"), parts
+
+
+def _repeats(text: str, structured: msgspec.Raw) -> bool:
+    """Return whether text is structured content as JSON, or at least has the first values of it."""
+    value = msgspec.json.decode(structured)
+    with suppress(msgspec.DecodeError):
+        if msgspec.json.decode(text) == value:
+            return True
+    found = text.casefold()
+    return all(str(each).casefold() in found for each in islice(_leaves(value), _COMPARED))
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    pending = [value]
+    while pending:
+        each = pending.pop()
+        if is_object(each) or is_array(each):
+            pending += each.values() if is_object(each) else each
+        elif each is not None:
+            yield each
 
 
 def show_blocks(blocks: Iterable[Any], limit: int) -> tuple[str, list[Part]]:
