@@ -16,6 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from millstream import Settings
+
 ROOT = Path(__file__).resolve().parent.parent
 DEPLOY = ROOT / "deploy"
 BIN = ROOT / ".venv-deploy" / "bin"
@@ -36,12 +40,19 @@ VALUES: dict[str, dict[str, Any]] = {
     "everything": {
         "replicas": 3,
         "workers": 4,
-        "image": {"repository": "registry.example.com/millstream", "tag": "1.2.3"},
+        "image": {"repository": "registry.example.com/millstream", "tag": 20261127},
+        "imagePullSecrets": [{"name": "registry"}],
         "hosts": ["mcp.example.com", "mcp.example.org"],
-        "settings": {"MILLSTREAM_LOG_LEVEL": "debug", "MILLSTREAM_MAX_CALLS": 1000},
+        "settings": {
+            "MILLSTREAM_LOG_LEVEL": "debug",
+            "MILLSTREAM_MAX_BODY": 4194304,
+            "MILLSTREAM_HEARTBEAT": 2.5,
+            "MILLSTREAM_ALLOWED_ORIGINS": ["https://a.example", "https://b.example"],
+            "MILLSTREAM_SESSIONS": False,
+        },
         "server": (DEPLOY / "server.py").read_text("utf-8"),
         "autoscaling": {"enabled": True, "minReplicas": 3},
-        "podAnnotations": {"example.com/team": "a"},
+        "podAnnotations": {"example.com/team": "a", "prometheus.io/scrape": "false"},
         "nodeSelector": {"kubernetes.io/arch": "amd64"},
         "tolerations": [{"key": "dedicated", "operator": "Equal", "value": "mcp", "effect": "NoSchedule"}],
         "maxUnavailable": "25%",
@@ -78,6 +89,39 @@ def install() -> None:
     run("go", "build", "-o", BIN / "traefikcheck", ".", where=TRAEFIK, environment={"GOTOOLCHAIN": "local"})
 
 
+def text(value: object) -> str:
+    """Return the value of an environment variable."""
+    return ",".join(value) if isinstance(value, list) else json.dumps(value).strip('"')
+
+
+def check_refused(name: str, folder: Path) -> None:
+    """Check that a setting with a value of its own is refused, because Kubernetes would get it twice."""
+    values = {"trustedProxies": ["10.42.3.0/24"], "settings": {name: "1"}}
+    (folder / "refused.values").write_text(json.dumps(values), "utf-8")
+    command = [BIN / "helm", "template", "shop", DEPLOY / "chart", "--values", folder / "refused.values"]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
+    if f"instead of {name} in settings" not in done.stderr:
+        sys.exit(f"The chart takes {name} in its settings:\n{done.stdout}{done.stderr}")
+
+
+def check_deployment(manifests: str, values: dict[str, Any]) -> None:
+    """Check that a pod gets the image and each setting as they were written, once, and that the server accepts them."""
+    (made,) = [each for each in yaml.safe_load_all(manifests) if each["kind"] == "Deployment"]
+    (container,) = made["spec"]["template"]["spec"]["containers"]
+    settings = [(each["name"], each["value"]) for each in container["env"]]
+    if len(dict(settings)) < len(settings):
+        sys.exit(f"A variable has two values: {settings}")
+    wrong = {
+        name: dict(settings)[name]
+        for name, value in values.get("settings", {}).items()
+        if dict(settings)[name] != text(value)
+    }
+    tag = values.get("image", {}).get("tag")
+    if wrong or (tag and not container["image"].endswith(f":{tag}")):
+        sys.exit(f"The chart changes values: {wrong}, {container['image']}")
+    Settings.load(dict(settings))
+
+
 def schemas(folder: Path) -> str:
     """Write a schema for each Kubernetes kind, and return the location for kubeconform.
 
@@ -111,6 +155,14 @@ def chart(folder: Path) -> str:
             manifests = run(BIN / "helm", "template", release, DEPLOY / "chart", "--values", file)
             kinds.update(re.findall(r"^kind: (\w+)", manifests, re.MULTILINE))
             run(BIN / "kubeconform", "-strict", "-schema-location", location, given=manifests)
+            check_deployment(manifests, values)
+    for name in (
+        "MILLSTREAM_ALLOWED_HOSTS",
+        "FORWARDED_ALLOW_IPS",
+        "MILLSTREAM_DRAIN_DELAY",
+        "MILLSTREAM_DRAIN_TIMEOUT",
+    ):
+        check_refused(name, folder)
     return f"{', '.join(sorted(kinds))} with {len(VALUES)} sets of values, as {KUBERNETES} describes them"
 
 

@@ -194,8 +194,11 @@ def test_compose_service_serves_as_its_user(container: Container) -> None:
 def test_helm_chart_pod_serves_as_its_user(container: Container) -> None:
     text = (DEPLOY / "chart" / "templates" / "deployment.yaml").read_text("utf-8")
     values = yaml.safe_load((DEPLOY / "chart" / "values.yaml").read_text("utf-8"))
-    words = [each.strip() for each in re.findall(r"args: \[(.*)\]", text)[0].split(",")]
-    words[-1] = str(values["workers"])
+    (arguments,) = re.findall(r"args: (\[.*\])", text)
+    words = yaml.safe_load(arguments.replace("{{ .Values.workers | quote }}", f'"{values["workers"]}"'))
+    at = words.index("--port")
+    assert words[at + 1] in re.findall(r"containerPort: (\d+)", text)
+    del words[at : at + 2]  # run() adds a free one
     assert f"runAsUser: {USER}" in text
     environment = {
         **of_the_image(), "MCP_SERVER_AUTH_KEY": KEY, "MILLSTREAM_SECRET_KEY": KEY[::-1],
