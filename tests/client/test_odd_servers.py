@@ -19,7 +19,7 @@ from client.misbehaving_servers import (
     with_discovery,
     with_handshake,
 )
-from millstream import Client, EmbeddedResource, Image
+from millstream import Client, EmbeddedResource, Image, ResourceLink, Text
 from millstream.client import (
     AccessDenied,
     ClientError,
@@ -35,6 +35,7 @@ from patience import WAIT
 NEVER = 0.05
 """A timeout that is meant to run out."""
 Behave = Callable[[ReceivedRequest], Awaitable[None]]
+Json = dict[str, Any]
 
 
 def once(data: bytes) -> bytes:
@@ -572,6 +573,81 @@ async def test_malformed_hints_do_not_fail_a_result(annotations: object) -> None
         assert result.text == "done"
         assert result.data == {"annotations": annotations}
         assert (await client.prompt("p")).text == "done"
+
+
+UNREADABLE: list[Any] = [
+    {"type": "hologram", "data": "x"},
+    {"type": 5},
+    {"type": None, "text": "t"},
+    {"text": "no type"},
+    {"type": "text", "text": 5},
+    {"type": "image", "data": "%%", "mimeType": "image/png"},
+    {"type": "resource_link", "name": "no uri"},
+    {"type": "resource"},
+    {"type": "resource", "resource": {"text": "no uri"}},
+    {"type": "resource", "resource": {"uri": "a://b", "blob": "%%"}},
+    {},
+    None,
+    7,
+    ["a"],
+]
+
+
+@for_each("block", UNREADABLE)
+async def test_unknown_and_malformed_blocks_do_not_cost_the_rest_of_a_result(
+    block: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = {"type": "text", "text": "done"}
+    messages = [{"role": "user", "content": text}, {"role": "user", "content": block}, 5]
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "prompts/get":
+            await asked.result({"messages": messages})
+        elif asked.method == "resources/read":
+            await asked.result({"contents": [{"uri": "a://b", "text": "done"}, {"uri": 5, "text": "x"}, block]})
+        else:
+            await asked.result({"content": [block, text], "structuredContent": {"a": 1}})
+
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        result = await client.call("x")
+        assert ([each.text for each in result.content if isinstance(each, Text)], result.data) == (["done"], {"a": 1})
+        assert (await client.prompt("p")).text == "done"
+        assert [each.text for each in await client.read("a://b")] == ["done"]
+    assert "Skipped an item" in caplog.text
+
+
+@for_each(
+    "more",
+    [{"size": "x"}, {"icons": "x"}, {"mimeType": 5, "_meta": 5}, {"title": {}, "annotations": "x"}],
+)
+async def test_malformed_optional_members_do_not_cost_their_block(more: Json) -> None:
+    link = {"type": "resource_link", "uri": "a://b", "name": "n", **more}
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "prompts/get":
+            await asked.result({"messages": [{"role": "user", "content": link}], "_meta": 5})
+        else:
+            await asked.result({"content": [link], "_meta": 5})
+
+    async with misbehaving(with_handshake(behave)) as server, Client(server.url, timeout=WAIT) as client:
+        assert (await client.call("x")).content == [ResourceLink("a://b", "n")]
+        assert (await client.prompt("p")).messages[0].content == ResourceLink("a://b", "n")
+
+
+async def test_malformed_response_in_a_batch_does_not_affect_the_others() -> None:
+    logged: list[Any] = []
+
+    async def behave(asked: ReceivedRequest) -> None:
+        note = '{"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"working"}}'
+        odd = '5,{"jsonrpc":"2.0","id":[1],"result":{}},{"jsonrpc":"1.0"},null'
+        await asked.reply(f"[{odd},{note},{asked.answer(DONE).decode()},{odd}]".encode())
+
+    async with (
+        misbehaving(with_handshake(behave)) as server,
+        Client(server.url, timeout=WAIT, on_log=lambda note: logged.append(note.data)) as client,
+    ):
+        assert (await client.call("x")).text == "done"
+    assert logged == ["working"]
 
 
 async def test_malformed_parts_of_listed_items_are_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,9 +1,13 @@
 import json
 
+import msgspec
+from msgspec import Raw
+
 from cases import for_each
 from millstream._protocol import revisions
-from millstream._protocol.content import Audio, EmbeddedResource, Image, ResourceLink, Text
+from millstream._protocol.content import Audio, Content, EmbeddedResource, Image, ResourceLink, Text
 from millstream._protocol.errors import INVALID_PARAMS, MISSING_CLIENT_CAPABILITY, RESOURCE_NOT_FOUND, ProtocolError
+from millstream._protocol.jsonrpc import encode
 from millstream._protocol.revisions import ALL
 
 L1, L2, L3, L4, M = ALL
@@ -51,14 +55,16 @@ def test_server_info_matches_the_revision() -> None:
 
 
 def test_content_that_a_revision_lacks_becomes_text_or_a_resource() -> None:
-    link = ResourceLink(uri="a:b", name="n", description="d")
-    shown = [
-        revisions.block(each, L1) for each in (link, Audio(b"x", "audio/wav"), Image(b"y", "image/png"), Text("t"))
-    ]
-    assert shown[0] == Text("n: a:b\nd")
-    assert isinstance(shown[1], EmbeddedResource)
-    assert revisions.block(link, L3) == link
-    assert revisions.block(ResourceLink(uri="a:b", name="n", title="T"), L2) == Text("T: a:b")
+    def show(block: Content, revision: revisions.Revision) -> object:
+        return msgspec.json.decode(revisions.block(Raw(encode(block)), revision), type=Content)
+
+    link, audio = ResourceLink(uri="a:b", name="n", description="d"), Audio(b"x", "audio/wav")
+    assert show(link, L1) == Text("n: a:b\nd")
+    assert show(audio, L1) == EmbeddedResource(uri="attachment:audio", blob=b"x", mime_type="audio/wav")
+    for each in (Image(b"y", "image/png"), Text("t")):
+        assert show(each, L1) == each
+    assert show(link, L3) == link
+    assert show(ResourceLink(uri="a:b", name="n", title="T"), L2) == Text("T: a:b")
 
 
 @for_each(

@@ -9,7 +9,8 @@ members of a listed item. If the item still can't be decoded, only the item is l
 
 import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -80,7 +81,8 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
 
     Args:
         kind: Type of the message.
-        warn: Called when an item of a list, or a part of it, is left out. By default, every item must be valid.
+        warn: Called when an item of a list, or a part of it, is left out. By default, every item must be valid. A
+            result that isn't a page of a list, and has nothing else, needs at least one.
 
     Example:
         ``read = foreign_decoder(ListToolsResult, logger.warning)``
@@ -94,11 +96,14 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
             if exceeds_limits(data):
                 raise
             found = drop_nulls(msgspec.json.decode(data), kind)
-            for name, (instead, kinds, _) in _members((kind,)).items() if is_object(found) else ():
+            known = _members((kind,))
+            may_be_empty = is_object(found) and ("nextCursor" in known or "structuredContent" in found)
+            for name, (instead, kinds, _) in known.items() if is_object(found) else ():
                 if instead == []:
                     found.setdefault(name, [])
                 if warn is not None and kinds and is_array(found.get(name)):
-                    found[name] = _usable(found[name], kinds[0], warn)
+                    usable = _usable(found[name], kinds, warn)
+                    found[name] = usable if usable or may_be_empty else found[name]
             return decode(encode(found))
 
     return read
@@ -108,18 +113,19 @@ MAX_WARNINGS = 10
 """Maximum items per list before a warning is logged."""
 
 
-def _usable(items: list[Any], kind: type[Struct], warn: Callable[[str], None]) -> list[Any]:
+def _usable(items: list[Any], kinds: _Kinds, warn: Callable[[str], None]) -> list[Any]:
     usable: list[Any] = []
-    faults = 0
+    faults, annotation = 0, reduce(or_, kinds)
     for item in items:
-        if _has_type(item, kind):
+        if _has_type(item, annotation):
             usable.append(item)
             continue
         left_out: list[str] = []
-        kept = drop_misfits(item, kind, left_out.append) if is_object(item) else item
+        kind = _kind_of(item, kinds)
+        kept = item if kind is None else drop_misfits(item, kind, left_out.append)
         done, why = f"Left out {', '.join(left_out)} of", ""
         try:
-            msgspec.convert(kept, kind)
+            msgspec.convert(kept, annotation)
             usable.append(kept)
         except msgspec.ValidationError as exc:
             done, why = "Skipped", f": {exc}"
@@ -159,6 +165,8 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     found: Json = {}
     for name, each in value.items():
         instead, below, is_binary = known.get(name, _OTHER)
+        if name == "_meta" and known and not is_object(each):
+            continue
         if each is not None:
             kept = _standard_base64(each) if is_binary and isinstance(each, str) else drop_nulls(each, *below)
             if below == (Annotations,):
@@ -198,9 +206,13 @@ def drop_misfits(value: Json, kind: type[Struct], warn: Callable[[str], object])
                 warn(name)
             if fitting is not UNSET:
                 made[name] = fitting
-            elif not each.required:
+            elif not (each.required or name in _PAYLOAD):
                 del made[name]
     return made
+
+
+_PAYLOAD = ("blob", "text")
+"""Optional members without which contents are empty."""
 
 
 def _fit(value: Any, annotation: Any) -> Any:
@@ -208,12 +220,23 @@ def _fit(value: Any, annotation: Any) -> Any:
     if _has_type(value, annotation):
         return value
     made: Any = UNSET
-    for kind in _structs(annotation):
-        if is_array(value):
-            made = [each for each in (_fit(each, kind) for each in value) if each is not UNSET]
-        elif is_object(value):
-            made = drop_misfits(value, kind, lambda name: None)
+    kinds = _structs(annotation)
+    if is_array(value) and kinds:
+        made = [each for each in (_fit(each, reduce(or_, kinds)) for each in value) if each is not UNSET]
+    elif (kind := _kind_of(value, kinds)) is not None:
+        made = drop_misfits(value, kind, lambda name: None)
     return made if _has_type(made, annotation) else UNSET
+
+
+def _kind_of(value: Any, kinds: _Kinds) -> type[Struct] | None:
+    """Return the type of an object: the only one, or the one that its tag names."""
+    if not is_object(value):
+        return None
+    for kind in kinds:
+        config = kind.__struct_config__
+        if config.tag is None or value.get(str(config.tag_field)) == config.tag:
+            return kind
+    return None
 
 
 def _has_type(value: Any, annotation: Any) -> bool:

@@ -10,12 +10,12 @@ output. They are pure functions of a `Revision`, read its fields, and never comp
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from msgspec import UNSET, Struct
+from msgspec import UNSET, Raw, Struct, UnsetType
 from msgspec.structs import replace
 
-from millstream._protocol.content import BLOCKS, Audio, Content, EmbeddedResource, Message, ResourceLink, Text
+from millstream._protocol.content import Audio, Message, Text
 from millstream._protocol.errors import (
     INVALID_PARAMS,
     MISSING_CLIENT_CAPABILITY,
@@ -25,10 +25,9 @@ from millstream._protocol.errors import (
     ProtocolError,
     ToolError,
 )
-from millstream._protocol.foreign import foreign_decoder
+from millstream._protocol.foreign import present
 from millstream._protocol.json_schema import Schema, wrap_output
-from millstream._protocol.jsonrpc import Json, encode
-from millstream._protocol.notifications import CallToolResult, GetPromptResult
+from millstream._protocol.jsonrpc import MALFORMED, Json, decode_members, decode_object, decoder, encode
 
 
 class Revision(Struct, frozen=True, kw_only=True, eq=False):
@@ -265,14 +264,41 @@ def capabilities(offered: Mapping[str, Any], revision: Revision) -> Json:
     return {key: value for key, value in offered.items() if key != "completions" or revision.completions_capability}
 
 
-def block(each: Content, revision: Revision) -> Content:
-    """Return a content block for a revision, converted to text if the revision lacks it."""
-    if isinstance(each, ResourceLink) and "resource_link" not in revision.content:
-        title = each.title or each.name
-        return Text(f"{title}: {each.uri}" + (f"\n{each.description}" if each.description else ""))
-    if isinstance(each, Audio) and "audio" not in revision.content:
-        return EmbeddedResource(uri="attachment:audio", blob=each.data, mime_type=each.mime_type)
-    return each
+def block(raw: Raw, revision: Revision) -> Raw:
+    """Return a content block for a revision, converted if the revision lacks it. What isn't known stays unchanged."""
+    kind = _kind_of(raw)
+    if kind in revision.content or kind not in ("resource_link", "audio"):
+        return raw
+    each = present(decode_object(raw))
+    if kind == "audio":
+        content = {"uri": "attachment:audio", "mimeType": each.get("mimeType"), "blob": each.get("data")}
+        return Raw(encode({"type": "resource", "resource": present(content)}))
+    title = ": ".join(str(text) for text in (each.get("title") or each.get("name"), each.get("uri")) if text)
+    description = f"\n{each['description']}" if each.get("description") else ""
+    return Raw(encode(Text(title + description)))
+
+
+def _kind_of(block: Raw) -> str:
+    try:
+        return _decode_block(block).type
+    except MALFORMED:
+        return ""
+
+
+class _Block(Struct):
+    type: str = ""
+
+
+class _ToolResult(Struct, rename="camel"):
+    """A tool result with everything that no revision converts as JSON."""
+
+    content: list[Raw] | None = None
+    structured_content: Raw | UnsetType = UNSET
+    is_error: Raw = Raw(b"false")
+
+
+class _PromptResult(Struct):
+    messages: list[Raw]
 
 
 def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
@@ -286,8 +312,9 @@ def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
     return exc
 
 
-_decode_result = foreign_decoder(CallToolResult)
-_decode_messages = foreign_decoder(GetPromptResult)
+_decode_block = decoder(_Block)
+_decode_result = decoder(_ToolResult)
+_decode_messages = decoder(_PromptResult)
 
 
 def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
@@ -301,16 +328,16 @@ def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = Fal
         wraps: Whether the tool's output schema is wrapped, so that objects are also wrapped.
     """
     result = _decode_result(b"{%b}" % members)
-    content: list[Content] = [block(each, revision) for each in result.content]
+    content = [block(each, revision) for each in result.content or ()]
     value = b"" if result.structured_content is UNSET else bytes(result.structured_content)
-    if value and revision.structured == "none" and not any(isinstance(each, Text) for each in content):
-        content.append(Text(value.decode()))
+    if value and revision.structured == "none" and not any(_kind_of(each) == "text" for each in content):
+        content.append(Raw(encode(Text(value.decode()))))
     parts = [b'"content":%b' % encode(content)]
     if value and revision.structured != "none":
         wrapped = revision.structured == "object" and (wraps or value[:1] != b"{")
         parts.append((b'"structuredContent":{"result":%b}' if wrapped else b'"structuredContent":%b') % value)
-    if result.is_error:
-        parts.append(b'"isError":true')
+    if bytes(result.is_error) not in (b"false", b"null"):
+        parts.append(b'"isError":%b' % bytes(result.is_error))
     return b",".join(parts)
 
 
@@ -321,13 +348,16 @@ def project_prompt(members: bytes, revision: Revision) -> bytes:
         members: Members of the result for the newest revision, as JSON without braces.
         revision: The client's revision.
     """
-    messages = [
-        Message(message.role, block(cast("Content", message.content), revision))
-        if isinstance(message.content, BLOCKS)
-        else message
-        for message in _decode_messages(b"{%b}" % members).messages
-    ]
-    return b'"messages":%b' % encode(messages)
+    messages = _decode_messages(b"{%b}" % members).messages
+    return b'"messages":%b' % encode([_project_message(each, revision) for each in messages])
+
+
+def _project_message(raw: Raw, revision: Revision) -> Raw:
+    try:
+        message = decode_members(raw)
+    except MALFORMED:
+        return raw
+    return Raw(encode({**message, "content": block(message["content"], revision)})) if "content" in message else raw
 
 
 def project_form(schema: Schema, revision: Revision) -> Schema:

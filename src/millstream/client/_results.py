@@ -1,5 +1,6 @@
 """Results of requests: tool results and their conversion to types, the cache, and paginated lists."""
 
+import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import suppress
@@ -228,7 +229,8 @@ def find_mismatch(result: Result, schema: Json) -> str:
     return str(problems.problem_text(found, whole="it")) if found else ""
 
 
-_read_result = foreign_decoder(Result)
+logger = logging.getLogger(__name__)
+_read_result = foreign_decoder(Result, logger.warning)
 
 
 def read_result(raw: bytes) -> Result:

@@ -24,6 +24,7 @@ from millstream._server.features.sources import ItemSource
 from millstream.gateway._names import Names
 from millstream.protocol import (
     INTERNAL_ERROR,
+    MALFORMED,
     Json,
     SuggestionMeta,
     ToolUnavailable,
@@ -185,7 +186,6 @@ MAX_BLOCKS = 10_000
 """Maximum blocks per result. Converting this many takes about 100 ms."""
 _NO_ITEMS = Raw(b"[]")
 _decode_items = decoder(list[Raw])
-_decode_several = decoder(list[Members])
 _decode_meta = msgspec.json.Decoder(Json | None).decode
 _decode_text = decoder(str)
 
@@ -214,8 +214,8 @@ def split_result(
     if array and len(result) > MAX_BLOCKS and len(_decode_items(found[array])) > MAX_BLOCKS:
         raise ValueError(f"it has more than {MAX_BLOCKS:,} blocks")
     if rename is not None and (b'"uri"' in result or b"\\u" in result):  # names may be escaped
-        convert = _CONVERSIONS[array]
-        found[array] = Raw(encode([convert(each, rename) for each in _decode_several(found[array])]))
+        convert = partial(_convert, _CONVERSIONS[array], rename)
+        found[array] = Raw(encode([*map(convert, _decode_items(found[array]))]))
     meta = found.pop("_meta", None)
     for each in drop:
         found.pop(each, None)
@@ -229,13 +229,24 @@ def split_result(
 
 
 def _read_meta(meta: bytes) -> Json | None:
-    members: Json = _decode_meta(meta) or {}
+    try:
+        members: Json = _decode_meta(meta) or {}
+    except MALFORMED:  # there's no member for it beside our own
+        return None
     members.pop(SERVER_KEY, None)
     return members or None
 
 
 _cached_meta = lru_cache(256)(_read_meta)
 """Cached, because most results of an upstream have the same `_meta`."""
+
+
+def _convert(convert: Callable[[Members, Rename], Members], rename: Rename, raw: Raw) -> Raw:
+    """Return an item with other URIs. An item that can't be read stays unchanged."""
+    try:
+        return Raw(encode(convert(decode_members(raw), rename)))
+    except MALFORMED:
+        return raw
 
 
 def _convert_message(message: Members, rename: Rename) -> Members:

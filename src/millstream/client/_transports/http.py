@@ -41,6 +41,7 @@ from millstream.client._transports import (
     Options,
     SkipLog,
     TransportRequest,
+    answered_id,
     messages_in,
     send_cancellation,
 )
@@ -190,7 +191,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
         if self._has_lost_session(reply) or not (may_answer or reply.body.lstrip().startswith(b"{")):
             raise self._error(reply)
         try:
-            messages = [read_foreign(each) for each in messages_in(reply.body)]
+            messages = self._read(reply.body, request.id)
         except ProtocolError as exc:
             if reply.status >= 300:
                 raise self._error(reply) from exc
@@ -206,6 +207,22 @@ class StreamableTransport(Confidential, Struct, eq=False):
             if not each.is_answer:
                 self._listener.receive(each, self, request.id)
         return message
+
+    def _read(self, body: bytes, request_id: int) -> list[Envelope]:
+        """Return the messages in a body. Those of a batch that can't be decoded are skipped.
+
+        Raises:
+            ProtocolError: The response can't be decoded.
+        """
+        items, found = messages_in(body), list[Envelope]()
+        for item in items:
+            try:
+                found.append(read_foreign(item))
+            except ProtocolError as exc:
+                if answered_id(item) == request_id or (item is items[-1] and not found):
+                    raise
+                self._skip(exc.message, item)
+        return found
 
     def _has_lost_session(self, reply: HttpReply) -> bool:
         """Return whether the server doesn't know the session. Many respond with 400 or 401 instead of 404."""
