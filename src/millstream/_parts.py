@@ -5,6 +5,7 @@ methods, capabilities, observers, gates, periodic work, and readiness checks. Fe
 nothing to a call.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
@@ -153,6 +154,9 @@ class RouteRegistry:
 
 class PartHost:
     """The running server, as parts can extend it: ``host.on_close(connection.close)``"""
+
+    lifespan: asyncio.Task[None] | None = None
+    """The task of the program's lifespans."""
 
     def __init__(
         self,

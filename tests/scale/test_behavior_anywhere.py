@@ -15,7 +15,7 @@ from redis_parts import RedisServer
 pytestmark = [pytest.mark.server, pytest.mark.nightly, NEEDS_NGINX]
 ELSEWHERE = {
     "test_list_changes_are_announced": "adds a tool at run time, which several workers refuse",
-    "test_subscriptions_are_acknowledged_first": "adds a tool at run time",
+    "test_subscriptions_are_acknowledged_before": "adds a tool at run time",
     "test_subscriptions_stream_even_if": "adds a tool at run time",
     "test_resumed_stand_alone_stream": "adds a tool at run time",
     "test_stopping_server_ends": "stops a server in its own process",
@@ -26,7 +26,7 @@ ELSEWHERE = {
     "test_ids_in_flight_cannot_be_reused": "ids in flight are compared on one worker",
     "test_reply_is_json_unless": "expects a header that nginx keeps for itself",
     "test_deleted_sessions_are_not_found": "the other workers learn of a deletion shortly after the reply",
-    "test_sessions_receive_logs_from": "the other workers learn of a log level shortly after the reply",
+    "test_sessions_receive_logs_at": "the other workers learn of a log level shortly after the reply",
     "test_timed_out_threads": "checks the threads of its own process",
 }
 """Prefix of a test's name -> why it requires a single process."""

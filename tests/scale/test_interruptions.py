@@ -215,9 +215,8 @@ async def test_updates_during_a_record_read_are_delivered() -> None:
 
 async def test_restarted_runtime_keeps_switches_and_removals() -> None:
     shared, server = SharedStore(), make_shop()
-    loop = asyncio.get_running_loop()
     for round in range(2):
-        server.runtimes._stores[loop] = shared.worker()  # type: ignore[assignment]
+        server.runtimes.record().store = shared.worker()  # type: ignore[assignment]
         async with server.running():
             if round == 0:
                 server.disable("resource", SIGN)

@@ -3,15 +3,19 @@
 import asyncio
 import json
 import logging
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
 import pytest
 
 from app_peer import ask
 from millstream import Client, Server
+from millstream.extensions import LocalError
 from millstream.testing import connect
+from patience import WAIT
 
 TOTAL = b'{"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "total", "arguments": {}}}'
 
@@ -204,3 +208,157 @@ async def test_canceled_start_does_not_hand_the_server_of_another_starter_to_its
     assert events == []
     await mcp.stop()
     assert events == ["closed"]
+
+
+async def test_client_that_gives_up_while_the_server_starts_closes_it(events: list[str]) -> None:
+    opening, ready, closed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        opening.set()
+        await ready.wait()
+        yield
+        closed.set()
+
+    impatient = asyncio.create_task(Client(Server("shop", lifespan=lifespan)).__aenter__())
+    await opening.wait()
+    impatient.cancel()
+    await asyncio.wait([impatient])
+    ready.set()
+    async with asyncio.timeout(WAIT):
+        await closed.wait()
+
+
+async def test_client_that_enters_while_the_server_closes_waits_and_opens_it_again(
+    tmp_path: Path, events: list[str]
+) -> None:
+    """A SQLite store can't be opened twice."""
+    leaving, ready = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        events.append("opened")
+        yield
+        leaving.set()
+        await ready.wait()
+        events.append("closed")
+
+    mcp = Server("shop", lifespan=lifespan, store=f"sqlite:///{tmp_path}/shop.db")
+
+    async def use() -> None:
+        async with Client(mcp) as client:
+            await client.ping()
+
+    first = asyncio.create_task(use())
+    await leaving.wait()
+    others = [asyncio.create_task(use()) for _ in range(2)]
+    await asyncio.sleep(0)
+    ready.set()
+    await asyncio.gather(first, *others)
+    assert events == ["opened", "closed", "opened", "closed"]
+
+
+async def test_client_that_enters_twice_opens_its_server_once_each_time(shop: Server, events: list[str]) -> None:
+    client = Client(shop)
+    for _ in range(2):
+        async with client, client:
+            assert (await client.call("price")).text == "3"
+        events.append("left")
+    assert events == ["opened", "closed", "left"] * 2
+
+
+async def test_error_of_a_lifespan_reaches_each_client_that_waits_for_it(events: list[str]) -> None:
+    opening, ready = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        opening.set()
+        await ready.wait()
+        if not events:
+            events.append("failed")
+            raise KeyError("no database")
+        yield
+        events.append("closed")
+
+    mcp = Server("shop", lifespan=lifespan)
+    clients = [asyncio.create_task(Client(mcp).__aenter__()) for _ in range(2)]
+    await opening.wait()
+    ready.set()
+    for client in clients:
+        with pytest.raises(KeyError, match="no database"):
+            await client
+    async with Client(mcp):
+        assert events == ["failed"]
+    assert events == ["failed", "closed"]
+
+
+def test_each_event_loop_has_its_own_lifespan(shop: Server, events: list[str]) -> None:
+    both = threading.Barrier(2, timeout=WAIT)
+    prices: list[str] = []
+
+    async def use() -> None:
+        for _ in range(2):
+            async with Client(shop) as client:
+                await asyncio.to_thread(both.wait)
+                prices.append((await client.call("total")).text)
+                await asyncio.to_thread(both.wait)
+            await asyncio.to_thread(both.wait)
+
+    threads = [threading.Thread(target=lambda: asyncio.run(use())) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert prices == ["6"] * 4
+    assert events == ["opened", "opened", "closed", "closed"] * 2
+
+
+@pytest.mark.parametrize("when", ["opening", "closing"])
+async def test_client_in_the_lifespan_of_its_own_server_fails_at_once(when: str, events: list[str]) -> None:
+    async def use(server: Server) -> None:
+        with pytest.raises(LocalError, match=r"waits for this lifespan\. Call your functions directly"):
+            async with Client(server):
+                pass
+        events.append("refused")
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        if when == "opening":
+            await use(server)
+        yield
+        if when == "closing":
+            await use(server)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(use(server))
+
+    mcp = Server("shop", lifespan=lifespan)
+    async with asyncio.timeout(WAIT), Client(mcp) as client:
+        await client.ping()
+    assert events == (["refused"] if when == "opening" else ["refused", "refused"])
+
+
+async def test_client_in_a_task_of_the_lifespan_does_not_keep_its_server_open(events: list[str]) -> None:
+    """The task can enter before the server is open."""
+    stop, used = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        async def watch() -> None:
+            async with Client(server) as client:
+                await client.ping()
+                used.set()
+                await stop.wait()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch())
+            await asyncio.sleep(0)
+            yield
+            stop.set()
+        events.append("closed")
+
+    mcp = Server("shop", lifespan=lifespan)
+    async with asyncio.timeout(WAIT):
+        async with Client(mcp):
+            await used.wait()
+            assert events == []
+        assert events == ["closed"]

@@ -175,7 +175,7 @@ async def one_worker(make: Callable[[], Server], shared: SharedStore) -> AsyncIt
 
 @asynccontextmanager
 async def _running(server: Server, store: Any) -> AsyncIterator[Worker]:
-    server.runtimes._stores[asyncio.get_running_loop()] = store
+    server.runtimes.record().store = store
     async with server.running() as runtime:
         prepare(server, runtime)
         worker = Worker(server, runtime, store)

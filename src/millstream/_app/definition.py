@@ -4,8 +4,8 @@ A `Definition` is a node in the tree of mounted servers. Items registered on it 
 wherever it's mounted. Each change reaches the runtimes of all these servers. Definitions don't depend on an event loop.
 """
 
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,6 +25,7 @@ from millstream._server.functions.dependencies import warn_author
 from millstream._server.peers import ItemRemoval, ItemSwitch
 
 if TYPE_CHECKING:
+    from asyncio import Task
     from types import CodeType
 
     from millstream._app.user_routes import UserRoute
@@ -113,17 +114,8 @@ def make_parts(definition: "Definition") -> "list[Part]":
 KINDS = ("tools", "resources", "templates", "prompts")
 
 
-_ON_EACH_WORKER: ContextVar[bool] = ContextVar("on_each_worker", default=False)
-
-
-@contextmanager
-def on_each_worker() -> Generator[None]:
-    """Mark registrations inside the block, and in tasks started there, as happening on every worker."""
-    token = _ON_EACH_WORKER.set(True)
-    try:
-        yield
-    finally:
-        _ON_EACH_WORKER.reset(token)
+LIFESPANS: ContextVar[tuple["Task[Any]", ...]] = ContextVar("lifespans", default=())
+"""The tasks of the lifespans that the code runs in, or that started its task. Every worker runs them."""
 
 
 class OneWorkerOnly(LocalError, ToolError):
@@ -283,7 +275,7 @@ class Definition:
             long = [*self._find_long_names(item.name)]
             self._warn_of_names(long, item.code if long else None)
         self._put(kind, key, item, on=item.enabled)
-        if not _ON_EACH_WORKER.get():
+        if not LIFESPANS.get():
             for listener in list(self.listeners):
                 listener.on_change(kind, key, "added")
 
@@ -344,7 +336,7 @@ class Definition:
 
     def _check_everywhere(self, what: str) -> None:
         several = any(runtime.shared for each in self.around() for runtime in each.listeners)
-        if several and not _ON_EACH_WORKER.get():
+        if several and not LIFESPANS.get():
             raise OneWorkerOnly(
                 f"{what!r} would be registered on one worker only, because the server is running and shares its store "
                 "with other workers. Register it before the server runs, in its lifespan, or in a task that the "

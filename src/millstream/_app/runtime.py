@@ -342,6 +342,11 @@ class Runtime:
         return self.host.hub if hasattr(self, "host") else None
 
     @property
+    def lifespan(self) -> asyncio.Task[None] | None:
+        """The task of the program's lifespans, once they open."""
+        return self.host.lifespan if hasattr(self, "host") else None
+
+    @property
     def guard(self) -> "AuthGuard | None":
         """The guard in front of every path, if callers have to sign in."""
         return self.host.guard

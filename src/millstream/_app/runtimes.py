@@ -1,11 +1,14 @@
 """The life cycle of a server: one `Runtime` for each event loop, opened on demand, and ``mcp.hub``, which opens one."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from millstream._app.definition import Bind, Definition
+from msgspec import Struct, field
+
+from millstream._app.definition import LIFESPANS, Bind, Definition
 from millstream._protocol.errors import LocalError, no_attribute
 from millstream._stores.base import Store
 from millstream._tasks import SingleFlight, Tasks
@@ -14,6 +17,26 @@ if TYPE_CHECKING:
     from millstream._app.runtime import Runtime
     from millstream._protocol.principal import Principal
     from millstream.hub import Event, Hub, HubStats, Member, PublishResult
+
+
+class LoopRecord(Struct, eq=False):
+    """A server in one event loop."""
+
+    store: Store | None = None
+    """The store, which outlives idle runtimes along with session state."""
+    runtime: "Runtime | None" = None
+    """The open runtime."""
+    living: "Runtime | None" = None
+    """The runtime, also while it opens or closes: its lifespan can publish at any time."""
+    closing: bool = False
+    blocks: int = 0
+    """Number of `running` blocks that keep the runtime open. The last one closes it."""
+    started: bool = False
+    """Whether the runtime was started outside these blocks, which don't close it."""
+    supervised: bool = False
+    """Whether its starter will call `stop`."""
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a runtime opens or closes, because two of them can't use a store."""
 
 
 class Runtimes:
@@ -28,66 +51,79 @@ class Runtimes:
         self.definition: Definition = definition
         self.bind: Bind = Bind()
         """Where the server listens, set before it starts."""
-        self._by_loop: dict[asyncio.AbstractEventLoop, Runtime] = {}
-        """Open runtimes."""
-        self._living: dict[asyncio.AbstractEventLoop, Runtime] = {}
-        """Runtimes that are open, opening, or closing: their lifespans can publish at any time."""
+        self._records: dict[asyncio.AbstractEventLoop, LoopRecord] = {}
         self._opening: SingleFlight[Runtime] = SingleFlight()
         self._closing = Tasks()
-        self._stores: dict[asyncio.AbstractEventLoop, Store] = {}
-        """The store of each loop, which outlives idle runtimes along with session state."""
-        self._blocks: dict[asyncio.AbstractEventLoop, int] = {}
-        """Number of `running` blocks that keep a loop's runtime open. The last one closes it."""
-        self._started: dict[asyncio.AbstractEventLoop, bool] = {}
-        """Loops whose runtime was started outside these blocks, which don't close it, and whether `stop` will."""
         self.current: Runtime | None = None
         """The runtime that serves HTTP."""
 
-    async def start(self, *, supervised: bool = False, private: bool = False) -> "Runtime":
+    def record(self) -> LoopRecord:
+        """Return the record of this event loop."""
+        loop = asyncio.get_running_loop()
+        record = self._records.get(loop)
+        if record is None:
+            record = self._records[loop] = LoopRecord()
+        return record
+
+    async def start(self, *, supervised: bool = False) -> "Runtime":
         """Return the runtime of this event loop, opening it if necessary. Concurrent callers share the attempt.
         Failures are retried.
 
         Args:
             supervised: Whether the caller will call `stop`. Until then it doesn't close on its own.
-            private: Whether other processes can't serve its clients, so it shares no store with them.
 
         Raises:
-            LocalError: The key for session ids is invalid.
+            LocalError: The key for session ids is invalid, or this is the server's own lifespan.
             ValueError: A registered item can't work.
         """
-        loop = asyncio.get_running_loop()
-        if supervised or loop not in self._blocks:
-            self._started[loop] = supervised or self._started.get(loop, False)
+        record = self.record()
+        if supervised or not record.blocks:
+            record.started, record.supervised = True, supervised or record.supervised
         try:
-            return await self._get(loop, private)
+            return await self._get(record)
         except BaseException:
             if not self._opening.runs(""):  # otherwise, another caller waits for it
-                self._started.pop(loop, None)
+                record.started = record.supervised = False
             raise
 
-    async def _get(self, loop: asyncio.AbstractEventLoop, private: bool) -> "Runtime":
-        return self._by_loop.get(loop) or await self._opening.run("", lambda: self._open(loop, private))
+    async def _get(self, record: LoopRecord, *, private: bool = False) -> "Runtime":
+        if record.runtime is not None:
+            return record.runtime
+        # A task of the lifespan can wait until the server is open, but not until it's closed.
+        if self._in_lifespan(record) and (record.closing or asyncio.current_task() in LIFESPANS.get()):
+            raise LocalError(
+                f"{self.definition.name!r} is starting or stopping, and waits for this lifespan. Call your functions "
+                "directly, or use the client in a task that the lifespan starts and doesn't wait for."
+            )
+        return await self._opening.run("", lambda: self._open(record, private))
 
-    async def _open(self, loop: asyncio.AbstractEventLoop, private: bool) -> "Runtime":
+    def _in_lifespan(self, record: LoopRecord) -> bool:
+        """Return whether the caller runs in the lifespan of this loop's runtime, or in a task that it started."""
+        return record.living is not None and record.living.lifespan in LIFESPANS.get()
+
+    async def _open(self, record: LoopRecord, private: bool) -> "Runtime":
         self._forget_closed_loops()
         definition = self.definition
         from millstream._app.runtime import Runtime  # noqa: PLC0415  a program that only registers does without
         from millstream._stores import open_store  # noqa: PLC0415  as above
 
-        store = self._stores.get(loop)
-        if store is None:
-            store = None if private or self.bind.loopback is not None else await asyncio.to_thread(self._find_siblings)
-            store = self._stores[loop] = store or open_store(definition.store)
-        runtime = self._living[loop] = Runtime(definition, store, bind=self.bind, on_idle=self.close_idle)
-        try:
-            await runtime.open()
-        except BaseException:
-            self._forget(runtime)
-            raise
+        async with record.lock:
+            if record.store is None:
+                shares = not private and self.bind.loopback is None
+                store = await asyncio.to_thread(self._find_siblings) if shares else None
+                record.store = store or open_store(definition.store)
+            runtime = record.living = Runtime(definition, record.store, bind=self.bind, on_idle=self.close_idle)
+            try:
+                await runtime.open()
+            except BaseException:
+                record.living = None
+                raise
         if runtime.host.runs_while_idle:
             runtime.on_idle = None
-        self._by_loop[loop] = runtime
+        record.runtime = runtime
         definition.listeners.add(runtime)
+        # Each caller may have been canceled.
+        runtime.loop.call_soon(partial(self.close_idle, runtime, unused=True))
         return runtime
 
     def _find_siblings(self) -> Store | None:
@@ -97,80 +133,87 @@ class Runtimes:
 
         return open_with_siblings(self.definition.store, self.definition.name)
 
-    def _forget(self, runtime: "Runtime") -> None:
-        if self._living.get(runtime.loop) is runtime:
-            del self._living[runtime.loop]
-
     def _forget_closed_loops(self) -> None:
         """Remove the runtimes of loops that ended without `stop`."""
-        for loop in [each for each in self._stores if each.is_closed()]:
-            del self._stores[loop]
-            self._started.pop(loop, None)
-            self._blocks.pop(loop, None)
-            self._living.pop(loop, None)
-            runtime = self._by_loop.pop(loop, None)
-            if runtime is not None:
-                self.definition.listeners.discard(runtime)
+        for loop in [each for each in list(self._records) if each.is_closed()]:
+            record = self._records.pop(loop, None)
+            if record is not None and record.runtime is not None:
+                self.definition.listeners.discard(record.runtime)
 
     async def stop(self) -> None:
         """Close the runtime of this event loop, if there is one."""
-        loop = asyncio.get_running_loop()
-        self._started.pop(loop, None)
-        runtime = self._by_loop.pop(loop, None)
-        if runtime is None:
-            return
+        record = self.record()
+        record.started = record.supervised = False
+        if record.runtime is not None:
+            await self._close(record, record.runtime)
+
+    def _close(self, record: LoopRecord, runtime: "Runtime") -> Coroutine[Any, Any, None]:
+        """Close a runtime, which no caller gets from now on."""
+        record.runtime, record.closing = None, True
+        record.started = record.supervised = False
         self.definition.listeners.discard(runtime)
         if self.current is runtime:
             self.current = None
-        try:
-            await runtime.close()
-        finally:
-            self._forget(runtime)
+        return self._finish(record, runtime)
 
-    def close_idle(self, runtime: "Runtime") -> None:
-        """Close an idle runtime. The next request opens a new one."""
-        loop = runtime.loop
-        if self._by_loop.get(loop) is runtime and loop not in self._blocks and not self._started.get(loop):
-            self._closing.spawn(self.stop())
+    async def _finish(self, record: LoopRecord, runtime: "Runtime") -> None:
+        async with record.lock:
+            try:
+                await runtime.close()
+            finally:
+                record.living, record.closing = None, False
+
+    def close_idle(self, runtime: "Runtime", *, unused: bool = False) -> None:
+        """Close an idle runtime, or, if `unused`, one without starters. The next request opens a new one."""
+        record = self.record()
+        keeps = record.started if unused else record.supervised
+        if record.runtime is runtime and not record.blocks and not keeps:
+            self._closing.spawn(self._close(record, runtime))
 
     @asynccontextmanager
     async def running(self, *, private: bool = True) -> "AsyncGenerator[Runtime, None]":
-        """Run the server inside the ``async with`` block, in this event loop. For `private`, see `start`.
+        """Run the server inside the ``async with`` block, in this event loop. If it's `private`, other processes can't
+        serve its clients, so it shares no store with them.
 
         Blocks may be nested or concurrent. A runtime that was started in another way isn't closed at the end: a tool
         can use a `Client` of the server that it runs in. But a host's lifespan closes one that a request or a
-        publication has started.
+        publication has started. A block in a task of the server's lifespan doesn't keep the server open.
         """
-        loop = asyncio.get_running_loop()
-        if not private and not self._started.get(loop):
-            self._started.pop(loop, None)
-        self._blocks[loop] = self._blocks.get(loop, 0) + 1
+        record = self.record()
+        if self._in_lifespan(record):
+            yield await self._get(record, private=private)
+            return
+        if not private and not record.supervised:
+            record.started = False
+        record.blocks += 1
         try:
-            yield await self._get(loop, private)
+            yield await self._get(record, private=private)
         finally:
-            self._blocks[loop] -= 1
-            if not self._blocks[loop]:
-                del self._blocks[loop]
-                if loop not in self._started:
-                    await self.stop()
+            record.blocks -= 1
+            if not record.blocks and not record.started:
+                await self.stop()
+
+    def _open_runtimes(self) -> "list[Runtime]":
+        return [each.runtime for each in list(self._records.values()) if each.runtime is not None]
 
     @property
     def calls(self) -> int:
         """Return the number of running calls."""
-        return sum(runtime.dispatcher.load.running for runtime in self._by_loop.values())
+        return sum(runtime.dispatcher.load.running for runtime in self._open_runtimes())
 
     @property
     def streams(self) -> int:
         """Return the number of open event streams."""
-        return sum(len(runtime.streams) for runtime in self._by_loop.values())
+        return sum(len(runtime.streams) for runtime in self._open_runtimes())
 
     @property
     def hub(self) -> "Hub | None":
         """Return the hub of this loop, or of the running loop if this isn't a loop's thread, when it's open."""
         try:
-            runtime = self._living.get(asyncio.get_running_loop())
+            runtime = self.record().living
         except RuntimeError:
-            runtime = self.current or next(iter(self._living.values()), None)
+            living = (each.living for each in list(self._records.values()))
+            runtime = self.current or next(filter(None, living), None)
         return None if runtime is None else runtime.hub
 
 

@@ -194,7 +194,7 @@ async def test_task_results_survive_a_restart(tmp_path: Path) -> None:
 
     async def serve(work: Any) -> None:
         server = shop.make()
-        server.runtimes._stores[asyncio.get_running_loop()] = open_store(url)
+        server.runtimes.record().store = open_store(url)
         async with run_wire(server, "asgi") as wire:
 
             async def ask(method: str, params: Json, fields: dict[str, str]) -> Json:

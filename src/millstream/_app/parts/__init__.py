@@ -11,7 +11,7 @@ from collections.abc import Collection
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
-from millstream._app.definition import Definition, on_each_worker
+from millstream._app.definition import LIFESPANS, Definition
 from millstream._override import override
 from millstream._parts import PartHost, Route
 from millstream._server.observability.observer import load_spans
@@ -69,7 +69,7 @@ class LifespanPart(OwnPart):
             host.check_ready(lambda: self._failed, serves=False)
             self._leave = asyncio.Event()
             entered = asyncio.get_running_loop().create_future()
-            self._task = asyncio.create_task(self._run(entered))
+            host.lifespan = self._task = asyncio.create_task(self._run(entered))
             host.stack.push_async_callback(self._end)
             await asyncio.wait((self._task, entered), return_when=asyncio.FIRST_COMPLETED)
             if not entered.done():
@@ -82,6 +82,7 @@ class LifespanPart(OwnPart):
         return next((self._values[each] for each in home.around() if each in self._values), None)
 
     async def _run(self, entered: asyncio.Future[None]) -> None:
+        LIFESPANS.set((*LIFESPANS.get(), self._task))
         async with AsyncExitStack() as stack:
             await self._enter(self.definition, stack)
             entered.set_result(None)
@@ -89,8 +90,7 @@ class LifespanPart(OwnPart):
 
     async def _enter(self, definition: Definition, stack: AsyncExitStack) -> None:
         if definition.lifespan is not None and definition not in self._values:
-            with on_each_worker():
-                self._values[definition] = await stack.enter_async_context(definition.lifespan())
+            self._values[definition] = await stack.enter_async_context(definition.lifespan())
         for mounted in definition.mounted:
             await self._enter(mounted, stack)
 
