@@ -36,7 +36,7 @@ class Stock(Extension):
 
     async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
         items: list[dict[str, Any]] = await next(request)
-        return [{**item, "_meta": {"com.example/stock": True}} for item in items]
+        return [{**item, "_meta": {**item.get("_meta", {}), "com.example/stock": True}} for item in items]
 
 
 mcp = Server("bookshop", extensions=[Stock()])

@@ -12,8 +12,10 @@ import pytest
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
 from http_peer import serve
 from millstream import Client, Context, Principal, Server, Settings
+from millstream.client import Options
 from millstream.gateway._search import ToolIndex
 from millstream.items import Tool
+from millstream.middleware import ListRequest, Middleware, Next
 from millstream.protocol import BY_DATE
 from patience import WAIT
 from wire import MemoryPipe, per_request
@@ -215,3 +217,39 @@ async def test_scopes_limits_and_audit_match_direct_calls(tmp_path: Path) -> Non
             assert (await world.call(ALICE, tool, arguments)).status == status
     lines = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     assert [each["target"] for each in lines[2:]] == ["order", "hidden_order", *["order"] * 4]
+
+
+class HideDrafts(Middleware):
+    """Hides drafts from everyone but editors, and marks the other tools."""
+
+    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = await next(request)
+        editor = request.context.client.name == "editor"
+        return [{**each, "description": "Checked."} for each in items if editor or "draft" not in each["name"]]
+
+
+@pytest.mark.parametrize("mounted", [False, True])
+async def test_searches_find_only_what_list_hooks_show(mounted: bool) -> None:
+    inner = Server("inner", middleware=[HideDrafts()], settings=Settings(tool_search=not mounted))
+
+    @inner.tool
+    def send_draft(text: str) -> str:
+        """Send a letter."""
+        return text
+
+    @inner.tool
+    def send_letter(text: str) -> str:
+        """Send a letter."""
+        return text
+
+    mcp = inner
+    if mounted:
+        mcp = Server("outer", settings=Settings(tool_search=True))
+        mcp.mount(inner, prefix="mail")
+    names = [f"mail_{each}" if mounted else each for each in ("send_draft", "send_letter")]
+    for client, expected in (("reader", names[1:]), ("editor", names), ("reader", names[1:])):
+        async with Client(mcp, options=Options(name=client)) as each:
+            found = (await each.call("search_tools", query="send a letter")).data
+        assert sorted(tool["name"] for tool in found["tools"]) == expected
+        assert found["matches"] == len(expected)
+        assert {tool["description"] for tool in found["tools"]} == {"Checked."}

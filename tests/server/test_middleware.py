@@ -321,3 +321,38 @@ async def test_completion_runs_the_owning_servers_middleware() -> None:
         for ref in ({"type": "ref/prompt", "name": names[0]}, {"type": "ref/resource", "uri": uris[0]}):
             await client.request("completion/complete", {"ref": ref, "argument": {"name": "isbn", "value": ""}})
     assert notes == ["message completion/complete"] * 2
+
+
+class FilterLists(Middleware):
+    """Shows nothing to children."""
+
+    async def on_list(self, request: ListRequest, next: Next) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = await next(request)
+        return [] if request.context.client.name == "child" else items
+
+
+class FilterMessages(Middleware):
+    """Does the same for whole messages."""
+
+    async def on_message(self, request: MessageRequest, next: Next) -> dict[str, Any]:
+        result: dict[str, Any] = await next(request)
+        return {**result, "tools": []} if request.context.client.name == "child" else result
+
+
+class CountCalls(Middleware):
+    """Doesn't change lists."""
+
+    async def on_call(self, request: Request, next: Next) -> Any:
+        return await next(request)
+
+
+@pytest.mark.parametrize(
+    ("middleware", "scope"), [(FilterLists(), "private"), (FilterMessages(), "private"), (CountCalls(), "public")]
+)
+async def test_lists_that_hooks_can_change_are_cached_only_for_their_caller(middleware: object, scope: str) -> None:
+    outer = Server("outer")
+    outer.mount(shop(middleware), prefix="shop")
+    for mcp in (shop(middleware), outer):
+        async with connect(mcp) as client:
+            for method in ("tools/list", "resources/templates/list"):
+                assert (await client.request(method, {}))["cacheScope"] == scope

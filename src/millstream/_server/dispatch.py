@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from msgspec import Struct
 
@@ -156,6 +156,18 @@ _SERVER_STOPPED = "The server stopped before the call was complete. Try again."
 _IN_FLIGHT = "Invalid request: a request with this id is in flight"
 
 
+class Around(Protocol):
+    """Middleware around the handlers."""
+
+    async def __call__(self, call: Call, handler: Handler, /) -> bytes:
+        """Return the members of a call's result."""
+        ...
+
+    async def filter_list(self, kind: str, items: list[Json], call: Call) -> list[Json]:
+        """Return descriptions as the hooks for lists change them for a caller."""
+        ...
+
+
 class Dispatcher:
     """Runs the calls of one server."""
 
@@ -174,8 +186,7 @@ class Dispatcher:
         """The results of `initialize` and `server/discover`."""
         self.gate: Gate | None = None
         """Limits. Called for every call; returns, or raises `ProtocolError`, immediately or when awaited."""
-        self.around: Callable[[Call, Handler], Awaitable[bytes]] | None = None
-        """Middleware around the handlers."""
+        self.around: Around | None = None
         self.open_session: OpenSession | None = None
         """Opens sessions, if they belong to another server."""
         self.relay: RelayCall | None = None

@@ -528,6 +528,7 @@ _LISTS = {
     "resources/templates/list": ("templates", "resourceTemplates", "uriTemplate"),
 }
 """Method -> (kind, member of the result, member that identifies an item)."""
+_KEYS = {kind: key for kind, _, key in _LISTS.values()}
 
 
 class MiddlewareChain:
@@ -577,34 +578,48 @@ class MiddlewareChain:
         """Return a list handler with the hooks for lists around it."""
 
         async def handle_list(call: Call) -> bytes:
-            kind, member, key = _LISTS[call.method]
+            kind, member, _ = _LISTS[call.method]
             result = decode_object(b"{%b}" % await handler(call))
-
-            async def inside(request: ListRequest) -> list[Json]:
-                """Return the items as their mounted servers describe them."""
-                items: list[Json] = result[member]
-                registered: dict[str, Any] = getattr(self._registry, kind)
-                shown: dict[Hooks, None] = {}
-                for each in registered.values():
-                    shown |= dict.fromkeys(
-                        hooks for hooks in reversed(each.path) if hooks.list and hooks is not self._hooks
-                    )
-                for hooks in shown:
-                    own = {name for name, each in registered.items() if hooks in each.path}
-                    theirs = [each for each in items if each[key] in own]
-                    if theirs:
-                        at = items.index(theirs[0])
-                        left = await chain_hooks(hooks.list, partial(_give, theirs))(
-                            ListRequest(kind, shared_context(call, hooks.home))
-                        )
-                        items = [*items[:at], *left, *(each for each in items[at:] if each not in theirs)]
-                return items
-
-            chain = chain_hooks(self._hooks.list, inside)
-            result[member] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
+            result[member] = await self.filter_list(kind, result[member], call)
+            if "cacheScope" in result:
+                result["cacheScope"] = "private"  # what hooks return may depend on the caller
             return encode(result)[1:-1]
 
         return handle_list
+
+    async def filter_list(self, kind: str, items: list[Json], call: Call) -> list[Json]:
+        """Return a caller's items of a kind, as the hooks for lists change them.
+
+        Args:
+            kind: The kind of items.
+            items: Their descriptions, which hooks may change.
+            call: The caller's request.
+        """
+
+        async def inside(request: ListRequest) -> list[Json]:
+            """Return the items as their mounted servers describe them."""
+            left = items
+            registered: dict[str, Any] = getattr(self._registry, kind)
+            shown: dict[Hooks, None] = {}
+            for each in registered.values():
+                shown |= dict.fromkeys(
+                    hooks for hooks in reversed(each.path) if hooks.list and hooks is not self._hooks
+                )
+            for hooks in shown:
+                own = {name for name, each in registered.items() if hooks in each.path}
+                theirs = [each for each in left if each[key] in own]
+                if theirs:
+                    at = left.index(theirs[0])
+                    changed = await chain_hooks(hooks.list, partial(_give, theirs))(
+                        ListRequest(kind, shared_context(call, hooks.home))
+                    )
+                    left = [*left[:at], *changed, *(each for each in left[at:] if each not in theirs)]
+            return left
+
+        key = _KEYS[kind]
+        chain = chain_hooks(self._hooks.list, inside)
+        found: list[Json] = await chain(ListRequest(kind, shared_context(call, self._hooks.home)))
+        return found
 
 
 _ABOUT_URI = frozenset(("resources/read", "resources/subscribe", "resources/unsubscribe"))

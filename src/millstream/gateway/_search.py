@@ -144,7 +144,7 @@ class SearchPart:
         Raises:
             ValueError: The server has a tool with one of these names.
         """
-        self._registry = host.registry
+        self._registry, self._dispatcher = host.registry, host.dispatcher
         for name, run, decode, about in (
             (SEARCH, self._search, _decode_search, SEARCH_DESCRIPTION),
             (CALL, _reject_call, _decode_call, CALL_DESCRIPTION),
@@ -184,11 +184,17 @@ class SearchPart:
         # It takes .1 s for thousands of tools, and SQLite searches one at a time.
         ranked = await self._searches.run(index.search, arguments.query, owner=call.owner)
         visible = registry.visible("tools", registry.audience("tools", call.principal, partial(granted_scopes, call)))
-        matches = [name for name in ranked if name in visible]
-        found = [visible[name].describe() for name in matches[: max(1, min(arguments.limit, MAX_RESULTS))]]
+        matching = [visible[name] for name in ranked if name in visible]
+        most, count = max(1, min(arguments.limit, MAX_RESULTS)), len(matching)
+        if (around := self._dispatcher.around) is None:
+            found = [tool.describe() for tool in matching[:most]]
+        else:  # list hooks may hide tools, or change copies of their descriptions
+            copies = msgspec.json.decode(encode([tool.describe() for tool in matching]))
+            found = await around.filter_list("tools", copies, call)
+            count, found = len(found), found[:most]
         result: Json = {
             "tools": [{key: each[key] for key in _SHOWN if key in each} for each in found],
-            "matches": len(matches),
+            "matches": count,
         }
         return ToolResult(encode(result).decode() if found else "No tool matches. Try other words.", result)
 

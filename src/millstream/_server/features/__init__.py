@@ -141,7 +141,7 @@ class Middleware:
         """Wrap a page of a list. ``await next(request)`` returns the descriptions for the client's revision.
 
         Args:
-            request: The method of the list, and the `Context` of the call.
+            request: The kind of the items, and the `Context` of the call.
             next: The next hook, or the list itself.
         """
         items: list[Json] = await next(request)
