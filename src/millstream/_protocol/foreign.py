@@ -9,8 +9,7 @@ members of a listed item. If the item still can't be decoded, only the item is l
 
 import re
 from collections.abc import Callable
-from functools import cache, reduce
-from operator import or_
+from functools import cache
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
@@ -115,14 +114,14 @@ MAX_WARNINGS = 10
 
 def _usable(items: list[Any], kinds: _Kinds, warn: Callable[[str], None]) -> list[Any]:
     usable: list[Any] = []
-    faults, annotation = 0, reduce(or_, kinds)
+    faults, annotation = 0, _union(kinds)
     for item in items:
         if _has_type(item, annotation):
             usable.append(item)
             continue
         left_out: list[str] = []
         kind = _kind_of(item, kinds)
-        kept = item if kind is None else drop_misfits(item, kind, left_out.append)
+        kept = drop_misfits(item, kind, left_out.append) if is_object(item) and kind is not None else item
         done, why = f"Left out {', '.join(left_out)} of", ""
         try:
             msgspec.convert(kept, annotation)
@@ -222,10 +221,15 @@ def _fit(value: Any, annotation: Any) -> Any:
     made: Any = UNSET
     kinds = _structs(annotation)
     if is_array(value) and kinds:
-        made = [each for each in (_fit(each, reduce(or_, kinds)) for each in value) if each is not UNSET]
-    elif (kind := _kind_of(value, kinds)) is not None:
+        made = [each for each in (_fit(each, _union(kinds)) for each in value) if each is not UNSET]
+    elif is_object(value) and (kind := _kind_of(value, kinds)) is not None:
         made = drop_misfits(value, kind, lambda name: None)
     return made if _has_type(made, annotation) else UNSET
+
+
+def _union(kinds: _Kinds) -> Any:
+    combine: Any = Union
+    return combine[kinds]
 
 
 def _kind_of(value: Any, kinds: _Kinds) -> type[Struct] | None:
