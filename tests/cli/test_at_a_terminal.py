@@ -141,6 +141,13 @@ def test_errors_and_findings_wrap_between_words(narrow: Screen) -> None:
     assert "\x1b[31mFAIL" in narrow.seen(colors=True)
 
 
+def test_tool_errors_wrap_between_words(narrow: Screen) -> None:
+    narrow.start("call", str(ROOT / "examples/hub.py"), "get_current_time", f"timezone={'Mars/Base ' * 12}")
+    said = " ".join(narrow.until("ended with 1"))
+    assert "Mars/Base " * 11 in said
+    assert "M ars" not in said
+
+
 def test_list_separates_names_and_types_and_does_not_split_words(narrow: Screen) -> None:
     narrow.start("list", str(ROOT / "examples/hub.py"))
     lines = narrow.until("ended with 0")

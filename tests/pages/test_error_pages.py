@@ -20,5 +20,12 @@ def test_error_pages_and_the_mcp_endpoint_page_are_accessible(
     page = open_page(plain + path, fresh=True, lossy=True, width=width, color_scheme=scheme)
     expect(page.get_by_role("heading", level=1)).to_have_text(heading)
     assert find_layout_problems(page) == []
-    page.get_by_role("link").first.click()
+    assert page.evaluate("document.fonts.ready.then((fonts) => [...fonts].map(({ status }) => status))") == ["loaded"]
+    page.get_by_role("link", name="Start page" if path == "/nothing" else "Connect a client").click()
     expect(page.get_by_role("heading", level=1)).to_have_text("Hello Server")
+
+
+def test_suggested_paths_are_links(plain: str, open_page: OpenPage) -> None:
+    page = open_page(f"{plain}/dashbord", fresh=True, lossy=True)
+    page.get_by_role("link", name="/dashboard").click()
+    expect(page.locator("#state")).to_have_text("Live")

@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from pages.test_accessibility import DANGLING, NAMELESS, SIDEWAYS, TWICE, UNREACHABLE
-from pages_world import OpenPage, call
+from pages_world import OpenPage, call, run_axe
 from processes import SharedServer, run_command, share_server
 
 pytestmark = pytest.mark.server
@@ -185,6 +185,8 @@ def test_gateway_page_is_accessible_and_fits(office: str, open_page: OpenPage, w
     for look in (NAMELESS, TWICE, DANGLING, UNREACHABLE):
         assert page.evaluate(look) == []
     assert page.evaluate(SIDEWAYS) == 0
+    page.get_by_role("button", name="bookshop", exact=True).hover()
+    assert run_axe(page, colors=True) == []
 
 
 def test_servers_without_upstreams_have_no_gateway_page(plain: str, open_page: OpenPage) -> None:

@@ -78,6 +78,26 @@ async def test_browsers_without_access_get_a_page_with_advice() -> None:
 
 
 @for_each("way", ["lane", "asgi"])
+async def test_error_pages_use_the_font_only_where_it_is_served(way: str) -> None:
+    for parts, path, host, there in (
+        ("web", "/nothing", "127.0.0.1", True),
+        ("web", "/mcp", "127.0.0.1", True),
+        ("web", "/", "evil.example", False),
+        ("hub", "/nothing", "127.0.0.1", False),
+    ):
+        page = await get(Server("shop", serve=parts), path, {**HTML, "host": host}, way)
+        assert (b"@font-face" in page.body) is there, (parts, path, host)
+        said(page)
+
+
+async def test_texts_of_callers_become_no_links() -> None:
+    server = Server("shop", serve="web,rest")
+    for path, link in (("/docs/", True), ("/Use%20/docs.", False), ("/tools/x.%20Use%20/docs.", False)):
+        page = await get(server, path, HTML)
+        assert (b'<a href="/docs">/docs</a>' in page.body) is link, path
+
+
+@for_each("way", ["lane", "asgi"])
 async def test_documents_mention_that_browsers_get_a_page_instead(way: str) -> None:
     for path in ("/", "/nothing", "/dashboard", "/message"):
         reply = await get(Server("shop"), path, CURL, way)

@@ -230,7 +230,7 @@ class Routes:
         """Return a refusal as a page, if a browser asks for one."""
         if not wants_page(request):
             return reply
-        from millstream._web.error_pages import error_page  # noqa: PLC0415  only for browsers
+        from millstream._web.error_pages import FONT, error_page  # noqa: PLC0415  only for browsers
 
         links = {} if reply.status == 421 else {"Start page": "/"}
         if reply.status in (401, 403) and _SIGN_IN in self._exact:
@@ -238,15 +238,17 @@ class Routes:
             links["Sign in"] = (
                 f"/sign-in?{urlencode({'next': request.path})}" if request.method == "GET" else "/sign-in"
             )
-        return error_page(request, reply, self._title, links)
+        font = reply.status != 421 and FONT in self._exact
+        return error_page(request, reply, self._title, links, font=font)
 
     def _enter(self, handler: Handler, mcp_path: str) -> Handler:
         """Return the MCP endpoint's handler, which shows browsers a page."""
 
         async def show(request: HttpRequest) -> Response:
-            from millstream._web.error_pages import entry_page  # noqa: PLC0415  only for browsers
+            from millstream._web.error_pages import FONT, entry_page  # noqa: PLC0415  only for browsers
 
-            return entry_page(request, mcp_path, self._title, self._pages, sign_in=self._sign_in)
+            font = FONT in self._exact
+            return entry_page(request, mcp_path, self._title, self._pages, sign_in=self._sign_in, font=font)
 
         return _unless_browser(handler, show)
 

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 import msgspec
 
 from millstream._cli.signals import interrupt_reads
-from millstream._protocol.errors import INVISIBLE, escape
+from millstream._protocol.errors import INVISIBLE, escape, fit
 from millstream._protocol.json_schema import is_array, members
 from millstream.client._questions import ElicitAnswer, Question
 
@@ -56,9 +56,13 @@ def safe_json(text: str) -> str:
 
 
 def print_text(text: str, to: TextIO | None = None) -> None:
-    """Print a server's text, without control characters on a terminal."""
+    """Print a server's text, on a terminal without control characters, and on standard error wrapped between words."""
     out = to or sys.stdout
-    out.write((safe(text) if out.isatty() else text) + "\n")
+    if out.isatty():
+        text = safe(text)
+        if out is sys.stderr:
+            text = fit("", text, shutil.get_terminal_size().columns)
+    out.write(f"{text}\n")
     out.flush()
 
 

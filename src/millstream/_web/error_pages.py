@@ -14,6 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 from string import Template
 from typing import Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -47,10 +48,18 @@ _FITTING = re.compile(
 )
 """Matches a selector that contains only elements, classes, and states of these pages."""
 _CODE = re.compile("`([^`]+)`")
+_OTHER_PATH = re.compile(r"(?<=Use )(/\w[\w/-]*)(?=\.(?: |$))")
+"""Matches the path that the text for an unknown one suggests."""
+FONT = "/assets/vendor/inter.woff2"
 
 
 def error_page(
-    request: HttpRequest, reply: Response, server: str = "", links: Mapping[str, str] | None = None
+    request: HttpRequest,
+    reply: Response,
+    server: str = "",
+    links: Mapping[str, str] | None = None,
+    *,
+    font: bool = False,
 ) -> Response:
     """Return an error as a page, with its header lines. Other responses are returned unchanged.
 
@@ -59,6 +68,7 @@ def error_page(
         reply: The response for programs.
         server: Name of the server.
         links: Paths of helpful pages, by label.
+        font: Whether the server serves `FONT`.
     """
     kind, _, head = reply.head.partition(b"\r\n")
     if reply.status < 400 or b"html" in kind:
@@ -68,14 +78,17 @@ def error_page(
     # Other refusals with 403 say what to do.
     if reply.status in _ADVICE and (reply.status != 403 or b"insufficient_scope" in head):
         texts.append(_ADVICE[reply.status])
-    body = _CODE.sub(r"<code>\1</code>", "".join(f"<p>{escape(each)}</p>" for each in texts))
-    return _page(
-        request, reply.status, title, server, body, links=links or {}, head=head.replace(b"vary: accept\r\n", b"")
-    )
+    if reply.status == 404:
+        texts = [_OTHER_PATH.sub(r'<a href="\1">\1</a>', escape(each)) for each in texts]
+    else:
+        texts = [escape(each) for each in texts]
+    body = _CODE.sub(r"<code>\1</code>", "".join(f"<p>{each}</p>" for each in texts))
+    head = head.replace(b"vary: accept\r\n", b"")
+    return _page(request, reply.status, title, server, body, links=links or {}, head=head, font=font)
 
 
 def entry_page(
-    request: HttpRequest, path: str, server: str, links: Mapping[str, str], *, sign_in: str = ""
+    request: HttpRequest, path: str, server: str, links: Mapping[str, str], *, sign_in: str = "", font: bool = False
 ) -> Response:
     """Return the page that explains how to use the server, shown at the MCP path, and at ``/`` if the server has no
     pages.
@@ -86,6 +99,7 @@ def entry_page(
         server: Name of the server.
         links: Paths of the server's pages, by label.
         sign_in: Command-line option with which callers sign in: ``--auth KEY``, ``--login``, or none.
+        font: Whether the server serves `FONT`.
     """
     host = request.headers.get(b"host", b"").decode("latin-1")
     name = re.sub(r"[^a-z0-9]+", "-", server.lower()).strip("-") or "server"
@@ -102,7 +116,7 @@ def entry_page(
         option=f" {sign_in}" if sign_in else "",
         note=f'\n<p class="soft small">{notes[sign_in]}</p>' if sign_in else "",
     )
-    return _page(request, 200, server, "MCP server", body, links=links)
+    return _page(request, 200, server, "MCP server", body, links=links, font=font)
 
 
 def _page(
@@ -114,20 +128,24 @@ def _page(
     *,
     links: Mapping[str, str],
     head: bytes = b"",
+    font: bool,
 ) -> Response:
     root = request.root_path
     buttons = "".join(
         f'<a class="button" href="{escape(root + path)}">{escape(label)}</a>' for label, path in links.items()
     )
     style = _style()
+    if font:
+        url = quote(root + FONT)
+        style += f'@font-face{{font-family:"Inter Variable";font-weight:100 900;font-display:fallback;src:url({url})}}'
     text = Template(_part("message.html")).substitute(
         title=escape(title), server=escape(server), body=body, links=buttons, style=style
     )
     digest = b64encode(sha256(style.encode()).digest()).decode()
     lines = (
         "content-type: text/html; charset=utf-8\r\nx-content-type-options: nosniff\r\nreferrer-policy: same-origin\r\n"
-        f"content-security-policy: default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
-        "form-action 'none'; frame-ancestors 'none'\r\nvary: accept\r\n"
+        f"content-security-policy: default-src 'none'; style-src 'sha256-{digest}'; img-src data:; font-src 'self'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'\r\nvary: accept\r\n"
     )
     return Response(text.encode("utf-8", "replace"), status, lines.encode() + head)
 

@@ -5,8 +5,8 @@ import { color, element, write } from "../dom.js";
 
 const LEFT = 54;
 const RIGHT = 10;
-const NARROW = 240; // narrower plots have the limit of the y axis inside, instead of labels beside
-const TOP = 8;
+const NARROW = 240; // narrower plots have the limit of the y axis above, instead of labels beside
+const TOP = 14;
 const BOTTOM = 20;
 const DRAGGED_PX = 5; // shorter movements are clicks
 /** @type {Record<string, number[]>} */
@@ -212,7 +212,7 @@ export class LineChart {
       pen.stroke();
       const label = this.#format(Number(value.toPrecision(6)), true);
       if (!narrow) pen.fillText(label, LEFT - 6, level);
-      else if (value) pen.fillText(label, width - RIGHT, level + 9);
+      else if (value) pen.fillText(label, width - RIGHT, level - 7);
     }
     pen.textBaseline = "alphabetic";
     const marks = width > 380 ? 4 : width > 250 ? 2 : 1;
