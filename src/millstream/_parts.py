@@ -95,7 +95,7 @@ class Route(Struct, frozen=True):
     local: bool = False
     """Whether only programs on this machine can reach it, even with sign-in."""
     gated: bool = False
-    """Whether request gates run before the handler. Call gates cover MCP and REST."""
+    """Whether request gates run before every handler. They always run before a stream, and call gates before a call."""
     message: str = ""
     """The message log's name for a request rejected because it came from another machine."""
     own: bool = False
@@ -296,7 +296,8 @@ class PartHost:
         self.dispatcher.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
 
     def gate_requests(self, gate: RequestGate) -> None:
-        """Run a gate before handlers of routes that are `gated` and before each WebSocket message of the hub.
+        """Run a gate before streams, handshakes, handlers of routes that are `gated`, and each WebSocket message of the
+        hub.
 
         Args:
             gate: Raises `ProtocolError` to reject the request.

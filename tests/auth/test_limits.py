@@ -225,6 +225,19 @@ async def test_websocket_messages_count_toward_their_address() -> None:
         assert said == [False, False, True]
 
 
+async def test_handshakes_and_their_streams_count_as_requests() -> None:
+    opening = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    async with run_guarded(limited(limit_requests="2/minute")) as world:
+        session = await world.initialize(ALICE)
+        await world.initialize(ALICE)
+        for extra in ({}, {"_meta": {"io.example/x": 1}}):
+            check(await world.post(ALICE, request("initialize", opening | extra)), "requests", 2)
+        reply = await world.ask(ALICE, "GET", "/mcp", **STREAM, mcp_session_id=session)
+        assert (reply.status, b"retry-after" in reply.headers) == (429, True)
+        assert (await world.ask(ALICE, "DELETE", "/mcp", mcp_session_id=session)).status == 204
+        await world.initialize(BOB)
+
+
 async def test_streams_and_publications_count_as_requests() -> None:
     async with run_guarded(limited(limit_requests="2/minute")) as world, world.socket(ROOT) as socket:
         await socket.recv()

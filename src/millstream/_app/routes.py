@@ -142,8 +142,8 @@ class Routes:
                     route, handlers={**route.handlers, "GET": get, "HEAD": _describe_stream}
                 )
             handlers = dict(route.handlers)
-            if route.gated and gates:
-                handlers = {method: _with_gates(handler, tuple(gates)) for method, handler in handlers.items()}
+            gated = handlers if route.gated else {"GET"} if route.stream else ()
+            handlers |= {method: _with_gates(handlers[method], tuple(gates)) for method in gated}
             if route.local or (route.private and guard is None):
                 message = route.message
                 handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
@@ -318,6 +318,9 @@ def _allow(allowed: str, refusal: Handler) -> Handler:
 
 
 def _with_gates(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
+    if not gates:
+        return handler
+
     async def check_gates(request: HttpRequest) -> Response | Sink | None:
         try:
             for gate in gates:

@@ -184,7 +184,7 @@ class McpPart(HttpPart):
 
         settings, streams = host.settings, host.streams
         sessions = HttpSessions(host.services) if settings.sessions else None
-        endpoint = StreamableEndpoint(host.dispatcher, streams, sessions)
+        endpoint = StreamableEndpoint(host.dispatcher, streams, sessions, host.request_gates)
         sse = HttpSse(host.dispatcher, streams)
         standing = SessionStreams(endpoint, first=sse.get)
         mcp = Route(
@@ -197,7 +197,7 @@ class McpPart(HttpPart):
         routes = {
             path: mcp,
             path.rstrip("/") + "/": mcp,
-            settings.sse_path: Route({"GET": sse.get}, stream=True, gated=True, reserved=True),
+            settings.sse_path: Route({"GET": sse.get}, stream=True, reserved=True),
             posts: messages,
             posts.rstrip("/") or "/": messages,
         }

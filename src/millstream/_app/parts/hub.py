@@ -97,11 +97,11 @@ class HubPart(OwnPart):
         )
         scope = "" if hooked else PUBLISH
         add = host.routes.add
-        add("/events", Route({"GET": handlers.events}, stream=True, gated=True))
+        add("/events", Route({"GET": handlers.events}, stream=True))
         publish = Route({"POST": handlers.publish}, scope=scope, private=True, gated=True, message="hub/publish")
         add("/publish", publish)
         add("/ws", Route({"GET": socket.plain}))
-        host.routes.add_prefix(CLIENT_PATH, Route({"GET": handlers.client_stream}, stream=True, gated=True))
+        host.routes.add_prefix(CLIENT_PATH, Route({"GET": handlers.client_stream}, stream=True))
 
 
 def _measure(metrics: "Metrics", hub: Hub) -> None:

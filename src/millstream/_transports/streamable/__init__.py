@@ -13,7 +13,7 @@ first message, if the client reads streams. Every answer is then an event of its
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -50,6 +50,7 @@ from millstream._server.calls import call as calls
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
+from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.base import Position, Store, StoreFull, StoreUnavailable, StreamSealed, read_offset
 from millstream._stores.rates import share_for
@@ -463,13 +464,21 @@ _JSON_ONLY = "Not acceptable. This server responds with application/json."
 class StreamableEndpoint:
     """The shared state of all requests to the MCP endpoint of one server."""
 
-    def __init__(self, dispatcher: Dispatcher, streams: OpenStreams, sessions: HttpSessions | None) -> None:
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        streams: OpenStreams,
+        sessions: HttpSessions | None,
+        gates: Sequence[RequestGate] = (),
+    ) -> None:
         self.dispatcher = dispatcher
         self.services = dispatcher.services
         self.json_only = dispatcher.services.settings.json_only
         self.sessions = sessions
         """None if handshake requests are served without sessions."""
         self.streams = streams
+        self.gates = gates
+        """Checks before a handshake."""
 
     def open_line(self, call: Call) -> PostReplyChannel:
         """Return the reply channel of a POST's call."""

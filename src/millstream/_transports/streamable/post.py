@@ -142,6 +142,8 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     endpoint, request = exchange.endpoint, exchange.request
     sessions = endpoint.sessions
     opening = read_initialize(message.params)
+    for gate in endpoint.gates:
+        await gate(request)
     known: Session | None = None
     if sessions is not None and b"mcp-session-id" in request.headers:
         known = await sessions.find(request)
