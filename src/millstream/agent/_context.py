@@ -24,8 +24,6 @@ from millstream.protocol import Json, PromptDescription, is_array, is_object
 Part = Json
 _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
 """Media type -> format name of the API. Others aren't supported."""
-_COMPARED = 100
-"""Maximum values of structured content to look for in a result's text."""
 _PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 
 
@@ -39,21 +37,19 @@ def show_result(result: Result, limit: int) -> tuple[str, list[Part]]:
 
 
 def _repeats(text: str, structured: msgspec.Raw) -> bool:
-    """Return whether text is structured content as JSON, or at least has the first values of it."""
-    value = msgspec.json.decode(structured)
+    """Return whether text has the first values of structured content."""
     with suppress(msgspec.DecodeError):
-        if msgspec.json.decode(text) == value:
-            return True
-    found = text.casefold()
-    return all(str(each).casefold() in found for each in islice(_leaves(value), _COMPARED))
+        text = "\n".join(map(str, _leaves(msgspec.json.decode(text))))
+    return all(str(each) in text for each in islice(_leaves(msgspec.json.decode(structured)), 100))
 
 
 def _leaves(value: Any) -> Iterator[Any]:
     pending = [value]
-    while pending:
-        each = pending.pop()
-        if is_object(each) or is_array(each):
-            pending += each.values() if is_object(each) else each
+    for each in pending:
+        if is_object(each):
+            pending += each.values()
+        elif is_array(each):
+            pending += each
         elif each is not None:
             yield each
 
