@@ -81,7 +81,7 @@ format: $(VENV)/.test requirements/pages/node_modules/.package-lock.json ## rewr
 
 test: $(VENV)/.compiled .venv-mcp1/.ready .venv-foreign/.ready $(NODE_TOOLS) $(NIGHT_PARTS) $(SITE) ## run every test but those of the night (ARGS= goes to pytest)
 	-@scripts/apt chromium-headless-shell || scripts/apt chromium
-	-@scripts/apt apache2-bin curl fish haproxy nginx rabbitmq-server redis-server strace systemd tmux zsh
+	-@scripts/apt apache2-bin caddy curl fish haproxy nginx rabbitmq-server redis-server strace systemd tmux zsh
 	-@command -v cc >/dev/null || scripts/apt gcc libc6-dev
 	$(PYTEST) -m "$(DAY)" $(ARGS)
 	$(if $(ARGS),,$(MAKE) next)

@@ -11,6 +11,7 @@ MISSING = "not installed: "
 _PATH = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 _PACKAGES = {
     "apache2": "apache2-bin",
+    "caddy": "caddy",
     "cc": "gcc libc6-dev",
     "chromium-headless-shell": "chromium",
     "go": "golang-go",

@@ -163,7 +163,7 @@ PAGES = {
             "server unix:": "tests/workers/test_unix_sockets.py runs nginx with it.",
             "server one unix@": "tests/workers/test_unix_sockets.py runs haproxy with it.",
             "ProxyPass / unix:": "tests/deploy/test_apache.py runs Apache with its other lines.",
-            "mcp.example.com {\n    @private path_regexp": "There is no Caddy here.",
+            "mcp.example.com {\n    @private path_regexp": "tests/deploy/test_caddy.py runs Caddy with it.",
             "curl --unix-socket": "tests/workers/test_unix_sockets.py calls curl like this.",
             "millstream run bookshop.py --uds": "tests/workers/test_unix_sockets.py has such servers.",
             "SSLEngine on": "The certificates aren't there. tests/deploy/test_apache.py runs Apache.",
@@ -348,7 +348,7 @@ PAGES = {
             )
         },
         untyped={
-            "mcp.example.com {": "There is no Caddy here.",
+            "mcp.example.com {": "tests/deploy/test_caddy.py runs Caddy with it.",
             "curl https://mcp.example.com": "The name is made up. The check above asks the same path.",
         },
     ),

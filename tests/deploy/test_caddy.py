@@ -1,0 +1,79 @@
+import asyncio
+import json
+import os
+import re
+import ssl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+from websockets.asyncio.client import connect
+
+from millstream import Client
+from millstream.client import Options
+from patience import WAIT
+from processes import ROOT, free_port, run_command, run_server
+from programs import find_program, needs
+from workers_world import start_program, until
+
+CADDY = find_program("caddy")
+pytestmark = [pytest.mark.server, needs("caddy")]
+PROGRAM = "examples/broadcast/main.py"
+
+
+def configuration(page: str) -> str:
+    """Return the only Caddyfile of a page."""
+    (found,) = re.findall(
+        r"^```text\n(mcp\.example\.com \{\n.*?)^```", (ROOT / page).read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    return str(found)
+
+
+@contextmanager
+def caddy(folder: Path, site: str) -> Iterator[tuple[int, ssl.SSLContext]]:
+    """Run Caddy with a site at localhost and a certificate of its own, and yield its port and what trusts it."""
+    assert CADDY is not None
+    port = free_port()
+    own = ["admin off", "local_certs", "skip_install_trust", "auto_https disable_redirects", "default_bind 127.0.0.1"]
+    own_lines = "\n".join([*own, f"https_port {port}"])
+    (folder / "Caddyfile").write_text(f"{{\n{own_lines}\n}}\n" + site.replace("mcp.example.com", "localhost"))
+    command = [CADDY, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
+    root = folder / "caddy" / "pki" / "authorities" / "local" / "root.crt"
+    log = folder / "caddy.log"
+    with run_server(command, port, log, HOME=str(folder), XDG_DATA_HOME=str(folder)):
+        until(lambda: "certificate obtained" in log.read_text("utf-8"))
+        yield port, ssl.create_default_context(cafile=str(root))
+
+
+async def check(port: int, trust: ssl.SSLContext, private: int) -> None:
+    """Read the private pages, and call a tool while an event stream and a WebSocket are open."""
+    url = f"https://localhost:{port}"
+    async with httpx2.AsyncClient(timeout=WAIT, verify=trust) as web:
+        for page in ("dashboard", "chat", "inspect", "metrics"):
+            assert (await web.get(f"{url}/{page}")).status_code == private
+        async with web.stream("GET", f"{url}/events") as events:
+            lines = events.aiter_lines()
+            assert (await anext(lines)).startswith("id: ")
+            async with Client(f"{url}/mcp", options=Options(tls=trust)) as client:
+                await client.call("send_sse_message", message="Hello through Caddy")
+            async with asyncio.timeout(WAIT):
+                assert "data: Hello through Caddy" in [await anext(lines) for _ in range(3)]
+    async with connect(f"wss://localhost:{port}/ws", ssl=trust) as socket:
+        assert json.loads(await socket.recv())["type"] == "connected"
+
+
+async def test_caddy_passes_events_and_the_server_blocks_private_pages(tmp_path: Path) -> None:
+    behind = free_port()
+    site = configuration("docs/guides/https.md").replace("127.0.0.1:8000", f"127.0.0.1:{behind}")
+    with run_server(run_command(PROGRAM, behind), behind, tmp_path / "server"), caddy(tmp_path, site) as (port, trust):
+        await check(port, trust, 403)
+
+
+async def test_caddy_reaches_a_unix_socket_and_blocks_private_pages(tmp_path: Path) -> None:
+    path = tmp_path / "server.sock"
+    site = configuration("docs/guides/behind-a-proxy.md").replace("/run/millstream/server.sock", str(path))
+    command = run_command(PROGRAM, 8000, "--uds", str(path))
+    with start_program(command, 0, tmp_path / "log", env=dict(os.environ)), caddy(tmp_path, site) as (port, trust):
+        await check(port, trust, 404)
