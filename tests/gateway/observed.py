@@ -86,6 +86,7 @@ class Observer:
             await self._read(client)
             await self._remember(client)
             await self._listen(client)
+            await self._change(client)
             if not self._handshake:
                 await self.note("follow", self._follow(client))
         async with self.client(elicitation_callback=self._answer) as able:
@@ -104,6 +105,25 @@ class Observer:
             count = 0 if published.is_error else 2
             events = [repr(await anext(changes)) for _ in range(count)]
         return text_of([text_of(changes.honored), text_of(published), sorted(events)])
+
+    async def _change(self, client: Client) -> None:
+        """Change what the program shows to this client and to others, and send a notification of the client's own."""
+        await self.note("place", client.call_tool("place", {}))
+        for step in ("promote", "demote"):
+            await self.note(step, client.call_tool(step, {}))
+            await self.note(f"tools after {step}", client.list_tools())
+            async with self.client() as other:
+                await self.note(f"another client's tools after {step}", other.list_tools())
+        for text in ("Sell more books.", "Sell books."):
+            await self.note(f"instruct: {text}", client.call_tool("instruct", {"text": text}))
+            async with self.client() as other:
+                self.lines[f"instructions after {text}"] = str(other.instructions)
+        if self._handshake:
+            hello: Any = mcp_types.Notification[dict[str, Any], str](
+                method="notifications/com.example/hello", params={}
+            )
+            await client.session.send_notification(hello)
+            await self.note("greet", client.call_tool("greet", {}))
 
     async def _introduce(self, client: Client) -> None:
         lines = self.lines

@@ -459,7 +459,7 @@ class Dispatcher:
         try:
             if self.gate is not None and (asked := self.gate(call)) is not None:
                 await asked
-            handler = self.registry.notification_handlers.get(call.method)
+            handler = self.registry.notification_handler(call.method)
             if handler is not None:
                 await handler(call)
         except (ProtocolError, ToolError) as exc:

@@ -162,7 +162,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             if kept.method == "notifications/initialized" and self._stop_watching is None and self.session is not None:
                 self._stop_watching = dispatcher.services.changes.watch(self._forward_change, self.session.id)
             dispatcher.control.notify(kept, self.id)
-            if kept.method in dispatcher.registry.notification_handlers:
+            if dispatcher.registry.notification_handler(kept.method) is not None:
                 named = per_request_revision(message)
                 session, revision = (None, named) if named else (self.session, self._revision())
                 dispatcher.notify(notification_call(kept, session, revision, **self._way()))

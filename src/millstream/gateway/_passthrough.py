@@ -24,7 +24,6 @@ from millstream._protocol.revisions import tool as project_tool
 from millstream._recent import RecentBytes
 from millstream._server.calls.call import Call
 from millstream._server.dispatch import RelayedError
-from millstream._server.features.registry import NotificationHandler
 from millstream._server.handlers import read
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import RawRequest
@@ -42,8 +41,6 @@ _KINDS = {method: kind for kind, (method, *_) in METHODS.items()}
 """Method that lists items -> their kind."""
 _SERVED_HERE = frozenset({*_KINDS, "server/discover", _LISTEN})
 """Methods that can be served here although the upstream speaks the client's revision."""
-_NOTIFICATIONS = ("notifications/roots/list_changed", "notifications/progress")
-"""Notifications that a client sends to its session's server."""
 _MAX_PAGES, _MAX_PAGES_BYTES = 256, 32 * 1024 * 1024
 """Maximum number and size of the converted pages that are kept, because converting takes ten times as long as passing
 them on.
@@ -69,16 +66,14 @@ class Passthrough:
         """
         self._converted = upstream.catalog
         """The lists with the items of `_pages`."""
-        self.notifications: Mapping[str, NotificationHandler] = dict.fromkeys(_NOTIFICATIONS, self._notify)
         dispatcher = host.dispatcher
         dispatcher.relay = self._relay
         dispatcher.open_session = self._open_session
-        host.registry.relay(self)
+        host.registry.relayed = self
         host.on_close(self._close)
 
     def _close(self) -> None:
-        self._host.dispatcher.relay = self._host.dispatcher.open_session = None
-        self._host.registry.relay(None)
+        self._host.dispatcher.relay = self._host.dispatcher.open_session = self._host.registry.relayed = None
 
     @property
     def capabilities(self) -> Json:
@@ -221,8 +216,8 @@ class Passthrough:
             return b""
         return connection.offer
 
-    async def _notify(self, call: Call) -> None:
-        """Pass on a client's notification."""
+    async def notify(self, call: Call) -> None:
+        """See `RelayedServer`."""
         link = None if call.session is None else self._upstream.links.own.get(call.session.id)
         if link is not None and link.open_task is None:
             conversation = link.conversation

@@ -502,6 +502,7 @@ class Upstream:
                 self.processes = pool.add(config, command)
                 self.serves_one = self.relays and self.gateway.host.has_one_client
             case Program() as program:
+                program.transport = "stdio" if self.gateway.host.has_one_client else "streamable-http"
                 self._stack.push_async_callback(program.settle)
             case TransportFactory():
                 pass

@@ -3,6 +3,7 @@
 ``python whole.py`` serves it on stdio, and ``python whole.py PORT`` over Streamable HTTP.
 """
 
+import asyncio
 import json
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 
 try:
     from fastmcp import Context, FastMCP
+    from fastmcp.server.middleware import Middleware
     from mcp.shared.exceptions import MCPError
 
     mcp: Any = FastMCP("whole", version="7", instructions="Sell books.", website_url="https://example.com/")
@@ -33,6 +35,31 @@ except ImportError:
         mcp = FastMCP("whole", instructions="Sell books.", website_url="https://example.com/")
 
 carts: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+greeted = asyncio.Event()
+"""Set when a client has sent a notification that MCP doesn't have."""
+
+
+async def notice(context: Any, call_next: Any) -> Any:
+    """Let every message pass, and notice that notification."""
+    if context.method == "notifications/com.example/hello":
+        greeted.set()
+    return await call_next(context)
+
+
+if hasattr(mcp, "add_middleware"):
+    middleware: Any = Middleware()
+    middleware.on_message = notice
+    mcp.add_middleware(middleware)
+elif hasattr(mcp, "middleware"):
+    mcp.middleware.append(notice)
+if hasattr(mcp, "middleware"):
+
+    @mcp.tool()
+    async def greet() -> str:
+        """Wait for that notification."""
+        await asyncio.wait_for(greeted.wait(), 10)
+        greeted.clear()
+        return "hello"
 
 
 class Book(BaseModel):
@@ -136,6 +163,41 @@ def meta(ctx: Context) -> str:
     found = ctx.request_context.meta
     found = found if found is None or isinstance(found, dict) else found.model_dump(by_alias=True, exclude_none=True)
     return json.dumps({name: value for name, value in (found or {}).items() if "example" in name})
+
+
+@mcp.tool()
+def instruct(text: str) -> str:
+    """Change the instructions for new clients."""
+    getattr(mcp, "_lowlevel_server", getattr(mcp, "_mcp_server", None)).instructions = text
+    return "ok"
+
+
+@mcp.tool()
+async def place(ctx: Context) -> str:
+    """Return where this runs, as far as the library tells."""
+    return str(getattr(ctx, "transport", "unknown"))
+
+
+if hasattr(Context, "enable_components"):
+
+    @mcp.tool(tags={"staff"})
+    def restock() -> str:
+        """Order books."""
+        return "ordered"
+
+    mcp.disable(tags={"staff"})
+
+    @mcp.tool()
+    async def promote(ctx: Context) -> str:
+        """Show the caller the tools for staff."""
+        await ctx.enable_components(tags={"staff"})
+        return "ok"
+
+    @mcp.tool()
+    async def demote(ctx: Context) -> str:
+        """Hide them again."""
+        await ctx.disable_components(tags={"staff"})
+        return "ok"
 
 
 @mcp.tool()

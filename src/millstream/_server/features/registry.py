@@ -95,12 +95,13 @@ class RegisteredExtension(Struct, frozen=True):
 class RelayedServer(Protocol):
     """Another server that serves this server's clients."""
 
-    notifications: Mapping[str, NotificationHandler]
-    """Notification of MCP itself -> the handler that passes it on."""
-
     @property
     def capabilities(self) -> Json:
         """Its capabilities, which clients see instead of this server's."""
+        ...
+
+    async def notify(self, call: Call) -> None:
+        """Pass on a client's notification."""
         ...
 
     def find(self, kind: str, name: str) -> Any:
@@ -114,6 +115,8 @@ SUBSCRIBE = "subscribe"
 """The setting that announces subscriptions to resources, in the capability `resources`."""
 _KINDS = {"tools": "tools", "resources": "resources", "templates": "resources", "prompts": "prompts"}
 """Kind -> kind of the change notification."""
+_CONNECTION_NOTIFICATIONS = frozenset({"notifications/initialized", "notifications/cancelled"})
+"""Notifications about the client's own connection, which aren't passed on."""
 _ABOUT_CHANGES = frozenset({"listChanged", SUBSCRIBE})
 """Settings of capabilities that are announced only with a stream."""
 _MAPS = frozenset({"extensions", "experimental"})
@@ -185,7 +188,7 @@ class Registry:
         self.filters: dict[str, ListenFilter] = {}
         """Member of the `subscriptions/listen` filter -> its implementation in an extension."""
         self.notification_handlers: dict[str, NotificationHandler] = {}
-        """Notification of an extension or for the relayed server -> its handler."""
+        """Notification of an extension -> its handler."""
         self.on_change: Callable[[str], None] = lambda kind: None
         self.list_selectors: list[Callable[[str, Mapping[str, Any]], Mapping[str, Any]]] = []
         """``select(kind, items)`` returns the items to list. Each receives what the previous one returned."""
@@ -380,11 +383,6 @@ class Registry:
         self.extensions.remove(extension)
         self._collect()
 
-    def relay(self, server: RelayedServer | None) -> None:
-        """Let another server decide which items exist, or None to stop."""
-        self.relayed = server
-        self._collect()
-
     def _collect(self) -> None:
         # Change the dictionaries in place, because transports hold references to them.
         for mine, theirs in (
@@ -396,8 +394,13 @@ class Registry:
             collected.clear()
             for each in self.extensions:
                 collected.update(getattr(each, theirs))
-        if self.relayed is not None:
-            self.notification_handlers.update(self.relayed.notifications)
+
+    def notification_handler(self, method: str) -> NotificationHandler | None:
+        """Return the handler of a client's notification, or None if it has none."""
+        handler = self.notification_handlers.get(method)
+        if handler is None and self.relayed is not None and method not in _CONNECTION_NOTIFICATIONS:
+            return self.relayed.notify
+        return handler
 
     def extension_handler(self, method: str, revision: Revision) -> Handler | None:
         """Return an extension's handler for a method in a revision."""

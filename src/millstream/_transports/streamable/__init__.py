@@ -585,7 +585,7 @@ class StreamableExchange(Struct, eq=False):
             return
         if revision.handshake:
             await dispatcher.control.notified_anywhere(kept, "" if session is None else session.id)
-        if kept.method in dispatcher.registry.notification_handlers:
+        if dispatcher.registry.notification_handler(kept.method) is not None:
             way = {**self._way(), "open_reply": None, "reply_channel": NULL_REPLY}
             dispatcher.notify(calls.notification_call(kept, session, revision, **way))
 

@@ -322,7 +322,7 @@ class Streamable:
                 not method.startswith("notifications/")
                 or method == "notifications/cancelled"
                 or services.notification_filters
-                or method in self._dispatcher.registry.notification_handlers
+                or self._dispatcher.registry.notification_handler(method) is not None
             ):
                 return None
             services.note(method, "http", session, principal=request.principal)

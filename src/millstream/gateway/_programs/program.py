@@ -420,8 +420,8 @@ class ProgramServer(Struct, frozen=True):
     """Answers per-request era requests, or None if sessions do."""
 
 
-Open = Callable[[], AbstractAsyncContextManager[ProgramServer]]
-"""Runs the code that a program runs once for all sessions, such as its lifespan."""
+Open = Callable[[str | None], AbstractAsyncContextManager[ProgramServer]]
+"""Runs the code that a program runs once for all sessions, such as its lifespan: ``open(transport)``."""
 MAX_USERS = 10_000
 """Maximum callers that a program remembers."""
 TOKEN = "access_token"  # noqa: S105  the name of a claim
@@ -437,17 +437,17 @@ class ProgramRun:
     """Context variables set by the program's lifespan."""
     server: ProgramServer
 
-    def __init__(self, open: Open) -> None:
+    def __init__(self, open: Open, transport: str | None) -> None:
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         """Done when the program has started, or failed to."""
         self.stop: asyncio.Event = asyncio.Event()
         """Set to stop the program."""
-        self.task: asyncio.Task[None] = loop.create_task(self._run(open), context=Context())
+        self.task: asyncio.Task[None] = loop.create_task(self._run(open(transport)), context=Context())
 
-    async def _run(self, open: Open) -> None:
+    async def _run(self, opening: AbstractAsyncContextManager[ProgramServer]) -> None:
         try:
-            async with open() as self.server:
+            async with opening as self.server:
                 self.context = copy_context()
                 self.ready.set_result(None)
                 await self.stop.wait()
@@ -474,6 +474,8 @@ class Program(Struct, eq=False):
     """Its HTTP side, or None for a low-level server, which has none."""
     handshake_only: bool
     """Whether it doesn't support the per-request era."""
+    transport: str | None = None
+    """Transport that its functions see. From ``stdio``, fastmcp concludes that one client has the server to itself."""
     caller: str = ""
     """The caller that its sessions belong to (see `caller_of`), or empty for an anonymous one."""
     make_message: Callable[[bytes], Any] = field(default_factory=message_maker)
@@ -503,7 +505,7 @@ class Program(Struct, eq=False):
         await self.settle()
         run = self.runs.get(loop)
         if run is None:
-            run = self.runs[loop] = ProgramRun(self.open)
+            run = self.runs[loop] = ProgramRun(self.open, self.transport)
             run.task.add_done_callback(lambda _: self.runs.pop(loop))
         run.user_count += 1
         try:
@@ -605,26 +607,33 @@ def _check_low_level(server: Any, library_version: str) -> Any:
 
 
 @asynccontextmanager
-async def _low_level(server: Any, serve: Any) -> AsyncGenerator[ProgramServer]:
+async def _low_level(server: Any, serve: Any, transport: str | None) -> AsyncGenerator[ProgramServer]:
     """Run a low-level server as its own HTTP transport would: 1.x runs the lifespan per session, 2.x once."""
-    options = server.create_initialization_options()
+    describe = server.create_initialization_options  # per session, because programs change their instructions
     if serve is None:
-        yield ProgramServer(lambda input, output: server.run(input, output, options))
+        yield ProgramServer(lambda input, output: server.run(input, output, describe()))
         return
     async with server.lifespan(server) as state:
         try:
             single = SingleExchange(server, state)
         except (ImportError, AttributeError):  # sessions support this era as well
             single = None
-        yield ProgramServer(partial(serve, server, lifespan_state=state, init_options=options), single)
+        yield ProgramServer(
+            lambda input, output: serve(server, input, output, lifespan_state=state, init_options=describe()), single
+        )
 
 
 @asynccontextmanager
-async def _fastmcp(server: Any, serve: Any, library_version: str) -> AsyncGenerator[ProgramServer]:
+async def _fastmcp(
+    server: Any, serve: Any, library_version: str, transport: str | None
+) -> AsyncGenerator[ProgramServer]:
     """Run a fastmcp server: its application's lifespan once, and its low-level server for each session."""
+    set_transport: Any = getattr(import_module("fastmcp.server.context"), "set_transport", None)
+    if set_transport is not None:  # else this version doesn't tell its functions
+        set_transport(transport)
     application = server.http_app()  # its session manager runs only once
     async with application.router.lifespan_context(application):
         # Known only now, because fastmcp 3 and newer create the session manager in the lifespan.
         low_level = _check_low_level(ProgramApplication(application).low_level, library_version)
-        async with _low_level(low_level, serve) as running:
+        async with _low_level(low_level, serve, transport) as running:
             yield running
