@@ -97,6 +97,17 @@ def test_prompt_messages_are_also_converted() -> None:
     assert told["messages"][0]["content"] == {"type": "text", "text": "n: a:b"}
 
 
+def test_conversion_of_prompts_keeps_other_members() -> None:
+    """MCP 2025-06-18, server/prompts."""
+    members = (
+        b'"description":"Links","messages":[{"role":"user","content":{"type":"audio","data":"","mimeType":"a/b"}}]'
+    )
+    told = json.loads(b"{%b}" % revisions.project_prompt(members + b',"title":null', L1))
+    assert told.keys() == {"description", "messages"}
+    assert told["messages"][0]["content"]["type"] == "resource"
+    assert revisions.project_prompt(members, L1, L1) == members
+
+
 def test_errors_have_the_code_of_their_revision() -> None:
     """MCP 2026-07-28, server/resources."""
     missing = ProtocolError(RESOURCE_NOT_FOUND, "x", {"uri": "a:b"})

@@ -297,10 +297,6 @@ class _ToolResult(Struct, rename="camel"):
     is_error: Raw = Raw(b"false")
 
 
-class _PromptResult(Struct):
-    messages: list[Raw]
-
-
 def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
     """Return an error with the code that an older revision uses."""
     if exc.code == RESOURCE_NOT_FOUND:
@@ -314,7 +310,7 @@ def error(exc: ProtocolError, revision: Revision) -> ProtocolError:
 
 _decode_block = decoder(_Block)
 _decode_result = decoder(_ToolResult)
-_decode_messages = decoder(_PromptResult)
+_decode_messages = decoder(list[Raw])
 
 
 def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = False) -> bytes:
@@ -341,15 +337,19 @@ def project_tool_result(members: bytes, revision: Revision, *, wraps: bool = Fal
     return b",".join(parts)
 
 
-def project_prompt(members: bytes, revision: Revision) -> bytes:
-    """Return the messages of a prompt for an older revision: ``project_prompt(b'"messages":[…]', revision)``.
+def project_prompt(members: bytes, revision: Revision, source: Revision | None = None) -> bytes:
+    """Return the result of `prompts/get` for a revision: ``project_prompt(b'"messages":[…]', revision)``.
 
     Args:
-        members: Members of the result for the newest revision, as JSON without braces.
+        members: Members of the result, as JSON without braces.
         revision: The client's revision.
+        source: The revision of the result, by default the newest.
     """
-    messages = _decode_messages(b"{%b}" % members).messages
-    return b'"messages":%b' % encode([_project_message(each, revision) for each in messages])
+    if revision.content >= (source or NEWEST).content:
+        return members
+    result = {name: value for name, value in decode_members(b"{%b}" % members).items() if bytes(value) != b"null"}
+    messages = [_project_message(each, revision) for each in _decode_messages(result["messages"])]
+    return encode({**result, "messages": messages})[1:-1]
 
 
 def _project_message(raw: Raw, revision: Revision) -> Raw:

@@ -248,16 +248,12 @@ class UpstreamPrompt(_UpstreamItem, Prompt):
         """See `Prompt.encode`."""
         if type(value) is not bytes:
             return super().encode(value, call)
-        upstream, revision = self.upstream, call.revision
+        upstream = self.upstream
         try:
             members, call.meta = split_result(value, "messages", upstream.link_uri if upstream.names.prefix else None)
-            if not revision.content >= upstream.revision.content:
-                about = decode_object(b"{%b}" % members).get("description")
-                members = project_prompt(members, revision)
-                members = members if about is None else b'"description":%b,%b' % (encode(about), members)
+            return project_prompt(members, call.revision, upstream.revision)
         except MALFORMED as exc:
             raise _malformed_error(call, upstream, exc) from None
-        return members
 
 
 class _UpstreamReadable(_UpstreamItem, Readable):

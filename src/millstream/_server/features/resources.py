@@ -5,10 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol, Self, Unpack
 
 from millstream._override import override
-from millstream._protocol import revisions
 from millstream._protocol.content import Annotations, AnnotationsDict
 from millstream._protocol.jsonrpc import encode
-from millstream._protocol.revisions import NEWEST
+from millstream._protocol.revisions import project_prompt
 from millstream._protocol.uri import check_uri
 from millstream._protocol.uri_template import UriTemplate
 from millstream._server.calls.call import Call
@@ -57,9 +56,7 @@ class Prompt(Item):
         Raises:
             LocalError: The value doesn't consist of messages.
         """
-        members = encode_messages(value)
-        if not call.revision.content >= NEWEST.content:
-            members = revisions.project_prompt(members, call.revision)
+        members = project_prompt(encode_messages(value), call.revision)
         description = self._described.get("description")
         return members if description is None else b'"description":%b,%b' % (encode(description), members)
 
