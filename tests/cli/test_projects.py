@@ -70,6 +70,7 @@ def test_deployment_template_is_self_contained(folder: Path) -> None:
     mounted = [each.split(":")[0].removeprefix("./") for each in services["nginx"]["volumes"]]
     copied = re.findall(r"^COPY (?!--from)(\S+)", texts["Dockerfile"], re.MULTILINE)
     assert {*mounted, *copied} - texts.keys() == {"certs"}
+    assert {".env", "certs/"} <= set(texts[".gitignore"].split())
     assert {"systemd/millstream.service", "chart/Chart.yaml", ".env.example", "server.py"} <= texts.keys()
 
 

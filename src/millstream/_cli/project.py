@@ -99,6 +99,7 @@ _IGNORED = """\
 .pytest_cache/
 .venv/
 __pycache__/
+certs/
 state/
 """
 
