@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Awaitable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -863,6 +864,33 @@ async def test_upstream_that_lists_nothing_but_answers_calls_is_ready(other: str
                 assert (await client.call("hidden")).text == "called"
                 (report,) = runtime.host.gateway.describe()  # type: ignore[union-attr]
         assert (report["state"], report["reason"]) == ("ready", "")
+
+
+@pytest.mark.parametrize("era", ERAS)
+async def test_catalog_with_earlier_lists_is_ready_while_no_list_can_be_read(era: str, tmp_path: Path) -> None:
+    works = True
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method.endswith("/list") and not works:
+            await refuse(asked, "The catalog is on holiday")
+        elif asked.method == "tools/list":
+            await asked.result({"tools": [{"name": "go", "inputSchema": {"type": "object"}}]})
+        elif asked.method.endswith("/list"):
+            await asked.result({"prompts": []})
+        else:
+            await asked.result({"content": [{"type": "text", "text": "called"}]})
+
+    async with misbehaving(of_one_era(era, {"tools": {}, "prompts": {}}, behave)) as upstream:
+        for restarted in (False, True):
+            gateway = Server("gateway", settings=Settings(store=f"sqlite:///{tmp_path}/gateway.db"))
+            gateway.upstream("books", upstream.url, start_timeout=WAIT)
+            async with gateway.running() as runtime, Client(gateway, timeout=WAIT) as client:
+                books = runtime.host.gateway.upstreams["books"]  # type: ignore[union-attr]
+                await books.freshen()
+                works = False
+                await books.freshen()
+                assert (await client.call("books_go")).text == "called"
+                assert books.report_state() == ("ready", ""), restarted
 
 
 async def test_log_does_not_call_an_upstream_unreachable_that_responds_with_errors(

@@ -388,7 +388,7 @@ class GatewayPart:
 
     def _degraded_reason(self) -> str:
         down = [name for name, upstream in self.upstreams.items() if upstream.report_state()[0] == "degraded"]
-        return f"upstreams that can't be reached: {', '.join(down)}" if down else ""
+        return f"upstreams that can't be used: {', '.join(down)}" if down else ""
 
     def _register_metrics(self, host: PartHost) -> None:
         host.report(

@@ -837,7 +837,7 @@ class Upstream:
                 max_bytes=self.config.max_catalog_bytes if self.keeps_lists.is_set() else 0,
                 offer=b"" if offer is known else offer,
                 before=self.catalog,
-                requires_one=not self.relays,  # names don't have to be listed
+                requires_one=not self.relays and not any(self.catalog.items()),  # without items, no call would work
                 warn=self.warn,
             )
         except BaseException:
