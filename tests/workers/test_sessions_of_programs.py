@@ -247,6 +247,9 @@ async def test_requests_for_a_session_on_a_killed_worker_get_404(served: Program
         kill(pid)
         await until_async(lambda: pid not in served.children())
         assert [await other.take(session) for _ in range(3)] == [(404, "")] * 3
+        asked = tool_call("take")
+        reply = await other.http.post("/mcp", json=asked, headers=session)
+        assert (reply.status_code, reply.json()["id"]) == (404, asked["id"])
         again = await other.initialize()
         await other.call(again, "put", value=8)
         assert await other.take(again) == (200, "8")
@@ -262,6 +265,7 @@ async def test_call_in_a_killed_worker_fails_with_the_reason_and_its_session_wit
         kill(pid)
         reply = await call
         assert (reply.status_code, "may have taken effect" in reply.text) == (502, True)
+        assert isinstance(reply.json()["id"], int)
         await until_async(lambda: pid not in served.children())
         assert [await other.take(session) for _ in range(3)] == [(404, "")] * 3
 

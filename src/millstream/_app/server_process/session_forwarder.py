@@ -27,10 +27,11 @@ from millstream._http.message import Handler, HttpRequest, Response, Sink, refus
 from millstream._http.server import Endpoints
 from millstream._http.server.listener import TICK, SocketListener
 from millstream._protocol import seal
-from millstream._protocol.errors import SERVER_ERROR
+from millstream._protocol.errors import SERVER_ERROR, ProtocolError
+from millstream._protocol.jsonrpc import read
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
-from millstream._transports.open_streams import error_response, rpc_refusal, unknown_session
+from millstream._transports.open_streams import error_response, unknown_session
 from millstream._transports.streamable import MAX_CACHED_SESSIONS
 
 _CLIENT = b"millstream-client"
@@ -47,11 +48,9 @@ _CONNECT_TIMEOUT = 5.0
 _END_TIMEOUT = 1.0
 """Seconds for the last replies to other workers."""
 _BUSY = refusal(503, "The worker that holds this session is busy. Retry in a second.", retry_after="1")
-_STOPPED = rpc_refusal(
-    502,
-    SERVER_ERROR,
+_STOPPED = (
     "The worker that holds this session stopped during the request, which may have taken effect. Initialize "
-    "again, and check before you repeat the request.",
+    "again, and check before you repeat the request."
 )
 
 
@@ -159,14 +158,14 @@ class SessionForwarder:
             reply = None
         except ClientError:  # a worker that has finished all calls removes its socket before it closes connections
             if lost or not (self._folder / worker).exists():
-                return error_response(unknown_session())
+                return _refuse(data, unknown_session())
             self._lost.add(worker)
-            return _STOPPED
+            return _refuse(data, ProtocolError(SERVER_ERROR, _STOPPED, status=502))
         self._lost.discard(worker)
         if reply is None:
             if self._pools.pop(worker, None) is not None:
                 await pool.close()
-            return error_response(unknown_session())
+            return _refuse(data, unknown_session())
         head = b"".join(
             b"%b: %b\r\n" % each
             for each in reply.headers.items()
@@ -209,6 +208,14 @@ class SessionForwarder:
             dial=dial,
         )
         return pool
+
+
+def _refuse(data: bytes, exc: ProtocolError) -> Response:
+    """Return the error for a request that `_encode` returned, with the id of its message."""
+    message = None
+    with suppress(ProtocolError):
+        message = read(data.partition(b"\r\n\r\n")[2])
+    return error_response(exc, message.id if message is not None and message.is_request else None)
 
 
 def _encode(request: HttpRequest) -> bytes:
