@@ -48,7 +48,7 @@ _FITTING = re.compile(
 )
 """Matches a selector that contains only elements, classes, and states of these pages."""
 _CODE = re.compile("`([^`]+)`")
-_OTHER_PATH = re.compile(r"(?<=Use )(/\w[\w/-]*)(?=\.(?: |$))")
+_OTHER_PATH = re.compile(r"(?<=Use )(/\w[\w/-]*)(?=\.(?: |<))")
 """Matches the path that the text for an unknown one suggests."""
 FONT = "/assets/vendor/inter.woff2"
 
@@ -78,11 +78,8 @@ def error_page(
     # Other refusals with 403 say what to do.
     if reply.status in _ADVICE and (reply.status != 403 or b"insufficient_scope" in head):
         texts.append(_ADVICE[reply.status])
-    if reply.status == 404:
-        texts = [_OTHER_PATH.sub(r'<a href="\1">\1</a>', escape(each)) for each in texts]
-    else:
-        texts = [escape(each) for each in texts]
-    body = _CODE.sub(r"<code>\1</code>", "".join(f"<p>{each}</p>" for each in texts))
+    body = _CODE.sub(r"<code>\1</code>", "".join(f"<p>{escape(each)}</p>" for each in texts))
+    body = _OTHER_PATH.sub(r'<a href="\1">\1</a>', body)
     head = head.replace(b"vary: accept\r\n", b"")
     return _page(request, reply.status, title, server, body, links=links or {}, head=head, font=font)
 
