@@ -10,8 +10,8 @@ from cases import for_each
 from gateway.strangers import Json, stranger
 from millstream import Client, Server, Text
 from millstream._override import override
-from millstream._protocol.revisions import BY_DATE
 from millstream.middleware import Middleware, Next, Request
+from millstream.protocol import BY_DATE
 from patience import WAIT
 from wire import MemoryPipe, per_request, request
 
