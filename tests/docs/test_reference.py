@@ -190,7 +190,7 @@ def test_every_advisory_test_is_listed() -> None:
 
 def test_gateway_options_are_listed_with_defaults() -> None:
     kinds: dict[str, Iterable[FieldInfo]] = {
-        "Top": options_of(GatewayConfig).values(),
+        "Top-level options": options_of(GatewayConfig).values(),
         "Upstreams": upstream_options().values(),
         "APIs": fields(OpenApi),
         "Policies": [each for each in fields(UpstreamPolicy) if each.name != "shared"],
