@@ -161,6 +161,21 @@ async def test_program_checks_tokens(name: str, where: str, server: str, tmp_pat
                 assert "resource_metadata" in reply.headers["www-authenticate"]
 
 
+async def test_invalid_token_gets_401_from_a_program_without_an_authorization_server(tmp_path: Path) -> None:
+    file = tmp_path / "protected.py"
+    program = PROTECTED.format(where="", server="MCPServer")
+    file.write_text(program.replace("resource_server_url=url", "resource_server_url=None"))
+    port = free_port()
+    command = [str(file) if each.endswith(".py") else each for each in run("sdk_two", port)]
+    with run_server(command, port, tmp_path / "log"):
+        for token, status in (("", 401), ("mallory", 401), ("weak", 403), ("ada", 400)):
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            reply = await get(f"http://127.0.0.1:{port}/mcp", "POST", {**headers, "Content-Type": "application/json"})
+            assert reply.status_code == status, token
+            if token == "mallory":
+                assert 'error="invalid_token"' in reply.headers["www-authenticate"]
+
+
 def test_protected_programs_are_rejected_next_to_other_upstreams(tmp_path: Path) -> None:
     file = tmp_path / "gateway.py"
     program = PROTECTED.format(where="", server="MCPServer").replace("mcp = ", "theirs = ").replace("@mcp", "@theirs")

@@ -94,8 +94,8 @@ class ChallengeResponses(Struct, kw_only=True):
     addresses: Addresses | None = None
     """Addresses with metadata, if tokens come from an authorization server."""
     oauth: bool = False
-    """Whether clients can get tokens from an authorization server. Invalid tokens then get a 401, so clients request
-    another."""
+    """Whether credentials are tokens of other servers, or are checked by other code. Invalid ones then get a 401, so
+    clients request another."""
     scopes: Collection[str] = ()
     """Scopes that every caller needs."""
     scope_prefix: str = ""

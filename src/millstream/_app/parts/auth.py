@@ -54,7 +54,7 @@ class AuthPart(OwnPart):
             each.serve_at(set(addresses_for(each.resource, settings).values()))
         challenges = ChallengeResponses(
             addresses=Addresses(resource, settings) if issuing else None,
-            oauth=bool(issuing),
+            oauth=any(each.issuers or each.shows for each in methods),
             scope_prefix=issuing[0].scope_prefix if issuing else "",
             scopes=[scope for each in methods for scope in each.scopes],
         )
