@@ -342,9 +342,9 @@ async def test_channels_in_the_query_of_a_published_event_are_rejected(lane: boo
     async with world(lane) as here:
         everybody = await here.stream()
         for query in ("channel=ops", "x=1&id=7"):
-            status, _, refusal = await here.ask("POST", f"/publish?{query}", b'{"data":"secret"}')
+            status, _, refusal = await here.ask("POST", f"/publish?{query}", b'{"data":"secret"}', JSON)
             assert (status, "must be in the body, not in the query" in refusal["detail"]) == (400, True)
-        assert (await here.ask("POST", "/publish?token=x", b'{"data":"for all"}'))[0] == 200
+        assert (await here.ask("POST", "/publish?token=x", b'{"data":"for all"}', JSON))[0] == 200
         assert await everybody.until(1) == ["for all"]
 
 
