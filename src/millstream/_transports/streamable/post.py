@@ -322,7 +322,8 @@ class Streamable:
                 not method.startswith("notifications/")
                 or method == "notifications/cancelled"
                 or services.notification_filters
-                or self._dispatcher.registry.notification_handler(method) is not None
+                or self._dispatcher.registry.relayed is not None
+                or method in self._dispatcher.registry.notification_handlers
             ):
                 return None
             services.note(method, "http", session, principal=request.principal)
