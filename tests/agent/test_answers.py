@@ -198,6 +198,7 @@ async def test_structured_content_beside_an_image_reaches_the_model() -> None:
         ("5", {"result": 5}, False),
         ("Done: True", {"ok": True, "error": None}, False),
         ("Done.", {}, False),
+        ("[" * 1500 + "]" * 1500, {"id": 71}, True),
     ],
 )
 async def test_structured_content_that_the_text_lacks_reaches_the_model(

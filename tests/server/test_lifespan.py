@@ -362,3 +362,42 @@ async def test_client_in_a_task_of_the_lifespan_does_not_keep_its_server_open(ev
             await used.wait()
             assert events == []
         assert events == ["closed"]
+
+
+@pytest.mark.parametrize("given_up_by", ["a client", "stop"])
+async def test_request_that_waits_for_a_start_gets_a_server_that_stays_open(
+    given_up_by: str, events: list[str]
+) -> None:
+    opening, ready = asyncio.Event(), asyncio.Event()
+
+    @asynccontextmanager
+    async def lifespan(server: Server) -> AsyncGenerator[None, None]:
+        opening.set()
+        await ready.wait()
+        events.append("opened")
+        yield
+        events.append("closed")
+
+    mcp = Server("shop", serve="hub", lifespan=lifespan)
+    if given_up_by == "a client":
+        impatient = asyncio.create_task(Client(mcp).__aenter__())
+        await opening.wait()
+    request = asyncio.create_task(ask(mcp, "GET", "/livez"))
+    await opening.wait()
+    for _ in range(20):  # the request waits for the start
+        await asyncio.sleep(0)
+    if given_up_by == "a client":
+        impatient.cancel()
+        await asyncio.wait([impatient])
+    else:
+        await mcp.stop()
+    ready.set()
+    async with asyncio.timeout(WAIT):
+        assert (await request).status == 200
+        published = await ask(mcp, "POST", "/publish", b'{"data":1}', content_type="application/json")
+    assert published.status == 200
+    for _ in range(100):  # it doesn't close on its own
+        await asyncio.sleep(0)
+    assert events[-1] == "opened"
+    await mcp.stop()
+    assert events[-2:] == ["opened", "closed"]

@@ -2,14 +2,17 @@ import gc
 import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
+import pydantic
 import pytest
+from typing_extensions import Unpack
 
 from cases import for_each
-from millstream import Annotations, Server, Settings
+from millstream import Annotations, Server, Settings, SyncContext
 
 
 @pytest.fixture
@@ -397,3 +400,44 @@ async def test_tools_without_types_or_docstring_warn(caplog: pytest.LogCaptureFi
         assert record.levelno == level
         assert "clients see no type for 'isbn'" in record.message
         assert "models see no description. Write a docstring" in record.message
+
+
+def test_docstring_that_describes_an_unknown_parameter_warns_the_author() -> None:
+    mcp = Server("shop")
+    with pytest.warns(UserWarning, match=r"order: clients don't see what the docstring says about 'copys', because"):
+
+        @mcp.tool
+        def order(isbn: str, ctx: SyncContext, copies: int = 1) -> str:
+            """Order a book.
+
+            Args:
+                isbn: The book.
+                ctx: The call.
+                copys: How many.
+            """
+            return isbn
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+
+        class Options(TypedDict):
+            gift: bool
+
+        @mcp.tool
+        def send(isbn: Annotated[str, pydantic.Field(alias="ISBN")], **options: Unpack[Options]) -> str:
+            """Send a book.
+
+            Args:
+                ISBN: The book.
+                gift: Whether to wrap it.
+            """
+            return isbn
+
+        @mcp.tool(input_schema={"type": "object", "properties": {"isbn": {"type": "string"}}})
+        def find(arguments: dict[str, Any]) -> str:
+            """Find a book.
+
+            Args:
+                isbn: The book.
+            """
+            return str(arguments)

@@ -77,10 +77,13 @@ class Runtimes:
             ValueError: A registered item can't work.
         """
         record = self.record()
-        if supervised or not record.blocks:
-            record.started, record.supervised = True, supervised or record.supervised
         try:
-            return await self._get(record)
+            while True:
+                if supervised or not record.blocks:
+                    record.started, record.supervised = True, supervised or record.supervised
+                runtime = await self._get(record)
+                if record.runtime is runtime:  # else whoever opened it has given it up in the meantime
+                    return runtime
         except BaseException:
             if not self._opening.runs(""):  # otherwise, another caller waits for it
                 record.started = record.supervised = False
@@ -210,7 +213,8 @@ class Runtimes:
     def hub(self) -> "Hub | None":
         """Return the hub of this loop, or of the running loop if this isn't a loop's thread, when it's open."""
         try:
-            runtime = self.record().living
+            record = self._records.get(asyncio.get_running_loop())
+            runtime = None if record is None else record.living
         except RuntimeError:
             living = (each.living for each in list(self._records.values()))
             runtime = self.current or next(filter(None, living), None)

@@ -613,7 +613,7 @@ class MiddlewareChain:
                     changed = await chain_hooks(hooks.list, partial(_give, theirs))(
                         ListRequest(kind, shared_context(call, hooks.home))
                     )
-                    left = [*left[:at], *changed, *(each for each in left[at:] if each not in theirs)]
+                    left = [*left[:at], *changed, *(each for each in left[at:] if each[key] not in own)]
             return left
 
         key = _KEYS[kind]

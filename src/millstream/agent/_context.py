@@ -19,7 +19,7 @@ from millstream.agent._configuration import ConnectedServer
 from millstream.agent._events import ContextError
 from millstream.agent._model import Message
 from millstream.client import ClientError, Result, ServerError
-from millstream.protocol import Json, PromptDescription, is_array, is_object
+from millstream.protocol import MALFORMED, Json, PromptDescription, is_array, is_object
 
 Part = Json
 _SOUNDS = {"audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav", "audio/mpeg": "mp3", "audio/mp3": "mp3"}
@@ -38,9 +38,13 @@ def show_result(result: Result, limit: int) -> tuple[str, list[Part]]:
 
 def _repeats(text: str, structured: msgspec.Raw) -> bool:
     """Return whether text has the first values of structured content."""
-    with suppress(msgspec.DecodeError):
+    with suppress(*MALFORMED):
         text = "\n".join(map(str, _leaves(msgspec.json.decode(text))))
-    return all(str(each) in text for each in islice(_leaves(msgspec.json.decode(structured)), 100))
+    try:
+        found = msgspec.json.decode(structured)
+    except MALFORMED:
+        return True
+    return all(str(each) in text for each in islice(_leaves(found), 100))
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -8,6 +8,7 @@ rejects are examined again, unless they're large.
 import functools
 import inspect
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import aclosing, contextmanager, suppress
 from math import isfinite
 from types import CodeType, MethodType
@@ -142,6 +143,7 @@ def plan(
     values = [each for each in signature.parameters.values() if each.name != context and each.name not in filled]
     _check_accidental(values, hints, name, input_schema)
     parameters = [parameter_of(parameter, hints, descriptions, kind, name) for parameter in values]
+    _check_docstring(descriptions.keys() - {each.wire for each in parameters}, (signature, target), name, input_schema)
 
     either, returns = (function, target), hints.get("return", Any)
     is_async_generator = any(map(inspect.isasyncgenfunction, either))
@@ -244,6 +246,19 @@ def _signature_of(function: Function) -> inspect.Signature:
         raise TypeError(
             f"{name_of(function)}: its parameters are unknown. Register a function that calls it."
         ) from None
+
+
+def _check_docstring(
+    described: AbstractSet[str], about: tuple[inspect.Signature, Function], name: str, by_hand: Schema | None
+) -> None:
+    """Warn the author about descriptions that clients don't see, because no parameter has the name."""
+    known = {**_signature_of(about[1]).parameters, **about[0].parameters}
+    unknown = sorted(described - known.keys())
+    if unknown and by_hand is None and all(each.kind is not each.VAR_KEYWORD for each in known.values()):
+        warn_author(
+            f"{name}: clients don't see what the docstring says about {', '.join(map(repr, unknown))}, because the "
+            "function has no such parameter"
+        )
 
 
 def _check_accidental(

@@ -51,7 +51,7 @@ _IDENTITY = "Accept-Encoding: identity\r\n"
 _ACCEPT = f"Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n{_IDENTITY}"
 _ACCEPT_EVENTS = f"Accept: text/event-stream\r\n{_IDENTITY}"
 _NO_SESSION = re.compile(
-    rb"(?i)(?:no valid|no active|invalid|unknown|expired)[a-z ]{0,12} session"
+    rb"(?i)(?:no valid|invalid|unknown|expired)[a-z ]{0,12} session|no active session"
     rb"|session (?:id )?(?:not found|expired|does not exist)|server not initialized"
 )
 _MAX_REASON = 16 * 1024
