@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -14,15 +15,19 @@ async def connect_session(transport: Any, *, transport_options: Any = None, **op
     """Yield a session, as ``FastMCPTransport.connect_session`` does."""
     import httpx2  # noqa: PLC0415  in the library's environment only
     from fastmcp.client.transports.base import TransportOptions  # noqa: PLC0415
+    from fastmcp.server import context  # noqa: PLC0415
     from mcp.client.streamable_http import streamable_http_client  # noqa: PLC0415
 
     session_class = (transport_options or TransportOptions()).session_class
     failure: BaseException | None = None
-    async with (
-        serve(transport.server) as application,
-        open_http(httpx2, application) as http,
-        streamable_http_client(f"{URL}/mcp", http_client=http) as (reading, writing),
-    ):
+    async with contextlib.AsyncExitStack() as stack:
+        # In memory, functions see the transport of the client's task, usually none. From that, fastmcp concludes that
+        # one client has the server to itself.
+        ours, theirs = context.set_transport, context._current_transport.get()
+        with patch.object(context, "set_transport", lambda transport: theirs and ours(theirs)):
+            application = await stack.enter_async_context(serve(transport.server))
+        http = await stack.enter_async_context(open_http(httpx2, application))
+        reading, writing = await stack.enter_async_context(streamable_http_client(f"{URL}/mcp", http_client=http))
         try:
             async with session_class(read_stream=reading, write_stream=writing, **options) as session:
                 yield session
