@@ -79,7 +79,7 @@ class StoreLimiter(Struct, eq=False):
             self._trying = False
         if self.away:
             self.away = False
-            logger.warning("The store is responding again. Limits are shared by all workers.")
+            logger.warning("The store is responding again. All workers share the limits again.")
         self.workers = decision.workers
         return decision
 
@@ -182,7 +182,7 @@ class Rate(Struct, frozen=True):
         """Parse ``100/minute``. The units are second, minute, hour, and day.
 
         Args:
-            text: The text.
+            text: The rate.
 
         Raises:
             ValueError: The text isn't a rate.

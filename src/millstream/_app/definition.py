@@ -206,7 +206,7 @@ class Definition:
         self.user_routes: list[UserRoute] = []
         """The program's own paths."""
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
-        """Replacements of dependencies in tests."""
+        """Replacements for dependencies in tests."""
         self.listeners: set[DefinitionListener] = set()
         """Open runtimes, which receive each change."""
         self.removed: dict[ItemRemoval, None] = {}

@@ -362,7 +362,7 @@ class Server:
 
     @property
     def dependency_overrides(self) -> dict[Callable[..., Any], Callable[..., Any]]:
-        """Replacements of dependencies in tests: ``mcp.dependency_overrides[database] = fake``."""
+        """Replacements for dependencies in tests: ``mcp.dependency_overrides[database] = fake``."""
         return self.definition.overrides
 
     # Registration
@@ -531,7 +531,7 @@ class Server:
         Args:
             kind: Kind of the item: ``tool``, ``resource``, or ``prompt``.
             name: Name of the item, or URI of a resource or template.
-            tag: Instead of kind and name, enables all items with a tag.
+            tag: Enables all items with this tag. Use it instead of `kind` and `name`.
 
         Example:
             ``mcp.enable("tool", "order")``, or ``mcp.enable(tag="beta")``.

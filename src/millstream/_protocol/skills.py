@@ -100,7 +100,7 @@ def name_problem(name: object) -> str:
 
 
 def mismatch(entry: SkillResource, data: bytes) -> str:
-    """Return how the bytes of a file differ from its manifest, or an empty string."""
+    """Return how the bytes of a file differ from its entry in the manifest, or an empty string."""
     if len(data) != entry.size:
         return f"{entry.uri} has {len(data):,} bytes, but its manifest says {entry.size:,}"
     if digest_of(data) != entry.digest:

@@ -206,7 +206,7 @@ class Control:
         See https://modelcontextprotocol.io/specification/2025-11-25/basic/utilities/cancellation
 
         Raises:
-            ProtocolError: The worker that asked has exited or is unreachable.
+            ProtocolError: The worker that asked has exited or is unreachable, or the session sends too many answers.
         """
         if self._questions.answer(message, session_id):
             return

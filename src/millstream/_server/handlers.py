@@ -307,7 +307,7 @@ class Handlers:
         """
         session = call.session
         if session is None:
-            raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize first, and send its id.")
+            raise ProtocolError(INVALID_REQUEST, "Subscriptions need a session. Initialize one, and send its id.")
         await self._services.records.change(session, edit)
         if session.record is not None:
             self._services.changes.source.follow(session.id, session.owner, session.record.subscriptions)
@@ -321,7 +321,7 @@ class Handlers:
             raise ProtocolError(INVALID_REQUEST, f"A subscription can have at most {most} resources.")
         if sum(map(len, wanted.resource_subscriptions)) > MAX_URI_BYTES:
             raise ProtocolError(
-                INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters."
+                INVALID_REQUEST, f"The URIs of a subscription can have at most {MAX_URI_BYTES} characters in total."
             )
         size = size_of_uris(watch_uris(wanted.resource_subscriptions), changes.source.entry_bytes)
         pushes = _Pushes()

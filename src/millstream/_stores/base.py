@@ -506,10 +506,11 @@ class Members(Protocol):
     """
 
     async def join(self, group: str, member: str, value: bytes, told: CoAppend) -> tuple[bytes, Position | None]:
-        """Hold a member for this worker. If it's new in the group, append `told` and return its position, else None.
+        """Hold a member for this worker. If it's new in the group, append `told`.
 
-        The value of the first worker is kept and returned. A worker that joins after all other holders have died, but
-        before `remove_abandoned` returned the member, takes it over without an announcement.
+        Return the member's value, which is the one that the first worker passed, and the position of `told`, or None if
+        nothing was appended. A worker that joins after all other holders have died, but before `remove_abandoned`
+        returned the member, takes it over without an announcement.
         """
         ...
 

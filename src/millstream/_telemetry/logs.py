@@ -450,7 +450,7 @@ def extra_fields(record: logging.LogRecord) -> dict[str, Any]:
 
 
 def redact(value: Any, name: str = "", depth: int = 0) -> Any:
-    """Return `value` with secrets hidden: by field name at any depth, and by their form in text."""
+    """Return `value` with secrets hidden. They're recognized by field name, at any depth, and by their form in text."""
     if name and value is not None and not isinstance(value, bool) and is_secret(name):
         return HIDDEN
     if isinstance(value, str):

@@ -257,7 +257,7 @@ class Conversation:
         return PaginatedList(page, self._options.max_pages, self._options.max_bytes)
 
     async def ask_cached(self, ask: RawRequest, decode: Callable[[bytes], Any], *, fresh: bool) -> tuple[Any, int]:
-        """Return a result from the cache, or from the server if it's missing or `fresh`, and the bytes received.
+        """Return a result, and the number of bytes received for it, which is 0 if it was in the cache.
 
         Args:
             ask: The request.

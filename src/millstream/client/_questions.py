@@ -70,7 +70,7 @@ class QuestionHandler(Protocol):
         ...
 
     async def answer(self, method: str, params: bytes, request_id: int = 0) -> Any:
-        """Return the result of a question as a JSON-compatible value.
+        """Answer a question. Return the result as a JSON-compatible value.
 
         Args:
             method: Method of the question.

@@ -653,9 +653,7 @@ def _normalize_terminal_values(entry: ConfigValue, value: dict[str, Any], *, has
         for key, each in members(value.get(name)).items():
             if isinstance(each, str):
                 if has_commands and "$(" in each:  # Crush
-                    raise entry.error(
-                        f"{name}.{key}: $(…) isn't run in a gateway. Set a variable, and write ${{NAME}}."
-                    )
+                    raise entry.error(f"{name}.{key}: a gateway doesn't run $(…). Set a variable, and write ${{NAME}}.")
                 value[name] = {**value[name], key: _BARE.sub(r"${\1}", each)}
 
 

@@ -290,7 +290,7 @@ class GatewayPart:
         forward = check_forwarded(name, config.forward_headers, configured, host.settings.auth_key_header)
         if isinstance(auth, TokenExchange | PerUserOAuth) and host.guard is None:
             kind = auth.__struct_config__.tag
-            in_file = ", or a table such as [auth.issuer] of a gateway.toml"
+            in_file = ", or a table such as [auth.issuer] in gateway.toml"
             raise LocalError(
                 f"The upstream {name!r} has {kind}, but this server has no auth=… and can't identify its callers. "
                 f"Require a sign-in, for example with Server(auth=auth.oidc(…)){in_file}."

@@ -159,7 +159,7 @@ def check_pattern(name: str) -> None:
     Raises:
         InvalidName: As for `check_channel`, or ``>`` isn't at the end.
     """
-    _check_text("channel", name, MAX_NAME)
+    _check_text("channel name", name, MAX_NAME)
     segments = name.split(".")
     if "" in segments:
         raise InvalidName(f"A channel must not have an empty segment: {name!r}.")

@@ -391,7 +391,7 @@ class Delivery:
             self._waiting_bytes -= waiting.pop(outlet, 0)
 
     def disconnect(self, outlet: OutputStream) -> None:
-        """End the subscriptions of an outlet that reads too slowly."""
+        """End the subscriptions of an outlet whose reader is too slow."""
         subscriptions = self.audience.on(outlet)
         if subscriptions:
             self.cut[SLOW] += 1

@@ -420,8 +420,9 @@ class Hub:
         self._delivery.count_written(written)
 
     def disconnect(self, outlet: OutputStream) -> None:
-        """End the subscriptions of an outlet that reads too slowly, after a final event with the reason. The hub does
-        this itself, except if an encoder writes directly to outlets.
+        """End the subscriptions of an outlet whose reader is too slow, after a final event with the reason.
+
+        The hub does this itself, except if an encoder writes directly to outlets.
 
         Args:
             outlet: The outlet.

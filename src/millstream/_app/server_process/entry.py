@@ -48,7 +48,7 @@ async def _first(application: ServerApplication, scope: MutableMapping[str, Any]
         prepare(application, runtime)
     except Exception:
         logger.exception(
-            "%s couldn't start. It will be retried on the next request.", application.runtimes.definition.name
+            "%s couldn't start. It will try again on the next request.", application.runtimes.definition.name
         )
     else:
         await application(scope, receive, send)

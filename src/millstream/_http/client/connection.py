@@ -355,7 +355,7 @@ class HttpConnection(asyncio.Protocol):
 
 
 def lines(headers: Mapping[str, str]) -> str:
-    """Return encoded header lines for a request."""
+    """Return the header lines of a request."""
     return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 

@@ -134,7 +134,7 @@ class Context(CallInfo):
 
     @property
     def session_state(self) -> SessionState:
-        """Values stored for this session, on every worker. False if `session` is None.
+        """Values stored for this session, the same on every worker. Falsy if `session` is None.
 
         Example:
             ``count = await ctx.session_state.update("calls", lambda n: n + 1, 0)``

@@ -211,7 +211,7 @@ class SyncContext(CallInfo):
         self.log("warning", data)
 
     def error(self, data: Any) -> None:
-        """Call `log` with level error: ``ctx.error("The printer is gone")``. The call goes on.
+        """Call `log` with level error: ``ctx.error("The printer is gone")``. The call continues.
 
         Args:
             data: Any JSON-serializable value.

@@ -150,7 +150,7 @@ def _join(shared: str) -> tuple[socket.socket, str]:
                 return _connect(path), str(path)
         process.kill()
         path.unlink(missing_ok=True)
-        raise ChildProcessError("The process for it can't start.")  # Millstream may not be importable there
+        raise ChildProcessError("The store's process didn't start.")  # Millstream may not be importable there
 
 
 def _connect(path: Path) -> socket.socket:

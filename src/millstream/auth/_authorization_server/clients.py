@@ -606,7 +606,9 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
     except ValueError:
         raise _invalid_client("The Authorization header is malformed.") from None
     name, secret = unquote_plus(name), unquote_plus(secret)
-    if not mark or form.get("client_id") not in ("", name):
+    if not mark:
+        raise _invalid_client("The Authorization header is malformed.")
+    if form.get("client_id") not in ("", name):
         raise _invalid_client("The Authorization header and client_id in the form identify different clients.")
     return name, secret
 

@@ -449,7 +449,7 @@ class FileResource(Resource):
 
     @override
     def model_post_init(self, context: Any, /) -> None:
-        """Read media types other than text as bytes."""
+        """Set `is_binary` if the media type isn't text."""
         self.is_binary = self.is_binary or not self.mime_type.startswith("text/")
 
     @override

@@ -494,7 +494,8 @@ class FastMCP(Generic[LifespanT]):
             return "stdio"
         if not is_loopback(self.settings.host) and not self.engine.definition.protected:
             logger.warning(
-                "Other machines can reach %s, and the server requires no authentication. To require it, set auth=",
+                "The server listens on %s, where other machines can reach it, and requires no "
+                "authentication. Pass auth=… to require it.",
                 self.settings.host,
             )
         return "http"

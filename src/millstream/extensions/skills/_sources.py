@@ -245,7 +245,7 @@ def skill_of(function: Callable[..., Any], options: SkillOptions) -> FunctionSki
         TypeError: The function takes arguments, or doesn't return text.
     """
     if not callable(function):
-        raise TypeError("@skills.skill decorates a function that returns the instructions.")
+        raise TypeError("@skills.skill must decorate a function that returns the instructions.")
     if any(each.default is each.empty for each in inspect.signature(function).parameters.values()):
         raise TypeError(f"{function.__name__}: a skill's function can't have parameters.")
     name = options.get("name") or function.__name__.strip("_").replace("_", "-").lower()

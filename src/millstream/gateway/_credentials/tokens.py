@@ -336,7 +336,7 @@ class _IssuedCredentials(TokenCredentials):
             issuer = await find_issuer(options.issuer, self._outbound)
         if issuer is None:
             raise ConnectFailed(
-                f"The metadata of {options.issuer} isn't available. If it has none, set its token_url instead."
+                f"The metadata of {options.issuer} isn't available. If the issuer has none, set token_url instead."
             )
         if options.send_resource:
             form["resource"] = self._target
