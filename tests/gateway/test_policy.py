@@ -10,7 +10,7 @@ import pytest
 
 from auth_world import GuardedServer, run_guarded
 from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
-from millstream import Client, Server, ToolError, auth
+from millstream import Client, ProtocolError, Server, ToolError, auth
 from millstream._protocol.revisions import BY_DATE
 from millstream.client import ServerError
 from millstream.gateway import PromptPolicy, Redaction, ResourcePolicy, ToolPolicy, UpstreamPolicy
@@ -384,3 +384,20 @@ def test_documented_file_and_program_have_the_same_policy(monkeypatch: pytest.Mo
     (file,) = load_file("gateway.toml").upstreams
     (program,) = run_path("policy.py")["mcp"].definition.upstreams
     assert file.policy == program.policy
+
+
+async def test_redaction_covers_member_names_that_upstreams_choose() -> None:
+    pytest.importorskip("re2")
+    mcp = Server("shop")
+
+    @mcp.tool
+    def find(owner: str) -> str:
+        """Find an account."""
+        raise ProtocolError(-31000, "No such account.", {owner: 1, "uri": f"shop://{owner}", "more": {owner: 2}})
+
+    gateway = Server("gateway")
+    gateway.upstream("shop", mcp, policy=UpstreamPolicy(redact_results=(Redaction(r"[\w.]+@[\w.]+", "[email]"),)))
+    async with Client(gateway, timeout=WAIT) as client:
+        with pytest.raises(ServerError) as failed:
+            await client.call("shop_find", owner="ada@shop.example")
+    assert failed.value.data == {"[email]": 1, "uri": "shop://[email]", "more": {"[email]": 2}}

@@ -335,6 +335,10 @@ def _other_option(command: str, unknown: re.Match[str], arguments: Sequence[str]
         return "Set variables before the command, NAME=VALUE millstream …, or write them into a file: --env-file FILE"
     if command.startswith("users ") and name in ("password", "p"):
         return _PASSWORDS
+    if other == "auth" and (command == "install" or command in _LISTED):
+        option = '--header "Authorization: Bearer KEY"' if command == "install" else "--auth KEY"
+        passed = f", and to pass it as an argument, {name}=VALUE" if command in _LISTED else ""
+        return f"To send a key to the server, use {option}{passed}."
     if other and (
         command in _OPTIONED
         or (command in _CLIENTS and (name == "auth-key" or (other == "auth" and command not in _LISTED)))

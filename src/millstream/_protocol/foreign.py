@@ -130,9 +130,9 @@ def _usable(items: list[Any], kinds: _Kinds, warn: Callable[[str], None]) -> lis
             done, why = "Skipped", f": {exc}"
         faults += 1
         if faults <= MAX_WARNINGS:
-            warn(f"{done} an item in a server's list, {item!r:.100}{why}")
+            warn(f"{done} an item from a server, {item!r:.100}{why}")
     if (more := faults - MAX_WARNINGS) > 0:
-        warn(f"Skipped the warnings about {more:,} more items in that list.")
+        warn(f"Skipped the warnings about {more:,} more items from there.")
     return usable
 
 

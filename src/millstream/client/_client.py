@@ -63,8 +63,8 @@ T = TypeVar("T")
 _decode_resources = foreign_decoder(ListResourcesResult, logger.warning)
 _decode_templates = foreign_decoder(ListResourceTemplatesResult, logger.warning)
 _decode_prompts = foreign_decoder(ListPromptsResult, logger.warning)
-_decode_read = foreign_decoder(ReadResourceResult, logger.warning)
-_decode_prompt = foreign_decoder(GetPromptResult, logger.warning)
+_decode_read = foreign_decoder(ReadResourceResult, logger.debug)
+_decode_prompt = foreign_decoder(GetPromptResult, logger.debug)
 _decode_completion = foreign_decoder(CompleteResult)
 
 

@@ -230,7 +230,7 @@ def find_mismatch(result: Result, schema: Json) -> str:
 
 
 logger = logging.getLogger(__name__)
-_read_result = foreign_decoder(Result, logger.warning)
+_read_result = foreign_decoder(Result, logger.debug)
 
 
 def read_result(raw: bytes) -> Result:

@@ -67,9 +67,9 @@ _BRACE = ord("{")
 _NOT_CACHED = b',"ttlMs":0,"cacheScope":"private"'
 _TASK_RULES = TaskRules(retry=True, deferred=True)
 """Rules by which a call becomes a task if the upstream makes it one. Running the call again waits for the same task."""
-_decode_tool = foreign_decoder(CallToolResult, logger.warning)
-_decode_prompt = foreign_decoder(GetPromptResult, logger.warning)
-_decode_read = foreign_decoder(ReadResourceResult, logger.warning)
+_decode_tool = foreign_decoder(CallToolResult, logger.debug)
+_decode_prompt = foreign_decoder(GetPromptResult, logger.debug)
+_decode_read = foreign_decoder(ReadResourceResult, logger.debug)
 _NO_COMPLETION = b'"completion":{"values":[],"total":0,"hasMore":false}'
 
 

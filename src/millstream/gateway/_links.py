@@ -135,6 +135,8 @@ class Link(Struct, eq=False):
     """For a dedicated session: when the client's session expires, in Unix time."""
     ended: bool = False
     """Whether it's being closed."""
+    notifying: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held while a client's notification is passed on, so that they keep their order."""
 
     @property
     def is_idle(self) -> bool:

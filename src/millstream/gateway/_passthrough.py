@@ -34,7 +34,7 @@ from millstream.gateway._links import Channel, Link
 from millstream.gateway._relay import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._upstream import Upstream
-from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, decode_object, encode
+from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, encode
 
 _LISTEN = "subscriptions/listen"
 _KINDS = {method: kind for kind, (method, *_) in METHODS.items()}
@@ -220,9 +220,12 @@ class Passthrough:
         """See `RelayedServer`."""
         link = None if call.session is None else self._upstream.links.own.get(call.session.id)
         if link is not None and link.open_task is None:
-            conversation = link.conversation
-            params = decode_object(call.params or b"{}")
-            await conversation.requests.notify(conversation.transport, call.method, params)
+            conversation, params = link.conversation, Raw(call.params or b"{}")
+            async with link.notifying:
+                try:
+                    await conversation.requests.notify(conversation.transport, call.method, params)
+                except ClientError as exc:
+                    logger.debug("%s: a client's %s couldn't be passed on: %s", self._upstream.name, call.method, exc)
 
 
 _MAX_NAME = 128

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw, Struct
 
 from millstream import EmbeddedResource, ProtocolError, ResourceContents, ToolError
+from millstream._protocol import notifications
 from millstream._protocol.errors import MissingExtra
 from millstream._protocol.jsonrpc import decode_members
 from millstream._protocol.metadata import SERVER_KEY
@@ -55,6 +56,16 @@ class Redaction(Struct, frozen=True, forbid_unknown_fields=True, metaclass=Sugge
 
     pattern: str
     replacement: str = "[redacted]"
+
+
+_DEFINED = frozenset(("elicitations", "requiredCapabilities", "supported", "requested", "uri")).union(
+    *(
+        each.__struct_encode_fields__
+        for each in vars(notifications).values()
+        if isinstance(each, type) and issubclass(each, Struct)
+    )
+)
+"""Members of params, results, and the data of errors that MCP defines."""
 
 
 class Redactor:
@@ -128,8 +139,11 @@ class Redactor:
         return value
 
     def members(self, value: Any) -> Any:
-        """Return a JSON value with matches replaced, except in its own member names, which the protocol defines."""
-        return {name: self.value(each) for name, each in value.items()} if is_object(value) else self.value(value)
+        """Return a JSON value with matches replaced, except in those of its own member names that MCP defines."""
+        if not is_object(value):
+            return self.value(value)
+        known = {name: self.value(each) for name, each in value.items() if name in _DEFINED}
+        return {**known, **self.value({name: each for name, each in value.items() if name not in known})}
 
     def json(self, data: bytes) -> bytes:
         """Return an encoded result or params with matches replaced, as `members` describes."""
