@@ -49,11 +49,13 @@ async def test_extension_from_an_unprefixed_upstream_is_forwarded(own: str, thei
 
 
 async def test_forwarded_extension_is_not_declared_for_other_clients() -> None:
-    async with connect(make_gateway(("shop", Server("shop", extensions=[Stock()])), prefix="")) as client:
-        assert (await client.request("com.example/stock", {"isbn": "1"}))["copies"] == 7
-        assert [each["method"] for each in client.notifications] == []
-        with pytest.raises(ServerError, match="Missing required client capability"):
-            await client.request("com.example/reserve", {"isbn": "1"})
+    shop = Server("shop", extensions=[Stock()])
+    for server in (shop, make_gateway(("shop", shop), prefix="")):
+        async with connect(server) as client:
+            assert (await client.request("com.example/stock", {"isbn": "1"}))["copies"] == 7
+            assert [each["method"] for each in client.notifications] == ["com.example/looking"]
+            with pytest.raises(ServerError, match="Missing required client capability"):
+                await client.request("com.example/reserve", {"isbn": "1"})
 
 
 async def test_ambiguous_prefixed_or_restricted_extensions_are_not_forwarded() -> None:

@@ -335,7 +335,7 @@ def _other_option(command: str, unknown: re.Match[str], arguments: Sequence[str]
         return "Set variables before the command, NAME=VALUE millstream …, or write them into a file: --env-file FILE"
     if command.startswith("users ") and name in ("password", "p"):
         return _PASSWORDS
-    if other == "auth" and (command == "install" or command in _LISTED):
+    if other == "auth" and (command == "install" or (command in _LISTED and name != "auth-key")):
         option = '--header "Authorization: Bearer KEY"' if command == "install" else "--auth KEY"
         passed = f", and to pass it as an argument, {name}=VALUE" if command in _LISTED else ""
         return f"To send a key to the server, use {option}{passed}."
