@@ -185,7 +185,8 @@ def render_section() -> str:
             cells.append(", ".join(numbers) or "everything")
         lines.append(f"| {down} | " + " | ".join(cells) + " |")
     lines += ["", *(f"{number}. {each.reason}." for number, each in enumerate(EXCLUSIONS, 1)), ""]
-    lines += ["### Transports", "", "| | " + " | ".join(DATES) + " |", "|---|" + "---|" * len(DATES)]
+    lines += ["### Transports", "", "A client or an upstream can use these transports:", ""]
+    lines += ["| | " + " | ".join(DATES) + " |", "|---|" + "---|" * len(DATES)]
     names = {
         "stdio": "stdio",
         "http": "Streamable HTTP",
