@@ -82,7 +82,7 @@ class Runtimes:
                 if supervised or not record.blocks:
                     record.started, record.supervised = True, supervised or record.supervised
                 runtime = await self._get(record)
-                if record.runtime is runtime:  # else whoever opened it has given it up in the meantime
+                if record.runtime is runtime:  # otherwise, the caller that opened it has given up
                     return runtime
         except BaseException:
             if not self._opening.runs(""):  # otherwise, another caller waits for it
