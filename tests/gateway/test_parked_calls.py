@@ -275,7 +275,7 @@ async def test_missing_answers_are_requested_again(world: World) -> None:
 
 @pytest.mark.parametrize("noticed", [True, False])
 async def test_calls_on_dead_workers_fail(world: World, noticed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("millstream.gateway._parked_calls._WAKE_TIMEOUT", 0.05)
+    monkeypatch.setattr("millstream._server.peers.RECEIPT_TIMEOUT", 0.05)
     async with world.workers(2) as (first, second):
         asked = await send(first)
         await first.die(noticed=noticed)

@@ -44,11 +44,6 @@ WORKER_UNREACHABLE = "The server process that holds this call can't be reached a
 
 MAX_BYTES = 64 * 1024 * 1024
 """Maximum total size of parked calls' requests, in bytes. One caller can use half of it."""
-_MAX_MESSAGE = 256 * 1024
-"""Maximum size of a message between workers, in bytes."""
-_WAKE_TIMEOUT = 30.0
-"""Seconds to wait until the worker that holds a call confirms that it was resumed."""
-
 Notify = Callable[[str, bytes], None]
 
 
@@ -82,23 +77,6 @@ class CancelParkedCall(TaggedRecord, tag="leave"):
     number: int
 
 
-class CallUpdate(TaggedRecord, tag="news"):
-    """A message about a resumed call, for the worker with its client's request."""
-
-    number: int
-    body: bytes
-    more: bool = False
-    """Whether the next message has the rest of the body. The first one is empty, and confirms that the call
-    continues."""
-
-
-_ParkedCallMessage = WakeCall | CancelParkedCall | CallUpdate
-_decode_message = msgspec.msgpack.Decoder(_ParkedCallMessage).decode
-_PART = "gateway"
-
-Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
-
-
 class _Notification(TaggedRecord):
     """Progress or a log message of the call."""
 
@@ -117,18 +95,12 @@ class _Questions(TaggedRecord):
     questions: bytes
 
 
-class _Refusal(TaggedRecord):
-    """The client's request doesn't match the call."""
-
-    message: str
-
-
 class _Failure(TaggedRecord):
-    """The upstream's error. `data` is JSON."""
+    """The upstream's error, or the error for a client's request that doesn't match the call. `data` is JSON."""
 
     code: int
     message: str
-    data: bytes
+    data: bytes = b"null"
 
 
 class _NoResult(TaggedRecord):
@@ -142,11 +114,22 @@ class _LostCall(TaggedRecord):
     """The call was canceled, or its worker has stopped."""
 
 
-_Outcome = _Result | _Questions | _Refusal | _Failure | _NoResult | _LostCall
-_News = _Notification | _Outcome
-"""Messages about a call from the worker that holds it."""
+_Outcome = _Result | _Questions | _Failure | _NoResult | _LostCall
+
+
+class CallUpdate(TaggedRecord, tag="news"):
+    """A message about a resumed call, for the worker with its client's request."""
+
+    number: int
+    news: _Notification | _Outcome
+
+
+_ParkedCallMessage = WakeCall | CancelParkedCall | CallUpdate
 _encode = msgspec.msgpack.encode
-_decode_news: Callable[[bytes], _News] = msgspec.msgpack.Decoder(_News).decode
+_decode_message = msgspec.msgpack.Decoder(_ParkedCallMessage).decode
+_PART = "gateway"
+
+Exchange = Callable[[Recipient], Coroutine[Any, Any, bytes]]
 
 
 class _OpenQuestion(Struct):
@@ -269,10 +252,7 @@ class _Remote(Struct):
 
     worker: str
     notify: Notify
-    limit: asyncio.Timeout
-    """Time limit for the first message about it."""
     outcome: asyncio.Future[_Outcome]
-    pieces: list[bytes] = []
 
     def lose(self) -> None:
         """End the wait for the call."""
@@ -391,21 +371,17 @@ class ParkedCalls:
     # On another worker
 
     async def _resume_there(self, relay: Relay, ticket: Ticket) -> bytes:
-        # A lease may outlive its worker for a while, so the wait for that worker's first message is short. After that,
-        # the wait lasts as long as the call. If the client disconnects, the call must end there: a state works only
-        # once, so no later request could resume it.
+        # If the client disconnects, the call must end there: a state works only once, so no later request could resume
+        # it.
         call, number, worker = relay.call, next(self._numbers), ticket.worker
-        limit = asyncio.timeout(_WAKE_TIMEOUT)
-        remote = _Remote(worker, relay.notify, limit, asyncio.get_running_loop().create_future())
-        self._remote[number] = remote
+        remote = self._remote[number] = _Remote(worker, relay.notify, asyncio.get_running_loop().create_future())
         responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})
         try:
-            async with limit:
-                wake = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
-                if not await self._services.peers.deliver(worker, PartMessage(_PART, _encode(wake)), call.owner):
-                    raise call_error(call, CALL_LOST)
-                outcome = await remote.outcome
-        except (LocalError, OSError) as exc:  # a timeout is also an OSError
+            wake = WakeCall(number, ticket.id, ticket.round, call_binding(call), responses)
+            if not await self._deliver(worker, wake, call.owner):
+                raise call_error(call, CALL_LOST)
+            outcome = await remote.outcome
+        except (LocalError, OSError) as exc:
             self._send_soon(worker, CancelParkedCall(number))
             raise call_error(call, WORKER_UNREACHABLE) from exc
         except asyncio.CancelledError:
@@ -425,16 +401,14 @@ class ParkedCalls:
                 raise (RequestTimeout if outcome.late else ClientError)(outcome.message)
             case _Failure():
                 raise ServerError(outcome.code, outcome.message, msgspec.json.decode(outcome.data))
-            case _Refusal():
-                raise ProtocolError(INVALID_PARAMS, outcome.message)
 
-    async def _send(self, worker: str, message: _ParkedCallMessage) -> bool:
-        return await self._services.peers.send(worker, PartMessage(_PART, _encode(message)))
+    async def _deliver(self, worker: str, message: WakeCall | CallUpdate, owner: str) -> bool:
+        return await self._services.peers.deliver(worker, PartMessage(_PART, _encode(message)), owner)
 
     def _send_soon(self, worker: str, message: CancelParkedCall | CallUpdate) -> None:
         async def send() -> None:
             with contextlib.suppress(LocalError, OSError):
-                await self._send(worker, message)
+                await self._services.peers.send(worker, PartMessage(_PART, _encode(message)))
 
         self._tasks.spawn(send())
 
@@ -448,23 +422,14 @@ class ParkedCalls:
             case CancelParkedCall(number):
                 if (parked := self._followed.get((worker, number))) is not None:
                     self._drop(parked)
-            case CallUpdate():
-                self._on_call_news(message, worker)
-
-    def _on_call_news(self, news: CallUpdate, worker: str) -> None:
-        remote = self._remote.get(news.number)
-        if remote is None or remote.worker != worker or remote.outcome.done():
-            return
-        remote.limit.reschedule(None)
-        remote.pieces.append(news.body)
-        if news.more:
-            return
-        body, remote.pieces = b"".join(remote.pieces), []
-        message = _decode_news(body)
-        if isinstance(message, _Notification):
-            remote.notify(message.method, message.params)
-        else:
-            remote.outcome.set_result(message)
+            case CallUpdate(number, news):
+                remote = self._remote.get(number)
+                if remote is None or remote.worker != worker or remote.outcome.done():
+                    return
+                if isinstance(news, _Notification):
+                    remote.notify(news.method, news.params)
+                else:
+                    remote.outcome.set_result(news)
 
     def _on_interruption(self) -> None:
         """End the calls on other workers. Called when messages with their results may have been lost."""
@@ -488,36 +453,32 @@ class ParkedCalls:
 
     def _on_wake_call(self, message: WakeCall, worker: str) -> None:
         number = message.number
-        outbox = NotificationQueue(lambda method, params: self._report(worker, number, _Notification(method, params)))
+
+        async def report(news: _Notification | _Outcome) -> None:
+            if not await self._deliver(worker, CallUpdate(number, news), parked.owner):
+                raise LocalError("The worker that resumed a call has stopped.")
+
+        outbox = NotificationQueue(lambda method, params: report(_Notification(method, params)))
         try:
             parked = self._find(message.id)
             parked.wake(message.round, message.binding, decode_members(message.responses), outbox.put)
         except ProtocolError as exc:
-            self._send_soon(worker, CallUpdate(number, _encode(_Refusal(exc.message))))
+            self._send_soon(worker, CallUpdate(number, _Failure(exc.code, exc.message)))
             return
+
+        async def follow() -> None:
+            try:
+                asked = await outbox.settle_after(self._follow(parked))
+                await report(outcome_of(parked.task) if asked is None else _Questions(asked[1], encode(asked[0])))
+            except (LocalError, OSError):
+                self._drop(parked)
+            finally:
+                del self._followed[worker, number]
+                outbox.stop()
+
         # One follower for each parked call, so the owner's share of parked calls bounds its followers.
         self._followed[worker, number] = parked
-        self._tasks.spawn(self._follow_for(parked, number, worker, outbox))
-
-    async def _follow_for(self, parked: ParkedCall, number: int, worker: str, outbox: NotificationQueue) -> None:
-        """Send a resumed call's messages to the worker with its client's request."""
-        try:
-            await self._send(worker, CallUpdate(number, b"", more=True))
-            asked = await outbox.settle_after(self._follow(parked))
-            news = outcome_of(parked.task) if asked is None else _Questions(asked[1], encode(asked[0]))
-            await self._report(worker, number, news)
-        except (LocalError, OSError):
-            self._drop(parked)
-        finally:
-            del self._followed[worker, number]
-            outbox.stop()
-
-    async def _report(self, worker: str, number: int, message: _News) -> None:
-        body = _encode(message)
-        for at in range(0, len(body), _MAX_MESSAGE):
-            news = CallUpdate(number, body[at : at + _MAX_MESSAGE], at + _MAX_MESSAGE < len(body))
-            if not await self._send(worker, news):
-                raise LocalError("The worker that resumed a call has stopped.")
+        self._tasks.spawn(follow())
 
 
 def outcome_of(task: asyncio.Task[bytes]) -> _Outcome:
