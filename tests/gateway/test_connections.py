@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
@@ -334,8 +335,8 @@ async def test_connection_callbacks_are_bound_and_single_use() -> None:
         await bob.begin_login()
         # Bob's browser delivers the answer to Alice's request: login CSRF (RFC 6749 §10.12).
         answer = accounts.authorize(await alice.begin_login(), "ada")
-        assert (await bob.open_callback(answer)).status_code == 403
-        assert (await alice.open_callback(answer)).status_code == 403
+        assert (await bob.finish(await bob.open_callback(answer))).status_code == 403
+        assert (await alice.finish(await alice.open_callback(answer))).status_code == 403
         # The browser is Alice's, but Bob has signed in to it since.
         answer = accounts.authorize(await alice.begin_login(), "ada")
         back = await alice.open_callback(answer)
@@ -343,12 +344,12 @@ async def test_connection_callbacks_are_bound_and_single_use() -> None:
         await alice.sign_in(BOB)
         assert (await alice.finish(back)).status_code == 403
         alice.http.cookies.set("millstream", cookie, domain="127.0.0.1", path="/")
-        # Bob opens the link to Alice's stored answer.
+        # Bob opens the page with Alice's answer.
         back = await alice.open_callback(accounts.authorize(await alice.begin_login(), "ada"))
         assert (await bob.finish(back)).status_code == 403
         # Forged, without an issuer, or from another issuer (RFC 9207 §2.4).
-        for state in ("x" * 32, ""):
-            assert (await alice.open_callback({"code": "c", "state": state, "iss": accounts.url})).status_code == 403
+        answer = {"code": "c", "state": "x" * 32, "iss": accounts.url}
+        assert (await alice.finish(await alice.open_callback(answer))).status_code == 403
         for changes in ({"iss": "https://evil.example"}, {"iss": ""}):
             answer = {**accounts.authorize(await alice.begin_login(), "ada"), **changes}
             assert (await alice.finish(await alice.open_callback(answer))).status_code == 403
@@ -368,12 +369,25 @@ async def test_declined_or_forged_redirects_keep_every_users_registration() -> N
         assert len(accounts.registered) == 1
 
 
-async def test_login_cannot_be_finished_with_its_state_parameter() -> None:
-    async with run_scenario() as (_, _, alice, _):
+async def test_logins_without_one_answer_are_not_finished() -> None:
+    async with run_scenario() as (other, _, alice, _):
         await alice.sign_in(ALICE)
-        state = parse_qs(urlsplit(await alice.begin_login()).query)["state"][0]
-        reply = await alice.http.get(f"/connections?finish={state}")
-        assert (reply.status_code, "was already finished" in reply.text) == (403, True)
+        for more in ("", "&code=a&code=b"):
+            state = parse_qs(urlsplit(await alice.begin_login()).query)["state"][0]
+            reply = await alice.http.get(f"/connections?state={state}{more}")
+            assert (reply.status_code, "up isn't connected" in unescape(reply.text)) == (403, True)
+            reply = await alice.http.get(f"/connections?state={state}&code=c")
+            assert (reply.status_code, "was already finished" in reply.text) == (403, True)
+        assert other.accounts.forms == []
+
+
+async def test_answers_in_the_callback_cannot_change_its_page() -> None:
+    async with run_scenario() as (_, _, alice, _):
+        back = await alice.open_callback({"state": '1;url=//evil.example"><b>', "code": "a&b\r\nx"})
+        found = re.search(r'http-equiv="refresh" content="([^"]+)"', back.text)
+        assert found
+        escaped = "/connections?state=1%3Burl%3D%2F%2Fevil.example%22%3E%3Cb%3E&code=a%26b%0D%0Ax"
+        assert (unescape(found[1]), "<b>" in back.text) == (f"0;url={escaped}", False)
 
 
 async def test_client_metadata_is_public() -> None:

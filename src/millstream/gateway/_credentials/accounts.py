@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from msgspec import Struct, structs
 
@@ -374,7 +375,6 @@ class PersonalCredentials(TokenCredentials):
 
 _TEMPLATE = Path(__file__).parent / "templates" / "connections.html"
 _LOGIN_SECONDS = 600.0
-_ANSWER_SECONDS = 120.0
 _BROWSER_SECONDS = 8 * 3600.0
 _MAX_FORM = 4096
 _MAX_QUERY = 8192
@@ -396,16 +396,14 @@ class PendingConnection(Struct, frozen=True):
     browser: str
     base: str
     authorization: PendingAuthorization
-    answer: dict[str, str] = {}
-    """The authorization server's response, stored until the user's own browser fetches it."""
 
 
 class ConnectionsPage:
     """The page of one running server, for all upstreams that users connect to individually.
 
     A signed-in user connects and disconnects accounts here. A login returns in two steps. The callback is a cross-site
-    request without the cookie of the user's sign-in, so it only stores the answer for the browser that began the login.
-    That browser then opens the page with both cookies, and the answer is used only for the user who began the login.
+    request without the cookie of the user's sign-in, so it only leads the browser to this page, with the same query.
+    The answer is used only if the browser and the user are those who began the login.
     """
 
     def __init__(self, host: PartHost, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
@@ -430,9 +428,9 @@ class ConnectionsPage:
 
     async def show(self, request: HttpRequest) -> Response:
         """Handle `GET /connections`, including the last step of a login."""
-        handle = query_value("finish", request.query)
-        if handle and request.method == "GET":
-            return await self._finish(request, handle)
+        state = query_value("state", request.query)
+        if state and request.method == "GET":
+            return await self._finish(request, state)
         return await self._page(request, first=query_value("connect", request.query))
 
     async def submit(self, request: HttpRequest) -> Response:
@@ -471,39 +469,28 @@ class ConnectionsPage:
         return pages.redirect_page(authorization.url, f"Continue to {connection.url.host}", cookie)
 
     async def handle_callback(self, request: HttpRequest) -> Response:
-        """Handle `GET /connections/callback`: store an authorization server's answer. Each state is valid once."""
-        try:
-            answer = parse_redirect("?" + request.query[:_MAX_QUERY].decode("latin-1"))
-        except ClientError:
-            answer = {}
-        state = answer.get("state", "")
-        pending = (
-            await self._vault.take_pending(_PENDING, state, PendingConnection)
-            if state and request.method == "GET"
-            else None
-        )
-        if pending is None or not self._is_browser_of(request, pending):
-            return pages.not_signed_in_page(request, PAGE, _LOGIN_OVER, 403)
-        handle = f"{state.partition('.')[0]}.{secrets.token_urlsafe(32)}"
-        await self._vault.put_pending(_PENDING, handle, structs.replace(pending, answer=answer), _ANSWER_SECONDS)
-        return pages.continue_page(request, f"{PAGE}?finish={handle}", title="One moment")
+        """Handle `GET /connections/callback`: open the page with an authorization server's answer."""
+        answer = urlencode(parse_qsl(request.query[:_MAX_QUERY].decode("latin-1"), keep_blank_values=True))
+        return pages.continue_page(request, f"{PAGE}?{answer}", title="One moment")
 
-    async def _finish(self, request: HttpRequest, handle: str) -> Response:
-        """Create the connection, if the same browser and user began the login."""
-        pending = await self._vault.take_pending(_PENDING, handle, PendingConnection)
+    async def _finish(self, request: HttpRequest, state: str) -> Response:
+        """Create the connection, if the same browser and user began the login. Each state is valid once."""
+        pending = await self._vault.take_pending(_PENDING, state, PendingConnection)
         principal = request.principal
         connection = None if pending is None else self._connections.get(pending.upstream)
         if (
             pending is None
-            or not pending.answer
             or principal is None
             or connection is None
             or pending.owner != digest_of(principal.id)
-            or not self._is_browser_of(request, pending)
+            or not hmac.compare_digest(
+                digest_of(pages.get_cookie(request, _cookie_name(pending.base))), pending.browser
+            )
         ):
             return await self._page(request, _LOGIN_OVER, 403)
         try:
-            await connection.finish(pending.owner, pending.base, pending.authorization, pending.answer)
+            answer = parse_redirect("?" + request.query[:_MAX_QUERY].decode("latin-1"))
+            await connection.finish(pending.owner, pending.base, pending.authorization, answer)
         except TimeoutError:
             return await self._page(
                 request, f"{pending.upstream} isn't connected, because the sign-in timed out. Try again.", 504
@@ -532,10 +519,6 @@ class ConnectionsPage:
         )
 
     # Helpers
-
-    def _is_browser_of(self, request: HttpRequest, pending: PendingConnection) -> bool:
-        browser = digest_of(pages.get_cookie(request, _cookie_name(pending.base)))
-        return hmac.compare_digest(browser, pending.browser)
 
     async def _page(self, request: HttpRequest, notice: str = "", status: int = 200, *, first: str = "") -> Response:
         principal = request.principal
