@@ -2,6 +2,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -130,6 +131,34 @@ async def test_dependency_opening_in_a_thread_is_closed_after_cancellation() -> 
         await asyncio.wait((pending,))
         go.set()
         assert await asyncio.to_thread(closed.wait, WAIT)
+
+
+async def test_context_variables_of_a_dependency_are_visible_until_the_call_ends() -> None:
+    mcp, current, closed = Server("shop"), ContextVar("current", default="nobody"), list[str]()
+
+    def bind() -> Iterator[None]:
+        token = current.set("ada")
+        yield
+        closed.append(current.get())
+        current.reset(token)
+
+    async def read(_: Annotated[None, Depends(bind)]) -> str:
+        return current.get()
+
+    def read_in_a_thread(_: Annotated[None, Depends(bind)]) -> str:
+        return current.get()
+
+    @mcp.tool
+    async def read_without() -> str:
+        return current.get()
+
+    mcp.tool(read)
+    mcp.tool(read_in_a_thread)
+    async with connect(mcp) as client:
+        for name in ("read", "read_in_a_thread"):
+            assert (await client.call(name)).text == "ada"
+            assert (await client.call("read_without")).text == "nobody"
+    assert closed == ["ada", "ada"]
 
 
 class Session:

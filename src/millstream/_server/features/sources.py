@@ -10,6 +10,7 @@ import inspect
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, ExitStack, suppress
+from contextvars import copy_context
 from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, ClassVar, Self
@@ -112,24 +113,30 @@ class _Resolution(Struct, eq=False):
         return self.sync_context
 
     async def _enter(self, make: Callable[[], Any], *, threaded: bool) -> Any:
-        threads, stack, lock = self.call.services.threads, ExitStack(), threading.Lock()
+        threads, stack, lock, context = self.call.services.threads, ExitStack(), threading.Lock(), copy_context()
+
+        def run(function: Callable[..., Any], *args: Any) -> Any:
+            with lock:  # wait until the opening thread is done, even if the call is canceled
+                return context.run(function, *args)
 
         def enter() -> Any:
-            with lock:
-                return stack.enter_context(make())
-
-        def leave(*exc: Any) -> None:
-            with lock:  # wait until the opening thread is done, even if the call is canceled
-                stack.__exit__(*exc)
+            return stack.enter_context(make())
 
         async def close(*exc: Any) -> None:
             if threaded:
-                await threads.run_anyway(leave, *exc)
+                await threads.run_anyway(run, stack.__exit__, *exc)
             else:
-                leave(*exc)
+                stack.__exit__(*exc)
 
         self.exits.push_async_exit(close)
-        return await threads.run(enter, owner=self.call.owner) if threaded else enter()
+        if not threaded:
+            return enter()
+        value = await threads.run(run, enter, owner=self.call.owner)
+        own = copy_context()
+        for variable, each in context.items():
+            if own.get(variable, context) is not each:
+                self.exits.callback(variable.reset, variable.set(each))
+        return value
 
 
 @lru_cache(maxsize=1024)
