@@ -22,7 +22,7 @@ from pydantic import BaseModel
 from client.misbehaving_servers import GREETING, OFFER, Behave, ReceivedRequest, misbehaving, with_handshake
 from cpu import count_calls
 from http_peer import serve
-from millstream import Client, Server, Settings
+from millstream import Client, ProtocolError, Server, Settings
 from millstream.client import ConnectionLost, Options, ServerError, ToolFailed
 from patience import WAIT
 
@@ -1038,6 +1038,32 @@ async def test_relayed_tasks_are_found_by_their_caller() -> None:
         task = await client.tasks.start("slow")
         assert (await client.tasks.get(task.task_id)).task_id == task.task_id
         assert (await client.tasks.wait(task)).text == "done"
+
+
+async def test_client_without_tasks_gets_the_replies_of_a_program_with_tasks() -> None:
+    shop = Server("shop")
+
+    @shop.tool(task="required")
+    async def slow() -> str:
+        return "done"
+
+    @shop.tool(task="allowed")
+    async def stock(isbn: str) -> str:
+        if isbn != "978":
+            raise ProtocolError(-32603, "The warehouse is closed.", {"until": 9})
+        return "7"
+
+    calls: list[dict[str, Any]] = [
+        {"name": "slow"}, {"name": "missing"}, {"name": "stock", "arguments": {"isbn": "978"}},
+        {"name": "stock", "arguments": {"isbn": "979"}}, {"name": "stock"},
+    ]  # fmt: skip
+    gateway = relay(shop)
+    async with shop.running(), gateway.running():
+        for params in calls:
+            headers = {"mcp-protocol-version": ERAS[1], "mcp-method": "tools/call", "mcp-name": params["name"]}
+            message = {"method": "tools/call", "params": {**params, "_meta": ENVELOPE}}
+            alone, through = [await post(server, message, **headers) for server in (shop, gateway)]
+            assert through.json() == alone.json()
 
 
 async def test_relay_rejects_a_header_for_another_tool() -> None:

@@ -34,7 +34,7 @@ from millstream.gateway._links import Channel, Link
 from millstream.gateway._relay import logger
 from millstream.gateway._results import NoResponse
 from millstream.gateway._upstream import Upstream
-from millstream.protocol import INVALID_PARAMS, MALFORMED, Json, encode
+from millstream.protocol import INVALID_PARAMS, MALFORMED, TASKS, Json, encode
 
 _LISTEN = "subscriptions/listen"
 _KINDS = {method: kind for kind, (method, *_) in METHODS.items()}
@@ -188,7 +188,10 @@ class Passthrough:
         channel = upstream.channel(call)
         if channel is Channel.OWN:
             return True
-        if upstream.has_tasks and call.method.startswith(("tools/call", "tasks/")):  # tasks belong to their caller here
+        # Tasks belong to their caller here. A call whose client doesn't support tasks can't become one.
+        if upstream.has_tasks and call.method.startswith(
+            ("tools/call", "tasks/") if TASKS in call.client.extensions else "tasks/"
+        ):
             return False
         return channel is Channel.SHARED and upstream.revision is call.revision
 
