@@ -90,16 +90,6 @@ class StoreLimiter(Struct, eq=False):
         if self._leaving:
             self._returning.spawn_once(self._leave)
 
-    async def give_back(self, slots: Sequence[ConcurrencySlot]) -> None:
-        """Give slots back now, so they can be taken again. If the store doesn't respond, do it later."""
-        try:
-            async with asyncio.timeout(self.patience):
-                await self.rates.leave(slots)
-        except BaseException as exc:
-            self.leave(slots)
-            if not isinstance(exc, LocalError | OSError):
-                raise
-
     def report(self, charge: Charge, refused: Callable[[float], None]) -> None:
         """Report a completed action to the store. `refused` receives the seconds to wait if it exceeded the limit."""
         if len(self._reporting) < _REPORTS:

@@ -18,7 +18,7 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     if request.node.get_closest_marker("minutes") is None:
         for module in (_guard, clients, users):
             monkeypatch.setattr(module, "_FAILURES", Rate(module._FAILURES.count, _DAY))
-        for name in ("_NAMED", "_FROM_NETWORK", "_FROM_DEVICE", "_BEFORE"):
+        for name in ("_NAMED", "_FROM_NETWORK", "_FROM_DEVICE", "_FROM_NEW"):
             monkeypatch.setattr(users, name, Rate(getattr(users, name).count, _DAY))
         monkeypatch.setattr(_sign_in, "_SIGN_OUT_RATE", Rate(_sign_in._SIGN_OUT_RATE.count, _DAY))
         monkeypatch.setattr(clients, "_LOOKUPS", Rate(clients._LOOKUPS.count, _DAY))

@@ -1204,6 +1204,14 @@ async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
     assert refused.wait > HOUR
 
 
+async def test_negative_costs_give_back_what_was_taken(store: Store) -> None:
+    taken, back = RateCharge("a", 2, 2 * HOUR), RateCharge("a", 2, 2 * HOUR, -1, -1)
+    assert [await are_allowed(store, each) for each in (taken, taken, back, taken, taken)] == [True] * 4 + [False]
+    for _ in range(5):
+        assert await are_allowed(store, back)
+    assert await how_many([store], 5, taken) == 2
+
+
 async def test_rejected_charges_do_not_change_the_balance(store: Store) -> None:
     until = store.time() + HOUR
     full = Quota("full", 1, until)

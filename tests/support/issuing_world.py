@@ -22,7 +22,7 @@ from millstream._protocol.principal import EVERYTHING
 from millstream._server.calls import Secrets
 from millstream._server.calls.services import ChangeFeed, Services
 from millstream._stores.base import Store
-from millstream.auth._method import Identity
+from millstream.auth._method import Identity, NotAdmitted
 from millstream.auth.providers import User
 from store_parts import BACKINGS
 
@@ -167,6 +167,13 @@ class Desk:
         """POST a form."""
         body = urlencode(form, doseq=True).encode()
         return await self.ask("POST", path, body=body, **{"content_type": FORM, **headers})
+
+    async def guess(self, peer: str, name: str, password: str = "wrong") -> User | str:  # noqa: S107
+        """Try a password and return the user, or the message of the refusal."""
+        try:
+            return await self.running._authorize.throttle.check(peer, name, password)
+        except NotAdmitted as exc:
+            return str(exc)
 
     async def register(self, **said: Any) -> Any:
         """Register a client and return its metadata."""

@@ -76,6 +76,7 @@ class RateCharge(Struct, frozen=True, gc=False, array_like=True, tag=0):
     count: int
     seconds: int
     cost: float = 1.0
+    """The amount. A negative one gives back what was taken."""
     most: float = 1.0
     """The maximum amount to take if it's available, for callers that will soon need more."""
 
@@ -171,7 +172,7 @@ def check_pace(pace: RateCharge, full_at: float, now: float) -> tuple[ChargeResu
     room = pace.seconds - (full_at - now)
     amount = max(pace.cost, min(pace.most, room // each))
     wait = pace_wait(full_at, now, pace.count, pace.seconds, pace.cost)
-    return _charge_result(wait, room / each + _SLACK, amount), full_at + each * amount
+    return _charge_result(wait, room / each + _SLACK, amount), max(now, full_at + each * amount)
 
 
 def check_quota(quota: Quota, used: float, now: float) -> ChargeResult:

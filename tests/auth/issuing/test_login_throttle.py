@@ -1,9 +1,16 @@
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
 from typing import Any, cast
 
-from millstream._limits import Rate
+import pytest
+
+from millstream._limits import Limiter, Rate
+from millstream.auth import _method
 from millstream.auth._authorization_server.tickets import Vault
-from millstream.auth._authorization_server.users import FailureLimiter
+from millstream.auth._authorization_server.users import SLOW, WRONG, LoginThrottle
+from millstream.auth._method import NotAdmitted
+from millstream.auth.providers import SignInFailed, User
 from redis_parts import until
 
 
@@ -12,97 +19,107 @@ class NoStore:
 
     pool = None
 
+    def limiter(self, name: str, rate: Rate) -> Limiter:
+        """Return a limiter whose clock stands still."""
+        return Limiter(name, rate, clock=lambda: 1000.0)
 
-def three(**options: Any) -> FailureLimiter:
-    """Return a limiter of three failures a day per address and per name."""
-    return FailureLimiter({"a": Rate(3, 86400), "b": Rate(30, 86400)}, cast("Vault", NoStore()), **options)
 
+class Slow:
+    """Accounts whose passwords are checked when the gate opens."""
 
-class Crowd:
-    """Concurrent attempts that finish when released."""
-
-    def __init__(self, attempts: FailureLimiter) -> None:
-        self.attempts = attempts
-        self.inside = 0
+    def __init__(self) -> None:
+        self.inside: Counter[str] = Counter()
         self.most = 0
         self.gate = asyncio.Event()
 
-    async def one(self, address: str = "x", name: str = "ada", *, right: bool = True) -> bool:
-        """Make an attempt, and return whether it was allowed."""
-        async with self.attempts.attempt(address, name) as may:
-            if may:
-                self.inside += 1
-                self.most = max(self.most, self.inside)
-                await self.gate.wait()
-                self.inside -= 1
-                if not right:
-                    await self.attempts.record_failure(address, name)
-        return may
-
-    def send(self, count: int, **how: Any) -> list[asyncio.Task[bool]]:
-        """Start several attempts."""
-        return [asyncio.create_task(self.one(**how)) for _ in range(count)]
+    async def check(self, name: str, password: str) -> User | None:
+        """Return the user for the right password."""
+        self.inside[name] += 1
+        self.most = max(self.most, self.inside[name])
+        try:
+            await self.gate.wait()
+        finally:
+            self.inside[name] -= 1
+        if password == "broken":
+            raise SignInFailed("The directory isn't available.")
+        return User(name) if password == "right" else None
 
 
-async def test_valid_attempts_wait_within_the_failure_limit() -> None:
-    crowd = Crowd(three())
-    tasks = crowd.send(20)
-    await until(lambda: crowd.inside == 3)
-    crowd.gate.set()
-    assert await asyncio.gather(*tasks) == [True] * 20
-    assert crowd.most == 3
-    assert not len(crowd.attempts)
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    """Yield the accounts."""
+    found = Slow()
+    yield found
+    found.gate.set()
 
 
-async def test_concurrent_failures_get_the_same_number_of_attempts() -> None:
-    crowd = Crowd(three())
-    tasks = crowd.send(20, right=False)
-    await until(lambda: crowd.inside == 3)
-    crowd.gate.set()
-    assert sum(await asyncio.gather(*tasks)) == 3
-    assert not await crowd.one()
+def throttled(slow: Slow) -> LoginThrottle:
+    """Return the throttle of a single worker."""
+    return LoginThrottle(cast("Any", slow), cast("Vault", NoStore()))
 
 
-async def test_failed_login_reduces_concurrency_without_rejecting_others() -> None:
-    crowd = Crowd(three())
-    crowd.gate.set()
-    await crowd.one(right=False)
-    crowd.gate.clear()
-    tasks = crowd.send(9)
-    await until(lambda: crowd.inside == 2)
-    crowd.gate.set()
-    assert await asyncio.gather(*tasks) == [True] * 9
-    assert crowd.most == 2
+async def attempt(throttle: LoginThrottle, password: str, peer: str = "192.0.2.1", name: str = "ada") -> str:
+    """Try a password, and return the result."""
+    try:
+        return (await throttle.check(peer, name, password)).subject
+    except NotAdmitted as exc:
+        return str(exc)
 
 
-async def test_attempts_from_one_address_do_not_delay_another() -> None:
-    crowd = Crowd(three())
-    tasks = crowd.send(4)
-    await until(lambda: crowd.inside == 3)
-    other = crowd.send(1, address="y")
-    await until(lambda: crowd.inside == 4)
-    crowd.gate.set()
-    assert await asyncio.gather(*tasks, *other) == [True] * 5
+async def test_concurrent_correct_passwords_are_all_accepted(slow: Slow) -> None:
+    throttle = throttled(slow)
+    tasks = [asyncio.create_task(attempt(throttle, "right")) for _ in range(40)]
+    await until(lambda: slow.inside["ada"] == 1)
+    slow.gate.set()
+    assert await asyncio.gather(*tasks) == ["ada"] * 40
+    assert slow.most == 1
+    assert not len(throttle._turns)
 
 
-async def test_abandoned_waits_leave_nothing_behind() -> None:
-    crowd = Crowd(three(patience=0.0))
-    tasks = crowd.send(3)
-    await until(lambda: crowd.inside == 3)
-    assert not await crowd.one()
-    crowd.attempts._patience = 1e6
-    gone = crowd.send(1)[0]
-    await until(lambda: len(crowd.attempts) == 4)
-    gone.cancel()
-    await asyncio.gather(gone, return_exceptions=True)
-    crowd.gate.set()
-    assert await asyncio.gather(*tasks) == [True] * 3
-    assert not len(crowd.attempts)
+async def test_concurrent_guesses_get_as_many_attempts_as_sequential_ones(slow: Slow) -> None:
+    throttle = throttled(slow)
+    tasks = [asyncio.create_task(attempt(throttle, "wrong")) for _ in range(40)]
+    await until(lambda: slow.inside["ada"] == 1)
+    slow.gate.set()
+    assert Counter(await asyncio.gather(*tasks)) == {WRONG: 10, SLOW: 30}
+    assert await attempt(throttle, "right") == SLOW
 
 
-async def test_waiting_attempts_are_bounded() -> None:
-    crowd = Crowd(three())
-    tasks = crowd.send(400)
-    await until(lambda: sum(task.done() for task in tasks) == 400 - 3 - 256)
-    crowd.gate.set()
-    assert sum(await asyncio.gather(*tasks)) == 3 + 256
+async def test_correct_passwords_between_failures_are_accepted_up_to_the_limit(slow: Slow) -> None:
+    slow.gate.set()
+    throttle = throttled(slow)
+    said = [await attempt(throttle, password) for _ in range(9) for password in ("wrong", "right")]
+    assert said == [WRONG, "ada"] * 9
+
+
+async def test_attempts_from_one_address_do_not_delay_another(slow: Slow) -> None:
+    throttle = throttled(slow)
+    first = asyncio.create_task(attempt(throttle, "right"))
+    await until(lambda: slow.inside["ada"] == 1)
+    other = asyncio.create_task(attempt(throttle, "right", peer="192.0.2.2", name="bob"))
+    await until(lambda: slow.inside["bob"] == 1)
+    slow.gate.set()
+    assert await asyncio.gather(first, other) == ["ada", "bob"]
+
+
+async def test_failed_checks_and_canceled_attempts_do_not_count(slow: Slow) -> None:
+    throttle = throttled(slow)
+    for _ in range(20):
+        gone = asyncio.create_task(attempt(throttle, "wrong"))
+        await until(lambda: slow.inside["ada"] == 1)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+    slow.gate.set()
+    assert {await attempt(throttle, "broken") for _ in range(20)} == {"The directory isn't available."}
+    assert await attempt(throttle, "right") == "ada"
+    assert not len(throttle._turns)
+
+
+async def test_attempts_that_wait_too_long_are_refused(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    throttle = throttled(slow)
+    first = asyncio.create_task(attempt(throttle, "right"))
+    await until(lambda: slow.inside["ada"] == 1)
+    monkeypatch.setattr(_method, "PATIENCE", 0.0)
+    assert await attempt(throttle, "right") == SLOW
+    slow.gate.set()
+    assert await first == "ada"

@@ -7,6 +7,7 @@ import pytest
 from issuing_world import BACK, Browser, Desk
 from millstream._limits import StoreLimiter
 from millstream._stores.base import Store, StoreUnavailable
+from millstream.auth import _method
 from millstream.auth._authorization_server.users import SLOW, WRONG
 from millstream.auth.providers import User
 from patience import WAIT
@@ -30,17 +31,12 @@ async def desks_on(stores: list[Store]) -> list[Desk]:
     return desks
 
 
-async def guess(desk: Desk, peer: str, name: str, word: str = "wrong") -> str | User:
-    """Try a password, and return the result."""
-    return await desk.running._authorize.throttle.check(peer, name, word)
-
-
 async def test_wrong_passwords_from_one_address_are_counted_across_workers(stores: list[Store]) -> None:
     desks = await desks_on(stores)
-    said = [await guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(14)]
+    said = [await desks[number % 2].guess("192.0.2.1", f"name{number}") for number in range(14)]
     assert said == [WRONG] * 10 + [SLOW] * 4
-    assert await guess(desks[0], "192.0.2.1", "ada", "correct horse") == SLOW
-    assert isinstance(await guess(desks[1], "192.0.2.2", "ada", "correct horse"), User)
+    assert await desks[0].guess("192.0.2.1", "ada", "correct horse") == SLOW
+    assert isinstance(await desks[1].guess("192.0.2.2", "ada", "correct horse"), User)
 
 
 async def test_wrong_client_secrets_are_counted_across_workers(stores: list[Store]) -> None:
@@ -60,25 +56,26 @@ async def test_wrong_client_secrets_are_counted_across_workers(stores: list[Stor
 
 async def test_concurrent_attempts_across_workers_are_throttled(stores: list[Store]) -> None:
     desks = await desks_on(stores)
-    tries = [guess(desks[number % 2], "192.0.2.1", f"name{number}") for number in range(60)]
+    tries = [desks[number % 2].guess("192.0.2.1", f"name{number}") for number in range(60)]
     said = Counter(map(str, await asyncio.gather(*tries)))
     assert said[WRONG] <= 10
     assert said[WRONG] + said[SLOW] == 60
 
 
-async def test_many_valid_passwords_are_delayed_but_not_rejected(stores: list[Store]) -> None:
+async def test_many_valid_passwords_are_delayed_but_not_rejected(
+    stores: list[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_method, "PATIENCE", WAIT)  # for slow machines
     desks = await desks_on(stores)
-    for desk in desks:
-        desk.running._authorize.throttle._attempts._patience = WAIT  # for slow machines
-    tries = [guess(desks[number % 2], "192.0.2.1", "ada", "correct horse") for number in range(32)]
+    tries = [desks[number % 2].guess("192.0.2.1", "ada", "correct horse") for number in range(32)]
     assert {type(each) for each in await asyncio.gather(*tries)} == {User}
-    assert not any(len(desk.running._authorize.throttle._attempts) for desk in desks)
+    assert not any(len(desk.running._authorize.throttle._turns) for desk in desks)
 
 
 async def test_valid_passwords_do_not_count_as_attempts(stores: list[Store]) -> None:
     desks = await desks_on(stores)
     for number in range(30):
-        assert isinstance(await guess(desks[number % 2], "192.0.2.1", "ada", "correct horse"), User)
+        assert isinstance(await desks[number % 2].guess("192.0.2.1", "ada", "correct horse"), User)
 
 
 async def test_consent_and_registrations_apply_to_all_workers() -> None:
@@ -119,7 +116,7 @@ async def test_workers_count_attempts_separately_during_a_store_outage() -> None
             )()
         )
     )
-    said = [await guess(desk, "192.0.2.1", f"name{number}") for number in range(12)]
+    said = [await desk.guess("192.0.2.1", f"name{number}") for number in range(12)]
     assert said == [WRONG] * 10 + [SLOW] * 2
-    assert isinstance(await guess(desk, "192.0.2.2", "ada", "correct horse"), User)
+    assert isinstance(await desk.guess("192.0.2.2", "ada", "correct horse"), User)
     await backing.close()

@@ -36,7 +36,7 @@ from millstream.auth._authorization_server.records import (
     shown_host,
 )
 from millstream.auth._authorization_server.tickets import TOO_OLD, PendingLogin, Tickets, Vault, callback_error
-from millstream.auth._authorization_server.users import SLOW, WRONG, LoginThrottle
+from millstream.auth._authorization_server.users import LoginThrottle
 from millstream.auth._method import NotAdmitted, Unavailable
 from millstream.auth._pages import cross_origin_text, is_same_origin
 from millstream.auth.providers import Callback, SignInFailed, User
@@ -345,11 +345,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         Raises:
             NotAdmitted: The name or password is wrong, or there were too many attempts.
         """
-        device = self.tickets.device(request, name)
-        found = await self.throttle.check(request.peer, name, password, device=device)
-        if isinstance(found, str):
-            raise NotAdmitted(found, 429 if found == SLOW else 403, wrong=found == WRONG)
-        return found
+        return await self.throttle.check(request.peer, name, password, device=self.tickets.device(request, name))
 
     async def _finish(
         self, client: OAuthClient, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes

@@ -1,20 +1,11 @@
-"""User accounts: the file of password hashes, and limits on failed logins.
-
-Attempts in progress are treated as failures until they finish, so parallel guesses get no more tries than sequential
-ones. There is one slot for each remaining failure. An attempt takes a slot, waiting for one if necessary, and a correct
-password releases it. Workers that share a store count together; while it's unavailable, each worker counts separately.
-"""
+"""User accounts: the file of password hashes, and limits on failed logins."""
 
 import asyncio
 import re
 import secrets
-from collections import Counter
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Mapping
 from functools import cache
-from itertools import count
 from pathlib import Path
-from secrets import token_hex
 from typing import ClassVar
 
 import msgspec
@@ -23,14 +14,12 @@ from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 from msgspec import Struct
 
 from millstream._http.message import peer_network
-from millstream._limits import Limiter, Rate, StoreLimiter
+from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._protocol.errors import Confidential, suggest_keywords
-from millstream._stores.rates import ConcurrencySlot
-from millstream._tasks import retry_delay
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._key_file import RecordFile, check_scopes
-from millstream.auth._method import PATIENCE
+from millstream.auth._method import KeyedSemaphore, NotAdmitted, Unavailable
 from millstream.auth.providers import Passwords, SignInFailed, User
 
 MIN_PASSWORD = 8
@@ -226,158 +215,26 @@ def users(*, file: str | Path) -> UserFile:
     return found
 
 
-_MAX_WAITING_ATTEMPTS = 256
-"""Maximum waiting attempts per key. People don't make more."""
-_POLL_SECONDS = 0.05, 0.5
-"""Initial and maximum seconds between polls for a free slot in the store, which sends no notifications."""
-
-
-_Tries = tuple[tuple[Limiter, str], ...]
-"""The limits that apply to an attempt, each with the key that it counts."""
-
-
-class FailureLimiter:
-    """Limits the rate of failures per key, for several rates. An attempt has one key for each rate."""
-
-    def __init__(self, rates: Mapping[str, Rate], vault: Vault, *, patience: float = PATIENCE) -> None:
-        self._failures = tuple(Limiter(name, rate, pool=lambda: vault.pool) for name, rate in rates.items())
-        self._patience = patience
-        self._vault = vault
-        # State of one event loop
-        self._trying: Counter[tuple[Limiter, str]] = Counter()
-        self._done: dict[tuple[Limiter, str], dict[asyncio.Future[None], None]] = {}
-        """Waiting attempts, in order of arrival."""
-
-    def __len__(self) -> int:
-        return len(self._trying) + len(self._done)
-
-    @asynccontextmanager
-    async def attempt(self, *keys: str) -> AsyncGenerator[bool, None]:
-        """Yield whether an attempt is allowed. Waits for attempts in progress if their failures would exceed a
-        limit.
-        """
-        tries = self._tries(keys)
-        until = asyncio.get_running_loop().time() + self._patience
-        if not await self._begin(tries, until):
-            yield False
-            return
-        pool, slots = self._vault.pool, list[ConcurrencySlot]()
-        try:
-            yield pool is None or await self._wait_for_slots(pool, tries, slots, until)
-        finally:
-            self._trying -= Counter(tries)  # removes zero counts
-            for each in tries:
-                for done in self._done.get(each, ()):
-                    if not done.done():
-                        done.set_result(None)
-            if pool is not None and slots:
-                await pool.give_back(slots)
-
-    async def record_failure(self, *keys: str) -> None:
-        """Count a failure."""
-        for limiter, key in self._tries(keys):
-            await limiter.charge(key)
-
-    def _tries(self, keys: Sequence[str]) -> _Tries:
-        return tuple(zip(self._failures, keys, strict=True))
-
-    # In this worker
-
-    async def _begin(self, tries: _Tries, until: float) -> bool:
-        """Start an attempt as soon as it's allowed. Return False if it's rejected."""
-        may = self._may(tries)
-        if may is None and all(len(self._done.get(each, ())) < _MAX_WAITING_ATTEMPTS for each in tries):
-            with suppress(TimeoutError):
-                async with asyncio.timeout_at(until):
-                    while may is None:
-                        await self._end_of_one(tries)
-                        may = self._may(tries)
-        if may:
-            self._trying.update(tries)
-        return bool(may)
-
-    def _may(self, tries: _Tries) -> bool | None:
-        """Return whether an attempt is allowed, or None if that depends on the attempts in progress."""
-        found: bool | None = True
-        for limiter, key in tries:
-            trying = self._trying[limiter, key]
-            if limiter.wait(key) > 0:
-                return False
-            if trying and limiter.count_remaining(key) <= trying:
-                found = None
-        return found
-
-    async def _end_of_one(self, tries: _Tries) -> None:
-        """Wait until an attempt with one of these keys has finished."""
-        done = asyncio.get_running_loop().create_future()
-        for each in tries:
-            self._done.setdefault(each, {})[done] = None
-        try:
-            await done
-        finally:
-            for each in tries:
-                del self._done[each][done]
-                if not self._done[each]:
-                    del self._done[each]
-
-    # In the store
-
-    async def _wait_for_slots(
-        self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], until: float
-    ) -> bool:
-        """Return whether the store has a free slot for each key. Adds the slots taken to `slots`."""
-        loop, me, polls = asyncio.get_running_loop(), token_hex(8), count()
-        while (may := await self._take_slots(pool, tries, slots, me)) is None:
-            pause = retry_delay(next(polls), *_POLL_SECONDS)
-            if loop.time() + pause >= until:
-                return False
-            await asyncio.sleep(pause)
-        return may
-
-    async def _take_slots(
-        self, pool: StoreLimiter, tries: _Tries, slots: list[ConcurrencySlot], me: str
-    ) -> bool | None:
-        """Return whether the slots were taken, or None if they're in use by attempts in progress."""
-        charges = [limiter.pace(key, 0.0) for limiter, key in tries]
-        decision = await pool.take(charges)
-        if decision is None:
-            return True
-        left = [int(taken.remaining + 1e-3) for taken in decision.results]
-        if min(left) < 1:
-            return False
-        asked = [ConcurrencySlot(charge.key, count, me) for charge, count in zip(charges, left, strict=True)]
-        decision = await pool.take(asked)
-        if decision is None:
-            return True
-        if any(taken.wait > 0 for taken in decision.results):
-            return None
-        # Another attempt may have failed since the first poll, which leaves fewer slots.
-        decision = await pool.take(charges)
-        if decision is not None and any(
-            int(taken.remaining + 1e-3) < count for taken, count in zip(decision.results, left, strict=True)
-        ):
-            await pool.give_back(asked)
-            return None
-        slots += asked
-        return True
-
-
 SLOW = "Too many attempts. Wait a minute, then try again."
 WRONG = "The name or password is wrong."
+_FROM_DEVICE = Rate(10, 300)
+"""Failed passwords per known device."""
 _FAILURES = Rate(10, 60)
 """Failed passwords per network."""
 _FROM_NETWORK = Rate(10, 300)
 """Failed passwords per name and network. Less than `_NAMED`, so that a single network can't lock an account."""
 _NAMED = Rate(15, 300)
-"""Failed passwords per name, from all networks together, and the same number from networks without failures."""
-_BEFORE = Rate(3, 3600)
-"""Failed passwords after which a network no longer counts as one without failures, per name and network."""
-_FROM_DEVICE = Rate(10, 300)
-"""Failed passwords per known device."""
+"""Failed passwords per name, from all networks together, and the same number reserved for new networks."""
+_FROM_NEW = Rate(3, 3600)
+"""Failed passwords per name and network in the reserved allowance."""
 
 
 class LoginThrottle:
     """Checks names and passwords at a limited rate, shared by all pages that ask for them.
+
+    Each attempt is counted in advance, on all workers, and a correct password is given back. The attempts of a network
+    and for a name take turns, so they don't count against each other. While the store is unavailable, each worker
+    counts separately.
 
     Known devices, which are browsers in which the user has logged in before, have their own limit, so attackers
     elsewhere can't lock the user out. Half of a name's allowance is for networks that haven't failed before, so that a
@@ -386,41 +243,69 @@ class LoginThrottle:
 
     def __init__(self, passwords: Passwords | None, vault: Vault) -> None:
         self._passwords = passwords
-        rates = {"sign-in-password": _FAILURES, "sign-in-network": _FROM_NETWORK, "sign-in-name": _NAMED}
-        self._attempts = FailureLimiter(rates, vault)
-        self._before = FailureLimiter({"sign-in-before": _BEFORE}, vault)
-        self._devices = FailureLimiter({"sign-in-device": _FROM_DEVICE}, vault)
+        self._vault = vault
+        self._devices = vault.limiter("sign-in-device", _FROM_DEVICE)
+        self._networks = vault.limiter("sign-in-password", _FAILURES)
+        self._pairs = vault.limiter("sign-in-network", _FROM_NETWORK)
+        self._new = vault.limiter("sign-in-new", _FROM_NEW)
+        self._names = vault.limiter("sign-in-name", _NAMED)
+        self._turns = KeyedSemaphore(1)
 
-    async def check(self, peer: str, name: str, password: str, *, device: str = "") -> User | str:
-        """Return the user with a name and password, or an error message: `SLOW`, `WRONG`, or another one.
+    async def check(self, peer: str, name: str, password: str, *, device: str = "") -> User:
+        """Return the user with a name and password.
 
         Args:
             peer: Address of the browser.
             name: Name as typed.
             password: Password as typed.
             device: Id of the known device, if the user has logged in there before (`Tickets.device`).
+
+        Raises:
+            NotAdmitted: The name or password is wrong, it can't be checked, or there were too many attempts.
         """
-        if device:
-            return await self._try(self._devices, (device,), name, password)
         network, lowered = peer_network(peer), name.casefold()[:128]
         pair = f"{network} {lowered}"
-        async with self._before.attempt(pair) as is_first:
-            found: User | str = SLOW
-            for kind in ("new", "any") if is_first else ("any",):
-                if found == SLOW:
-                    found = await self._try(self._attempts, (network, pair, f"{kind} {lowered}"), name, password)
-            if found == WRONG:
-                await self._before.record_failure(pair)
-        return found
+        common = {self._networks: network, self._pairs: pair}
+        try:
+            if device:
+                async with self._turns.hold(device):
+                    return await self._try(name, password, {self._devices: device})
+            async with self._turns.hold(f"network {network}"), self._turns.hold(f"name {lowered}"):
+                reserved = {**common, self._new: pair, self._names: f"new {lowered}"}
+                return await self._try(name, password, reserved, {**common, self._names: f"any {lowered}"})
+        except Unavailable:
+            raise NotAdmitted(SLOW, 429) from None
 
-    async def _try(self, limiter: FailureLimiter, keys: Sequence[str], name: str, password: str) -> User | str:
-        async with limiter.attempt(*keys) as may:
-            if not may:
-                return SLOW
-            try:
-                user = None if self._passwords is None else await self._passwords.check(name, password)
-            except SignInFailed as exc:
-                return str(exc)
-            if user is None:
-                await limiter.record_failure(*keys)
-        return user or WRONG
+    async def _try(self, name: str, password: str, *allowances: Mapping[Limiter, str]) -> User:
+        """Check a password, counted in the first of several allowances that isn't used up. Each has several limits."""
+        for limits in allowances:
+            if await self._charge(limits, 1.0):
+                break
+        else:
+            raise NotAdmitted(SLOW, 429)
+        is_wrong = False
+        try:
+            user = None if self._passwords is None else await self._passwords.check(name, password)
+            is_wrong = user is None
+        except SignInFailed as exc:
+            raise NotAdmitted(str(exc), 403) from None
+        finally:
+            if not is_wrong:
+                await self._charge(limits, -1.0)
+        if user is None:
+            raise NotAdmitted(WRONG, 403, wrong=True)
+        return user
+
+    async def _charge(self, limits: Mapping[Limiter, str], cost: float) -> bool:
+        """Take from all limits, and return whether each had enough. If not, take nothing."""
+        waits = [limiter.wait(key, cost) for limiter, key in limits.items()]
+        if (pool := self._vault.pool) is not None and max(waits) <= 0:
+            decision = await pool.take([limiter.pace(key, cost) for limiter, key in limits.items()])
+            waits = [each.wait for each in decision.results] if decision is not None else waits
+        is_enough = max(waits) <= 0
+        for (limiter, key), wait in zip(limits.items(), waits, strict=True):
+            if is_enough:
+                limiter.take(key, cost)
+            elif wait > 0:
+                limiter.block(key, wait)
+        return is_enough

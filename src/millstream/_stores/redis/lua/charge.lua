@@ -20,7 +20,7 @@ local function look(kind, key, count, span, cost, more)
     end
     local amount = math.max(cost, math.min(tonumber(more), math.floor((room + 1) / each)))
     return 0, room / each, amount, function()
-      whole = whole + each * amount
+      whole = math.max(now, whole + each * amount)
       redis.call('SET', key, digits(whole), 'PX', math.ceil((whole - now) / 1000) + 1)
     end
   elseif kind == 'q' then
