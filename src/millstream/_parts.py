@@ -180,8 +180,6 @@ class PartHost:
         """Allowed hosts and origins. Set before the callbacks of `on_http` run."""
         self.is_local: Callable[[str, Mapping[bytes, bytes], bool], bool]
         """Whether a peer address and headers belong to a program on this machine. Set with `policy`."""
-        self.own_server: bool
-        """Whether Millstream's own HTTP server is used, rather than another ASGI server. Set with `policy`."""
         self.has_one_client: bool = False
         """Whether one client has the server to itself, over stdio."""
         self.draining: Callable[[], bool] = draining

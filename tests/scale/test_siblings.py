@@ -15,9 +15,7 @@ from time import monotonic
 
 import pytest
 
-from fleet import until
 from millstream import Server
-from millstream._app.parts.operations import HEARD, SiblingWatch
 from patience import WAIT
 from processes import ROOT, free_port, run_server, uvicorn_command
 
@@ -189,11 +187,11 @@ def test_sibling_processes_that_cannot_share_a_store_are_reported(tmp_path: Path
         port, log = started(stack, tmp_path, 2, TMPDIR=str(folder))
         deadline = monotonic() + WAIT
         answers: set[tuple[int, bytes]] = set()
-        while not any(body.startswith(b"degraded: several processes") for _, body in answers):
+        while not any(body.startswith(b"degraded: the server's processes") for _, body in answers):
             assert monotonic() < deadline, (answers, log.read_text("utf-8"))
             answers.add(ready(port))
         assert {status for status, _ in answers} == {200}
-        assert "Several processes serve 'shop'" in log.read_text("utf-8")
+        assert "The processes of 'shop' can't share a store" in log.read_text("utf-8")
         firsts: set[str] = set()
         while not any("Calls handled by the server's other processes" in first for first in firsts):
             assert monotonic() < deadline, firsts
@@ -233,27 +231,20 @@ def test_siblings_are_found_by_the_socket_of_their_server_rather_than_an_inherit
         assert alone == str(os.fstat(number).st_ino)  # such as that of systemd
 
 
-async def test_siblings_are_detected_and_forgotten() -> None:
-    found: list[str] = []
-    now = [100.0]
-    name = f"\0millstream-test-{token_hex(8)}"
-    first, second = (SiblingWatch(name, lambda: found.append("sibling"), clock=lambda: now[0]) for _ in range(2))
-    first.look(now[0])
-    second.look(now[0])
-    assert (first.reason(), second.reason(), found) == ("", "", [])
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-        other.sendto(b"sibling", name)
-        await until(lambda: bool(found))
-        assert first.reason().startswith("several processes")
-    now[0] += HEARD
-    assert first.reason() == ""
-    first.close()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
-        other.bind(name)
-        second.look(now[0])
-        assert second.reason().startswith("several processes")
-        assert other.recv(64) == b"sibling"
-    now[0] += HEARD
-    second.look(now[0])
-    assert second.reason() == ""
-    second.close()
+FORKED = """
+import os, socket
+from millstream._stores.local.siblings import shared_socket
+with socket.socket() as own:
+    own.bind(("127.0.0.1", 0))
+    if not os.fork():
+        os.setuid(65534)
+        print(shared_socket() == str(os.fstat(own.fileno()).st_ino), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="only root can change its user")
+def test_siblings_are_found_after_a_change_of_user() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, check=True, timeout=WAIT)
+    assert done.stdout == b"True\n"

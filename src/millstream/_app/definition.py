@@ -70,9 +70,6 @@ TABLE: dict[str, PartEntry] = {
     "web": PartEntry("millstream._app.parts.web:WebPart", None, ("hub", "rest", "metrics")),
     "cards": PartEntry("millstream.extensions.cards:Cards", lambda it: bool(it.settings.card_url), extension=True),
     "paths": PartEntry("millstream._app.parts:PathsPart"),
-    "siblings": PartEntry(
-        "millstream._app.parts.operations:SiblingsPart", lambda it: it.store.startswith(("memory:", "sqlite:"))
-    ),
     "audit": PartEntry("millstream._app.parts.operations:AuditPart", lambda it: bool(it.settings.audit_log)),
 }
 """Name -> part. Parts open in this order, each after the parts that it needs."""

@@ -306,7 +306,7 @@ class Runtime:
 
             host, settings, bind = self.host, self.definition.settings, self.bind
             here_only = LocalOnly(bind.loopback, self.services.note)
-            host.is_local, host.own_server = here_only.allows, bind.loopback is not None
+            host.is_local = here_only.allows
             self.policy = host.policy = HostPolicy(
                 settings.allowed_hosts,
                 settings.allowed_origins,

@@ -1,6 +1,7 @@
 """The life cycle of a server: one `Runtime` for each event loop, opened on demand, and ``mcp.hub``, which opens one."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, asynccontextmanager
 from functools import partial
@@ -19,11 +20,22 @@ if TYPE_CHECKING:
     from millstream.hub import Event, Hub, HubStats, Member, PublishResult
 
 
+logger = logging.getLogger("millstream")
+
+_ISOLATED = (
+    "The processes of %r can't share a store (%s), so broadcasts and streamed calls in one don't reach clients of "
+    "another, and /readyz reports degraded. Serve with `millstream run --workers N`, whose workers share a store "
+    "automatically, or configure one for all: MILLSTREAM_STORE=redis://…"
+)
+
+
 class LoopRecord(Struct, eq=False):
     """A server in one event loop."""
 
     store: Store | None = None
     """The store, which outlives idle runtimes along with session state."""
+    isolated: bool = False
+    """Whether the server's processes can't share the store."""
     runtime: "Runtime | None" = None
     """The open runtime."""
     living: "Runtime | None" = None
@@ -108,12 +120,17 @@ class Runtimes:
         self._forget_closed_loops()
         definition = self.definition
         from millstream._app.runtime import Runtime  # noqa: PLC0415  a program that only registers does without
-        from millstream._stores import open_store  # noqa: PLC0415  as above
+        from millstream._stores import open_store, open_with_siblings  # noqa: PLC0415  as above
 
         async with record.lock:
             if record.store is None:
-                shares = not private and self.bind.loopback is None
-                store = await asyncio.to_thread(self._find_siblings) if shares else None
+                store = None
+                if not private and self.bind.loopback is None:
+                    try:
+                        store = await asyncio.to_thread(open_with_siblings, definition.store, definition.name)
+                    except OSError as exc:
+                        record.isolated = True
+                        logger.error(_ISOLATED, definition.name, exc)
                 record.store = store or open_store(definition.store)
             runtime = record.living = Runtime(definition, record.store, bind=self.bind, on_idle=self.close_idle)
             try:
@@ -121,6 +138,8 @@ class Runtimes:
             except BaseException:
                 record.living = None
                 raise
+        if record.isolated:
+            runtime.host.check_ready(lambda: "the server's processes can't share a store", serves=False)
         if runtime.host.runs_while_idle:
             runtime.on_idle = None
         record.runtime = runtime
@@ -128,13 +147,6 @@ class Runtimes:
         # Each caller may have been canceled.
         runtime.loop.call_soon(partial(self.close_idle, runtime, unused=True))
         return runtime
-
-    def _find_siblings(self) -> Store | None:
-        """Return the store that this process shares with other worker processes of a foreign server, if there are
-        any."""
-        from millstream._stores import open_with_siblings  # noqa: PLC0415  as above
-
-        return open_with_siblings(self.definition.store, self.definition.name)
 
     def _forget_closed_loops(self) -> None:
         """Remove the runtimes of loops that ended without `stop`."""

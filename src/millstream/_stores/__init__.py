@@ -1,6 +1,5 @@
 """Stores of logs and maps, selected by URL. `base` defines the contract."""
 
-import logging
 import sys
 from collections.abc import Callable
 from typing import Final
@@ -10,8 +9,6 @@ from millstream._stores.base import Backend, Store
 from millstream._stores.memory.store import MemoryBackend
 from millstream._stores.store import BackendStore
 from millstream._stores.workers import parent_address
-
-_logger = logging.getLogger("millstream.stores")
 
 
 def open_store(url: str) -> Store:
@@ -31,6 +28,9 @@ def open_with_siblings(url: str, owner: str) -> Store | None:
     Args:
         url: URL of the store.
         owner: Name of the server.
+
+    Raises:
+        OSError: There may be others, but they can't share a store.
     """
     if sys.platform != "linux" or url.partition("://")[0] not in ("memory", "sqlite") or parent_address():
         return None
@@ -43,10 +43,7 @@ def open_with_siblings(url: str, owner: str) -> Store | None:
             from millstream._stores.sqlite.file import locate  # noqa: PLC0415  as in `_sqlite`
 
             name = locate(url).url
-        try:
-            return BackendStore(SiblingBackend(shared, name))
-        except OSError as exc:
-            _logger.warning("The server's processes can't share a store: %s", exc)
+        return BackendStore(SiblingBackend(shared, name))
     return None
 
 

@@ -39,17 +39,26 @@ _ACCEPTED = 0.1
 def shared_socket() -> str:
     """Return the oldest socket that this process and its parent accept connections from, or an empty string.
 
-    One that the parent has inherited is only used if there's no other, because it may belong to something else.
+    One that the parent has inherited is only used if there's no other, because it may belong to something else. The
+    sockets of a parent that runs as another user can't be read, so all of ours are used if it has forked this process.
     """
-    with suppress(OSError):  # no such file system, or the parent belongs to another user
+    with suppress(OSError):  # no such file system
         parent, inherited = os.getppid(), set[str]()
-        theirs = {name for _, name in _descriptors(parent)}
-        ours = {name for number, name in _descriptors(os.getpid()) if name in theirs and _accepts(number)}
+        ours = {name for number, name in _descriptors(os.getpid()) if _accepts(number)}
+        try:
+            ours &= {name for _, name in _descriptors(parent)}
+        except PermissionError:
+            if _command(parent) != _command(os.getpid()):
+                return ""
         with suppress(OSError):
             about = Path(f"/proc/{parent}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
             inherited = {name for _, name in _descriptors(int(about[1]))}
         return min(ours - inherited or ours, key=lambda name: (len(name), name), default="")
     return ""
+
+
+def _command(process: int) -> bytes:
+    return Path(f"/proc/{process}/cmdline").read_bytes()
 
 
 def _descriptors(process: int) -> Iterator[tuple[int, str]]:
