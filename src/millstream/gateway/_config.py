@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache, partial, reduce
 from glob import escape
@@ -35,7 +35,7 @@ from millstream.gateway._jsonc import read as read_json
 from millstream.gateway._policy import UpstreamPolicy
 from millstream.gateway._results import Redactor
 from millstream.gateway._upstream import UpstreamConfig
-from millstream.protocol import Confidential, is_array, is_object, members
+from millstream.protocol import is_array, is_object, members
 
 MAX_FILE = 4 * 1024 * 1024
 """Maximum size of a file, in bytes."""
@@ -559,38 +559,14 @@ def _file_path(value: ConfigValue) -> str:
 # mcpServers
 
 
-_Scalars = dict[str, str | bool | int | float | None]
-
-
-class _Server(Confidential, Struct, frozen=True, kw_only=True):
-    """A server entry in another application's configuration file. Unknown members are ignored with a warning."""
-
-    url: str = ""
-    httpUrl: str = ""  # noqa: N815  as in the files
-    serverUrl: str = ""  # noqa: N815  as above
-    command: str | tuple[str, ...] = ""
-    args: tuple[str | bool | int | float, ...] = ()
-    env: _Scalars = field(default_factory=dict[str, str | bool | int | float | None])
-    envFile: str = ""  # noqa: N815  VS Code, Cursor
-    env_vars: tuple[str, ...] = ()
-    """Variables to pass on (Codex)."""
-    cwd: str | None = None
-    headers: _Scalars = field(default_factory=dict[str, str | bool | int | float | None])
-    env_http_headers: dict[str, str] = field(default_factory=dict[str, str])
-    """Headers with values from variables (Codex)."""
-    bearer_token_env_var: str = ""
-    type: str = ""
-    source: str = ""
-    disabled: bool = False
-    enabled: bool = True
-    includeTools: tuple[str, ...] = ()  # noqa: N815  Gemini CLI
-    excludeTools: tuple[str, ...] = ()  # noqa: N815  Gemini CLI
-    disabledTools: tuple[str, ...] = ()  # noqa: N815  Roo Code, Windsurf
-
-
+_Texts = tuple[str, ...] | None
+_Scalars = dict[str, str | bool | int | float | None] | None
 _URLS = ("url", "httpUrl", "serverUrl")
-_OF_COMMANDS = ("args", "env", "envFile", "cwd")
-"""Members that aren't read for a server with a URL, so that their variables needn't be set."""
+_MEMBERS = frozenset((
+    *_URLS, "args", "bearer_token_env_var", "command", "cwd", "disabled", "disabledTools", "enabled", "env", "envFile",
+    "env_http_headers", "env_vars", "excludeTools", "headers", "includeTools", "path", "source", "type",
+))  # fmt: skip
+"""Members of a server's entry that have an effect, or need none. Others are ignored with a warning."""
 _OTHER_NAMES = {
     "environment": "env",  # opencode
     "http_headers": "headers",  # Codex, and below
@@ -612,13 +588,13 @@ def _find_servers(root: ConfigValue) -> ConfigValue | None:
 
 
 def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
-    """Return an entry with the names of `_Server`, and with variables as ``${NAME}``.
+    """Return an entry with the usual names, and with variables as ``${NAME}``.
 
     Args:
         entry: The entry.
         has_braces: Whether variables are written ``{env:NAME}``, as in opencode.
     """
-    value = {name: each for name, each in members(entry.value).items() if each is not None}
+    value = {name: each.value for name, each in entry.table().items()}
     if has_braces:
         text = json.dumps(value)
         if "{file:" in text:
@@ -626,21 +602,16 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
         value = json.loads(_BRACED.sub(r"${\1}", text))
     command = value.get("command")
     if is_object(command):  # older files of Zed
-        value |= {
-            "command": command.get("path", ""),
-            **{name: each for name, each in command.items() if name != "path" and each is not None},
-        }
+        value |= {**command, "command": command.get("path")}
     for name, usual in _OTHER_NAMES.items():
         if name in value and usual not in value:
             value[usual] = value.pop(name)
     _normalize_terminal_values(entry, value, has_commands=has_braces)
-    for name in value.get("env_vars", ()):
-        if isinstance(name, str):
-            value["env"] = {name: f"${{{name}:-}}", **members(value.get("env"))}
-    if isinstance(value.get("env_http_headers"), dict):
-        extra = {name: f"${{{each}}}" for name, each in value["env_http_headers"].items()}
-        value["headers"] = {**extra, **members(value.get("headers"))}
-    if token := value.get("bearer_token_env_var"):
+    for name in entry.member("env_vars").convert(_Texts) or ():
+        value["env"] = {name: f"${{{name}:-}}", **members(value.get("env"))}
+    for name, each in (entry.member("env_http_headers").convert(dict[str, str] | None) or {}).items():
+        value["headers"] = {name: f"${{{each}}}", **members(value.get("headers"))}
+    if token := entry.member("bearer_token_env_var").convert(str | None):
         value["headers"] = {"Authorization": f"Bearer ${{{token}}}", **members(value.get("headers"))}
     return structs.replace(entry, value=value, original=value)
 
@@ -657,77 +628,76 @@ def _normalize_terminal_values(entry: ConfigValue, value: dict[str, Any], *, has
                 value[name] = {**value[name], key: _BARE.sub(r"${\1}", each)}
 
 
-def _read_environment(entry: ConfigValue, server: _Server) -> dict[str, str]:
-    """Return a program's environment, including the variables in its `envFile`."""
-    found: dict[str, str] = {}
-    if server.envFile:
+def _load_server(entry: ConfigValue, unknown: Sequence[str], **options: Any) -> UpstreamConfig:
+    """Return a normalized entry as an upstream.
+
+    Members that its kind of server doesn't need aren't read, so that their variables needn't be set.
+
+    Args:
+        entry: The entry.
+        unknown: Names of its members that aren't known.
+        options: Other options of the upstream.
+    """
+
+    def read(name: str, kind: Any) -> Any:
+        return entry.member(name).expand().convert(kind)
+
+    url_name = next((name for name in _URLS if entry.value.get(name)), "")
+    command = read("command", str | _Texts)
+    if bool(url_name) == bool(command):
+        likely = ((key, closest_name(key, ("command", "url"))) for key in unknown)
+        hint = next((f" (did you mean {near} instead of {key}?)" for key, near in likely if near), "")
+        if "settings" in unknown and not command:
+            raise entry.error("a Zed extension starts this server. Write its command, or set enabled to false.")
+        raise entry.error(
+            f"a server needs either a command or a url, but this one has {'both' if command else 'neither'}{hint}."
+        )
+    # These lists are about tools only. Gemini also accepts names with arguments: `search(query)`.
+    allow, excluded, disabled = (
+        tuple(escape(tool.partition("(")[0]) for tool in read(name, _Texts) or ())
+        for name in ("includeTools", "excludeTools", "disabledTools")
+    )
+    if allow or excluded or disabled:
+        options["policy"] = UpstreamPolicy(allow=allow and (*allow, "*://*"), deny=excluded + disabled)
+    if url_name:
+        url = read(url_name, str)
+        _check_url(entry.member(url_name), url)
+        return UpstreamConfig(target=url, headers=as_texts(read("headers", _Scalars) or {}), **options)
+    words = [command] if isinstance(command, str) else command
+    args = read("args", tuple[str | bool | int | float, ...] | None) or ()
+    variables, file = as_texts(read("env", _Scalars) or {}), read("envFile", str | None)
+    if file:
         try:
-            found = read_env_file(entry.path.resolve().parent / Path(server.envFile).expanduser())
+            variables = read_env_file(entry.path.resolve().parent / Path(file).expanduser()) | variables
         except EnvFileError as exc:
             raise entry.member("envFile").error(str(exc)) from exc
-    return found | as_texts(server.env)
+    return UpstreamConfig(target=[*words, *map(as_text, args)], env=variables, cwd=read("cwd", str | None), **options)
 
 
 def _load_servers(root: ConfigValue) -> GatewayConfig:
     servers = _find_servers(root)
     if servers is None:
         raise root.error("the file has neither mcpServers nor servers. List the MCP servers under one of them.")
-    options = options_of(_Server)
     configs: list[UpstreamConfig] = []
     ignored: dict[str, None] = {}
     unnamed = 0
     allowed, excluded = (members(root.member("mcp").value).get(key) for key in ("allowed", "excluded"))  # Gemini CLI
     for name, written in servers.table().items():
-        written.table()
         entry = _normalize(written, has_braces=servers.where == ("mcp",))
-        table = entry.table()
         if (
-            table.get("disabled", entry).value is True
-            or table.get("enabled", entry).value is False
+            entry.member("disabled").convert(bool | None)
+            or entry.member("enabled").convert(bool | None) is False
             or (is_array(allowed) and name not in allowed)
             or (is_array(excluded) and name in excluded)
         ):
             continue  # its variables needn't be set
-        unread = _OF_COMMANDS if any(members(entry.value).get(each) for each in _URLS) else ("headers",)
-        read = options.keys() - unread
-        server = _Server(
-            **{key: each.expand().convert(options[key].type) for key, each in table.items() if key in read}
-        )
-        unknown = [key for key in table if key not in options]
+        unknown = [key for key in entry.value if key not in _MEMBERS]
         ignored |= dict.fromkeys(unknown)
-        url_field = next((key for key in _URLS if getattr(server, key)), "")
-        url: str = getattr(server, url_field, "")
-        if bool(url) == bool(server.command):
-            likely = ((key, closest_name(key, ("command", "url"))) for key in unknown)
-            hint = next((f" (did you mean {near} instead of {key}?)" for key, near in likely if near), "")
-            if "settings" in table and not url:
-                raise entry.error("a Zed extension starts this server. Write its command, or set enabled to false.")
-            raise entry.error(
-                f"a server needs either a command or a url, but this one has {'both' if url else 'neither'}{hint}."
-            )
-        if url:
-            _check_url(entry.member(url_field), url)
-        command = server.command if isinstance(server.command, tuple) else (server.command,)
-        # These lists are about tools only. Gemini also accepts names with arguments: `search(query)`.
-        allow, deny = (
-            tuple(escape(tool.partition("(")[0]) for tool in tools)
-            for tools in (server.includeTools, server.excludeTools + server.disabledTools)
-        )
         prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
         if not prefix:
             unnamed += 1
             prefix = "server" if unnamed == 1 else f"server-{unnamed}"
-        configs.append(
-            UpstreamConfig(
-                name=name,
-                target=url or [*command, *map(as_text, server.args)],
-                prefix=prefix,
-                headers=as_texts(server.headers),
-                env=_read_environment(entry, server),
-                cwd=server.cwd,
-                policy=UpstreamPolicy(allow=allow and (*allow, "*://*"), deny=deny) if allow or deny else None,
-            )
-        )
+        configs.append(_load_server(entry, unknown, name=name, prefix=prefix))
     _check_upstreams(servers, configs)
     if ignored:
         logger.warning("%s: these options have no effect in a gateway: %s", root.path, ", ".join(ignored))
