@@ -227,7 +227,7 @@ COMMANDS: list[tuple[str, str, str]] = [
     (f"list {URL} --token K", "list has no option --token.", f"millstream list {URL} --auth K"),
     (f"doctor {URL} --key=K", "doctor has no option --key.", f"millstream doctor {URL} --auth=K"),
     ("users add ada --password secret", "users add has no option --password.", "reads it from a pipe"),
-    ("users add ada secret", "Unexpected argument: secret.\n", "The command asks for it"),
+    ("users add ada secret", "Error: Unexpected argument.\n", "The command asks for it"),
     ("users list secret", "Unexpected argument: secret. Put quotes", "millstream users --help"),
     ("keys add ada --expires tomorrow", "Unknown option: --expires.", "millstream keys add --help"),
     ("call shop.py order isbn= 978", "isbn= is followed by a space.", "Write isbn=978."),

@@ -181,7 +181,8 @@ def usage_errors(arguments: Sequence[str]) -> Generator[None]:
     except UnusedCliTokensError as exc:
         extra = " ".join(exc.unused_tokens or ())
         if remedy := _find_misplaced(arguments, extra, len(exc.unused_tokens or ())):
-            _fail(f"Unexpected argument: {extra}.", arguments, remedy=remedy)
+            shown = "" if remedy is _PASSWORDS else f": {extra}"
+            _fail(f"Unexpected argument{shown}.", arguments, remedy=remedy)
         _fail(f"Unexpected argument: {extra}. Put quotes around a value with spaces, and commas in a list.", arguments)
     except UnknownCommandError as exc:
         _fail(_unknown(arguments) or str(exc), arguments)
