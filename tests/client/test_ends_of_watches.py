@@ -171,7 +171,7 @@ async def test_closing_during_reconnect_leaves_nothing(
     set_waits(monkeypatch, 0.01)
     async with (
         asyncio.timeout(WAIT), where(iter([])) as (target, cut), Client(target, revision=revision) as client,
-        client.watch(),
+        client.watch() as changes,
     ):  # fmt: skip
         requests = client.conversation.requests
         if during == "a wait":
@@ -179,7 +179,7 @@ async def test_closing_during_reconnect_leaves_nothing(
             monkeypatch.setattr(watching, "_LONGEST_WAIT", NEVER)
         cut.set()
         if during == "a wait":
-            await wait_until(lambda: requests._task)
+            await wait_until(lambda: not changes._agreed.is_set())
             assert requests.connection is not None
         else:
             await wait_until(lambda: requests.connection is None)

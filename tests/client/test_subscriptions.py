@@ -107,7 +107,7 @@ async def test_subscriptions_are_renewed_with_their_session() -> None:
         async with changes:
             assert (await client.call("x")).text == "done"
             assert await anext(changes) == Change("again")
-    assert seen == ["resources/subscribe", "tools/call", "resources/subscribe", "tools/call", "resources/unsubscribe"]
+    assert seen == ["resources/subscribe", "tools/call", "tools/call", "resources/subscribe", "resources/unsubscribe"]
 
 
 async def test_subscriptions_that_keep_ending_are_reopened_with_backoff(monkeypatch: pytest.MonkeyPatch) -> None:

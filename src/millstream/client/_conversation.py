@@ -111,7 +111,7 @@ class Conversation:
         self._incoming.background.reopen()
         self._cache.invalidate(Change("again"), None)  # the server may have changed in the meantime
         try:
-            await self.requests.restore(await self.requests.connect(first=True))
+            await self.requests.start()
         except BaseException:
             await self.close()
             raise
@@ -221,8 +221,8 @@ class Conversation:
         """
         everything = not (uris or tools or prompts or resources)
         return Changes(
-            self.requests,
             SubscriptionFilter(tools or everything, prompts or everything, resources or everything, list(uris)),
+            _requests=self.requests,
         )
 
     # Lists and cached results

@@ -301,18 +301,18 @@ class Requests(Confidential, Struct, kw_only=True):
         async with self.lock:
             if self.connection is not None and self.connection is not old:
                 return self.connection
-            reconnecting = self.last is not None
+            before = self.last
             if self.connection is not None:
                 ended, self.connection = self.connection, None
                 self.incoming.on_interruption(ended.transport, SessionLost("The next request reconnects, if possible."))
                 await ended.transport.close()
-            connection = self.connection = self.last = await self._open_again(_MAX_RESTARTS if reconnecting else 0)
-        if reconnecting:
+            connection = self.connection = self.last = await self._open_again(0 if before is None else _MAX_RESTARTS)
+        if before is not None:
             with contextlib.suppress(ServerError):
-                await self.restore(connection)
+                await self.restore(connection, before)
         return connection
 
-    async def restore(self, connection: Connection) -> None:
+    async def restore(self, connection: Connection, before: Connection | None) -> None:
         """Restore the state of the old connection on a new one."""
 
     async def _open_again(self, more: int) -> Connection:

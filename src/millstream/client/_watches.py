@@ -58,7 +58,8 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
     _waiting: deque[T] = field(default_factory=deque[T])
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
-    _fault: ClientError | None = None
+    fault: ClientError | None = None
+    """Why it has ended."""
     _agreed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server has confirmed the subscription."""
     _failures: int = 0
@@ -69,15 +70,15 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
 
     async def __anext__(self) -> T:
         while not self._waiting:
-            if self._fault is not None:
-                raise self._fault
+            if self.fault is not None:
+                raise self.fault
             self._changed.clear()
             await self._changed.wait()
         return self._waiting.popleft()
 
     def fail(self, fault: ClientError) -> None:
         """End the subscription with an error, when everything is read."""
-        self._fault = self._fault or fault
+        self.fault = self.fault or fault
         self._changed.set()
 
     def _append(self, item: T) -> None:
@@ -94,22 +95,22 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
             raise RequestTimeout(
                 f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds."
             ) from exc
-        if self._fault is not None:
-            raise self._fault
+        if self.fault is not None:
+            raise self.fault
 
     async def _keep_open(self) -> None:
         """Reopen the subscription with backoff. End it if the first attempt fails, or on a permanent error."""
         now = asyncio.get_running_loop().time
         try:
-            while self._fault is None:
+            while self.fault is None:
                 began = now()
-                self._agreed.clear()
                 try:
                     await self._listen()
                 except ClientError as exc:
                     if not is_temporary(exc) or not (self._agreed.is_set() or self._failures):
                         self.fail(exc)
                         return
+                self._agreed.clear()
                 if now() - began > _STABLE_SECONDS:
                     self._failures = 0
                 await asyncio.sleep(retry_pause(self._failures))
@@ -126,16 +127,43 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
         raise NotImplementedError
 
 
-class Changes(ClientSubscription[Change], eq=False):
+class Watch(ClientSubscription[Change], eq=False, kw_only=True):
+    """Keeps a connection of the handshake era open."""
+
+    _requests: "WatchingRequests"
+    interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the handshake-era connection was lost, or the watch has failed."""
+
+    @override
+    def fail(self, fault: ClientError) -> None:
+        """End the watch with an error, when everything is read."""
+        super().fail(fault)
+        self._requests.discard(self)
+        self.interrupted.set()
+
+    @override
+    async def _listen(self) -> NoReturn:
+        connection = await self._requests.connect()
+        self.interrupted.clear()
+        await self._subscribe(connection)
+        self._agreed.set()
+        await self.interrupted.wait()
+        raise ConnectionLost("The connection was lost.")
+
+    async def _subscribe(self, connection: Connection) -> None:
+        """Subscribe to changes on a connection."""
+
+
+class Changes(Watch, eq=False):
     """A subscription to changes: ``async with client.watch(…) as changes: async for change in changes: …``.
 
     While it's open, a broken connection or session is reopened, followed by a change of the kind `again`. If the server
     permanently rejects the subscription, the loop raises a `ClientError`.
     """
 
-    _requests: "WatchingRequests"
     _filter: SubscriptionFilter
     _subscription: int = 0
+    """Id of the subscription, or 0 in the handshake era."""
     _has_changes: bool = True
     """Whether the server has confirmed any of the changes."""
 
@@ -145,15 +173,10 @@ class Changes(ClientSubscription[Change], eq=False):
         Raises:
             ClientError: The server rejected the request.
         """
-        connection = await self._requests.connect()
         self._requests.incoming.watchers.add(self._on_change)
+        self._requests.add(self)
         try:
-            if connection.revision.handshake:
-                self._requests.add(self)
-                for ask in self._asks("resources/subscribe"):
-                    await self._requests.ask(ask)
-            else:
-                await self._start()
+            await self._start()
         except BaseException:
             await self.__aexit__()
             raise
@@ -162,19 +185,20 @@ class Changes(ClientSubscription[Change], eq=False):
     async def __aexit__(self, *exc: object) -> None:
         self._requests.incoming.watchers.discard(self._on_change)
         self._requests.discard(self)
-        if self._task is not None:
-            await cancel_all(self._task)
-            return
+        await cancel_all(self._task)
         connection = self._requests.connection
-        if connection is not None and not connection.transport.lost:
+        if connection is not None and connection.revision.handshake and not connection.transport.lost:
             with contextlib.suppress(ClientError):
                 for ask in self._asks("resources/unsubscribe"):
                     await self._requests.send(connection, ask)
 
     def _on_change(self, change: Change, subscription: Any) -> None:
         wanted = self._filter
-        if self._task is not None:
-            if subscription != self._subscription and change.kind != "again":
+        if change.kind == "again":
+            if not self._agreed.is_set():  # reported when the subscription is active again
+                return
+        elif self._subscription:
+            if subscription != self._subscription:
                 return
         elif change.kind == "resource":
             normal = normalize_uri(change.uri)  # servers may use another spelling
@@ -191,29 +215,9 @@ class Changes(ClientSubscription[Change], eq=False):
             item = Change("again")
         super()._append(item)
 
-    # Handshake era
-
-    async def _restore(self, connection: Connection) -> None:
-        """Subscribe on a new connection."""
-        if self._task is not None:
-            return
-        if not connection.revision.handshake:  # the server was replaced by a newer one
-            self._task = asyncio.create_task(self._keep_open())
-            return
-        try:
-            for ask in self._asks("resources/subscribe"):
-                await self._requests.send(connection, ask)
-        except ServerError as exc:
-            if is_temporary(exc):
-                raise
-            self._requests.discard(self)
-            self.fail(exc)
-
     def _asks(self, method: str) -> Iterator[RawRequest]:
         for uri in self._filter.resource_subscriptions:
             yield RawRequest(method=method, params=encode(ResourceRequestParams(uri)), repeatable=True)
-
-    # Per-request era
 
     def _acknowledge(self, has_changes: bool) -> None:
         self._has_changes = has_changes
@@ -222,17 +226,21 @@ class Changes(ClientSubscription[Change], eq=False):
         self._agreed.set()
 
     @override
-    async def _listen(self) -> NoReturn:
-        subscription = next(self._requests.ids)
-        self._requests.incoming.acknowledgments[subscription] = self._acknowledge
-        self._subscription = subscription
+    async def _subscribe(self, connection: Connection) -> None:
+        requests, self._subscription = self._requests, 0
+        if connection.revision.handshake:
+            for ask in self._asks("resources/subscribe"):
+                await requests.ask(ask)
+            self._acknowledge(True)
+            return
+        self._subscription = subscription = next(requests.ids)
+        requests.incoming.acknowledgments[subscription] = self._acknowledge
         params = encode(SubscriptionsListenRequestParams(self._filter))
+        ask = RawRequest(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
         try:
-            connection = await self._requests.connect()
-            ask = RawRequest(method="subscriptions/listen", params=params, id=subscription, timeout=math.inf)
-            await self._requests.send(connection, ask)
+            await requests.send(connection, ask)
         finally:
-            del self._requests.incoming.acknowledgments[subscription]
+            del requests.incoming.acknowledgments[subscription]
         if not self._has_changes and self._filter.resource_subscriptions:  # a list may get its first item later
             raise ClientError("The server doesn't report these changes, at least not to these credentials.")
         raise ConnectionLost("The server ended the subscription.")
@@ -241,67 +249,64 @@ class Changes(ClientSubscription[Change], eq=False):
 class WatchingRequests(Requests, eq=False, kw_only=True):
     """Sends requests: ``await conversation.requests.ask(RawRequest(method="ping"))``.
 
-    New connections get the session's log level and subscriptions. A lost connection of the handshake era is reopened
-    while there are watchers or an `on_change` callback.
+    New connections get the session's log level. Watchers, and an `on_change` callback, keep a connection of the
+    handshake era open.
     """
 
     log_level: str
     """Minimum severity of log messages. Empty leaves it to the server."""
-    _watchers: set[Changes] = field(default_factory=set[Changes])
-    _restored_connection: Connection | None = None
-    """The connection with all subscriptions."""
-    _restore_lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _watchers: set[Watch] = field(default_factory=set[Watch])
     _task: asyncio.Task[None] | None = None
-    _failures: int = 0
-    _reconnected_at: float = -math.inf
-    """When the connection was last reopened, in the loop's time."""
+    """Keeps the connection open for `on_change`."""
 
     def __post_init__(self) -> None:
         self.incoming.interruption_callback = self._on_interruption
 
-    def add(self, changes: Changes) -> None:
-        """Start sending changes to a watcher.
+    def add(self, watch: Watch) -> None:
+        """Start interrupting a watch when the connection is lost.
 
         Args:
-            changes: The watcher.
+            watch: The watch.
         """
-        self._watchers.add(changes)
+        self._watchers.add(watch)
         self.incoming.subscribed.set()
-        self._keep()
 
-    def discard(self, changes: Changes) -> None:
-        """Stop sending changes to a watcher.
+    def discard(self, watch: Watch) -> None:
+        """Stop interrupting a watch.
 
         Args:
-            changes: The watcher.
+            watch: The watch.
         """
-        self._watchers.discard(changes)
-        if not self._watchers and self.incoming.on_change is None:
+        self._watchers.discard(watch)
+        if not self._watchers:
             self.incoming.subscribed.clear()
 
-    @override
-    async def restore(self, connection: Connection) -> None:
-        """Subscribe on a new connection, report that changes may have been missed, and set the log level."""
+    async def start(self) -> None:
+        """Connect, and keep the connection open if there's an `on_change` callback."""
+        await self.restore(await self.connect(first=True), None)
         if self.incoming.on_change is not None:
-            self.incoming.subscribed.set()
+            self._task = asyncio.create_task(self._keep_open())
+
+    async def _keep_open(self) -> None:
+        watch = Watch(_requests=self)
+        self.add(watch)
         try:
-            async with self._restore_lock:
-                if self._restored_connection is connection:
-                    return
-                for changes in list(self._watchers):
-                    await changes._restore(connection)  # pyright: ignore[reportPrivateUsage]
-                before, self._restored_connection = self._restored_connection, connection
-            if before is not None and before.revision.handshake:  # otherwise, each watch reports this
-                self.incoming.report_change(Change("again"))
-            if connection.revision.handshake and self.log_level and "logging" in connection.capabilities:
-                ask = RawRequest(method="logging/setLevel", params=encode({"level": self.log_level}))
-                await self.send(connection, ask)
+            await watch._keep_open()  # pyright: ignore[reportPrivateUsage]
         finally:
-            self._keep()  # in case it's lost again or only partly restored
+            self.discard(watch)
+        _logger.warning("The subscription to changes on the server ended. %s", watch.fault)
+
+    @override
+    async def restore(self, connection: Connection, before: Connection | None) -> None:
+        """Report that changes may have been missed, and set the log level."""
+        if before is not None and before.revision.handshake:
+            self.incoming.report_change(Change("again"))
+        if connection.revision.handshake and self.log_level and "logging" in connection.capabilities:
+            ask = RawRequest(method="logging/setLevel", params=encode({"level": self.log_level}))
+            await self.send(connection, ask)
 
     async def stop_watching(self) -> None:
-        """Unsubscribe from changes and stop reconnecting."""
-        self.incoming.subscribed.clear()
+        """Stop keeping the connection open."""
         await cancel_all(self._task)
 
     def _on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
@@ -310,49 +315,12 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
             return  # never opened
         if fault is None:
             self.incoming.report_change(Change("again"))
-        elif isinstance(fault, ConnectionLost):
-            self._keep()
-        else:
-            self._fail(fault)
-
-    def _fail(self, fault: ClientError) -> None:
-        for changes in self._watchers:
-            changes.fail(fault)
-        self._watchers.clear()
-        if self.incoming.on_change is not None:
-            _logger.warning("The subscription to changes on the server ended. %s", fault)
-        self.incoming.subscribed.clear()
-
-    @property
-    def _broken(self) -> bool:
-        last = self.last
-        if last is None or not last.revision.handshake:
-            return False
-        return self.connection is not last or last.transport.lost or self._restored_connection is not last
-
-    def _keep(self) -> None:
-        if (
-            self.reconnects
-            and self._broken
-            and self.incoming.subscribed.is_set()
-            and (self._task is None or self._task.done())
-        ):
-            self._task = self.incoming.background.spawn(self._connect())
-
-    async def _connect(self) -> None:
-        """Reconnect while there are watchers."""
-        now = asyncio.get_running_loop().time
-        if now() - self._reconnected_at > _LONGEST_WAIT:
-            self._failures = 0  # the connection was stable
-        while self._broken and self.incoming.subscribed.is_set():
-            await asyncio.sleep(retry_pause(self._failures))
-            self._failures += 1
-            try:
-                await self.restore(await self.connect())
-                self._reconnected_at = now()
-            except ClientError as exc:
-                if not is_temporary(exc):
-                    self._fail(exc)  # removes all watchers
+            return
+        for watch in tuple(self._watchers):
+            if not isinstance(fault, ConnectionLost):
+                watch.fail(fault)
+            elif last.revision.handshake:
+                watch.interrupted.set()
 
 
 def is_temporary(fault: ClientError) -> bool:
