@@ -32,7 +32,6 @@ from millstream.client import (
     ClientError,
     MemoryTokenStore,
     OAuth,
-    Registration,
     StoredCredentials,
     TargetError,
     Tokens,
@@ -61,16 +60,6 @@ _EXPIRED = (
 )
 
 
-class SignInState(Struct):
-    """Credentials and client for one server."""
-
-    credentials: StoredCredentials = msgspec.field(default_factory=StoredCredentials)
-    client: Registration = msgspec.field(default_factory=Registration)
-    """Client that the operator entered, or empty for dynamic registration."""
-    issuer: str = ""
-    """The only issuer that may receive the client's secret, or empty without an entered client."""
-
-
 class PendingSignIn(Struct, frozen=True):
     """A sign-in whose user was redirected and hasn't returned."""
 
@@ -78,7 +67,6 @@ class PendingSignIn(Struct, frozen=True):
     owner: str
     key: str
     authorization: PendingAuthorization
-    client: Registration
 
 
 class SignInRequest(Confidential, Struct):
@@ -115,19 +103,17 @@ class SignIns:
         path, secure = f"{request.root_path}/inspect", request.scheme == "https"
         browser, cookie = browser_cookie(request, _COOKIE, _SESSION_TTL, path=path, secure=secure)
         key = _key(request, browser, url)
-        state = await self._load(key)
-        if body.client_id:
-            state = SignInState(state.credentials, Registration(body.client_id.strip(), body.client_secret.strip()))
+        credentials = await self._load(key)
         try:
             async with asyncio.timeout(_TIMEOUT):
-                authorization = await _client(request, state, body.scope.strip()).ask(url, body.status, body.challenge)
+                authorization = await _client(request, credentials, body).ask(url, body.status, body.challenge)
             authorization = replace(authorization, state=new_state(request.owner))
         except TimeoutError:
             return plain_problem(504, f"The authorization server of {url} took too long. Try again.")
         except ClientError as exc:
             return plain_problem(502, _refusal_text(request, exc))
-        await self._save(key, state)  # the client may be registered there by now
-        pending = PendingSignIn(str(url), principal_id(request.principal), key, authorization, state.client)
+        await self._save(key, credentials)  # the client may be registered there by now
+        pending = PendingSignIn(str(url), principal_id(request.principal), key, authorization)
         await self._vault.put_pending(_PENDING, authorization.state, pending, _PENDING_TTL)
         return reply({"url": authorization.url}, head=cookie)
 
@@ -145,12 +131,12 @@ class SignIns:
             _key(request, browser, parse_url(pending.url), pending.owner), pending.key
         ):
             return not_signed_in_page(request, "/inspect", _EXPIRED, 403)
-        state = await self._load(pending.key)
+        credentials = await self._load(pending.key)
         issuer = pending.authorization.issuer.issuer
-        state.client, state.issuer = pending.client, issuer if pending.client.client_id else ""
+        credentials.registrations[issuer] = pending.authorization.who  # the operator may have entered the client
         try:
             async with asyncio.timeout(_TIMEOUT):
-                await _client(request, state).exchange_code(parse_url(pending.url), pending.authorization, answer)
+                await _client(request, credentials).exchange_code(parse_url(pending.url), pending.authorization, answer)
         except TimeoutError:
             return not_signed_in_page(
                 request, "/inspect", f"{quote_foreign(issuer)} took too long. Sign in again.", 504
@@ -162,7 +148,7 @@ class SignIns:
                 f"{quote_foreign(str(exc))} Sign in again, or ask the operator of that server.",
                 403,
             )
-        await self._save(pending.key, state)
+        await self._save(pending.key, credentials)
         return continue_page(request, "/inspect")
 
     async def sign_out(self, request: HttpRequest, url: Url) -> Response:
@@ -170,9 +156,9 @@ class SignIns:
         if not is_same_origin(request):
             return _NOT_OWN_PAGE
         key = _key(request, get_cookie(request, _COOKIE), url)
-        state = await self._load(key)
+        credentials = await self._load(key)
         await self._vault.kv.delete(key)
-        return reply({"revoked": await _revoke(request, state, url)})
+        return reply({"revoked": await _revoke(request, credentials, url)})
 
     async def signed_in_user(self, request: HttpRequest, url: Url) -> Json | None:
         """Return the signed-in user for a server: ``who``, ``issuer``, and ``scopes``."""
@@ -205,20 +191,20 @@ class SignIns:
         key = _key(request, get_cookie(request, _COOKIE), url)
         async with self._lock(key):
             sealed = await self._vault.kv.get(key)
-            state = self._open(key, sealed)
-            if (current := state.credentials.tokens.get(str(url))) != old:
+            credentials = self._open(key, sealed)
+            if (current := credentials.tokens.get(str(url))) != old:
                 return current
             try:
                 async with asyncio.timeout(_TIMEOUT):
-                    renewed = await _client(request, state).renew(url)
+                    renewed = await _client(request, credentials).renew(url)
             except (TimeoutError, ClientError):
                 return None
             if not renewed:
                 return None
-            fresh = state.credentials.tokens[str(url)]
-            if await self._vault.exchange(key, sealed, self._seal(key, state), _SESSION_TTL):
+            fresh = credentials.tokens[str(url)]
+            if await self._vault.exchange(key, sealed, self._seal(key, credentials), _SESSION_TTL):
                 return fresh
-            await _revoke(request, state, url)  # the user has signed out or signed in again in the meantime
+            await _revoke(request, credentials, url)  # the user has signed out or signed in again in the meantime
             return None
 
     def _lock(self, key: str) -> AbstractAsyncContextManager[None]:
@@ -231,44 +217,45 @@ class SignIns:
         browser = get_cookie(request, _COOKIE)
         if not browser or not is_same_origin(request):
             return None
-        return (await self._load(_key(request, browser, url))).credentials.tokens.get(str(url))
+        return (await self._load(_key(request, browser, url))).tokens.get(str(url))
 
-    async def _load(self, key: str) -> SignInState:
+    async def _load(self, key: str) -> StoredCredentials:
         return self._open(key, await self._vault.kv.get(key))
 
-    def _open(self, key: str, sealed: bytes | None) -> SignInState:
-        """Return the stored state of a sign-in, or a new one if it can't be opened."""
-        return self._vault.open(_STATE, sealed, SignInState, key.encode()) or SignInState()
+    def _open(self, key: str, sealed: bytes | None) -> StoredCredentials:
+        """Return stored credentials, or new ones if they can't be opened."""
+        return self._vault.open(_STATE, sealed, StoredCredentials, key.encode()) or StoredCredentials()
 
-    def _seal(self, key: str, state: SignInState) -> bytes:
-        return self._vault.seal(_STATE, state, key.encode()).encode()
+    def _seal(self, key: str, credentials: StoredCredentials) -> bytes:
+        return self._vault.seal(_STATE, credentials, key.encode()).encode()
 
-    async def _save(self, key: str, state: SignInState) -> None:
-        await self._vault.put(key, self._seal(key, state), _SESSION_TTL)
+    async def _save(self, key: str, credentials: StoredCredentials) -> None:
+        await self._vault.put(key, self._seal(key, credentials), _SESSION_TTL)
 
 
-async def _revoke(request: HttpRequest, state: SignInState, url: Url) -> bool:
+async def _revoke(request: HttpRequest, credentials: StoredCredentials, url: Url) -> bool:
     """Revoke the tokens for a server at their issuer and return whether that succeeded."""
     try:
         async with asyncio.timeout(_TIMEOUT):
-            return await _client(request, state).sign_out(url)
+            return await _client(request, credentials).sign_out(url)
     except TimeoutError:
         return False
 
 
-def _client(request: HttpRequest, state: SignInState, scope: str = "") -> OAuth:
+_ENTERED_NOTHING = SignInRequest()
+
+
+def _client(request: HttpRequest, credentials: StoredCredentials, entered: SignInRequest = _ENTERED_NOTHING) -> OAuth:
     store = MemoryTokenStore()
-    store.save(state.credentials)
-    registration = state.client
-    client = OAuth(
+    store.save(credentials)
+    return OAuth(
         store=store,
-        client_id=registration.client_id,
-        client_secret=registration.client_secret,
-        scope=scope,
+        client_id=entered.client_id.strip(),
+        client_secret=entered.client_secret.strip(),
+        scope=entered.scope.strip(),
         name="Millstream inspector",
         redirect_uri=_base(request) + CALLBACK,
     )
-    return client.for_issuer(state.issuer) if state.issuer else client
 
 
 def _base(request: HttpRequest) -> str:
