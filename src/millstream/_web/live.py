@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,8 @@ class LogTail(logging.Handler):
         self._lines: deque[bytes] = deque(maxlen=size)
         self.total: int = 0
         """Number of lines so far. Lines are numbered from 1."""
+        self.instance: str = secrets.token_hex(4)
+        """Identifies the process in event ids, because each process numbers its lines from 1."""
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
@@ -129,11 +131,17 @@ class LogTail(logging.Handler):
             self.release()
         return lines[max(0, len(lines) - max(0, last - number)) :], last
 
+    def event_after(self, number: int, event: str | None = None) -> tuple[bytes, int]:
+        """Return an event with the buffered lines after line `number`, if there are any, and the newest line's
+        number."""
+        lines, last = self.after(number)
+        data = b"[%b]" % b",".join(lines)
+        return encode_event(data, event=event, id=f"{self.instance}-{last}") if lines else b"", last
 
-def _lines_sent(last_id: str, instance: str) -> int:
-    """Return how many of this process's log lines a reader already has, from the reader's last event id."""
-    begin, _, number = last_id.partition("-")
-    return int(number) if begin == instance and number.isdecimal() and len(number) < 16 else 0
+    def number_of(self, last_id: str) -> int:
+        """Return the number of the last line that a reader has, from the reader's last event id."""
+        begin, _, number = last_id.partition("-")
+        return int(number) if begin == self.instance and number.isdecimal() and len(number) < 16 else 0
 
 
 def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) -> Handler:
@@ -141,7 +149,6 @@ def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) 
 
     `failure` returns why the changed program can't start, or None if it can.
     """
-    process = secrets.token_hex(4)
 
     async def events(request: HttpRequest) -> Response | None:
         """Send the buffered lines, then new ones, as JSON arrays. ``Last-Event-ID`` skips known lines.
@@ -151,16 +158,15 @@ def log_handler(log: LogTail, streams: OpenStreams, failure: Callable[[], Any]) 
         sink = streams.open(request, ("inspect", ""))
         if sink is None:
             return _BUSY
-        sent, told = _lines_sent(last_event_id(request), process), None
+        sent, told = log.number_of(last_event_id(request)), None
         try:
             while not sink.closed and sink.buffered <= MAX_BUFFERED:
                 if (failed := failure()) != told:
                     told = failed
                     sink.write(encode_event(encode(failed), event="failure"))
-                lines, last = log.after(sent)
-                if lines:
-                    sink.write(encode_event(b"[%b]" % b",".join(lines), id=f"{process}-{last}"))
-                    sent = last
+                chunk, sent = log.event_after(sent)
+                if chunk:
+                    sink.write(chunk)
                 await asyncio.sleep(LOG_INTERVAL)
         finally:
             sink.close()
@@ -199,13 +205,10 @@ class DashboardFeed:
         self._refresh = refresh
         self.log: LogTail = log
         self._streams = streams
-        self._instance = secrets.token_hex(4)
-        """Identifies the process in event ids, because each process numbers its log lines from 1."""
-        self._info = encode_event(encode({**info, "instance": self._instance}), event="server")
-        self._watchers: list[Sink] = []
+        self._info = encode_event(encode({**info, "instance": log.instance}), event="server")
+        self._watchers: dict[Sink, int] = {}
+        """Watcher -> number of the last line sent to it."""
         self._has_watchers = asyncio.Event()
-        self._last_line = 0
-        """Number of the last line sent to the watchers."""
         self._latest = b""
 
     def __len__(self) -> int:
@@ -224,16 +227,17 @@ class DashboardFeed:
             await asyncio.sleep(INTERVAL)
 
     def broadcast(self) -> None:
-        """Send a snapshot and the new log lines to all watchers."""
-        lines, last = self.log.after(self._last_line)
-        self._last_line = last
+        """Send the new log lines and a snapshot to all watchers."""
         self._latest = encode_event(encode(self._snapshot()), event="snapshot")
-        chunk = self._log_event(lines, last) + self._latest
         for sink in tuple(self._watchers):
             if sink.buffered > MAX_BUFFERED:
                 sink.close()
             else:
-                sink.write(chunk)
+                self._write(sink)
+
+    def _write(self, sink: Sink, head: bytes = b"") -> None:
+        chunk, self._watchers[sink] = self.log.event_after(self._watchers[sink], "log")
+        sink.write(head + chunk + self._latest)
 
     async def events(self, request: HttpRequest) -> Response | None:
         """Handle `GET` of the stream. ``Last-Event-ID``, or ``?last_event_id=``, skips lines that were already sent."""
@@ -241,34 +245,20 @@ class DashboardFeed:
         if sink is None:
             return _BUSY
         try:
-            self._add_watcher(sink, last_event_id(request))
+            self._watchers[sink] = self.log.number_of(last_event_id(request))
+            sink.on_close(lambda: self._remove_watcher(sink))
+            self._write(sink, self._info)
+            self._has_watchers.set()
             await sink.wait_closed()
         finally:
             sink.close()
         return None
 
-    def _add_watcher(self, sink: Sink, last_id: str) -> None:
-        if not self._watchers:
-            # Without watchers, no snapshots were taken: the last one is outdated.
-            self._latest = b""
-            self._last_line = self.log.total
-        lines, last = self.log.after(_lines_sent(last_id, self._instance))
-        # Lines after `_last_line` are sent with the next snapshot.
-        lines = lines[: max(0, len(lines) - (last - self._last_line))]
-        sink.write(self._info + self._log_event(lines, self._last_line) + self._latest)
-        self._watchers.append(sink)
-        self._has_watchers.set()
-        sink.on_close(lambda: self._remove_watcher(sink))
-
     def _remove_watcher(self, sink: Sink) -> None:
-        self._watchers.remove(sink)
+        del self._watchers[sink]
         if not self._watchers:
             self._has_watchers.clear()
-
-    def _log_event(self, lines: Sequence[bytes], last: int) -> bytes:
-        if not lines:
-            return b""
-        return encode_event(b"[%b]" % b",".join(lines), event="log", id=f"{self._instance}-{last}")
+            self._latest = b""  # no more snapshots are taken, so this one becomes outdated
 
 
 def members_handler(hub: Hub) -> Handler:
