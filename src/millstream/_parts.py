@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 W = TypeVar("W", bound=Callable[..., object])
-Socket = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application for WebSockets."""
+SocketHandler = Callable[[Any], Awaitable[None]]
+"""Serves a WebSocket (`millstream._http.websocket.Socket`) from its handshake on."""
 Method = Callable[[Call], Awaitable[Mapping[str, Any]]]
 """Answers a JSON-RPC method: returns the members of the result. ``call.params`` has the params as JSON."""
 WATCH = "millstream:watch"
@@ -201,8 +201,8 @@ class PartHost:
         """Describes the upstreams, or None without upstreams."""
         # Items that parts register
         self.routes: RouteRegistry = RouteRegistry()
-        self.sockets: dict[str, Socket] = {}
-        """Path -> ASGI application that serves the WebSocket there. It checks Host and Origin by `policy`, and
+        self.sockets: dict[str, SocketHandler] = {}
+        """Path -> function that serves the WebSockets there. It checks Host and Origin by `policy`, and
         credentials by `guard`.
         """
         self.runs_while_idle: bool = False

@@ -124,7 +124,7 @@ async def test_websocket_handshakes_with_a_body_are_rejected(body: bytes, way: s
 async def test_malformed_handshakes_are_answered_and_closed(way: str) -> None:
     async with world(way) as app:
         peer = await app.handshake(b"Sec-WebSocket-Extensions: %b\r\n" % (b"a" * 9000))
-        assert (await app.opened(peer))[0] == 400
+        assert (await peer.reply())[0] == 400
         assert await peer.rest() == b""
         if way != FOUR:
             await app.until(lambda: not app.running.state.connections)

@@ -21,6 +21,7 @@ from millstream._app.runtime import Runtime
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpLimits
 from millstream._http.server import Endpoints
+from millstream._http.websocket import AsgiSocket, asgi_handshake
 from millstream._transports.websocket import WebSocketRoute
 from millstream.hub import Hub, HubLimits
 from patience import WAIT
@@ -95,7 +96,11 @@ class World:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle the one path of the ASGI application."""
         assert scope["type"] == "websocket"
-        await self.route(scope, receive, send)
+        await receive()
+        settings, request = self.server.settings, asgi_handshake(scope, "")
+        limit, grace = settings.stream_buffer, settings.write_timeout
+        extensions = scope.get("extensions") or {}
+        await self.route(AsgiSocket(receive, send, extensions, request=request, limit=limit, grace=grace))
 
     @asynccontextmanager
     async def client(self, *protocols: Any, path: str = "/ws", **options: Any) -> AsyncIterator[ClientConnection]:
@@ -162,7 +167,7 @@ async def world(way: str = "lane", *, limits: HubLimits | None = None, guard: An
                 lambda method, path: None,
                 limits=HttpLimits.of(server.settings),
                 policy=policy,
-                websocket=app,
+                websocket=route,
                 max_message=server.settings.max_message,
                 **(table_options or {}),
             )

@@ -83,7 +83,7 @@ class Shared:
         self.unfinished.fit(self.limits.max_body)
 
 
-async def no_socket(scope: Any, receive: Any, send: Any) -> None:
+async def no_socket(socket: Any) -> None:
     """An application that is never called."""
 
 
@@ -256,7 +256,8 @@ def test_continue_is_sent_when_no_reply_is_pending() -> None:
 def test_upgrade_event_includes_early_frames() -> None:
     (event,) = Watched().feed(UPGRADE + b"\x81\x80")
     assert isinstance(event, Upgrade)
-    assert (event.method, event.target, event.headers[0]) == (b"GET", b"/ws", (b"host", b"127.0.0.1"))
+    request = event.request
+    assert (request.method, request.path, next(iter(request.raw_headers))) == ("GET", "/ws", (b"host", b"127.0.0.1"))
     assert event.ahead == b"\x81\x80"
 
 

@@ -9,7 +9,8 @@ from websockets.exceptions import InvalidStatus
 
 from cases import for_each
 from fleet import until
-from millstream._http.websocket import GOING_AWAY, SLOW, TRY_AGAIN_LATER, QueuedSocket
+from millstream._http.message import HttpRequest
+from millstream._http.websocket import GOING_AWAY, SLOW, TRY_AGAIN_LATER, AsgiSocket
 from millstream._protocol.sse import COMMENT
 from millstream._transports.websocket import carry
 from millstream.hub import HubLimits
@@ -40,6 +41,14 @@ class HeldSend:
         self.sent.append(message.get("text") or (message["code"], message["reason"]))
 
 
+HANDSHAKE = HttpRequest("GET", "/ws", (), {})
+
+
+async def receive_nothing() -> Any:
+    """An ASGI `receive` that nothing may wait for."""
+    raise AssertionError
+
+
 async def silence() -> None:
     """The reading from a peer that says nothing."""
     await asyncio.Event().wait()
@@ -49,7 +58,7 @@ async def silence() -> None:
 async def held_outbox(limit: int = 1000, grace: float = WAIT) -> Any:
     """An outbox whose first message is held up by its peer."""
     send = HeldSend()
-    outbox = QueuedSocket(send, limit=limit, grace=grace)
+    outbox = AsgiSocket(receive_nothing, send, request=HANDSHAKE, limit=limit, grace=grace)
     writer = asyncio.create_task(outbox.run(silence()))
     outbox.write(b"held")
     await until(lambda: outbox._held)
@@ -119,7 +128,7 @@ async def test_pipelined_requests_are_all_answered(way: str) -> None:
 async def test_bytes_that_wait_for_the_event_loop_do_not_make_a_reader_slow() -> None:
     send = HeldSend()
     send.reads.set()
-    outbox = QueuedSocket(send, limit=10, grace=WAIT)
+    outbox = AsgiSocket(receive_nothing, send, request=HANDSHAKE, limit=10, grace=WAIT)
     assert all(outbox.write(b"x" * 1000) for _ in range(50))
     assert outbox.buffered == 0
     outbox.end(1000)
@@ -316,7 +325,7 @@ async def in_process(app: World, *given: Any, extensions: Any = None, **headers:
 
     fields = [(name.encode(), value.encode()) for name, value in {"host": "127.0.0.1", **headers}.items()]
     scope = {"type": "websocket", "path": "/ws", "headers": fields, "subprotocols": [], "extensions": extensions}
-    await asyncio.wait_for(app.route(scope, inbox.get, send), WAIT)
+    await asyncio.wait_for(app(scope, inbox.get, send), WAIT)
     return sent
 
 
@@ -346,6 +355,6 @@ async def test_disconnect_before_accept_leaves_nothing_behind() -> None:
 
     async with world() as app:
         scope = {"type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")]}
-        await asyncio.wait_for(app.route(scope, receive, send), WAIT)
+        await asyncio.wait_for(app(scope, receive, send), WAIT)
         assert len(app.runtime.streams) == 0
         assert not app.route._sockets

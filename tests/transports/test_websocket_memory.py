@@ -67,7 +67,7 @@ async def test_handled_messages_are_not_kept_until_the_next(message: str) -> Non
         scope = {"type": "websocket", "path": "/ws", "headers": [(b"host", b"127.0.0.1")], "subprotocols": []}
         before = tracemalloc.get_traced_memory()[0]
         peer = Quiet("", message)
-        task = asyncio.create_task(app.route(scope, peer.receive, peer.send))
+        task = asyncio.create_task(app(scope, peer.receive, peer.send))
         await asyncio.wait_for(peer.waits.wait(), WAIT)
         assert peer.held - before < LARGE // 4
         task.cancel()

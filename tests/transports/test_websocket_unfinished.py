@@ -11,11 +11,11 @@ from millstream import Server
 from millstream._app.server_process.entry import prepare
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
-from millstream._http.message import MAX_FRAGMENTS, PIECE, HttpLimits
+from millstream._http.message import MAX_FRAGMENTS, PIECE, HttpLimits, HttpRequest
 from millstream._http.server import Endpoints
-from millstream._http.server.connection import Upgrade
 from millstream._http.server.listener import SocketListener
 from millstream._http.server.websocket import MAX_FRAMES, WebSocketProtocol
+from millstream._http.websocket import DirectSocket
 from millstream._protocol.principal import Share
 from socket_world import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE, RawSocket, World, frame, world
 from wire import FakeTransport
@@ -28,9 +28,9 @@ PART = frame(TEXT, HALF + ASK + b" " * 50_000)[: -50_000 - len(ASK)]
 FRAGMENT = frame(TEXT, HALF, fin=False)
 UNFINISHED = {"part": PART, "fragment": FRAGMENT, "both": FRAGMENT + frame(CONT, b" " * 1000)[:-5]}
 _LINES = [line.partition(b": ") for line in UPGRADE.splitlines()]
-UPGRADED = Upgrade(
-    b"GET", b"/ws",
-    [*((name.lower(), value) for name, _, value in _LINES), (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ==")],
+HANDSHAKE = HttpRequest(
+    "GET", "/ws",
+    [*((name.lower(), value) for name, _, value in _LINES), (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ==")], {},
 )  # fmt: skip
 BOUNDS: dict[str, Any] = {"max_message": 200_000, "max_body": 200_000, "max_incoming_bytes": 500_000}
 """Room for two and a half messages of `HALF` at an address, and for five in all."""
@@ -145,16 +145,15 @@ class Application:
         self.takes = asyncio.Event()
         self.takes.set()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, socket: DirectSocket) -> None:
         """Take messages, in a loop that leaves nobody else a turn as long as there are some."""
-        await receive()
-        await send({"type": "websocket.accept"})
+        await socket.accept("")
         while True:
             await self.takes.wait()
-            message = await receive()
-            if message["type"] != "websocket.receive":
+            message = await socket.receive()
+            if not isinstance(message, str):
                 return
-            self.taken.append(message["text"])
+            self.taken.append(message)
 
 
 class Transport(FakeTransport):
@@ -191,7 +190,7 @@ class Fed:
                 super()._handle(frame)
 
         self.transport = Transport()
-        self.protocol = Counted(self.transport, table, self.state, self.guard)
+        self.protocol = Counted(self.transport, table, self.state, self.guard, HANDSHAKE)
 
     @property
     def unfinished(self) -> Share:
@@ -211,7 +210,7 @@ class Fed:
 async def fed(**settings: Any) -> AsyncIterator[Fed]:
     """An open socket; what is fed to it, it handles frame by frame, and `handled` counts them."""
     one = Fed(**settings)
-    one.protocol.open(UPGRADED)
+    one.protocol.open()
     await one.until(lambda: one.protocol._is_open)
     yield one
     one.protocol.connection_lost(None)

@@ -1,7 +1,5 @@
 from collections.abc import Awaitable, Callable
 
-from uvicorn._types import WebSocketCloseEvent
-
 from cases import for_each
 from socket_world import BINARY, CLOSE, TEXT, frame
 from transports.test_websocket_unfinished import Fed, Transport, fed
@@ -48,8 +46,7 @@ async def runs_out(one: Fed) -> None:
 
 async def is_closed_by_us(one: Fed) -> None:
     """The application's close frame, which the peer doesn't answer."""
-    closing: WebSocketCloseEvent = {"type": "websocket.close", "code": 1000, "reason": ""}
-    await one.protocol.send(closing)
+    await one.protocol.close(1000, "")
 
 
 async def is_answered_too_late(one: Fed) -> None:

@@ -24,6 +24,7 @@ METADATA = "/.well-known/oauth-"
 _HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|([A-Za-z0-9._-]{1,255}))(?::([0-9]{1,5}))?")
 _ORIGIN = re.compile(rb"([a-z][a-z0-9+.-]*)://([^/?#@\s]+)")
 _DEFAULT_PORTS = {b"http": b"80", b"https": b"443", b"ws": b"80", b"wss": b"443"}
+_SCHEMES = {b"http": "http", b"https": "https", b"ws": "http", b"wss": "https"}
 _SIMPLE_TYPES = frozenset((b"", b"text/plain", b"application/x-www-form-urlencoded", b"multipart/form-data"))
 """Types of bodies that browsers send to other origins without a preflight (Fetch, CORS-safelisted request-header)."""
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -421,11 +422,6 @@ class TrustedProxies:
         """
         return is_loopback(client) or (not self._all and self.trusts(client))
 
-    def scheme(self, headers: dict[bytes, bytes]) -> str:
-        """Return the scheme that the proxy reports, or an empty string."""
-        scheme = headers.get(b"x-forwarded-proto", b"").decode("latin-1").strip()
-        return scheme if scheme in ("http", "https", "ws", "wss") else ""
-
     def client(self, headers: Iterable[Header]) -> str:
         """Return the address that the trusted proxies report, or an empty string.
 
@@ -443,9 +439,8 @@ class TrustedProxies:
 
     def apply(self, request: HttpRequest) -> None:
         """Set the peer and scheme of a request from its proxy's headers."""
-        scheme = self.scheme(request.headers)
-        if scheme in ("http", "https"):
-            request.scheme = scheme
+        scheme = _SCHEMES.get(request.headers.get(b"x-forwarded-proto", b"").strip())
+        request.scheme = scheme or request.scheme
         request.peer = self.client(request.raw_headers) or request.peer
 
 

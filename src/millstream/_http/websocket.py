@@ -1,19 +1,22 @@
-"""The output of one WebSocket: complete text messages, followed by a close frame.
+"""WebSockets of our own server (`DirectSocket`) and of ASGI servers (`AsgiSocket`).
+
+Their handler accepts or refuses the handshake, and then `run`s a coroutine that receives messages. Its own messages are
+complete texts, followed by a close frame.
 
 Events and notifications are unsolicited: a peer with too many unread bytes of them is cut off as slow. Answers aren't
 counted, because a peer may request a lot over a slow connection. Instead, reading pauses while a peer doesn't read its
-answers (`drain`). `QueuedSocket` (ASGI) and `DirectSocket` (our own server) implement the sending.
+answers (`drain`).
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, Generic, Protocol, TypeVar
 
 from msgspec import field
 
-from millstream._http.asgi import Send
-from millstream._http.message import LARGE, CloseSignal, CompactEvent, LastFrame
+from millstream._http.asgi import Receive, Scope, Send, header_list, no_peer
+from millstream._http.message import LARGE, CloseSignal, CompactEvent, HttpRequest, LastFrame, Response
 from millstream._override import override
 
 Item = TypeVar("Item")
@@ -59,10 +62,14 @@ SLOW = "slow"
 
 
 class SocketBase(CloseSignal, eq=False, kw_only=True):
-    """The messages for one peer, and a `Sink` for unsolicited messages. Writes after the close are dropped."""
+    """One WebSocket, and a `Sink` for unsolicited messages. Writes after the close are dropped."""
 
+    request: HttpRequest
+    """The opening handshake."""
     limit: int
+    """Maximum bytes of unsolicited messages that the peer hasn't accepted."""
     grace: float
+    """Seconds to send written messages and the close frame after the close."""
     _farewell: tuple[int, str] | None = None
 
     @property
@@ -104,25 +111,20 @@ class SocketBase(CloseSignal, eq=False, kw_only=True):
     def _stop(self) -> None:
         """Wake all readers and waiters when the socket is closed."""
 
-    async def _send_close_frame(self, send: Send) -> None:
-        if self._farewell is not None:
-            code, reason = self._farewell
-            await send({"type": "websocket.close", "code": code, "reason": reason})
+    @property
+    def subprotocols(self) -> list[str]:
+        """The subprotocols that the client offers."""
+        values = [value.decode("latin-1") for name, value in self.request.raw_headers if name == _SUBPROTOCOLS]
+        return [each.strip() for each in ",".join(values).split(",")]
 
 
-EXTENSION = "millstream.websocket"
-"""The key of the protocol object in the scope's extensions."""
+_SUBPROTOCOLS = b"sec-websocket-protocol"
 
 
 class DirectWire(Protocol):
-    """The methods of a connection that ASGI doesn't have."""
+    """The connection of a `DirectSocket`."""
 
     transport: asyncio.Transport
-    outbox: "DirectSocket | None"
-    """The socket to notify: by `took` when there is space again, and by `connection_lost` when writing must end."""
-
-    owner: str
-    """The caller, against whose share unread messages count."""
 
     def count_unsent(self, size: int) -> None:
         """Count a large message that was just written, until the client has read it."""
@@ -132,8 +134,20 @@ class DirectWire(Protocol):
         """An event that is set while the transport has space."""
         ...
 
+    def accept(self, subprotocol: str) -> None:
+        """Complete the handshake."""
+
+    def refuse(self, response: Response) -> None:
+        """Reject the handshake."""
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next message, or None after `hang_up`."""
+
     def hang_up(self) -> None:
-        """Make the application's `receive` return a disconnect."""
+        """Make `receive` return None."""
+
+    async def close(self, code: int, reason: str) -> None:
+        """Send a close frame as soon as the transport has space."""
 
 
 _last = LastFrame()
@@ -142,19 +156,26 @@ _last = LastFrame()
 class DirectSocket(SocketBase, eq=False):
     """A WebSocket of our own server, which writes frames directly to the transport, under its flow control.
 
-    ASGI's `send` is a coroutine, so a broadcast would wake one task per subscriber and message. Our own protocol
-    (`_http.server.websocket`) exposes itself in the scope, under `EXTENSION`. A message is then framed once, and the
-    same bytes are written to every subscribed socket, as a `ReplyStream` does with events. The closing handshake uses
-    ASGI. The transport's buffered bytes measure how far a peer is behind.
+    ASGI's `send` is a coroutine, so a broadcast would wake one task per subscriber and message. Here, a message is
+    framed once, and the same bytes are written to every subscribed socket, as an `HttpReplyStream` does with events.
+    The transport's buffered bytes measure how far a peer is behind.
     """
 
     wire: DirectWire
-    send: Send
     asked: int = 0
     """Maximum bytes of responses in the transport's buffer."""
 
-    def __post_init__(self) -> None:
-        self.wire.outbox = self
+    async def accept(self, subprotocol: str) -> None:
+        """Complete the handshake, with a subprotocol or an empty string."""
+        self.wire.accept(subprotocol)
+
+    async def refuse(self, response: Response) -> None:
+        """Reject the handshake."""
+        self.wire.refuse(response)
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next message, text or binary, or None when the socket is closed."""
+        return await self.wire.receive()
 
     @property
     @override
@@ -201,8 +222,7 @@ class DirectSocket(SocketBase, eq=False):
 
     @override
     def _stop(self) -> None:
-        if self._farewell is not None:
-            self.wire.hang_up()
+        self.wire.hang_up()
         self.wire.room.notify()
 
     async def run(self, reading: Coroutine[Any, Any, None]) -> None:
@@ -212,9 +232,10 @@ class DirectSocket(SocketBase, eq=False):
         finally:
             try:
                 async with asyncio.timeout(self.grace):
-                    await self._send_close_frame(self.send)
-            except (OSError, RuntimeError):
-                pass  # The peer has disconnected, or doesn't read the rest in time (TimeoutError is an OSError).
+                    if self._farewell is not None:
+                        await self.wire.close(*self._farewell)
+            except TimeoutError:
+                pass  # the peer doesn't read the rest in time
             self.connection_lost()
 
 
@@ -231,14 +252,17 @@ def text_frame(message: bytes) -> bytes:
 _HIGH_WATER = 64 * 1024
 
 
-class QueuedSocket(SocketBase, eq=False):
+class AsgiSocket(SocketBase, eq=False):
     """A WebSocket over ASGI: a bounded queue of whole text messages, which `run` sends until the socket is closed.
 
     ASGI doesn't expose the socket, so a peer is treated as slow only while a `send` blocks and messages wait behind it.
     Of these, only unsolicited messages are counted.
     """
 
+    receive_message: Receive
     send: Send
+    extensions: Collection[str] = ()
+    """ASGI extensions of the server."""
     _queue: deque[tuple[bytes, int]] = field(default_factory=deque[tuple[bytes, int]])
     """Queued messages, each with its bytes counted as unsolicited."""
     _waiting: int = 0
@@ -246,6 +270,30 @@ class QueuedSocket(SocketBase, eq=False):
     _held: bool = False
     _deadline: asyncio.Timeout | None = None
     _news: CompactEvent = field(default_factory=CompactEvent)
+
+    async def accept(self, subprotocol: str) -> None:
+        """Complete the handshake, with a subprotocol or an empty string."""
+        try:
+            await self.send({"type": "websocket.accept", "subprotocol": subprotocol or None})
+        except OSError:
+            self.connection_lost()
+
+    async def refuse(self, response: Response) -> None:
+        """Reject the handshake with a response if the server supports that, else with the server's own 403."""
+        if "websocket.http.response" not in self.extensions:
+            await self.send({"type": "websocket.close", "code": POLICY_VIOLATION})
+            return
+        headers = header_list(response.head)
+        await self.send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
+        await self.send({"type": "websocket.http.response.body", "body": response.body, "more_body": False})
+
+    async def receive(self) -> str | bytes | None:
+        """Return the next message, text or binary, or None when the socket is closed."""
+        message = await self.receive_message()
+        if message["type"] != "websocket.receive":
+            return None
+        text: str | None = message.get("text")
+        return bytes(message.get("bytes") or b"") if text is None else text
 
     @property
     @override
@@ -314,7 +362,9 @@ class QueuedSocket(SocketBase, eq=False):
                     self._held = False
                     if self._waiting <= _HIGH_WATER:
                         self._news.notify()
-                await self._send_close_frame(self.send)
+                if self._farewell is not None:
+                    code, reason = self._farewell
+                    await self.send({"type": "websocket.close", "code": code, "reason": reason})
         except (OSError, RuntimeError):
             # ASGI 2.4 servers raise OSError if the peer has disconnected. Our own deadline raises TimeoutError, which
             # is also an OSError. uvicorn raises RuntimeError after it has closed the connection itself, because a ping
@@ -325,4 +375,17 @@ class QueuedSocket(SocketBase, eq=False):
             self.connection_lost()
 
 
-Socket = DirectSocket | QueuedSocket
+Socket = DirectSocket | AsgiSocket
+
+
+def asgi_handshake(scope: Scope, root_path: str) -> HttpRequest:
+    """Return the opening handshake of an ASGI scope. `root_path` is the prefix that a proxy removed, if the ASGI server
+    doesn't know it.
+    """
+    root = scope.get("root_path") or root_path
+    headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+    client, scheme = scope.get("client"), scope.get("scheme", "ws").replace("ws", "http")
+    return HttpRequest(
+        "GET", scope["path"].removeprefix(root), headers, dict(headers),
+        peer=client[0] if client else no_peer(scope), root_path=root, scheme=scheme,
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""MCP and the hub over WebSocket: the route, an ASGI handler.
+"""MCP and the hub over WebSocket.
 
 A client speaks JSON-RPC if it offers the subprotocol ``mcp``, else the dialect. Host, Origin, and credentials are
 checked before the socket is accepted. Query parameters are never credentials. Every message is one text frame. Close
@@ -32,19 +32,14 @@ from typing import Any, Protocol
 import msgspec
 from msgspec import Raw, Struct
 
-from millstream._http.asgi import Receive, Scope, Send, header_list, no_peer
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpRequest, Response, refusal
 from millstream._http.websocket import (
-    EXTENSION,
     GOING_AWAY,
     INTERNAL,
     POLICY_VIOLATION,
     TOO_BIG,
     UNSUPPORTED_DATA,
-    DirectSocket,
-    DirectWire,
-    QueuedSocket,
     Socket,
 )
 from millstream._protocol import revisions
@@ -358,14 +353,12 @@ class WebSocketRoute(Struct, eq=False):
     _sockets: dict[Socket, asyncio.Task[Any] | None] = {}
     _stopping: bool = False
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(self, outbox: Socket) -> None:
         """Serve one socket until it closes."""
-        await receive()
-        peer = await self._admit(scope)
-        if isinstance(peer, Response):
-            await refuse_handshake(peer, scope, send)
+        peer, subprotocols = outbox.request, outbox.subprotocols
+        if (refused := await self._admit(peer)) is not None:
+            await outbox.refuse(refused)
             return
-        outbox = self._outbox(scope, send, peer.owner)
         connection = ClientConnection(
             self._dispatcher,
             partial(carry, outbox),
@@ -383,13 +376,10 @@ class WebSocketRoute(Struct, eq=False):
             outbox, peer, ("websocket", ""), code=lambda _: b"", end=end, dismiss=dismiss,
             finish=connection.finish,
         )  # fmt: skip
-        speaks = self.dialect is None and SUBPROTOCOL in scope.get("subprotocols", ())
+        speaks = self.dialect is None and SUBPROTOCOL in subprotocols
         dialect: SocketDialect | None = None
         try:
-            try:
-                await send({"type": "websocket.accept", "subprotocol": SUBPROTOCOL if speaks else None})
-            except OSError:
-                return  # The client has disconnected.
+            await outbox.accept(SUBPROTOCOL if speaks else "")
             if self.dialect is not None:
                 dialect = self.dialect(connection, outbox, peer)
             elif not speaks:
@@ -399,7 +389,7 @@ class WebSocketRoute(Struct, eq=False):
                 )
             take = partial(_take, connection) if dialect is None else dialect.take
             try:
-                await outbox.run(self._read(receive, outbox, take))
+                await outbox.run(self._read(outbox, take))
             finally:
                 await connection.close()
                 if dialect is not None:
@@ -430,16 +420,12 @@ class WebSocketRoute(Struct, eq=False):
         """Close a socket when the server stops or the socket has reached its maximum age."""
         outbox.end(GOING_AWAY, _STOPS if self._dispatcher.stopping else _AGED)
 
-    async def _admit(self, scope: Scope) -> HttpRequest | Response:
-        """Return the authenticated handshake, or a refusal. The same rules apply as for POST requests."""
-        raw_headers = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
-        headers = dict(raw_headers)
-        client, root, scheme = scope.get("client"), scope.get("root_path", ""), scope.get("scheme", "ws")
-        address = client[0] if client else no_peer(scope)
-        refused = self._policy.check("POST", headers, raw_headers, address)
+    async def _admit(self, peer: HttpRequest) -> Response | None:
+        """Authenticate a handshake, or return a refusal. The same rules apply as for POST requests."""
+        refused = self._policy.check("POST", peer.headers, peer.raw_headers, peer.peer)
         if refused is not None:
             return self._policy.record(refused)
-        peer = HttpRequest("GET", scope["path"], raw_headers, headers, peer=address, root_path=root, scheme=scheme)
+        peer.query = b""  # it never has credentials
         if self.guard is not None:
             found = await self.guard(peer)
             if isinstance(found, Response):
@@ -448,37 +434,25 @@ class WebSocketRoute(Struct, eq=False):
         peer.raw_headers = ()  # the socket can be open for a day
         if self._stopping:
             return _LEAVING
-        return _BUSY if self._streams.full(peer) else peer
+        return _BUSY if self._streams.full(peer) else None
 
-    def _outbox(self, scope: Scope, send: Send, owner: str) -> Socket:
-        """Return the socket for outgoing messages, which writes directly to the transport on our own server."""
-        settings = self._dispatcher.services.settings
-        limit, grace = settings.stream_buffer, settings.write_timeout
-        extensions: dict[str, Any] = scope.get("extensions") or {}
-        wire: DirectWire | None = extensions.pop(EXTENSION, None)
-        if wire is None:
-            return QueuedSocket(send, limit=limit, grace=grace)
-        wire.owner = owner
-        return DirectSocket(wire, send, limit=limit, grace=grace)
-
-    async def _read(self, receive: Receive, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _read(self, outbox: Socket, take: Callable[[bytes], Awaitable[None]]) -> None:
         """Process messages until the peer has disconnected. Pause while the peer doesn't read its responses."""
         code, reason, most = INTERNAL, "Internal error", self._dispatcher.services.settings.max_message
         try:
             while True:
-                message = await receive()
-                if outbox.closed or message["type"] != "websocket.receive":
+                message = await outbox.receive()
+                if outbox.closed or message is None:
                     outbox.connection_lost()
                     return
-                text = message.get("text")
-                if text is None:
+                if isinstance(message, bytes):
                     code, reason = UNSUPPORTED_DATA, "Messages must be text"
                     return
-                data = text.encode()
+                data = message.encode()
                 if len(data) > most:
                     code, reason = TOO_BIG, f"A message must have at most {most} bytes"
                     return
-                del message, text
+                del message
                 await take(data)
                 del data  # the next message may take long to arrive
                 # A packet may contain thousands of calls. Answer them first, then check whether the peer reads.
@@ -498,13 +472,3 @@ def carry(socket: Socket, message: bytes) -> bool:
 
 async def _take(connection: ClientConnection, data: bytes) -> None:
     connection.receive(data)
-
-
-async def refuse_handshake(response: Response, scope: Scope, send: Send) -> None:
-    """Reject the handshake with a response if the ASGI server supports that, else with the server's own 403."""
-    if "websocket.http.response" not in (scope.get("extensions") or {}):
-        await send({"type": "websocket.close", "code": 1008})
-        return
-    headers = header_list(response.head)
-    await send({"type": "websocket.http.response.start", "status": response.status, "headers": headers})
-    await send({"type": "websocket.http.response.body", "body": response.body, "more_body": False})

@@ -68,8 +68,7 @@ class Addresses(Struct):
                 return {}
             name = f"[{host.name}]" if ":" in host.name else host.name
             port = f":{host.port.decode()}" if host.port else ""
-            scheme = {"ws": "http", "wss": "https"}.get(request.scheme, request.scheme)
-            resource = f"{scheme}://{name}{port}{request.root_path}{self.settings.path}"
+            resource = f"{request.scheme}://{name}{port}{request.root_path}{self.settings.path}"
         return addresses_for(resource, self.settings)
 
     def metadata_url(self, request: HttpRequest | None) -> str:

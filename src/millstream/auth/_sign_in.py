@@ -341,12 +341,12 @@ class SignIn:
 def _is_safe(request: HttpRequest) -> bool:
     """Return whether the connection is protected from eavesdropping: by TLS, or because it's on this machine."""
     host = parse_authority(request.headers.get(b"host", b""))
-    return request.scheme in ("https", "wss") or (host is not None and host.loopback)
+    return request.scheme == "https" or (host is not None and host.loopback)
 
 
 def _cookie_name(request: HttpRequest) -> str:
     """Return the cookie's name. Browsers reject `Secure` cookies over plain http on this machine."""
-    return _SECURE if request.scheme in ("https", "wss") else _PLAIN
+    return _SECURE if request.scheme == "https" else _PLAIN
 
 
 def _cookie(request: HttpRequest) -> str:

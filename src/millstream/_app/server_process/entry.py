@@ -13,6 +13,7 @@ from millstream._http.asgi import AsgiAdapter, Route
 from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
 from millstream._http.message import Handler, HttpLimits, HttpRequest, Response, Sink
 from millstream._http.server import Endpoints
+from millstream._http.websocket import AsgiSocket, Socket, asgi_handshake
 
 logger = logging.getLogger("millstream")
 
@@ -35,7 +36,13 @@ async def serve(application: ServerApplication, scope: MutableMapping[str, Any],
     elif scope["type"] == "http":
         await _first(application, scope, receive, send)
     elif scope["type"] == "websocket":
-        await _websocket(application, scope, receive, send)
+        settings = application.runtimes.definition.settings
+        await receive()
+        socket = AsgiSocket(
+            receive, send, scope.get("extensions") or {}, request=asgi_handshake(scope, settings.root_path),
+            limit=settings.stream_buffer, grace=settings.write_timeout,
+        )  # fmt: skip
+        await _websocket(application, socket)
     else:
         raise ValueError(f"Unknown ASGI scope type {scope['type']!r}.")
 
@@ -157,15 +164,11 @@ def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
     return find_handler
 
 
-async def _websocket(application: ServerApplication, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
+async def _websocket(application: ServerApplication, socket: Socket) -> None:
     runtime = await application.runtimes.start()
     prepare(application, runtime)
-    root = scope.get("root_path") or runtime.definition.settings.root_path
-    socket = runtime.host.sockets.get(scope["path"].removeprefix(root))
-    if socket is not None:
-        await socket(scope, receive, send)
-        return
-    from millstream._transports.websocket import refuse_handshake  # noqa: PLC0415  only where a socket is asked for
-
-    await receive()
-    await refuse_handshake(no_websocket(root, served=bool(runtime.host.sockets)), scope, send)
+    serve_socket = runtime.host.sockets.get(socket.request.path)
+    if serve_socket is not None:
+        await serve_socket(socket)
+    else:
+        await socket.refuse(no_websocket(socket.request.root_path, served=bool(runtime.host.sockets)))

@@ -13,12 +13,12 @@ chunk (`read_chunk`). ``tests/transports/test_fast_heads.py`` compares both read
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
 
 from msgspec import Struct, field
 
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, Header, HttpLimits
+from millstream._http.websocket import DirectSocket
 from millstream._protocol.errors import Confidential
 
 _CACHED_NAMES = frozenset({
@@ -119,8 +119,8 @@ class Endpoints(Struct, eq=False):
     policy: HostPolicy
     hot: Mapping[tuple[bytes, bytes], Target] = {}
     """(method, path) to handler, for the endpoints that the fast head reader finds without a call."""
-    websocket: Callable[[Any, Any, Any], Awaitable[None]] | None = None
-    """An ASGI application for WebSockets, or `None` to ignore upgrades."""
+    websocket: Callable[[DirectSocket], Awaitable[None]] | None = None
+    """Serves a WebSocket from its handshake on, or `None` to ignore upgrades."""
     max_message: int = 4 * 1024 * 1024
     """Maximum size of a WebSocket message, in bytes."""
     heartbeat: float = 15.0

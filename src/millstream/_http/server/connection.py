@@ -52,7 +52,6 @@ from millstream._http.message import (
 )
 from millstream._http.server import Endpoints, read_chunk
 from millstream._override import override
-from millstream._protocol.errors import Confidential
 from millstream._protocol.principal import Share
 
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -439,12 +438,10 @@ _POLICY_HEADERS = frozenset({b"origin", b"sec-fetch-site"})
 _FORWARDED_HEADERS = frozenset({b"x-forwarded-for", b"x-forwarded-proto"})
 
 
-class Upgrade(Confidential, Struct):
+class Upgrade(Struct):
     """Continue as a WebSocket, with the handshake and any frames received after it."""
 
-    method: bytes
-    target: bytes
-    headers: list[Header]
+    request: ServerExchange
     ahead: bytes = b""
 
 
@@ -762,9 +759,6 @@ class ServerConnection:
         if wrong is not None:
             self.refuse(wrong)
             return
-        if self._wants_websocket and table.websocket is not None:
-            self._handshake = Upgrade(method, target, headers)
-            return
         if parser.should_upgrade() and not self._wants_websocket:
             version = parser.get_http_version().encode()
             others = [header for header in headers if header[0] != b"upgrade"]
@@ -783,7 +777,7 @@ class ServerConnection:
         else:
             handler, name, path = found
         persistent = parser.get_http_version() != "1.0"
-        self.newest = exchange = ServerExchange(
+        exchange = ServerExchange(
             name, path, headers, fields, b"", query, self._peer, table.root_path, self._scheme,
             handler=handler or _not_found,
             is_http_1_0=not persistent,
@@ -794,6 +788,10 @@ class ServerConnection:
         )  # fmt: skip
         if self._proxies is not None and not _FORWARDED_HEADERS.isdisjoint(fields):
             self._proxies.apply(exchange)
+        if self._wants_websocket and table.websocket is not None:
+            self._handshake = Upgrade(exchange)
+            return
+        self.newest = exchange
         self._ignores_body = handler is None
         if (
             fields.get(b"host") not in table.policy.good

@@ -170,12 +170,12 @@ class HttpProtocol(asyncio.Protocol):
         """Continue as a WebSocket."""
         from millstream._http.server.websocket import WebSocketProtocol  # noqa: PLC0415  loaded with the first one
 
-        socket = WebSocketProtocol(self.transport, self._table, self.state, self.guard, self._proxies)
+        socket = WebSocketProtocol(self.transport, self._table, self.state, self.guard, event.request)
         self.guard.transfer(self, socket)
         self._leave()
         self.state.connections.discard(self)
         self.transport.set_protocol(socket)
-        socket.open(event)
+        socket.open()
         if event.ahead and not self.transport.is_closing():
             socket.data_received(event.ahead)
 

@@ -1,4 +1,4 @@
-"""A WebSocket on a socket, based on `websockets.server.ServerProtocol`, for an ASGI application.
+"""A WebSocket on a socket, based on `websockets.server.ServerProtocol`.
 
 In addition to the rules of RFC 6455, every client is limited:
 
@@ -9,8 +9,8 @@ In addition to the rules of RFC 6455, every client is limited:
 - Pongs for a client that doesn't read are bounded, pings without a pong end the connection, and a closed connection
   whose client doesn't read is aborted after the write timeout.
 
-The server never negotiates compression, so messages can't inflate. The protocol exposes itself to the application as a
-`DirectWire` (`_http.websocket`), which writes messages without waiting for the event loop.
+The server never negotiates compression, so messages can't inflate. The application gets a `DirectSocket`, which writes
+messages without waiting for the event loop.
 """
 
 import asyncio
@@ -18,22 +18,28 @@ import logging
 from http import HTTPStatus
 from math import inf
 from secrets import token_bytes
-from urllib.parse import unquote
 
-from websockets.datastructures import Headers
-from websockets.exceptions import InvalidState
-from websockets.frames import Close, CloseCode, Frame, Opcode
-from websockets.http11 import Request, Response
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request
+from websockets.http11 import Response as HandshakeReply
 from websockets.protocol import State
 from websockets.server import ServerProtocol
 
-from millstream._http.asgi import Message, Scope
-from millstream._http.hosts import TrustedProxies
-from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT, CompactEvent, peer_network
+from millstream._http.message import (
+    MAX_FRAGMENTS,
+    MAX_UNREAD,
+    PIECE,
+    USUAL_FRAGMENT,
+    CompactEvent,
+    HttpRequest,
+    Response,
+    failure,
+    refusal,
+)
 from millstream._http.server import Endpoints
-from millstream._http.server.connection import PHRASES, ServerState, Upgrade
+from millstream._http.server.connection import BAD_REQUEST, ServerState
 from millstream._http.server.guard import ConnectionGuard, peer_of
-from millstream._http.websocket import EXTENSION, CompactQueue, DirectSocket
+from millstream._http.websocket import CompactQueue, DirectSocket
 from millstream._override import override
 
 MAX_FRAMES = 512
@@ -46,16 +52,11 @@ CLOSE_TIMEOUT = 10.0
 
 _CHECKED = (b"sec-websocket-", b"connection", b"upgrade", b"origin", b"content-length", b"transfer-encoding")
 """Prefixes of the headers that the parser checks."""
-_BAD_HANDSHAKE = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_NO_ANSWER = refusal(500, "Internal error.")
 _BUDGET_EXCEEDED = "The server is receiving too much data. Reconnect, and send the message in one piece if possible."
 
-logger = logging.getLogger("millstream")
 _silent_logger = logging.getLogger("millstream.websockets")
 _silent_logger.setLevel(logging.CRITICAL)  # clients must not be able to fill the log
-
-
-class ClientDisconnected(OSError):
-    """Raised by `send` if the client has disconnected (ASGI 2.4)."""
 
 
 class WebSocketProtocol(asyncio.Protocol):
@@ -63,26 +64,24 @@ class WebSocketProtocol(asyncio.Protocol):
 
     __slots__ = (
         "__weakref__", "_ahead", "_answer", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
-        "_denial", "_disconnected", "_fragment_bytes", "_fragments", "_frame_bytes", "_guard", "_is_open", "_is_text",
-        "_loop", "_messages", "_ping", "_ping_timer", "_pongs", "_proxies", "_read_paused",
-        "_state", "_table", "_turn", "_unread", "_unread_timer", "outbox",
-        "owner", "peer", "room", "transport",
+        "_fragment_bytes", "_fragments", "_frame_bytes", "_guard", "_is_open", "_is_text",
+        "_loop", "_messages", "_ping", "_ping_timer", "_pongs", "_read_paused", "_state",
+        "_table", "_turn", "_unread", "_unread_timer", "outbox", "peer", "room", "transport",
     )  # fmt: skip
 
     # The application ends a WebSocket with a close frame.
     idle = arriving = answering = False
 
-    def __init__(  # noqa: PLR0915  each attribute of a connection
+    def __init__(
         self,
         transport: asyncio.Transport,
         table: Endpoints,
         state: ServerState,
         guard: ConnectionGuard,
-        proxies: TrustedProxies | None = None,
+        request: HttpRequest,
     ) -> None:
-        """Take over the socket of an HTTP connection."""
+        """Take over the socket of an HTTP connection, which has bounded the handshake `request`."""
         self._table = table
-        self._proxies = proxies
         self._state = state
         self._guard = guard
         self._loop = asyncio.get_running_loop()
@@ -91,19 +90,17 @@ class WebSocketProtocol(asyncio.Protocol):
         # Connection
         self.transport = transport
         self.peer = peer_of(transport)[0]
-        self.owner = peer_network(self.peer)
-        """The caller (see `HttpRequest.owner`)."""
+        self.outbox = DirectSocket(
+            wire=self, request=request, limit=guard.limits.stream_buffer, grace=guard.limits.write_timeout
+        )
         self._conn = ServerProtocol(max_size=table.max_message, logger=_silent_logger)
-        self._answer: Response | None = None
+        self._answer: HandshakeReply | None = None
         """The reply to the handshake that the application may still refuse."""
-        self._denial: Response | None = None
-        """A refusal of the handshake that the application has begun."""
-        self._messages: CompactQueue[Message] = CompactQueue()
+        self._messages: CompactQueue[str | bytes | None] = CompactQueue()
         self._is_open = False
         """Whether the handshake is complete."""
         self._closed = False
-        """Whether a close frame or a refusal was sent."""
-        self._disconnected = False
+        """Whether a close frame was sent."""
         self._close_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         """Timer for the next check whether the client still reads, after the connection ends."""
@@ -124,7 +121,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None
         """Deadline of the unfinished message."""
         # Writing
-        self.outbox: DirectSocket | None = None
         self.room = CompactEvent()
         self.room.set()
         self._pongs = 0
@@ -144,11 +140,9 @@ class WebSocketProtocol(asyncio.Protocol):
         """Notify the application and drop received data."""
         self._end_messages()
         self._stop_pings()
-        self._queue_disconnect(1005 if self._is_open else 1006)
         self._state.connections.discard(self)
         self._guard.forget_unsent(self)
         self._guard.leave_share(self)
-        self._is_open = self._disconnected = True
         self.room.set()
         for timer in (self._close_timer, self._unread_timer):
             if timer is not None:
@@ -175,7 +169,6 @@ class WebSocketProtocol(asyncio.Protocol):
             self.transport.abort()
             return
         if not self._closed and self._is_open:
-            self._queue_disconnect(CloseCode.SERVICE_RESTART)
             self._conn.send_close(CloseCode.SERVICE_RESTART)
             self._flush()
         elif not self._closed:
@@ -201,61 +194,29 @@ class WebSocketProtocol(asyncio.Protocol):
             if self._frame_bytes or self._fragments or self._deadline is not None:
                 self._count_unfinished(frames)
 
-    def open(self, event: Upgrade) -> None:
-        """Pass a handshake, which the HTTP connection has bounded, to the application.
+    def open(self) -> None:
+        """Pass the handshake to the application.
 
         The parser has smaller limits than the HTTP connection, for example for cookies, and only gets what it checks.
         """
-        lines = [b"%b: %b\r\n" % header for header in event.headers if header[0].startswith(_CHECKED)]
-        self._conn.receive_data(b"%b / HTTP/1.1\r\n%b\r\n" % (event.method, b"".join(lines)))
-        if self._conn.handshake_exc is not None or not event.target.isascii():
-            self.transport.write(_BAD_HANDSHAKE)
-            self.transport.close()
+        request = self.outbox.request
+        lines = [b"%b: %b\r\n" % header for header in request.raw_headers if header[0].startswith(_CHECKED)]
+        self._conn.receive_data(b"%b / HTTP/1.1\r\n%b\r\n" % (request.method.encode(), b"".join(lines)))
+        if self._conn.handshake_exc is not None:
+            self.refuse(BAD_REQUEST)
             return
-        for request in self._conn.events_received():
-            if isinstance(request, Request):
-                answer = self._conn.accept(request)
+        for parsed in self._conn.events_received():
+            if isinstance(parsed, Request):
+                answer = self._conn.accept(parsed)
                 if answer.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
-                    self._refuse(answer)
+                    self._send_response(answer)
+                    self.transport.close()
                     return
                 self._answer = answer
-                self._messages.put_nowait({"type": "websocket.connect"})
-                task = self._loop.create_task(self._run(self._make_scope(event.target, event.headers)))
+                task = self._loop.create_task(self._run())
                 task.add_done_callback(self._state.tasks.discard)
                 self._state.tasks.add(task)
-                request.headers.clear()  # the parser keeps the request for the lifetime of the connection
-
-    def _make_scope(self, target: bytes, headers: list[tuple[bytes, bytes]]) -> Scope:
-        client = peer_of(self.transport)
-        scheme = "wss" if self.transport.get_extra_info("sslcontext") else "ws"
-        if self._proxies is not None and self._proxies.trusts(self.peer):
-            forwarded = self._proxies.client(headers)
-            client = (forwarded, 0) if forwarded else client
-            scheme = (self._proxies.scheme(dict(headers)) or scheme).replace("http", "ws")
-        server = self.transport.get_extra_info("sockname")
-        path, _, query = target.decode("ascii").partition("?")
-        root = self._table.root_path
-        return {
-            "type": "websocket",
-            "asgi": {"version": "3.0", "spec_version": "2.4"},
-            "http_version": "1.1",
-            "scheme": scheme,
-            "server": (server[0], server[1]) if isinstance(server, tuple) else None,
-            "client": client if client[0] else None,
-            "root_path": root,
-            "path": root + unquote(path),
-            "raw_path": (root + path).encode("ascii"),
-            "query_string": query.encode("ascii"),
-            "headers": headers,
-            "subprotocols": [
-                token.strip()
-                for name, value in headers
-                if name == b"sec-websocket-protocol"
-                for token in value.decode("latin-1").split(",")
-            ],
-            "state": {},
-            "extensions": {"websocket.http.response": {}, EXTENSION: self},
-        }
+                parsed.headers.clear()  # the parser keeps the request for the lifetime of the connection
 
     def _pause_reading(self) -> None:
         if not self._read_paused:
@@ -306,7 +267,7 @@ class WebSocketProtocol(asyncio.Protocol):
         failed = conn.state is not State.OPEN and not any(each.opcode is Opcode.CLOSE for each in frames)
         if failed and b"" in self._flush():
             # The bytes aren't valid frames, and the parser has written the close frame.
-            self._fail(CloseCode.PROTOCOL_ERROR)
+            self._fail()
             return 0
         if any(each.opcode is Opcode.PING for each in frames):
             pongs = sum(map(len, self._flush()))
@@ -352,12 +313,12 @@ class WebSocketProtocol(asyncio.Protocol):
         data = fragments[0] if len(fragments) == 1 else b"".join(fragments)
         if self._is_text:
             try:
-                self._messages.put_nowait({"type": "websocket.receive", "text": data.decode()})
+                self._messages.put_nowait(data.decode())
             except UnicodeDecodeError:
                 self._fail_with(CloseCode.INVALID_DATA, "not UTF-8")
                 return
         else:
-            self._messages.put_nowait({"type": "websocket.receive", "bytes": data})
+            self._messages.put_nowait(data)
         self._pause_reading()
 
     def _handle_pong(self, frame: Frame) -> None:
@@ -377,8 +338,6 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._close_timer = None
                 self.transport.close()
         elif not self.transport.is_closing():
-            close = Close.parse(bytes(frame.data))
-            self._queue_disconnect(close.code, close.reason)
             self._flush()
             self.transport.close()
         self._watch_unread()
@@ -433,24 +392,19 @@ class WebSocketProtocol(asyncio.Protocol):
         self._clear_deadline()
         self._fragments = []
         self._fragment_bytes = 0
-        if self.outbox is not None:
-            self.outbox.connection_lost()
+        self.outbox.connection_lost()
 
     def _fail_with(self, code: CloseCode, reason: str) -> None:
         """Close immediately. Called when the client's input can't be parsed."""
         self._conn.fail(code, reason)
         self._flush()
-        self._fail(code)
+        self._fail()
 
-    def _fail(self, code: CloseCode) -> None:
+    def _fail(self) -> None:
         self._end_messages()
-        self._queue_disconnect(code)
         self._closed = True
         self.transport.close()
         self._watch_unread()
-
-    def _queue_disconnect(self, code: int = CloseCode.ABNORMAL_CLOSURE, reason: str = "") -> None:
-        self._messages.put_nowait({"type": "websocket.disconnect", "code": int(code), "reason": reason})
 
     # Writing
 
@@ -473,8 +427,12 @@ class WebSocketProtocol(asyncio.Protocol):
         """Resume writing. Called when the transport's buffer has space."""
         self._guard.count_unsent(self)
         self.room.set()
-        if self.outbox is not None:
-            self.outbox.took()
+        self.outbox.took()
+
+    @property
+    def owner(self) -> str:
+        """The caller (see `HttpRequest.owner`)."""
+        return self.outbox.request.owner
 
     def count_unsent(self, size: int) -> None:
         """Count a large message that was just written, until the client has read it."""
@@ -532,47 +490,46 @@ class WebSocketProtocol(asyncio.Protocol):
 
     # The application
 
-    async def _run(self, scope: Scope) -> None:
+    async def _run(self) -> None:
         """Run the application, then end the connection."""
-        application = self._table.websocket
+        application, request = self._table.websocket, self.outbox.request
         try:
             if application is not None:
-                await application(scope, self.receive, self.send)
-        except ClientDisconnected:
-            pass
-        except BaseException as exc:
-            if isinstance(exc, asyncio.CancelledError):
-                self._fail_handshake()
-                raise
-            logger.exception("A WebSocket at %a failed", scope["path"])
-        self._fail_handshake()
+                await application(self.outbox)
+        except Exception as exc:
+            reply = failure(exc, "WebSocket", request.path)
+            if self._answer is not None:
+                self.refuse(reply)
+        finally:
+            self._fail_handshake()
         if self._close_timer is None:
             self.transport.close()
         if not self.room.is_set():
             self._abort_if_unread()
-        elif not self._disconnected:
+        elif self in self._state.connections:
             self._watch_unread()
 
     def _fail_handshake(self) -> None:
         """Reject a handshake to which the application didn't respond."""
-        if self._denial is None and not self._is_open and not self.transport.is_closing():
-            self._send_response(self._conn.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
+        if self._answer is not None:
+            self.refuse(_NO_ANSWER)
 
-    def _refuse(self, response: Response) -> None:
+    def refuse(self, response: Response) -> None:
         """End the connection with a reply other than a WebSocket."""
-        self._is_open = self._closed = True
-        self._send_response(response)
-        self.transport.close()
+        self._answer = None
+        if not self.transport.is_closing():
+            self.transport.write(self._guard.heads.reply(response, keep_alive=False))
+            self.transport.close()
 
-    def _send_response(self, response: Response) -> None:
+    def _send_response(self, response: HandshakeReply) -> None:
         self._conn.send_response(response)
         self._flush()
 
     def hang_up(self) -> None:
-        """Make `receive` return a disconnect. Called when the application ends the connection itself."""
-        self._queue_disconnect()
+        """Make `receive` return None. Called when the socket is closed."""
+        self._messages.put_nowait(None)
 
-    async def receive(self) -> Message:
+    async def receive(self) -> str | bytes | None:
         """Return the next message for the application. Resume reading after the last one."""
         message = await self._messages.get()
         if self._read_paused and self._messages.empty():
@@ -582,83 +539,32 @@ class WebSocketProtocol(asyncio.Protocol):
                 self._parse_pending()
         return message
 
-    async def send(self, message: Message) -> None:  # noqa: C901  one branch for each message
-        """Process a message from the application.
-
-        Raises:
-            ClientDisconnected: The client has disconnected.
-            RuntimeError: The message can't follow the previous one.
-        """
-        await self.room.wait()
-        if self._disconnected:
-            raise ClientDisconnected
-        kind, opening = message["type"], self._denial is None and not self._is_open
-        if self._denial is not None and kind == "websocket.http.response.body":
-            self._deny(self._denial, message)
-        elif opening and kind == "websocket.accept":
-            self._accept(message)
-        elif opening and kind == "websocket.close":
-            self._queue_disconnect()
-            self._refuse(self._conn.reject(HTTPStatus.FORBIDDEN, ""))
-        elif opening and kind == "websocket.http.response.start":
-            phrase = PHRASES.get(message["status"], b"").decode()
-            self._denial = Response(message["status"], phrase, _headers(message), b"")
-        elif self._denial is None and self._is_open and not self._closed and kind in _MESSAGES:
-            try:
-                if kind == "websocket.close":
-                    self._close(message.get("code", 1000), message.get("reason") or "")
-                elif message.get("bytes") is not None:
-                    self._conn.send_binary(message["bytes"])
-                elif message.get("text") is not None:
-                    self._conn.send_text(message["text"].encode())
-                self._flush()
-            except InvalidState:
-                raise ClientDisconnected from None
-        else:
-            raise RuntimeError(f"An application can't send {kind!r} while a WebSocket is in this state.")
-
-    def _accept(self, message: Message) -> None:
-        answer = self._answer
+    def accept(self, subprotocol: str) -> None:
+        """Complete the handshake, and parse the frames that arrived before."""
+        answer, self._answer = self._answer, None
         if answer is None or self.transport.is_closing():
             return
-        answer.headers.update(_headers(message))
-        if message.get("subprotocol"):
-            answer.headers["Sec-WebSocket-Protocol"] = message["subprotocol"]
+        if subprotocol:
+            answer.headers["Sec-WebSocket-Protocol"] = subprotocol
         self._is_open = True
         self._send_response(answer)
         self._schedule_ping()
-        self._answer = None
         self._parse_pending()
 
-    def _deny(self, denial: Response, message: Message) -> None:
-        denial.body = bytes(denial.body or b"") + message.get("body", b"")
-        if message.get("more_body", False):
+    async def close(self, code: int, reason: str) -> None:
+        """Begin the closing handshake as soon as the transport has space."""
+        await self.room.wait()
+        if not self._is_open or self._closed or self.transport.is_closing():
             return
-        denial.headers.setdefault("Connection", "close")
-        denial.headers.setdefault("Content-Length", str(len(denial.body)))
-        denial.headers.setdefault("Content-Type", "text/plain; charset=utf-8")
-        self._queue_disconnect()
-        self._refuse(denial)
-
-    def _close(self, code: int, reason: str) -> None:
-        if not self.transport.is_closing():
-            self._queue_disconnect(code, reason)
-            self._conn.send_close(code, reason)
-            self._flush()
-            self._closed = True
-            if self._read_paused:
-                self._read_paused = False
-                self.transport.resume_reading()
-            self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self.transport.close)
+        self._conn.send_close(code, reason)
+        self._flush()
+        self._closed = True
+        if self._read_paused:
+            self._read_paused = False
+            self.transport.resume_reading()
+        self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self.transport.close)
         self._parse_pending()
         self._watch_unread()
-
-
-_MESSAGES = ("websocket.send", "websocket.close")
-
-
-def _headers(message: Message) -> Headers:
-    return Headers([(name.decode("latin-1"), value.decode("latin-1")) for name, value in message.get("headers", ())])
 
 
 def _wire_size(frame: Frame) -> int:
