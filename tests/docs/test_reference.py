@@ -1,7 +1,7 @@
 import inspect
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
 import msgspec
@@ -32,7 +32,7 @@ from millstream._server.functions.engine import MAX_BACKTRACKS
 from millstream._server.functions.pydantic_engine import MAX_ERRORS
 from millstream._server.handlers import MAX_URI_BYTES
 from millstream._server.sweep import SILENCE
-from millstream._telemetry.metrics import MAX_SERIES, Reading, dump
+from millstream._telemetry.metrics import MAX_SERIES, Metrics, Reading, dump
 from millstream._transports.connection import MAX_ITEMS
 from millstream._transports.streamable import MAX_DELETES, MAX_MESSAGES
 from millstream._transports.websocket import Dialect
@@ -142,12 +142,23 @@ def served_paths(routes: Routes) -> set[str]:
     return {re.sub("^/assets/.*", "/assets", path).rstrip("/") for path in paths}
 
 
-async def test_every_metric_is_listed_with_its_kind_and_labels() -> None:
+async def test_every_metric_is_listed_with_its_kind_and_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels: dict[str, set[str]] = {}
+
+    def note_labels(create: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            given = inspect.signature(create).bind(*arguments, **options).arguments
+            labels[given["name"]] = set(given.get("labels", ()))
+            return create(*arguments, **options)
+
+        return call
+
+    for each in (Metrics.read, Metrics.histogram):
+        monkeypatch.setattr(Metrics, each.__name__, note_labels(each))
     listed = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, (_, kind, labels, _) in metric_rows().items()}
     async with Server("listed", serve="all", settings=Settings(access_log=True)).running() as runtime:
         assert runtime.host.observer is not None
         metrics = runtime.host.observer.registry
-        labels = {name: set(each.family.labels) for name, each in metrics._metrics.items()}
         kinds = {each.name: each.kind for each in msgspec.msgpack.decode(dump(metrics), type=list[Reading])}
         of_process = {"python_gc_objects_collected_total", "python_gc_objects_uncollectable_total"}
         labels |= {name: {"generation"} for name in (*of_process, "python_gc_collections_total")}

@@ -6,13 +6,12 @@ counted together under ``_other``. Not thread-safe.
 """
 
 import operator
-import re
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from math import ceil
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -37,36 +36,6 @@ FINE = tuple(
 """Finer bounds for quantiles, because nearly all calls finish before the first of `DURATIONS`."""
 SHARES = (("p50_ms", 0.5), ("p95_ms", 0.95), ("p99_ms", 0.99))
 
-_METRIC_NAME = re.compile(r"[a-zA-Z_:][a-zA-Z0-9_:]*")
-_LABEL_NAME = re.compile(r"(?!__)[a-zA-Z_][a-zA-Z0-9_]*")
-
-
-class Family(Struct, frozen=True):
-    """The common part of a metric's series."""
-
-    name: str
-    help: str
-    labels: tuple[str, ...]
-
-    def __post_init__(self) -> None:
-        if not _METRIC_NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} isn't a valid metric name.")
-        for label in self.labels:
-            if not _LABEL_NAME.fullmatch(label):
-                raise ValueError(f"{label!r} isn't a valid label name.")
-        if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"{self.name} has the same label twice.")
-
-    def admit(self, labels: Labels, held: int) -> Labels:
-        """Return the series for new label values: the values, or ``_other`` if there are already too many series.
-
-        Raises:
-            ValueError: The number of values differs from the number of labels.
-        """
-        if len(labels) != len(self.labels):
-            raise ValueError(f"{self.name} needs values for the labels {self.labels}, but got {len(labels)} values.")
-        return labels if held < MAX_SERIES or not labels else (OTHER,) * len(labels)
-
 
 class Reading(Struct, array_like=True):
     """A metric at one moment, in the form that processes exchange."""
@@ -82,34 +51,13 @@ class Reading(Struct, array_like=True):
 class Counter:
     """A counter."""
 
-    def __init__(self, family: Family) -> None:
-        self.family: Family = family
-        self.values: dict[Labels, float] = {} if family.labels else {(): 0}
+    def __init__(self, labels: Labels) -> None:
+        self.values: dict[Labels, float] = {} if labels else {(): 0}
 
     def add(self, labels: Labels = (), amount: float = 1) -> None:
         """Add an `amount` of at least 0 to one series."""
-        values = self.values
-        if labels not in values:
-            labels = self.family.admit(labels, len(values))
-            values.setdefault(labels, 0)
-        values[labels] += amount
-
-    def read(self) -> Reading:
-        """Return the metric at this moment."""
-        return _to_reading(self.family, "counter", "sum", self.values)
-
-
-class ReadMetric(Struct, frozen=True, eq=False):
-    """A counter or gauge whose values are stored elsewhere and read for each export."""
-
-    family: Family
-    kind: Kind
-    values: Read
-    merge: Merge = "sum"
-
-    def read(self) -> Reading:
-        """Return the metric at this moment."""
-        return _to_reading(self.family, self.kind, self.merge, self.values())
+        labels = _admit(labels, self.values)
+        self.values[labels] = self.values.get(labels, 0) + amount
 
 
 class Series:
@@ -133,31 +81,30 @@ class Series:
 class Histogram:
     """A histogram."""
 
-    def __init__(self, family: Family, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
-        self.family: Family = family
+    def __init__(self, labels: Labels, bounds: Sequence[float], finer: Sequence[float] = ()) -> None:
+        self._labels = labels
         self.bounds: tuple[float, ...] = tuple(sorted({*bounds, *finer}))
         """All bounds. The export leaves out the finer ones."""
-        self.series: dict[Labels, Series] = {} if family.labels else {(): Series(self.bounds)}
+        self.series: dict[Labels, Series] = {} if labels else {(): Series(self.bounds)}
         self._exposed_bounds = tuple((self.bounds.index(bound) + 1, repr(bound)) for bound in sorted(bounds))
 
     def of(self, labels: Labels = ()) -> Series:
         """Return the series of these label values. Create it if it's new."""
+        labels = _admit(labels, self.series)
         series = self.series.get(labels)
         if series is None:
-            labels = self.family.admit(labels, len(self.series))
-            series = self.series.setdefault(labels, Series(self.bounds))
+            series = self.series[labels] = Series(self.bounds)
         return series
 
     def observe(self, value: float, labels: Labels = ()) -> None:
         """Count one value in one series."""
         self.of(labels).observe(value)
 
-    def read(self) -> Reading:
+    def samples(self, name: str) -> dict[tuple[str, ...], float]:
         """Return the cumulative buckets, sum, and count of each series."""
-        name = self.family.name
         samples: dict[tuple[str, ...], float] = {}
         for values, series in self.series.items():
-            labels = _pairs(self.family.labels, values)
+            labels = _pairs(self._labels, values)
             start = below = 0
             for end, bound in self._exposed_bounds:
                 below += sum(series.counts[start:end])
@@ -167,25 +114,30 @@ class Histogram:
             samples[(f"{name}_bucket", *labels, "le", "+Inf")] = below
             samples[(f"{name}_sum", *labels)] = series.total
             samples[(f"{name}_count", *labels)] = below
-        return Reading(name, self.family.help, "histogram", "sum", samples)
+        return samples
 
 
-AnyMetric = TypeVar("AnyMetric", Counter, ReadMetric, Histogram)
+def _admit(labels: Labels, series: Collection[Labels]) -> Labels:
+    """Return the series for label values: the values, or ``_other`` if they're new and there are already too many
+    series."""
+    return labels if labels in series or len(series) < MAX_SERIES else (OTHER,) * len(labels)
 
 
 class Metrics:
     """The metrics of one running server, in the order of their creation."""
 
     def __init__(self) -> None:
-        self._metrics: dict[str, Counter | ReadMetric | Histogram] = {}
+        self._metrics: dict[str, Callable[[], Reading]] = {}
 
     def counter(self, name: str, help: str, labels: Labels = ()) -> Counter:
         """Create a counter. Its name must end in ``_total``.
 
         Raises:
-            ValueError: The name is taken or invalid. The other methods raise the same.
+            ValueError: The name is taken. The other methods raise the same.
         """
-        return self._add(Counter(Family(name, help, labels)))
+        counter = Counter(labels)
+        self.read("counter", name, help, lambda: counter.values, labels)
+        return counter
 
     def histogram(
         self,
@@ -197,24 +149,27 @@ class Metrics:
         finer: Sequence[float] = (),
     ) -> Histogram:
         """Create a histogram. The exposition omits `finer` bounds, which only serve `quantile`."""
-        if "le" in labels:
-            raise ValueError("The label 'le' is reserved in histograms.")
-        return self._add(Histogram(Family(name, help, labels), bounds, finer))
+        histogram = Histogram(labels, bounds, finer)
+        self._add(name, lambda: Reading(name, help, "histogram", "sum", histogram.samples(name)))
+        return histogram
 
     def read(self, kind: Kind, name: str, help: str, read: Read, labels: Labels = (), *, merge: Merge = "sum") -> None:
         """Create a counter or gauge whose values `read` returns for each exposition."""
-        self._add(ReadMetric(Family(name, help, labels), kind, read, merge))
+        self._add(
+            name,
+            lambda: Reading(
+                name, help, kind, merge, {(name, *_pairs(labels, values)): value for values, value in read().items()}
+            ),
+        )
 
     def readings(self) -> list[Reading]:
         """Return all metrics at this moment."""
-        return [metric.read() for metric in self._metrics.values()]
+        return [read() for read in self._metrics.values()]
 
-    def _add(self, metric: AnyMetric) -> AnyMetric:
-        name = metric.family.name
+    def _add(self, name: str, read: Callable[[], Reading]) -> None:
         if name in self._metrics:
             raise ValueError(f"A metric named {name} already exists.")
-        self._metrics[name] = metric
-        return metric
+        self._metrics[name] = read
 
 
 def quantile(bounds: Sequence[float], counts: Sequence[int], q: float) -> float | None:
@@ -245,11 +200,6 @@ def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, flo
     number = sum(counts) or 1
     found = {name: quantile(bounds, counts, (ceil(share * number) - 0.5) / number) for name, share in SHARES}
     return {name: None if value is None else round(value * 1000, 3) for name, value in found.items()}
-
-
-def _to_reading(family: Family, kind: str, merge: Merge, values: Mapping[Labels, float]) -> Reading:
-    samples = {(family.name, *_pairs(family.labels, labels)): value for labels, value in values.items()}
-    return Reading(family.name, family.help, kind, merge, samples)
 
 
 def _pairs(names: Labels, values: Labels) -> tuple[str, ...]:
