@@ -14,11 +14,11 @@ from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from traceback import walk_tb
 from types import ModuleType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import millstream
 from millstream._app import Server
@@ -166,7 +166,7 @@ def load_file(path: Path) -> ModuleType:
             f"{path.name} isn't a Python file.",
             fix="Use a file that ends in .py, the name of a module, or an executable program.",
         )
-    module = importlib.util.module_from_spec(from_source(spec))
+    module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look up their module when they resolve annotations
     sys.path.insert(0, str(path.parent))
     spec.loader.exec_module(module)
@@ -536,43 +536,3 @@ def compatible_imports() -> Generator[CompatibleImports]:
     finally:
         sys.meta_path[:] = [each for each in sys.meta_path if each is not watcher and each is not finder]
         watcher.restore()
-
-
-_folders: list[Path] = []
-
-
-class _FromSource(SourceFileLoader):
-    @override
-    def path_stats(self, path: str) -> NoReturn:
-        """Raise an error, so compiled code is neither used nor written."""
-        raise OSError
-
-
-class _Finder:
-    @staticmethod
-    def find_spec(
-        fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """Find a module as Python does."""
-        spec = PathFinder.find_spec(fullname, path, target)
-        return None if spec is None else from_source(spec)
-
-
-def ignore_compiled(folder: Path) -> None:
-    """Import modules in and below this folder from source from now on.
-
-    Python reuses compiled code if the file's size and modification second are unchanged. A quick edit of the same
-    length would therefore be ignored. Installed packages still use compiled code.
-    """
-    _folders.append(folder.resolve())
-    sys.meta_path.insert(0, _Finder)
-
-
-def from_source(spec: ModuleSpec) -> ModuleSpec:
-    """Return the spec, with a loader that ignores compiled code if the file may change."""
-    if type(spec.loader) is SourceFileLoader and spec.origin:
-        file = Path(spec.origin)
-        inside = [file.relative_to(each).parts for each in _folders if file.is_relative_to(each)]
-        if any("site-packages" not in parts for parts in inside):
-            spec.loader = _FromSource(spec.name, spec.origin)
-    return spec

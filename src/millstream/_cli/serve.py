@@ -17,7 +17,7 @@ from millstream._app.server_process.facts import Facts, show
 from millstream._app.server_process.listen_sockets import chosen_address
 from millstream._app.server_process.over_http import is_supervisor, serve_with_panel, serve_worker
 from millstream._app.server_process.worker_process import claim
-from millstream._cli.load import check_target, folder_of, ignore_compiled, load
+from millstream._cli.load import check_target, folder_of, load
 from millstream._config import Settings, VariableError
 from millstream.files import EnvFileError, read_env_file
 
@@ -66,8 +66,6 @@ def serve_http(  # noqa: PLR0913  the options of commands
         supervise(host, port, workers, descriptor=descriptor, watched=watched, told=told)
         return
     with place.report_errors() if place is not None else nullcontext():
-        if place is not None and reload:
-            ignore_compiled(folder_of(target))
         server = load(target)
         configure(server, serve=serve, store=store, web=web, settings=settings)
         set_up_logs(server.settings)

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import cache_from_source
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -69,9 +70,12 @@ Seen = dict[str, tuple[int, int]]
 def changes(folder: Path) -> AsyncIterator[None]:
     """Yield when Python files below a folder have changed since now and have stopped changing.
 
-    It polls, which works on every disk and needs no library.
+    It polls, which works on every disk and needs no library. Now and after each change, it deletes the compiled code of
+    these files.
     """
-    return _changes(folder, look(folder))
+    served = look(folder)
+    _delete_compiled(served)
+    return _changes(folder, served)
 
 
 async def _changes(folder: Path, served: Seen) -> AsyncIterator[None]:
@@ -81,8 +85,16 @@ async def _changes(folder: Path, served: Seen) -> AsyncIterator[None]:
         now = await asyncio.to_thread(look, folder)
         if now == before != served:
             served = now
+            await asyncio.to_thread(_delete_compiled, served)
             yield
         before = now
+
+
+def _delete_compiled(files: Iterable[str]) -> None:
+    """Delete the compiled code of files. Python would use it after an edit of the same length in the same second."""
+    for path in files:
+        with suppress(OSError):
+            os.remove(cache_from_source(path))  # noqa: PTH107  as in `look`
 
 
 def look(folder: Path) -> Seen:
@@ -148,7 +160,7 @@ class Supervisor:
             key=secrets.token_urlsafe(32),
         )
         """Common part of the workers' roles."""
-        # Python treats compiled code as fresh if the file has the recorded size and modification second.
+        # Otherwise, workers would write the compiled code that `changes` deletes.
         self._environment = {} if self.watched is None else {"PYTHONDONTWRITEBYTECODE": "1"}
         self._children: list[WorkerProcess] = []
         """All processes that haven't ended, including exiting ones."""
