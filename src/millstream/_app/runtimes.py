@@ -29,6 +29,11 @@ _ISOLATED = (
 )
 
 
+REQUEST, SUPERVISOR = "request", "supervisor"
+"""Holders outside of `running` blocks: a request or a publication, until the runtime is idle, and a starter that will
+call `stop`."""
+
+
 class LoopRecord(Struct, eq=False):
     """A server in one event loop."""
 
@@ -40,13 +45,8 @@ class LoopRecord(Struct, eq=False):
     """The open runtime."""
     living: "Runtime | None" = None
     """The runtime, also while it opens or closes: its lifespan can publish at any time."""
-    closing: bool = False
-    blocks: int = 0
-    """Number of `running` blocks that keep the runtime open. The last one closes it."""
-    started: bool = False
-    """Whether the runtime was started outside these blocks, which don't close it."""
-    supervised: bool = False
-    """Whether its starter will call `stop`."""
+    holders: set[object] = set()
+    """Reasons to keep the runtime open: `REQUEST`, `SUPERVISOR`, and an object for each `running` block."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Held while a runtime opens or closes, because two of them can't use a store."""
 
@@ -91,30 +91,32 @@ class Runtimes:
         record = self.record()
         try:
             while True:
-                if supervised or not record.blocks:
-                    record.started, record.supervised = True, supervised or record.supervised
+                if supervised or not record.holders:
+                    record.holders.add(SUPERVISOR if supervised else REQUEST)
                 runtime = await self._get(record)
                 if record.runtime is runtime:  # otherwise, the caller that opened it has given up
                     return runtime
         except BaseException:
             if not self._opening.runs(""):  # otherwise, another caller waits for it
-                record.started = record.supervised = False
+                record.holders -= {REQUEST, SUPERVISOR}
             raise
 
     async def _get(self, record: LoopRecord, *, private: bool = False) -> "Runtime":
         if record.runtime is not None:
             return record.runtime
         # A task of the lifespan can wait until the server is open, but not until it's closed.
-        if self._in_lifespan(record) and (record.closing or asyncio.current_task() in LIFESPANS.get()):
+        living = self._find_enclosing(record)
+        if living is not None and (living.dispatcher.stopping or asyncio.current_task() in LIFESPANS.get()):
             raise LocalError(
                 f"{self.definition.name!r} is starting or stopping, and waits for this lifespan. Call your functions "
                 "directly, or use the client in a task that the lifespan starts and doesn't wait for."
             )
         return await self._opening.run("", lambda: self._open(record, private))
 
-    def _in_lifespan(self, record: LoopRecord) -> bool:
-        """Return whether the caller runs in the lifespan of this loop's runtime, or in a task that it started."""
-        return record.living is not None and record.living.lifespan in LIFESPANS.get()
+    def _find_enclosing(self, record: LoopRecord) -> "Runtime | None":
+        """Return this loop's runtime if the caller runs in its lifespan, or in a task that the lifespan started."""
+        living = record.living
+        return living if living is not None and living.lifespan in LIFESPANS.get() else None
 
     async def _open(self, record: LoopRecord, private: bool) -> "Runtime":
         self._forget_closed_loops()
@@ -158,14 +160,14 @@ class Runtimes:
     async def stop(self) -> None:
         """Close the runtime of this event loop, if there is one."""
         record = self.record()
-        record.started = record.supervised = False
+        record.holders -= {REQUEST, SUPERVISOR}
         if record.runtime is not None:
             await self._close(record, record.runtime)
 
     def _close(self, record: LoopRecord, runtime: "Runtime") -> Coroutine[Any, Any, None]:
         """Close a runtime, which no caller gets from now on."""
-        record.runtime, record.closing = None, True
-        record.started = record.supervised = False
+        record.runtime, runtime.dispatcher.stopping = None, True
+        record.holders -= {REQUEST, SUPERVISOR}
         self.definition.listeners.discard(runtime)
         if self.current is runtime:
             self.current = None
@@ -176,13 +178,13 @@ class Runtimes:
             try:
                 await runtime.close()
             finally:
-                record.living, record.closing = None, False
+                record.living = None
 
     def close_idle(self, runtime: "Runtime", *, unused: bool = False) -> None:
-        """Close an idle runtime, or, if `unused`, one without starters. The next request opens a new one."""
+        """Close an idle runtime, or, if `unused`, one without holders. The next request opens a new one."""
         record = self.record()
-        keeps = record.started if unused else record.supervised
-        if record.runtime is runtime and not record.blocks and not keeps:
+        keeps = record.holders if unused else record.holders - {REQUEST}
+        if record.runtime is runtime and not keeps:
             self._closing.spawn(self._close(record, runtime))
 
     @asynccontextmanager
@@ -195,31 +197,28 @@ class Runtimes:
         publication has started. A block in a task of the server's lifespan doesn't keep the server open.
         """
         record = self.record()
-        if self._in_lifespan(record):
+        if self._find_enclosing(record) is not None:
             yield await self._get(record, private=private)
             return
-        if not private and not record.supervised:
-            record.started = False
-        record.blocks += 1
+        if not private:
+            record.holders.discard(REQUEST)
+        record.holders.add(block := object())
         try:
             yield await self._get(record, private=private)
         finally:
-            record.blocks -= 1
-            if not record.blocks and not record.started:
+            record.holders.discard(block)
+            if not record.holders:
                 await self.stop()
-
-    def _open_runtimes(self) -> "list[Runtime]":
-        return [each.runtime for each in list(self._records.values()) if each.runtime is not None]
 
     @property
     def calls(self) -> int:
         """Return the number of running calls."""
-        return sum(runtime.dispatcher.load.running for runtime in self._open_runtimes())
+        return sum(runtime.dispatcher.load.running for runtime in list(self.definition.listeners))
 
     @property
     def streams(self) -> int:
         """Return the number of open event streams."""
-        return sum(len(runtime.streams) for runtime in self._open_runtimes())
+        return sum(len(runtime.streams) for runtime in list(self.definition.listeners))
 
     @property
     def hub(self) -> "Hub | None":
