@@ -23,10 +23,10 @@ import uvloop
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for, open_store
-from millstream._stores.base import Index, Store
+from millstream._stores.base import Index
 from millstream._stores.local.server import LocalServer
 from millstream._stores.local.store import LocalBackend
-from millstream._stores.store import BackendStore
+from millstream._stores.store import Store
 
 TTL = 300.0
 
@@ -128,7 +128,7 @@ async def local(url: str, seconds: float) -> None:
     here, there = multiprocessing.get_context("spawn").Pipe()
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(there, url))
     process.start()
-    store = BackendStore(LocalBackend(here.recv(), url))
+    store = Store(LocalBackend(here.recv(), url))
     await store.open()
 
     def parent() -> float:

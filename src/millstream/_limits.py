@@ -24,14 +24,14 @@ from millstream._recent import Recent
 from millstream._stores.rates import (
     Charge,
     ChargeResult,
+    ChargeResults,
     ConcurrencySlot,
-    Decision,
     Quota,
     RateCharge,
-    Rates,
     drop_paces,
     pace_wait,
 )
+from millstream._stores.store import Store
 from millstream._tasks import Tasks
 
 PATIENCE = 2.0
@@ -48,7 +48,7 @@ logger = logging.getLogger("millstream")
 class StoreLimiter(Struct, eq=False):
     """One worker's access to the limits in the store."""
 
-    rates: Rates
+    store: Store
     patience: float = PATIENCE
     clock: Callable[[], float] = monotonic
     away: bool = False
@@ -61,14 +61,14 @@ class StoreLimiter(Struct, eq=False):
     _returning: Tasks = field(default_factory=Tasks)
     _reporting: Tasks = field(default_factory=Tasks)
 
-    async def take(self, charges: Sequence[Charge]) -> Decision | None:
+    async def take(self, charges: Sequence[Charge]) -> ChargeResults | None:
         """Return the store's answer, or None if it doesn't respond."""
         if self.away and (self._trying or self.clock() < self._until):
             return None
         self._trying = self.away
         try:
             async with asyncio.timeout(self.patience):
-                decision = await self.rates.take(charges)
+                decision = await self.store.charge(charges)
         except BaseException as exc:  # the store may have charged nevertheless
             self.leave([charge for charge in charges if isinstance(charge, ConcurrencySlot)])
             if not isinstance(exc, LocalError | OSError):  # includes TimeoutError
@@ -80,7 +80,7 @@ class StoreLimiter(Struct, eq=False):
         if self.away:
             self.away = False
             logger.warning("The store is responding again. All workers share the limits again.")
-        self.workers = decision.workers
+        self.workers = max(1, len(self.store.workers.live))
         return decision
 
     def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
@@ -105,7 +105,7 @@ class StoreLimiter(Struct, eq=False):
         while self._leaving:
             some = dict(list(self._leaving.items())[:_AT_ONCE])
             try:
-                await self.rates.leave(list(some.values()))
+                await self.store.release(list(some.values()))
             except (LocalError, OSError):
                 await asyncio.sleep(PAUSE)  # The store frees the slots of a worker without a lease.
             else:

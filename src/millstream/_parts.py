@@ -26,8 +26,8 @@ from millstream._server.features.registry import Handler as MethodHandler
 from millstream._server.features.registry import RegisteredExtension, Registry
 from millstream._server.features.resources import Resource
 from millstream._server.sweep import Sweep
-from millstream._stores.base import Store
 from millstream._stores.health import StoreHealth
+from millstream._stores.store import Store
 from millstream._tasks import Tasks
 from millstream._transports.open_streams import OpenStreams
 
@@ -445,7 +445,7 @@ class PartHost:
         if self.open_pool is None:
             from millstream._limits import StoreLimiter  # noqa: PLC0415  only where something is limited
 
-            self.open_pool = StoreLimiter(self.store.rates)
+            self.open_pool = StoreLimiter(self.store)
         return self.open_pool
 
     async def close(self) -> None:

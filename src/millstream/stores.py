@@ -22,7 +22,6 @@ from millstream._stores.base import (
     Map,
     OwnerQuotaExceeded,
     Position,
-    Store,
     StoreFull,
     StoreUnavailable,
     StreamSealed,
@@ -39,6 +38,7 @@ from millstream._stores.rates import (
     owner_for,
     share_for,
 )
+from millstream._stores.store import Store
 from millstream._stores.workers import Claim, read_again
 
 __all__ = [

@@ -57,8 +57,8 @@ async def test_names_and_values_never_become_redis_commands(
             await store.members.join(evil, evil, data, told)
             assert await store.members.present(evil) == [(evil, data)]
             charges = [RateCharge(evil, 5, 60), Quota(evil, 5, store.time() + 60), ConcurrencySlot(evil, 5, evil)]
-            assert {taken.wait for taken in (await store.rates.take(charges)).results} == {0.0}
-            await store.rates.leave([ConcurrencySlot(evil, 5, evil)])
+            assert {taken.wait for taken in (await store.charge(charges)).results} == {0.0}
+            await store.release([ConcurrencySlot(evil, 5, evil)])
             await store.bus.publish(f"{number}{evil}", data)
     ran = used(server)
     assert not ran & {"flushall", "flushdb", "config|set", "debug", "shutdown", "module|load", "slaveof", "replicaof"}

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from redis_parts import RedisServer, long_redis_timeouts  # noqa: F401  for every test
 from store_parts import BACKINGS, Backing, backings
 

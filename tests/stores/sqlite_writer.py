@@ -16,8 +16,8 @@ import sys
 
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
-from millstream._stores.base import Store
 from millstream._stores.sqlite import store as sqlite
+from millstream._stores.store import Store
 
 PUBLISHERS = 16
 NOBODY = 65534

@@ -20,7 +20,6 @@ from millstream._stores.base import (
     Index,
     OwnerQuotaExceeded,
     Position,
-    Store,
     StoreFull,
     StreamSealed,
 )
@@ -34,6 +33,7 @@ from millstream._stores.rates import (
     owner_for,
     share_for,
 )
+from millstream._stores.store import Store
 from millstream._stores.tail import Tail
 from patience import WAIT
 from property_settings import examples
@@ -1176,7 +1176,7 @@ def slots(count: int, *holders: str) -> list[ConcurrencySlot]:
 
 async def are_allowed(store: Store, *charges: Charge) -> bool:
     """Return whether the store allows all charges."""
-    return all(each.wait == 0 for each in (await store.rates.take(charges)).results)
+    return all(each.wait == 0 for each in (await store.charge(charges)).results)
 
 
 async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
@@ -1187,7 +1187,7 @@ async def how_many(stores: Sequence[Store], times: int, charge: Charge) -> int:
 
 async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
     assert await how_many([store], 12, RateCharge("a", 10, 10 * HOUR)) == 10
-    (refused,) = (await store.rates.take([RateCharge("a", 10, 10 * HOUR)])).results
+    (refused,) = (await store.charge([RateCharge("a", 10, 10 * HOUR)])).results
     assert HOUR - 600 < refused.wait <= HOUR
     assert (int(refused.remaining), refused.amount) == (0, 0.0)
     assert await are_allowed(store, RateCharge("b", 10, 10 * HOUR))
@@ -1195,12 +1195,12 @@ async def test_rates_allow_a_burst_and_then_return_a_wait(store: Store) -> None:
 
 async def test_costs_are_charged_and_capped_at_the_burst(store: Store) -> None:
     first, second = (
-        await store.rates.take([RateCharge("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
+        await store.charge([RateCharge("a", 10, HOUR, cost=4), Quota("a", 10, store.time() + HOUR, 4)])
     ).results
     assert (first.amount, round(first.remaining)) == (second.amount, round(second.remaining)) == (4.0, 6)
     assert not await are_allowed(store, RateCharge("a", 10, HOUR, cost=7))
     assert await are_allowed(store, RateCharge("b", 10, HOUR, cost=25))
-    (refused,) = (await store.rates.take([RateCharge("b", 10, HOUR)])).results
+    (refused,) = (await store.charge([RateCharge("b", 10, HOUR)])).results
     assert refused.wait > HOUR
 
 
@@ -1227,7 +1227,7 @@ async def test_rejected_charges_do_not_change_the_balance(store: Store) -> None:
 
 
 async def test_callers_can_prefetch_tokens(store: Store) -> None:
-    amounts = [(await store.rates.take([RateCharge("a", 25, 25 * HOUR, most=10)])).results[0].amount for _ in range(3)]
+    amounts = [(await store.charge([RateCharge("a", 25, 25 * HOUR, most=10)])).results[0].amount for _ in range(3)]
     assert amounts == [10.0, 10.0, 5.0]
     assert not await are_allowed(store, RateCharge("a", 25, 25 * HOUR, most=10))
 
@@ -1235,7 +1235,7 @@ async def test_callers_can_prefetch_tokens(store: Store) -> None:
 async def test_quotas_return_their_remaining_time(store: Store) -> None:
     now = store.time()
     assert await are_allowed(store, Quota("day", 2, now + HOUR, 2))
-    (refused,) = (await store.rates.take([Quota("day", 2, now + HOUR)])).results
+    (refused,) = (await store.charge([Quota("day", 2, now + HOUR)])).results
     assert HOUR - 600 < refused.wait <= HOUR + 1
     for _ in range(3):
         assert await are_allowed(store, Quota("yesterday", 1, now - HOUR))
@@ -1243,10 +1243,10 @@ async def test_quotas_return_their_remaining_time(store: Store) -> None:
 
 async def test_concurrency_slots_are_held_until_released(store: Store) -> None:
     assert [await are_allowed(store, slot) for slot in slots(2, "x", "y", "z", "x")] == [True, True, False, True]
-    (refused,) = (await store.rates.take(slots(2, "z"))).results
+    (refused,) = (await store.charge(slots(2, "z"))).results
     assert refused.wait == SLOT_WAIT
-    await store.rates.leave(slots(2, "x", "nobody"))
-    await store.rates.leave([ConcurrencySlot("unknown", 2, "x")])
+    await store.release(slots(2, "x", "nobody"))
+    await store.release([ConcurrencySlot("unknown", 2, "x")])
     assert [await are_allowed(store, slot) for slot in slots(2, "z", "x")] == [True, False]
 
 
@@ -1268,7 +1268,7 @@ async def test_workers_share_the_available_tokens(backing: Backing) -> None:
         assert await are_allowed(stores[number % 4], slot) == (number < 20)
 
     async def all_count() -> bool:
-        return (await stores[0].rates.take([])).workers == 4
+        return len(stores[0].workers.live) == 4
 
     await until_workers(stores[0], all_count)
 
@@ -1287,9 +1287,9 @@ async def test_rate_kinds_have_separate_quotas(monkeypatch: pytest.MonkeyPatch) 
     await store.open()
     guesses, other = RateCharge("0123abc", 1, 3600), RateCharge("4567def", 1, 3600)
     for each in (guesses, other):
-        assert (await store.rates.take([each])).results[0].wait <= 0
+        assert (await store.charge([each])).results[0].wait <= 0
     for number in range(1000):
-        assert (await store.rates.take([RateCharge(f"dpop:{number}", 1, 120)])).results[0].wait <= 0
+        assert (await store.charge([RateCharge(f"dpop:{number}", 1, 120)])).results[0].wait <= 0
     for each in (guesses, other, RateCharge("dpop:999", 1, 120)):
-        assert (await store.rates.take([each])).results[0].wait > 0
+        assert (await store.charge([each])).results[0].wait > 0
     await store.close()

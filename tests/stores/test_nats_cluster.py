@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator
 import pytest
 
 from millstream._stores import open_store
-from millstream._stores.base import Entry, Gap, Store, StoreUnavailable
+from millstream._stores.base import Entry, Gap, StoreUnavailable
+from millstream._stores.store import Store
 from millstream._stores.tail import Tail
 from nats_parts import NatsCluster
 from patience import WAIT

@@ -21,13 +21,13 @@ from millstream._stores.base import (
     Index,
     OwnerQuotaExceeded,
     Position,
-    Store,
     StoreFull,
     StoreUnavailable,
 )
 from millstream._stores.health import StoreHealth
 from millstream._stores.redis import keys
 from millstream._stores.redis.address import parse_address
+from millstream._stores.store import Store
 from patience import WAIT
 from processes import ROOT, free_port
 from redis_monitor import Monitor

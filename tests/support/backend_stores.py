@@ -7,10 +7,10 @@ from millstream._stores.memory.log import MemoryLog
 from millstream._stores.memory.store import MemoryBackend, MemoryMap
 from millstream._stores.sqlite.file import Location
 from millstream._stores.sqlite.store import SqliteBackend
-from millstream._stores.store import BackendStore
+from millstream._stores.store import Store
 
 
-class MemoryStore(BackendStore):
+class MemoryStore(Store):
     """The store of one process."""
 
     backend: MemoryBackend
@@ -22,7 +22,7 @@ class MemoryStore(BackendStore):
         super().__init__(MemoryBackend(**options))
 
 
-class SqliteStore(BackendStore):
+class SqliteStore(Store):
     """A store in a file."""
 
     backend: SqliteBackend
@@ -32,7 +32,7 @@ class SqliteStore(BackendStore):
         super().__init__(SqliteBackend(location, **options))
 
 
-class LocalStore(BackendStore):
+class LocalStore(Store):
     """A store in the parent process."""
 
     backend: LocalBackend

@@ -208,7 +208,6 @@ class DictBackend:
     """The `Backend` of one worker."""
 
     shared = True
-    persistent = False
 
     def __init__(self, data: Data, tally: UsageCounter, lease: float) -> None:
         self.kv = self.log = data

@@ -11,7 +11,7 @@ from millstream import Server
 from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.entry import prepare
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from patience import WAIT
 from shared_store import SharedStore
 from store_parts import Backing

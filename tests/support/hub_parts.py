@@ -153,7 +153,6 @@ class DelayedStore:
         self.immediate = immediate
         """Appended entries reach listeners immediately."""
         self._turns = turns
-        self.persistent = False
         self.lease = 60.0
         self._store = store
         self.workers: Any = LeasedWorker(self)

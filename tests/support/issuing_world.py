@@ -21,7 +21,7 @@ from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import EVERYTHING
 from millstream._server.calls import Secrets
 from millstream._server.calls.services import ChangeFeed, Services
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from millstream.auth._method import Identity, NotAdmitted
 from millstream.auth.providers import User
 from store_parts import BACKINGS

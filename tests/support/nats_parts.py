@@ -15,14 +15,14 @@ import nats
 
 from millstream._stores.nats.link import NatsAddress, parse_address
 from millstream._stores.nats.store import NatsBackend
-from millstream._stores.store import BackendStore
+from millstream._stores.store import Store
 from redis_parts import until, wait_until
 
 SERVER = Path(sys.executable).with_name("nats-server")
 LEASE = 2.0
 
 
-class NatsStore(BackendStore):
+class NatsStore(Store):
     """A store in NATS, for tests that reach into its backend."""
 
     backend: NatsBackend

@@ -17,10 +17,10 @@ import hiredis
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import CoAppend, Store
+from millstream._stores.base import CoAppend
 from millstream._stores.redis.address import RedisAddress, parse_address
 from millstream._stores.redis.store import RedisBackend
-from millstream._stores.store import BackendStore
+from millstream._stores.store import Store
 from millstream._stores.workers import LeasedWorker
 from patience import WAIT
 from processes import RunState, free_port, kill_with_parent
@@ -31,7 +31,7 @@ LEASE = 2.0
 """Seconds. As short as a slow machine allows."""
 
 
-class RedisStore(BackendStore):
+class RedisStore(Store):
     """A store in Redis, for tests that reach into its backend."""
 
     backend: RedisBackend

@@ -13,7 +13,7 @@ from typing import Any
 from backend_stores import MemoryStore
 from millstream._stores.base import PAGE_BYTES, Entry, Position, StoreUnavailable
 from millstream._stores.memory.store import UsageCounter
-from millstream._stores.rates import Charge, ConcurrencySlot, Decision
+from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 from millstream._stores.tail import Topics
 
 
@@ -65,7 +65,6 @@ class WorkerStore:
         self.log: Any = _Log(self)
         self.bus: Any = _Bus(self)
         self.members: Any = None
-        self.rates: Any = _Rates(self)
         self.workers = _Workers(self)
         self.topics = Topics[bytes]()
         self.lost = Topics[bytes]()
@@ -109,6 +108,17 @@ class WorkerStore:
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
         return self.epochs.add("", lambda _: changed())
+
+    async def charge(self, charges: Sequence[Charge]) -> ChargeResults:
+        await self.travel("take")
+        charged = await self._shared.tally.charge(self.me, charges, self._shared.expired_workers)
+        await self.back()
+        return charged
+
+    async def release(self, slots: Sequence[ConcurrencySlot]) -> None:
+        await self.travel("leave")
+        await self._shared.tally.release(self.me, slots)
+        await self.back()
 
     # Faults of a worker
 
@@ -187,6 +197,10 @@ class _Workers:
     def me(self) -> str:
         return self._store.me
 
+    @property
+    def live(self) -> frozenset[str]:
+        return frozenset(self._store._shared.live)
+
     async def alive(self, worker: str) -> bool:
         await self._store.travel("alive")
         return worker in self._store._shared.live
@@ -207,25 +221,6 @@ class _Map:
             return result
 
         return operation
-
-
-class _Rates:
-    persistent = False
-
-    def __init__(self, store: WorkerStore) -> None:
-        self._store = store
-
-    async def take(self, charges: Sequence[Charge]) -> Decision:
-        store, shared = self._store, self._store._shared
-        await store.travel("take")
-        charged = await shared.tally.charge(store.me, charges, shared.expired_workers)
-        await store.back()
-        return Decision(charged.results, max(1, len(shared.live)), charged.reset_seconds_ago)
-
-    async def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
-        await self._store.travel("leave")
-        await self._store._shared.tally.release(self._store.me, slots)
-        await self._store.back()
 
 
 class _Log:

@@ -14,10 +14,10 @@ import pytest
 from backend_stores import LocalStore, MemoryStore
 from dict_backend import Data, DictBackend, void
 from millstream._stores import backend_for, open_store
-from millstream._stores.base import PAGE_BYTES, CoAppend, Entry, Gap, Position, Store
+from millstream._stores.base import PAGE_BYTES, CoAppend, Entry, Gap, Position
 from millstream._stores.local.server import LocalServer
 from millstream._stores.memory.store import UsageCounter
-from millstream._stores.store import BackendStore
+from millstream._stores.store import Store
 from millstream._stores.tail import Tail
 from nats_parts import NatsBacking
 from patience import WAIT
@@ -147,16 +147,16 @@ class DictBacking:
     def __init__(self) -> None:
         self._data = Data()
         self._tally = UsageCounter(self._data)
-        self._workers: list[BackendStore] = []
+        self._workers: list[Store] = []
 
     async def worker(self) -> Store:
-        store = BackendStore(DictBackend(self._data, self._tally, lease=1.5))
+        store = Store(DictBackend(self._data, self._tally, lease=1.5))
         await store.open()
         self._workers.append(store)
         return store
 
     async def kill(self, store: Store) -> None:
-        assert isinstance(store, BackendStore)
+        assert isinstance(store, Store)
         for task in store._tasks:
             task.cancel()
         store._tasks = []

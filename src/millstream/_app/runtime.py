@@ -27,8 +27,8 @@ from millstream._server.peers import (
     WorkerStart,
 )
 from millstream._server.sweep import Sweep
-from millstream._stores.base import Store
 from millstream._stores.health import LogOnce, StoreHealth
+from millstream._stores.store import Store
 from millstream._tasks import Tasks
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.streamable import TTL as LOG_TTL

@@ -11,7 +11,7 @@ from msgspec import Struct, field
 
 from millstream._app.definition import LIFESPANS, Bind, Definition
 from millstream._protocol.errors import LocalError, no_attribute
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from millstream._tasks import SingleFlight, Tasks
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from millstream._protocol.principal import Share
 from millstream._server.calls.call import Call
 from millstream._server.control import Gate
 from millstream._server.features.tools import Tool
-from millstream._stores.rates import SLOT_WAIT, Charge, ConcurrencySlot, Decision, RateCharge
+from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResults, ConcurrencySlot, RateCharge
 
 
 class _Pace(NamedTuple):
@@ -184,7 +184,7 @@ class Throttle:
 
     def _judge(
         self,
-        decision: Decision,
+        decision: ChargeResults,
         paces: Sequence[_Pace],
         asked: Sequence[RateCharge],
         charges: Sequence[tuple[str, Charge]],
@@ -192,7 +192,7 @@ class Throttle:
         """Record the store's decision and raise an error if it rejected the call."""
         said = list(zip(paces, asked, decision.results, strict=False))  # other limits follow
         for (limiter, key, _), pace, taken in said:
-            limiter.workers = decision.workers
+            limiter.workers = self._pool.workers
             limiter.learn(key, pace, taken)
         for (limiter, key, _), _, taken in said:
             self._refuse_rate(limiter, key, taken.wait)

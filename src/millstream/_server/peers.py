@@ -22,8 +22,9 @@ from msgspec import Struct
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
-from millstream._stores.base import Store, StoreFull, StoreUnavailable
+from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._stores.rates import share_for
+from millstream._stores.store import Store
 from millstream._tasks import Tasks
 
 

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import Final
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Backend, Store
+from millstream._stores.base import Backend
 from millstream._stores.memory.store import MemoryBackend
-from millstream._stores.store import BackendStore
+from millstream._stores.store import Store
 from millstream._stores.workers import parent_address
 
 
@@ -19,7 +19,7 @@ def open_store(url: str) -> Store:
     Raises:
         LocalError: No store supports the URL's scheme.
     """
-    return BackendStore(backend_for(url))
+    return Store(backend_for(url))
 
 
 def open_with_siblings(url: str, owner: str) -> Store | None:
@@ -43,7 +43,7 @@ def open_with_siblings(url: str, owner: str) -> Store | None:
             from millstream._stores.sqlite.file import locate  # noqa: PLC0415  as in `_sqlite`
 
             name = locate(url).url
-        return BackendStore(SiblingBackend(shared, name))
+        return Store(SiblingBackend(shared, name))
     return None
 
 

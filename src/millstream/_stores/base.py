@@ -15,7 +15,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot, Rates
+from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 
 PAGE_BYTES = 4 * 1024 * 1024
 """Approximate maximum bytes returned by one read of a log."""
@@ -408,11 +408,6 @@ class Backend(DataSource, Protocol):
         """Seconds after which a worker that doesn't renew its lease is treated as dead."""
         ...
 
-    @property
-    def persistent(self) -> bool:
-        """Whether rate limits (`RateCharge`) survive when all workers stop."""
-        ...
-
     async def bind(self, worker: str) -> None:
         """Tie this connection to a worker, if the store can detect when the connection ends.
 
@@ -454,7 +449,7 @@ class Backend(DataSource, Protocol):
         """
 
 
-# `millstream._stores.store` implements the interfaces below on a backend.
+# `millstream._stores.workers` implements the interface below on a backend.
 
 
 class Bus(Protocol):
@@ -528,44 +523,3 @@ class Members(Protocol):
         Each member is returned to exactly one worker, which announces the departure.
         """
         ...
-
-
-class Workers(Protocol):
-    """The workers that share the store. Each has a lease, which the store renews while it's open.
-
-    A worker whose lease ended while it was suspended gets a new name. State under the old name is ignored.
-    """
-
-    @property
-    def me(self) -> str:
-        """The unique name of this worker: 12 lowercase hexadecimal digits, available once open, never reused."""
-        ...
-
-    @property
-    def lease(self) -> float:
-        """Seconds without a renewal after which a worker is treated as dead."""
-        ...
-
-    async def alive(self, worker: str) -> bool:
-        """Return whether a worker has a lease."""
-        ...
-
-    def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """Call `changed` when workers join or leave, or this one is renamed. Return a function that stops it."""
-        ...
-
-
-class Store(DataSource, Protocol):
-    """A backend and the interfaces built on it, for one event loop."""
-
-    @property
-    def bus(self) -> Bus: ...
-
-    @property
-    def members(self) -> Members: ...
-
-    @property
-    def workers(self) -> Workers: ...
-
-    @property
-    def rates(self) -> Rates: ...

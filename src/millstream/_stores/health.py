@@ -15,7 +15,7 @@ from typing import Self
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Store
+from millstream._stores.base import DataSource
 from millstream._tasks import is_canceled
 
 FRESH_SECONDS = 1.0
@@ -34,7 +34,7 @@ class StoreHealth(Struct, eq=False):
 
     kind: str
     """``memory``, for labels."""
-    store: Store
+    store: DataSource
     bound: float = BOUND_SECONDS
     clock: Callable[[], float] = monotonic
     up: bool = True

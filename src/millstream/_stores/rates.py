@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import sha256
-from typing import Protocol
 
 from msgspec import Struct
 
@@ -121,16 +120,6 @@ class ChargeResults(Struct, frozen=True, gc=False, array_like=True):
     """Seconds since the store last dropped an unrecovered rate of one of these kinds, or None."""
 
 
-class Decision(Struct, frozen=True, gc=False, array_like=True):
-    """A store's results for the charges of one call, in order."""
-
-    results: list[ChargeResult]
-    workers: int
-    """The number of workers that share the store, including this one."""
-    reset_seconds_ago: float | None = None
-    """See `ChargeResults.reset_seconds_ago`."""
-
-
 SLOT_WAIT = 1.0
 
 
@@ -205,25 +194,3 @@ def quota_key(quota: Quota) -> str:
 def _charge_result(wait: float, room: float, amount: float) -> ChargeResult:
     """Return the result of a charge. If it's allowed, `remaining` is the remainder."""
     return ChargeResult(wait, max(0.0, room)) if wait > 0 else ChargeResult(0.0, max(0.0, room - amount), amount)
-
-
-class Rates(Protocol):
-    """Limits shared by all workers."""
-
-    persistent: bool
-    """Whether rates survive when all workers stop."""
-
-    async def take(self, charges: Sequence[Charge]) -> Decision:
-        """Take from every limit if each has enough, else from none: see `millstream._stores.base.Backend.charge`.
-
-        Raises:
-            StoreUnavailable: The store didn't respond in time.
-        """
-        ...
-
-    async def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
-        """Release slots. A slot that isn't taken isn't an error. Slots of dead workers are released automatically.
-
-        Raises:
-            StoreUnavailable: The store didn't respond in time. Call it again.
-        """

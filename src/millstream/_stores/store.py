@@ -11,10 +11,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from msgspec import Struct
 
-from millstream._stores.base import EPHEMERAL, Backend, Log, Map
+from millstream._stores.base import EPHEMERAL, Backend, Bus, Log, Map
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.members import TTL, MapMembers
-from millstream._stores.rates import Charge, ConcurrencySlot, Decision
+from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 from millstream._stores.tail import never
 from millstream._stores.workers import LeasedWorker, SoleWorker
 from millstream._tasks import cancel_all
@@ -79,36 +79,22 @@ def _is_ephemeral(name: str) -> bool:
     return name.partition(":")[0] in EPHEMERAL
 
 
-__all__ = ["BackendStore"]
+__all__ = ["Store"]
 
 _logger = logging.getLogger("millstream.stores")
 _KEEP_EVERY = TTL / 4
 
 
-class BackendRates(Struct, eq=False):
-    """`Rates` of one worker."""
+class Store:
+    """A backend and what every store has in addition: messages between workers, leases, and groups of members.
 
-    _backend: Backend
-    _workers: LeasedWorker | SoleWorker
-    persistent: bool
-
-    async def take(self, charges: Sequence[Charge]) -> Decision:
-        workers = self._workers
-        charged = await self._backend.charge(workers.me, charges, workers.dead)
-        return Decision(charged.results, max(1, len(workers.live)), charged.reset_seconds_ago)
-
-    async def leave(self, slots: Sequence[ConcurrencySlot]) -> None:
-        await self._backend.release(self._workers.me, slots)
-
-
-class BackendStore:
-    """A `Store` on a backend, for one event loop.
+    A store serves one event loop.
 
     Args:
         backend: The backend. Opening the store opens it.
 
     Example:
-        >>> store = BackendStore(MemoryBackend())
+        >>> store = Store(MemoryBackend())
         >>> await store.open()
         >>> await store.kv.put("cart:ada", b"Dune", ttl=60.0)
         >>> await store.close()
@@ -121,9 +107,8 @@ class BackendStore:
         self.kv: Map = backend.kv
         self.log: Log = backend.log
         self.workers: LeasedWorker | SoleWorker = LeasedWorker(backend) if backend.shared else SoleWorker()
-        self.bus: LeasedWorker | SoleWorker = self.workers
+        self.bus: Bus = self.workers
         self.members: MapMembers = MapMembers(backend, self.workers)
-        self.rates: BackendRates = BackendRates(backend, self.workers, backend.persistent)
         self._tasks: list[asyncio.Task[None]] = []
         self._stop_watching: Callable[[], None] = never
 
@@ -139,6 +124,22 @@ class BackendStore:
 
     async def degraded_reason(self) -> str:
         return await self.backend.degraded_reason()
+
+    async def charge(self, charges: Sequence[Charge]) -> ChargeResults:
+        """Take from every limit if each has enough, else from none: see `Backend.charge`.
+
+        Raises:
+            StoreUnavailable: The store didn't respond in time.
+        """
+        return await self.backend.charge(self.workers.me, charges, self.workers.dead)
+
+    async def release(self, slots: Sequence[ConcurrencySlot]) -> None:
+        """Release slots. A slot that isn't taken isn't an error. Slots of dead workers are released automatically.
+
+        Raises:
+            StoreUnavailable: The store didn't respond in time. Call it again.
+        """
+        await self.backend.release(self.workers.me, slots)
 
     async def open(self) -> None:
         """Open the backend and take a lease.

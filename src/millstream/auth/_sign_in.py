@@ -23,7 +23,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING, Principal, get_profile
 from millstream._recent import Recent
 from millstream._server.calls.services import Services
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from millstream.auth._authorization_server.records import MAX_FORM, digest, reply
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._guard import AuthGuard

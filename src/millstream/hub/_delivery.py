@@ -18,7 +18,8 @@ from millstream._http.hosts import is_loopback
 from millstream._http.message import OutputStream, peer_network
 from millstream._protocol.principal import Principal, Share
 from millstream._recent import Recent
-from millstream._stores.base import Entry, Gap, Position, Store
+from millstream._stores.base import Entry, Gap, Position
+from millstream._stores.store import Store
 from millstream._stores.tail import Tail
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, LimitExceeded, is_pattern, topic_for
 from millstream.hub._event import Event, cut, gap

@@ -17,8 +17,9 @@ from millstream._http.message import OutputStream
 from millstream._limits import Limiter
 from millstream._protocol.principal import Principal, Profile, get_profile
 from millstream._recent import Recent
-from millstream._stores.base import EntryRepeated, Position, Store
+from millstream._stores.base import EntryRepeated, Position
 from millstream._stores.health import LogOnce
+from millstream._stores.store import Store
 from millstream._tasks import cancel_all
 from millstream.hub._admission import AccessRules, check_target, deny_on_errors
 from millstream.hub._channels import (

@@ -17,7 +17,8 @@ from itertools import islice
 from msgspec import Struct, field
 
 from millstream._limits import Limiter, Rate
-from millstream._stores.base import ONCE_SECONDS, Entry, Gap, Index, Position, Store
+from millstream._stores.base import ONCE_SECONDS, Entry, Gap, Index, Position
+from millstream._stores.store import Store
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, topic_for
 from millstream.hub._event import MAX_IDS, Event, EventIds, StoredEvent, pack, position_id, unpack
 

@@ -26,9 +26,10 @@ from msgspec import Struct, field
 
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
-from millstream._stores.base import Entry, Gap, Map, Position, Store, read_offset
+from millstream._stores.base import Entry, Gap, Map, Position, read_offset
 from millstream._stores.health import LogOnce, run_on
 from millstream._stores.rates import share_for
+from millstream._stores.store import Store
 from millstream._stores.workers import Claim
 from millstream._tasks import cancel_all
 from millstream.hub._channels import CLIENT, HubLimits, InvalidName, check_pattern, matches, topic_for

@@ -9,7 +9,8 @@ from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream._protocol.principal import Profile, visible_part
-from millstream._stores.base import CoAppend, Entry, Position, Store
+from millstream._stores.base import CoAppend, Entry, Position
+from millstream._stores.store import Store
 from millstream.hub._channels import PRESENCE, owned_id
 from millstream.hub._event import Event, StoredEvent, encode_data, pack, position_id, unpack
 from millstream.hub._journal import Journal

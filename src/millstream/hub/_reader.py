@@ -16,7 +16,8 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct, field
 
-from millstream._stores.base import Entry, Gap, Position, Store
+from millstream._stores.base import Entry, Gap, Position
+from millstream._stores.store import Store
 from millstream._tasks import Tasks, has_failed
 from millstream.hub._channels import CLIENT
 from millstream.hub._event import unpack_header

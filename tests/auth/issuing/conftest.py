@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from issuing_world import Desk
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from store_parts import BACKINGS, Backing, backings
 
 

@@ -14,7 +14,7 @@ from issuing_world import BACK, RESOURCE, STORE_KINDS, URL, Browser, Desk, Known
 from issuing_world import OTHER as ELSEWHERE
 from millstream import auth
 from millstream._protocol.principal import EVERYTHING
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from millstream.auth._authorization_server.records import ASSERTED
 
 SECRET = "s" * 32

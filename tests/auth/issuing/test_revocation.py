@@ -9,7 +9,7 @@ from issuing_world import BACK, URL, Clock, Desk, KnownUsers, claims_of
 from millstream import auth
 from millstream._http.message import HttpRequest, Response
 from millstream._protocol.principal import Principal
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from millstream.auth._guard import AuthGuard, ChallengeResponses
 from patience import WAIT
 from store_parts import Backing

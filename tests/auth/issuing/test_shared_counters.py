@@ -6,7 +6,8 @@ import pytest
 
 from issuing_world import BACK, Browser, Desk
 from millstream._limits import StoreLimiter
-from millstream._stores.base import Store, StoreUnavailable
+from millstream._stores.base import StoreUnavailable
+from millstream._stores.store import Store
 from millstream.auth import _method
 from millstream.auth._authorization_server.users import SLOW, WRONG
 from millstream.auth.providers import User
@@ -27,7 +28,7 @@ async def desks_on(stores: list[Store]) -> list[Desk]:
     """Return the authorization servers of two workers, connected as in a running server."""
     desks = [Desk(store) for store in stores]
     for desk in desks:
-        desk.running.share(StoreLimiter(desk.services.store.rates, patience=WAIT))  # for slow machines
+        desk.running.share(StoreLimiter(desk.services.store, patience=WAIT))  # for slow machines
     return desks
 
 
@@ -112,7 +113,7 @@ async def test_workers_count_attempts_separately_during_a_store_outage() -> None
             type(
                 "Away",
                 (),
-                {"take": staticmethod(fails), "leave": staticmethod(fails), "persistent": True},
+                {"charge": staticmethod(fails), "release": staticmethod(fails)},
             )()
         )
     )

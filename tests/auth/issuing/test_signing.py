@@ -7,7 +7,7 @@ from issuing_world import SECRETS, Clock, Desk
 from millstream import Settings
 from millstream._server.calls import Secrets
 from millstream._server.calls.services import ChangeFeed, Services
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from millstream.auth._authorization_server.grants import AFTER, AHEAD, SIGNS, SigningKey, advance
 from millstream.auth._jose import read_header
 

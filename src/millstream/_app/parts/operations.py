@@ -23,7 +23,7 @@ from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.sessions import Session
 from millstream._stores import open_store
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from millstream._stores.workers import parent_address, read_again
 from millstream._telemetry.logs import stamp
 from millstream._telemetry.messages import AuditEntry, AuditLog, session_hash

@@ -18,7 +18,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 from millstream.files import write_private
 
 MIN_SECRET = 32

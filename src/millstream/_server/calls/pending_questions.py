@@ -14,7 +14,7 @@ from millstream._protocol.jsonrpc import Envelope, PeerError, decoder, notificat
 from millstream._protocol.notifications import CancelledNotificationParams
 from millstream._protocol.principal import Share
 from millstream._server.peers import AnswerMessage
-from millstream._stores.base import Workers
+from millstream._stores.workers import LeasedWorker, SoleWorker
 from millstream._tasks import Tasks
 
 Send = Callable[[bytes], Awaitable[None]]
@@ -51,7 +51,7 @@ class _PendingQuestion(NamedTuple):
 class PendingQuestions:
     """Unanswered requests to clients. Their number is bounded, and each ends no later than its call."""
 
-    def __init__(self, *, max_open: int, timeout: float, workers: Workers) -> None:
+    def __init__(self, *, max_open: int, timeout: float, workers: LeasedWorker | SoleWorker) -> None:
         self._share = Share(max_open)
         self._open: dict[str, _PendingQuestion] = {}
         self._cancellations = Tasks()

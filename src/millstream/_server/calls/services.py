@@ -29,7 +29,7 @@ from millstream._server.calls.pending_questions import PendingQuestions
 from millstream._server.calls.sessions import ClientMemoryQuota, Session, SessionRecords, spellings
 from millstream._server.peers import LEEWAY, Peers
 from millstream._server.pool import Threads
-from millstream._stores.base import Store
+from millstream._stores.store import Store
 
 LIST_CHANGED = {
     "tools": "notifications/tools/list_changed",

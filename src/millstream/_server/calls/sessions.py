@@ -24,7 +24,8 @@ from millstream._protocol.revisions import Revision
 from millstream._protocol.uri import normalize_uri
 from millstream._recent import Recent
 from millstream._server.peers import PAUSE, Peers, RecordUpdate, SessionEnd
-from millstream._stores.base import OwnerQuotaExceeded, Store, StoreFull, StoreUnavailable
+from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable
+from millstream._stores.store import Store
 from millstream._stores.workers import read_again
 from millstream._tasks import Tasks
 

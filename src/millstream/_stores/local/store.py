@@ -43,7 +43,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
     """A `Backend` that runs in the parent process, for one event loop. It has at most one connection at a time."""
 
     shared = True
-    persistent = False
     lease = LEASE
     max_frame = 2**32
 

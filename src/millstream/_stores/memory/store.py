@@ -254,7 +254,6 @@ class ProcessBackend(UsageCounter):
     """What the backends of one process have in common: no other workers, and no connection."""
 
     shared = False
-    persistent = False
     lease = 0.0
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:

@@ -453,7 +453,6 @@ class NatsBackend:
     """A `Backend` on JetStream. With three replicas, acknowledged data survive the loss of a node."""
 
     shared = True
-    persistent = False
 
     def __init__(self, address: NatsAddress, *, lease: float = LEASE) -> None:
         self.lease = lease

@@ -493,7 +493,6 @@ class RedisBackend:
     """`Backend` in Redis."""
 
     shared = True
-    persistent = True
 
     def __init__(self, address: RedisAddress, *, lease: float = LEASE) -> None:
         self.lease = lease

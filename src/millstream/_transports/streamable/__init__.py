@@ -52,8 +52,9 @@ from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
 from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
-from millstream._stores.base import Position, Store, StoreFull, StoreUnavailable, StreamSealed, read_offset
+from millstream._stores.base import Position, StoreFull, StoreUnavailable, StreamSealed, read_offset
 from millstream._stores.rates import share_for
+from millstream._stores.store import Store
 from millstream._transports.connection import read_batch, refuse_batch, settle_task
 from millstream._transports.open_streams import NULL_REPLY, OpenStreams, missing_session, unknown_session
 
