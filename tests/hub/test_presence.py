@@ -196,6 +196,30 @@ async def test_stalled_worker_loses_and_regains_its_presence() -> None:
         assert [event for event, who in told if who == "bob"] == ["join", "leave"]
 
 
+async def test_renamed_worker_registers_its_clients_again_immediately() -> None:
+    memory = MemoryStore()
+    store = second_worker(memory)
+    async with open_hub(store, refresh=1_000_000) as renamed, open_hub(second_worker(memory)) as other:
+        await listen(renamed, "chat", client_id="ann")
+        await store.end_lease()
+        await other.refresh()
+        assert await names(other) == []
+        await store.workers.renew()
+        async with asyncio.timeout(WAIT):
+            while await names(other) != ["ann"]:
+                await turns()
+
+
+async def test_presence_is_renewed_before_its_records_expire() -> None:
+    clock = Clock()
+    async with open_hub(clock=clock, refresh=1_000_000) as hub:
+        await listen(hub, "chat", client_id="ann")
+        for _ in range(3):
+            clock.now += 20 * 3600.0
+            await hub.refresh()
+            assert await names(hub) == ["ann"]
+
+
 async def test_presence_events_do_not_evict_messages() -> None:
     async with open_hub() as hub:
         for number in range(5):

@@ -63,9 +63,9 @@ async def test_reading_resumes_after_a_store_outage(
 
 
 async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFixture) -> None:
-    store, members = unreliable("members", MemoryStore())
+    store, kv = unreliable("kv", MemoryStore())
     async with open_hub(store) as hub:
-        members.down = True
+        kv.down = True
         with caplog.at_level(logging.CRITICAL, "millstream.hub"):
             outlet = await listen(hub, client_id="ann")
             await hub.publish("broadcast", "1")
@@ -73,7 +73,7 @@ async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFi
             late = await listen(hub, client_id="bob")
             outlet.close()
             await turns()
-        members.down = False
+        kv.down = False
         await hub.refresh()
         assert [member.client_id for member in await hub.presence("broadcast")] == ["bob"], "tried again"
         late.close()
@@ -84,14 +84,14 @@ async def test_subscriber_is_served_without_presence(caplog: pytest.LogCaptureFi
 async def test_presence_changes_during_an_outage_are_sent_later(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store, members = unreliable("members", MemoryStore())
+    store, kv = unreliable("kv", MemoryStore())
     async with open_hub(store) as hub:
         gone = await listen(hub, "a", "b", client_id="gone")
-        members.down = True
+        kv.down = True
         await listen(hub, "a", "b", client_id="here")
         gone.close()
         await turns()
-        members.down = False
+        kv.down = False
         await hub.refresh()
         for channel in ("a", "b"):
             assert [member.client_id for member in await hub.presence(channel)] == ["here"]
@@ -111,7 +111,7 @@ async def test_presence_changes_during_an_outage_are_sent_later(
 async def test_periodic_work_survives_a_store_outage(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, members = unreliable("members", MemoryStore())
+    store, kv = unreliable("kv", MemoryStore())
     tries = 0
     tried = asyncio.Event()
     async with open_hub(store, refresh=0.001) as hub:
@@ -125,10 +125,10 @@ async def test_periodic_work_survives_a_store_outage(
             await refresh()
 
         monkeypatch.setattr(type(hub._presence), "refresh", lambda _: counted())
-        members.down = True
+        kv.down = True
         with caplog.at_level(logging.CRITICAL, "millstream.hub"):
             await asyncio.wait_for(tried.wait(), WAIT)
-            members.down = False
+            kv.down = False
 
 
 async def test_lost_journal_is_reported_as_a_gap() -> None:

@@ -13,7 +13,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from backend_stores import MemoryStore
 from millstream._stores.base import (
-    CoAppend,
     Entry,
     EntryRepeated,
     Gap,
@@ -36,6 +35,8 @@ from millstream._stores.rates import (
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
 from patience import WAIT
+from presence_parts import STREAM as PRESENCE
+from presence_parts import Clients, announced
 from property_settings import examples
 from store_parts import (
     BACKINGS,
@@ -764,61 +765,56 @@ async def test_close_ends_listening(store: Store) -> None:
     assert not heard.is_set()
 
 
-# Members, and the worker itself
-
-
-def co_append(data: bytes) -> CoAppend:
-    return CoAppend("hub:journal", data, TTL, 1000)
+# Presence, and the worker itself
 
 
 async def test_first_join_and_last_leave_are_announced(store: Store) -> None:
-    value, come = await store.members.join("chat", "ann", b"Ann", co_append(b"+ann"))
-    assert value == b"Ann"
-    assert await store.members.join("chat", "ann", b"again", co_append(b"+ann")) == (b"Ann", None)
-    _, other = await store.members.join("chat", "bob", b"", co_append(b"+bob"))
-    assert (await store.members.join("den", "ann", b"Ann", co_append(b"+ann in the den")))[1] is not None
-    assert sorted(await store.members.present("chat")) == [("ann", b"Ann"), ("bob", b"")]
-    gone = await store.members.leave("chat", "ann", co_append(b"-ann"))
-    assert await store.members.leave("chat", "ann", co_append(b"-ann")) is None
-    assert await store.members.leave("nowhere", "ann", co_append(b"-ann")) is None
-    assert await store.members.present("chat") == [("bob", b"")]
-    assert await store.members.present("den") == [("ann", b"Ann")]
-    assert await store.members.present("nowhere") == []
-    entries = await read_all(store, "hub:journal")
-    assert data_of(entries) == [b"+ann", b"+bob", b"+ann in the den", b"-ann"]
-    assert [entries[0].position, entries[1].position, entries[3].position] == [come, other, gone]
+    clients = Clients(store)
+    for _ in range(2):
+        await clients.join("chat", "ann", "Ann")
+    await clients.join("chat", "bob")
+    await clients.join("den", "ann")
+    assert sorted(await clients.on("chat")) == ["Ann", "bob"]
+    for _ in range(3):
+        await clients.leave("chat", "ann")
+    await clients.leave("nowhere", "ann")
+    assert await clients.on("chat") == ["bob"]
+    assert await clients.on("den") == ["ann"]
+    assert await clients.on("nowhere") == []
+    assert await announced(store) == ["join chat ann", "join chat bob", "join den ann", "leave chat ann"]
 
 
-async def test_members_can_rejoin_with_a_new_value(store: Store) -> None:
-    for value in (b"one", b"two"):
-        assert (await store.members.join("chat", "ann", value, co_append(b"+")))[1] is not None
-        assert await store.members.present("chat") == [("ann", value)]
-        assert await store.members.leave("chat", "ann", co_append(b"-")) is not None
-    assert data_of(await read_all(store, "hub:journal")) == [b"+", b"-", b"+", b"-"]
+async def test_clients_can_return_under_a_new_name(store: Store) -> None:
+    clients = Clients(store)
+    for name in ("one", "two"):
+        await clients.join("chat", "ann", name)
+        assert await clients.on("chat") == [name]
+        await clients.leave("chat", "ann")
+    assert await announced(store) == ["join chat ann", "leave chat ann"] * 2
 
 
 async def test_concurrent_joins_announce_once(store: Store) -> None:
-    joins = await asyncio.gather(*(store.members.join("chat", "ann", b"%d" % n, co_append(b"+")) for n in range(20)))
-    assert len([at for _, at in joins if at is not None]) == 1
-    assert {value for value, _ in joins} == {value for _, value in await store.members.present("chat")}
-    leaves = await asyncio.gather(*(store.members.leave("chat", "ann", co_append(b"-")) for _ in range(20)))
-    assert len([each for each in leaves if each is not None]) == 1
-    assert data_of(await read_all(store, "hub:journal")) == [b"+", b"-"]
+    clients = Clients(store)
+    await asyncio.gather(*(clients.join("chat", "ann") for _ in range(20)))
+    await asyncio.gather(*(clients.leave("chat", "ann") for _ in range(20)))
+    assert await announced(store) == ["join chat ann", "leave chat ann"]
 
 
-async def test_membership_entries_reach_followers(store: Store) -> None:
-    heard = await TailReader(store, "hub:journal").ready()
-    await store.members.join("chat", "ann", b"", co_append(b"+"))
-    await store.members.leave("chat", "ann", co_append(b"-"))
-    last = (await read_all(store, "hub:journal"))[-1]
-    assert data_of(await heard.until(last)) == [b"+", b"-"]
+async def test_announcements_reach_followers(store: Store) -> None:
+    heard, clients = await TailReader(store, PRESENCE).ready(), Clients(store)
+    await clients.join("chat", "ann")
+    await clients.leave("chat", "ann")
+    entries = await read_all(store, PRESENCE)
+    assert await heard.until(entries[-1]) == entries
     heard.stop()
 
 
-async def test_members_stay_while_their_worker_lives(store: Store) -> None:
-    await store.members.join("chat", "ann", b"", co_append(b"+"))
-    assert await store.members.remove_abandoned() == []
-    assert await store.members.present("chat") == [("ann", b"")]
+async def test_clients_stay_while_their_worker_lives(store: Store) -> None:
+    clients = Clients(store)
+    await clients.join("chat", "ann")
+    await clients.presence.refresh()
+    assert await clients.on("chat") == ["ann"]
+    assert await announced(store) == ["join chat ann"]
 
 
 async def test_workers_have_a_name_and_a_lease(store: Store) -> None:
@@ -845,15 +841,6 @@ async def test_workers_can_send_to_themselves_in_order(store: Store) -> None:
 async def test_store_clock_is_wall_time(store: Store) -> None:
     before = time.time()
     assert before - 60.0 <= store.time() <= time.time() + 60.0
-
-
-async def test_appends_and_memberships_share_one_order(store: Store) -> None:
-    _, first = await store.members.join("chat", "ann", b"", co_append(b"+"))
-    (second,) = await append(store, "hub:journal", b"said")
-    third = await store.members.leave("chat", "ann", co_append(b"-"))
-    assert first is not None
-    assert third is not None
-    assert first.offset < second.offset < third.offset
 
 
 # Several workers
@@ -1088,80 +1075,84 @@ async def test_workers_see_joins_and_leaves(backing: Backing) -> None:
 
 
 async def test_first_worker_announces_join_and_last_announces_leave(backing: Backing) -> None:
-    one, two = await backing.worker(), await backing.worker()
-    assert (await one.members.join("chat", "ann", b"first", co_append(b"+")))[1] is not None
-    assert await two.members.join("chat", "ann", b"second", co_append(b"+")) == (b"first", None)
-    assert await one.members.present("chat") == await two.members.present("chat") == [("ann", b"first")]
-    assert await one.members.leave("chat", "ann", co_append(b"-")) is None
-    assert await one.members.leave("chat", "ann", co_append(b"-")) is None, "it's the other's to end"
-    assert await one.members.present("chat") == [("ann", b"first")]
-    assert await two.members.leave("chat", "ann", co_append(b"-")) is not None
-    assert await one.members.present("chat") == []
-    assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
+    store = await backing.worker()
+    one, two = Clients(store), Clients(await backing.worker())
+    await one.join("chat", "ann", "first")
+    await two.join("chat", "ann", "second")
+    assert await one.on("chat") == await two.on("chat") == ["first"]
+    await one.leave("chat", "ann")
+    assert await announced(store) == ["join chat ann"]
+    assert await one.on("chat") == ["first"]
+    await two.leave("chat", "ann")
+    assert await one.on("chat") == []
+    assert await announced(store) == ["join chat ann", "leave chat ann"]
 
 
 async def test_concurrent_workers_announce_one_join_and_one_leave(backing: Backing) -> None:
-    workers = [await backing.worker() for _ in range(3)]
+    stores = [await backing.worker() for _ in range(3)]
+    workers = list(map(Clients, stores))
     for n in range(20):
-        joins = await asyncio.gather(*(each.members.join("chat", f"{n}", b"", co_append(b"+")) for each in workers))
-        leaves = await asyncio.gather(*(each.members.leave("chat", f"{n}", co_append(b"-")) for each in workers))
-        assert sum(at is not None for _, at in joins) == 1
-        assert sum(each is not None for each in leaves) == 1
-    assert data_of(await read_all(workers[0], STREAM)) == [b"+", b"-"] * 20
+        await asyncio.gather(*(each.join("chat", f"{n}") for each in workers))
+        await asyncio.gather(*(each.leave("chat", f"{n}") for each in workers))
+    assert await announced(stores[0]) == [f"{what} chat {n}" for n in range(20) for what in ("join", "leave")]
 
 
-async def test_abandoned_members_are_claimed_once(backing: Backing) -> None:
-    dead, one, two = [await backing.worker() for _ in range(3)]
-    name = dead.workers.me
+async def test_abandoned_clients_leave_once(backing: Backing) -> None:
+    stores = [await backing.worker() for _ in range(3)]
+    dead, one, two = map(Clients, stores)
+    name = stores[0].workers.me
     for n in range(20):
-        await dead.members.join("chat", f"{n}", b"%d" % n, co_append(b"+"))
-    await dead.members.join("den", "ann", b"Ann", co_append(b"+"))
-    await one.members.join("den", "ann", b"", co_append(b"+"))
-    await backing.kill(dead)
-    await until_gone(one, name)
-    assert await two.members.present("chat") == []
-    found = await asyncio.gather(*(each.members.remove_abandoned() for each in (one, two) for _ in range(5)))
-    expected = sorted(("chat", f"{n}", b"%d" % n) for n in range(20))
-    assert sorted(each for some in found for each in some) == expected
-    assert await one.members.remove_abandoned() == []
-    assert await two.members.present("den") == [("ann", b"Ann")], "somebody else vouches"
-    assert await one.members.leave("den", "ann", co_append(b"-")) is not None
-    assert (await two.members.join("chat", "3", b"new", co_append(b"+")))[1] is not None, "it was gone"
-    assert await one.members.present("chat") == [("3", b"new")]
+        await dead.join("chat", f"{n}")
+    await dead.join("den", "ann", "Ann")
+    await one.join("den", "ann")
+    joins = await announced(stores[1])
+    await backing.kill(stores[0])
+    await until_gone(stores[1], name)
+    assert await two.on("chat") == []
+    await asyncio.gather(*(each.presence.refresh() for each in (one, two)))
+    leaves = (await announced(stores[1]))[len(joins) :]
+    assert sorted(leaves) == sorted(f"leave chat {n}" for n in range(20))
+    assert await two.on("den") == ["Ann"], "another worker has this client"
+    await one.leave("den", "ann")
+    await two.join("chat", "3")
+    assert (await announced(stores[1]))[len(joins) + 20 :] == ["leave den ann", "join chat 3"]
+    assert await one.on("chat") == ["3"]
 
 
-async def test_members_on_a_closed_worker_are_abandoned(backing: Backing) -> None:
-    gone, one = await backing.worker(), await backing.worker()
-    name = gone.workers.me
-    await gone.members.join("chat", "ann", b"Ann", co_append(b"+"))
+async def test_clients_of_a_closed_worker_leave(backing: Backing) -> None:
+    gone, store = await backing.worker(), await backing.worker()
+    name, one = gone.workers.me, Clients(store)
+    await Clients(gone).join("chat", "ann")
     await gone.close()
-    await until_gone(one, name)
-    assert await one.members.remove_abandoned() == [("chat", "ann", b"Ann")]
+    await until_gone(store, name)
+    await one.presence.refresh()
+    assert await announced(store) == ["join chat ann", "leave chat ann"]
 
 
-async def test_members_that_return_in_time_never_left(backing: Backing) -> None:
-    dead, one = await backing.worker(), await backing.worker()
-    name = dead.workers.me
-    await dead.members.join("chat", "ann", b"before", co_append(b"+"))
+async def test_clients_that_return_in_time_never_left(backing: Backing) -> None:
+    dead, store = await backing.worker(), await backing.worker()
+    name, one = dead.workers.me, Clients(store)
+    await Clients(dead).join("chat", "ann")
     await backing.kill(dead)
-    await until_gone(one, name)
-    assert (await one.members.join("chat", "ann", b"after", co_append(b"+")))[1] is None
-    assert await one.members.remove_abandoned() == []
-    assert [member for member, _ in await one.members.present("chat")] == ["ann"]
-    assert await one.members.leave("chat", "ann", co_append(b"-")) is not None
-    assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
+    await until_gone(store, name)
+    await one.join("chat", "ann")
+    await one.presence.refresh()
+    assert await one.on("chat") == ["ann"]
+    assert await announced(store) == ["join chat ann"]
+    await one.leave("chat", "ann")
+    assert await announced(store) == ["join chat ann", "leave chat ann"]
 
 
 async def test_last_living_worker_announces_the_leave(backing: Backing) -> None:
-    dead, one = await backing.worker(), await backing.worker()
-    name = dead.workers.me
-    await dead.members.join("chat", "ann", b"", co_append(b"+"))
-    await one.members.join("chat", "ann", b"", co_append(b"+"))
+    dead, store = await backing.worker(), await backing.worker()
+    name, one = dead.workers.me, Clients(store)
+    await Clients(dead).join("chat", "ann")
+    await one.join("chat", "ann")
     await backing.kill(dead)
-    await until_gone(one, name)
-    assert await one.members.leave("chat", "ann", co_append(b"-")) is not None
-    assert await one.members.remove_abandoned() == []
-    assert data_of(await read_all(one, STREAM)) == [b"+", b"-"]
+    await until_gone(store, name)
+    await one.leave("chat", "ann")
+    await one.presence.refresh()
+    assert await announced(store) == ["join chat ann", "leave chat ann"]
 
 
 # Limits

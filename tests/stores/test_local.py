@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+import presence_parts
 from backend_stores import LocalStore
 from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for, open_store, workers
-from millstream._stores.base import CoAppend, Entry, StoreUnavailable
+from millstream._stores.base import Entry, StoreUnavailable
 from millstream._stores.local import server as parent_side
 from millstream._stores.local import store as worker_side
 from millstream._stores.local.server import LocalServer, run_local_server
@@ -20,7 +21,8 @@ from millstream._stores.local.store import LocalBackend
 from millstream._stores.memory.store import MemoryBackend, MemoryMap
 from millstream._stores.workers import use_parent
 from patience import WAIT
-from store_parts import TTL, LocalBacking, MessageRecorder, append, data_of, read_all, until_workers
+from presence_parts import Clients, announced
+from store_parts import TTL, LocalBacking, MessageRecorder, append, read_all, until_workers
 
 STREAM = "hub:journal"
 
@@ -173,7 +175,7 @@ async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None
     cut.workers.watch(changed.set)
     inbox = MessageRecorder()
     cut.bus.subscribe("inbox", inbox, interrupted=interrupted.set)
-    await cut.members.join("chat", "ann", b"", CoAppend(STREAM, b"+", TTL, 10))
+    await Clients(cut).join("chat", "ann")
     (peer,) = [each for each in backing.server.peers if each.worker == old]
     peer.abort()
 
@@ -181,7 +183,8 @@ async def test_reconnected_workers_get_a_new_name(backing: LocalBacking) -> None
         return not await other.workers.alive(old)
 
     await until_workers(other, gone)
-    assert await other.members.remove_abandoned() == [("chat", "ann", b"")]
+    await Clients(other).presence.refresh()
+    assert await announced(other) == ["join chat ann", "leave chat ann"]
     async with asyncio.timeout(WAIT):
         while cut.workers.me == old:
             await changed.wait()
@@ -275,17 +278,21 @@ async def test_workers_use_the_clock_of_the_parent(monkeypatch: pytest.MonkeyPat
 
 # processes
 
+SUPPORT = Path(presence_parts.__file__).parent
 WORKER = """
 import asyncio, sys
 from millstream._stores import open_store
-from millstream._stores.base import StoreUnavailable, CoAppend
+from millstream._stores.base import StoreUnavailable
 from millstream._stores.workers import use_parent
+
+sys.path.append(sys.argv[3])
+from presence_parts import Clients
 
 async def main():
     use_parent(sys.argv[2])
     store = open_store("memory://")
     await store.open()
-    await store.members.join("chat", sys.argv[1], b"", CoAppend("hub:journal", b"+", 300.0, 1000))
+    await Clients(store).join("chat", sys.argv[1])
     store.bus.subscribe("stop", lambda data: print(data.decode(), flush=True))
     print(store.workers.me, flush=True)
     try:
@@ -342,8 +349,8 @@ async def test_worker_is_gone_although_a_process_that_it_forked_still_runs() -> 
 async def start(backing: LocalBacking, name: str) -> tuple[asyncio.subprocess.Process, str]:
     """Start a worker process that joins and appends forever. Return its worker name."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", WORKER, name, backing.server.address, stdout=subprocess.PIPE
-    )  # fmt: skip
+        sys.executable, "-c", WORKER, name, backing.server.address, str(SUPPORT), stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     async with asyncio.timeout(WAIT):
         return process, (await process.stdout.readline()).decode().strip()
@@ -354,7 +361,7 @@ async def test_killed_workers_lose_their_members(backing: LocalBacking) -> None:
     here = await backing.worker()
     process, me = await start(backing, "ann")
     assert await here.workers.alive(me)
-    assert await here.members.present("chat") == [("ann", b"")]
+    assert await Clients(here).on("chat") == ["ann"]
     process.send_signal(signal.SIGKILL)
     await process.wait()
 
@@ -363,8 +370,8 @@ async def test_killed_workers_lose_their_members(backing: LocalBacking) -> None:
 
     await until_workers(here, gone)
     assert not await here.bus.send(me, "stop", b"late")
-    assert await here.members.remove_abandoned() == [("chat", "ann", b"")]
-    assert data_of(await read_all(here, STREAM)) == [b"+"]
+    await Clients(here).presence.refresh()
+    assert await announced(here) == ["join chat ann", "leave chat ann"]
 
 
 @pytest.mark.server

@@ -15,7 +15,6 @@ from cases import for_each
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import (
-    CoAppend,
     EntryRepeated,
     Gap,
     Index,
@@ -29,6 +28,7 @@ from millstream._stores.redis import keys
 from millstream._stores.redis.address import parse_address
 from millstream._stores.store import Store
 from patience import WAIT
+from presence_parts import Clients
 from processes import ROOT, free_port
 from redis_monitor import Monitor
 from redis_parts import RedisServer, RedisStore, open_worker, until, warm_up
@@ -107,7 +107,7 @@ async def test_changed_redis_password_is_an_outage_until_fixed(
             lambda: store.log.read(STREAM, None),
             lambda: store.kv.put("session:a", b"", TTL),
             lambda: store.kv.keys(""),
-            lambda: store.members.join("chat", "ann", b"", CoAppend(STREAM, b"", TTL, 10)),
+            lambda: Clients(store).join("chat", "ann"),
         ):
             with pytest.raises(StoreUnavailable) as refused:
                 await ask()
@@ -265,10 +265,13 @@ async def test_documented_redis_permissions_are_sufficient(server: RedisServer) 
         assert await store.kv.compare_and_set("seen:x", b"1", None, TTL)
         assert await store.kv.keys("seen:") == []
         assert await store.bus.send(store.workers.me, "t", b"")
-        await store.members.leave("warm", "warm", CoAppend("hub:other", b"", TTL, 10))
-        assert await store.members.present("warm") == await store.members.remove_abandoned() == []
+        clients = Clients(store)
+        await clients.join("late", "late")
+        clients.presence._renewed_at = 0.0
+        await clients.presence.refresh()
+        await clients.leave("late", "late")
+        assert await clients.on("late") == []
         assert not await store.workers.alive("0" * 12)
-        await store.members.keep()
         await store.log.trim("hub:late")
     refused = server.ask("ACL", "LOG")
     assert refused == []

@@ -4,10 +4,11 @@ from collections.abc import Iterator
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import CoAppend, Gap, StoreUnavailable
+from millstream._stores.base import Gap, StoreUnavailable
 from patience import WAIT
+from presence_parts import Clients
 from redis_parts import RedisStore, Sentinels, open_worker, until, wait_until
-from store_parts import TTL, Follower, append, data_of, read_all
+from store_parts import Follower, append, data_of, read_all
 
 pytestmark = [pytest.mark.server, pytest.mark.nightly]
 STREAM = "hub:journal"
@@ -41,9 +42,9 @@ async def insist(store: RedisStore, data: bytes) -> None:
 
 async def test_failover_is_reported_to_every_reader_as_a_gap(servers: Sentinels) -> None:
     async with open_worker(servers.url) as one, open_worker(servers.url) as two:
-        follower, epoch = Follower(two, STREAM), two.epoch
+        follower, epoch, clients = Follower(two, STREAM), two.epoch, Clients(two)
         await append(one, STREAM, *(b"%d" % n for n in range(10)))
-        await two.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))
+        await clients.join("chat", "ann")
         wait_until(lambda: servers.replica.ask("XLEN", JOURNAL) == 10)
         cut_off(servers)
         lost = (await append(one, STREAM, b"lost"))[0]
@@ -57,7 +58,8 @@ async def test_failover_is_reported_to_every_reader_as_a_gap(servers: Sentinels)
         with pytest.raises(Gap):
             await one.log.read(STREAM, lost)
         await until(lambda: one.epoch == two.epoch != epoch)
-        await until(lambda: two.members.present("chat"))
+        await clients.presence.refresh()
+        assert await clients.on("chat") == ["ann"]
         await one.bus.send(two.workers.me, "topic", b"")
         await follower.close()
 

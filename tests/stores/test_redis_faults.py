@@ -3,9 +3,10 @@ import signal
 
 import pytest
 
-from millstream._stores.base import CoAppend, Gap, Index, StoreUnavailable
+from millstream._stores.base import Gap, Index, StoreUnavailable
 from millstream._stores.workers import LeasedWorker, WorkerTable, update_worker_table
 from patience import WAIT
+from presence_parts import Clients
 from redis_parts import RedisServer, open_worker, until, warm_up
 from redis_wire import Proxy
 from store_parts import TTL, Follower, MessageRecorder, append, data_of, read_all
@@ -17,11 +18,11 @@ STREAM = "hub:journal"
 async def test_flushall_starts_a_new_epoch(server: RedisServer) -> None:
     async with open_worker(server.url) as one, open_worker(server.url) as two:
         changes = [asyncio.Event(), asyncio.Event()]
-        before = one.epoch
+        before, clients = one.epoch, Clients(two)
         for store, changed in zip((one, two), changes, strict=True):
             store.watch(changed.set)
         old = await append(one, STREAM, b"old")
-        await two.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))
+        await clients.join("chat", "ann")
         server.ask("FLUSHALL")
         new = await append(one, STREAM, b"new")
         async with asyncio.timeout(WAIT):
@@ -31,7 +32,8 @@ async def test_flushall_starts_a_new_epoch(server: RedisServer) -> None:
         assert new[0].offset > old[0].offset + 1
         with pytest.raises(Gap):
             await two.log.read(STREAM, old[0])
-        await until(lambda: one.members.present("chat"))
+        await clients.presence.refresh()
+        assert await Clients(one).on("chat") == ["ann"]
 
 
 async def test_redis_that_lost_its_data_is_used_again(server: RedisServer) -> None:
@@ -212,7 +214,7 @@ async def test_servers_with_different_prefixes_share_redis(server: RedisServer) 
 
 async def test_redis_pause_does_not_expire_leases(server: RedisServer) -> None:
     async with open_worker(server.url, 600.0) as one, open_worker(server.url, 600.0) as two:
-        await one.members.join("chat", "ann", b"Ann", CoAppend(STREAM, b"+ann", TTL, 10))
+        await Clients(one).join("chat", "ann")
         names = [one.workers.me, two.workers.me]
 
         def end_all(table: WorkerTable) -> bool:
@@ -221,10 +223,11 @@ async def test_redis_pause_does_not_expire_leases(server: RedisServer) -> None:
             return True
 
         await update_worker_table(one.kv, end_all)
-        assert await two.members.remove_abandoned() == []
-        assert await two.members.present("chat") == [("ann", b"Ann")]
+        clients = Clients(two)
+        await clients.presence.refresh()
+        assert await clients.on("chat") == ["ann"]
         async with open_worker(server.url, 600.0) as newcomer:
-            assert await newcomer.members.present("chat") == [("ann", b"Ann")]
+            assert await Clients(newcomer).on("chat") == ["ann"]
             for store in (one, two):
                 assert isinstance(store.workers, LeasedWorker)
                 await store.workers.renew()
@@ -233,7 +236,8 @@ async def test_redis_pause_does_not_expire_leases(server: RedisServer) -> None:
 
 async def test_worker_with_a_lost_lease_gets_a_new_name(server: RedisServer) -> None:
     async with open_worker(server.url) as store, open_worker(server.url) as other:
-        await store.members.join("chat", "ann", b"Ann", CoAppend("hub:visits", b"+ann", TTL, 10))
+        clients = Clients(store)
+        await clients.join("chat", "ann")
         changed, interrupted = asyncio.Event(), asyncio.Event()
         store.workers.watch(changed.set)
         store.bus.subscribe("topic", MessageRecorder(), interrupted=interrupted.set)
@@ -245,5 +249,5 @@ async def test_worker_with_a_lost_lease_gets_a_new_name(server: RedisServer) -> 
                 changed.clear()
             await interrupted.wait()
         assert not await other.bus.send(old, "topic", b"void")
-        await until(lambda: other.members.present("chat"))
-        assert await other.members.present("chat") == [("ann", b"Ann")]
+        await clients.presence.refresh()
+        assert await Clients(other).on("chat") == ["ann"]

@@ -17,7 +17,7 @@ import pytest
 from backend_stores import SqliteStore
 from cases import for_each
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import CoAppend, Entry, StoreFull, StoreUnavailable
+from millstream._stores.base import Entry, StoreFull, StoreUnavailable
 from millstream._stores.sqlite import store as sqlite_writer
 from millstream._stores.sqlite.file import locate
 from programs import require_program
@@ -70,7 +70,7 @@ async def test_full_file_rejects_writes_and_recovers(
     with pytest.raises(StoreFull):
         await store.kv.put("s:old", bytes(200_000), TTL)
     with pytest.raises(StoreFull):
-        await store.members.join("chat", "ann", b"", CoAppend("hub:journal", bytes(200_000), TTL, 1000))
+        await append(store, "hub:other", bytes(200_000))
     assert await read_all(store, "hub:journal") == kept
     assert heard == data_of(kept)
     assert await store.kv.get("s:old") == b"old"

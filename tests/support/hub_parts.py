@@ -14,7 +14,6 @@ import msgspec
 
 from backend_stores import MemoryStore
 from millstream._stores.base import Entry, Position
-from millstream._stores.members import MapMembers
 from millstream._stores.workers import LeasedWorker, WorkerTable, update_worker_table
 from millstream.hub import Event, Hub, HubLimits
 from patience import WAIT
@@ -159,7 +158,6 @@ class DelayedStore:
         self.kv: Any = _Delayed(self, store.kv)
         self.log: Any = _DelayedLog(self, store.log)
         self.bus: Any = _Delayed(self, store.bus)
-        self.members: Any = MapMembers(self, self.workers)
         self.charge = store.backend.charge
         self.release = store.backend.release
 

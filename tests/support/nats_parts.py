@@ -157,9 +157,9 @@ class NatsBacking:
     async def kill(self, store: object) -> None:
         """Close the worker's connection without releasing its lease."""
         assert isinstance(store, NatsStore)
-        for task in store._tasks:
-            task.cancel()
-        store._tasks = []
+        assert store._lease_task is not None
+        store._lease_task.cancel()
+        store._lease_task = None
         await store.backend.close()
 
     async def close(self) -> None:

@@ -17,12 +17,12 @@ import hiredis
 import pytest
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import CoAppend
 from millstream._stores.redis.address import RedisAddress, parse_address
 from millstream._stores.redis.store import RedisBackend
 from millstream._stores.store import Store
 from millstream._stores.workers import LeasedWorker
 from patience import WAIT
+from presence_parts import Clients
 from processes import RunState, free_port, kill_with_parent
 from programs import require_program
 
@@ -175,15 +175,15 @@ async def warm_up(store: RedisStore) -> None:
     await store.workers.renew()
     for stream in ("hub:journal", "call:warm:1"):
         await store.log.append(stream, b"warm", ttl=TTL, max_entries=1000)
-    await store.members.join("warm", "warm", b"", CoAppend("hub:other", b"", TTL, 10))
+    await Clients(store).join("warm", "warm")
     await store.bus.publish("warm", b"")
 
 
 async def kill(store: Any) -> None:
     """Break a worker's connections without cleanup, like kill -9."""
     backend = store.backend
-    tasks = [*store._tasks, *backend._tasks]
-    store._tasks, backend._tasks = [], []
+    tasks = [store._lease_task, *backend._tasks]
+    store._lease_task, backend._tasks = None, []
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

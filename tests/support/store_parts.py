@@ -14,7 +14,7 @@ import pytest
 from backend_stores import LocalStore, MemoryStore
 from dict_backend import Data, DictBackend, void
 from millstream._stores import backend_for, open_store
-from millstream._stores.base import PAGE_BYTES, CoAppend, Entry, Gap, Position
+from millstream._stores.base import PAGE_BYTES, Entry, Gap, Position
 from millstream._stores.local.server import LocalServer
 from millstream._stores.memory.store import UsageCounter
 from millstream._stores.store import Store
@@ -24,7 +24,7 @@ from patience import WAIT
 from property_settings import NIGHTLY
 from redis_parts import ClusterBacking, RedisBacking, SentinelBacking, until
 
-__all__ = ["CoAppend", "MemoryStore", "open_store"]
+__all__ = ["MemoryStore", "open_store"]
 
 TTL = 300.0
 
@@ -157,9 +157,9 @@ class DictBacking:
 
     async def kill(self, store: Store) -> None:
         assert isinstance(store, Store)
-        for task in store._tasks:
-            task.cancel()
-        store._tasks = []
+        assert store._lease_task is not None
+        store._lease_task.cancel()
+        store._lease_task = None
         for tail in store.bus._tails:
             tail.stop()
 

@@ -119,15 +119,6 @@ class Index(Struct, frozen=True, gc=False, array_like=True):
     max_entries: int
 
 
-class CoAppend(Struct, frozen=True, gc=False, array_like=True):
-    """An entry to append when the members of a group change."""
-
-    stream: str
-    data: bytes
-    ttl: float
-    max_entries: int
-
-
 class Map(Protocol):
     """Values by key, each with a time to live.
 
@@ -489,37 +480,5 @@ class Bus(Protocol):
             topic: The topic.
             receive: Called with each message.
             interrupted: Called after messages may have been lost: reload the state that they would have changed.
-        """
-        ...
-
-
-class Members(Protocol):
-    """Groups of members, each held by the workers that it's connected to.
-
-    Exactly one worker announces a member's arrival, and exactly one announces its departure. If a worker dies between a
-    change and its announcement, the announcement may be missing. After a failed append it may be late or repeated.
-    """
-
-    async def join(self, group: str, member: str, value: bytes, told: CoAppend) -> tuple[bytes, Position | None]:
-        """Hold a member for this worker. If it's new in the group, append `told`.
-
-        Return the member's value, which is the one that the first worker passed, and the position of `told`, or None if
-        nothing was appended. A worker that joins after all other holders have died, but before `remove_abandoned`
-        returned the member, takes it over without an announcement.
-        """
-        ...
-
-    async def leave(self, group: str, member: str, told: CoAppend) -> Position | None:
-        """Release a member. If no other worker holds it, append `told` and return its position."""
-        ...
-
-    async def present(self, group: str) -> list[tuple[str, bytes]]:
-        """Return the members of a group and their values, in no particular order."""
-        ...
-
-    async def remove_abandoned(self) -> list[tuple[str, str, bytes]]:
-        """Remove the members that only dead workers held. Return (group, member, value) of each.
-
-        Each member is returned to exactly one worker, which announces the departure.
         """
         ...

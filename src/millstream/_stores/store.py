@@ -4,7 +4,6 @@ A store whose data outlive its workers may keep ephemeral kinds (`base.EPHEMERAL
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Generic, TypeVar, cast
@@ -12,8 +11,6 @@ from typing import Any, Generic, TypeVar, cast
 from msgspec import Struct
 
 from millstream._stores.base import EPHEMERAL, Backend, Bus, Log, Map
-from millstream._stores.health import LogOnce, run_on
-from millstream._stores.members import TTL, MapMembers
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 from millstream._stores.tail import never
 from millstream._stores.workers import LeasedWorker, SoleWorker
@@ -79,14 +76,8 @@ def _is_ephemeral(name: str) -> bool:
     return name.partition(":")[0] in EPHEMERAL
 
 
-__all__ = ["Store"]
-
-_logger = logging.getLogger("millstream.stores")
-_KEEP_EVERY = TTL / 4
-
-
 class Store:
-    """A backend and what every store has in addition: messages between workers, leases, and groups of members.
+    """A backend and what every store has in addition: messages between workers and leases.
 
     A store serves one event loop.
 
@@ -108,21 +99,24 @@ class Store:
         self.log: Log = backend.log
         self.workers: LeasedWorker | SoleWorker = LeasedWorker(backend) if backend.shared else SoleWorker()
         self.bus: Bus = self.workers
-        self.members: MapMembers = MapMembers(backend, self.workers)
-        self._tasks: list[asyncio.Task[None]] = []
+        self._lease_task: asyncio.Task[None] | None = None
         self._stop_watching: Callable[[], None] = never
 
     @property
     def epoch(self) -> str:
+        """See `Backend.epoch`."""
         return self.backend.epoch
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
+        """See `Backend.watch`."""
         return self.backend.watch(changed)
 
     def time(self) -> float:
+        """See `Backend.time`."""
         return self.backend.time()
 
     async def degraded_reason(self) -> str:
+        """See `Backend.degraded_reason`."""
         return await self.backend.degraded_reason()
 
     async def charge(self, charges: Sequence[Charge]) -> ChargeResults:
@@ -148,16 +142,9 @@ class Store:
             LocalError: The store can't be reached or used. `open` may be called again.
         """
         await self.backend.open()
-        workers, rejoin_needed = self.workers, asyncio.Event()
+        workers = self.workers
         if isinstance(workers, SoleWorker):
             return
-
-        def on_epoch() -> None:
-            """Handle a new epoch of the store or a new name of this worker."""
-            workers.interrupt()
-            rejoin_needed.set()
-
-        workers.on_rename = on_epoch
         try:
             await workers.enter()
             await workers.begin()
@@ -165,24 +152,15 @@ class Store:
             await workers.end()
             await self.backend.close()
             raise
-        self._stop_watching = self.backend.watch(on_epoch)
-        rejoining = LogOnce(
-            _logger, "Members can't rejoin their groups; retrying", "Members have rejoined their groups."
-        )
-        keeping = LogOnce(_logger, "Members can't be renewed; retrying", "Members can be renewed again.")
-        self._tasks = [
-            asyncio.create_task(workers.run()),
-            asyncio.create_task(run_on(rejoin_needed, self.members.rejoin, rejoining)),
-            asyncio.create_task(run_on(asyncio.Event(), self.members.keep, keeping, every=_KEEP_EVERY)),
-        ]
+        self._stop_watching = self.backend.watch(workers.interrupt)
+        self._lease_task = asyncio.create_task(workers.run())
 
     async def close(self) -> None:
         """End the lease and all subscriptions and close the backend. Idempotent."""
         self._stop_watching()
-        opened, self._tasks = self._tasks, []
-        if opened:  # without a loop, there are none
-            await cancel_all(*opened)
+        lease_task, self._lease_task = self._lease_task, None
         await self.workers.end()
-        if opened and isinstance(self.workers, LeasedWorker):
+        if lease_task is not None and isinstance(self.workers, LeasedWorker):
+            await cancel_all(lease_task)
             await self.workers.exit()
         await self.backend.close()

@@ -248,8 +248,6 @@ class LeasedWorker(_Worker):
         super().__init__()
         self._backend = backend
         self.lease: float = backend.lease
-        self.on_rename: Callable[[], None] = never
-        """Callback for when this worker lost its lease and was renamed."""
         self._changed = Watchers()
         self._hurry = asyncio.Event()
         self._log_once = LogOnce(
@@ -318,7 +316,7 @@ class LeasedWorker(_Worker):
             for inbox in self._tails[1:]:  # there are none before `begin`
                 inbox.stop()
                 self._tails[1] = self._follow(INBOX + name, None)
-            self.on_rename()
+            self.interrupt()
             self._learn(table, always=True)
             await post(self._backend, MESSAGES, _NOTE, b"")
         else:

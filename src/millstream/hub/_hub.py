@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from heapq import nlargest
-from itertools import count
 from typing import Any
 
 from msgspec import Struct
@@ -18,7 +17,7 @@ from millstream._limits import Limiter
 from millstream._protocol.principal import Principal, Profile, get_profile
 from millstream._recent import Recent
 from millstream._stores.base import EntryRepeated, Position
-from millstream._stores.health import LogOnce
+from millstream._stores.health import LogOnce, run_on
 from millstream._stores.store import Store
 from millstream._tasks import cancel_all
 from millstream.hub._admission import AccessRules, check_target, deny_on_errors
@@ -128,18 +127,28 @@ class Hub:
         )
         self._replay_limiter = Limiter("replays", REPLAYS, clock=lambda: asyncio.get_running_loop().time())
         self._replays = {"full": 0, "gap": 0}
+        self._refresh_needed = asyncio.Event()
+        self._refreshes = 0
+        self._stops: list[Callable[[], None]] = []
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Find the end of the journal and start listening. The store must be open."""
         await self._delivery.open()
-        jobs = (self._run_departures, self._delivery.mailboxes.run_saves, self._run_refreshes)
-        self._tasks = [asyncio.create_task(job()) for job in jobs]
+        self._stops = [each.watch(self._refresh_needed.set) for each in (self._store, self._store.workers)]
+        outage = LogOnce(
+            logger, "The hub can't refresh its records; retrying", "The hub can refresh its records again."
+        )
+        refreshes = run_on(self._refresh_needed, self._refresh, outage, every=self.limits.refresh)
+        jobs = self._run_departures(), self._delivery.mailboxes.run_saves(), refreshes
+        self._tasks = [asyncio.create_task(job) for job in jobs]
 
     async def close(self) -> None:
         """End all subscriptions and save what clients need for their next connection. Idempotent."""
         if not self._tasks:
             return
+        for stop in self._stops:
+            stop()
         tasks, self._tasks = self._tasks, []
         await cancel_all(*tasks)
         await self._delivery.close()
@@ -433,7 +442,7 @@ class Hub:
     async def refresh(self, *, read: bool = True) -> None:
         """Report members of dead workers as departed and send the current position to all subscribers.
 
-        The hub does this on its own every `HubLimits.refresh` seconds.
+        The hub does this on its own every `HubLimits.refresh` seconds, and when workers have changed.
 
         Args:
             read: Whether to read missed messages first.
@@ -546,11 +555,6 @@ class Hub:
         if not self._published % _PUBLICATIONS_PER_YIELD:
             await asyncio.sleep(0)
 
-    async def _run_refreshes(self) -> None:
-        trouble = LogOnce(
-            logger, "The hub can't refresh its records; retrying", "The hub can refresh its records again."
-        )
-        for number in count(1):
-            await asyncio.sleep(self.limits.refresh)
-            with trouble:
-                await self.refresh(read=number % _REFRESHES_PER_READ == 0)
+    async def _refresh(self) -> None:
+        self._refreshes += 1
+        await self.refresh(read=self._refreshes % _REFRESHES_PER_READ == 0)

@@ -3,20 +3,20 @@
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
+from itertools import count
+from zlib import crc32
 
 import msgspec
 from msgspec import Struct, field
 from msgspec.structs import replace
 
 from millstream._protocol.principal import Profile, visible_part
-from millstream._stores.base import CoAppend, Entry, Position
+from millstream._stores.base import Entry, Position
 from millstream._stores.store import Store
+from millstream._stores.workers import Claim, WorkerTable, read_again, update_worker_table
 from millstream.hub._channels import PRESENCE, owned_id
 from millstream.hub._event import Event, StoredEvent, encode_data, pack, position_id, unpack
 from millstream.hub._journal import Journal
-
-_GROUP = "presence:"
-_LOCK_COUNT = 64
 
 
 class Member(Struct, frozen=True, omit_defaults=True):
@@ -48,16 +48,46 @@ class Member(Struct, frozen=True, omit_defaults=True):
 Place = tuple[str, str]
 """A channel and a client's key, by which presence is tracked."""
 
+
+class MemberRecord(Struct, array_like=True):
+    """One client on a channel, as stored."""
+
+    value: bytes
+    """The member, as of its first connection."""
+    workers: list[str]
+    """The workers that the client is connected to. Empty while its departure is being announced."""
+    announcer: str = ""
+    """The worker that is announcing its arrival or departure, or an empty string."""
+
+
+Record = dict[str, MemberRecord]
+"""Some clients of a channel, by key."""
+
+RECORDS = 128
+"""Maximum number of records per channel."""
+_RECORD_TTL = 86400.0
+"""Time to live of a record in seconds. `Presence.refresh` renews it."""
+_PREFIX = "member:presence:"
+_SWEEP = "roster:sweep"
+_SWEEP_SECONDS = 10.0
+_PAGE = 200
+
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Member).decode
+_decode_record = msgspec.msgpack.Decoder(Record).decode
 
 
 class Presence(Struct):
     """The members of all channels, as registered by one worker.
 
-    Each channel is a member group in the store. A worker registers its connected clients there under its lease. If the
-    worker dies, the others report its clients as departed unless another worker has registered them. The store
-    operation that changes the group also appends the presence event, so each change is reported once.
+    A worker registers its connected clients in the store under its lease. If the worker dies, the others report its
+    clients as departed unless another worker has registered them.
+
+    The clients of a channel are spread over several records, so a change in a large channel stays small. An arrival or
+    departure takes three steps: a compare-and-set that names the announcing worker, the announcement, and a
+    compare-and-set that marks it as done. Until then, no other worker announces a change to that client, which keeps
+    announcements ordered. If a worker dies between a change and its announcement, the announcement may be missing.
+    After a failed append, it may be late or repeated.
     """
 
     _store: Store
@@ -69,15 +99,18 @@ class Presence(Struct):
     """The connections to this worker."""
     _registered: dict[Place, Member] = {}
     """Clients that this worker has registered."""
-    _worker_id: str = ""
-    """The worker id of the registrations."""
-    _unreported: list[tuple[str, str, bytes]] = []
-    """Departed clients of dead workers that haven't been reported yet."""
-    _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(_LOCK_COUNT)])
-    """Locks that keep the changes of each client in order."""
+    _registered_in: tuple[str, str] = "", ""
+    """The store's epoch and this worker's id when it registered them."""
+    _renewed_at: float = 0.0
+    """Time at which the records' time to live was last renewed."""
+    _departed: list[tuple[str, Member]] = []
+    """Channels and departed clients of dead workers that haven't been reported yet."""
+    _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(RECORDS)])
+    """Locks by number of the record. They keep the changes of each client in order."""
 
     def __post_init__(self) -> None:
-        self._worker_id = self._store.workers.me
+        self._registered_in = self._store.epoch, self._store.workers.me
+        self._renewed_at = self._clock()
 
     def connect(self, place: Place, member: Member) -> None:
         """Add a connection of a client. Call `update` afterwards."""
@@ -93,37 +126,44 @@ class Presence(Struct):
 
     async def members(self, channel: str) -> list[Member]:
         """Return all clients on a channel, in order of arrival."""
-        members = [_decode(value) for _, value in await self._store.members.present(_GROUP + channel)]
+        await self._store.workers.read()
+        found = await self._store.kv.get_many([_name(channel, number) for number in range(RECORDS)])
+        members = [
+            _decode(held.value)
+            for raw in found
+            if raw is not None
+            for held in _decode_record(raw).values()
+            if any(not self._is_gone(each) for each in held.workers)
+        ]
         members.sort(key=lambda member: (member.since, member.client_id))
         return members
 
     async def refresh(self) -> None:
         """Retry failed operations and report the clients of dead workers as departed.
 
-        If this worker was considered dead, register its clients again under its new id.
+        If this worker was considered dead, or the store may have lost data, register its clients again.
         """
-        if self._worker_id != self._store.workers.me:
-            self._worker_id = self._store.workers.me
-            self._registered.clear()
+        current = self._store.epoch, self._store.workers.me
+        if self._registered_in != current:
+            self._registered_in = current
+            for place in self._connections.keys() & self._registered.keys():
+                del self._registered[place]
         await self._update_all()
-        self._unreported += await self._store.members.remove_abandoned()
-        while self._unreported:
-            group, _, value = self._unreported[0]
-            entry = self._entry(group.removeprefix(_GROUP), "leave", _decode(value))
-            position = await self._store.log.append(entry.stream, entry.data, ttl=_TTL, max_entries=_MAX_CHANGES)
-            del self._unreported[0]
+        await self._remove_abandoned()
+        while self._departed:
+            position = await self._append(*self._departed[0], "leave")
+            del self._departed[0]
             await self._wait_for_delivery(position)
+        if self._clock() - self._renewed_at > _RECORD_TTL / 4:
+            for channel, number in {(channel, _number(client)) for channel, client in self._registered}:
+                async with self._locks[number]:
+                    await self._change(_name(channel, number), lambda record: "renew")
+            self._renewed_at = self._clock()
 
     async def leave_all(self) -> None:
         """Remove all clients of this worker when it shuts down."""
         self._connections.clear()
         await self._update_all()
-
-    def _entry(self, channel: str, event: str, member: Member) -> CoAppend:
-        """Return the log entry for a change. The `id` in its record is the journal position before the change."""
-        offset, data = str(self._journal.offset), encode_data(member.visible(full=False))
-        record = StoredEvent(PRESENCE + channel, data, event, offset, self._clock(), member.user)
-        return CoAppend(STREAM, pack(record), _TTL, _MAX_CHANGES)
 
     async def _update_all(self) -> None:
         for place in self._connections.keys() ^ self._registered.keys():
@@ -131,23 +171,160 @@ class Presence(Struct):
 
     async def update(self, place: Place) -> None:
         """Register a client if it's connected, and unregister it otherwise."""
-        channel, client_id = place
-        async with self._locks[hash(place) % _LOCK_COUNT]:
+        async with self._locks[_number(place[1])]:
             connections, registered = self._connections.get(place), self._registered.get(place)
             if connections and registered is None:
-                member = connections[0]
-                value, position = await self._store.members.join(
-                    _GROUP + channel, client_id, _encode(member), self._entry(channel, "join", member)
-                )
-                self._registered[place] = _decode(value)
+                position = await self._register(place, connections[0])
             elif registered is not None and not connections:
-                entry = self._entry(channel, "leave", registered)
-                position = await self._store.members.leave(_GROUP + channel, client_id, entry)
-                del self._registered[place]
+                position = await self._unregister(place, registered)
             else:
                 return
         if position is not None:
             await self._wait_for_delivery(position)
+
+    async def _register(self, place: Place, member: Member) -> Position | None:
+        """Register a client. If no other worker has, announce its arrival and return the position of that event."""
+        (channel, client), me = place, self._store.workers.me
+
+        def add(record: Record) -> str:
+            nonlocal member
+            held = record.get(client)
+            if held is None:
+                record[client] = MemberRecord(_encode(member), [me], me)
+                return "announce"
+            member = _decode(held.value)
+            if me in held.workers:
+                return "announce" if held.announcer == me else ""
+            if not held.workers and self._is_announced(held):
+                return "wait"
+            held.workers.append(me)
+            if self._is_gone(held.announcer):
+                held.announcer = ""
+            return "silent"
+
+        outcome = await self._change(_name(channel, _number(client)), add)
+        position = await self._announce(place, member, "join") if outcome == "announce" else None
+        self._registered[place] = member
+        return position
+
+    async def _unregister(self, place: Place, member: Member) -> Position | None:
+        """Unregister a client. If no other worker has it, announce its departure and return the event's position."""
+        (channel, client), me = place, self._store.workers.me
+
+        def remove(record: Record) -> str:
+            held = record.get(client)
+            if held is None or (me not in held.workers and (held.workers or held.announcer != me)):
+                return ""
+            others = [each for each in held.workers if each != me]
+            if any(not self._is_gone(each) for each in others):
+                held.workers = others
+                if held.announcer == me:
+                    held.announcer = ""
+                return "silent"
+            if held.announcer != me and self._is_announced(held):
+                return "wait"
+            held.workers, held.announcer = [], me
+            return "announce"
+
+        await self._store.workers.read()
+        outcome = await self._change(_name(channel, _number(client)), remove)
+        position = await self._announce(place, member, "leave") if outcome == "announce" else None
+        del self._registered[place]
+        return position
+
+    async def _announce(self, place: Place, member: Member, event: str) -> Position:
+        (channel, client), me = place, self._store.workers.me
+        position = await self._append(channel, member, event)
+
+        def finish(record: Record) -> str:
+            held = record.get(client)
+            if held is None or held.announcer != me:
+                return ""
+            held.announcer = ""
+            if not held.workers:
+                del record[client]
+            return "announced"
+
+        await self._change(_name(channel, _number(client)), finish)
+        return position
+
+    async def _append(self, channel: str, member: Member, event: str) -> Position:
+        """Append an event, whose `id` is the journal position before it."""
+        offset, data = str(self._journal.offset), encode_data(member.visible(full=False))
+        record = StoredEvent(PRESENCE + channel, data, event, offset, self._clock(), member.user)
+        return await self._store.log.append(STREAM, pack(record), ttl=_TTL, max_entries=_MAX_CHANGES)
+
+    async def _remove_abandoned(self) -> None:
+        """Remove the clients that only dead workers have registered. Only one worker gets each as departed."""
+        kv = self._store.kv
+        unswept = set((await self._store.workers.read()).unswept)
+        claim = Claim(kv, _SWEEP, _SWEEP_SECONDS)
+        if not unswept or not await claim.take():
+            return
+        keys = await kv.keys(_PREFIX)
+        for start in range(0, len(keys), _PAGE):
+            page = keys[start : start + _PAGE]
+            for key, raw in zip(page, await kv.get_many(page), strict=True):
+                if raw is not None and any(
+                    unswept & {*held.workers, held.announcer} for held in _decode_record(raw).values()
+                ):
+                    await self._sweep(key)
+
+        def remove_swept(table: WorkerTable) -> bool:
+            table.unswept = [worker for worker in table.unswept if worker not in unswept]
+            return True
+
+        await update_worker_table(kv, remove_swept)
+        await claim.leave()
+
+    async def _sweep(self, key: str) -> None:
+        """Remove dead workers from a record, and the clients that no worker has."""
+        (channel, _, number), found = key.removeprefix(_PREFIX).rpartition(":"), list[tuple[str, Member]]()
+
+        def remove(record: Record) -> str:
+            found.clear()
+            for client, held in list(record.items()):
+                held.workers = [each for each in held.workers if not self._is_gone(each)]
+                if self._is_gone(held.announcer):
+                    held.announcer = ""
+                if not held.workers and not held.announcer:
+                    found.append((channel, _decode(held.value)))
+                    del record[client]
+            return "swept"
+
+        async with self._locks[int(number, 16)]:
+            await self._change(key, remove)
+        self._departed += found
+
+    async def _change(self, key: str, edit: Callable[[Record], str]) -> str:
+        """Save a record unless `edit` returns an empty string. Return its result. If that's "wait", retry first."""
+        kv, outcome = self._store.kv, ""
+        for attempt in count():
+            raw = await read_again(kv, key, attempt)
+            record: Record = {} if raw is None else _decode_record(raw)
+            outcome = edit(record)
+            if outcome == "wait":
+                await self._store.workers.read()
+            elif not outcome or await kv.compare_and_set(key, raw, _encode(record) if record else None, _RECORD_TTL):
+                break
+        return outcome
+
+    def _is_gone(self, worker: str) -> bool:
+        return worker in self._store.workers.dead
+
+    def _is_announced(self, held: MemberRecord) -> bool:
+        """Return whether another worker is announcing a change to a client."""
+        return bool(held.announcer) and not self._is_gone(held.announcer)
+
+
+def _number(client: str) -> int:
+    """Return the number of a client's record."""
+    return crc32(client.encode()) % RECORDS
+
+
+def _name(channel: str, number: int) -> str:
+    """Return the key of a record."""
+    return f"{_PREFIX}{channel}:{number:x}"
 
 
 STREAM = "presence:events"
