@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
@@ -9,7 +10,6 @@ from guard_peer import Start, echo, expect_refusal, make_blocking_handler, run_g
 from http_messages import HttpRequest, Response
 from http_peer import HEAD, STREAM_HEAD, WAIT, Endpoints, HostPolicy, HttpLimits, Peer, request, serve
 from millstream import Settings
-from millstream._http.websocket import DirectSocket
 
 PATHS = pytest.mark.parametrize("path", ["/echo", "/exact"])
 """A hot endpoint, and one that the fast head reader does not find: the limits are the same."""
@@ -213,7 +213,7 @@ async def test_rejected_peers_that_stay_are_dropped(start: Start, monkeypatch: p
 
 
 async def test_websockets_count_as_connections(start: Start) -> None:
-    async def app(socket: DirectSocket) -> None:
+    async def app(socket: Any) -> None:
         async def reading() -> None:
             while isinstance(message := await socket.receive(), str):
                 socket.answer(message.encode())
