@@ -85,14 +85,15 @@ class ConfigValue(Struct, frozen=True):
 
     path: Path
     line: Callable[[KeyPath], int]
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] | None
+    """Variables for ``${NAME}``, or None for a value without variables."""
     value: Any
-    original: Any
-    """The value as written in the file. In errors, variables aren't expanded, because they may be secrets."""
+    """The value as written in the file. Errors show it like this, because variables may be secrets."""
     where: KeyPath = ()
 
-    def quote(self, value: object) -> str:
-        """Return text that shows a wrong value in an error, without secrets."""
+    def quote(self) -> str:
+        """Return text that shows a wrong value, or the wrong part of it, in an error, without secrets."""
+        value = _find_culprit(self.value)
         if any(is_secret(each.replace("keys", "key")) for each in self.where):
             return f"another type ({type(value).__name__})"
         return f"{value!r:.60}"
@@ -104,8 +105,7 @@ class ConfigValue(Struct, frozen=True):
 
     def member(self, name: str) -> "ConfigValue":
         """Return a member of a table. Its value is None if it's missing."""
-        value, original = (members(each).get(name) for each in (self.value, self.original))
-        return structs.replace(self, value=value, original=original, where=(*self.where, name))
+        return structs.replace(self, value=members(self.value).get(name), where=(*self.where, name))
 
     def table(self) -> "dict[str, ConfigValue]":
         """Return the members of a table.
@@ -114,7 +114,7 @@ class ConfigValue(Struct, frozen=True):
             ConfigError: The value isn't a table.
         """
         if not is_object(self.value):
-            raise self.error(f"it must be a table of options, not {self.quote(self.original)}.")
+            raise self.error(f"it must be a table of options, not {self.quote()}.")
         return {name: self.member(name) for name in self.value}
 
     def options(self, known: Mapping[str, FieldInfo]) -> "dict[str, ConfigValue]":
@@ -141,7 +141,7 @@ class ConfigValue(Struct, frozen=True):
         return table
 
     def read(self, known: Mapping[str, FieldInfo], **loaders: "Callable[[ConfigValue], Any]") -> dict[str, Any]:
-        """Return the options of a table by the names of their fields, with their variables expanded.
+        """Return the options of a table by the names of their fields.
 
         Args:
             known: The options.
@@ -151,32 +151,28 @@ class ConfigValue(Struct, frozen=True):
             ConfigError: The table is invalid.
         """
         return {
-            known[key].name: loaders[key](each) if key in loaders else each.expand().convert(known[key].type)
+            known[key].name: loaders[key](each) if key in loaders else each.convert(known[key].type)
             for key, each in self.options(known).items()
         }
 
-    def expand(self) -> "ConfigValue":
-        """Replace ``${NAME}`` in all strings of the value with environment variables.
-
-        See `expand_variables`.
+    def expand(self) -> Any:
+        """Return the value with environment variables in place of ``${NAME}``. See `expand_variables`.
 
         Raises:
             ConfigError: A variable isn't set.
         """
         value = self.value
-        if isinstance(value, str):
+        if isinstance(value, str) and self.environ is not None:
             try:
-                value = expand_variables(value, self.environ, self.path.parent)
+                return expand_variables(value, self.environ, self.path.parent)
             except ValueError as exc:
                 raise self.error(str(exc)) from None
-        elif is_array(value):
-            value = [structs.replace(self, value=each).expand().value for each in value]
-        elif is_object(value):
-            value = {name: self.member(name).expand().value for name in value}
-        return structs.replace(self, value=value)
+        if is_array(value):
+            return [structs.replace(self, value=each).expand() for each in value]
+        return {name: each.expand() for name, each in self.table().items()} if is_object(value) else value
 
     def convert(self, kind: Any) -> Any:
-        """Return the value converted to a type.
+        """Return the value converted to a type, with its variables expanded.
 
         Raises:
             ConfigError: It has the wrong type.
@@ -187,12 +183,12 @@ class ConfigValue(Struct, frozen=True):
                 return {name: each.load(found[0]) for name, each in self.table().items()}
             return self.load(found[0])
         try:
-            converted = msgspec.convert(self.value, kind)
+            converted = msgspec.convert(self.expand(), kind)
             if self.where[-1].startswith("redact_"):
                 with suppress(MissingExtra):  # reported when the gateway starts
                     Redactor(converted)
         except msgspec.ValidationError:
-            raise self.error(f"it must be {_describe(kind)}, not {self.quote(_find_culprit(self.original))}.") from None
+            raise self.error(f"it must be {_describe(kind)}, not {self.quote()}.") from None
         except ValueError as exc:
             raise self.error(str(exc)) from None
         return converted
@@ -204,9 +200,8 @@ class ConfigValue(Struct, frozen=True):
             ConfigError: The table is invalid.
         """
         known = options_of(kind)
-        table = self.options(known)
-        values = {known[key].name: each.convert(known[key].type) for key, each in table.items()}
-        missing = [name for name, each in known.items() if each.required and name not in table]
+        values = self.read(known)
+        missing = [name for name, each in known.items() if each.required and each.name not in values]
         if missing:
             raise self.error(f"{missing[0]} is required.")
         try:
@@ -253,7 +248,7 @@ def _json_source(path: Path, text: str, environ: Mapping[str, str]) -> ConfigVal
             node = node.members.get(name, node)
         return text.count("\n", 0, node.name_start) + 1
 
-    return ConfigValue(path, line, environ, root.value, root.value)
+    return ConfigValue(path, line, environ, root.value)
 
 
 def _toml_line(text: str, values: Any, where: KeyPath) -> int:
@@ -341,13 +336,13 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
         if path.suffix in (".yaml", ".yml"):
             hint = "A gateway doesn't read YAML. List the servers in a JSON file, under mcpServers."
         raise ConfigError(f"{path} isn't valid TOML: {exc}. {hint}") from exc
-    root = ConfigValue(path, partial(_toml_line, text, written), environ, written, written)
+    root = ConfigValue(path, partial(_toml_line, text, written), environ, written)
     if written.keys() & {"mcp_servers", "mcpServers"} and "upstreams" not in written:
         return _load_servers(root)
     values = root.read(
         options_of(GatewayConfig),
         settings=lambda each: each.read(options_of(Settings)),
-        policy=lambda each: each.load(UpstreamPolicy),
+        policy=_load_policy,
         auth=_load_auth,
         upstreams=ConfigValue.table,
     )
@@ -358,9 +353,7 @@ def _load_gateway(path: Path, text: str, environ: Mapping[str, str]) -> GatewayC
 
 
 def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None) -> UpstreamConfig | None:
-    values = entry.read(
-        upstream_options(), policy=lambda each: each.load(UpstreamPolicy), auth=_load_credentials, command=_load_command
-    )
+    values = entry.read(upstream_options(), policy=_load_policy, auth=_load_credentials, command=_load_command)
     if values.pop("disabled", False):
         return None
     policy: UpstreamPolicy = values.pop("policy", None) or UpstreamPolicy()
@@ -370,6 +363,11 @@ def _load_upstream(name: str, entry: ConfigValue, shared: UpstreamPolicy | None)
         policy = structs.replace(policy, shared=shared)
     target = _pop_target(entry, values)
     return UpstreamConfig(**values, name=name, target=target, policy=policy if policy != UpstreamPolicy() else None)
+
+
+def _load_policy(value: ConfigValue) -> Any:
+    """Return a policy, whose regular expressions may contain dollar signs."""
+    return structs.replace(value, environ=None).load(UpstreamPolicy)
 
 
 def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> Any:
@@ -382,7 +380,7 @@ def _pop_target(entry: ConfigValue, values: dict[str, Any]) -> Any:
     if args and not command:
         raise entry.member("args").error(f"args requires a command, but this upstream has {present[0]}.")
     if api:
-        values["openapi"] = _load_openapi(structs.replace(entry.member("openapi"), value=api))
+        values["openapi"] = _load_openapi(entry.member("openapi"))
         return None
     if url:
         _check_url(entry.member("url"), url)
@@ -405,7 +403,7 @@ def _check_url(written: ConfigValue, url: str) -> None:
 def _load_command(command: ConfigValue) -> Any:
     """Return a command. Its variables are expanded after splitting it, so that no value becomes several words."""
     if not isinstance(command.value, str):
-        return command.expand().convert(str | tuple[str, ...])
+        return command.convert(str | tuple[str, ...])
     hidden = VARIABLE.sub(lambda found: f"\0{found[0].encode().hex()}\0", command.value)
     if hidden == command.value:
         return hidden
@@ -414,7 +412,7 @@ def _load_command(command: ConfigValue) -> Any:
     except ValueError as exc:
         raise command.error(f"the command can't be parsed: {exc}.") from exc
     words = [re.sub("\0([0-9a-f]+)\0", lambda found: bytes.fromhex(found[1]).decode(), each) for each in words]
-    expanded: list[str] = structs.replace(command, value=words).expand().value
+    expanded: list[str] = structs.replace(command, value=words).expand()
     return expanded[0] if len(expanded) == 1 and len(expanded[0].split()) <= 1 else expanded
 
 
@@ -431,8 +429,8 @@ def _load_credentials(value: ConfigValue) -> Any:
     kinds = {each.__struct_config__.tag: each for each in get_args(Credentials)}
     if isinstance(value.value, str):
         example = '{ kind = "bearer", env = "TOKEN" }'
-        raise value.error(f"it must be a table such as {example}, not {value.quote(value.original)}.")
-    rest = {key: each.value for key, each in value.expand().table().items()}
+        raise value.error(f"it must be a table such as {example}, not {value.quote()}.")
+    rest = {key: each.value for key, each in value.table().items()}
     name = str(rest.pop("kind", ""))
     if name not in kinds:
         what = f"{name!r} isn't a kind of credentials" if name else "it's missing"
@@ -474,7 +472,7 @@ def _load_auth(value: ConfigValue) -> tuple[Any, ...]:
     Raises:
         ConfigError: An option is unknown or has an invalid value.
     """
-    table = value.expand().table()
+    table = value.table()
     for name, each in table.items():
         if name not in _AUTH_METHODS:
             raise each.error(f"unknown option; {suggest(name, _AUTH_METHODS)} {_SIGN_IN_GUIDE}")
@@ -499,10 +497,7 @@ def _tables(value: ConfigValue) -> list[ConfigValue]:
     """Return the tables of an option that is one table or a list of them."""
     if not is_array(value.value):
         return [value]
-    return [
-        structs.replace(value, value=each, original=written)
-        for each, written in zip(value.value, value.original, strict=True)
-    ]
+    return [structs.replace(value, value=each) for each in value.value]
 
 
 def _call_auth(value: ConfigValue, name: str, *, done: Mapping[str, Any] = {}, ignored: tuple[str, ...] = ()) -> Any:
@@ -552,8 +547,8 @@ def _file_type(kind: Any) -> Any:
 
 def _file_path(value: ConfigValue) -> str:
     if not isinstance(value.value, str):
-        raise value.error(f"it must be the path of a file, not {value.quote(value.original)}.")
-    return str(value.path.resolve().parent / value.value)
+        raise value.error(f"it must be the path of a file, not {value.quote()}.")
+    return str(value.path.resolve().parent / value.expand())
 
 
 # mcpServers
@@ -613,7 +608,7 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
         value["headers"] = {name: f"${{{each}}}", **members(value.get("headers"))}
     if token := entry.member("bearer_token_env_var").convert(str | None):
         value["headers"] = {"Authorization": f"Bearer ${{{token}}}", **members(value.get("headers"))}
-    return structs.replace(entry, value=value, original=value)
+    return structs.replace(entry, value=value)
 
 
 def _normalize_terminal_values(entry: ConfigValue, value: dict[str, Any], *, has_commands: bool) -> None:
@@ -640,7 +635,7 @@ def _load_server(entry: ConfigValue, unknown: Sequence[str], **options: Any) -> 
     """
 
     def read(name: str, kind: Any) -> Any:
-        return entry.member(name).expand().convert(kind)
+        return entry.member(name).convert(kind)
 
     url_name = next((name for name in _URLS if entry.value.get(name)), "")
     command = read("command", str | _Texts)
