@@ -41,21 +41,6 @@ def message_maker() -> Callable[[bytes], Any]:
     return lambda data: session_message(parse(decode_object(data)))
 
 
-def read_message(message: Any) -> tuple[Envelope, int]:
-    """Return a message that a server sent, and the id of the request that it belongs to, or 0 if unknown."""
-    content = message.message
-    content = getattr(content, "root", content)
-    request_id = getattr(content, "id", None)
-    method: str | None = getattr(content, "method", None)
-    if method is not None:
-        related: object = getattr(message.metadata, "related_request_id", None)
-        envelope = Envelope(request_id, method, b"" if content.params is None else encode_members(content.params))
-        return envelope, related if isinstance(related, int) else 0
-    if hasattr(content, "result"):
-        return Envelope(request_id, "", b"", encode_members(content.result)), 0
-    return Envelope(request_id, "", b"", error=encode_error(content.error)), 0
-
-
 def encode_members(value: Any) -> bytes:
     """Encode an object of the SDK as JSON."""
     try:
@@ -354,7 +339,9 @@ class ProgramTransport(DuplexTransport):
 
     def _deliver(self, message: Any) -> bool:
         if self.fault is None:
-            self.deliver(*read_message(message))
+            related: object = getattr(message.metadata, "related_request_id", None)
+            text: str = message.message.model_dump_json(by_alias=True, exclude_none=True)  # as on the SDK's stdio
+            self.receive(text.encode(), related if isinstance(related, int) else 0)
         return self.fault is None
 
     @override
