@@ -1,5 +1,6 @@
 """The state behind `Client`: handlers, requests, cache, and shutdown."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +22,7 @@ from millstream._protocol.notifications import (
     ToolDescription,
 )
 from millstream._protocol.revisions import BY_DATE
+from millstream._tasks import cancel_all
 from millstream._version import __version__
 from millstream.client._errors import ClientError, NotSupported, ServerError, TargetError
 from millstream.client._questions import QuestionHandler
@@ -35,7 +37,7 @@ from millstream.client._results import Cache, PaginatedList, read
 from millstream.client._server_messages import Change, Notification, OnChange, OnLog, OnProgress, ServerMessages
 from millstream.client._targets import Target, find_server
 from millstream.client._transports import Options, Transport
-from millstream.client._watches import Changes, WatchingRequests
+from millstream.client._watches import Changes, Watch, WatchingRequests
 
 T = TypeVar("T")
 L = TypeVar("L", bound=PaginatedResult)
@@ -105,22 +107,26 @@ class Conversation:
         self._tool_headers = ToolHeaders()
         self._cache = Cache(options.max_bytes)
         self._incoming.watchers.add(self._cache.invalidate)
+        self._watch_task: asyncio.Task[None] | None = None
+        """Keeps the connection open for `on_change`."""
 
     async def start(self) -> None:
         """Connect and negotiate, even after `close`."""
         self._incoming.background.reopen()
         self._cache.invalidate(Change("again"), None)  # the server may have changed in the meantime
         try:
-            await self.requests.start()
+            await self.requests.restore(await self.requests.connect(first=True), None)
         except BaseException:
             await self.close()
             raise
+        if self._incoming.on_change is not None:
+            self._watch_task = asyncio.create_task(Watch(_requests=self.requests).run())
 
     async def close(self) -> None:
         """Close the session, the connections, the process, and every task."""
         try:
             await self._incoming.background.settle(0)
-            await self.requests.stop_watching()
+            await cancel_all(self._watch_task)
         finally:  # even if `close` is canceled, to leave no process behind
             try:
                 await self.requests.close()

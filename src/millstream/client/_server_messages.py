@@ -167,8 +167,8 @@ class ServerMessages(Struct, eq=False):
     acknowledgments: dict[int, Callable[[bool], object]] = {}
     """Callbacks for acknowledgments of subscriptions, by id. The argument is whether the server accepted any change."""
     subscribed: asyncio.Event = field(default_factory=asyncio.Event)
-    interruption_callback: Callable[[Transport, ClientError | None], None] | None = None
-    """Callback for interruptions."""
+    interruption_callbacks: set[Callable[[Transport, ClientError], None]] = set()
+    """Called when messages outside calls have stopped."""
     _queue: deque[Awaitable[None]] = field(default_factory=deque[Awaitable[None]])
     _worker: asyncio.Task[None] | None = None
     _answer_tasks: dict[Any, asyncio.Task[None]] = {}
@@ -202,8 +202,11 @@ class ServerMessages(Struct, eq=False):
 
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         """Report that messages outside calls have stopped, because of `fault`, or were missed if `fault` is None."""
-        if self.interruption_callback is not None:
-            self.interruption_callback(transport, fault)
+        if fault is None:
+            self.report_change(Change("again"))
+            return
+        for callback in tuple(self.interruption_callbacks):
+            callback(transport, fault)
 
     async def wait_for_handlers(self) -> None:
         """Wait until the handlers have processed all messages received so far."""

@@ -58,8 +58,7 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
     _waiting: deque[T] = field(default_factory=deque[T])
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _task: asyncio.Task[None] | None = None
-    fault: ClientError | None = None
-    """Why it has ended."""
+    _fault: ClientError | None = None
     _agreed: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the server has confirmed the subscription."""
     _failures: int = 0
@@ -70,15 +69,15 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
 
     async def __anext__(self) -> T:
         while not self._waiting:
-            if self.fault is not None:
-                raise self.fault
+            if self._fault is not None:
+                raise self._fault
             self._changed.clear()
             await self._changed.wait()
         return self._waiting.popleft()
 
     def fail(self, fault: ClientError) -> None:
         """End the subscription with an error, when everything is read."""
-        self.fault = self.fault or fault
+        self._fault = self._fault or fault
         self._changed.set()
 
     def _append(self, item: T) -> None:
@@ -95,14 +94,14 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
             raise RequestTimeout(
                 f"The server didn't confirm the subscription within {_CONFIRM_TIMEOUT:g} seconds."
             ) from exc
-        if self.fault is not None:
-            raise self.fault
+        if self._fault is not None:
+            raise self._fault
 
     async def _keep_open(self) -> None:
         """Reopen the subscription with backoff. End it if the first attempt fails, or on a permanent error."""
         now = asyncio.get_running_loop().time
         try:
-            while self.fault is None:
+            while self._fault is None:
                 began = now()
                 try:
                     await self._listen()
@@ -130,24 +129,53 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
 class Watch(ClientSubscription[Change], eq=False, kw_only=True):
     """Keeps a connection of the handshake era open."""
 
-    _requests: "WatchingRequests"
-    interrupted: asyncio.Event = field(default_factory=asyncio.Event)
+    _requests: Requests
+    _interrupted: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when the handshake-era connection was lost, or the watch has failed."""
+
+    async def run(self) -> None:
+        """Reopen lost connections until one is permanently rejected."""
+        self._begin()
+        try:
+            await self._keep_open()
+        finally:
+            self._end()
+        _logger.warning("The subscription to changes on the server ended. %s", self._fault)
+
+    def _begin(self) -> None:
+        incoming = self._requests.incoming
+        incoming.interruption_callbacks.add(self._on_interruption)
+        incoming.subscribed.set()
+
+    def _end(self) -> None:
+        incoming = self._requests.incoming
+        incoming.interruption_callbacks.discard(self._on_interruption)
+        if not incoming.interruption_callbacks:
+            incoming.subscribed.clear()
+
+    def _on_interruption(self, transport: Transport, fault: ClientError) -> None:
+        last = self._requests.last
+        if last is None or last.transport is not transport:
+            return  # never opened
+        if not isinstance(fault, ConnectionLost):
+            self.fail(fault)
+        elif last.revision.handshake:
+            self._interrupted.set()
 
     @override
     def fail(self, fault: ClientError) -> None:
         """End the watch with an error, when everything is read."""
         super().fail(fault)
-        self._requests.discard(self)
-        self.interrupted.set()
+        self._end()
+        self._interrupted.set()
 
     @override
     async def _listen(self) -> NoReturn:
         connection = await self._requests.connect()
-        self.interrupted.clear()
+        self._interrupted.clear()
         await self._subscribe(connection)
         self._agreed.set()
-        await self.interrupted.wait()
+        await self._interrupted.wait()
         raise ConnectionLost("The connection was lost.")
 
     async def _subscribe(self, connection: Connection) -> None:
@@ -174,7 +202,7 @@ class Changes(Watch, eq=False):
             ClientError: The server rejected the request.
         """
         self._requests.incoming.watchers.add(self._on_change)
-        self._requests.add(self)
+        self._begin()
         try:
             await self._start()
         except BaseException:
@@ -184,7 +212,7 @@ class Changes(Watch, eq=False):
 
     async def __aexit__(self, *exc: object) -> None:
         self._requests.incoming.watchers.discard(self._on_change)
-        self._requests.discard(self)
+        self._end()
         await cancel_all(self._task)
         connection = self._requests.connection
         if connection is not None and connection.revision.handshake and not connection.transport.lost:
@@ -249,52 +277,11 @@ class Changes(Watch, eq=False):
 class WatchingRequests(Requests, eq=False, kw_only=True):
     """Sends requests: ``await conversation.requests.ask(RawRequest(method="ping"))``.
 
-    New connections get the session's log level. Watchers, and an `on_change` callback, keep a connection of the
-    handshake era open.
+    New connections get the session's log level, and the watchers of a lost one are notified.
     """
 
     log_level: str
     """Minimum severity of log messages. Empty leaves it to the server."""
-    _watchers: set[Watch] = field(default_factory=set[Watch])
-    _task: asyncio.Task[None] | None = None
-    """Keeps the connection open for `on_change`."""
-
-    def __post_init__(self) -> None:
-        self.incoming.interruption_callback = self._on_interruption
-
-    def add(self, watch: Watch) -> None:
-        """Start interrupting a watch when the connection is lost.
-
-        Args:
-            watch: The watch.
-        """
-        self._watchers.add(watch)
-        self.incoming.subscribed.set()
-
-    def discard(self, watch: Watch) -> None:
-        """Stop interrupting a watch.
-
-        Args:
-            watch: The watch.
-        """
-        self._watchers.discard(watch)
-        if not self._watchers:
-            self.incoming.subscribed.clear()
-
-    async def start(self) -> None:
-        """Connect, and keep the connection open if there's an `on_change` callback."""
-        await self.restore(await self.connect(first=True), None)
-        if self.incoming.on_change is not None:
-            self._task = asyncio.create_task(self._keep_open())
-
-    async def _keep_open(self) -> None:
-        watch = Watch(_requests=self)
-        self.add(watch)
-        try:
-            await watch._keep_open()  # pyright: ignore[reportPrivateUsage]
-        finally:
-            self.discard(watch)
-        _logger.warning("The subscription to changes on the server ended. %s", watch.fault)
 
     @override
     async def restore(self, connection: Connection, before: Connection | None) -> None:
@@ -304,23 +291,6 @@ class WatchingRequests(Requests, eq=False, kw_only=True):
         if connection.revision.handshake and self.log_level and "logging" in connection.capabilities:
             ask = RawRequest(method="logging/setLevel", params=encode({"level": self.log_level}))
             await self.send(connection, ask)
-
-    async def stop_watching(self) -> None:
-        """Stop keeping the connection open."""
-        await cancel_all(self._task)
-
-    def _on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
-        last = self.last
-        if last is None or last.transport is not transport:
-            return  # never opened
-        if fault is None:
-            self.incoming.report_change(Change("again"))
-            return
-        for watch in tuple(self._watchers):
-            if not isinstance(fault, ConnectionLost):
-                watch.fail(fault)
-            elif last.revision.handshake:
-                watch.interrupted.set()
 
 
 def is_temporary(fault: ClientError) -> bool:
