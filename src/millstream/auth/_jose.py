@@ -7,7 +7,7 @@ contains or references (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
 import logging
 import re
 from base64 import urlsafe_b64decode
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from math import inf
 from time import monotonic
@@ -106,7 +106,7 @@ def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
         or not (rules.id_tokens or _is_access(claims))
         # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.
         or claims.get("cnf") is not None
-        or not all(_is_past(claims.get(name), now) for name in ("nbf", "iat"))
+        or not all(is_past(claims.get(name), now) for name in ("nbf", "iat"))
     ):
         return None
     left = cast("float", expires) + LEEWAY - now
@@ -177,7 +177,8 @@ def is_time(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e15
 
 
-def _is_past(value: Any, now: float) -> bool:
+def is_past(value: Any, now: float) -> bool:
+    """Return whether a time has come, or is missing."""
     return value is None or (is_time(value) and value <= now + LEEWAY)
 
 
@@ -277,35 +278,30 @@ def verify(token: str, key: PublicKey, algorithm: str) -> Json:
         raise InvalidToken("The signature is invalid.") from exc
 
 
-def verify_any(token: str, keys: Iterable[PublicKey], algorithm: str) -> Json | None:
-    """Return the claims of a token that one of the keys has signed, else None."""
-    for key in keys:
-        with suppress(InvalidToken):
-            return verify(token, key, algorithm)
-    return None
-
-
 async def read_claims(
     token: str,
     find: Callable[[str | None, str], Awaitable[list[PublicKey]]],
     algorithms: Collection[str],
-    types: Collection[str],
-) -> Json | None:
-    """Return the claims of a token that one of an issuer's keys has signed, else None.
+    types: Sequence[str],
+) -> Json:
+    """Return the claims of a token that one of an issuer's keys has signed.
 
     Args:
         token: The token.
         find: Returns the keys that may have made a signature.
         algorithms: Accepted algorithms.
-        types: Accepted types, in lower case.
+        types: Accepted types, in lower case, the usual one first.
+
+    Raises:
+        InvalidToken: It isn't such a token.
     """
-    try:
-        header = read_header(token)
-    except InvalidToken:
-        return None
+    header = read_header(token)
     if header.alg not in algorithms or header.typ not in types:
-        return None
-    return verify_any(token, await find(header.kid, header.alg), header.alg)
+        raise InvalidToken(f"It must be a signed JWT of the type {types[0]}.")
+    for key in await find(header.kid, header.alg):
+        with suppress(InvalidToken):
+            return verify(token, key, header.alg)
+    raise InvalidToken("The signature is invalid.")
 
 
 def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:

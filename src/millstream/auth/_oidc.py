@@ -70,7 +70,7 @@ def text(value: object) -> str:
     return value if isinstance(value, str) and len(value) <= _MAX_TEXT else ""
 
 
-_TYPES = frozenset(("jwt", ""))
+_TYPES = ("jwt", "")
 
 
 class _FlowState(Confidential, Struct, frozen=True):

@@ -6,7 +6,7 @@ configured. They may be on a private network.
 """
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from math import inf
 from time import monotonic
@@ -29,6 +29,7 @@ from millstream.auth._jose import (
     TENANT,
     FetchedKeys,
     FixedKeys,
+    InvalidToken,
     PublicKey,
     TokenRules,
     judge,
@@ -151,7 +152,7 @@ async def ask_issuer(url: str) -> FetchedDocument:
 
 _ANY_TENANT = "organizations"
 """Placeholder of the tenant in an Entra ID issuer's URL."""
-TYPES = frozenset(("at+jwt", "jwt", ""))
+TYPES = ("at+jwt", "jwt", "")
 """RFC 9068 requires ``at+jwt``. Most issuers send ``jwt`` or nothing."""
 
 
@@ -191,7 +192,7 @@ class TokenMethod(IssuerMethod):
         *,
         algorithms: Collection[str],
         scopes: Collection[str] = (),
-        types: Collection[str] = TYPES,
+        types: Sequence[str] = TYPES,
         clock: Clock = time.time,
     ) -> None:
         super().__init__(rules, scopes, clock)
@@ -202,8 +203,11 @@ class TokenMethod(IssuerMethod):
     @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a token."""
-        claims = await read_claims(credential, partial(self._find, credential), self._algorithms, self._types)
-        return None if claims is None else judge(claims, self._rules, self._clock())
+        try:
+            claims = await read_claims(credential, partial(self._find, credential), self._algorithms, self._types)
+        except InvalidToken:
+            return None
+        return judge(claims, self._rules, self._clock())
 
     async def _find(self, credential: str, kid: str | None, algorithm: str) -> list[PublicKey]:
         found = await self._keys.find(kid, algorithm)

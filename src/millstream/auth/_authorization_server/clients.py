@@ -53,16 +53,15 @@ from millstream.auth._jose import (
     LEEWAY,
     Claims,
     FetchedKeys,
-    Header,
     InvalidToken,
     PublicKey,
+    is_past,
     is_time,
     public_set,
-    read_header,
+    read_claims,
     read_keys,
     read_payload,
     select_keys,
-    verify_any,
 )
 from millstream.auth._method import KeyedSemaphore, Unavailable
 from millstream.auth._tokens import issuer_keys
@@ -187,10 +186,11 @@ _LOOKUPS = Rate(60, 60)
 
 
 ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
-_TYPES = frozenset(("", "jwt", "client-authentication+jwt"))
+_TYPES = ("client-authentication+jwt", "jwt", "")
 """Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
 _MAX_ASSERTION_SECONDS = 600.0
-"""Maximum lifetime of an assertion in seconds."""
+"""Maximum remaining lifetime of an assertion or grant in seconds."""
+_NO_PERIOD = "has no validity period."
 _FAILURES = Rate(30, 60)
 _MAX_CONCURRENT_CHECKS = 8
 """Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
@@ -200,8 +200,6 @@ _MAX_KEYS = 256
 _BASIC = b'www-authenticate: Basic realm="token", charset="UTF-8"\r\n'
 """Challenge for a client that used this header to authenticate (RFC 6749 §5.2)."""
 _GRANT_TYPE = "oauth-id-jag+jwt"
-_MAX_GRANT_SECONDS = 600.0
-"""Maximum lifetime of a grant in seconds."""
 _MAX_TEXT = 255
 
 
@@ -451,48 +449,37 @@ class Clients:
             raise OAuthError("invalid_request", f"client_assertion_type must be {ASSERTION}.")
         assertion = form.get("client_assertion")
         try:
-            header = read_header(assertion)
             subject = read_payload(assertion).get("sub")
+            claimed = subject if isinstance(subject, str) else ""
+            client = await self._find_known(request, form.get("client_id") or claimed)
+            if client.method != "private_key_jwt" or client.id != claimed:
+                raise _invalid_client("The assertion isn't from this client.")
+            address = peer_network(request.peer)
+            if client.source != "given" and (wait := self._proofs.take(address)) > 0:
+                raise _slow("Too many assertions from your address.", self._proofs.header_lines(address, wait))
+            claims = await read_claims(assertion, partial(self._find_keys, request, client), ASYMMETRIC, _TYPES)
         except InvalidToken as exc:
-            raise _invalid_client(f"The assertion is malformed. {exc}") from None
-        if header.typ not in _TYPES:
-            raise _invalid_client("The assertion is a JWT of the wrong type.")
-        claimed = subject if isinstance(subject, str) else ""
-        client = await self._find_known(request, form.get("client_id") or claimed)
-        if client.method != "private_key_jwt" or client.id != claimed or header.alg not in ASYMMETRIC:
-            raise _invalid_client("The assertion isn't from this client.")
-        address = peer_network(request.peer)
-        if client.source != "given" and (wait := self._proofs.take(address)) > 0:
-            raise _slow("Too many assertions from your address.", self._proofs.header_lines(address, wait))
-        keys = await self._keys_of(request, client, header)
-        claims = verify_any(assertion, keys, header.alg)
-        if claims is None:
-            raise _invalid_client("The assertion's signature is invalid.")
-        await self._judge_assertion(claims, client)
+            raise _invalid_client(f"The assertion is invalid. {exc}") from None
+        if claims.get("iss") != client.id or _audience_of(claims) not in (self._config.url, self._config.base + TOKEN):
+            raise _invalid_client("The assertion's issuer or audience is wrong.")
+        if flaw := _flaw(claims, self._vault.clock()):
+            raise _invalid_client(f"The assertion {flaw}")
+        if not await self.spend("oauth-jti", claims):
+            raise _invalid_client("The assertion has already been used.")
         return client
 
-    async def _judge_assertion(self, claims: Json, client: OAuthClient) -> None:
-        now, until, jti = self._vault.clock(), claims.get("exp"), claims.get("jti")
-        if (
-            claims.get("iss") != client.id
-            or claims.get("sub") != client.id
-            or _audience_of(claims) not in (self._config.url, self._config.base + TOKEN)
-        ):
-            raise _invalid_client("The assertion's subject, issuer, or audience is wrong.")
-        if not is_time(until) or not now - LEEWAY < until < now + _MAX_ASSERTION_SECONDS + LEEWAY:
-            raise _invalid_client("The assertion has expired, or its lifetime exceeds ten minutes.")
-        begins = (claims.get("nbf"), claims.get("iat"))
-        if any(is_time(each) and each > now + LEEWAY for each in begins):
-            raise _invalid_client("The assertion isn't valid yet.")
-        if not isinstance(jti, str) or not jti:
-            raise _invalid_client("The assertion has no jti, so it could be replayed.")
-        # RFC 7523 §3: each jti counts once.
-        if not await self._vault.exchange(f"oauth-jti:{digest(f'{client.id} {jti}')}", None, b"1", until - now + 130):
-            raise _invalid_client("The assertion has already been used.")
+    async def spend(self, kind: str, claims: Claims) -> bool:
+        """Record the use of a checked assertion. Return False if it was already used (RFC 7523 §3)."""
+        once = digest(f"{claims['iss']} {claims['jti']}")
+        return await self._vault.exchange(
+            f"{kind}:{once}", None, b"1", claims["exp"] - self._vault.clock() + 2 * LEEWAY
+        )
 
-    async def _keys_of(self, request: HttpRequest, client: OAuthClient, header: Header) -> list[PublicKey]:
+    async def _find_keys(
+        self, request: HttpRequest, client: OAuthClient, kid: str | None, algorithm: str
+    ) -> list[PublicKey]:
         if client.keys is not None:
-            return select_keys(read_keys(client.keys), header.kid, header.alg)
+            return select_keys(read_keys(client.keys), kid, algorithm)
         known = self._keys[client.source]
         keys = known.get(client.keys_url)
         if keys is None:
@@ -500,7 +487,7 @@ class Clients:
                 raise Unavailable(TOO_MANY)
             keys = FetchedKeys(client.keys_url, partial(fetch, is_allowed=self._judges[client.source]))
             known.keep(client.keys_url, keys)
-        return await keys.find(header.kid, header.alg)
+        return await keys.find(kid, algorithm)
 
     # Grants from identity providers
 
@@ -521,17 +508,13 @@ class Clients:
             Unavailable: The provider's keys can't be fetched.
         """
         try:
-            header, issuer = read_header(assertion), read_payload(assertion).get("iss")
+            issuer = read_payload(assertion).get("iss")
+            keys = self.identity_keys.get(issuer) if isinstance(issuer, str) else None
+            if keys is None:
+                raise _invalid_grant("This server doesn't accept grants from this identity provider.")
+            claims = await read_claims(assertion, keys.find, ASYMMETRIC, (_GRANT_TYPE,))
         except InvalidToken as exc:
-            raise _invalid_grant(f"The grant is malformed. {exc}") from None
-        if header.typ != _GRANT_TYPE or header.alg not in ASYMMETRIC:
-            raise _invalid_grant(f"The grant must be a signed JWT of the type {_GRANT_TYPE}.")
-        keys = self.identity_keys.get(issuer) if isinstance(issuer, str) else None
-        if keys is None:
-            raise _invalid_grant("This server doesn't accept grants from this identity provider.")
-        claims = verify_any(assertion, await keys.find(header.kid, header.alg), header.alg)
-        if claims is None:
-            raise _invalid_grant("The grant's signature is invalid.")
+            raise _invalid_grant(f"The grant is invalid. {exc}") from None
         self._check_grant(claims, client)
         scope, resource = claims.get("scope", ""), claims.get("resource", [])
         name: Any = claims.get("name", claims.get("email"))
@@ -553,24 +536,14 @@ class Clients:
         )
         return asked, claims
 
-    async def spend_grant(self, claims: Claims) -> None:
-        """Mark a verified grant as used, with its claims from `read_grant`.
-
-        Raises:
-            OAuthError: The grant was already used.
-        """
-        once = "oauth-jag:" + digest(f"{claims['iss']} {claims['jti']}")
-        if not await self._vault.exchange(once, None, b"1", claims["exp"] - self._vault.clock() + 2 * LEEWAY):
-            raise _invalid_grant("The grant has already been used.")
-
     def _check_grant(self, claims: Claims, client: OAuthClient) -> None:
         if _audience_of(claims) != self._config.url:
             raise _invalid_grant("The grant is for another authorization server.")
         if claims.get("client_id") != client.id:
             raise _invalid_grant("The grant is for another client.")
-        _check_time(claims, self._vault.clock())
-        if not _is_text(claims.get("jti")):
-            raise _invalid_grant("The grant has no jti, so it could be replayed.")
+        flaw = _flaw(claims, self._vault.clock()) if "iat" in claims else _NO_PERIOD
+        if flaw:
+            raise _invalid_grant(f"The grant {flaw}")
         if not _is_text(claims.get("sub")):
             raise _invalid_grant("The grant has no subject.")
         if "tenant" in claims:
@@ -613,16 +586,18 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
     return name, secret
 
 
-def _check_time(claims: Claims, now: float) -> None:
-    begins, until = claims.get("iat"), claims.get("exp")
-    if not (is_time(begins) and is_time(until)):
-        raise _invalid_grant("The grant has no validity period.")
-    if not all(is_time(each) and each <= now + LEEWAY for each in (begins, claims.get("nbf", begins))):
-        raise _invalid_grant("The grant isn't valid yet.")
+def _flaw(claims: Claims, now: float) -> str:
+    """Return what's wrong with the validity period or the id of a single-use assertion, or an empty string."""
+    until = claims.get("exp")
+    if not is_time(until):
+        return _NO_PERIOD
+    if not all(is_past(claims.get(name), now) for name in ("iat", "nbf")):
+        return "isn't valid yet."
     if until <= now - LEEWAY:
-        raise _invalid_grant("The grant has expired.")
-    if until - begins > _MAX_GRANT_SECONDS:
-        raise _invalid_grant("The grant's lifetime exceeds ten minutes.")
+        return "has expired."
+    if until > now + LEEWAY + _MAX_ASSERTION_SECONDS:
+        return "has a lifetime that exceeds ten minutes."
+    return "" if _is_text(claims.get("jti")) else "has no jti, so it could be replayed."
 
 
 def _is_text(value: Any) -> bool:

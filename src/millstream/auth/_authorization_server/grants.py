@@ -49,6 +49,7 @@ from millstream.auth._authorization_server.records import (
 from millstream.auth._authorization_server.tickets import TOMBSTONE, Vault, read
 from millstream.auth._jose import (
     Claims,
+    InvalidToken,
     PublicKey,
     load_private_key,
     new_private_key,
@@ -377,8 +378,11 @@ class TokenEndpoints(Struct, frozen=True):
 
     async def claims(self, token: str) -> Json | None:
         """Return the claims of one of our access tokens, expired or not, or None for any other text."""
-        claims = await read_claims(token, self.signing.find, ("ES256",), ("at+jwt",))
-        return claims if claims is not None and claims.get("iss") == self.config.url else None
+        try:
+            claims = await read_claims(token, self.signing.find, ("ES256",), ("at+jwt",))
+        except InvalidToken:
+            return None
+        return claims if claims.get("iss") == self.config.url else None
 
     async def revoke(self, request: HttpRequest) -> Response:
         """Revoke a token and its grant. Also succeeds for unknown tokens."""
@@ -498,7 +502,8 @@ class TokenEndpoints(Struct, frozen=True):
         wanted = [each for each in said.scopes if each in there and (not asked or each in asked)]
         user = User(said.subject, said.name, self.config.identities[said.login].scopes, said.since)
         scopes = await self.config.grantable(user, client, tuple(dict.fromkeys((*self.config.scopes, *wanted))))
-        await self.clients.spend_grant(claims)
+        if not await self.clients.spend("oauth-jag", claims):
+            raise OAuthError("invalid_grant", "The identity provider's grant has already been used.")
         grant = replace(said, scopes=scopes, resources=granted)
         id = new_secret()[:22]
         await self.vault.put(_grant_key(id), grant, ACCESS_SECONDS * 2)
