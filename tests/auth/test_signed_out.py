@@ -1,4 +1,5 @@
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from auth_world import BOB, ROOT, STREAM, run_guarded
 from backend_stores import MemoryStore
 from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.records import digest
-from millstream.auth._sign_in import SignedOut, verdict_key
+from millstream.auth._sign_in import EVERYWHERE, SignedOut, verdict_key
 from patience import WAIT
 from store_parts import BACKINGS, Backing, backings
 
@@ -34,16 +35,16 @@ async def test_sign_out_applies_to_all_workers(kind: str) -> None:
     first, *others = [await backing.worker() for _ in range(2 if kind in ("local", "redis") else 1)]
     here = SignedOut(first, {verdict_key("jar"): "known"})
     there = [SignedOut(each, {verdict_key("jar"): "known", verdict_key("other"): "known"}) for each in others]
-    await here.add("jar", "https://id.example ada lovelace", 1000.5, 60)
+    await here.add(digest("jar"), "https://id.example ada lovelace", 1000.5, 60)
     for each in [here, *there]:
         async with asyncio.timeout(WAIT):
             while verdict_key("jar") in each._verdicts:  # noqa: ASYNC110  no notification
                 await asyncio.sleep(0)
         assert [ended(each), ended(each)] == [[("https://id.example ada lovelace", 1000.5)], []]
-        assert [await each.has("jar"), await each.has("other"), await each.has("")] == [True, False, False]
+        assert [await each.has(name, "", 1.0) for name in ("jar", "other", "")] == [True, False, False]
     assert all(verdict_key("other") in each._verdicts for each in there)
     late = SignedOut(first, {})
-    assert await late.has("jar")
+    assert await late.has("jar", "", 1.0)
     for each in [here, late, *there]:
         each.stop()
     await backing.close()
@@ -62,8 +63,8 @@ async def test_sign_outs_apply_locally_during_a_store_outage(
         for name in ("get", "put"):
             patch.setattr(type(store.kv), name, away)
         known = SignedOut(store, {})
-        await known.add("jar", "ada", 1.0, 60)
-        assert [await known.has("jar"), await known.has("other")] == [True, False]
+        await known.add(digest("jar"), "ada", 1.0, 60)
+        assert [await known.has("jar", "", 1.0), await known.has("other", "", 1.0)] == [True, False]
     assert "can't be notified: the store is away" in caplog.text
     await backing.close()
 
@@ -85,7 +86,7 @@ async def test_missed_sign_outs_restart_cookie_streams(
                    for jar in (copied, other)]  # fmt: skip
         assert [(await each.head())[0] for each in streams] == [200, 200]
         by_key = await open_stream(world, ROOT, "/events")
-        await world.runtime.store.kv.put(f"signed-out:{digest(copied.partition('=')[2])}", b"1", 60)
+        await world.runtime.store.kv.put(f"signed-out:{digest(copied.partition('=')[2])}", b"9e12", 60)
         told["signed-out"]()
         assert (await world.ask(None, "GET", "/docs", cookie=copied)).status == 401
         assert (await world.ask(None, "GET", "/docs", cookie=other)).status == 200
@@ -101,10 +102,10 @@ async def test_remembered_sign_outs_are_bounded(monkeypatch: pytest.MonkeyPatch)
     backing = BACKINGS["memory"]()
     known = SignedOut(await backing.worker(), {})
     for number in range(100):
-        await known.add(f"jar {number}", "ada", float(number), 60)
+        await known.add(digest(f"jar {number}"), "ada", float(number), 60)
         known.note_use("ada", float(number))
-    assert len(ended(known)) == len(known._digests) == len(known._in_use) == 10
-    assert all([await known.has(f"jar {number}") for number in range(100)])
+    assert len(ended(known)) == len(known._known) == len(known._in_use) == 10
+    assert all([await known.has(f"jar {number}", "", float(number)) for number in range(100)])
     await backing.close()
 
 
@@ -114,7 +115,7 @@ async def test_sign_outs_are_rate_limited_per_user() -> None:
         jars = [await cookie(world) for _ in range(61)]
         replies = [await world.ask(None, "POST", "/sign-out", b"", cookie=jar, **OWN) for jar in jars]
         assert {reply.status for reply in replies} == {303}
-        counts = [await known.has(jar.partition("=")[2]) for jar in jars]
+        counts = [await known.has(jar.partition("=")[2], "", time.time()) for jar in jars]
         assert counts == [True] * 60 + [False]
 
 
@@ -200,9 +201,9 @@ async def test_sign_out_everywhere_applies_to_all_workers_and_restarts(kind: str
     for each in (here, *there):
         each.note_use("ada", 2000.0)
         each.note_use("bob", 2000.0)
-    await here.add_everywhere("ada", 1000.0, 60)
+    await here.add(EVERYWHERE, "ada", 1000.0, 60)
     for each in (here, *there, SignedOut(first, {})):
-        found = [await each.has_everywhere(id, at) for id, at in (("ada", 999.9), ("ada", 1000.1), ("bob", 999.9))]
+        found = [await each.has("", id, at) for id, at in (("ada", 999.9), ("ada", 1000.1), ("bob", 999.9))]
         assert found == [True, False, False]
     closed: list[tuple[str, float]] = []
     for each in (here, *there):

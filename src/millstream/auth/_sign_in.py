@@ -227,9 +227,9 @@ class SignIn:
             if found is not None:
                 id, until = found.principal.id, min(found.principal.expires_at, until)
             if self._sign_out_limiter.take(id or peer_network(request.peer)) <= 0:
-                await self.signed_out.add(sealed, id, until, left)
+                await self.signed_out.add(digest(sealed), id, until, left)
                 if id and b"everywhere" in request.body:
-                    await self.signed_out.add_everywhere(id, self._clock(), LIFETIME)
+                    await self.signed_out.add(EVERYWHERE, id, self._clock(), LIFETIME)
         return _redirect(request, PATH, "", 0, b"" if self._host is None else self._host.forget())
 
     async def account(self, request: HttpRequest) -> Response:
@@ -277,17 +277,16 @@ class SignIn:
         person = host and self._vault.open(_PERSON, sealed, _Content, self._issuer)
         until, issued, kept = person or self._vault.open(_KIND, sealed, _Content) or _Content(0.0, 0.0, b"")
         left = until - self._clock()
-        if left <= 0 or await self.signed_out.has(sealed):
+        if left <= 0:
             return None, 0
         if host is not None and person is not None:
             found = await host.recall(kept)
         else:
             found, lacking = await self._guard.identify(kept.decode("latin-1"))
             found = None if lacking else found
-        if found is not None and await self.signed_out.has_everywhere(found.principal.id, issued):
-            return None, 0
-        # The user may have signed out in the meantime, and the result is cached.
-        return (None, 0) if self.signed_out.was_notified(sealed) else (found, left)
+        # Last, because the result is cached, and the user may have signed out in the meantime.
+        id = "" if found is None else found.principal.id
+        return (None, 0) if await self.signed_out.has(sealed, id, issued) else (found, left)
 
     def _accepts_cookie(self, request: HttpRequest, own: bool) -> bool:
         """Return whether a cookie may authenticate this request: from an address bar or a bookmark only to read a page,
@@ -367,8 +366,8 @@ def _cookie_line(request: HttpRequest, value: str, seconds: int) -> bytes:
 
 _TOPIC = "signed-out"
 _MARK = b"\0"
-_EVERYWHERE = "*"
-"""Prefix of a principal's id, used in place of a cookie's digest."""
+EVERYWHERE = "*"
+"""Replaces a cookie's digest for a user who signs out in every browser."""
 _MAX_SIGN_OUTS = 4096
 
 
@@ -388,68 +387,40 @@ class SignedOut:
         """Subscribe to announcements. `verdicts` contains cached verdicts on cookies under `verdict_key`."""
         self._store = store
         self._verdicts = verdicts
-        self._digests: Recent[str, None] = Recent(_MAX_SIGN_OUTS)
-        """Digests of signed-out cookies. The oldest are dropped first."""
+        self._known: Recent[str, float] = Recent(_MAX_SIGN_OUTS)
+        """Name of a sign-out -> time until which the cookies were issued. The oldest are dropped first."""
         self._to_close: Recent[tuple[str, float], None] = Recent(_MAX_SIGN_OUTS)
         """Owners and expiries of streams to close. The oldest are dropped first."""
-        self._everywhere: Recent[str, float] = Recent(_MAX_SIGN_OUTS)
-        """Principal id -> the time at which the user signed out everywhere. The oldest are dropped first."""
         self._in_use: Recent[tuple[str, int], float] = Recent(_MAX_SIGN_OUTS)
         """Owner and rounded expiry of cookies in use -> exact expiry. The oldest are dropped first."""
         self.stop: Callable[[], None] = store.bus.subscribe(_TOPIC, self._on_announcement, interrupted=self._drop)
         """Unsubscribes from announcements."""
 
-    async def add(self, cookie: str, id: str, until: float, seconds: float) -> None:
+    async def add(self, cookie: str, id: str, when: float, seconds: float) -> None:
         """Record that a user has signed out.
 
         Args:
-            cookie: The user's cookie.
+            cookie: Digest of the user's cookie, or `EVERYWHERE`.
             id: Id of the principal.
-            until: Expiry of the streams opened with the cookie.
-            seconds: Remaining lifetime of the cookie.
+            when: Expiry of the streams opened with the cookie. For all cookies, the present time.
+            seconds: Maximum remaining lifetime of the cookie.
         """
-        await self._announce(digest(cookie), id, until, seconds)
-
-    async def add_everywhere(self, id: str, now: float, seconds: float) -> None:
-        """Record that a user has signed out in every browser.
-
-        Args:
-            id: Id of the principal.
-            now: Time of the sign-out. Cookies issued until then are invalid.
-            seconds: Maximum lifetime of a cookie.
-        """
-        await self._announce(_EVERYWHERE, id, now, seconds)
-
-    async def _announce(self, name: str, id: str, when: float, seconds: float) -> None:
-        said = f"{name} {when} {id}".encode()
+        said = f"{cookie} {when} {id}".encode()
         self._on_announcement(said)
-        key = f"{name}{id}" if name == _EVERYWHERE else name
         try:
-            await self._store.kv.put(f"signed-out:{key}", str(when).encode(), max(1.0, seconds))
+            await self._store.kv.put(f"signed-out:{_name(cookie, id)}", str(when).encode(), max(1.0, seconds))
             await self._store.bus.publish(_TOPIC, said)
         except LocalError as exc:
             logger.warning("A user signed out of the pages, but the other workers can't be notified: %s", exc)
 
-    async def has(self, cookie: str) -> bool:
-        """Return whether the user of a cookie has signed out."""
-        if self.was_notified(cookie):
-            return True
+    async def has(self, cookie: str, id: str, issued: float) -> bool:
+        """Return whether a user has signed out with a cookie, or everywhere since the cookie was issued."""
+        names = (digest(cookie), _name(EVERYWHERE, id))
         try:
-            return await self._store.kv.get(f"signed-out:{digest(cookie)}") is not None
+            found = [float(await self._store.kv.get(f"signed-out:{name}") or 0) for name in names]
         except LocalError:
-            return False
-
-    async def has_everywhere(self, id: str, issued: float) -> bool:
-        """Return whether a user has signed out everywhere since a cookie was issued."""
-        try:
-            found = await self._store.kv.get(f"signed-out:{_EVERYWHERE}{id}")
-        except LocalError:
-            found = None
-        return issued <= max(float(found or 0), self._everywhere.get(id) or 0)
-
-    def was_notified(self, cookie: str) -> bool:
-        """Return whether this worker has received the cookie's sign-out, perhaps while checking the cookie."""
-        return digest(cookie) in self._digests
+            found = []
+        return issued <= max(*found, *(self._known.get(name, 0.0) for name in names))
 
     def note_use(self, id: str, until: float) -> None:
         """Record that a cookie is in use on this worker. See `add` for the arguments."""
@@ -461,14 +432,13 @@ class SignedOut:
             opened(*self._to_close.popitem(last=False)[0])
 
     def _on_announcement(self, data: bytes) -> None:
-        name, until, id = data.decode("utf-8", "replace").split(" ", 2)
-        if name == _EVERYWHERE:
-            self._everywhere.keep(id, float(until))
+        cookie, when, id = data.decode("utf-8", "replace").split(" ", 2)
+        self._known.keep(_name(cookie, id), float(when))
+        if cookie == EVERYWHERE:
             self._drop(id)
             return
-        self._digests.keep(name, None)
-        self._to_close.keep((id, float(until)), None)
-        if (known := _MARK + name.encode()) in self._verdicts:
+        self._to_close.keep((id, float(when)), None)
+        if (known := _MARK + cookie.encode()) in self._verdicts:
             del self._verdicts[known]
 
     def _drop(self, owner: str | None = None) -> None:
@@ -482,6 +452,11 @@ class SignedOut:
         for each, verdict in list(self._verdicts.items()):
             if each.startswith(_MARK) and (owner is None or verdict.principal.id == owner):
                 del self._verdicts[each]
+
+
+def _name(cookie: str, id: str) -> str:
+    """Return the name of a sign-out in the store."""
+    return cookie + id if cookie == EVERYWHERE else cookie
 
 
 def verdict_key(cookie: str) -> bytes:
