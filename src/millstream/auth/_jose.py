@@ -393,16 +393,6 @@ def new_private_key(kid: str) -> Json:
     return dict(ECKey.generate_key("P-256", {"kid": kid, "alg": "ES256", "use": "sig"}).as_dict(private=True))
 
 
-def public_part(key: Mapping[str, Any]) -> Json:
-    """Return the public part of a key."""
-    return {name: key[name] for name in ("kty", "crv", "x", "y", "kid", "alg", "use")}
-
-
-def load_private_key(key: Mapping[str, Any]) -> Any:
-    """Return the key object that `sign` uses."""
-    return ECKey.import_key(cast("Any", {name: key[name] for name in ("kty", "crv", "x", "y", "d")}))
-
-
 def sign(claims: Claims, key: Any, kid: str) -> str:
     """Return an access token (RFC 9068) signed with ES256."""
     header = {"alg": "ES256", "typ": "at+jwt", "kid": kid}

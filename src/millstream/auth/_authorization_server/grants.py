@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from math import inf
 from typing import Any
 
+from joserfc.jwk import ECKey
 from msgspec import Struct, field
 from msgspec.structs import replace
 
@@ -51,9 +52,7 @@ from millstream.auth._jose import (
     Claims,
     InvalidToken,
     PublicKey,
-    load_private_key,
     new_private_key,
-    public_part,
     read_claims,
     read_keys,
     select_keys,
@@ -97,10 +96,9 @@ class TokenSigner(Confidential, Struct, eq=False):
 
     _vault: Vault
     _keys: tuple[SigningKey, ...] = ()
-    _public_set: Json = {}
+    _loaded: dict[str, ECKey] = {}
     _public: list[PublicKey] = []
     _looked: float = -inf
-    _loaded: dict[str, Any] = {}
     _flight: SingleFlight[None] = field(default_factory=SingleFlight[None])
     epoch: int = 0
     """Number that changes when a key is removed."""
@@ -125,7 +123,10 @@ class TokenSigner(Confidential, Struct, eq=False):
     async def public(self) -> Json:
         """Return the public key set."""
         await self._refresh(_FRESH)
-        return self._public_set
+        return self._public_set()
+
+    def _public_set(self) -> Json:
+        return {"keys": [each.as_dict(private=False) for each in self._loaded.values()]}
 
     async def _refresh(self, age: float) -> None:
         now = self._vault.clock()
@@ -152,9 +153,8 @@ class TokenSigner(Confidential, Struct, eq=False):
         if {each.kid for each in self._keys} - {each.kid for each in keys}:
             self.epoch += 1
         self._keys = keys
-        self._loaded = {each.kid: load_private_key(each.key) for each in keys}
-        self._public_set = {"keys": [public_part(each.key) for each in keys]}
-        self._public = read_keys(self._public_set)
+        self._loaded = {each.kid: ECKey.import_key(dict(each.key)) for each in keys}
+        self._public = read_keys(self._public_set())
 
 
 def advance(keys: tuple[SigningKey, ...], now: float) -> tuple[SigningKey, ...]:
