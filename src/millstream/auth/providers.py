@@ -76,6 +76,8 @@ class User(Struct, frozen=True, omit_defaults=True):
     """
     groups: tuple[str, ...] = ()
     """Groups for policies, in the claim `groups` of the user's tokens."""
+    login: str = ""
+    """Name of the upstream or issuer of the identity provider, set by the server. Empty for users with a password."""
 
 
 class AuthorizationRedirect(Struct, frozen=True):

@@ -211,7 +211,7 @@ async def test_tokens_revoked_during_a_lookup_are_rejected(desk: Desk, monkeypat
     id = (await desk.register())["client_id"]
     given = await desk.tokens(id)
     introspection = type(desk.running._token)
-    ask, asked = introspection.grant_of, 0
+    ask, asked = introspection.user_of, 0
 
     async def slow(own: Any, claims: Any) -> Any:
         nonlocal asked
@@ -221,7 +221,7 @@ async def test_tokens_revoked_during_a_lookup_are_rejected(desk: Desk, monkeypat
             await desk.post("/revoke", {"client_id": id, "token": given["access_token"]})
         return found
 
-    monkeypatch.setattr(introspection, "grant_of", slow)
+    monkeypatch.setattr(introspection, "user_of", slow)
     assert await desk.who(given["access_token"]) is None
     assert asked == 2
 

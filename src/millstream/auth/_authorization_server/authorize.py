@@ -17,7 +17,7 @@ from millstream._http.message import HttpRequest, Response
 from millstream._limits import Limiter, Rate
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.clients import Clients
-from millstream.auth._authorization_server.config import LOCAL, IssuerConfig
+from millstream.auth._authorization_server.config import IssuerConfig
 from millstream.auth._authorization_server.grants import TokenEndpoints
 from millstream.auth._authorization_server.records import (
     CODE,
@@ -184,13 +184,13 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
             return pages.wrong("This link doesn't work", str(exc))
         except NotGranted as exc:
             return await self._refuse(request, exc)
-        user, login = self._signed_in(request)
+        user = self._signed_in(request)
         if authorization.renewal:
             user = None
         if user and "consent" not in authorization.prompt:
             scopes = await self.config.grantable(user, client, authorization.scopes)
             if await self._may_skip(user, client, authorization, scopes):
-                return await self._go_back(authorization, user, login, scopes)
+                return await self._go_back(authorization, user, scopes)
         if "none" in authorization.prompt:
             error, text = (
                 "consent_required" if user else "login_required",
@@ -206,7 +206,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         For a client that's neither configured by the operator nor approved by the user, show a page instead of an
         automatic redirect to a web site, so this server isn't an open redirector (RFC 9700 §4.11.2).
         """
-        user, _ = self._signed_in(request)
+        user = self._signed_in(request)
         if (
             refused.client.source == "given"
             or not is_identified(refused.redirect)
@@ -215,9 +215,9 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
             return refused.answer
         return pages.stop(refused.answer, shown_host(refused.redirect), str(refused))
 
-    def _signed_in(self, request: HttpRequest) -> tuple[User | None, str]:
-        user, login = self.tickets.person(request) or (None, LOCAL)
-        return user and self.config.current_user(user, login), login
+    def _signed_in(self, request: HttpRequest) -> User | None:
+        user = self.tickets.person(request)
+        return user and self.config.current_user(user)
 
     async def _may_skip(
         self, user: User, client: OAuthClient, authorization: AuthorizationRequest, scopes: tuple[str, ...]
@@ -321,7 +321,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
     ) -> Response:
         cookie = b""
         if "password" in form:
-            name, login = form.get("name"), LOCAL
+            name = form.get("name")
             try:
                 user = await self.check_password(request, name, form.get("password"))
             except NotAdmitted as exc:
@@ -330,14 +330,14 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
                 return await self._page(
                     request, client, authorization, None, said=str(exc), name=name, status=exc.status
                 )
-            cookie = self.tickets.keep(user, login) + self.tickets.keep_device(name)
+            cookie = self.tickets.keep(user) + self.tickets.keep_device(name)
         else:
-            person, login = self._signed_in(request)
+            person = self._signed_in(request)
             # A page that requires a login doesn't show a user.
             if person is None or person.subject != authorization.user or form.get("answer") != "allow":
                 return await self._page(request, client, authorization, None, said="Sign in first.", status=403)
             user = person
-        return await self._finish(client, authorization, user, login, cookie)
+        return await self._finish(client, authorization, user, cookie)
 
     async def check_password(self, request: HttpRequest, name: str, password: str) -> User:
         """Return the user with a name and password.
@@ -348,7 +348,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         return await self.throttle.check(request.peer, name, password, device=self.tickets.device(request, name))
 
     async def _finish(
-        self, client: OAuthClient, authorization: AuthorizationRequest, user: User, login: str, cookie: bytes
+        self, client: OAuthClient, authorization: AuthorizationRequest, user: User, cookie: bytes
     ) -> Response:
         """Complete the consent."""
         if await self.consent_limiter.charge(user.subject) > 0:
@@ -360,12 +360,12 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
         agreed |= {each: tuple(dict.fromkeys((*agreed.get(each, ()), *scopes))) for each in authorization.resources}
         await self.vault.put(_agreed_key(user, client), agreed, REMEMBERED, lossy=True)
         await self.clients.renew(client)
-        return await self._go_back(authorization, user, login, scopes, cookie)
+        return await self._go_back(authorization, user, scopes, cookie)
 
     async def _go_back(
-        self, authorization: AuthorizationRequest, user: User, login: str, scopes: tuple[str, ...], cookie: bytes = b""
+        self, authorization: AuthorizationRequest, user: User, scopes: tuple[str, ...], cookie: bytes = b""
     ) -> Response:
-        code = await self.grants.make_code(authorization, user, login, scopes)
+        code = await self.grants.make_code(authorization, user, scopes)
         answer = self.answer(authorization.redirect_uri, authorization.state, {"code": code})
         return Response(answer.body, answer.status, answer.head + cookie)
 
@@ -396,9 +396,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
             person = await self.config.from_upstream(pending.login, callback)
         except SignInFailed as exc:
             return callback_error("You aren't signed in", str(exc), 403)
-        return await self._finish(
-            client, authorization, person, pending.login, self.tickets.keep(person, pending.login)
-        )
+        return await self._finish(client, authorization, person, self.tickets.keep(person))
 
 
 def _warning(client: OAuthClient, uri: str) -> str:

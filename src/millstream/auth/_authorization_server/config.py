@@ -149,8 +149,9 @@ class IssuerConfig(Struct, frozen=True):
 
     # Users
 
-    def current_user(self, user: User, login: str) -> User | None:
+    def current_user(self, user: User) -> User | None:
         """Return a user's current state, or None if they may no longer sign in."""
+        login = user.login
         if login in self.identities:
             return user if user.since == self.identities[login].number else None
         if login != LOCAL:
@@ -162,12 +163,17 @@ class IssuerConfig(Struct, frozen=True):
 
     def user_of_grant(self, grant: Grant) -> User | None:
         """Return the user who approved a grant, with the scopes at that time, or None if they may no longer sign in."""
-        return self.current_user(User(grant.subject, grant.name, grant.scopes, grant.since), grant.login)
+        return self.current_user(User(grant.subject, grant.name, grant.scopes, grant.since, login=grant.login))
 
     async def grantable(self, user: User, client: OAuthClient, scopes: tuple[str, ...]) -> tuple[str, ...]:
         """Return the scopes that the client can get: the default ones, and the ones that the user can grant."""
         allowed = {*self.scopes, *await self.provider.grantable(user, client, scopes)}
         return tuple(each for each in scopes if each in allowed)
+
+    async def claims(self, user: User, client: OAuthClient) -> Mapping[str, object]:
+        """Return the claims about a user. Those of the provider take precedence."""
+        known = {"name": user.name, "groups": list(user.groups)}
+        return {**{name: value for name, value in known.items() if value}, **await self.provider.claims(user, client)}
 
     async def from_upstream(self, name: str, callback: Callback) -> User:
         """Return the user who returned from an upstream, with a subject that is unique across login methods.
@@ -176,7 +182,7 @@ class IssuerConfig(Struct, frozen=True):
             SignInFailed: The login failed.
         """
         user = await self.upstreams[name].finish(callback)
-        return replace(user, subject=f"{name}:{user.subject}")
+        return replace(user, subject=f"{name}:{user.subject}", login=name)
 
 
 _ID = re.compile(r"[A-Za-z0-9._~:@/-]{1,256}")

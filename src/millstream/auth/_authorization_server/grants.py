@@ -233,14 +233,12 @@ class TokenEndpoints(Struct, frozen=True):
 
     # Codes
 
-    async def make_code(
-        self, authorization: AuthorizationRequest, user: User, login: str, scopes: tuple[str, ...]
-    ) -> str:
+    async def make_code(self, authorization: AuthorizationRequest, user: User, scopes: tuple[str, ...]) -> str:
         """Create a code for a request that a user has approved."""
         code = new_secret()
         until = self.vault.clock() + CODE_SECONDS
         client, resources = authorization.client, authorization.resources
-        grant = Grant(client, user.subject, user.name, login, scopes, resources, since=user.since)
+        grant = Grant(client, user.subject, user.name, user.login, scopes, resources, since=user.since)
         kept = Code(authorization, new_secret()[:22], grant, until)
         await self.vault.put(_code_key(code), kept, _USED_SECONDS)
         return code
@@ -337,12 +335,12 @@ class TokenEndpoints(Struct, frozen=True):
 
     # Issued tokens
 
-    async def grant_of(self, claims: Claims) -> Grant | bool:
-        """Return the grant of an access token, True for a token without one, or False if it was revoked."""
+    async def user_of(self, claims: Claims) -> User | bool:
+        """Return the user of an access token, True for a token without one, or False if it was revoked."""
         id = claims.get("grant_id")
         if id is not None:
             grant = await self.vault.get(_grant_key(str(id)), Grant)
-            return grant if grant is not None and self.config.user_of_grant(grant) is not None else False
+            return (grant and self.config.user_of_grant(grant)) or False
         client = str(claims.get("client_id"))
         known = self.config.clients.get(client) or await self.config.provider.find_client(client)
         return known is not None and await self.vault.kv.get(_revoked_key(claims)) is None
@@ -372,7 +370,7 @@ class TokenEndpoints(Struct, frozen=True):
                 "token_type": "refresh_token",
             }
         claims = await self.claims(token)
-        if claims is None or claims["exp"] <= self.vault.clock() or await self.grant_of(claims) is False:
+        if claims is None or claims["exp"] <= self.vault.clock() or await self.user_of(claims) is False:
             return None
         return {**claims, "token_type": "Bearer"}
 
@@ -520,11 +518,7 @@ class TokenEndpoints(Struct, frozen=True):
         refresh: str,
     ) -> _Answer:
         user = self.config.user_of_grant(grant)
-        more = dict(await self.config.provider.claims(user, client)) if user is not None else {}
-        if grant.name:
-            more.setdefault("name", grant.name)
-        if user is not None and user.groups:
-            more.setdefault("groups", list(user.groups))
+        more = {} if user is None else await self.config.claims(user, client)
         token = await self.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
         return {**token, "refresh_token": refresh} if refresh else token
 

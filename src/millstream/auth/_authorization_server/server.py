@@ -27,7 +27,6 @@ from millstream.auth._authorization_server.config import (
     AUTHORIZE,
     INTROSPECT,
     KEYS,
-    LOCAL,
     REGISTER,
     REVOKE,
     SHARED,
@@ -38,7 +37,7 @@ from millstream.auth._authorization_server.config import (
     places,
 )
 from millstream.auth._authorization_server.grants import ENDED, TokenEndpoints, TokenSigner
-from millstream.auth._authorization_server.records import Grant, OAuthClient, OAuthError
+from millstream.auth._authorization_server.records import OAuthClient, OAuthError
 from millstream.auth._authorization_server.tickets import (
     STORE_AWAY,
     PendingLogin,
@@ -64,14 +63,14 @@ from millstream.auth._method import (
 )
 from millstream.auth._pages import brand
 from millstream.auth._tokens import inclusions, rules_of, several
-from millstream.auth.providers import Callback, LoginMethod, Provider, RedirectTarget
+from millstream.auth.providers import Callback, LoginMethod, Provider, RedirectTarget, User
 
 logger = logging.getLogger("millstream")
 
 _TRIES = 8
 _REVOCABLE = ("grant_id", "jti", "client_id")
 """Claims that identify a token or grant for a revocation check."""
-_MAX_RECENT_GRANTS = 20_000
+_MAX_RECENT_USERS = 20_000
 ALL_PRINCIPALS = ""
 """Marks all principals as revoked, because revocation messages may have been lost."""
 _PUBLIC = JSON_HEAD + b"cache-control: public, max-age=300\r\n"
@@ -227,8 +226,8 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             brand=lambda: brand(name, self.icon),
             consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
-        self._recent_grants: Recent[str, Grant | None] = Recent(_MAX_RECENT_GRANTS)
-        """Principal id -> the most recently used grant, or None for clients that act for themselves."""
+        self._recent_users: Recent[str, User | None] = Recent(_MAX_RECENT_USERS)
+        """Principal id -> the user at the most recent login, or None for clients that act for themselves."""
         self._announcements = 0
         """Number of announced revocations."""
 
@@ -252,39 +251,39 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             claims = await self._token.claims(credential)
             if claims is None or (found := judge(claims, self._rules, self._vault.clock())) is None:
                 return None
-            grant = await self._grant_of(claims)
-            if grant is False:
+            user = await self._user_of(claims)
+            if user is False:
                 return None
-            self._remember_grant(found.principal.id, grant if isinstance(grant, Grant) else None)
+            self._remember_user(found.principal.id, user if isinstance(user, User) else None)
         except LocalError as exc:
             raise Unavailable("The store isn't available. Try again later.") from exc
         return found
 
-    async def _grant_of(self, claims: Claims) -> Grant | bool:
-        """See `TokenEndpoints.grant_of`. Repeats the check if a revocation was announced while it ran."""
+    async def _user_of(self, claims: Claims) -> User | bool:
+        """See `TokenEndpoints.user_of`. Repeats the check if a revocation was announced while it ran."""
         for _ in range(_TRIES):
             announcements = self._announcements
-            grant = await self._token.grant_of(claims)
+            user = await self._token.user_of(claims)
             if announcements == self._announcements:
-                return grant
+                return user
         raise Unavailable("Too many changes at the moment. Try again later.")
 
-    def _remember_grant(self, id: str, grant: Grant | None) -> None:
-        before = self._recent_grants.get(id)
-        if before is not None and self._config.user_of_grant(before) is None:
+    def _remember_user(self, id: str, user: User | None) -> None:
+        before = self._recent_users.get(id)
+        if before is not None and self._config.current_user(before) is None:
             # The password has changed, so close earlier streams, even if the user has already signed in again.
             self._revoked_since_epoch.add(id)
-        self._recent_grants.keep(id, grant)
+        self._recent_users.keep(id, user)
 
     @override
     def holds(self, id: str) -> bool:
         """Return whether a principal may still have a valid token. After one is revoked, return False for a moment,
         which closes all streams. Clients with other valid tokens reconnect.
         """
-        if not super().holds(id) or id not in self._recent_grants:
+        if not super().holds(id) or id not in self._recent_users:
             return False
-        grant = self._recent_grants[id]
-        return grant is None or self._config.user_of_grant(grant) is not None
+        user = self._recent_users[id]
+        return user is None or self._config.current_user(user) is not None
 
     @override
     def count(self) -> int:
@@ -325,7 +324,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         issuer, _, named = revocation_id.partition(" ")
         if issuer != self._config.url:
             return False
-        return await self._token.grant_of(decode_object(named)) is False
+        return await self._token.user_of(decode_object(named)) is False
 
     @override
     def _on_announcement(self, data: bytes) -> None:
@@ -338,8 +337,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""
         user = await self._authorize.check_password(request, name, password)
-        kept = pack(Grant(self._pages.id, user.subject, user.name, LOCAL, (), (), since=user.since))
-        return kept, self._tickets.keep_device(name)
+        return pack(user), self._tickets.keep_device(name)
 
     @override
     def forget(self) -> bytes:
@@ -356,14 +354,13 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
         """See `UpstreamPageMethod.finish_login`."""
-        who = await self._config.from_upstream(login, callback)
-        return pack(Grant(self._pages.id, who.subject, who.name, login, who.scopes, (), since=who.since)), inf
+        return pack(await self._config.from_upstream(login, callback)), inf
 
     @override
     async def recall(self, kept: bytes) -> Identity | None:
         """See `PageMethod.recall`."""
-        grant = read(kept, Grant)
-        if grant is None or (user := self._config.user_of_grant(grant)) is None:
+        before = read(kept, User)
+        if before is None or (user := self._config.current_user(before)) is None:
             return None
         wanted = self._config.existing_scopes().union(user.scopes)
         granted = set(await self._config.grantable(user, self._pages, tuple(sorted(wanted))))
@@ -371,14 +368,13 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         # A user gets `*` only if no scope was denied.
         if EVERYTHING in granted and granted >= wanted:
             scopes |= {EVERYTHING}
-        groups = {"groups": list(user.groups)} if user.groups else {}
-        claims: Claims = {"name": user.name, **groups, **await self._config.provider.claims(user, self._pages)}
+        claims = await self._config.claims(user, self._pages)
         # The account may have been removed in the meantime, and the result is cached.
-        if self._config.user_of_grant(grant) != user:
+        if self._config.current_user(before) != user:
             return None
         said = {**claims, "iss": self._config.url, "sub": user.subject}
         principal = Principal(user.subject, self._config.url, scopes=scopes, claims=said)
-        self._remember_grant(principal.id, grant)
+        self._remember_user(principal.id, user)
         return Identity(principal, self._rules.believed)
 
     # HTTP

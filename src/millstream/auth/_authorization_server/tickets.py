@@ -251,13 +251,13 @@ class Tickets(Struct, eq=False):
         """Return a sealed request, or None if it's for another browser or has expired."""
         return self._open(_QUESTION, sealed, AuthorizationRequest, browser) if browser else None
 
-    def person(self, request: HttpRequest) -> tuple[User, str] | None:
-        """Return the user of the browser and their login method, if any."""
-        return self._open(_PERSON, get_cookie(request, self._name("person")), tuple[User, str])
+    def person(self, request: HttpRequest) -> User | None:
+        """Return the user of the browser, if any."""
+        return self._open(_PERSON, get_cookie(request, self._name("person")), User)
 
-    def keep(self, user: User, login: str) -> bytes:
+    def keep(self, user: User) -> bytes:
         """Return the header line that stores a login in the browser."""
-        sealed = self._seal(_PERSON, (user, login), PERSON_SECONDS)
+        sealed = self._seal(_PERSON, user, PERSON_SECONDS)
         return self._cookie("person", sealed, PERSON_SECONDS)
 
     def forget(self) -> bytes:
