@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 
 import msgspec
 
-from millstream._http.hosts import EXEMPT, is_loopback, not_a_socket, parse_authority, require_same_site
+from millstream._http.hosts import is_loopback, not_a_socket, parse_authority, require_same_site
 from millstream._http.message import (
     STREAM_HEAD,
     TEXT_HEAD,
@@ -260,15 +260,11 @@ class Routes:
 
     @property
     def hot(self) -> dict[tuple[bytes, bytes], tuple[Handler, str, str]]:
-        """Method and path -> handler, and both as text, for the fast head reader.
-
-        Probes aren't included, because their Host and Origin aren't checked.
-        """
+        """Method and path -> handler, and both as text, for the fast head reader."""
         return {
             (method.encode(), path.encode()): (handler, method, path)
             for path, handlers in self._exact.items()
             for method, handler in handlers.items()
-            if path not in EXEMPT
         }
 
 

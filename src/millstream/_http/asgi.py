@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from msgspec import Struct, field
 
-from millstream._http.hosts import EXEMPT, HostPolicy
+from millstream._http.hosts import HostPolicy
 from millstream._http.message import (
     FROM_BYTES,
     CloseSignal,
@@ -228,7 +228,7 @@ class AsgiAdapter:
             or b"origin" in headers
             or b"sec-fetch-site" in headers
             or len(headers) != len(raw_headers)
-        ) and path not in EXEMPT:
+        ):
             screened, exchange.cors = self.policy.screen(exchange)
             if screened is not None:
                 return exchange.reply(screened)

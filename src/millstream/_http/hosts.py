@@ -16,7 +16,7 @@ from typing import NamedTuple
 from millstream._http.message import Handler, Header, Headers, HttpRequest, Response, Sink, media_type, refusal
 
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
-"""Paths for health probes, which can use any Host. Callers skip the check for them."""
+"""Paths for health probes, which respond to any Host and Origin. Only allowed Origins get CORS headers."""
 
 METADATA = "/.well-known/oauth-"
 """Prefixes of paths with authorization metadata, which browser clients of any origin can read."""
@@ -244,6 +244,8 @@ class HostPolicy:
         wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
         origin = request.headers.get(b"origin")
         if wrong is not None:
+            if request.path in EXEMPT:
+                return None, b""
             return self.show(request, self.record(wrong)), b""
         if origin is None:
             return None, b""

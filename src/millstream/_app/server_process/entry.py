@@ -9,9 +9,9 @@ from typing import Any
 
 from millstream._app.runtime import Runtime
 from millstream._app.runtimes import ServerApplication
-from millstream._http.asgi import AsgiAdapter, Route
-from millstream._http.hosts import EXEMPT, HostPolicy, no_websocket
-from millstream._http.message import Handler, HttpLimits, HttpRequest, Response, Sink
+from millstream._http.asgi import AsgiAdapter
+from millstream._http.hosts import no_websocket
+from millstream._http.message import HttpLimits
 from millstream._http.server import Endpoints
 from millstream._http.websocket import AsgiSocket, Socket, asgi_handshake
 
@@ -100,16 +100,15 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
                 runtime.sweep.run_in_background("stop", _drain_with_uvicorn(runtime, server))
         if runtime.services.secrets.warning is not None:
             logger.warning(runtime.services.secrets.warning)
-        find = _with_cors_of_probes(routes.find, runtime.policy)
         runtime.adapter = AsgiAdapter(
-            find,
+            routes.find,
             limits=limits,
             policy=runtime.policy,
             hot={(method, path): handler for handler, method, path in routes.hot.values()},
             root_path=definition.settings.root_path,
         )
         runtime.endpoints = Endpoints(
-            find,
+            routes.find,
             limits=limits,
             policy=runtime.policy,
             hot=routes.hot,
@@ -140,28 +139,6 @@ def look_ahead(runtime: Runtime) -> None:
     """Fetch issuers' metadata in advance, so that an unreachable issuer is noticed immediately."""
     if runtime.guard is not None:
         runtime.sweep.run_in_background("issuers", runtime.guard.prefetch())
-
-
-def _with_cors_of_probes(find: Route, policy: HostPolicy) -> Route:
-    """Wrap routes so pages of allowed Origins can also read the probes. The adapters check all other paths."""
-
-    def find_handler(method: str, path: str) -> Handler | None:
-        handler = find(method, path)
-        if handler is None or path not in EXEMPT:
-            return handler
-
-        async def probe(request: HttpRequest) -> Response | Sink | None:
-            origin, check = request.headers.get(b"origin"), policy.check
-            if origin is None or check(request.method, request.headers, request.raw_headers, request.peer) is not None:
-                return await handler(request)
-            reply = policy.preflight(request) or await handler(request)
-            if isinstance(reply, Response):
-                reply = Response(reply.body, reply.status, reply.head + policy.cors_head(origin))
-            return reply
-
-        return probe
-
-    return find_handler
 
 
 async def _websocket(application: ServerApplication, socket: Socket) -> None:

@@ -797,7 +797,7 @@ class ServerConnection:
             fields.get(b"host") not in table.policy.good
             or len(fields) != len(headers)
             or not _POLICY_HEADERS.isdisjoint(fields)
-        ) and path not in EXEMPT:
+        ):
             reply, exchange.cors = table.policy.screen(exchange)
             if reply is not None:
                 exchange.handler = partial(_reply, reply)
