@@ -178,8 +178,9 @@ def test_invalid_worker_counts_are_rejected(transport: str | None, workers: int)
 def test_one_process_serves_without_socket_passing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(over_http, "can_supervise", lambda: False)
-    assert not over_http.is_supervisor(4)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.name", "nt")
+        assert not over_http.is_supervisor(4)
     assert "one process serves" in caplog.text
     assert not over_http.is_supervisor(1)
 

@@ -1,23 +1,18 @@
 """``millstream dev``: serve a file while you write it, with an inspector."""
 
-import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import threading
 import webbrowser
-from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from millstream._app.server_process import CommandError, report
+from millstream._app.server_process import CommandError
 from millstream._app.server_process.facts import Facts, show
-from millstream._app.server_process.over_http import can_supervise
-from millstream._app.server_process.supervisor import changes
-from millstream._cli.load import folder_of
 from millstream._cli.program import Editable, EnvFile, Packages, Port
 from millstream._cli.run import Inspect
 from millstream._cli.serve import run_with, serve_http, use_file
@@ -78,40 +73,15 @@ def dev(
             if not no_open and has_browser():
                 threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()
 
-        while not _serve(target, port, open_inspector, inspect):
-            pass
-
-
-def _serve(target: str, port: int | None, on_ready: Callable[[Facts], None], inspect: tuple[str, ...]) -> bool:
-    """Serve until stopped. If the file can't be served, wait for a change, and return False.
-
-    Raises:
-        CommandError: The error isn't in the program.
-    """
-    changed = changes(folder_of(target))  # start watching before the import
-    try:
         serve_http(
             target,
             "127.0.0.1",
             port,
             reload=True,
-            told=on_ready,
+            told=open_inspector,
             web=True,
             settings={"inspect_urls": inspect or None, "show_errors": True},
         )
-    except CommandError as exc:
-        if not exc.detail or not can_supervise():
-            raise
-        report(exc)
-        sys.stderr.write("Waiting for a change …\n")
-        asyncio.run(_first(changed))
-        return False
-    return True
-
-
-async def _first(changed: AsyncIterator[None]) -> None:
-    async for _ in changed:
-        return
 
 
 def npx() -> str:

@@ -363,15 +363,10 @@ def run_program(application: ServerApplication, host: str | None, port: int | No
         sys.exit(1)
 
 
-def can_supervise() -> bool:
-    """Return whether sockets can be passed to another process by their descriptors."""
-    return os.name == "posix"
-
-
 def is_supervisor(workers: int, *, reload: bool = False) -> bool:
     """Return whether this process supervises workers."""
     if workers > 1 or reload:
-        if can_supervise():
+        if os.name == "posix":  # sockets can be passed to another process by their descriptors
             return True
         logger.warning("This platform can't pass a socket to another process, so only one process serves.")
     return False

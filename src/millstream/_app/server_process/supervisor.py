@@ -34,6 +34,7 @@ from millstream._app.server_process.worker_process import (
     STARTING,
     Hello,
     NotStarted,
+    Ready,
     StartFailure,
     SupervisedWorker,
     WorkerProcess,
@@ -222,7 +223,7 @@ class Supervisor:
         first, *others = self.workers
         # Watch from before the first worker imports the program.
         changed = None if self.watched is None else changes(self.watched)
-        ready = await (await self._start(first)).ready()
+        ready = await self._start_first(first, changed)
         await asyncio.gather(*[self._start(worker) for worker in others])
         self.told(msgspec.structs.replace(ready.facts, workers=[child.pid for child in self._children]))
         if changed is not None:
@@ -231,6 +232,22 @@ class Supervisor:
             await self._restart_requested.wait()
             self._restart_requested.clear()
             await self._restart()
+
+    async def _start_first(self, worker: SupervisedWorker, changed: AsyncIterator[None] | None) -> Ready:
+        """Start a worker. If the program has an error, wait for a change to it, and try again.
+
+        Raises:
+            NotStarted: The worker can't start, and changes aren't watched, or wouldn't help.
+        """
+        while True:
+            try:
+                return await (await self._start(worker)).ready()
+            except NotStarted as exc:
+                if changed is None or not exc.detail:
+                    raise
+                tell_failure(exc)
+                logger.warning("Waiting for a change …")
+                await anext(changed)
 
     async def _restart_after(self, changed: AsyncIterator[None]) -> None:
         async for _ in changed:
