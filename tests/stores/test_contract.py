@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from backend_stores import MemoryStore
+from hub_parts import PRESENCE, Clients, announced
 from millstream._stores.base import (
     Entry,
     EntryRepeated,
@@ -35,8 +36,6 @@ from millstream._stores.rates import (
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
 from patience import WAIT
-from presence_parts import STREAM as PRESENCE
-from presence_parts import Clients, announced
 from property_settings import examples
 from store_parts import (
     BACKINGS,

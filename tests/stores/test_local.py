@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import presence_parts
+import hub_parts
 from backend_stores import LocalStore
+from hub_parts import Clients, announced
 from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for, open_store, workers
 from millstream._stores.base import Entry, StoreUnavailable
@@ -21,7 +22,6 @@ from millstream._stores.local.store import LocalBackend
 from millstream._stores.memory.store import MemoryBackend, MemoryMap
 from millstream._stores.workers import use_parent
 from patience import WAIT
-from presence_parts import Clients, announced
 from store_parts import TTL, LocalBacking, MessageRecorder, append, read_all, until_workers
 
 STREAM = "hub:journal"
@@ -278,7 +278,7 @@ async def test_workers_use_the_clock_of_the_parent(monkeypatch: pytest.MonkeyPat
 
 # processes
 
-SUPPORT = Path(presence_parts.__file__).parent
+SUPPORT = Path(hub_parts.__file__).parent
 WORKER = """
 import asyncio, sys
 from millstream._stores import open_store
@@ -286,7 +286,7 @@ from millstream._stores.base import StoreUnavailable
 from millstream._stores.workers import use_parent
 
 sys.path.append(sys.argv[3])
-from presence_parts import Clients
+from hub_parts import Clients
 
 async def main():
     use_parent(sys.argv[2])

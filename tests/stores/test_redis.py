@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cases import for_each
+from hub_parts import Clients
 from millstream._protocol.errors import LocalError
 from millstream._stores import open_store
 from millstream._stores.base import (
@@ -28,7 +29,6 @@ from millstream._stores.redis import keys
 from millstream._stores.redis.address import parse_address
 from millstream._stores.store import Store
 from patience import WAIT
-from presence_parts import Clients
 from processes import ROOT, free_port
 from redis_monitor import Monitor
 from redis_parts import RedisServer, RedisStore, open_worker, until, warm_up

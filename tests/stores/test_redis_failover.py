@@ -3,10 +3,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from hub_parts import Clients
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import Gap, StoreUnavailable
 from patience import WAIT
-from presence_parts import Clients
 from redis_parts import RedisStore, Sentinels, open_worker, until, wait_until
 from store_parts import Follower, append, data_of, read_all
 

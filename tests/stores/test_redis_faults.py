@@ -3,10 +3,10 @@ import signal
 
 import pytest
 
+from hub_parts import Clients
 from millstream._stores.base import Gap, Index, StoreUnavailable
 from millstream._stores.workers import LeasedWorker, WorkerTable, update_worker_table
 from patience import WAIT
-from presence_parts import Clients
 from redis_parts import RedisServer, open_worker, until, warm_up
 from redis_wire import Proxy
 from store_parts import TTL, Follower, MessageRecorder, append, data_of, read_all

@@ -16,13 +16,13 @@ from unittest import mock
 import hiredis
 import pytest
 
+from hub_parts import Clients
 from millstream._protocol.errors import LocalError
 from millstream._stores.redis.address import RedisAddress, parse_address
 from millstream._stores.redis.store import RedisBackend
 from millstream._stores.store import Store
 from millstream._stores.workers import LeasedWorker
 from patience import WAIT
-from presence_parts import Clients
 from processes import RunState, free_port, kill_with_parent
 from programs import require_program
 
