@@ -1,79 +1,13 @@
-"""The implementation of `Store`, built on the log and map of any backend.
-
-A store whose data outlive its workers may keep ephemeral kinds (`base.EPHEMERAL`) in memory: `SplitMap`, `SplitLog`.
-"""
+"""The store, built on any backend."""
 
 import asyncio
 from collections.abc import Callable, Sequence
-from functools import wraps
-from typing import Any, Generic, TypeVar, cast
 
-from msgspec import Struct
-
-from millstream._stores.base import EPHEMERAL, Backend, Bus, Log, Map
+from millstream._stores.base import Backend, Bus, Log, Map
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
 from millstream._stores.tail import never
 from millstream._stores.workers import LeasedWorker, SoleWorker
 from millstream._tasks import cancel_all
-
-T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Split(Struct, Generic[T], eq=False):
-    """Two implementations: `memory` for ephemeral kinds, and `durable` for all others."""
-
-    durable: T
-    memory: T
-
-
-def _place(split: _Split[T], name: str) -> T:
-    return split.memory if _is_ephemeral(name) else split.durable
-
-
-def _forward(method: F) -> F:
-    """Return a method that forwards to the implementation for its first argument's kind."""
-
-    @wraps(method)
-    def call(self: _Split[Any], name: str, *args: Any, **options: Any) -> Any:
-        return getattr(_place(self, name), method.__name__)(name, *args, **options)
-
-    return cast("F", call)
-
-
-class SplitMap(_Split[Map]):
-    """A `Map` that keeps ephemeral kinds in `memory` and all others in `durable`."""
-
-    get = _forward(Map.get)
-    put = _forward(Map.put)
-    compare_and_set = _forward(Map.compare_and_set)
-    delete = _forward(Map.delete)
-
-    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        if not any(_is_ephemeral(key) for key in keys):
-            return await self.durable.get_many(keys)
-        return [await _place(self, key).get(key) for key in keys]
-
-    async def keys(self, prefix: str) -> list[str]:
-        if ":" in prefix:
-            return await _place(self, prefix).keys(prefix)
-        return await self.durable.keys(prefix) + await self.memory.keys(prefix)
-
-
-class SplitLog(_Split[Log]):
-    """A `Log` that keeps ephemeral kinds in `memory` and all others in `durable`."""
-
-    append = _forward(Log.append)
-    read = _forward(Log.read)
-    newest = _forward(Log.newest)
-    touch = _forward(Log.touch)
-    trim = _forward(Log.trim)
-    listen = _forward(Log.listen)
-    wait_until_listening = _forward(Log.wait_until_listening)
-
-
-def _is_ephemeral(name: str) -> bool:
-    return name.partition(":")[0] in EPHEMERAL
 
 
 class Store:

@@ -55,10 +55,6 @@ class Items(Struct, eq=False):
         row = self._file.one("SELECT value FROM items WHERE key=? AND until>?", (key, self._clock()))
         return None if row is None else row[0]
 
-    def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """See `Map.get_many`."""
-        return [self.get(key) for key in keys]
-
     def put(self, key: str, value: bytes, ttl: float, *, lossy: bool = False) -> None:
         """See `Map.put`."""
         now = self._clock()

@@ -15,12 +15,11 @@ from typing import Any, TypeVar
 from msgspec import Struct
 
 from millstream._protocol.errors import LocalError
-from millstream._stores.base import Entry, Position, StoreUnavailable
+from millstream._stores.base import EPHEMERAL, Entry, Log, Map, Position, StoreUnavailable
+from millstream._stores.memory.log import MemoryLog, kind_of
 from millstream._stores.memory.store import MemoryBackend, ProcessBackend
 from millstream._stores.sqlite.file import Database, Location
 from millstream._stores.sqlite.items import Items, Streams
-from millstream._stores.store import SplitLog, SplitMap
-from millstream._stores.tail import Listeners
 
 T = TypeVar("T")
 
@@ -168,36 +167,58 @@ class SqliteWriter(Struct, eq=False):
                 job.failure = exc
 
 
-_READS = frozenset({"get", "get_many", "keys", "newest", "read"})
+_READS = frozenset({"get", "newest", "read"})
 
 
-def _calls(part: Items | Streams, writer: SqliteWriter, *names: str) -> dict[str, Any]:
-    """Return functions that call methods of a part in the writer's thread."""
+def _calls(part: Items | Streams, memory: Map | Log, writer: SqliteWriter, *names: str) -> dict[str, Any]:
+    """Return functions that call methods of a part in the writer's thread, or of `memory` for ephemeral kinds."""
 
     def call(name: str) -> Callable[..., Awaitable[Any]]:
-        method = getattr(part, name)
+        method, memory_method = getattr(part, name), getattr(memory, name)
 
-        async def run(*args: Any, **options: Any) -> Any:
-            return await writer.run(lambda: method(*args, **options), writes=name not in _READS)
+        async def run(first: str, *args: Any, **options: Any) -> Any:
+            if kind_of(first) in EPHEMERAL:
+                return await memory_method(first, *args, **options)
+            return await writer.run(lambda: method(first, *args, **options), writes=name not in _READS)
 
         return run
 
     return {name: call(name) for name in names}
 
 
-class SqliteLog(SimpleNamespace):
-    """The `Log` in the file, with the other methods of `Streams`. No entry can be missed."""
+class SqliteMap(SimpleNamespace):
+    """The `Map` in the file, and in memory for ephemeral kinds."""
 
-    def __init__(self, streams: Streams, writer: SqliteWriter) -> None:
-        super().__init__(**_calls(streams, writer, "read", "newest", "touch", "trim"))
-        self._streams = streams
+    def __init__(self, items: Items, memory: Map, writer: SqliteWriter) -> None:
+        super().__init__(**_calls(items, memory, writer, "get", "put", "compare_and_set", "delete"))
+        self._items = items
+        self._memory = memory
         self._writer = writer
-        self.listeners = listeners = Listeners[Entry]()
-        self.listen = listeners.listen
+
+    async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        return list(await asyncio.gather(*map(self.get, keys)))
+
+    async def keys(self, prefix: str) -> list[str]:
+        durable = await self._writer.run(lambda: self._items.keys(prefix), writes=False)
+        return durable + await self._memory.keys(prefix)
+
+
+class SqliteLog(SimpleNamespace):
+    """The `Log` in the file, and in memory for ephemeral kinds. No entry can be missed."""
+
+    def __init__(self, streams: Streams, memory: MemoryLog, writer: SqliteWriter) -> None:
+        super().__init__(**_calls(streams, memory, writer, "read", "newest", "touch", "trim"))
+        self._streams = streams
+        self._memory = memory
+        self._writer = writer
+        self.listen = memory.listen
 
     async def append(self, stream: str, data: bytes, *, topic: str = "", **options: Any) -> Position:
+        if kind_of(stream) in EPHEMERAL:
+            return await self._memory.append(stream, data, topic=topic, **options)
+
         def push(position: Position) -> None:
-            self.listeners.push(stream, topic, Entry(position, data))
+            self._memory.push(stream, topic, Entry(position, data))
 
         return await self._writer.run(lambda: self._streams.append(stream, data, **options), push)
 
@@ -232,13 +253,10 @@ class SqliteBackend(ProcessBackend):
         self._streams = Streams(file, clock, max_log_bytes)
         self._writer = SqliteWriter(file, self._load)
         self._memory = memory = MemoryBackend(max_value_bytes=max_value_bytes, max_log_bytes=max_log_bytes)
-        self._log = SqliteLog(self._streams, self._writer)
-        kv: Any = SimpleNamespace(
-            **_calls(self._items, self._writer, "get", "get_many", "put", "compare_and_set", "delete", "keys")
-        )
-        log: Any = self._log
-        self.kv = SplitMap(kv, memory.kv)
-        self.log = SplitLog(log, memory.log)
+        kv: Any = SqliteMap(self._items, memory.kv, self._writer)
+        log: Any = SqliteLog(self._streams, memory.log, self._writer)
+        self.kv: Map = kv
+        self.log: Log = log
         super().__init__(self.kv)
 
     @property
@@ -257,7 +275,6 @@ class SqliteBackend(ProcessBackend):
         await self._writer.start()
 
     async def close(self) -> None:
-        self._log.listeners.remove_listeners()
         await self._memory.close()
         await self._writer.stop()
 
