@@ -193,6 +193,39 @@ def test_mutually_recursive_types_keep_references() -> None:
     assert Draft202012Validator(schema).is_valid([{"even": {"address": {"street": "s"}, "odd": {}}}])
 
 
+class Bought(msgspec.Struct, tag=True):
+    at: dt.datetime
+    color: Color
+
+
+class Sold(msgspec.Struct, tag=True, array_like=True):
+    at: dt.datetime
+    color: Color
+
+
+class Lost(msgspec.Struct, tag=True):
+    color: Literal["red", "blue"]
+
+
+class Rights(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+def test_tagged_structs_beside_other_types_are_described_completely() -> None:
+    assert schema_of(Sold)["prefixItems"][1:] == [MOMENT, COLOR]
+    [number, structs, null] = schema_of(Bought | Lost | int | None)["anyOf"]
+    assert (number, null) == ({"type": "integer"}, {"type": "null"})
+    assert structs["anyOf"][0]["properties"].items() >= {"at": MOMENT, "color": COLOR}.items()
+    assert structs["anyOf"][1]["properties"]["color"] == COLOR
+
+
+def test_combined_flags_are_allowed() -> None:
+    schema = schema_of(dict[Rights, list[Rights]])
+    assert schema["additionalProperties"]["items"] == {"type": "integer"}
+    assert Draft202012Validator(schema).is_valid({"3": [3]})
+
+
 class Foreign:
     """A class that only the hook knows."""
 

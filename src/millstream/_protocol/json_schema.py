@@ -10,16 +10,14 @@ import enum
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import partial
+from itertools import chain
 from math import inf, isfinite
-from types import NoneType, UnionType
+from types import UnionType
 from typing import (
     Annotated,
     Any,
-    Generic,
     Literal,
-    NewType,
     TypeGuard,
-    TypeVar,
     Union,
     cast,
     get_args,
@@ -28,10 +26,8 @@ from typing import (
 )
 from urllib.parse import unquote
 
-from msgspec import Meta, Struct, defstruct, field
-from msgspec.inspect import DataclassType, NamedTupleType, StructType, type_info
+from msgspec import Struct, defstruct, field, inspect
 from msgspec.json import schema_components
-from msgspec.structs import fields
 
 from millstream._override import override
 from millstream._protocol.jsonrpc import Json
@@ -58,8 +54,8 @@ LOOSE = frozenset(("date-time", "time", "duration", "path", "file-path", "direct
 a duration can be negative or have a fraction. JSON Schema doesn't define the formats for paths. Some clients validate
 formats, and warn about unknown ones.
 """
-MOMENTS: Mapping[tuple[str, str], str] = {("datetime", "datetime"): "date-time", ("datetime", "time"): "time"}
-"""Module and class name -> RFC 3339 format. Strings without an offset are also accepted."""
+MOMENTS: Mapping[type, str] = {inspect.DateTimeType: "date-time", inspect.TimeType: "time"}
+"""RFC 3339 formats. Strings without an offset are also accepted."""
 DECIMAL = r"^[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?$"
 r"""Some validators match non-ASCII digits with ``\d``."""
 NO_NUMBER = "NaN and infinities can't be represented in JSON"
@@ -210,11 +206,11 @@ def schema_of(annotation: Any, *, hook: SchemaHook | None = None, written: bool 
                 components = {**more, **components, name: definition}
     except NameError as error:
         raise TypeError(f"an annotation inside {type_text(annotation)} can't be resolved: {error}") from error
-    _write_decimals({"items": root, "$defs": components})
-    for component in components.values():
-        component.pop("title", None)  # This is the class name. Titles given by users are beside the `$ref`.
+    details = _Details({**components}, {} if written else MOMENTS)
+    for node, kind in ((root, annotation), *((components[name], each.target) for name, each in aliases.items())):
+        details.note([kind])
+        details.add(node, inspect.type_info(kind))
     document = inline_references(root, components)
-    _Details(dict(document.get("$defs", {})), {} if written else MOMENTS).add(document, annotation)
     drop_formats(document, {"duration", "path"} if written else ())
     return document
 
@@ -231,9 +227,9 @@ def _with_text_defaults(annotation: Any, inside: tuple[Any, ...] = ()) -> Any:
         return annotation if same else union[made] if origin in (Union, UnionType) else origin[made]
     if not isinstance(annotation, type) or annotation in inside:
         return annotation
-    info: Any = type_info(annotation)
-    is_tuple = isinstance(info, NamedTupleType)
-    if not (is_tuple or isinstance(info, StructType | DataclassType)):
+    info: Any = inspect.type_info(annotation)
+    is_tuple = isinstance(info, inspect.NamedTupleType)
+    if not (is_tuple or isinstance(info, inspect.StructType | inspect.DataclassType)):
         return annotation
     hints = get_type_hints(annotation, include_extras=True)
     members: list[Any] = []
@@ -267,14 +263,6 @@ def inline_references(
         return _Inliner(max_nodes, {} if recursive is None else recursive).document(root, definitions)
     except OverflowError:
         return _Inliner(inf, None).document(root, definitions)
-
-
-def _write_decimals(schema: Schema) -> None:
-    """Give decimal numbers our pattern instead of msgspec's own format."""
-    for node in walk(schema):
-        if node.get("type") == "string" and node.get("format") == "decimal":
-            del node["format"]
-            node["pattern"] = DECIMAL
 
 
 def wrap_output(schema: Schema) -> Schema:
@@ -571,6 +559,14 @@ _KEY_PATTERNS = {
     "integer": "^(0|-?[1-9][0-9]*)$",
     "number": r"^-?(0|[1-9][0-9]*)(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
 }
+_KEYS: Mapping[type, Schema] = {
+    inspect.IntType: {"type": "integer"},
+    inspect.FloatType: {"type": "number"},
+    inspect.DecimalType: {"type": "string", "pattern": DECIMAL},
+    inspect.DateTimeType: {"type": "string", "format": "date-time"},
+    inspect.DateType: {"type": "string", "format": "date"},
+    inspect.UUIDType: {"type": "string", "format": "uuid"},
+}
 
 
 def _find_recursive(definition: Schema, scope: Schema, found: dict[int, bool]) -> None:
@@ -623,108 +619,87 @@ def _references(definition: Schema, scope: Schema) -> Iterator[Schema]:
 
 
 class _Details(Struct, eq=False):
-    """Completes the schemas of annotations, in place."""
+    """Completes the schemas that msgspec generates, in place."""
 
     waiting: Schema
     """Definitions without a reference so far."""
-    formats: Mapping[tuple[str, str], str]
+    formats: Mapping[type, str]
     """Formats of dates and times: `MOMENTS`, or empty for output."""
+    literals: dict[frozenset[str], list[Any]] = {}
+    """The choices of each `Literal` as a set -> in the program's order."""
 
-    def add(self, node: Any, annotation: Any) -> None:
-        """Complete the schema of one annotation."""
+    def add(self, node: Any, kind: Any) -> None:
+        """Complete the schema of a type (see `msgspec.inspect`)."""
+        kind = _without_metadata(kind)
+        if is_object(node) and "$ref" in node:
+            node = self.waiting.pop(node["$ref"].removeprefix(REF), None)
+            members(node).pop("title", None)  # This is the class name. Titles given by users are beside the `$ref`.
         if not is_object(node):
             return
-        if "$ref" in node:
-            target = annotation.target if is_recursive_alias(annotation) else annotation
-            self.add(self.waiting.pop(node["$ref"].rpartition("/")[2], None), target)
-            return
-        annotation = _unwrap(annotation)
-        origin, parts = get_origin(annotation), get_args(annotation)
-        if origin is Annotated:
-            if not any(isinstance(item, Meta) and item.tz is False for item in parts[1:]):
-                self.add(node, parts[0])
-        elif origin in (Union, UnionType):
-            self.add_union(node, parts)
-        elif origin is Literal:
-            _order(node, parts)
-        elif isinstance(origin, type):
-            self.add_items(node, origin, parts)
-            bases = getattr(origin, "__orig_bases__", ())
-            plain = all(get_origin(each) in (None, Generic) for each in bases)  # others redefine variables
-            variables = getattr(origin, "__parameters__", ()) if plain else ()
-            self.add_members(node, origin, dict(zip(variables, parts, strict=False)))
-        elif isinstance(annotation, type):
-            self.add_class(node, annotation)
+        if type(kind) in self.formats and kind.tz is None:
+            node.setdefault("format", self.formats[type(kind)])
+        elif _is_flag(kind):
+            node["type"] = "integer"
+            del node["enum"]  # Several members combined make another value.
+        elif isinstance(kind, inspect.LiteralType | inspect.EnumType):
+            node["enum"] = self.choices(kind)
+        elif isinstance(kind, inspect.DecimalType):
+            del node["format"]  # it's msgspec's own
+            node["pattern"] = DECIMAL
+        elif isinstance(kind, inspect.DictType):
+            node.update(self.names(_without_metadata(kind.key_type)))
+        elif hasattr(kind, "fields"):
+            self.note(get_type_hints(get_origin(kind.cls) or kind.cls, include_extras=True).values())
+        for part, inner in _parts(node, kind):
+            self.add(part, inner)
 
-    def add_union(self, node: Schema, parts: tuple[Any, ...]) -> None:
-        members = [each for each in node.get("anyOf", ()) if each != {"type": "null"}]
-        others = [each for each in parts if each is not NoneType]
-        others.sort(key=lambda each: isinstance(each, type) and issubclass(each, Struct))  # like msgspec
-        if len(members) == len(others):
-            for member, other in zip(members, others, strict=True):
-                self.add(member, other)
-
-    def add_items(self, node: Schema, origin: type, parts: tuple[Any, ...]) -> None:
-        if issubclass(origin, Mapping) and len(parts) == 2:
-            self.add(node.get("additionalProperties"), parts[1])
-            if parts[0] is not str and "propertyNames" not in node and (names := self.key_schema(parts[0])):
-                node["propertyNames"] = names
-        elif origin is tuple and "prefixItems" in node:
-            for item, part in zip(node["prefixItems"], parts, strict=False):
-                self.add(item, part)
-            node["items"] = _items(node["prefixItems"])
-        elif parts and issubclass(origin, Collection):
-            self.add(node.get("items"), parts[0])
-
-    def key_schema(self, annotation: Any) -> Schema | None:
-        try:
-            return key_schema(schema_of(annotation))
-        except TypeError:  # a type that only a hook knows
-            return None
-
-    def add_class(self, node: Schema, annotation: Any) -> None:
-        moment = self.formats.get((annotation.__module__, annotation.__name__))
-        if moment is not None:
-            node.setdefault("format", moment)
-        elif issubclass(annotation, enum.Flag):
-            node.pop("enum", None)  # The values of several literals combined make another enum.
-        elif issubclass(annotation, enum.Enum):
-            _order(node, [member.value for member in annotation])
+    def names(self, kind: Any) -> Schema:
+        if isinstance(kind, inspect.LiteralType | inspect.EnumType) and not _is_flag(kind):
+            names = key_schema({"enum": self.choices(kind)})
         else:
-            self.add_members(node, annotation, {})
+            names = key_schema(_KEYS.get(inspect.IntType if _is_flag(kind) else type(kind), {}))
+        return {"propertyNames": names} if names else {}
 
-    def add_members(self, node: Schema, kind: Any, types: Mapping[Any, Any]) -> None:
-        """Complete the members of a class with fields. `types` are the types for the variables of a generic one."""
-        if not any(key in node for key in ("properties", "prefixItems")):
-            return
-        names = {each.name: each.encode_name for each in fields(kind)} if issubclass(kind, Struct) else {}
-        hints: dict[str, Any] = get_type_hints(kind, include_extras=True)
-        members = node.get("properties") or dict(zip(hints, node.get("prefixItems", ()), strict=False))
-        for name, hint in hints.items():
-            variables = getattr(hint, "__parameters__", ()) if types and not isinstance(hint, type) else ()
-            known: Any = types.get(hint, hint) if isinstance(hint, TypeVar) else hint
-            if variables:
-                known = known[tuple(types.get(each, each) for each in variables)]
-            self.add(members.get(names.get(name, name)), known)
-        if "prefixItems" in node:
-            node["items"] = _items(node["prefixItems"])
+    def choices(self, kind: Any) -> list[Any]:
+        if isinstance(kind, inspect.EnumType):
+            return [member.value for member in kind.cls]
+        return self.literals.get(frozenset(map(repr, kind.values)), [*kind.values])
 
-
-def _unwrap(annotation: Any) -> Any:
-    """Return the target of an alias or `NewType`, or the type of a member that `NotRequired` or `Required` marks."""
-    while True:
-        if isinstance(annotation, NewType):
-            annotation = annotation.__supertype__
-        elif type(annotation).__name__ == "TypeAliasType":
-            annotation = annotation.__value__
-        elif getattr(get_origin(annotation), "_name", None) in ("NotRequired", "ReadOnly", "Required"):
-            (annotation,) = get_args(annotation)
-        else:
-            return annotation
+    def note(self, annotations: Iterable[Any]) -> None:
+        """Note the order of choices, because msgspec sorts them."""
+        for each in annotations:
+            parts = get_args(each)
+            if get_origin(each) is Literal:
+                self.literals[frozenset(map(repr, parts))] = [*parts]
+            else:
+                named = (getattr(each, name) for name in ("__supertype__", "__value__") if hasattr(each, name))
+                self.note((*parts, *named))
 
 
-def _order(node: Schema, choices: Collection[Any]) -> None:
-    node = node.get("anyOf", [node])[0]  # null is an alternative, not a choice
-    order = [each for each in choices if each is not None]
-    if len(node.get("enum", ())) == len(order) and all(each in order for each in node["enum"]):
-        node["enum"] = order
+def _without_metadata(kind: Any) -> Any:
+    while isinstance(kind, inspect.Metadata):
+        kind = kind.type
+    return kind
+
+
+def _is_flag(kind: Any) -> bool:
+    return isinstance(kind, inspect.EnumType) and issubclass(kind.cls, enum.Flag)
+
+
+def _parts(node: Schema, kind: Any) -> Iterable[tuple[Any, Any]]:
+    """Return the schemas inside the schema of a type, each with its type."""
+    if isinstance(kind, inspect.UnionType):
+        others = [each for each in kind.types if not isinstance(each, inspect.NoneType)]
+        # msgspec lists Structs last. If there are several beside other types, they have a union of their own.
+        others.sort(key=lambda each: not getattr(_without_metadata(each), "array_like", True))
+        options = ([each] if "discriminator" not in each else each["anyOf"] for each in node["anyOf"])
+        return zip(chain.from_iterable(options), others, strict=False)
+    if isinstance(kind, inspect.DictType):
+        return [(node.get("additionalProperties"), kind.value_type)]
+    if isinstance(kind, inspect.CollectionType):
+        return [(node.get("items"), kind.item_type)]
+    fields: Collection[Any] = getattr(kind, "fields", ())
+    if fields and "properties" in node:
+        return [(node["properties"][each.encode_name], each.type) for each in fields]
+    kinds: Collection[Any] = getattr(kind, "item_types", [each.type for each in fields])
+    return zip(node.get("prefixItems", [])[-len(kinds) :], kinds, strict=False)  # a tag can come first
