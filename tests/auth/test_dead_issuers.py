@@ -18,7 +18,7 @@ async def warned(method: Any, caplog: pytest.LogCaptureFixture) -> str:
     """Start a server with this method, and return its log."""
     async with run_guarded(make_server(method)) as world:
         look_ahead(world.runtime)
-        await until(lambda: not world.runtime.sweep._pending)
+        await until(lambda: not world.runtime.sweep._jobs)
     texts = [each.getMessage() for each in caplog.records]
     found = [each for each in texts if "tokens can't be verified" in each or "can't sign in with" in each]
     assert len(found) <= 1
@@ -78,7 +78,7 @@ async def test_first_token_contacts_an_issuer_that_was_unavailable_at_startup(
         issuer.answers.clear()
         async with run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world:
             look_ahead(world.runtime)
-            await until(lambda: not world.runtime.sweep._pending)
+            await until(lambda: not world.runtime.sweep._jobs)
             issuer.answers |= answers
             reply = await world.call(token(claims(iss=issuer.url)), "who")
             assert reply.status == 200
@@ -91,7 +91,7 @@ async def test_healthy_issuer_is_contacted_once_without_warning(caplog: pytest.L
         run_guarded(make_server(auth.oidc(issuer.url, audience=AUDIENCE))) as world,
     ):
         look_ahead(world.runtime)
-        await until(lambda: not world.runtime.sweep._pending)
+        await until(lambda: not world.runtime.sweep._jobs)
         assert (await world.call(token(claims(iss=issuer.url)), "who")).status == 200
         assert issuer.request_counts == {CONFIGURATION: 1, "/keys": 1}
     assert "can't" not in caplog.text

@@ -416,7 +416,7 @@ class Runtime:
             end()
 
     def _extend_logs(self) -> None:
-        self.sweep.run_in_background("logs", self.streams.touch(self.store.log, LOG_TTL))
+        self.sweep.run_in_background(self.streams.touch, self.store.log, LOG_TTL)
 
     def _watch_idleness(self, now: float) -> None:
         requests = 0 if self.adapter is None else self.adapter.requests

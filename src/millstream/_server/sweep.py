@@ -8,14 +8,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any
 
 from millstream._server.calls.call import Call, CallProgress
 from millstream._server.calls.context import nudge_progress
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.health import LogOnce
-from millstream._tasks import cancel_all
+from millstream._tasks import Tasks, cancel_all
 
 logger = logging.getLogger("millstream")
 
@@ -43,7 +42,7 @@ class Sweep:
         """Delay of the last tick in seconds. Every call waits this long."""
         self._last_warning: float | None = None
         self._task: asyncio.Task[None] | None = None
-        self._pending: dict[object, asyncio.Task[None]] = {}
+        self._jobs = Tasks()
         self._trouble = LogOnce(
             logger,
             "Call streams can't be extended in the store; retrying",
@@ -57,7 +56,8 @@ class Sweep:
     async def close(self) -> None:
         """End the task and all background work."""
         task, self._task = self._task, None
-        await cancel_all(task, *self._pending.values())
+        await cancel_all(task)
+        await self._jobs.close()
 
     async def _run(self) -> None:
         services = self._dispatcher.services
@@ -95,21 +95,14 @@ class Sweep:
             f" (calls: {', '.join(names)})" if names else "",
         )
 
-    def run_in_background(self, key: object, work: Coroutine[Any, Any, None]) -> None:
-        """Run work that can wait for a peer or the store in the background, one job at a time per key."""
-        if key in self._pending:
-            work.close()
-            return
-        task = self._pending[key] = asyncio.create_task(work)
-        task.add_done_callback(partial(self._settle, key))
+    def run_in_background(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        """Run work that can wait for a peer or the store in the background, unless it's still running."""
+        self._jobs.spawn_once(self._run_job, work, *arguments)
 
-    def _settle(self, key: object, task: asyncio.Task[None]) -> None:
-        del self._pending[key]
-        if task.cancelled():
-            return
+    async def _run_job(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         try:
             with self._trouble:
-                task.result()
+                await work(*arguments)
         except Exception:
             logger.exception("A periodic task failed; retrying.")
 
@@ -124,7 +117,7 @@ class Sweep:
         elif now - call.started > self._dispatcher.services.settings.max_call_seconds and not call.long_lived:
             call.expire()
         elif now - call.started >= SILENCE and call.reply_channel is None:
-            self.run_in_background(call, call.open_reply_channel().keep_alive())
+            self.run_in_background(call.open_reply_channel().keep_alive)
 
     def report_progress(self) -> None:
         """Report progress for calls that were silent since the last beat, if their callers want progress."""
@@ -133,7 +126,7 @@ class Sweep:
                 continue
             reported = call.progress = call.progress or CallProgress()
             if call.reply_channel is not None and reported.last_reported == reported.reported_at_heartbeat:
-                self.run_in_background(call, nudge_progress(call))
+                self.run_in_background(nudge_progress, call)
             reported.reported_at_heartbeat = reported.last_reported
 
 

@@ -97,7 +97,7 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
             )
             server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
             if hasattr(server, "should_exit"):
-                runtime.sweep.run_in_background("stop", _drain_with_uvicorn(runtime, server))
+                runtime.sweep.run_in_background(_drain_with_uvicorn, runtime, server)
         if runtime.services.secrets.warning is not None:
             logger.warning(runtime.services.secrets.warning)
         runtime.adapter = AsgiAdapter(
@@ -138,7 +138,7 @@ async def _drain_with_uvicorn(runtime: Runtime, server: Any) -> None:
 def look_ahead(runtime: Runtime) -> None:
     """Fetch issuers' metadata in advance, so that an unreachable issuer is noticed immediately."""
     if runtime.guard is not None:
-        runtime.sweep.run_in_background("issuers", runtime.guard.prefetch())
+        runtime.sweep.run_in_background(runtime.guard.prefetch)
 
 
 async def _websocket(application: ServerApplication, socket: Socket) -> None:
