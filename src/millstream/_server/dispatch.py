@@ -135,18 +135,6 @@ class RelayedError(ProtocolError):
     """Ends a call with another server's error, which isn't changed in any revision."""
 
 
-class Outcome(Struct):
-    """The end of a call: a result (also of a failed tool), an error, or neither if the call was canceled."""
-
-    result: bytes = b""
-    """The JSON object of the result."""
-    error: ProtocolError | None = None
-    is_error: bool = False
-    """Whether the tool failed."""
-    incident: str = ""
-    """The id of the log entry with the details of an unexpected failure."""
-
-
 _EXPLAINED_ERRORS = (NotJson, LocalError, ValueError)
 """Errors of our own checks. Their text is complete, so no traceback is needed."""
 _HIDDEN = "; callers see only the incident. Raise ToolError to show them a message"
@@ -304,14 +292,13 @@ class Dispatcher:
             await _conclude(call, answer)
         return answer
 
-    async def outcome(self, call: Call) -> Outcome:
-        """Run one call and return its result or error, without an envelope."""
+    async def outcome(self, call: Call) -> tuple[bytes, ProtocolError | None]:
+        """Run one call and return its result (also of a failed tool) or error, without an envelope. A canceled call has
+        neither.
+        """
         call.bare = True
         result = await self.call(call)
-        failure = call.failure
-        if failure is None:
-            return Outcome(result)
-        return Outcome(result, failure.error, bool(result) and failure.error is None, failure.incident)
+        return result, None if call.failure is None else call.failure.error
 
     def abandon(self, call: Call, scope: str = "") -> None:
         """Forget a counted call that won't run, for example because its task was canceled before it began."""

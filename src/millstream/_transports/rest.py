@@ -8,9 +8,9 @@ Neither supports questions or progress: notifications are dropped, and a tool th
 responses have the shape of the handshake era, which such scripts expect.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Raw, Struct
@@ -45,7 +45,7 @@ from millstream._protocol.jsonrpc import MAX_ID, RequestId, check_text, decoder,
 from millstream._protocol.revisions import NEWEST, NEWEST_HANDSHAKE, Revision
 from millstream._recent import Recent
 from millstream._server.calls.call import Call, scopes_of
-from millstream._server.dispatch import Dispatcher, Outcome
+from millstream._server.dispatch import Dispatcher
 from millstream._server.features.registry import Audience
 from millstream._server.functions.plan import ArgumentError
 from millstream._transports import openapi
@@ -137,13 +137,12 @@ class RestRoutes:
             return error_response(refusal)
         request.body = b""
         del body, envelope, params  # the call has its own data
-        outcome = await self._dispatcher.outcome(call)
-        error = outcome.error
+        result, error = await self._dispatcher.outcome(call)
         if error is not None:
             body = refusal_message(request_id, error)
             return Response(body, error.status, JSON_HEAD + error.head) if error.head else Response(body)
         mark = b"" if request_id is None else b'"id":%b,' % encode(request_id)
-        return Response(b'{"jsonrpc":"2.0",%b"result":%b}' % (mark, outcome.result))
+        return Response(b'{"jsonrpc":"2.0",%b"result":%b}' % (mark, result))
 
     @staticmethod
     def _call(request: HttpRequest, revision: Revision, method: str, params: bytes, id: RequestId = 0) -> Call:
@@ -204,7 +203,7 @@ class RestRoutes:
             return refuse(BUSY, "Too many calls are running. Try again later.")
         request.body = b""
         del body, params, arguments  # the call has its own data
-        return _rest_reply(await self._dispatcher.outcome(call), call.meta or {}, root)
+        return _rest_reply(call, *await self._dispatcher.outcome(call), root)
 
     async def describe(self, request: HttpRequest) -> Response:
         """`GET /openapi.json`, encoded on the first request and again after the tools change."""
@@ -259,13 +258,12 @@ def _read_envelope(body: bytes, method: str) -> _Envelope:
     return envelope
 
 
-def _rest_reply(outcome: Outcome, meta: Mapping[str, Any], root: str) -> Response:
-    error = outcome.error
+def _rest_reply(call: Call, raw: bytes, error: ProtocolError | None, root: str) -> Response:
     if error is None:
-        result = _decode_result(outcome.result)
-        if not (outcome.is_error or result.is_error):
+        result = _decode_result(raw)
+        if not result.is_error:
             body = bytes(result.structured) or b'{"content":%b}' % bytes(result.content)
-            listen_at = meta.get("streamUrl")
+            listen_at = (call.meta or {}).get("streamUrl")
             if listen_at is None:
                 return Response(body)
             # RFC 8288: the body is only the result, so a header has the URL of its resource updates.
@@ -275,8 +273,8 @@ def _rest_reply(outcome: Outcome, meta: Mapping[str, Any], root: str) -> Respons
         return problem(NEEDS_ANSWERS, NEEDS_ANSWERS.meaning, root_path=root)
     else:
         text = error.message
-    if outcome.incident:
-        return problem(INTERNAL, text, root_path=root, incident=outcome.incident)
+    if call.failure is not None and call.failure.incident:
+        return problem(INTERNAL, text, root_path=root, incident=call.failure.incident)
     if error is not None and error.status >= 400:
         return problem(REFUSED, text, root_path=root, status=error.status, head=error.head)
     return problem(TOOL_ERROR, text or TOOL_ERROR.meaning, root_path=root)

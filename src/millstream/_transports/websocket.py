@@ -225,11 +225,11 @@ class Dialect(Struct, eq=False):
         call.stop = self._connection.start(self._call(call, message.tool, id.copy()), call).cancel
 
     async def _call(self, call: Call, tool: str, id: Raw) -> None:
-        outcome = await self._dispatcher.outcome(call)
-        if outcome.error is not None:
-            self._fail(id, outcome.error.code, outcome.error.message, outcome.error.data, tool=shorten(tool))
-        elif outcome.result:
-            self._reply(id, "mcp_result", tool=tool, result=Raw(outcome.result))
+        result, error = await self._dispatcher.outcome(call)
+        if error is not None:
+            self._fail(id, error.code, error.message, error.data, tool=shorten(tool))
+        elif result:
+            self._reply(id, "mcp_result", tool=tool, result=Raw(result))
 
     # Channels
 

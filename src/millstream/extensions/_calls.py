@@ -293,13 +293,12 @@ class CallRun(Struct, eq=False):
             return RunOutcome()
         call.stop = task.cancel
         try:
-            outcome = await self._dispatcher.outcome(call)
+            result, error = await self._dispatcher.outcome(call)
         finally:
             call.stop = None
             bodies.leave(self._owner, size)
-        if outcome.error is not None:
-            return RunOutcome(error=outcome.error)
-        result = outcome.result
+        if error is not None:
+            return RunOutcome(error=error)
         if result.startswith(b'{"resultType":"input_required"') and call.rounds is not None:
             requests = {key: bytes(request) for key, request in _decode_questions(result).requests.items()}
             return RunOutcome(requests=requests, state=call.rounds.state(0))
