@@ -19,7 +19,8 @@ from millstream._protocol.content import Icon
 from millstream._protocol.errors import LocalError, SuggestionMeta, ToolError, suggest
 from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks, hooks_of
-from millstream._server.features.registry import Completer, Registry
+from millstream._server.features.registry import Registry
+from millstream._server.features.sources import Completer
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream._server.functions.dependencies import warn_author
 from millstream._server.peers import ItemRemoval, ItemSwitch

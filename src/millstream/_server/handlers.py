@@ -5,7 +5,6 @@ stream of the per-request era, open until the client disconnects.
 """
 
 import asyncio
-import inspect
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from functools import cache, partial
@@ -66,7 +65,6 @@ from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hook, Hooks, ListRequest, MessageRequest, Next, chain_hooks
 from millstream._server.features.registry import MAX_URI, Handler, Registry, sees
 from millstream._server.features.resources import Prompt, Resource, Template
-from millstream._server.features.sources import CompleterFunction
 from millstream._server.features.tools import Tool, run_with_timeout
 from millstream._server.functions.plan import ArgumentError
 
@@ -423,12 +421,8 @@ class Handlers:
         found: Any
         if completer is None:
             found = (each for each in item.choices(params.argument.name) if each.startswith(value))
-        elif isinstance(completer, CompleterFunction):
-            found = await completer.run(value, known, call)
-        elif inspect.iscoroutinefunction(completer):
-            found = await completer(value, known)
         else:
-            found = await self._services.threads.run(completer, value, known, owner=call.owner)
+            found = await completer(value, known, call)
         values = [str(each) for each in found]
         shown = values[:MAX_VALUES]
         return b'"completion":%b' % encode(Completion(shown, len(values), len(values) > len(shown)))

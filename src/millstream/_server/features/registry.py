@@ -25,7 +25,7 @@ from millstream._protocol.uri_template import normalize_template
 from millstream._recent import RecentBytes
 from millstream._server.calls.call import Call, granted_scopes
 from millstream._server.features.resources import Prompt, Resource, Template
-from millstream._server.features.sources import CompleterFunction
+from millstream._server.features.sources import Completer
 from millstream._server.features.tools import PreparedCall, Tool
 
 
@@ -58,7 +58,6 @@ def _cursor(text: str) -> str:
     return base64.urlsafe_b64encode(text.encode()).decode()
 
 
-Completer = Callable[..., Any] | CompleterFunction
 Handler = Callable[[Call], Awaitable[bytes]]
 """Returns the members of the result without the enclosing braces, or empty bytes."""
 NotificationHandler = Callable[[Call], Awaitable[None]]

@@ -144,29 +144,26 @@ def _override(function: Callable[..., Any]) -> PlannedDependency:
     return plan_dependency(Dependency(function), CONTEXTS)
 
 
-class CompleterFunction(Struct, frozen=True, eq=False):
-    """A completer, ``f(value, arguments)``, with dependencies."""
-
-    run: Callable[[str, Mapping[str, str], Call], Awaitable[Any]]
+Completer = Callable[[str, Mapping[str, str], Call], Awaitable[Any]]
+"""``complete(value, arguments, call)``."""
 
 
-def completer_of(function: Callable[..., Any], *, home: object) -> Callable[..., Any] | CompleterFunction:
-    """Return a completer for the registry: the function itself if it has no dependencies.
+def completer_of(function: Callable[..., Any], *, home: object) -> Completer:
+    """Return a completer for the registry.
+
+    Args:
+        function: ``f(value, arguments)``, which can have dependencies.
+        home: The server it's registered on.
 
     Raises:
         TypeError: A dependency is invalid.
     """
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # the function is written in C
-        return function
-    dependencies = dependencies_in(signature, hints_of(function))
-    if not dependencies:
-        return function
-    planned = plan_dependencies(dependencies, CONTEXTS)
+    planned: dict[str, PlannedDependency] = {}
+    with suppress(ValueError):  # the function is written in C
+        planned = plan_dependencies(dependencies_in(inspect.signature(function), hints_of(function)), CONTEXTS)
     awaited = inspect.iscoroutinefunction(function)
 
-    async def run(value: str, known: Mapping[str, str], call: Call) -> Any:
+    async def complete(value: str, known: Mapping[str, str], call: Call) -> Any:
         def ask(values: dict[str, Any]) -> Awaitable[Any]:
             if awaited:
                 found: Awaitable[Any] = function(value, known, **values)
@@ -175,7 +172,7 @@ def completer_of(function: Callable[..., Any], *, home: object) -> Callable[...,
 
         return await call_with_dependencies(call, home, planned, ask)
 
-    return CompleterFunction(run)
+    return complete
 
 
 def require_scopes(run: Run, scopes: frozenset[str]) -> Run:
