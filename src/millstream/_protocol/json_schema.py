@@ -402,6 +402,8 @@ class _Inliner(Struct, eq=False):
     """Definitions of the recursive types, under their final names."""
     names: dict[int, str] = {}
     """Id of a recursive definition -> its final name. Two scopes can use one name for different types."""
+    sources: dict[str, tuple[Schema, Schema]] = {}
+    """Final name -> the definition and its scope. Equal ones share a name."""
 
     def document(self, root: Schema, scope: Schema) -> Schema:
         """Return the expanded root. It's expanded even when it's recursive, because its `type` must be visible."""
@@ -434,11 +436,12 @@ class _Inliner(Struct, eq=False):
 
     def hoist(self, name: str, target: Schema, scope: Schema) -> str:
         if id(target) not in self.names:
-            while name in self.hoisted:
+            while self.sources.setdefault(name, (target, scope)) != (target, scope):
                 name += "_"
             self.names[id(target)] = name
-            self.hoisted[name] = {}
-            self.hoisted[name] = self.members(target, scope)
+            if name not in self.hoisted:
+                self.hoisted[name] = {}
+                self.hoisted[name] = self.members(target, scope)
         return self.names[id(target)]
 
     def members(self, node: Schema, scope: Schema) -> Schema:
@@ -612,7 +615,7 @@ def _references(definition: Schema, scope: Schema) -> Iterator[Schema]:
     while pending:
         part = pending.pop()
         if not is_object(part) or "$defs" in part:
-            continue  # A part with its own definitions comes from the hook and has no references to ours.
+            continue  # A part with its own definitions has no references to others.
         if "$ref" in part:
             yield scope[part["$ref"].removeprefix(REF)]
         pending += [child for _, child in children(part)]

@@ -9,6 +9,7 @@ import sys
 from base64 import b64encode
 from collections.abc import Callable, Collection, Mapping, MutableSet, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import MISSING, fields, is_dataclass
 from decimal import Decimal
 from enum import Enum
@@ -44,7 +45,6 @@ from millstream._protocol.json_schema import (
     is_object,
     is_recursive_alias,
     key_schema,
-    map_subschemas,
     members,
     schema_of,
     type_text,
@@ -328,8 +328,9 @@ _INVALID_CHARACTERS = re.compile(r"[^a-zA-Z0-9.\-_]")
 def _clean_schema(schema: Schema, name: str) -> Schema:
     """Return a schema without references, and without titles that repeat a class name."""
     definitions: dict[str, Schema] = schema.get("$defs", {})
-    _restore_references(schema, definitions)
     for node in walk({"anyOf": [schema], "$defs": definitions}):
+        if _HIDDEN_REF in node:
+            node["$ref"] = node.pop(_HIDDEN_REF)
         for bound in _BOUNDS.keys() & node.keys():
             value = node.pop(bound)
             is_bound = isinstance(value, int | float) and abs(value) < inf  # pydantic writes a `Decimal` as text
@@ -351,38 +352,8 @@ _BOUNDS = {
     "decimal_places": "",
 }
 """Names that pydantic writes for bounds behind a validator or on a union, and their keywords in JSON Schema."""
-_HIDDEN_REF, _HIDDEN_DEFS = "$msgspec-ref", "$msgspec-defs"
-"""Keywords for references to types that msgspec reads. pydantic refuses references that it doesn't know."""
-
-
-def _rename_references(node: Any, old: str, new: str, suffix: str = "") -> Any:
-    if not is_object(node):
-        return node
-    made = map_subschemas(node, lambda child: _rename_references(child, old, new, suffix))
-    if old in made:
-        made[new] = made.pop(old) + suffix
-    return made
-
-
-def _restore_references(schema: Schema, definitions: dict[str, Schema]) -> None:
-    """Add the definitions of types that msgspec reads to those of pydantic, in place. Equal names get a suffix."""
-    for node in list(walk({"anyOf": [schema], "$defs": definitions})):
-        if (hidden := node.pop(_HIDDEN_DEFS, None)) is None:
-            continue
-        suffix = ""
-        while True:
-            found = {
-                name + suffix: _rename_references(each, _HIDDEN_REF, "$ref", suffix) for name, each in hidden.items()
-            }
-            if all(definitions.get(name, each) == each for name, each in found.items()):
-                break
-            suffix += "_"
-        definitions.update(found)
-        made = _rename_references(node, _HIDDEN_REF, "$ref", suffix)
-        node.clear()
-        node.update(made)
-
-
+_HIDDEN_REF = "$msgspec-ref"
+"""Keyword for references to types that msgspec reads. pydantic refuses references that it doesn't know."""
 _PLAIN_DEFAULTS = frozenset({type(None), bool, int, str})
 
 
@@ -604,9 +575,10 @@ class _StructSchema:
         schema = schema_of(kind, hook=schema_hook)
         check_patterns(schema)
         self._exact = schema if has_decimals(schema) else None
-        self._schema: Schema = _rename_references(schema, "$ref", _HIDDEN_REF)
-        if (definitions := self._schema.pop("$defs", None)) is not None:
-            self._schema[_HIDDEN_DEFS] = definitions
+        self._schema = deepcopy(schema)
+        for node in walk(self._schema):
+            if "$ref" in node:
+                node[_HIDDEN_REF] = node.pop("$ref")
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         return core_schema.with_info_plain_validator_function(
