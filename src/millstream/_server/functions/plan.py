@@ -436,24 +436,6 @@ def _refusal(plan: Plan, problems: list[Problem]) -> ArgumentError:
     return ArgumentError(f"Invalid arguments for {plan.kind} {plan.name!r}: {explain(problems, plan.input_schema)}")
 
 
-def _problems(error: Exception, plan: Plan, raw: bytes) -> list[Problem]:
-    if len(raw) > MAX_WALKED:
-        return [engine_problem(error)]
-    try:
-        values = msgspec.json.decode(raw)
-        if plan.coerce:
-            try:
-                values = _coerce(plan.input_schema, values)
-                plan.engine.convert(values, lax=True)
-            except msgspec.DecodeError as other:
-                error = other
-            except AttributeError:
-                pass  # the arguments aren't an object
-        return plan.engine.problems(error, values, lax=plan.coerce)
-    except (msgspec.DecodeError, RecursionError):
-        return [engine_problem(error)]
-
-
 def read_arguments(plan: Plan, raw: bytes) -> Any:
     """Return arguments from JSON, validated against a handwritten schema if there is one.
 
@@ -468,18 +450,42 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
         _check_size(raw, f"{plan.kind} {plan.name!r}", plan.engine.max_values)
     try:
         return plan.decode(raw)
-    except (msgspec.DecodeError, RecursionError) as error:
-        hopeless = plan.engine.typed is not None and not plan.coerce and "`float`" not in str(error)
-        arguments = None if hopeless else _second_try(plan, raw)
-        if arguments is None:
-            raise _refusal(plan, _problems(error, plan, raw)) from error
-        return arguments
-    except TypeError as error:  # an array or object in a set, if it isn't the function's own
-        if len(raw) > MAX_WALKED:
+    except (msgspec.DecodeError, RecursionError, TypeError) as error:
+        if len(raw) <= MAX_WALKED:
+            return _read_again(plan, raw, error)
+        if isinstance(error, TypeError):
             raise
-        if not (unhashable := find_problems(plan.engine.input_schema, msgspec.json.decode(raw))):
-            raise
-        raise _refusal(plan, unhashable) from error
+        raise _refusal(plan, [engine_problem(error)]) from error
+
+
+def _read_again(plan: Plan, raw: bytes, error: Exception) -> Any:
+    """Return rejected arguments with ``2.0`` read as the integer 2, and coerced if the tool's `coerce` is set. Explain
+    the problems of others.
+
+    Raises:
+        TypeError: The function's own error. Otherwise, it's about an array or object in a set.
+    """
+    problems: list[Problem] = []
+    may_fit = plan.coerce or plan.engine.typed is None or "`float`" in str(error)
+    cause = error
+    with suppress(msgspec.DecodeError, RecursionError):
+        values = (_decode_integral if may_fit else msgspec.json.decode)(raw)
+        try:
+            if plan.coerce:
+                values = _coerce(plan.input_schema, values)
+            if may_fit:
+                return plan.engine.convert(values, lax=plan.coerce)
+        except msgspec.DecodeError as other:
+            cause = other
+        except (AttributeError, TypeError):
+            pass  # the arguments aren't an object, or have an array or object in a set
+        if isinstance(error, TypeError):
+            problems = find_problems(plan.engine.input_schema, values)
+        else:
+            problems = plan.engine.problems(cause, values, lax=plan.coerce)
+    if isinstance(error, TypeError) and not problems:
+        raise error
+    raise _refusal(plan, problems or [engine_problem(error)]) from error
 
 
 def decode_of(plan: Plan) -> Callable[[Any], Any]:
@@ -520,23 +526,6 @@ def read_checked(raw: bytes, item: str, schema: Schema, check: SchemaCheck) -> A
         why = f"{check.reasons(value, len(raw))}. {expected_text(schema)}"
         raise ArgumentError(f"Invalid arguments for {item}: {why}")
     return value
-
-
-def _second_try(plan: Plan, raw: bytes) -> Any | None:
-    """Return arguments in which ``2.0`` is the integer 2, and coerced if the tool's `coerce` is set.
-
-    Return None if they're still invalid. Each number with a fraction costs a call, so large arguments aren't tried
-    again.
-    """
-    if len(raw) > MAX_WALKED or not (plan.coerce or b"." in raw or b"e" in raw or b"E" in raw):
-        return None
-    try:
-        values = _decode_integral(raw)
-        if plan.coerce:
-            values = _coerce(plan.input_schema, values)
-        return plan.engine.convert(values, lax=plan.coerce)
-    except (msgspec.DecodeError, AttributeError, TypeError, RecursionError):
-        return None
 
 
 def _coerce(schema: Schema, values: Json) -> Json:
