@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from asyncio import Task
     from types import CodeType
 
-    from millstream._app.runtime import Runtime
     from millstream._app.user_routes import UserRoute
     from millstream._http.server.connection import ServerState
     from millstream._parts import Part
@@ -143,6 +142,21 @@ class Bind(Struct, frozen=True):
     """Whether one client has the server to itself, over stdio."""
 
 
+class DefinitionListener(Protocol):
+    """A running instance of a server."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether other workers also run the server."""
+        ...
+
+    def emit(self, change: ServerChange) -> None:
+        """Handle a change to the server's definition."""
+
+    def on_change(self, kind: str, key: str, how: str) -> None:
+        """Handle an item that this worker's program has ``added``, removed, or switched ``on`` or ``off``."""
+
+
 def prefix_name(kind: str, key: str, prefix: str) -> str:
     """Return the name of a mounted item: ``prefix_name`` for tools and prompts, ``scheme://prefix/rest`` for URIs."""
     if not prefix:
@@ -191,7 +205,7 @@ class Definition:
         """The program's own paths."""
         self.overrides: dict[Callable[..., Any], Callable[..., Any]] = {}
         """Replacements for dependencies in tests."""
-        self.listeners: set[Runtime] = set()
+        self.listeners: set[DefinitionListener] = set()
         """Open runtimes, which receive each change."""
         self.removed: dict[ItemRemoval, None] = {}
         self.switched: dict[tuple[str, str], ItemSwitch] = {}

@@ -210,15 +210,18 @@ class Runtimes:
             if not record.holders:
                 await self.stop()
 
+    def _open_runtimes(self) -> "list[Runtime]":
+        return [each.runtime for each in list(self._records.values()) if each.runtime is not None]
+
     @property
     def calls(self) -> int:
         """Return the number of running calls."""
-        return sum(runtime.dispatcher.load.running for runtime in list(self.definition.listeners))
+        return sum(runtime.dispatcher.load.running for runtime in self._open_runtimes())
 
     @property
     def streams(self) -> int:
         """Return the number of open event streams."""
-        return sum(len(runtime.streams) for runtime in list(self.definition.listeners))
+        return sum(len(runtime.streams) for runtime in self._open_runtimes())
 
     @property
     def hub(self) -> "Hub | None":
