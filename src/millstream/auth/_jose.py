@@ -1,12 +1,11 @@
 """JSON Web Tokens (RFC 7515, 7519) with joserfc: signatures, the rules for claims, and the keys of issuers.
 
-A token is read in two steps: first its header, then its payload with one of the issuer's keys. Keys that a token
+A token's header is read first, because the token may choose neither its algorithm nor its key. Keys that a token
 contains or references (`jwk`, `jku`, `x5c`, `x5u`) are ignored.
 """
 
 import logging
 import re
-from base64 import urlsafe_b64decode
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from math import inf
@@ -17,11 +16,11 @@ import msgspec
 from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
-from msgspec import UNSET, Struct, ValidationError, field
+from msgspec import UNSET, Struct, field
 
 from millstream._http.client.pool import FetchedDocument, OutboundError
 from millstream._protocol.json_schema import is_array, is_object, members
-from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object, decoder
+from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
 from millstream.auth._method import Clock, Identity, Unavailable
@@ -210,9 +209,6 @@ class Header(Struct):
     b64: object = UNSET
 
 
-_decode_header = decoder(Header)
-
-
 class PublicKey(Struct, frozen=True):
     """A key that verifies signatures."""
 
@@ -232,50 +228,33 @@ class _Registry(jws.JWSRegistry):
     max_header_length = 4096
 
 
-def read_header(token: str) -> Header:
-    """Return the unverified header of a token.
+def open_token(token: str) -> tuple[Header, jws.CompactSignature]:
+    """Return the unverified header and content of a token.
 
     Raises:
         InvalidToken: It isn't a signed token, or has critical header parameters, which aren't supported.
     """
-    parts = token.split(".")
-    if len(parts) != 3:
-        raise InvalidToken("This isn't a signed token.")
     try:
-        header = _decode_header(_unpack(parts[0]))
-    except ValidationError as exc:
-        raise InvalidToken("The header is malformed.") from exc
-    except MALFORMED as exc:
-        raise InvalidToken("The header isn't JSON.") from exc
+        found = jws.extract_compact(token.encode(), registry=_Registry())
+        header = msgspec.convert(found.headers(), Header)
+    except (JoseError, TypeError, *MALFORMED) as exc:
+        raise InvalidToken("This isn't a signed token.") from exc
     if (header.crit, header.b64) != (UNSET, UNSET):
         raise InvalidToken("The header has critical parameters.")
     header.typ = header.typ.lower().removeprefix("application/")
-    return header
+    return header, found
 
 
 def read_payload(token: str) -> Json:
     """Return the unverified claims of a token. Use them only to select the key that verifies it.
 
     Raises:
-        InvalidToken: It has no claims.
+        InvalidToken: It isn't a signed token, or has no claims.
     """
     try:
-        return decode_object(_unpack(token.split(".")[1]))
-    except (*MALFORMED, IndexError) as exc:
+        return decode_object(open_token(token)[1].payload)
+    except MALFORMED as exc:
         raise InvalidToken("The token has no claims.") from exc
-
-
-def verify(token: str, key: PublicKey, algorithm: str) -> Json:
-    """Verify a token and return its claims.
-
-    Raises:
-        InvalidToken: The signature is invalid, or there are no claims.
-    """
-    try:
-        registry = _Registry(algorithms=[algorithm], strict_check_header=False)
-        return decode_object(jws.deserialize_compact(token, key.key, registry=registry).payload)
-    except (JoseError, ValueError, TypeError, RecursionError) as exc:
-        raise InvalidToken("The signature is invalid.") from exc
 
 
 async def read_claims(
@@ -295,12 +274,14 @@ async def read_claims(
     Raises:
         InvalidToken: It isn't such a token.
     """
-    header = read_header(token)
+    header, found = open_token(token)
     if header.alg not in algorithms or header.typ not in types:
         raise InvalidToken(f"It must be a signed JWT of the type {types[0]}.")
-    for key in await find(header.kid, header.alg):
-        with suppress(InvalidToken):
-            return verify(token, key, header.alg)
+    registry = _Registry(algorithms=[header.alg], strict_check_header=False)
+    for each in await find(header.kid, header.alg):
+        with suppress(JoseError, TypeError, *MALFORMED):
+            if jws.validate_compact(found, each.key, registry=registry):
+                return decode_object(found.payload)
     raise InvalidToken("The signature is invalid.")
 
 
@@ -397,10 +378,6 @@ def sign(claims: Claims, key: Any, kid: str) -> str:
     """Return an access token (RFC 9068) signed with ES256."""
     header = {"alg": "ES256", "typ": "at+jwt", "kid": kid}
     return jws.serialize_compact(header, msgspec.json.encode(claims), key, algorithms=["ES256"])
-
-
-def _unpack(text: str) -> bytes:
-    return urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
 
 
 logger = logging.getLogger("millstream")
