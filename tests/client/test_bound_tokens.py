@@ -22,29 +22,29 @@ from millstream._http.client.url import parse_url
 from millstream.client import AccessDenied, IdentityProvider, MemoryTokenStore, OAuth, WorkloadIdentity
 from millstream.client._endpoint import Endpoint
 from millstream.client._oauth.endpoints import Proofs, challenged_for_proofs, wants_nonce
-from millstream.client._oauth.signing import ProofKey
+from millstream.client._oauth.signing import load_proof_key, new_proof_key, proof
 from patience import WAIT
 
 METADATA = "/.well-known/oauth-authorization-server"
 JAG = "urn:ietf:params:oauth:token-type:id-jag"
 
 
-def opened(proof: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def opened(sent: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the header and claims of a proof, after checking its signature."""
-    head = json.loads(base64.urlsafe_b64decode(proof.split(".", maxsplit=1)[0] + "=="))
-    found = jws.deserialize_compact(proof, ECKey.import_key(head["jwk"]), algorithms=["ES256"])
+    head = json.loads(base64.urlsafe_b64decode(sent.split(".", maxsplit=1)[0] + "=="))
+    found = jws.deserialize_compact(sent, ECKey.import_key(head["jwk"]), algorithms=["ES256"])
     return head, json.loads(found.payload or b"")
 
 
 def test_proofs_follow_rfc_9449() -> None:
-    key = ProofKey()
-    head, claims = opened(key.proof("POST", "https://a.example/mcp?x=1#y", token="abc", nonce="n"))
+    key = load_proof_key(new_proof_key())
+    head, claims = opened(proof(key, "POST", "https://a.example/mcp?x=1#y", token="abc", nonce="n"))
     assert (head["typ"], head["alg"], sorted(head["jwk"])) == ("dpop+jwt", "ES256", ["crv", "kty", "x", "y"])
     assert (claims["htm"], claims["htu"], claims["nonce"]) == ("POST", "https://a.example/mcp", "n")
     digest = base64.urlsafe_b64encode(hashlib.sha256(b"abc").digest()).rstrip(b"=").decode()
     assert claims["ath"] == digest
     assert abs(claims["iat"] - time.time()) < 3600
-    again, bare = opened(ProofKey(key.pem).proof("GET", "https://a.example"))
+    again, bare = opened(proof(key, "GET", "https://a.example"))
     assert (again["jwk"], bare["htu"]) == (head["jwk"], "https://a.example/")
     assert bare["jti"] != claims["jti"]
     assert not {"ath", "nonce"} & bare.keys()
@@ -68,7 +68,7 @@ def test_challenges_show_dpop_support(challenge: str, offers: bool, nonce: bool)
 
 
 def test_nonces_are_kept_per_origin_and_bounded() -> None:
-    proofs, key = Proofs(), ProofKey().pem
+    proofs, key = Proofs(), new_proof_key()
     assert proofs.learn("https://a.example/token", "one")
     assert proofs.learn("https://a.example/other", "one")
     assert not proofs.learn("https://a.example", "")

@@ -17,7 +17,7 @@ from millstream.files import open_lock, write_private
 PRIVATE_KEY_JWT = "private_key_jwt"
 """Client authentication method for signatures (`signing`)."""
 ES256 = "ES256"
-"""Algorithm of DPoP keys (`signing.ProofKey`)."""
+"""Algorithm of DPoP keys (`signing.new_proof_key`)."""
 
 _LOCK_SECONDS = 0.05
 """Seconds between attempts to lock the file."""

@@ -29,7 +29,7 @@ from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLos
 from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
 
 if TYPE_CHECKING:
-    from millstream.client._oauth.signing import ProofKey
+    from millstream.client._oauth.signing import Key
 
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -407,18 +407,16 @@ class Proofs:
     """
 
     def __init__(self) -> None:
-        self._keys: dict[str, ProofKey] = {}
+        self._keys: dict[str, Key] = {}
         """Keys by PEM."""
         self._nonces: dict[str, str] = {}
         """Nonces by origin."""
 
     def new(self) -> str:
         """Create a key and return its PEM."""
-        from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  needed only for proofs
+        from millstream.client._oauth.signing import new_proof_key  # noqa: PLC0415  needed only for proofs
 
-        key = ProofKey()
-        self._keys[key.pem] = key
-        return key.pem
+        return new_proof_key()
 
     def headers(self, pem: str, method: str, url: str, token: str = "") -> Mapping[str, str]:
         """Return the proof header for a request. It's empty if there's no key, or if the key is invalid.
@@ -431,16 +429,15 @@ class Proofs:
         """
         if not pem:
             return {}
-        from millstream.client._oauth.signing import ProofKey  # noqa: PLC0415  see above
+        from millstream.client._oauth.signing import load_proof_key, proof  # noqa: PLC0415  see above
 
-        key = self._keys.get(pem)
         try:
-            key = self._keys[pem] = key or ProofKey(pem)
+            key = self._keys[pem] = self._keys.get(pem) or load_proof_key(pem)
         except ValueError:
             return {}
         parts = urlsplit(url)
         nonce = self._nonces.get(f"{parts.scheme}://{parts.netloc}", "")
-        return {SCHEME: key.proof(method, url, token=token, nonce=nonce)}
+        return {SCHEME: proof(key, method, url, token=token, nonce=nonce)}
 
     def authorize(self, tokens: Tokens, method: str, url: str) -> Mapping[str, str]:
         """Return the headers for a token, with a proof if it's bound to a key.

@@ -31,7 +31,7 @@ _ALGORITHMS = {
     "RSA": ("RS256", "PS256"),
 }
 """Algorithms by key type, the most widely supported first."""
-_Key = ECKey | RSAKey | OKPKey
+Key = ECKey | RSAKey | OKPKey
 
 
 def assertion(issuer: str, supported: Sequence[str], who: Registration) -> dict[str, str]:
@@ -58,57 +58,53 @@ def assertion(issuer: str, supported: Sequence[str], who: Registration) -> dict[
     return {"client_assertion_type": _ASSERTION, "client_assertion": _sign(header, claims, key)}
 
 
-class ProofKey:
-    """A P-256 key that tokens are bound to."""
-
-    def __init__(self, pem: str = "") -> None:
-        """Generate a key, or load one from `pem`.
-
-        Raises:
-            ValueError: `pem` isn't such a key.
-        """
-        try:
-            self._key = ECKey.import_key(pem) if pem else ECKey.generate_key("P-256")
-        except (JoseError, TypeError) as exc:
-            raise ValueError("This isn't a private key.") from exc
-        if not self._key.is_private or self._key.curve_name != "P-256":
-            raise ValueError("This isn't a P-256 private key.")
-        jwk = {name: value for name, value in self._key.as_dict(private=False).items() if name != "kid"}
-        self._header = {"typ": "dpop+jwt", "alg": ES256, "jwk": jwk}
-
-    @property
-    def pem(self) -> str:
-        """The private key as text."""
-        return self._key.as_pem(private=True).decode()
-
-    def proof(self, method: str, url: str, *, token: str = "", nonce: str = "") -> str:
-        """Return a proof for one request (RFC 9449 §4.2).
-
-        Args:
-            method: HTTP method.
-            url: URL of the request. Its query is ignored.
-            token: Access token sent in the same request.
-            nonce: Nonce that the server requires.
-        """
-        parts = urlsplit(url)
-        claims = {
-            "jti": secrets.token_urlsafe(16),
-            "htm": method,
-            "htu": f"{parts.scheme}://{parts.netloc}{parts.path or '/'}",
-            "iat": int(time.time()),
-            **({"ath": s256(token)} if token else {}),
-            **({"nonce": nonce} if nonce else {}),
-        }
-        return _sign(self._header, claims, self._key)
+def new_proof_key() -> str:
+    """Return a new private key in PEM that tokens can be bound to."""
+    return ECKey.generate_key("P-256").as_pem(private=True).decode()
 
 
-def load_key(pem: str) -> tuple[_Key, tuple[str, ...]]:
+def load_proof_key(pem: str) -> Key:
+    """Return a key from `new_proof_key`.
+
+    Raises:
+        ValueError: It isn't such a key.
+    """
+    key, algorithms = load_key(pem)
+    if ES256 not in algorithms:
+        raise ValueError("This isn't a P-256 private key.")
+    return key
+
+
+def proof(key: Key, method: str, url: str, *, token: str = "", nonce: str = "") -> str:
+    """Return a proof of possession for one request (RFC 9449 §4.2).
+
+    Args:
+        key: The key that the token is bound to.
+        method: HTTP method.
+        url: URL of the request. Its query is ignored.
+        token: Access token sent in the same request.
+        nonce: Nonce that the server requires.
+    """
+    parts = urlsplit(url)
+    claims = {
+        "jti": secrets.token_urlsafe(16),
+        "htm": method,
+        "htu": f"{parts.scheme}://{parts.netloc}{parts.path or '/'}",
+        "iat": int(time.time()),
+        **({"ath": s256(token)} if token else {}),
+        **({"nonce": nonce} if nonce else {}),
+    }
+    jwk = {name: value for name, value in key.as_dict(private=False).items() if name != "kid"}
+    return _sign({"typ": "dpop+jwt", "alg": ES256, "jwk": jwk}, claims, key)
+
+
+def load_key(pem: str) -> tuple[Key, tuple[str, ...]]:
     """Return a private key in PEM, and the algorithms it signs with.
 
     Raises:
         ValueError: The key can't sign.
     """
-    key: _Key | None = None
+    key: Key | None = None
     for kind in (ECKey, RSAKey, OKPKey):
         with suppress(JoseError, ValueError, TypeError):
             key = key or kind.import_key(pem)
@@ -123,7 +119,7 @@ def load_key(pem: str) -> tuple[_Key, tuple[str, ...]]:
     return key, algorithms
 
 
-def _sign(header: Mapping[str, Any], claims: Mapping[str, Any], key: _Key) -> str:
+def _sign(header: Mapping[str, Any], claims: Mapping[str, Any], key: Key) -> str:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SecurityWarning)  # EdDSA has a newer name, which few issuers support
         return jws.serialize_compact(dict(header), msgspec.json.encode(claims), key, algorithms=[header["alg"]])
