@@ -222,15 +222,18 @@ class Dispatcher:
 
         Args:
             call: The call.
-            scope: The session or connection with later messages about the call. Ids are unique in it.
+            scope: The session or connection with later messages about the call. Ids are unique in it, except over HTTP,
+                where each request has its own reply and some clients reuse ids. Only the first call can be canceled.
 
         Returns:
             The complete JSON-RPC response. It's empty if the caller canceled the call, because then there's no answer.
         """
         key = (scope, call.id)
         if scope and (self.by_id.setdefault(key, call) is not call or call.cancelled):
-            self.abandon(call, scope)
-            return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
+            if call.cancelled or call.transport != "http":
+                self.abandon(call, scope)
+                return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
+            scope = ""
         self.calls.add(call)
         call.services = self.services
         observe = self.observe
