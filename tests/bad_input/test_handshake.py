@@ -29,6 +29,14 @@ async def test_unknown_session_ids_get_404(wire: Wire, method: str, session: str
     assert reply.error == (404, -32001, 1 if method == "POST" else "none")
 
 
+@for_each("empty", [None, []])
+async def test_clients_may_send_null_or_an_empty_array_for_an_empty_object(wire: Wire, empty: Any) -> None:
+    """PHP encodes an empty object as an empty array."""
+    for name in ("capabilities", "clientInfo"):
+        params = {"protocolVersion": LATEST_HANDSHAKE, "capabilities": {}, "clientInfo": {"name": "t"}, name: empty}
+        assert (await wire.post(request("initialize", params))).message["result"]["protocolVersion"] == LATEST_HANDSHAKE
+
+
 async def test_deleted_sessions_get_404_and_others_remain(wire: Wire) -> None:
     """MCP 2025-11-25, basic/transports."""
     gone, other = await wire.initialize(), await wire.initialize()
@@ -62,7 +70,7 @@ async def test_initialize_by_another_client_gets_400_and_keeps_the_session(wire:
 
 @for_each(
     "params",
-    [{}, {"capabilities": {}}, {"protocolVersion": 1}, {"protocolVersion": LATEST_HANDSHAKE, "capabilities": []}],
+    [{}, {"capabilities": {}}, {"protocolVersion": 1}, {"protocolVersion": LATEST_HANDSHAKE, "capabilities": [1]}],
 )
 async def test_initialize_without_a_usable_version_is_invalid_params(wire: Wire, params: dict[str, Any]) -> None:
     reply = await wire.post(request("initialize", params, 7))

@@ -1,3 +1,4 @@
+import json
 import logging
 import re
 from typing import Any
@@ -76,7 +77,7 @@ async def test_results_that_violate_hand_written_schemas_are_internal_errors(
     [
         (None, "missing 'items'"),
         ({"items": [{"isbn": 9}]}, "'items[0].isbn' must be a string, got the integer 9"),
-        ([], "the arguments must be an object, got the array []"),
+        ([1], "the arguments must be an object, got the array [1]"),
     ],
 )
 async def test_hand_written_and_generated_schemas_reject_the_same_values(
@@ -91,3 +92,14 @@ async def test_hand_written_and_generated_schemas_reject_the_same_values(
     else:
         assert message["error"] == {"code": -32602, "message": whole}
     assert (await call(wire, era, "packs", {"items": [{}]}))[1]["result"]["content"][0]["text"] == "1 items"
+
+
+@for_each("era", ERAS)
+async def test_an_empty_array_means_no_arguments(wire: Wire, era: str) -> None:
+    """PHP encodes an empty object as an empty array."""
+    for arguments in ([], {}):
+        assert "missing 'a', 'b'" in json.dumps((await call(wire, era, "add", arguments))[1])
+    params = {"name": "greet", "arguments": []}
+    sent = per_request("prompts/get", params) if era == ERAS[-1] else request("prompts/get", params)
+    headers = routing("prompts/get", "greet") if era == ERAS[-1] else await wire.initialize(era)
+    assert "missing 'name'" in json.dumps((await wire.post(sent, headers)).message)

@@ -2,6 +2,7 @@ import asyncio
 import itertools
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,7 @@ from client.misbehaving_servers import (
     with_discovery,
     with_handshake,
 )
-from millstream import Client
+from millstream import Client, Server
 from millstream.client import (
     ConnectionLost,
     InvalidResponse,
@@ -26,6 +27,7 @@ from millstream.client import (
     TooLarge,
     TooManyMessages,
 )
+from millstream.gateway import UpstreamPolicy
 from patience import WAIT, advance_clock
 
 NEVER = 0.05
@@ -305,6 +307,24 @@ async def test_lists_end_at_a_cursor_that_was_used_before(pages: list[tuple[str,
 
     async with misbehaving(with_discovery(behave)) as server, Client(server.url) as client:
         assert [tool.name for tool in await client.tools()] == sorted({name for name, _ in pages})
+
+
+@for_each(("opening", "names"), [(with_discovery, ["a", "b"]), (with_handshake, ["a"])], ids=["cursor", "end"])
+@for_each("behind", [False, True], ids=["client", "gateway"])
+async def test_empty_cursor_is_a_cursor_only_since_2026_07_28(opening: Any, names: list[str], *, behind: bool) -> None:
+    """MCP 2026-07-28, server/utilities/pagination. Older servers send one with the last page."""
+
+    async def behave(asked: ReceivedRequest) -> None:
+        is_last = "cursor" in asked.message["params"]
+        tools = [{"name": "b" if is_last else "a", "inputSchema": {"type": "object"}}]
+        page = {"tools": tools, "ttlMs": 0, "cacheScope": "private"}
+        await asked.result(page if is_last else {**page, "nextCursor": ""})
+
+    async with misbehaving(opening(behave)) as server:
+        gateway = Server("front")
+        gateway.upstream("odd", server.url, prefix="", policy=UpstreamPolicy())  # not relayed
+        async with Client(gateway if behind else server.url, timeout=WAIT) as client:
+            assert [tool.name for tool in await client.tools()] == names
 
 
 async def test_total_size_of_a_list_is_bounded() -> None:

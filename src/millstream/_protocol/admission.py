@@ -25,8 +25,9 @@ from millstream._protocol.errors import (
     ProtocolError,
     shorten,
 )
+from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, Envelope, Json, decoder, encode
+from millstream._protocol.jsonrpc import MALFORMED, NO_MEMBERS, Envelope, Json, decoder, encode
 from millstream._protocol.metadata import (
     MAX_DISPLAYED,
     ClientInfo,
@@ -303,7 +304,7 @@ def check_handshake_header(headers: Headers, negotiated: Revision | None) -> Rev
     return negotiated or revision
 
 
-_decode = decoder(InitializeRequestParams)
+_decode = foreign_decoder(InitializeRequestParams)
 
 
 class Handshake(Struct, frozen=True, gc=False):
@@ -322,7 +323,7 @@ class Handshake(Struct, frozen=True, gc=False):
 def read_initialize(params: bytes) -> Handshake:
     """Read the parameters of `initialize` and negotiate a revision.
 
-    Missing parameters, `clientInfo`, or `capabilities` are tolerated.
+    Missing or empty parameters, `clientInfo`, or `capabilities` are tolerated.
 
     Raises:
         ProtocolError: INVALID_PARAMS, for parameters without a usable `protocolVersion`.
@@ -331,7 +332,7 @@ def read_initialize(params: bytes) -> Handshake:
         return Handshake(ASSUMED, ClientInfo(), True)
     try:
         given = _decode(params)
-        capabilities = read_capabilities(given.capabilities)
+        capabilities = {} if bytes(given.capabilities) in NO_MEMBERS else read_capabilities(given.capabilities)
     except MALFORMED as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid params: {exc}") from exc
     info = given.client_info

@@ -1,9 +1,10 @@
 """Tolerance for messages that violate the schema but that other SDKs send and accept.
 
 A message may begin with a byte order mark, and contain NaN, bytes in another encoding, lone surrogates, or an id as
-text. For an optional member, null means absent, and a missing list is empty. Base64 may be the variant for URLs, a
-data URI, broken into lines, or without padding. Malformed hints about content are left out, as are malformed optional
-members of a listed item. If the item still can't be decoded, only the item is left out.
+text. For an optional member, null means absent, and so does an empty array for an object, as PHP writes it. A missing
+list is empty. Base64 may be the variant for URLs, a data URI, broken into lines, or without padding. Malformed hints
+about content are left out, as are malformed optional members of a listed item. If the item still can't be decoded, only
+the item is left out.
 `schema_repair` does the same for the keywords of a JSON Schema.
 """
 
@@ -97,7 +98,7 @@ def foreign_decoder(kind: type[T], warn: Callable[[str], None] | None = None) ->
             found = drop_nulls(msgspec.json.decode(data), kind)
             known = _members((kind,))
             may_be_empty = is_object(found) and ("nextCursor" in known or "structuredContent" in found)
-            for name, (instead, kinds, _) in known.items() if is_object(found) else ():
+            for name, (instead, kinds, _, _) in known.items() if is_object(found) else ():
                 if instead == []:
                     found.setdefault(name, [])
                 if warn is not None and kinds and is_array(found.get(name)):
@@ -146,8 +147,9 @@ def present(members: Json) -> Json:
 
 
 def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
-    """Return a JSON value in which optional members that are null are left out, and null in place of a required array
-    is an empty array. Malformed hints about content are left out, and base64 is repaired.
+    """Return a JSON value in which optional members that are null, or an empty array in place of an object, are left
+    out. Null in place of a required array is an empty array. Malformed hints about content are left out, and base64 is
+    repaired.
 
     Args:
         value: The decoded value.
@@ -163,10 +165,10 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     known = _members(kinds)
     found: Json = {}
     for name, each in value.items():
-        instead, below, is_binary = known.get(name, _OTHER)
+        instead, below, is_binary, is_list = known.get(name, _OTHER)
         if name == "_meta" and known and not is_object(each):
             continue
-        if each is not None:
+        if each is not None and (is_list or each != []):
             kept = _standard_base64(each) if is_binary and isinstance(each, str) else drop_nulls(each, *below)
             if below == (Annotations,):
                 kept = _fit(kept, Annotations)
@@ -177,7 +179,7 @@ def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     return found
 
 
-_OTHER: tuple[Any, _Kinds, bool] = None, (), False
+_OTHER: tuple[Any, _Kinds, bool, bool] = None, (), False, True
 
 
 def _standard_base64(text: str) -> str:
@@ -252,17 +254,18 @@ def _has_type(value: Any, annotation: Any) -> bool:
 
 
 @cache
-def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds, bool]]:
+def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds, bool, bool]]:
     """Return the members of types, each with the meaning of null (UNSET if it has none), the types of the value, and
-    whether it's base64.
+    whether it's base64, and can be a list.
     """
-    found: dict[str, tuple[Any, _Kinds, bool]] = {}
+    found: dict[str, tuple[Any, _Kinds, bool, bool]] = {}
     for each in (each for kind in kinds for each in fields(kind)):
         choices = get_args(each.type) if get_origin(each.type) in (Union, UnionType) else (each.type,)
         free = Any in choices or Raw in choices
         empty: list[Any] | None = [] if get_origin(each.type) is list else None
         instead = None if free else empty if each.required else UNSET
-        found[each.encode_name] = instead, _structs(each.type), bytes in choices
+        is_list = free or any(get_origin(choice) in (list, tuple) for choice in choices)
+        found[each.encode_name] = instead, _structs(each.type), bytes in choices, is_list
     return found
 
 

@@ -156,6 +156,8 @@ MAX_ID = 16 * 1024
 
 _EMPTY = Raw(b"")
 _NULL = b"null"
+NO_MEMBERS = (_NULL, b"[]")
+"""What some clients send instead of an empty object. PHP encodes one like this."""
 
 
 class _Envelope(Struct, gc=False):
@@ -378,7 +380,7 @@ def _message(envelope: _Envelope) -> Envelope:
         raise _invalid('"method" must not be empty')
     params = bytes(envelope.params)
     if params and params[:1] != b"{":
-        if params not in (_NULL, b"[]"):  # PHP encodes an empty object like this
+        if params not in NO_MEMBERS:
             raise _invalid('"params" must be an object')
         params = b""
     return Envelope(request_id, method, params)

@@ -29,6 +29,7 @@ from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import (
     MALFORMED,
     MAX_MEMBERS,
+    NO_MEMBERS,
     Json,
     decode_object,
     decoder,
@@ -207,7 +208,7 @@ class Handlers:
             require_capabilities(call.client.capabilities, tool.requires)
         take_rounds(call, params)
         raw = bytes(params.arguments) or b"{}"
-        if raw == b"null":
+        if raw in NO_MEMBERS:
             raw = b"{}"
         if self._services.attach_stream is not None and b'"client_id"' in raw:
             raw = _take_client_id(tool, call, raw)

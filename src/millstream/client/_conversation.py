@@ -252,13 +252,16 @@ class Conversation:
             offered: Returns whether the server has the list.
         """
 
-        async def page(cursor: str | None) -> tuple[PaginatedResult, "list[T]", int]:
+        async def page(cursor: str | None) -> tuple[str | None, "list[T]", int]:
             negotiated = self.negotiated
             if not (offered() if offered else negotiated.revision.requests.get(method, "") in negotiated.capabilities):
-                return PaginatedResult(), [], 0  # the server would respond "method not found"
+                return None, [], 0  # the server would respond "method not found"
             ask = RawRequest(method=method, params=encode(PaginatedRequestParams(cursor)), repeatable=True)
             result, size = await self.ask_cached(ask, decode, fresh=fresh)
-            return result, items(result), size
+            following = result.next_cursor
+            if not following and negotiated.revision.handshake:  # some servers send an empty one with the last page
+                following = None
+            return following, items(result), size
 
         return PaginatedList(page, self._options.max_pages, self._options.max_bytes)
 

@@ -16,7 +16,7 @@ from millstream._override import override
 from millstream._protocol.content import Text
 from millstream._protocol.foreign import foreign_decoder
 from millstream._protocol.jsonrpc import MALFORMED, Json, encode
-from millstream._protocol.notifications import CallToolResult, PaginatedResult
+from millstream._protocol.notifications import CallToolResult
 from millstream._recent import RecentBytes
 from millstream.client._errors import InvalidResponse, ToolFailed
 from millstream.client._server_messages import Change
@@ -75,7 +75,7 @@ class Cache:
 
 T = TypeVar("T")
 
-Page = Callable[[str | None], Awaitable[tuple[PaginatedResult, list[T], int]]]
+Page = Callable[[str | None], Awaitable[tuple[str | None, list[T], int]]]
 """Fetches the page at a cursor: the result, its items, and its size in bytes."""
 
 
@@ -97,17 +97,16 @@ class PaginatedList(Struct, Generic[T], eq=False):
         seen: set[str] = set()
         last: list[T] = []
         while True:
-            result, items, size = await self._page(cursor)
+            cursor, items, size = await self._page(cursor)
             total += size
             if total > self._max_bytes:
                 raise InvalidResponse(f"The server's list is larger than {self._max_bytes:,} bytes.")
-            cursor = result.next_cursor
             # Some servers ignore the cursor, and send their only page with the same cursor again.
             repeats = cursor in seen
             if not (repeats and items == last):
                 for item in items:
                     yield item
-            if not cursor or repeats:  # some servers send an empty one with the last page
+            if cursor is None or repeats:
                 return
             if len(seen) >= self._max_pages:
                 raise InvalidResponse(f"The server's list doesn't end: it has more than {self._max_pages:,} pages.")

@@ -22,6 +22,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.foreign import drop_misfits, drop_nulls, foreign_decoder, present
 from millstream._protocol.jsonrpc import decode_members, exceeds_limits
 from millstream._protocol.notifications import DiscoverResult, ResourceDescription, TemplateDescription
+from millstream._protocol.revisions import HANDSHAKE
 from millstream._protocol.schema_repair import has_uris
 from millstream.client import ClientError, InvalidResponse, ServerError
 from millstream.client.lowlevel import Conversation, RawRequest
@@ -300,7 +301,7 @@ async def _fetch_list(
     size = 0
     for _ in range(MAX_PAGES):
         result = await conversation.requests.ask(
-            RawRequest(method=method, params=encode({"cursor": cursor} if cursor else {}), repeatable=True)
+            RawRequest(method=method, params=encode({} if cursor is None else {"cursor": cursor}), repeatable=True)
         )
         size += len(result)
         if size > max_bytes:
@@ -309,7 +310,7 @@ async def _fetch_list(
         items |= added
         if len(items) > MAX_ITEMS:
             raise InvalidResponse(f"{method} has more than {MAX_ITEMS:,} items.")
-        if not cursor or cursor in seen:  # some servers ignore the cursor, and send their only page again
+        if cursor is None or cursor in seen:  # some servers ignore the cursor, and send their only page again
             setattr(found, kind, items)
             return size
         seen.add(cursor)
@@ -330,6 +331,8 @@ def read_page(
     items: dict[str, Description] = {}
     try:
         cursor = found.add_hint(kind, result).next_cursor
+        if not cursor and found.revision in HANDSHAKE:  # some servers send an empty one with the last page
+            cursor = None
         raw_items: list[Raw] = _decode_items(decode_members(result).get(member, b"null")) or []
     except MALFORMED as exc:
         raise InvalidResponse(f"The result of {method} is malformed: {exc}.") from exc

@@ -137,7 +137,7 @@ class Passthrough:
         listed = encode(
             [describe(made[name].describe() if name in same else each, revision) for name, each in items.items()]
         )
-        result: Json = {METHODS[kind][1]: Raw(listed), **({"nextCursor": following} if following else {})}
+        result: Json = {METHODS[kind][1]: Raw(listed), **({} if following is None else {"nextCursor": following})}
         if revision.result_type:
             ttl_ms, private = page.hints.get(kind, (0, True))
             private = private or self._host.registry.private
