@@ -13,7 +13,7 @@ from msgspec import UNSET, Struct
 from millstream import Audio, EmbeddedResource, Image, ResourceContents, ToolError, ToolResult
 from millstream._protocol.foreign import repair_json
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
-from millstream._server.functions.problems import describe_problems
+from millstream._server.functions.problems import MAX_DECIDING_STEPS, find_problems, problem_text
 from millstream.gateway._openapi_request import BINARY, JSON, RequestTemplate, charset_of, is_json, is_text, plain_media
 from millstream.protocol import Confidential, ToolUnavailable, encode, is_object, shorten
 
@@ -130,9 +130,9 @@ def result_of(operation: RequestTemplate, reply: ApiReply) -> ToolResult:
         return ToolResult(text, value if is_object(value) else UNSET, meta=meta)
     value = found[0] if found else reply.text if is_readable(reply) else None
     structured: Any = {"result": value} if operation.wrapped else value
-    problems = describe_problems(operation.output_schema, structured, strict=True)
-    if problems:
-        about = f"The response doesn't match the API's own document ({problems}). This is the response:"
+    if problems := find_problems(operation.output_schema, structured, formats=False, steps=MAX_DECIDING_STEPS):
+        why = problem_text(problems, whole="it")
+        about = f"The response doesn't match the API's own document ({why}). This is the response:"
         return ToolResult([about, content_of(operation.path, reply)], is_error=True, meta=meta)
     return ToolResult(encode(structured).decode(), structured, meta=meta)
 

@@ -132,7 +132,7 @@ def explain(problems: Sequence[Problem], schema: Schema) -> str:
     return f"{text}. Send the values themselves, not inside 'arguments'." if nested else text
 
 
-def describe_problems(schema: Schema, arguments: Schema, *, strict: bool = False) -> str:
+def describe_problems(schema: Schema, arguments: Schema) -> str:
     """Describe problems for a model to fix: ``describe_problems(schema, {"copies": "two"})``. Empty without any.
 
     A string that contains a value of the required type is accepted, such as "2" for an integer. Patterns aren't
@@ -141,9 +141,8 @@ def describe_problems(schema: Schema, arguments: Schema, *, strict: bool = False
     Args:
         schema: The input schema of a tool.
         arguments: The arguments of a call.
-        strict: Reject a string that contains a value.
     """
-    found = find_problems(schema, arguments, lax=not strict, formats=False, steps=MAX_DECIDING_STEPS)
+    found = find_problems(schema, arguments, lax=True, formats=False, steps=MAX_DECIDING_STEPS)
     return explain(found, schema) if found else ""
 
 
