@@ -108,7 +108,8 @@ async def test_ids_in_flight_cannot_be_reused(connect: Connect, combination: Com
     message = {"jsonrpc": "2.0", "id": sent, "method": "ping"}
     if combination.http:
         again = await (await client.streamable.post(message)).body()
-        assert b'"result":{}' in again and b"-32600" not in again
+        assert b'"result":{}' in again
+        assert b"-32600" not in again
     else:
         first = client._waiting.pop(sent)
         client._waiting[sent] = again = (first[0], first[1].get_loop().create_future())
