@@ -21,13 +21,10 @@ from millstream._server.calls.services import ServerChange
 from millstream._server.features import Hooks, hooks_of
 from millstream._server.features.registry import Registry
 from millstream._server.features.sources import Completer
-from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
-from millstream._server.functions.dependencies import warn_author
 from millstream._server.peers import ItemRemoval, ItemSwitch
 
 if TYPE_CHECKING:
     from asyncio import Task
-    from types import CodeType
 
     from millstream._app.user_routes import UserRoute
     from millstream._http.server.connection import ServerState
@@ -269,9 +266,6 @@ class Definition:
         """
         self._check_everywhere(key)
         self._check_free(kind, key)
-        if kind == "tools":
-            long = [*self._find_long_names(item.name)]
-            self._warn_of_names(long, item.code if long else None)
         self._put(kind, key, item, on=item.enabled)
         if not LIFESPANS.get():
             for listener in list(self.listeners):
@@ -419,11 +413,6 @@ class Definition:
         items = list(other.items())
         for kind, key, *_ in items:
             self._check_free(kind, prefix_name(kind, key, prefix))
-        if prefix and not works_everywhere(prefix):
-            warn_author(f"The prefix {prefix!r} makes tool names that don't work with every client: {NAMES_THAT_WORK}")
-        else:
-            tools = (key for kind, key, *_ in items if kind == "tools")
-            self._warn_of_names([name for tool in tools for name in other._find_long_names(tool, [(self, prefix)])])
         self._join(other, prefix)
         for kind, key, item, on in items:
             self._take(kind, key, item, prefix, on=on)
@@ -502,30 +491,6 @@ class Definition:
         UserRoutes(self.paths(), served=self.settings.mcp_paths, show_errors=bool)
         for parent, _ in self._mounted_on:
             parent._check_paths()
-
-    def _warn_of_names(self, names: Sequence[str], code: "CodeType | None" = None) -> None:
-        """Warn about tool names that are too long only where the tools are mounted. `code` is the tool's function."""
-        if names:
-            others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
-            warn_author(
-                f"Where its server is mounted, the tool name {names[0]!r}{others} won't work with every client: "
-                f"{NAMES_THAT_WORK}, including the prefix",
-                code,
-            )
-
-    def _find_long_names(self, tool: str, places: "Sequence[tuple[Definition, str]] | None" = None) -> Iterator[str]:
-        """Yield the names that are too long for some clients only where a tool of this server is mounted.
-
-        Args:
-            tool: Its name here.
-            places: The servers where it's mounted, with their prefixes. By default, those of this server.
-        """
-        for place, prefix in self._mounted_on if places is None else places:
-            name = prefix_name("tools", tool, prefix)
-            if works_everywhere(name):
-                yield from place._find_long_names(name)
-            elif works_everywhere(tool) and works_everywhere(prefix):
-                yield name  # else, already reported for another tool or prefix
 
     def around(self) -> "Iterator[Definition]":
         """Yield this server, then the servers that it's mounted on, nearest first."""

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from threading import get_ident
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from millstream._server.calls import agree
 from millstream._server.calls.services import ANY_UPDATE, ChangeFeed, ServerChange, Services
 from millstream._server.dispatch import Dispatcher
 from millstream._server.features import Hooks
-from millstream._server.features.tools import Tool
+from millstream._server.features.tools import NAMES_THAT_WORK, Tool, works_everywhere
 from millstream._server.handlers import Handlers, MiddlewareChain
 from millstream._server.peers import (
     PAUSE,
@@ -272,6 +272,8 @@ class Runtime:
             )
             Handlers(self.dispatcher)
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
+            if definition.mounted:  # otherwise, each name caused a warning when it was registered
+                _warn_of_names([name for name in definition.registry.tools if not works_everywhere(name)])
             if definition.has_wide_hooks():
                 hooks = definition.hooks or Hooks(definition)
                 self.dispatcher.around = MiddlewareChain(hooks, definition.registry)
@@ -442,3 +444,15 @@ def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
             f"; the same applies to {more} other {'tool' if more == 1 else 'tools'} (--log-level debug)" if more else ""
         )
         logger.info("%s: %s%s", name, text, others)
+
+
+def _warn_of_names(names: Sequence[str]) -> None:
+    """Log tool names, with the prefixes of mounted servers, that some clients reject."""
+    if names:
+        others = f", and {len(names) - 1:,} more," if len(names) > 1 else ""
+        logger.warning(
+            "The tool name %r%s won't work with every client: %s, including the prefix of a mounted server",
+            names[0],
+            others,
+            NAMES_THAT_WORK,
+        )

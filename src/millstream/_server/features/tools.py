@@ -122,8 +122,6 @@ class Tool(Item):
         if task is not None and task.required:
             needed["extensions"] = {**needed.get("extensions", {}), TASKS: {}}
         super().__init__(source.name, source, scopes, labels)
-        self.code: CodeType | None = source.code
-        """The code of its function, to locate warnings."""
         self.headers: tuple[ParamHeader, ...] = source.headers
         self.timeout: float | None = timeout
         self.limit: str = limit or ""
