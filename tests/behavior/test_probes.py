@@ -16,7 +16,7 @@ from millstream._app.definition import Bind
 from millstream._app.runtime import Runtime
 from millstream._app.server_process.over_http import HttpServer
 from millstream._app.server_process.worker_process import WorkerState
-from millstream._http.server.connection import ServerState
+from millstream._http.server.guard import ServerState
 from millstream._protocol.errors import LocalError
 from millstream._protocol.revisions import ALL
 from patience import WAIT

@@ -11,8 +11,7 @@ import pytest
 from millstream import Settings
 from millstream._http.message import HttpLimits
 from millstream._http.server import LINGER, DrainTimes
-from millstream._http.server.connection import ServerState
-from millstream._http.server.guard import ConnectionGuard
+from millstream._http.server.guard import ConnectionGuard, ServerState
 from millstream._http.server.listener import ConnectionDrainer
 from patience import WAIT
 from processes import free_port, run_command

@@ -80,7 +80,7 @@ async def test_message_size_limit_applies_to_the_sum_of_fragments(way: str) -> N
 
 
 async def test_peers_that_ping_without_reading_are_dropped() -> None:
-    async with world() as app:
+    async with world(write_timeout=0.5) as app:
         socket = await app.raw(small_buffer=True)
         pings = frame(PING, b"x" * 125) * 2000
         async with asyncio.timeout(WAIT):
@@ -132,13 +132,14 @@ async def test_malformed_handshakes_are_answered_and_closed(way: str) -> None:
 
 async def test_peers_that_ignore_pings_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("millstream._http.server.websocket.PING_TIMEOUT", 0.05)
-    async with world(table_options={"heartbeat": 0.05}) as app:
-        peer = await app.handshake(small_buffer=True)
-        assert (await app.opened(peer))[0] == 101
-        call = {"type": "mcp_call", "tool": "text", "arguments": {"size": 10_000_000}}
-        with contextlib.suppress(ConnectionError):
-            await RawSocket(peer).send(frame(TEXT, json.dumps(call).encode()))
-        await app.until(lambda: not app.running.state.connections and len(app.runtime.streams) == 0)
+    call = {"type": "mcp_call", "tool": "text", "arguments": {"size": 10_000_000}}
+    async with world(write_timeout=0.1, table_options={"heartbeat": 0.05}) as app:
+        for sent in (b"", frame(TEXT, json.dumps(call).encode())):
+            peer = await app.handshake(small_buffer=True)
+            assert (await app.opened(peer))[0] == 101
+            with contextlib.suppress(ConnectionError):
+                await RawSocket(peer).send(sent)
+            await app.until(lambda: not app.running.state.connections and len(app.runtime.streams) == 0)
 
 
 @pytest.mark.parametrize("way", ["lane", ON_FOUR])

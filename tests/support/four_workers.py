@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 
 from http_peer import RunningServer
-from millstream._http.server.connection import ServerState
+from millstream._http.server.guard import ServerState
 from processes import ROOT, TEST_PATH, SharedServer, run_command
 
 FOUR = "four"

@@ -20,8 +20,7 @@ from millstream._http.asgi import AsgiAdapter
 from millstream._http.hosts import HostPolicy, TrustedProxies
 from millstream._http.message import STREAM_HEAD, Handler, HttpLimits
 from millstream._http.server import Endpoints
-from millstream._http.server.connection import ServerState
-from millstream._http.server.guard import ConnectionGuard
+from millstream._http.server.guard import ConnectionGuard, ServerState
 from millstream._http.server.listener import SocketListener
 from patience import WAIT
 

@@ -12,7 +12,7 @@ import http_peer
 from behavior.exchanges import Exchange, LaneHttp
 from clocks import Clocks
 from fleet import Worker
-from millstream._http.server.connection import ServerState
+from millstream._http.server.guard import ServerState
 from patience import WAIT
 from processes import SharedServer, run_command
 from redis_parts import RedisServer

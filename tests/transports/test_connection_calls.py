@@ -119,7 +119,7 @@ async def test_date_header_is_updated_by_the_sweep(monkeypatch: pytest.MonkeyPat
     protocol, transport = connect()
     for text in ("one", "two"):
         dated: Callable[..., str] = lambda usegmt, text=text: text  # noqa: E731
-        monkeypatch.setattr("millstream._http.server.connection.formatdate", dated)
+        monkeypatch.setattr("millstream._http.server.guard.formatdate", dated)
         protocol.guard._sweep()
         protocol.data_received(EIGHT_HEADERS)
         for _ in range(4):

@@ -7,7 +7,9 @@ import pytest
 
 from cases import for_each
 from millstream._config import Settings
+from millstream._http.hosts import HostPolicy
 from millstream._http.message import HttpLimits, Response
+from millstream._http.server import Endpoints
 from millstream._http.server.connection import (
     ANSWERING,
     BODY,
@@ -19,9 +21,10 @@ from millstream._http.server.connection import (
     IDLE,
     NEW,
     SILENT,
-    ServerState,
 )
-from millstream._http.server.guard import ConnectionGuard
+from millstream._http.server.guard import ConnectionGuard, ServerState
+from millstream._http.server.listener import HttpProtocol, SocketListener
+from wire import FakeTransport
 
 LIMITS = HttpLimits.of(Settings(header_timeout=10, body_timeout=30, write_timeout=20, keep_alive=75))
 
@@ -64,6 +67,7 @@ class Connection:
         self.transport: Any = self
         self.connection: Any = self
         self.peer = self.owner = "192.0.2.1"
+        self.guard: Any = None
         self.reading = reading
         self.replying = ANSWERING if busy else SILENT
         self.fast = None
@@ -83,6 +87,8 @@ class Connection:
         """As a transport."""
         return self.buffer
 
+    close_if_late: Any = HttpProtocol.close_if_late
+
     def refuse(self, response: Response) -> None:
         """As a protocol."""
         self.fate, self.reading, self.replying = str(response.status), DONE, CLOSED
@@ -99,6 +105,14 @@ class Connection:
     def abort(self) -> None:
         """As a transport."""
         self.fate = "aborted"
+
+
+def admit(guard: ConnectionGuard, connection: Connection, *, is_proxy: bool = False) -> bool:
+    """Let the guard watch a connection. Return whether it isn't above a cap."""
+    connection.guard = guard
+    refused = guard.admit(cast("Any", connection), is_proxy=is_proxy)
+    connection.since = guard.clock
+    return refused is None
 
 
 @pytest.fixture
@@ -127,7 +141,7 @@ def guard(loop: Loop) -> ConnectionGuard:
 def test_peers_are_disconnected_after_their_timeout(
     guard: ConnectionGuard, loop: Loop, connection: Connection, seconds: int, fate: str
 ) -> None:
-    assert guard.admit(connection)
+    assert admit(guard, connection)
     loop.turn(seconds)
     assert connection.fate == ""
     loop.turn(1)
@@ -143,7 +157,7 @@ def test_running_calls_and_paused_reading_have_no_timeout(guard: ConnectionGuard
     )
     paused.read_paused = True
     for connection in (running, asking, refused, paused):
-        guard.admit(connection)
+        admit(guard, connection)
     loop.turn(1000)
     assert running.fate == asking.fate == refused.fate == paused.fate == ""
     paused.read_paused = False
@@ -156,7 +170,7 @@ def test_running_calls_and_paused_reading_have_no_timeout(guard: ConnectionGuard
 def test_only_peers_that_read_nothing_are_disconnected(guard: ConnectionGuard, loop: Loop) -> None:
     stalled, slow = Connection(busy=True), Connection(busy=True)
     for connection in (stalled, slow):
-        guard.admit(connection)
+        admit(guard, connection)
     loop.turn(5)
     stalled.buffer = slow.buffer = 1_000_000
     loop.turn(15)
@@ -170,7 +184,7 @@ def test_only_peers_that_read_nothing_are_disconnected(guard: ConnectionGuard, l
 
 def test_connections_with_unsent_bytes_are_not_idle(guard: ConnectionGuard, loop: Loop) -> None:
     connection = Connection()
-    guard.admit(connection)
+    admit(guard, connection)
     for size in range(200, 0, -1):
         connection.buffer = size
         loop.turn(1)
@@ -179,7 +193,7 @@ def test_connections_with_unsent_bytes_are_not_idle(guard: ConnectionGuard, loop
 
 def test_rejected_peers_may_linger_after_pending_replies(guard: ConnectionGuard, loop: Loop) -> None:
     connection = Connection(DONE, busy=True)
-    guard.admit(connection)
+    admit(guard, connection)
     loop.turn(100)
     assert connection.fate == ""
     connection.replying, connection.since = CLOSED, loop.now
@@ -192,7 +206,7 @@ def test_rejected_peers_may_linger_after_pending_replies(guard: ConnectionGuard,
 @for_each("phase", [NEW, IDLE])
 def test_closed_peers_are_dropped_at_the_next_sweep(guard: ConnectionGuard, loop: Loop, phase: int) -> None:
     peer = Connection(phase)
-    guard.admit(peer)
+    admit(guard, peer)
     loop.now += 100
     loop.turn(1)
     assert peer.fate == "closed"
@@ -202,14 +216,14 @@ def test_closed_peers_are_dropped_at_the_next_sweep(guard: ConnectionGuard, loop
 
 def test_sweep_timer_stops_without_connections(guard: ConnectionGuard, loop: Loop) -> None:
     connection = Connection()
-    guard.admit(connection)
+    admit(guard, connection)
     loop.turn(1)
-    guard.release(connection)
+    guard.release(cast("Any", connection))
     loop.turn(1)
     assert loop.timer is None
     loop.now += 500
     late = Connection(NEW)
-    guard.admit(late)
+    admit(guard, late)
     loop.turn(10)
     assert late.fate == ""
 
@@ -221,7 +235,7 @@ def test_sweep_continues_after_an_error(guard: ConnectionGuard, loop: Loop) -> N
 
     slow = [Connection(HEAD) for _ in range(100)]
     for each in (*slow, Broken()):
-        guard.admit(each)
+        admit(guard, each)
     loop.now += 100
     turns = [partial(loop.turn, 1)]
     errors = 0
@@ -240,12 +254,12 @@ def test_sweep_continues_after_an_error(guard: ConnectionGuard, loop: Loop) -> N
 def test_mass_rejections_are_spread_over_several_iterations(guard: ConnectionGuard, loop: Loop) -> None:
     crowd = [Connection(HEAD) for _ in range(1_000)]
     for connection in crowd:
-        guard.admit(connection)
+        admit(guard, connection)
     loop.now += 100
     loop.turn(1)
     gone = [sum(each.fate == "408" for each in crowd)]
     leaver = next(each for each in crowd if not each.fate)
-    guard.release(leaver)
+    guard.release(cast("Any", leaver))
     while loop.soon:
         loop.soon.pop()()
         gone.append(sum(each.fate == "408" for each in crowd))
@@ -258,7 +272,7 @@ def test_mass_rejections_are_spread_over_several_iterations(guard: ConnectionGua
 def test_mass_rejections_take_at_most_500_iterations(guard: ConnectionGuard, loop: Loop, many: int) -> None:
     crowd = [Connection(HEAD) for _ in range(many)]
     for connection in crowd:
-        guard.admit(connection)
+        admit(guard, connection)
     loop.now += 100
     loop.turn(1)
     turns = 1
@@ -274,7 +288,7 @@ def test_sweep_counts_closing_without_a_rejection_as_work(guard: ConnectionGuard
     crowd = [Connection(IDLE if replying == SILENT else DONE) for _ in range(20)]
     for connection in crowd:
         connection.replying = replying
-        guard.admit(connection)
+        admit(guard, connection)
     loop.now += 100
     loop.turn(1)
     assert sum(bool(each.fate) for each in crowd) == 4
@@ -282,10 +296,10 @@ def test_sweep_counts_closing_without_a_rejection_as_work(guard: ConnectionGuard
 
 def test_large_replies_count_completely_until_their_last_byte_is_read(guard: ConnectionGuard, loop: Loop) -> None:
     connection = Connection()
-    guard.admit(connection)
+    admit(guard, connection)
     for buffered in (1_000_000, 10, 10):
         connection.buffer = buffered
-        guard.count_unsent(connection, 5_000_000 if buffered > 10 else 0)
+        guard.count_unsent(cast("Any", connection), 5_000_000 if buffered > 10 else 0)
         assert guard.unsent.count(connection.owner) == 5_000_000
     connection.buffer = 0
     loop.turn(1)
@@ -295,7 +309,7 @@ def test_large_replies_count_completely_until_their_last_byte_is_read(guard: Con
 def test_stalled_peers_are_disconnected_a_few_at_a_time(guard: ConnectionGuard, loop: Loop) -> None:
     crowd = [Connection(busy=True) for _ in range(20)]
     for connection in crowd:
-        guard.admit(connection)
+        admit(guard, connection)
         connection.buffer = connection.unsent = 1_000
     loop.now += 100
     loop.turn(1)
@@ -304,7 +318,7 @@ def test_stalled_peers_are_disconnected_a_few_at_a_time(guard: ConnectionGuard, 
 
 def test_sweep_checks_connections_in_batches(guard: ConnectionGuard, loop: Loop) -> None:
     for _ in range(1_000):
-        guard.admit(Connection())
+        admit(guard, Connection())
     loop.turn(1)
     turns = 1
     while loop.soon:
@@ -323,8 +337,7 @@ def admitted(guard: ConnectionGuard, *peers: str, is_proxy: bool = False) -> lis
     for peer in peers:
         connection = Connection()
         connection.peer = peer
-        guard.admit(connection, is_proxy=is_proxy)
-        found.append(connection.over_cap is None)
+        found.append(admit(guard, connection, is_proxy=is_proxy))
     return found
 
 
@@ -352,29 +365,51 @@ def test_proxies_and_local_clients_may_use_all_connections(loop: Loop, peer: str
 
 def test_lost_connections_are_not_counted(loop: Loop) -> None:
     guard = guard_for(loop, max_connections_per_address=1)
-    first, second = Connection(), object()
-    guard.admit(first)
-    guard.transfer(first, second)
-    guard.release(first)
+    first, second = Connection(), Connection()
+    admit(guard, first)
+    guard.transfer(cast("Any", first), cast("Any", second))
+    guard.release(cast("Any", first))
     assert admitted(guard, first.peer) == [False]
-    guard.leave_share(second)
+    guard.release(cast("Any", second))
     assert admitted(guard, first.peer) == [True]
 
 
-def test_few_probes_are_allowed_above_the_cap(loop: Loop) -> None:
-    guard = ConnectionGuard(ServerState(), HttpLimits.of(Settings(max_connections_per_address=1)), cast("Any", loop))
-    assert guard.admit(Connection())
-    spares = [Connection(NEW) for _ in range(16)]
-    assert all(guard.admit(each) and each.over_cap for each in spares)
-    assert not guard.admit(Connection())
+class Wire(FakeTransport):
+    """A transport that keeps what is read after the end."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """Name a client."""
+        return ("192.0.2.1", 1) if name == "peername" else None
+
+
+async def test_few_probes_are_allowed_above_the_cap() -> None:
+    limits = HttpLimits.of(Settings(max_connections_per_address=1))
+    table = Endpoints(lambda method, path: None, limits=limits, policy=HostPolicy())
+    listener = SocketListener(table)
+
+    def connect() -> HttpProtocol:
+        protocol = listener.make_protocol()
+        protocol.connection_made(Wire())
+        return protocol
+
+    def is_refused(protocol: HttpProtocol) -> bool:
+        return b"503" in b"".join(cast("Wire", protocol.transport).written)
+
+    first = connect()
+    assert first.connection.over_cap is None
+    spares = [connect() for _ in range(16)]
+    assert all(each.connection.over_cap and not is_refused(each) for each in spares)
+    assert is_refused(connect())
     spares[0].refuse(Response())
-    assert guard.admit(Connection())
-    assert not guard.admit(Connection())
-    guard.release(spares[1])
-    assert guard.admit(Connection())
-    slow = spares[2]
-    slow.reading = HEAD
-    loop.turn(3)
-    while loop.soon:
-        loop.soon.pop()()
-    assert (slow.fate, spares[3].fate) == ("408", "closed")
+    assert not is_refused(connect())
+    assert is_refused(connect())
+    spares[1].connection_lost(None)
+    assert not is_refused(connect())
+    slow, silent = spares[2], spares[3]
+    slow.data_received(b"GET")
+    for each in (slow, silent):
+        assert each.close_if_late(listener.guard.clock + 3)
+    assert b"408" in b"".join(cast("Wire", slow.transport).written)
+    assert silent.transport.is_closing()
+    for each in list(listener.state.connections):
+        each.connection_lost(None)

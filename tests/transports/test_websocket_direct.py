@@ -152,14 +152,14 @@ async def held(app: World) -> tuple[Any, WebSocketProtocol]:
 async def test_slow_readers_of_large_replies_are_not_considered_dead() -> None:
     async with world(table_options={"heartbeat": 1000.0}) as app:
         socket, protocol = await held(app)
-        protocol._send_ping()
-        unread = protocol._unread
+        guard, unread = app.running.guard, protocol.transport.get_write_buffer_size()
+        now = guard.clock
+        guard._check_batch([protocol], now, 1)
         await socket.peer.reader.readexactly(2_000_000)
         await app.until(lambda: protocol.transport.get_write_buffer_size() < unread)
-        protocol._on_pong_timeout()
+        guard._check_batch([protocol], now + 31, 1)
         assert not protocol.transport.is_closing()
-        protocol._unread = protocol.transport.get_write_buffer_size()
-        protocol._on_pong_timeout()
+        guard._check_batch([protocol], now + 62, 1)
         assert protocol.transport.is_closing()
 
 

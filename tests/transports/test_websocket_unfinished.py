@@ -190,7 +190,10 @@ class Fed:
                 super()._handle(frame)
 
         self.transport = Transport()
-        self.protocol = Counted(self.transport, table, self.state, self.guard, HANDSHAKE)
+        taken = listener.make_protocol()
+        taken.transport, taken.peer = self.transport, "127.0.0.1"
+        self.protocol = Counted(taken, HANDSHAKE)
+        self.guard.transfer(taken, self.protocol)
 
     @property
     def unfinished(self) -> Share:
@@ -216,21 +219,23 @@ async def fed(**settings: Any) -> AsyncIterator[Fed]:
     one.protocol.connection_lost(None)
     await one.until(lambda: not one.state.tasks)
     assert one.unfinished.used == 0
-    assert one.protocol._deadline is None
+    assert one.protocol._counted == 0
 
 
 async def test_bytes_and_pings_do_not_extend_the_message_timeout() -> None:
     async with fed() as one:
         protocol = one.protocol
         protocol.data_received(frame(TEXT, b" ", fin=False))
-        deadline = protocol._deadline
-        assert deadline is not None
+        begun = protocol._unfinished_since
+        assert protocol._counted
         for more in (frame(CONT, b" ", fin=False), frame(PING), frame(PONG), frame(CONT, b" ")[:-1]):
+            one.guard.clock += 1
             protocol.data_received(more)
-            assert protocol._deadline is deadline
+            assert protocol._counted
+            assert protocol._unfinished_since == begun
         assert one.unfinished.used == protocol._counted > 0
         protocol.data_received(frame(CONT, b" ")[-1:])
-        assert (protocol._deadline, deadline.cancelled(), one.unfinished.used) == (None, True, 0)
+        assert (protocol._counted, one.unfinished.used) == (0, 0)
 
 
 @for_each("whole", [frame(TEXT, ASK), frame(PING, b"x"), frame(TEXT, ASK) + frame(TEXT, fin=False)])
@@ -238,11 +243,10 @@ async def test_each_message_and_control_frame_has_its_own_timeout(whole: bytes) 
     async with fed() as one:
         protocol = one.protocol
         protocol.data_received(whole[:1])
-        first = protocol._deadline
+        first = protocol._unfinished_since
+        one.guard.clock += 1
         protocol.data_received(whole[1:] + frame(PING)[:1])
-        assert first is not None
-        assert first.cancelled()
-        assert protocol._deadline not in (None, first)
+        assert protocol._unfinished_since == first + 1
         assert protocol._counted == 1
 
 
@@ -253,14 +257,14 @@ async def test_paused_reading_stops_the_message_timeout() -> None:
         protocol.data_received(frame(TEXT, ASK))
         await one.until(lambda: len(app.taken) == 1)
         protocol.data_received(frame(TEXT, ASK) + frame(TEXT, b" ", fin=False))
-        first = protocol._deadline
-        assert (first is None, one.transport.reads) == (False, False)
-        protocol._on_deadline()
-        assert protocol._deadline not in (None, first)
-        assert not one.transport.closed
+        await one.until(lambda: protocol._counted > 0)
+        assert not one.transport.reads
+        later = one.guard.clock + 31
+        assert not protocol.close_if_late(later)
         app.takes.set()
         await one.until(lambda: one.transport.reads)
-        protocol._on_deadline()
+        assert not protocol.close_if_late(later + 30)
+        assert protocol.close_if_late(later + 31)
         assert one.transport.closed
 
 
@@ -275,12 +279,12 @@ async def test_warning_about_other_asgi_servers_lists_missing_limits(
     assert ("unfinished WebSocket messages" in warning) == (serve == "hub")
 
 
-async def test_complete_small_messages_need_no_timer() -> None:
+async def test_complete_small_messages_are_not_counted() -> None:
     async with fed() as one:
         for _ in range(100):
             one.app.taken.clear()
             one.protocol.data_received(frame(TEXT, ASK) * 5 + frame(PING))
-            assert (one.protocol._deadline, one.unfinished.used) == (None, 0)
+            assert (one.protocol._counted, one.unfinished.used) == (0, 0)
             await one.until(lambda: len(one.app.taken) == 5 and one.transport.reads)
 
 

@@ -28,6 +28,11 @@ def unread(one: Fed) -> Unread:
     return transport
 
 
+def sweep(one: Fed, seconds: float) -> None:
+    """Let the guard check the connection, some time after its beginning."""
+    one.guard._check_batch([one.protocol], one.guard.clock + seconds, 1)
+
+
 async def ends_by_its_peer(one: Fed) -> None:
     """The peer's close frame."""
     one.protocol.data_received(frame(CLOSE))
@@ -90,37 +95,32 @@ async def test_stopping_server_drops_ended_unread_connections(end: End) -> None:
 @for_each("end", ENDS)
 async def test_ended_unread_connection_is_dropped_after_the_write_timeout(end: End) -> None:
     async with fed(write_timeout=5) as one:
-        transport, protocol = unread(one), one.protocol
-        begun = protocol._loop.time()
+        transport = unread(one)
         await end(one)
-        first = protocol._unread_timer
-        assert first is not None
-        assert begun + 5 <= first.when() <= protocol._loop.time() + 5
+        sweep(one, 0)
+        sweep(one, 5)
         transport.waiting -= 1
-        protocol._check_unread(3000)
+        sweep(one, 6)
+        sweep(one, 11)
         assert not transport.aborted  # the peer reads, however slowly
-        assert protocol._unread_timer not in (None, first)
-        protocol._check_unread(2999)
+        sweep(one, 12)
         assert transport.aborted
 
 
 @for_each("end", ENDS)
 async def test_lost_connections_do_not_wait_for_the_peer(end: End) -> None:
     async with fed() as one:
-        unread(one)
+        transport = unread(one)
         await end(one)
-        timer = one.protocol._unread_timer
-    assert timer is not None
-    assert timer.cancelled()
-    assert one.protocol._unread_timer is None
+    sweep(one, 1000)
+    assert not transport.aborted
 
 
 @for_each("end", [ends_by_its_peer, fails, runs_out, is_left_by_its_application, stops])
-async def test_fully_read_connection_ends_without_a_timer(end: End) -> None:
+async def test_fully_read_connection_ends_at_once(end: End) -> None:
     async with fed() as one:
         await end(one)
         assert one.transport.closed
-        assert one.protocol._unread_timer is None
 
 
 @for_each("kind", [TEXT, BINARY])

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from asyncio import Task
 
     from millstream._app.user_routes import UserRoute
-    from millstream._http.server.connection import ServerState
+    from millstream._http.server.guard import ServerState
     from millstream._parts import Part
     from millstream.auth._method import AuthMethodOrUnbound
     from millstream.gateway._upstream import UpstreamConfig

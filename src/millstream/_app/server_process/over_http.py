@@ -50,7 +50,7 @@ from millstream._app.server_process.worker_process import (
 from millstream._config import Settings
 from millstream._http.hosts import TrustedProxies, is_loopback
 from millstream._http.server import LINGER, DrainTimes, Endpoints
-from millstream._http.server.connection import ServerState
+from millstream._http.server.guard import ServerState
 from millstream._http.server.listener import TICK, ConnectionDrainer, SocketListener
 from millstream._override import override
 from millstream._server.calls import load_secrets

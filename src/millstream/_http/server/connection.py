@@ -16,10 +16,7 @@ of its connection.
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from email.utils import formatdate
 from functools import partial
-from http import HTTPStatus
-from typing import Any, Protocol
 from urllib.parse import unquote
 
 from httptools import (
@@ -41,7 +38,6 @@ from millstream._http.message import (
     CloseSignal,
     Handler,
     Header,
-    HttpLimits,
     HttpRequest,
     LastFrame,
     Response,
@@ -51,51 +47,8 @@ from millstream._http.message import (
     refusal,
 )
 from millstream._http.server import Endpoints, read_chunk
+from millstream._http.server.guard import CLOSE, ConnectionGuard, ServerSocket
 from millstream._override import override
-from millstream._protocol.principal import Share
-
-PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
-CLOSE = b"connection: close\r\n"
-_BODILESS = frozenset({204, 304})
-
-
-class ReplyHeads:
-    """Reply heads with status line and date, built once per status and second."""
-
-    def __init__(self) -> None:
-        self._date = b""
-        self._heads: dict[int, bytes] = {}
-        self.usual = b""
-        """The head of a 200 with JSON, up to its length."""
-        self.tick()
-
-    def tick(self) -> None:
-        """Update the date of later replies."""
-        date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
-        if date != self._date:
-            self._date = date
-            self._heads.clear()
-            self.usual = self.make(200) + JSON_HEAD + b"content-length: "
-
-    def make(self, status: int) -> bytes:
-        """Return the status line and the `date` header for a status. The reply's own headers follow."""
-        head = self._heads.get(status)
-        if head is None:
-            head = self._heads[status] = b"HTTP/1.1 %d %b\r\n%b" % (status, PHRASES.get(status, b""), self._date)
-        return head
-
-    def reply(self, response: Response, cors: bytes = b"", *, keep_alive: bool, bodiless: bool = False) -> bytes:
-        """Return a complete reply. `bodiless` is for HEAD."""
-        body = response.body
-        return b"%b%b%b%b%b\r\n%b" % (
-            self.make(response.status),
-            response.head,
-            cors,
-            b"" if response.status in _BODILESS or (bodiless and not body) else b"content-length: %d\r\n" % len(body),
-            b"" if keep_alive else CLOSE,
-            b"" if bodiless else body,
-        )
-
 
 NOT_FOUND = refusal(404, "Not found.")
 BAD_REQUEST = refusal(400, "The request isn't valid HTTP.")
@@ -110,10 +63,6 @@ TARGET_TOO_LONG = refusal(414, "The request target is too long.")
 HEADERS_TOO_LARGE = refusal(431, "The request has too many headers, or its headers are too large.")
 TOO_MANY_BODIES = refusal(
     503, "The server is receiving too much data. Retry the request, in one piece if possible.", retry_after="1"
-)
-TOO_MANY_CONNECTIONS = refusal(503, "The server has too many connections. Retry later.", retry_after="1")
-TOO_MANY_FROM_ADDRESS = refusal(
-    503, "There are too many connections from your address. Close some, then retry.", retry_after="1"
 )
 
 
@@ -168,62 +117,14 @@ CLOSES = dict.fromkeys(range(CLOSED + 1), CLOSED)
 _last = LastFrame()
 
 
-class ServerState(Struct, eq=False):
-    """State, other than the guard, that a server's connections share."""
+class HttpSocket(ServerSocket):
+    """The socket of an HTTP connection."""
 
-    cut: int = 0
-    """Number of connections closed because of unread replies."""
-    connections: set[Any] = set()
-    """All open connections, including WebSockets."""
-    tasks: set[asyncio.Task[None]] = set()
-    """Tasks of suspended calls and of WebSockets."""
+    __slots__ = ("connection", "current")
 
-
-class ServerContext(Protocol):
-    """The limits and headers that one server's connections share (`ConnectionGuard`)."""
-
-    limits: HttpLimits
-    heads: ReplyHeads
-    clock: float
-    """The time of the last sweep."""
-    leaving: bool
-    """Whether the server is stopping. Each connection gets at most one more reply, which announces the close."""
-    unfinished: Share
-
-
-class ConnectionSocket(Protocol):
-    """The socket of a connection (`HttpProtocol`)."""
-
-    transport: asyncio.Transport
     connection: "ServerConnection"
-    state: ServerState
     current: "ServerExchange | None"
-    peer: str
-    read_paused: bool
-    """Whether the server has stopped reading, so the client can't continue."""
-    write_paused: bool
-    """Whether the client reads more slowly than the server writes."""
-    unsent: int
-    """Bytes in the write buffer at the last check."""
-    unsent_since: float
-    """Time at which the write buffer last shrank."""
-
-    @property
-    def guard(self) -> ServerContext:
-        """The limits of the server."""
-        ...
-
-    def count_unsent(self, size: int) -> None:
-        """Count a large piece that was just written, until the client has read it."""
-
-    async def wait_writable(self) -> None:
-        """Wait until the client has read data, or the connection is lost."""
-
-    def proceed(self) -> None:
-        """Process queued events."""
-
-    def refuse(self, response: Response) -> None:
-        """Respond and close."""
+    """The call being answered."""
 
 
 class HttpReplyStream(CloseSignal, eq=False):
@@ -232,7 +133,7 @@ class HttpReplyStream(CloseSignal, eq=False):
     It writes its chunks directly to the transport, under the transport's flow control.
     """
 
-    protocol: ConnectionSocket
+    protocol: HttpSocket
     transport: asyncio.Transport
     limit: int
     chunked: bool
@@ -261,9 +162,9 @@ class HttpReplyStream(CloseSignal, eq=False):
             self.protocol.count_unsent(len(data))
 
     async def drain(self) -> None:
-        protocol = self.protocol
-        while protocol.write_paused and not self.closed:
-            await protocol.wait_writable()
+        room = self.protocol.room
+        while not (room.is_set() or self.closed):
+            await room.wait_changed()
 
     def close(self) -> None:
         """End the reply with the final chunk."""
@@ -287,7 +188,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
     """Whether the client supports chunked encoding (HTTP/1.1)."""
     keep_alive: bool = True
     """Whether the connection stays open after the reply."""
-    protocol: ConnectionSocket | None = None
+    protocol: HttpSocket | None = None
     """The connection that carries the reply, set when the call starts."""
     # Request
     task: asyncio.Task[None] | None = None
@@ -348,7 +249,7 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             self.cancelled = True
             self.task.cancel()
 
-    async def run(self, protocol: ConnectionSocket) -> None:  # noqa: C901, PLR0912  the hot path, inline
+    async def run(self, protocol: HttpSocket) -> None:  # noqa: C901, PLR0912  the hot path, inline
         """Run the handler and write its reply, all in the call's own task."""
         waited = False
         try:
@@ -414,12 +315,12 @@ class ServerExchange(HttpRequest, eq=False, kw_only=True):
             # The caller of an exchange that never suspended continues by itself.
             protocol.proceed()
 
-    def _abort(self, protocol: ConnectionSocket) -> None:
+    def _abort(self, protocol: HttpSocket) -> None:
         """Close without a reply. Called when the task was canceled."""
         self.response_complete = True
         protocol.transport.abort()
 
-    def _complete(self, protocol: ConnectionSocket) -> None:
+    def _complete(self, protocol: HttpSocket) -> None:
         """Continue the connection after the end of a stream that its handler left open."""
         self.response_complete = True
         protocol.current = None
@@ -470,7 +371,13 @@ class ServerConnection:
     )  # fmt: skip
 
     def __init__(
-        self, table: Endpoints, shared: ServerContext, *, peer: str, scheme: str, proxies: TrustedProxies | None = None
+        self,
+        table: Endpoints,
+        shared: ConnectionGuard,
+        *,
+        peer: str,
+        scheme: str,
+        proxies: TrustedProxies | None = None,
     ) -> None:
         self._table = table
         self._shared = shared

@@ -9,38 +9,21 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable, Coroutine
+from email.utils import formatdate
 from functools import partial
-from math import inf
-from typing import Any, Protocol, cast
+from http import HTTPStatus
+from typing import Any, cast
+
+from msgspec import Struct
 
 from millstream._http.hosts import is_loopback
-from millstream._http.message import LARGE, HttpLimits, peer_network
-from millstream._http.server.connection import (
-    BODY,
-    BODY_TIMEOUT,
-    CLOSED,
-    DONE,
-    FAST_BODY,
-    HEAD,
-    HEADER_TIMEOUT,
-    IDLE,
-    NEW,
-    TOO_MANY_CONNECTIONS,
-    TOO_MANY_FROM_ADDRESS,
-    ConnectionSocket,
-    ReplyHeads,
-    ServerState,
-)
+from millstream._http.message import JSON_HEAD, LARGE, CompactEvent, HttpLimits, Response, peer_network, refusal
+from millstream._http.server import Endpoints
+from millstream._override import override
 from millstream._protocol.principal import Share
 
 logger = logging.getLogger("millstream")
 
-_TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
-"""Refusals for slow clients, by the reading state of the connection."""
-_LINGER = 2.0
-"""Seconds that a rejected client has to read the refusal."""
-_MAX_SPARES = 16
-"""Connections above the cap that are reserved for health probes, so a full server doesn't look dead."""
 _CHECKS_PER_YIELD = 256
 """Connections that a sweep checks before it yields to the event loop."""
 _CLOSES_PER_YIELD = 4
@@ -62,15 +45,133 @@ def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
     return ("", 0) if isinstance(name, str | bytes | None) else (str(name[0]), int(name[1]))
 
 
-class ConnectionWriter(Protocol):
-    """The interface of HTTP and WebSocket connections for counting unsent bytes."""
+PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}
+CLOSE = b"connection: close\r\n"
+_BODILESS = frozenset({204, 304})
+
+
+class ReplyHeads:
+    """Reply heads with status line and date, built once per status and second."""
+
+    def __init__(self) -> None:
+        self._date = b""
+        self._heads: dict[int, bytes] = {}
+        self.usual = b""
+        """The head of a 200 with JSON, up to its length."""
+        self.tick()
+
+    def tick(self) -> None:
+        """Update the date of later replies."""
+        date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
+        if date != self._date:
+            self._date = date
+            self._heads.clear()
+            self.usual = self.make(200) + JSON_HEAD + b"content-length: "
+
+    def make(self, status: int) -> bytes:
+        """Return the status line and the `date` header for a status. The reply's own headers follow."""
+        head = self._heads.get(status)
+        if head is None:
+            head = self._heads[status] = b"HTTP/1.1 %d %b\r\n%b" % (status, PHRASES.get(status, b""), self._date)
+        return head
+
+    def reply(self, response: Response, cors: bytes = b"", *, keep_alive: bool, bodiless: bool = False) -> bytes:
+        """Return a complete reply. `bodiless` is for HEAD."""
+        body = response.body
+        return b"%b%b%b%b%b\r\n%b" % (
+            self.make(response.status),
+            response.head,
+            cors,
+            b"" if response.status in _BODILESS or (bodiless and not body) else b"content-length: %d\r\n" % len(body),
+            b"" if keep_alive else CLOSE,
+            b"" if bodiless else body,
+        )
+
+
+TOO_MANY_CONNECTIONS = refusal(503, "The server has too many connections. Retry later.", retry_after="1")
+TOO_MANY_FROM_ADDRESS = refusal(
+    503, "There are too many connections from your address. Close some, then retry.", retry_after="1"
+)
+
+
+class ServerState(Struct, eq=False):
+    """State, other than the guard, that a server's connections share."""
+
+    cut: int = 0
+    """Number of connections closed because of unread replies."""
+    connections: set[Any] = set()
+    """All open connections, including WebSockets."""
+    tasks: set[asyncio.Task[None]] = set()
+    """Tasks of suspended calls and of WebSockets."""
+
+
+class ServerSocket(asyncio.Protocol):
+    """The socket of one connection, HTTP or WebSocket, with its flow control.
+
+    The server reads nothing while the client leaves too much unread.
+    """
+
+    __slots__ = (
+        "__weakref__", "guard", "peer", "read_paused", "room", "state", "table", "transport", "unsent", "unsent_since",
+    )  # fmt: skip
 
     transport: asyncio.Transport
+
+    def __init__(self, table: Endpoints, state: ServerState, guard: "ConnectionGuard") -> None:
+        self.table = table
+        self.state = state
+        self.guard = guard
+        self.peer = ""
+        self.read_paused = False
+        """Whether the server has stopped reading, so the client can't continue."""
+        self.room = CompactEvent()
+        """Set while the transport has space."""
+        self.room.set()
+        self.unsent = 0
+        """Bytes in the write buffer at the last check."""
+        self.unsent_since = guard.clock
+        """Time at which the write buffer last shrank."""
 
     @property
     def owner(self) -> str:
         """The caller (see `HttpRequest.owner`)."""
-        ...
+        raise NotImplementedError
+
+    def proceed(self) -> None:
+        """Process received data and resume reading, unless something is pending."""
+        raise NotImplementedError
+
+    def close_if_late(self, now: float) -> bool:
+        """End the connection if its client has exceeded a time limit. Called about once a second."""
+        raise NotImplementedError
+
+    def count_unsent(self, size: int) -> None:
+        """Count a large piece that was just written, until the client has read it."""
+        self.guard.count_unsent(self, size)
+
+    def pause_reading(self) -> None:
+        """Stop reading until `resume_reading`."""
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Resume after `pause_reading`."""
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    @override
+    def pause_writing(self) -> None:
+        self.room.clear()
+        self.pause_reading()
+        self.guard.count_unsent(self)
+
+    @override
+    def resume_writing(self) -> None:
+        self.guard.count_unsent(self)
+        self.room.set()
+        self.proceed()
 
 
 class ConnectionGuard:
@@ -80,25 +181,18 @@ class ConnectionGuard:
         self.limits = limits
         shortest = min(limits.header_timeout, limits.body_timeout, limits.write_timeout, limits.keep_alive)
         self._interval = max(0.02, min(1.0, shortest / 4))
-        early = 1.5 * self._interval  # the last sweep before the limit ends the connection
-        self._patience = {
-            NEW: limits.header_timeout,
-            IDLE: limits.keep_alive,
-            HEAD: limits.header_timeout - early,
-            BODY: limits.body_timeout - early,
-            FAST_BODY: limits.body_timeout - early,
-        }
-        """Seconds that a client may keep the server waiting, by the reading state of the connection."""
+        self.early = 1.5 * self._interval
+        """Seconds by which a request may end early: the last sweep before its limit ends it."""
         self._loop = loop
         self._state = state
         self._timer: asyncio.TimerHandle | None = None
-        self._connections: set[ConnectionSocket] = set()
-        self._spares: set[ConnectionSocket] = set()
+        self.spares: set[ServerSocket] = set()
+        """Connections above the cap that may still send a request."""
         self.connections = Share(limits.max_connections, each=limits.max_connections_per_address or None)
         """The connections that may send requests, by address."""
-        self._owners: dict[object, str] = {}
+        self._owners: dict[ServerSocket, str] = {}
         """Connection -> the address whose share it uses, or empty for a proxy or this machine."""
-        self._unsent_by_connection: dict[ConnectionWriter, tuple[str, int, int]] = {}
+        self._unsent_by_connection: dict[ServerSocket, tuple[str, int, int]] = {}
         """For each connection whose client can't keep up, longest stalled first: the owner, the counted bytes, and the
         length of a large piece that isn't sent completely."""
         self.clock = loop.time()
@@ -115,54 +209,44 @@ class ConnectionGuard:
         )
         """Function that starts a call in a task, eagerly on Python 3.12 and newer."""
 
-    def admit(self, connection: ConnectionSocket, *, is_proxy: bool = False) -> bool:
-        """Watch a new connection, which is already in the server's set. Return False if there are too many.
+    def admit(self, connection: ServerSocket, *, is_proxy: bool = False) -> Response | None:
+        """Watch a new connection. Return the refusal if there are too many.
 
-        An address can have half of the connections, except for proxies and this machine. A few connections above the
-        cap are `over_cap`: they get little time and one reply, which is a refusal unless they send a health probe.
+        An address can have half of the connections, except for proxies and this machine.
         """
         if self._timer is None:
             self.clock = self._loop.time()
             self.heads.tick()
             self._timer = self._loop.call_later(self._interval, self._sweep)
-        connection.connection.since = connection.unsent_since = self.clock
-        self._connections.add(connection)
+        connection.unsent_since = self.clock
+        self._state.connections.add(connection)
         limits, peer = self.limits, connection.peer
         is_exempt = not limits.max_connections_per_address and (is_proxy or is_loopback(peer))
         owner = "" if is_exempt else peer_network(peer)
         if len(self._state.connections) > limits.max_connections:
-            connection.connection.over_cap = TOO_MANY_CONNECTIONS
-        elif not self.connections.take(owner):
-            connection.connection.over_cap = TOO_MANY_FROM_ADDRESS
-        else:
-            self._owners[connection] = owner
-            return True
-        connection.connection.fast = None
-        self._spares = {each for each in self._spares if each.connection.reading != DONE}
-        if len(self._spares) >= _MAX_SPARES:
-            return False
-        self._spares.add(connection)
-        return True
+            return TOO_MANY_CONNECTIONS
+        if not self.connections.take(owner):
+            return TOO_MANY_FROM_ADDRESS
+        self._owners[connection] = owner
+        return None
 
-    def release(self, connection: ConnectionSocket) -> None:
+    def release(self, connection: ServerSocket) -> None:
         """Stop watching a connection that is lost."""
-        self._connections.discard(connection)
-        self._spares.discard(connection)
-        self.leave_share(connection)
-
-    def leave_share(self, connection: object) -> None:
-        """Stop counting a connection, which can be a WebSocket."""
+        self._state.connections.discard(connection)
+        self.spares.discard(connection)
+        self.forget_unsent(connection)
         if connection in self._owners:
             self.connections.leave(self._owners.pop(connection))
 
-    def transfer(self, connection: ConnectionSocket, websocket: object) -> None:
-        """Count a connection as the WebSocket that it continues as."""
+    def transfer(self, connection: ServerSocket, websocket: ServerSocket) -> None:
+        """Watch a connection as the WebSocket that it continues as."""
+        self._state.connections.add(websocket)
         if connection in self._owners:
             self._owners[websocket] = self._owners.pop(connection)
 
     # Unsent bytes
 
-    def count_unsent(self, connection: ConnectionWriter, written: int = 0) -> None:
+    def count_unsent(self, connection: ServerSocket, written: int = 0) -> None:
         """Count the bytes that a client hasn't read. Beyond its owner's share, or the maximum, close a connection.
 
         Args:
@@ -200,7 +284,7 @@ class ConnectionGuard:
         self.forget_unsent(slowest)
         slowest.transport.abort()
 
-    def forget_unsent(self, connection: ConnectionWriter) -> None:
+    def forget_unsent(self, connection: ServerSocket) -> None:
         """Stop counting a connection whose client has caught up, or that is lost."""
         owner, held, _ = self._unsent_by_connection.pop(connection, ("", 0, 0))
         self.unsent.leave(owner, held)
@@ -210,16 +294,15 @@ class ConnectionGuard:
     def _sweep(self) -> None:
         self.clock = now = self._loop.time()
         self.heads.tick()
-        there = self._state.connections or self._connections
-        self._timer = self._loop.call_later(self._interval, self._sweep) if there else None
+        everybody = list(self._state.connections)
+        self._timer = self._loop.call_later(self._interval, self._sweep) if everybody else None
         for each in list(self._unsent_by_connection):
             if each in self._unsent_by_connection:
                 self.count_unsent(each)
-        everybody = list(self._connections)
         ends = max(_CLOSES_PER_YIELD, len(everybody) // _MAX_ITERATIONS)
         self._check_batch(everybody, now, max(1, _CHECKS_PER_YIELD // ends))
 
-    def _check_batch(self, left: list[ConnectionSocket], now: float, end: int) -> None:
+    def _check_batch(self, left: list[ServerSocket], now: float, end: int) -> None:
         """Check some of these connections, and the rest in the next iterations of the event loop.
 
         Closing a connection is treated as `end` checks.
@@ -227,15 +310,15 @@ class ConnectionGuard:
         room = _CHECKS_PER_YIELD
         try:
             while left and room > 0:
-                ended = (one := left.pop()) in self._connections and (
-                    self._abort_if_stalled(one, now) or self._close_if_late(one, now)
+                ended = (one := left.pop()) in self._state.connections and (
+                    self._abort_if_stalled(one, now) or (not one.unsent and one.close_if_late(now))
                 )
                 room -= end if ended else 1
         finally:
             if left:
                 self._loop.call_soon(self._check_batch, left, now, end)
 
-    def _abort_if_stalled(self, connection: ConnectionSocket, now: float) -> bool:
+    def _abort_if_stalled(self, connection: ServerSocket, now: float) -> bool:
         """Close a connection whose client hasn't read for too long."""
         unsent = connection.transport.get_write_buffer_size()
         if unsent == 0 or unsent < connection.unsent:
@@ -244,25 +327,3 @@ class ConnectionGuard:
         if late := now - connection.unsent_since > self.limits.write_timeout:
             connection.transport.abort()
         return late
-
-    def _close_if_late(self, guarded: ConnectionSocket, now: float) -> bool:
-        """Close a connection that exceeded its timeout."""
-        if guarded.unsent:
-            return False
-        connection = guarded.connection
-        if guarded.read_paused:
-            connection.since = now
-        closed = connection.replying == CLOSED
-        patience = _LINGER if closed else self._patience.get(connection.reading, inf)
-        if now - connection.since <= (min(patience, _LINGER) if connection.over_cap else patience):
-            return False
-        if connection.reading in _TOO_SLOW:
-            guarded.refuse(_TOO_SLOW[connection.reading])
-        elif connection.busy:
-            return False
-        elif closed or guarded.transport.is_closing():
-            # Over TLS, a close waits for the client's close_notify, which may never arrive.
-            guarded.transport.abort()
-        else:
-            guarded.transport.close()
-        return True

@@ -5,6 +5,7 @@ import select
 import socket
 import ssl
 from collections.abc import Callable, Iterable
+from math import inf
 from typing import Any, cast
 
 from msgspec import Struct
@@ -13,80 +14,78 @@ from millstream._http.hosts import TrustedProxies
 from millstream._http.message import Response, peer_network
 from millstream._http.server import Endpoints
 from millstream._http.server.connection import (
+    BODY,
+    BODY_TIMEOUT,
+    CLOSED,
     DONE,
     EXPECTED,
+    FAST_BODY,
     HEAD,
+    HEADER_TIMEOUT,
     IDLE,
-    TOO_MANY_CONNECTIONS,
+    NEW,
     Event,
+    HttpSocket,
     ServerConnection,
     ServerExchange,
-    ServerState,
     Upgrade,
 )
-from millstream._http.server.guard import ConnectionGuard, peer_of
+from millstream._http.server.guard import ConnectionGuard, ServerState, peer_of
 from millstream._override import override
 
+_TOO_SLOW = {HEAD: HEADER_TIMEOUT, BODY: BODY_TIMEOUT, FAST_BODY: BODY_TIMEOUT}
+"""Refusals for slow clients, by the reading state of the connection."""
+_LINGER = 2.0
+"""Seconds that a rejected client has to read the refusal."""
+_MAX_SPARES = 16
+"""Connections above the cap that are reserved for health probes, so a full server doesn't look dead."""
 _MAX_LINGERING = 256
 """Maximum number of connections above the cap that may read their refusal at a time. Others are dropped without one."""
 
 
-class HttpProtocol(asyncio.Protocol):
+class HttpProtocol(HttpSocket):
     """One connection of a `SocketListener`.
 
     It executes the events of its `ServerConnection`.
     """
 
-    __slots__ = (
-        "__weakref__", "_proxies", "_table", "_writable", "connection", "current", "guard", "peer", "read_paused",
-        "state", "transport", "unsent", "unsent_since", "write_paused",
-    )  # fmt: skip
-
-    transport: asyncio.Transport
-    connection: ServerConnection
+    __slots__ = ("_proxies",)
 
     def __init__(
         self, table: Endpoints, state: ServerState, guard: ConnectionGuard, proxies: TrustedProxies | None = None
     ) -> None:
-        self._table = table
+        super().__init__(table, state, guard)
         self._proxies = proxies
-        self.state = state
-        self.guard = guard
-        # Connection
-        self.peer = ""
-        self.current: ServerExchange | None = None
-        """The call being answered."""
-        self.read_paused = False
-        self.write_paused = False
-        self.unsent = 0
-        self.unsent_since = guard.clock
-        self._writable: asyncio.Future[None] | None = None
+        self.current = None
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Count the connection and reject it if there are too many."""
+        """Count the connection and reject it if there are too many. A few above the cap may send a health probe."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
-        self.state.connections.add(self)
         self.peer = peer_of(self.transport)[0]
         scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         proxies = self._proxies if self._proxies is not None and self._proxies.trusts(self.peer) else None
-        self.connection = ServerConnection(self._table, self.guard, peer=self.peer, scheme=scheme, proxies=proxies)
+        self.connection = ServerConnection(self.table, self.guard, peer=self.peer, scheme=scheme, proxies=proxies)
+        over_cap = self.guard.admit(self, is_proxy=proxies is not None)
+        self.connection.since = self.guard.clock
         if not self.peer and isinstance(transport.get_extra_info("sockname"), tuple):
             # Over TCP, a connection without a peer has been reset. Its requests would escape every limit.
             self.transport.abort()
-        elif not self.guard.admit(self, is_proxy=proxies is not None):
-            if len(self.state.connections) > self.guard.limits.max_connections + _MAX_LINGERING:
+        elif over_cap is not None:
+            self.connection.over_cap, self.connection.fast = over_cap, None
+            if len(self.guard.spares) < _MAX_SPARES:
+                self.guard.spares.add(self)
+            elif len(self.state.connections) > self.guard.limits.max_connections + _MAX_LINGERING:
                 self.transport.abort()
             else:
-                self.refuse(self.connection.over_cap or TOO_MANY_CONNECTIONS)
+                self.refuse(over_cap)
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         """End the current call and remove the connection."""
-        self.state.connections.discard(self)
         current = self.current
         self._leave()
-        self._wake_writers()
+        self.room.set()
         if current is not None:
             current.connection_lost()
         if exc is None:
@@ -94,7 +93,6 @@ class HttpProtocol(asyncio.Protocol):
 
     def _leave(self) -> None:
         self.guard.release(self)
-        self.guard.forget_unsent(self)
         self.connection.lose()
         self.current = None
 
@@ -129,6 +127,7 @@ class HttpProtocol(asyncio.Protocol):
             exchange.cancel = task.cancel
             self.state.tasks.add(task)
 
+    @override
     def proceed(self) -> None:
         """Execute due events, then resume reading if nothing is pending."""
         connection = self.connection
@@ -137,9 +136,9 @@ class HttpProtocol(asyncio.Protocol):
         if self.transport.is_closing():
             return
         if connection.queue:
-            self._pause_reading()
-        elif not self.write_paused:
-            self._resume_reading()
+            self.pause_reading()
+        elif self.room.is_set():
+            self.resume_reading()
 
     def _carry_out(self, event: Event) -> None:
         if isinstance(event, ServerExchange):
@@ -158,11 +157,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def _close_with(self, response: Response) -> None:
         """Write the last bytes, then keep reading briefly: closing with unread input would discard them."""
+        self.guard.spares.discard(self)
         self.connection.since = self.guard.clock
         self.transport.write(self.guard.heads.reply(response, keep_alive=False))
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self._resume_reading()
+            self.resume_reading()
         else:
             self.transport.close()
 
@@ -170,10 +170,9 @@ class HttpProtocol(asyncio.Protocol):
         """Continue as a WebSocket."""
         from millstream._http.server.websocket import WebSocketProtocol  # noqa: PLC0415  loaded with the first one
 
-        socket = WebSocketProtocol(self.transport, self._table, self.state, self.guard, event.request)
+        socket = WebSocketProtocol(self, event.request)
         self.guard.transfer(self, socket)
         self._leave()
-        self.state.connections.discard(self)
         self.transport.set_protocol(socket)
         socket.open()
         if event.ahead and not self.transport.is_closing():
@@ -181,51 +180,50 @@ class HttpProtocol(asyncio.Protocol):
 
     # Flow control
 
-    def _pause_reading(self) -> None:
-        if not self.read_paused:
-            self.read_paused = True
-            self.transport.pause_reading()
-
-    def _resume_reading(self) -> None:
-        if self.read_paused:
-            self.read_paused = False
-            self.transport.resume_reading()
-
     @override
     def pause_writing(self) -> None:
         """Stop reading requests while the client doesn't read its replies."""
-        self.write_paused = self.connection.held = True
-        self._pause_reading()
-        self.guard.count_unsent(self)
+        self.connection.held = True
+        super().pause_writing()
 
     @override
     def resume_writing(self) -> None:
         """Resume after `pause_writing`."""
-        self.write_paused = self.connection.held = False
-        self.guard.count_unsent(self)
-        self._wake_writers()
-        self.proceed()
+        self.connection.held = False
+        super().resume_writing()
 
     @property
+    @override
     def owner(self) -> str:
         """The owner of the current request."""
         return peer_network(self.peer) if self.current is None else self.current.owner
 
-    def count_unsent(self, size: int) -> None:
-        """Count a large piece that was just written, until the client has read it."""
-        self.guard.count_unsent(self, size)
-
-    async def wait_writable(self) -> None:
-        """Wait until the client has caught up or the connection is lost."""
-        if self._writable is None:
-            self._writable = asyncio.get_running_loop().create_future()
-        await asyncio.shield(self._writable)
-
-    def _wake_writers(self) -> None:
-        self.write_paused = False
-        if self._writable is not None:
-            self._writable.set_result(None)
-            self._writable = None
+    @override
+    def close_if_late(self, now: float) -> bool:
+        connection, limits = self.connection, self.guard.limits
+        if self.read_paused:
+            connection.since = now
+        closed, reading, patience = connection.replying == CLOSED, connection.reading, inf
+        if closed:
+            patience = _LINGER
+        elif reading == HEAD:
+            patience = limits.header_timeout - self.guard.early
+        elif reading in _TOO_SLOW:
+            patience = limits.body_timeout - self.guard.early
+        elif reading <= IDLE:
+            patience = limits.header_timeout if reading == NEW else limits.keep_alive
+        if now - connection.since <= (min(patience, _LINGER) if connection.over_cap else patience):
+            return False
+        if reading in _TOO_SLOW:
+            self.refuse(_TOO_SLOW[reading])
+        elif connection.busy:
+            return False
+        elif closed or self.transport.is_closing():
+            # Over TLS, a close waits for the client's close_notify, which may never arrive.
+            self.transport.abort()
+        else:
+            self.transport.close()
+        return True
 
     # The end of the server
 

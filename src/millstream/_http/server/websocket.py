@@ -6,8 +6,8 @@ In addition to the rules of RFC 6455, every client is limited:
   waits for the application.
 - Messages have a maximum size and number of fragments. An unfinished message counts against the budget for unfinished
   bodies and must be complete within the body timeout.
-- Pongs for a client that doesn't read are bounded, pings without a pong end the connection, and a closed connection
-  whose client doesn't read is aborted after the write timeout.
+- The server reads nothing, so it sends no pongs, while the client doesn't read. Pings without a pong end the
+  connection. `ConnectionGuard` enforces these and all other time limits.
 
 The server never negotiates compression, so messages can't inflate. The application gets a `DirectSocket`, which writes
 messages without waiting for the event loop.
@@ -27,18 +27,15 @@ from websockets.server import ServerProtocol
 
 from millstream._http.message import (
     MAX_FRAGMENTS,
-    MAX_UNREAD,
     PIECE,
     USUAL_FRAGMENT,
-    CompactEvent,
     HttpRequest,
     Response,
     failure,
     refusal,
 )
-from millstream._http.server import Endpoints
-from millstream._http.server.connection import BAD_REQUEST, ServerState
-from millstream._http.server.guard import ConnectionGuard, peer_of
+from millstream._http.server.connection import BAD_REQUEST
+from millstream._http.server.guard import ServerSocket
 from millstream._http.websocket import CompactQueue, DirectSocket
 from millstream._override import override
 
@@ -59,37 +56,27 @@ _silent_logger = logging.getLogger("millstream.websockets")
 _silent_logger.setLevel(logging.CRITICAL)  # clients must not be able to fill the log
 
 
-class WebSocketProtocol(asyncio.Protocol):
+class WebSocketProtocol(ServerSocket):
     """A WebSocket of a `SocketListener`, from its handshake on."""
 
     __slots__ = (
-        "__weakref__", "_ahead", "_answer", "_close_timer", "_closed", "_conn", "_counted", "_deadline",
-        "_fragment_bytes", "_fragments", "_frame_bytes", "_guard", "_is_open", "_is_text",
-        "_loop", "_messages", "_ping", "_ping_timer", "_pongs", "_read_paused", "_state",
-        "_table", "_turn", "_unread", "_unread_timer", "outbox", "peer", "room", "transport",
+        "_ahead", "_answer", "_closed", "_closes_at", "_conn", "_counted", "_fragment_bytes", "_fragments",
+        "_frame_bytes", "_is_open", "_is_text", "_loop", "_messages", "_ping", "_pinged_at", "_turn",
+        "_unfinished_since", "outbox",
     )  # fmt: skip
 
     # The application ends a WebSocket with a close frame.
     idle = arriving = answering = False
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        table: Endpoints,
-        state: ServerState,
-        guard: ConnectionGuard,
-        request: HttpRequest,
-    ) -> None:
+    def __init__(self, taken: ServerSocket, request: HttpRequest) -> None:
         """Take over the socket of an HTTP connection, which has bounded the handshake `request`."""
-        self._table = table
-        self._state = state
-        self._guard = guard
-        self._loop = asyncio.get_running_loop()
-        state.connections.add(self)
+        table, guard = taken.table, taken.guard
+        super().__init__(table, taken.state, guard)
         guard.unfinished.fit(table.max_message)
         # Connection
-        self.transport = transport
-        self.peer = peer_of(transport)[0]
+        self.transport = taken.transport
+        self.peer = taken.peer
+        self._loop = asyncio.get_running_loop()
         self.outbox = DirectSocket(
             wire=self, request=request, limit=guard.limits.stream_buffer, grace=guard.limits.write_timeout
         )
@@ -101,11 +88,9 @@ class WebSocketProtocol(asyncio.Protocol):
         """Whether the handshake is complete."""
         self._closed = False
         """Whether a close frame was sent."""
-        self._close_timer: asyncio.TimerHandle | None = None
-        self._unread_timer: asyncio.TimerHandle | None = None
-        """Timer for the next check whether the client still reads, after the connection ends."""
+        self._closes_at = inf
+        """Time at which the socket is closed, unless the client answers the close frame."""
         # Reading
-        self._read_paused = False
         self._ahead = b""
         """Received bytes that haven't been processed yet."""
         self._turn: asyncio.Handle | None = None
@@ -117,46 +102,31 @@ class WebSocketProtocol(asyncio.Protocol):
         """Bytes of an unfinished message's fragments."""
         self._is_text = False
         self._counted = 0
-        """Bytes of the unfinished message in the server's budget."""
-        self._deadline: asyncio.TimerHandle | None = None
-        """Deadline of the unfinished message."""
-        # Writing
-        self.room = CompactEvent()
-        self.room.set()
-        self._pongs = 0
-        """Bytes of pongs since the transport's buffer filled up."""
+        """Bytes of the unfinished message in the server's budget, at least one."""
+        self._unfinished_since = 0.0
         # Pings
-        self._ping_timer: asyncio.TimerHandle | None = None
-        """Timer for the next ping, or for the pong to the last one."""
         self._ping = b""
         """Payload of the last ping, until its pong."""
-        self._unread = 0
-        """Bytes before the ping when the client last read."""
+        self._pinged_at = guard.clock
+        """Time of the last ping, or of its pong."""
 
     # The connection
+
+    @property
+    @override
+    def owner(self) -> str:
+        return self.outbox.request.owner
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         """Notify the application and drop received data."""
         self._end_messages()
-        self._stop_pings()
-        self._state.connections.discard(self)
-        self._guard.forget_unsent(self)
-        self._guard.leave_share(self)
+        self.guard.release(self)
         self.room.set()
-        for timer in (self._close_timer, self._unread_timer):
-            if timer is not None:
-                timer.cancel()
-        self._close_timer = self._unread_timer = None
         if exc is None:
             self.transport.close()
         self._ahead = b""
         self._conn.receive_eof()  # this drops the buffer
-
-    @override
-    def eof_received(self) -> None:
-        """Let the event loop close the transport: the client sends no more."""
-        self._watch_unread()
 
     def announce_close(self) -> None:
         """Do nothing, because the application closes its WebSockets when the server stops."""
@@ -164,17 +134,43 @@ class WebSocketProtocol(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close. Called when the server stops."""
         self._end_messages()
-        self._stop_pings()
         if self.transport.is_closing():
             self.transport.abort()
             return
-        if not self._closed and self._is_open:
+        if not self._is_open:
+            self._fail_handshake()
+        elif not self._closed:
             self._conn.send_close(CloseCode.SERVICE_RESTART)
             self._flush()
-        elif not self._closed:
-            self._fail_handshake()
         self.transport.close()
-        self._watch_unread()
+
+    @override
+    def close_if_late(self, now: float) -> bool:
+        if self.read_paused:  # the client can't continue
+            self._pinged_at = self._unfinished_since = now
+        if self.transport.is_closing():
+            return False
+        if now > self._closes_at:
+            self.transport.close()
+            return True
+        if self._closed or not self._is_open:
+            return False
+        limits, heartbeat = self.guard.limits, self.table.heartbeat
+        if self._counted and now - self._unfinished_since > limits.body_timeout:
+            reason = (
+                f"The message arrived too slowly: it took more than {limits.body_timeout:g} seconds. Send it faster, "
+                "or send smaller messages."
+            )
+            self._fail_with(CloseCode.POLICY_VIOLATION, reason)
+            return True
+        if self._ping and now - self._pinged_at > PING_TIMEOUT:
+            self._fail_with(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+            return True
+        if not self._ping and 0 < heartbeat <= now - self._pinged_at:
+            self._ping, self._pinged_at = token_bytes(4), now
+            self._conn.send_ping(self._ping)
+            self._flush()
+        return False
 
     # Reading
 
@@ -184,15 +180,10 @@ class WebSocketProtocol(asyncio.Protocol):
 
         Frames that arrive before the reply to the handshake wait for it, because a pong must not precede that reply.
         """
-        if len(data) > PIECE or self._ahead or not self._is_open:
-            self._ahead += data
-            self._parse_pending()
-            if self._ahead:
-                self._pause_reading()
-        else:
-            frames = self._parse(data)
-            if self._frame_bytes or self._fragments or self._deadline is not None:
-                self._count_unfinished(frames)
+        self._ahead += data
+        self.proceed()
+        if self._ahead:
+            self.pause_reading()
 
     def open(self) -> None:
         """Pass the handshake to the application.
@@ -214,16 +205,12 @@ class WebSocketProtocol(asyncio.Protocol):
                     return
                 self._answer = answer
                 task = self._loop.create_task(self._run())
-                task.add_done_callback(self._state.tasks.discard)
-                self._state.tasks.add(task)
+                task.add_done_callback(self.state.tasks.discard)
+                self.state.tasks.add(task)
                 parsed.headers.clear()  # the parser keeps the request for the lifetime of the connection
 
-    def _pause_reading(self) -> None:
-        if not self._read_paused:
-            self._read_paused = True
-            self.transport.pause_reading()
-
-    def _parse_pending(self) -> None:
+    @override
+    def proceed(self) -> None:
         """Parse received bytes until a message waits for the application or the event loop gets its turn.
 
         After our close frame, messages are dropped, and only the client's close frame matters.
@@ -241,10 +228,9 @@ class WebSocketProtocol(asyncio.Protocol):
         if self._can_process():
             if self._ahead:
                 self._schedule_parsing()
-            elif self._read_paused:
-                self._read_paused = False
-                self.transport.resume_reading()
-        if frames or at:
+            else:
+                self.resume_reading()
+        if at:
             self._count_unfinished(frames)
 
     def _schedule_parsing(self) -> None:
@@ -253,11 +239,11 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _continue_parsing(self) -> None:
         self._turn = None
-        self._parse_pending()
+        self.proceed()
 
     def _can_process(self) -> bool:
-        """Return whether a message can be processed now."""
-        return (self._closed or self._messages.empty()) and not self.transport.is_closing()
+        """Return whether a message can be processed now, and a pong can be sent."""
+        return (self._closed or self._messages.empty()) and self.room.is_set() and not self.transport.is_closing()
 
     def _parse(self, data: bytes) -> int:
         """Handle the frames that end in these bytes and return their number."""
@@ -270,10 +256,7 @@ class WebSocketProtocol(asyncio.Protocol):
             self._fail()
             return 0
         if any(each.opcode is Opcode.PING for each in frames):
-            pongs = sum(map(len, self._flush()))
-            self._pongs = 0 if self.room.is_set() else self._pongs + pongs
-            if self._pongs > MAX_UNREAD:
-                self.transport.abort()
+            self._flush()
         self._frame_bytes += len(data)
         for frame in frames:
             self._frame_bytes -= _wire_size(frame)
@@ -285,15 +268,16 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _handle(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
-            self._handle_close(frame)
+            self._handle_close()
         elif frame.opcode is Opcode.PONG:
-            self._handle_pong(frame)
+            if self._ping and bytes(frame.data) == self._ping:
+                self._ping, self._pinged_at = b"", self.guard.clock
         elif frame.opcode is not Opcode.PING and not self._closed:
             self._handle_data(frame)
 
     def _handle_data(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CONT:
-            most = max(MAX_FRAGMENTS, self._table.max_message // USUAL_FRAGMENT)
+            most = max(MAX_FRAGMENTS, self.table.max_message // USUAL_FRAGMENT)
             if len(self._fragments) >= most:
                 self._fail_with(CloseCode.POLICY_VIOLATION, "too many fragments")
                 return
@@ -308,88 +292,53 @@ class WebSocketProtocol(asyncio.Protocol):
 
     def _deliver(self) -> None:
         """Pass a complete message to the application. Invalid UTF-8 ends the connection (RFC 6455 §8.1)."""
-        self._clear_deadline()
+        self._release_unfinished()
         fragments, self._fragments, self._fragment_bytes = self._fragments, [], 0
         data = fragments[0] if len(fragments) == 1 else b"".join(fragments)
-        if self._is_text:
-            try:
-                self._messages.put_nowait(data.decode())
-            except UnicodeDecodeError:
-                self._fail_with(CloseCode.INVALID_DATA, "not UTF-8")
-                return
-        else:
-            self._messages.put_nowait(data)
-        self._pause_reading()
-
-    def _handle_pong(self, frame: Frame) -> None:
-        if not self._ping or bytes(frame.data) != self._ping:
+        try:
+            self._messages.put_nowait(data.decode() if self._is_text else data)
+        except UnicodeDecodeError:
+            self._fail_with(CloseCode.INVALID_DATA, "not UTF-8")
             return
-        self._ping = b""
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
-            self._schedule_ping()
+        self.pause_reading()
 
-    def _handle_close(self, frame: Frame) -> None:
+    def _handle_close(self) -> None:
         """Handle the client's close frame, or its response to ours."""
         self._end_messages()
-        if self._closed:
-            if self._close_timer is not None:
-                self._close_timer.cancel()
-                self._close_timer = None
-                self.transport.close()
-        elif not self.transport.is_closing():
+        self._closes_at = inf
+        if not self.transport.is_closing():
             self._flush()
             self.transport.close()
-        self._watch_unread()
 
     # Unfinished messages
 
     def _count_unfinished(self, frames: int) -> None:
         """Count the received part of a message or frame in the budget of all connections."""
-        if frames and not self._fragments:
-            self._clear_deadline()
-        if self.transport.is_closing() or not (self._fragments or self._frame_bytes):
-            self._clear_deadline()
+        is_unfinished = bool(self._fragments or self._frame_bytes) and not self.transport.is_closing()
+        if not is_unfinished or (frames and not self._fragments):
+            self._release_unfinished()  # the next message has its own timeout
+        if not is_unfinished:
             return
+        if not self._counted:
+            self._unfinished_since = self.guard.clock
         # Exclude frame heads. Otherwise the largest message would not fit into a budget of its size.
-        size = self._fragment_bytes + max(min(1, self._frame_bytes), self._frame_bytes - MAX_FRAME_HEAD)
-        if self._deadline is None:
-            self._set_deadline()
+        size = max(1, self._fragment_bytes + max(min(1, self._frame_bytes), self._frame_bytes - MAX_FRAME_HEAD))
         more = size - self._counted
         if more < 0:
-            self._guard.unfinished.leave(self.peer, -more)
-        elif not self._guard.unfinished.take(self.peer, more):
+            self.guard.unfinished.leave(self.peer, -more)
+        elif not self.guard.unfinished.take(self.peer, more):
             self._fail_with(CloseCode.TRY_AGAIN_LATER, _BUDGET_EXCEEDED)
             return
         self._counted = size
 
-    def _clear_deadline(self) -> None:
-        """Stop the deadline of a finished message. The next message gets its own."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
+    def _release_unfinished(self) -> None:
         if self._counted:
-            self._guard.unfinished.leave(self.peer, self._counted)
+            self.guard.unfinished.leave(self.peer, self._counted)
             self._counted = 0
-
-    def _set_deadline(self) -> None:
-        self._deadline = self._loop.call_later(self._guard.limits.body_timeout, self._on_deadline)
-
-    def _on_deadline(self) -> None:
-        self._deadline = None
-        if self._read_paused:
-            self._set_deadline()  # the server has stopped reading, so the client can't continue
-            return
-        seconds = self._guard.limits.body_timeout
-        reason = (
-            f"The message arrived too slowly: it took more than {seconds:g} seconds. Send it faster, or send "
-            "smaller messages."
-        )
-        self._fail_with(CloseCode.POLICY_VIOLATION, reason)
 
     def _end_messages(self) -> None:
         """Stop accepting messages when the closing handshake begins or the connection is lost."""
-        self._clear_deadline()
+        self._release_unfinished()
         self._fragments = []
         self._fragment_bytes = 0
         self.outbox.connection_lost()
@@ -404,7 +353,6 @@ class WebSocketProtocol(asyncio.Protocol):
         self._end_messages()
         self._closed = True
         self.transport.close()
-        self._watch_unread()
 
     # Writing
 
@@ -417,82 +365,16 @@ class WebSocketProtocol(asyncio.Protocol):
         return output
 
     @override
-    def pause_writing(self) -> None:
-        """Pause writing. Called when the transport's buffer is full."""
-        self.room.clear()
-        self._guard.count_unsent(self)
-
-    @override
     def resume_writing(self) -> None:
         """Resume writing. Called when the transport's buffer has space."""
-        self._guard.count_unsent(self)
-        self.room.set()
         self.outbox.took()
-
-    @property
-    def owner(self) -> str:
-        """The caller (see `HttpRequest.owner`)."""
-        return self.outbox.request.owner
-
-    def count_unsent(self, size: int) -> None:
-        """Count a large message that was just written, until the client has read it."""
-        self._guard.count_unsent(self, size)
-
-    def _watch_unread(self) -> None:
-        """End the connection even if the client leaves data unread."""
-        if self._unread_timer is None:
-            self._check_unread(inf)
-
-    def _check_unread(self, before: float) -> None:
-        unread = self.transport.get_write_buffer_size()
-        if unread and unread >= before:
-            self.transport.abort()
-        elif unread or self._close_timer is not None:
-            self._unread_timer = self._loop.call_later(self._guard.limits.write_timeout, self._check_unread, unread)
-
-    def _abort_if_unread(self) -> None:
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-
-    # Pings
-
-    def _schedule_ping(self) -> None:
-        if self._table.heartbeat > 0:
-            self._ping_timer = self._loop.call_later(self._table.heartbeat, self._send_ping)
-
-    def _send_ping(self) -> None:
-        self._ping_timer = None
-        if self._closed or self.transport.is_closing() or self._conn.state is not State.OPEN:
-            return
-        self._ping = token_bytes(4)
-        self._conn.send_ping(self._ping)
-        self._flush()
-        self._unread = self.transport.get_write_buffer_size()
-        self._ping_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
-
-    def _on_pong_timeout(self) -> None:
-        """Close, unless the client has read data since the ping and may not have reached it yet."""
-        self._ping_timer = None
-        unread = self.transport.get_write_buffer_size()
-        if unread and unread < self._unread and not self._closed:
-            self._unread = unread
-            self._ping_timer = self._loop.call_later(PING_TIMEOUT, self._on_pong_timeout)
-            return
-        self._end_messages()
-        if not self._closed and not self.transport.is_closing():
-            self._fail_with(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
-        self._abort_if_unread()
-
-    def _stop_pings(self) -> None:
-        if self._ping_timer is not None:
-            self._ping_timer.cancel()
-            self._ping_timer = None
+        super().resume_writing()
 
     # The application
 
     async def _run(self) -> None:
         """Run the application, then end the connection."""
-        application, request = self._table.websocket, self.outbox.request
+        application, request = self.table.websocket, self.outbox.request
         try:
             if application is not None:
                 await application(self.outbox)
@@ -502,12 +384,8 @@ class WebSocketProtocol(asyncio.Protocol):
                 self.refuse(reply)
         finally:
             self._fail_handshake()
-        if self._close_timer is None:
+        if self._closes_at == inf:
             self.transport.close()
-        if not self.room.is_set():
-            self._abort_if_unread()
-        elif self in self._state.connections:
-            self._watch_unread()
 
     def _fail_handshake(self) -> None:
         """Reject a handshake to which the application didn't respond."""
@@ -518,7 +396,7 @@ class WebSocketProtocol(asyncio.Protocol):
         """End the connection with a reply other than a WebSocket."""
         self._answer = None
         if not self.transport.is_closing():
-            self.transport.write(self._guard.heads.reply(response, keep_alive=False))
+            self.transport.write(self.guard.heads.reply(response, keep_alive=False))
             self.transport.close()
 
     def _send_response(self, response: HandshakeReply) -> None:
@@ -532,11 +410,8 @@ class WebSocketProtocol(asyncio.Protocol):
     async def receive(self) -> str | bytes | None:
         """Return the next message for the application. Resume reading after the last one."""
         message = await self._messages.get()
-        if self._read_paused and self._messages.empty():
-            if self._ahead:
-                self._schedule_parsing()  # An application that takes every message must not block the event loop.
-            else:
-                self._parse_pending()
+        if self.read_paused and self._messages.empty():
+            self._schedule_parsing()  # An application that takes every message must not block the event loop.
         return message
 
     def accept(self, subprotocol: str) -> None:
@@ -547,9 +422,9 @@ class WebSocketProtocol(asyncio.Protocol):
         if subprotocol:
             answer.headers["Sec-WebSocket-Protocol"] = subprotocol
         self._is_open = True
+        self._pinged_at = self.guard.clock
         self._send_response(answer)
-        self._schedule_ping()
-        self._parse_pending()
+        self.proceed()
 
     async def close(self, code: int, reason: str) -> None:
         """Begin the closing handshake as soon as the transport has space."""
@@ -559,12 +434,8 @@ class WebSocketProtocol(asyncio.Protocol):
         self._conn.send_close(code, reason)
         self._flush()
         self._closed = True
-        if self._read_paused:
-            self._read_paused = False
-            self.transport.resume_reading()
-        self._close_timer = self._loop.call_later(CLOSE_TIMEOUT, self.transport.close)
-        self._parse_pending()
-        self._watch_unread()
+        self._closes_at = self._loop.time() + CLOSE_TIMEOUT
+        self.proceed()
 
 
 def _wire_size(frame: Frame) -> int:
