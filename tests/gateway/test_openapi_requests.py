@@ -603,6 +603,12 @@ async def test_operations_with_their_own_server_are_called_there(servers: Any, o
     assert str((await sent(document, {}, hosts=["https://upload.test"])).url) == url
 
 
+async def test_paths_without_a_slash_cannot_change_the_host() -> None:
+    for path in ("@evil.test/p", ".evil.test/p", ":80@evil.test/p"):
+        request = await sent(operation(path=path), {})
+        assert str(request.url) == f"{BASE}/{path}"
+
+
 @pytest.mark.parametrize("base", ["http://shop.test", "http://shop.test/v3", "http://mock.test"])
 async def test_base_urls_replace_only_the_origin_of_servers_that_operations_have(base: str) -> None:
     api = Api()

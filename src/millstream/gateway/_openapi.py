@@ -145,7 +145,6 @@ class Document:
 
     Args:
         spec: The document.
-        base: Base URL of the API, if it isn't the document's first server.
         hosts: Origins of other servers that operations may have.
         output_schemas: Whether tools have output schemas, taken from the document's responses.
         fixed: Parameters that arguments can't set. See `parameter_key`.
@@ -155,7 +154,7 @@ class Document:
     """
 
     def __init__(
-        self, spec: Any, *, base: str = "", hosts: Collection[str] = (), output_schemas: bool = False,
+        self, spec: Any, *, hosts: Collection[str] = (), output_schemas: bool = False,
         fixed: Collection[tuple[str, str]] = (),
     ) -> None:  # fmt: skip
         if not is_object(spec) or not is_object(spec.get("paths")):
@@ -165,7 +164,7 @@ class Document:
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 2.0, 3.0, or 3.1.")
         self._spec: Json = spec
-        self.base = base
+        self.base = ""
         """Base URL of the API, if it isn't the first server."""
         self._hosts = {_origin(each) for each in hosts}
         self._output_schemas = output_schemas
@@ -241,7 +240,6 @@ class Document:
             text if isinstance(text := operation.get(key), str) else "" for key in keys
         )
         description, short_id = description or summary, operation_id.split("__")[0]
-        prefix, host = self._own_server(operation, shared)
         if operation.get("deprecated") is True:
             description = f"Deprecated. {description}".rstrip()
         description = description or f"Executes {method} {path}"
@@ -249,7 +247,7 @@ class Document:
             path=path, method=method, operation_id=operation_id, summary=summary, description=description,
             tags=[each for each in items_of(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
             input_schema=self._request.schema(schema), output_schema=output, wrapped=wrapped,
-            short_id=short_id if self._short_ids[short_id] == 1 else "", prefix=prefix, host=host,
+            short_id=short_id if self._short_ids[short_id] == 1 else "", server=self._server(operation, shared),
             takes_members=others is not False, **template,
         )  # fmt: skip
 
@@ -332,23 +330,24 @@ class Document:
             for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf", "items")
         )
 
-    def _own_server(self, operation: Json, shared: Json) -> tuple[str, str | None]:
-        """Return the path of an operation's own server, and where it begins. See `RequestTemplate`.
+    def _server(self, operation: Json, shared: Json) -> str:
+        """Return the URL of an operation's server.
 
         Raises:
             _NotOffered: The server is at another origin, which would receive the credentials.
         """
         servers, url = _servers_of(operation) or _servers_of(shared), next(iter(_servers_of(self._spec)), self.base)
         base = re.sub("^//", "https://", url or self.url).rstrip("/")
+        usual = (self.base or self.url).partition("?")[0].rstrip("/")
         for own in (urljoin(f"{base}/", each).rstrip("/") for each in servers):
             if (origin := _origin(own)) in ("", _origin(self.url), _origin(self.base)):
                 is_below = f"{own}/".startswith(f"{base}/")
-                return (own.removeprefix(base), None) if is_below else (urlsplit(own).path, "")
+                return usual + own.removeprefix(base) if is_below else _origin(usual) + urlsplit(own).path
             if origin in self._hosts:
-                return urlsplit(own).path, origin
+                return origin + urlsplit(own).path
         if servers:
             raise _NotOffered(f"it has its own server, {servers[0]}. To use it, set hosts")
-        return "", None
+        return usual
 
     def _body(self, operation: Json, parameters: list[Json]) -> tuple[list[Json], Json]:
         """Return each part of the body that's an argument, described like a parameter, and the template's members."""
@@ -690,10 +689,9 @@ async def send_by(client: Any, request: ApiRequest) -> ApiReply:
     Raises:
         ToolError: The API can't be reached, or its response is too large.
     """
-    path, _, query = request.target.partition("?")
-    target = path if request.host is None else f"{request.host or _origin(str(client.base_url))}{path}"
+    url, _, query = request.url.partition("?")
     try:
-        call = client.build_request(request.method, target, headers=request.headers, content=request.content)
+        call = client.build_request(request.method, url, headers=request.headers, content=request.content)
         if query:  # the client's own parameters would replace it
             kept = without_pairs(query, client.params).encode()
             call.url = call.url.copy_with(query=b"&".join(filter(None, (call.url.query, kept))))
@@ -824,8 +822,7 @@ def register(
     """
     if isinstance(spec, str | Path):
         spec = read_files(spec).document
-    base = "" if client is None else str(client.base_url)
-    document = Document(spec, base=base, hosts=hosts, output_schemas=output_schemas)
+    document = Document(spec, hosts=hosts, output_schemas=output_schemas)
     if client is None:
         url = document.url
         if not url.startswith(("http://", "https://")):
@@ -833,6 +830,7 @@ def register(
                 f"The document has no absolute server URL ({url!r}): pass client=httpx2.AsyncClient(base_url=…)"
             )
         client = _http().AsyncClient(base_url=url, timeout=_TIMEOUT)
+    document.base = str(client.base_url)
     used_names: set[str] = set()
     for operation in document.operations():
         kind = next((each for each in routes if each.matches(operation)), RouteMap()).kind

@@ -80,23 +80,17 @@ class RequestTemplate(Struct, frozen=True, kw_only=True):
     """Whether the response isn't an object, and is wrapped as `result`."""
     takes_members: bool = False
     """Whether arguments with other names become members of the body."""
-    prefix: str = ""
-    """Path of the operation's own server."""
-    host: str | None = None
-    """Where `prefix` begins: at the base URL (None), at the root of the base URL's origin (empty), or at another
-    origin."""
+    server: str = ""
+    """URL of the operation's server, without a slash at its end."""
 
 
 class ApiRequest(Confidential, Struct, frozen=True):
     """A request to an API."""
 
     method: str
-    target: str
-    """Path and query."""
+    url: str
     headers: dict[str, str]
     content: bytes | None
-    host: str | None = None
-    """See `RequestTemplate.host`."""
 
 
 def build_request(
@@ -130,10 +124,10 @@ def build_request(
     content: bytes | None = None
     if encode_body is not None and (body or template.needs_body):
         content, fields["content-type"] = encode_body(template.media, body, arguments)
-    target = _path(template, texts["path"])
+    url = f"{template.server}/{_path(template.path, texts['path']).removeprefix('/')}"
     if query:
-        target += ("&" if "?" in target else "?") + query
-    return ApiRequest(template.method, target, fields, content, template.host)
+        url += ("&" if "?" in url else "?") + query
+    return ApiRequest(template.method, url, fields, content)
 
 
 # Media types
@@ -413,8 +407,8 @@ def without_pairs(query: str, names: Iterable[str]) -> str:
 # The path
 
 
-def _path(template: RequestTemplate, values: Mapping[str, str]) -> str:
-    """Return the path with its variables.
+def _path(path: str, values: Mapping[str, str]) -> str:
+    """Return a path with its variables.
 
     Raises:
         ToolError: A variable is missing, or changes the path.
@@ -425,7 +419,7 @@ def _path(template: RequestTemplate, values: Mapping[str, str]) -> str:
             raise ToolError(f"Without a value for {found[1]!r}, these arguments would change the path.")
         return value
 
-    path = template.prefix + _VARIABLE.sub(part, template.path)
+    path = _VARIABLE.sub(part, path)
     # Several values in one segment can form a dot segment together, or with the text between them.
     if values and ("." in path or "%2" in path) and has_dot_segment(path):
         raise ToolError(f"These arguments would change the path to {unquote(path)[:_MAX_NAME]!r}.")

@@ -202,17 +202,15 @@ class ApiUpstream(Upstream):
             ToolError: The path or a header can't be sent, or the response is a stream.
             ClientError: There was no response.
         """
-        config, credentials, base = self.config, self.credentials, self._base
-        target = (
-            request.target if request.host is not None else base.target.partition("?")[0].rstrip("/") + request.target
-        )
-        base = parse_url(request.host) if request.host else base
+        config, credentials, url = self.config, self.credentials, parse_url(request.url)
+        target = url.target
         auth = None if credentials is None else credentials.auth(credentials.link_key(call))
         if credentials is not None and credentials.query:
             path, _, query = target.partition("?")
             kept = without_pairs(query, credentials.query)
             target = f"{path}?{kept}{'&' if kept else ''}{urlencode(credentials.query)}"
-        endpoint = Endpoint(base, config.headers, self._pool(base, config.max_bytes), auth)
+        # Errors show the endpoint's URL, but not arguments and keys.
+        endpoint = Endpoint(structs.replace(url, target="/"), config.headers, self._pool(url, config.max_bytes), auth)
         extra = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
         method = request.method
         try:
@@ -280,12 +278,10 @@ class ApiUpstream(Upstream):
         if not digest or digest != self._digest:
             openapi, is_local = self.openapi, self._client is not None
             document = Document(
-                source, base=openapi.base_url, hosts=openapi.hosts, output_schemas=openapi.output_schemas or is_local,
-                fixed=self._fixed,
-            )  # fmt: skip
-            if not is_local:
-                self._base = self._base_of(document.url, url)
-                document.base = str(self._base)
+                source, hosts=openapi.hosts, output_schemas=openapi.output_schemas or is_local, fixed=self._fixed
+            )
+            self._base = parse_url(LOCAL_URL) if is_local else self._base_of(document.url, url)
+            document.base = str(self._base)
             self.operations, self._digest = await asyncio.to_thread(self._select, document), digest
         tools = {name: each.describe(name) for name, each in self.operations.items()}
         await self._offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
