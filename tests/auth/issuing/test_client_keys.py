@@ -55,6 +55,14 @@ def batch(desk: Desk) -> Desk:
     return Desk(desk.services.store, clients=[auth.client("batch", jwks=JWKS, scopes=["orders:read"])])
 
 
+@for_each("iat", [None, 0])
+async def test_client_assertions_need_only_an_expiry(batch: Desk, iat: int | None) -> None:
+    assert (await prove(batch, assertion(iat=iat))).status == 200
+    claims = {"iss": "batch", "sub": "batch", "aud": URL, "jti": f"once {iat}", "exp": time.time() + 60, "iat": iat}
+    payload = json.dumps(claims).encode()
+    assert (await prove(batch, jws.serialize_compact({"alg": "ES256", "kid": "k"}, payload, KEY))).status == 200
+
+
 @for_each("audience", [URL, f"{URL}/token", [URL]])
 async def test_client_assertions_are_accepted_once(batch: Desk, audience: Any) -> None:
     """RFC 7523 §3."""

@@ -89,6 +89,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not yet": ({"nbf": 9e12}, "isn't valid yet"),
     "a beginning in words": ({"nbf": "now"}, "isn't valid yet"),
     "for an hour": ({"exp": time.time() + 3600}, "exceeds ten minutes"),
+    "for an hour, which is almost over": ({"iat": time.time() - 3300, "exp": time.time() + 300}, "exceeds ten minutes"),
     "no id": ({"jti": None}, "no jti"),
     "an id that is a number": ({"jti": 7}, "no jti"),
     "an empty id": ({"jti": ""}, "no jti"),

@@ -189,7 +189,7 @@ ASSERTION = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
 _TYPES = ("client-authentication+jwt", "jwt", "")
 """Accepted types. Signatures for another purpose, such as a DPoP proof, don't authenticate (RFC 8725 §3.11)."""
 _MAX_ASSERTION_SECONDS = 600.0
-"""Maximum remaining lifetime of an assertion or grant in seconds."""
+"""Maximum lifetime of an assertion or grant in seconds."""
 _NO_PERIOD = "has no validity period."
 _FAILURES = Rate(30, 60)
 _MAX_CONCURRENT_CHECKS = 8
@@ -541,7 +541,7 @@ class Clients:
             raise _invalid_grant("The grant is for another authorization server.")
         if claims.get("client_id") != client.id:
             raise _invalid_grant("The grant is for another client.")
-        flaw = _flaw(claims, self._vault.clock()) if "iat" in claims else _NO_PERIOD
+        flaw = _flaw(claims, self._vault.clock()) if is_time(claims.get("iat")) else _NO_PERIOD
         if flaw:
             raise _invalid_grant(f"The grant {flaw}")
         if not _is_text(claims.get("sub")):
@@ -588,14 +588,14 @@ def _basic(header: bytes, form: Parameters) -> tuple[str, str]:
 
 def _flaw(claims: Claims, now: float) -> str:
     """Return what's wrong with the validity period or the id of a single-use assertion, or an empty string."""
-    until = claims.get("exp")
+    begins, until = claims.get("iat") or now, claims.get("exp")
     if not is_time(until):
         return _NO_PERIOD
     if not all(is_past(claims.get(name), now) for name in ("iat", "nbf")):
         return "isn't valid yet."
     if until <= now - LEEWAY:
         return "has expired."
-    if until > now + LEEWAY + _MAX_ASSERTION_SECONDS:
+    if until - begins > _MAX_ASSERTION_SECONDS + LEEWAY:
         return "has a lifetime that exceeds ten minutes."
     return "" if _is_text(claims.get("jti")) else "has no jti, so it could be replayed."
 
