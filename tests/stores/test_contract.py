@@ -566,7 +566,7 @@ def test_resuming_after_any_interruption_delivers_each_event_once(name: str) -> 
 # Appends: the index, the seal, and listeners
 
 
-INDEX = Index("history:news", TTL, 1000)
+INDEX = Index("mailbox:news", TTL, 1000)
 
 
 async def add(store: Store, data: bytes, stream: str = "hub:journal", **options: Any) -> Entry:
@@ -581,7 +581,7 @@ async def test_indexed_entries_share_one_position(store: Store) -> None:
     journal = [
         await add(store, b"other"),
         await add(store, b"a", index=INDEX),
-        await add(store, b"other", index=Index("history:else", TTL, 9)),
+        await add(store, b"other", index=Index("mailbox:else", TTL, 9)),
         await add(store, b"b", index=INDEX),
     ]
     assert await store.log.read("hub:journal", None) == journal
@@ -605,7 +605,7 @@ async def test_indexes_keep_entries_dropped_from_the_stream(store: Store) -> Non
 
 @pytest.mark.many
 async def test_indexes_have_their_own_length(store: Store) -> None:
-    short = Index("history:short", TTL, 3)
+    short = Index("mailbox:short", TTL, 3)
     entries = [await add(store, b"%d" % n, index=short) for n in range(500)]
     held = await store.log.read(short.stream, None)
     assert held == entries[500 - len(held) :]

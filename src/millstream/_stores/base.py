@@ -21,6 +21,8 @@ PAGE_BYTES = 4 * 1024 * 1024
 """Approximate maximum bytes returned by one read of a log."""
 EPHEMERAL = frozenset({"bus", "inbox", "member", "roster"})
 """Kinds that describe running workers. A store that outlives its workers may keep these in memory."""
+INDEX_KINDS = {"mailbox": "hub"}
+"""By kind of index, the kind of the streams that it indexes. Every other index has the kind of its streams."""
 
 ONCE_SECONDS = 120.0
 """Seconds that a stream rejects an entry that repeats another one."""
@@ -235,9 +237,9 @@ class Log(Protocol):
             data: The entry.
             ttl: Seconds until the stream expires.
             max_entries: How many entries to keep, at least 1.
-            index: Also append the entry to this stream, under the same position. Entries reach an index in the order
-                of their positions. A failed append may leave the entry in the stream only, never in the index only.
-                An index that is full is skipped.
+            index: Also append the entry to this stream, under the same position. For its kind, see `INDEX_KINDS`.
+                Entries reach an index in the order of their positions. A failed append may leave the entry in the
+                stream only, never in the index only. An index that is full is skipped.
             seal: This is the last entry. Every later append to the stream raises `StreamSealed`, until it has expired.
             once: If an entry with the same text was appended to the stream within `ONCE_SECONDS`, by any worker,
                 append nothing. Empty text never counts as a repeat. A full store may forget texts earlier.

@@ -35,6 +35,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._recent import Recent
 from millstream._stores.base import (
+    INDEX_KINDS,
     PAGE_BYTES,
     Entry,
     EntryRepeated,
@@ -78,7 +79,7 @@ _AT_ONCE = 16
 _LOOK_AGAIN = 60.0
 _TRIM_EVERY = 64
 _PART = 8
-"""Fraction by which a stream may exceed its maximum length before it's trimmed (1/8)."""
+"""A stream is trimmed after this fraction of its maximum length (1/8) was appended."""
 _LAG = 0.02
 """Seconds before a read from a lagging replica is repeated."""
 _MAX_NEWEST = 10_000
@@ -340,8 +341,6 @@ class NatsLog(Listeners[Entry]):
         self._newest_seqs: dict[str, int] = {}
         """The newest known sequence by JetStream stream."""
         self._views: Recent[tuple[str, str], _ViewCache] = Recent(_MAX_VIEWS)
-        self._homes: dict[str, set[str]] = {}
-        """By kind of index, the kinds of streams that feed it."""
         self._trims = Tasks()
 
     async def close(self) -> None:
@@ -355,7 +354,6 @@ class NatsLog(Listeners[Entry]):
         self._views.clear()
         self._seen.clear()
         self._newest_seqs.clear()
-        self._homes.clear()
 
     # Appending
 
@@ -380,8 +378,6 @@ class NatsLog(Listeners[Entry]):
         place, first = token(index.stream) if index is not None else _NO_INDEX, token(topic.partition(".")[0])
         subject = f"{view.base}.{place}.{'end' if seal else 'entry'}.{first}.{token(topic)}"
         headers = self._headers(view, ttl, index, once)
-        if index is not None:
-            await self._announce(kind_of(index.stream), view.kind)
         known, seq, repeated = await self._begin(view), 0, False
         while not seq:
             try:
@@ -458,21 +454,10 @@ class NatsLog(Listeners[Entry]):
         last, floor = await self._ends(view)
         if last is None:
             return
-        first, count = await self._link.count_from(view.stream, view.subject, floor.seq + 1)
-        if count <= most:
-            return
-        low, high = first, last.seq
-        while low < high:  # binary search for the highest sequence that leaves at least `most` entries
-            middle = (low + high + 1) // 2
-            found, count = await self._link.count_from(view.stream, view.subject, middle)
-            if count < most:
-                high = middle - 1
-                continue
-            low = found
-            if count <= most + most // _PART:
-                break
-        if low > first:
-            await self._raise_floor(view, TrimMark(low - 1, low))
+        low = floor.seq + 1
+        begin = await self._begin_of_newest(view, low, last.seq, most)
+        if begin > low:
+            await self._raise_floor(view, TrimMark(begin - 1, begin))
 
     async def _raise_floor(self, view: View, floor: TrimMark) -> None:
         """Record the floor of a view and purge messages that no other view needs."""
@@ -543,13 +528,16 @@ class NatsLog(Listeners[Entry]):
         return within(map(self._entry, reversed(found)), max_bytes)[::-1]
 
     async def _begin_of_newest(self, view: View, low: int, last: int, limit: int) -> int:
-        """Return a sequence that is followed by at least `limit` messages, and not many more."""
-        link, span = self._link, 2 * limit
+        """Return the sequence of a message from which on at least `limit` messages remain, but seldom twice as many.
+
+        If that may be the oldest message, return `low`.
+        """
+        span = limit
         while last - span > low:
-            _, count = await link.count_from(view.stream, view.subject, last - span)
+            begin, count = await self._link.count_from(view.stream, view.subject, last - span)
             if count >= limit:
-                return last - span
-            span *= 4
+                return begin
+            span *= 2
         return low
 
     async def _read(self, view: View, begin: int, last: int, count: int, max_bytes: int) -> list[StreamMessage]:
@@ -579,14 +567,12 @@ class NatsLog(Listeners[Entry]):
 
         The newest message is at or after the sequence `at_least` if such a message was acknowledged.
         """
-        for again in (False, True):
-            for view in [self._main(name), *await self._indexes(name, again)]:
-                last, floor = await self._newest(view, at_least)
-                if last is None:
-                    continue
-                if last.seq > floor.seq and await self._lives(view, last):
-                    return view, last, floor
-                return view, None, floor
+        kind = kind_of(name)
+        for view in (self._main(name), self._index(name, token(INDEX_KINDS.get(kind, kind)))):
+            last, floor = await self._newest(view, at_least)
+            if last is not None:
+                lives = last.seq > floor.seq and await self._lives(view, last)
+                return view, last if lives else None, floor
         return self._main(name), None, TrimMark()
 
     async def _newest(self, view: View, at_least: int) -> tuple[StreamMessage | None, TrimMark]:
@@ -730,25 +716,6 @@ class NatsLog(Listeners[Entry]):
     def _beside(self, what: str, view: View) -> str:
         """Return the subject of a view's metadata record."""
         return f"{self._namespace}.{what}.{view.kind}.{token(view.name)}"
-
-    async def _announce(self, kind: str, home: str) -> None:
-        """Record which kind of stream feeds a kind of index, if that isn't recorded yet."""
-        homes = self._homes.setdefault(kind, set())
-        if home not in homes:
-            name, subject = f"{self._namespace}-meta", f"{self._namespace}.meta.index.{token(kind)}.{home}"
-
-            await self._link.publish(name, subject, b"", {}, config=None)
-            homes.add(home)
-
-    async def _indexes(self, name: str, again: bool) -> list[View]:
-        kind = kind_of(name)
-        homes = self._homes.setdefault(kind, set())
-        if again:
-            subject = f"{self._namespace}.meta.index.{token(kind)}.*"
-            homes.update(
-                each.rpartition(".")[2] for each in await self._link.subjects(f"{self._namespace}-meta", subject)
-            )
-        return [self._index(name, home) for home in sorted(homes)]
 
     def _config(self, kind: str) -> dict[str, Any]:
         return {
