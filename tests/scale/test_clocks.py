@@ -36,7 +36,7 @@ async def four(shared: SkewedWorkers) -> AsyncIterator[list[PinnedWorker]]:
     """Those four, each with a way to it: the first and the third are ahead, the others behind."""
     port = shared.port()
     shared.shift_clocks(0)
-    yield (workers := await find_workers(port))
+    yield (workers := await find_workers(port, skewed=shared.skewed))
     for worker in workers:
         worker.http.pinned.drop_connections()
 
@@ -264,4 +264,4 @@ async def test_clock_changes_do_not_affect_sessions_or_calls(
     late = await mailbox(four[3], "/events?channel=news", listener.last_id)
     await four[2].call("publish", headers, text="end")
     await until(lambda: data(late) == ["end"])
-    assert {each.pid for each in await find_workers(shared.port())} == lives
+    assert {each.pid for each in await find_workers(shared.port(), skewed=shared.skewed)} == lives

@@ -260,22 +260,6 @@ async def test_calls_time_out_when_the_parent_stalls(backing: LocalBacking, monk
     assert await worker.kv.get("key") == b"value", "what failed may have been done"
 
 
-async def test_workers_use_the_clock_of_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
-    memory = MemoryBackend()
-    monkeypatch.setattr(MemoryBackend, "time", lambda self: 1000.0)
-    server = LocalServer(lambda url: memory)
-    store = LocalStore(await server.start(), "memory://")
-    await store.open()
-    assert 1000.0 <= store.time() < 1000.0 + WAIT
-    monkeypatch.setattr(MemoryBackend, "time", lambda self: 5000.0)
-    store.backend._looked = -1e9
-    store.time()
-    await store.kv.get("the reply comes behind that of the clock")
-    assert 5000.0 <= store.time() < 5000.0 + WAIT
-    await store.close()
-    await server.close()
-
-
 # processes
 
 SUPPORT = Path(hub_parts.__file__).parent

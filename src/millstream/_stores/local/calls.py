@@ -42,7 +42,7 @@ from millstream._stores.base import (
     StreamSealed,
 )
 
-VERSION = 7
+VERSION = 8
 """The protocol version. After an update, workers of a newer release may connect to an older parent."""
 MAX_MESSAGE = 65 * 1024 * 1024
 """Maximum size of a request, in bytes. Every store's own limit is lower."""
@@ -57,22 +57,11 @@ _LENGTH = Format(">I")
 _ARRAY = 0xDD
 
 
-class Greeting(Struct, frozen=True, array_like=True):
-    """The parent's first message to a worker."""
-
-    epoch: str
-    time: float
-
-
 class StoreSession(Protocol):
     """Requests of a connection itself."""
 
-    async def hello(self, version: int, url: str) -> Greeting:
-        """Open a store. This must be the first request."""
-        ...
-
-    async def clock(self) -> float:
-        """Return the store's time."""
+    async def hello(self, version: int, url: str) -> str:
+        """Open a store and return its epoch. This must be the first request."""
         ...
 
     async def bind(self, worker: str) -> None:

@@ -30,7 +30,6 @@ from millstream._stores.local.calls import (
     DropNotice,
     EntryPush,
     FrameConnection,
-    Greeting,
     StoreFailure,
     StoreReply,
     private_socket,
@@ -164,14 +163,11 @@ class WorkerConnection(FrameConnection):
 
     # `StoreSession`
 
-    async def hello(self, version: int, url: str) -> Greeting:
+    async def hello(self, version: int, url: str) -> str:
         backend = await self._server.admit(version, url)
         self.backend = backend
         self._parts |= {"backend": backend, "kv": backend.kv, "log": backend.log}
-        return Greeting(backend.epoch, backend.time())
-
-    async def clock(self) -> float:
-        return float(self._parts["backend"].time())
+        return backend.epoch
 
     async def bind(self, worker: str) -> None:
         self.worker = worker

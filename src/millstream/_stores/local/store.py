@@ -17,7 +17,6 @@ from millstream._stores.local.calls import (
     VERSION,
     EntryPush,
     FrameConnection,
-    Greeting,
     RawStoreReply,
     StoreCall,
     StoreFailure,
@@ -30,8 +29,6 @@ PATIENCE = 10.0
 """Seconds without any reply after which pending calls fail. Also the time limit for reconnecting."""
 LEASE = 60.0
 """Lease time in seconds. The parent ends a lease with the connection, so this only matters for stalled workers."""
-CLOCK = 10.0
-"""Seconds between two reads of the store's clock."""
 _PAUSES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 _GONE = (
     "The parent process, which holds the store for all workers, has ended or doesn't respond. Workers can't "
@@ -72,9 +69,6 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         self.epoch = ""
         self._changed = Watchers()
         self.watch = self._changed.watch
-        self._ahead = time.time() - time.monotonic()
-        """Offset of the store's clock from this process's monotonic clock, in seconds."""
-        self._looked = 0.0
         self._open = False
         self._reconnecting: asyncio.Task[None] | None = None
         self._next = 0
@@ -86,16 +80,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         self._ended: asyncio.Future[None] | None = None
 
     def time(self) -> float:
-        now = time.monotonic()
-        if now - self._looked > CLOCK:
-            self._looked = now
-            if self._transport is not None:
-                self._send(calls("session")["clock"]).add_done_callback(partial(self._set_clock, now))
-        return now + self._ahead
-
-    def _set_clock(self, asked: float, answer: asyncio.Future[Any]) -> None:
-        if not answer.cancelled() and answer.exception() is None:
-            self._ahead = answer.result() - (asked + time.monotonic()) / 2.0
+        return time.time()  # the parent is on the same machine
 
     async def open(self) -> None:
         """Connect.
@@ -172,16 +157,14 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         await asyncio.get_running_loop().create_unix_connection(lambda: self, self._address)
         try:
             async with asyncio.timeout(PATIENCE):
-                greeting: Greeting = await self._send(HELLO, VERSION, self._url)
+                epoch: str = await self._send(HELLO, VERSION, self._url)
         except BaseException as exc:
             if self._transport is not None:
                 self._transport.abort()
             if isinstance(exc, TimeoutError):
                 raise StoreUnavailable(_GONE) from None
             raise
-        before, self.epoch = self.epoch, greeting.epoch
-        self._looked = time.monotonic()
-        self._ahead = greeting.time - self._looked
+        before, self.epoch = self.epoch, epoch
         for channel in self._listeners:
             self._follow(channel)
         if before:
