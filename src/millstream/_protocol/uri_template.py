@@ -282,29 +282,30 @@ def normalize_template(template: str) -> str:
     taken = set(re.findall("x([0-9]+)y", template.lower()))
     mark = f"x{next(number for number in count() if str(number) not in taken)}y"
     expressions: list[tuple[str, str]] = []
+    """Text in place of each expression, and the expression."""
 
     def hide(found: re.Match[str]) -> str:
         if found[1] is None:
             return found[0]
         lead = found[1][:1] if found[1][:1] in "#./;?&" else ""
-        expressions.append((lead, found[0]))
-        return f"{lead}{mark}{len(expressions) - 1}y"
+        expressions.append((f"{lead}{mark}{len(expressions)}y", found[0]))
+        return expressions[-1][0]
 
     plain = _PART.sub(hide, template)
     normal = normalize_uri(plain)
     # A variable can be the segment that ".." removes, or contain the path after a host. Then the form is unknown.
     host = re.split("[/?#]", plain.partition("://")[2], maxsplit=1)[0]
-    hidden = re.compile(f"([#./;?&]?){mark}(\\d+)y")
-    kept = [(lead, int(number)) for lead, number in hidden.findall(normal)]
-    if [number for _, number in kept] != list(range(len(expressions))):
-        return template
-    if any(expressions[number][0] not in ("", lead) for lead, number in kept):
-        return template
     if mark in host and normal.count("/") > plain.count("/"):
         return template
-    return hidden.sub(
-        lambda found: ("" if expressions[int(found[2])][0] else found[1]) + expressions[int(found[2])][1], normal
-    )
+    parts: list[str] = []
+    end = 0
+    for hidden, expression in expressions:
+        start = normal.find(hidden, end)
+        if start < 0:
+            return template
+        parts += (normal[end:start], expression)
+        end = start + len(hidden)
+    return "".join((*parts, normal[end:]))
 
 
 def _parse(template: str) -> list[str | _Expression]:
