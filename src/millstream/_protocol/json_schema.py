@@ -657,10 +657,10 @@ class _Details(Struct, eq=False):
             self.add(part, inner)
 
     def names(self, kind: Any) -> Schema:
+        key: Schema = {"type": "integer"} if _is_flag(kind) else _KEYS.get(cast("type[object]", type(kind)), {})
         if isinstance(kind, inspect.LiteralType | inspect.EnumType) and not _is_flag(kind):
-            names = key_schema({"enum": self.choices(kind)})
-        else:
-            names = key_schema(_KEYS.get(inspect.IntType if _is_flag(kind) else type(kind), {}))
+            key = {"enum": self.choices(kind)}
+        names = key_schema(key)
         return {"propertyNames": names} if names else {}
 
     def choices(self, kind: Any) -> list[Any]:

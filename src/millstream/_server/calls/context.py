@@ -378,7 +378,7 @@ class Context(CallInfo):
         return roots
 
     @_question
-    async def ask(self, **questions: Question) -> dict[str, Any]:
+    async def ask(self, /, **questions: Question) -> dict[str, Any]:
         """Ask several questions in one round (MCP 2026-07-28, basic/patterns/mrtr).
 
         Before that revision, the client gets them one after the other.

@@ -288,7 +288,8 @@ class Publisher(Protocol):
         event: str | None = None,
         id: str | None = None,
         publisher: Principal | None = None,
-    ) -> Any: ...
+    ) -> Any:
+        """Publish to a channel."""
 
     async def send(
         self,
@@ -299,11 +300,16 @@ class Publisher(Protocol):
         id: str | None = None,
         principal: Principal | None = None,
         publisher: Principal | None = None,
-    ) -> Any: ...
+    ) -> Any:
+        """Publish to one client."""
 
-    async def presence(self, channel: str) -> list[Any]: ...
+    async def presence(self, channel: str) -> list[Any]:
+        """Return the clients on a channel."""
+        ...
 
-    async def history(self, channel: str, count: int = 50) -> list[Any]: ...
+    async def history(self, channel: str, count: int = 50) -> list[Any]:
+        """Return the newest events of a channel, oldest first."""
+        ...
 
     def stats(self) -> Any: ...
 

@@ -9,7 +9,7 @@ an idempotency key in the other system.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -98,35 +98,6 @@ class SessionState:
 
         await self._records.change(self._session, edit)
         return value
-
-
-class SyncSessionState:
-    """A blocking `SessionState`, for `def` functions."""
-
-    def __init__(self, state: SessionState, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._state = state
-        self._wait = wait
-
-    def __bool__(self) -> bool:
-        return bool(self._state)
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a key: ``ctx.session_state.get("cart", [])``."""
-        return self._wait(self._state.get(key, default))
-
-    def set(self, key: str, value: Any) -> None:
-        """Store a value. Raises the errors of `SessionState.set`."""
-        self._wait(self._state.set(key, value))
-
-    def delete(self, key: str) -> None:
-        """Delete a value."""
-        self._wait(self._state.delete(key))
-
-    def update(self, key: str, function: Callable[[Any], Any], default: Any = None) -> Any:
-        """Replace a value with the result of a function and return it. The function runs in the event loop and must
-        not block.
-        """
-        return self._wait(self._state.update(key, function, default))
 
 
 _CLAIM_PREFIX = b"\x00"

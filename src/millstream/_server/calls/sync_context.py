@@ -1,25 +1,22 @@
 """`SyncContext`: a blocking `Context` for `def` functions, which run in worker threads."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
-from functools import partial
+from functools import partial, wraps
 from queue import SimpleQueue
-from typing import Any, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
 
 from millstream._protocol.errors import Cancelled
-from millstream._protocol.metadata import LogLevel
-from millstream._protocol.notifications import Root, SampleResult
-from millstream._protocol.principal import Principal
 from millstream._server.calls.call import CallInfo
 from millstream._server.calls.context import Context
-from millstream._server.calls.questions import Messages, Question
 from millstream._server.calls.services import Publisher
-from millstream._server.calls.session_state import SyncSessionState
+from millstream._server.calls.session_state import SessionState
 from millstream._server.pool import Jobs, run_carried, work
 from millstream._tasks import fulfill
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 _CALL_CANCELLED = "The caller canceled the call."
 
@@ -69,70 +66,62 @@ class Waits:
         return self._over or self._context.cancelled
 
 
+Wait = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+def blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
+    """Return a method with the same arguments and docstring that waits for a method of the object in `_inner`."""
+    name = method.__name__
+
+    @wraps(method)
+    def wait(self: Any, /, *args: P.args, **options: P.kwargs) -> T:
+        result: T = self._wait(getattr(self._inner, name)(*args, **options))
+        return result
+
+    return wait
+
+
 class SyncHub:
     """A blocking hub, with the arguments, results, and errors of `Hub`."""
 
-    def __init__(self, hub: Publisher, wait: Callable[[Coroutine[Any, Any, Any]], Any]) -> None:
-        self._hub = hub
+    def __init__(self, hub: Publisher, wait: Wait) -> None:
+        self._inner = hub
         self._wait = wait
 
-    def publish(
-        self,
-        channel: str,
-        data: Any,
-        *,
-        event: str | None = None,
-        id: str | None = None,
-        publisher: Principal | None = None,
-    ) -> Any:
-        """Publish to a channel."""
-        return self._wait(self._hub.publish(channel, data, event=event, id=id, publisher=publisher))
-
-    def send(
-        self,
-        client_id: str,
-        data: Any,
-        *,
-        event: str | None = None,
-        id: str | None = None,
-        principal: Principal | None = None,
-        publisher: Principal | None = None,
-    ) -> Any:
-        """Publish to one client."""
-        hub = self._hub
-        return self._wait(hub.send(client_id, data, event=event, id=id, principal=principal, publisher=publisher))
-
-    def presence(self, channel: str) -> list[Any]:
-        """Return the clients on a channel."""
-        return list(self._wait(self._hub.presence(channel)))
-
-    def history(self, channel: str, count: int = 50) -> list[Any]:
-        """Return the newest events of a channel, oldest first."""
-        return list(self._wait(self._hub.history(channel, count)))
+    publish = blocking(Publisher.publish)
+    send = blocking(Publisher.send)
+    presence = blocking(Publisher.presence)
+    history = blocking(Publisher.history)
 
 
-class SampleOptions(TypedDict, total=False):
-    """Options of `Context.sample`."""
+class SyncSessionState:
+    """A blocking `SessionState`. The function for `update` runs in the event loop and must not block."""
 
-    max_tokens: int
-    system: str | None
-    temperature: float | None
-    stop_sequences: Sequence[str] | None
-    preferences: Mapping[str, Any] | None
-    tools: Sequence[Mapping[str, Any]] | None
-    tool_choice: Mapping[str, Any] | None
-    key: str | None
+    def __init__(self, state: SessionState, wait: Wait) -> None:
+        self._inner = state
+        self._wait = wait
+
+    def __bool__(self) -> bool:
+        return bool(self._inner)
+
+    get = blocking(SessionState.get)
+    set = blocking(SessionState.set)
+    delete = blocking(SessionState.delete)
+    update = blocking(SessionState.update)
 
 
 class SyncContext(CallInfo):
-    """The current call, for a `def` function: ``def order(isbn: str, ctx: SyncContext) -> str``."""
+    """The current call, for a `def` function: ``def order(isbn: str, ctx: SyncContext) -> str``.
 
-    __slots__ = ("_context", "_wait")
+    It has the methods of `Context`. They block, so leave out ``await``: ``ctx.progress(3, total=10)``.
+    """
+
+    __slots__ = ("_inner", "_wait")
 
     def __init__(self, context: Context, waits: Waits) -> None:
         super().__init__(context._call, context._home)
         self.state: dict[str, Any] = context.state
-        self._context = context
+        self._inner = context
         self._wait = waits.wait
 
     @property
@@ -142,81 +131,23 @@ class SyncContext(CallInfo):
         Raises:
             LocalError: The server has no hub.
         """
-        return SyncHub(self._context.hub, self._wait)
+        return SyncHub(self._inner.hub, self._wait)
 
     @property
     def session_state(self) -> SyncSessionState:
         """Values stored for this session: ``ctx.session_state.get("cart", [])``. See `Context.session_state`."""
-        return SyncSessionState(self._context.session_state, self._wait)
+        return SyncSessionState(self._inner.session_state, self._wait)
 
-    def read_resource(self, uri: str) -> Any:
-        """Return the result of a resource of this server: ``ctx.read_resource("docs://a.md")``.
-
-        Args:
-            uri: The URI that clients use.
-
-        Raises:
-            ProtocolError: The resource doesn't exist, or the caller lacks its scopes.
-        """
-        return self._wait(self._context.read_resource(uri))
-
-    def progress(self, progress: float, total: float | None = None, message: str | None = None) -> None:
-        """Report progress if the caller asked for it: ``ctx.progress(3, total=10)``.
-
-        Args:
-            progress: The progress so far, in any unit. Values that don't increase aren't sent.
-            total: The value at which the work is done, if you know it.
-            message: The current step, for the user.
-        """
-        self._wait(self._context.progress(progress, total, message))
-
+    read_resource = blocking(Context.read_resource)
+    progress = blocking(Context.progress)
     report_progress = progress
     """An alias for the name in other packages: ``ctx.report_progress(3, 10)``."""
 
-    def log(self, level: LogLevel, data: Any, logger: str | None = None) -> None:
-        """Send a log message if the caller wants it: ``ctx.log("notice", {"free": 3})``.
-
-        Args:
-            level: One of debug, info, notice, warning, error, critical, alert, and emergency.
-            data: Any JSON-serializable value.
-            logger: The name of the logger.
-
-        Raises:
-            ValueError: The level is unknown.
-        """
-        self._wait(self._context.log(level, data, logger))
-
-    def debug(self, data: Any) -> None:
-        """Call `log` with level debug: ``ctx.debug("The cache is empty")``.
-
-        Args:
-            data: Any JSON-serializable value.
-        """
-        self.log("debug", data)
-
-    def info(self, data: Any) -> None:
-        """Call `log` with level info: ``ctx.info("12 books found")``.
-
-        Args:
-            data: Any JSON-serializable value.
-        """
-        self.log("info", data)
-
-    def warning(self, data: Any) -> None:
-        """Call `log` with level warning: ``ctx.warning("The disk is almost full")``.
-
-        Args:
-            data: Any JSON-serializable value.
-        """
-        self.log("warning", data)
-
-    def error(self, data: Any) -> None:
-        """Call `log` with level error: ``ctx.error("The printer is gone")``. The call continues.
-
-        Args:
-            data: Any JSON-serializable value.
-        """
-        self.log("error", data)
+    log = blocking(Context.log)
+    debug = blocking(Context.debug)
+    info = blocking(Context.info)
+    warning = blocking(Context.warning)
+    error = blocking(Context.error)
 
     @overload
     def elicit(self, message: str, answer: type[T], *, key: str | None = None) -> T: ...
@@ -235,48 +166,12 @@ class SyncContext(CallInfo):
             Cancelled: The user dismissed the question, or the caller canceled the call.
             TypeError: A form can't ask for the type.
         """
-        return self._wait(self._context.elicit(message, answer, key=key))
+        return self._wait(self._inner.elicit(message, answer, key=key))
 
-    def elicit_url(self, message: str, url: str, *, key: str | None = None) -> None:
-        """Ask the user to open a URL: ``ctx.elicit_url("Please pay", url)``. Raises the errors of `elicit`.
-
-        Args:
-            message: Why the user should open it.
-            url: The URL.
-            key: Name of the question, unique within the call.
-        """
-        self._wait(self._context.elicit_url(message, url, key=key))
-
-    def sample(self, messages: Messages, **options: Unpack[SampleOptions]) -> SampleResult:
-        """Let the client's model continue a conversation: ``ctx.sample("Say hello", max_tokens=50)``.
-
-        Args:
-            messages: Text (a user message), or the messages so far, oldest first.
-            options: The keywords of `Context.sample`.
-
-        Raises:
-            ValueError: The conversation has a tool use without its result, or the reverse.
-        """
-        return self._wait(self._context.sample(messages, **options))
-
-    def roots(self, *, key: str | None = None) -> list[Root]:
-        """Return the folders that the user opened in the client: ``[root.uri for root in ctx.roots()]``.
-
-        Args:
-            key: Name of the question, unique within the call.
-        """
-        return self._wait(self._context.roots(key=key))
-
-    def ask(self, **questions: Question) -> dict[str, Any]:
-        """Ask several questions in one round: ``ctx.ask(where=Elicit("Where to?", Address), folders=Roots())``.
-
-        Args:
-            questions: `Elicit`, `ElicitUrl`, `Sample`, or `Roots`, each under a key of your choice.
-
-        Returns:
-            The answers under the same keys.
-        """
-        return self._wait(self._context.ask(**questions))
+    elicit_url = blocking(Context.elicit_url)
+    sample = blocking(Context.sample)
+    roots = blocking(Context.roots)
+    ask = blocking(Context.ask)
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
         """Run a side effect once across the rounds of a call: ``ctx.once("order", buy)``. Its value must be JSON.
@@ -293,29 +188,9 @@ class SyncContext(CallInfo):
             jobs.put(lambda: fulfill(done, partial(run_carried, function)))
             return await asyncio.wrap_future(done)
 
-        value: T = cast("T", self._wait(self._context.once(key, run, store=store), jobs))
+        value: T = cast("T", self._wait(self._inner.once(key, run, store=store), jobs))
         return value
 
-    def notify(self, method: str, params: Any = None) -> None:
-        """Send a custom notification to the caller before the result: ``ctx.notify("com.example/sold", {"sku": "7"})``.
-
-        Args:
-            method: The method of an extension, such as ``com.example/sold``.
-            params: A mapping or Struct.
-        """
-        self._wait(self._context.notify(method, params))
-
-    def close_stream(self, retry_ms: int | None = None) -> bool:
-        """Close the connection but not the call: ``ctx.close_stream(retry_ms=5_000)``. See `Context.close_stream`.
-
-        Args:
-            retry_ms: Milliseconds after which the client reconnects. By default, the client decides.
-
-        Returns:
-            False if the client couldn't reconnect. In that case, nothing is closed.
-        """
-        return self._wait(self._context.close_stream(retry_ms))
-
-    def start_task(self) -> None:
-        """Turn the call into a task, like `Context.start_task`: ``ctx.start_task()``."""
-        self._wait(self._context.start_task())
+    notify = blocking(Context.notify)
+    close_stream = blocking(Context.close_stream)
+    start_task = blocking(Context.start_task)
