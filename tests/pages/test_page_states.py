@@ -135,7 +135,7 @@ def test_list_loads_without_layout_shift(crowd: str, open_page: OpenPage, name: 
 VERDICTS = """async () => {
   const { drawHealth } = await import("./assets/dashboard/health.js");
   const snapshot = {
-    at_seconds: 1, uptime_seconds: 1, calls: 0, per_second: [0], sessions: [], connections: [], workers: [{since: 0}],
+    at_seconds: 1, uptime_seconds: 1, calls: 0, sessions: [], connections: [], workers: [{since: 0}],
     event_loop_lag_ms: {blocked: 0}, process: {}, store: {kind: "redis", up: true},
   };
   const drawn = (changes, past) => {

@@ -137,17 +137,6 @@ async def test_metrics_from_other_versions_are_ignored() -> None:
         assert len(ones[0].queries.snapshot()["workers"]) == 1
 
 
-async def test_metrics_are_collected_once_for_all_dashboards() -> None:
-    async with world(3) as (ones, clock):
-        for each in ones[:2]:
-            await each.page()
-        ones[2].add(3)
-        clock.now += 1
-        for each in ones[:2]:
-            (add,) = (await each.page())["tools"]
-            assert add["rate"] == 3.0
-
-
 @pytest.mark.parametrize("kind", backings([name for name, backing in BACKINGS.items() if backing.shared]))  # type: ignore[attr-defined]
 async def test_dashboard_counts_calls_and_sessions_on_all_workers(kind: str) -> None:
     backing = BACKINGS[kind]()

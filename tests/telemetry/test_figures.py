@@ -42,15 +42,10 @@ def figures_of(
 def test_call_metrics_from_two_workers_are_merged() -> None:
     fast, slow = figures_of({"add": [0.001] * 90}, errors=1), figures_of({"add": [1.0] * 10, "slow": [2.0]})
     page = dashboard_values({"a": fast, "b": slow}, "a")
-    alone = dashboard_values({"a": fast}, "a")
     add, slow_row = page["tools"]
-    assert (page["calls"], page["errors"], add["calls"], slow_row["calls"]) == (103, 2, 102, 1)
+    assert (page["calls"], add["calls"], slow_row["calls"]) == (103, 102, 1)
     assert (add["errors"], add["server_errors"]) == (2, 1)
-    assert (page["per_second"][-1], len(page["per_second"])) == (103, 60)
-    assert add["per_second"] == 10.2
-    assert add["p50_ms"] <= 1.0
-    assert 800 < add["p95_ms"] <= add["p99_ms"] <= 1000
-    assert alone["tools"][0]["p99_ms"] <= 1.0
+    assert sum(row["calls_per_second"] for row in page["workers"]) == 103
     json.dumps(page)
 
 
@@ -60,26 +55,24 @@ def test_sessions_on_two_workers_are_summed() -> None:
     assert page["sessions"] == [{"transport": "http", "revision": "2025-11-25", "count": 6}]
 
 
-def test_worker_metrics_are_summed_with_the_worst_lag() -> None:
+def test_worker_metrics_are_summed_with_the_longest_block() -> None:
     hub = {"subscribers": 2, "channels": {"news": 2}, "cut": {"slow": 1}}
     more = {"subscribers": 3, "channels": {"news": 1, "chat": 2}, "cut": {}}
     kind = ("http", "")
-    one = figures_of({}, hub=hub, lag=(1.0, 9.0), blocked=300.0,
+    one = figures_of({}, hub=hub, blocked=300.0,
                    process={"resident_bytes": 10, "max_descriptors": None}, connections={kind: 2})  # fmt: skip
-    other = figures_of({}, hub=more, lag=(4.0, 5.0), process={"resident_bytes": 32, "max_descriptors": 5},
+    other = figures_of({}, hub=more, blocked=200.0, process={"resident_bytes": 32, "max_descriptors": 5},
                      connections={kind: 1})  # fmt: skip
     page = dashboard_values({"a": one, "b": other}, "a", store={"up": True})
     assert page["hub"] == {"subscribers": 5, "channels": {"news": 3, "chat": 2}, "cut": {"slow": 1}}
-    assert page["event_loop_lag_ms"] == {"last": 4.0, "worst": 9.0, "blocked": 300.0}
+    assert page["event_loop_lag_ms"] == {"blocked": 300.0}
     assert page["process"] == {"resident_bytes": 42, "max_descriptors": 5}
     assert page["connections"] == [{"transport": "http", "revision": "", "count": 3}]
     assert page["store"] == {"up": True}
 
 
 def test_oldest_worker_rows_come_first() -> None:
-    young = figures_of(
-        {"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=(1.5, 2.0), connections={("ws", ""): 4}
-    )
+    young = figures_of({"add": [0.001] * 3}, began=50.0, pid=7, host="east", lag=1.5, connections={("ws", ""): 4})
     old = figures_of({}, began=20.0, pid=8, host="west")
     for here in ("a", "b"):
         first, second = dashboard_values({"a": young, "b": old}, here)["workers"]
@@ -94,10 +87,3 @@ def test_oldest_worker_rows_come_first() -> None:
             "lag_ms": 1.5,
             "since": 50.0,
         }
-
-
-def test_workers_with_other_buckets_are_counted() -> None:
-    own = figures_of({"add": [0.001]})
-    other = msgspec.structs.replace(figures_of({"add": [2.0] * 9}), bounds=(1.0,))
-    (add,) = dashboard_values({"a": own, "b": other}, "a")["tools"]
-    assert (add["calls"], add["p99_ms"]) == (10, dashboard_values({"a": own}, "a")["tools"][0]["p99_ms"])

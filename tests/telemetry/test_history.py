@@ -33,13 +33,13 @@ def test_history_intervals_contain_increments() -> None:
         for _ in range(number):
             series[(*ADD, "")].observe(0.001)
         series[(*ADD, "tool_error" if second else "server_error")].observe(1.0)
-        history.take(START + second, series, Gauges(lag=0.01 * second, cpu=0.5, memory=10 + second, streams=second))
+        history.take(START + second, series, Gauges(lag=0.01 * second, cpu=0.5, memory=10 + second))
     past = history.look(60, ADD)
     assert (past.step, past.until, calls(past)) == (SECONDS_EACH, START + 12, [5, 5])
     assert (past.operations[ADD].errors, past.operations[ADD].server_errors) == (4, 1)
     assert past.chosen.keys() == past.points.keys()
     assert SLOW not in past.operations
-    assert past.points[START + 10][1] == Gauges(0.11, 1.0, 21, 11)
+    assert past.points[START + 10][1] == Gauges(0.11, 1.0, 21)
 
 
 def test_longer_ranges_sum_their_intervals() -> None:

@@ -5,11 +5,11 @@ import gc
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from heapq import nlargest
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -58,8 +58,6 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
     """Seconds of CPU time."""
     memory: int = 0
     """The maximum resident memory in bytes."""
-    streams: int = 0
-    """The maximum number of open streams and connections."""
 
     def with_(self, other: "Gauges") -> "Gauges":
         """Return the combined gauges of two consecutive intervals."""
@@ -67,7 +65,6 @@ class Gauges(Struct, array_like=True, frozen=True, gc=False):
             max(self.lag, other.lag),
             self.cpu + other.cpu,
             max(self.memory, other.memory),
-            max(self.streams, other.streams),
         )
 
 
@@ -254,7 +251,7 @@ class ActiveSessions(Struct, eq=False):
 INTERVAL = 0.25
 LAG_BOUNDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 WINDOW = 60.0
-"""Seconds that `worst` and `blocked` cover."""
+"""Seconds that `blocked` covers."""
 LATE = 0.2
 """Delay above which users notice it, in seconds."""
 _MAX_SAMPLES = round(WINDOW / INTERVAL)
@@ -285,11 +282,6 @@ class LoopLag:
         return self._samples[-1][1] if self._samples else 0.0
 
     @property
-    def worst(self) -> float:
-        """The largest sample of the last minute."""
-        return self.worst_of(WINDOW)
-
-    @property
     def blocked(self) -> float:
         """Return the seconds of the last minute in which the event loop was blocked."""
         return min(sum(lag for lag in self._since(WINDOW) if lag >= LATE), WINDOW)
@@ -313,31 +305,17 @@ class LoopLag:
             self._samples.append((woken, lag))
 
 
-class ProcessFigures:
-    """Measurements of the process, and its CPU use since the last read."""
-
-    def __init__(self, registry: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._last_read = clock()
-        self._cpu = time.process_time()
-        registry.read("gauge", "millstream_event_loop_tasks", "Tasks in the event loop.", lambda: {(): tasks()})
-
-    def now(self) -> dict[str, float | None]:
-        """Return the figures for a page. `cpu_percent` is relative to one core and to the time since the last call."""
-        now, cpu = self._clock(), time.process_time()
-        passed = now - self._last_read
-        percent = 100 * (cpu - self._cpu) / passed if passed > 0 else 0.0
-        self._last_read, self._cpu = now, cpu
-        values = process_values()
-        return {
-            "cpu_percent": round(percent, 1),
-            "cpu_seconds": round(cpu, 3),
-            "resident_bytes": resident_bytes(),
-            "open_descriptors": values.get("process_open_fds"),
-            "max_descriptors": values.get("process_max_fds"),
-            "tasks": tasks(),
-            "collections": sum(generation["collections"] for generation in gc.get_stats()),
-        }
+def process_figures() -> dict[str, float | None]:
+    """Return figures of the process for a page."""
+    values = process_values()
+    return {
+        "cpu_seconds": round(time.process_time(), 3),
+        "resident_bytes": resident_bytes(),
+        "open_descriptors": values.get("process_open_fds"),
+        "max_descriptors": values.get("process_max_fds"),
+        "tasks": tasks(),
+        "collections": sum(generation["collections"] for generation in gc.get_stats()),
+    }
 
 
 def resident_bytes() -> int | None:
@@ -356,57 +334,24 @@ def tasks() -> int:
         return 0
 
 
-_KEEP = 10.0
-_STEP = 5.0
-"""Seconds between two copies of the counts."""
-
-K = TypeVar("K", bound=Hashable)
-
-
 class PerSecond:
-    """Counts per second, for the most recent seconds. Add to `count`, and call `turn` after each second."""
+    """Counts per second. Add to `count`, and call `turn` after each second."""
 
-    def __init__(self, size: int = 64) -> None:
+    def __init__(self) -> None:
         self.until = 0
         """The end of the current second."""
         self.count = 0
         """The count of the current second."""
-        self._past: deque[tuple[int, int]] = deque(maxlen=size)
-        """Earlier seconds, and their counts."""
+        self._last = 0
+        """The count of the second before."""
 
     def turn(self, second: int) -> None:
         """Start a new second."""
-        self._past.append((self.until - 1, self.count))
+        self._last = self.count if second == self.until else 0
         self.until, self.count = second + 1, 0
 
-    def last(self, second: int, length: int) -> list[int]:
-        """Return the counts of the `length` complete seconds before this one (fewer than `size`), oldest first."""
+    def last(self, second: int) -> int:
+        """Return the count of the complete second before this one."""
         if second >= self.until:
             self.turn(second)
-        counts = dict(self._past)
-        return [counts.get(each, 0) for each in range(second - length, second)]
-
-
-class Growth(Generic[K]):
-    """The growth of counts over the last 10 to 15 seconds, or since the start if they weren't read before."""
-
-    def __init__(self, now: float) -> None:
-        self._started = now
-        self._copies: deque[tuple[float, Mapping[K, list[int]]]] = deque()
-
-    def since(self, now: float, counts: Mapping[K, list[int]]) -> tuple[float, dict[K, list[int]]]:
-        """Return the number of seconds covered, and the growth for each key. `counts` must be a copy."""
-        copies = self._copies
-        while copies and now - copies[0][0] > _KEEP + 2 * _STEP:
-            copies.popleft()
-        while len(copies) > 1 and now - copies[1][0] >= _KEEP:
-            copies.popleft()
-        nothing: Mapping[K, list[int]] = {}
-        began, before = copies[0] if copies else (self._started, nothing)
-        if not copies or now - copies[-1][0] >= _STEP:
-            copies.append((now, dict(counts)))
-        grown = {
-            key: [one - other for one, other in zip(values, before[key], strict=True)] if key in before else values
-            for key, values in counts.items()
-        }
-        return now - began, grown
+        return self._last

@@ -53,8 +53,6 @@ MAX_WORKERS = 256
 """Maximum workers to wait for."""
 MAX_CHANNELS = 100
 """Maximum channels to show per worker, starting with the channels that have the most subscribers."""
-_SAME = 0.5
-"""Seconds that the figures of this worker are cached, because rates cover the time since the last query."""
 FRESH = 5.0
 """Seconds that the figures of a silent worker are still shown."""
 
@@ -115,8 +113,6 @@ class DashboardQueries:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._taken: tuple[float, Figures] | None = None
-        """Latest figures of this worker, and when they were taken."""
         self._figures: dict[str, tuple[float, Figures]] = {}
         """Latest figures of the other workers, and when they arrived."""
         self._history = History(self.observer.durations.bounds)
@@ -141,7 +137,7 @@ class DashboardQueries:
         """Record the counts since the last call as the counts of this second."""
         cpu = time.process_time()
         used, self._cpu = cpu - self._cpu, cpu
-        gauges = Gauges(self.observer.lag.worst_of(1.0), used, resident_bytes() or 0, len(self.streams))
+        gauges = Gauges(self.observer.lag.worst_of(1.0), used, resident_bytes() or 0)
         self._history.take(second, self.observer.calls(), gauges)
 
     # Queries of the pages
@@ -158,11 +154,7 @@ class DashboardQueries:
         return dashboard_values({**figures, self.me: self._own()}, self.me, store=store)
 
     def _own(self) -> Figures:
-        """Return the figures of this second, computed once for all dashboards."""
-        now = self.clock()
-        if self._taken is None or now - self._taken[0] >= _SAME:
-            self._taken = now, self.observer.figures(hub=structs.asdict(self.hub.stats()))
-        return self._taken[1]
+        return self.observer.figures(hub=structs.asdict(self.hub.stats()))
 
     async def history(self, seconds: int, method: str = "", name: str = "") -> Json:
         """Return the most recent seconds, as in `history_values`, and for a method also its points."""

@@ -1,15 +1,15 @@
 """Observation of calls: metrics, the message log, and traces.
 
 This module has the measurements for the dashboard: one `Figures` and one history per worker, merged into one page.
-Figures contain counts by bucket instead of percentiles, so several workers' figures can be added up. `dashboard_values`
-computes percentiles and rates from the sum, and `history_values` the charts. All functions are pure.
+Histories contain counts by bucket instead of percentiles, so several workers' histories can be added up.
+`dashboard_values` adds up the figures, and `history_values` computes the charts. All functions are pure.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, TypeAlias, TypeVar, cast
 
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from millstream._protocol.jsonrpc import Json
 from millstream._telemetry.metrics import SHARES, Labels, percentiles
@@ -52,7 +52,7 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> Json:
     if times and (passed := until - times[-1]) < step and times[-1] in points:
         earlier = [each for each in (times[-1] - step,) if each in points]
         periods[-1] = (*earlier, times[-1]), passed + step * len(earlier)
-    rest = operations.pop(REST, None)
+    operations.pop(REST, None)
     return {
         "seconds": seconds,
         "step": step,
@@ -66,7 +66,6 @@ def history_values(pasts: Sequence[HistoryWindow], seconds: int) -> Json:
             {"method": method, "name": name, **_figures(tally, first.bounds)}
             for (method, name), tally in sorted(operations.items())
         ],
-        "rest": None if rest is None else {"method": "", "name": "", **_figures(rest, first.bounds)},
     }
 
 
@@ -77,7 +76,7 @@ def _add_all(found: dict[Any, OperationTally], more: Mapping[Any, OperationTally
 
 def _add_gauges(one: Gauges, other: Gauges) -> Gauges:
     """Return the sum of two workers' gauges at the same time."""
-    return Gauges(max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory, one.streams + other.streams)
+    return Gauges(max(one.lag, other.lag), one.cpu + other.cpu, one.memory + other.memory)
 
 
 Period: TypeAlias = tuple[tuple[int, ...], int]
@@ -128,16 +127,16 @@ Value = TypeVar("Value")
 class OperationFigures(Struct, frozen=True, array_like=True, gc=False):
     """The calls of a method or tool."""
 
-    calls: int
-    errors: int
-    grown: list[int]
-    """Recent calls by bucket, or empty without any."""
-    per_second: float
-    """Recent calls per second."""
-    rate: float | None
-    """Calls per second since the previous read, or None if that was long ago."""
+    calls: int = 0
+    errors: int = 0
     server_errors: int = 0
     """Number of errors that the server caused."""
+
+    def plus(self, other: "OperationFigures") -> "OperationFigures":
+        """Return the sum of both."""
+        return OperationFigures(
+            self.calls + other.calls, self.errors + other.errors, self.server_errors + other.server_errors
+        )
 
 
 class Figures(Struct, frozen=True, array_like=True):
@@ -148,31 +147,24 @@ class Figures(Struct, frozen=True, array_like=True):
     since: float
     """Seconds since 1970."""
     uptime: float
-    window: float
-    """Length of the recent period in seconds."""
-    bounds: tuple[float, ...]
-    """The bounds of the buckets."""
     operations: dict[tuple[str, str], OperationFigures]
     """Operations by method and tool name."""
-    per_second: list[int]
-    """Calls in each of the last whole seconds, oldest first."""
+    per_second: int
+    """Calls in the last whole second."""
     sessions: dict[Labels, int]
     connections: dict[Labels, int]
-    lag: tuple[float, float]
-    """Lag of the event loop in milliseconds: the latest value, and the maximum of the last minute."""
+    lag: float
+    """Latest lag of the event loop in milliseconds."""
     process: dict[str, float | None]
     hub: Json | None = None
     blocked: float = 0.0
-    """Milliseconds of the last minute in which the event loop was blocked. This is the last field
-    because older versions don't have it.
-    """
+    """Milliseconds of the last minute in which the event loop was blocked."""
 
 
 def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = None) -> Json:
     """Return all values of the dashboard as JSON values: sums over the workers, and a row for each.
 
-    Rates and percentiles cover the last 10 to 15 seconds if an earlier read allows it, otherwise a longer period:
-    ``window_seconds`` is its length. ``at_seconds`` only grows while the same worker answers.
+    ``at_seconds`` only grows while the same worker answers.
 
     Args:
         workers: The figures of the workers, by name.
@@ -180,36 +172,19 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
         store: The health of the store, passed through.
     """
     own, every = workers[here], list(workers.values())
-    operations = merge_all((_comparable(each, own.bounds) for each in every), _merge)
+    operations = merge_all((each.operations for each in every), OperationFigures.plus)
     rows: list[Json] = [
-        {
-            "method": method,
-            "name": name,
-            "calls": each.calls,
-            "errors": each.errors,
-            "server_errors": each.server_errors,
-            "per_second": round(each.per_second, 2),
-            "rate": None if each.rate is None else round(each.rate, 2),
-            **percentiles(own.bounds, each.grown),
-        }
-        for (method, name), each in sorted(operations.items())
+        {"method": method, "name": name, **structs.asdict(each)} for (method, name), each in sorted(operations.items())
     ]
     return {
         "at_seconds": round(own.uptime, 3),
         "uptime_seconds": round(max(each.uptime for each in every), 3),
-        "window_seconds": round(max(each.window for each in every), 3),
         "calls": sum(row["calls"] for row in rows),
-        "errors": sum(row["errors"] for row in rows),
-        "per_second": _history([each.per_second for each in every]),
         "tools": [row for row in rows if row["method"] == "tools/call"],
         "methods": [row for row in rows if row["method"] != "tools/call"],
         "sessions": _rows(merge_all((each.sessions for each in every), _sum)),
         "connections": _rows(merge_all((each.connections for each in every), _sum)),
-        "event_loop_lag_ms": {
-            "last": max(each.lag[0] for each in every),
-            "worst": max(each.lag[1] for each in every),
-            "blocked": max(each.blocked for each in every),
-        },
+        "event_loop_lag_ms": {"blocked": max(each.blocked for each in every)},
         "process": merge_all((each.process for each in every), _sum),
         "hub": reduce(_sum, [each.hub for each in every]),
         "store": store,
@@ -218,55 +193,15 @@ def dashboard_values(workers: Mapping[str, Figures], here: str, *, store: Any = 
                 "name": name,
                 "pid": each.pid,
                 "host": each.host,
-                "calls_per_second": each.per_second[-1] if each.per_second else 0,
+                "calls_per_second": each.per_second,
                 "streams": sum(each.connections.values()),
                 "memory_bytes": each.process.get("resident_bytes"),
-                "lag_ms": each.lag[0],
+                "lag_ms": each.lag,
                 "since": each.since,
             }
             for name, each in sorted(workers.items(), key=lambda item: (item[1].since, item[0]))
         ],
     }
-
-
-# Calls
-
-
-def _comparable(figures: Figures, bounds: tuple[float, ...]) -> Mapping[tuple[str, str], OperationFigures]:
-    """Return a worker's operations. A worker with other buckets, such as one of another version, contributes only call
-    counts.
-    """
-    if figures.bounds == bounds:
-        return figures.operations
-    return {
-        key: OperationFigures(each.calls, each.errors, [], each.per_second, each.rate, each.server_errors)
-        for key, each in figures.operations.items()
-    }
-
-
-def _merge(one: OperationFigures, other: OperationFigures) -> OperationFigures:
-    return OperationFigures(
-        one.calls + other.calls,
-        one.errors + other.errors,
-        # An empty list is treated as zeros.
-        [a + b for a, b in zip(one.grown, other.grown, strict=True)]
-        if one.grown and other.grown
-        else one.grown or other.grown,
-        one.per_second + other.per_second,
-        _sum(one.rate, other.rate),
-        one.server_errors + other.server_errors,
-    )
-
-
-def _history(several: Sequence[Sequence[int]]) -> list[int]:
-    """Return the calls of all workers per second. All lists end with the same second, and the longest determines the
-    length.
-    """
-    length = max(map(len, several))
-    return [sum(each[place - length] for each in several if len(each) >= length - place) for place in range(length)]
-
-
-# Other sums
 
 
 def merge_all(several: Iterable[Mapping[Key, Value]], both: Callable[[Value, Value], Value]) -> dict[Key, Value]:

@@ -10,13 +10,11 @@ OpenTelemetry or names a provider in the environment.
 """
 
 import importlib
-import math
 import os
 import socket
 import sys
 import time
 from bisect import bisect_left
-from collections import Counter as Tally
 from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +40,7 @@ from millstream._telemetry.messages import (
     session_hash,
 )
 from millstream._telemetry.metrics import DURATIONS, FINE, OTHER, Counter, Histogram, Labels, Metrics, Series
-from millstream._telemetry.process import ActiveSessions, Growth, LoopLag, PerSecond, ProcessFigures
+from millstream._telemetry.process import ActiveSessions, LoopLag, PerSecond, process_figures, tasks
 
 if TYPE_CHECKING:
     from millstream._telemetry.spans import OpenSpan, Spans
@@ -121,10 +119,6 @@ def _short(text: str) -> str:
     return redact_text(text[:_MAX_TEXT])
 
 
-HISTORY_SECONDS = 60
-LATELY = 5.0
-"""Maximum age of an earlier read for computing a rate, in seconds."""
-
 _METHODS = frozenset(
     (
         "response",
@@ -177,16 +171,13 @@ class Observer:
         """Called before each call, in its task. None without spans."""
         self._started = clock()
         self._since = wall()
-        self._last_read: tuple[float, dict[tuple[str, str], int]] = (-math.inf, {})
-        """Time and call counts of the last read."""
         self._kinds: Recent[Labels, tuple[Series, Frame | None]] = Recent(MAX_CACHED)
         """(method, name, outcome, revision) and other log fields -> their series, and the constant part of their log
         lines.
         """
         self._ahead = 0.0
         """Difference between wall time and the monotonic clock, updated once per second."""
-        self._per_second = PerSecond(HISTORY_SECONDS + 4)
-        self._growth: Growth[tuple[str, str]] = Growth(self._started)
+        self._per_second = PerSecond()
         self.durations: Histogram = registry.histogram(
             "mcp_server_operation_duration_seconds",
             "Duration of requests and notifications, measured by the server.",
@@ -222,7 +213,7 @@ class Observer:
                 "Log lines that couldn't be written.",
                 lambda: {(): log.lost},
             )
-        self._process = ProcessFigures(registry, clock=clock)
+        registry.read("gauge", "millstream_event_loop_tasks", "Tasks in the event loop.", lambda: {(): tasks()})
         self.lag: LoopLag = LoopLag(registry)
         """The lag of the event loop. The runtime runs its measurement."""
 
@@ -345,61 +336,31 @@ class Observer:
         return {labels: series for labels, series in self.durations.series.items() if labels[0] != LISTEN}
 
     def figures(self, *, hub: dict[str, Any] | None = None) -> Figures:
-        """Return the measurements so far. Call it about once per second for all viewers, because rates are since the
-        last call.
+        """Return the measurements so far.
 
         Args:
             hub: Figures of the hub, passed through.
         """
         now = self._clock()
-        counts, errors, server_errors = self._sums()
-        passed, grown = self._growth.since(now, counts)
-        calls = {key: sum(each) for key, each in counts.items()}
-        looked, before = self._last_read
-        self._last_read = now, calls
-        past = now - looked
-        operations = {
-            key: OperationFigures(
-                calls[key],
-                errors[key],
-                each if any(each) else [],
-                sum(each) / passed if passed > 0 else 0.0,
-                (calls[key] - before.get(key, 0)) / past if 0 < past <= LATELY else None,
-                server_errors[key],
-            )
-            for key, each in grown.items()
-        }
+        operations: dict[tuple[str, str], OperationFigures] = {}
+        for (method, tool, outcome, _), series in self.calls().items():
+            calls = sum(series.counts)
+            more = OperationFigures(calls, calls if outcome else 0, calls if outcome in SERVER_FAILURES else 0)
+            operations[method, tool] = operations.get((method, tool), OperationFigures()).plus(more)
         return Figures(
             os.getpid(),
             socket.gethostname(),
             self._since,
             now - self._started,
-            passed,
-            self.durations.bounds,
             operations,
-            self._per_second.last(int(now), HISTORY_SECONDS),
+            self._per_second.last(int(now)),
             self._sessions.count(now),
             {labels: int(count) for labels, count in self._connections.items()},
-            (round(self.lag.last * 1000, 3), round(self.lag.worst * 1000, 3)),
-            self._process.now(),
+            round(self.lag.last * 1000, 3),
+            process_figures(),
             hub,
             round(self.lag.blocked * 1000, 3),
         )
-
-    def _sums(self) -> tuple[dict[tuple[str, str], list[int]], Tally[tuple[str, str]], Tally[tuple[str, str]]]:
-        """Return counts by bucket, of errors, and of errors that the server caused, per method and tool."""
-        counts: dict[tuple[str, str], list[int]] = {}
-        errors: Tally[tuple[str, str]] = Tally()
-        server_errors: Tally[tuple[str, str]] = Tally()
-        for (method, tool, outcome, _), series in self.calls().items():
-            key = (method, tool)
-            before = counts.get(key, [0] * len(series.counts))
-            counts[key] = [a + b for a, b in zip(before, series.counts, strict=True)]
-            if outcome:
-                errors[key] += sum(series.counts)
-            if outcome in SERVER_FAILURES:
-                server_errors[key] += sum(series.counts)
-        return counts, errors, server_errors
 
 
 def _record(
