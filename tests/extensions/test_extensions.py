@@ -12,7 +12,7 @@ from examples import extension as example
 from extensions.shop import NAME, Peer, Stock
 from millstream import Client, Server
 from millstream.client import Question, ServerError
-from millstream.extensions import Extension, LocalError, method
+from millstream.extensions import Extension, Host, LocalError, method
 from millstream.protocol import BY_DATE, NEWEST, NEWEST_HANDSHAKE
 from millstream.testing import connect
 from patience import WAIT
@@ -269,7 +269,10 @@ async def test_extension_is_hidden_in_unsupported_revisions() -> None:
     class New(Extension):
         name = "com.example/new"
         revisions = (NEWEST.date,)
-        experimental = True
+
+        async def open(self, host: Host) -> None:
+            """Also announce it to peers that know only experimental capabilities."""
+            host.capability({}, member="experimental")
 
         @method("com.example/new")
         async def new(self) -> dict[str, int]:

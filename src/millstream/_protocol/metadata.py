@@ -125,11 +125,6 @@ class ClientInfo(Struct, frozen=True, gc=False):
         """Return the settings of each extension that the client declared, by identifier."""
         return members(self.capabilities.get("extensions"))
 
-    @property
-    def experimental(self) -> Json:
-        """Return the experimental capabilities that the client declared, by name."""
-        return members(self.capabilities.get("experimental"))
-
 
 CLIENT_CAPABILITIES: Mapping[str, frozenset[str] | None] = {
     "elicitation": frozenset(("form", "url")),

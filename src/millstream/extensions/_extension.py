@@ -106,8 +106,6 @@ class Extension(Middleware):
     Use it only for experiments, because clients of a later revision don't get the extension until you add its date. To
     exclude only the handshake era, use `millstream.protocol.PER_REQUEST`, which includes later revisions.
     """
-    experimental: bool = False
-    """Whether to also announce and declare the extension under ``experimental``, for older peers."""
     _server: "Server | None" = None
 
     # On both sides
@@ -198,8 +196,7 @@ class Extension(Middleware):
         Args:
             host: The client.
         """
-        for member in ("extensions", "experimental") if self.experimental else ("extensions",):
-            host.capability(self.name, self.client_settings, member=member, revisions=self.revisions)
+        host.capability(self.name, self.client_settings, revisions=self.revisions)
         for marked, handler in marked_methods(self, "client"):
             (host.method if marked.request else host.notification)(marked.name, handler)
         if type(self).wrap_request is not Extension.wrap_request:
@@ -244,10 +241,9 @@ class ExtensionPart:
         lacking = "" if server is None else extension.unmet(server)
         if lacking:
             raise LocalError(f"The extension {extension.name!r} can't run: {lacking.rstrip('.')}.")
-        server_host = Host(host, extension.name, frozenset(extension.revisions or BY_DATE), extension.experimental)
-        members = ("extensions", "experimental") if extension.experimental else ("extensions",)
-        for member in members if extension.settings is not None else ():
-            server_host.capability(extension.settings or {}, member=member)
+        server_host = Host(host, extension.name, frozenset(extension.revisions or BY_DATE))
+        if extension.settings is not None:
+            server_host.capability(extension.settings)
         for marked, handler in marked_methods(extension, "server"):
             if marked.request:
                 server_host.method(

@@ -99,7 +99,6 @@ class Host(Struct, eq=False):
     _host: PartHost
     _name: str
     _revisions: frozenset[str]
-    _experimental: bool
 
     def __post_init__(self) -> None:
         self._host.services.peers.on(ExtensionBroadcast, self._deliver_broadcast, own=True)
@@ -597,8 +596,6 @@ class Host(Struct, eq=False):
             self._host.services.changes.emit(Broadcast("broadcast", "", message.to, message.message))
 
     def _check_declared(self, call: Call) -> None:
-        if self._experimental and self._name in call.client.experimental:
-            return
         require_capabilities(call.client.capabilities, {"extensions": {self._name: {}}})
 
     # Time

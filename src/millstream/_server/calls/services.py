@@ -67,7 +67,7 @@ class Broadcast(ServerChange, frozen=True, gc=False):
 
     def reaches(self, client: ClientInfo) -> bool:
         """Return whether a client declared the extension."""
-        return not self.extension or self.extension in client.extensions or self.extension in client.experimental
+        return not self.extension or self.extension in client.extensions
 
 
 class SessionChange(ServerChange, frozen=True, gc=False):

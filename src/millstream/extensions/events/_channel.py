@@ -30,7 +30,6 @@ class ClaudeChannel(Extension):
     """
 
     name = "claude/channel"
-    experimental = True
     _host: Host | None = None
 
     def __init__(self, events: Sequence[EventSubscription]) -> None:
@@ -41,6 +40,7 @@ class ClaudeChannel(Extension):
     async def open(self, host: Host) -> None:
         """Start to check for the session. `forward` waits for it, so the first events aren't lost."""
         self._host = host
+        host.capability({}, member="experimental")
 
         def look(now: float) -> None:
             if host.listeners:
