@@ -97,6 +97,7 @@ class WorkerStore:
         self._shared.expired_workers.add(self.me)
         for topics in (self.topics, self.lost, self.changes, self.epochs):
             topics.clear()
+        self._shared.changed()
         if self._pump is not None:
             self._pump.cancel()
             await asyncio.gather(self._pump, return_exceptions=True)

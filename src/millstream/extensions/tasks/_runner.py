@@ -50,8 +50,6 @@ CANCELLED = "cancelled"
 
 CHANGE_TOPIC = "tasks.changed"
 """The topic on which workers announce the keys of changed tasks."""
-HANDED_OVER = "-"
-"""Placeholder for the worker of a task that's waiting for a new worker."""
 _ANONYMOUS = "anonymous"
 _MAX_ID = 64
 _OLD_ID = 48
@@ -249,8 +247,6 @@ logger = logging.getLogger("millstream")
 
 CANCEL_TOPIC = "tasks.cancel"
 """The topic on which a worker receives the names of tasks to stop."""
-ORPHAN_TOPIC = "tasks.orphans"
-"""The topic that makes all workers search for tasks without a worker."""
 MAX_ATTEMPTS = 3
 """Maximum starts of a task, so that a task that crashes its worker can't crash all workers."""
 RETRY_DELAY = 1.0
@@ -293,7 +289,7 @@ class _Run(Struct):
 
     @property
     def hands_over(self) -> bool:
-        """Whether another worker runs the task again."""
+        """Whether another worker runs the task again, when this one has left."""
         return self.record.retry and self.call.halted
 
 
@@ -317,11 +313,10 @@ class TaskRunner(TaskRecords):
 
     def open(self) -> None:
         """Listen to the other workers and settle the tasks of dead ones."""
-        host, sweep_soon = self._host, self._sweep_event.set
+        host = self._host
         host.on_workers_change(self._on_workers_change)
-        host.on_close(host.bus.subscribe(ORPHAN_TOPIC, lambda _: sweep_soon(), interrupted=sweep_soon))
         host.on_close(host.bus.subscribe(CANCEL_TOPIC, self._cancel_here, interrupted=self._check_cancellations))
-        sweep_soon()
+        self._sweep_event.set()
         trouble = LogOnce(logger, "Other workers' tasks can't be read; retrying", "Tasks can be read again.")
         self._tasks.spawn(run_on(self._sweep_event, self._sweep, trouble, pause=RETRY_DELAY))
 
@@ -422,7 +417,7 @@ class TaskRunner(TaskRecords):
         )
         if changed is None:
             return await self.get(name) is not None
-        if changed.worker in ("", HANDED_OVER):
+        if not changed.worker:
             await self.forget_call(name)
         elif changed.worker == self._me:
             self._cancel_here(name.encode())
@@ -527,11 +522,10 @@ class TaskRunner(TaskRecords):
         trouble = LogOnce(
             logger, "The outcome of a task can't be stored; retrying", "The outcomes of tasks can be stored again."
         )
-        written: TaskRecord | None = None
         while self._host.now() < run.record.expires:
             with trouble:
                 try:
-                    written = await self._finish(run, change)
+                    await self._finish(run, change)
                 except StoreFull:
                     logger.warning("%s: the store has no space for the task's result", run.saved_call.tool)
                     change = run.fail(OVERLOADED, "The store has no space for this task's result.")
@@ -539,24 +533,19 @@ class TaskRunner(TaskRecords):
             if not trouble.lasts:
                 break
             await asyncio.sleep(RETRY_DELAY)
-        if written is not None and written.worker == HANDED_OVER:
-            await self._host.bus.publish(ORPHAN_TOPIC, b"")
 
-    async def _finish(self, run: _Run, change: Change) -> TaskRecord | None:
-        name, worker = run.name, run.record.worker
-        if run.hands_over:
-            await self.mark(name, HANDED_OVER, run.record.expires)
-        written = await self.update(name, change)
-        await self.unmark(name, worker)
+    async def _finish(self, run: _Run, change: Change) -> None:
+        written = await self.update(run.name, change)
+        if not run.hands_over:  # otherwise, others find it by its marker
+            await self.unmark(run.name, run.record.worker)
         if written is not None and written.over:
-            await self.forget_call(name)
-        return written
+            await self.forget_call(run.name)
 
     def _record_change(self, run: _Run, outcome: RunOutcome) -> Change:
         """Return the change to the record for the outcome of a run."""
         error = outcome.error
         if run.hands_over:
-            return run.change(worker=HANDED_OVER)
+            return run.change(attempts=run.record.attempts - 1)  # a restart of the server doesn't count
         if run.lease_lost:
             return run.fail(INTERNAL_ERROR, _WORKER_STOPPED)
         if run.call.halted:
@@ -621,7 +610,7 @@ class TaskRunner(TaskRecords):
         self._sweep_event.set()
 
     async def _sweep(self) -> None:
-        alive: dict[str, bool] = {self._me: True, HANDED_OVER: False}
+        alive: dict[str, bool] = {self._me: True}
         for key in await self._map.keys("taskrun:"):
             _, worker, name = key.split(":", 2)
             if worker not in alive:
@@ -635,17 +624,16 @@ class TaskRunner(TaskRecords):
         if record is None or record.over or record.worker != worker:
             return True
         saved = await self.call_of(name)
-        handed = worker == HANDED_OVER
         if saved is None or not self._host.has_tool(saved.tool):
             text = "The server no longer has this tool."
         elif not record.retry:
             text = _WORKER_STOPPED
-        elif record.attempts >= MAX_ATTEMPTS and not handed:
+        elif record.attempts >= MAX_ATTEMPTS:
             text = f"The worker that ran this task stopped {MAX_ATTEMPTS} times before the task was done."
         elif self._closing or self._host.stopping:
             return False
         else:
-            me, attempts = self._me, record.attempts + (not handed)
+            me, attempts = self._me, record.attempts + 1
             claimed = await self._claim(
                 name,
                 me,
