@@ -20,7 +20,7 @@ from types import GenericAlias, NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import msgspec
-from msgspec import Struct, field, structs
+from msgspec import NODEFAULT, Struct, field, structs
 from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings, auth
@@ -101,7 +101,8 @@ class ConfigValue(Struct, frozen=True):
     def error(self, what: str) -> ConfigError:
         """Return an error about the value."""
         name = f"{'.'.join(self.where)}: " if self.where else ""
-        return ConfigError(f"{self.path}, line {self.line(self.where)}: {name}{what}")
+        guide = f" {_SIGN_IN_GUIDE}" if self.where[:1] == ("auth",) else ""
+        return ConfigError(f"{self.path}, line {self.line(self.where)}: {name}{what}{guide}")
 
     def member(self, name: str) -> "ConfigValue":
         """Return a member of a table. Its value is None if it's missing."""
@@ -131,9 +132,9 @@ class ConfigValue(Struct, frozen=True):
                     hint = f"callers' sign-in is configured in tables such as [auth.issuer]. {_SIGN_IN_GUIDE}"
                 if key in _COMMAND_OPTIONS:
                     hint = f"set it on the command line, with --{key}."
-                elif len(self.where) == 2 and key in ("document", "base_url", "operations"):
+                elif self.where[:-1] == ("upstreams",) and key in ("document", "base_url", "operations"):
                     hint = f"write it under [{'.'.join(self.where)}.openapi]."
-                elif len(self.where) == 2 and key in UpstreamPolicy.__struct_fields__:
+                elif self.where[:-1] == ("upstreams",) and key in UpstreamPolicy.__struct_fields__:
                     hint = f"write it under [{'.'.join(self.where)}.policy]."
                 elif self.where != ("settings",) and key in Settings.__struct_fields__:
                     hint = "write it under [settings]."
@@ -199,14 +200,23 @@ class ConfigValue(Struct, frozen=True):
         Raises:
             ConfigError: The table is invalid.
         """
-        known = options_of(kind)
-        values = self.read(known)
+        return self.call(kind, options_of(kind))
+
+    def call(
+        self, function: Callable[..., Any], known: Mapping[str, FieldInfo], **loaders: "Callable[[ConfigValue], Any]"
+    ) -> Any:
+        """Return the result of a function whose arguments are the options of a table. See `read`.
+
+        Raises:
+            ConfigError: The table is invalid.
+        """
+        values = self.read(known, **loaders)
         missing = [name for name, each in known.items() if each.required and each.name not in values]
         if missing:
             raise self.error(f"{missing[0]} is required.")
         try:
-            return kind(**values)
-        except (TypeError, ValueError) as exc:
+            return function(**values)
+        except (TypeError, ValueError, AttributeError, LocalError) as exc:
             raise self.error(str(exc)) from exc
 
 
@@ -462,7 +472,7 @@ def _check_upstreams(table: ConfigValue, configs: list[UpstreamConfig]) -> None:
 
 _AUTH_METHODS = ("issuer", "keys", "oidc", "jwt", "introspection")
 """Functions of `millstream.auth` that are tables of ``[auth]``."""
-_LOGINS = ("login_provider", "identity_provider")
+_LOGINS = ("users", "login_provider", "identity_provider")
 """Functions that are tables of ``[auth.issuer]``, for `users`."""
 
 
@@ -475,63 +485,48 @@ def _load_auth(value: ConfigValue) -> tuple[Any, ...]:
     table = value.table()
     for name, each in table.items():
         if name not in _AUTH_METHODS:
-            raise each.error(f"unknown option; {suggest(name, _AUTH_METHODS)} {_SIGN_IN_GUIDE}")
+            raise each.error(f"unknown option; {suggest(name, _AUTH_METHODS)}")
     if not table:
-        raise value.error(f"it has no way to sign in; use {', '.join(_AUTH_METHODS)}. {_SIGN_IN_GUIDE}")
+        raise value.error(f"it has no way to sign in; use {', '.join(_AUTH_METHODS)}.")
     return tuple(_load_issuer(each) if name == "issuer" else _call_auth(each, name) for name, each in table.items())
 
 
 def _load_issuer(value: ConfigValue) -> Any:
     """Return an authorization server. In a file, each way to sign in is a separate option."""
-    table = value.table()
-    users = [_call_auth(table["users"], "users")] if "users" in table else list[Any]()
-    for name in _LOGINS:
-        users += [_call_auth(each, name) for each in _tables(table[name])] if name in table else []
-    clients = [_call_auth(each, "client") for each in _tables(table["clients"])] if "clients" in table else list[Any]()
-    if not users:
-        raise value.error(f"users, login_provider, or identity_provider is required. {_SIGN_IN_GUIDE}")
-    return _call_auth(value, "issuer", done={"users": users, "clients": clients}, ignored=_LOGINS)
+
+    def make_issuer(**options: Any) -> Any:
+        users = [each for name in _LOGINS for each in options.pop(name, ())]
+        if not users:
+            raise ValueError("users, login_provider, or identity_provider is required.")
+        return auth.issuer(users=users, **options)
+
+    known = _arguments_of("issuer") | {name: FieldInfo(name, name, Any, ()) for name in _LOGINS}
+    loaders = {name: partial(_call_for_each, name=name) for name in _LOGINS}
+    return value.call(make_issuer, known, clients=partial(_call_for_each, name="client"), **loaders)
 
 
-def _tables(value: ConfigValue) -> list[ConfigValue]:
-    """Return the tables of an option that is one table or a list of them."""
-    if not is_array(value.value):
-        return [value]
-    return [structs.replace(value, value=each) for each in value.value]
+def _call_for_each(value: ConfigValue, name: str) -> list[Any]:
+    """Call a function of `millstream.auth` for an option that is one table or a list of them."""
+    tables = value.value if is_array(value.value) else [value.value]
+    return [_call_auth(structs.replace(value, value=each), name) for each in tables]
 
 
-def _call_auth(value: ConfigValue, name: str, *, done: Mapping[str, Any] = {}, ignored: tuple[str, ...] = ()) -> Any:
-    """Call a function of `millstream.auth` with a table's options.
+def _call_auth(value: ConfigValue, name: str) -> Any:
+    """Call a function of `millstream.auth` with a table's options, or with the text of its only file."""
+    known = _arguments_of(name)
+    if isinstance(value.value, str) and "file" in known:
+        value = structs.replace(value, value={"file": value.value})
+    return value.call(getattr(auth, name), known, file=_file_path)
 
-    Args:
-        value: The table; the text of its only file.
-        name: The function.
-        done: Arguments that have been read.
-        ignored: Options that aren't arguments.
-    """
-    function: Callable[..., Any] = getattr(auth, name)
-    kinds = {
-        each.name: each
-        for each in signature(function).parameters.values()
-        if each.name != "provider" or name in _LOGINS
+
+@cache
+def _arguments_of(name: str) -> dict[str, FieldInfo]:
+    """Return the options of a table that are arguments of a function of `millstream.auth`, by name."""
+    return {
+        key: FieldInfo(key, key, _file_type(each.annotation), NODEFAULT if each.default is Parameter.empty else None)
+        for key, each in signature(getattr(auth, name)).parameters.items()
+        if each.kind is not Parameter.VAR_POSITIONAL and (key != "provider" or name in _LOGINS)
     }
-    known = [key for key, each in kinds.items() if each.kind is not Parameter.VAR_POSITIONAL]
-    given: dict[str, Any] = dict(done)
-    for key, each in ({"file": value} if isinstance(value.value, str) and "file" in known else value.table()).items():
-        if key in done or key in ignored:
-            continue
-        if key not in known:
-            raise each.error(f"unknown option; {suggest(key, [*known, *ignored])} {_SIGN_IN_GUIDE}")
-        given[key] = _file_path(each) if key == "file" else each.convert(_file_type(kinds[key].annotation))
-    missing = [
-        key for key, each in kinds.items() if key in known and each.default is Parameter.empty and key not in given
-    ]
-    if missing:
-        raise value.error(f"{missing[0]} is required. {_SIGN_IN_GUIDE}")
-    try:
-        return function(**given)
-    except (TypeError, ValueError, AttributeError, LocalError) as exc:
-        raise value.error(str(exc)) from exc
 
 
 def _file_type(kind: Any) -> Any:
