@@ -1,5 +1,7 @@
+import asyncio
 import os
 import stat
+import threading
 import time
 from pathlib import Path
 from urllib.parse import urlencode
@@ -14,6 +16,8 @@ from millstream._app.server_process import CommandError
 from millstream._cli.program import program
 from millstream._protocol.errors import LocalError
 from millstream.auth._authorization_server.users import MAX_PASSWORD, UserFile, hash_password, verify_password
+from patience import WAIT
+from redis_parts import until
 
 
 @pytest.fixture
@@ -182,3 +186,28 @@ async def test_user_names_that_differ_only_in_case_are_the_same_user(path: Path)
     users(path, "remove", "ada")
     people.epoch()
     assert people.find("ada") is None
+
+
+async def test_canceled_checks_keep_their_thread(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most, gate = 0, 0, threading.Event()
+
+    def slow(password: str, kept: str | None) -> bool:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        gate.wait(WAIT)
+        running -= 1
+        return False
+
+    monkeypatch.setattr("millstream.auth._authorization_server.users.verify_password", slow)
+    file = UserFile(path)
+    for _ in range(3):
+        checks = [asyncio.create_task(file.check("ada", "wrong")) for _ in range(4)]
+        await until(lambda: running == 2)
+        for each in checks:
+            each.cancel()
+        await asyncio.gather(*checks, return_exceptions=True)
+    last = asyncio.create_task(file.check("ada", "wrong"))
+    gate.set()
+    assert await last is None
+    assert most == 2

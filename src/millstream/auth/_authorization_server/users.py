@@ -4,6 +4,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
@@ -103,7 +104,7 @@ class UserFile(RecordFile[StoredUser]):
         super().__init__(path)
         self.users: dict[str, StoredUser] = {}
         """Records by case-folded name."""
-        self._semaphores: dict[asyncio.AbstractEventLoop, asyncio.Semaphore] = {}
+        self._threads = ThreadPoolExecutor(_MAX_CONCURRENT_CHECKS, "passwords")
         self._waiting = 0
         self._epoch = 0
 
@@ -116,7 +117,7 @@ class UserFile(RecordFile[StoredUser]):
     # As a login method
 
     async def check(self, name: str, password: str) -> User | None:
-        """Return the user with a name and password. Passwords are verified in threads, with limited concurrency.
+        """Return the user with a name and password. Passwords are verified in two threads.
 
         Raises:
             SignInFailed: Too many checks are waiting.
@@ -125,13 +126,10 @@ class UserFile(RecordFile[StoredUser]):
         known = self.users.get(name.casefold())
         if self._waiting >= _MAX_WAITING:
             raise SignInFailed("Too many people are signing in at the moment. Try again in a minute.")
-        loop = asyncio.get_running_loop()
-        for each in [each for each in self._semaphores if each.is_closed()]:
-            del self._semaphores[each]
+        hashed = None if known is None else known.password
         self._waiting += 1
         try:
-            async with self._semaphores.setdefault(loop, asyncio.Semaphore(_MAX_CONCURRENT_CHECKS)):
-                right = await asyncio.to_thread(verify_password, password, None if known is None else known.password)
+            right = await asyncio.get_running_loop().run_in_executor(self._threads, verify_password, password, hashed)
         finally:
             self._waiting -= 1
         return None if known is None or not right else self.find(known.name)
