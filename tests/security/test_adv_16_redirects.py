@@ -8,7 +8,7 @@ from cases import for_each
 from client.misbehaving_servers import DONE, ReceivedRequest, misbehaving, with_discovery
 from millstream import Client
 from millstream.client._errors import ClientError, NotMcp
-from millstream.client._oauth.endpoints import ProtectedResource, fetch, get_json, post_form
+from millstream.client._oauth.endpoints import ProtectedResource, fetch, get_json
 
 TOKEN = "Bearer of-the-first-server-only"
 STATUSES = [301, 302, 303, 307, 308]
@@ -41,7 +41,7 @@ async def test_token_requests_follow_no_redirect(status: int) -> None:
 
         async with misbehaving(behave) as first:
             assert await get_json(first.url, ProtectedResource) is None
-            reply = await post_form(first.url, {"client_secret": "x"}, {"Authorization": "Basic x"})
+            reply = await fetch("POST", first.url, headers={"Authorization": "Basic x"}, body=b"client_secret=x")
             assert reply.status == status
             assert (await fetch("POST", first.url, body=b"{}")).status == status
         assert second.requests == []

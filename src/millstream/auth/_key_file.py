@@ -25,21 +25,6 @@ from millstream.auth._authorization_server.records import digest, new_secret
 from millstream.auth._method import AuthMethod, Clock, Identity, Rights
 from millstream.files import Stamp, open_lock, stamp_of, write_private
 
-
-@contextlib.contextmanager
-def lock(path: Path) -> Generator[None, None, None]:
-    """Hold an exclusive lock on a file. Does nothing on Windows."""
-    try:
-        handle = open_lock(path)
-    except OSError as exc:
-        raise LocalError(f"{path.parent} can't be written to: {exc.strerror}.") from exc
-    assert handle is not None  # noqa: S101  it waits
-    try:
-        yield
-    finally:
-        os.close(handle)
-
-
 R = TypeVar("R")
 PREFIX = "ms_"
 """Prefix that lets secret scanners recognize leaked keys."""
@@ -217,7 +202,12 @@ class RecordFile(Generic[R]):
         Raises:
             LocalError: The file can't be used.
         """
-        with lock(self.path):
+        try:
+            handle = open_lock(self.path)
+        except OSError as exc:
+            raise LocalError(f"{self.path.parent} can't be written to: {exc.strerror}.") from exc
+        assert handle is not None  # noqa: S101  it waits
+        try:
             if self.path.exists():
                 self.load()
             records = list(self.records)
@@ -225,6 +215,8 @@ class RecordFile(Generic[R]):
             body = msgspec.json.format(msgspec.json.encode({f"{self.kind}s": records}), indent=2)
             write_private(self.path, body + b"\n")
             self.use(tuple(records))
+        finally:
+            os.close(handle)
 
 
 class KeyFile(RecordFile[StoredKey]):

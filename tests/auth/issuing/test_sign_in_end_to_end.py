@@ -13,7 +13,7 @@ from issuing_world import FORM, KnownUsers
 from millstream import Client, Context, Server, Settings, auth
 from millstream.client import Options
 from millstream.client._oauth import MemoryTokenStore
-from millstream.client._oauth.endpoints import fetch, post_form
+from millstream.client._oauth.endpoints import fetch
 from millstream.client._oauth.flow import OAuth
 from patience import WAIT
 from processes import free_port
@@ -103,7 +103,9 @@ async def test_client_registers_signs_in_steps_up_and_refreshes() -> None:
             (renewed,) = kept.load().tokens.values()
             assert renewed.refresh_token != tokens.refresh_token
             form = {"client_id": kept.load().registrations[url].client_id, "token": renewed.refresh_token}
-            assert (await post_form(f"{url}/revoke", form, {})).status == 200
+            assert (
+                await fetch("POST", f"{url}/revoke", headers={"Content-Type": FORM}, body=urlencode(form).encode())
+            ).status == 200
             async with asyncio.timeout(WAIT):
                 while person.visits == 2:  # the token becomes invalid within a second
                     assert said(await client.call("who")).startswith("ada")

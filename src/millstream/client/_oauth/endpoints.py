@@ -255,14 +255,6 @@ def read_object(body: bytes, wanted: type[T]) -> T:
         return msgspec.convert(found, wanted, strict=False)
 
 
-async def post_form(
-    url: str, form: Mapping[str, str], headers: Mapping[str, str], outbound: Outbound = DIRECT
-) -> HttpReply:
-    """Send a form, as token endpoints require."""
-    kind = {"Content-Type": "application/x-www-form-urlencoded"}
-    return await fetch("POST", url, headers={**kind, **headers}, body=urlencode(form).encode(), outbound=outbound)
-
-
 class ProtectedResource(Struct):
     """Protected resource metadata of a server."""
 
@@ -645,7 +637,8 @@ async def post_as(
         AccessDenied: The issuer doesn't accept signatures by our key.
         ClientError: There was no response.
     """
-    method, fields, headers = method_of(issuer, who), dict(form), dict(proof)
+    method, fields = method_of(issuer, who), dict(form)
+    headers = {"Content-Type": "application/x-www-form-urlencoded", **proof}
     if method == "client_secret_basic":
         headers["Authorization"] = basic_credentials(who.client_id, who.client_secret)
     if who.client_id:  # in addition to Basic, because servers of the official SDK look there first
@@ -656,7 +649,7 @@ async def post_as(
         from millstream.client._oauth.signing import assertion  # noqa: PLC0415  needed only for signatures
 
         fields |= assertion(issuer.issuer, issuer.token_endpoint_auth_signing_alg_values_supported, who)
-    return await post_form(url, fields, headers, outbound)
+    return await fetch("POST", url, headers=headers, body=urlencode(fields).encode(), outbound=outbound)
 
 
 def with_private_key(who: Registration, key: str, key_id: str = "") -> Registration:
