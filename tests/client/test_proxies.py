@@ -181,7 +181,7 @@ async def test_https_uses_a_proxy_tunnel(tmp_path: Path, monkeypatch: pytest.Mon
     ("answer", "words"),
     [
         ("407 Proxy Authentication Required", "requires credentials (407)"),
-        ("403 Forbidden", "refused to connect to mcp.test:443: 403 Forbidden"),
+        ("403 Forbidden", "refused to connect to https://mcp.test (403)"),
         ("", "didn't respond to the request to connect"),
     ],
 )

@@ -95,6 +95,9 @@ class HttpConnection(asyncio.Protocol):
     """Time at which a stream's framing bytes were last reset."""
     _is_head = False
     """Whether the reply has no body, regardless of its head (RFC 9110 §9.3.2)."""
+    tunnel: asyncio.Transport | None = None
+    """The transport to the server, after a proxy has accepted CONNECT (RFC 9110 §9.3.6)."""
+    _connects = False
     _inflater: Any = None
     """Decompresses the body. Servers may compress without a request (RFC 9110 §12.5.3)."""
     _inflates: bool = False
@@ -133,6 +136,7 @@ class HttpConnection(asyncio.Protocol):
         self._headers = {}
         self._owner = owner
         self._is_head = data.startswith(b"HEAD ")
+        self._connects = data.startswith(b"CONNECT ")
         self._size = self._framing_bytes = 0
         self._reply_began = False
         self._transport.write(data)
@@ -254,7 +258,10 @@ class HttpConnection(asyncio.Protocol):
         length = headers.get(b"content-length")
         self._ends_with_connection = length is None and b"transfer-encoding" not in headers and status not in (204, 304)
         kind = headers.get(b"content-type")
-        if self._is_head:
+        if self._connects and status < 300:
+            self.tunnel = self._transport
+            self._deliver(reply)
+        elif self._is_head:
             self._complete(reusable=False)  # the parser waits for a body
         elif kind != b"application/json" and reply.media_type == "text/event-stream":
             reply.stream = Body(self, self._inflow, self._owner)

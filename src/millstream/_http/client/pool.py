@@ -30,7 +30,7 @@ from millstream._http.client import (
     TooLarge,
 )
 from millstream._http.client.connection import HttpConnection, HttpReply, lines
-from millstream._http.client.url import Proxy, Url, no_proxy, parse_url, proxy_error, proxy_for, tunnel
+from millstream._http.client.url import Proxy, Url, no_proxy, parse_url, proxy_error, proxy_for
 from millstream._http.hosts import is_loopback
 from millstream._protocol.principal import Share
 from millstream._tasks import run_in_thread
@@ -235,7 +235,7 @@ class ConnectionPool:
             try:
                 reply = await waiter
                 if proxy is not None and reply.status == 407:
-                    raise proxy_error(proxy, self._url.authority, "407")
+                    raise proxy_error(proxy, self._url, reply.status)
                 return reply
             except ConnectionLost:
                 if connection.closed_before_reply:
@@ -330,15 +330,23 @@ class ConnectionPool:
     async def _connect_through(self, proxy: Proxy) -> HttpConnection:
         """Return a connection to a forwarding proxy, or a tunnel through the proxy to the server."""
         url = self._url
+        try:
+            _, below = await self._loop.create_connection(self._connection, proxy.host, proxy.port)
+        except OSError as exc:
+            raise no_proxy(proxy, exc) from exc
         if self._tls is None:
-            try:
-                _, connection = await self._loop.create_connection(self._connection, proxy.host, proxy.port)
-            except OSError as exc:
-                raise no_proxy(proxy, exc) from exc
-            return connection
-        below = await tunnel(proxy, url)
+            return below
+        try:
+            reply = await below.send(proxy.connect(url), "")
+        except ClientError as exc:
+            raise ConnectFailed(f"The proxy {proxy} didn't respond to the request to connect to {url.origin}.") from exc
+        finally:
+            if below.tunnel is None:
+                below.abort()
+        if below.tunnel is None:
+            raise proxy_error(proxy, url, reply.status)
         connection = self._connection()
-        transport = await self._loop.start_tls(below, connection, self._tls, server_hostname=url.host)
+        transport = await self._loop.start_tls(below.tunnel, connection, self._tls, server_hostname=url.host)
         if transport is None:
             raise ConnectFailed(f"The proxy {proxy} closed the connection to {url.origin}.")
         connection.connection_made(transport)

@@ -5,11 +5,11 @@
 (CONNECT, RFC 9110 §9.3.6), and http an absolute URL in the request line (RFC 9112 §3.2.2).
 """
 
-import asyncio
 import base64
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from http import HTTPStatus
 from ipaddress import ip_address, ip_network
 from urllib.parse import unquote, urljoin, urlsplit
 
@@ -101,9 +101,6 @@ def parse_url(text: str) -> Url:
     return Url(parts.scheme, host, _PORTS[parts.scheme] if port is None else port, target)
 
 
-_MAX_HEAD = 64 * 1024
-
-
 class Proxy(Confidential, Struct, frozen=True):
     """A proxy and its credentials."""
 
@@ -122,6 +119,11 @@ class Proxy(Confidential, Struct, frozen=True):
     def fields(self) -> bytes:
         """Return the header lines for this proxy."""
         return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
+
+    def connect(self, url: Url) -> bytes:
+        """Return a request for a tunnel to the server of a URL."""
+        place = f"{_bracket(url.host)}:{url.port}".encode()
+        return b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place, place, self.fields)
 
     def forward(self, url: Url, request: bytes) -> bytes:
         """Return a request in the form for a proxy, with the absolute URL and the proxy's own headers."""
@@ -186,45 +188,14 @@ def _is_excluded(url: Url, exceptions: str) -> bool:
     return False
 
 
-async def tunnel(proxy: Proxy, url: Url) -> asyncio.Transport:
-    """Return a connection to the server of a URL, through a proxy.
-
-    Raises:
-        ConnectFailed: The proxy is unreachable or refused to connect.
-    """
-    reader = asyncio.StreamReader(limit=_MAX_HEAD)
-    try:
-        transport, _ = await asyncio.get_running_loop().create_connection(
-            lambda: asyncio.StreamReaderProtocol(reader), proxy.host, proxy.port
-        )
-    except OSError as exc:
-        raise no_proxy(proxy, exc) from exc
-    place = f"{_bracket(url.host)}:{url.port}"
-    transport.write(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place.encode(), place.encode(), proxy.fields))
-    try:
-        # No data follows the proxy's reply, because the server doesn't send first.
-        head = b""
-        with suppress(EOFError, OSError, asyncio.LimitOverrunError):
-            head = await reader.readuntil(b"\r\n\r\n")
-        words = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
-        if len(words) < 2 or not words[0].startswith("HTTP/1."):
-            raise ConnectFailed(f"The proxy {proxy} didn't respond to the request to connect to {place}.")
-        if not words[1].startswith("2"):
-            raise proxy_error(proxy, place, " ".join(words[1:]))
-    except BaseException:
-        transport.abort()
-        raise
-    return transport
-
-
-def proxy_error(proxy: Proxy, place: str, status: str) -> ConnectFailed:
+def proxy_error(proxy: Proxy, url: Url, status: int) -> ConnectFailed:
     """Return the error for a proxy that refused to connect."""
-    if status.startswith("407"):
+    if status == HTTPStatus.PROXY_AUTHENTICATION_REQUIRED:
         return ConnectFailed(
             f"The proxy {proxy} requires credentials (407). Add them to the variable: "
             f"http://name:password@{proxy.host}:{proxy.port}"
         )
-    return ConnectFailed(f"The proxy {proxy} refused to connect to {place}: {status or 'no reason given'}.")
+    return ConnectFailed(f"The proxy {proxy} refused to connect to {url.origin} ({status}).")
 
 
 def no_proxy(proxy: Proxy, exc: OSError) -> ConnectFailed:
