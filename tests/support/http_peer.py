@@ -43,13 +43,13 @@ class ToyApp:
     def __init__(self, routes: dict[tuple[str, str], Handler], settings: Settings) -> None:
         limits = HttpLimits.of(settings)
         policy = HostPolicy(settings.allowed_hosts, settings.allowed_origins, loopback_bind=True)
-        self.adapter = AsgiAdapter(lambda method, path: routes.get((method, path)), limits=limits, policy=policy)
         self.table = Endpoints(
             lambda method, path: routes.get((method, path)),
             limits=limits,
             policy=policy,
             hot={(key[0].encode(), key[1].encode()): (handler, *key) for key, handler in routes.items()},
         )
+        self.adapter = AsgiAdapter(self.table)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle HTTP only: the lifespan is off."""

@@ -11,6 +11,7 @@ from millstream import Context, Field, Image, Server, ToolError, ToolResult
 from millstream._http.asgi import AsgiAdapter
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, HttpLimits, HttpRequest, Response
+from millstream._http.server import Endpoints
 from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._transports.rest import TOOLS_PATH, RestRoutes
 from millstream._web.pages import pages
@@ -191,7 +192,7 @@ class RestApp:
             runtime = await self.server.start(supervised=True)
             policy = HostPolicy((), (), loopback_bind=True)
             find = make_router(RestRoutes(runtime.dispatcher))
-            self._adapter = AsgiAdapter(find, limits=HttpLimits.of(self.server.settings), policy=policy)
+            self._adapter = AsgiAdapter(Endpoints(find, limits=HttpLimits.of(self.server.settings), policy=policy))
         await self._adapter(scope, receive, send)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cases import for_each
 from http_messages import Handler, HttpRequest, Response
-from http_peer import STREAM_HEAD, WAIT, HostPolicy, HttpLimits
+from http_peer import STREAM_HEAD, WAIT, Endpoints, HostPolicy, HttpLimits
 from millstream import Settings
 from millstream._http.asgi import AsgiAdapter, header_list, header_lists
 
@@ -44,7 +44,7 @@ class Peer:
     async def ask(self, handler: Handler | None, **settings: Any) -> tuple[int, bytes]:
         """Run the adapter; the status and the body it sent."""
         adapter = AsgiAdapter(
-            lambda method, path: handler, limits=HttpLimits.of(Settings(**settings)), policy=HostPolicy()
+            Endpoints(lambda method, path: handler, limits=HttpLimits.of(Settings(**settings)), policy=HostPolicy())
         )
         await asyncio.wait_for(adapter(self.scope, self.receive, self.send), WAIT)
         return self.answer()
@@ -105,7 +105,9 @@ async def test_oversized_body_without_content_length_gets_413(more: bool) -> Non
 async def test_disconnect_during_the_body_starts_no_handler() -> None:
     for messages in ([DISCONNECT], [{"type": "http.request", "body": b"a", "more_body": True}, DISCONNECT]):
         peer = Peer(messages)
-        adapter = AsgiAdapter(lambda method, path: _fail, limits=HttpLimits.of(Settings()), policy=HostPolicy())
+        adapter = AsgiAdapter(
+            Endpoints(lambda method, path: _fail, limits=HttpLimits.of(Settings()), policy=HostPolicy())
+        )
         await adapter(peer.scope, peer.receive, peer.send)
         assert peer.sent == []
 
@@ -142,7 +144,7 @@ async def test_cancellation_after_a_disconnect_is_swallowed() -> None:
         await asyncio.Event().wait()
 
     peer = Peer()
-    adapter = AsgiAdapter(lambda method, path: work, limits=HttpLimits.of(Settings()), policy=HostPolicy())
+    adapter = AsgiAdapter(Endpoints(lambda method, path: work, limits=HttpLimits.of(Settings()), policy=HostPolicy()))
     task = asyncio.create_task(adapter(peer.scope, peer.receive, peer.send))
     await asyncio.wait_for(began.wait(), WAIT)
     peer.gone.set()
@@ -165,7 +167,7 @@ async def test_handlers_can_finish_after_a_disconnect() -> None:
         return Response()
 
     peer = Peer()
-    adapter = AsgiAdapter(lambda method, path: work, limits=HttpLimits.of(Settings()), policy=HostPolicy())
+    adapter = AsgiAdapter(Endpoints(lambda method, path: work, limits=HttpLimits.of(Settings()), policy=HostPolicy()))
     task = asyncio.create_task(adapter(peer.scope, peer.receive, peer.send))
     await asyncio.wait_for(began.wait(), WAIT)
     peer.gone.set()

@@ -16,6 +16,7 @@ from millstream._config import Settings
 from millstream._http.asgi import AsgiAdapter, AsgiExchange
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import STREAM_HEAD, HttpLimits, HttpRequest, Response, Sink
+from millstream._http.server import Endpoints
 from millstream._http.server.connection import MAX_PIPELINE, ServerExchange
 from millstream._server.calls.call import Call
 from millstream._transports.streamable import PostReplyChannel
@@ -169,9 +170,11 @@ async def test_body_is_freed_after_the_call_under_any_asgi_server(name: str) -> 
     watch = Watch()
     routes = {("POST", f"/{name}"): getattr(watch, name)}
     adapter = AsgiAdapter(
-        lambda method, path: routes.get((method, path)),
-        limits=HttpLimits.of(Settings()),
-        policy=HostPolicy(loopback_bind=True),
+        Endpoints(
+            lambda method, path: routes.get((method, path)),
+            limits=HttpLimits.of(Settings()),
+            policy=HostPolicy(loopback_bind=True),
+        )
     )
     scope = {
         "type": "http", "method": "POST", "path": f"/{name}", "headers": [(b"host", b"127.0.0.1")], "client": None
@@ -237,7 +240,9 @@ async def test_abandoned_streams_are_not_kept_in_memory(way: str, method: str) -
 async def test_unfinished_bodies_are_capped_under_any_asgi_server() -> None:
     watch = Watch()
     limits = HttpLimits.of(Settings(max_incoming_bytes=500, max_body=250))
-    adapter = AsgiAdapter(lambda method, path: watch.reply, limits=limits, policy=HostPolicy(loopback_bind=True))
+    adapter = AsgiAdapter(
+        Endpoints(lambda method, path: watch.reply, limits=limits, policy=HostPolicy(loopback_bind=True))
+    )
     go = asyncio.Event()
 
     async def post() -> tuple[int, dict[bytes, bytes]]:

@@ -12,6 +12,7 @@ from millstream._config import Settings
 from millstream._http.asgi import MAX_PIECES, AsgiAdapter
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import MAX_FRAMING, Handler, HttpLimits, HttpRequest, Response
+from millstream._http.server import Endpoints
 from millstream._http.server.listener import SocketListener
 from wire import FakeTransport
 
@@ -127,7 +128,7 @@ async def test_body_messages_are_bounded_under_any_asgi_server() -> None:
 
     sent: list[Any] = []
     limits = HttpLimits.of(Settings())
-    adapter = AsgiAdapter(lambda method, path: handler, limits=limits, policy=HostPolicy(loopback_bind=True))
+    adapter = AsgiAdapter(Endpoints(lambda method, path: handler, limits=limits, policy=HostPolicy(loopback_bind=True)))
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": [(b"host", b"127.0.0.1")], "client": None}
     await adapter(scope, receive, send)
     assert (sent[0]["status"], received <= MAX_PIECES * 65 // 64 + 2) == (400, True)

@@ -12,20 +12,18 @@ application finishes. Any other reply is streamed.
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Coroutine, Generator, MutableMapping
 from types import coroutine
 from typing import Any, cast
 
 from msgspec import Struct, field
 
-from millstream._http.hosts import HostPolicy
 from millstream._http.message import (
     FROM_BYTES,
     CloseSignal,
     CompactEvent,
     Handler,
     Header,
-    HttpLimits,
     HttpRequest,
     Response,
     Sink,
@@ -33,6 +31,7 @@ from millstream._http.message import (
     failure,
     refusal,
 )
+from millstream._http.server import Endpoints
 from millstream._override import override
 from millstream._protocol.principal import Share
 
@@ -142,9 +141,6 @@ class AsgiSink(CloseSignal, eq=False):
             self.connection_lost()
 
 
-Route = Callable[[str, str], Handler | None]
-"""``route(method, path)`` returns the handler for a path below the mount point, or `None` for 404."""
-
 MAX_PIECES = 1024
 """Maximum messages per body, plus one for each 64 bytes of it."""
 
@@ -173,22 +169,14 @@ def no_peer(scope: Scope) -> str:
 class AsgiAdapter:
     """An ASGI 3 application for scopes of type ``http``."""
 
-    def __init__(
-        self,
-        route: Route,
-        *,
-        limits: HttpLimits,
-        policy: HostPolicy,
-        hot: Mapping[tuple[str, str], Handler] = {},
-        root_path: str = "",
-    ) -> None:
-        self.route = route
-        self.hot = hot
+    def __init__(self, table: Endpoints) -> None:
+        self.route = table.find
+        self.hot = {(method, path): handler for handler, method, path in table.hot.values()}
         """Handlers by (method, path), found without a Python call."""
-        self.policy = policy
-        self.root_path = root_path
+        self.policy = table.policy
+        self.root_path = table.root_path
         """The prefix that a proxy removed, if the ASGI server doesn't know it."""
-        self.limits = limits
+        self.limits = limits = table.limits
         self.body_budget = Share(limits.max_incoming_bytes)
         self.body_budget.fit(limits.max_body)
         """The budget for incomplete bodies that arrive in several messages."""

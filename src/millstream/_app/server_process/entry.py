@@ -89,7 +89,7 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
     """Build the HTTP side of a runtime, register it for the requests of its loop, and return its endpoints."""
     definition = runtime.definition
     if runtime.endpoints is None:
-        routes, limits = runtime.serve_http(), HttpLimits.of(definition.settings)
+        routes = runtime.serve_http()
         if runtime.bind.loopback is None:
             missing = (*_OWN_SERVER, _OWN_SOCKETS) if runtime.host.sockets else _OWN_SERVER
             logger.warning(
@@ -100,16 +100,9 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
                 runtime.sweep.run_in_background(_drain_with_uvicorn, runtime, server)
         if runtime.services.secrets.warning is not None:
             logger.warning(runtime.services.secrets.warning)
-        runtime.adapter = AsgiAdapter(
-            routes.find,
-            limits=limits,
-            policy=runtime.policy,
-            hot={(method, path): handler for handler, method, path in routes.hot.values()},
-            root_path=definition.settings.root_path,
-        )
         runtime.endpoints = Endpoints(
             routes.find,
-            limits=limits,
+            limits=HttpLimits.of(definition.settings),
             policy=runtime.policy,
             hot=routes.hot,
             websocket=partial(_websocket, application) if runtime.host.sockets else None,
@@ -118,6 +111,7 @@ def prepare(application: ServerApplication, runtime: Runtime) -> Endpoints:
             root_path=definition.settings.root_path,
             header_lines=None if runtime.guard is None else runtime.guard.header_lines,
         )
+        runtime.adapter = AsgiAdapter(runtime.endpoints)
     application.runtimes.current = runtime
     return runtime.endpoints
 

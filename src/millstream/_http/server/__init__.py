@@ -13,12 +13,12 @@ chunk (`read_chunk`). ``tests/transports/test_fast_heads.py`` compares both read
 
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from msgspec import Struct, field
 
 from millstream._http.hosts import HostPolicy
 from millstream._http.message import Handler, Header, HttpLimits
-from millstream._http.websocket import DirectSocket
 from millstream._protocol.errors import Confidential
 
 _CACHED_NAMES = frozenset({
@@ -114,13 +114,13 @@ class Endpoints(Struct, eq=False):
     """The endpoints of one application, with its limits and its Host and Origin rules."""
 
     find: Callable[[str, str], Handler | None]
-    """Returns the handler for a method and a decoded path, or `None` for 404."""
+    """Returns the handler for a method and a decoded path below the mount point, or `None` for 404."""
     limits: HttpLimits
     policy: HostPolicy
     hot: Mapping[tuple[bytes, bytes], Target] = {}
     """(method, path) to handler, for the endpoints that the fast head reader finds without a call."""
-    websocket: Callable[[DirectSocket], Awaitable[None]] | None = None
-    """Serves a WebSocket from its handshake on, or `None` to ignore upgrades."""
+    websocket: Callable[[Any], Awaitable[None]] | None = None
+    """Serves a WebSocket from its handshake on (`millstream._http.websocket`), or `None` to ignore upgrades."""
     max_message: int = 4 * 1024 * 1024
     """Maximum size of a WebSocket message, in bytes."""
     heartbeat: float = 15.0
