@@ -205,8 +205,6 @@ class PartHost:
         """Path -> function that serves the WebSockets there. It checks Host and Origin by `policy`, and
         credentials by `guard`.
         """
-        self.runs_while_idle: bool = False
-        """Whether the server keeps running while idle, because a part holds state that must survive."""
         self.shared_paths: set[str] = set()
         """Paths that pages of any origin can use, because cookies are ignored there."""
         self.request_gates: list[RequestGate] = []

@@ -11,7 +11,6 @@ import pytest
 from fastapi import FastAPI
 
 from millstream import Context, Server
-from millstream._app import runtime as runtimes_of_a_loop
 from millstream._protocol.errors import LocalError
 from millstream._telemetry.logs import capture_logs
 from patience import WAIT
@@ -74,27 +73,6 @@ async def test_mounted_server_runs_in_its_hosts_lifespan() -> None:
             assert "value" in (await http.post("/mcp", json=body)).text
             await server.hub.publish("life", "between")
         assert steps == ["open", "first", "between", "last"]
-
-
-@pytest.mark.parametrize("kind", ["hub", "lifespan", "plain"])
-async def test_idle_servers_keep_their_lifespan_and_hub(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes_of_a_loop, "IDLE_SECONDS", 0.0)
-    monkeypatch.setattr("millstream._server.sweep.TICK", 0.0)
-    ended = asyncio.Event()
-
-    @asynccontextmanager
-    async def opened(server: Server) -> AsyncGenerator[None, None]:
-        yield
-        ended.set()
-
-    server = Server("shop", serve="hub" if kind == "hub" else (), lifespan=opened if kind == "lifespan" else None)
-    runtime = await server.start()
-    for _ in range(50):
-        await asyncio.sleep(0)
-    assert (await server.start() is runtime) is (kind != "plain")
-    assert not ended.is_set()
-    await server.stop()
-    assert ended.is_set() is (kind == "lifespan")
 
 
 async def test_server_without_a_hub_explains_how_to_enable_it() -> None:

@@ -199,7 +199,6 @@ class Replicas:
             await asyncio.sleep(PAUSE)
 
 
-IDLE_SECONDS = 60.0
 HALT_SECONDS = 1.0
 """Seconds for stopped calls to end."""
 
@@ -211,20 +210,16 @@ class Runtime:
     close. `runtimes` decides when.
     """
 
-    def __init__(
-        self, definition: Definition, store: Store, *, bind: Bind, on_idle: "Callable[[Runtime], None] | None" = None
-    ) -> None:
+    def __init__(self, definition: Definition, store: Store, *, bind: Bind) -> None:
         """Create the runtime; `open` starts it.
 
         Args:
             definition: Definition of the server.
             store: Store for this loop, opened and closed here.
             bind: The server's listen address.
-            on_idle: Called when the server was idle for a minute, or None if its starter closes it.
         """
         self.definition = definition
         self.bind = bind
-        self.on_idle = on_idle
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self.thread: int = get_ident()
         """The thread of the loop. No other loop runs in it at the same time."""
@@ -244,8 +239,6 @@ class Runtime:
         self.endpoints: Endpoints | None = None
         """The endpoints for our own server, once HTTP is served."""
         self._stack = contextlib.AsyncExitStack()
-        self._busy = 0.0
-        self._requests = 0
 
     async def open(self) -> "Runtime":
         """Open everything. If a step fails, close everything that was already opened.
@@ -289,9 +282,8 @@ class Runtime:
             for part in parts:
                 await part.open(host)
                 host.stack.push_async_callback(part.close)
-            self.sweep.ticks.extend((lambda now: self.streams.end_expired(), self._watch_idleness))
+            self.sweep.ticks.append(lambda now: self.streams.end_expired())
             await self.replicas.join()
-            self._busy = self.sweep.clock()
             self.sweep.open()
             self._stack = self._stack.pop_all()
         return self
@@ -419,13 +411,6 @@ class Runtime:
 
     def _extend_logs(self) -> None:
         self.sweep.run_in_background(self.streams.touch, self.store.log, LOG_TTL)
-
-    def _watch_idleness(self, now: float) -> None:
-        requests = 0 if self.adapter is None else self.adapter.requests
-        if self.on_idle is None or self.dispatcher.calls or len(self.streams) or requests != self._requests:
-            self._busy, self._requests = now, requests
-        elif now - self._busy >= IDLE_SECONDS:
-            self.loop.call_soon(self.on_idle, self)
 
 
 def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:

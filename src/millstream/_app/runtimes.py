@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from msgspec import Struct, field
@@ -30,15 +29,14 @@ _ISOLATED = (
 
 
 REQUEST, SUPERVISOR = "request", "supervisor"
-"""Holders outside of `running` blocks: a request or a publication, until the runtime is idle, and a starter that will
-call `stop`."""
+"""Holders outside of `running` blocks: a request or a publication, and a starter that will call `stop`."""
 
 
 class LoopRecord(Struct, eq=False):
     """A server in one event loop."""
 
     store: Store | None = None
-    """The store, which outlives idle runtimes along with session state."""
+    """The store, which outlives stopped runtimes along with session state."""
     isolated: bool = False
     """Whether the server's processes can't share the store."""
     runtime: "Runtime | None" = None
@@ -55,8 +53,8 @@ class Runtimes:
     """A server's runtimes.
 
     A starter also stops its runtime: our HTTP server, a host's lifespan, or an ``async with``. A runtime that was
-    opened by a request, because the server is mounted in another application, closes after an idle minute. With a
-    lifespan or a hub, it lives until the loop ends or the server is stopped.
+    opened by a request, because the server is mounted in another application, lives until the loop ends or the server
+    is stopped.
     """
 
     def __init__(self, definition: Definition) -> None:
@@ -82,7 +80,7 @@ class Runtimes:
         Failures are retried.
 
         Args:
-            supervised: Whether the caller will call `stop`. Until then it doesn't close on its own.
+            supervised: Whether the caller will call `stop`. Otherwise, the end of a host's lifespan also closes it.
 
         Raises:
             LocalError: The key for session ids is invalid, or this is the server's own lifespan.
@@ -134,7 +132,7 @@ class Runtimes:
                         record.isolated = True
                         logger.error(_ISOLATED, definition.name, exc)
                 record.store = store or open_store(definition.store)
-            runtime = record.living = Runtime(definition, record.store, bind=self.bind, on_idle=self.close_idle)
+            runtime = record.living = Runtime(definition, record.store, bind=self.bind)
             try:
                 await runtime.open()
             except BaseException:
@@ -142,12 +140,10 @@ class Runtimes:
                 raise
         if record.isolated:
             runtime.host.check_ready(lambda: "the server's processes can't share a store", serves=False)
-        if runtime.host.runs_while_idle:
-            runtime.on_idle = None
         record.runtime = runtime
         definition.listeners.add(runtime)
         # Each caller may have been canceled.
-        runtime.loop.call_soon(partial(self.close_idle, runtime, unused=True))
+        runtime.loop.call_soon(self._close_unused, record, runtime)
         return runtime
 
     def _forget_closed_loops(self) -> None:
@@ -180,11 +176,9 @@ class Runtimes:
             finally:
                 record.living = None
 
-    def close_idle(self, runtime: "Runtime", *, unused: bool = False) -> None:
-        """Close an idle runtime, or, if `unused`, one without holders. The next request opens a new one."""
-        record = self.record()
-        keeps = record.holders if unused else record.holders - {REQUEST}
-        if record.runtime is runtime and not keeps:
+    def _close_unused(self, record: LoopRecord, runtime: "Runtime") -> None:
+        """Close a runtime without holders."""
+        if record.runtime is runtime and not record.holders:
             self._closing.spawn(self._close(record, runtime))
 
     @asynccontextmanager
@@ -255,8 +249,8 @@ _HUB_NAMES = dict.fromkeys(("subscribe", "on", "receive"), "Use `async with mcp.
 class HubAccess:
     """The hub for programs (``mcp.hub``). Its methods take the same arguments and raise the same errors as `Hub`.
 
-    It's usable at any time: before the first request, in the lifespan of the server or the host application, and after
-    a long idle time. The first use opens the hub.
+    It's usable at any time: before the first request, and in the lifespan of the server or the host application. The
+    first use opens the hub.
     """
 
     def __init__(self, runtimes: Runtimes) -> None:

@@ -749,7 +749,7 @@ class Server:
         Use it in programs that can't use ``async with mcp.running()``.
 
         Args:
-            supervised: Whether you will call `stop`. Until then, the server doesn't stop on its own.
+            supervised: Whether you will call `stop`. Otherwise, the end of the host's lifespan also stops the server.
 
         Raises:
             LocalError: The key for session ids is invalid.

@@ -180,13 +180,10 @@ class AsgiAdapter:
         self.body_budget = Share(limits.max_incoming_bytes)
         self.body_budget.fit(limits.max_body)
         """The budget for incomplete bodies that arrive in several messages."""
-        self.requests = 0
-        """Number of requests in progress. A server without a shutdown hook closes when it reaches 0."""
         self.digits = len(str(limits.max_body))
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Coroutine[Any, Any, None]:
         """Serve one request. Returns the coroutine that does the work instead of adding one."""
-        self.requests += 1
         path: str = scope["path"]
         root: str = scope.get("root_path") or self.root_path
         # Servers and Starlette since 0.33 leave root_path in front of path; older mounts take it off.

@@ -145,7 +145,6 @@ class GatewayPart:
                 "This server already runs in another event loop. With upstreams, it can run in only one at a time."
             )
         check(self.definition.upstreams)
-        host.runs_while_idle = True
         pool = ProcessPool(limit=host.settings.max_processes)
         self._warn_about_rules(host)
         pool.places.several = pool.starts.several = host.guard is not None and host.guard.has_several()

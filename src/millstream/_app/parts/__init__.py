@@ -62,7 +62,6 @@ class LifespanPart(OwnPart):
             ValueError: A registered item can't work.
         """
         if self.definition.has_lifespan():
-            host.runs_while_idle = True
             self._values: dict[Definition, Any] = {}
             host.services.lifespan_of = self._find_value
             self._failed = ""

@@ -57,7 +57,6 @@ class HubPart(OwnPart):
         host.stack.push_async_callback(hub.close)
         host.hub = host.services.hub = hub
         host.services.attach_stream = partial(_attach_stream, hub)
-        host.runs_while_idle = True
         host.report("subscribers", lambda: hub.stats().subscribers, limit=hub.limits.max_connections)
         if host.metrics is not None:
             _measure(host.metrics, hub)
