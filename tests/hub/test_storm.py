@@ -20,7 +20,11 @@ pytestmark = pytest.mark.many
 @pytest.fixture(autouse=True)
 def long_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a slow machine, a storm takes longer than pages are cached."""
-    monkeypatch.setattr("millstream.hub._reader.CACHE_SECONDS", WAIT)
+
+    async def refresh(hub: Hub) -> None:
+        """Keep the pages."""
+
+    monkeypatch.setattr(Hub, "_refresh", refresh)
 
 
 class CountedStore(DelayedStore):

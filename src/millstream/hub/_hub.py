@@ -449,6 +449,7 @@ class Hub:
         """
         delivery = self._delivery
         delivery.interest.sweep()
+        delivery.reader.forget()
         await (delivery.catch_up() if read else delivery.event_tail.settle())
         await self._presence.refresh()
         delivery.write(delivery.position_event(), None)

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 
 from msgspec import Struct, field
 
+from millstream._recent import RecentBytes
 from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.store import Store
 from millstream._tasks import Tasks, has_failed
@@ -23,7 +24,7 @@ from millstream.hub._channels import CLIENT
 from millstream.hub._event import unpack_header
 from millstream.hub._journal import JOURNAL, Journal, history_stream
 
-CACHE_SECONDS = 10.0
+_MAX_READS = 10_000
 MAX_CACHE_BYTES = 16 * 1024 * 1024
 
 T = TypeVar("T")
@@ -36,8 +37,6 @@ class _Read(Struct, Generic[T]):
     """The worker's offset when the read began."""
     task: asyncio.Task[T]
     size: int = 0
-    end: asyncio.TimerHandle | None = None
-    """Drops a cached result."""
 
 
 class SharedReads(Generic[T]):
@@ -49,12 +48,17 @@ class SharedReads(Generic[T]):
 
     def __init__(self, size: Callable[[T], int]) -> None:
         self._size = size
-        self._reads: dict[Hashable, _Read[T]] = {}
+        self._reads: RecentBytes[Hashable, _Read[T]] = RecentBytes(
+            _MAX_READS, max_bytes=MAX_CACHE_BYTES, size_of=lambda read: read.size
+        )
         """Reads that can be shared with more subscribers."""
         self.tasks: Tasks = Tasks()
         """All reads in progress."""
-        self.bytes = 0
+
+    @property
+    def bytes(self) -> int:
         """Total size of cached results in bytes, up to `MAX_CACHE_BYTES`."""
+        return self._reads.held
 
     async def get(
         self,
@@ -74,9 +78,9 @@ class SharedReads(Generic[T]):
                 being read.
         """
         shared = self._reads.get(key)
-        if shared is None or not usable(shared.since, shared.task.result() if shared.end is not None else None):
-            self._drop(key)
-            shared = self._reads[key] = _Read(since, self.tasks.spawn(read()))
+        if shared is None or not usable(shared.since, shared.task.result() if shared.size else None):
+            shared = _Read(since, self.tasks.spawn(read()))
+            self._reads.keep(key, shared)
             shared.task.add_done_callback(partial(self._on_read_done, key, shared))
         return await asyncio.shield(shared.task)
 
@@ -84,24 +88,13 @@ class SharedReads(Generic[T]):
         failed = has_failed(done)
         if self._reads.get(key) is not read:
             return  # a later read replaced it, or events were lost since it began
-        if failed or (size := self._size(done.result())) > MAX_CACHE_BYTES:
-            del self._reads[key]
-            return
-        while self.bytes + size > MAX_CACHE_BYTES:
-            self._drop(next(key for key, each in self._reads.items() if each.size))
-        read.size, read.end = size, asyncio.get_running_loop().call_later(CACHE_SECONDS, self._drop, key)
-        self.bytes += size
-
-    def _drop(self, key: Hashable) -> None:
-        read = self._reads.pop(key, None)
-        if read is not None and read.end is not None:
-            read.end.cancel()
-            self.bytes -= read.size
+        del self._reads[key]
+        if not failed:
+            self._reads.keep(key, _Read(read.since, done, self._size(done.result())))
 
     def forget(self) -> None:
         """Drop all results. Pending reads serve only the callers that are already waiting."""
-        for key in list(self._reads):
-            self._drop(key)
+        self._reads.clear()
 
 
 PAGE = 500
@@ -153,7 +146,7 @@ class JournalReader:
         """Acquired while a subscriber keeps pages, and released while it waits for its connection."""
 
     def forget(self) -> None:
-        """Drop cached pages. Called when new events reuse the offsets of lost ones."""
+        """Drop cached pages. Called now and then, and when new events reuse the offsets of lost ones."""
         self._pages.forget()
         self._indexes.forget()
 
