@@ -12,7 +12,6 @@ from millstream.hub import Hub
 from millstream.hub._event import position_id
 from millstream.hub._reader import SharedReads
 from millstream.hub._replay import REPLAYS
-from patience import WAIT
 
 pytestmark = pytest.mark.many
 
