@@ -199,6 +199,13 @@ class _Workers:
         return self._store.me
 
     @property
+    def dead(self) -> set[str]:
+        return self._store._shared.expired_workers
+
+    async def read(self) -> None:
+        await self._store.travel("read workers")
+
+    @property
     def live(self) -> frozenset[str]:
         return frozenset(self._store._shared.live)
 

@@ -23,6 +23,7 @@ from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
 from millstream._recent import Recent
 from millstream._stores.base import StoreFull, StoreUnavailable
+from millstream._stores.health import LogOnce, run_on
 from millstream._stores.rates import share_for
 from millstream._stores.store import Store
 from millstream._tasks import Tasks
@@ -241,8 +242,9 @@ class Peers:
         self._on_loss: list[Callable[[], None]] = []
         self._worker_checks: list[Callable[[], Awaitable[None]]] = [self._check_receivers]
         self._stamp = 0
-        self._mute = False
-        """Whether the last message to all workers failed, which was logged."""
+        self._outage = LogOnce(
+            _logger, "Messages to all workers can't be sent", "Messages to other workers can be sent again."
+        )
         self._processed: Recent[tuple[str, int], None] = Recent(_MAX_SEEN)
         """Direct messages, and messages with a significant order. Each is processed once, although a repaired store can
         repeat it.
@@ -252,8 +254,7 @@ class Peers:
         self._share = Share(MAX_UNRECEIVED)
         self._tasks = Tasks()
         self._outbox: dict[Message, None] = {}
-        self._workers_changed = False
-        """Whether workers joined or left since the last check."""
+        self._workers_changed = asyncio.Event()
         self._stops: list[Callable[[], None]] = []
         self._warned = False
         self.use(values)
@@ -293,7 +294,13 @@ class Peers:
         self._stops = [self._store.watch(self._lose)]
         if self.shared:
             self._stops.append(self._store.bus.subscribe(_TOPIC, self._receive, interrupted=self._miss))
-            self._stops.append(self._store.workers.watch(self._look_soon))
+            self._stops.append(self._store.workers.watch(self._workers_changed.set))
+            outage = LogOnce(
+                _logger,
+                "A dead worker's calls and sessions can't be cleaned up; retrying",
+                "Dead workers' calls and sessions can be cleaned up again.",
+            )
+            self._tasks.spawn(run_on(self._workers_changed, self._check_workers, outage))
 
     async def close(self) -> None:
         """Stop receiving and drop queued messages."""
@@ -310,23 +317,9 @@ class Peers:
         for lost in self._on_loss:
             lost()
 
-    def _look_soon(self) -> None:
-        self._workers_changed = True
-        self._tasks.spawn_once(self._look)
-
-    async def _look(self) -> None:
-        failing = False
-        while self._workers_changed:
-            self._workers_changed = False
-            try:
-                for look in self._worker_checks:
-                    await look()
-            except (LocalError, OSError) as failure:
-                if not failing:
-                    _logger.warning("A dead worker's calls and sessions can't be cleaned up; retrying: %s", failure)
-                failing = self._workers_changed = True
-            if self._workers_changed:
-                await asyncio.sleep(PAUSE)
+    async def _check_workers(self) -> None:
+        for check in self._worker_checks:
+            await check()
 
     def _receive(self, data: bytes) -> None:
         letter = self._open_letter(data)
@@ -365,11 +358,11 @@ class Peers:
             future.set_result(received)
 
     async def _check_receivers(self) -> None:
-        for worker in {worker for worker, _ in self._unreceived.values()}:
-            if not await self._store.workers.alive(worker):
-                for stamp, (each, _) in self._unreceived.items():
-                    if each == worker:
-                        self._settle(stamp, received=False)
+        workers = self._store.workers
+        await workers.read()
+        for stamp, (worker, _) in self._unreceived.items():
+            if worker in workers.dead:
+                self._settle(stamp, received=False)
 
     def _open_letter(self, data: bytes) -> _Envelope | None:
         """Return a valid message from another worker, or from this one if requested, else None."""
@@ -415,19 +408,14 @@ class Peers:
         """Send a message to all other workers. Return False if the store doesn't respond; messages are only hints."""
         if not self.shared:
             return False
-        try:
+        heard = self._outage.lasts
+        with self._outage:
             await self._store.bus.publish(_TOPIC, self._seal("", message))
-        except (LocalError, OSError) as failure:
-            if not self._mute:
-                _logger.warning("Messages to all workers can't be sent: %s", failure)
-                self._mute = True
-                for waiting in list(self._outbox):
-                    self._hear_alone(waiting)
-            return False
-        if self._mute:
-            _logger.warning("Messages to other workers can be sent again.")
-        self._mute = False
-        return True
+            return True
+        if not heard:
+            for waiting in list(self._outbox):
+                self._hear_alone(waiting)
+        return False
 
     def broadcast_soon(self, message: Message) -> None:
         """Queue a message for all other workers and retry until it's sent. Duplicates in the queue are sent once.
@@ -437,7 +425,7 @@ class Peers:
         """
         if not self.shared:
             return
-        if self._mute:
+        if self._outage.lasts:
             self._hear_alone(message)
         if message in self._outbox:
             return
@@ -450,7 +438,7 @@ class Peers:
     async def _send_waiting(self) -> None:
         while self._outbox:
             del self._outbox[message := next(iter(self._outbox))]
-            heard = self._mute
+            heard = self._outage.lasts
             try:
                 sent = await self.broadcast(message)
             except Exception:
