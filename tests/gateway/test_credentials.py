@@ -23,6 +23,7 @@ from millstream.gateway import Secret, UpstreamConfig, bearer, client_credential
 from millstream.gateway._config import load_file
 from millstream.gateway._credentials import Credentials
 from millstream.gateway._credentials.source import LinkAuth, LinkCaller, UpstreamCredentials
+from patience import WAIT
 from redis_parts import RedisServer, shared_servers
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "gateway"
@@ -332,6 +333,20 @@ async def test_lists_are_read_with_the_first_callers_token_while_it_works() -> N
         credentials.avoid_lister(first)  # as if Ada's token couldn't read them
         assert await gate.call(sign(sub="eve"), "up_who") == "eve-exchanged"
         assert await credentials.lister() != first
+
+
+async def test_lists_are_read_again_when_the_same_caller_has_a_new_token() -> None:
+    async with run_world() as other, run_exchange_gateway(other) as (gate, sign):
+        await gate.wait_for_tool("up_who", sign(sub="ada"))
+        credentials = (await gate.mcp.start()).host.gateway.upstreams["up"].credentials
+        first = await credentials.lister()
+        credentials._callers[first].until = 0.0  # as if Ada's token had expired
+        async with asyncio.timeout(WAIT), asyncio.TaskGroup() as tasks:
+            waiting = tasks.create_task(credentials.lister())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            assert await gate.call(sign(sub="ada"), "up_who") == "ada-exchanged"
+            assert await waiting == first
 
 
 async def test_rejected_exchange_affects_only_its_caller() -> None:

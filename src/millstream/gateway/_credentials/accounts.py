@@ -7,7 +7,6 @@ connections page. A call without a connection asks the user to open the page. Ev
 import asyncio
 import hmac
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,6 @@ from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._parts import PartHost, Route
 from millstream._protocol.metadata import declares
-from millstream._recent import Recent
 from millstream._server.calls.call import Call
 from millstream.auth import _pages as pages
 from millstream.auth._authorization_server.tickets import Vault, new_state
@@ -41,7 +39,13 @@ from millstream.client._oauth.endpoints import fetch, wants_nonce
 from millstream.client._oauth.flow import PendingAuthorization, parse_redirect
 from millstream.gateway._credentials import PerUserOAuth
 from millstream.gateway._credentials.source import LinkCaller, digest_of, logger, outbound_for
-from millstream.gateway._credentials.tokens import ISSUER_TIMEOUT, StoredGrant, TokenCredentials, make_grant
+from millstream.gateway._credentials.tokens import (
+    ISSUER_TIMEOUT,
+    MAX_LISTERS,
+    StoredGrant,
+    TokenCredentials,
+    make_grant,
+)
 from millstream.gateway._results import call_error
 from millstream.protocol import encode, notification_message
 
@@ -54,7 +58,6 @@ _REGISTRATION_SECONDS = 86_400.0
 """Seconds that a client registration is reused."""
 _DEMAND_SECONDS = 900.0
 """Seconds that the challenge of a denied call is stored."""
-_MAX_LISTERS = 16
 _MAX_CHALLENGE = 4096
 _ROUND_TIMEOUT = 20.0
 """Seconds that a call of the per-request era waits after its user agreed to open the page. The call is one HTTP
@@ -106,8 +109,6 @@ class PersonalCredentials(TokenCredentials):
             )
         self._waiting: dict[asyncio.Event, str] = {}
         """Event of a call whose user has to connect -> owner."""
-        self._list_failures: Recent[str, float] = Recent(_MAX_LISTERS)
-        """Owner -> time of the last failure to read the lists with this connection."""
 
     @override
     def _on_change(self, name: str) -> None:
@@ -122,32 +123,17 @@ class PersonalCredentials(TokenCredentials):
     # Lists
 
     @override
-    async def lister(self) -> str:
-        """Return the link key of a connected user, waiting for one if necessary."""
-        while True:
-            self._lister_event.clear()
-            for owner in sorted(await self._listers(), key=lambda each: self._list_failures.get(each, 0)):
-                if await self.load(owner) is not None:
-                    return owner
-            await self._lister_event.wait()
-
-    @override
-    def avoid_lister(self, link_key: str) -> None:
-        """See `UpstreamCredentials.avoid_lister`."""
-        self._list_failures.keep(link_key, time.monotonic())
-
     async def _listers(self) -> list[str]:
-        """Return the owners of the accounts that can read the lists, in order."""
-        if self.lists_from:
-            return [digest_of(self.lists_from)]
-        return await self._vault.get(f"connection-lister:{self._id}", list[str]) or []
+        stored = await self._vault.get(f"connection-lister:{self._id}", list[str])
+        owners = [digest_of(self.lists_from)] if self.lists_from else stored or []
+        return [each for each in owners if await self.load(each) is not None]
 
     async def _change_listers(self, owner: str, *, connected: bool) -> None:
         """Remove an owner, or add it last, so a newer account doesn't change what other callers see."""
         key = f"connection-lister:{self._id}"
         listers = await self._vault.get(key, list[str]) or []
         if connected and owner not in listers:
-            listers = [*listers, owner][:_MAX_LISTERS]
+            listers = [*listers, owner][:MAX_LISTERS]
         elif not connected:
             listers = [each for each in listers if each != owner]
         await self._vault.put(key, listers, _CONNECTION_SECONDS)

@@ -45,6 +45,7 @@ _LEASE = 2 * ISSUER_TIMEOUT
 _RENEWAL_MARGIN = 30.0
 """Number of seconds before expiry to renew a token, or a fifth of its lifetime if that's less."""
 _MAX_CACHED = 4096
+MAX_LISTERS = 16
 _MAX_RENEWALS = 1024
 """Maximum concurrent renewals."""
 _MIN_RENEWAL_INTERVAL = 5.0
@@ -111,6 +112,8 @@ class TokenCredentials(UpstreamCredentials):
         """Name -> time of this worker's last renewal after a refusal."""
         self._lister_event = asyncio.Event()
         """Set when another account or token may be able to read the lists."""
+        self._list_failures: Recent[str, float] = Recent(MAX_LISTERS)
+        """Link key -> time of the last failure to read the lists with its credentials."""
         self._topic = f"gateway-token:{prefix}"
         self._stop = self._vault.bus.subscribe(self._topic, self._on_message, interrupted=self._on_message)
 
@@ -120,7 +123,25 @@ class TokenCredentials(UpstreamCredentials):
         self._stop()
         await self._renewals.settle()
 
+    @override
+    async def lister(self) -> str:
+        """See `UpstreamCredentials.lister`."""
+        while True:
+            self._lister_event.clear()
+            if keys := await self._listers():
+                return min(keys, key=lambda each: self._list_failures.get(each, 0))
+            await self._lister_event.wait()
+
+    @override
+    def avoid_lister(self, link_key: str) -> None:
+        """See `UpstreamCredentials.avoid_lister`."""
+        self._list_failures.keep(link_key, time.monotonic())
+
     # For subclasses
+
+    async def _listers(self) -> list[str]:
+        """Return the link keys with credentials that can read the lists, in order."""
+        return [""]
 
     def _name(self, caller: LinkCaller) -> str:
         """Return the name of a caller's grant, which doesn't contain a token."""
@@ -272,8 +293,6 @@ _EXCHANGE = "urn:ietf:params:oauth:grant-type:token-exchange"
 _ACCESS_TOKEN = "urn:ietf:params:oauth:token-type:access_token"  # noqa: S105  it's the name of a kind
 _DEFAULT_LIFETIME = 300.0
 """Seconds that an exchanged token is used if the issuer doesn't specify an expiry."""
-_LIST_RETRY_SECONDS = 30.0
-"""Seconds until lists are read again with a token that failed to read them, unless another caller reads them first."""
 
 
 class _IssuedCredentials(TokenCredentials):
@@ -369,8 +388,6 @@ class ExchangedCredentials(_IssuedCredentials):
     personal = True
     _last_key = ""
     """Link key of the caller with the token that reads the lists. It stays the same as long as that token works."""
-    _failed_key = ""
-    """Link key with a token that failed to read the lists."""
 
     @override
     def _identify(self, call: Call) -> LinkCaller:
@@ -396,44 +413,27 @@ class ExchangedCredentials(_IssuedCredentials):
     @override
     def link_key(self, call: Call) -> str:
         """See `UpstreamCredentials.link_key`."""
-        key, principal = super().link_key(call), call.principal
-        if principal is not None and self.lists_from in ("", principal.id) and not self._can_list(self._last_key):
+        needs_lister, principal = self._needs_lister(), call.principal
+        key = super().link_key(call)
+        if needs_lister and principal is not None and self.lists_from in ("", principal.id):
             self._last_key = key
             self._lister_event.set()
         return key
 
-    def _can_list(self, key: str) -> bool:
-        caller = self._callers.get(key)
-        return caller is not None and caller.until > time.time() and key != self._failed_key
+    def _needs_lister(self) -> bool:
+        caller = self._callers.get(self._last_key)
+        return caller is None or caller.until <= time.time() or self._last_key in self._list_failures
 
     def observe(self, call: Call, seconds: float, answer: bytes) -> None:
-        """Store a caller whose token can read the lists, if there's none yet."""
-        if not self._lister_event.is_set():
+        """Store a caller whose token can read the lists, if there's none."""
+        if self._needs_lister():
             with suppress(ToolError, ProtocolError):
                 self.link_key(call)
 
     @override
-    async def lister(self) -> str:
-        """Return the link key of a caller, waiting for one with a valid token."""
-        while True:
-            key = self._last_key
-            if self._can_list(key):
-                self._lister_event.set()
-                return key
-            self._lister_event.clear()
-            if key and key == self._failed_key:
-                try:
-                    async with asyncio.timeout(_LIST_RETRY_SECONDS):
-                        await self._lister_event.wait()
-                except TimeoutError:
-                    self._failed_key = ""  # there may be no other caller
-            else:
-                await self._lister_event.wait()
-
-    @override
-    def avoid_lister(self, link_key: str) -> None:
-        """See `UpstreamCredentials.avoid_lister`."""
-        self._failed_key = link_key
+    async def _listers(self) -> list[str]:
+        caller = self._callers.get(self._last_key)
+        return [] if caller is None or caller.until <= time.time() else [self._last_key]
 
     @override
     def _name(self, caller: LinkCaller) -> str:
