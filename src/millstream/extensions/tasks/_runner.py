@@ -269,8 +269,6 @@ class _Run(Struct):
     release_slots: Callable[[], object]
     """Releases the slots of the call that became this task."""
     task: asyncio.Task[None] | None = None
-    lease_lost: bool = False
-    """Whether the run was stopped because this worker's lease expired. Another worker may have settled the task."""
     status_message: str = ""
     status_task: asyncio.Task[None] | None = None
 
@@ -305,7 +303,7 @@ class TaskRunner(TaskRecords):
         self._me = host.worker
         self._running: dict[str, _Run] = {}
         self._sweep_event = asyncio.Event()
-        """Set to search for tasks of dead workers."""
+        """Set to search for tasks of dead workers, and for canceled ones."""
         self._tasks = Tasks()
 
     def __len__(self) -> int:
@@ -315,9 +313,9 @@ class TaskRunner(TaskRecords):
         """Listen to the other workers and settle the tasks of dead ones."""
         host = self._host
         host.on_workers_change(self._on_workers_change)
-        host.on_close(host.bus.subscribe(CANCEL_TOPIC, self._cancel_here, interrupted=self._check_cancellations))
+        host.on_close(host.bus.subscribe(CANCEL_TOPIC, self._cancel_here, interrupted=self._sweep_event.set))
         self._sweep_event.set()
-        trouble = LogOnce(logger, "Other workers' tasks can't be read; retrying", "Tasks can be read again.")
+        trouble = LogOnce(logger, "Tasks can't be read; retrying", "Tasks can be read again.")
         self._tasks.spawn(run_on(self._sweep_event, self._sweep, trouble, pause=RETRY_DELAY))
 
     async def drain(self, seconds: float) -> None:
@@ -546,8 +544,6 @@ class TaskRunner(TaskRecords):
         error = outcome.error
         if run.hands_over:
             return run.change(attempts=run.record.attempts - 1)  # a restart of the server doesn't count
-        if run.lease_lost:
-            return run.fail(INTERNAL_ERROR, _WORKER_STOPPED)
         if run.call.halted:
             return run.fail(OVERLOADED, "The server stopped before this task was done. Call the tool again.")
         if error is not None:
@@ -585,31 +581,21 @@ class TaskRunner(TaskRecords):
         if run is not None:
             run.call.cancel()
 
-    def _check_cancellations(self) -> None:
-        """Check whether running tasks were canceled. Called when messages may have been lost."""
-        if not self._closing:
-            self._tasks.spawn(self._stop_cancelled())
-
-    async def _stop_cancelled(self) -> None:
-        for run in list(self._running.values()):
-            try:
-                record = await self.get(run.name)
-            except (LocalError, OSError):
-                logger.debug("A running task can't be read", exc_info=True)
-                return
-            if record is None or not run.owns(record):
-                run.call.cancel()
-
     def _on_workers_change(self) -> None:
         me = self._host.worker
         if me != self._me:
             self._me = me
             for run in self._running.values():
-                run.lease_lost = True
                 run.call.stop_for_shutdown()
         self._sweep_event.set()
 
     async def _sweep(self) -> None:
+        """Stop running tasks that were canceled, because a message may have been lost, and settle those of dead
+        workers."""
+        for run in () if self._closing else tuple(self._running.values()):
+            record = await self.get(run.name)
+            if record is None or not run.owns(record):
+                run.call.cancel()
         alive: dict[str, bool] = {self._me: True}
         for key in await self._map.keys("taskrun:"):
             _, worker, name = key.split(":", 2)
