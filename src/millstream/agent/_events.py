@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, field
 
 from millstream.protocol import Json, SuggestionMeta
 
@@ -201,40 +201,21 @@ _ROOM = 256
 class AnswerQueue(Struct, eq=False):
     """Runs a conversation's answers one after another: ``AgentRun(queue, work)``."""
 
-    task: asyncio.Task[None] | None = None
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the current answer."""
     stopping: bool = False
     """Whether the current answer is being stopped, because it has no reader."""
     emit: Emit | None = None
     """Receives events of the current answer."""
 
-    async def begin(self, work: Callable[[], Coroutine[Any, Any, None]], emit: Emit) -> "asyncio.Task[None]":
-        """Start an answer. If the previous one is being stopped, wait for it to end.
-
-        Args:
-            work: Produces the answer.
-            emit: Receives the events of the answer.
-
-        Raises:
-            AgentError: Another answer is in progress.
-        """
-        while self.task is not None and not self.task.done():
-            if not self.stopping:
-                raise AgentError("The agent is still answering. Finish reading that answer first.")
-            await asyncio.wait([self.task])
-        self.stopping = False
-        self.emit = emit
-        self.task = asyncio.create_task(work())
-        return self.task
-
     def stop(self, task: "asyncio.Task[None]") -> None:
-        """Stop an answer that isn't read anymore.
+        """Stop the current answer, which isn't read anymore.
 
         Args:
             task: Task of the answer.
         """
-        if task is self.task:
-            self.stopping = True
-            self.emit = None
+        self.stopping = True
+        self.emit = None
         task.cancel()
 
 
@@ -259,17 +240,22 @@ class AgentRun:
         if self._over:
             raise StopAsyncIteration
         if self._task is None:
-            work, waiting = self._work, self._waiting  # the task must not keep this object alive
+            # The task must not keep this object alive.
+            line, work, waiting = self._line, self._work, self._waiting
+            if line.lock.locked() and not line.stopping:
+                raise AgentError("The agent is still answering. Finish reading that answer first.")
 
             async def run_to_end() -> None:
-                try:
-                    await work()
-                finally:
-                    running = asyncio.current_task()
-                    if running is None or not running.cancelling():
-                        await waiting.put(None)
+                async with line.lock:
+                    line.stopping, line.emit = False, waiting.put
+                    try:
+                        await work()
+                    finally:
+                        running = asyncio.current_task()
+                        if running is None or not running.cancelling():
+                            await waiting.put(None)
 
-            self._task = await self._line.begin(run_to_end, waiting.put)
+            self._task = asyncio.create_task(run_to_end())
         try:
             event = await self._waiting.get()
             if event is not None:
