@@ -24,7 +24,6 @@ _KEEPS_METHOD = frozenset({307, 308})
 _HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_REDIRECTS = 3
 _MAX_DETAIL = 300
-_MAX_STARTS = 16
 _MAX_COOKIES = 4096
 _CLIENT_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept", "content-type"})
 
@@ -110,10 +109,8 @@ class Endpoint:
         self._waiting = waiting
         """Context manager that is entered during a login."""
         agent = {} if "user-agent" in names else {"User-Agent": f"millstream/{__version__}"}
-        self._fixed_headers = lines({**agent, **headers})
+        self._fixed_headers = lines({"Host": url.authority, **agent, **headers})
         self._pool = pool
-        self._starts: dict[tuple[str, str], str] = {}
-        """Method and target -> cached start of the request head."""
 
     async def send(
         self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = "", owner: str = ""
@@ -206,13 +203,9 @@ class Endpoint:
         return AccessDenied(text, reply.status, challenge)
 
     def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
-        start = self._starts.get((method, url.target))
-        if start is None:
-            start = f"{method} {url.target} HTTP/1.1\r\nHost: {url.authority}\r\n{self._fixed_headers}"
-            if len(self._starts) < _MAX_STARTS:
-                self._starts[method, url.target] = start
         length = f"Content-Length: {len(body)}\r\n" if body or method in _HAS_BODY else ""
-        return f"{start}{extra}{length}\r\n".encode("latin-1") + body
+        head = f"{method} {url.target} HTTP/1.1\r\n{self._fixed_headers}{extra}{length}\r\n"
+        return head.encode("latin-1") + body
 
     async def close(self) -> None:
         """Close the connections."""

@@ -22,7 +22,6 @@ from millstream._protocol.foreign import read_foreign
 from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import Revision
-from millstream._recent import Recent
 from millstream._tasks import Tasks, has_failed
 from millstream.client._endpoint import Endpoint, problem_detail, try_again, with_reply
 from millstream.client._errors import (
@@ -65,7 +64,6 @@ _STREAM_TIMEOUT = 1.0
 _INITIALIZED_TIMEOUT = 10.0
 """Maximum seconds to wait for the response to ``notifications/initialized``."""
 _MAX_KIND = 64
-_MAX_HEADS = 64
 _header_value = lru_cache(1024)(encode_value)
 _DELETE_TIMEOUT = 2.0
 """Timeout of a session's DELETE request, in seconds."""
@@ -83,8 +81,6 @@ class StreamableTransport(Confidential, Struct, eq=False):
     _session: str = ""
     _cookies: str = ""
     """Header line with the cookies that were set along with the session's id."""
-    _heads: Recent[tuple[str, Revision | None, str], str] = field(default_factory=lambda: Recent(_MAX_HEADS))
-    """Method, revision, and session -> header lines."""
     _readers: dict[int, EventReader] = {}
     """Open streams of calls, by request id."""
     _stream_task: asyncio.Task[None] | None = None
@@ -164,13 +160,8 @@ class StreamableTransport(Confidential, Struct, eq=False):
         return bool(self._session)
 
     def _headers(self, request: TransportRequest) -> str:
-        revision = request.revision or self._revision
-        key = (request.method, revision, self._session)
-        head = self._heads.get(key)
-        if head is None:
-            about = self._about(revision) if request.method != "initialize" else ""
-            head = f"{_ACCEPT}{about}Mcp-Method: {request.method}\r\n"
-            self._heads.keep(key, head)
+        about = self._about(request.revision or self._revision) if request.method != "initialize" else ""
+        head = f"{_ACCEPT}{about}Mcp-Method: {request.method}\r\n"
         if request.name:
             head += f"Mcp-Name: {_header_value(request.name)}\r\n"
         return head + lines(request.params) if request.params else head
