@@ -93,6 +93,10 @@ def test_schema_errors_list_a_few_reasons() -> None:
     ("schema", "text"),
     [
         ({"type": "array"}, "root"),
+        ({"type": "object", "properties": []}, "#/properties: .*object"),
+        ({"type": "object", "allOf": {}}, "#/allOf: .*array"),
+        ({"type": "object", "not": []}, "#/not: .*object"),
+        ({"type": "object", "properties": {"a": 1}}, "#/properties/a: .*object"),
         ({"type": "object", "properties": {"a": {"type": "text"}}}, "#/properties/a/type"),
         ({"type": "object", "properties": {"a": {"pattern": "("}}}, "regex"),
         ({"type": "object", "$ref": "#/$defs/none"}, "does not exist"),
