@@ -10,7 +10,6 @@ an idempotency key in the other system.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -102,8 +101,8 @@ class SessionState:
 
 _CLAIM_PREFIX = b"\x00"
 """The first byte of a claim, followed by the worker's name. No JSON value starts with it."""
-_TOPIC = "once:"
-_LOOK_AGAIN = 1.0
+_POLL = 0.1
+"""Seconds after which a waiting call looks again for the value of an effect."""
 
 
 async def once_stored(services: Services, name: str, run: Callable[[], Awaitable[bytes]]) -> bytes:
@@ -141,30 +140,20 @@ async def _run(services: Services, name: str, claim: bytes, run: Callable[[], Aw
         done = await run()
         # If another worker holds the claim, this one was suspended for so long that it was treated as dead.
         await kv.compare_and_set(name, claim, done, ttl)
+        return done
     except BaseException:
         await kv.compare_and_set(name, claim, None, 1.0)
         raise
-    finally:
-        await services.store.bus.publish(_TOPIC + name, b"")
-    return done
 
 
 async def _wait_for_value(services: Services, name: str) -> bytes | None:
     """Wait for the value of an effect. Return it, or a claim that can be taken over: a dead worker's, or None."""
     store = services.store
-    changed = asyncio.Event()
-    stop = store.bus.subscribe(_TOPIC + name, lambda _: changed.set(), interrupted=changed.set)
-    try:
-        while True:
-            value = await store.kv.get(name)
-            if value is None or value[:1] != _CLAIM_PREFIX:
-                return value
-            worker = value[1:].decode()
-            if worker != store.workers.me and not await store.workers.alive(worker):
-                return value
-            with suppress(TimeoutError):  # messages of the bus can be lost
-                async with asyncio.timeout(_LOOK_AGAIN):
-                    await changed.wait()
-            changed.clear()
-    finally:
-        stop()
+    while True:
+        value = await store.kv.get(name)
+        if value is None or value[:1] != _CLAIM_PREFIX:
+            return value
+        worker = value[1:].decode()
+        if worker != store.workers.me and not await store.workers.alive(worker):
+            return value
+        await asyncio.sleep(_POLL)
