@@ -5,7 +5,7 @@ and for types for which Python accepts more strings than their schema.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, time, timedelta
 from decimal import Context, Decimal
@@ -547,7 +547,7 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
         typed: Also include its type.
     """
     kind = words(_kind_of(value)) if typed else ""
-    text = _cut_json(value, MAX_SHOWN)
+    text = shorten(_json(value[: MAX_SHOWN + 1] if isinstance(value, str) else value), MAX_SHOWN)
     names = [each[:_MAX_NAME] for each in path if isinstance(each, str)]
     options: list[Any] = [node, *node.get("anyOf", ())]
     hidden = any(map(SECRET.search, names)) or any(
@@ -555,24 +555,7 @@ def got_text(value: Any, path: Path, node: Schema, *, typed: bool = False) -> st
     )
     if hidden or (text[0] in "[{" and SECRET.search(text)):
         return f", got {kind}" if kind else ""
-    text = shorten(text, MAX_SHOWN)
     return f", got {'the ' + kind.partition(' ')[2] + ' ' if kind.startswith(('a ', 'an ')) else ''}{text}"
-
-
-def _cut_json(value: Any, size: int) -> str:
-    """Return the JSON of a value, or at least its first `size` characters if it's longer."""
-    if isinstance(value, str):
-        return _json(value[: size + 1])
-    if not isinstance(value, dict | list):
-        return _json(value)
-    text = first = "{" if isinstance(value, dict) else "["
-    for each in cast("Collection[Any]", value):
-        comma = "," if len(text) > 1 else ""
-        name = f"{_cut_json(each, size)}:" if isinstance(value, dict) else ""
-        text += f"{comma}{name}{_cut_json(value[each] if name else each, size - len(text))}"
-        if len(text) > size:
-            return text
-    return text + ("}" if first == "{" else "]")
 
 
 def words(kinds: str | Sequence[str]) -> str:
