@@ -11,7 +11,6 @@ header checks are skipped.
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-import msgspec
 from msgspec import UNSET, Struct
 
 from millstream._protocol import metadata, revisions
@@ -26,8 +25,7 @@ from millstream._protocol.errors import (
     shorten,
 )
 from millstream._protocol.foreign import foreign_decoder
-from millstream._protocol.json_schema import members
-from millstream._protocol.jsonrpc import MALFORMED, NO_MEMBERS, Envelope, Json, decoder, encode
+from millstream._protocol.jsonrpc import MALFORMED, NO_MEMBERS, Envelope, Json, decode_members, decoder, encode
 from millstream._protocol.metadata import (
     MAX_DISPLAYED,
     ClientInfo,
@@ -69,12 +67,7 @@ class Admission(Struct, frozen=True, gc=False):
     """The value of `params.name` or `params.uri`, for methods that have one."""
 
 
-class _ParamsName(Struct, gc=False):
-    name: str = ""
-    uri: str = ""
-
-
-_decode_params_name = decoder(_ParamsName)
+_decode_text = decoder(str)
 
 
 def header_version(headers: Headers) -> str:
@@ -142,7 +135,8 @@ def admit_per_request(
         ProtocolError: The first check that failed, with its code and HTTP status.
     """
     meta, client = _read_meta(message)
-    name = _read_name(message) or _read_member(message, header_params.get(message.method))
+    member = _NAME_MEMBERS.get(message.method) or header_params.get(message.method)
+    name = _read_member(message.params, member)
     version = meta.version
     assert version is not UNSET  # noqa: S101  _read_meta checked it
     if headers is not None:
@@ -209,27 +203,14 @@ def _read_meta(message: Envelope) -> tuple[RequestMeta, ClientInfo]:
     return meta, client
 
 
-def _read_name(message: Envelope) -> str:
-    member = _NAME_MEMBERS.get(message.method)
+def _read_member(params: bytes, member: str | None) -> str:
+    """Return a string member of `params`, or an empty string if it's missing."""
     if member is None:
         return ""
     try:
-        names = _decode_params_name(message.params)
+        return _decode_text(decode_members(params or b"{}").get(member, b'""'))
     except MALFORMED as exc:
         raise _invalid_params(exc) from exc
-    return names.name if member == "name" else names.uri
-
-
-def _read_member(message: Envelope, member: str | None) -> str:
-    """Return a string member of `params`, or an empty string. Validation of the method's parameters reports a missing
-    member."""
-    if member is None:
-        return ""
-    try:
-        value = members(msgspec.json.decode(message.params or b"{}")).get(member)
-    except MALFORMED as exc:
-        raise _invalid_params(exc) from exc
-    return value if isinstance(value, str) else ""
 
 
 def target_name(method: str, params: bytes) -> str:
@@ -240,7 +221,7 @@ def target_name(method: str, params: bytes) -> str:
         params: Its params as JSON. If they have no name, the result is empty.
     """
     try:
-        return _read_name(Envelope(None, method, params or b"{}"))
+        return _read_member(params, _NAME_MEMBERS.get(method))
     except ProtocolError:
         return ""
 
