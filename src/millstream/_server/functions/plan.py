@@ -362,14 +362,8 @@ def _caller(
 
         return call_by_name
     if context is None:
-        return (lambda arguments, _: function(*astuple(arguments))) if names else (lambda _, __: function())
+        return lambda arguments, _: function(*astuple(arguments))
     at = names.index(context)
-    if len(names) == 1:
-        return lambda _, ctx: function(ctx)
-    if at == 0:
-        return lambda arguments, ctx: function(ctx, *astuple(arguments))
-    if at == len(names) - 1:
-        return lambda arguments, ctx: function(*astuple(arguments), ctx)
 
     def call(arguments: Any, ctx: Any) -> Any:
         values = astuple(arguments)
