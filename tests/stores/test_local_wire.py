@@ -66,15 +66,22 @@ async def test_unencodable_names_fail_only_their_caller(backing: LocalBacking) -
     assert answers[2] == b"1"
 
 
+class Outgoing(list[bytes]):
+    """A transport that records what is sent."""
+
+    def write(self, data: bytes) -> None:
+        self.append(bytes(data))
+
+
 @for_each("size", [1, 2, 3, 5, 100])
-def test_frames_are_reassembled(size: int) -> None:
-    put = calls.calls("kv")["put"]
-    out = calls.Frame()
-    sent: list[bytes] = []
+async def test_frames_are_reassembled(size: int) -> None:
+    put, connection, sent = calls.calls("kv")["put"], calls.FrameConnection(), Outgoing()
+    connection.max_frame = 10_000
+    connection.connection_made(sent)  # type: ignore[arg-type]
     for n in range(5):
         for each in range(n + 1):
-            out.add(put.request(each, f"{n}", b"x" * n * 10, 1.0))
-        sent.append(bytes(out.take()))
+            connection._write(put.request(each, f"{n}", b"x" * n * 10, 1.0))
+        await asyncio.sleep(0)
     data, frames, got = b"".join(sent), calls.Frames(10_000), []
     for start in range(0, len(data), size):
         got.extend(calls.read_requests(content) for content in frames.feed(data[start : start + size]))

@@ -183,43 +183,6 @@ def calls(part: str) -> dict[str, StoreCall]:
     return {call.name: call for call in CALLS if call.part == part}
 
 
-class Frame:
-    """A frame under construction."""
-
-    def __init__(self) -> None:
-        self._bytes = bytearray(_HEAD.size)
-        self._count = 0
-
-    def __len__(self) -> int:
-        """Return the number of bytes so far."""
-        return len(self._bytes) - _HEAD.size
-
-    def add(self, message: Struct) -> None:
-        """Add a message to the frame.
-
-        Raises:
-            UnicodeEncodeError: A name can't be encoded.
-            StoreFull: The message is too large. In both cases, the frame is unchanged.
-        """
-        before = len(self._bytes)
-        try:
-            _encode_into(message, self._bytes, -1)
-            if len(self._bytes) - before > MAX_MESSAGE and not isinstance(message, StoreReply):
-                raise StoreFull(f"A value or entry of more than {MAX_MESSAGE} bytes is larger than any store accepts.")
-        except BaseException:
-            del self._bytes[before:]
-            raise
-        self._count += 1
-
-    def take(self) -> bytearray:
-        """Return the frame as bytes and start a new one."""
-        done = self._bytes
-        _HEAD.pack_into(done, 0, len(done) - _LENGTH.size, _ARRAY, self._count)
-        self._bytes = bytearray(_HEAD.size)
-        self._count = 0
-        return done
-
-
 class Frames(Struct, eq=False):
     """An incremental parser of frames."""
 
@@ -255,15 +218,17 @@ class FrameConnection(asyncio.Protocol):
     _loop: asyncio.AbstractEventLoop
     _transport: asyncio.Transport | None = None
     _frames: Frames
-    _out: Frame
-    _flushes: bool = False
+    _out: bytearray
+    """The frame under construction."""
+    _count: int
+    """The number of messages in it."""
 
     @override
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = cast("asyncio.Transport", transport)  # uvloop's isn't a subclass
         self._frames = Frames(self.max_frame)
-        self._out = Frame()
+        self._begin()
 
     def abort(self) -> None:
         """Abort the connection."""
@@ -271,20 +236,38 @@ class FrameConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _write(self, message: Struct) -> None:
-        """Send a message at the end of this event loop iteration, if there's a connection."""
+        """Send a message at the end of this event loop iteration, if there's a connection.
+
+        Raises:
+            UnicodeEncodeError: A name can't be encoded.
+            StoreFull: The message is too large. In both cases, the frame is unchanged.
+        """
         if self._transport is None:
             return
-        self._out.add(message)
-        if len(self._out) >= FLUSH:
+        out = self._out
+        before = len(out)
+        try:
+            _encode_into(message, out, -1)
+            if len(out) - before > MAX_MESSAGE and not isinstance(message, StoreReply):
+                raise StoreFull(f"A value or entry of more than {MAX_MESSAGE} bytes is larger than any store accepts.")
+        except BaseException:
+            del out[before:]
+            raise
+        self._count += 1
+        if len(out) >= FLUSH:
             self._flush()
-        elif not self._flushes:
-            self._flushes = True
+        elif self._count == 1:
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        self._flushes = False
-        if self._transport is not None and len(self._out):
-            self._transport.write(self._out.take())
+        if self._transport is not None and self._count:
+            _HEAD.pack_into(self._out, 0, len(self._out) - _LENGTH.size, _ARRAY, self._count)
+            self._transport.write(self._out)
+            self._begin()
+
+    def _begin(self) -> None:
+        self._out = bytearray(_HEAD.size)
+        self._count = 0
 
 
 # Both raise a `ValueError` if a frame contains something else.
