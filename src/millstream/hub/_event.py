@@ -200,10 +200,7 @@ _MAX_CHANNELS = 16
 
 
 class EventIds(Recent[str, dict[str, int]]):
-    """The offset on each channel of the newest events with publisher-assigned ids, by id.
-
-    They were read from the journal by one worker.
-    """
+    """The offset on each channel of the newest events with publisher-assigned ids, by id."""
 
     def add(self, id: str, channel: str, offset: int) -> None:
         """Remember an event's offset on a channel."""

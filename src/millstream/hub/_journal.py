@@ -20,7 +20,7 @@ from millstream._limits import Limiter, Rate
 from millstream._stores.base import ONCE_SECONDS, Entry, Gap, Index, Position
 from millstream._stores.store import Store
 from millstream.hub._channels import CLIENT, PRESENCE, HubLimits, topic_for
-from millstream.hub._event import MAX_IDS, Event, EventIds, StoredEvent, pack, position_id, unpack
+from millstream.hub._event import Event, StoredEvent, pack, position_id, unpack
 
 JOURNAL = "hub:journal"
 _CHANNEL = "hub:channel:"
@@ -47,8 +47,6 @@ class Journal(Struct):
     _recent_bytes: int = 0
     recent_floor: int = 0
     """The cache contains all events after this offset."""
-    ids: EventIds = field(default_factory=lambda: EventIds(MAX_IDS))
-    """The newest events with publisher-assigned ids."""
     _new_ids: Limiter = field(default_factory=lambda: Limiter("ids", NEW_IDS))
     floors: dict[str | None, int] = {}
     """For each followed topic, the offset after which this worker has read all events."""
@@ -98,8 +96,6 @@ class Journal(Struct):
         """Advance to the next entry and return its event, which is then cached."""
         event = unpack(entry)
         self.offset = event.offset
-        if event.id != position_id(self.epoch, event.offset):
-            self.ids.add(event.id, event.channel, event.offset)
         recent = self._recent
         recent.append(event)
         self._recent_bytes += len(event.data or b"")
@@ -111,7 +107,6 @@ class Journal(Struct):
 
     def reset(self, gap: Gap) -> None:
         """Restart after this worker missed events or the store lost delivered ones."""
-        self.ids.clear()  # new events reuse the offsets of lost ones
         self.floors = dict.fromkeys(self.floors, 0)
         oldest, newest = gap.oldest, gap.newest
         if gap.epoch != self.epoch:
@@ -120,9 +115,9 @@ class Journal(Struct):
             self.offset = min(self.offset, newest.offset)
         self._restart(max(self.offset, oldest.offset - 1) if oldest is not None else self.offset)
 
-    def floor(self, channels: Iterable[str], least: int | None = None) -> int:
-        """Return the offset after which the cache, or the events read after `least`, contain all events of channels."""
-        floors, found = self.floors, self.recent_floor if least is None else least
+    def floor(self, channels: Iterable[str]) -> int:
+        """Return the offset after which the cache contains all events of channels."""
+        floors, found = self.floors, self.recent_floor
         for each in channels:
             if not each.startswith(PRESENCE):
                 topics = {None, f"{each.partition('.')[0]}.", topic_for(each)} & floors.keys()

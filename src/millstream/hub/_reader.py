@@ -21,7 +21,7 @@ from millstream._stores.base import Entry, Gap, Position
 from millstream._stores.store import Store
 from millstream._tasks import Tasks, has_failed
 from millstream.hub._channels import CLIENT
-from millstream.hub._event import unpack_header
+from millstream.hub._event import MAX_IDS, EventIds, unpack_header
 from millstream.hub._journal import JOURNAL, Journal, history_stream
 
 _MAX_READS = 10_000
@@ -133,7 +133,7 @@ class JournalReader:
     _id_search: asyncio.Task[None] | None = None
     """The search of the journal for publisher-assigned ids."""
     _searched = "", 0
-    """The epoch and offset up to which the journal was searched."""
+    """The epoch and offset up to which the journal was searched for them."""
 
     def __init__(self, store: Store, journal: Journal) -> None:
         self._store = store
@@ -142,6 +142,8 @@ class JournalReader:
         self._indexes = SharedReads[HistoryIndex](
             lambda index: _INDEX_OVERHEAD + len(index.offsets) * _INDEX_ENTRY_BYTES
         )
+        self._ids = EventIds(MAX_IDS)
+        """The events with publisher-assigned ids that the search has found."""
         self.slots = asyncio.Semaphore(MAX_READERS)
         """Acquired while a subscriber keeps pages, and released while it waits for its connection."""
 
@@ -239,25 +241,27 @@ class JournalReader:
                 return page[place:], begin
         return await self._store.log.read(JOURNAL, Position(epoch, after), PAGE, PAGE_BYTES), after
 
-    async def find(self, id: str, wants: Wants, channels: Sequence[str]) -> int | None:
+    async def find(self, id: str, wants: Wants) -> int | None:
         """Return the offset of the newest wanted event with a publisher-assigned id, or None.
 
-        Ids of events that this worker has followed are in memory. The earlier part of the journal is searched once.
+        All subscribers share a search of the journal. It continues where the last one ended.
         """
-        journal = self._journal
+        epoch, until = self._journal.epoch, self._journal.offset
         for _ in range(2):  # a search in progress may end too early
-            floor, (epoch, searched) = journal.floor(channels, journal.start_offset), self._searched
-            if any(map(wants, journal.ids.get(id, ()))) or not floor or (epoch == journal.epoch and searched >= floor):
+            if self._searched[0] == epoch and self._searched[1] >= until:
                 break
             if self._id_search is None or self._id_search.done():
-                self._id_search = self._pages.tasks.spawn(self._index_journal(journal.epoch, journal.offset))
+                self._id_search = self._pages.tasks.spawn(self._find_ids(epoch, until))
             await asyncio.shield(self._id_search)
-        return max((at for channel, at in journal.ids.get(id, {}).items() if wants(channel)), default=None)
+        return max((at for channel, at in self._ids.get(id, {}).items() if wants(channel)), default=None)
 
-    async def _index_journal(self, epoch: str, until: int) -> None:
-        """Load the ids of journal entries up to an offset."""
+    async def _find_ids(self, epoch: str, until: int) -> None:
+        """Find the ids of journal entries up to an offset."""
         journal, log = self._journal, self._store.log
-        last = self._searched[1] if self._searched[0] == epoch else 0
+        if self._searched[0] != epoch:
+            self._ids.clear()  # new events can reuse the offsets of lost ones
+            self._searched = epoch, 0
+        last = self._searched[1]
         while last < until and journal.epoch == epoch:
             after = Position(epoch, last) if last else None
             try:
@@ -265,8 +269,8 @@ class JournalReader:
                     page = await log.read(JOURNAL, after, PAGE, PAGE_BYTES)
                     for entry in page:
                         stamp = unpack_header(entry.data)
-                        if stamp.id is not None and journal.is_current(entry) and entry.position.offset <= until:
-                            journal.ids.add(stamp.id, stamp.channel, entry.position.offset)
+                        if stamp.id is not None and journal.is_current(entry):
+                            self._ids.add(stamp.id, stamp.channel, entry.position.offset)
             except Gap:  # trimmed since the last read
                 last = 0
                 continue
@@ -274,7 +278,7 @@ class JournalReader:
                 break
             last = page[-1].position.offset
             await asyncio.sleep(0)
-        self._searched = epoch, until
+        self._searched = epoch, max(last, until)
 
 
 class HistoryCursor(Struct):

@@ -100,7 +100,7 @@ class CatchUp:
         journal = self._journal
         offset, number = parse_position(id, journal.epoch) or (None, None)
         if offset is None:
-            offset = await self._reader.find(id, self._wants, self._subscription.channels)
+            offset = await self._reader.find(id, self._wants)
         if offset is None:
             offset = max((each.index.ids[id] for each in await self._histories() if id in each.index.ids), default=None)
         if offset is not None:
