@@ -3,7 +3,19 @@ import json
 
 import pytest
 
-from hub_parts import Clock, DelayedStore, MemoryStore, Outlet, encode_line, listen, open_hub, second_worker, turns
+from hub_parts import (
+    Clients,
+    Clock,
+    DelayedStore,
+    MemoryStore,
+    Outlet,
+    announced,
+    encode_line,
+    listen,
+    open_hub,
+    second_worker,
+    turns,
+)
 from millstream.hub import Hub, HubLimits, Member
 from patience import WAIT
 
@@ -208,6 +220,20 @@ async def test_renamed_worker_registers_its_clients_again_immediately() -> None:
         async with asyncio.timeout(WAIT):
             while await names(other) != ["ann"]:
                 await turns()
+
+
+async def test_client_that_returns_while_its_departure_is_published_stays() -> None:
+    store = DelayedStore(lambda: 5, MemoryStore())
+    clients = Clients(store)
+    await clients.join("chat", "ann")
+    leaving = asyncio.create_task(clients.leave("chat", "ann"))
+    await turns(3)
+    joining = asyncio.create_task(clients.join("chat", "ann"))
+    await turns(3)
+    store.epoch = "later"
+    await asyncio.gather(leaving, joining, clients.presence.refresh())
+    assert await clients.on("chat") == ["ann"]
+    assert await announced(store) == ["join chat ann", "leave chat ann", "join chat ann"]
 
 
 async def test_presence_is_renewed_before_its_records_expire() -> None:

@@ -229,7 +229,7 @@ class Presence(Struct):
         await self._store.workers.read()
         outcome = await self._change(_name(channel, _number(client)), remove)
         position = await self._announce(place, member, "leave") if outcome == "announce" else None
-        del self._registered[place]
+        self._registered.pop(place, None)  # `refresh` may have removed it, because the client has returned
         return position
 
     async def _announce(self, place: Place, member: Member, event: str) -> Position:

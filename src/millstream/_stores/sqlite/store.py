@@ -196,6 +196,8 @@ class SqliteMap(SimpleNamespace):
         self._writer = writer
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        if all(kind_of(key) in EPHEMERAL for key in keys):
+            return await self._memory.get_many(keys)
         return list(await asyncio.gather(*map(self.get, keys)))
 
     async def keys(self, prefix: str) -> list[str]:
