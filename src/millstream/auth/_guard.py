@@ -430,12 +430,6 @@ class AuthGuard:
         self.on_failure(address)
         self._failures.report(peer_network(address))
 
-    def on_refused(self, callback: Callable[[str], None]) -> None:
-        """Call `callback` with the address of every later invalid credential."""
-        self.on_failure = callback
-        for method in self.methods:
-            method.on_refused(callback)
-
     def holds(self, id: str) -> bool:
         """Return whether a principal with this id may still have a credential."""
         return any(method.holds(id) for method in self.methods)

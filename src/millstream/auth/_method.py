@@ -16,7 +16,6 @@ from msgspec import Struct, field
 
 from millstream._config import Settings
 from millstream._http.message import Handler, HttpRequest, Response
-from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
@@ -199,20 +198,6 @@ class AuthMethod:
     def shared_paths(self) -> frozenset[str]:
         """Return the paths that pages of any origin may request, because they ignore cookies."""
         return frozenset()
-
-    def share(self, pool: StoreLimiter) -> None:
-        """Count attempts on all workers together.
-
-        Args:
-            pool: The limits in the store.
-        """
-
-    def on_refused(self, callback: Callable[[str], None]) -> None:
-        """Call `callback` for every invalid credential at the method's own paths.
-
-        Args:
-            callback: Called with the caller's address.
-        """
 
     def close(self) -> None:
         """Release resources when the server stops."""

@@ -28,7 +28,7 @@ async def desks_on(stores: list[Store]) -> list[Desk]:
     """Return the authorization servers of two workers, connected as in a running server."""
     desks = [Desk(store) for store in stores]
     for desk in desks:
-        desk.running.share(StoreLimiter(desk.services.store, patience=WAIT))  # for slow machines
+        desk.services.pool = StoreLimiter(desk.services.store, patience=WAIT)  # for slow machines
     return desks
 
 
@@ -108,15 +108,8 @@ async def test_workers_count_attempts_separately_during_a_store_outage() -> None
     async def fails(charges: object) -> None:
         raise StoreUnavailable("away")
 
-    desk.running.share(
-        StoreLimiter(
-            type(
-                "Away",
-                (),
-                {"charge": staticmethod(fails), "release": staticmethod(fails)},
-            )()
-        )
-    )
+    away = type("Away", (), {"charge": staticmethod(fails), "release": staticmethod(fails)})
+    desk.services.pool = StoreLimiter(away())
     said = [await desk.guess("192.0.2.1", f"name{number}") for number in range(12)]
     assert said == [WRONG] * 10 + [SLOW] * 2
     assert isinstance(await desk.guess("192.0.2.2", "ada", "correct horse"), User)

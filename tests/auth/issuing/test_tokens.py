@@ -113,7 +113,7 @@ async def used(desk: Desk, clock: Clock, kind: str) -> Callable[[], Awaitable[Re
 async def test_reuse_is_audited_once(desk: Desk, kind: str) -> None:
     clock, told = Clock(), list[str]()
     desk = Desk(desk.services.store, clock=clock)
-    desk.running.on_refused(told.append)
+    desk.services.on_failed_sign_in = told.append
     use = await used(desk, clock, kind)
     assert told == []
     for _ in range(3):
@@ -125,7 +125,7 @@ async def test_reuse_is_audited_once(desk: Desk, kind: str) -> None:
 async def test_concurrent_reuse_is_audited_once(every_store: Store, kind: str) -> None:
     clock, told = Clock(), list[str]()
     desk = Desk(every_store, clock=clock)
-    desk.running.on_refused(told.append)
+    desk.services.on_failed_sign_in = told.append
     use = await used(desk, clock, kind)
     assert {reply.error for reply in await asyncio.gather(*(use() for _ in range(10)))} == {"invalid_grant"}
     assert told == [desk.peer]
@@ -133,7 +133,7 @@ async def test_concurrent_reuse_is_audited_once(every_store: Store, kind: str) -
 
 async def test_concurrent_code_reuse_is_audited_once(desk: Desk) -> None:
     told: list[str] = []
-    desk.running.on_refused(told.append)
+    desk.services.on_failed_sign_in = told.append
     id = (await desk.register())["client_id"]
     code = (await desk.sign_in(id))["code"]
     await asyncio.gather(*(desk.token(id, code) for _ in range(10)))

@@ -65,9 +65,7 @@ class AuthPart(OwnPart):
         for each in guard.methods:
             host.shared_paths |= set(each.shared_paths())
         if host.store.shared:
-            guard.pool = host.pool
-            for each in guard.methods:
-                each.share(guard.pool)
+            guard.pool = services.pool = host.pool
 
         def end_streams(now: float) -> None:
             if guard.refresh(host.streams.end_revoked):

@@ -59,7 +59,7 @@ class AuditPart(OwnPart):
         host.observe(self._observe)
         host.observe_messages(self._observe_message)
         if host.guard is not None:
-            host.guard.on_refused(self._refuse)
+            host.guard.on_failure = host.services.on_failed_sign_in = self._refuse
 
     @override
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from millstream._config import Settings
+from millstream._limits import StoreLimiter
 from millstream._protocol.admission import Handshake
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
 from millstream._protocol.handlers import NotificationFilters
@@ -322,6 +323,11 @@ BeginTask = Callable[[Any, Any, Callable[[Any, Any], Awaitable[bytes]]], Awaitab
 
 class Services:
     """The shared services of one running server: ``call.services.settings.name``"""
+
+    pool: StoreLimiter | None = None
+    """Limiter shared between workers; None with a single worker."""
+    on_failed_sign_in: Callable[[str], None] | None = None
+    """Called with the address of every invalid credential."""
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.

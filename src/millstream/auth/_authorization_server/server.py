@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
 from typing import cast
 from urllib.parse import urlsplit
@@ -13,7 +13,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, plain_problem
-from millstream._limits import StoreLimiter
 from millstream._override import override
 from millstream._protocol.errors import LocalError, suggest_keywords
 from millstream._protocol.jsonrpc import decode_object, encode
@@ -114,11 +113,6 @@ class IssuerEndpoints(AuthMethod):
         """Ids of principals with grants or tokens revoked since the last `epoch` call."""
         self._revoked_last_epoch: set[str] = set()
         self._stop = vault.bus.subscribe(ENDED, self._on_announcement, interrupted=self._on_gap)
-
-    @override
-    def share(self, pool: StoreLimiter) -> None:
-        """See `AuthMethod.share`."""
-        self._vault.pool = pool
 
     @override
     def close(self) -> None:
@@ -236,11 +230,6 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
         """See `AuthMethod.prefetch`."""
         upstreams = (each for each in self._config.upstreams.values() if isinstance(each, Prefetchable))
         await prefetch_all([*self._token.clients.identity_keys.values(), *upstreams])
-
-    @override
-    def on_refused(self, callback: Callable[[str], None]) -> None:
-        """See `AuthMethod.on_refused`."""
-        self._vault.refused = callback
 
     # AuthMethod
 

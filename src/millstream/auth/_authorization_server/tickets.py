@@ -4,7 +4,6 @@ Cookies and form fields (browser ids, logins, known devices, and requests) are s
 page needs no storage. A form is bound to the browser that it was shown in. Other browsers can't submit it.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -61,10 +60,20 @@ class Vault:
         self.kv: Map = services.store.kv
         self.bus: Bus = services.store.bus
         self.clock: Clock = services.clock
-        self.pool: StoreLimiter | None = None
+
+    @property
+    def pool(self) -> StoreLimiter | None:
         """Limiter shared between workers; None with a single worker."""
-        self.refused: Callable[[str], None] = lambda address: None
-        """Called with the address after each failed password or client authentication."""
+        return self._services.pool
+
+    def refused(self, address: str) -> None:
+        """Report a failed password or client authentication.
+
+        Args:
+            address: Address of the caller.
+        """
+        if self._services.on_failed_sign_in is not None:
+            self._services.on_failed_sign_in(address)
 
     def limiter(self, name: str, rate: Rate) -> Limiter:
         """Return a limiter that workers share.
