@@ -160,7 +160,7 @@ def headers() -> Target:
     def read(data: bytes) -> None:
         parse_authority(data)
         parse_accept(data)
-        policy.allows_origin(data, b"127.0.0.1", "127.0.0.1")
+        policy.allows_origin(data, b"127.0.0.1", "127.0.0.1", wildcard=True)
         text = text_of(data)
         with suppress(ProtocolError):
             decode_value(data)

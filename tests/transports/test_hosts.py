@@ -1,9 +1,13 @@
+from collections.abc import Sequence
+
 import pytest
 
 from cases import for_each
 from growth import MIB, measured
-from http_messages import HttpRequest
+from http_messages import HttpRequest, Response
 from millstream._http.hosts import HostPolicy, parse_authority
+
+Fields = Sequence[tuple[bytes, bytes]]
 
 LOCAL = HostPolicy()
 PUBLIC = HostPolicy(
@@ -13,9 +17,14 @@ PUBLIC = HostPolicy(
 )
 
 
+def check(policy: HostPolicy, method: str, fields: Fields, peer: str = "") -> Response | None:
+    """Return how it refuses a request, if it does."""
+    return policy.check(HttpRequest(method, "/mcp", fields, dict(fields), peer=peer), method)
+
+
 def status(policy: HostPolicy, *fields: tuple[bytes, bytes], method: str = "POST") -> int:
     """What the policy answers; 200 for nothing."""
-    refusal = policy.check(method, dict(fields), fields)
+    refusal = check(policy, method, fields)
     return 200 if refusal is None else refusal.status
 
 
@@ -47,7 +56,7 @@ def test_addresses_and_loopback_names_are_allowed_hosts(value: bytes) -> None:
 )  # fmt: skip
 def test_error_421_for_other_hosts_mentions_the_setting(value: bytes) -> None:
     assert host(value) == host(value, PUBLIC) == 421
-    refusal = LOCAL.check("GET", {b"host": value}, [(b"host", value)])
+    refusal = check(LOCAL, "GET", [(b"host", value)])
     assert refusal is not None
     assert b"allowed_hosts" in refusal.body
     assert b"MILLSTREAM_ALLOWED_HOSTS" in refusal.body
@@ -120,7 +129,7 @@ def test_error_403_for_other_origins_mentions_the_setting(value: bytes) -> None:
     for policy in (LOCAL, PUBLIC):
         for method in ("GET", "POST", "DELETE"):
             fields = {b"host": b"127.0.0.1:8000", b"origin": value}
-            refusal = policy.check(method, fields, list(fields.items()))
+            refusal = check(policy, method, list(fields.items()))
             assert refusal is not None
             assert refusal.status == 403
             assert b"allowed_origins" in refusal.body
@@ -138,7 +147,7 @@ def test_listed_origins_are_allowed(value: bytes) -> None:
 def test_peer_address_decides_on_loopback_origins_without_a_known_bind(peer: str, expected: int | None) -> None:
     unknown = HostPolicy(loopback_bind=None)
     fields = {b"host": b"127.0.0.1", b"origin": b"http://localhost:3000"}
-    refusal = unknown.check("POST", fields, list(fields.items()), peer)
+    refusal = check(unknown, "POST", list(fields.items()), peer)
     assert (None if refusal is None else refusal.status) == expected
 
 
@@ -198,7 +207,8 @@ def test_cross_site_requests_without_origin_cannot_change_state(method: str, exp
 
 
 def test_cors_headers_contain_origin_and_exposed_headers() -> None:
-    head = LOCAL.cors_head(b"http://localhost:3000 ")
+    refused, head = LOCAL.screen(_options((b"origin", b"http://localhost:3000 "), method="POST"))
+    assert refused is None
     assert head.startswith(b"access-control-allow-origin: http://localhost:3000\r\n")
     assert b"mcp-session-id, www-authenticate, retry-after, ratelimit, ratelimit-policy, link\r\n" in head
     assert b"vary: origin\r\n" in head
@@ -211,7 +221,7 @@ def _options(*fields: tuple[bytes, bytes], method: str = "OPTIONS") -> HttpReque
 
 def test_preflight_reflects_requested_headers() -> None:
     asks = (b"access-control-request-method", b"POST")
-    reply = LOCAL.preflight(
+    reply, _ = LOCAL.screen(
         _options((b"origin", b"http://localhost"), asks, (b"access-control-request-headers", b"mcp-param-x, accept"))
     )
     assert reply is not None
@@ -222,7 +232,7 @@ def test_preflight_reflects_requested_headers() -> None:
 
 @for_each("wanted", [b"", b"x\r\nset-cookie: a=b", b"a;b", b"x" * 3000])
 def test_preflight_without_a_list_gets_the_protocol_headers(wanted: bytes) -> None:
-    reply = LOCAL.preflight(
+    reply, _ = LOCAL.screen(
         _options(
             (b"origin", b"http://localhost"),
             (b"access-control-request-method", b"POST"),
@@ -236,9 +246,9 @@ def test_preflight_without_a_list_gets_the_protocol_headers(wanted: bytes) -> No
 
 def test_plain_options_requests_are_not_preflights() -> None:
     asks, comes = (b"access-control-request-method", b"POST"), (b"origin", b"http://localhost")
-    assert LOCAL.preflight(_options(comes)) is None
-    assert LOCAL.preflight(_options(asks)) is None
-    assert LOCAL.preflight(_options(comes, asks, method="POST")) is None
+    assert LOCAL.screen(_options(comes))[0] is None
+    assert LOCAL.screen(_options(asks))[0] is None
+    assert LOCAL.screen(_options(comes, asks, method="POST"))[0] is None
 
 
 def test_authorities_are_parsed() -> None:
@@ -266,7 +276,7 @@ def test_wildcard_without_cors_allows_no_cross_site_page() -> None:
         headers = {b"host": b"api.example", b"origin": origin}
         if kind is not None:
             headers[b"content-type"] = kind
-        return policy.check(method, headers, list(headers.items())) is None
+        return check(policy, method, list(headers.items())) is None
 
     assert admitted(b"https://evil.example")
     assert admitted(b"https://evil.example", "GET", None)
@@ -274,11 +284,13 @@ def test_wildcard_without_cors_allows_no_cross_site_page() -> None:
         assert not admitted(b"https://evil.example", kind=kind)
         assert admitted(b"https://shop.example", kind=kind)
         assert admitted(b"http://api.example", kind=kind)
-    assert policy.cors_head(b"https://shop.example") == b""
+    fields = [(b"host", b"api.example"), (b"origin", b"https://shop.example")]
+    fields.append((b"access-control-request-method", b"POST"))
+    assert policy.screen(HttpRequest("OPTIONS", "/mcp", fields, dict(fields))) == (None, b"")
 
 
 def test_test_client_host_name_is_rejected_with_a_fix() -> None:
-    refusal = LOCAL.check("POST", {b"host": b"testserver"}, [(b"host", b"testserver")])
+    refusal = check(LOCAL, "POST", [(b"host", b"testserver")])
     assert refusal is not None
     assert refusal.status == 421
     assert b"TestClient(app, base_url='http://localhost')" in refusal.body
@@ -289,5 +301,5 @@ def test_host_values_with_many_spaces_are_not_kept() -> None:
     with measured() as growth:
         for number in range(200):
             host = b"10.0.0.%d" % number + 30_000 * b" "
-            assert policy.check("GET", {b"host": host}, ((b"host", host),)) is None
+            assert check(policy, "GET", [(b"host", host)]) is None
     assert growth.bytes < 3 * MIB  # the newest 64 of them, parsed

@@ -174,24 +174,25 @@ class HostPolicy:
         self._public_paths = frozenset(shared)
         self.good: set[bytes] = set()
 
-    def check(self, method: str, headers: Headers, raw_headers: Collection[Header], peer: str = "") -> Response | None:
-        """Return the refusal of a request, or `None` if Host and Origin are allowed."""
+    def check(self, request: HttpRequest, method: str) -> Response | None:
+        """Return the refusal of a request, or `None` if Host and Origin are allowed. WebSocket handshakes are treated
+        as POST.
+        """
+        headers = request.headers
         host, origin = headers.get(b"host"), headers.get(b"origin")
-        if host is not None and len(headers) != len(raw_headers):
+        if host is not None and len(headers) != len(request.raw_headers):
             for single in (b"host", b"origin"):
-                if sum(name == single for name, _ in raw_headers) > 1:
+                if sum(name == single for name, _ in request.raw_headers) > 1:
                     return refusal(400, f"The request has more than one {single.decode().title()} header.")
         wrong = self._check_host(host)
         if host is None or wrong is not None:
             return wrong
         if origin is None:
             return _CROSS_SITE if method not in _SAFE_METHODS and is_cross_site(headers) else None
-        if self.allows_origin(origin, host, peer, wildcard=self._cors) or is_own_origin(origin, host, headers):
-            return None
         # Without CORS, ``*`` admits programs, and pages that other middleware admits. It doesn't admit requests that
         # any page can cause without a preflight: forms and WebSockets.
-        asked = method != "POST" or media_type(headers) not in _SIMPLE_TYPES
-        if not self._cors and asked and self.allows_origin(origin, host, peer):
+        wildcard = self._cors or method != "POST" or media_type(headers) not in _SIMPLE_TYPES
+        if self.allows_origin(origin, host, request.peer, wildcard=wildcard) or is_own_origin(origin, host, headers):
             return None
         shown = ascii(origin[:200].decode("latin-1"))
         return refusal(403, f"Origin {shown} isn't allowed. Add it to `allowed_origins` (MILLSTREAM_ALLOWED_ORIGINS).")
@@ -206,7 +207,7 @@ class HostPolicy:
             logger.info("Refused a request (%d): %s%s", refused.status, refused.body.decode().strip(), more)
         return refused
 
-    def allows_origin(self, origin: bytes, host: bytes, peer: str, *, wildcard: bool = True) -> bool:
+    def allows_origin(self, origin: bytes, host: bytes, peer: str, *, wildcard: bool) -> bool:
         """Return whether an Origin is allowed for a Host that passed the check. An opaque ``null`` must be listed."""
         if origin.strip(b" \t") == b"null":
             return b"null" in self._origins
@@ -231,25 +232,20 @@ class HostPolicy:
         own = parse_authority(host)
         return own is not None and own.name == authority.name and (own.port or usual) == port
 
-    def cors_head(self, origin: bytes) -> bytes:
-        """Return the header lines for a reply to an Origin that ``check`` accepted."""
-        if not self._cors:
-            return b""
-        return b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSE_HEADERS)
-
     def screen(self, request: HttpRequest) -> tuple[Response | None, bytes]:
         """Check a request. Return a refusal or preflight reply, if any, and the CORS header lines for the reply."""
         if request.path.startswith(METADATA) or request.path in self._public_paths:
             return self._screen_public(request)
-        wrong = self.check(request.method, request.headers, request.raw_headers, request.peer)
+        wrong = self.check(request, request.method)
         origin = request.headers.get(b"origin")
         if wrong is not None:
             if request.path in EXEMPT:
                 return None, b""
             return self.show(request, self.record(wrong)), b""
-        if origin is None:
+        if origin is None or not self._cors:
             return None, b""
-        return self.preflight(request), self.cors_head(origin)
+        cors = b"access-control-allow-origin: %b\r\n%b" % (origin.strip(b" \t"), _EXPOSE_HEADERS)
+        return _preflight(request), cors
 
     def _screen_public(self, request: HttpRequest) -> tuple[Response | None, bytes]:
         """Check a request to a public path, which any origin can use under an allowed Host."""
@@ -264,20 +260,6 @@ class HostPolicy:
             )
             return Response(b"", 204, head), b""
         return None if wrong is None else self.record(wrong), cors
-
-    def preflight(self, request: HttpRequest) -> Response | None:
-        """Return the reply to a CORS preflight whose Origin passed ``check``, or `None` for other requests."""
-        if not self._cors:
-            return None
-        headers = request.headers
-        origin = headers.get(b"origin")
-        if request.method != "OPTIONS" or origin is None or b"access-control-request-method" not in headers:
-            return None
-        wanted = headers.get(b"access-control-request-headers", b"")
-        # Tools can define parameter headers with any name, so reflect the requested list.
-        allowed = wanted if _TOKENS.fullmatch(wanted) else _ALLOW_HEADERS
-        head = _PREFLIGHT + b"access-control-allow-headers: " + allowed + b"\r\n"
-        return Response(status=204, head=head)
 
     def _check_host(self, host: bytes | None) -> Response | None:
         if host is None:
@@ -300,6 +282,16 @@ class HostPolicy:
         if len(host) <= _MAX_HOST:
             self.good.add(host)
         return None
+
+
+def _preflight(request: HttpRequest) -> Response | None:
+    """Return the reply to a CORS preflight from an allowed Origin, or `None` for other requests."""
+    if request.method != "OPTIONS" or b"access-control-request-method" not in request.headers:
+        return None
+    wanted = request.headers.get(b"access-control-request-headers", b"")
+    # Tools can define parameter headers with any name, so reflect the requested list.
+    allowed = wanted if _TOKENS.fullmatch(wanted) else _ALLOW_HEADERS
+    return Response(status=204, head=_PREFLIGHT + b"access-control-allow-headers: " + allowed + b"\r\n")
 
 
 def is_own_origin(origin: bytes, host: bytes, headers: Headers) -> bool:

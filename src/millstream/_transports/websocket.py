@@ -422,7 +422,7 @@ class WebSocketRoute(Struct, eq=False):
 
     async def _admit(self, peer: HttpRequest) -> Response | None:
         """Authenticate a handshake, or return a refusal. The same rules apply as for POST requests."""
-        refused = self._policy.check("POST", peer.headers, peer.raw_headers, peer.peer)
+        refused = self._policy.check(peer, "POST")
         if refused is not None:
             return self._policy.record(refused)
         peer.query = b""  # it never has credentials
