@@ -115,8 +115,6 @@ class ClientTasks(Struct, eq=False):
     """The tasks extension, for one client: ``client.tasks``."""
 
     _conversation: Conversation
-    _meta: tuple[bytes, bytes] = (b"", b"")
-    """`_meta` of the connection, without and with the extension."""
 
     @property
     def supported(self) -> bool:
@@ -271,12 +269,10 @@ class ClientTasks(Struct, eq=False):
         connection = await self._conversation.requests.connect()
         if not self.supported:
             raise NotSupported("The server doesn't announce the tasks extension, or it uses an older revision.")
-        if self._meta[0] != connection.meta:
-            meta: Json = msgspec.json.decode(b"{%b}" % connection.meta)
-            capabilities: Json = meta[CAPABILITIES_KEY]
-            capabilities["extensions"] = {**members(capabilities.get("extensions")), TASKS: {}}
-            self._meta = connection.meta, encode(meta)[1:-1]
-        return self._meta[1]
+        meta: Json = msgspec.json.decode(b"{%b}" % connection.meta)
+        capabilities: Json = meta[CAPABILITIES_KEY]
+        capabilities["extensions"] = {**members(capabilities.get("extensions")), TASKS: {}}
+        return encode(meta)[1:-1]
 
 
 _TEMPORARY_ERRORS = frozenset({OVERLOADED, RATE_LIMITED})

@@ -125,8 +125,9 @@ class Skills(Extension):
         return register if function is None else register(function)
 
     def _add(self, skills: Collection[Skill]) -> None:
+        known = self._all()
         for skill in skills:
-            if self._find(skill.uri) is not None:
+            if skill.uri in known:
                 raise SkillError(f"There is already a skill {skill.uri}. Give one of them a prefix.")
         for skill in skills:
             self._list(skill)
@@ -152,7 +153,7 @@ class Skills(Extension):
 
     @method("skills/get")
     async def _get_skill(self, params: _Uri) -> Json:
-        skill = await asyncio.to_thread(self._find, params.uri)
+        skill = (await asyncio.to_thread(self._all)).get(params.uri)
         if skill is None:
             raise ProtocolError(INVALID_PARAMS, f"No skill is served at {shorten(params.uri)}.")
         return {"skill": skill, **self._hints}
@@ -181,12 +182,6 @@ class Skills(Extension):
         for folder in self._folders:
             found |= folder.snapshot().skills
         return found
-
-    def _find(self, uri: str) -> Skill | None:
-        skill_of_function = self._functions.get(uri)
-        if skill_of_function is not None:
-            return skill_of_function.skill
-        return next((skill for each in self._folders if (skill := each.snapshot().skills.get(uri)) is not None), None)
 
     def _children(self, uri: str) -> dict[str, Json] | None:
         """Return the entries of a directory by URI, or None if it doesn't exist."""
