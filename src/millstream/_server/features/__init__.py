@@ -7,6 +7,7 @@ without hooks has no extra frame.
 
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import msgspec
@@ -237,7 +238,7 @@ def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) ->
         return run
     method, home = _METHODS[about], hooks.home
 
-    def reread(arguments: Json, call: Call) -> Any:
+    def reread(call: Call, arguments: Json) -> Any:
         try:
             return read(encode(arguments) if about == "call" else _texts(arguments))
         except ArgumentError as exc:
@@ -245,28 +246,15 @@ def wrap_with_hooks(kind: str, name: str, run: Run, read: Read, hooks: Hooks) ->
                 raise ToolError(str(exc)) from exc
             raise ProtocolError(INVALID_PARAMS, str(exc)) from exc
 
-    async def inside(request: _HookRun) -> Any:
-        call = request.call
-        return await run(request.final_arguments(lambda arguments: reread(arguments, call)), call)
-
-    chain = chain_hooks(mine, inside)
-
     def run_hooked(arguments: Any, call: Call) -> Awaitable[Any]:
-        return chain(
-            _HookRun(method, call.name if about == "read" else name, arguments, shared_context(call, home), call)
-        )
+        async def inside(request: Request) -> Any:
+            return await run(request.final_arguments(partial(reread, call)), call)
+
+        item_name = call.name if about == "read" else name
+        request = Request(method, item_name, arguments, shared_context(call, home))
+        return chain_hooks(mine, inside)(request)
 
     return run_hooked
-
-
-class _HookRun(Request):
-    """A request with its call, for the code that the hooks wrap."""
-
-    __slots__ = ("call",)
-
-    def __init__(self, method: str, name: str, given: Any, context: Context, call: Call) -> None:
-        super().__init__(method, name, given, context)
-        self.call = call
 
 
 def _texts(arguments: Mapping[str, Any]) -> Json:
