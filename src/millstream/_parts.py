@@ -15,9 +15,8 @@ from msgspec import Struct
 
 from millstream._config import Settings
 from millstream._http.hosts import HostPolicy
-from millstream._http.message import Handler, HttpRequest, Sink
-from millstream._protocol.jsonrpc import encode
-from millstream._protocol.revisions import ALL, Revision
+from millstream._http.message import Handler
+from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ObserveMessage, Services
 from millstream._server.control import Gate, RequestGate
@@ -42,13 +41,10 @@ T = TypeVar("T")
 W = TypeVar("W", bound=Callable[..., object])
 SocketHandler = Callable[[Any], Awaitable[None]]
 """Serves a WebSocket (`millstream._http.websocket.Socket`) from its handshake on."""
-Method = Callable[[Call], Awaitable[Mapping[str, Any]]]
-"""Answers a JSON-RPC method: returns the members of the result. ``call.params`` has the params as JSON."""
 WATCH = "millstream:watch"
 """The scope for the server's statistics: the dashboard, its data, and metrics."""
 PUBLISH = "millstream:publish"
 """The scope for publishing from outside, without an authorization hook."""
-_EVERY_REVISION = frozenset(revision.date for revision in ALL)
 
 
 class Part(Protocol):
@@ -219,54 +215,7 @@ class PartHost:
         self._observers: list[Observe] = []
         self._message_observers: list[ObserveMessage] = []
 
-    def open_stream(self, request: HttpRequest) -> Sink | None:
-        """Open an event stream as the reply to a request: ``sink.write(encode_event(b"sold"))``.
-
-        The stream counts against the caller's share and ends when their credential expires. If the result is None, the
-        caller has too many streams: respond with ``refusal(503, "Too many open streams.")``. The route needs
-        ``stream=True``.
-
-        Args:
-            request: The request. After the stream is opened, its handler returns None.
-        """
-        return self.streams.open(request)
-
     # Protocol
-
-    def method(self, name: str, handler: Method, *, revisions: Collection[str] = _EVERY_REVISION) -> None:
-        """Answer a JSON-RPC method that MCP doesn't have: ``host.method("shop/stock", stock)``.
-
-        Args:
-            name: Name of the method.
-            handler: Returns the members of the result; raises `ProtocolError` to refuse.
-            revisions: Dates of the revisions that have the method.
-
-        Raises:
-            ValueError: MCP or another part has the method.
-        """
-
-        async def answer(call: Call) -> bytes:
-            return encode(await handler(call))[1:-1]
-
-        self.extend(RegisteredExtension("", {}, {name: answer}, frozenset(revisions)))
-
-    def capability(
-        self,
-        name: str,
-        value: Mapping[str, Any],
-        *,
-        member: str = "extensions",
-        revisions: Collection[str] = _EVERY_REVISION,
-    ) -> None:
-        """Announce a capability: ``host.capability("example.com/stock", {})``.
-
-        Args:
-            name: Name of the capability.
-            value: Value for clients.
-            member: Member of the server's capabilities: ``extensions`` or ``experimental``.
-            revisions: Dates of the revisions that announce it.
-        """
-        self.extend(RegisteredExtension(member, {name: value}, {}, frozenset(revisions)))
 
     def extend(self, extension: RegisteredExtension) -> None:
         """Add methods, notifications, and a capability until the server closes.

@@ -13,7 +13,9 @@ from http_messages import HttpRequest, Response
 from millstream import ProtocolError, Server, Settings
 from millstream._http.message import Sink, refusal
 from millstream._parts import PartHost, Route
+from millstream._protocol.revisions import BY_DATE
 from millstream._protocol.sse import encode_event
+from millstream._server.features.registry import RegisteredExtension
 from millstream.items import Call
 from millstream.protocol import INVALID_REQUEST, NEWEST, NEWEST_HANDSHAKE
 from millstream.testing import ServerError, connect
@@ -41,8 +43,8 @@ class Toy:
     async def open(self, host: PartHost) -> None:
         """Register one of everything."""
         assert host.metrics is not None
-        host.method("till/sell", self.sell)
-        host.capability("example.com/till", {"currency": "EUR"})
+        capability, methods = {"example.com/till": {"currency": "EUR"}}, {"till/sell": self.sell}
+        host.extend(RegisteredExtension("extensions", capability, methods, frozenset(BY_DATE)))
         host.routes.add("/till", Route({"GET": self.show}, public=True))
         host.metrics.read("counter", "till_sold_total", "Books sold.", lambda: {(): self.sold})
         host.gate(self.check)
@@ -54,10 +56,10 @@ class Toy:
         """Record that the server stops."""
         self.closed = True
 
-    async def sell(self, call: Call) -> dict[str, Any]:
+    async def sell(self, call: Call) -> bytes:
         """Handle the method."""
         self.sold += 1
-        return {"sold": self.sold}
+        return b'"sold":%d' % self.sold
 
     async def show(self, request: HttpRequest) -> Response:
         """Handle the path."""
@@ -237,7 +239,7 @@ class Feed:
 
     async def open(self, host: PartHost) -> None:
         """Serve the stream."""
-        self._open_stream = host.open_stream
+        self._open_stream = host.streams.open
         host.routes.add("/feed", Route({"GET": self.show}, stream=True, public=True))
 
     async def close(self) -> None:

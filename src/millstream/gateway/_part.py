@@ -14,11 +14,12 @@ from millstream._http.hosts import TrustedProxies
 from millstream._parts import PartHost
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import Share
+from millstream._protocol.revisions import BY_DATE
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ServerChange
 from millstream._server.calls.sessions import spellings
 from millstream._server.features import Hooks
-from millstream._server.features.registry import Handler
+from millstream._server.features.registry import Handler, RegisteredExtension
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.tools import NAMES_THAT_WORK, works_everywhere
 from millstream.client import TargetError
@@ -231,7 +232,8 @@ class GatewayPart:
         targets = [(each.name, each.address) for each in self.definition.upstreams]
         self._announcement["id"] = identity(host.services.secrets.values[0], self.definition.name, targets)
         if any(target for _, target in targets):
-            host.capability(CAPABILITY, self._announcement, member="experimental")
+            announced = {CAPABILITY: self._announcement}
+            host.extend(RegisteredExtension("experimental", announced, {}, frozenset(BY_DATE)))
 
     def _announce_upstreams(self) -> None:
         """Announce the gateways behind this one as well, and how many upstreams haven't started yet."""
