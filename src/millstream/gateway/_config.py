@@ -695,11 +695,10 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
 
 
 def _find_culprit(value: Any) -> Any:
-    """Return the part of a value that is neither text nor a number, or the value itself."""
-    parts = value if is_array(value) else [{name: each} for name, each in members(value).items()]
-    found = [each for each in parts if is_object(each) and not all(isinstance(part, str) for part in each.values())]
-    found += [each for each in parts if not isinstance(each, str | dict)]
-    return found[0] if found else value
+    """Return the first part of a value that isn't text, or the value itself."""
+    if is_array(value):
+        return next((each for each in value if not isinstance(each, str)), value)
+    return next(({name: each} for name, each in members(value).items() if not isinstance(each, str)), value)
 
 
 def _describe(kind: Any) -> str:
