@@ -86,14 +86,12 @@ class SingleExchange:
         """
         runner: Any = import_module("mcp.server.runner")
         inbound: Any = import_module("mcp.shared.inbound")
-        self._serve: Any = partial(runner.serve_one, server, lifespan_state=lifespan_state)
+        self._handle: Any = runner.modern_on_request(server, lifespan_state)
         self._error_of: Any = runner.modern_error_data
         self._classify: Any = inbound.classify_inbound_request
         self._rejection: Any = inbound.InboundLadderRejection
-        self._connection: Any = import_module("mcp.server.connection").Connection.from_envelope
         transport: Any = import_module("mcp.shared.transport_context").TransportContext
         self._transport: Any = transport(kind="memory", can_send_request=False)
-        self._refusal: Any = import_module("mcp.shared.exceptions").NoBackChannelError
 
     async def answer(self, method: str, body: bytes, request_id: int, deliver: Deliver) -> Envelope:
         """Return the response to a request.
@@ -108,11 +106,10 @@ class SingleExchange:
         route = self._classify({"method": method, "params": params})
         if isinstance(route, self._rejection):
             return Envelope(request_id, "", b"", error=encode_error(route))
-        connection = self._connection(route.protocol_version, route.client_info, route.client_capabilities)
         token = params.get("_meta", {}).get("progressToken")
-        context = _DispatchContext(self._transport, request_id, token, deliver, self._refusal)
+        context = _DispatchContext(self._transport, request_id, token, deliver)
         try:
-            result = await self._serve(context, method, params, connection=connection)
+            result = await self._handle(context, method, params)
         except Exception as exc:  # handlers can raise anything
             return Envelope(request_id, "", b"", error=encode_error(self._error_of(exc)))
         finally:
@@ -121,23 +118,20 @@ class SingleExchange:
 
 
 class _DispatchContext(Struct):
-    """One request as the SDK's handlers see it: `mcp.shared.dispatcher.DispatchContext`."""
+    """One request as the SDK's handlers see it: `mcp.shared.dispatcher.DispatchContext`.
+
+    The SDK refuses requests to the client before they arrive here.
+    """
 
     transport: Any
     request_id: int
     token: Any
     """Progress token of the request, or None without one."""
     deliver: Deliver
-    refusal: Any
-    """Raised when a handler sends a request to the client."""
     cancel_requested: asyncio.Event = field(default_factory=asyncio.Event)
     """Never set: canceling a request cancels its task."""
     closed: bool = False
-    can_send_request: ClassVar[bool] = False
     message_metadata: ClassVar[None] = None
-
-    async def send_raw_request(self, method: str, params: Any, opts: Any = None) -> Json:
-        raise self.refusal(method)
 
     async def notify(self, method: str, params: Mapping[str, Any] | None, opts: Any = None) -> None:
         if not self.closed:
