@@ -126,7 +126,11 @@ def test_logins_and_several_methods_are_combined(tmp_path: Path) -> None:
         ("[auth.issuer]\nurl = 'https://a.example'\nusers = 'missing.json'", 3, "millstream users add"),
         ("[auth.introspection]\nclient_tokens = 'false'", 2, "true or false"),
         ("[auth.oidc]\naudience = 3", 2, "a string or a list"),
-        ("[auth.oidc]\nscope_includes = { admin = 'read' }", 2, 'a table with a list such as ["a", "b"] for each name'),
+        (
+            "[auth.oidc]\nscope_includes = { admin = 'read' }",
+            2,
+            'scope_includes.admin: it must be a list such as ["a", "b"]',
+        ),
         ("[auth.oidc]\nissuer = 'https://a.example'\naudience = 'x'\nalgorithms = ['none']", 1, "isn't supported here"),
         ("[auth]\nkeys = 'missing.json'", 2, "millstream keys add"),
         ("[auth.keys]\nnamed_keys = ['a']", 2, "a table with a string or a list"),

@@ -178,11 +178,11 @@ class ConfigValue(Struct, frozen=True):
         Raises:
             ConfigError: It has the wrong type.
         """
-        found = _structs(kind)
-        if is_object(self.value) and found:
-            if get_origin(kind) is dict:
-                return {name: each.load(found[0]) for name, each in self.table().items()}
-            return self.load(found[0])
+        for part in _parts_of(kind) if is_object(self.value) else ():
+            if isinstance(part, type) and issubclass(part, Struct):
+                return self.load(part)
+            if get_origin(part) in (dict, Mapping):
+                return {name: each.convert(get_args(part)[1]) for name, each in self.table().items()}
         try:
             converted = msgspec.convert(self.expand(), kind)
             if self.where[-1].startswith("redact_"):
@@ -695,10 +695,8 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
 
 
 def _find_culprit(value: Any) -> Any:
-    """Return the first part of a value that isn't text, or the value itself."""
-    if is_array(value):
-        return next((each for each in value if not isinstance(each, str)), value)
-    return next(({name: each} for name, each in members(value).items() if not isinstance(each, str)), value)
+    """Return the first element of a list that isn't text, or another value itself."""
+    return next((each for each in value if not isinstance(each, str)), value) if is_array(value) else value
 
 
 def _describe(kind: Any) -> str:
@@ -731,10 +729,6 @@ _DESCRIPTIONS = {
 }
 
 
-def _structs(kind: Any) -> list[Any]:
-    """Return the Structs in a type: the type itself, its optional form, or the values of a dict."""
-    if isinstance(kind, type) and issubclass(kind, Struct):
-        return [kind]
-    if get_origin(kind) in (Union, UnionType):
-        return [each for part in get_args(kind) for each in _structs(part)]
-    return _structs(get_args(kind)[1]) if get_origin(kind) is dict else []
+def _parts_of(kind: Any) -> tuple[Any, ...]:
+    """Return the types in a union, or the type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
