@@ -225,14 +225,16 @@ _NAMED = Rate(15, 300)
 """Failed passwords per name, from all networks together, and the same number reserved for new networks."""
 _FROM_NEW = Rate(3, 3600)
 """Failed passwords per name and network in the reserved allowance."""
+_AT_ONCE = 4
+"""Passwords of one network that are checked at the same time, because many people can share its address."""
 
 
 class LoginThrottle:
     """Checks names and passwords at a limited rate, shared by all pages that ask for them.
 
-    Each attempt is counted in advance, on all workers, and a correct password is given back. The attempts of a network
-    and for a name take turns, so they don't count against each other. While the store is unavailable, each worker
-    counts separately.
+    Each attempt is counted in advance, on all workers, and a correct password is given back. Attempts for a name take
+    turns, so they don't count against each other, and a network has few at a time. While the store is unavailable, each
+    worker counts separately.
 
     Known devices, which are browsers in which the user has logged in before, have their own limit, so attackers
     elsewhere can't lock the user out. Half of a name's allowance is for networks that haven't failed before, so that a
@@ -247,6 +249,7 @@ class LoginThrottle:
         self._pairs = vault.limiter("sign-in-network", _FROM_NETWORK)
         self._new = vault.limiter("sign-in-new", _FROM_NEW)
         self._names = vault.limiter("sign-in-name", _NAMED)
+        self._of_networks = KeyedSemaphore(_AT_ONCE)
         self._turns = KeyedSemaphore(1)
 
     async def check(self, peer: str, name: str, password: str, *, device: str = "") -> User:
@@ -268,7 +271,7 @@ class LoginThrottle:
             if device:
                 async with self._turns.hold(device):
                     return await self._try(name, password, {self._devices: device})
-            async with self._turns.hold(f"network {network}"), self._turns.hold(f"name {lowered}"):
+            async with self._of_networks.hold(network), self._turns.hold(f"name {lowered}"):
                 reserved = {**common, self._new: pair, self._names: f"new {lowered}"}
                 return await self._try(name, password, reserved, {**common, self._names: f"any {lowered}"})
         except Unavailable:
