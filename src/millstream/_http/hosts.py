@@ -13,7 +13,7 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
-from millstream._http.message import Handler, Header, Headers, HttpRequest, Response, Sink, media_type, refusal
+from millstream._http.message import Handler, Headers, HttpRequest, Response, Sink, media_type, refusal
 
 EXEMPT = frozenset({"/livez", "/readyz", "/health"})
 """Paths for health probes, which respond to any Host and Origin. Only allowed Origins get CORS headers."""
@@ -416,26 +416,21 @@ class TrustedProxies:
         """
         return is_loopback(client) or (not self._all and self.trusts(client))
 
-    def client(self, headers: Iterable[Header]) -> str:
-        """Return the address that the trusted proxies report, or an empty string.
+    def apply(self, request: HttpRequest) -> None:
+        """Set the peer and scheme of a request from its proxy's headers.
 
-        It's the last one that isn't a proxy's own. Addresses further left are what the client itself has sent.
+        The peer is the last address that isn't a proxy's own. Addresses further left are what the client itself has
+        sent.
         """
-        found = ""
-        values = [value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"]
+        scheme = _SCHEMES.get(request.headers.get(b"x-forwarded-proto", b"").strip())
+        request.scheme = scheme or request.scheme
+        values = [value.decode("latin-1") for name, value in request.raw_headers if name == b"x-forwarded-for"]
         for entry in reversed(",".join(values).split(",")):
             address = _normalize(entry[:_MAX_ADDRESS])
             if address:
-                found = address
+                request.peer = address
             if not address or self._all or not self.trusts(address):
                 break
-        return found
-
-    def apply(self, request: HttpRequest) -> None:
-        """Set the peer and scheme of a request from its proxy's headers."""
-        scheme = _SCHEMES.get(request.headers.get(b"x-forwarded-proto", b"").strip())
-        request.scheme = scheme or request.scheme
-        request.peer = self.client(request.raw_headers) or request.peer
 
 
 @lru_cache(1024)

@@ -32,9 +32,8 @@ _MAX_ITERATIONS = 500
 """Maximum event loop iterations per sweep, so it finishes before the next one begins."""
 
 
-def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
-    """Return the address and port of the client. They're empty on a Unix socket, or if the client has reset the
-    connection.
+def peer_of(transport: asyncio.Transport) -> str:
+    """Return the address of the client. It's empty on a Unix socket, or if the client has reset the connection.
 
     The event loop stored them when it accepted the connection, so this needs no system call.
     """
@@ -42,7 +41,7 @@ def peer_of(transport: asyncio.Transport) -> tuple[str, int]:
         name: Any = transport.get_extra_info("peername")
     except OSError:
         name = None
-    return ("", 0) if isinstance(name, str | bytes | None) else (str(name[0]), int(name[1]))
+    return "" if isinstance(name, str | bytes | None) else str(name[0])
 
 
 PHRASES = {status.value: status.phrase.encode() for status in HTTPStatus}

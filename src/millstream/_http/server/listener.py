@@ -62,7 +62,7 @@ class HttpProtocol(HttpSocket):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count the connection and reject it if there are too many. A few above the cap may send a health probe."""
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is not a subclass
-        self.peer = peer_of(self.transport)[0]
+        self.peer = peer_of(self.transport)
         scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         proxies = self._proxies if self._proxies is not None and self._proxies.trusts(self.peer) else None
         self.connection = ServerConnection(self.table, self.guard, peer=self.peer, scheme=scheme, proxies=proxies)
