@@ -278,6 +278,37 @@ def test_null_members_in_application_files_are_absent(tmp_path: Path) -> None:
     assert (b.target, b.headers) == ("https://b.example/mcp", {"X-A": "5"})
 
 
+def test_null_members_do_not_hide_those_with_other_names(tmp_path: Path) -> None:
+    server = {"command": "x", "env": None, "environment": {"A": "1"}, "cwd": None, "workingDirectory": "/tmp"}
+    zed = {"command": {"path": "x", "args": None, "env": None}, "args": ["y"], "env": {"A": "1"}}
+    path = write(tmp_path, json.dumps({"mcpServers": {"a": server, "b": zed}}), "mcp.json")
+    a, b = load_file(path).upstreams
+    assert (a.env, a.cwd) == ({"A": "1"}, "/tmp")
+    assert (b.target, b.env) == (["x", "y"], {"A": "1"})
+
+
+def test_disabled_servers_in_application_files_are_not_read(tmp_path: Path) -> None:
+    members = {"env_vars": [{"name": "K"}], "env_http_headers": {"A": 5}, "bearer_token_env_var": "${K}"}
+    servers = {"a": {"disabled": True, **members}, "b": {"enabled": False, **members}, "c": {"command": "x"}}
+    [only] = load_file(write(tmp_path, json.dumps({"mcpServers": servers}), "mcp.json"), {}).upstreams
+    assert only.name == "c"
+
+
+def test_errors_about_variables_show_the_place_once(tmp_path: Path) -> None:
+    path = write(tmp_path, '[upstreams.a]\nurl = "https://a.b"\nheaders = {A = "${K}"}\n', "gateway.toml")
+    with pytest.raises(ConfigError) as caught:
+        load_file(path, {})
+    assert str(caught.value) == (
+        f"{path}, line 3: upstreams.a.headers.A: the variable K isn't set. Set it, or write ${{K:-default}}."
+    )
+
+
+def test_commands_at_the_end_of_errors_about_sign_in_can_be_copied(tmp_path: Path) -> None:
+    path = write(tmp_path, '[upstreams.a]\nurl = "https://a.b"\n[auth]\nkeys = "keys.json"\n', "gateway.toml")
+    with pytest.raises(ConfigError, match=f"millstream keys add NAME --file {tmp_path}/keys.json$"):
+        load_file(path, {})
+
+
 def test_numbers_and_booleans_in_application_files_are_text(tmp_path: Path) -> None:
     server = {
         "command": "x",

@@ -101,7 +101,8 @@ class ConfigValue(Struct, frozen=True):
     def error(self, what: str) -> ConfigError:
         """Return an error about the value."""
         name = f"{'.'.join(self.where)}: " if self.where else ""
-        guide = f" {_SIGN_IN_GUIDE}" if self.where[:1] == ("auth",) else ""
+        # An error that ends with a command stays as it is, so that the command can be copied.
+        guide = f" {_SIGN_IN_GUIDE}" if self.where[:1] == ("auth",) and what.endswith(".") else ""
         return ConfigError(f"{self.path}, line {self.line(self.where)}: {name}{what}{guide}")
 
     def member(self, name: str) -> "ConfigValue":
@@ -183,8 +184,9 @@ class ConfigValue(Struct, frozen=True):
                 return self.load(part)
             if get_origin(part) in (dict, Mapping):
                 return {name: each.convert(get_args(part)[1]) for name, each in self.table().items()}
+        value = self.expand()
         try:
-            converted = msgspec.convert(self.expand(), kind)
+            converted = msgspec.convert(value, kind)
             if self.where[-1].startswith("redact_"):
                 with suppress(MissingExtra):  # reported when the gateway starts
                     Redactor(converted)
@@ -584,7 +586,7 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
         entry: The entry.
         has_braces: Whether variables are written ``{env:NAME}``, as in opencode.
     """
-    value = {name: each.value for name, each in entry.table().items()}
+    value = {name: each.value for name, each in entry.table().items() if each.value is not None}
     if has_braces:
         text = json.dumps(value)
         if "{file:" in text:
@@ -592,7 +594,8 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
         value = json.loads(_BRACED.sub(r"${\1}", text))
     command = value.get("command")
     if is_object(command):  # older files of Zed
-        value |= {**command, "command": command.get("path")}
+        inner = {name: each for name, each in command.items() if each is not None}
+        value |= {**inner, "command": command.get("path")}
     for name, usual in _OTHER_NAMES.items():
         if name in value and usual not in value:
             value[usual] = value.pop(name)
@@ -673,14 +676,14 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
     unnamed = 0
     allowed, excluded = (members(root.member("mcp").value).get(key) for key in ("allowed", "excluded"))  # Gemini CLI
     for name, written in servers.table().items():
-        entry = _normalize(written, has_braces=servers.where == ("mcp",))
         if (
-            entry.member("disabled").convert(bool | None)
-            or entry.member("enabled").convert(bool | None) is False
+            written.member("disabled").convert(bool | None)
+            or written.member("enabled").convert(bool | None) is False
             or (is_array(allowed) and name not in allowed)
             or (is_array(excluded) and name in excluded)
         ):
             continue  # its variables needn't be set
+        entry = _normalize(written, has_braces=servers.where == ("mcp",))
         unknown = [key for key in entry.value if key not in _MEMBERS]
         ignored |= dict.fromkeys(unknown)
         prefix = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")
