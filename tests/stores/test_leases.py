@@ -2,7 +2,7 @@ import pytest
 
 from dict_backend import Data, DictBackend
 from millstream._stores.memory.store import UsageCounter
-from millstream._stores.workers import LeasedWorker
+from millstream._stores.workers import LeasedWorker, expire
 
 LEASE = 6.0
 
@@ -19,7 +19,7 @@ class Machine:
         backend = DictBackend(self._data, self._tally, LEASE)
         backend.time = lambda: self.now  # type: ignore[method-assign]
         leases = LeasedWorker(backend)
-        await leases.enter()
+        await leases.renew()
         return leases
 
     async def run(self, *workers: LeasedWorker, seconds: float) -> None:
@@ -72,7 +72,7 @@ async def test_dead_workers_are_kept_for_a_day_up_to_a_number(monkeypatch: pytes
     machine = Machine()
     one, *others = [await machine.worker() for _ in range(5)]
     for each in others:
-        await each.exit()
+        await expire(each._backend, each.me)
     await one.read()
     assert one.dead == {each.me for each in others[1:]}
     machine.now += 86_400.0

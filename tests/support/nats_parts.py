@@ -16,6 +16,7 @@ import nats
 from millstream._stores.nats.link import NatsAddress, parse_address
 from millstream._stores.nats.store import NatsBackend
 from millstream._stores.store import Store
+from millstream._stores.workers import LeasedWorker
 from redis_parts import until, wait_until
 
 SERVER = Path(sys.executable).with_name("nats-server")
@@ -157,9 +158,11 @@ class NatsBacking:
     async def kill(self, store: object) -> None:
         """Close the worker's connection without releasing its lease."""
         assert isinstance(store, NatsStore)
-        assert store._lease_task is not None
-        store._lease_task.cancel()
-        store._lease_task = None
+        workers = store.workers
+        assert isinstance(workers, LeasedWorker)
+        assert workers._run_task is not None
+        workers._run_task.cancel()
+        workers._run_task = None
         await store.backend.close()
 
     async def close(self) -> None:

@@ -182,8 +182,8 @@ async def warm_up(store: RedisStore) -> None:
 async def kill(store: Any) -> None:
     """Break a worker's connections without cleanup, like kill -9."""
     backend = store.backend
-    tasks = [store._lease_task, *backend._tasks]
-    store._lease_task, backend._tasks = None, []
+    tasks = [store.workers._run_task, *backend._tasks]
+    store.workers._run_task, backend._tasks = None, []
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

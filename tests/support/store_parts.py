@@ -19,6 +19,7 @@ from millstream._stores.local.server import LocalServer
 from millstream._stores.memory.store import UsageCounter
 from millstream._stores.store import Store
 from millstream._stores.tail import Tail
+from millstream._stores.workers import LeasedWorker
 from nats_parts import NatsBacking
 from patience import WAIT
 from property_settings import NIGHTLY
@@ -157,9 +158,11 @@ class DictBacking:
 
     async def kill(self, store: Store) -> None:
         assert isinstance(store, Store)
-        assert store._lease_task is not None
-        store._lease_task.cancel()
-        store._lease_task = None
+        workers = store.workers
+        assert isinstance(workers, LeasedWorker)
+        assert workers._run_task is not None
+        workers._run_task.cancel()
+        workers._run_task = None
         for tail in store.bus._tails:
             tail.stop()
 

@@ -1,13 +1,10 @@
 """The store, built on any backend."""
 
-import asyncio
 from collections.abc import Callable, Sequence
 
 from millstream._stores.base import Backend, Bus, Log, Map
 from millstream._stores.rates import Charge, ChargeResults, ConcurrencySlot
-from millstream._stores.tail import never
 from millstream._stores.workers import LeasedWorker, SoleWorker
-from millstream._tasks import cancel_all
 
 
 class Store:
@@ -33,8 +30,6 @@ class Store:
         self.log: Log = backend.log
         self.workers: LeasedWorker | SoleWorker = LeasedWorker(backend) if backend.shared else SoleWorker()
         self.bus: Bus = self.workers
-        self._lease_task: asyncio.Task[None] | None = None
-        self._stop_watching: Callable[[], None] = never
 
     @property
     def epoch(self) -> str:
@@ -76,25 +71,13 @@ class Store:
             LocalError: The store can't be reached or used. `open` may be called again.
         """
         await self.backend.open()
-        workers = self.workers
-        if isinstance(workers, SoleWorker):
-            return
         try:
-            await workers.enter()
-            await workers.begin()
+            await self.workers.open()
         except BaseException:
-            await workers.end()
             await self.backend.close()
             raise
-        self._stop_watching = self.backend.watch(workers.interrupt)
-        self._lease_task = asyncio.create_task(workers.run())
 
     async def close(self) -> None:
         """End the lease and all subscriptions and close the backend. Idempotent."""
-        self._stop_watching()
-        lease_task, self._lease_task = self._lease_task, None
-        await self.workers.end()
-        if lease_task is not None and isinstance(self.workers, LeasedWorker):
-            await cancel_all(lease_task)
-            await self.workers.exit()
+        await self.workers.close()
         await self.backend.close()

@@ -22,7 +22,7 @@ from millstream._protocol.errors import LocalError
 from millstream._stores.base import Backend, Entry, Gap, Map, Position
 from millstream._stores.health import PAUSE, LogOnce, run_on
 from millstream._stores.tail import Listeners, Tail, Watchers, never
-from millstream._tasks import retry_delay
+from millstream._tasks import cancel_all, retry_delay
 
 _POLL = 0.05
 """Seconds between attempts to take another owner's claim. The store doesn't report when it's released."""
@@ -192,7 +192,7 @@ async def post(backend: Backend, stream: str, topic: str, data: bytes) -> None:
 
 
 class _Worker:
-    """What `Workers` and `Bus` have in common in all stores."""
+    """A worker of a store, and the store's `Bus`."""
 
     lease: float = 0.0
     live: frozenset[str] = frozenset()
@@ -209,13 +209,16 @@ class _Worker:
     ) -> Callable[[], None]:
         return self._topics.listen(topic, receive, interrupted=interrupted)
 
-    async def end(self) -> None:
-        """Stop all subscriptions."""
+    async def open(self) -> None:
+        """Take a lease and start reading messages, if there can be other workers."""
+
+    async def close(self) -> None:
+        """End the lease and all subscriptions. Idempotent."""
         self._topics.remove_listeners()
 
 
 class SoleWorker(_Worker):
-    """`Workers` and `Bus` of a store that isn't shared. A message reaches every subscriber before `publish` returns."""
+    """The worker of a store that isn't shared. A message reaches every subscriber before `publish` returns."""
 
     async def alive(self, worker: str) -> bool:
         return worker == self.me
@@ -239,7 +242,7 @@ class SoleWorker(_Worker):
 
 
 class LeasedWorker(_Worker):
-    """`Workers` and `Bus` of a store that is shared.
+    """A worker of a store that is shared.
 
     The workers have leases in the table. Messages are in two logs: one for all workers, and the inbox of this one.
     """
@@ -255,6 +258,47 @@ class LeasedWorker(_Worker):
         )
         self._tails: list[Tail] = []
         """The readers of the log for all workers and of the inbox."""
+        self._stop_watching: Callable[[], None] = never
+        self._run_task: asyncio.Task[None] | None = None
+
+    @override
+    async def open(self) -> None:
+        """Take a lease under a new name, and start reading at the end of both logs.
+
+        Raises:
+            LocalError: The store doesn't respond.
+        """
+        self.me = secrets.token_hex(6)
+        try:
+            await self.renew()
+            await post(self._backend, MESSAGES, _NOTE, b"")
+            newest = await self._backend.log.newest(MESSAGES, 1)
+            self._tails = [
+                self._follow(MESSAGES, newest[-1].position if newest else None),
+                self._follow(INBOX + self.me, None),
+            ]
+            await self._tails[0].catch_up()
+        except BaseException:
+            await self.close()
+            raise
+        self._stop_watching = self._backend.watch(self.interrupt)
+        self._run_task = asyncio.create_task(self.run())
+
+    @override
+    async def close(self) -> None:
+        """End the lease, unless the store doesn't respond, and all subscriptions."""
+        run_task, self._run_task = self._run_task, None
+        self._stop_watching()
+        await cancel_all(run_task)
+        await super().close()
+        tails, self._tails = self._tails, []
+        for tail in tails:
+            await tail.close()
+        if run_task is not None:
+            self._changed.clear()
+            with suppress(LocalError, OSError):
+                async with asyncio.timeout(_GOODBYE):
+                    await expire(self._backend, self.me)
 
     # The lease
 
@@ -264,23 +308,6 @@ class LeasedWorker(_Worker):
     async def alive(self, worker: str) -> bool:
         await self.read()
         return worker in self.live
-
-    async def enter(self) -> None:
-        """Take a lease under a new name.
-
-        Raises:
-            LocalError: The store doesn't respond.
-        """
-        self.me = secrets.token_hex(6)
-        await self.renew()
-        await post(self._backend, MESSAGES, _NOTE, b"")
-
-    async def exit(self) -> None:
-        """End the lease. Do nothing if the store doesn't respond."""
-        self._changed.clear()
-        with suppress(LocalError, OSError):
-            async with asyncio.timeout(_GOODBYE):
-                await expire(self._backend, self.me)
 
     def hurry(self) -> None:
         """Renew the lease soon: the table may have changed."""
@@ -313,7 +340,7 @@ class LeasedWorker(_Worker):
         if name != self.me:
             await self._backend.bind(name)
             self.me = name
-            for inbox in self._tails[1:]:  # there are none before `begin`
+            for inbox in self._tails[1:]:  # there are none before `open`
                 inbox.stop()
                 self._tails[1] = self._follow(INBOX + name, None)
             self.interrupt()
@@ -353,31 +380,10 @@ class LeasedWorker(_Worker):
         await post(self._backend, INBOX + worker, topic, data)
         return True
 
-    async def begin(self) -> None:
-        """Start reading at the end of both logs.
-
-        Raises:
-            LocalError: The store doesn't respond.
-        """
-        newest = await self._backend.log.newest(MESSAGES, 1)
-        self._tails = [
-            self._follow(MESSAGES, newest[-1].position if newest else None),
-            self._follow(INBOX + self.me, None),
-        ]
-        await self._tails[0].catch_up()
-
     def interrupt(self) -> None:
         """Notify subscribers that messages may have been lost."""
         self.hurry()
         self._topics.interrupt()
-
-    @override
-    async def end(self) -> None:
-        """Stop reading and stop all subscriptions."""
-        await super().end()
-        tails, self._tails = self._tails, []
-        for tail in tails:
-            await tail.close()
 
     def _follow(self, stream: str, after: Position | None) -> Tail:
         tail = Tail(self._backend.log, stream, after, self._take, self._on_gap)
