@@ -1,10 +1,18 @@
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
 from backend_stores import MemoryStore
 from cases import for_each
 from hub_parts import Clock
+from millstream import Server
 from millstream._protocol.principal import Share
 from millstream._stores.base import MAX_OFFSET, Position
 from millstream._transports.open_streams import OpenStreams
 from millstream._transports.streamable import MESSAGE, TTL, append, event_id, log_name, parse_event_id
+from patience import WAIT
 
 
 @for_each("offset", [1, 10**18, MAX_OFFSET])
@@ -40,3 +48,20 @@ async def test_silent_calls_can_be_resumed_after_their_log_expires() -> None:
     assert await store.log.read(ended, None) == []
     await append(store, running, MESSAGE, b"result", None)
     assert [entry.data for entry in await store.log.read(running, first)] == [MESSAGE + b"result"]
+
+
+async def test_heartbeats_extend_the_logs_of_calls_on_every_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extended = asyncio.Event()
+
+    async def touch(streams: OpenStreams, log: Any, ttl: float) -> None:
+        extended.set()
+
+    monkeypatch.setattr(OpenStreams, "touch", touch)
+    for url in ("memory://", f"sqlite:///{tmp_path}/shop.db"):
+        extended.clear()
+        async with Server("shop", store=url).running() as runtime, asyncio.timeout(WAIT):
+            for beat in runtime.sweep.beats:
+                beat()
+            await extended.wait()

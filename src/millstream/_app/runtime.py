@@ -410,7 +410,10 @@ class Runtime:
             end()
 
     def _extend_logs(self) -> None:
-        self.sweep.run_in_background(self.streams.touch, self.store.log, LOG_TTL)
+        self.sweep.run_in_background(self._touch_logs)
+
+    async def _touch_logs(self) -> None:
+        await self.streams.touch(self.store.log, LOG_TTL)
 
 
 def _warn_unclear(tools: Iterable[Tool], *, each: bool) -> None:
