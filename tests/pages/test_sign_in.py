@@ -32,6 +32,9 @@ class Site(BaseHTTPRequestHandler):
             self.send_response(302)
             back = {"state": query["state"][0], "code": "grace"}
             self.send_header("location", f"{query['redirect_uri'][0]}?{urlencode(back)}")
+        elif parts.path == "/onward":
+            self.send_response(302)
+            self.send_header("location", f"http://localhost:{self.server.server_address[1]}/back?{parts.query}")
         else:
             if parts.path == "/back":
                 self.came.append(self.path)
@@ -52,13 +55,13 @@ class Shop:
         self.site = site
         self.came = came
 
-    def link(self, name: str = "Claude Code", scope: str = "shop:use orders:write") -> str:
+    def link(self, name: str = "Claude Code", scope: str = "shop:use orders:write", back: str = "/back") -> str:
         """A link of a client that has just registered."""
-        about = {"redirect_uris": [f"{self.site}/back"], "client_name": name}
+        about = {"redirect_uris": [f"{self.site}{back}"], "client_name": name}
         body, headers = json.dumps(about).encode(), {"content-type": "application/json"}
         with urlopen(Request(f"{self.url}/register", body, headers), timeout=WAIT) as reply:  # noqa: S310  loopback
             id = json.load(reply)["client_id"]
-        asked = {"response_type": "code", "client_id": id, "redirect_uri": f"{self.site}/back", "state": "s t",
+        asked = {"response_type": "code", "client_id": id, "redirect_uri": f"{self.site}{back}", "state": "s t",
                  "code_challenge": challenge(), "code_challenge_method": "S256", "scope": scope}  # fmt: skip
         return f"{self.url}/authorize?{urlencode(asked)}"
 
@@ -99,6 +102,15 @@ def test_user_signs_in_consents_and_returns_to_the_client(shop: Shop, open_page:
     expect(page.get_by_text("You are signed in as Ada.")).to_be_visible()
     page.get_by_role("button", name="Deny").click()
     assert shop.answered(page)["error"] == ["access_denied"]
+
+
+def test_callback_may_redirect_to_another_site(shop: Shop, open_page: OpenPage) -> None:
+    page = open_page(shop.link(back="/onward"), fresh=True)
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("correct horse")
+    page.get_by_role("button", name="Sign in and allow").click()
+    page.wait_for_url("http://localhost:*/back?*")
+    assert "code=" in page.url
 
 
 def test_user_returns_to_the_client_from_an_upstream(shop: Shop, open_page: OpenPage) -> None:

@@ -241,7 +241,7 @@ _DEFAULTS: Mapping[str, Any] = {
 
 
 def render(
-    template: str | Path, status: int, head: bytes = b"", *, target: str = "", images: str = "", **values: Any
+    template: str | Path, status: int, head: bytes = b"", *, leaves: bool = False, images: str = "", **values: Any
 ) -> Response:
     """Return a page: ``render(Path("shop.html"), 200, images=IMAGES, books=books)``.
 
@@ -249,15 +249,16 @@ def render(
         template: Name of a template in this package, or path of a template that extends one.
         status: Status of the response.
         head: Additional header lines.
-        target: Another allowed target of forms, in addition to this server.
+        leaves: Whether a form leads to another site. Browsers apply `form-action` to all redirects that follow, and
+            that site may redirect to an app or a third site, so the page's policy leaves it out.
         images: Image directive of the content security policy.
         values: Variables of the template.
     """
-    forms = f"'self' {target}".strip()
+    forms = "" if leaves else "form-action 'self'; "
     lines = (
         "content-type: text/html; charset=utf-8\r\nx-content-type-options: nosniff\r\nx-frame-options: DENY\r\n"
         f"content-security-policy: default-src 'none'; style-src 'self'; font-src 'self'; {images}"
-        f"form-action {forms}; base-uri 'none'; "
+        f"{forms}base-uri 'none'; "
         # Stricter referrer policies remove Origin, and the server needs it to recognize its own forms.
         "frame-ancestors 'none'\r\nreferrer-policy: same-origin\r\ncross-origin-opener-policy: same-origin\r\n"
     ).encode("ascii")

@@ -326,14 +326,6 @@ def _host(parts: SplitResult) -> str:
     return match[1].lower() if match else ""
 
 
-def form_target(uri: str) -> str:
-    """Return the Content-Security-Policy source expression for a form that redirects to a URI."""
-    parts = urlsplit(uri)
-    # Policies have no syntax for IPv6 addresses.
-    web = not is_app(uri) and not parts.netloc.startswith("[")
-    return f"{parts.scheme}://{parts.netloc}" if web else f"{parts.scheme}:"
-
-
 def is_app(uri: str) -> bool:
     """Return whether a URI opens an app by a private-use scheme."""
     return urlsplit(uri).scheme not in ("http", "https")
