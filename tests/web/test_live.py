@@ -206,6 +206,14 @@ async def test_stalled_watchers_are_disconnected() -> None:
         assert len(world.feed) == 1
 
 
+async def test_clients_that_disconnect_early_are_not_watchers() -> None:
+    world, screen = World(), Screen()
+    screen.close()
+    request = Asked("GET", "/dashboard/events", [], {}, screen=screen)
+    assert await asyncio.wait_for(world.feed.events(request), WAIT) is None
+    assert len(world.feed) == 0
+
+
 async def test_excess_streams_get_a_retry_time() -> None:
     world = World(max_streams=1)
     async with world.watching():

@@ -246,9 +246,9 @@ class DashboardFeed:
             return _BUSY
         try:
             self._watchers[sink] = self.log.number_of(last_event_id(request))
-            sink.on_close(lambda: self._remove_watcher(sink))
             self._write(sink, self._info)
             self._has_watchers.set()
+            sink.on_close(lambda: self._remove_watcher(sink))  # last, because the client may have disconnected
             await sink.wait_closed()
         finally:
             sink.close()
