@@ -119,6 +119,17 @@ async def test_removal_and_password_change_end_cookie_and_streams(tmp_path: Path
         assert (await send(world, form)).status == 403
 
 
+@pytest.mark.usefixtures("quick_hashes")
+async def test_users_with_many_scopes_and_groups_get_a_small_cookie(tmp_path: Path) -> None:
+    file = UserFile(tmp_path / "users.json")
+    many = tuple(f"{number:0>40}" for number in range(100))
+    file.add("ada", ADA["password"], ("*", *many), 1.0, many)
+    async with run_guarded(make_server(issuing(auth.users(file=file.path)))) as world:
+        cookie = await jar(world, ADA)
+        assert len(cookie) < 4096
+        assert await status(world, "/docs", cookie) == 200
+
+
 async def test_login_with_a_new_password_ends_older_streams() -> None:
     store = MemoryStore()
     await store.open()

@@ -326,7 +326,8 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     async def admit(self, request: HttpRequest, name: str, password: str) -> tuple[bytes, bytes]:
         """See `PageMethod.admit`."""
         user = await self._authorize.check_password(request, name, password)
-        return pack(user), self._tickets.keep_device(name)
+        # `recall` reads the rest from the accounts, and browsers reject large cookies.
+        return pack(replace(user, scopes=(), groups=())), self._tickets.keep_device(name)
 
     @override
     def forget(self) -> bytes:
@@ -343,7 +344,8 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def finish_login(self, login: str, callback: Callback) -> tuple[bytes, float]:
         """See `UpstreamPageMethod.finish_login`."""
-        return pack(await self._config.from_upstream(login, callback)), inf
+        user = await self._config.from_upstream(login, callback)
+        return pack(replace(user, groups=())), inf  # small enough for a cookie
 
     @override
     async def recall(self, kept: bytes) -> Identity | None:
