@@ -335,6 +335,21 @@ async def test_lists_are_read_with_the_first_callers_token_while_it_works() -> N
         assert await credentials.lister() != first
 
 
+async def test_one_callers_token_reads_the_lists_after_all_have_failed() -> None:
+    async with run_world() as other, run_exchange_gateway(other) as (gate, sign):
+        await gate.wait_for_tool("up_who", sign(sub="ada"))
+        credentials = (await gate.mcp.start()).host.gateway.upstreams["up"].credentials
+        ada = await credentials.lister()
+        credentials.avoid_lister(ada)
+        assert await gate.call(sign(sub="eve"), "up_who") == "eve-exchanged"
+        eve = await credentials.lister()
+        credentials.avoid_lister(eve)
+        assert await gate.call(sign(sub="ada"), "up_who") == "ada-exchanged"
+        assert await credentials.lister() == ada != eve
+        assert await gate.call(sign(sub="eve"), "up_who") == "eve-exchanged"
+        assert await credentials.lister() == ada
+
+
 async def test_lists_are_read_again_when_the_same_caller_has_a_new_token() -> None:
     async with run_world() as other, run_exchange_gateway(other) as (gate, sign):
         await gate.wait_for_tool("up_who", sign(sub="ada"))

@@ -417,6 +417,7 @@ class ExchangedCredentials(_IssuedCredentials):
         key = super().link_key(call)
         if needs_lister and principal is not None and self.lists_from in ("", principal.id):
             self._last_key = key
+            self._list_failures.pop(key, None)  # it can try again, because the previous one can't
             self._lister_event.set()
         return key
 
