@@ -115,6 +115,6 @@ async def register_and_look(desk: Desk, uri: str) -> None:
         return
     page = await Browser(desk).open(id, redirect_uri=uri)
     policy = page.headers["content-security-policy"]
-    assert policy.count(";") == 5
+    assert policy.count(";") == 4
     assert "," not in policy
     assert "unsafe" not in policy
