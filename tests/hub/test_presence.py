@@ -236,6 +236,33 @@ async def test_client_that_returns_while_its_departure_is_published_stays() -> N
     assert await announced(store) == ["join chat ann", "leave chat ann", "join chat ann"]
 
 
+async def test_client_that_joins_while_its_worker_is_renamed_is_registered_again() -> None:
+    memory = MemoryStore()
+    store, other = DelayedStore(lambda: 5, memory), Clients(second_worker(memory))
+    clients = Clients(store)
+    await clients.join("chat", "ann")
+    joining = asyncio.create_task(clients.join("chat", "bob"))
+    await turns(3)
+    await store.end_lease()
+    await asyncio.gather(joining, clients.presence.refresh())
+    await other.presence.refresh()
+    await clients.presence.refresh()
+    assert sorted(await other.on("chat")) == ["ann", "bob"]
+
+
+async def test_canceled_join_of_a_disconnected_client_leaves_no_stale_presence() -> None:
+    store = DelayedStore(lambda: 5, MemoryStore())
+    for passed in range(60):
+        clients = Clients(store)
+        joining = asyncio.create_task(clients.join("chat", "ann"))
+        await turns(passed)
+        clients.presence.disconnect(("chat", "ann"), Member("ann"))
+        joining.cancel()
+        await asyncio.wait([joining])
+        await clients.presence.update(("chat", "ann"))
+        assert await clients.on("chat") == []
+
+
 async def test_presence_is_renewed_before_its_records_expire() -> None:
     clock = Clock()
     async with open_hub(clock=clock, refresh=1_000_000) as hub:

@@ -202,9 +202,16 @@ class Presence(Struct):
                 held.announcer = ""
             return "silent"
 
-        outcome = await self._change(_name(channel, _number(client)), add)
-        position = await self._announce(place, member, "join") if outcome == "announce" else None
-        self._registered[place] = member
+        self._registered[place] = member  # from now on, `refresh` may remove it, and a departure unregisters it
+        try:
+            outcome = await self._change(_name(channel, _number(client)), add)
+            position = await self._announce(place, member, "join") if outcome == "announce" else None
+        except BaseException:
+            if place in self._connections:
+                self._registered.pop(place, None)  # `refresh` retries
+            raise
+        if place in self._registered:
+            self._registered[place] = member
         return position
 
     async def _unregister(self, place: Place, member: Member) -> Position | None:
