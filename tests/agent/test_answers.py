@@ -437,6 +437,15 @@ async def test_only_one_answer_runs_at_a_time() -> None:
             await collect(first)
 
 
+async def test_message_sent_at_the_same_time_is_rejected_and_does_not_silence_the_answer() -> None:
+    with ScriptedModel(says("One."), says("Two.")) as api:
+        async with Agent(model(api)) as agent:
+            first, second = (asyncio.create_task(collect(agent.say(text))) for text in ("One", "Two"))
+            with pytest.raises(AgentError, match="still answering"):
+                await second
+            assert of(AssistantMessage, await first) == [AssistantMessage("One.")]
+
+
 async def test_transcript_is_written_as_json_lines(tmp_path: Any) -> None:
     with ScriptedModel(calls(("price", '{"isbn": "9780"}')), says("Four.")) as api:
         async with Agent(model(api), [make()]) as agent:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Struct
 
 from millstream.protocol import Json, SuggestionMeta
 
@@ -201,21 +201,22 @@ _ROOM = 256
 class AnswerQueue(Struct, eq=False):
     """Runs a conversation's answers one after another: ``AgentRun(queue, work)``."""
 
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the current answer."""
+    task: asyncio.Task[None] | None = None
+    """Task of the current answer, or of the last one."""
     stopping: bool = False
     """Whether the current answer is being stopped, because it has no reader."""
     emit: Emit | None = None
     """Receives events of the current answer."""
 
     def stop(self, task: "asyncio.Task[None]") -> None:
-        """Stop the current answer, which isn't read anymore.
+        """Stop an answer that isn't read anymore.
 
         Args:
             task: Task of the answer.
         """
-        self.stopping = True
-        self.emit = None
+        if task is self.task:
+            self.stopping = True
+            self.emit = None
         task.cancel()
 
 
@@ -242,20 +243,21 @@ class AgentRun:
         if self._task is None:
             # The task must not keep this object alive.
             line, work, waiting = self._line, self._work, self._waiting
-            if line.lock.locked() and not line.stopping:
-                raise AgentError("The agent is still answering. Finish reading that answer first.")
+            while line.task is not None and not line.task.done():
+                if not line.stopping:
+                    raise AgentError("The agent is still answering. Finish reading that answer first.")
+                await asyncio.wait([line.task])
 
             async def run_to_end() -> None:
-                async with line.lock:
-                    line.stopping, line.emit = False, waiting.put
-                    try:
-                        await work()
-                    finally:
-                        running = asyncio.current_task()
-                        if running is None or not running.cancelling():
-                            await waiting.put(None)
+                try:
+                    await work()
+                finally:
+                    running = asyncio.current_task()
+                    if running is None or not running.cancelling():
+                        await waiting.put(None)
 
-            self._task = asyncio.create_task(run_to_end())
+            line.stopping, line.emit = False, waiting.put
+            self._task = line.task = asyncio.create_task(run_to_end())
         try:
             event = await self._waiting.get()
             if event is not None:
