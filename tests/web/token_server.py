@@ -89,8 +89,9 @@ class Guarded:
 
 def token_for(name: str, number: int) -> str:
     """A token that says whose it is."""
-    payload = urlsafe_b64encode(json.dumps({"sub": name, "n": number}).encode()).decode().rstrip("=")
-    return f"secret-head.{payload}.secret-signature"
+    parts = ({"alg": "RS256"}, {"sub": name, "n": number})
+    head, payload = (urlsafe_b64encode(json.dumps(each).encode()).decode().rstrip("=") for each in parts)
+    return f"{head}.{payload}.secret-signature"
 
 
 def form_of(asked: ReceivedRequest) -> dict[str, str]:
