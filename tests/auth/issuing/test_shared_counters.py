@@ -79,6 +79,27 @@ async def test_valid_passwords_do_not_count_as_attempts(stores: list[Store]) -> 
         assert isinstance(await desks[number % 2].guess("192.0.2.1", "ada", "correct horse"), User)
 
 
+async def test_passwords_refused_during_a_correct_attempt_are_accepted_after_it(
+    stores: list[Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desks = await desks_on(stores)
+    assert {await desks[0].guess("192.0.2.1", f"name{number}") for number in range(9)} == {WRONG}
+    checking, gate = asyncio.Event(), asyncio.Event()
+
+    async def check(name: str, password: str) -> User:
+        checking.set()
+        await gate.wait()
+        return User(name)
+
+    monkeypatch.setattr(desks[0].people, "check", check)
+    first = asyncio.create_task(desks[0].guess("192.0.2.1", "bob", "battery staple"))
+    await asyncio.wait_for(checking.wait(), WAIT)
+    await desks[1].guess("192.0.2.1", "ada", "correct horse")  # refused, unless the machine is slow
+    gate.set()
+    assert isinstance(await first, User)
+    assert isinstance(await desks[1].guess("192.0.2.1", "ada", "correct horse"), User)
+
+
 async def test_consent_and_registrations_apply_to_all_workers() -> None:
     backing = BACKINGS["memory"]()
     store = await backing.worker()

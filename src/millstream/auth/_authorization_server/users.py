@@ -226,15 +226,15 @@ _NAMED = Rate(15, 300)
 _FROM_NEW = Rate(3, 3600)
 """Failed passwords per name and network in the reserved allowance."""
 _AT_ONCE = 4
-"""Passwords of one network that are checked at the same time, because many people can share its address."""
+"""Maximum concurrent password checks per network, because many people can share an address."""
 
 
 class LoginThrottle:
     """Checks names and passwords at a limited rate, shared by all pages that ask for them.
 
-    Each attempt is counted in advance, on all workers, and a correct password is given back. Attempts for a name take
-    turns, so they don't count against each other, and a network has few at a time. While the store is unavailable, each
-    worker counts separately.
+    Each attempt is counted in advance, on all workers, and a correct one is given back. Attempts for a name take turns,
+    so they don't count against each other, and a network has few at a time. While the store is unavailable, each worker
+    counts separately.
 
     Known devices, which are browsers in which the user has logged in before, have their own limit, so attackers
     elsewhere can't lock the user out. Half of a name's allowance is for networks that haven't failed before, so that a
@@ -303,10 +303,8 @@ class LoginThrottle:
         if (pool := self._vault.pool) is not None and max(waits) <= 0:
             decision = await pool.take([limiter.pace(key, cost) for limiter, key in limits.items()])
             waits = [each.wait for each in decision.results] if decision is not None else waits
-        is_enough = max(waits) <= 0
-        for (limiter, key), wait in zip(limits.items(), waits, strict=True):
-            if is_enough:
-                limiter.take(key, cost)
-            elif wait > 0:
-                limiter.block(key, wait)
-        return is_enough
+        if max(waits) > 0:
+            return False  # the keys stay open here, because another worker may give back what it took
+        for limiter, key in limits.items():
+            limiter.take(key, cost)
+        return True
