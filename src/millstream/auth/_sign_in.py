@@ -388,7 +388,7 @@ class SignedOut:
         self._store = store
         self._verdicts = verdicts
         self._known: Recent[str, float] = Recent(_MAX_SIGN_OUTS)
-        """Name of a sign-out -> time until which the cookies were issued. The oldest are dropped first."""
+        """Name of a sign-out -> time up to which it invalidates issued cookies. The oldest are dropped first."""
         self._to_close: Recent[tuple[str, float], None] = Recent(_MAX_SIGN_OUTS)
         """Owners and expiries of streams to close. The oldest are dropped first."""
         self._in_use: Recent[tuple[str, int], float] = Recent(_MAX_SIGN_OUTS)

@@ -558,7 +558,7 @@ _MEMBERS = frozenset((
     *_URLS, "args", "bearer_token_env_var", "command", "cwd", "disabled", "disabledTools", "enabled", "env", "envFile",
     "env_http_headers", "env_vars", "excludeTools", "headers", "includeTools", "path", "source", "type",
 ))  # fmt: skip
-"""Members of a server's entry that have an effect, or need none. Others are ignored with a warning."""
+"""Known members of a server's entry. Others are ignored with a warning."""
 _OTHER_NAMES = {
     "environment": "env",  # opencode
     "http_headers": "headers",  # Codex, and below

@@ -221,7 +221,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
             consent_limiter=vault.limiter("consent", CONSENT_RATE),
         )
         self._recent_users: Recent[str, User | None] = Recent(_MAX_RECENT_USERS)
-        """Principal id -> the user at the most recent login, or None for clients that act for themselves."""
+        """Principal id -> the user in the most recent credential, or None for clients that act for themselves."""
         self._announcements = 0
         """Number of announced revocations."""
 
