@@ -268,6 +268,19 @@ async def test_paused_reading_stops_the_message_timeout() -> None:
         assert one.transport.closed
 
 
+async def test_time_without_reading_for_a_slow_client_does_not_count_against_it() -> None:
+    async with fed() as one:
+        protocol, guard = one.protocol, one.guard
+        protocol.data_received(frame(TEXT, b" ", fin=False))
+        assert not protocol.close_if_late(guard.clock + one.protocol.table.heartbeat)  # sends a ping
+        protocol.pause_writing()
+        guard.clock += 31  # the guard doesn't check connections with unsent bytes
+        protocol.resume_writing()
+        assert one.transport.reads
+        assert not protocol.close_if_late(guard.clock + 1)
+        assert protocol.close_if_late(guard.clock + 31)
+
+
 @pytest.mark.parametrize("serve", ["rest", "hub"])
 async def test_warning_about_other_asgi_servers_lists_missing_limits(
     serve: str, caplog: pytest.LogCaptureFixture

@@ -368,6 +368,7 @@ class WebSocketProtocol(ServerSocket):
     def resume_writing(self) -> None:
         """Resume writing. Called when the transport's buffer has space."""
         self.outbox.took()
+        self._pinged_at = self._unfinished_since = self.guard.clock  # until now, the server read nothing
         super().resume_writing()
 
     # The application
