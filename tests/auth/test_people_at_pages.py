@@ -10,6 +10,7 @@ from auth_world import ROOT, GuardedServer, make_server, run_guarded
 from http_messages import HttpRequest
 from issuing_world import Desk, KnownUsers
 from millstream import auth
+from millstream.auth._method import NotAdmitted
 from millstream.auth.providers import OAuthClient, Provider, User
 from patience import WAIT
 from shared_store import MemoryStore
@@ -157,7 +158,7 @@ async def test_wrong_passwords_share_one_counter() -> None:
         assert (await send(world, ADA)).status == 429
         assert world.runtime.guard is not None
         running: Any = world.runtime.guard.methods[0]
-        with pytest.raises(Exception, match="Too many attempts"):
+        with pytest.raises(NotAdmitted, match="Too many attempts"):
             await running._authorize.throttle.check("127.0.0.1", **ADA)
         assert (await send(world, {"key": ROOT})).status == 303
 
