@@ -602,7 +602,8 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
     _normalize_terminal_values(entry, value, has_commands=has_braces)
     for name in entry.member("env_vars").convert(_Texts) or ():
         value["env"] = {name: f"${{{name}:-}}", **members(value.get("env"))}
-    for name, each in (entry.member("env_http_headers").convert(dict[str, str] | None) or {}).items():
+    headers: dict[str, str] = entry.member("env_http_headers").convert(dict[str, str] | None) or {}
+    for name, each in headers.items():
         value["headers"] = {name: f"${{{each}}}", **members(value.get("headers"))}
     if token := entry.member("bearer_token_env_var").convert(str | None):
         value["headers"] = {"Authorization": f"Bearer ${{{token}}}", **members(value.get("headers"))}

@@ -518,7 +518,7 @@ class TokenEndpoints(Struct, frozen=True):
         refresh: str,
     ) -> _Answer:
         user = self.config.user_of_grant(grant)
-        more = {} if user is None else await self.config.claims(user, client)
+        more: Mapping[str, object] = {} if user is None else await self.config.claims(user, client)
         token = await self.access_token(client, grant.subject, scopes, resources, grant=id, more=more)
         return {**token, "refresh_token": refresh} if refresh else token
 
