@@ -37,7 +37,11 @@ class Store:
         return self.backend.epoch
 
     def watch(self, changed: Callable[[], None]) -> Callable[[], None]:
-        """See `Backend.watch`."""
+        """Call `changed` whenever `epoch` changes, and return a function that stops it. See `Backend.watch`.
+
+        Args:
+            changed: The callback, which must not block or raise.
+        """
         return self.backend.watch(changed)
 
     def time(self) -> float:
@@ -51,6 +55,9 @@ class Store:
     async def charge(self, charges: Sequence[Charge]) -> ChargeResults:
         """Take from every limit if each has enough, else from none: see `Backend.charge`.
 
+        Args:
+            charges: The amounts to take, each with its limit.
+
         Raises:
             StoreUnavailable: The store didn't respond in time.
         """
@@ -58,6 +65,9 @@ class Store:
 
     async def release(self, slots: Sequence[ConcurrencySlot]) -> None:
         """Release slots. A slot that isn't taken isn't an error. Slots of dead workers are released automatically.
+
+        Args:
+            slots: The slots to release.
 
         Raises:
             StoreUnavailable: The store didn't respond in time. Call it again.

@@ -268,7 +268,7 @@ class LeasedWorker(_Worker):
         Raises:
             LocalError: The store doesn't respond.
         """
-        self.me = secrets.token_hex(6)
+        self.me: str = secrets.token_hex(6)
         try:
             await self.renew()
             await post(self._backend, MESSAGES, _NOTE, b"")
@@ -362,7 +362,8 @@ class LeasedWorker(_Worker):
 
     def _learn(self, table: WorkerTable, *, always: bool = False) -> None:
         table.expire(self._backend.time(), self.lease)
-        live, self.dead = frozenset(table.leases), frozenset(table.dead)
+        live = frozenset(table.leases)
+        self.dead: frozenset[str] = frozenset(table.dead)
         if self.me in self.dead or self.me not in live:
             self.hurry()
         if always or live != self.live:

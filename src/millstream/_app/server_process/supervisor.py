@@ -247,7 +247,7 @@ class Supervisor:
                     raise
                 tell_failure(exc)
                 logger.warning("Waiting for a change …")
-                await anext(changed)
+            await anext(changed)
 
     async def _restart_after(self, changed: AsyncIterator[None]) -> None:
         async for _ in changed:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import CancelledError, Future
 from functools import partial, wraps
 from queue import SimpleQueue
-from typing import Any, Concatenate, ParamSpec, TypeVar, cast, overload
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar, cast, overload
 
 from millstream._protocol.errors import Cancelled
 from millstream._server.calls.call import CallInfo
@@ -69,7 +69,7 @@ class Waits:
 Wait = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
-def blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
+def make_blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
     """Return a method with the same arguments and docstring that waits for a method of the object in `_inner`."""
     name = method.__name__
 
@@ -88,10 +88,10 @@ class SyncHub:
         self._inner = hub
         self._wait = wait
 
-    publish = blocking(Publisher.publish)
-    send = blocking(Publisher.send)
-    presence = blocking(Publisher.presence)
-    history = blocking(Publisher.history)
+    publish: Final = make_blocking(Publisher.publish)
+    send: Final = make_blocking(Publisher.send)
+    presence: Final = make_blocking(Publisher.presence)
+    history: Final = make_blocking(Publisher.history)
 
 
 class SyncSessionState:
@@ -104,10 +104,10 @@ class SyncSessionState:
     def __bool__(self) -> bool:
         return bool(self._inner)
 
-    get = blocking(SessionState.get)
-    set = blocking(SessionState.set)
-    delete = blocking(SessionState.delete)
-    update = blocking(SessionState.update)
+    get: Final = make_blocking(SessionState.get)
+    set: Final = make_blocking(SessionState.set)
+    delete: Final = make_blocking(SessionState.delete)
+    update: Final = make_blocking(SessionState.update)
 
 
 class SyncContext(CallInfo):
@@ -138,16 +138,16 @@ class SyncContext(CallInfo):
         """Values stored for this session: ``ctx.session_state.get("cart", [])``. See `Context.session_state`."""
         return SyncSessionState(self._inner.session_state, self._wait)
 
-    read_resource = blocking(Context.read_resource)
-    progress = blocking(Context.progress)
-    report_progress = progress
+    read_resource: Final = make_blocking(Context.read_resource)
+    progress: Final = make_blocking(Context.progress)
+    report_progress: Final = progress
     """An alias for the name in other packages: ``ctx.report_progress(3, 10)``."""
 
-    log = blocking(Context.log)
-    debug = blocking(Context.debug)
-    info = blocking(Context.info)
-    warning = blocking(Context.warning)
-    error = blocking(Context.error)
+    log: Final = make_blocking(Context.log)
+    debug: Final = make_blocking(Context.debug)
+    info: Final = make_blocking(Context.info)
+    warning: Final = make_blocking(Context.warning)
+    error: Final = make_blocking(Context.error)
 
     @overload
     def elicit(self, message: str, answer: type[T], *, key: str | None = None) -> T: ...
@@ -168,10 +168,10 @@ class SyncContext(CallInfo):
         """
         return self._wait(self._inner.elicit(message, answer, key=key))
 
-    elicit_url = blocking(Context.elicit_url)
-    sample = blocking(Context.sample)
-    roots = blocking(Context.roots)
-    ask = blocking(Context.ask)
+    elicit_url: Final = make_blocking(Context.elicit_url)
+    sample: Final = make_blocking(Context.sample)
+    roots: Final = make_blocking(Context.roots)
+    ask: Final = make_blocking(Context.ask)
 
     def once(self, key: str, function: Callable[[], T], *, store: bool = False) -> T:
         """Run a side effect once across the rounds of a call: ``ctx.once("order", buy)``. Its value must be JSON.
@@ -191,6 +191,6 @@ class SyncContext(CallInfo):
         value: T = cast("T", self._wait(self._inner.once(key, run, store=store), jobs))
         return value
 
-    notify = blocking(Context.notify)
-    close_stream = blocking(Context.close_stream)
-    start_task = blocking(Context.start_task)
+    notify: Final = make_blocking(Context.notify)
+    close_stream: Final = make_blocking(Context.close_stream)
+    start_task: Final = make_blocking(Context.start_task)

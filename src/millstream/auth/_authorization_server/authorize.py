@@ -325,7 +325,7 @@ class AuthorizationEndpoint(AuthorizationRequests, frozen=True):
                 user = await self.check_password(request, name, form.get("password"))
             except NotAdmitted as exc:
                 if exc.wrong:
-                    self.vault.refused(request.peer)
+                    self.vault.report_failure(request.peer)
                 return await self._page(
                     request, client, authorization, None, said=str(exc), name=name, status=exc.status
                 )

@@ -410,7 +410,7 @@ class Clients:
                 if exc.status == 401:
                     exc.head = b"" if header is None else _BASIC
                     self._failures.report(key)
-                    self._vault.refused(request.peer)
+                    self._vault.report_failure(request.peer)
                 raise
 
     async def _authenticate(self, request: HttpRequest, header: bytes | None, form: Parameters) -> OAuthClient:

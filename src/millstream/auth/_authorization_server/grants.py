@@ -422,7 +422,7 @@ class TokenEndpoints(Struct, frozen=True):
             return reply(await give(client, form))
         except TokenReuse as exc:
             if exc.ended:  # log once per grant, so that repeated attempts don't fill the log
-                self.vault.refused(request.peer)
+                self.vault.report_failure(request.peer)
             raise
 
     async def _from_code(self, client: OAuthClient, form: Parameters) -> _Answer:

@@ -66,7 +66,7 @@ class Vault:
         """Limiter shared between workers; None with a single worker."""
         return self._services.pool
 
-    def refused(self, address: str) -> None:
+    def report_failure(self, address: str) -> None:
         """Report a failed password or client authentication.
 
         Args:
