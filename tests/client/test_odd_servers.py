@@ -269,6 +269,24 @@ async def test_unusual_server_info_is_accepted(about: object) -> None:
         assert (await client.call("x")).text == "done"
 
 
+@for_each("empty", [[], None])
+async def test_capabilities_may_be_an_empty_array_or_null(empty: object) -> None:  # as PHP encodes an empty object
+    async def behave(asked: ReceivedRequest) -> None:
+        if asked.method == "initialize":
+            await asked.result({**GREETING, "capabilities": empty})
+        elif asked.method == "tools/call":
+            await asked.result(DONE)
+        else:
+            await asked.reply(b"", status="404 Not Found")
+
+    async def behave_newer(asked: ReceivedRequest) -> None:
+        await asked.result({**OFFER, "capabilities": empty} if asked.method == "server/discover" else DONE)
+
+    for each in (behave, behave_newer):
+        async with asyncio.timeout(WAIT), misbehaving(each) as server, Client(server.url, timeout=WAIT) as client:
+            assert (await client.call("x")).text == "done"
+
+
 async def test_missing_lists_in_results_are_empty() -> None:
     async def behave(asked: ReceivedRequest) -> None:
         await asked.result({"structuredContent": {"a": 1}} if asked.method == "tools/call" else {})

@@ -148,8 +148,8 @@ def present(members: Json) -> Json:
 
 def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     """Return a JSON value in which optional members that are null, or an empty array in place of an object, are left
-    out. Null in place of a required array is an empty array. Malformed hints about content are left out, and base64 is
-    repaired.
+    out. In place of required members, these become an empty array or object. Malformed hints about content are left
+    out, and base64 is repaired.
 
     Args:
         value: The decoded value.
@@ -262,7 +262,7 @@ def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds, bool, bool]]:
     for each in (each for kind in kinds for each in fields(kind)):
         choices = get_args(each.type) if get_origin(each.type) in (Union, UnionType) else (each.type,)
         free = Any in choices or Raw in choices
-        empty: list[Any] | None = [] if get_origin(each.type) is list else None
+        empty: Any = {list: [], dict: {}}.get(get_origin(each.type))
         instead = None if free else empty if each.required else UNSET
         is_list = free or any(get_origin(choice) in (list, tuple) for choice in choices)
         found[each.encode_name] = instead, _structs(each.type), bytes in choices, is_list
