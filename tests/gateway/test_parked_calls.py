@@ -328,6 +328,20 @@ async def test_messages_that_the_store_rejects_leave_no_unretrieved_error(
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
+async def test_results_that_the_store_rejects_end_the_waiting_request(world: World) -> None:
+    async def grows(ctx: Context) -> str:
+        """Ask a question, then return more than the store accepts."""
+        await ctx.elicit("Go?", FORM)
+        return "x" * 20_000_000
+
+    world.server.tool(grows)
+    async with world.workers(2) as (first, second):
+        asked = await send(first, name="grows")
+        reply = await send(second, name="grows", then=answer(asked))
+        assert reply["error"]["code"] == -32603
+        assert count_parked(first) == 0
+
+
 async def test_lost_messages_end_request_and_call(world: World) -> None:
     async with world.workers(2) as (first, second):
         asked = await send(first, name="works")

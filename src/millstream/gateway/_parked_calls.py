@@ -96,7 +96,9 @@ class _Questions(TaggedRecord):
 
 
 class _Failure(TaggedRecord):
-    """The upstream's error, or the error for a client's request that doesn't match the call. `data` is JSON."""
+    """The upstream's error, or the error for a client's request that doesn't match the call, or for news that the store
+    rejects. `data` is JSON.
+    """
 
     code: int
     message: str
@@ -470,8 +472,9 @@ class ParkedCalls:
             try:
                 asked = await outbox.settle_after(self._follow(parked))
                 await report(outcome_of(parked.task) if asked is None else _Questions(asked[1], encode(asked[0])))
-            except (LocalError, OSError):
+            except (LocalError, OSError) as exc:
                 self._drop(parked)
+                self._send_soon(worker, CallUpdate(number, _Failure(INTERNAL_ERROR, str(exc))))
             finally:
                 del self._followed[worker, number]
                 outbox.stop()
