@@ -9,7 +9,7 @@ import json
 import sys
 import textwrap
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -340,6 +340,33 @@ async def test_callbacks_count_as_watchers(short_backoff: None) -> None:
         async with client:
             assert await heard.get() == AGAIN
         assert count_handshakes(server) == 2
+
+
+async def test_client_closed_during_a_reconnection_stays_closed(short_backoff: None) -> None:
+    reconnecting, closed = asyncio.Event(), asyncio.Event()
+
+    async def streams(asked: ReceivedRequest) -> None:
+        if count_gets(server) > 1:
+            return await asked.reply(b"", status="404 Not Found")
+        await asked.stream()
+        return await asked.end()
+
+    usual = session(streams)
+
+    async def behave(asked: ReceivedRequest) -> None:
+        if count_handshakes(server) > 1:
+            reconnecting.set()
+            await closed.wait()
+        await usual(asked)
+
+    async with asyncio.timeout(WAIT), misbehaving(behave) as server, AsyncExitStack() as watches:
+        async with Client(server.url) as client:
+            changes = await watches.enter_async_context(client.watch("a://1"))
+            await reconnecting.wait()
+        closed.set()
+        with pytest.raises(ClientError, match="The client was closed"):
+            await anext(changes)
+        assert client.conversation.requests.connection is None
 
 
 def test_backoff_stays_finite_after_many_failures() -> None:

@@ -267,7 +267,7 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
             return self
         self._space.set()
         try:
-            await self._start()
+            await self._start(self._events.conversation.requests.incoming.background)
         except BaseException:
             await self.__aexit__()
             raise

@@ -306,7 +306,11 @@ class Requests(Confidential, Struct, kw_only=True):
                 ended, self.connection = self.connection, None
                 self.incoming.on_interruption(ended.transport, SessionLost("The next request reconnects, if possible."))
                 await ended.transport.close()
-            connection = self.connection = self.last = await self._open_again(0 if before is None else _MAX_RESTARTS)
+            connection = await self._open_again(0 if before is None else _MAX_RESTARTS)
+            if before is not None and self.last is None:
+                await connection.transport.close()
+                raise ClientError(NOT_CONNECTED)
+            self.connection = self.last = connection
         if before is not None:
             with contextlib.suppress(ServerError):
                 await self.restore(connection, before)

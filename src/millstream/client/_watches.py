@@ -24,7 +24,7 @@ from millstream._protocol.notifications import (
     SubscriptionsListenRequestParams,
 )
 from millstream._protocol.uri import normalize_uri
-from millstream._tasks import cancel_all, retry_delay
+from millstream._tasks import Tasks, cancel_all, retry_delay
 from millstream.client._errors import (
     ClientError,
     ConnectFailed,
@@ -84,9 +84,9 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
         self._waiting.append(item)
         self._changed.set()
 
-    async def _start(self) -> None:
-        """Open the subscription and wait until the server confirms it."""
-        self._task = asyncio.create_task(self._keep_open())
+    async def _start(self, tasks: Tasks) -> None:
+        """Open the subscription in one of the client's tasks, and wait until the server confirms it."""
+        self._task = tasks.spawn(self._keep_open())
         try:
             async with asyncio.timeout(_CONFIRM_TIMEOUT):
                 await self._agreed.wait()
@@ -115,6 +115,7 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
                 await asyncio.sleep(retry_pause(self._failures))
                 self._failures += 1
         finally:
+            self.fail(ConnectionLost("The client was closed."))
             self._agreed.set()  # `_start` reports the error
 
     async def _listen(self) -> NoReturn:
@@ -204,7 +205,7 @@ class Changes(Watch, eq=False):
         self._requests.incoming.watchers.add(self._on_change)
         self._begin()
         try:
-            await self._start()
+            await self._start(self._requests.incoming.background)
         except BaseException:
             await self.__aexit__()
             raise
