@@ -148,6 +148,7 @@ MISTAKES = {
     "[settings]\nport = 8001": "line 2: settings.port: unknown option; set it on the command line, with --port",
     '[upstreams.a]\ncommand = "x"\nenv = {PORT = 1}': "line 3: upstreams.a.env.PORT: it must be a string, not 1.",
     "upstreams = 3": "line 1: upstreams: it must be a table of options, not 3",
+    '[[policy]]\ndeny = ["x"]': "line 1: policy: it must be a table of options, not [{'deny': ['x']}]",
     "x = ": "isn't valid TOML: Invalid value (at end of document). Write key = ",
     '{"mcpServers": {}}': "Name a JSON file NAME.json.",
     '[upstreams.a]\nurl = "http://a/mcp"\nauth = "sesame"': "line 3: upstreams.a.auth: it must be a table such as {",
@@ -292,6 +293,16 @@ def test_disabled_servers_in_application_files_are_not_read(tmp_path: Path) -> N
     servers = {"a": {"disabled": True, **members}, "b": {"enabled": False, **members}, "c": {"command": "x"}}
     [only] = load_file(write(tmp_path, json.dumps({"mcpServers": servers}), "mcp.json"), {}).upstreams
     assert only.name == "c"
+
+
+def test_values_in_place_of_variable_names_are_not_shown_as_names(tmp_path: Path) -> None:
+    servers = {
+        "a": {"url": "https://a.b", "bearer_token_env_var": "${K}"},
+        "b": {"url": "https://a.b", "env_http_headers": {"X": "${K}"}},
+        "c": {"command": "x", "env_vars": ["${K}"]},
+    }
+    path = write(tmp_path, json.dumps({"mcpServers": servers}), "mcp.json")
+    assert len(load_file(path, {"K": "secret"}).upstreams) == 3  # an error would say that "secret" isn't set
 
 
 def test_errors_about_variables_show_the_place_once(tmp_path: Path) -> None:

@@ -92,11 +92,10 @@ class ConfigValue(Struct, frozen=True):
     where: KeyPath = ()
 
     def quote(self) -> str:
-        """Return text that shows a wrong value, or the wrong part of it, in an error, without secrets."""
-        value = _find_culprit(self.value)
+        """Return text that shows a wrong value in an error, without secrets."""
         if any(is_secret(each.replace("keys", "key")) for each in self.where):
-            return f"another type ({type(value).__name__})"
-        return f"{value!r:.60}"
+            return f"another type ({type(self.value).__name__})"
+        return f"{self.value!r:.60}"
 
     def error(self, what: str) -> ConfigError:
         """Return an error about the value."""
@@ -191,7 +190,8 @@ class ConfigValue(Struct, frozen=True):
                 with suppress(MissingExtra):  # reported when the gateway starts
                     Redactor(converted)
         except msgspec.ValidationError:
-            raise self.error(f"it must be {_describe(kind)}, not {self.quote()}.") from None
+            culprit = structs.replace(self, value=_find_culprit(self.value))
+            raise self.error(f"it must be {_describe(kind)}, not {culprit.quote()}.") from None
         except ValueError as exc:
             raise self.error(str(exc)) from None
         return converted
@@ -600,12 +600,13 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
         if name in value and usual not in value:
             value[usual] = value.pop(name)
     _normalize_terminal_values(entry, value, has_commands=has_braces)
-    for name in entry.member("env_vars").convert(_Texts) or ():
+    names = structs.replace(entry, environ=None)  # names of variables are kept as they are written
+    for name in names.member("env_vars").convert(_Texts) or ():
         value["env"] = {name: f"${{{name}:-}}", **members(value.get("env"))}
-    headers: dict[str, str] = entry.member("env_http_headers").convert(dict[str, str] | None) or {}
+    headers: dict[str, str] = names.member("env_http_headers").convert(dict[str, str] | None) or {}
     for name, each in headers.items():
         value["headers"] = {name: f"${{{each}}}", **members(value.get("headers"))}
-    if token := entry.member("bearer_token_env_var").convert(str | None):
+    if token := names.member("bearer_token_env_var").convert(str | None):
         value["headers"] = {"Authorization": f"Bearer ${{{token}}}", **members(value.get("headers"))}
     return structs.replace(entry, value=value)
 
