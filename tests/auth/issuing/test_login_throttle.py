@@ -9,7 +9,7 @@ from millstream._limits import Limiter, Rate
 from millstream.auth import _method
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._authorization_server.users import SLOW, WRONG, LoginThrottle
-from millstream.auth._method import NotAdmitted
+from millstream.auth._method import NotAdmitted, Unavailable
 from millstream.auth.providers import SignInFailed, User
 from redis_parts import until
 
@@ -42,6 +42,8 @@ class Slow:
             self.inside[name] -= 1
         if password == "broken":
             raise SignInFailed("The directory isn't available.")
+        if password == "away":
+            raise Unavailable("The directory doesn't respond.")
         return User(name) if password == "right" else None
 
 
@@ -113,6 +115,15 @@ async def test_failed_checks_and_canceled_attempts_do_not_count(slow: Slow) -> N
     assert {await attempt(throttle, "broken") for _ in range(20)} == {"The directory isn't available."}
     assert await attempt(throttle, "right") == "ada"
     assert not len(throttle._turns)
+
+
+async def test_errors_of_the_accounts_are_shown_instead_of_a_limit(slow: Slow) -> None:
+    slow.gate.set()
+    throttle = throttled(slow)
+    assert {await attempt(throttle, "away") for _ in range(20)} == {"The directory doesn't respond."}
+    with pytest.raises(NotAdmitted) as caught:
+        await throttle.check("192.0.2.1", "ada", "away")
+    assert (caught.value.status, caught.value.wrong) == (503, False)
 
 
 async def test_attempts_that_wait_too_long_are_refused(slow: Slow, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,6 +290,8 @@ class LoginThrottle:
             is_wrong = user is None
         except SignInFailed as exc:
             raise NotAdmitted(str(exc), 403) from None
+        except Unavailable as exc:
+            raise NotAdmitted(str(exc), 503) from None
         finally:
             if not is_wrong:
                 await self._charge(limits, -1.0)
