@@ -7,8 +7,10 @@ import pytest
 from backend_stores import MemoryStore
 from cases import for_each
 from hub_parts import Clock, DelayedStore, Outlet, encode_line, listen, open_hub, turns
+from millstream._stores.base import Gap
 from millstream.hub import Event, Hub
 from millstream.hub._event import parse_position, position_id, unpack
+from millstream.hub._journal import JOURNAL
 
 PAD = "x" * 1000
 
@@ -68,6 +70,20 @@ async def test_publisher_ids_are_found_in_history() -> None:
     async with open_hub(store, journal=3) as hub:
         outlet = await listen(hub, last_event_id="mine")
         assert (outlet.gaps, outlet.data) == ([], ["2"])
+
+
+async def test_publisher_ids_of_events_that_the_store_lost_are_forgotten() -> None:
+    store = MemoryStore()
+    async with open_hub(store) as hub:
+        for number in range(3):
+            await hub.publish("broadcast", str(number), id=f"order {number}")
+        assert (await listen(hub, last_event_id="order 2")).data == []
+        journal = store.log._streams[JOURNAL]
+        journal.entries.pop()
+        hub._delivery._on_gap(Gap(store.epoch, journal.entries[0].position, journal.entries[-1].position))
+        reader = hub._delivery.reader
+        found = [await reader.find(f"order {number}", lambda channel: True) for number in range(3)]
+        assert [each is None for each in found] == [False, False, True]
 
 
 @for_each("count", [10, 3000])

@@ -320,6 +320,7 @@ class Delivery:
     def _on_gap(self, loss: Gap) -> None:
         self.journal.reset(loss)
         self.reader.forget()
+        self.reader.forget_ids()
         self.presence_changes.forget(self.journal.offset)  # the journal positions of these entries are now invalid
         self._send_gap("journal")
 

@@ -152,6 +152,12 @@ class JournalReader:
         self._pages.forget()
         self._indexes.forget()
 
+    def forget_ids(self) -> None:
+        """Drop the ids that were found. Called when new events reuse the offsets of lost ones."""
+        self._ids.clear()
+        self._searched = "", 0
+        self._id_search = None
+
     async def close(self) -> None:
         """Drop cached pages and stop reading."""
         self.forget()
@@ -251,7 +257,7 @@ class JournalReader:
             if self._searched[0] == epoch and self._searched[1] >= until:
                 break
             if self._id_search is None or self._id_search.done():
-                self._id_search = self._pages.tasks.spawn(self._find_ids(epoch, until))
+                self._id_search = self._pages.tasks.spawn(self._find_ids(self._journal.epoch, self._journal.offset))
             await asyncio.shield(self._id_search)
         return max((at for channel, at in self._ids.get(id, {}).items() if wants(channel)), default=None)
 

@@ -91,7 +91,7 @@ class SiblingBackend(LocalBackend):
     """A store that the processes of a server share. It's started whenever a process needs it and there's none."""
 
     _presence: socket.socket | None = None
-    """Kept for the life of this process, because a server closes its store while it's idle."""
+    """Kept for the life of this process, because a stopped server, which may start again, has closed its store."""
 
     def __init__(self, shared: str, url: str) -> None:
         """Start the store, if none of the other processes has.
