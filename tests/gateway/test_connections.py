@@ -369,7 +369,7 @@ async def test_declined_or_forged_redirects_keep_every_users_registration() -> N
         assert len(accounts.registered) == 1
 
 
-async def test_logins_without_one_answer_are_not_finished() -> None:
+async def test_logins_without_exactly_one_code_are_not_finished() -> None:
     async with run_scenario() as (other, _, alice, _):
         await alice.sign_in(ALICE)
         for more in ("", "&code=a&code=b"):

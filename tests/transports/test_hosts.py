@@ -18,7 +18,7 @@ PUBLIC = HostPolicy(
 
 
 def check(policy: HostPolicy, method: str, fields: Fields, peer: str = "") -> Response | None:
-    """Return how it refuses a request, if it does."""
+    """Return the policy's refusal of a request, if any."""
     return policy.check(HttpRequest(method, "/mcp", fields, dict(fields), peer=peer), method)
 
 

@@ -108,7 +108,7 @@ class Connection:
 
 
 def admit(guard: ConnectionGuard, connection: Connection, *, is_proxy: bool = False) -> bool:
-    """Let the guard watch a connection. Return whether it isn't above a cap."""
+    """Let the guard watch a connection. Return whether it was admitted."""
     connection.guard = guard
     refused = guard.admit(cast("Any", connection), is_proxy=is_proxy)
     connection.since = guard.clock

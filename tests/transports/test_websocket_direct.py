@@ -34,19 +34,19 @@ class Taken:
         return self.size
 
     def hang_up(self) -> None:
-        """Nobody listens."""
+        """Do nothing."""
 
     def accept(self, subprotocol: str) -> None:
-        """Nobody asked."""
+        """Do nothing."""
 
     def refuse(self, response: Response) -> None:
-        """Nobody asked."""
+        """Do nothing."""
 
     async def receive(self) -> None:
-        """Nobody sends."""
+        """Return at once."""
 
     async def close(self, code: int, reason: str) -> None:
-        """Nothing may come here."""
+        """Fail: the socket must not close."""
         raise AssertionError(code)
 
 

@@ -29,7 +29,7 @@ def unread(one: Fed) -> Unread:
 
 
 def sweep(one: Fed, seconds: float) -> None:
-    """Let the guard check the connection, some time after its beginning."""
+    """Let the guard check the connection, as if some time had passed."""
     one.guard._check_batch([one.protocol], one.guard.clock + seconds, 1)
 
 

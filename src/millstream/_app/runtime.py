@@ -265,7 +265,7 @@ class Runtime:
             )
             Handlers(self.dispatcher)
             _warn_unclear(definition.registry.tools.values(), each=settings.show_errors)
-            if definition.mounted:  # otherwise, each name caused a warning when it was registered
+            if definition.mounted:  # otherwise, registering each name has already warned
                 _warn_of_names([name for name in definition.registry.tools if not works_everywhere(name)])
             if definition.has_wide_hooks():
                 hooks = definition.hooks or Hooks(definition)

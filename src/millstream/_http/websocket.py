@@ -1,7 +1,7 @@
 """WebSockets of our own server (`DirectSocket`) and of ASGI servers (`AsgiSocket`).
 
-Their handler accepts or refuses the handshake, and then `run`s a coroutine that receives messages. Its own messages are
-complete texts, followed by a close frame.
+Their handler accepts or refuses the handshake, and then `run`s a coroutine that receives messages. The messages that it
+sends are complete texts, followed by a close frame.
 
 Events and notifications are unsolicited: a peer with too many unread bytes of them is cut off as slow. Answers aren't
 counted, because a peer may request a lot over a slow connection. Instead, reading pauses while a peer doesn't read its
@@ -235,7 +235,7 @@ class DirectSocket(SocketBase, eq=False):
                     if self._farewell is not None:
                         await self.wire.close(*self._farewell)
             except TimeoutError:
-                pass  # the peer doesn't read the rest in time
+                pass  # the peer didn't read the rest in time
             self.connection_lost()
 
 

@@ -256,7 +256,7 @@ def _has_type(value: Any, annotation: Any) -> bool:
 @cache
 def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds, bool, bool]]:
     """Return the members of types, each with the meaning of null (UNSET if it has none), the types of the value, and
-    whether it's base64, and can be a list.
+    whether it's base64 and whether it can be a list.
     """
     found: dict[str, tuple[Any, _Kinds, bool, bool]] = {}
     for each in (each for kind in kinds for each in fields(kind)):

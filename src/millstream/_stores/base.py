@@ -22,7 +22,7 @@ PAGE_BYTES = 4 * 1024 * 1024
 EPHEMERAL = frozenset({"bus", "inbox", "member", "roster"})
 """Kinds that describe running workers. A store that outlives its workers may keep these in memory."""
 INDEX_KINDS = {"mailbox": "hub"}
-"""By kind of index, the kind of the streams that it indexes. Every other index has the kind of its streams."""
+"""Kind of index -> kind of the streams that it indexes. All other indexes have the kind of their streams."""
 
 ONCE_SECONDS = 120.0
 """Seconds that a stream rejects an entry that repeats another one."""

@@ -119,7 +119,8 @@ class Histogram:
 
 def _admit(labels: Labels, series: Collection[Labels]) -> Labels:
     """Return the series for label values: the values, or ``_other`` if they're new and there are already too many
-    series."""
+    series.
+    """
     return labels if labels in series or len(series) < MAX_SERIES else (OTHER,) * len(labels)
 
 

@@ -133,7 +133,8 @@ class LogTail(logging.Handler):
 
     def event_after(self, number: int, event: str | None = None) -> tuple[bytes, int]:
         """Return an event with the buffered lines after line `number`, if there are any, and the newest line's
-        number."""
+        number.
+        """
         lines, last = self.after(number)
         data = b"[%b]" % b",".join(lines)
         return encode_event(data, event=event, id=f"{self.instance}-{last}") if lines else b"", last

@@ -206,7 +206,7 @@ class RecordFile(Generic[R]):
             handle = open_lock(self.path)
         except OSError as exc:
             raise LocalError(f"{self.path.parent} can't be written to: {exc.strerror}.") from exc
-        assert handle is not None  # noqa: S101  it waits
+        assert handle is not None  # noqa: S101  it's None only without waiting
         try:
             if self.path.exists():
                 self.load()

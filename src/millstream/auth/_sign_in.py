@@ -423,7 +423,7 @@ class SignedOut:
         return issued <= max(*found, *(self._known.get(name, 0.0) for name in names))
 
     def note_use(self, id: str, until: float) -> None:
-        """Record that a cookie is in use on this worker. See `add` for the arguments."""
+        """Record that a cookie is in use on this worker. `until` is the expiry of the streams opened with it."""
         self._in_use.keep((id, round(until)), until)
 
     def end(self, opened: Callable[[str, float], None]) -> None:

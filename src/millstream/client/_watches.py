@@ -165,7 +165,7 @@ class Watch(ClientSubscription[Change], eq=False, kw_only=True):
 
     @override
     def fail(self, fault: ClientError) -> None:
-        """End the watch with an error, when everything is read."""
+        """End the watch with an error, which its reader gets after all changes."""
         super().fail(fault)
         self._end()
         self._interrupted.set()

@@ -700,7 +700,7 @@ def _load_servers(root: ConfigValue) -> GatewayConfig:
 
 
 def _find_culprit(value: Any) -> Any:
-    """Return the first element of a list that isn't text, or another value itself."""
+    """Return the first element of a list that isn't a string, or else the value itself."""
     return next((each for each in value if not isinstance(each, str)), value) if is_array(value) else value
 
 

@@ -373,8 +373,8 @@ class ParkedCalls:
     # On another worker
 
     async def _resume_there(self, relay: Relay, ticket: Ticket) -> bytes:
-        # If the client disconnects, the call must end there: a state works only once, so no later request could resume
-        # it.
+        # If the client disconnects, the call must end on the other worker: a state works only once, so no later
+        # request could resume it.
         call, number, worker = relay.call, next(self._numbers), ticket.worker
         remote = self._remote[number] = _Remote(worker, relay.notify, asyncio.get_running_loop().create_future())
         responses = encode({key: Raw(raw) for key, raw in (call.responses or {}).items()})

@@ -200,7 +200,7 @@ _MAX_CHANNELS = 16
 
 
 class EventIds(Recent[str, dict[str, int]]):
-    """The offset on each channel of the newest events with publisher-assigned ids, by id."""
+    """Publisher-assigned id -> channel -> offset of the newest event with that id. Only recent ids are kept."""
 
     def add(self, id: str, channel: str, offset: int) -> None:
         """Remember an event's offset on a channel."""

@@ -116,7 +116,7 @@ class Journal(Struct):
         self._restart(max(self.offset, oldest.offset - 1) if oldest is not None else self.offset)
 
     def floor(self, channels: Iterable[str]) -> int:
-        """Return the offset after which the cache contains all events of channels."""
+        """Return the offset after which the cache contains all events on these channels."""
         floors, found = self.floors, self.recent_floor
         for each in channels:
             if not each.startswith(PRESENCE):

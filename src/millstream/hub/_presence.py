@@ -106,7 +106,7 @@ class Presence(Struct):
     _departed: list[tuple[str, Member]] = []
     """Channels and departed clients of dead workers that haven't been reported yet."""
     _locks: list[asyncio.Lock] = field(default_factory=lambda: [asyncio.Lock() for _ in range(RECORDS)])
-    """Locks by number of the record. They keep the changes of each client in order."""
+    """Locks by record number. They keep the changes to each client in order."""
 
     def __post_init__(self) -> None:
         self._registered_in = self._store.epoch, self._store.workers.me
@@ -262,7 +262,7 @@ class Presence(Struct):
         return await self._store.log.append(STREAM, pack(record), ttl=_TTL, max_entries=_MAX_CHANGES)
 
     async def _remove_abandoned(self) -> None:
-        """Remove the clients that only dead workers have registered. Only one worker gets each as departed."""
+        """Remove the clients that only dead workers have registered. At most one worker reports each departure."""
         kv = self._store.kv
         unswept = set((await self._store.workers.read()).unswept)
         claim = Claim(kv, _SWEEP, _SWEEP_SECONDS)

@@ -148,7 +148,7 @@ class JournalReader:
         """Acquired while a subscriber keeps pages, and released while it waits for its connection."""
 
     def forget(self) -> None:
-        """Drop cached pages. Called now and then, and when new events reuse the offsets of lost ones."""
+        """Drop cached pages. Called periodically, and when new events reuse the offsets of lost ones."""
         self._pages.forget()
         self._indexes.forget()
 

@@ -94,7 +94,7 @@ async def test_correct_passwords_between_failures_are_accepted_up_to_the_limit(s
     assert said == [WRONG, "ada"] * 9
 
 
-async def test_attempts_from_one_address_do_not_delay_another(slow: Slow) -> None:
+async def test_attempts_from_one_address_do_not_delay_other_names_and_addresses(slow: Slow) -> None:
     throttle = throttled(slow)
     first = asyncio.create_task(attempt(throttle, "right"))
     await until(lambda: slow.inside["ada"] == 1)

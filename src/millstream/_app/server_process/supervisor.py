@@ -69,10 +69,10 @@ Seen = dict[str, tuple[int, int]]
 
 
 def changes(folder: Path) -> AsyncIterator[None]:
-    """Yield when Python files below a folder have changed since now and have stopped changing.
+    """Yield when Python files below a folder have changed since the call and have stopped changing.
 
-    It polls, which works on every disk and needs no library. Now and after each change, it deletes the compiled code of
-    these files.
+    It polls, which works on every disk and needs no library. At the call and after each change, it deletes the compiled
+    code of these files.
     """
     served = look(folder)
     _delete_compiled(served)
@@ -237,7 +237,7 @@ class Supervisor:
         """Start a worker. If the program has an error, wait for a change to it, and try again.
 
         Raises:
-            NotStarted: The worker can't start, and changes aren't watched, or wouldn't help.
+            NotStarted: The worker can't start, and either changes aren't watched or they wouldn't help.
         """
         while True:
             try:

@@ -35,7 +35,7 @@ _MAX_ITERATIONS = 500
 def peer_of(transport: asyncio.Transport) -> str:
     """Return the address of the client. It's empty on a Unix socket, or if the client has reset the connection.
 
-    The event loop stored them when it accepted the connection, so this needs no system call.
+    The event loop stored the address when it accepted the connection, so this needs no system call.
     """
     try:
         name: Any = transport.get_extra_info("peername")
@@ -211,7 +211,7 @@ class ConnectionGuard:
     def admit(self, connection: ServerSocket, *, is_proxy: bool = False) -> Response | None:
         """Watch a new connection. Return the refusal if there are too many.
 
-        An address can have half of the connections, except for proxies and this machine.
+        By default, an address can have half of the connections, except for proxies and this machine.
         """
         if self._timer is None:
             self.clock = self._loop.time()

@@ -6,8 +6,8 @@ In addition to the rules of RFC 6455, every client is limited:
   waits for the application.
 - Messages have a maximum size and number of fragments. An unfinished message counts against the budget for unfinished
   bodies and must be complete within the body timeout.
-- The server reads nothing, so it sends no pongs, while the client doesn't read. Pings without a pong end the
-  connection. `ConnectionGuard` enforces these and all other time limits.
+- While the client leaves too much unread, the server reads nothing, so it sends no pongs. A ping without a pong ends
+  the connection. `ConnectionGuard` checks the time limits about once a second.
 
 The server never negotiates compression, so messages can't inflate. The application gets a `DirectSocket`, which writes
 messages without waiting for the event loop.
@@ -368,7 +368,7 @@ class WebSocketProtocol(ServerSocket):
     def resume_writing(self) -> None:
         """Resume writing. Called when the transport's buffer has space."""
         self.outbox.took()
-        self._pinged_at = self._unfinished_since = self.guard.clock  # until now, the server read nothing
+        self._pinged_at = self._unfinished_since = self.guard.clock  # the server has read nothing until now
         super().resume_writing()
 
     # The application
@@ -394,7 +394,7 @@ class WebSocketProtocol(ServerSocket):
             self.refuse(_NO_ANSWER)
 
     def refuse(self, response: Response) -> None:
-        """End the connection with a reply other than a WebSocket."""
+        """Reject the handshake with an HTTP response, and close the connection."""
         self._answer = None
         if not self.transport.is_closing():
             self.transport.write(self.guard.heads.reply(response, keep_alive=False))

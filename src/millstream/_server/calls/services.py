@@ -327,7 +327,7 @@ class Services:
     pool: StoreLimiter | None = None
     """Limiter shared between workers; None with a single worker."""
     on_failed_sign_in: Callable[[str], None] | None = None
-    """Called with the address of every invalid credential."""
+    """Called with the caller's address after each failed password or client authentication."""
 
     def __init__(self, settings: Settings, store: Store, changes: ChangeFeed, secrets: Secrets | None = None) -> None:
         """Create the services. Messages of other workers arrive after `open`.

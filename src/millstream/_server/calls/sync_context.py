@@ -70,7 +70,7 @@ Wait = Callable[[Coroutine[Any, Any, Any]], Any]
 
 
 def make_blocking(method: Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]) -> Callable[Concatenate[Any, P], T]:
-    """Return a method with the same arguments and docstring that waits for a method of the object in `_inner`."""
+    """Return a method with the same arguments and docstring that waits for this method of `_inner`."""
     name = method.__name__
 
     @wraps(method)

@@ -453,11 +453,11 @@ def read_arguments(plan: Plan, raw: bytes) -> Any:
 
 
 def _read_again(plan: Plan, raw: bytes, error: Exception) -> Any:
-    """Return rejected arguments with ``2.0`` read as the integer 2, and coerced if the tool's `coerce` is set. Explain
-    the problems of others.
+    """Return rejected arguments with ``2.0`` read as the integer 2, and coerced if the tool's `coerce` is set.
 
     Raises:
-        TypeError: The function's own error. Otherwise, it's about an array or object in a set.
+        ArgumentError: They're still invalid.
+        TypeError: One of the function's types raised it. If it's about an array or object in a set, it's explained.
     """
     problems: list[Problem] = []
     may_fit = plan.coerce or plan.engine.typed is None or "`float`" in str(error)

@@ -236,7 +236,7 @@ class FrameConnection(asyncio.Protocol):
             self._transport.abort()
 
     def _write(self, message: Struct) -> None:
-        """Send a message at the end of this event loop iteration, if there's a connection.
+        """Send a message in the next event loop iteration or earlier, if there's a connection.
 
         Raises:
             UnicodeEncodeError: A name can't be encoded.

@@ -80,7 +80,7 @@ class LocalBackend(Listeners[Entry], FrameConnection):
         self._ended: asyncio.Future[None] | None = None
 
     def time(self) -> float:
-        return time.time()  # the parent is on the same machine
+        return time.time()  # the store's process is on the same machine
 
     async def open(self) -> None:
         """Connect.

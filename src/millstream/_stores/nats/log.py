@@ -79,7 +79,7 @@ _AT_ONCE = 16
 _LOOK_AGAIN = 60.0
 _TRIM_EVERY = 64
 _PART = 8
-"""A stream is trimmed after this fraction of its maximum length (1/8) was appended."""
+"""A stream is trimmed each time that its maximum length divided by this number has been appended."""
 _LAG = 0.02
 """Seconds before a read from a lagging replica is repeated."""
 _MAX_NEWEST = 10_000

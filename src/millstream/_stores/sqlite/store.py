@@ -206,7 +206,7 @@ class SqliteMap(SimpleNamespace):
 
 
 class SqliteLog(SimpleNamespace):
-    """The `Log` in the file, and in memory for ephemeral kinds. No entry can be missed."""
+    """The `Log` in the file, and in memory for ephemeral kinds. Listeners never miss an entry."""
 
     def __init__(self, streams: Streams, memory: MemoryLog, writer: SqliteWriter) -> None:
         super().__init__(**_calls(streams, memory, writer, "read", "newest", "touch", "trim"))

@@ -222,22 +222,22 @@ _FAILURES = Rate(10, 60)
 _FROM_NETWORK = Rate(10, 300)
 """Failed passwords per name and network. Less than `_NAMED`, so that a single network can't lock an account."""
 _NAMED = Rate(15, 300)
-"""Failed passwords per name, from all networks together, and the same number reserved for new networks."""
+"""Failed passwords per name, from all networks together, and the same number in the reserved allowance."""
 _FROM_NEW = Rate(3, 3600)
 """Failed passwords per name and network in the reserved allowance."""
 _AT_ONCE = 4
-"""Maximum concurrent password checks per network, because many people can share an address."""
+"""Maximum concurrent password checks per network. It's more than one, because many people can share an address."""
 
 
 class LoginThrottle:
     """Checks names and passwords at a limited rate, shared by all pages that ask for them.
 
-    Each attempt is counted in advance, on all workers, and a correct one is given back. Attempts for a name take turns,
-    so they don't count against each other, and a network has few at a time. While the store is unavailable, each worker
-    counts separately.
+    Each attempt is counted in advance, on all workers, and given back unless the password is wrong. On each worker,
+    attempts for a name take turns, so they don't count against each other, and a network has a few at a time. While the
+    store is unavailable, each worker counts separately.
 
     Known devices, which are browsers in which the user has logged in before, have their own limit, so attackers
-    elsewhere can't lock the user out. Half of a name's allowance is for networks that haven't failed before, so that a
+    elsewhere can't lock the user out. Half of a name's allowance is reserved for networks with few failures, so that a
     few attackers can't keep the user out of a new browser either.
     """
 
@@ -262,7 +262,7 @@ class LoginThrottle:
             device: Id of the known device, if the user has logged in there before (`Tickets.device`).
 
         Raises:
-            NotAdmitted: The name or password is wrong, it can't be checked, or there were too many attempts.
+            NotAdmitted: The name or password is wrong, they can't be checked, or there were too many attempts.
         """
         network, lowered = peer_network(peer), name.casefold()[:128]
         pair = f"{network} {lowered}"
@@ -278,7 +278,7 @@ class LoginThrottle:
             raise NotAdmitted(SLOW, 429) from None
 
     async def _try(self, name: str, password: str, *allowances: Mapping[Limiter, str]) -> User:
-        """Check a password, counted in the first of several allowances that isn't used up. Each has several limits."""
+        """Check a password, counted in the first allowance that isn't used up. An allowance has one or more limits."""
         for limits in allowances:
             if await self._charge(limits, 1.0):
                 break
@@ -306,7 +306,7 @@ class LoginThrottle:
             decision = await pool.take([limiter.pace(key, cost) for limiter, key in limits.items()])
             waits = [each.wait for each in decision.results] if decision is not None else waits
         if max(waits) > 0:
-            return False  # the keys stay open here, because another worker may give back what it took
+            return False  # don't remember the wait, because another worker may give back what it took
         for limiter, key in limits.items():
             limiter.take(key, cost)
         return True

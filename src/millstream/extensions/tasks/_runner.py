@@ -287,7 +287,7 @@ class _Run(Struct):
 
     @property
     def hands_over(self) -> bool:
-        """Whether another worker runs the task again, when this one has left."""
+        """Whether another worker will run the task again after this one has stopped."""
         return self.record.retry and self.call.halted
 
 
@@ -591,7 +591,8 @@ class TaskRunner(TaskRecords):
 
     async def _sweep(self) -> None:
         """Stop running tasks that were canceled, because a message may have been lost, and settle those of dead
-        workers."""
+        workers.
+        """
         for run in () if self._closing else tuple(self._running.values()):
             record = await self.get(run.name)
             if record is None or not run.owns(record):

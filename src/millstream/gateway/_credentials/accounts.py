@@ -389,7 +389,7 @@ class ConnectionsPage:
 
     A signed-in user connects and disconnects accounts here. A login returns in two steps. The callback is a cross-site
     request without the cookie of the user's sign-in, so it only leads the browser to this page, with the same query.
-    The answer is used only if the browser and the user are those who began the login.
+    The answer is used only if the same browser and user began the login.
     """
 
     def __init__(self, host: PartHost, connections: Mapping[str, PersonalCredentials], *, server: str) -> None:
