@@ -600,7 +600,7 @@ def _normalize(entry: ConfigValue, *, has_braces: bool) -> ConfigValue:
         if name in value and usual not in value:
             value[usual] = value.pop(name)
     _normalize_terminal_values(entry, value, has_commands=has_braces)
-    names = structs.replace(entry, environ=None)  # names of variables are kept as they are written
+    names = structs.replace(entry, environ=None)  # keep the names of variables as they're written
     for name in names.member("env_vars").convert(_Texts) or ():
         value["env"] = {name: f"${{{name}:-}}", **members(value.get("env"))}
     headers: dict[str, str] = names.member("env_http_headers").convert(dict[str, str] | None) or {}

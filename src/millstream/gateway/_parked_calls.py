@@ -96,7 +96,7 @@ class _Questions(TaggedRecord):
 
 
 class _Failure(TaggedRecord):
-    """The upstream's error, or the error for a client's request that doesn't match the call, or for news that the store
+    """An error of the upstream, or for a client's request that doesn't match the call, or for an update that the store
     rejects. `data` is JSON.
     """
 
