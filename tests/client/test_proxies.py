@@ -105,7 +105,8 @@ async def proxying(target: int) -> AsyncGenerator[World, None]:
         world.credentials += [line for line in lines if line.lower().startswith("proxy-authorization:")]
         if not world.answer.startswith("200"):
             if world.answer:
-                writer.write(f"HTTP/1.1 {world.answer}\r\nContent-Length: 0\r\n\r\n".encode())
+                length = "" if "Content-Length" in world.answer else "\r\nContent-Length: 0"
+                writer.write(f"HTTP/1.1 {world.answer}{length}\r\n\r\n".encode())
             writer.close()
             return
         inner, outer = await asyncio.open_connection("127.0.0.1", target)
@@ -182,6 +183,7 @@ async def test_https_uses_a_proxy_tunnel(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("407 Proxy Authentication Required", "requires credentials (407)"),
         ("403 Forbidden", "refused to connect to https://mcp.test (403)"),
+        ("502 Bad Gateway\r\nContent-Length: 99999999", "refused to connect to https://mcp.test (502)"),
         ("", "didn't respond to the request to connect"),
     ],
 )

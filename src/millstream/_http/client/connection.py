@@ -261,8 +261,8 @@ class HttpConnection(asyncio.Protocol):
         if self._connects and status < 300:
             self.tunnel = self._transport
             self._deliver(reply)
-        elif self._is_head:
-            self._complete(reusable=False)  # the parser waits for a body
+        elif self._is_head or self._connects:
+            self._complete(reusable=False)  # without the body, for which the parser waits
         elif kind != b"application/json" and reply.media_type == "text/event-stream":
             reply.stream = Body(self, self._inflow, self._owner)
             self._deliver(reply)
