@@ -158,6 +158,11 @@ def test_inherited_members_keep_the_types_that_a_generic_class_gives_its_base() 
     assert schema_of(Dated[dt.datetime])["properties"]["content"] == {"type": "integer"}
 
 
+def test_own_schema_for_the_names_of_a_mapping_is_kept() -> None:
+    own = Meta(extra_json_schema={"propertyNames": {"maxLength": 3}})
+    assert schema_of(Annotated[dict[int, int], own])["propertyNames"] == {"maxLength": 3}
+
+
 def test_members_of_generic_types_are_described_completely() -> None:
     others = {"type": "array", "items": COLOR, "examples": [[]]}
     box = {"type": "object", "properties": {"content": COLOR, "others": others}, "required": ["content", "others"]}

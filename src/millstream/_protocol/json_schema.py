@@ -643,7 +643,7 @@ class _Details(Struct, eq=False):
             del node["format"]  # it's msgspec's own
             node["pattern"] = DECIMAL
         elif isinstance(kind, inspect.DictType):
-            node.update(self.names(_without_metadata(kind.key_type)))
+            node.update(self.names(_without_metadata(kind.key_type)) | node)  # the program's own schema comes first
         elif hasattr(kind, "fields"):
             self.note(get_type_hints(get_origin(kind.cls) or kind.cls, include_extras=True).values())
         for part, inner in _parts(node, kind):
