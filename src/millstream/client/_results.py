@@ -76,7 +76,7 @@ class Cache:
 T = TypeVar("T")
 
 Page = Callable[[str | None], Awaitable[tuple[str | None, list[T], int]]]
-"""Fetches the page at a cursor: the result, its items, and its size in bytes."""
+"""Fetches the page at a cursor: the next cursor, its items, and its size in bytes."""
 
 
 class PaginatedList(Struct, Generic[T], eq=False):
