@@ -148,7 +148,7 @@ def present(members: Json) -> Json:
 
 def drop_nulls(value: Any, *kinds: type[Struct]) -> Any:
     """Return a JSON value in which optional members that are null, or an empty array in place of an object, are left
-    out. In place of required members, these become an empty array or object. Malformed hints about content are left
+    out. Where a member is required, they become an empty array or object. Malformed hints about content are left
     out, and base64 is repaired.
 
     Args:
