@@ -96,13 +96,12 @@ class _Questions(TaggedRecord):
 
 
 class _Failure(TaggedRecord):
-    """An error of the upstream, or for a client's request that doesn't match the call, or for an update that the store
-    rejects. `data` is JSON.
-    """
+    """The upstream's error, or without `data`, the error for a client request that doesn't match the call."""
 
     code: int
     message: str
-    data: bytes = b"null"
+    data: bytes = b""
+    """JSON."""
 
 
 class _NoResult(TaggedRecord):
@@ -401,8 +400,10 @@ class ParkedCalls:
                 raise call_error(call, CALL_LOST)
             case _NoResult():
                 raise (RequestTimeout if outcome.late else ClientError)(outcome.message)
-            case _Failure():
-                raise ServerError(outcome.code, outcome.message, msgspec.json.decode(outcome.data))
+            case _Failure(code, message, b""):
+                raise ProtocolError(code, message)
+            case _Failure(code, message, data):
+                raise ServerError(code, message, msgspec.json.decode(data))
 
     async def _deliver(self, worker: str, message: WakeCall | CallUpdate, owner: str) -> bool:
         return await self._services.peers.deliver(worker, PartMessage(_PART, _encode(message)), owner)
