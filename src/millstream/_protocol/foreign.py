@@ -262,7 +262,8 @@ def _members(kinds: _Kinds) -> dict[str, tuple[Any, _Kinds, bool, bool]]:
     for each in (each for kind in kinds for each in fields(kind)):
         choices = get_args(each.type) if get_origin(each.type) in (Union, UnionType) else (each.type,)
         free = Any in choices or Raw in choices
-        empty: Any = {list: [], dict: {}}.get(get_origin(each.type))
+        empties: dict[Any, Any] = {list: [], dict: {}}
+        empty = empties.get(get_origin(each.type))
         instead = None if free else empty if each.required else UNSET
         is_list = free or any(get_origin(choice) in (list, tuple) for choice in choices)
         found[each.encode_name] = instead, _structs(each.type), bytes in choices, is_list
