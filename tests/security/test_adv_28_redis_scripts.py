@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 import millstream
+from hub_parts import Clients
 from millstream.stores import ConcurrencySlot, Quota, RateCharge
 from patience import WAIT
 from redis_parts import RedisServer, open_worker, shared_servers
 from scripts.docs import ROOT
-from store_parts import TTL, CoAppend, append
+from store_parts import TTL, append
 
 LUA = Path(millstream.__file__).parent / "_stores" / "redis" / "lua"
 EVIL = [
@@ -44,6 +45,7 @@ async def test_names_and_values_never_become_redis_commands(
     monkeypatch.setattr("millstream._stores.redis.client.SILENCE", WAIT)
     monkeypatch.setattr("millstream._stores.redis.client.PATIENCE", WAIT)
     async with open_worker(server.url) as store:
+        clients = Clients(store)
         for number, evil in enumerate(EVIL):
             data = evil.encode("utf-8", "surrogatepass")
             for key in (f"session:{evil}", f"kind:{evil}", evil):
@@ -53,9 +55,8 @@ async def test_names_and_values_never_become_redis_commands(
                 assert await store.kv.compare_and_set(key, data, None, TTL)
             await append(store, f"hub:{evil}", data)
             assert [each.data for each in await store.log.read(f"hub:{evil}", None)] == [data]
-            told = CoAppend(f"hub:{evil}", data, TTL, 10)
-            await store.members.join(evil, evil, data, told)
-            assert await store.members.present(evil) == [(evil, data)]
+            await clients.join(evil, evil)
+            assert await clients.on(evil) == [evil]
             charges = [RateCharge(evil, 5, 60), Quota(evil, 5, store.time() + 60), ConcurrencySlot(evil, 5, evil)]
             assert {taken.wait for taken in (await store.charge(charges)).results} == {0.0}
             await store.release([ConcurrencySlot(evil, 5, evil)])
