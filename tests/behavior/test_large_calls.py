@@ -145,19 +145,20 @@ async def test_unstarted_calls_are_dropped_when_the_connection_closes() -> None:
         assert sent == []
 
 
-async def test_duplicate_ids_are_rejected_and_not_counted() -> None:
+async def test_requests_with_the_same_id_are_counted_separately() -> None:
     mcp, release = make_holding_server()
     async with run_wire(mcp, "asgi") as wire:
-        session = await wire.initialize()
+        session, bodies = await wire.initialize(), wire.runtime.services.bodies
         message = request("tools/call", arguments(30_000), "same")
         first = asyncio.create_task(wire.post(message, session))
         await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 1)
-        held = wire.runtime.services.bodies.used
-        assert (await wire.post(message, session)).message["error"]["code"] == -32600
-        assert wire.runtime.services.bodies.used == held
+        held = bodies.used
+        second = asyncio.create_task(wire.post(message, session))
+        await wire.until(lambda: len(wire.runtime.dispatcher.calls) == 2)
+        assert bodies.used >= 2 * held
         release.set()
-        await first
-        assert wire.runtime.services.bodies.used == 0
+        assert [(await each).message["id"] for each in (first, second)] == ["same", "same"]
+        assert bodies.used == 0
 
 
 async def test_open_subscriptions_release_their_body_budget() -> None:

@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -209,21 +208,13 @@ def test_official_inspector_needs_node(folder: Path, monkeypatch: pytest.MonkeyP
     assert "Node.js" in done.exception.what
 
 
-def test_dev_notices_edits_made_during_loading(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "a.py").write_text("nothing\n", "utf-8")
-    read: list[str] = []
-
-    def serve(*_: object, **__: object) -> None:
-        read.append((folder / "a.py").read_text("utf-8"))
-        if len(read) == 1:
-            (folder / "a.py").write_text("something = 1\n", "utf-8")
-            raise CommandError("a.py can't be imported", detail="NameError")
-
-    monkeypatch.setattr(dev_command, "serve_http", serve)
-    running = threading.Thread(target=CliRunner().invoke, args=(program("dev"), ["dev", "a.py"]), daemon=True)
-    running.start()
-    running.join(WAIT)
-    assert read == ["nothing\n", "something = 1\n"]
+@pytest.mark.server
+def test_dev_notices_edits_made_during_loading(tmp_path: Path) -> None:
+    program = "from millstream import Server\nmcp = Server('late')\n"
+    edits_itself = f"from pathlib import Path\nPath(__file__).write_text({program!r}, 'utf-8')\nnothing\n"
+    (tmp_path / "a.py").write_text(edits_itself, "utf-8")
+    with started(tmp_path, "dev", "a.py", env={}) as (_, log):
+        assert "Waiting for a change" in log.read_text("utf-8")
 
 
 @pytest.mark.server
