@@ -157,7 +157,7 @@ MAX_ID = 16 * 1024
 _EMPTY = Raw(b"")
 _NULL = b"null"
 NO_MEMBERS = (_NULL, b"[]")
-"""What some clients send instead of an empty object. PHP encodes one like this."""
+"""JSON that some clients send instead of an empty object, for example because PHP encodes it as an array."""
 
 
 class _Envelope(Struct, gc=False):

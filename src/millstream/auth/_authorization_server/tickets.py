@@ -63,7 +63,7 @@ class Vault:
 
     @property
     def pool(self) -> StoreLimiter | None:
-        """Limiter shared between workers; None with a single worker."""
+        """The limiter that workers share, or None with a single worker."""
         return self._services.pool
 
     def report_failure(self, address: str) -> None:
