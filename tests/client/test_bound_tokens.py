@@ -174,7 +174,7 @@ async def test_concurrent_requests_share_a_nonce() -> None:
         issuer.answers["/mcp"], issuer.gate = wanting, asyncio.Event()
         pool = ConnectionPool(url, max_connections=2, max_body=1000, connect_timeout=WAIT, tls=None)
         endpoint = Endpoint(url, {}, pool, credentials)
-        asked = [asyncio.create_task(endpoint.send("POST", "", repeatable=True)) for _ in range(2)]
+        asked = [asyncio.create_task(endpoint.send("POST", {}, repeatable=True)) for _ in range(2)]
         async with asyncio.timeout(WAIT):
             while issuer.request_counts["/mcp"] < 2:  # noqa: ASYNC110  no event signals it
                 await asyncio.sleep(0)

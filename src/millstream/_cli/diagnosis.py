@@ -273,7 +273,7 @@ async def seen_by_browsers(url: Url, headers: Mapping[str, str], seconds: float)
     """Check CORS for browsers, and report proxies, which may compress or buffer."""
     pool = ConnectionPool(url, max_connections=2, max_body=1 << 20, connect_timeout=seconds, tls=None)
     endpoint = Endpoint(url, headers, pool)
-    ask = "Origin: https://example.com\r\nAccess-Control-Request-Method: POST\r\n"
+    ask = {"Origin": "https://example.com", "Access-Control-Request-Method": "POST"}
     try:
         async with asyncio.timeout(seconds):
             reply = await endpoint.send("OPTIONS", ask, repeatable=True)

@@ -27,7 +27,6 @@ from millstream._cli.errors import UsageError
 from millstream._cli.tables import one_line, safe
 from millstream._http.client import Body
 from millstream._http.client.connection import HttpReply
-from millstream._http.client.connection import lines as lines_of
 from millstream._http.client.pool import ConnectionPool
 from millstream._protocol.errors import INTERNAL_ERROR
 from millstream._protocol.json_schema import members, value_at
@@ -43,6 +42,7 @@ from millstream.client._errors import ClientError, InvalidResponse, NotMcp, Targ
 from millstream.client._requests import ToolHeaders
 from millstream.client._targets import Remote, find_server
 from millstream.client._transports import EventReader
+from millstream.client._transports.http import check_method
 from millstream.client._transports.stdio import Command
 
 
@@ -182,7 +182,7 @@ class Writer:
 
 _GRACE = 2.0
 """Seconds for a server to end its session, or to exit, and again after SIGTERM."""
-_TAKES = "Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n"
+_TAKES = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json"}
 
 
 class Bridge:
@@ -237,21 +237,22 @@ class Bridge:
                 answer = {"jsonrpc": "2.0", "id": message["id"], "error": error}
                 await self._pass_on(json.dumps(answer, ensure_ascii=False).encode())
 
-    def _headers(self, message: Json) -> str:
+    def _headers(self, message: Json) -> dict[str, str]:
         method = str(message.get("method") or "")
         fields = members(message.get("params"))
-        head = f"{_TAKES}Mcp-Method: {encode_value(method)}\r\n" if method else _TAKES
+        headers: dict[str, str] = {**_TAKES, "Mcp-Method": check_method(method)} if method else {**_TAKES}
         name = fields.get("name") or fields.get("uri")
         if isinstance(name, str):
-            head += f"Mcp-Name: {encode_value(name)}\r\n"
+            headers["Mcp-Name"] = encode_value(name)
         if method == "tools/call":
-            head += lines_of(self._tools.of(str(name), members(fields.get("arguments"))))
+            headers |= self._tools.of(str(name), members(fields.get("arguments")))
         version = value_at(fields, ("_meta", VERSION_KEY))
-        return head + self._about(str(version or self._revision))
+        headers |= self._about(str(version or self._revision))
+        return headers
 
-    def _about(self, version: str) -> str:
-        about = f"MCP-Protocol-Version: {encode_value(version)}\r\n" if version else ""
-        return f"{about}Mcp-Session-Id: {self._session}\r\n" if self._session else about
+    def _about(self, version: str) -> dict[str, str]:
+        about = {"MCP-Protocol-Version": encode_value(version)} if version else {}
+        return {**about, "Mcp-Session-Id": self._session} if self._session else about
 
     async def _answer(self, reply: HttpReply) -> None:
         if reply.stream is not None:
@@ -275,8 +276,8 @@ class Bridge:
     async def _listen(self) -> None:
         """Read the stand-alone stream of the handshake era. Servers without one respond with 405."""
         try:
-            extra = f"Accept: text/event-stream\r\n{self._about(self._revision)}"
-            reply = await self._endpoint.send("GET", extra, repeatable=True)
+            headers = {"Accept": "text/event-stream", **self._about(self._revision)}
+            reply = await self._endpoint.send("GET", headers, repeatable=True)
             if reply.stream is not None:
                 await self._follow(reply.stream)
         except (ClientError, InvalidResponse):

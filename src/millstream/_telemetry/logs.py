@@ -33,6 +33,7 @@ import msgspec
 from millstream._config import Settings
 from millstream._override import override
 from millstream._protocol.errors import escape as escape_invisible
+from millstream._protocol.redaction import is_secret
 from millstream._recent import Recent
 
 HIDDEN = "***"
@@ -43,9 +44,6 @@ MAX_ITEMS = 100
 LEVELS = {name: getattr(logging, name.upper()) for name in ("debug", "info", "warning", "error", "critical")}
 UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 
-_SECRET_NAME = re.compile(
-    r"authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate|key$"
-)
 _SECRET_TEXT = re.compile(
     r"""(?=[acpstbdegwx?&:-])(?:"""  # most letters in a plain line can't start a secret
     r"""(?P<header>(?:authorization|cookie)["']?\s{0,3}[:=]\s{0,3})[^\r\n]*"""
@@ -466,20 +464,6 @@ def redact(value: Any, name: str = "", depth: int = 0) -> Any:
     if value is None or isinstance(value, int | float):
         return value
     return redact_text(repr(value))
-
-
-def is_secret(name: str) -> bool:
-    """Return whether a field of this name contains a secret (``X-Api-Key``, ``accessToken``, ``set-cookie``)."""
-    return _remembered(name) if len(name) <= _MAX_REMEMBERED else _names_secret(name)
-
-
-def _names_secret(name: str) -> bool:
-    return _SECRET_NAME.search(re.sub(r"[^a-z0-9]", "", name.lower())) is not None
-
-
-_MAX_REMEMBERED = 256
-"""Maximum characters of a name whose result is cached, because callers choose the names of arguments."""
-_remembered = lru_cache(1024)(_names_secret)
 
 
 def redact_text(text: str) -> str:

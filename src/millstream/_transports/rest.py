@@ -31,6 +31,7 @@ from millstream._http.message import (
     Response,
     carries_json,
     client_id_of,
+    header_lines,
     media_type,
     problem,
     respond_with_tag,
@@ -263,11 +264,10 @@ def _rest_reply(call: Call, raw: bytes, error: ProtocolError | None, root: str) 
         result = _decode_result(raw)
         if not result.is_error:
             body = bytes(result.structured) or b'{"content":%b}' % bytes(result.content)
-            listen_at = (call.meta or {}).get("streamUrl")
-            if listen_at is None:
+            if call.tee is None:
                 return Response(body)
             # RFC 8288: the body is only the result, so a header has the URL of its resource updates.
-            return Response(body, 200, JSON_HEAD + b'link: <%b>; rel="monitor"\r\n' % listen_at.encode())
+            return Response(body, 200, JSON_HEAD + header_lines(link=f'<{call.tee.url}>; rel="monitor"'))
         text = "\n".join(block.text for block in _decode_content(result.content) if block.text)
     elif error.code == MISSING_CLIENT_CAPABILITY:
         return problem(NEEDS_ANSWERS, NEEDS_ANSWERS.meaning, root_path=root)

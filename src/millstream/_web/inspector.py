@@ -12,6 +12,7 @@ from msgspec.structs import replace
 
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import Url
 from millstream._http.message import HttpRequest, Response, Sink, header_lines, plain_problem, refusal
 from millstream._parts import PartHost
@@ -418,12 +419,8 @@ def _request(url: Url, request: HttpRequest, authorization: str) -> bytes:
     }
     if authorization:
         headers["authorization"] = authorization
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    # A body without a length would be read as another request (request smuggling).
     body = request.body if request.method == "POST" else b""
-    length = f"content-length: {len(body)}\r\n" if request.method == "POST" else ""
-    head = f"{request.method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines}{length}\r\n"
-    return head.encode("latin-1") + body
+    return encode_request(request.method, url.target, encode_headers({"host": url.authority, **headers}), body)
 
 
 def _head(reply: HttpReply) -> bytes:

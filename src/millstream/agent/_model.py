@@ -291,12 +291,12 @@ class LanguageModel:
             )
         lost = ModelServerError("The connection to the model was lost.", temporary=True)
         if not isinstance(exc, exceptions.ModelAPIError):  # raised by a provider's own client while reading the stream
-            return lost if started else ModelServerError(f"The model failed: {_short(str(exc))}.")
+            return lost if started else ModelServerError(f"The model failed: {_short(str(exc), self._key)}.")
         if isinstance(exc, exceptions.ModelConnectionError):
             return lost if started else self._explain_connection(exc)
         if not started and isinstance(exc.__cause__, ValueError):
             return ModelServerError(f"{self.url} sent a response that isn't JSON. {_HINT}")
-        return ModelServerError(f"The model failed: {_reason(exc)}.", temporary=started)
+        return ModelServerError(f"The model failed: {_reason(exc, self._key)}.", temporary=started)
 
     def _explain_connection(self, exc: Exception) -> ModelError:
         root: BaseException = exc
@@ -311,7 +311,7 @@ class LanguageModel:
     def _explain_status(self, exc: "failures.ModelHTTPError") -> ModelError:
         from pydantic_ai import exceptions  # noqa: PLC0415
 
-        status, reason = exc.status_code, _reason(exc)
+        status, reason = exc.status_code, _reason(exc, self._key)
         if status in (401, 403):
             if not self._key:
                 return ModelAuthError(f"{self.url} requires an API key ({status}), but none is set.")
@@ -466,8 +466,8 @@ def _tool_calls(parts: "Sequence[wire.ToolCallPart]") -> tuple[ToolCall, ...]:
     return tuple(found)
 
 
-def _reason(exc: Any) -> str:
-    """Return the API's error text on one line."""
+def _reason(exc: Any, key: str) -> str:
+    """Return the API's error text on one line, without the API key."""
     body: Any = getattr(exc, "body", None)
     text: Any = body.get("message") if is_object(body) else None
     if not isinstance(text, str) or not text:
@@ -478,11 +478,11 @@ def _reason(exc: Any) -> str:
             if body is None or is_object(body)
             else "no reason given"
         )
-    return _short(str(text))
+    return _short(str(text), key)
 
 
-def _short(text: str) -> str:
-    return _one_line(text)[:_MAX_REASON].rstrip(".")
+def _short(text: str, key: str) -> str:
+    return _one_line(text.replace(key, "[redacted]") if key else text)[:_MAX_REASON].rstrip(".")
 
 
 def _is_url(text: str) -> bool:

@@ -1,7 +1,8 @@
 """One URL of a server, with fixed headers, credentials, and redirects within the origin."""
 
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from email.utils import parsedate_to_datetime
 from time import time
@@ -10,18 +11,27 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 from msgspec import structs
 
-from millstream._http.client.connection import HttpReply, lines
+from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import Url
 from millstream._protocol.errors import INVISIBLE
 from millstream._protocol.json_schema import is_array, is_object
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
+from millstream._protocol.redaction import (
+    environment_secrets,
+    find_query_secrets,
+    find_secrets,
+    redact,
+    redact_bytes,
+    redact_value,
+    secret_parts,
+)
 from millstream._version import __version__
-from millstream.client._errors import AccessDenied, ClientError, NotMcp, TargetError
+from millstream.client._errors import AccessDenied, ClientError, NotMcp, ServerError, TargetError
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPS_METHOD = frozenset({307, 308})
-_HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
 _MAX_REDIRECTS = 3
 _MAX_DETAIL = 300
 _MAX_COOKIES = 4096
@@ -82,7 +92,9 @@ class Auth(Protocol):
 
 
 class Endpoint:
-    """Sends requests to one URL: ``await endpoint.send("GET", "accept: text/plain\\r\\n", repeatable=True)``.
+    """Sends requests to one URL: ``await endpoint.send("GET", {"accept": "text/plain"}, repeatable=True)``.
+
+    It removes the credentials that it sends from errors, which often quote the request.
 
     Args:
         url: The URL.
@@ -90,6 +102,7 @@ class Endpoint:
         pool: Connections to the URL's origin.
         auth: Source of changing credentials.
         waiting: Returns a context manager that is entered during a login.
+        query: Credentials in the query of each request.
     """
 
     def __init__(
@@ -99,9 +112,16 @@ class Endpoint:
         pool: ConnectionPool,
         auth: Auth | None = None,
         waiting: Callable[[], AbstractContextManager[None]] = nullcontext,
+        query: Mapping[str, str] = {},
     ) -> None:
         check_headers(headers)
         self.url = url
+        self._headers = headers
+        self._query = query
+        self._sent: Mapping[str, str] = {}
+        """Credentials from `auth` in the last request."""
+        self._sent_before: Mapping[str, str] = {}
+        """The credentials that they replaced, which concurrent requests may have."""
         self._auth = auth
         names = {name.lower() for name in headers}
         self._has_auth = auth is not None or "authorization" in names
@@ -109,63 +129,90 @@ class Endpoint:
         self._waiting = waiting
         """Context manager that is entered during a login."""
         agent = {} if "user-agent" in names else {"User-Agent": f"millstream/{__version__}"}
-        self._fixed_headers = lines({"Host": url.authority, **agent, **headers})
+        self._fixed_headers = encode_headers({"Host": url.authority, **agent, **headers})
         self._pool = pool
 
+    @property
+    def secrets(self) -> set[str]:
+        """The credentials in requests."""
+        found = find_secrets(self._headers, environment_secrets(os.environ)) | find_query_secrets(self.url.target)
+        for values in (self._query, self._sent, self._sent_before, self._pool.proxy_headers):
+            found = found.union(*map(secret_parts, values.values()))
+        return found
+
     async def send(
-        self, method: str, extra: str, body: bytes = b"", *, repeatable: bool, target: str = "", owner: str = ""
-    ) -> HttpReply:
+        self, method: str, headers: Mapping[str, str], body: bytes = b"", *,
+        repeatable: bool, target: str = "", owner: str = "",
+    ) -> HttpReply:  # fmt: skip
         """Send a request and return the reply, after redirects within the origin and at most one retry with new
         credentials.
 
         Args:
             method: HTTP method.
-            extra: Additional header lines, each with ``\\r\\n``.
+            headers: Headers of this request.
             body: Request body.
             repeatable: Whether it's safe for the request to reach the server twice.
             target: Another path and query of the same origin.
             owner: See `ConnectionPool.send`.
 
         Raises:
+            UnsendableRequest: A header or the target has characters that aren't allowed there.
             AccessDenied: The server responded with 401 or 403.
             ClientError: There was no response.
         """
-        auth = self._auth
+        auth, head = self._auth, self._fixed_headers + encode_headers(headers)
         retried = nonce_retried = False
         redirects = 0
         url = structs.replace(self.url, target=target) if target else self.url
-        while True:
-            credentials = "" if auth is None else lines(await auth.headers(self.url, method, url.target))
-            data = self._bytes(url, method, credentials + extra, body)
-            reply = await self._pool.send(data, repeatable=repeatable, owner=owner)
-            challenge = "" if reply.status < 400 else reply.header(b"www-authenticate")
-            nonce = "" if auth is None else reply.header(b"dpop-nonce")
-            wrong_nonce = auth is not None and nonce and auth.learn_nonce(self.url, nonce, challenge)
-            if wrong_nonce and reply.status == 401 and not nonce_retried:
-                nonce_retried = True
-            elif reply.status in (401, 403):
-                if retried or not await self._reauthorize(reply.status, challenge):
-                    denied = with_reply(self._access_denied(reply, challenge), reply)
-                    denied.reply = reply
-                    raise denied
-                retried = True
-            elif reply.status in _REDIRECTS and b"location" in reply.headers:
-                redirects += 1
-                url = _redirect_target(url, method, reply, redirects)
-            else:
-                if redirects:
-                    reply.final_url = url
-                return reply
-            reply.discard()
+        try:
+            while True:
+                credentials = {} if auth is None else await auth.headers(self.url, method, url.target)
+                if credentials != self._sent:
+                    self._sent, self._sent_before = credentials, self._sent
+                sent = head + encode_headers(credentials) if credentials else head
+                reply = await self._pool.send(
+                    encode_request(method, url.target, sent, body), repeatable=repeatable, owner=owner
+                )
+                challenge = "" if reply.status < 400 else reply.header(b"www-authenticate")
+                nonce = "" if auth is None else reply.header(b"dpop-nonce")
+                wrong_nonce = auth is not None and nonce and auth.learn_nonce(self.url, nonce, challenge)
+                if wrong_nonce and reply.status == 401 and not nonce_retried:
+                    nonce_retried = True
+                elif reply.status in (401, 403):
+                    if retried or not await self._reauthorize(reply.status, challenge):
+                        self._redact(reply)
+                        denied = with_reply(self._access_denied(reply, reply.header(b"www-authenticate")), reply)
+                        denied.reply = reply
+                        raise denied
+                    retried = True
+                elif reply.status in _REDIRECTS and b"location" in reply.headers:
+                    redirects += 1
+                    url = _redirect_target(url, method, reply, redirects)
+                else:
+                    if redirects:
+                        reply.final_url = url
+                    if reply.status >= 300:
+                        self._redact(reply)
+                    return reply
+                reply.discard()
+        except ClientError as exc:
+            redact_error(exc, self.secrets)
+            raise
 
-    def cookies(self, reply: HttpReply) -> str:
-        """Return the header line that sends a reply's cookies back, or an empty string.
+    def _redact(self, reply: HttpReply) -> None:
+        """Remove the credentials from an error."""
+        secrets = self.secrets
+        reply.body = redact_bytes(reply.body, secrets)
+        reply.headers = {name: redact_bytes(value, secrets) for name, value in reply.headers.items()}
+
+    def cookies(self, reply: HttpReply) -> Mapping[str, str]:
+        """Return the header that sends a reply's cookies back, if there are any.
 
         Load balancers set cookies so that all requests of a session reach the same server.
         """
         cookies = reply.header(b"set-cookie")
         if self._has_cookies or len(cookies) > _MAX_COOKIES or not (cookies.isascii() and "=" in cookies):
-            return ""
+            return {}
         kept: dict[str, str] = {}
         for cookie in cookies.split("\n"):
             pair, _, attributes = cookie.partition(";")
@@ -174,7 +221,7 @@ class Endpoint:
                 kept[name] = value
             if _is_expired(attributes):
                 kept.pop(name, None)
-        return f"Cookie: {'; '.join(map('='.join, kept.items()))}\r\n" if kept else ""
+        return {"Cookie": "; ".join(map("=".join, kept.items()))} if kept else {}
 
     async def _reauthorize(self, status: int, challenge: str) -> bool:
         """Get new credentials. Return False if there aren't any."""
@@ -201,11 +248,6 @@ class Endpoint:
             what = "rejected the request" if reason else "rejected these credentials, or this host or origin"
             text = f"{url} {what} (403){reason}."
         return AccessDenied(text, reply.status, challenge)
-
-    def _bytes(self, url: Url, method: str, extra: str, body: bytes) -> bytes:
-        length = f"Content-Length: {len(body)}\r\n" if body or method in _HAS_BODY else ""
-        head = f"{method} {url.target} HTTP/1.1\r\n{self._fixed_headers}{extra}{length}\r\n"
-        return head.encode("latin-1") + body
 
     async def close(self) -> None:
         """Close the connections."""
@@ -254,6 +296,22 @@ def _is_expired(attributes: str) -> bool:
         return parsedate_to_datetime(values.get("expires", "")).timestamp() < time()
     except (ValueError, OverflowError):
         return False
+
+
+def redact_error(exc: ClientError, secrets: Collection[str]) -> None:
+    """Remove secrets that the texts of an error may quote: ``redact_error(exc, transport.secrets)``.
+
+    Args:
+        exc: The error.
+        secrets: See `redact`.
+    """
+    if secrets:
+        exc.args = tuple(redact_value([*exc.args], secrets))
+        exc.message, exc.remedy, exc.detail = (redact(each, secrets) for each in (exc.message, exc.remedy, exc.detail))
+        if isinstance(exc, AccessDenied):
+            exc.challenge = redact(exc.challenge, secrets)
+        elif isinstance(exc, ServerError):
+            exc.data = redact_value(exc.data, secrets)
 
 
 def with_reply(exc: _E, reply: HttpReply) -> _E:

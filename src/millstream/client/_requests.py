@@ -45,7 +45,7 @@ from millstream._protocol.notifications import (
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._recent import Recent
 from millstream._tasks import cancel_all, has_failed, retry_delay
-from millstream.client._endpoint import Endpoint
+from millstream.client._endpoint import Endpoint, redact_error
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -434,7 +434,9 @@ class Requests(Confidential, Struct, kw_only=True):
         if progress is not None:
             await incoming.wait_for_handlers()
         if answer.error:
-            raise failure(answer.error)
+            error = failure(answer.error)
+            redact_error(error, transport.secrets)
+            raise error
         return answer.result
 
     # Transports

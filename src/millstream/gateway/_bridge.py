@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import Cancelled, Declined, ProtocolError, ToolError, __version__
+from millstream._http.client import UnsendableRequest
 from millstream._override import override
 from millstream._protocol.errors import (
     HEADER_MISMATCH,
@@ -62,7 +63,7 @@ from millstream.client import (
     TooLarge,
     TooMuchArriving,
 )
-from millstream.client._endpoint import try_again
+from millstream.client._endpoint import redact_error, try_again
 from millstream.client._requests import NO_HANDSHAKE
 from millstream.client.lowlevel import RawRequest
 from millstream.gateway._links import InUse, Link, NoCredentials
@@ -740,7 +741,11 @@ class _ForwardedCall(Relay):
                 if task.over:
                     if task.status == "cancelled":
                         raise ToolError("The server canceled the task.")
-                    return task.raw_outcome()
+                    try:
+                        return task.raw_outcome()
+                    except ServerError as exc:
+                        redact_error(exc, self._link.conversation.transport.secrets)
+                        raise
                 if task.status_message and task.status_message != message:
                     message, count = task.status_message, count + 1
                     self.progress(count, None, message)
@@ -964,6 +969,7 @@ _ERRORS: _Texts = (
     (RequestTimeout, f"didn't respond in time. {_EFFECT} A smaller request may succeed."),
     (NoCredentials, "needs credentials that the gateway can't get at the moment. Try again in a minute."),
     (AccessDenied, _DENIED),
+    (UnsendableRequest, "didn't get this call. {exc.message}"),
     (TooMuchArriving, f"is sending too much data at once: {{exc.holding}}. {_EFFECT} Try again later."),
     (TooLarge, f"sent a response that's too large. {_EFFECT} Ask for less."),
 )

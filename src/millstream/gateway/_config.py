@@ -25,7 +25,7 @@ from msgspec.structs import FieldInfo, fields
 
 from millstream import Settings, auth
 from millstream._protocol.errors import LocalError, MissingExtra, closest_name, suggest
-from millstream._telemetry.logs import is_secret
+from millstream._protocol.redaction import is_secret
 from millstream.client import TargetError, parse_url
 from millstream.client._targets import SERVER_TABLES, VARIABLE, as_text, as_texts, expand_variables
 from millstream.files import EnvFileError, read_env_file

@@ -47,6 +47,7 @@ from millstream.gateway._openapi_request import (
     RequestTemplate,
     build_request,
     find_others,
+    is_media_type,
     items_of,
     kind_of_body,
     path_variables,
@@ -295,7 +296,7 @@ class Document:
         """Return the argument for a parameter or a part of the body, and its schema."""
         kind = template["kind"] if place in IN_BODY else ""
         media, content = next(iter(members(parameter.get("content")).items()), ("", Json()))
-        media = str(parameter.get("contentType") or media)
+        media = ",".join(filter(is_media_type, str(parameter.get("contentType") or media).split(",")))
         schema = members(self.target(content).get("schema") or parameter.get("schema") or upgrade_schema(parameter))
         target = self.target(schema)
         inner = target.get("additionalProperties") if place == "body" else schema
@@ -385,7 +386,9 @@ class Document:
 
     def _content_of(self, holder: Json) -> tuple[str, Json]:
         """Return the media type and description of the body's preferred kind, or empty values."""
-        content = members(holder.get("content"))
+        content = {
+            media if is_media_type(media) else BINARY: each for media, each in members(holder.get("content")).items()
+        }
         media = min(content, key=lambda each: list(BODIES).index(kind_of_body(each)), default="")
         return media, self.target(content.get(media))
 

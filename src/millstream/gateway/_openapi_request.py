@@ -16,6 +16,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 from msgspec import Struct
 
 from millstream import ToolError
+from millstream._http.client.request import encode_part
 from millstream._protocol.json_schema import is_integral
 from millstream.protocol import Confidential, Json, encode, is_array, is_object
 
@@ -39,6 +40,8 @@ _RESERVED = ":/?@!$'()*,=[]"
 _TEXT = re.compile(
     r"text/.*|.*[/+](?:xml|yaml|javascript|csv|graphql|sql|jsonl)|application/(?:x-)?(?:ndjson|yaml|toml)|.*\+xml"
 )
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 §5.6.2
+_MEDIA_TYPE = re.compile(rf'{_TOKEN}/{_TOKEN}(?:[ \t]*+;[ \t]*+(?:{_TOKEN}=(?:{_TOKEN}|"[\t -!#-\[\]-~]*"))?)*+')
 _QUOTED = str.maketrans({"\\": "\\\\", '"': "%22", "\r": "%0D", "\n": "%0A"})
 
 
@@ -138,6 +141,11 @@ def plain_media(media: str) -> str:
     return media.partition(";")[0].strip().lower()
 
 
+def is_media_type(media: str) -> bool:
+    """Return whether a text is a media type or a range of them, which may have parameters (RFC 9110 §8.3.1)."""
+    return _MEDIA_TYPE.fullmatch(media.strip()) is not None
+
+
 def is_json(media: str) -> bool:
     """Return whether a media type is JSON."""
     return media == JSON or media.endswith("+json") or media in ("*/*", "application/*", "text/json")
@@ -185,15 +193,15 @@ def _multipart_body(media: str, given: _Members, arguments: Mapping[str, Any]) -
         names = arguments.get(argument.name + FILE_NAME) or ""
         names = names if is_array(names) else [names]
         for number, (name, value) in enumerate(_parts(argument, whole)):
-            head = f'form-data; name="{name.translate(_QUOTED)}"'
+            disposition = f'form-data; name="{name.translate(_QUOTED)}"'
             content, kind = _content(argument, value)
             if argument.is_binary:
                 file_name = str(names[number]) if number < len(names) else ""
                 kind = _file_type(argument.media, file_name, kind)
                 file_name = file_name or name + (mimetypes.guess_extension(kind) or "")
-                head += f'; filename="{file_name.translate(_QUOTED)}"'
-            head += f"\r\nContent-Type: {kind}" if kind else ""
-            parts += f"--{boundary}\r\nContent-Disposition: {head}\r\n\r\n".encode(), content, b"\r\n"
+                disposition += f'; filename="{file_name.translate(_QUOTED)}"'
+            headers = {"Content-Disposition": disposition, **({"Content-Type": kind} if kind else {})}
+            parts += f"--{boundary}\r\n".encode(), encode_part(headers, content), b"\r\n"
     return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"{plain_media(media)}; boundary={boundary}"
 
 
@@ -266,7 +274,11 @@ def _file_type(allowed: str, file_name: str, known: str) -> str:
     """Return the media type of a file: one that the document allows, if possible."""
     types = [plain_media(each) for each in allowed.split(",") if each.strip()]
     guesses = known, mimetypes.guess_type(file_name)[0] or "", *types
-    fitting = (each for each in guesses if "*" not in each and any(fnmatch(each, one) for one in types or ("?*",)))
+    fitting = (
+        each
+        for each in guesses
+        if is_media_type(each) and "*" not in each and any(fnmatch(each, one) for one in types or ("?*",))
+    )
     return next(fitting, BINARY)
 
 

@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from msgspec import structs
 
 from millstream import ProtocolError, ToolError
-from millstream._http.client import Inflow
+from millstream._http.client import Inflow, UnsendableRequest
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
@@ -142,11 +142,14 @@ class ApiUpstream(Upstream):
             ToolError: There was no usable response.
         """
         credentials, recovered = self.credentials, False
-        if self._client is not None:
-            headers = {} if credentials is None else credentials.forwarded_headers(call)
+        forwarded = {} if credentials is None else credentials.forwarded_headers(call)
+        headers = {"accept": "application/json, */*;q=0.5"} if self._client is None else forwarded
+        try:
             request = build_request(operation, arguments, headers)
+        except UnsendableRequest as exc:
+            raise call_error(call, str(exc)) from None
+        if self._client is not None:
             return await self._observe(partial(send_by, self._client, request), call, name)
-        request = build_request(operation, arguments, {"accept": "application/json, */*;q=0.5"})
         exchange, places = partial(self._exchange, request, call), self._places
         if not await places.acquire(call.owner):
             raise no_response_error(call, self, InUse(places, call.owner))
@@ -210,15 +213,17 @@ class ApiUpstream(Upstream):
             kept = without_pairs(query, credentials.query)
             target = f"{path}?{kept}{'&' if kept else ''}{urlencode(credentials.query)}"
         # Errors show the endpoint's URL, but not arguments and keys.
-        endpoint = Endpoint(structs.replace(url, target="/"), config.headers, self._pool(url, config.max_bytes), auth)
-        extra = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-        method = request.method
+        headers = {**config.headers, **({} if credentials is None else credentials.forwarded_headers(call))}
+        endpoint = Endpoint(
+            structs.replace(url, target="/"), headers, self._pool(url, config.max_bytes), auth,
+            query={} if credentials is None else credentials.query,
+        )  # fmt: skip
+        method, body = request.method, request.content or b""
         try:
             async with asyncio.timeout(config.timeout):
                 reply = await endpoint.send(
-                    method, extra, request.content or b"", repeatable=method in ("GET", "HEAD"), target=target,
-                    owner=call.owner,
-                )  # fmt: skip
+                    method, request.headers, body, repeatable=method in ("GET", "HEAD"), target=target, owner=call.owner
+                )
         except TimeoutError as exc:
             raise RequestTimeout(f"The API didn't respond within {config.timeout:g} seconds.") from exc
         if reply.stream is not None:
@@ -314,7 +319,7 @@ class ApiUpstream(Upstream):
         pool = self._pool(url, self.config.max_catalog_bytes)
         endpoint = Endpoint(url, self.config.headers if same_origin else {}, pool, auth)
         async with asyncio.timeout(self.config.timeout):
-            reply = await endpoint.send("GET", "accept: application/json\r\n", repeatable=True)
+            reply = await endpoint.send("GET", {"accept": "application/json"}, repeatable=True)
         reply.discard()
         if reply.status != 200 or reply.stream is not None:
             raise ValueError(f"{url} returned status {reply.status} instead of a document.")

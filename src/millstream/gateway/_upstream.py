@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Raw, Struct, structs
 
 from millstream import ProtocolError, __version__
-from millstream._http.client import ArrivingBytes, Inflow
+from millstream._http.client import ArrivingBytes, Inflow, UnsendableRequest
 from millstream._http.hosts import TrustedProxies
 from millstream._override import override
 from millstream._parts import PartHost
@@ -717,6 +717,9 @@ class Upstream:
             target = self.processes.target(f"{key.principal}\n{key.affinity}{handshake}", owner=owner)
         elif isinstance(target, Program):
             target = structs.replace(target, caller=key.principal)
+        credentials = self.credentials
+        auth = None if credentials is None else credentials.auth(key.credentials)
+        forwarded = None if credentials is None else credentials.forwarded(key.credentials)
         conversation = relays.conversation = Conversation(
             target,
             relays,
@@ -727,11 +730,11 @@ class Upstream:
                 cache=False,
                 env=config.env,
                 cwd=config.cwd,
-                auth=None if self.credentials is None else self.credentials.auth(key.credentials),
+                auth=auth,
                 max_connections=MAX_HTTP_CALLS + MAX_STREAMS + _OTHER_CONNECTIONS,
             ),
             revision=revision,
-            headers=config.headers,
+            headers=config.headers if forwarded is None else {**config.headers, **forwarded},
             timeout=config.timeout * (self._start_factor if key == self.lister else 1),
             observer=relays.receive,
             about=client.info if client else None,
@@ -1054,7 +1057,7 @@ class Upstream:
         gateway checks the upstream itself.
         """
         self.last_error = {"at": time(), "text": str(error)}
-        if isinstance(error, InUse | NoCredentials | TooMuchArriving):
+        if isinstance(error, InUse | NoCredentials | TooMuchArriving | UnsendableRequest):
             return
         responded = 0 < error.status < HTTPStatus.INTERNAL_SERVER_ERROR or not isinstance(error, CONNECTION_FAILURES)
         # With separate processes, the failure of one doesn't affect the others.

@@ -8,10 +8,12 @@ argument ``client_id``, or ``_meta.clientId``. The first one found is used, or e
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
+
+from msgspec import Struct
 
 from millstream._app.parts import OwnPart
 from millstream._http.message import HttpRequest
@@ -137,9 +139,9 @@ def _attach_stream(hub: Hub, call: Call) -> None:
         check_client_id(client_id)
     except InvalidName as exc:
         raise ProtocolError(INVALID_PARAMS, f"Invalid client id in {place}: {exc}", status=400) from exc
-    call.tee = _mirror(hub, client_id, call.principal, call.id)
     root = call.origin.root_path if isinstance(call.origin, HttpRequest) else ""
     url = f"{root}/mcp/sse/{quote(client_id, safe='')}"
+    call.tee = _Mirror(url, hub, client_id, call.principal, call.id)
     call.meta = {**(call.meta or {}), "clientId": client_id, "streamUrl": url}
 
 
@@ -156,26 +158,29 @@ def _client_id(call: Call) -> tuple[str, str]:
     return next((each for each in given if each[1]), ("", secrets.token_hex(16)))
 
 
-def _mirror(
-    hub: Hub, client_id: str, principal: "Principal | None", request_id: RequestId | None
-) -> Callable[[bytes], Awaitable[None]]:
-    """Return a function that sends a call's messages to a client's stream, as far as the hub accepts them.
+class _Mirror(Struct, frozen=True, eq=False):
+    """Sends a call's messages to a client's stream, as far as the hub accepts them.
 
-    The caller's own response has priority. To avoid a reference cycle, the function doesn't refer to the call.
+    The caller's own response has priority. To avoid a reference cycle, it doesn't refer to the call.
     """
 
-    async def send(message: bytes) -> None:
+    url: str
+    hub: Hub
+    client_id: str
+    principal: "Principal | None"
+    request_id: RequestId | None
+
+    async def __call__(self, message: bytes) -> None:
+        """Send a message."""
         if not message:
             return
         try:
             error = b""
             try:
-                await hub.send(client_id, message.decode(), principal=principal)
+                await self.hub.send(self.client_id, message.decode(), principal=self.principal)
             except EventTooLarge as exc:
-                error = error_message(request_id, INTERNAL_ERROR, f"The result is only in the response: {exc}")
+                error = error_message(self.request_id, INTERNAL_ERROR, f"The result is only in the response: {exc}")
             if error:
-                await hub.send(client_id, error.decode(), principal=principal)
+                await self.hub.send(self.client_id, error.decode(), principal=self.principal)
         except LocalError:
-            logger.exception("A message couldn't be sent to the stream of %s", client_id)
-
-    return send
+            logger.exception("A message couldn't be sent to the stream of %s", self.client_id)

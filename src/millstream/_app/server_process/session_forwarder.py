@@ -19,9 +19,10 @@ from urllib.parse import quote
 
 import msgspec
 
-from millstream._http.client import ClientError, ConnectFailed
+from millstream._http.client import ClientError, ConnectFailed, UnsendableRequest
 from millstream._http.client.connection import HttpConnection, HttpReply
 from millstream._http.client.pool import ConnectionPool
+from millstream._http.client.request import encode_raw_headers, encode_request
 from millstream._http.client.url import Url, parse_url
 from millstream._http.message import Handler, HttpRequest, Response, Sink, refusal
 from millstream._http.server import Endpoints
@@ -35,6 +36,8 @@ from millstream._transports.open_streams import error_response, unknown_session
 from millstream._transports.streamable import MAX_CACHED_SESSIONS
 
 _CLIENT = b"millstream-client"
+_IN_QUERY = "!\"#$%&'()*+,/:;<=>?@[\\]^`{|}"
+"""Characters that a query may have as it's forwarded, because it's quoted already."""
 """Header with the scheme and address of the client."""
 _OWN = frozenset({
     b"accept-encoding", b"connection", b"content-length", b"expect", b"keep-alive", b"te", b"trailer",
@@ -142,11 +145,12 @@ class SessionForwarder:
 
     async def _forward(self, worker: str, request: HttpRequest) -> Response | None:
         if worker not in self._pools:
-            for gone in [each for each in self._pools if not (self._folder / each).exists()]:
-                self._lost.discard(gone)
-                await self._pools.pop(gone).close()
+            await self._drop_pools()
         pool = self._pools.get(worker) or self._make_pool(worker)
-        data, request.body = _encode(request), b""
+        try:
+            data, request.body = _encode(request), b""
+        except UnsendableRequest as exc:
+            return refusal(400, str(exc))
         request.cancel_on_disconnect = True
         lost = worker in self._lost
         try:
@@ -193,6 +197,12 @@ class SessionForwarder:
             endings.discard(sink.close)
             stream.close()
 
+    async def _drop_pools(self) -> None:
+        """Close the pools of workers that are gone."""
+        for gone in [each for each in self._pools if not (self._folder / each).exists()]:
+            self._lost.discard(gone)
+            await self._pools.pop(gone).close()
+
     def _make_pool(self, worker: str) -> ConnectionPool:
         path = os.fspath(self._folder / worker)
 
@@ -219,19 +229,11 @@ def _refuse(data: bytes, exc: ProtocolError) -> Response:
 
 
 def _encode(request: HttpRequest) -> bytes:
-    query = b"?" + request.query if request.query else b""
-    headers = b"".join(b"%b: %b\r\n" % each for each in request.raw_headers if each[0] not in _OWN)
-    return b"%b %b%b HTTP/1.1\r\n%b%b: %b %b\r\ncontent-length: %d\r\n\r\n%b" % (
-        request.method.encode(),
-        quote(request.path).encode(),
-        query,
-        headers,
-        _CLIENT,
-        request.scheme.encode(),
-        request.peer.encode(),
-        len(request.body),
-        request.body,
-    )
+    query = quote(request.query, safe=_IN_QUERY)
+    target = f"{quote(request.path)}?{query}" if query else quote(request.path)
+    client = (_CLIENT, f"{request.scheme} {request.peer}".encode())
+    head = encode_raw_headers([*(each for each in request.raw_headers if each[0] not in _OWN), client])
+    return encode_request(request.method, target, head, request.body)
 
 
 def _receive(handler: Handler) -> Handler:

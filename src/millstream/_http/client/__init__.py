@@ -41,6 +41,14 @@ class TargetError(ClientError):
     """The target is ambiguous or can't be started: ``except TargetError as error: print(error)``."""
 
 
+class UnsendableRequest(ClientError):
+    """The request can't be sent, because a value in its head isn't allowed there.
+
+    Example:
+        ``except UnsendableRequest as error: print(error)``
+    """
+
+
 class ConnectFailed(ClientError):
     """The connection failed: the host is unknown, the port is closed, or the server didn't start.
 

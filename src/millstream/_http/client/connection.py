@@ -9,7 +9,7 @@ import select
 import socket
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
@@ -23,6 +23,8 @@ from millstream._override import override
 
 _MAX_HEAD = 64 * 1024
 """Maximum bytes of heads before a body, because the parser buffers them."""
+_MAX_WRITE = 16 * 1024
+"""Maximum bytes that a socket's buffer always takes at once."""
 _MAX_DISCARD = 256 * 1024
 """Maximum size of an unread body to discard so that the connection can be reused, in bytes."""
 _CODINGS = frozenset((b"deflate", b"gzip", b"x-gzip"))
@@ -103,6 +105,8 @@ class HttpConnection(asyncio.Protocol):
     _inflates: bool = False
     """Whether some of the body has arrived."""
     _reply_began = False
+    _is_large = False
+    """Whether the request may take several writes."""
     _ends_with_connection = False
     """Whether the body has no length and ends with the connection."""
     _discards = False
@@ -137,6 +141,7 @@ class HttpConnection(asyncio.Protocol):
         self._owner = owner
         self._is_head = data.startswith(b"HEAD ")
         self._connects = data.startswith(b"CONNECT ")
+        self._is_large = len(data) > _MAX_WRITE
         self._size = self._framing_bytes = 0
         self._reply_began = False
         self._transport.write(data)
@@ -234,6 +239,10 @@ class HttpConnection(asyncio.Protocol):
 
     # From the parser
 
+    def on_message_begin(self) -> None:
+        if self._waiter is None:  # the next caller would read what belongs to another one
+            self._error = InvalidResponse("The server sent more than the response to the request.")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
         if name == b"set-cookie" and name in self._headers:
@@ -246,9 +255,6 @@ class HttpConnection(asyncio.Protocol):
         if status < 200:
             self._headers = {}
             return  # interim responses, such as 100 Continue, precede the reply
-        if self._waiter is None:
-            self._error = InvalidResponse("The server responded twice to one request.")
-            return
         reply = self._reply = HttpReply(status, headers)
         self._headers = {}  # trailers must not become headers
         self._inflater, self._inflates = None, False
@@ -338,6 +344,8 @@ class HttpConnection(asyncio.Protocol):
         else:
             reply.body = body
             self._deliver(reply)
+        if self._is_large and self._transport.get_write_buffer_size():
+            reusable = False  # the server could read the rest of the request as another one
         if not reusable and not self.closed:
             self.closed = True
             self._transport.close()
@@ -359,11 +367,6 @@ class HttpConnection(asyncio.Protocol):
             reply.stream.end(error or ConnectionLost("The server closed the connection in the middle of a stream."))
         if not was_closed:
             self._on_end(self)
-
-
-def lines(headers: Mapping[str, str]) -> str:
-    """Return the header lines of a request."""
-    return "".join(f"{name}: {value}\r\n" for name, value in headers.items())
 
 
 def too_large(limit: int) -> TooLarge:

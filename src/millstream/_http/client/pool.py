@@ -29,7 +29,8 @@ from millstream._http.client import (
     TlsFailed,
     TooLarge,
 )
-from millstream._http.client.connection import HttpConnection, HttpReply, lines
+from millstream._http.client.connection import HttpConnection, HttpReply
+from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import Proxy, Url, no_proxy, parse_url, proxy_error, proxy_for
 from millstream._http.hosts import is_loopback
 from millstream._protocol.principal import Share
@@ -245,6 +246,11 @@ class ConnectionPool:
             except asyncio.CancelledError:
                 connection.abort()
                 raise
+
+    @property
+    def proxy_headers(self) -> Mapping[str, str]:
+        """The headers for the proxy, if the pool uses one."""
+        return {} if self._proxy is None else self._proxy.headers
 
     async def check(self) -> None:
         """Open and close a connection outside the pool.
@@ -526,11 +532,10 @@ async def request(
         url, max_connections=1, max_body=max_body, connect_timeout=connect_seconds or seconds,
         tls=(context or tls()) if url.secure else None, dial=dial, decompress=True,
     )  # fmt: skip
-    length = f"Content-Length: {len(body)}\r\n" if method in ("POST", "PUT") else ""
-    head = f"{method} {url.target} HTTP/1.1\r\nhost: {url.authority}\r\n{lines(headers)}{length}Connection: close\r\n"
     try:
+        head = encode_headers({"host": url.authority, **headers, "Connection": "close"})
         async with asyncio.timeout(seconds):
-            return await pool.send(f"{head}\r\n".encode("latin-1") + body, repeatable=False)
+            return await pool.send(encode_request(method, url.target, head, body), repeatable=False)
     finally:
         await pool.close()
 

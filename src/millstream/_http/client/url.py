@@ -16,6 +16,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 from msgspec import Struct
 
 from millstream._http.client import ConnectFailed, TargetError
+from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.hosts import is_loopback
 from millstream._override import override
 from millstream._protocol.errors import Confidential
@@ -116,20 +117,22 @@ class Proxy(Confidential, Struct, frozen=True):
         return f"http://{_bracket(self.host)}:{self.port}"
 
     @property
-    def fields(self) -> bytes:
-        """Return the header lines for this proxy."""
-        return f"Proxy-Authorization: {self.credentials}\r\n".encode() if self.credentials else b""
+    def headers(self) -> Mapping[str, str]:
+        """The headers for this proxy."""
+        return {"Proxy-Authorization": self.credentials} if self.credentials else {}
 
     def connect(self, url: Url) -> bytes:
         """Return a request for a tunnel to the server of a URL."""
-        place = f"{_bracket(url.host)}:{url.port}".encode()
-        return b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (place, place, self.fields)
+        place = f"{_bracket(url.host)}:{url.port}"
+        return encode_request("CONNECT", place, encode_headers({"Host": place, **self.headers}))
 
     def forward(self, url: Url, request: bytes) -> bytes:
         """Return a request in the form for a proxy, with the absolute URL and the proxy's own headers."""
         method, _, rest = request.partition(b" ")
         line, end, fields = rest.partition(b"\r\n")
-        return b"%b %b%b%b%b%b" % (method, url.origin.encode(), line, end, self.fields, fields)
+        return b"%b %b%b%b%b%b" % (
+            method, url.origin.encode(), line, end, encode_headers(self.headers).encode(), fields
+        )  # fmt: skip
 
 
 def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy | None:

@@ -6,7 +6,7 @@ Scopes limit the items that a caller can list and use. A caller that starts this
 stdio or in the same process, has every scope.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from math import nan
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -118,6 +118,19 @@ class CallProgress(Struct, gc=False):
     """Whether a heartbeat has reported progress."""
 
 
+class Mirror(Protocol):
+    """A stream that receives the messages of a call, beside the call's own reply."""
+
+    @property
+    def url(self) -> str:
+        """Path of the stream."""
+        ...
+
+    async def __call__(self, message: bytes) -> None:
+        """Send a message."""
+        ...
+
+
 class Call(Confidential, Struct, eq=False, kw_only=True):
     """A request in flight. User code accesses it through `Context`.
 
@@ -167,7 +180,7 @@ class Call(Confidential, Struct, eq=False, kw_only=True):
     reply_channel: ReplyChannel | None = None
     meta: Json | None = None
     """`_meta` of the result, in addition to what the revision requires."""
-    tee: "Callable[[bytes], Awaitable[None]] | None" = None
+    tee: "Mirror | None" = None
     """Also receives progress and the response, for a client that requested a stream (``stream: true``)."""
     bare: bool = False
     """Whether the transport has its own envelope. The response is then the bare result."""

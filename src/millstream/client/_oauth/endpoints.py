@@ -24,6 +24,7 @@ from millstream._http.client.pool import AddressRefused, Dial, is_public, reques
 from millstream._http.client.url import Url, parse_url
 from millstream._oauth import basic_credentials
 from millstream._protocol.errors import Confidential
+from millstream._protocol.redaction import find_secrets, redact_bytes, secret_parts
 from millstream.client._endpoint import brief
 from millstream.client._errors import AccessDenied, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 from millstream.client._oauth import PRIVATE_KEY_JWT, Registration, Tokens
@@ -649,7 +650,18 @@ async def post_as(
         from millstream.client._oauth.signing import assertion  # noqa: PLC0415  needed only for signatures
 
         fields |= assertion(issuer.issuer, issuer.token_endpoint_auth_signing_alg_values_supported, who)
-    return await fetch("POST", url, headers=headers, body=urlencode(fields).encode(), outbound=outbound)
+    reply = await fetch("POST", url, headers=headers, body=urlencode(fields).encode(), outbound=outbound)
+    if reply.status >= 400 or b'"error"' in reply.body:
+        sent = {fields[name] for name in _SECRET_FIELDS if name in fields}
+        reply.body = redact_bytes(reply.body, sent.union(find_secrets(headers), secret_parts(who.client_secret)))
+    return reply
+
+
+_SECRET_FIELDS = (
+    "actor_token", "assertion", "client_assertion", "client_secret", "code", "code_verifier", "device_code",
+    "password", "refresh_token", "subject_token", "token",
+)  # fmt: skip
+"""Fields of forms that are credentials."""
 
 
 def with_private_key(who: Registration, key: str, key_id: str = "") -> Registration:

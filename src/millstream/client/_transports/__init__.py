@@ -12,7 +12,7 @@ import re
 import ssl
 from codecs import BOM_UTF8
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -27,7 +27,7 @@ from millstream._protocol.jsonrpc import MALFORMED, Envelope, decoder, encode, n
 from millstream._protocol.revisions import Revision
 from millstream._protocol.sse import Decoder, SseEvent
 from millstream._tasks import Tasks, has_failed, retry_delay
-from millstream.client._endpoint import Auth
+from millstream.client._endpoint import Auth, redact_error
 from millstream.client._errors import ClientError, ConnectionLost, InvalidResponse
 
 if TYPE_CHECKING:
@@ -197,6 +197,11 @@ class Transport(Protocol):
         ...
 
     @property
+    def secrets(self) -> Collection[str]:
+        """The credentials that it sends, or that it started the server with. Errors must not contain them."""
+        return ()
+
+    @property
     def has_session(self) -> bool:
         """Whether the server has a session for this client. Without one, a handshake-era server can't ask questions."""
         return True
@@ -287,6 +292,11 @@ class DuplexTransport:
         self.skip: Callable[[str, bytes], None] = SkipLog()
         self.fault: ClientError | None = None
         """Why the connection has ended."""
+
+    @property
+    def secrets(self) -> Collection[str]:
+        """See `Transport.secrets`."""
+        return ()
 
     @property
     def lost(self) -> bool:
@@ -425,6 +435,7 @@ class DuplexTransport:
         if self.fault is not None:
             return
         self.fault = fault = fault or ConnectionLost("The server closed the connection.")
+        redact_error(fault, self.secrets)
         for waiter in self._waiting.values():
             if not waiter.done():
                 waiter.set_exception(fault)

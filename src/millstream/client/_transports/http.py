@@ -9,13 +9,13 @@ the stream cancels it.
 import asyncio
 import contextlib
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection, Mapping
 from functools import lru_cache
 
 from msgspec import Struct, field
 
-from millstream._http.client import Body
-from millstream._http.client.connection import HttpReply, lines
+from millstream._http.client import Body, UnsendableRequest
+from millstream._http.client.connection import HttpReply
 from millstream._override import override
 from millstream._protocol.errors import Confidential, ProtocolError
 from millstream._protocol.foreign import read_foreign
@@ -23,7 +23,7 @@ from millstream._protocol.jsonrpc import Envelope, encode, read_result
 from millstream._protocol.metadata import encode_value
 from millstream._protocol.revisions import Revision
 from millstream._tasks import Tasks, has_failed
-from millstream.client._endpoint import Endpoint, problem_detail, try_again, with_reply
+from millstream.client._endpoint import Endpoint, problem_detail, redact_error, try_again, with_reply
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -45,10 +45,10 @@ from millstream.client._transports import (
     send_cancellation,
 )
 
-_IDENTITY = "Accept-Encoding: identity\r\n"
+_IDENTITY = {"Accept-Encoding": "identity"}
 """Header that disables compression. Without it, any coding is acceptable (RFC 9110 §12.5.3)."""
-_ACCEPT = f"Accept: application/json, text/event-stream\r\nContent-Type: application/json\r\n{_IDENTITY}"
-_ACCEPT_EVENTS = f"Accept: text/event-stream\r\n{_IDENTITY}"
+_ACCEPT = {"Accept": "application/json, text/event-stream", "Content-Type": "application/json", **_IDENTITY}
+_ACCEPT_EVENTS = {"Accept": "text/event-stream", **_IDENTITY}
 _NO_SESSION = re.compile(
     rb"(?i)(?:no valid|invalid|unknown|expired)[a-z ]{0,12} session|no active session"
     rb"|session (?:id )?(?:not found|expired|does not exist)|server not initialized"
@@ -64,7 +64,9 @@ _STREAM_TIMEOUT = 1.0
 _INITIALIZED_TIMEOUT = 10.0
 """Maximum seconds to wait for the response to ``notifications/initialized``."""
 _MAX_KIND = 64
-_header_value = lru_cache(1024)(encode_value)
+_is_method = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z/-]+").fullmatch
+_is_plain = re.compile(r"[!-<>-~][!-~]*").fullmatch
+"""Names that `encode_value` returns unchanged."""
 _DELETE_TIMEOUT = 2.0
 """Timeout of a session's DELETE request, in seconds."""
 
@@ -79,8 +81,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
     _skip: SkipLog = field(default_factory=SkipLog)
     _revision: Revision | None = None
     _session: str = ""
-    _cookies: str = ""
-    """Header line with the cookies that were set along with the session's id."""
+    _cookies: Mapping[str, str] = {}
+    """Header with the cookies that were set along with the session's id."""
+    _fixed: Mapping[str, str] = field(default_factory=lambda: _ACCEPT)
+    """Headers of each POST after the negotiation."""
     _readers: dict[int, EventReader] = {}
     """Open streams of calls, by request id."""
     _stream_task: asyncio.Task[None] | None = None
@@ -96,9 +100,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
         """Send the version header from now on, without a session in the per-request era."""
         self._revision = revision
         if not revision.handshake:
-            self._session = self._cookies = ""
+            self._session, self._cookies = "", {}
             if self._stream_task is not None:
                 self._stream_task.cancel()
+        self._fixed = {**_ACCEPT, **self._about(revision)}
 
     async def exchange(self, request: TransportRequest) -> Envelope:
         """POST a request and wait for the response."""
@@ -111,7 +116,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
             if request.method == "initialize":
                 value = reply.header(b"mcp-session-id")
                 self._session = value if value.isascii() and value.isprintable() and " " not in value else ""
-                self._cookies = self._endpoint.cookies(reply) if self._session else ""
+                self._cookies = self._endpoint.cookies(reply) if self._session else {}
             if reply.stream is None:
                 return self._answer(request, reply)
             _check_coding(reply)
@@ -120,6 +125,9 @@ class StreamableTransport(Confidential, Struct, eq=False):
             if exc.challenge or not isinstance(exc.reply, HttpReply) or not self._has_lost_session(exc.reply):
                 raise
             raise self._error(exc.reply) from exc
+        except ClientError as exc:
+            redact_error(exc, self._endpoint.secrets)
+            raise
         except asyncio.CancelledError:
             revision = self._revision  # in the per-request era, closing the connection is enough
             if request.method != "initialize" and revision is not None and revision.handshake:
@@ -128,12 +136,12 @@ class StreamableTransport(Confidential, Struct, eq=False):
 
     async def send(self, message: bytes, method: str) -> None:
         """POST a notification or a response."""
-        extra = f"{_ACCEPT}{self._about(self._revision)}"
+        headers = {**self._fixed}
         if method:
-            extra += f"Mcp-Method: {method}\r\n"
+            headers["Mcp-Method"] = check_method(method)
         # A server that closes each connection could not be initialized otherwise.
         repeatable = method == "notifications/initialized"
-        sending = self._endpoint.send("POST", extra, message, repeatable=repeatable)
+        sending = self._endpoint.send("POST", headers, message, repeatable=repeatable)
         if repeatable:
             # A server that doesn't know the notification, or never responds to it, can still be used. If the session
             # has ended, the next request fails. A person may be signing in, so the notification isn't canceled.
@@ -155,20 +163,30 @@ class StreamableTransport(Confidential, Struct, eq=False):
                     await stands.wait()
 
     @property
+    def secrets(self) -> Collection[str]:
+        """The credentials that requests contain."""
+        return self._endpoint.secrets
+
+    @property
     def has_session(self) -> bool:
         """Whether the server has created a session. Without one, a handshake-era server can't ask questions."""
         return bool(self._session)
 
-    def _headers(self, request: TransportRequest) -> str:
-        about = self._about(request.revision or self._revision) if request.method != "initialize" else ""
-        head = f"{_ACCEPT}{about}Mcp-Method: {request.method}\r\n"
-        if request.name:
-            head += f"Mcp-Name: {_header_value(request.name)}\r\n"
-        return head + lines(request.params) if request.params else head
+    def _headers(self, request: TransportRequest) -> dict[str, str]:
+        method, name, revision = request.method, request.name, request.revision
+        headers = {**self._fixed, "Mcp-Method": method if _is_method(method) else check_method(method)}
+        if method == "initialize":
+            headers = {**_ACCEPT, "Mcp-Method": method}
+        elif revision is not None:
+            headers |= self._about(revision)
+        if name:
+            headers["Mcp-Name"] = name if _is_plain(name) else encode_value(name)
+        headers.update(request.params)
+        return headers
 
-    def _about(self, revision: Revision | None) -> str:
-        version = _version_line(revision)
-        return f"{version}Mcp-Session-Id: {self._session}\r\n{self._cookies}" if self._session else version
+    def _about(self, revision: Revision | None) -> Mapping[str, str]:
+        version = _version_header(revision)
+        return {**version, "Mcp-Session-Id": self._session, **self._cookies} if self._session else version
 
     def _answer(self, request: TransportRequest, reply: HttpReply) -> Envelope:
         """Return the response from a reply that isn't a stream."""
@@ -288,10 +306,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
         raise why
 
     async def _get(self, last_event_id: str = "") -> HttpReply:
-        extra = _ACCEPT_EVENTS + self._about(self._revision)
+        headers = {**_ACCEPT_EVENTS, **self._about(self._revision)}
         if last_event_id:
-            extra += f"Last-Event-ID: {last_event_id.encode().decode('latin-1')}\r\n"  # UTF-8, per WHATWG HTML
-        return await self._endpoint.send("GET", extra, repeatable=True)
+            headers["Last-Event-ID"] = last_event_id.encode().decode("latin-1")  # UTF-8, per WHATWG HTML
+        return await self._endpoint.send("GET", headers, repeatable=True)
 
     async def _keep_stream_open(self, stands: asyncio.Event) -> None:
         """Keep the stand-alone stream open. Servers without one respond with 405."""
@@ -372,8 +390,21 @@ def status_error(reply: HttpReply, origin: str, kind: type[ClientError] = NotMcp
     return with_reply(kind(what, remedy=again), reply)
 
 
-def _version_line(revision: Revision | None) -> str:
-    return f"MCP-Protocol-Version: {revision.date}\r\n" if revision is not None and revision.header else ""
+def check_method(method: str) -> str:
+    """Return a JSON-RPC method as the value of `Mcp-Method`.
+
+    Raises:
+        UnsendableRequest: It isn't made of tokens (RFC 9110 §5.6.2) and slashes. The specification decodes only
+            `Mcp-Name`, so a method can't be encoded.
+    """
+    if _is_method(method) is None:
+        raise UnsendableRequest(f"The method {method!r:.100} contains characters that aren't allowed in headers.")
+    return method
+
+
+@lru_cache
+def _version_header(revision: Revision | None) -> Mapping[str, str]:
+    return {"MCP-Protocol-Version": revision.date} if revision is not None and revision.header else {}
 
 
 async def _discard_reply(sending: Awaitable[HttpReply]) -> HttpReply:
@@ -411,7 +442,7 @@ class HttpSseTransport(DuplexTransport):
         self._options = options
         self._messages = ""
         """Path and query for POSTs."""
-        self._cookies = ""
+        self._cookies: Mapping[str, str] = {}
         self._revision: Revision | None = None
 
     @override
@@ -471,6 +502,12 @@ class HttpSseTransport(DuplexTransport):
                 named.set_exception(fault)
                 named.exception()
 
+    @property
+    @override
+    def secrets(self) -> Collection[str]:
+        """The credentials that requests contain."""
+        return self._endpoint.secrets
+
     @override
     def set_revision(self, revision: Revision) -> None:
         """Send the version header from now on, if the revision has one."""
@@ -478,8 +515,8 @@ class HttpSseTransport(DuplexTransport):
 
     @override
     async def _write(self, message: bytes) -> None:
-        extra = _ACCEPT + self._cookies + _version_line(self._revision)
-        reply = await self._endpoint.send("POST", extra, message, repeatable=False, target=self._messages)
+        headers = {**_ACCEPT, **self._cookies, **_version_header(self._revision)}
+        reply = await self._endpoint.send("POST", headers, message, repeatable=False, target=self._messages)
         reply.discard()
         if reply.status >= 300:
             # A server that has restarted doesn't know the stream's session, and hasn't processed the message.

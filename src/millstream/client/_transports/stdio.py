@@ -12,7 +12,7 @@ import re
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -23,6 +23,13 @@ from millstream._http.client.connection import too_large
 from millstream._override import override
 from millstream._protocol.errors import INVISIBLE, Confidential
 from millstream._protocol.jsonrpc import Envelope, LineSplitter, LineStart
+from millstream._protocol.redaction import (
+    environment_secrets,
+    find_argument_secrets,
+    find_secrets,
+    redact,
+    redact_bytes,
+)
 from millstream._tasks import Tasks, is_canceled
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
 from millstream.client._transports import DuplexTransport, Listener, TransportRequest
@@ -158,12 +165,14 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
     ) -> None:
         super().__init__(listener, background)
         self._command = command
+        self._secrets = find_secrets(command.env, environment_secrets(os.environ))
+        self._secrets |= find_argument_secrets(command.argv)
         self._max = max_bytes
         self._show = show
         self.process: asyncio.SubprocessTransport | None = None
         """The process, or None before its start."""
         self._lines = LineSplitter(max_bytes, clip=True)
-        self._stderr = b""
+        self._stderr = ""
         self._partial_line = b""
         self._probe_errors = ProbeErrors()
         self._noise = 0
@@ -176,9 +185,15 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         self.writable.set()
 
     @property
+    @override
+    def secrets(self) -> Collection[str]:
+        """The credentials in its variables and arguments."""
+        return self._secrets
+
+    @property
     def last_stderr(self) -> str:
         """The last text that the process wrote to standard error."""
-        return self._stderr.decode("utf-8", "replace").strip()
+        return (self._stderr + redact(self._partial_line.decode("utf-8", "replace"), self._secrets)).strip()
 
     @override
     async def open(self) -> None:
@@ -276,7 +291,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
                 self.has_served = True
                 self.receive(line)
             else:  # many programs print greetings, and some log here
-                self.skip("Not JSON", line)
+                self.skip("Not JSON", redact_bytes(line[:_MAX_STDERR], self._secrets))
                 self._noise += not self.has_served
                 if self._noise > _MAX_NOISE:
                     self.end(
@@ -294,17 +309,17 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
         Args:
             data: Bytes of its standard error.
         """
-        self._stderr = (self._stderr + data)[-_MAX_STDERR:]
-        if self._show is not None:
-            *lines, rest = (self._partial_line + data).split(b"\n")
-            if len(rest) > _MAX_STDERR:
-                lines.append(rest)
-                rest = b""
-            self._partial_line = rest
-            for line in lines:
-                text = line.decode("utf-8", "replace").rstrip("\r")
-                if not self._probe_errors.contain(text):
-                    self._show(text)
+        *lines, rest = (self._partial_line + data).split(b"\n")
+        if len(rest) > _MAX_STDERR:
+            line, space, rest = rest.rpartition(b" ")  # a secret isn't divided
+            lines.append(line if space else rest)
+            rest = rest if space else b""
+        self._partial_line = rest
+        for line in lines:
+            text = redact(line.decode("utf-8", "replace").rstrip("\r"), self._secrets)
+            self._stderr = f"{self._stderr}{text}\n"[-_MAX_STDERR:]
+            if self._show is not None and not self._probe_errors.contain(text):
+                self._show(text)
 
     @override
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
@@ -325,7 +340,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
             exc: The reason why the pipes broke, if they did.
         """
         if self._show is not None and self._partial_line:
-            self._show(self._partial_line.decode("utf-8", "replace"))
+            self._show(redact(self._partial_line.decode("utf-8", "replace"), self._secrets))
         self.output_ended.set()
         self.report_exit()
         if self.process is not None:

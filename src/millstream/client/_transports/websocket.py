@@ -1,8 +1,9 @@
 """A server at a `ws://` or `wss://` URL: whole messages over one WebSocket with the subprotocol `mcp`."""
 
 import asyncio
+import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -17,8 +18,9 @@ from millstream._http.client.pool import connect_error
 from millstream._http.client.url import Url, parse_url, proxy_for
 from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRAGMENT
 from millstream._override import override
+from millstream._protocol.redaction import environment_secrets, find_query_secrets, find_secrets, secret_parts
 from millstream._tasks import Tasks
-from millstream.client._endpoint import check_headers
+from millstream.client._endpoint import check_headers, redact_error
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -118,6 +120,15 @@ class WebSocketTransport(DuplexTransport):
         self._options = options
         self._inflow = inflow
         self._socket: _Socket | None = None
+        self._sent: Mapping[str, str] = {}
+        """Credentials from `Options.auth` in the last handshake."""
+
+    @property
+    @override
+    def secrets(self) -> Collection[str]:
+        """The credentials in the handshake."""
+        found = find_secrets(self._headers, environment_secrets(os.environ)) | find_query_secrets(self._url.target)
+        return found.union(*map(secret_parts, self._sent.values()))
 
     @override
     async def open(self) -> None:
@@ -127,17 +138,22 @@ class WebSocketTransport(DuplexTransport):
             ClientError: There's no MCP WebSocket at this URL.
         """
         try:
-            await self._open()
-        except AccessDenied as exc:
-            auth = self._options.auth
-            if auth is None or not await auth.handle_challenge(self._url, exc.status, exc.challenge):
-                raise
-            await self._open()
+            try:
+                await self._open()
+            except AccessDenied as exc:
+                auth = self._options.auth
+                if auth is None or not await auth.handle_challenge(self._url, exc.status, exc.challenge):
+                    raise
+                await self._open()
+        except ClientError as exc:
+            redact_error(exc, self.secrets)
+            raise
 
     async def _open(self) -> None:
         url, headers, options = self._url, dict(self._headers), self._options
         if options.auth is not None:
-            headers |= await options.auth.headers(url, "GET", url.target)
+            self._sent = await options.auth.headers(url, "GET", url.target)
+            headers |= self._sent
         check_headers(headers)
         proxy = proxy_for(url)
         try:

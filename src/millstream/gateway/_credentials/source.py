@@ -107,6 +107,11 @@ class UpstreamCredentials:
         """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
         return LinkAuth(self, self._callers.get(link_key) or LinkCaller(link_key.partition("\n")[0]))
 
+    def forwarded(self, link_key: str) -> Mapping[str, str]:
+        """Return the headers of callers that each request of a connection repeats."""
+        caller = self._callers.get(link_key)
+        return {} if caller is None else caller.headers
+
     async def lister(self) -> str:
         """Return the link key of the connection that reads lists, waiting for credentials if necessary."""
         return ""
@@ -178,7 +183,7 @@ class LinkAuth(Struct, eq=False):
         """Return the headers for the next request."""
         sent = await self._await(self.credentials.headers_of(self.caller, method, url.origin + target))
         _SENT.set(sent)
-        return {**self.caller.headers, **sent}
+        return sent
 
     def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
         """See `Auth.learn_nonce`."""

@@ -1,0 +1,89 @@
+"""Requests as bytes. Only this module writes the head of a request, so text that a caller, a document, or a peer
+chooses can't become another line of it.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import NoReturn
+
+from millstream._http.client import UnsendableRequest
+
+_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 §5.6.2
+_FRAMING = "(?!(?i:content-length|transfer-encoding):)"
+"""Headers that say where a request ends, which `encode_request` writes."""
+_are_lines = re.compile(rf"(?:{_FRAMING}{_TOKEN}: [\t\x20-\x7e\x80-\xff]*\r\n)*").fullmatch
+_are_part_lines = re.compile(rf"(?:{_TOKEN}: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*").fullmatch
+"""RFC 7578 §5.1 allows UTF-8 in the head of a part."""
+_is_start = re.compile(rf"{_TOKEN} [\x21-\x7e]+").fullmatch
+_line = "%s: %s\r\n".__mod__
+_HAS_BODY = frozenset({"POST", "PUT", "PATCH"})
+
+
+def encode_headers(headers: Mapping[str, str]) -> str:
+    """Return header lines (RFC 9110 §5): ``encode_headers({"accept": "text/plain"})``.
+
+    Args:
+        headers: Value of each header.
+
+    Raises:
+        UnsendableRequest: A name isn't a token or is written by `encode_request`, or a value has characters that aren't
+            allowed in headers.
+    """
+    text = "".join(map(_line, headers.items()))
+    # A line break in a name or value would add a line, and a colon in a name would move the value's beginning.
+    if text.count("\n") != len(headers) or ":" in "".join(headers) or _are_lines(text) is None:
+        _refuse(headers.items())
+    return text
+
+
+def encode_raw_headers(headers: Collection[tuple[bytes, bytes]]) -> str:
+    """Return the lines of headers that were received, of which some may repeat. See `encode_headers`."""
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
+    text = "".join(map(_line, pairs))
+    if text.count("\n") != len(pairs) or ":" in "".join([name for name, _ in pairs]) or _are_lines(text) is None:
+        _refuse(pairs)
+    return text
+
+
+def encode_part(headers: Mapping[str, str], content: bytes) -> bytes:
+    """Return a part of a multipart body (RFC 7578), without its boundary.
+
+    Raises:
+        UnsendableRequest: A header has characters that aren't allowed there.
+    """
+    text = "".join(map(_line, headers.items()))
+    if text.count("\n") != len(headers) or ":" in "".join(headers) or _are_part_lines(text) is None:
+        _refuse(headers.items(), of_part=True)
+    return b"%b\r\n%b" % (text.encode(), content)
+
+
+def encode_request(method: str, target: str, head: str, body: bytes = b"") -> bytes:
+    """Return a request.
+
+    Args:
+        method: HTTP method.
+        target: Path and query, or another form of a target (RFC 9112 §3.2).
+        head: Header lines from `encode_headers`, without the length of the body.
+        body: The body.
+
+    Raises:
+        UnsendableRequest: The method isn't a token, or the target has characters that aren't allowed there.
+    """
+    start = f"{method} {target}"
+    if _is_start(start) is None:
+        what = "path or query" if re.fullmatch(_TOKEN, method) else f"HTTP method {method!r:.100}"
+        raise UnsendableRequest(f"The {what} contains characters that aren't allowed there.")
+    # Without a length, a server would read the body as another request.
+    length = f"Content-Length: {len(body)}\r\n" if body or method in _HAS_BODY else ""
+    return f"{start} HTTP/1.1\r\n{head}{length}\r\n".encode("latin-1") + body
+
+
+def _refuse(headers: Collection[tuple[str, str]], *, of_part: bool = False) -> NoReturn:
+    """Raise the error for the first header that can't be sent."""
+    fits = _are_part_lines if of_part else _are_lines
+    for name, value in headers:
+        if re.fullmatch(f"{_FRAMING}{_TOKEN}:", f"{name}:") is None:
+            raise UnsendableRequest(f"{name!r:.100} can't be sent as the name of a header.")
+        if fits(f"x: {value}\r\n") is None or "\n" in value:
+            break
+    raise UnsendableRequest(f"The header {name} contains characters that aren't allowed in headers.")

@@ -1,0 +1,194 @@
+"""Keeps credentials out of what the peer that they were sent to sends back.
+
+Error messages often quote the request, and its credentials with it. Whoever sent a credential removes it from errors
+and from lines of standard error, in the spellings that quoting produces. Results aren't changed.
+"""
+
+import re
+from base64 import b64decode
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl, unquote
+
+REDACTED = "[redacted]"
+_SHORTEST = 4
+"""Minimum characters of a secret. Replacing shorter texts would make errors unreadable."""
+_ORDINARY = frozenset({"true", "false", "none", "null", "basic", "bearer"})
+"""Values of settings whose names only sound secret, such as ``X-Token-Type``."""
+_SURE = 8
+"""Characters from which a secret is replaced even inside of a word."""
+_COMPARED = 48
+"""Characters of a long secret that are compared, so that matching takes linear time."""
+_REST = r"""(?:[^\s"'<>\\]|\\{1,8}[/u])*"""
+_MAX_REMEMBERED = 256
+"""Maximum characters of a name whose result is cached, because callers choose the names of arguments."""
+_SECRET_NAME = re.compile(
+    r"authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate"
+    r"|(?:api|access|private|signing)key|key$|auth$|pass$|jwt"
+)
+_USER = re.compile(r"://([^\s/:@?#]{0,256}):([^\s/@?#]+)@")
+"""Matches the user name and password in a URL."""
+_SCHEME = re.compile(r"([A-Za-z][\w-]*) +(\S+)")
+"""Matches a scheme and its credentials (RFC 9110 §11.4)."""
+_NAMED = re.compile(r"(?:--?)?([A-Za-z][\w.-]*)\s*[:=]\s*(.+)", re.DOTALL)
+"""Matches an argument with a name: ``--api-key=…``, ``API_KEY=…``, ``Authorization: …``."""
+_WORD = re.compile("[0-9A-Za-z]+")
+_ENTITIES = {"&": "amp", "<": "lt", ">": "gt", '"': "quot", "'": "apos"}
+
+
+def is_secret(name: str) -> bool:
+    """Return whether a field of this name contains a secret (``X-Api-Key``, ``accessToken``, ``set-cookie``)."""
+    return _remembered(name) if len(name) <= _MAX_REMEMBERED else _names_secret(name)
+
+
+def _names_secret(name: str) -> bool:
+    return _SECRET_NAME.search(re.sub(r"[^a-z0-9]", "", name.lower())) is not None
+
+
+_remembered = lru_cache(1024)(_names_secret)
+
+
+def find_secrets(values: Mapping[str, str], known: Iterable[str] = ()) -> set[str]:
+    """Return the secrets among headers, parameters, or variables: ``find_secrets({"x-api-key": "…"})``.
+
+    A value is secret if its name says so (`is_secret`). Elsewhere, passwords in URLs and `known` secrets are.
+
+    Args:
+        values: Values by name.
+        known: Secrets that other values may contain, for example because a configuration file refers to them.
+    """
+    found: set[str] = set()
+    for name, value in values.items():
+        if is_secret(name):
+            found |= secret_parts(value)
+        else:
+            found.update(password for user in _USER.findall(value) for password in {user[1], unquote(user[1])})
+    found.update(each for each in known if any(each in value for value in values.values()))
+    return found
+
+
+def find_argument_secrets(arguments: Sequence[str]) -> set[str]:
+    """Return the secrets in the arguments of a command, such as ``--token`` and the argument after it."""
+    values: dict[str, str] = {}
+    for number, argument in enumerate(arguments):
+        named = _NAMED.fullmatch(argument)
+        if named is not None and "://" not in named[1]:
+            values[named[1]] = named[2]
+        elif argument.startswith("-") and number + 1 < len(arguments):
+            values[argument] = arguments[number + 1]
+    found = find_secrets(values) | find_secrets({f"{number}": each for number, each in enumerate(arguments)})
+    return found.union(*map(find_query_secrets, arguments))
+
+
+def find_query_secrets(url: str) -> set[str]:
+    """Return the secrets in the query of a URL: ``find_query_secrets("/mcp?api_key=…")``."""
+    return find_secrets(dict(parse_qsl(url.partition("?")[2])))
+
+
+def environment_secrets(environment: Mapping[str, str]) -> list[str]:
+    """Return the values of variables whose names say that they're secret."""
+    return [value for name, value in environment.items() if len(value) >= _SURE and is_secret(name)]
+
+
+def secret_parts(value: str) -> set[str]:
+    """Return the secrets in the value of a header or variable that contains credentials: the whole value, what follows
+    a scheme, the decoded password of ``Basic``, the values of cookies, and each line of a key.
+    """
+    found = {value.strip()}
+    if (scheme := _SCHEME.fullmatch(value.strip())) is not None:
+        found.add(scheme[2])
+        if scheme[1].lower() == "basic":
+            try:
+                user = b64decode(scheme[2] + "=" * (-len(scheme[2]) % 4)).decode()
+            except ValueError:
+                user = ""
+            found |= {user, user.partition(":")[2]}
+    elif "=" in value and (";" in value or value.count("=") == 1 != value.endswith("=")):
+        found.update(each.partition("=")[2].strip() for each in value.split(";"))
+    found.update(password for _, password in _USER.findall(value))
+    found.update(line.strip() for line in value.splitlines() if len(line) >= _SURE)
+    return found
+
+
+def redact(text: str, secrets: Collection[str]) -> str:
+    """Return a text without secrets: ``redact("bad key hunter2!", {"hunter2!"})``.
+
+    It finds them as they are, and encoded for URLs, JSON, and HTML, in time linear in the length of the text.
+
+    Args:
+        text: Text from the peer that the secrets were sent to.
+        secrets: The secrets. Those of fewer than four characters are ignored, and those of fewer than eight only match
+            whole words.
+    """
+    for secret in sorted(secrets, key=len, reverse=True):
+        # Letters and digits are never encoded, so most texts need no pattern.
+        if (
+            len(secret) >= _SHORTEST
+            and secret.lower() not in _ORDINARY
+            and max(_WORD.findall(secret) or ("",), key=len) in text
+        ):
+            text = _pattern(secret).sub(REDACTED, text)
+    return text
+
+
+def redact_bytes(data: bytes, secrets: Collection[str]) -> bytes:
+    """Return a body without secrets. See `redact`."""
+    text = data.decode("utf-8", "surrogateescape")
+    found = redact(text, secrets)
+    return data if found is text else found.encode("utf-8", "surrogateescape")
+
+
+def redact_value(value: Any, secrets: Collection[str]) -> Any:
+    """Return a value of JSON without secrets. See `redact`."""
+    if isinstance(value, str):
+        return redact(value, secrets)
+    if isinstance(value, list):
+        return [redact_value(each, secrets) for each in value]
+    if isinstance(value, dict):
+        return {redact(key, secrets): redact_value(each, secrets) for key, each in value.items()}
+    return value
+
+
+def _pattern(secret: str) -> re.Pattern[str]:
+    if len(secret) < _SURE:
+        return re.compile(rf"(?<![0-9A-Za-z]){''.join(_spellings(secret))}(?![0-9A-Za-z])")
+    # Of a long secret, the beginning is compared, and what follows it in the same word belongs to it.
+    is_long = len(secret) > _COMPARED and not re.search(r"\s", secret)
+    return re.compile("".join(_spellings(secret[:_COMPARED])) + _REST if is_long else "".join(_spellings(secret)))
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """Yield a pattern for each letter of a secret. Repeats are bounded, so that matching takes linear time."""
+    for run in re.findall(r"[0-9A-Za-z]+|\\+|.", secret, re.DOTALL):
+        if run[0].isascii() and run[0].isalnum():
+            yield run
+            continue
+        letter, size = run[0], len(run)
+        units = [f"{number:04x}" for number in _utf16(letter)]
+        percents = "".join(f"%(?:25){{0,3}}{_any_case(f'{byte:02x}')}" for byte in letter.encode("utf-8", "replace"))
+        spellings = [
+            percents,
+            "".join(rf"\\{{1,8}}u{_any_case(unit)}" for unit in units),
+            rf"&#0{{0,4}}{ord(letter)};",
+            rf"&#[xX]0{{0,4}}{_any_case(f'{ord(letter):x}')};",
+        ]
+        if letter == "\\":
+            yield rf"(?:\\{{{size},{16 * size}}}|(?:{'|'.join(spellings)}){{{size}}})"
+            continue
+        if letter in _ENTITIES:
+            spellings.append(f"&{_ENTITIES[letter]};")
+        if letter == " ":
+            spellings.append(r"\+")
+        if short := {"\n": "n", "\r": "r", "\t": "t", "\b": "b", "\f": "f"}.get(letter):
+            spellings.append(rf"\\{{1,8}}{short}")
+        yield rf"(?:\\{{0,8}}{re.escape(letter)}|{'|'.join(spellings)})"
+
+
+def _utf16(letter: str) -> Iterator[int]:
+    data = letter.encode("utf-16-be", "surrogatepass")
+    return (int.from_bytes(data[at : at + 2], "big") for at in range(0, len(data), 2))
+
+
+def _any_case(digits: str) -> str:
+    return "".join(f"[{each}{each.upper()}]" if each.isalpha() else each for each in digits)
