@@ -42,6 +42,7 @@ from millstream._protocol.notifications import (
     InputRequiredResult,
     ToolDescription,
 )
+from millstream._protocol.redaction import redact_bytes
 from millstream._protocol.revisions import BY_DATE, HANDSHAKE, NEWEST, NEWEST_HANDSHAKE, PER_REQUEST, Revision
 from millstream._recent import Recent
 from millstream._tasks import cancel_all, has_failed, retry_delay
@@ -421,7 +422,7 @@ class Requests(Confidential, Struct, kw_only=True):
         try:
             log_message("sent", request.body)
             answer = await transport.exchange(request)
-            log_message("received", answer.error or answer.result)
+            log_message("received", redact_bytes(answer.error, transport.secrets) if answer.error else answer.result)
         except asyncio.CancelledError as exc:
             if pending.end():
                 remedy = "If it starts slowly, set a longer timeout." if request.method == "initialize" else ""

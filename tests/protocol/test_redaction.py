@@ -1,0 +1,131 @@
+"""Credentials in texts of the peer that they were sent to, in each spelling."""
+
+import json
+from base64 import b64encode
+from html import escape
+from urllib.parse import quote, quote_plus
+
+from cases import for_each
+from cpu import check_linear
+from millstream._protocol.redaction import (
+    find_argument_secrets,
+    find_query_secrets,
+    find_secrets,
+    is_secret,
+    redact,
+    redact_bytes,
+    secret_parts,
+)
+
+SECRET = "ab/c+d\"e\\f=g h&é<Z>'😀9"
+
+
+@for_each(
+    "spelling",
+    [
+        SECRET,
+        quote(SECRET),
+        quote(SECRET, safe=""),
+        quote_plus(SECRET),
+        quote(quote(SECRET)),
+        quote(SECRET, safe="").lower().replace("z", "Z"),
+        json.dumps(SECRET)[1:-1],
+        json.dumps(SECRET, ensure_ascii=False)[1:-1],
+        json.dumps(SECRET)[1:-1].replace("/", "\\/"),
+        json.dumps(SECRET)[1:-1].replace("+", "\\u002B").replace("&", "\\u0026"),
+        json.dumps(json.dumps(SECRET))[3:-3],
+        escape(SECRET),
+        escape(SECRET).replace("&#x27;", "&#39;"),
+    ],
+)
+def test_secret_is_found_in_every_spelling(spelling: str) -> None:
+    assert redact(f"bad key: {spelling}.", {SECRET}) == "bad key: [redacted]."
+    assert redact_bytes(f"bad key: {spelling}.".encode(), {SECRET}) == b"bad key: [redacted]."
+
+
+def test_short_secrets_only_match_whole_words_and_shorter_ones_never() -> None:
+    assert redact("pin 1234, 12345, x1234", {"1234"}) == "pin [redacted], 12345, x1234"
+    assert redact("abc true", {"abc", "true"}) == "abc true"
+
+
+def test_longer_secrets_are_replaced_before_their_parts() -> None:
+    assert redact("Bearer hunter22-more", {"hunter22", "hunter22-more"}) == "Bearer [redacted]"
+
+
+def test_rest_of_a_long_secret_belongs_to_it_in_every_spelling() -> None:
+    token = "eyJhbGciOiJFUzI1NiJ9." + "ab/cd+" * 40
+    for spelling in (token, quote(token, safe=""), json.dumps(token).replace("/", "\\/")[1:-1]):
+        assert redact(f'{{"key":"{spelling}","b":1}}', {token}) == '{"key":"[redacted]","b":1}'
+
+
+def test_bytes_that_are_not_utf8_are_kept() -> None:
+    assert redact_bytes(b"\xff hunter22 \xfe", {"hunter22"}) == b"\xff [redacted] \xfe"
+
+
+@for_each("name", ["X-Api-Key", "Authorization", "cookie", "DB_PASS", "X-Auth", "GITHUB_TOKEN", "privateKeyPem", "JWT"])
+def test_names_that_say_that_their_values_are_secret(name: str) -> None:
+    assert is_secret(name)
+
+
+@for_each("name", ["Accept", "X-Tenant", "HOME", "max_tokens", "LANG", "X-Request-Id", "region"])
+def test_ordinary_names_are_not_secret(name: str) -> None:
+    assert not is_secret(name)
+
+
+def test_values_of_ordinary_names_stay_readable_unless_they_contain_a_secret() -> None:
+    values = {
+        "X-Tenant": "production",
+        "Accept": "application/json",
+        "DATABASE_URL": "postgres://shop:p%40ss-word@db/shop",
+        "X-Custom": "prefix shop-4f8a1c0d",
+        "X-Api-Key": "hunter22",
+    }
+    known = ["shop-4f8a1c0d", "unrelated-secret"]
+    assert find_secrets(values, known) == {"p%40ss-word", "p@ss-word", "shop-4f8a1c0d", "hunter22"}
+
+
+def test_parts_of_a_value_that_can_come_back_alone() -> None:
+    basic = b64encode(b"shop:hunter22").decode()
+    assert {basic, "shop:hunter22", "hunter22"} <= secret_parts(f"Basic {basic}")
+    assert {"hunter22"} <= secret_parts("Bearer hunter22")
+    assert {"one-secret", "other-secret"} <= secret_parts("sid=one-secret; theme=other-secret")
+    key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2Vw\n-----END PRIVATE KEY-----"
+    assert "MC4CAQAwBQYDK2Vw" in secret_parts(key)
+
+
+def test_secrets_in_the_arguments_of_a_command() -> None:
+    command = [
+        "npx",
+        "remote",
+        "--header",
+        "Authorization: Bearer aaaa1111",
+        "--token",
+        "bbbb2222",
+        "-e",
+        "API_KEY=cc33",
+    ]
+    found = find_argument_secrets(
+        [*command, "--api-key=dddd4444", "https://x.example/?token=eeee5555", "--mode", "fast"]
+    )
+    assert {"aaaa1111", "bbbb2222", "cc33", "dddd4444", "eeee5555"} <= found
+    assert found.isdisjoint({"fast", "npx", "remote"})
+
+
+def test_secrets_in_the_query_of_a_url() -> None:
+    assert find_query_secrets("https://x.example/mcp?api_key=hunter%2F22&page=2") == {"hunter/22"}
+
+
+@for_each(
+    ("unit", "secret"),
+    [
+        ("\\", "/abcdefgh/"),
+        ("\\", "\\\\\\\\a\\\\\\\\"),
+        ("%25", "////////"),
+        ("a/", "a/" * 30 + "b"),
+        ("&#0", "&" * 9),
+        ("hunter22", "hunter22"),
+        ("x", "hunter22"),
+    ],
+)
+def test_redaction_takes_linear_time(unit: str, secret: str) -> None:
+    check_linear(lambda size: redact(unit * size, {secret}), 20_000)

@@ -1,0 +1,316 @@
+"""Errors of a server that quotes the requests of its clients never contain the credentials in them.
+
+Results may: they belong to the caller, and policies redact them.
+"""
+
+import asyncio
+import json
+import logging
+import sys
+from base64 import b64encode
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+
+from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving
+from millstream import Client, Server
+from millstream.client import ClientError, Options, ServerError
+from millstream.gateway import OpenApi, bearer, static_headers
+from patience import WAIT
+
+KEY = "k3y/of+the=operator"
+BASIC = b64encode(b"shop:pa55/word").decode()
+TOOL = {"name": "hello", "inputSchema": {"type": "object"}}
+WAYS = (
+    "401 text", "403 json", "404 escaped", "422 text", "500 html", "503 json", "challenge", "redirect", "200 text",
+    "message", "data", "escaped", "stream",
+)  # fmt: skip
+"""How the server quotes the request."""
+
+
+def php(value: object) -> str:
+    """Encode JSON as PHP does, with escaped slashes."""
+    return json.dumps(value).replace("/", "\\/")
+
+
+async def quote_request(request: ReceivedRequest, way: str) -> None:
+    """Respond to a call with an error that repeats the request's headers and path."""
+    said = f"{request.path} {request.headers}"
+    for value in request.headers.values():
+        scheme, _, word = value.partition(" ")
+        if scheme == "Basic":
+            said += f" {b64encode(word.encode()).decode()} shop:pa55/word"
+    error: dict[str, Any] = {"code": -32000, "message": f"bad: {said}"}
+    if way == "data":
+        error = {"code": -32000, "message": "bad", "data": {"request": [said, {said: said}]}}
+    message = {"jsonrpc": "2.0", "id": request.message.get("id"), "error": error}
+    match way:
+        case "challenge":
+            more = f'WWW-Authenticate: Bearer error="invalid_token", error_description="{request.headers}"\r\n'
+            await request.reply(b"denied", status="401 Unauthorized", type="text/plain", more=more.replace("'", ""))
+        case "redirect":
+            more = f"Location: https://elsewhere.example/?{''.join(request.headers.values()).replace(' ', '%20')}\r\n"
+            await request.reply(b"", status="307 Temporary Redirect", more=more)
+        case "result":
+            await request.result({**DONE, "content": [{"type": "text", "text": said}]})
+        case "message" | "data":
+            await request.reply(json.dumps(message).encode())
+        case "escaped":
+            await request.reply(php(message).encode())
+        case "stream":
+            await request.stream()
+            await request.event(json.dumps(message).encode())
+            await request.end()
+        case _:
+            status, kind = way.split()
+            texts = {
+                "json": json.dumps({"error": said}),
+                "escaped": php({"error": php(said)}),
+                "text": said,
+                "html": f"<p>{said.replace('&', '&amp;')}</p>",
+            }
+            media = "text/plain" if kind == "text" else "text/html" if kind == "html" else "application/json"
+            await request.reply(texts[kind].encode(), status=f"{status} No", type=media)
+
+
+@asynccontextmanager
+async def quoting(way: str, *, handshake: bool = False) -> AsyncIterator[str]:
+    async def behave(request: ReceivedRequest) -> None:
+        results: dict[str, Any] = {"tools/list": {"tools": [TOOL]}}
+        results["initialize" if handshake else "server/discover"] = GREETING if handshake else OFFER
+        if request.method in results:
+            await request.result(results[request.method])
+        elif request.path.startswith("/api") or request.method == "tools/call":
+            await quote_request(request, way)
+        elif request.verb == "GET":
+            await request.reply(b"", status="405 Method Not Allowed")
+        elif "id" in request.message:
+            error = {"code": -32601, "message": "Method not found"}
+            await request.reply(json.dumps({"jsonrpc": "2.0", "id": request.message["id"], "error": error}).encode())
+        else:
+            await request.reply(b"", status="202 Accepted")
+
+    async with misbehaving(behave) as server:
+        yield server.url
+
+
+def assert_clean(text: str, *, kept: str = "production") -> None:
+    """Check that a text has no credential, in any spelling, but an ordinary value."""
+    plain = text.replace("\\", "")
+    for secret in (KEY, "k3y%2Fof", "of+the", BASIC, "pa55", "s3cret"):
+        assert secret not in plain, plain
+    if kept:
+        assert kept in plain, plain
+
+
+class Signer:
+    """A source of credentials that a user wrote, whose header has a name of its own."""
+
+    async def headers(self, url: Any, method: str, target: str) -> Mapping[str, str]:
+        return {"X-Signed": KEY}
+
+    def learn_nonce(self, url: Any, nonce: str, challenge: str) -> bool:
+        return False
+
+    async def handle_challenge(self, url: Any, status: int, challenge: str) -> bool:
+        return False
+
+
+CREDENTIALS: dict[str, dict[str, Any]] = {
+    "key": {"headers": {"X-Tenant": "production", "X-Api-Key": KEY}},
+    "cookie": {"headers": {"X-Tenant": "production", "Cookie": f"sid={KEY}; theme=dark"}},
+    "basic": {"headers": {"X-Tenant": "production", "Authorization": f"Basic {BASIC}"}},
+    "scheme": {"headers": {"X-Tenant": "production", "Authorization": f"Shop {KEY}"}},
+    "auth": {"headers": {"X-Tenant": "production"}, "options": Options(auth=Signer())},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_errors_for_clients_do_not_contain_their_credentials(way: str) -> None:
+    for handshake in (False, True):
+        async with quoting(way, handshake=handshake) as url:
+            for options in CREDENTIALS.values():
+                async with Client(f"{url}?api_key=s3cret-in-url", timeout=WAIT, **options) as client:
+                    with pytest.raises(ClientError) as caught:
+                        await client.call("hello")
+                error = caught.value
+                texts = [str(error), error.detail, error.message, str(getattr(error, "challenge", ""))]
+                texts.append(json.dumps(getattr(error, "data", None)))
+                assert_clean("\n".join(texts), kept="" if way in ("redirect", "challenge") else "production")
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_callers_of_a_gateway_and_its_log_do_not_see_its_credentials(
+    way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SHOP_KEY", KEY)
+    kinds: list[dict[str, Any]] = [
+        {"headers": {"X-Tenant": "production", "X-Api-Key": KEY}},
+        {"headers": {"X-Tenant": "production", "X-Custom": f"v1 {KEY}"}},  # as ${SHOP_KEY} in a file
+        {"headers": {"X-Tenant": "production"}, "auth": bearer(env="SHOP_KEY")},
+        {"headers": {"X-Tenant": "production"}, "auth": static_headers({"X-Custom": KEY})},
+    ]
+    caplog.set_level(logging.DEBUG)
+    for handshake in (False, True):
+        async with quoting(way, handshake=handshake) as url:
+            for options in kinds:
+                for prefix in ("", "u"):
+                    mcp = Server("front")
+                    mcp.upstream("up", url, prefix=prefix, start_timeout=WAIT, **options)
+                    async with Client(mcp, timeout=WAIT) as client:
+                        try:
+                            said = (
+                                await client.call(f"{prefix}_hello" if prefix else "hello", raise_on_error=False)
+                            ).text
+                        except ServerError as exc:
+                            said = f"{exc} {json.dumps(exc.data)}"
+                    assert_clean(said, kept="" if way in ("200 text", "redirect", "challenge") else "production")
+    assert_clean(caplog.text, kept="")
+
+
+@pytest.mark.parametrize("way", ["401 text", "403 json", "404 escaped", "422 text", "500 html", "503 json", "redirect"])
+async def test_callers_of_an_api_do_not_see_its_credentials(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHOP_KEY", KEY)
+    operation = {"operationId": "hello", "responses": {"200": {"description": "ok"}}}
+    parameter = {"name": "q", "in": "query", "schema": {"type": "string"}}
+    document = {
+        "openapi": "3.1.0",
+        "info": {"title": "shop", "version": "1"},
+        "paths": {"/hello": {"get": {**operation, "parameters": [parameter]}}},
+    }
+    kinds: list[dict[str, Any]] = [
+        {"headers": {"X-Api-Key": KEY}},
+        {"headers": {"Authorization": f"Basic {BASIC}"}},
+        {"auth": bearer(env="SHOP_KEY")},
+        {"auth": static_headers(query={"api_key": KEY})},
+    ]
+    async with quoting(way) as url:
+        for options in kinds:
+            mcp = Server("front")
+            api = OpenApi(document=document, base_url=url.replace("/mcp", "/api"))
+            mcp.upstream("up", openapi=api, start_timeout=WAIT, **options)
+            async with Client(mcp, timeout=WAIT) as client:
+                found = await client.call("up_hello", {"q": "production"}, raise_on_error=False)
+            assert found.is_error
+            assert_clean(found.text, kept="" if way == "redirect" else "production")
+
+
+async def test_results_pass_untouched() -> None:
+    async with quoting("result") as url:
+        mcp = Server("front")
+        mcp.upstream("up", url, prefix="", start_timeout=WAIT, headers={"X-Api-Key": KEY})
+        async with Client(mcp, timeout=WAIT) as client:
+            assert KEY in (await client.call("hello")).text
+
+
+PROGRAM = """
+import json, os, sys
+key, url = os.environ["SHOP_KEY"], os.environ["DATABASE_URL"]
+print(f"starting with {key}", flush=True)  # not JSON
+print(f"connected to {url} as {sys.argv[2]} for {os.environ['TENANT']}", file=sys.stderr, flush=True)
+for line in sys.stdin:
+    message = json.loads(line)
+    method, said = message["method"], f"{key} {url} {sys.argv[2]} {os.environ['TENANT']}"
+    if method == "initialize":
+        about = {"name": "r", "version": "1"}
+        answer = {"result": {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": about}}
+    elif method == "tools/list":
+        answer = {"result": {"tools": [{"name": "hello", "inputSchema": {"type": "object"}}]}}
+    elif method == "tools/call" and message["params"].get("arguments", {}).get("exit"):
+        sys.stderr.write(f"RuntimeError: {said}")
+        sys.stderr.flush()
+        sys.exit(3)
+    elif method == "tools/call":
+        answer = {"error": {"code": -32000, "message": said, "data": [said]}}
+    elif "id" in message:
+        answer = {"error": {"code": -32601, "message": "no"}}
+    if "id" in message:
+        print(json.dumps({"jsonrpc": "2.0", "id": message["id"], **answer}), flush=True)
+"""
+
+
+@pytest.mark.server
+async def test_commands_do_not_give_their_credentials_away(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "program"
+    file.write_text(PROGRAM, "utf-8")
+    command = [sys.executable, str(file), "--token", "s3cret-argument"]
+    env = {
+        "SHOP_KEY": KEY,
+        "DATABASE_URL": "postgres://shop:pa55/word@db".replace("/word", "word"),
+        "TENANT": "production",
+    }
+    lines: list[str] = []
+    async with Client(command, options=Options(env=env, stderr=lines.append), timeout=WAIT) as client:
+        with pytest.raises(ServerError) as refused:
+            await client.call("hello")
+        assert_clean(f"{refused.value} {refused.value.data}")
+        with pytest.raises(ClientError) as exited:
+            await client.call("hello", {"exit": True})
+        assert_clean(str(exited.value))
+    assert_clean("\n".join(lines))
+    assert_clean(caplog.text, kept="starting with [redacted]")
+
+    mcp = Server("front")
+    mcp.upstream("up", command, env=env, prefix="u", start_timeout=WAIT)
+    async with Client(mcp, timeout=WAIT) as client:
+        with pytest.raises(ServerError) as passed:
+            await client.call("u_hello")
+        assert_clean(f"{passed.value} {passed.value.data}")
+        assert_clean((await client.call("u_hello", {"exit": True}, raise_on_error=False)).text, kept="")
+    assert_clean(caplog.text)
+
+
+async def test_close_reasons_of_websockets_do_not_contain_credentials() -> None:
+    async def behave(socket: ServerConnection) -> None:
+        assert socket.request is not None
+        await socket.recv()
+        await socket.close(4000, f"bad key {socket.request.headers['X-Api-Key']} {socket.request.headers['X-Tenant']}")
+
+    async with serve(behave, "127.0.0.1", 0, subprotocols=["mcp"]) as server:  # type: ignore[list-item]
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/ws"
+        with pytest.raises(ClientError) as caught:
+            async with Client(url, headers={"X-Api-Key": KEY, "X-Tenant": "production"}, timeout=WAIT):
+                pass
+    assert_clean(str(caught.value))
+
+
+async def test_concurrent_requests_with_new_credentials_do_not_reveal_the_old_ones() -> None:
+    """A token that was replaced while a request waited is still a credential."""
+    first, second = asyncio.Event(), asyncio.Event()
+    tokens = iter([f"first-{KEY}", f"second-{KEY}"])
+
+    class Renewing(Signer):
+        token = ""
+
+        async def headers(self, url: Any, method: str, target: str) -> Mapping[str, str]:
+            return {"X-Signed": self.token}
+
+    auth = Renewing()
+
+    async def behave(request: ReceivedRequest) -> None:
+        if request.method == "server/discover":
+            await request.result(OFFER)
+            return
+        if request.message["params"]["arguments"] == {"n": 1}:
+            first.set()
+            await second.wait()
+        await quote_request(request, "message")
+
+    async with misbehaving(behave) as server:
+        auth.token = next(tokens)
+        async with Client(server.url, options=Options(auth=auth), timeout=WAIT) as client:
+            waiting = asyncio.ensure_future(client.call("hello", {"n": 1}))
+            await first.wait()
+            auth.token = next(tokens)
+            with pytest.raises(ServerError) as caught:
+                await client.call("hello", {"n": 2})
+            assert_clean(str(caught.value), kept="bad")
+            second.set()
+            with pytest.raises(ServerError) as late:
+                await waiting
+            assert "first" not in str(late.value)
+            assert_clean(str(late.value), kept="bad")
