@@ -63,7 +63,6 @@ orders: $(VENV)/.setup ## start examples/orders: four services and a hub, on por
 check: $(VENV)/.test $(SITE) $(CHECKERS) ## check formatting, lint, types, layers, pages and prose
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python scripts/size.py --check
 	$(BIN)/mypy
 	for folder in $(EXAMPLES); do $(BIN)/mypy $$folder/*.py || exit; done
 	$(BIN)/mypy --explicit-package-bases examples/coming_from

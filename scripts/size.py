@@ -1,17 +1,15 @@
-"""Weigh the sources: tokens outside docstrings and comments, code lines, files, and functions of each package.
+"""Measure the sources: tokens outside docstrings and comments, code lines, files, and functions of each package.
 
-``python scripts/size.py`` prints the table. ``--check`` compares it with the budgets in docs/decisions/0047-weight.md.
-A package may exceed its budget by 1 %, the pages' JavaScript by 4 %, and all the Python by nothing. ``--record``
-lowers each budget to what its package weighs; it never raises one.
+``python scripts/size.py`` prints the table. Measure before and after a change. Nothing fails because of a figure.
 
-An f-string is one token on every Python, and NEWLINE, INDENT, and DEDENT are none. The pages' JavaScript is counted by
-a pattern for its tokens, without comments and the libraries of others.
+An f-string is one token on every Python, and NEWLINE, INDENT, and DEDENT are none. The pages' JavaScript is counted
+without comments and vendored libraries. In a template literal, each text around an expression is one token, and so is
+each token of an expression.
 """
 
 import ast
 import io
 import re
-import sys
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
@@ -20,27 +18,31 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
-BUDGETS = ROOT / "docs" / "decisions" / "0047-weight.md"
 SCRIPTS = "pages' JavaScript"
 TOTAL = "Python in all"
-HEADROOM = 0.01
-"""Fraction by which a package may exceed its budget, so an ordinary change needs no entry in the table."""
-SCRIPTS_HEADROOM = 0.04
 _START, _END = (getattr(tokenize, name, -1) for name in ("FSTRING_START", "FSTRING_END"))
 _LAYOUT = {tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
 _IGNORED = {tokenize.COMMENT, tokenize.NL, tokenize.ENCODING, tokenize.ENDMARKER}
-_JS_COMMENT = re.compile(
-    r"""("(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`)|//[^\n]*|/\*.*?\*/""", re.DOTALL
-)
 _JS_TOKEN = re.compile(
-    r"""[\w$]+|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`"""
-    r"""|=>|\.\.\.|\?\?=?|\?\.|&&=?|\|\|=?|[=!]==?|[<>]=?|[-+*/%&|^]=?|[^\s\w]"""
+    r"""(?P<ignored>\s++|//[^\n]*+|/\*.*?\*/)"""
+    r"""|(?P<value>"(?:[^"\\\n]|\\.)*+"|'(?:[^'\\\n]|\\.)*+'|0[xXbBoO]\w++|\.?\d(?:[eE][-+]|[\w.])*+|\#?[\w$]++|\+\+|--)"""
+    r"""|=>|\.\.\.|\?\?=?|\?\.(?!\d)|&&=?|\|\|=?|[=!]==?|>>>?=?|<<=?|\*\*=?|[-+*/%&|^<>]=?|.""",
+    re.DOTALL,
 )
-_ROW = re.compile(r"^\| `?([^`|]+?)`? \| ([\d,]+) \|", re.MULTILINE)
+_JS_TEXT = re.compile(r"(?:[^`\\$]|\\.|\$(?!\{))*+(?P<end>`|\$\{)", re.DOTALL)
+"""Text of a template literal, up to the literal's end or the next expression."""
+_JS_REGEX = re.compile(r"/(?![*/])(?:[^/\\\[\n]|\\.|\[(?:[^\]\\\n]|\\.)*+\])++/\w*+")
+_JS_CONDITIONS = {"if", "while", "for", "with"}
+"""Keywords whose parentheses aren't a value, so a slash after them begins a regular expression."""
+_JS_CLOSING = set(")]}")
+_JS_OPERATORS = set(
+    "return typeof case in of instanceof delete void throw new do else yield await".split()  # noqa: SIM905
+)
+"""Words before an expression, so a slash after them begins a regular expression."""
 
 
 class Size(NamedTuple):
-    """The weight of a package."""
+    """The size of a package."""
 
     tokens: int = 0
     lines: int = 0
@@ -72,10 +74,34 @@ def python_size(text: str) -> Size:
     return Size(len(lines), len(set(lines)), 1, functions)
 
 
+def script_tokens(text: str) -> Iterator[tuple[str, int]]:
+    """Yield each JavaScript token that counts, with its line."""
+    place, line, before, after_value = 0, 1, "", False
+    opened: list[str] = []
+    """Each open bracket, with the word before it in a condition, and "${" for an expression in a template literal."""
+    while place < len(text):
+        regex = None if after_value else _JS_REGEX.match(text, place)
+        found = _JS_TOKEN.match(text, place)
+        assert found is not None  # noqa: S101  the last alternative is any character
+        piece = regex[0] if regex else found[0]
+        ends = opened.pop() if piece in _JS_CLOSING and opened else ""
+        if piece == "`" or ends == "${":
+            piece += _JS_TEXT.match(text, place + 1)[0]  # type: ignore[index]  pages have no unfinished template
+        place += len(piece)
+        if regex or not found["ignored"]:
+            yield piece, line
+            if piece[-1] in "([{":
+                opened.append("${" if piece.endswith("${") else before + piece if before in _JS_CONDITIONS else piece)
+            is_word = bool(found["value"]) and (before in {".", "?."} or piece not in _JS_OPERATORS)
+            after_value = bool(regex) or is_word or piece[-1] == "`" or ends in {"(", "["}
+            before = piece
+        line += piece.count("\n")
+
+
 def script_size(text: str) -> Size:
-    code = _JS_COMMENT.sub(lambda match: match[1] or "", text)
-    lines = sum(bool(line.strip()) for line in code.splitlines())
-    return Size(len(_JS_TOKEN.findall(code)), lines, 1, len(re.findall(r"\bfunction\b|=>", code)))
+    tokens = list(script_tokens(text))
+    functions = sum(token in {"function", "=>"} for token, _ in tokens)
+    return Size(len(tokens), len({line for _, line in tokens}), 1, functions)
 
 
 def sizes() -> dict[str, Size]:
@@ -91,11 +117,6 @@ def sizes() -> dict[str, Size]:
     return dict(sorted(found.items(), key=lambda item: -item[1].tokens))
 
 
-def budgets() -> dict[str, int]:
-    """Return the recorded maximum of tokens for each package, and for all of them."""
-    return {name: int(tokens.replace(",", "")) for name, tokens in _ROW.findall(BUDGETS.read_text("utf-8"))}
-
-
 def total(found: dict[str, Size]) -> Size:
     """Return the size of all Python packages."""
     python = Size()
@@ -104,47 +125,13 @@ def total(found: dict[str, Size]) -> Size:
     return python
 
 
-def complaints(found: dict[str, Size], allowed: dict[str, int]) -> Iterator[str]:
-    """Yield what's wrong with the sizes."""
-    for name, size in {**found, TOTAL: total(found)}.items():
-        if name not in allowed:
-            yield f"{name} has no budget. Add a row to {BUDGETS.relative_to(ROOT)}."
-            continue
-        headroom = {TOTAL: 0.0, SCRIPTS: SCRIPTS_HEADROOM}.get(name, HEADROOM)
-        if size.tokens > allowed[name] * (1 + headroom):
-            yield (
-                f"{name} has {size.tokens:,} tokens, and its budget is {allowed[name]:,} and {headroom:.0%}. "
-                f"Delete something, or raise the budget in {BUDGETS.relative_to(ROOT)} with the reason."
-            )
-
-
-def record(found: dict[str, Size]) -> None:
-    """Lower the budgets of packages."""
-    text = BUDGETS.read_text("utf-8")
-    for name, tokens in budgets().items():
-        if name in found:
-            row = re.compile(rf"^(\| `?{re.escape(name)}`? \|) [\d,]+ \|", re.MULTILINE)
-            text = row.sub(rf"\g<1> {min(tokens, found[name].tokens):,} |", text)
-    BUDGETS.write_text(text, "utf-8")
-
-
-def main(arguments: list[str]) -> int:
-    """Print the table or the complaints. Return the exit status."""
+def main() -> None:
+    """Print the table."""
     found = sizes()
-    if "--record" in arguments:
-        record(found)
-    if "--check" in arguments:
-        problems = list(complaints(found, budgets()))
-        for problem in problems:
-            print(problem)
-        return 1 if problems else 0
     print(f"{'package':<20}{'tokens':>9}{'lines':>9}{'files':>7}{'functions':>11}")
-    for name, size in found.items():
+    for name, size in {**found, TOTAL: total(found)}.items():
         print(f"{name:<20}{size.tokens:>9,}{size.lines:>9,}{size.files:>7,}{size.functions:>11,}")
-    size = total(found)
-    print(f"{TOTAL:<20}{size.tokens:>9,}{size.lines:>9,}{size.files:>7,}{size.functions:>11,}")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main()
