@@ -3,12 +3,17 @@
 A block of code follows a line such as ``<!-- examples/greet.py#server -->``, which names a file and a region in it (``#
 region: server`` to ``# endregion``, or the same after ``//``), or a file alone for all of it. ``make docs`` updates the
 blocks. The tests fail if they differ.
+
+A table follows a line such as ``<!-- table: limits -->``, a function of `tests/support/route_tables.py`. The
+rows come from running servers, and ``make docs`` updates them, too.
 """
 
+import asyncio
+import logging
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +22,7 @@ FENCE = re.compile(
     r"(?:^<!-- (?P<source>[\w./-]+\.\w+(?:#[\w-]+)?) -->\n)?^```(?P<language>\w*)\n(?P<body>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
+TABLE = re.compile(r"^<!-- table: (?P<name>[\w-]+) -->\n\n(?P<body>(?:\|.*\n)*)", re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?://)(?P<target>[^)#]+)(?:#[^)]*)?\)")
 
 
@@ -67,6 +73,19 @@ def filled(text: str) -> str:
     return FENCE.sub(fill, text)
 
 
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
+    """Return the page with every named table replaced."""
+    return TABLE.sub(lambda match: f"<!-- table: {match['name']} -->\n\n{tables[match['name']]}", text)
+
+
+async def make_tables() -> dict[str, str]:
+    """Return every table by name."""
+    sys.path.insert(0, str(ROOT / "tests" / "support"))
+    from route_tables import TABLES  # noqa: PLC0415  it starts servers, which the tests of other pages don't need
+
+    return {name: await make() for name, make in TABLES.items()}
+
+
 def broken_links(page: Path) -> list[str]:
     """Return the targets of links inside the project that don't exist."""
     targets = [match["target"] for match in LINK.finditer(page.read_text("utf-8"))]
@@ -74,11 +93,12 @@ def broken_links(page: Path) -> list[str]:
 
 
 def main() -> int:
-    """Write the blocks. Return 1 if a link is broken."""
-    broken = 0
+    """Write the blocks and tables. Return 1 if a link is broken."""
+    logging.disable()  # warnings about settings that nobody would use
+    broken, tables = 0, asyncio.run(make_tables())
     for page in documents():
         text = page.read_text("utf-8")
-        if (new := filled(text)) != text:
+        if (new := with_tables(filled(text), tables)) != text:
             page.write_text(new, "utf-8")
             print(f"wrote {page.relative_to(ROOT)}")
         for target in broken_links(page):

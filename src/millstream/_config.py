@@ -112,11 +112,11 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     used. If it's empty, the hub doesn't show publishers' names.
     """
     limit_requests: RateText = ""
-    """Rate limit of all requests per caller: ``600/minute``. A caller is a principal, or an address without one."""
+    """Rate limit of requests per caller: ``600/minute``. A caller is a principal, or an address without one."""
     limit_calls: RateText = ""
     """Rate limit of tool calls per caller."""
     limit_address: RateText = ""
-    """Rate limit of all requests per address, for any principal."""
+    """Rate limit of requests per address, for all principals together."""
     limit_quota: QuotaText = ""
     """Quota of tool calls per caller and calendar day or month (UTC): ``10000/day``."""
     limit_concurrency: Cap = 0

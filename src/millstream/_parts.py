@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import AsyncExitStack
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast
 
 from msgspec import Struct
 
@@ -19,7 +19,7 @@ from millstream._http.message import Handler
 from millstream._protocol.revisions import Revision
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import ObserveMessage, Services
-from millstream._server.control import Gate, RequestGate
+from millstream._server.control import Gate
 from millstream._server.dispatch import Dispatcher, Observe
 from millstream._server.features.registry import Handler as MethodHandler
 from millstream._server.features.registry import RegisteredExtension, Registry
@@ -90,8 +90,10 @@ class Route(Struct, frozen=True):
     """Whether only programs on this machine can reach it if there is no sign-in."""
     local: bool = False
     """Whether only programs on this machine can reach it, even with sign-in."""
-    gated: bool = False
-    """Whether request gates run before every handler. They always run before a stream, and call gates before a call."""
+    charged: Literal["request", "message", ""] = "request"
+    """What rate limits charge: each request before its handler; each message that a POST contains and each end of a
+    session, by the transport that reads them; or nothing, for health checks, scrapes, files, and what pages poll.
+    """
     message: str = ""
     """The message log's name for a request rejected because it came from another machine."""
     own: bool = False
@@ -203,7 +205,6 @@ class PartHost:
         """
         self.shared_paths: set[str] = set()
         """Paths that pages of any origin can use, because cookies are ignored there."""
-        self.request_gates: list[RequestGate] = []
         self.http: list[Callable[[], None]] = []
         self.drains: list[Callable[[float], Awaitable[None]]] = []
         self.changes: list[Callable[[str], None]] = []
@@ -239,15 +240,6 @@ class PartHost:
         """
         self._gates.append(gate)
         self.dispatcher.gate = gate if len(self._gates) == 1 else _chain_gates(tuple(self._gates))
-
-    def gate_requests(self, gate: RequestGate) -> None:
-        """Run a gate before streams, handshakes, handlers of routes that are `gated`, and each WebSocket message of the
-        hub.
-
-        Args:
-            gate: Raises `ProtocolError` to reject the request.
-        """
-        self.request_gates.append(gate)
 
     def observe(self, observer: Observe) -> None:
         """Watch calls: ``host.observe(lambda call, seconds, answer: print(call.name, seconds))``

@@ -117,6 +117,9 @@ def test_ipv6_addresses_are_counted_by_network(address: str, counted: str) -> No
     assert HttpRequest("GET", "/", (), {}, peer=address).owner == counted, "its share of the server's capacity"
 
 
+JSON = {"content_type": "application/json", "accept": "application/json"}
+
+
 def limited(**options: Any) -> Server:
     """Return a server with several callers, and tools with limits of their own."""
     server = make_server(**options)
@@ -236,6 +239,29 @@ async def test_handshakes_and_their_streams_count_as_requests() -> None:
         assert (reply.status, b"retry-after" in reply.headers) == (429, True)
         assert (await world.ask(ALICE, "DELETE", "/mcp", mcp_session_id=session)).status == 204
         await world.initialize(BOB)
+
+
+async def test_unreadable_messages_and_unknown_paths_are_limited() -> None:
+    wrong = [b'{"jsonrpc', b'{"jsonrpc":"1.0","id":1,"method":"ping"}', b"[]", b'"ping"']
+    async with run_guarded(limited(limit_address="3/minute")) as world:
+        for body in wrong[:3]:
+            assert (await world.ask(ALICE, "POST", "/mcp", body, **JSON)).status == 400
+        for body in wrong:
+            check(await world.ask(BOB, "POST", "/mcp", body, **JSON), "address", 3)
+        for method, path in (("GET", "/nothing"), ("POST", "/"), ("PUT", "/nothing"), ("POST", "/docs")):
+            reply = await world.ask(None, method, path)
+            assert (reply.status, b"retry-after" in reply.headers) == (429, True), (method, path)
+        assert (await world.ask(None, "GET", "/health")).status == 200
+
+
+async def test_callers_over_their_limit_can_cancel_and_end_sessions() -> None:
+    cancel = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 9}}
+    async with run_guarded(limited(limit_requests="2/minute")) as world:
+        session = await world.initialize(ALICE)
+        assert (await world.post(ALICE, cancel, mcp_session_id=session)).status == 202
+        check(await world.post(ALICE, request("ping"), mcp_session_id=session), "requests", 2)
+        assert (await world.post(ALICE, cancel, mcp_session_id=session)).status == 202
+        assert (await world.ask(ALICE, "DELETE", "/mcp", mcp_session_id=session)).status == 204
 
 
 async def test_streams_and_publications_count_as_requests() -> None:

@@ -25,7 +25,7 @@ from millstream._app.user_routes import UserRoutes, route_of
 from millstream._http.message import HttpRequest
 from millstream._http.message import Response as Reply
 from millstream._parts import Route, RouteRegistry
-from millstream._server.calls.services import ignore_message
+from millstream._server.calls.services import UNLIMITED, ignore_message
 from patience import WAIT
 from processes import free_port, run_command
 from workers_world import start_program, until_async
@@ -313,7 +313,9 @@ def routes_of(user: UserRoutes) -> Routes:
     table.add("/health", Route({"GET": ours}, public=True))
     here_only = LocalOnly(None, ignore_message)
     user.join(table)
-    return Routes(table, guard=None, here_only=here_only, gates=(), sockets=False, mcp_path="/mcp", title="shop")
+    return Routes(
+        table, guard=None, here_only=here_only, limits=UNLIMITED, sockets=False, mcp_path="/mcp", title="shop"
+    )
 
 
 async def test_duplicate_and_late_paths_are_rejected() -> None:

@@ -5,7 +5,7 @@ If callers have to sign in, every path requires a credential unless its route is
 """
 
 import logging
-from collections.abc import Awaitable, Collection, Mapping
+from collections.abc import Awaitable, Mapping
 from difflib import get_close_matches
 from functools import wraps
 from typing import TYPE_CHECKING
@@ -27,8 +27,7 @@ from millstream._http.message import (
 )
 from millstream._parts import Route, RouteRegistry
 from millstream._protocol.errors import ProtocolError
-from millstream._server.calls.services import ObserveMessage
-from millstream._server.control import RequestGate
+from millstream._server.calls.services import UNLIMITED, ObserveMessage, RequestLimits
 
 if TYPE_CHECKING:
     from millstream.auth._guard import AuthGuard
@@ -114,7 +113,7 @@ class Routes:
         *,
         guard: "AuthGuard | None",
         here_only: LocalOnly,
-        gates: Collection[RequestGate],
+        limits: RequestLimits,
         sockets: bool,
         mcp_path: str,
         title: str,
@@ -125,12 +124,13 @@ class Routes:
             table: The routes.
             guard: Protects every path, if callers have to sign in.
             here_only: Limits local paths to this machine and, if callers don't have to sign in, private paths too.
-            gates: Checks around the handlers of gated routes.
+            limits: Rate limits of requests.
             sockets: Whether the server has a WebSocket.
             mcp_path: Path of the MCP endpoint.
             title: The server's display name.
         """
         self._title = title
+        self._limits = limits
         self._pages = {label: path for label, path in _PAGES.items() if path in table.exact}
         with_issuer = guard is not None and any(each.issuers for each in guard.methods)
         self._sign_in = "--login" if with_issuer else "" if guard is None else "--auth KEY"
@@ -142,11 +142,12 @@ class Routes:
                     route, handlers={**route.handlers, "GET": get, "HEAD": _describe_stream}
                 )
             handlers = dict(route.handlers)
-            gated = handlers if route.gated else {"GET"} if route.stream else ()
-            handlers |= {method: _with_gates(handlers[method], tuple(gates)) for method in gated}
             if route.local or (route.private and guard is None):
                 message = route.message
                 handlers = {method: here_only.guard(handler, message=message) for method, handler in handlers.items()}
+            by_transport = _MESSAGES if route.charged == "message" else ()
+            if route.charged:
+                handlers |= {method: self._limit(handlers[method]) for method in handlers.keys() - by_transport}
             if guard is not None and not route.public:
                 handlers = {
                     method: guard.protect(handler, scope=route.scope, message=route.message, own=route.own)
@@ -167,7 +168,8 @@ class Routes:
         self._exact: dict[str, Mapping[str, Handler]] = {path: protect(route) for path, route in table.exact.items()}
         self._patterns = [(pattern, protect(route)) for pattern, route in table.patterns]
         self._prefixes = [(prefix, protect(route)) for prefix, route in table.prefixes.items()]
-        self._nothing_at_home = self._enter(_refuse(404, f"{self._mcp} Give that address to an MCP client."), mcp_path)
+        nothing = self._limit(_refuse(404, f"{self._mcp} Give that address to an MCP client."))
+        self._nothing_at_home = self._enter(nothing, mcp_path)
         for path in (mcp_path, mcp_path.rstrip("/") + "/"):
             if served := self._exact.get(path):
                 pages = {method: self._enter(served[method], mcp_path) for method in _READING if method in served}
@@ -192,13 +194,14 @@ class Routes:
             allowed = ", ".join([*handlers, "OPTIONS"])
             hint = self._mcp if path in self._transport else _HINTS.get(path.rstrip("/"), "")
             text = f"Method not allowed. This path takes {allowed}. {hint}".rstrip()
-            refusal = self._for_browsers(_refuse(405, text, allow=allowed))
+            refusal = self._for_browsers(self._limit(_refuse(405, text, allow=allowed)))
             return _allow(allowed, refusal) if method == "OPTIONS" else refusal
         return handler
 
     def _missing(self, method: str, path: str) -> Handler | None:
-        """Return the 404 for a path. Return None for methods that programs use to send a body, which is then
-        ignored."""
+        """Return the 404 for a path. Without limits, return None for methods that programs use to send a body, which is
+        then ignored.
+        """
         bare = path.rstrip("/")
         if bare in _SIGN_IN_NAMES and _SIGN_IN in self._exact:
             bare = _SIGN_IN
@@ -207,11 +210,27 @@ class Routes:
         part = KNOWN_PATHS.get(bare)
         if part and self._exact.keys().isdisjoint(_BY_PART[part]):
             text = f"This server doesn't serve {{root}}{bare}. Start it with --serve {part} or --serve all, or use "
-            return self._for_browsers(_refuse(404, f"{text}Server(serve={part!r})."))
-        if method not in ("GET", "HEAD", "POST"):
+            return self._for_browsers(self._limit(_refuse(404, f"{text}Server(serve={part!r}).")))
+        if method not in ("GET", "HEAD", "POST") and self._limits is UNLIMITED:
             return None
         text = f"Use {{root}}{bare}." if bare in self._exact else _HINTS.get(bare, self._mcp)
-        return self._for_browsers(_refuse(404, f"Not found. {text}"))
+        return self._for_browsers(self._limit(_refuse(404, f"Not found. {text}")))
+
+    def _limit(self, handler: Handler) -> Handler:
+        """Wrap a handler to charge each request to its caller."""
+        limits = self._limits
+        if limits is UNLIMITED:
+            return handler
+
+        @wraps(handler)
+        async def charge(request: HttpRequest) -> Response | Sink | None:
+            try:
+                await limits.admit(request)
+            except ProtocolError as exc:
+                return plain_problem(max(exc.status, 400), exc.message, exc.head)
+            return await handler(request)
+
+        return charge
 
     def _for_browsers(self, handler: Handler, *, own: bool = False) -> Handler:
         """Wrap a handler to show its error responses as pages in browsers. If `own`, responses behind the guard are
@@ -250,7 +269,7 @@ class Routes:
             font = FONT in self._exact
             return entry_page(request, mcp_path, self._title, self._pages, sign_in=self._sign_in, font=font)
 
-        return _unless_browser(handler, show)
+        return _unless_browser(handler, self._limit(show))
 
     def _below(self, path: str) -> Mapping[str, Handler] | None:
         for pattern, handlers in self._patterns:
@@ -269,6 +288,8 @@ class Routes:
 
 
 _READING = ("GET", "HEAD")
+_MESSAGES = frozenset(("POST", "DELETE"))
+"""Methods whose requests the transport charges."""
 
 
 async def _describe_stream(request: HttpRequest) -> Response:
@@ -311,21 +332,6 @@ def _allow(allowed: str, refusal: Handler) -> Handler:
         return Response(b"", 204, f"allow: {allowed}\r\n".encode())
 
     return answer
-
-
-def _with_gates(handler: Handler, gates: tuple[RequestGate, ...]) -> Handler:
-    if not gates:
-        return handler
-
-    async def check_gates(request: HttpRequest) -> Response | Sink | None:
-        try:
-            for gate in gates:
-                await gate(request)
-        except ProtocolError as exc:
-            return plain_problem(max(exc.status, 400), exc.message, exc.head)
-        return await handler(request)
-
-    return check_gates
 
 
 def _as_if(path: str, handler: Handler) -> Handler:

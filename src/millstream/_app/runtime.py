@@ -322,7 +322,7 @@ class Runtime:
                 host.routes,
                 guard=host.guard,
                 here_only=here_only,
-                gates=host.request_gates,
+                limits=self.services.request_limits,
                 sockets=bool(host.sockets),
                 mcp_path=settings.path,
                 title=self.definition.title,

@@ -7,6 +7,7 @@ workers together. Without limits, there is no gate.
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from itertools import count
 from math import ceil
 from typing import Any, NamedTuple
@@ -22,14 +23,19 @@ from millstream._limits import (
     limit_name,
     rate_lines,
 )
+from millstream._override import override
 from millstream._parts import PartHost
 from millstream._protocol.admission import target_name
 from millstream._protocol.errors import RATE_LIMITED, ProtocolError
-from millstream._protocol.principal import Share
+from millstream._protocol.principal import Principal, Share
 from millstream._server.calls.call import Call
+from millstream._server.calls.services import RequestLimits
 from millstream._server.control import Gate
 from millstream._server.features.tools import Tool
 from millstream._stores.rates import SLOT_WAIT, Charge, ChargeResults, ConcurrencySlot, RateCharge
+
+_MAX_ASKING = 64
+"""Maximum number of messages that wait for the store to charge them. Further ones aren't charged until it responds."""
 
 
 class _Pace(NamedTuple):
@@ -39,13 +45,14 @@ class _Pace(NamedTuple):
     price: float
 
 
-class Throttle:
+class Throttle(RequestLimits):
     """The limits of one running server."""
 
     def __init__(self, host: PartHost) -> None:
         settings, store = host.settings, host.store
         self._registry = host.registry
         self._pool = host.pool
+        self._run = host.run
         self._time = store.time
         self._limiter: Callable[[str, Rate], Limiter | SharedLimiter] = SharedLimiter if store.shared else Limiter
         self._requests = self._of("requests", settings.limit_requests)
@@ -57,6 +64,8 @@ class Throttle:
         """Policy -> number of rejected calls."""
         self._tools: dict[tuple[str, str], Limiter | SharedLimiter] = {}
         """(tool, rate) -> its limiter."""
+        self._asking = 0
+        """Number of charges of `charge` that wait for the store."""
         self._held = Share()
         """Slots held by this worker's calls, by name of the limit."""
         self._holders = count()
@@ -95,16 +104,39 @@ class Throttle:
 
         return quick
 
-    async def admit(self, request: HttpRequest) -> None:
-        """Charge a request that isn't a call, such as one for a stream, to the general limits.
+    @property
+    def limits_requests(self) -> bool:
+        """Whether `limit_requests` or `limit_address` is set."""
+        return self._requests is not None or self._address is not None
 
-        Raises:
-            ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
-        """
+    @override
+    async def admit(self, request: HttpRequest) -> None:
+        """See `RequestLimits.admit`."""
         paces = self._paces(request.owner, peer_network(request.peer))
         self._refuse_early(paces)
         if not _spend(paces):
             await self._ask(None, paces, [])
+
+    @override
+    def charge(self, principal: Principal | None, peer: str) -> ProtocolError | None:
+        """See `RequestLimits.charge`. A shared store decides later, and its decision applies to the next message."""
+        network = peer_network(peer)
+        paces = self._paces(network if principal is None else principal.id, network)
+        try:
+            self._refuse_early(paces)
+        except ProtocolError as exc:
+            return exc
+        if not _spend(paces) and self._asking < _MAX_ASKING:
+            self._asking += 1
+            self._run(self._ask_later(paces))
+        return None
+
+    async def _ask_later(self, paces: Sequence[_Pace]) -> None:
+        try:
+            with suppress(ProtocolError):  # `learn` has kept it
+                await self._ask(None, paces, [])
+        finally:
+            self._asking -= 1
 
     def _check(self, call: Call) -> Awaitable[None] | None:
         """Charge a call to all limits."""

@@ -127,6 +127,8 @@ class UserRoute(Struct, frozen=True, eq=False):
     """Whether mounting leaves the path unchanged. Such a route replaces a built-in page, but not MCP or a sign-in path.
     Of two with the same path, the first one wins.
     """
+    files: bool = False
+    """Whether it serves a folder, which rate limits don't charge."""
 
     def serves(self, path: str, before: str = "") -> bool:
         """Return whether this is the route of a path, with the prefix of its mounted server."""
@@ -161,7 +163,12 @@ class UserRoutes(RouteRegistry):
         for before, each in routes:
             prefix = "" if each.fixed else before
             handler = _report_failures(each.host(prefix).serve, show_errors)
-            made = Route(dict.fromkeys(sorted(each.methods), handler), public=each.public, own=True)
+            made = Route(
+                dict.fromkeys(sorted(each.methods), handler),
+                public=each.public,
+                charged="" if each.files else "request",
+                own=True,
+            )
             self._put(prefix, each, made, mcp)
 
     def join(self, routes: RouteRegistry) -> None:
@@ -255,7 +262,7 @@ def static_of(path: str, folder: str, *, max_age: int, public: bool) -> UserRout
     def host(before: str) -> HostedApplication:
         return HostedApplication(files, mount_path=before + path)
 
-    return UserRoute(path or "/", frozenset(("GET", "HEAD")), public, None, True, host)
+    return UserRoute(path or "/", frozenset(("GET", "HEAD")), public, None, True, host, files=True)
 
 
 def application_at(path: str, application: Application, *, methods: Collection[str], below: bool) -> UserRoute:

@@ -31,12 +31,6 @@ _RECOUNT = 0.25
 """Seconds that a count of calls per caller stays valid for rejecting calls."""
 
 
-RequestGate = Callable[[HttpRequest], Awaitable[None]]
-"""Returns to admit a request that isn't a call, or raises `ProtocolError`. For a WebSocket message, it receives the
-opening handshake.
-"""
-
-
 class Load:
     """Counts of a server's in-flight calls."""
 

@@ -35,7 +35,6 @@ from millstream._protocol.jsonrpc import (
     RequestId,
     decoder,
     encode,
-    error_message,
     refusal_message,
     result_message,
 )
@@ -232,7 +231,11 @@ class Dispatcher:
         if scope and (self.by_id.setdefault(key, call) is not call or call.cancelled):
             if call.cancelled or call.transport != "http":
                 self.abandon(call, scope)
-                return b"" if call.cancelled else error_message(call.id, INVALID_REQUEST, _IN_FLIGHT)
+                if call.cancelled:
+                    return b""
+                limits, peer = self.services.request_limits, "" if call.origin is None else call.origin.peer
+                over = limits.charge(call.principal, peer)
+                return refusal_message(call.id, over or ProtocolError(INVALID_REQUEST, _IN_FLIGHT))
             scope = ""
         self.calls.add(call)
         call.services = self.services

@@ -117,7 +117,7 @@ class ClientConnection(Confidential, Struct, eq=False):
             message = read(data)
             call = self._open(message)
         except ProtocolError as exc:
-            self._write(self._refuse(exc, message))
+            self._write(self._refuse(self._charge() or exc, message))
             return
         if call is not None:
             self.start(self._answer(call), call)
@@ -151,10 +151,12 @@ class ClientConnection(Confidential, Struct, eq=False):
         dispatcher = self._dispatcher
         if message.is_answer:
             dispatcher.services.questions.answer(message, self.id)
+            self._charge()
             self._note("response")
             return None
         if message.id is None:
             check_notification(message)
+            self._charge()
             self._note(message.method)
             kept = dispatcher.services.notification_filters.filter_incoming(message, self.principal)
             if kept is None:
@@ -205,6 +207,8 @@ class ClientConnection(Confidential, Struct, eq=False):
     def _initialize(self, message: Envelope) -> bytes:
         assert message.id is not None  # noqa: S101  only requests are answered
         try:
+            if (refused := self._charge()) is not None:
+                raise refused
             opening = read_initialize(message.params)
             session = self.session
             if session is None:
@@ -243,7 +247,7 @@ class ClientConnection(Confidential, Struct, eq=False):
                 raise refuse_batch(f"revision {self._revision().date} has no batches")
             messages = read_batch(data)
         except ProtocolError as exc:
-            self._write(self._refuse(exc))
+            self._write(self._refuse(self._charge() or exc))
             return
         del data  # each call has its own part, and can run for a day
         work = [self._one(message) for message in messages]
@@ -256,11 +260,11 @@ class ClientConnection(Confidential, Struct, eq=False):
 
     async def _one(self, message: Envelope | ProtocolError) -> bytes:
         if isinstance(message, ProtocolError):
-            return self._refuse(message)
+            return self._refuse(self._charge() or message)
         try:
             call = self._open(message)
         except ProtocolError as exc:
-            return self._refuse(exc, message)
+            return self._refuse(self._charge() or exc, message)
         answer = b"" if call is None else await self._run(call)
         await settle_task()
         return answer
@@ -270,6 +274,10 @@ class ClientConnection(Confidential, Struct, eq=False):
         method, id = ("", None) if message is None else (message.method or "response", message.id)
         self._note(method, str(exc.code))
         return refusal_message(id, exc)
+
+    def _charge(self) -> ProtocolError | None:
+        """Charge a message that doesn't become a call. See `RequestLimits.charge`."""
+        return self._dispatcher.services.request_limits.charge(self.principal, self.peer)
 
     def _note(self, method: str, status: str = "") -> None:
         services = self._dispatcher.services

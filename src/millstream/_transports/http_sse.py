@@ -102,7 +102,9 @@ class HttpSse:
     async def post(self, request: HttpRequest) -> Response:
         """Process one message. The response is sent on the stream."""
         reply = await self._take(request)
-        if reply is not _ACCEPTED:
+        if reply is not _ACCEPTED:  # else the connection charges the message
+            if (refused := self._services.request_limits.charge(request.principal, request.peer)) is not None:
+                reply = error_response(refused)
             self._services.note("", "sse", status=str(reply.status))
         return reply
 

@@ -119,8 +119,9 @@ class RestRoutes:
 
     async def _dialect(self, request: HttpRequest, method: str) -> Response:
         if not _is_call(request):
-            self._note(method, "rest", status="415")
-            return NOT_JSON
+            over = self._charge(request)
+            self._note(method, "rest", status="415" if over is None else str(over.code))
+            return NOT_JSON if over is None else error_response(over)
         request_id: RequestId | None = None
         try:
             self._dispatcher.load.admit(request)
@@ -132,7 +133,7 @@ class RestRoutes:
             call = self._call(request, NEWEST_HANDSHAKE, method, params, request_id or 0)
             self._dispatcher.load.take(call, len(params))
         except ProtocolError as exc:
-            refusal = revisions.error(exc, NEWEST_HANDSHAKE)
+            refusal = revisions.error(self._charge(request) or exc, NEWEST_HANDSHAKE)
             self._note(method, "rest", status=str(refusal.code))
             refusal.status = max(refusal.status, 400)
             return error_response(refusal)
@@ -165,11 +166,7 @@ class RestRoutes:
     async def run_tool(self, request: HttpRequest) -> Response:
         """`POST /tools/{name}`: the body is the arguments, the reply is the structured result."""
         root, name = request.root_path, request.path.removeprefix(TOOLS_PATH)
-
-        def refuse(kind: ProblemKind, detail: str, head: bytes = b"") -> Response:
-            self._note("tools/call", "rest", status=kind.slug, target=name, principal=request.principal)
-            return problem(kind, detail, root_path=root, head=head)
-
+        refuse = partial(self._refuse, request, name)
         if self._dispatcher.load.full(request.owner):
             return refuse(BUSY, "Too many calls are running. Try again later.")
         if not _is_json(request):
@@ -205,6 +202,20 @@ class RestRoutes:
         request.body = b""
         del body, params, arguments  # the call has its own data
         return _rest_reply(call, *await self._dispatcher.outcome(call), root)
+
+    def _refuse(
+        self, request: HttpRequest, name: str, kind: ProblemKind, detail: str, *, head: bytes = b""
+    ) -> Response:
+        """Charge a request for a tool that isn't called, and return its problem."""
+        status = 0
+        if (over := self._charge(request)) is not None:
+            kind, detail, head, status = REFUSED, over.message, over.head, over.status
+        self._note("tools/call", "rest", status=kind.slug, target=name, principal=request.principal)
+        return problem(kind, detail, root_path=request.root_path, status=status, head=head)
+
+    def _charge(self, request: HttpRequest) -> ProtocolError | None:
+        """Charge a request that doesn't become a call. See `RequestLimits.charge`."""
+        return self._dispatcher.services.request_limits.charge(request.principal, request.peer)
 
     async def describe(self, request: HttpRequest) -> Response:
         """`GET /openapi.json`, encoded on the first request and again after the tools change."""

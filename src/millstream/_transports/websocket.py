@@ -25,7 +25,7 @@ Errors are ``{"type": "error", "error": {"code", "message"}}``. Unsolicited mess
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Protocol
 
@@ -49,7 +49,6 @@ from millstream._protocol.jsonrpc import check_text, decoder, encode, require_js
 from millstream._protocol.principal import Principal, knows_identities
 from millstream._protocol.revisions import NEWEST_HANDSHAKE
 from millstream._server.calls.call import Call
-from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
 from millstream._transports.connection import ClientConnection, is_batch
 from millstream._transports.open_streams import OpenStreams, silent_call
@@ -65,6 +64,7 @@ _CODES: dict[type[Exception], int] = {
     Forbidden: FORBIDDEN,
     LimitExceeded: TOO_MANY,
 }
+_REFUSALS: tuple[type[Exception], ...] = (ProtocolError, msgspec.ValidationError, *_CODES)
 MAX_HISTORY = 1_000
 """Maximum number of past events that a subscription can request."""
 
@@ -132,8 +132,6 @@ class Dialect(Struct, eq=False):
     _peer: HttpRequest
     """The opening handshake."""
     _may_publish: bool
-    _gates: Sequence[RequestGate]
-    """Functions called before each subscription and publication."""
     _publish_scope: str = ""
     """The scope that publishing requires."""
     _subscriptions: dict[str, Subscription] = {}
@@ -145,7 +143,7 @@ class Dialect(Struct, eq=False):
 
     async def take(self, data: bytes) -> None:
         """Process one message. Calls run concurrently, everything else in order of arrival."""
-        head, code = _Head(), 0
+        head, code, charged = _Head(), 0, False
         try:
             check_text(data)
             require_json(data)
@@ -158,17 +156,16 @@ class Dialect(Struct, eq=False):
                     METHOD_NOT_FOUND, f"Unknown type {head.type[:80]!r}. Use one of {', '.join(_VERBS)}, or JSON-RPC."
                 )
             decode, verb, _, _ = found
-            await verb(self, decode(data), head.id)
-        except ProtocolError as exc:
-            if exc.request_id is not None:  # of JSON-RPC
+            message = decode(data)
+            if head.type != "mcp_call":  # the dispatcher charges calls
+                charged = True
+                await self._dispatcher.services.request_limits.admit(self._peer)
+            await verb(self, message, head.id)
+        except _REFUSALS as exc:
+            if isinstance(exc, ProtocolError) and exc.request_id is not None:  # of JSON-RPC
                 self._connection.receive(data)
                 return
-            code = self._refuse(head.id, exc)
-        except msgspec.ValidationError as exc:
-            why = f"Invalid message: {shorten(str(exc))}"
-            code = self._fail(head.id, INVALID_PARAMS if head.type else INVALID_REQUEST, why)
-        except tuple(_CODES) as exc:
-            code = self._fail(head.id, _CODES[type(exc)], str(exc))
+            code = self._refuse(head, exc, charged=charged)
         if code or head.type != "mcp_call":  # the dispatcher reports calls itself
             self._note(head, code)
 
@@ -179,10 +176,19 @@ class Dialect(Struct, eq=False):
         known = {"id": id} if bytes(id)[:1] in _ID_STARTS else {}
         self._outbox.answer(encode({"type": kind, **known, **members}))
 
-    def _refuse(self, id: Raw, exc: ProtocolError) -> int:
+    def _refuse(self, head: _Head, exc: Exception, *, charged: bool) -> int:
         # Outside of `take`, because an error kept there would keep its frame and the message.
-        error = revisions.error(exc, NEWEST_HANDSHAKE)
-        return self._fail(id, error.code, error.message)
+        over = (
+            None if charged else self._dispatcher.services.request_limits.charge(self._peer.principal, self._peer.peer)
+        )
+        exc = over or exc
+        if isinstance(exc, ProtocolError):
+            error = revisions.error(exc, NEWEST_HANDSHAKE)
+            return self._fail(head.id, error.code, error.message)
+        if isinstance(exc, msgspec.ValidationError):
+            code = INVALID_PARAMS if head.type else INVALID_REQUEST
+            return self._fail(head.id, code, f"Invalid message: {shorten(str(exc))}")
+        return self._fail(head.id, _CODES[type(exc)], str(exc))
 
     def _fail(self, id: Raw, code: int, message: str, data: Any = None, **about: Any) -> int:
         error = present({"code": code, "message": message, "data": data})
@@ -238,14 +244,9 @@ class Dialect(Struct, eq=False):
             raise ProtocolError(METHOD_NOT_FOUND, "This server has no channels. Start it with --serve hub.")
         return self._hub
 
-    async def _pass_gates(self) -> None:
-        for gate in self._gates:
-            await gate(self._peer)
-
     async def subscribe(self, message: _Subscribe, id: Raw) -> None:
         """Subscribe to a channel, from now on or after an event id."""
         hub, channel = self._need_hub(), message.channel
-        await self._pass_gates()
         if channel in self._subscriptions:
             raise ProtocolError(INVALID_REQUEST, f"This socket is already subscribed to {channel!r}.")
         most = hub.limits.max_channels_per_subscriber
@@ -277,7 +278,6 @@ class Dialect(Struct, eq=False):
     async def publish(self, message: _Publish, id: Raw) -> None:
         """Publish to a channel."""
         hub = self._need_hub()
-        await self._pass_gates()
         if not self._may_publish:
             raise Forbidden("publish", message.channel, self._publish_scope)
         channel, principal = message.channel, self._peer.principal
@@ -345,7 +345,6 @@ class WebSocketRoute(Struct, eq=False):
     guard: Authenticate | None = None
     may_publish: MayPublish = lambda principal, address, headers: True
     """Returns whether the dialect accepts ``publish`` from a caller, by address and handshake headers."""
-    gates: Sequence[RequestGate] = ()
     publish_scope: str = ""
     """The scope that publishing requires, for refusals."""
     dialect: MakeDialect | None = None
@@ -385,7 +384,7 @@ class WebSocketRoute(Struct, eq=False):
             elif not speaks:
                 may_publish = self.may_publish(peer.principal, peer.peer, peer.headers)
                 dialect = Dialect(
-                    self._dispatcher, self._hub, connection, outbox, peer, may_publish, self.gates, self.publish_scope
+                    self._dispatcher, self._hub, connection, outbox, peer, may_publish, self.publish_scope
                 )
             take = partial(_take, connection) if dialect is None else dialect.take
             try:

@@ -142,7 +142,7 @@ def pages(shown: Collection[str] | None = None) -> Mapping[str, Route]:
     names = None if shown is None else frozenset(shown)
     handlers = {"GET": asset_handler(shown=names)}
     return {
-        path: Route(handlers, public=True)
+        path: Route(handlers, public=True, charged="")
         if path.startswith("/assets/")
         else Route(handlers, scope=PRIVATE.get(path, ""), private=path in PRIVATE)
         for path in _load(names)

@@ -130,7 +130,7 @@ class PathsPart(HttpPart):
 
 
 class LimitsPart(OwnPart):
-    """Charges calls, and requests for the hub's routes, to their callers. Without limits, `Throttle` isn't imported."""
+    """Charges calls and other requests to their callers. Without limits, `Throttle` isn't imported."""
 
     name: str = "limits"
 
@@ -145,7 +145,8 @@ class LimitsPart(OwnPart):
 
                 throttle = Throttle(host)
                 host.gate(throttle.gate())
-                host.gate_requests(throttle.admit)
+                if throttle.limits_requests:
+                    host.services.request_limits = throttle
 
         begin("tools")
         host.on_change(begin)
@@ -154,7 +155,7 @@ class LimitsPart(OwnPart):
             read(
                 "counter",
                 "millstream_rate_limited_total",
-                "Calls rejected by a limit.",
+                "Calls and requests rejected by a limit.",
                 lambda: {(policy,): count for policy, count in throttle.refused.items()} if throttle else {},
                 ("policy",),
             )
@@ -183,15 +184,16 @@ class McpPart(HttpPart):
 
         settings, streams = host.settings, host.streams
         sessions = HttpSessions(host.services) if settings.sessions else None
-        endpoint = StreamableEndpoint(host.dispatcher, streams, sessions, host.request_gates)
+        endpoint = StreamableEndpoint(host.dispatcher, streams, sessions)
         sse = HttpSse(host.dispatcher, streams)
         standing = SessionStreams(endpoint, first=sse.get)
         mcp = Route(
             {"POST": Streamable(endpoint).post, "GET": standing.get, "DELETE": standing.delete},
             stream=True,
+            charged="message",
             reserved=True,
         )
-        messages = Route({"POST": sse.post}, reserved=True)
+        messages = Route({"POST": sse.post}, charged="message", reserved=True)
         path, posts = settings.path, settings.messages_path
         routes = {
             path: mcp,
@@ -251,10 +253,10 @@ class RestPart(HttpPart):
         from millstream._web.pages import add_pages, redirect_to_docs  # noqa: PLC0415
 
         rest, routes = RestRoutes(host.dispatcher, events=host.hub is not None), host.routes
-        routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}))
-        routes.add("/mcp/tools/call", Route({"POST": rest.call_tool}))
+        routes.add("/mcp/tools/list", Route({"POST": rest.list_tools}, charged="message"))
+        routes.add("/mcp/tools/call", Route({"POST": rest.call_tool}, charged="message"))
         routes.add("/openapi.json", Route({"GET": rest.describe}))
-        routes.add_prefix(TOOLS_PATH, Route({"POST": rest.run_tool}))
+        routes.add_prefix(TOOLS_PATH, Route({"POST": rest.run_tool}, charged="message"))
         if "web" not in self.definition.parts:
             add_pages(routes, ("docs",), account=host.guard is not None)
             routes.home = "/docs", redirect_to_docs

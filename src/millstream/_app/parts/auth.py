@@ -95,7 +95,8 @@ class AuthPart(OwnPart):
             paths |= served
         for path, handlers in paths.items():
             # Callers of these paths don't have a credential yet.
-            host.routes.add(path, Route(handlers, public=True, reserved=True))
+            is_file = "/assets/" in path
+            host.routes.add(path, Route(handlers, public=True, charged="" if is_file else "request", reserved=True))
 
     def _sign_in(self, host: PartHost, guard: "AuthGuard") -> Mapping[str, Mapping[str, Handler]]:
         """Return the sign-in paths of the pages."""

@@ -84,7 +84,6 @@ class HubPart(OwnPart):
             host.streams,
             guard=guard,
             may_publish=may_publish,
-            gates=host.request_gates,
             publish_scope="" if guard is None or hooked else PUBLISH,
         )
         host.sockets["/ws"] = socket
@@ -99,7 +98,7 @@ class HubPart(OwnPart):
         scope = "" if hooked else PUBLISH
         add = host.routes.add
         add("/events", Route({"GET": handlers.events}, stream=True))
-        publish = Route({"POST": handlers.publish}, scope=scope, private=True, gated=True, message="hub/publish")
+        publish = Route({"POST": handlers.publish}, scope=scope, private=True, message="hub/publish")
         add("/publish", publish)
         add("/ws", Route({"GET": socket.plain}))
         host.routes.add_prefix(CLIENT_PATH, Route({"GET": handlers.client_stream}, stream=True))

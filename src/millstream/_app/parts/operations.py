@@ -219,7 +219,7 @@ class MetricsPart(OwnPart):
             host.stack.push_async_callback(machine.leave)
             host.run(machine.run())
             render = machine.render
-        route = Route({"GET": metrics_handler(render, health.look)}, scope=WATCH, private=True)
+        route = Route({"GET": metrics_handler(render, health.look)}, scope=WATCH, private=True, charged="")
         host.on_http(partial(host.routes.add, "/metrics", route))
 
 
@@ -239,7 +239,7 @@ class ProbesPart(OwnPart):
     async def open(self, host: PartHost) -> None:
         """Add the paths of the health checks."""
         for path, handler in {"/health": self.health, "/livez": self.live, "/readyz": self.ready}.items():
-            host.routes.add(path, Route({"GET": handler}, public=True))
+            host.routes.add(path, Route({"GET": handler}, public=True, charged=""))
         self._host = host
 
     async def live(self, request: HttpRequest) -> Response:

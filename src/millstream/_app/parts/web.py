@@ -308,15 +308,15 @@ class WebPart(OwnPart):
             info = {"title": definition.title, "version": definition.version}
             dashboard |= _upstream_handlers(queries, host.gateway, info)
         for path, handler in dashboard.items():
-            route = Route({"GET": handler}, stream=path == "/dashboard/events", scope=WATCH, private=True)
-            host.routes.add(path, route)
-        host.routes.add("/chat/members", Route({"GET": members_handler(hub)}, private=True))
+            is_stream = path == "/dashboard/events"
+            host.routes.add(path, Route({"GET": handler}, stream=is_stream, scope=WATCH, private=True, charged=""))
+        host.routes.add("/chat/members", Route({"GET": members_handler(hub)}, private=True, charged=""))
         if host.settings.show_errors:
             host.on_close(capture_prints(feed.log))
             from millstream._app.server_process.worker_process import failed_restart  # noqa: PLC0415  in development
 
             developing = log_handler(feed.log, host.streams, failed_restart)
-            host.routes.add("/inspect/log", Route({"GET": developing}, stream=True, local=True))
+            host.routes.add("/inspect/log", Route({"GET": developing}, stream=True, local=True, charged=""))
         host.on_http(lambda: _serve(host, definition))
 
 

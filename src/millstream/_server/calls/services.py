@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from msgspec import Struct
 
 from millstream._config import Settings
+from millstream._http.message import HttpRequest
 from millstream._limits import StoreLimiter
 from millstream._protocol.admission import Handshake
 from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
@@ -321,6 +322,36 @@ BeginTask = Callable[[Any, Any, Callable[[Any, Any], Awaitable[bytes]]], Awaitab
 """
 
 
+class RequestLimits:
+    """Rate limits of whatever isn't a call. A gate of the dispatcher charges calls. This class has no limits."""
+
+    async def admit(self, request: HttpRequest) -> None:
+        """Charge a request before it's handled.
+
+        Args:
+            request: A request, or the opening handshake of a WebSocket for a message.
+
+        Raises:
+            ProtocolError: RATE_LIMITED, HTTP 429, with the time to wait.
+        """
+
+    def charge(self, principal: Principal | None, peer: str) -> ProtocolError | None:
+        """Charge a message that has been read and isn't a call.
+
+        Args:
+            principal: The sender, or None for an anonymous one.
+            peer: Address of the sender.
+
+        Returns:
+            The error for a message that gets a response, if the caller is over a limit. Notifications, responses, and
+            the end of a session are never rejected, so that a caller over its limit can still cancel and answer.
+        """
+        return None
+
+
+UNLIMITED = RequestLimits()
+
+
 class Services:
     """The shared services of one running server: ``call.services.settings.name``"""
 
@@ -343,6 +374,7 @@ class Services:
         self.hub: Publisher | None = None
         self.note: ObserveMessage = ignore_message
         """Observer of messages that don't become calls."""
+        self.request_limits: RequestLimits = UNLIMITED
         self.task_hooks: list[BeginTask] = []
         """Called before a tool with ``task=``, until one returns the task."""
         self.notification_filters: NotificationFilters = NotificationFilters(_logger.error)

@@ -13,7 +13,7 @@ first message, if the client reads streams. Every answer is then an event of its
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -50,7 +50,6 @@ from millstream._server.calls import call as calls
 from millstream._server.calls.call import Call
 from millstream._server.calls.services import Services
 from millstream._server.calls.sessions import NO_RECORD, Session, SessionRecord
-from millstream._server.control import RequestGate
 from millstream._server.dispatch import Dispatcher
 from millstream._stores.base import Position, StoreFull, StoreUnavailable, StreamSealed, read_offset
 from millstream._stores.rates import share_for
@@ -470,7 +469,6 @@ class StreamableEndpoint:
         dispatcher: Dispatcher,
         streams: OpenStreams,
         sessions: HttpSessions | None,
-        gates: Sequence[RequestGate] = (),
     ) -> None:
         self.dispatcher = dispatcher
         self.services = dispatcher.services
@@ -478,8 +476,6 @@ class StreamableEndpoint:
         self.sessions = sessions
         """None if handshake requests are served without sessions."""
         self.streams = streams
-        self.gates = gates
-        """Checks before a handshake."""
 
     def open_line(self, call: Call) -> PostReplyChannel:
         """Return the reply channel of a POST's call."""
@@ -523,6 +519,8 @@ class StreamableExchange(Struct, eq=False):
 
     endpoint: StreamableEndpoint
     request: HttpRequest
+    charged: bool = False
+    """Whether its message is charged to the limits."""
 
     @property
     def accepts(self) -> AcceptedTypes:
@@ -572,6 +570,18 @@ class StreamableExchange(Struct, eq=False):
         """Return a call of the per-request era. It ends with its connection."""
         self.request.cancel_on_disconnect = True
         return calls.per_request_call(admitted, message, **self._way())
+
+    async def admit(self) -> None:
+        """Charge its message before it's handled. See `RequestLimits.admit`."""
+        self.charged = True
+        await self.endpoint.services.request_limits.admit(self.request)
+
+    def charge(self) -> ProtocolError | None:
+        """Charge its message, unless that's done. See `RequestLimits.charge`."""
+        if self.charged:
+            return None
+        self.charged = True
+        return self.endpoint.services.request_limits.charge(self.request.principal, self.request.peer)
 
     def note(self, method: str, session: Session | None, status: str = "") -> None:
         """Report a message to the observers."""
@@ -653,6 +663,7 @@ class _Batch(Struct, eq=False):
             return None, self._refuse(None, "", message)
         dispatcher = self.exchange.endpoint.dispatcher
         if message.is_answer or message.id is None:
+            self._charge()
             if not message.is_answer:
                 await self.exchange.notify(message, self.session, self.revision)
                 return None, b""
@@ -660,7 +671,7 @@ class _Batch(Struct, eq=False):
             try:
                 await dispatcher.control.answer_anywhere(message, self.scope, self.exchange.request.owner)
             except ProtocolError as exc:
-                return None, self._refuse(None, "response", exc)
+                return None, self._refuse(None, "response", exc, charged=True)
             return None, b""
         try:
             call = self.exchange.handshake_call(message, self.session, self.revision)
@@ -678,8 +689,12 @@ class _Batch(Struct, eq=False):
         await self.line.send(body, call.id)
         return call.id, b""
 
-    def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError) -> bytes:
-        exc = revisions.error(exc, self.revision)
+    def _charge(self) -> ProtocolError | None:
+        request = self.exchange.request
+        return self.exchange.endpoint.services.request_limits.charge(request.principal, request.peer)
+
+    def _refuse(self, request_id: RequestId | None, method: str, exc: ProtocolError, *, charged: bool = False) -> bytes:
+        exc = revisions.error((None if charged else self._charge()) or exc, self.revision)
         self.exchange.note(method, self.session, str(exc.code))
         return refusal_message(request_id, exc)
 

@@ -397,7 +397,7 @@ class SessionStreams:
 
     async def delete(self, request: HttpRequest) -> Response | None:
         """End a session."""
-        sessions = self._endpoint.sessions
+        sessions, limits = self._endpoint.sessions, self._endpoint.services.request_limits
         if sessions is None or names_per_request_era(header_version(request.headers)):
             return _NOT_ALLOWED
         try:
@@ -405,7 +405,8 @@ class SessionStreams:
             if not await sessions.end(session, request.owner):
                 return _TOO_MANY_ENDED
         except ProtocolError as exc:
-            return error_response(exc)
+            return error_response(limits.charge(request.principal, request.peer) or exc)
+        limits.charge(request.principal, request.peer)
         self._endpoint.services.note(SESSION_OVER, "http", session)
         self._endpoint.services.end_session(session.id)
         self._standing.close(session.id)

@@ -27,6 +27,7 @@ from millstream._protocol.jsonrpc import (
 from millstream._protocol.metadata import ClientInfo
 from millstream._protocol.revisions import ASSUMED, HANDSHAKE, NEWEST, PER_REQUEST, Revision
 from millstream._server.calls.call import UNKNOWN_CLIENT, Call
+from millstream._server.calls.services import UNLIMITED
 from millstream._server.calls.sessions import Session
 from millstream._server.control import LIGHT
 from millstream._server.features.tools import (
@@ -57,6 +58,8 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
     exchange = StreamableExchange(endpoint, request)
     readable = exchange.accepts.json or exchange.accepts.stream
     if not (readable and carries_json(request.headers)):
+        if (over := exchange.charge()) is not None:
+            return _refuse(exchange, None, over)
         refused = _UNREADABLE if carries_json(request.headers) else NOT_JSON
         endpoint.services.note("", "http", status=str(refused.status))
         return refused
@@ -69,18 +72,13 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
         message = read(request.body)
         named = per_request_revision(message, request.headers)
         revision = named or ASSUMED
-        if message.is_answer:
-            return await _take_answer(exchange, message)
-        if message.is_request:
-            endpoint.dispatcher.load.admit(request, message.method)
-            if message.method != _LISTEN:
-                exchange.check_readable()
-        opened = await (_handshake(exchange, message) if named is None else _per_request(exchange, message, named))
+        opened = await _open(exchange, message, named)
         if isinstance(opened, Call):
             endpoint.dispatcher.load.take(opened, len(opened.params))
     except ProtocolError as exc:
         return _refuse(exchange, message, revisions.error(exc, revision))
     if isinstance(opened, Response):
+        exchange.charge()
         return opened
     # The call has its own data and can run for a day, so the request's body is released.
     request.body = b""
@@ -88,7 +86,19 @@ async def serve_exactly(endpoint: StreamableEndpoint, request: HttpRequest) -> R
     return await exchange.run(opened)
 
 
+async def _open(exchange: StreamableExchange, message: Envelope, named: Revision | None) -> Call | Response:
+    """Return the call for a request, or the response to any other message. `named` is a per-request revision."""
+    if message.is_answer:
+        return await _take_answer(exchange, message)
+    if message.is_request:
+        exchange.endpoint.dispatcher.load.admit(exchange.request, message.method)
+        if message.method != _LISTEN:
+            exchange.check_readable()
+    return await (_handshake(exchange, message) if named is None else _per_request(exchange, message, named))
+
+
 def _refuse(exchange: StreamableExchange, message: Envelope | None, exc: ProtocolError) -> Response:
+    exc = exchange.charge() or exc
     method = "" if message is None else message.method or "response"
     request_id = message.id if message is not None and message.is_request else None
     exchange.endpoint.services.note(method, "http", status=str(exc.code))
@@ -142,8 +152,8 @@ async def _initialize(exchange: StreamableExchange, message: Envelope) -> Respon
     endpoint, request = exchange.endpoint, exchange.request
     sessions = endpoint.sessions
     opening = read_initialize(message.params)
-    for gate in endpoint.gates:
-        await gate(request)
+    if endpoint.services.request_limits is not UNLIMITED:
+        await exchange.admit()
     known: Session | None = None
     if sessions is not None and b"mcp-session-id" in request.headers:
         known = await sessions.find(request)
@@ -322,6 +332,7 @@ class Streamable:
                 not method.startswith("notifications/")
                 or method == "notifications/cancelled"
                 or services.notification_filters
+                or services.request_limits is not UNLIMITED
                 or self._dispatcher.registry.relayed is not None
                 or method in self._dispatcher.registry.notification_handlers
             ):

@@ -1,0 +1,55 @@
+import pytest
+
+from route_tables import LIMITS, TABLES, judge_messages, judge_routes, public_paths, routes_of, running
+from scripts.docs import ROOT, TABLE
+from wire import encode_headers, encode_request
+
+pytestmark = pytest.mark.check
+
+PAGES = {"limits": ["guides/rate-limits-and-quotas.md"], "public-paths": ["reference/routes.md", "security.md"]}
+NOT_COUNTED = (
+    "/health /livez /readyz /metrics /assets/* /files /files/* /dashboard/history /dashboard/calls /dashboard/readers "
+    "/dashboard/audit /dashboard/events /gateway/upstreams /gateway/items /chat/members /inspect/log"
+)
+"""Health checks, scrapes, files, and what pages poll."""
+
+
+@pytest.mark.parametrize("name", TABLES)
+async def test_pages_contain_the_tables_that_servers_produce(name: str) -> None:
+    wanted = await TABLES[name]()
+    for page in PAGES[name]:
+        text = (ROOT / "docs" / page).read_text("utf-8")
+        found = [match["body"] for match in TABLE.finditer(text) if match["name"] == name]
+        assert found == [wanted], f"The table of docs/{page} is outdated. Run: make docs"
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+async def test_limits_count_requests_for_all_paths_but_probes_files_and_polls(limit: str) -> None:
+    judged = await judge_routes(limit)
+    assert {path for (_, path), counts in judged.items() if counts == "no"} == set(NOT_COUNTED.split())
+    assert {method for (method, path), counts in judged.items() if not path and counts == "yes"} > {"GET", "PUT"}
+    assert judged["PATCH", "/health"] == "yes", "a method that a path doesn't have"
+
+
+@pytest.mark.parametrize("limit", LIMITS)
+async def test_limits_count_messages_on_every_transport(limit: str) -> None:
+    judged = await judge_messages(limit)
+    exempt = {kind for (kind, _), counts in judged.items() if counts != "yes"}
+    assert exempt == {
+        "a notification", "a response to a question", "the end of a session",
+        "a request with a wrong key", "a browser's preflight request", "opening a WebSocket",
+    }  # fmt: skip
+
+
+async def test_only_listed_paths_need_no_credential() -> None:
+    public = set(await public_paths())
+    async with running(card_url="https://mcp.example.com/mcp") as (runtime, served):
+        for path, route in routes_of(runtime).items():
+            for method in route.handlers:
+                peer = await served.connect()
+                fields = encode_headers({"host": "127.0.0.1:8000"})
+                await peer.send(encode_request(method, path.replace("*", "x"), fields, b""))
+                status, _ = await peer.head()
+                peer.close()
+                is_listed = path in public or "/assets/" in path
+                assert (status != 401) == is_listed, (method, path, status)
