@@ -1,8 +1,8 @@
 """Connections to one upstream, the subscriptions that they carry, and the breaker in front of them.
 
-There's one client `Conversation` per key, opened on first use. A key identifies the owner of a connection. An
-upstream's session belongs to one principal and one client session, so callers never share upstream state. Clients never
-see an upstream's session id.
+There's one client `Conversation` per key, opened on first use. A key identifies the owner of a connection. A session at
+a URL belongs to one principal and one client session. Callers of one process share its session (see `isolation`).
+Clients never see an upstream's session id.
 """
 
 import asyncio

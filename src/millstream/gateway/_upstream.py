@@ -169,8 +169,8 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
     forward_client: bool = True
     """Whether upstreams see the client's name and version instead of the gateway's."""
     isolation: Literal["shared", "per_principal", "per_session"] = "shared"
-    """Number of processes for a command: one, one per principal, or one per session. In the handshake era, a process
-    that two principals have used can't ask questions.
+    """Number of processes for a command: one, one per principal, or one per session. Callers of one process share what
+    it remembers. In the handshake era, a process that two principals have used can't ask questions.
     """
     connect_timeout: float = 10.0
     """Seconds to wait for a connection."""
