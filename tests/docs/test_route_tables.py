@@ -43,10 +43,10 @@ async def test_limits_count_messages_on_every_transport(limit: str) -> None:
 
 async def test_only_listed_paths_need_no_credential() -> None:
     public = set(await public_paths())
-    async with running(card_url="https://mcp.example.com/mcp") as (runtime, served):
-        for path, route in routes_of(runtime).items():
+    async with running(card_url="https://mcp.example.com/mcp") as world:
+        for path, route in routes_of(world).items():
             for method in route.handlers:
-                peer = await served.connect()
+                peer = await world.running.connect()
                 fields = encode_headers({"host": "127.0.0.1:8000"})
                 await peer.send(encode_request(method, path.replace("*", "x"), fields, b""))
                 status, _ = await peer.head()

@@ -145,7 +145,13 @@ class GuardedServer:
 
 @asynccontextmanager
 async def run_guarded(
-    server: Server | None = None, *, lane: bool = True, port: int = 0, way: str = "", **options: Any
+    server: Server | None = None,
+    *,
+    lane: bool = True,
+    port: int = 0,
+    way: str = "",
+    proxies: Any = None,
+    **options: Any,
 ) -> AsyncIterator[GuardedServer]:
     """Run a server for the length of the block. With `four`, use the shared server with four workers."""
     if way == FOUR:
@@ -156,5 +162,5 @@ async def run_guarded(
     server = server or make_server(**options)
     async with server.running() as runtime:
         prepare(server, runtime)
-        async with serve(server, lane=lane, port=port) as running:
+        async with serve(server, lane=lane, port=port, proxies=proxies) as running:
             yield GuardedServer(server, runtime, running)

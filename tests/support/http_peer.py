@@ -37,6 +37,11 @@ def listed_paths(routes: Routes) -> dict[str, tuple[str, ...]]:
     return {path: tuple(handlers) for path, handlers in (*routes._exact.items(), *below)}
 
 
+def behind_proxy() -> TrustedProxies:
+    """Return the proxies for `serve`, so that ``X-Forwarded-For`` names the client."""
+    return TrustedProxies(["127.0.0.1"])
+
+
 class ToyApp:
     """An ASGI application with a route table, like `Server`: exact paths to handlers."""
 

@@ -17,12 +17,9 @@ from typing import Any, NamedTuple
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
-from http_peer import Peer, RunningServer, serve
+from auth_world import GuardedServer, run_guarded
+from http_peer import Peer, RunningServer, behind_proxy
 from millstream import Server, Settings, auth
-from millstream._app.runtime import Runtime
-from millstream._app.server_process.entry import prepare
-from millstream._http.hosts import TrustedProxies
-from millstream._parts import Route
 from millstream.gateway import per_user_oauth
 from patience import WAIT
 from wire import POST, encode_headers, encode_request, request
@@ -61,7 +58,7 @@ Send = Callable[[str, Any], Awaitable[bool]]
 @asynccontextmanager
 async def running(
     *, parts: str = "all", issuer: bool = True, accounts: bool = True, **options: Any
-) -> AsyncIterator[tuple[Runtime, RunningServer]]:
+) -> AsyncIterator[GuardedServer]:
     """Run a server that requires a key, behind a proxy that names the client's address. Each caller may do all."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("page.html", "users.json"):
@@ -76,10 +73,8 @@ async def running(
         server.route("/own")(_own_page)
         if accounts:
             server.upstream("notes", "https://notes.example.com/mcp", auth=per_user_oauth())
-        async with server.running() as runtime:
-            prepare(server, runtime)
-            async with serve(server, proxies=TrustedProxies(["127.0.0.1"])) as served:
-                yield runtime, served
+        async with run_guarded(server, proxies=behind_proxy()) as world:
+            yield world
 
 
 async def _own_page(request: Any) -> Any:
@@ -263,8 +258,8 @@ async def _judge(served: RunningServer, numbers: Iterator[int], begin: Any, kind
 async def judge_messages(limit: str) -> dict[tuple[str, str], str]:
     """Return whether a limit counts each kind of message, by kind and transport."""
     found: dict[tuple[str, str], str] = {}
-    async with running(**{limit: f"{_MOST}/minute"}) as (_, served):
-        numbers = count()
+    async with running(**{limit: f"{_MOST}/minute"}) as world:
+        served, numbers = world.running, count()
         for kind, message in _MESSAGES.items():
             for transport, begin in _TRANSPORTS.items():
                 found[kind, transport] = await _judge(served, numbers, begin, kind, message)
@@ -278,9 +273,9 @@ async def judge_routes(limit: str) -> dict[tuple[str, str], str]:
     """Return whether a limit counts requests, by method and path. Unknown paths have an empty one."""
     found: dict[tuple[str, str], str] = {}
     options = {"card_url": "https://mcp.example.com/mcp", "show_errors": True}
-    async with running(**options, **{limit: f"{_MOST}/minute"}) as (runtime, served):
-        numbers = count()
-        wanted = [(method, path) for path, route in routes_of(runtime).items() for method in route.handlers]
+    async with running(**options, **{limit: f"{_MOST}/minute"}) as world:
+        served, numbers = world.running, count()
+        wanted = [(method, path) for path, route in routes_of(world).items() for method in route.handlers]
         wanted += [(method, "") for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS")] + [("PATCH", "/health")]
         for method, path in wanted:
             caller = Caller(served, next(numbers))
@@ -293,10 +288,10 @@ async def judge_routes(limit: str) -> dict[tuple[str, str], str]:
     return found
 
 
-def routes_of(runtime: Runtime) -> dict[str, Route]:
+def routes_of(world: GuardedServer) -> dict[str, Any]:
     """Return the routes of a server by path, or by prefix with a star."""
-    runtime.serve_http()
-    table = runtime.host.routes
+    world.runtime.serve_http()
+    table = world.runtime.host.routes
     return {**table.exact, **{f"{prefix}*": route for prefix, route in table.prefixes.items()}}
 
 
@@ -339,8 +334,8 @@ async def public_paths() -> dict[str, tuple[str, str]]:
     """Return the paths without sign-in, with their methods and what they come with."""
     found: dict[str, tuple[str, str]] = {}
     for reason, options in _PUBLIC_WITH.items():
-        async with running(**options) as (runtime, _):
-            for path, route in routes_of(runtime).items():
+        async with running(**options) as world:
+            for path, route in routes_of(world).items():
                 if route.public and not route.own:
                     label = re.sub(r"/assets/.*", "/assets/…", path).replace("*", "…")
                     found.setdefault(label, (", ".join(f"`{each}`" for each in route.handlers), reason))
@@ -349,8 +344,8 @@ async def public_paths() -> dict[str, tuple[str, str]]:
 
 async def public_table() -> str:
     """Return the table of paths that need no credential."""
-    rows = [f"| `{path}` | {methods} | {reason} |" for path, (methods, reason) in (await public_paths()).items()]
-    return "\n".join(["| path | methods | with |", "|---|---|---|", *rows]) + "\n"
+    rows = [f"| {methods} | `{path}` | {reason} |" for path, (methods, reason) in (await public_paths()).items()]
+    return "\n".join(["| methods | path | with |", "|---|---|---|", *rows]) + "\n"
 
 
 TABLES: Mapping[str, Callable[[], Awaitable[str]]] = {"limits": limits_table, "public-paths": public_table}
