@@ -25,6 +25,7 @@ from millstream.client._errors import (
     TooManyMessages,
     TooMuchArriving,
     UnknownVersion,
+    UnsendableRequest,
 )
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ __all__ = [
     "TransportFactory",
     "TransportRequest",
     "UnknownVersion",
+    "UnsendableRequest",
     "Url",
     "Webhook",
     "WorkloadIdentity",

@@ -14,6 +14,7 @@ from millstream._http.client import (
     TlsFailed,
     TooLarge,
     TooMuchArriving,
+    UnsendableRequest,
 )
 
 __all__ = [  # the imported ones; all others are defined here
@@ -25,6 +26,7 @@ __all__ = [  # the imported ones; all others are defined here
     "TlsFailed",
     "TooLarge",
     "TooMuchArriving",
+    "UnsendableRequest",
 ]
 
 
