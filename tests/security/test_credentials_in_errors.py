@@ -199,6 +199,25 @@ async def test_callers_of_an_api_do_not_see_its_credentials(way: str, monkeypatc
             assert_clean(found.text, kept="" if way == "redirect" else "production")
 
 
+async def test_error_on_the_guides_page() -> None:
+    async def behave(request: ReceivedRequest) -> None:
+        if request.method == "tools/call":
+            text = f"request with x-api-key {request.headers['x-api-key']} failed"
+            await request.reply(text.encode(), status="500 Internal Server Error", type="text/plain")
+        elif request.method in ("server/discover", "tools/list"):
+            await request.result(OFFER if request.method == "server/discover" else {"tools": [TOOL]})
+        else:
+            await request.reply(b"", status="404 Not Found")
+
+    page = Path("docs/guides/credentials-for-upstreams.md").read_text("utf-8")
+    async with misbehaving(behave) as server:
+        mcp = Server("front")
+        mcp.upstream("mail", server.url, prefix="", start_timeout=WAIT, auth=static_headers({"x-api-key": KEY}))
+        async with Client(mcp, timeout=WAIT) as client:
+            said = (await client.call("hello", raise_on_error=False)).text
+    assert f"\n{said}\n" in page
+
+
 async def test_results_pass_untouched() -> None:
     async with quoting("result") as url:
         mcp = Server("front")

@@ -206,7 +206,10 @@ PAGES = {
         },
     ),
     "docs/guides/credentials-for-upstreams.md": Page(
-        untyped={"accounts.py": "Its servers aren't there. tests/gateway/test_credentials.py imports it."},
+        untyped={
+            "accounts.py": "Its servers aren't there. tests/gateway/test_credentials.py imports it.",
+            "The server 'mail'": "tests/security/test_credentials_in_errors.py compares it.",
+        },
     ),
     "docs/guides/gateway.md": Page(
         places={
