@@ -173,6 +173,11 @@ async def test_rejected_requests_show_the_reason() -> None:
     assert "Maximum context length is 8192 tokens" in str(error)
 
 
+async def test_reasons_do_not_contain_the_api_key() -> None:
+    error = await failed(refuses(400, f"The key {KEY} can't use this model."))
+    assert "The key [redacted] can't use this model" in str(error)
+
+
 async def test_unreachable_url_is_reported_immediately() -> None:
     async with Agent(LanguageModel("m", key=KEY, url=f"http://127.0.0.1:{free_port()}/v1")) as agent:
         with pytest.raises(ModelUnreachable, match="http://127"):

@@ -17,11 +17,15 @@ import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
 from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving
+from issuer_world import run_issuer
 from millstream import Client, Server
-from millstream.client import ClientError, Options, ServerError
+from millstream._http.client.url import parse_url
+from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, Options, ServerError
 from millstream.gateway import OpenApi, bearer, static_headers
 from patience import WAIT
+from processes import ROOT
 
+PAGE = ROOT / "docs/guides/credentials-for-upstreams.md"
 KEY = "k3y/of+the=operator"
 BASIC = b64encode(b"shop:pa55/word").decode()
 TOOL = {"name": "hello", "inputSchema": {"type": "object"}}
@@ -143,6 +147,16 @@ async def test_errors_for_clients_do_not_contain_their_credentials(way: str) -> 
                 assert_clean("\n".join(texts), kept="" if way in ("redirect", "challenge") else "production")
 
 
+async def refusal(client: Client, tool: str) -> str:
+    """Return all texts of the error of a call."""
+    try:
+        found = await client.call(tool, raise_on_error=False)
+    except ServerError as exc:
+        return f"{exc} {json.dumps(exc.data)}"
+    assert found.is_error
+    return found.text
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_callers_of_a_gateway_and_its_log_do_not_see_its_credentials(
     way: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -162,12 +176,7 @@ async def test_callers_of_a_gateway_and_its_log_do_not_see_its_credentials(
                     mcp = Server("front")
                     mcp.upstream("up", url, prefix=prefix, start_timeout=WAIT, **options)
                     async with Client(mcp, timeout=WAIT) as client:
-                        try:
-                            said = (
-                                await client.call(f"{prefix}_hello" if prefix else "hello", raise_on_error=False)
-                            ).text
-                        except ServerError as exc:
-                            said = f"{exc} {json.dumps(exc.data)}"
+                        said = await refusal(client, f"{prefix}_hello" if prefix else "hello")
                     assert_clean(said, kept="" if way in ("200 text", "redirect", "challenge") else "production")
     assert_clean(caplog.text, kept="")
 
@@ -199,6 +208,63 @@ async def test_callers_of_an_api_do_not_see_its_credentials(way: str, monkeypatc
             assert_clean(found.text, kept="" if way == "redirect" else "production")
 
 
+async def test_errors_of_tasks_do_not_contain_credentials() -> None:
+    async def behave(request: ReceivedRequest) -> None:
+        error = {"code": -32000, "message": f"bad: {request.headers}", "data": [str(request.headers)]}
+        task = {"taskId": "t-1", "createdAt": "2026-01-01T00:00:00Z", "lastUpdatedAt": "2026-01-01T00:00:00Z"}
+        match request.method:
+            case "server/discover":
+                extensions = {"extensions": {"io.modelcontextprotocol/tasks": {}}}
+                await request.result({**OFFER, "capabilities": {**OFFER["capabilities"], **extensions}})  # type: ignore[dict-item]
+            case "tools/list":
+                await request.result({"tools": [TOOL]})
+            case "tools/call":
+                await request.result({"resultType": "task", "status": "working", "pollIntervalMs": 10, **task})
+            case "tasks/get":
+                await request.result({"resultType": "complete", "status": "failed", "error": error, **task})
+            case _:
+                await request.reply(b"", status="404 Not Found")
+
+    headers = {"X-Tenant": "production", "X-Api-Key": KEY}
+    async with misbehaving(behave) as server:
+        async with Client(server.url, headers=headers, timeout=WAIT) as client:
+            with pytest.raises(ServerError) as caught:
+                await client.tasks.wait(await client.tasks.start("hello"))
+            assert_clean(f"{caught.value} {caught.value.data}")
+        mcp = Server("front")
+        mcp.upstream("up", server.url, prefix="u", start_timeout=WAIT, headers=headers)
+        async with Client(mcp, timeout=WAIT) as client:
+            assert_clean(await refusal(client, "u_hello"))
+
+
+async def test_errors_of_authorization_servers_do_not_contain_the_secrets_of_clients() -> None:
+    for status in ("400 Bad Request", "200 OK"):  # GitHub's errors have status 200
+
+        def quote_form(request: bytes, status: str = status) -> bytes:
+            body = json.dumps(
+                {"error": "invalid_client", "error_description": f"bad {request.decode()}"[:2000]}
+            ).encode()
+            return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status.encode(), len(body), body)
+
+        async with run_issuer() as issuer:
+            issuer.answers["/token"] = quote_form
+            for methods in (["client_secret_post"], ["client_secret_basic"]):
+                issuer.answers["/.well-known/oauth-authorization-server"] = {
+                    "issuer": issuer.url,
+                    "token_endpoint": f"{issuer.url}/token",
+                    "token_endpoint_auth_methods_supported": methods,
+                }
+                credentials = OAuth(
+                    store=MemoryTokenStore(), client_id="production", client_secret=KEY, client_credentials=True
+                )
+                with pytest.raises(AccessDenied) as caught:
+                    await credentials.handle_challenge(parse_url(f"{issuer.url}/mcp"), 401, "Bearer")
+                assert "bad" in str(caught.value)
+                assert_clean(str(caught.value), kept="")
+                basic = b64encode(f"production:{KEY}".encode()).decode()
+                assert basic not in str(caught.value)
+
+
 async def test_error_on_the_guides_page() -> None:
     async def behave(request: ReceivedRequest) -> None:
         if request.method == "tools/call":
@@ -209,13 +275,12 @@ async def test_error_on_the_guides_page() -> None:
         else:
             await request.reply(b"", status="404 Not Found")
 
-    page = Path("docs/guides/credentials-for-upstreams.md").read_text("utf-8")
     async with misbehaving(behave) as server:
         mcp = Server("front")
         mcp.upstream("mail", server.url, prefix="", start_timeout=WAIT, auth=static_headers({"x-api-key": KEY}))
         async with Client(mcp, timeout=WAIT) as client:
             said = (await client.call("hello", raise_on_error=False)).text
-    assert f"\n{said}\n" in page
+    assert f"\n{said}\n" in PAGE.read_text("utf-8")
 
 
 async def test_results_pass_untouched() -> None:

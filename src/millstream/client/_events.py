@@ -21,6 +21,7 @@ from millstream._protocol.metadata import SUBSCRIPTION_KEY
 from millstream._protocol.notifications import PaginatedResult
 from millstream._tasks import cancel_all
 from millstream.client._conversation import Conversation
+from millstream.client._endpoint import redact_error
 from millstream.client._errors import ConnectionLost, NotSupported, ServerError
 from millstream.client._requests import RawRequest, failure
 from millstream.client._results import read
@@ -316,7 +317,9 @@ class EventSubscription(ClientSubscription[ServerEvent], eq=False):
         if self._silence is not None and not self._silence.expired():
             self._silence.reschedule(asyncio.get_running_loop().time() + (0 if over else _SILENCE_TIMEOUT))
         if kind == "terminated":
-            self.fail(failure(bytes(note.error)))
+            error = failure(bytes(note.error))
+            redact_error(error, self._events.conversation.transport.secrets)
+            self.fail(error)
         elif over:
             self._space.clear()
         elif kind == "event":

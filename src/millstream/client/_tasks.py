@@ -18,6 +18,7 @@ from millstream._protocol.json_schema import members
 from millstream._protocol.jsonrpc import Json, encode
 from millstream._protocol.metadata import CAPABILITIES_KEY, TASKS
 from millstream._protocol.notifications import InputRequest
+from millstream._protocol.redaction import redact, redact_value
 from millstream._tasks import retry_delay
 from millstream.client._conversation import Conversation
 from millstream.client._errors import (
@@ -156,7 +157,11 @@ class ClientTasks(Struct, eq=False):
             ServerError: There's no such task, for example because it has expired.
             ClientError: There was no response.
         """
-        return read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout))
+        task = read("tasks/get", _decode_task, await self._ask("tasks/get", task_id, {}, timeout))
+        if not isinstance(task.error, UnsetType):
+            secrets, error = self._conversation.transport.secrets, task.error
+            error.message, error.data = redact(error.message, secrets), redact_value(error.data, secrets)
+        return task
 
     async def update(self, task_id: str, answers: Mapping[str, Any], *, timeout: float = 0) -> None:
         """Answer questions of a task: ``await client.tasks.update(task_id, {key: {"action": "decline"}})``.
