@@ -81,6 +81,17 @@ async def quote_request(request: ReceivedRequest, way: str) -> None:
             await request.reply(texts[kind].encode(), status=f"{status} No", type=media)
 
 
+async def refuse(request: ReceivedRequest) -> None:
+    """Respond to any other request."""
+    if request.verb == "GET":
+        await request.reply(b"", status="405 Method Not Allowed")
+    elif "id" in request.message:
+        error = {"code": -32601, "message": "Method not found"}
+        await request.reply(json.dumps({"jsonrpc": "2.0", "id": request.message["id"], "error": error}).encode())
+    else:
+        await request.reply(b"", status="202 Accepted")
+
+
 @asynccontextmanager
 async def quoting(way: str, *, handshake: bool = False) -> AsyncIterator[str]:
     async def behave(request: ReceivedRequest) -> None:
@@ -90,13 +101,8 @@ async def quoting(way: str, *, handshake: bool = False) -> AsyncIterator[str]:
             await request.result(results[request.method])
         elif request.path.startswith("/api") or request.method == "tools/call":
             await quote_request(request, way)
-        elif request.verb == "GET":
-            await request.reply(b"", status="405 Method Not Allowed")
-        elif "id" in request.message:
-            error = {"code": -32601, "message": "Method not found"}
-            await request.reply(json.dumps({"jsonrpc": "2.0", "id": request.message["id"], "error": error}).encode())
         else:
-            await request.reply(b"", status="202 Accepted")
+            await refuse(request)
 
     async with misbehaving(behave) as server:
         yield server.url
@@ -223,7 +229,7 @@ async def test_errors_of_tasks_do_not_contain_credentials() -> None:
             case "tasks/get":
                 await request.result({"resultType": "complete", "status": "failed", "error": error, **task})
             case _:
-                await request.reply(b"", status="404 Not Found")
+                await refuse(request)
 
     headers = {"X-Tenant": "production", "X-Api-Key": KEY}
     async with misbehaving(behave) as server:
@@ -273,7 +279,7 @@ async def test_error_on_the_guides_page() -> None:
         elif request.method in ("server/discover", "tools/list"):
             await request.result(OFFER if request.method == "server/discover" else {"tools": [TOOL]})
         else:
-            await request.reply(b"", status="404 Not Found")
+            await refuse(request)
 
     async with misbehaving(behave) as server:
         mcp = Server("front")
