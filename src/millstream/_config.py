@@ -46,6 +46,14 @@ RateText = Annotated[
         description="a number and a unit: 600/minute, 5/second",
     ),
 ]
+RequiredRateText = Annotated[
+    str,
+    Meta(
+        pattern=r"^[1-9][0-9]{0,8} ?/ ?(second|minute|hour|day)$",
+        description="a number and a unit: 30/minute, 100/hour",
+    ),
+]
+"""A rate that can't be turned off."""
 QuotaText = Annotated[
     str,
     Meta(pattern=r"^([1-9][0-9]{0,8} ?/ ?(day|month))?$", description="a number and day or month: 10000/day"),
@@ -121,6 +129,10 @@ class Settings(Confidential, Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Quota of tool calls per caller and calendar day or month (UTC): ``10000/day``."""
     limit_concurrency: Cap = 0
     """Maximum concurrent tool calls per caller. 0 means no limit."""
+    limit_failed_sign_ins: RequiredRateText = "30/minute"
+    """Rate limit of wrong keys, opaque tokens, and client secrets per address."""
+    limit_registrations: RequiredRateText = "100/hour"
+    """Rate limit of clients that register with the built-in authorization server per address."""
     tls_cert: str = ""
     """A certificate chain in PEM format, which enables https. A renewed file is used without a restart."""
     tls_key: str = ""

@@ -1,12 +1,21 @@
 """Fixtures for tests with user accounts and passwords."""
 
+from typing import Any
+
 import pytest
 
-from millstream._limits import Rate
+from millstream._limits import Limiter, Rate
 from millstream.auth import _guard, _sign_in
 from millstream.auth._authorization_server import clients, tickets, users
 
 _DAY = 86_400
+
+
+class _DailyLimiter(Limiter):
+    """A limiter that counts failed sign-ins per day."""
+
+    def __init__(self, name: str, rate: Rate, **options: Any) -> None:
+        super().__init__(name, Rate(rate.count, _DAY) if name in ("sign-in", "client-sign-in") else rate, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -16,9 +25,9 @@ def daily_attempt_limits(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     Tests with the mark `minutes` use the default.
     """
     if request.node.get_closest_marker("minutes") is None:
-        for module in (_guard, clients, users):
-            monkeypatch.setattr(module, "_FAILURES", Rate(module._FAILURES.count, _DAY))
-        for name in ("_NAMED", "_FROM_NETWORK", "_FROM_DEVICE", "_FROM_NEW"):
+        for module in (_guard, tickets):
+            monkeypatch.setattr(module, "Limiter", _DailyLimiter)
+        for name in ("_FAILURES", "_NAMED", "_FROM_NETWORK", "_FROM_DEVICE", "_FROM_NEW"):
             monkeypatch.setattr(users, name, Rate(getattr(users, name).count, _DAY))
         monkeypatch.setattr(_sign_in, "_SIGN_OUT_RATE", Rate(_sign_in._SIGN_OUT_RATE.count, _DAY))
         monkeypatch.setattr(clients, "_LOOKUPS", Rate(clients._LOOKUPS.count, _DAY))

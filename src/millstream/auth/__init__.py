@@ -13,13 +13,14 @@ if TYPE_CHECKING:
     from millstream.auth._authorization_server.upstreams import github, google, login_provider
     from millstream.auth._authorization_server.users import users
     from millstream.auth._key_file import keys
-    from millstream.auth._method import AuthMethod, Identity, Unavailable
+    from millstream.auth._method import AuthMethod, Identity, Rejection, Unavailable
     from millstream.auth._oidc import oidc
     from millstream.auth._tokens import introspection, jwt
 
 _HOMES = {
     "AuthMethod": "_method",
     "Identity": "_method",
+    "Rejection": "_method",
     "Unavailable": "_method",
     "client": "_authorization_server.config",
     "github": "_authorization_server.upstreams",
@@ -57,6 +58,7 @@ _ELSEWHERE = {
 __all__ = [
     "AuthMethod",
     "Identity",
+    "Rejection",
     "Unavailable",
     "client",
     "github",

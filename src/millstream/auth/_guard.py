@@ -5,6 +5,7 @@ Handlers behind the guard see only the principal. A request with an invalid cred
 anonymous.
 """
 
+import logging
 import re
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -12,13 +13,14 @@ from time import monotonic
 from urllib.parse import urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from millstream._config import Settings
 from millstream._http.hosts import parse_authority
 from millstream._http.message import JSON_HEAD, Handler, HttpRequest, Response, Sink, peer_network, plain_problem
 from millstream._http.server import HeaderLineCache
 from millstream._limits import Limiter, Rate, StoreLimiter
-from millstream._protocol.errors import INSUFFICIENT_SCOPE, ProtocolError
+from millstream._protocol.errors import INSUFFICIENT_SCOPE, MAX_SHOWN, ProtocolError
 from millstream._protocol.jsonrpc import encode
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
@@ -28,6 +30,9 @@ from millstream.auth._method import (
     Identity,
     KeyedSemaphore,
     KnownScopes,
+    RecentRejection,
+    RecentRejections,
+    Rejection,
     Unavailable,
     Verdict,
     Verdicts,
@@ -35,6 +40,8 @@ from millstream.auth._method import (
     prefetch_all,
 )
 from millstream.auth._tokens import Discovery
+
+logger = logging.getLogger("millstream")
 
 METADATA_PATH = "/.well-known/oauth-protected-resource"
 SERVER_METADATA_PATH = "/.well-known/oauth-authorization-server"
@@ -86,8 +93,8 @@ class Addresses(Struct):
 class ChallengeResponses(Struct, kw_only=True):
     """The challenges and refusals of one server.
 
-    They follow RFC 6750 §3 and RFC 9728 §5.1, with problem details for people. They don't depend on the credential, so
-    they don't reveal anything about it.
+    They follow RFC 6750 §3 and RFC 9728 §5.1, with problem details for people. They don't contain text from the
+    credential.
     """
 
     addresses: Addresses | None = None
@@ -118,13 +125,13 @@ class ChallengeResponses(Struct, kw_only=True):
             plain_problem(401, text, head + _NO_STORE) if page is None else Response(page.body, 401, page.head + head)
         )
 
-    def wrong(self, request: HttpRequest) -> Response:
+    def wrong(self, request: HttpRequest, reason: str) -> Response:
         """Respond to an invalid credential. The status is 403 if there are only API keys, because clients can't request
-        a new one.
+        a new one. `reason` may be empty.
         """
         if self.oauth:
-            head = self._head(request, "invalid_token", self.scopes)
-            return plain_problem(401, "The token is invalid or has expired.", head)
+            head = self._head(request, "invalid_token", self.scopes, reason)
+            return plain_problem(401, reason or "The token is invalid or has expired.", head)
         return plain_problem(403, "The key is invalid or has been removed.", _NO_STORE)
 
     def for_malformed(self, request: HttpRequest, text: str) -> Response:
@@ -153,14 +160,23 @@ class ChallengeResponses(Struct, kw_only=True):
     def _scope_text(self, scopes: Collection[str]) -> str:
         return " ".join(self.scope_prefix + each for each in sorted({*scopes}))
 
-    def _head(self, request: HttpRequest | None, error: str, scopes: Collection[str]) -> bytes:
-        return self._challenge(request, error, scopes) + _NO_STORE
+    def _head(self, request: HttpRequest | None, error: str, scopes: Collection[str], reason: str = "") -> bytes:
+        return self._challenge(request, error, scopes, reason) + _NO_STORE
 
-    def _challenge(self, request: HttpRequest | None, error: str, scopes: Collection[str]) -> bytes:
+    def _challenge(self, request: HttpRequest | None, error: str, scopes: Collection[str], reason: str = "") -> bytes:
         metadata = "" if self.addresses is None else self.addresses.metadata_url(request)
-        parts = {"error": error, "scope": self._scope_text(scopes), "resource_metadata": metadata}
-        said = ", ".join(f'{name}="{value}"' for name, value in parts.items() if value)
+        parts = {
+            "error": error,
+            "error_description": reason[:MAX_SHOWN],
+            "scope": self._scope_text(scopes),
+            "resource_metadata": metadata,
+        }
+        said = ", ".join(f'{name}="{_UNQUOTABLE.sub("?", value)}"' for name, value in parts.items() if value)
         return f"www-authenticate: Bearer{' ' if said else ''}{said}\r\n".encode()
+
+
+_UNQUOTABLE = re.compile(r"[^\x20\x21\x23-\x5b\x5d-\x7e]")
+"""Matches characters that a challenge's values can't contain (RFC 6750 §3)."""
 
 
 def _missing_scope_text(needed: Collection[str]) -> str:
@@ -235,8 +251,10 @@ argument is whether the request is for one of the program's own routes.
 """
 
 MAX_CREDENTIAL = 16 * 1024
-_FAILURES = Rate(30, 60)
-"""Maximum invalid credentials per address. An IPv6 network is treated as one address."""
+_LINES_PER_REASON = Rate(1, 60)
+"""Maximum lines in the log per address and reason."""
+_LINES = Rate(60, 60)
+"""Maximum lines in the log about rejected credentials."""
 _MAX_CONCURRENT = 8
 """Maximum concurrent verifications per address. Others wait, so that parallel guesses aren't all verified before the
 first failure is counted.
@@ -245,6 +263,30 @@ _CREDENTIAL = re.compile(rb"[\x21-\x7e]+")
 _OTHER_KEY_HEADER = re.compile(rb"(x-)?(goog-)?(api|auth|access)-?(key|token)")
 """Headers in which clients of other servers send keys."""
 _KEY_HEADER = re.compile(r"(?i)(?!sec-|x-csrf|csrf|x-xsrf)[a-z0-9-]{0,58}(?:key|token)")
+
+
+def _is_bearer(value: bytes) -> bool:
+    """Return whether an ``Authorization`` header has the only scheme that the guard reads."""
+    return value.partition(b" ")[0].lower() == b"bearer"
+
+
+def _combine(rejections: Sequence[Rejection], *, shown: bool) -> Rejection:
+    """Return the rejection by all methods together.
+
+    Args:
+        rejections: The rejection of each method.
+        shown: Whether one of them has sent the credential to another server. It then counts as a guess, even if it has
+            a signature, so that a caller can't cause any number of requests.
+    """
+    seconds = min((each.seconds for each in rejections), default=0.0)
+    best = next((each for each in rejections if each.is_genuine), None)
+    if best is None:
+        best = next((each for each in rejections if each.is_signed), None)
+        best = best and replace(best, is_signed=not shown)
+    if best is None:
+        # It could have been meant for any method.
+        best = rejections[0] if len(rejections) == 1 else Rejection()
+    return replace(best, seconds=seconds)
 
 
 class AuthGuard:
@@ -256,6 +298,7 @@ class AuthGuard:
         challenges: ChallengeResponses,
         *,
         key_header: str = "",
+        failures: Rate,
         clock: Clock = monotonic,
     ) -> None:
         if key_header and not _KEY_HEADER.fullmatch(key_header):
@@ -280,12 +323,15 @@ class AuthGuard:
         self.clock: Clock = clock
         self.challenges: ChallengeResponses = challenges
         self.verdicts: Verdicts = Verdicts()
+        self._rejections = RecentRejections()
         self.header_lines: HeaderLineCache = HeaderLineCache()
         """Cached header lines of the server's connections, including valid credentials."""
         self.on_revocation: list[Callable[[], None]] = []
         """Called when credentials may have been revoked."""
         self._epochs = [method.epoch() for method in methods]
-        self._failures = Limiter("sign-in", _FAILURES, clock=clock, pool=lambda: self.pool)
+        self._failures = Limiter("sign-in", failures, clock=clock, pool=lambda: self.pool)
+        self._lines_per_reason = Limiter("log", _LINES_PER_REASON, clock=clock, max_keys=10_000)
+        self._lines = Limiter("log", _LINES, clock=clock)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT)
 
     def protect(self, handler: Handler, *, scope: str = "", message: str = "", own: bool = False) -> Handler:
@@ -336,11 +382,11 @@ class AuthGuard:
             if not _CREDENTIAL.fullmatch(given[7:]):
                 text = f"The {names[-1].decode().title()} header must have only the key or token, without Bearer."
                 return self.challenges.for_malformed(request, text)
-            if value is not None and b"Bearer " + value.partition(b" ")[2].strip(b" ") != given:
+            if value is not None and _is_bearer(value) and b"Bearer " + value.partition(b" ")[2].strip(b" ") != given:
                 return self.challenges.for_malformed(
                     request, "The request has two different credentials. Send only one."
                 )
-            value = given
+            value = given  # a proxy may have used Authorization for another scheme
         if value is None:
             found = await self.ambient(request, own) if self.ambient is not None else None
             return self.challenges.for_missing(request) if found is None else found
@@ -352,7 +398,7 @@ class AuthGuard:
     ) -> Principal | Response:
         scheme, _, credential = value.partition(b" ")
         credential = credential.strip(b" ")
-        if scheme.lower() != b"bearer":
+        if not _is_bearer(value):
             return self.challenges.for_missing(request)
         if not _CREDENTIAL.fullmatch(credential):
             return self.challenges.for_malformed(
@@ -364,17 +410,15 @@ class AuthGuard:
             return verdict.principal
         try:
             async with self.verification_slot(request.peer):
-                refusal = self.refuse_throttled(request.peer)
-                if refusal is not None:
-                    return refusal
                 if (verdict := self.cached_verdict(key)) is not None:  # another request has verified it
                     return verdict.principal
-                found, lacking = await self.identify(credential.decode("ascii"))
+                found, lacking = await self.check(request.peer, credential.decode("ascii"))
         except Unavailable as exc:
             return self.challenges.unavailable(str(exc))
         if found is None:
-            self.record_failure(request.peer)
-            return self.challenges.wrong(request)
+            return self._throttled(peer_network(request.peer))
+        if isinstance(found, Rejection):
+            return self.challenges.wrong(request, found.reason)
         if lacking:
             return self.challenges.insufficient(request, lacking)
         self.verdicts.keep(key, Verdict(found.principal, self.clock() + found.seconds))
@@ -387,46 +431,110 @@ class AuthGuard:
         return None if verdict is None or verdict.until <= self.clock() else verdict
 
     def verification_slot(self, address: str) -> AbstractAsyncContextManager[None]:
-        """Wait for a slot to verify a credential from an address. Call `refuse_throttled` and `record_failure` inside.
+        """Wait for a slot to verify a credential from an address. Call `check`, or `refuse_throttled` and
+        `record_failure`, inside.
 
         Raises:
             Unavailable: No slot was free in time.
         """
         return self._checks.hold(peer_network(address))
 
-    async def identify(self, credential: str) -> tuple[Identity | None, frozenset[str]]:
-        """Return a credential's owner from the first method that accepts it, and the required scopes that it lacks.
+    async def check(self, address: str, credential: str) -> tuple[Identity | Rejection | None, frozenset[str]]:
+        """Identify a credential from an address, and count it if it's a wrong guess.
+
+        A guess is a credential that nobody could have had for a good reason. So these aren't counted: tokens whose
+        signature is valid, although something else is wrong with them; tokens signed by an unknown private key, which
+        can't be guessed; credentials that were valid before; and credentials that the address has already presented.
+        An address with too many guesses can still use methods whose credentials can't be guessed.
+
+        Returns:
+            The identity and the required scopes that it lacks, or the rejection, or None after too many guesses.
+
+        Raises:
+            Unavailable: See `identify`.
+        """
+        network, now = peer_network(address), self.clock()
+        key = RecentRejections.key(network, credential)
+        before, throttled = self._rejections.get(key), self._failures.wait(network) > 0
+        lacking = frozenset[str]()
+        if before is not None and now < before.until:
+            found: Identity | Rejection = before.rejection
+        else:
+            methods = [each for each in self.methods if not each.guessable] if throttled else self.methods
+            found, lacking = await self.identify(credential, methods)
+        if isinstance(found, Identity):
+            if lacking:
+                self._log(address, "The token lacks required scopes.", f"It needs {' and '.join(sorted(lacking))}.")
+            return found, lacking
+        if throttled:
+            return (found if found.is_genuine or found.is_signed else None), lacking
+        is_guess = not (found.is_genuine or found.is_signed or self._was_valid(credential))
+        if is_guess and before is None:
+            self._failures.report(network)
+        if is_guess or found.seconds > 0:
+            self._rejections.keep(key, RecentRejection(network, found, now + found.seconds))
+        self.on_failure(address)
+        if found.reason:
+            self._log(address, found.reason, found.details)
+        return found, lacking
+
+    def _was_valid(self, credential: str) -> bool:
+        """Return whether a credential was valid when it was last verified, as far as this worker knows."""
+        raw = credential.encode()
+        return b"Bearer " + raw in self.verdicts or b"bearer " + raw in self.verdicts
+
+    def _log(self, address: str, reason: str, details: str) -> None:
+        """Log why a credential was rejected, in a limited number of lines."""
+        kind = f"{peer_network(address)} {reason}"
+        if self._lines.wait("") <= 0 and self._lines_per_reason.take(kind) <= 0:
+            self._lines.take("")
+            logger.info("Rejected a credential from %s. %s", address or "a client", f"{reason} {details}".rstrip())
+
+    async def identify(
+        self, credential: str, methods: Sequence[AuthMethod] | None = None
+    ) -> tuple[Identity | Rejection, frozenset[str]]:
+        """Return a credential's owner from the first method that accepts it, and the required scopes that it lacks; or
+        why it isn't valid.
+
+        Args:
+            credential: The credential.
+            methods: The methods to try, by default all.
 
         Raises:
             Unavailable: No method accepted the credential, and at least one wasn't available.
         """
         nothing = frozenset[str]()
         if len(credential) > MAX_CREDENTIAL:
-            return None, nothing
+            return Rejection(f"Keys and tokens can have up to {MAX_CREDENTIAL // 1024} KiB."), nothing
         failure: Unavailable | None = None
-        for method in self.methods:
+        rejections: list[Rejection] = []
+        shown = False
+        for method in self.methods if methods is None else methods:
             try:
-                found = await method.identify(credential)
+                found = await method.examine(credential)
             except Unavailable as exc:
                 failure = exc
                 continue
-            if found is not None:
+            if isinstance(found, Identity):
                 return found, nothing if found.principal.has(method.scopes) else frozenset(method.scopes)
+            rejections.append(found)
+            shown |= method.shows
         if failure is not None:
             raise failure
-        return None, nothing
+        return _combine(rejections, shown=shown), nothing
 
     def refuse_throttled(self, address: str) -> Response | None:
         """Return the refusal for an address with too many invalid credentials, or None if it may try again."""
         key = peer_network(address)
-        wait = self._failures.wait(key)
-        if wait <= 0:
-            return None
+        return self._throttled(key) if self._failures.wait(key) > 0 else None
+
+    def _throttled(self, key: str) -> Response:
         text = "Too many failed sign-ins from your address. Wait a minute, then try again."
-        return plain_problem(429, text, self._failures.header_lines(key, wait) + _NO_STORE)
+        head = self._failures.header_lines(key, self._failures.wait(key))
+        return plain_problem(429, text, head + _NO_STORE)
 
     def record_failure(self, address: str) -> None:
-        """Count an invalid credential from an address."""
+        """Count a wrong password from an address."""
         self.on_failure(address)
         self._failures.report(peer_network(address))
 
@@ -472,6 +580,7 @@ class AuthGuard:
             return False
         self._epochs = epochs
         self.verdicts.clear()
+        self._rejections.clear()
         self.header_lines.forget_credentials()
         for on_revoked in self.on_revocation:
             on_revoked()

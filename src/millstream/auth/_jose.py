@@ -17,13 +17,14 @@ from joserfc import jws
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, JWKRegistry, OctKey, OKPKey, RSAKey
 from msgspec import UNSET, Struct, field
+from msgspec.structs import replace
 
 from millstream._http.client.pool import FetchedDocument, OutboundError
 from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
-from millstream.auth._method import Clock, Identity, Unavailable
+from millstream.auth._method import Clock, Identity, Rejection, Unavailable, shown
 
 Claims = Mapping[str, Any]
 """The claims of a token, by name."""
@@ -71,17 +72,29 @@ class TokenRules(Struct, frozen=True):
             return ""
         return self.issuer.replace(TENANT, tenant)
 
-    def accepts_audience(self, claims: Claims) -> bool:
-        """Return whether a token is for this server."""
+    def audience_flaw(self, claims: Claims) -> Rejection | None:
+        """Return why a token isn't for this server, or None if it is."""
         given = claims.get("aud")
-        if self.clients and client_of(claims) not in self.clients:
-            return False
+        client = client_of(claims)
+        if self.clients and client not in self.clients:
+            return Rejection(
+                "The token is for a client that isn't accepted here.",
+                f"Its client is {shown(client or None)}, and client_ids contains {shown(list(self.clients))}.",
+            )
         if not self.audiences:
-            return given is None
+            text = "The token has an audience, but this server expects none."
+            return None if given is None else Rejection(text, f"Its audience is {shown(given)}.")
         values: list[Any] = given if is_array(given) else [given]
         found = [each for each in values if isinstance(each, str) and each in self.audiences]
+        if not found:
+            return Rejection(
+                "The token is for another audience.",
+                f"Its audience is {shown(given)}, and this server expects {shown(next(iter(self.audiences)))}.",
+            )
         # An ID token has a client's id as its audience, which may also be that of an API.
-        return bool(found) and (self.id_tokens or any("://" in each for each in found) or not _ID_ONLY & claims.keys())
+        if self.id_tokens or any("://" in each for each in found) or not _ID_ONLY & claims.keys():
+            return None
+        return _NO_ACCESS_TOKEN
 
 
 TENANT = "{tenantid}"
@@ -90,36 +103,73 @@ _ID_ONLY = {"nonce", "at_hash", "c_hash"}
 """Claims that only ID tokens have (OpenID Connect Core §2, §3.3.2.11)."""
 
 
-def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | None:
-    """Return the identity in a token's claims, or None if they break a rule. The caller verifies the signature.
+_NO_ACCESS_TOKEN = Rejection("This isn't an access token.")
+_TOO_EARLY = "The token isn't valid yet."
+
+
+def judge(claims: Claims, rules: TokenRules, now: float) -> Identity | Rejection:
+    """Return the identity in a token's claims, or which rule they break. The caller verifies the signature.
 
     The rules are about issuer, subject, audience, and times (RFC 7519, 8707, 9068).
     """
-    subject, expires, issuer = claims.get("sub"), claims.get("exp"), rules.issuer_of(claims)
-    if (
-        not issuer
-        or claims.get("iss") != issuer
-        or not rules.accepts_audience(claims)
-        or not _is_text(subject)
-        or not is_time(expires)
-        or not (rules.id_tokens or _is_access(claims))
-        # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.
-        or claims.get("cnf") is not None
-        or not all(is_past(claims.get(name), now) for name in ("nbf", "iat"))
-    ):
-        return None
-    left = cast("float", expires) + LEEWAY - now
-    if left <= 0:
-        return None
+    flaw = _flaw(claims, rules, now)
+    if flaw is not None:
+        # Only time can make the token valid.
+        return replace(flaw, is_genuine=True, seconds=0.0 if flaw.reason == _TOO_EARLY else rules.believed)
+    expires = cast("float", claims["exp"]) + LEEWAY
     principal = Principal(
-        cast("str", subject),
-        issuer,
+        cast("str", claims["sub"]),
+        rules.issuer_of(claims),
         client_of(claims),
         scopes=scopes_of(claims, rules.implied, rules.scope_claims),
         claims=dict(claims),
-        expires_at=cast("float", expires) + LEEWAY,
+        expires_at=expires,
     )
-    return Identity(principal, min(left, rules.believed))
+    return Identity(principal, min(expires - now, rules.believed))
+
+
+def _flaw(claims: Claims, rules: TokenRules, now: float) -> Rejection | None:
+    """Return the first rule that claims break, or None."""
+    issuer = rules.issuer_of(claims)
+    if not issuer:
+        return Rejection(
+            "The token is from a tenant that isn't accepted here.", f"Its tid is {shown(claims.get('tid'))}."
+        )
+    if claims.get("iss") != issuer:
+        return Rejection(
+            "The token is from another issuer.",
+            f"Its issuer is {shown(claims.get('iss'))}, and this server expects {shown(issuer)}.",
+        )
+    if (flaw := rules.audience_flaw(claims)) is not None:
+        return flaw
+    if not _is_text(claims.get("sub")):
+        return Rejection("The token has no subject (sub).")
+    if not (rules.id_tokens or _is_access(claims)):
+        return _NO_ACCESS_TOKEN
+    if claims.get("cnf") is not None:
+        # Bound to a key (RFC 7800). Proof of possession isn't checked here, so a thief could use the token.
+        return Rejection("The token is bound to a key (cnf), and proofs aren't checked here.")
+    return _time_flaw(claims, now)
+
+
+def _time_flaw(claims: Claims, now: float) -> Rejection | None:
+    expires = claims.get("exp")
+    if not is_time(expires):
+        return Rejection("The token has no expiration time (exp).")
+    for name in ("nbf", "iat"):
+        if not is_past(claims.get(name), now):
+            return Rejection(_TOO_EARLY, f"Its {name} is {_ago(claims.get(name), now)}.")
+    if expires + LEEWAY <= now:
+        return Rejection("The token has expired.", f"Its exp is {_ago(expires, now)}.")
+    return None
+
+
+def _ago(value: object, now: float) -> str:
+    """Return a claim's distance from the present time."""
+    if not is_time(value):
+        return "not a time"
+    seconds = round(value - now)
+    return f"in {seconds} seconds" if seconds > 0 else f"{-seconds} seconds ago"
 
 
 def client_of(claims: Claims) -> str:
@@ -196,7 +246,22 @@ _MIN_SECRET = 32
 
 
 class InvalidToken(Exception):
-    """The token is malformed, or its signature is invalid."""
+    """The token is malformed, or its signature is invalid.
+
+    Args:
+        text: Message for the caller, without text from the token.
+        details: See `Rejection.details`.
+        is_signed: See `Rejection.is_signed`.
+    """
+
+    def __init__(self, text: str, details: str = "", *, is_signed: bool = False) -> None:
+        super().__init__(text)
+        self.details = details
+        self.is_signed = is_signed
+
+    def rejection(self) -> Rejection:
+        """Return the rejection of a credential that should be such a token."""
+        return Rejection(str(self), self.details, is_signed=self.is_signed)
 
 
 class Header(Struct):
@@ -275,14 +340,31 @@ async def read_claims(
         InvalidToken: It isn't such a token.
     """
     header, found = open_token(token)
-    if header.alg not in algorithms or header.typ not in types:
-        raise InvalidToken(f"It must be a signed JWT of the type {types[0]}.")
+    is_signed = header.alg in ASYMMETRIC
+    if header.alg not in algorithms:
+        details = f"Its algorithm is {shown(header.alg)}, and accepted are {', '.join(sorted(algorithms))}."
+        raise InvalidToken("The token's signature algorithm isn't accepted here.", details, is_signed=is_signed)
+    if header.typ not in types:
+        details = f"Its typ is {shown(header.typ)}."
+        raise InvalidToken(f"It must be a signed JWT of the type {types[0]}.", details, is_signed=is_signed)
     registry = _Registry(algorithms=[header.alg], strict_check_header=False)
-    for each in await find(header.kid, header.alg):
+    keys = await find(header.kid, header.alg)
+    for each in keys:
         with suppress(JoseError, TypeError, *MALFORMED):
             if jws.validate_compact(found, each.key, registry=registry):
                 return decode_object(found.payload)
-    raise InvalidToken("The signature is invalid.")
+    details = f"Its key id is {shown(header.kid)}, its algorithm is {header.alg}"
+    details += f", and it claims to be from {shown(_issuer_of(found.payload))}."
+    text = "The signature is invalid." if keys else "The signature is by an unknown key."
+    raise InvalidToken(text, details, is_signed=is_signed)
+
+
+def _issuer_of(payload: bytes) -> object:
+    """Return the unverified issuer in a token's payload."""
+    try:
+        return decode_object(payload).get("iss")
+    except MALFORMED:
+        return None
 
 
 def read_keys(raw: Mapping[str, Any]) -> list[PublicKey]:
@@ -395,6 +477,10 @@ RETRY_SECONDS = 5.0
 """Minimum seconds between an attempt that failed and the next one."""
 
 _NO_KEYS = "An issuer's tokens can't be verified, because its keys can't be fetched. %s"
+_USELESS_KEYS = (
+    "The key set %s has no key that can verify signatures, so its issuer's tokens will be rejected. Let the issuer "
+    "sign with an asymmetric algorithm, such as RS256 or ES256."
+)
 
 
 class FixedKeys(Struct):
@@ -409,6 +495,10 @@ class FixedKeys(Struct):
 
     async def prefetch(self) -> None:
         """Do nothing."""
+
+    def known(self) -> list[PublicKey]:
+        """Return the keys."""
+        return self.keys
 
 
 class FetchedKeys(Struct, eq=False):
@@ -440,6 +530,10 @@ class FetchedKeys(Struct, eq=False):
         except Unavailable:
             self._last_attempt = self._last_fetch
             self.retry()
+
+    def known(self) -> list[PublicKey]:
+        """Return the keys that were fetched last, or an empty list."""
+        return self._keys
 
     async def find(self, kid: str | None, algorithm: str) -> list[PublicKey]:
         """Return the keys that may have created a signature.
@@ -473,6 +567,8 @@ class FetchedKeys(Struct, eq=False):
         if raw != self._raw:
             self._raw, self._keys = raw, keys
             self.epoch += 1
+            if not keys:
+                logger.warning(_USELESS_KEYS, url)
 
 
 def select_keys(keys: list[PublicKey], kid: str | None, algorithm: str) -> list[PublicKey]:

@@ -6,9 +6,10 @@ unresponsive issuer can't block every caller.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol, runtime_checkable
+from hashlib import sha256
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -17,9 +18,13 @@ from msgspec import Struct, field
 from millstream._config import Settings
 from millstream._http.message import Handler, HttpRequest, Response
 from millstream._override import override
+from millstream._protocol.errors import shorten
 from millstream._protocol.principal import Principal
 from millstream._server.calls.services import Services
 from millstream.auth.providers import RedirectTarget
+
+_MAX_SHOWN = 120
+_MAX_SHOWN_ITEMS = 4
 
 
 class Identity(Struct, frozen=True):
@@ -28,6 +33,33 @@ class Identity(Struct, frozen=True):
     principal: Principal
     seconds: float
     """Maximum seconds to cache the verdict."""
+
+
+class Rejection(Struct, frozen=True):
+    """Why a credential isn't valid: ``Rejection("The badge was reported lost.", is_genuine=True)``.
+
+    Wrong guesses are limited per address, so a method says what can't be one.
+    """
+
+    reason: str = ""
+    """A sentence of your own for the caller and the log, without text from the credential."""
+    details: str = ""
+    """More sentences, only for the log. Quote text from the credential with `ascii`, and shorten it."""
+    is_genuine: bool = False
+    """Whether the credential is from its issuer, but has expired, was revoked, or is for another server."""
+    is_signed: bool = False
+    """Whether it has a signature by a private key, which can't be guessed, even if it couldn't be verified."""
+    seconds: float = 0.0
+    """Maximum seconds to cache the rejection."""
+
+
+def shown(value: object) -> str:
+    """Return a value from a credential for `Rejection.details`: strings quoted, on one line, and shortened."""
+    if value is None:
+        return "missing"
+    given: Sequence[object] = value if isinstance(value, list | tuple) else [value]  # pyright: ignore[reportUnknownVariableType]
+    some = [ascii(shorten(each, _MAX_SHOWN)) for each in given[:_MAX_SHOWN_ITEMS] if isinstance(each, str)]
+    return (" and ".join(some) or "not a string") + (" and others" if len(given) > _MAX_SHOWN_ITEMS else "")
 
 
 class Unavailable(Exception):
@@ -128,6 +160,10 @@ class AuthMethod:
     """Prefix that the issuer expects on the scopes that a client requests."""
     shows: bool = False
     """Whether `identify` sends the credential to another server. The guard tries such methods last."""
+    guessable: bool = True
+    """Whether callers could guess a credential, such as a key. An address with too many wrong guesses can use only
+    other methods for a while.
+    """
 
     async def identify(self, credential: str) -> Identity | None:
         """Return the owner of a credential, or None if it isn't valid here.
@@ -139,6 +175,20 @@ class AuthMethod:
             Unavailable: The credential can't be verified at the moment.
         """
         raise NotImplementedError
+
+    async def examine(self, credential: str) -> Identity | Rejection:
+        """Return the owner of a credential, or why it isn't valid here. The guard calls this.
+
+        By default, it calls `identify`, and each invalid credential is a wrong guess.
+
+        Args:
+            credential: As for `identify`.
+
+        Raises:
+            Unavailable: The credential can't be verified at the moment.
+        """
+        found = await self.identify(credential)
+        return Rejection() if found is None else found
 
     def holds(self, id: str) -> bool:
         """Return whether a principal may still have a valid credential. If not, its streams are closed.
@@ -302,8 +352,54 @@ class KeyedSemaphore(Struct, eq=False):
 
 
 _MAX_ENTRIES = 4096
-_MAX_PER_PRINCIPAL = 256
-"""Maximum entries per principal when the cache is full."""
+_MAX_PER_OWNER = 256
+"""Maximum entries per owner when a cache is full."""
+
+E = TypeVar("E")
+
+
+class CredentialCache(dict[bytes, E]):
+    """Facts about credentials, in order of insertion.
+
+    A lookup is one dictionary access; all bookkeeping happens on insertion. An owner with many entries can fill the
+    cache, but then evicts only its own. Otherwise it could force a signature check or a request to the issuer for each
+    request of other callers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._by_owner: dict[str, dict[bytes, None]] = {}
+        """Owner -> its entries, in the same order."""
+
+    def owner_of(self, entry: E) -> str:
+        """Return the owner of an entry."""
+        raise NotImplementedError
+
+    def keep(self, key: bytes, entry: E) -> None:
+        """Cache an entry. A full cache drops the oldest one, or its owner's oldest at `_MAX_PER_OWNER`."""
+        if key in self:
+            del self[key]
+        owner = self.owner_of(entry)
+        while len(self) >= _MAX_ENTRIES:
+            mine = self._by_owner.get(owner, {})
+            del self[next(iter(mine if len(mine) >= _MAX_PER_OWNER else self))]
+        self[key] = entry
+        self._by_owner.setdefault(owner, {})[key] = None
+
+    @override
+    def __delitem__(self, key: bytes) -> None:
+        owner = self.owner_of(self[key])
+        super().__delitem__(key)
+        mine = self._by_owner[owner]
+        del mine[key]
+        if not mine:
+            del self._by_owner[owner]
+
+    @override
+    def clear(self) -> None:
+        """Drop all entries."""
+        super().clear()
+        self._by_owner.clear()
 
 
 class Verdict(NamedTuple):
@@ -313,41 +409,36 @@ class Verdict(NamedTuple):
     until: float
 
 
-class Verdicts(dict[bytes, Verdict]):
-    """Normalized ``Authorization`` value -> verdict, in order of insertion.
-
-    A lookup is one dictionary access; all bookkeeping happens on insertion. A principal with many valid credentials can
-    fill the cache, but then evicts only its own entries. Otherwise it could force a signature check or a request to the
-    issuer for each request of other callers.
+class Verdicts(CredentialCache[Verdict]):
+    """Normalized ``Authorization`` value -> verdict. The owner is the principal. An expired verdict shows that the
+    credential was valid.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._by_principal: dict[str, dict[bytes, None]] = {}
-        """`Principal.id` -> its entries, in the same order."""
+    @override
+    def owner_of(self, entry: Verdict) -> str:
+        """Return the id of the principal."""
+        return entry.principal.id
 
-    def keep(self, value: bytes, verdict: Verdict) -> None:
-        """Cache a verdict. A full cache drops the oldest one, or its principal's oldest at `_MAX_PER_PRINCIPAL`."""
-        if value in self:
-            del self[value]
-        id = verdict.principal.id
-        while len(self) >= _MAX_ENTRIES:
-            mine = self._by_principal.get(id, {})
-            del self[next(iter(mine if len(mine) >= _MAX_PER_PRINCIPAL else self))]
-        self[value] = verdict
-        self._by_principal.setdefault(id, {})[value] = None
+
+class RecentRejection(NamedTuple):
+    """A rejection of a credential from an address or IPv6 network, and its expiry."""
+
+    network: str
+    rejection: Rejection
+    until: float
+
+
+class RecentRejections(CredentialCache[RecentRejection]):
+    """Rejected credentials by address, so that presenting one again isn't a second guess. Contains only hashes of the
+    credentials. The owner is the address or IPv6 network.
+    """
+
+    @staticmethod
+    def key(network: str, credential: str) -> bytes:
+        """Return the key of a credential from an address or IPv6 network."""
+        return sha256(f"{network}\0{credential}".encode("utf-8", "surrogatepass")).digest()
 
     @override
-    def __delitem__(self, value: bytes) -> None:
-        id = self[value].principal.id
-        super().__delitem__(value)
-        mine = self._by_principal[id]
-        del mine[value]
-        if not mine:
-            del self._by_principal[id]
-
-    @override
-    def clear(self) -> None:
-        """Drop all verdicts."""
-        super().clear()
-        self._by_principal.clear()
+    def owner_of(self, entry: RecentRejection) -> str:
+        """Return the address or IPv6 network."""
+        return entry.network

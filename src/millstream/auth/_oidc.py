@@ -22,7 +22,7 @@ from millstream._server.functions.description import Names
 from millstream.auth._authorization_server.records import new_secret
 from millstream.auth._authorization_server.tickets import Tickets, UpstreamPageMethod, Vault
 from millstream.auth._jose import ASYMMETRIC, TENANT, Claims, FetchedKeys, TokenRules
-from millstream.auth._method import AuthMethod, KnownScopes, NeedsServer, Paths, Unavailable
+from millstream.auth._method import AuthMethod, Identity, KnownScopes, NeedsServer, Paths, Rejection, Unavailable
 from millstream.auth._tokens import Discovery, TokenMethod, accepted_algorithms, ask_issuer, issuer_keys, rules_of
 from millstream.auth.providers import AuthorizationRedirect, Callback, SignInFailed
 
@@ -227,18 +227,20 @@ class CodeFlow:
     async def _open(self, token: object, nonce: str) -> Claims:
         """Return the claims of an ID token."""
         try:
-            found = await self._tokens.identify(token) if isinstance(token, str) else None
+            found = await self._tokens.examine(token) if isinstance(token, str) else Rejection("It's missing.")
         except Unavailable as exc:
             raise SignInFailed(f"{self._title} isn't responding. Try again later.") from exc
-        claims = found.principal.claims if found is not None else {}
-        if (
-            not claims
-            or not self._is_ours(claims)
-            or not hmac.compare_digest(text(claims.get("nonce")).encode("utf-8", "replace"), nonce.encode())
-        ):
-            logger.error("%s returned an ID token that failed verification.", self._issuer)
-            raise SignInFailed(f"The response from {self._title} couldn't be verified. Start again.")
-        return claims
+        claims = found.principal.claims if isinstance(found, Identity) else {}
+        if isinstance(found, Rejection):
+            flaw = f"{found.reason} {found.details}".rstrip()
+        elif not self._is_ours(claims):
+            flaw = "It's for another client."
+        elif not hmac.compare_digest(text(claims.get("nonce")).encode("utf-8", "replace"), nonce.encode()):
+            flaw = "Its nonce is wrong."
+        else:
+            return claims
+        logger.error("%s returned an ID token that failed verification. %s", self._issuer, flaw)
+        raise SignInFailed(f"The response from {self._title} couldn't be verified. Start again.")
 
     def _is_ours(self, claims: Claims) -> bool:
         """Return whether a token is for this client. With several audiences, `azp` decides."""
@@ -322,10 +324,11 @@ class RunningOidc(TokenMethod, UpstreamPageMethod):
         """Return the user's token and its remaining lifetime."""
         _, token = await self._flow.finish(callback)
         try:
-            found = await self.identify(token)
+            found = await self.examine(token)
         except Unavailable as exc:
             raise SignInFailed(str(exc)) from None
-        if found is None:
+        if isinstance(found, Rejection):
+            logger.error("The token from %s isn't valid here. %s %s", self._title, found.reason, found.details)
             raise SignInFailed(f"The token from {self._title} isn't valid for this server. Contact its operator.")
         if not found.principal.has(self.scopes):
             raise SignInFailed("Your account lacks permissions that this server requires. Contact its operator.")

@@ -27,7 +27,7 @@ from millstream._stores.store import Store
 from millstream.auth._authorization_server.records import MAX_FORM, digest, reply
 from millstream.auth._authorization_server.tickets import Vault
 from millstream.auth._guard import AuthGuard
-from millstream.auth._method import Identity, NotAdmitted, PageMethod, Unavailable, Verdict
+from millstream.auth._method import Identity, NotAdmitted, PageMethod, Rejection, Unavailable, Verdict
 from millstream.auth._pages import (
     DATA,
     IMAGES,
@@ -185,9 +185,12 @@ class SignIn:
             else:
                 host, credential = None, given.get("key", "").strip()
                 kept = credential.encode()
-                found = (await self._guard.identify(credential))[0] if 0 < len(credential) <= _MAX_CREDENTIAL else None
-                if found is None:
-                    raise NotAdmitted("This key or token is invalid or has expired.", 403, wrong=True)
+                found: Identity | Rejection | None = Rejection()
+                if 0 < len(credential) <= _MAX_CREDENTIAL:
+                    found, _ = await self._guard.check(request.peer, credential)
+                if not isinstance(found, Identity):
+                    why = found.reason if found is not None else ""
+                    raise NotAdmitted(why or "This key or token is invalid or has expired.", 403)
         except NotAdmitted as exc:
             if exc.wrong:
                 self._guard.record_failure(request.peer)
@@ -282,8 +285,8 @@ class SignIn:
         if host is not None and person is not None:
             found = await host.recall(kept)
         else:
-            found, lacking = await self._guard.identify(kept.decode("latin-1"))
-            found = None if lacking else found
+            known, lacking = await self._guard.identify(kept.decode("latin-1"))
+            found = None if lacking or isinstance(known, Rejection) else known
         # Last, because the result is cached, and the user may have signed out in the meantime.
         id = "" if found is None else found.principal.id
         return (None, 0) if await self.signed_out.has(sealed, id, issued) else (found, left)

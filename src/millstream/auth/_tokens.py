@@ -5,6 +5,7 @@ An issuer publishes its metadata: RFC 8414, or OpenID Connect Discovery. Request
 configured. They may be on a private network.
 """
 
+import logging
 import time
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
@@ -39,7 +40,9 @@ from millstream.auth._jose import (
     shared_secret,
 )
 from millstream.auth._key_file import check_scopes
-from millstream.auth._method import AuthMethod, Clock, Identity, Unavailable
+from millstream.auth._method import AuthMethod, Clock, Identity, Rejection, Unavailable
+
+logger = logging.getLogger("millstream")
 
 _MAX_AGE = 3600.0
 
@@ -169,6 +172,12 @@ class IssuerMethod(AuthMethod):
         self.scope_prefix = rules.scope_prefix
 
     @override
+    async def identify(self, credential: str) -> Identity | None:
+        """Return the owner of a token."""
+        found = await self.examine(credential)
+        return found if isinstance(found, Identity) else None
+
+    @override
     def serve_at(self, urls: Collection[str]) -> None:
         """See `AuthMethod.serve_at`."""
         if self.resource in self._rules.audiences:
@@ -199,14 +208,15 @@ class TokenMethod(IssuerMethod):
         self._keys = keys
         self._algorithms = frozenset(algorithms)
         self._types = types
+        self.guessable = not self._algorithms.issubset(ASYMMETRIC)  # people choose secrets
 
     @override
-    async def identify(self, credential: str) -> Identity | None:
-        """Return the owner of a token."""
+    async def examine(self, credential: str) -> Identity | Rejection:
+        """Return the owner of a token, or why it isn't valid."""
         try:
             claims = await read_claims(credential, partial(self._find, credential), self._algorithms, self._types)
-        except InvalidToken:
-            return None
+        except InvalidToken as exc:
+            return exc.rejection()
         return judge(claims, self._rules, self._clock())
 
     async def _find(self, credential: str, kid: str | None, algorithm: str) -> list[PublicKey]:
@@ -226,6 +236,16 @@ class TokenMethod(IssuerMethod):
     async def prefetch(self) -> None:
         """Fetch the issuer's keys."""
         await self._keys.prefetch()
+        found = self._keys.known()
+        if not any(each.fits(algorithm) for each in found for algorithm in self._algorithms) and (
+            found or isinstance(self._keys, FixedKeys)
+        ):
+            logger.warning(
+                "No key of %s can verify a signature by one of the accepted algorithms (%s), so all of its tokens will "
+                "be rejected. Check the key set and algorithms=.",
+                self._rules.issuer,
+                ", ".join(sorted(self._algorithms)),
+            )
 
 
 _MAX_REQUESTS = 64
@@ -252,17 +272,17 @@ class IntrospectedMethod(IssuerMethod):
         self._endpoint = endpoint
         self._headers = {"authorization": basic_credentials(client, secret)}
         self._client_tokens = client_tokens
-        self._requests = SingleFlight[Identity | None]()
+        self._requests = SingleFlight[Identity | Rejection]()
         """Requests in progress. Callers with the same token share one."""
 
     @override
-    async def identify(self, credential: str) -> Identity | None:
-        """Return the owner of a token."""
+    async def examine(self, credential: str) -> Identity | Rejection:
+        """Return the owner of a token, or why it isn't valid."""
         if len(self._requests) >= _MAX_REQUESTS and not self._requests.runs(credential):
             raise Unavailable("Too many sign-ins at once. Try again later.")
         return await self._requests.run(credential, lambda: self._ask(credential))
 
-    async def _ask(self, credential: str) -> Identity | None:
+    async def _ask(self, credential: str) -> Identity | Rejection:
         form = urlencode({"token": credential, "token_type_hint": "access_token"}).encode()
         try:
             reply = await fetch(self._endpoint, form=form, headers=self._headers, is_allowed=allow_any)
@@ -270,8 +290,11 @@ class IntrospectedMethod(IssuerMethod):
         except (OutboundError, *MALFORMED) as exc:
             raise Unavailable("The issuer couldn't verify the token. Try again later.") from exc
         kind = claims.get("token_type", "Bearer")
-        if claims.get("active") is not True or not isinstance(kind, str) or kind.lower() != "bearer":
-            return None
+        if claims.get("active") is not True:
+            # The endpoint is asked about it at most as often as about a valid one.
+            return Rejection("The token isn't active.", seconds=self._rules.believed)
+        if not isinstance(kind, str) or kind.lower() != "bearer":
+            return Rejection("The token isn't a bearer token.", is_genuine=True, seconds=self._rules.believed)
         if self._client_tokens and "sub" not in claims and "username" not in claims and "client_id" in claims:
             # The client acts for itself, as in signed tokens (RFC 9068 §2.2). Introspection may omit `sub` for users,
             # too (RFC 7662 §2.2), so this is off by default.
@@ -279,7 +302,8 @@ class IntrospectedMethod(IssuerMethod):
         # The endpoint belongs to the issuer, so a missing `iss` means this one. `exp` is optional, and the token is
         # active now (RFC 7662 §2.2).
         now = self._clock()
-        return judge({"iss": self._rules.issuer, "exp": now + _MAX_AGE, **claims}, self._rules, now)
+        found = judge({"iss": self._rules.issuer, "exp": now + _MAX_AGE, **claims}, self._rules, now)
+        return found if isinstance(found, Identity) else replace(found, seconds=self._rules.believed)
 
 
 def several(name: str, given: Collection[str]) -> tuple[str, ...]:

@@ -238,7 +238,9 @@ class Endpoint:
                 remedy = "Send credentials: set auth or headers."
                 text = f"{url} requires credentials (401){problem_detail(reply)}."
                 return AccessDenied(text, reply.status, challenge, remedy=remedy)
-            text = f"{url} rejected these credentials (401){problem_detail(reply)}."
+            said = re.search(r'error_description="([^"]*)', challenge)
+            reason = f": {brief(said[1])}" if said else problem_detail(reply)
+            text = f"{url} rejected these credentials (401){reason}."
         elif "insufficient_scope" in challenge:
             scope = re.search(r'scope="([^"]*)', challenge)
             text = f"{url} requires more permissions than these credentials have (403)"

@@ -8,6 +8,7 @@ from cases import for_each
 from issuing_world import BACK, URL, Clock, Desk, KnownUsers, claims_of
 from millstream import auth
 from millstream._http.message import HttpRequest, Response
+from millstream._limits import Rate
 from millstream._protocol.principal import Principal
 from millstream._stores.store import Store
 from millstream.auth._guard import AuthGuard, ChallengeResponses
@@ -115,7 +116,7 @@ async def test_introspection_requires_authentication_and_ownership(
 def guard_of(desk: Desk) -> AuthGuard:
     """Return one worker's guard."""
     challenges = ChallengeResponses(oauth=True)
-    return AuthGuard([desk.running], challenges)
+    return AuthGuard([desk.running], challenges, failures=Rate(30, 60))
 
 
 async def asks(guard: AuthGuard, token: str) -> Principal | Response:
@@ -200,7 +201,7 @@ async def test_cached_tokens_cost_one_dictionary_lookup(desk: Desk) -> None:
     async def nobody(credential: str) -> None:
         raise AssertionError("asked again")
 
-    desk.running.identify = nobody  # type: ignore[method-assign,assignment]
+    desk.running.examine = nobody  # type: ignore[method-assign,assignment]
     steps = protected(HttpRequest("POST", "/mcp", raw, dict(raw)))
     with pytest.raises(StopIteration):
         steps.__await__().send(None)

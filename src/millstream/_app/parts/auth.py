@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from millstream._app.definition import Definition
 from millstream._app.parts import OwnPart
 from millstream._http.message import Handler
+from millstream._limits import Rate
 from millstream._parts import PartHost, Route
 from millstream._protocol.errors import LocalError
 from millstream._protocol.principal import EVERYTHING
@@ -58,7 +59,12 @@ class AuthPart(OwnPart):
             scope_prefix=issuing[0].scope_prefix if issuing else "",
             scopes=[scope for each in methods for scope in each.scopes],
         )
-        host.guard = guard = AuthGuard(methods, challenges, key_header=settings.auth_key_header)
+        host.guard = guard = AuthGuard(
+            methods,
+            challenges,
+            key_header=settings.auth_key_header,
+            failures=Rate.of(settings.limit_failed_sign_ins),
+        )
         host.on_close(guard.close)
         services.scope_error = challenges.refuse
         services.threads.places.several = guard.has_several()

@@ -12,7 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from millstream._app.parts import OwnPart
-from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response
+from millstream._http.message import JSON_HEAD, TEXT_HEAD, HttpRequest, Response, peer_network
+from millstream._limits import Limiter, Rate
 from millstream._override import override
 from millstream._parts import WATCH, PartHost, Route
 from millstream._protocol.admission import Handshake, target_name
@@ -48,6 +49,8 @@ class AuditPart(OwnPart):
     _log: AuditLog
     _failed = False
     """Whether the last line couldn't be written."""
+    _refusals: Limiter
+    """Limits records of rejected credentials per address."""
 
     async def open(self, host: PartHost) -> None:
         """Open the audit log.
@@ -59,6 +62,9 @@ class AuditPart(OwnPart):
         host.observe(self._observe)
         host.observe_messages(self._observe_message)
         if host.guard is not None:
+            # Strangers can send any number of credentials that aren't counted as guesses.
+            guesses = Rate.of(host.settings.limit_failed_sign_ins)
+            self._refusals = Limiter("refusals", Rate(2 * guesses.count, guesses.seconds))
             host.guard.on_failure = host.services.on_failed_sign_in = self._refuse
 
     @override
@@ -96,7 +102,8 @@ class AuditPart(OwnPart):
             self._write(AuditEntry("", method, target, status or "ok", address=address, transport=transport), principal)
 
     def _refuse(self, address: str) -> None:
-        self._write(AuditEntry("", "sign-in", "", "refused", address=address))
+        if self._refusals.take(peer_network(address)) <= 0:
+            self._write(AuditEntry("", "sign-in", "", "refused", address=address))
 
     def _write(self, entry: AuditEntry, principal: Principal | None = None) -> None:
         entry.at = stamp(time.time())

@@ -63,7 +63,7 @@ from millstream.auth._jose import (
     read_payload,
     select_keys,
 )
-from millstream.auth._method import KeyedSemaphore, Unavailable
+from millstream.auth._method import KeyedSemaphore, RecentRejection, RecentRejections, Rejection, Unavailable
 from millstream.auth._tokens import issuer_keys
 from millstream.auth.providers import RegistrationDenied
 
@@ -179,8 +179,6 @@ USED = 90 * 86_400.0
 """Seconds after its last use before a registration with a consent expires."""
 _MAX_ID = 2048
 _MAX_BODY = 16 * 1024
-_REGISTRATIONS = Rate(100, 3600)
-"""Maximum registrations per address."""
 _LOOKUPS = Rate(60, 60)
 """Maximum fetches of documents and their key sets caused by one address."""
 
@@ -191,7 +189,6 @@ _TYPES = ("client-authentication+jwt", "jwt", "")
 _MAX_ASSERTION_SECONDS = 600.0
 """Maximum lifetime of an assertion or grant in seconds."""
 _NO_PERIOD = "has no validity period."
-_FAILURES = Rate(30, 60)
 _MAX_CONCURRENT_CHECKS = 8
 """Maximum concurrent verifications per address, so that parallel guesses get no more tries than sequential ones."""
 _PROOFS = Rate(600, 60)
@@ -230,8 +227,9 @@ class Clients:
         self.identity_keys: dict[str, FetchedKeys] = {issuer: issuer_keys(issuer) for issuer in config.identities}
         """Issuer of each identity provider -> its keys."""
         self._lookups = vault.limiter("client-lookup", _LOOKUPS)
-        self._registrations = vault.limiter("register", _REGISTRATIONS)
-        self._failures = vault.limiter("client-sign-in", _FAILURES)
+        self._registrations = vault.limiter("register", Rate.of(vault.settings.limit_registrations))
+        self._failures = vault.limiter("client-sign-in", Rate.of(vault.settings.limit_failed_sign_ins))
+        self._wrong_secrets = RecentRejections()
         self._proofs = Limiter("client-proof", _PROOFS)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._documents: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
@@ -396,11 +394,7 @@ class Clients:
             OAuthError: The client is unknown or fails authentication.
             Unavailable: The client's keys can't be fetched, or too many requests from its address are waiting.
         """
-        key = peer_network(request.peer)
-        async with self._checks.hold(key):
-            wait = self._failures.wait(key)
-            if wait > 0:
-                raise _slow("Too many failed attempts from your address.", self._failures.header_lines(key, wait))
+        async with self._checks.hold(peer_network(request.peer)):
             header = request.headers.get(b"authorization")
             if header is not None and sum(name == b"authorization" for name, _ in request.raw_headers) > 1:
                 raise OAuthError("invalid_request", "The Authorization header is repeated.")
@@ -409,7 +403,6 @@ class Clients:
             except OAuthError as exc:
                 if exc.status == 401:
                     exc.head = b"" if header is None else _BASIC
-                    self._failures.report(key)
                     self._vault.report_failure(request.peer)
                 raise
 
@@ -439,8 +432,20 @@ class Clients:
         return client
 
     async def _by_secret(self, request: HttpRequest, client_id: str, secret: str) -> OAuthClient:
+        """Return a client with a secret. Only a wrong secret is a guess: ids aren't secret, and the server may have
+        forgotten a client. The same secret again isn't a second guess.
+        """
         client = await self._find_known(request, client_id)
-        if not client.method.startswith("client_secret") or not fits(secret, client.secret_hash):
+        if not client.method.startswith("client_secret"):
+            raise _invalid_client("This client doesn't have a secret.")
+        network = peer_network(request.peer)
+        if (wait := self._failures.wait(network)) > 0:
+            raise _slow("Too many failed attempts from your address.", self._failures.header_lines(network, wait))
+        if not fits(secret, client.secret_hash):
+            key = RecentRejections.key(network, f"{client.id}\0{secret}")
+            if key not in self._wrong_secrets:
+                self._failures.report(network)
+            self._wrong_secrets.keep(key, RecentRejection(network, Rejection(), 0.0))
             raise _invalid_client("The client secret is invalid.")
         return client
 

@@ -377,10 +377,18 @@ class TokenEndpoints(Struct, frozen=True):
     async def claims(self, token: str) -> Json | None:
         """Return the claims of one of our access tokens, expired or not, or None for any other text."""
         try:
-            claims = await read_claims(token, self.signing.find, ("ES256",), ("at+jwt",))
+            claims = await self.read(token)
         except InvalidToken:
             return None
         return claims if claims.get("iss") == self.config.url else None
+
+    async def read(self, token: str) -> Json:
+        """Return the claims of a token that is signed with our keys.
+
+        Raises:
+            InvalidToken: It isn't such a token.
+        """
+        return await read_claims(token, self.signing.find, ("ES256",), ("at+jwt",))
 
     async def revoke(self, request: HttpRequest) -> Response:
         """Revoke a token and its grant. Also succeeds for unknown tokens."""

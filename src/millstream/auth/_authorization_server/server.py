@@ -47,7 +47,7 @@ from millstream.auth._authorization_server.tickets import (
     read,
 )
 from millstream.auth._authorization_server.users import LoginThrottle, UserFile
-from millstream.auth._jose import Claims, TokenRules, judge, scopes_of
+from millstream.auth._jose import Claims, InvalidToken, TokenRules, judge, scopes_of
 from millstream.auth._key_file import check_scopes
 from millstream.auth._method import (
     AuthMethod,
@@ -55,6 +55,7 @@ from millstream.auth._method import (
     KnownScopes,
     Paths,
     Prefetchable,
+    Rejection,
     Rights,
     Unavailable,
     addresses_for,
@@ -195,6 +196,7 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     """
 
     recalls = True
+    guessable = False
 
     def __init__(self, config: IssuerConfig, services: Services, name: str) -> None:
         vault = Vault(services)
@@ -236,14 +238,23 @@ class RunningIssuer(IssuerEndpoints, UpstreamPageMethod):
     @override
     async def identify(self, credential: str) -> Identity | None:
         """Return the principal of one of our tokens."""
+        found = await self.examine(credential)
+        return found if isinstance(found, Identity) else None
+
+    @override
+    async def examine(self, credential: str) -> Identity | Rejection:
+        """Return the principal of one of our tokens, or why it isn't valid."""
         try:
-            claims = await self._token.claims(credential)
-            if claims is None or (found := judge(claims, self._rules, self._vault.clock())) is None:
-                return None
+            claims = await self._token.read(credential)
+            found = judge(claims, self._rules, self._vault.clock())
+            if isinstance(found, Rejection):
+                return found
             user = await self._user_of(claims)
             if user is False:
-                return None
+                return Rejection("The token was revoked, or its user can no longer sign in.", is_genuine=True)
             self._remember_user(found.principal.id, user if isinstance(user, User) else None)
+        except InvalidToken as exc:
+            return exc.rejection()
         except LocalError as exc:
             raise Unavailable("The store isn't available. Try again later.") from exc
         return found

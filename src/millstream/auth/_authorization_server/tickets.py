@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct, field
 
+from millstream._config import Settings
 from millstream._http.message import HttpRequest, Response, peer_network
 from millstream._limits import Limiter, Rate, StoreLimiter
 from millstream._override import override
@@ -60,6 +61,7 @@ class Vault:
         self.kv: Map = services.store.kv
         self.bus: Bus = services.store.bus
         self.clock: Clock = services.clock
+        self.settings: Settings = services.settings
 
     @property
     def pool(self) -> StoreLimiter | None:
