@@ -68,12 +68,12 @@ def test_evicted_credentials_are_not_counted() -> None:
     verdicts = Verdicts()
     for number in range(300):
         verdicts.keep(b"%d" % (number % 7), Verdict(Principal(f"s{number % 3}"), 1.0))
-    held = {id: list(values) for id, values in verdicts._by_principal.items()}
+    held = {id: list(values) for id, values in verdicts._by_owner.items()}
     assert sorted(value for values in held.values() for value in values) == sorted(verdicts)
     assert all(verdicts[value].principal.id == id for id, values in held.items() for value in values)
     for value in list(verdicts):
         del verdicts[value]
-    assert (verdicts, verdicts._by_principal) == ({}, {})
+    assert (verdicts, verdicts._by_owner) == ({}, {})
     verdicts.keep(b"0", Verdict(Principal("s"), 1.0))
     verdicts.clear()
-    assert (verdicts, verdicts._by_principal) == ({}, {})
+    assert (verdicts, verdicts._by_owner) == ({}, {})

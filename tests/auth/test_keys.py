@@ -232,8 +232,29 @@ async def test_different_key_next_to_a_bearer_token_is_rejected() -> None:
         assert (await ask(world, ALICE)).status == 200
         for key in (BOB, "wrong", "", f"Bearer {ALICE}"):
             assert (await ask(world, ALICE, x_api_key=key)).status == 400
-        basic = await ask(world, None, authorization="Basic YWxpY2U6eA==", x_api_key=ALICE)
-        assert basic.status == 400
+        assert (await ask(world, None, authorization=f"bEARER  {BOB}", x_api_key=ALICE)).status == 400
+
+
+OTHER_SCHEMES = ["Basic YWxpY2U6eA==", "Negotiate YII=", "DPoP abc", f"Basic {BOB}", f"Token {BOB}", BOB, "Basic", ""]
+
+
+@for_each("value", OTHER_SCHEMES)
+async def test_other_schemes_beside_the_key_header_are_ignored(value: str) -> None:
+    """A proxy in front of the server may need the header for itself."""
+    async with run_guarded(make_server(**KEY_HEADER)) as world:
+        reply = await ask(world, None, authorization=value, x_api_key=ALICE)
+        assert (reply.status, reply.message["content"][0]["text"]) == (200, "alice")
+        assert (await ask(world, None, authorization=value, x_api_key="wrong")).status == 403
+        assert (await ask(world, None, authorization=value)).status == 401
+        async with world.socket(None, **{"Authorization": value, "X-API-Key": BOB}) as socket:
+            await socket.recv()
+            await socket.send('{"type":"mcp_call","tool":"who"}')
+            assert "bob" in str(await socket.recv())
+        peer = await world.running.connect()
+        lines = f"authorization: {value}\r\nauthorization: {value}\r\nx-api-key: {ALICE}\r\n"
+        await peer.send(f"POST /tools/who HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}content-length: 0\r\n\r\n".encode())
+        assert (await peer.reply())[0] == 400
+        peer.close()
 
 
 async def test_key_headers_with_extra_text_are_rejected_with_a_fix() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from cases import for_each
 from command_line import Result, commands, options, overview, parameters, run_in_process
+from issuer_world import AUDIENCE, ISSUER, claims, key_set, token
 from millstream._cli.diagnosis import check_certificate
 from millstream._cli.help import COMMANDS
 from millstream._cli.program import MODULES
@@ -21,6 +22,7 @@ from millstream._http.client.url import parse_url
 from millstream.client import ConnectFailed
 from patience import WAIT
 from processes import ROOT, TEST_PATH, SharedServer, free_port, run_command, share_server
+from workers_world import run_workers
 
 COMMAND = [sys.executable, "-c", "import sys; sys.argv[0] = 'millstream'; from millstream._cli import main; main()"]
 SHOP = str(ROOT / "tests" / "client" / "shop.py")
@@ -349,6 +351,29 @@ def test_doctor_reports_each_step(server: SharedServer) -> None:
     done = run("doctor", f"http://127.0.0.1:{free_port()}/mcp", "--json")
     assert done.exit_code == 3
     assert json.loads(done.stdout)["steps"][-1]["remedy"].startswith("Check the host and port")
+
+
+TOKENS = """
+import json, os
+from millstream import Server, auth
+
+keys = json.loads(os.environ["KEYS"])
+mcp = Server("shop", auth=auth.jwt(issuer=os.environ["ISSUER"], audience=os.environ["AUDIENCE"], jwks=keys))
+"""
+
+
+@pytest.mark.server
+def test_doctor_reports_why_a_token_is_rejected(tmp_path: Path) -> None:
+    env = os.environ | {"KEYS": json.dumps(key_set()), "ISSUER": ISSUER, "AUDIENCE": AUDIENCE}
+    with run_workers(tmp_path, 1, program=TOKENS, env=env) as served:
+        for changes, reason in (
+            ({"exp": 1}, "The token has expired"),
+            ({"aud": "x"}, "The token is for another audience"),
+        ):
+            done = run("doctor", f"http://127.0.0.1:{served.port}/mcp", "--auth", token(claims(**changes)))
+            assert done.exit_code != 0
+            assert reason in " ".join(done.stdout.split())
+        served.wait_for_line("Rejected a credential from 127.0.0.1. The token has expired.")
 
 
 GATEWAY = """

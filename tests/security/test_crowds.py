@@ -9,9 +9,11 @@ from cases import for_each
 from http_peer import Peer
 from issuer_world import AUDIENCE, OTHER, claims, run_issuer, token
 from millstream import auth
+from millstream.auth import Identity, Rejection
 from patience import WAIT
 from wire import request
 
+UNKNOWN_KEY = "The signature is by an unknown key."
 BETWEEN = 0.05
 """Seconds between two pieces from a slow sender."""
 LIMIT = 0.5
@@ -68,6 +70,7 @@ async def test_unknown_key_ids_cause_one_issuer_request() -> None:
             assert guard is not None
             forged = [token(claims(iss=issuer.url), key=OTHER, kid=f"made-up-{number}") for number in range(1000)]
             found = await asyncio.gather(*(guard.identify(each) for each in forged))
-            assert {identity for identity, _ in found} == {None}
+            assert {identity.reason for identity, _ in found if isinstance(identity, Rejection)} == {UNKNOWN_KEY}
+            assert not any(isinstance(identity, Identity) for identity, _ in found)
             assert issuer.request_counts["/keys"] - before <= 1
             assert (await world.call(good, "who")).status == 200

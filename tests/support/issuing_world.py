@@ -136,8 +136,16 @@ class Reply:
 class Desk:
     """The authorization server of one worker."""
 
-    def __init__(self, store: Store, *, clock: Clock | None = None, people: Any = None, **options: Any) -> None:
-        self.services = Services(Settings(), store, ChangeFeed(), SECRETS)
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Clock | None = None,
+        people: Any = None,
+        settings: Settings | None = None,
+        **options: Any,
+    ) -> None:
+        self.services = Services(settings or Settings(), store, ChangeFeed(), SECRETS)
         self.clock = clock
         if clock is not None:
             self.services.clock = clock

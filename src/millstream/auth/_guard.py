@@ -130,6 +130,7 @@ class ChallengeResponses(Struct, kw_only=True):
         a new one. `reason` may be empty.
         """
         if self.oauth:
+            reason = reason[:MAX_SHOWN].encode("utf-8", "replace").decode()
             head = self._head(request, "invalid_token", self.scopes, reason)
             return plain_problem(401, reason or "The token is invalid or has expired.", head)
         return plain_problem(403, "The key is invalid or has been removed.", _NO_STORE)
@@ -167,7 +168,7 @@ class ChallengeResponses(Struct, kw_only=True):
         metadata = "" if self.addresses is None else self.addresses.metadata_url(request)
         parts = {
             "error": error,
-            "error_description": reason[:MAX_SHOWN],
+            "error_description": reason,
             "scope": self._scope_text(scopes),
             "resource_metadata": metadata,
         }

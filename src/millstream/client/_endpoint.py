@@ -238,9 +238,7 @@ class Endpoint:
                 remedy = "Send credentials: set auth or headers."
                 text = f"{url} requires credentials (401){problem_detail(reply)}."
                 return AccessDenied(text, reply.status, challenge, remedy=remedy)
-            said = re.search(r'error_description="([^"]*)', challenge)
-            reason = f": {brief(said[1])}" if said else problem_detail(reply)
-            text = f"{url} rejected these credentials (401){reason}."
+            text = f"{url} rejected these credentials (401){challenge_reason(challenge) or problem_detail(reply)}."
         elif "insufficient_scope" in challenge:
             scope = re.search(r'scope="([^"]*)', challenge)
             text = f"{url} requires more permissions than these credentials have (403)"
@@ -370,6 +368,12 @@ def problem_detail(reply: HttpReply) -> str:
     """Return the reason in the body of an error as the end of a sentence."""
     detail = error_detail(reply)
     return f": {detail}" if detail else ""
+
+
+def challenge_reason(challenge: str) -> str:
+    """Return the reason in a `WWW-Authenticate` header (RFC 6750 §3) as the end of a sentence."""
+    said = re.search(r'error_description="([^"]*)', challenge)
+    return f": {brief(said[1])}" if said else ""
 
 
 def brief(text: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 from cases import for_each
 from issuer_world import Issuer, run_issuer
 from issuing_world import BACK, RESOURCE, Browser, Clock, Desk, authorization
-from millstream import auth
+from millstream import Settings, auth
 from millstream.auth._authorization_server.clients import client_of, judge_of
 from millstream.auth.providers import OAuthClient, Provider, RegistrationDenied, User
 from millstream.stores import Store
@@ -351,3 +351,18 @@ async def test_clients_that_wait_too_long_get_a_retry_error(desk: Desk, monkeypa
         assert (reply.status, reply.message["error"]) == (503, "temporarily_unavailable")
     reply = await desk.post("/token", {"grant_type": "authorization_code", "code": "a"})
     assert reply.message["error"] != "temporarily_unavailable"
+
+
+async def test_the_limits_of_registrations_and_wrong_secrets_are_settings(desk: Desk) -> None:
+    settings = Settings(limit_registrations="3/day", limit_failed_sign_ins="2/day")
+    desk = Desk(desk.services.store, settings=settings)
+    about = {"redirect_uris": [BACK]}
+    statuses = [(await register(desk, about, "192.0.2.7")).status for _ in range(5)]
+    assert statuses == [201] * 3 + [429] * 2
+    assert (await register(desk, about, "192.0.2.8")).status == 201
+    id = (await desk.register())["client_id"]
+    secretive = (await desk.register(token_endpoint_auth_method="client_secret_post"))["client_id"]
+    form = {"grant_type": "refresh_token", "refresh_token": "x", "client_id": secretive}
+    statuses = [(await desk.post("/token", {**form, "client_secret": f"{number}"})).status for number in range(4)]
+    assert statuses == [401] * 2 + [429] * 2
+    assert (await desk.tokens(id))["access_token"]

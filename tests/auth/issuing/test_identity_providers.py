@@ -108,7 +108,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an ID token": ({"header": {"typ": "JWT"}}, "of the type oauth-id-jag"),
     "an access token": ({"header": {"typ": "at+jwt"}}, "of the type oauth-id-jag"),
     "of no type": ({"header": {"typ": None}}, "of the type oauth-id-jag"),
-    "of an unknown key": ({"header": {"kid": "new"}}, "signature is invalid"),
+    "of an unknown key": ({"header": {"kid": "new"}}, "by an unknown key"),
     "of somebody else's key": ({"header": {"key": OTHER, "kid": "es"}}, "signature is invalid"),
 }
 

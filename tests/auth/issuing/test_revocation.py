@@ -13,7 +13,7 @@ from millstream._protocol.principal import Principal
 from millstream._stores.store import Store
 from millstream.auth._guard import AuthGuard, ChallengeResponses
 from patience import WAIT
-from store_parts import Backing
+from store_parts import BACKINGS, Backing
 
 SECRET = "x" * 32
 OFFICE = {"client_id": "office", "client_secret": SECRET}
@@ -295,3 +295,30 @@ async def test_two_authorization_servers_in_one_server_are_rejected() -> None:
     with pytest.raises(ValueError, match=r"one auth\.issuer"):
         async with run_guarded(Server("x", auth=both)):
             pass
+
+
+async def test_tokens_from_before_a_restart_do_not_keep_new_ones_out(desk: Desk) -> None:
+    """With a store in memory, a restart also replaces the signing keys."""
+    backing = BACKINGS["memory"]()
+    before, after = desk, Desk(await backing.worker())
+    old = await before.tokens((await before.register())["client_id"])
+    client = (await after.register())["client_id"]
+    new = await after.tokens(client)
+    revoked = await after.tokens(client)
+    await after.post("/revoke", {"client_id": client, "token": revoked["refresh_token"]})
+    guard = guard_of(after)
+    claims = claims_of(old["access_token"])
+    for number in range(40):
+        again = await before.running.signing.sign({**claims, "jti": str(number)})
+        reply = await asks(guard, again)
+        assert isinstance(reply, Response)
+        assert (reply.status, b"by an unknown key" in reply.head) == (401, True)
+        reply = await asks(guard, revoked["access_token"])
+        assert isinstance(reply, Response)
+        assert b"The token was revoked" in reply.head
+    assert isinstance(await asks(guard, new["access_token"]), Principal)
+    for number in range(40):
+        await asks(guard, f"guess-{number}")
+    newer = await after.tokens(client)
+    assert isinstance(await asks(guard, newer["access_token"]), Principal)
+    await backing.close()

@@ -374,8 +374,44 @@ async def test_public_clients_may_send_their_id_as_basic_credentials_without_a_s
 
 async def test_secret_guesses_are_throttled(desk: Desk) -> None:
     desk = machine(desk)
-    form = {"grant_type": "client_credentials", "client_id": "nightly", "client_secret": "wrong"}
-    statuses = [(await desk.post("/token", form)).status for _ in range(31)]
+    form = {"grant_type": "client_credentials", "client_id": "nightly"}
+    statuses = [(await desk.post("/token", {**form, "client_secret": f"wrong{n}"})).status for n in range(31)]
     assert statuses == [401] * 30 + [429]
     assert (await desk.post("/token", {**form, "client_secret": SECRET})).headers["retry-after"]
     assert (await desk.post("/token", {**form, "client_secret": SECRET}, peer="192.0.2.9")).status == 200
+
+
+async def test_secret_guesses_do_not_keep_people_from_signing_in(desk: Desk) -> None:
+    desk = machine(desk)
+    id = (await desk.register())["client_id"]
+    code = (await desk.sign_in(id))["code"]
+    for number in range(40):
+        await desk.post(
+            "/token", {"grant_type": "client_credentials", "client_id": "nightly", "client_secret": f"{number}"}
+        )
+    given = await desk.token(id, code)
+    assert given.status == 200
+    assert (await desk.refresh(id, given.message["refresh_token"])).status == 200
+
+
+@for_each("form", [
+    {"client_id": "forgotten-{}"}, {"client_id": "forgotten-{}", "client_secret": SECRET}, {"client_id": "nightly"},
+    {"client_id": "https://unreachable.invalid/{}"},
+])  # fmt: skip
+async def test_requests_without_a_guessed_secret_are_not_throttled(desk: Desk, form: dict[str, str]) -> None:
+    """A server with a store in memory forgets clients when it restarts."""
+    desk = machine(desk)
+    for number in range(40):
+        sent = {name: value.format(number) for name, value in form.items()}
+        assert (await desk.post("/token", {"grant_type": "client_credentials", **sent})).status == 401
+    right = {"grant_type": "client_credentials", "client_id": "nightly", "client_secret": SECRET}
+    assert (await desk.post("/token", right)).status == 200
+
+
+@for_each("path", ["/token", "/introspect", "/revoke"])
+async def test_repeated_wrong_secrets_are_one_guess(desk: Desk, path: str) -> None:
+    desk = machine(desk)
+    form = {"grant_type": "client_credentials", "client_id": "nightly", "token": "x"}
+    for _ in range(40):
+        assert (await desk.post(path, {**form, "client_secret": "old"})).status == 401
+    assert (await desk.post(path, {**form, "client_secret": SECRET})).status == 200

@@ -20,7 +20,7 @@ from millstream._http.message import MAX_FRAGMENTS, MAX_UNREAD, PIECE, USUAL_FRA
 from millstream._override import override
 from millstream._protocol.redaction import environment_secrets, find_query_secrets, find_secrets, secret_parts
 from millstream._tasks import Tasks
-from millstream.client._endpoint import check_headers, redact_error
+from millstream.client._endpoint import challenge_reason, check_headers, redact_error
 from millstream.client._errors import (
     AccessDenied,
     ClientError,
@@ -228,11 +228,9 @@ def _refusal(url: Url, reply: Response) -> ClientError:
     """Return the error for a response that doesn't open a WebSocket."""
     status = reply.status_code
     if status in (401, 403):
-        return AccessDenied(
-            f"{url} rejected the connection ({status}). Check the credentials.",
-            status,
-            reply.headers.get("WWW-Authenticate", ""),
-        )
+        challenge = reply.headers.get("WWW-Authenticate", "")
+        text = f"{url} rejected the connection ({status}){challenge_reason(challenge)}. Check the credentials."
+        return AccessDenied(text, status, challenge)
     if status >= 500 or status == 429:
         return ConnectionLost(f"The server at {url.origin} failed with status {status}.")
     return NotMcp(f"{url} isn't a WebSocket: it responded with status {status}.", remedy=_path_hint(url))
