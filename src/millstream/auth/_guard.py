@@ -26,13 +26,13 @@ from millstream._protocol.principal import Principal
 from millstream._server.calls.services import ObserveMessage, ignore_message
 from millstream.auth._method import (
     AuthMethod,
+    CachedRejection,
     Clock,
     Identity,
     KeyedSemaphore,
     KnownScopes,
-    RecentRejection,
-    RecentRejections,
     Rejection,
+    RejectionCache,
     Unavailable,
     Verdict,
     Verdicts,
@@ -324,7 +324,7 @@ class AuthGuard:
         self.clock: Clock = clock
         self.challenges: ChallengeResponses = challenges
         self.verdicts: Verdicts = Verdicts()
-        self._rejections = RecentRejections()
+        self._rejections = RejectionCache()
         self.header_lines: HeaderLineCache = HeaderLineCache()
         """Cached header lines of the server's connections, including valid credentials."""
         self.on_revocation: list[Callable[[], None]] = []
@@ -417,7 +417,7 @@ class AuthGuard:
         except Unavailable as exc:
             return self.challenges.unavailable(str(exc))
         if found is None:
-            return self._throttled(peer_network(request.peer))
+            return self._throttle_response(peer_network(request.peer))
         if isinstance(found, Rejection):
             return self.challenges.wrong(request, found.reason)
         if lacking:
@@ -455,7 +455,7 @@ class AuthGuard:
             Unavailable: See `identify`.
         """
         network, now = peer_network(address), self.clock()
-        key = RecentRejections.key(network, credential)
+        key = RejectionCache.key(network, credential)
         before, throttled = self._rejections.get(key), self._failures.wait(network) > 0
         lacking = frozenset[str]()
         if before is not None and now < before.until:
@@ -473,7 +473,7 @@ class AuthGuard:
         if is_guess and before is None:
             self._failures.report(network)
         if is_guess or found.seconds > 0:
-            self._rejections.keep(key, RecentRejection(network, found, now + found.seconds))
+            self._rejections.keep(key, CachedRejection(network, found, now + found.seconds))
         self.on_failure(address)
         if found.reason:
             self._log(address, found.reason, found.details)
@@ -524,12 +524,12 @@ class AuthGuard:
             raise failure
         return _combine(rejections, shown=shown), nothing
 
-    def refuse_throttled(self, address: str) -> Response | None:
+    def refuse_throttle_response(self, address: str) -> Response | None:
         """Return the refusal for an address with too many invalid credentials, or None if it may try again."""
         key = peer_network(address)
-        return self._throttled(key) if self._failures.wait(key) > 0 else None
+        return self._throttle_response(key) if self._failures.wait(key) > 0 else None
 
-    def _throttled(self, key: str) -> Response:
+    def _throttle_response(self, key: str) -> Response:
         text = "Too many failed sign-ins from your address. Wait a minute, then try again."
         head = self._failures.header_lines(key, self._failures.wait(key))
         return plain_problem(429, text, head + _NO_STORE)

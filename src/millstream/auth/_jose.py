@@ -24,7 +24,7 @@ from millstream._protocol.json_schema import is_array, is_object, members
 from millstream._protocol.jsonrpc import MALFORMED, Json, decode_object
 from millstream._protocol.principal import EVERYTHING, Principal
 from millstream._tasks import SingleFlight
-from millstream.auth._method import Clock, Identity, Rejection, Unavailable, shown
+from millstream.auth._method import Clock, Identity, Rejection, Unavailable, quote
 
 Claims = Mapping[str, Any]
 """The claims of a token, by name."""
@@ -79,17 +79,17 @@ class TokenRules(Struct, frozen=True):
         if self.clients and client not in self.clients:
             return Rejection(
                 "The token is for a client that isn't accepted here.",
-                f"Its client is {shown(client or None)}, and client_ids contains {shown(list(self.clients))}.",
+                f"Its client is {quote(client or None)}, and client_ids contains {quote(list(self.clients))}.",
             )
         if not self.audiences:
             text = "The token has an audience, but this server expects none."
-            return None if given is None else Rejection(text, f"Its audience is {shown(given)}.")
+            return None if given is None else Rejection(text, f"Its audience is {quote(given)}.")
         values: list[Any] = given if is_array(given) else [given]
         found = [each for each in values if isinstance(each, str) and each in self.audiences]
         if not found:
             return Rejection(
                 "The token is for another audience.",
-                f"Its audience is {shown(given)}, and this server expects {shown(next(iter(self.audiences)))}.",
+                f"Its audience is {quote(given)}, and this server expects {quote(next(iter(self.audiences)))}.",
             )
         # An ID token has a client's id as its audience, which may also be that of an API.
         if self.id_tokens or any("://" in each for each in found) or not _ID_ONLY & claims.keys():
@@ -133,12 +133,12 @@ def _flaw(claims: Claims, rules: TokenRules, now: float) -> Rejection | None:
     issuer = rules.issuer_of(claims)
     if not issuer:
         return Rejection(
-            "The token is from a tenant that isn't accepted here.", f"Its tid is {shown(claims.get('tid'))}."
+            "The token is from a tenant that isn't accepted here.", f"Its tid is {quote(claims.get('tid'))}."
         )
     if claims.get("iss") != issuer:
         return Rejection(
             "The token is from another issuer.",
-            f"Its issuer is {shown(claims.get('iss'))}, and this server expects {shown(issuer)}.",
+            f"Its issuer is {quote(claims.get('iss'))}, and this server expects {quote(issuer)}.",
         )
     if (flaw := rules.audience_flaw(claims)) is not None:
         return flaw
@@ -342,10 +342,10 @@ async def read_claims(
     header, found = open_token(token)
     is_signed = header.alg in ASYMMETRIC
     if header.alg not in algorithms:
-        details = f"Its algorithm is {shown(header.alg)}, and accepted are {', '.join(sorted(algorithms))}."
+        details = f"Its algorithm is {quote(header.alg)}, and accepted are {', '.join(sorted(algorithms))}."
         raise InvalidToken("The token's signature algorithm isn't accepted here.", details, is_signed=is_signed)
     if header.typ not in types:
-        details = f"Its typ is {shown(header.typ)}."
+        details = f"Its typ is {quote(header.typ)}."
         raise InvalidToken(f"It must be a signed JWT of the type {types[0]}.", details, is_signed=is_signed)
     registry = _Registry(algorithms=[header.alg], strict_check_header=False)
     keys = await find(header.kid, header.alg)
@@ -353,8 +353,8 @@ async def read_claims(
         with suppress(JoseError, TypeError, *MALFORMED):
             if jws.validate_compact(found, each.key, registry=registry):
                 return decode_object(found.payload)
-    details = f"Its key id is {shown(header.kid)}, its algorithm is {header.alg}"
-    details += f", and it claims to be from {shown(_issuer_of(found.payload))}."
+    details = f"Its key id is {quote(header.kid)}, its algorithm is {header.alg}"
+    details += f", and it claims to be from {quote(_issuer_of(found.payload))}."
     text = "The signature is invalid." if keys else "The signature is by an unknown key."
     raise InvalidToken(text, details, is_signed=is_signed)
 
@@ -496,7 +496,7 @@ class FixedKeys(Struct):
     async def prefetch(self) -> None:
         """Do nothing."""
 
-    def known(self) -> list[PublicKey]:
+    def fetched_keys(self) -> list[PublicKey]:
         """Return the keys."""
         return self.keys
 
@@ -531,7 +531,7 @@ class FetchedKeys(Struct, eq=False):
             self._last_attempt = self._last_fetch
             self.retry()
 
-    def known(self) -> list[PublicKey]:
+    def fetched_keys(self) -> list[PublicKey]:
         """Return the keys that were fetched last, or an empty list."""
         return self._keys
 

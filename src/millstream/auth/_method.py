@@ -53,7 +53,7 @@ class Rejection(Struct, frozen=True):
     """Maximum seconds to cache the rejection."""
 
 
-def shown(value: object) -> str:
+def quote(value: object) -> str:
     """Return a value from a credential for `Rejection.details`: strings quoted, on one line, and shortened."""
     if value is None:
         return "missing"
@@ -420,7 +420,7 @@ class Verdicts(CredentialCache[Verdict]):
         return entry.principal.id
 
 
-class RecentRejection(NamedTuple):
+class CachedRejection(NamedTuple):
     """A rejection of a credential from an address or IPv6 network, and its expiry."""
 
     network: str
@@ -428,7 +428,7 @@ class RecentRejection(NamedTuple):
     until: float
 
 
-class RecentRejections(CredentialCache[RecentRejection]):
+class RejectionCache(CredentialCache[CachedRejection]):
     """Rejected credentials by address, so that presenting one again isn't a second guess. Contains only hashes of the
     credentials. The owner is the address or IPv6 network.
     """
@@ -439,6 +439,6 @@ class RecentRejections(CredentialCache[RecentRejection]):
         return sha256(f"{network}\0{credential}".encode("utf-8", "surrogatepass")).digest()
 
     @override
-    def owner_of(self, entry: RecentRejection) -> str:
+    def owner_of(self, entry: CachedRejection) -> str:
         """Return the address or IPv6 network."""
         return entry.network

@@ -63,7 +63,7 @@ from millstream.auth._jose import (
     read_payload,
     select_keys,
 )
-from millstream.auth._method import KeyedSemaphore, RecentRejection, RecentRejections, Rejection, Unavailable
+from millstream.auth._method import CachedRejection, KeyedSemaphore, Rejection, RejectionCache, Unavailable
 from millstream.auth._tokens import issuer_keys
 from millstream.auth.providers import RegistrationDenied
 
@@ -229,7 +229,7 @@ class Clients:
         self._lookups = vault.limiter("client-lookup", _LOOKUPS)
         self._registrations = vault.limiter("register", Rate.of(vault.settings.limit_registrations))
         self._failures = vault.limiter("client-sign-in", Rate.of(vault.settings.limit_failed_sign_ins))
-        self._wrong_secrets = RecentRejections()
+        self._wrong_secrets = RejectionCache()
         self._proofs = Limiter("client-proof", _PROOFS)
         self._checks = KeyedSemaphore(_MAX_CONCURRENT_CHECKS)
         self._documents: Recent[str, tuple[float, OAuthClient]] = Recent(_MAX_CACHED)
@@ -442,10 +442,10 @@ class Clients:
         if (wait := self._failures.wait(network)) > 0:
             raise _slow("Too many failed attempts from your address.", self._failures.header_lines(network, wait))
         if not fits(secret, client.secret_hash):
-            key = RecentRejections.key(network, f"{client.id}\0{secret}")
+            key = RejectionCache.key(network, f"{client.id}\0{secret}")
             if key not in self._wrong_secrets:
                 self._failures.report(network)
-            self._wrong_secrets.keep(key, RecentRejection(network, Rejection(), 0.0))
+            self._wrong_secrets.keep(key, CachedRejection(network, Rejection(), 0.0))
             raise _invalid_client("The client secret is invalid.")
         return client
 
