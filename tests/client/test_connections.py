@@ -100,6 +100,24 @@ async def test_rejected_header_shows_the_reason() -> None:
         assert_readable(caught.value, "rejected these credentials (401): Send Bearer, a space, and the token")
 
 
+@for_each(("description", "shown"), [
+    ("The token has expired", "(401): The token has expired."), ("", "(401)."),
+])  # fmt: skip
+async def test_rejected_token_shows_the_description_in_the_challenge(description: str, shown: str) -> None:
+    """RFC 6750 §3."""
+
+    async def behave(asked: ReceivedRequest) -> None:
+        challenge = f'Bearer error="invalid_token", error_description="{description}"'
+        more = f"WWW-Authenticate: {challenge if description else 'Bearer'}\r\n"
+        await asked.reply(b"", status="401 Unauthorized", more=more)
+
+    async with misbehaving(behave) as server:
+        with pytest.raises(AccessDenied) as caught:
+            async with Client(server.url, headers={"authorization": "Bearer old"}):
+                pass
+        assert shown in str(caught.value)
+
+
 async def test_missing_tls_is_explained() -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)

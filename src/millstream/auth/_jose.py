@@ -496,7 +496,7 @@ class FixedKeys(Struct):
     async def prefetch(self) -> None:
         """Do nothing."""
 
-    def fetched_keys(self) -> list[PublicKey]:
+    def list_keys(self) -> list[PublicKey]:
         """Return the keys."""
         return self.keys
 
@@ -531,7 +531,7 @@ class FetchedKeys(Struct, eq=False):
             self._last_attempt = self._last_fetch
             self.retry()
 
-    def fetched_keys(self) -> list[PublicKey]:
+    def list_keys(self) -> list[PublicKey]:
         """Return the keys that were fetched last, or an empty list."""
         return self._keys
 
