@@ -219,12 +219,12 @@ def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 SECOND = "https://second.example/mcp"
 REASONS: dict[str, tuple[dict[str, Any], str, str]] = {
-    "expired": ({"exp": NOW - 500}, "The token has expired.", r"Its exp is 5\d\d seconds ago\."),
+    "expired": ({"exp": NOW - 500}, "The token has expired.", r"Its exp is \d+ seconds ago\."),
     "audience": ({"aud": SECOND}, "The token is for another audience.", f"'{SECOND}', and .* expects '{AUDIENCE}'"),
     "audiences": ({"aud": ["a", SECOND]}, "The token is for another audience.", f"'a' and '{SECOND}'"),
     "issuer": ({"iss": ISSUER + "/"}, "The token is from another issuer.", f"'{ISSUER}/', and .* expects '{ISSUER}'"),
-    "early": ({"nbf": NOW + 9000}, "The token isn't valid yet.", r"Its nbf is in [89]\d\d\d seconds\."),
-    "made later": ({"iat": NOW + 9000}, "The token isn't valid yet.", r"Its iat is in [89]\d\d\d seconds\."),
+    "early": ({"nbf": NOW + 9000}, "The token isn't valid yet.", r"Its nbf is in \d+ seconds\."),
+    "made later": ({"iat": NOW + 9000}, "The token isn't valid yet.", r"Its iat is in \d+ seconds\."),
     "subject": ({"sub": None}, "The token has no subject (sub).", ""),
     "no expiry": ({"exp": None}, "The token has no expiration time (exp).", ""),
     "bound": ({"cnf": {"jkt": "x"}}, "The token is bound to a key (cnf), and proofs aren't checked here.", ""),
