@@ -524,7 +524,7 @@ class AuthGuard:
             raise failure
         return _combine(rejections, shown=shown), nothing
 
-    def refuse_throttle_response(self, address: str) -> Response | None:
+    def refuse_throttled(self, address: str) -> Response | None:
         """Return the refusal for an address with too many invalid credentials, or None if it may try again."""
         key = peer_network(address)
         return self._throttle_response(key) if self._failures.wait(key) > 0 else None

@@ -166,7 +166,7 @@ class SignIn:
         wanted = given.get("next", "")
         try:
             async with self._guard.verification_slot(request.peer):
-                refused = self._guard.refuse_throttle_response(request.peer)
+                refused = self._guard.refuse_throttled(request.peer)
                 return await self._judge(request, given, wanted) if refused is None else refused
         except Unavailable as exc:
             return self._form(request, wanted, str(exc), 503)
