@@ -1,6 +1,18 @@
 import re
+from collections.abc import Callable
 
-from millstream.gateway._names import CAPABILITY, MAX_LOOPS, Names, find_loops, leads_back, read_announcement
+import pytest
+
+from cpu import check_linear
+from millstream.gateway._names import (
+    CAPABILITY,
+    MAX_LOOPS,
+    Names,
+    find_loops,
+    leads_back,
+    read_announcement,
+    safe_names,
+)
 
 
 def test_number_of_loop_prefixes_compared_with_upstream_items_is_bounded() -> None:
@@ -20,3 +32,27 @@ def test_uris_without_a_scheme_get_one_and_are_found_again() -> None:
         listed = names.uri(uri)
         assert re.match("[A-Za-z][A-Za-z0-9+.-]*:", listed)
         assert names.original_uri(listed) == uri
+
+
+def _name(number: int) -> str:
+    return chr(0x4E00 + number % 20_000) + chr(0x4E00 + number // 20_000)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda number: f"{_name(number)}xxxx",  # alike without their odd characters
+        lambda number: f"a {number}",
+        lambda number: f"{'a' * 70}{_name(number)}",
+        lambda number: f"value_{number}" if number % 2 else _name(number),  # takes the numbers that others would get
+        lambda number: "a" + "/" * (1 + number % 40) + str(number % 7) + "é" * (number // 280),
+    ],
+    ids=["alike", "different", "long", "taken", "mixed"],
+)
+def test_odd_argument_names_are_replaced_in_linear_time(name: Callable[[int], str]) -> None:
+    def replace(size: int) -> dict[str, str]:
+        return safe_names({"properties": {name(number): {} for number in range(size)}})
+
+    check_linear(replace, 200)
+    found = replace(200)
+    assert len({*found, *map(name, range(200))} - {*found.values()}) == len({*map(name, range(200))})

@@ -69,10 +69,12 @@ def safe_names(schema: object, hidden: Collection[str] = ()) -> dict[str, str]:
     """
     properties = members(members(schema).get("properties"))
     found: dict[str, str] = {}
+    taken = set(properties)
     for own in properties:
         if own not in hidden and not PROPERTY_NAME.fullmatch(own):
-            base = ascii_name(own, "A-Za-z0-9_.-")[:60] or "value"
-            found[unused_name(base, properties.keys() | found.keys())] = own
+            name = unused_name(ascii_name(own, "A-Za-z0-9_.-")[:60] or "value", taken)
+            taken.add(name)
+            found[name] = own
     return found
 
 
