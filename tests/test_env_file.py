@@ -1,7 +1,10 @@
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from cpu import check_linear
 from millstream._app.server_process import CommandError
 from millstream._cli.serve import read_file
 from millstream.agent import ConfigurationError
@@ -39,6 +42,7 @@ def test_invalid_lines_are_reported_by_number_and_not_shown() -> None:
         ("A='b", "Line 1 of .env isn't NAME=VALUE."),
         ("A='b'c", "Line 1 of .env isn't NAME=VALUE."),
         ("A=b\0", ".env contains a null byte, which variables can't contain."),
+        ("A=1\nB=b" + " " * 1001, "Line 2 of .env has more than 1,000 spaces in a row."),
     ):
         with pytest.raises(EnvFileError) as caught:
             read_env(text)
@@ -60,3 +64,34 @@ def test_all_commands_read_env_files_the_same_way(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(CommandError, match="can't be read: No such file"):
         read_file(path)
+
+
+def test_env_files_are_read_in_linear_time() -> None:
+    def read(before: str, piece: str, after: str, size: int) -> None:
+        with suppress(EnvFileError):
+            read_env(before + piece * (size // len(piece)) + after)
+
+    pieces = (
+        " ",
+        "\t",
+        "\x0b",
+        " #",
+        "#",
+        "'",
+        '"',
+        "\\",
+        '\\"',
+        "\\'",
+        "A=1\n",
+        "A='\n",
+        "=\n",
+        "\n",
+        "\r",
+        "export ",
+        "=",
+        "a",
+    )
+    for before in ("", "A=", "A=b", "A='", 'A="', "A", "'"):
+        for piece in pieces:
+            for after in ("", "b", "'", '"', "\n"):
+                check_linear(partial(read, before, piece, after), 1_000)

@@ -8,6 +8,7 @@ Example:
 
 import io
 import os
+import re
 import secrets
 from contextlib import suppress
 from pathlib import Path
@@ -110,6 +111,10 @@ def open_lock(path: Path, *, wait: bool = True) -> int | None:
     return handle
 
 
+_LONG_GAP = re.compile(r"(?<![^\S\r\n])[^\S\r\n]{1001}")
+"""More than 1,000 spaces in a row, for which python-dotenv needs quadratic time."""
+
+
 class EnvFileError(ValueError):
     """An environment file is invalid: ``except EnvFileError as error: print(error)``."""
 
@@ -147,6 +152,9 @@ def read_env(text: str, label: str = ".env") -> dict[str, str]:
 
     if "\0" in text:
         raise EnvFileError(f"{label} contains a null byte, which variables can't contain.")
+    if gap := _LONG_GAP.search(text):
+        number = text.count("\n", 0, gap.start()) + 1
+        raise EnvFileError(f"Line {number} of {label} has more than 1,000 spaces in a row.")
     found: dict[str, str] = {}
     for each in parse_stream(io.StringIO(text)):
         if each.error or (each.key is not None and each.value is None):

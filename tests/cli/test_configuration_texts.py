@@ -1,4 +1,6 @@
 import json
+from contextlib import suppress
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -113,3 +115,41 @@ def test_long_gap_after_a_value_is_parsed_in_linear_time(blank: str) -> None:
 
     check_linear(put, 3)
     assert '"x": 1' in put(500)
+
+
+_PIECES = (
+    '\\"', '"', "\\", '"\\', "/* ", "/*", "/**", "*/ /*", "//", "// \n", '"/* ', '\\"/* ', '"//', "{", "[", '{"a":[',
+    ",", ", ", ",\n", ",/**/", "[,", "[ ", " ", "\n", "\ufeff", ":", '"a",', '"a":1,', '"a\n', "\x0b", "1", "}", "\\\n",
+)  # fmt: skip
+"""Pieces that are repeated, most of them unclosed."""
+
+
+@for_each("before", ["", '{"m": {"x": 1', '"', '{"m": {\n    "a": 1,'])
+def test_broken_documents_are_read_in_linear_time(before: str) -> None:
+    def put(piece: str, after: str, size: int) -> None:
+        with suppress(JsonSyntaxError):
+            jsonc.put(before + piece * (size // len(piece)) + after, ("m", "x"), 1)
+
+    for piece in _PIECES:
+        for after in ("", '"', "}}"):
+            check_linear(partial(put, piece, after), 1_000)
+
+
+@for_each(
+    ("text", "message"),
+    [
+        ('{"a": "b // c\n}', "line 1"),
+        ('{"a": 1} /* never closed', "line 1"),
+        ('{"a": 1, /* never closed "b": 2}', "line 1"),
+        ('{"a": "b /* c */\n, "d": 1}', "line 1"),
+        ('{"a": ' + "1" * 5000 + "}", "digits"),
+    ],
+)
+def test_unclosed_strings_and_comments_are_mistakes(text: str, message: str) -> None:
+    with pytest.raises(JsonSyntaxError, match=message):
+        jsonc.read(text)
+
+
+def test_comment_marks_and_trailing_commas_in_strings_are_text() -> None:
+    text = '{"a": "/* b", "c": "*/ // \\\\", "d\\"": ", }", /* "e": */ "f": "[ ,",}'
+    assert jsonc.read(text).value == {"a": "/* b", "c": "*/ // \\", 'd"': ", }", "f": "[ ,"}

@@ -19,9 +19,11 @@ class JsonSyntaxError(Exception):
     """The text is malformed. The message gives the position. Such a file is left unchanged."""
 
 
-_STRING = r'"(?:[^"\\\n]|\\.)*"'
-_COMMENT = re.compile(rf"({_STRING})|\ufeff|//[^\n]*|/\*.*?\*/", re.DOTALL)
-_TRAILING_COMMA = re.compile(rf"({_STRING}|[\[{{]\s*,)|,(?=\s*[\]}}])")
+_STRING = r'"(?:[^"\\\n]++|\\.)*+"?+'
+"""A string. An unclosed one ends with its line, so that the search doesn't begin again at each of its quotes."""
+_COMMENT = re.compile(rf"/\*.*?\*/|//[^\n]*+|\ufeff|({_STRING}|/\*.*+)", re.DOTALL)
+"""A comment, or text to keep: a string, or everything after the start of an unclosed comment."""
+_TRAILING_COMMA = re.compile(rf"({_STRING}|[\[{{]\s*+,)|,(?=\s*+[\]}}])")
 _BLANK = re.compile(r"(?:[ \t\r\n\ufeff:]++|//[^\n]*+|/\*.*?\*/)*+", re.DOTALL)
 _REST_OF_LINE = re.compile(r"(?:(?:[ \t]++|/\*[^\n]*?\*/)*+(?://[^\r\n]*+)?(?=[\r\n]))?")
 _MAX_DEPTH = 200
@@ -71,6 +73,8 @@ def read(text: str) -> Node:
             else "an unexpected end of the document"
         )
         raise JsonSyntaxError(f"line {exc.lineno} has {what}") from None
+    except ValueError:
+        raise JsonSyntaxError("an integer has too many digits") from None
     start = _skip(plain, 0)
     return Node(plain, value, start, len(plain.rstrip()), start)
 
