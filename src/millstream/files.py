@@ -6,39 +6,177 @@ Example:
     >>> write_private(Path.home() / ".shop" / "token", token.encode())
 """
 
+import errno
 import io
 import os
 import re
 import secrets
+import stat
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
+from typing import TypeVar
 
 __all__ = [
     "EnvFileError",
     "find_file",
+    "open_file",
     "read_env_file",
     "write_private",
 ]
 
+T = TypeVar("T")
 PRIVATE = 0o600
 """The mode of a file that only its user can read and write."""
 Stamp = tuple[int, int, int]
 """A file's modification time, size, and inode, which change with the file."""
 
 
+_ATTEMPTS = 3
+"""Attempts to open a file, because a folder may be replaced between two steps of one."""
+_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+_REPLACED = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+
+
 def find_file(folder: Path, path: Path) -> Path | None:
     """Return a file in a folder: ``find_file(root, root / "a.txt")``. Return None if it's missing, hidden, or outside.
+
+    Another process may replace the file afterward, so use `open_file` to read it.
 
     Args:
         folder: The folder, without links in its path.
         path: The path of the file. The result has no links in its path.
     """
+    found = resolve_inside(folder, path)
+    with suppress(OSError):  # a name that is too long
+        return found if found is not None and found.is_file() else None
+    return None
+
+
+def resolve_inside(folder: Path, path: Path) -> Path | None:
+    """Return the real path of a file or folder: ``resolve_inside(root, root / "a")``. Return None if it's hidden or
+    outside.
+
+    Args:
+        folder: The folder, without links in its path.
+        path: The path.
+    """
     try:
         found = path.resolve()
-        hidden = any(each.startswith(".") for each in found.relative_to(folder).parts)
-        return None if hidden or not found.is_file() else found
-    except (OSError, ValueError, RuntimeError):
-        return None  # outside, a loop of links, or an invalid file name
+    except (OSError, ValueError, RuntimeError):  # a loop of links, or an invalid file name
+        return None
+    return found if _is_visible(folder, found) else None
+
+
+def open_file(folder: Path, path: Path) -> BufferedReader | None:
+    """Open a regular file in a folder: ``open_file(root, root / "a.txt")``. Return None if it's missing, hidden, or
+    outside.
+
+    The real path of the open file decides, so replacing the file or a folder by a link in the meantime doesn't show
+    other files. On a system that doesn't tell this path, such as Windows, the path is resolved again, and must lead to
+    the open file, by device and inode. Hard links can't be recognized.
+
+    Args:
+        folder: The folder, which may be a link.
+        path: The path of the file, which may contain links to files in the folder.
+
+    Raises:
+        OSError: The file can't be read.
+    """
+    for _ in range(_ATTEMPTS):
+        found = find_file(folder.resolve(), path)
+        try:
+            descriptor = -1 if found is None else os.open(found, _READ)
+        except OSError as exc:
+            if exc.errno not in _REPLACED:
+                raise
+            continue
+        if found is not None:
+            file = os.fdopen(descriptor, "rb")
+            with suppress(OSError):  # it was replaced again
+                if _is_inside(descriptor, folder, path):
+                    return file
+            file.close()
+    return None
+
+
+def walk_files(folder: Path, start: str = "") -> Iterator[Path]:
+    """Yield the paths below a folder that aren't hidden and aren't folders: ``list(walk_files(root))``.
+
+    Links to folders aren't followed, except links in `folder` itself to a folder in a hidden one whose name begins with
+    two dots, as Kubernetes creates them for ConfigMaps. Check each path with `find_file`.
+
+    Args:
+        folder: The folder, without links in its path.
+        start: Beginning of the names in the folder itself.
+    """
+    for number, (place, folders, names) in enumerate(os.walk(folder)):
+        folders[:] = sorted(each for each in folders if not each.startswith(".") and each.startswith(start))
+        yield from (Path(place, each) for each in sorted(names) if not each.startswith(".") and each.startswith(start))
+        for each in folders if number == 0 else ():
+            target = resolve_inside(folder, link) if (link := folder / each).is_symlink() else None
+            if target is not None and target.relative_to(folder).parts[0].startswith(".."):
+                yield from (link / path.relative_to(target) for path in walk_files(target))
+        start = ""
+
+
+def read_at_once(folder: Path, read: Callable[[], T]) -> T:
+    """Return ``read()``, the result of reading several files. Repeat it if Kubernetes has replaced the files of a
+    ConfigMap in the meantime: ``read_at_once(root, lambda: list(walk_files(root)))``.
+
+    Args:
+        folder: The folder.
+        read: Reads the files.
+    """
+    for _ in range(_ATTEMPTS - 1):
+        before = os.path.realpath(folder / "..data")
+        result = read()
+        if os.path.realpath(folder / "..data") == before:
+            return result
+    return read()
+
+
+def _is_visible(folder: Path, found: Path) -> bool:
+    """Return whether a real path is inside a folder and has no hidden part.
+
+    ConfigMaps of Kubernetes are folders whose names begin with two dots, and links to the files in them.
+    """
+    if not found.is_relative_to(folder):
+        return False
+    first, *rest = found.relative_to(folder).parts or ("",)
+    is_configuration = first.startswith("..") and rest
+    return not any(each.startswith(".") for each in (rest if is_configuration else (first, *rest)))
+
+
+def _is_inside(descriptor: int, folder: Path, path: Path) -> bool:
+    """Return whether an open file is regular, inside a folder, and not hidden."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return False
+    real = _path_of(descriptor)
+    if real is None:
+        found = find_file(folder.resolve(), path)
+        return found is not None and os.path.samestat(status, found.stat())
+    parent = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))
+    try:
+        # Both paths come from the system, because macOS ignores case.
+        return _is_visible(_path_of(parent) or folder, real)
+    finally:
+        os.close(parent)
+
+
+def _path_of(descriptor: int) -> Path | None:
+    """Return the real path of an open file, or None on systems that don't tell it."""
+    try:
+        if sys.platform == "darwin":
+            import fcntl  # noqa: PLC0415  not on Windows
+
+            return Path(os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+        return Path(os.readlink(f"/proc/self/fd/{descriptor}"))  # noqa: PTH115  the target may not exist
+    except OSError:
+        return None
 
 
 def stamp_of(path: Path) -> Stamp | None:

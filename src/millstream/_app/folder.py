@@ -1,15 +1,15 @@
 """A folder of files as resources: a list, and a template for the files (``mcp.files``).
 
-Paths come from clients. A file is read only if it's inside the folder after resolving all links.
+Paths come from clients. `open_file` compares the file that it has opened with the folder.
 """
 
 import asyncio
 import math
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from io import BufferedReader
 from itertools import islice
 from mimetypes import guess_type
 from pathlib import Path
@@ -21,7 +21,7 @@ from millstream._protocol.errors import INVALID_PARAMS, ProtocolError
 from millstream._protocol.jsonrpc import Json
 from millstream._server.features.resources import ResourceLabels, resource_of
 from millstream._server.features.sources import completer_of
-from millstream.files import find_file
+from millstream.files import find_file, open_file, read_at_once, resolve_inside, walk_files
 
 MAX_BYTES = 10 * 1024 * 1024
 """Maximum size of a file, in bytes."""
@@ -41,7 +41,7 @@ class Folder:
         """Raise ValueError if the folder doesn't exist."""
         if not Path(folder).is_dir():
             raise ValueError(f"There is no folder {folder!r} in {Path.cwd()}.")
-        self._root = Path(folder).resolve()
+        self._root = Path(folder).absolute()
         self._clock = clock
         self._lock = threading.Lock()
         """Held during a scan, so concurrent callers share the result."""
@@ -53,38 +53,44 @@ class Folder:
         with self._lock:
             if self._clock() >= self._until:
                 began = time.thread_time()
-                self._walked = list(islice(self._walk(self._root), MAX_FILES))
+                self._walked = read_at_once(self._root, lambda: list(islice(self._walk(), MAX_FILES)))
                 took = time.thread_time() - began
                 self._until = self._clock() + 10 * took if took >= LONG_WALK else -math.inf
             return self._walked
 
+    def _walk(self) -> Iterator[tuple[str, Path]]:
+        root = self._root.resolve()
+        return _walk(root, root)
+
     def matching_paths(self, start: str) -> Iterator[str]:
         """Yield the paths that begin with a string, scanning only folders that can contain them."""
+        if _has_hidden(start.split("/")):
+            return
         folder, _, name = start.rpartition("/")
-        place = self._root / folder
-        try:
-            inside = place.resolve() == place and place.is_relative_to(self._root)
-        except (OSError, ValueError, RuntimeError):
-            inside = False  # circular links, or an invalid file name
-        if inside and not _has_hidden(start.split("/")):
-            yield from (path for path, _ in self._walk(place, name))
+        root = self._root.resolve()
+        place = resolve_inside(root, root / folder)
+        if place is not None:
+            yield from (f"{folder}/{path}".lstrip("/") for path, _ in _walk(root, place, name))
 
-    def _walk(self, folder: Path, start: str = "") -> Iterator[tuple[str, Path]]:
-        """Yield the files below a folder. In the folder itself, only names that begin with `start`."""
-        for place, folders, names in os.walk(folder):
-            folders[:] = sorted(each for each in folders if not each.startswith(".") and each.startswith(start))
-            for name in sorted(each for each in names if each.startswith(start)):
-                path = Path(place, name).relative_to(self._root).as_posix()
-                found = self.find(path)
-                if found is not None:
-                    yield path, found
-            start = ""
+    def open(self, path: str) -> BufferedReader | None:
+        """Open the file at a path. Return None if it doesn't exist or may not be read.
 
-    def find(self, path: str) -> Path | None:
-        """Return the file at a path, or None if it doesn't exist or may not be read."""
+        Raises:
+            OSError: The file can't be read.
+        """
         if _has_hidden(path.replace("\\", "/").split("/")):
             return None
-        return find_file(self._root, self._root / path)
+        return open_file(self._root, self._root / path)
+
+
+def _walk(root: Path, folder: Path, start: str = "") -> Iterator[tuple[str, Path]]:
+    """Yield the files below a folder of the root, with their paths in the folder. In the folder itself, only names that
+    begin with `start`.
+    """
+    for path in walk_files(folder, start):
+        found = find_file(root, path)
+        if found is not None:
+            yield path.relative_to(folder).as_posix(), found
 
 
 def _has_hidden(names: Iterable[str]) -> bool:
@@ -111,14 +117,14 @@ def offer(definition: Definition, uri: str, folder: str, options: ResourceLabels
 
     def read_file(path: str) -> EmbeddedResource | None:
         """Return a file in the folder, or None if it doesn't exist."""
-        place = files.find(path)
-        if place is None:
+        file = files.open(path)
+        if file is None:
             return None
-        with place.open("rb") as file:
+        with file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise ProtocolError(INVALID_PARAMS, f"The file {path} has more than {MAX_BYTES:,} bytes.")
-        kind = guess_type(place.name)[0]
+        kind = guess_type(path)[0]
         try:
             contents = ResourceContents("", kind or "text/plain", text=data.decode())
         except UnicodeDecodeError:

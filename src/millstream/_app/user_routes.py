@@ -4,20 +4,24 @@ They use Starlette's requests, responses, and files, behind our checks of Host a
 callers have to sign in. This module loads Starlette, so it's imported only when a path is added.
 """
 
+import asyncio
 import inspect
 import logging
+import os
 import re
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
-from typing import Any
+from typing import Any, BinaryIO
 
 from msgspec import Struct
 from msgspec.structs import replace
 from starlette.background import BackgroundTask, BackgroundTasks
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as PageRequest
+from starlette.responses import FileResponse
 from starlette.responses import Response as PageResponse
 from starlette.routing import compile_path
 
@@ -31,13 +35,14 @@ from millstream._server.pool import Threads, ThreadsBusy
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import shown_error, with_user_frames
 from millstream._web.error_pages import error_page
+from millstream.files import open_file
 
 
 def _files(folder: str, *, max_age: int, shared: bool) -> Application:
     """Return an ASGI application that serves a folder, without hidden files, and with a limit on ranges.
 
-    Starlette resolves paths, and rejects those outside the folder, including symbolic links. It supports entity
-    tags, ``Last-Modified``, ``index.html`` and ``404.html``, and ranges (RFC 9110 §14).
+    Starlette finds the file, and supports entity tags, ``Last-Modified``, ``index.html`` and ``404.html``, and ranges
+    (RFC 9110 §14). It's opened by `open_file`, so links that lead outside the folder aren't followed.
 
     Args:
         folder: Folder of the files, all of which are accessible to every permitted caller.
@@ -73,9 +78,43 @@ def _files(folder: str, *, max_age: int, shared: bool) -> Application:
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
-        await files(scope, receive, add_headers)
+        reply, file = await _find(files, place, scope)
+        with file or nullcontext():
+            await reply(scope, receive, add_headers)
 
     return serve
+
+
+_ATTEMPTS = 3
+"""Attempts to open a file, because it may be replaced after it was found."""
+
+
+async def _find(files: Any, folder: Path, scope: Any) -> tuple[PageResponse, BinaryIO | None]:
+    """Return the reply of Starlette, and the file that it sends.
+
+    Raises:
+        HTTPException: There is no such file.
+    """
+    for _ in range(_ATTEMPTS):
+        reply = await files.get_response(files.get_path(scope), scope)
+        if not isinstance(reply, FileResponse):
+            return reply, None
+        file = await asyncio.to_thread(open_file, folder, Path(reply.path))
+        if file is not None:
+            _use(reply, file)
+            return reply, file
+    raise HTTPException(404)
+
+
+def _use(reply: FileResponse, file: BinaryIO) -> None:
+    """Send an open file instead of the one that's now at its path."""
+    own = f"/dev/fd/{file.fileno()}"
+    if os.path.exists(own):  # noqa: PTH110  not on Windows, where the path is opened again
+        reply.path = own
+    reply.stat_result = status = os.fstat(file.fileno())
+    for name in ("content-length", "last-modified", "etag"):
+        del reply.headers[name]
+    reply.set_stat_headers(status)
 
 
 logger = logging.getLogger("millstream")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
 
 from millstream._override import override
 from millstream.extensions import Extension, LocalError, ToolOptions
+from millstream.files import find_file, open_file
 from millstream.protocol import Json
 
 if TYPE_CHECKING:
@@ -123,7 +124,9 @@ class Apps(Extension):
 
     def _serve(self, file: Path, uri: str, options: AppOptions) -> None:
         check_uri(uri)
-        path = file.resolve()
+        path = file.absolute()
+        if find_file(path.parent.resolve(), path) is None:
+            path = file.resolve()  # a link to another folder, which the program has chosen
         read_view(path)
         labels: Json = {key: value for key, value in options.items() if key in ("title", "description")}
 
@@ -131,7 +134,7 @@ class Apps(Extension):
             try:
                 return read_view(path)
             except (OSError, ValueError) as exc:
-                raise LocalError(f"The view {path.name} can't be read: {exc}.") from exc
+                raise LocalError(f"The view {path.name} can't be read: {str(exc).rstrip('.')}.") from exc
 
         meta = metadata_of(options) or None
         self.server.resource(uri, name=path.stem, mime_type=MIME_TYPE, meta=meta, **labels)(view)
@@ -221,9 +224,13 @@ def read_view(path: Path) -> str:
     """Return the HTML of a view.
 
     Raises:
-        ValueError: The file is too large, or isn't UTF-8.
+        ValueError: The file is missing, leads to another folder, is too large, or isn't UTF-8.
+        OSError: The file can't be read.
     """
-    with path.open("rb") as file:
+    file = open_file(path.parent, path)
+    if file is None:
+        raise ValueError(f"The view {path.name} isn't a file in {path.parent}.")
+    with file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise ValueError(f"The view {path.name} is larger than {MAX_BYTES:,} bytes.")

@@ -3,8 +3,8 @@
 In a folder, every directory with a `SKILL.md` is a skill, including all files under it. In code, a skill is a function
 that returns the instructions.
 
-Paths come from clients. A file is served only if it's inside the folder after all links are resolved. Names that start
-with a dot aren't served.
+Paths come from clients, and skills often from others. `open_file` compares each file that it has opened with the
+folder. Names that start with a dot aren't served.
 """
 
 import inspect
@@ -15,14 +15,15 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import suppress
+from itertools import islice
 from mimetypes import guess_type
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypedDict
 from urllib.parse import quote
 
 from msgspec import Struct
 
-from millstream.files import find_file
+from millstream.files import Stamp, find_file, open_file, read_at_once, stamp_of, walk_files
 from millstream.protocol import (
     MAX_SKILL_BYTES,
     MAX_SKILL_FILES,
@@ -51,11 +52,12 @@ class SkillError(ValueError):
 class File(Struct, frozen=True):
     """A file of a skill, at the time of the last listing."""
 
-    place: Path
+    path: PurePath
+    """Path under the folder."""
     digest: str
     size: int
-    stamp: tuple[int, int, int]
-    """Modification time, size, and inode. The digest is valid while they stay the same."""
+    stamp: Stamp
+    """The digest is valid while it stays the same."""
 
 
 class Snapshot(Struct, frozen=True):
@@ -84,7 +86,8 @@ class SkillFolder:
         path = Path(folder)
         if not path.is_dir():
             raise SkillError(f"There is no folder {folder!r} in {Path.cwd()}.")
-        self._root = path.resolve()
+        self._root = path.absolute()
+        self._name = PurePath(path.resolve().name)
         self._prefix = prefix.strip("/")
         self._clock = clock
         self._lock = threading.Lock()
@@ -108,28 +111,33 @@ class SkillFolder:
         """Return a file's bytes and media type by the rest of its URI, or None if it isn't served."""
         uri = f"skill://{quote(path)}"
         file = self.snapshot().files.get(uri)
-        resolved = None if file is None else find_file(self._root, file.place)
-        if resolved is None:
-            return None
-        with suppress(OSError), resolved.open("rb") as opened:
-            data = opened.read(MAX_SKILL_BYTES + 1)
-            return (data, media_type(resolved.name)) if len(data) <= MAX_SKILL_BYTES else None
+        with suppress(OSError, SkillError):
+            if file is not None:
+                return self._read(file.path, MAX_SKILL_BYTES)[0], media_type(path)
         return None
 
     # Listing
 
     def _look(self, before: Snapshot, *, strict: bool) -> Snapshot:
+        snapshot, problems = read_at_once(self._root, lambda: self._read_skills(before))
+        for problem in problems:
+            self._refuse(problem, strict=strict)
+        return snapshot
+
+    def _read_skills(self, before: Snapshot) -> tuple[Snapshot, list[str]]:
+        """Return the contents of the folder, and the reasons why skills can't be served."""
         walked = dict(self._walk())
         files: dict[str, File] = {}
         skills: dict[str, Skill] = {}
+        problems: list[str] = []
         for root in [path.parent for path in walked if path.name == SKILL_FILE]:
             try:
                 inside = {path: resolved for path, resolved in walked.items() if path.is_relative_to(root)}
                 skill = self._skill(root, inside, before, files)
                 skills[skill.uri] = skill
             except (SkillError, FrontmatterError, OSError) as exc:
-                self._refuse(f"The skill {root.relative_to(self._root.parent)} can't be served: {exc}.", strict=strict)
-        return Snapshot(dict(sorted(skills.items())), files)
+                problems.append(f"The skill {self._name / root} can't be served: {exc}.")
+        return Snapshot(dict(sorted(skills.items())), files), problems
 
     def _refuse(self, problem: str, *, strict: bool) -> None:
         if strict:
@@ -138,51 +146,56 @@ class SkillFolder:
             self._warned.add(problem)
             _logger.warning("%s", problem)
 
-    def _walk(self) -> Iterator[tuple[Path, Path]]:
-        """Yield the files with their paths under the root, before and after links are resolved."""
-        remaining = MAX_WALKED
-        for directory, folders, names in os.walk(self._root):
-            folders[:] = sorted(each for each in folders if not each.startswith("."))
-            for name in sorted(names):
-                remaining -= 1
-                if remaining < 0:
-                    return
-                path = Path(directory, name)
-                if not name.startswith(".") and (resolved := find_file(self._root, path)) is not None:
-                    yield path, resolved
+    def _walk(self) -> Iterator[tuple[PurePath, Path]]:
+        """Yield the paths of the files under the folder, each with its path without links."""
+        root = self._root.resolve()
+        for path in islice(walk_files(root), MAX_WALKED):
+            if (resolved := find_file(root, path)) is not None:
+                yield path.relative_to(root), resolved
 
-    def _skill(self, root: Path, paths: dict[Path, Path], before: Snapshot, files: dict[str, File]) -> Skill:
+    def _skill(self, root: PurePath, paths: dict[PurePath, Path], before: Snapshot, files: dict[str, File]) -> Skill:
         if len(paths) > MAX_SKILL_FILES:
             raise SkillError(f"it has {len(paths)} files, but hosts accept only {MAX_SKILL_FILES}")
-        below = root.relative_to(self._root).as_posix()
+        below = root.as_posix()
         # If the folder itself is a skill, use its name.
-        path = f"{self._prefix}/{self._root.name if below == '.' else below}".lstrip("/")
+        path = f"{self._prefix}/{self._name if below == '.' else below}".lstrip("/")
         base = f"skill://{quote(path)}"
         resources: list[SkillResource] = []
         total = 0
         for file_path, resolved in paths.items():
             uri = f"{base}/{quote(file_path.relative_to(root).as_posix())}"
-            file = files.get(uri) or _digest(file_path, resolved, before.files.get(uri), MAX_SKILL_BYTES - total)
+            file = files.get(uri) or self._file(file_path, resolved, before.files.get(uri), MAX_SKILL_BYTES - total)
             files[uri] = file
             total += file.size
             resources.append(SkillResource(uri, file.digest, file.size))
         try:
-            frontmatter = read_frontmatter(paths[root / SKILL_FILE].read_bytes().decode())
+            frontmatter = read_frontmatter(self._read(root / SKILL_FILE, MAX_SKILL_BYTES)[0].decode())
         except UnicodeDecodeError as exc:
             raise SkillError(f"{SKILL_FILE} isn't UTF-8") from exc
         check_frontmatter(frontmatter, path.rpartition("/")[2])
         return Skill(f"{base}/{SKILL_FILE}", frontmatter, resources)
 
+    def _file(self, path: PurePath, resolved: Path, before: File | None, max_bytes: int) -> File:
+        if before is not None and before.stamp == stamp_of(resolved):
+            return before
+        data, stamp = self._read(path, max_bytes)
+        return File(path, digest_of(data), len(data), stamp)
 
-def _digest(path: Path, resolved: Path, before: File | None, max_bytes: int) -> File:
-    stat = resolved.stat()
-    stamp = stat.st_mtime_ns, stat.st_size, stat.st_ino
-    if before is not None and before.stamp == stamp:
-        return before
-    with resolved.open("rb") as file:
-        if stat.st_size > max_bytes or len(data := file.read(max_bytes + 1)) > max_bytes:
-            raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
-    return File(path, digest_of(data), len(data), stamp)
+    def _read(self, path: PurePath, max_bytes: int) -> tuple[bytes, Stamp]:
+        """Return the bytes of a file of a skill, and its stamp.
+
+        Raises:
+            SkillError: It's too large, or was removed since it was listed.
+            OSError: It can't be read.
+        """
+        file = open_file(self._root, self._root / path)
+        if file is None:
+            raise SkillError(f"its file {path} was removed")
+        with file:
+            status = os.fstat(file.fileno())
+            if status.st_size > max_bytes or len(data := file.read(max_bytes + 1)) > max_bytes:
+                raise SkillError(f"its files have more than {MAX_SKILL_BYTES:,} bytes, the most that hosts accept")
+        return data, (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 def check_frontmatter(frontmatter: dict[str, object], folder: str) -> None:
