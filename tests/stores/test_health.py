@@ -10,7 +10,7 @@ import pytest
 from backend_stores import LocalStore, MemoryStore
 from millstream._protocol.errors import LocalError
 from millstream._stores import backend_for
-from millstream._stores.base import StoreFull
+from millstream._stores.base import StoreFull, StoreUnavailable
 from millstream._stores.health import LogOnce, StoreHealth, run_on
 from millstream._stores.local.server import LocalServer
 from millstream._stores.sqlite import store
@@ -118,3 +118,40 @@ async def test_full_file_degrades_the_store(tmp_path: Path, monkeypatch: pytest.
     assert [await each.look() for each in looks] == [True, True]
     await worker.close()
     await parent.close()
+
+
+async def test_repeated_work_survives_any_error_and_logs_each_cause_once(caplog: pytest.LogCaptureFixture) -> None:
+    requested, done, calls = asyncio.Event(), asyncio.Event(), count()
+    requested.set()
+    failures = [ValueError("odd"), ValueError("odd"), StoreUnavailable("down"), KeyError("seq"), None, OSError(5, "x")]
+
+    async def work() -> None:
+        number = next(calls)
+        if number >= len(failures):
+            done.set()
+        elif (failure := failures[number]) is not None:
+            raise failure
+        else:
+            requested.set()
+
+    outage = LogOnce(logging.getLogger("millstream"), "It can't be read; retrying", "It can be read again.")
+    repeated = asyncio.create_task(run_on(requested, work, outage, pause=0.0))
+    async with asyncio.timeout(WAIT):
+        await done.wait()
+    repeated.cancel()
+    await asyncio.wait([repeated], timeout=WAIT)
+    assert [each.getMessage() for each in caplog.records] == [
+        "It can't be read; retrying: ValueError",
+        "It can't be read; retrying: KeyError",
+        "It can be read again.",
+        "It can't be read; retrying: x",
+        "It can be read again.",
+    ]
+    assert [each.exc_info is not None for each in caplog.records] == [True, True, False, False, False]
+
+
+async def test_callers_get_unexpected_errors() -> None:
+    outage = LogOnce(logging.getLogger("millstream"), "down", "up")
+    with pytest.raises(ZeroDivisionError), outage:
+        raise ZeroDivisionError
+    assert not outage.lasts

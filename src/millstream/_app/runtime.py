@@ -190,7 +190,10 @@ class Replicas:
     async def _renew(self) -> None:
         services = self._services
         trouble = LogOnce(
-            logger, "The secret can't be written to the store, and will be retried", "The secret is in the store."
+            logger,
+            "The secret can't be written to the store, and will be retried",
+            "The secret is in the store.",
+            catches=Exception,
         )
         while services.store.shared:
             with trouble:

@@ -43,6 +43,8 @@ class Sweep:
         self._last_warning: float | None = None
         self._task: asyncio.Task[None] | None = None
         self._jobs = Tasks()
+        self._failures: dict[Callable[..., object], type[Exception]] = {}
+        """Parts of the work that failed the last time, each with the type of its error, which is logged once."""
         self._trouble = LogOnce(
             logger,
             "Call streams can't be extended in the store; retrying",
@@ -68,19 +70,19 @@ class Sweep:
             now = self.clock()
             self.lag = max(0.0, now - asked - TICK)
             if asked - started > TICK / 2:  # in the first tick, the server itself loads modules
-                self.report_stall(now)
+                self._attempt(self.report_stall, now)
             self.look_at_calls(now)
             if now - beat >= services.settings.heartbeat:
                 beat = now
                 for each in self.beats:
-                    _attempt(each)
-                self.report_progress()
+                    self._attempt(each)
+                self._attempt(self.report_progress)
             self.tick(now)
 
     def tick(self, now: float) -> None:
         """Do the periodic work of one tick."""
         for each in self.ticks:
-            _attempt(each, now)
+            self._attempt(each, now)
 
     def report_stall(self, now: float) -> None:
         """Warn that a function blocked the event loop."""
@@ -109,7 +111,7 @@ class Sweep:
     def look_at_calls(self, now: float) -> None:
         """End calls over the time limit and turn silent ones into streams."""
         for call in list(self._dispatcher.calls):
-            _attempt(self._look_at, call, now)
+            self._attempt(self._look_at, call, now)
 
     def _look_at(self, call: Call, now: float) -> None:
         if not call.started:
@@ -129,10 +131,14 @@ class Sweep:
                 self.run_in_background(nudge_progress, call)
             reported.reported_at_heartbeat = reported.last_reported
 
-
-def _attempt(work: Callable[..., object], *args: object) -> None:
-    """Run a part of the work. A failure affects neither the other parts nor the next tick."""
-    try:
-        work(*args)
-    except Exception:
-        logger.exception("A periodic task failed; retrying.")
+    def _attempt(self, work: Callable[..., object], *args: object) -> None:
+        """Run a part of the work. A failure affects neither the other parts nor the next tick."""
+        try:
+            work(*args)
+        except Exception as exc:
+            if self._failures.get(work) is not type(exc):
+                logger.exception("A periodic task failed; retrying.")
+            self._failures[work] = type(exc)
+        else:
+            if self._failures:
+                self._failures.pop(work, None)

@@ -62,6 +62,9 @@ class StoreHealth(Struct, eq=False):
 class LogOnce(Struct, eq=False):
     """A context manager that suppresses store errors and logs the first of a series.
 
+    A loop in the background passes ``catches=Exception``: an error that nobody expected must not end it without a word.
+    Its traceback is logged once for each series and type.
+
     Example:
         >>> trouble = LogOnce(logger, "The list can't be read; retrying", "The list can be read again.")
         >>> with trouble:
@@ -75,8 +78,12 @@ class LogOnce(Struct, eq=False):
     """The message when the first error of a series occurs."""
     over: str
     """The message when the series ends."""
+    catches: type[Exception] | tuple[type[Exception], ...] = (LocalError, OSError)
+    """The errors to suppress."""
     lasts: bool = False
     """Whether the last attempt failed."""
+    _unexpected: type[BaseException] | None = None
+    """The type of the last unexpected error in this series."""
 
     def __enter__(self) -> Self:
         return self
@@ -84,16 +91,22 @@ class LogOnce(Struct, eq=False):
     def __exit__(
         self, kind: type[BaseException] | None, failure: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if isinstance(failure, LocalError | OSError):
-            if not self.lasts:
-                why = (isinstance(failure, OSError) and failure.strerror) or failure
-                self.logger.warning("%s: %s", self.what, why)
-            self.lasts = True
-            return True
-        if failure is None and self.lasts:
-            self.logger.warning("%s", self.over)
-            self.lasts = False
-        return False
+        if failure is None:
+            if self.lasts:
+                self.logger.warning("%s", self.over)
+            self.lasts, self._unexpected = False, None
+            return False
+        if not isinstance(failure, self.catches):
+            return False
+        if not isinstance(failure, LocalError | OSError):
+            if self._unexpected is not kind:
+                self.logger.error("%s: %s", self.what, type(failure).__name__, exc_info=failure)
+            self._unexpected = kind
+        elif not self.lasts:
+            why = (isinstance(failure, OSError) and failure.strerror) or failure
+            self.logger.warning("%s: %s", self.what, why)
+        self.lasts = True
+        return True
 
 
 async def run_on(
@@ -106,15 +119,16 @@ async def run_on(
 ) -> None:
     """Run a function each time an event is set, until canceled: ``host.run(run_on(changed, self.save, trouble))``.
 
-    While the store fails, the function is retried.
+    While it fails, the function is retried. No error ends the loop.
 
     Args:
         event: Set to request a run.
         work: The function.
-        outage: Logs store errors.
+        outage: Logs errors. It catches all of them from now on.
         every: Seconds after which the function runs without a request.
         pause: Seconds before a retry, `PAUSE` by default.
     """
+    outage.catches = Exception
     while not is_canceled():
         with suppress(TimeoutError):
             async with asyncio.timeout(every):

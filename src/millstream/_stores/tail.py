@@ -176,7 +176,7 @@ class Tail:
             log: The log of an open store.
             stream: The name of the stream.
             after: The position to read after, or None to read from the oldest entry.
-            take: Called with the next entries, in order.
+            take: Called with the next entry, in order. An entry for which it raises is reported as lost.
             lost: Called before the entries that follow a loss.
             drain: Awaited after each page, to apply backpressure.
             topic: The topic to follow, None for all entries, or empty for none. See `follow`.
@@ -203,6 +203,8 @@ class Tail:
         """Whether every entry after `position` has been pushed."""
         self._pushed_offset = sys.maxsize
         """The lowest offset of another epoch that was pushed since the last read."""
+        self._failure: type[Exception] | None = None
+        """The type of the last error while processing an entry. Each type is logged when it follows another one."""
         self._waiting: list[tuple[Position, asyncio.Future[bool]]] = []
         """Callers of `reach`."""
         self._turns = Tasks()
@@ -344,7 +346,10 @@ class Tail:
         elif not self._is_current or here is None:
             self._interrupt()
         elif at.offset > here.offset:
-            self._take((entry,))
+            try:
+                self._take((entry,))
+            except Exception as exc:
+                self._skip(entry, exc)
             self._advance(at)
 
     def _hear_unwanted(self, entry: Entry) -> None:
@@ -375,9 +380,22 @@ class Tail:
         self._pushed_offset = sys.maxsize
         if not entries:
             return False
-        self._take(entries)
-        self._advance(entries[-1].position)
+        for entry in entries:
+            try:
+                self._take((entry,))
+            except Exception as exc:
+                self._skip(entry, exc)
+            self._advance(entry.position)
         return True
+
+    def _skip(self, entry: Entry, failure: Exception) -> None:
+        """Report an entry as lost that can't be processed. It would fail again, and hold up all later ones."""
+        if self._failure is not type(failure):
+            name = self._stream.partition(":")[0]
+            _logger.error("An entry of the stream %s can't be processed, and is skipped", name, exc_info=failure)
+        self._failure = type(failure)
+        self.position = entry.position
+        self._lost(Gap(entry.position.epoch, entry.position, entry.position))
 
 
 def _finish(arrived: asyncio.Future[bool], result: bool) -> None:

@@ -22,6 +22,7 @@ from millstream._override import override
 from millstream._parts import WATCH, PartHost
 from millstream._protocol.principal import knows_identities
 from millstream._protocol.sse import encode_event
+from millstream._stores.health import LogOnce
 from millstream._telemetry.logs import JsonLines
 from millstream._telemetry.messages import newest
 from millstream._transports.open_streams import OpenStreams
@@ -217,14 +218,18 @@ class DashboardFeed:
 
     async def run(self) -> None:
         """Send updates to the watchers each second, until canceled. The runtime owns the task."""
+        trouble = LogOnce(
+            logger,
+            "Metrics can't be sent to the dashboard; retrying",
+            "Metrics can be sent to the dashboard again.",
+            catches=Exception,
+        )
         while True:
             await self._has_watchers.wait()
-            try:
+            with trouble:
                 if self._refresh is not None:
                     await self._refresh()
                 self.broadcast()
-            except Exception:
-                logger.exception("Couldn't send metrics to the dashboard; retrying in a second")
             await asyncio.sleep(INTERVAL)
 
     def broadcast(self) -> None:

@@ -169,6 +169,8 @@ class ServerMessages(Struct, eq=False):
     subscribed: asyncio.Event = field(default_factory=asyncio.Event)
     interruption_callbacks: set[Callable[[Transport, ClientError], None]] = set()
     """Called when messages outside calls have stopped."""
+    _failing: set[str] = set()
+    """Methods of notifications whose processing failed, which is logged once."""
     _queue: deque[Awaitable[None]] = field(default_factory=deque[Awaitable[None]])
     _worker: asyncio.Task[None] | None = None
     _answer_tasks: dict[Any, asyncio.Task[None]] = {}
@@ -187,18 +189,23 @@ class ServerMessages(Struct, eq=False):
         if kept is None:
             return
         message = kept
-        if self.observer is not None:
-            self.observer(Notification(message.method, Raw(message.params or b"{}"), request_id))
-        handler = self._HANDLERS.get(message.method)
-        if handler is None:
-            custom = self.custom.get(message.method)
-            if custom is not None:
-                self._run_handler(custom, bytes(message.params))
-            return
         try:
-            handler(self, message)
+            if self.observer is not None:
+                self.observer(Notification(message.method, Raw(message.params or b"{}"), request_id))
+            handler = self._HANDLERS.get(message.method)
+            if handler is not None:
+                handler(self, message)
+            elif (custom := self.custom.get(message.method)) is not None:
+                self._run_handler(custom, bytes(message.params))
         except MALFORMED:
             _logger.debug("The server sent a %s that can't be decoded.", message.method)
+        except ClientError:
+            raise
+        except Exception:  # one notification must not end the stream of all later ones
+            key = message.method if message.method in self._HANDLERS or message.method in self.custom else ""
+            if key not in self._failing:
+                _logger.exception("A %.100s from the server can't be processed.", message.method)
+            self._failing.add(key)
 
     def on_interruption(self, transport: Transport, fault: ClientError | None) -> None:
         """Report that messages outside calls have stopped, because of `fault`, or were missed if `fault` is None."""

@@ -109,6 +109,10 @@ class ClientSubscription(Struct, Generic[T], eq=False, kw_only=True):
                     if not is_temporary(exc) or not (self._agreed.is_set() or self._failures):
                         self.fail(exc)
                         return
+                except Exception as exc:
+                    _logger.exception("A subscription ended with an unexpected error")
+                    self.fail(ClientError(f"The subscription ended: {exc!r}"))
+                    return
                 self._agreed.clear()
                 if now() - began > _STABLE_SECONDS:
                     self._failures = 0

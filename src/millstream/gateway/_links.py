@@ -487,6 +487,9 @@ class ResourceWatches(Struct):
             except ClientError as exc:
                 logger.debug("The subscription to %d resources ended: %s", len(uris), exc)
                 self._settle(watch)
+            except Exception:  # our own error; without this, later subscriptions would wait for this one
+                logger.exception("The subscription to %d resources failed; retrying", len(uris))
+                self._settle(watch)
             await asyncio.sleep(_RETRY * random.uniform(0.75, 1))  # noqa: S311  jitter
 
     def _settle(self, watch: "_JointWatch") -> None:

@@ -535,8 +535,16 @@ class Hub:
 
     async def _run_departures(self) -> None:
         """Publish departures, in order, until canceled."""
+        trouble = LogOnce(
+            logger,
+            "The hub can't publish a departure",
+            "The hub can publish departures again.",
+            catches=Exception,
+        )
         while True:
-            await self._publish_presence(await self._departures.get())
+            places = await self._departures.get()
+            with trouble:  # `Presence.refresh` publishes a departure that failed
+                await self._publish_presence(places)
 
     async def _publish_presence(self, places: Sequence[Place]) -> None:
         """Publish the arrival or departure of a client on its channels."""

@@ -267,9 +267,15 @@ class EventListener:
 
     async def _renew(self) -> None:
         """Renew the lease, or take it when it's free."""
+        trouble = LogOnce(
+            logger,
+            f"The lease of the listener for {self._pattern!r} can't be renewed; retrying",
+            f"The lease of the listener for {self._pattern!r} can be renewed again.",
+            catches=Exception,
+        )
         while True:
             holds = False
-            with suppress(LocalError, OSError):
+            with trouble, suppress(LocalError, OSError):
                 async with asyncio.timeout(_LEASE / 3):
                     holds = await self._claim.keep()
             if holds and not self._holds:

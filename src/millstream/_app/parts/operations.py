@@ -24,6 +24,7 @@ from millstream._protocol.revisions import ALL
 from millstream._server.calls.call import Call
 from millstream._server.calls.sessions import Session
 from millstream._stores import open_store
+from millstream._stores.health import LogOnce
 from millstream._stores.store import Store
 from millstream._stores.workers import parent_address, read_again
 from millstream._telemetry.logs import stamp
@@ -153,12 +154,19 @@ class MachineMetrics(Struct, eq=False):
 
     async def run(self) -> None:
         """Store the figures whenever they change, until canceled."""
+        trouble = LogOnce(
+            logger,
+            "This worker's metrics can't be collected; retrying",
+            "This worker's metrics can be collected again.",
+            catches=Exception,
+        )
         while True:
             await asyncio.sleep(INTERVAL)
-            try:
-                await self.leave()
-            except (LocalError, OSError):
-                logger.debug("The parent process didn't accept this worker's metrics", exc_info=True)
+            with trouble:
+                try:
+                    await self.leave()
+                except (LocalError, OSError):
+                    logger.debug("The parent process didn't accept this worker's metrics", exc_info=True)
 
     async def leave(self) -> None:
         """Store the current figures with the parent."""

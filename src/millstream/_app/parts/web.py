@@ -5,6 +5,7 @@ the others, waits briefly for their replies, and adds them up. Without a dashboa
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
@@ -25,7 +26,7 @@ from millstream._protocol.jsonrpc import Json
 from millstream._server.observability import Figures, dashboard_values, history_values
 from millstream._server.observability.recent_calls import RecentCalls, WorkerCalls, call_values
 from millstream._server.peers import Peers, StatsReply, StatsRequest
-from millstream._stores.health import StoreHealth
+from millstream._stores.health import LogOnce, StoreHealth
 from millstream._stores.memory.store import MemoryBackend
 from millstream._tasks import Tasks
 from millstream._telemetry.logs import capture_logs, capture_prints
@@ -55,6 +56,8 @@ MAX_CHANNELS = 100
 """Maximum channels to show per worker, starting with the channels that have the most subscribers."""
 FRESH = 5.0
 """Seconds that the figures of a silent worker are still shown."""
+
+logger = logging.getLogger("millstream")
 
 
 class _Question(Struct, array_like=True, frozen=True):
@@ -128,9 +131,16 @@ class DashboardQueries:
 
     async def run(self) -> None:
         """Record counts each second until canceled. The runtime owns the task."""
+        trouble = LogOnce(
+            logger,
+            "The counts for the dashboard can't be recorded; retrying",
+            "The counts for the dashboard can be recorded again.",
+            catches=Exception,
+        )
         while True:
             now = time.time()
-            self.remember(int(now) - 1)
+            with trouble:
+                self.remember(int(now) - 1)
             await asyncio.sleep(1.02 - now % 1)
 
     def remember(self, second: int) -> None:

@@ -19,6 +19,7 @@ from millstream._config import VariableError, address
 from millstream._http.hosts import UNIX, is_loopback
 from millstream._http.server.listener import BACKLOG
 from millstream._override import override
+from millstream._stores.health import LogOnce
 from millstream.auth._key_file import SHORTEST_KEY, is_path
 from millstream.files import Stamp, stamp_of
 
@@ -299,9 +300,13 @@ class Certificate:
 
     async def watch(self) -> None:
         """Renew the certificate when the files change, until canceled."""
+        trouble = LogOnce(
+            logger, "The certificate can't be checked; retrying", "The certificate can be checked.", catches=Exception
+        )
         while True:
             await asyncio.sleep(EVERY)
-            self.renew()
+            with trouble:
+                self.renew()
 
 
 def _no_passphrase() -> str:

@@ -5,12 +5,14 @@ anymore, the parent has exited, and every call fails immediately.
 """
 
 import asyncio
+import logging
 import time
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 from millstream._override import override
+from millstream._protocol.errors import LocalError
 from millstream._stores.base import Entry, Log, Map, StoreUnavailable
 from millstream._stores.local.calls import (
     HELLO,
@@ -34,6 +36,8 @@ _GONE = (
     "The parent process, which holds the store for all workers, has ended or doesn't respond. Workers can't "
     "continue without it. Start the program again."
 )
+
+_logger = logging.getLogger("millstream.stores")
 
 
 class LocalBackend(Listeners[Entry], FrameConnection):
@@ -182,6 +186,11 @@ class LocalBackend(Listeners[Entry], FrameConnection):
                 return None
             except (StoreUnavailable, OSError):
                 continue
+            except LocalError as exc:  # the parent runs another version, and each call fails from now on
+                _logger.error("The workers' parent process can't be used: %s", exc)
+                return None
+            except Exception:
+                _logger.exception("The connection to the workers' parent process failed; retrying")
         return None
 
     # The connection

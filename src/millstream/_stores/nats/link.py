@@ -32,6 +32,7 @@ from millstream._override import override
 from millstream._protocol.errors import LocalError
 from millstream._protocol.jsonrpc import Json
 from millstream._stores.base import ONCE_SECONDS, StoreUnavailable
+from millstream._stores.health import LogOnce
 from millstream._stores.tail import Watchers
 from millstream._tasks import SingleFlight, has_failed
 
@@ -285,8 +286,11 @@ class NatsLink:
 
     async def _recover(self) -> None:
         """Read the epoch and retry until that succeeds, because no later event would trigger it."""
+        trouble = LogOnce(
+            _logger, "The epoch can't be read; retrying", "The epoch can be read again.", catches=Exception
+        )
         while True:
-            with suppress(LocalError):
+            with trouble, suppress(LocalError):
                 return await self._find_epoch()
             await asyncio.sleep(_PAUSE)
 

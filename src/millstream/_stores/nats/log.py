@@ -46,6 +46,7 @@ from millstream._stores.base import (
     StoreUnavailable,
     StreamSealed,
 )
+from millstream._stores.health import LogOnce
 from millstream._stores.memory.log import REPEATED, kind_of, within
 from millstream._stores.nats.link import (
     CONNECTION_ERRORS,
@@ -167,26 +168,36 @@ class Consumer:
             self.failed.set_result(None)
 
     async def _run(self) -> None:
+        trouble = LogOnce(
+            _logger, "A stream can't be followed; retrying", "A stream can be followed again.", catches=Exception
+        )
         while True:
-            subscription: Subscription | None = None
-            try:
-                self._broken = False
-                inbox = self._link.client.new_inbox()
-                subscription = await self._link.subscribe(inbox, self._take)
-                await self._create(inbox)
-                # This consumer pushes entries appended since the last one failed, unless they were deleted.
-                self._log.interrupt(self._view.name)
-                self.created.set()
-                await self._watch()
-                await self._link.send(f"$JS.API.CONSUMER.DELETE.{self._view.stream}.{self._name}", b"")
-            except (LocalError, TimeoutError) as exc:
-                _logger.debug("Re-creating a NATS consumer: %s", exc)
+            with trouble:
+                await self._consume()
+            if trouble.lasts:
                 await asyncio.sleep(_PAUSE)
-            finally:
-                if subscription is not None:
-                    with suppress(*CONNECTION_ERRORS):
-                        await subscription.unsubscribe()
             self._log.interrupt(self._view.name)
+
+    async def _consume(self) -> None:
+        """Follow the stream with one consumer, until it fails."""
+        subscription: Subscription | None = None
+        try:
+            self._broken = False
+            inbox = self._link.client.new_inbox()
+            subscription = await self._link.subscribe(inbox, self._take)
+            await self._create(inbox)
+            # This consumer pushes entries appended since the last one failed, unless they were deleted.
+            self._log.interrupt(self._view.name)
+            self.created.set()
+            await self._watch()
+            await self._link.send(f"$JS.API.CONSUMER.DELETE.{self._view.stream}.{self._name}", b"")
+        except (LocalError, TimeoutError) as exc:
+            _logger.debug("Re-creating a NATS consumer: %s", exc)
+            await asyncio.sleep(_PAUSE)
+        finally:
+            if subscription is not None:
+                with suppress(*CONNECTION_ERRORS):
+                    await subscription.unsubscribe()
 
     async def _create(self, inbox: str) -> None:
         at = await self.mark()

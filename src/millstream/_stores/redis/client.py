@@ -33,6 +33,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from millstream._protocol.errors import LocalError
 from millstream._stores.base import OwnerQuotaExceeded, StoreFull, StoreUnavailable, StreamSealed
+from millstream._stores.health import LogOnce
 from millstream._stores.redis.address import RedisAddress
 from millstream._stores.redis.keys import Script, script
 from millstream._tasks import cancel_all, is_canceled, retry_delay
@@ -379,9 +380,16 @@ class RedisClient(Struct, eq=False):
         return [info]
 
     async def _watch_settings(self) -> None:
+        trouble = LogOnce(
+            _logger,
+            "Whether Redis evicts data can't be checked; retrying",
+            "Whether Redis evicts data can be checked again.",
+            catches=Exception,
+        )
         while True:
             await asyncio.sleep(LOOK)
-            await self.look()
+            with trouble:
+                await self.look()
 
     async def look(self) -> None:
         """Check whether any server has begun to evict data."""

@@ -134,7 +134,9 @@ class PushReader(Struct, eq=False):
 
     async def run(self) -> None:
         """Read until canceled."""
-        outage = LogOnce(_logger, "The store can't be read; retrying", "The store can be read again.")
+        outage = LogOnce(
+            _logger, "The store can't be read; retrying", "The store can be read again.", catches=Exception
+        )
         failures = 0
         try:
             while True:
@@ -598,12 +600,15 @@ class RedisBackend:
 
     async def _run(self) -> None:
         """Check epoch and time periodically and after failures. Leases report if the store doesn't respond."""
+        trouble = LogOnce(
+            _logger, "The epoch can't be read; retrying", "The epoch can be read again.", catches=Exception
+        )
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(RENEW):
                     await self._hurries.wait()
             self._hurries.clear()
-            with suppress(LocalError):
+            with trouble, suppress(LocalError):
                 await self._renew()
 
     async def _renew(self) -> None:

@@ -5,6 +5,7 @@ All SQL runs in one thread. Waiting jobs share a transaction and return after it
 """
 
 import asyncio
+import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -103,7 +104,10 @@ class SqliteWriter(Struct, eq=False):
                 await loop.run_in_executor(self._thread, self._run_all, jobs)
                 for job in jobs:
                     if job.failure is None and job.callback is not None:
-                        job.callback(job.result)
+                        try:
+                            job.callback(job.result)
+                        except Exception:  # a failing listener must not keep the other jobs from ending
+                            _logger.exception("A callback for entries of the store failed.")
                     if job.done.done():
                         continue
                     if job.failure is not None:
@@ -167,6 +171,7 @@ class SqliteWriter(Struct, eq=False):
                 job.failure = exc
 
 
+_logger = logging.getLogger("millstream.stores")
 _READS = frozenset({"get", "newest", "read"})
 
 

@@ -312,6 +312,7 @@ class EventDelivery(Struct):
             logger,
             f"Webhooks for {self.kind.name!r} can't be delivered; retrying",
             f"Webhooks for {self.kind.name!r} can be delivered again.",
+            catches=Exception,
         )
         try:
             while True:

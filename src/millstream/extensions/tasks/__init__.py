@@ -162,11 +162,12 @@ class _Follower(Struct, eq=False):
             for name in changed:
                 try:
                     record = await self.get(name)
+                    if record is not None and not self.subscription.push(NOTIFICATION, record.describe()):
+                        return
                 except LocalError:
                     logger.debug("A changed task can't be read", exc_info=True)
-                    continue
-                if record is not None and not self.subscription.push(NOTIFICATION, record.describe()):
-                    return
+                except Exception:
+                    logger.exception("The state of a task can't be sent to its subscriber.")
             await self.change_event.wait()
             self.change_event.clear()
 

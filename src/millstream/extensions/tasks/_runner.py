@@ -518,7 +518,10 @@ class TaskRunner(TaskRecords):
         """Save the outcome of a run and retry while the store doesn't respond."""
         change = self._record_change(run, outcome)
         trouble = LogOnce(
-            logger, "The outcome of a task can't be stored; retrying", "The outcomes of tasks can be stored again."
+            logger,
+            "The outcome of a task can't be stored; retrying",
+            "The outcomes of tasks can be stored again.",
+            catches=Exception,
         )
         while self._host.now() < run.record.expires:
             with trouble:
