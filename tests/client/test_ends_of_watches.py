@@ -23,7 +23,7 @@ from client.watch_parts import (
     until_other_than_again,
     wait_until,
 )
-from millstream import Client
+from millstream import Client, Server
 from millstream.client import _watches as watching
 from millstream.client._errors import AccessDenied, ClientError, NotMcp, ServerError
 from millstream.client._server_messages import Change
@@ -241,3 +241,47 @@ async def test_watch_adapts_to_a_server_that_changed_era(short_backoff: None) ->
         newer = True
         assert await until_other_than_again(changes) == Change("tools")
         assert client.revision == "2026-07-28"
+
+
+@for_each("revision", ["2025-11-25", "2026-07-28"])
+async def test_notification_that_cannot_be_processed_does_not_end_later_ones(
+    revision: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    mcp = Server("s")
+
+    @mcp.resource("docs://a")
+    def a() -> str:
+        return "a"
+
+    failures: list[None] = []
+
+    def fail(change: Any, subscription: Any) -> None:
+        failures.append(None)
+        raise ZeroDivisionError("odd change")
+
+    async with (
+        Client(mcp, revision=revision, timeout=WAIT) as client,
+        asyncio.timeout(WAIT),
+        client.watch("docs://a") as changes,
+    ):
+        watchers: Any = changes._requests.incoming.watchers
+        watchers.add(fail)
+        await mcp.resource_updated("docs://a")
+        await wait_until(lambda: bool(failures))
+        watchers.discard(fail)
+        await mcp.resource_updated("docs://a")
+        assert (await anext(changes)).uri == "docs://a"
+    assert "odd change" in caplog.text
+
+
+async def test_subscription_that_fails_tells_its_reader_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    mcp = Server("s")
+    async with Client(mcp, timeout=WAIT) as client, asyncio.timeout(WAIT), client.watch() as changes:
+
+        async def listen() -> None:
+            raise ZeroDivisionError("odd acknowledgment")
+
+        monkeypatch.setattr(type(changes), "_listen", lambda self: listen())
+        changes._interrupted.set()
+        with pytest.raises(ClientError, match="odd acknowledgment"):
+            await anext(changes)

@@ -1,5 +1,6 @@
 import asyncio
 import json
+from typing import Any
 
 import pytest
 
@@ -409,3 +410,28 @@ async def test_lost_presence_log_is_reported_as_a_gap() -> None:
         assert [json.loads(data)["client_id"] for data in watcher.data] == ["ann", "bob"]
         assert (await listen(hub, "$presence.chat", last_event_id=start)).gaps == ["trimmed"]
         assert (await listen(hub, "$presence.chat", last_event_id=watcher.last_id)).gaps == []
+
+
+async def test_presence_outlives_an_unexpected_error_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_hub() as hub:
+        watcher = await listen(hub, "$presence.chat")
+        ann, bob = await listen(hub, "chat", client_id="ann"), await listen(hub, "chat", client_id="bob")
+        await watcher.until(2)
+        tail: Any = hub._delivery.event_tail
+        settle, failures = tail.settle, [KeyError("ann")]
+
+        async def fail_once() -> None:
+            if failures:
+                raise failures.pop()
+            await settle()
+
+        monkeypatch.setattr(tail, "settle", fail_once)
+        ann.close()
+        await turns(200)
+        assert "The hub can't publish a departure" in caplog.text
+        bob.close()
+        await watcher.until(3)
+        left = [json.loads(data or "")["client_id"] for event, data, _ in watcher.events() if event == "leave"]
+        assert left == ["bob"]

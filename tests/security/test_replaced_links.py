@@ -12,17 +12,15 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
-from http_peer import NO_TRUST, serve
 from millstream import Client, Server
-from millstream._app.server_process.entry import prepare
 from millstream.client import ClientError
 from millstream.extensions.apps import Apps
 from millstream.extensions.skills import Skills
 from millstream.files import open_file
 from patience import WAIT
+from wire import run_wire
 
 Read = Callable[[], Awaitable[str]]
 SKILL = "---\nname: notes\ndescription: Notes\n---\n"
@@ -65,16 +63,12 @@ async def reading(way: str, folder: Path) -> AsyncIterator[Read]:
     mcp.extend(Skills()).add(folder)
     mcp.extend(Apps()).add(folder / "notes", uri="ui://notes")
     if way == "static":
-        async with mcp.running() as runtime:
-            prepare(mcp, runtime)
-            async with serve(mcp, lane=True) as running:
-                base = f"http://127.0.0.1:{running.port}"
-                async with httpx2.AsyncClient(base_url=base, timeout=WAIT, verify=NO_TRUST) as web:
+        async with run_wire(mcp, "lane") as wire:
 
-                    async def get() -> str:
-                        return (await web.get("/app/notes/page.html")).text
+            async def get() -> str:
+                return (await wire.ask("GET", "/app/notes/page.html", {"host": "127.0.0.1"}, b"")).body.decode()
 
-                    yield get
+            yield get
         return
     uri = {"files": "docs://notes/page.html", "skills": "skill://notes/page.html", "apps": "ui://notes/page"}[way]
     async with Client(mcp, timeout=WAIT) as client:

@@ -1,5 +1,6 @@
 import asyncio
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -7,15 +8,22 @@ from typing import Any
 
 import pytest
 
-from backend_stores import LocalStore, MemoryStore
+from backend_stores import LocalStore, MemoryStore, SqliteStore
+from cases import for_each
 from millstream._protocol.errors import LocalError
-from millstream._stores import backend_for
-from millstream._stores.base import StoreFull, StoreUnavailable
+from millstream._server.peers import Peers
+from millstream._stores import backend_for, health
+from millstream._stores.base import Entry, Gap, StoreFull, StoreUnavailable
 from millstream._stores.health import LogOnce, StoreHealth, run_on
 from millstream._stores.local.server import LocalServer
 from millstream._stores.sqlite import store
+from millstream._stores.sqlite.file import locate
+from millstream._stores.store import Store
+from millstream._stores.tail import Tail
 from patience import WAIT
-from store_parts import append
+from store_parts import DictBacking, LocalBacking, append, data_of
+
+STREAM = "hub:journal"
 
 
 class Values:
@@ -155,3 +163,132 @@ async def test_callers_get_unexpected_errors() -> None:
     with pytest.raises(ZeroDivisionError), outage:
         raise ZeroDivisionError
     assert not outage.lasts
+
+
+def failing_once(work: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """Return an async function that raises an error the first time."""
+    failures = [error]
+
+    async def run(*args: Any, **options: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await work(*args, **options)
+
+    return run
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT):
+        while not true():  # noqa: ASYNC110  nothing tells
+            await asyncio.sleep(0.005)
+
+
+@for_each("read", ["pushed", "read"])
+async def test_entry_that_cannot_be_processed_is_a_loss_and_later_ones_arrive(read: str, tmp_path: Path) -> None:
+    backing = DictBacking()
+    stores: list[Store] = [
+        MemoryStore(),
+        SqliteStore(locate(f"sqlite:///{tmp_path}/{read}.db")),
+        await backing.worker(),
+    ]
+    for each in stores[:2]:
+        await each.open()
+    for each in stores:
+        taken: list[Entry] = []
+        gaps: list[Gap] = []
+
+        def take(entries: Any, taken: list[Entry] = taken) -> None:
+            if any(entry.data == b"poison" for entry in entries):
+                raise ZeroDivisionError("poison")
+            taken.extend(entries)
+
+        tail = Tail(each.log, STREAM, None, take, gaps.append)
+        if read == "pushed":
+            await append(each, STREAM, b"first")
+            await tail.catch_up()
+            tail.start()
+        async with asyncio.timeout(WAIT):  # without this, the writers of SQLite waited forever
+            await append(each, STREAM, b"poison")
+        if read == "read":
+            tail.start()
+            await until(lambda gaps=gaps: gaps)
+        await append(each, STREAM, b"last")
+        await until(lambda taken=taken: b"last" in data_of(taken))
+        assert len(gaps) == 1
+        await tail.close()
+    for each in stores[:2]:
+        await each.close()
+    await backing.close()
+
+
+async def test_listener_that_fails_does_not_keep_writers_waiting(tmp_path: Path) -> None:
+    file = SqliteStore(locate(f"sqlite:///{tmp_path}/store.db"))
+    await file.open()
+
+    def hear(entry: Entry) -> None:
+        raise ZeroDivisionError
+
+    file.log.listen(STREAM, hear)
+    async with asyncio.timeout(WAIT):
+        await asyncio.gather(*(append(file, STREAM, b"x") for _ in range(20)))
+        await append(file, STREAM, b"y")
+    await file.close()
+
+
+async def test_checks_of_dead_workers_outlive_an_unexpected_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(health, "PAUSE", 0.0)
+    backing = DictBacking()
+    store = await backing.worker()
+    peers, looks = Peers(store, [b"secret"]), list[None]()
+
+    async def look() -> None:
+        looks.append(None)
+        if len(looks) == 1:
+            raise ZeroDivisionError("a check")
+
+    peers.on_workers(look)
+    peers.open()
+    await backing.worker()
+    await until(lambda: len(looks) >= 2)
+    await backing.worker()
+    seen = len(looks)
+    await until(lambda: len(looks) > seen)
+    assert "a check" in caplog.text
+    await peers.close()
+    await backing.close()
+
+
+async def test_lease_is_renewed_after_an_unexpected_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(health, "PAUSE", 0.0)
+    backing = DictBacking()
+    store, other = await backing.worker(), await backing.worker()
+    workers: Any = store.workers
+    renewed = asyncio.Event()
+    renew = workers._backend.bind
+
+    async def bind(name: str) -> None:
+        await renew(name)
+        renewed.set()
+
+    monkeypatch.setattr(workers._backend, "bind", failing_once(bind, KeyError("leases")))
+    workers.hurry()
+    async with asyncio.timeout(WAIT):
+        await renewed.wait()
+    assert await other.workers.alive(workers.me)
+    await backing.close()
+
+
+async def test_workers_reconnect_to_their_parent_after_an_unexpected_error(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    backing = LocalBacking()
+    store = await backing.worker()
+    backend: Any = store.backend
+    monkeypatch.setattr(backend, "_connect", failing_once(backend._connect, TypeError("odd reply")))
+    backend._transport.abort()
+    await until(lambda: "odd reply" in caplog.text and backend._transport is not None)
+    async with asyncio.timeout(WAIT):
+        await append(store, STREAM, b"x")
+    await backing.close()
