@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import itertools
 import json
 from http import HTTPStatus
 from typing import Any
@@ -10,7 +11,11 @@ import httpx2
 import pytest
 
 from api_calls import OBJECT, TEXT, Api, operation, reply, tools
+from cases import for_each
+from cpu import check_linear
+from growth import measured
 from millstream import Audio, Client, EmbeddedResource, Image, Server, Text
+from millstream.gateway._openapi_reply import ApiReply
 from patience import WAIT
 
 PNG = b"\x89PNG\r\n\x1a\n\xff\xfe"
@@ -45,6 +50,25 @@ def answer(content: bytes, media: str = "application/json", status: int = 200, *
         ("Zoë".encode("latin-1"), 'text/plain; charset="ISO-8859-1"', "Zoë", None),
         ("Zoë".encode(), "text/plain; charset=unknown", "Zoë", None),
         ("Zoë".encode(), "text/plain; charset=base64", "Zoë", None),
+        (b"MNCHEN-3YA", "text/plain; charset=punycode", "MNCHEN-3YA", None),
+        (b"xn--mnchen-3ya", "text/plain; charset=idna", "xn--mnchen-3ya", None),
+        (b"a\\u00e9", "text/plain; charset=unicode_escape", "a\\u00e9", None),
+        (b"+AOk-", "text/plain; charset=utf-7", "+AOk-", None),
+        (b"~{VPND~}", "text/plain; charset=hz", "~{VPND~}", None),
+        (b"abc", "text/plain; charset=rot13", "abc", None),
+        ("Zoë".encode("utf-32"), "text/plain; charset=utf-32", "Zoë", None),
+        ("Zoë".encode("utf-16"), "text/plain; charset=UTF-16", "Zoë", None),
+        ("\ufeffZoë".encode("utf-16-be"), "text/plain; charset=utf-16", "Zoë", None),
+        ("\ufeffZoë".encode("utf-16-le"), "text/plain; charset=utf-16le", "Zoë", None),
+        ("Zoë".encode("utf-16-be"), "text/plain; charset=utf-16be", "Zoë", None),
+        ("日本".encode("iso2022_jp"), "text/plain; charset=ISO-2022-JP", "日本", None),
+        ("日本".encode("euc_jp"), "text/plain; charset=x-euc-jp", "日本", None),
+        ("①".encode("cp932"), "text/plain; charset=Shift_JIS", "①", None),
+        ("한".encode("cp949"), "text/plain; charset=ks_c_5601-1987", "한", None),
+        ("中".encode("gb18030"), "text/plain; charset=gb2312", "中", None),
+        ("中".encode("big5"), "text/plain; charset=big5", "中", None),
+        ("ш".encode("koi8-r"), "text/plain; charset=koi8-r", "ш", None),
+        (b"\x93a\x94", "text/plain; charset=iso-8859-1", "“a”", None),
         (b"<a/>", "application/xml", "<a/>", None),
         (b"<svg/>", "image/svg+xml", "<svg/>", None),
         (b'{"a":1}\n{"a":2}\n', "application/x-ndjson", '{"a":1}\n{"a":2}\n', None),
@@ -251,6 +275,32 @@ async def test_resources_keep_bytes_and_charsets() -> None:
         (text,) = await client.read("resource://op")
     assert base64.b64encode(image.blob or b"") == base64.b64encode(PNG)
     assert text.text == "é"
+
+
+async def test_unknown_charsets_are_not_kept() -> None:
+    answers = [answer(b"a", f"text/plain; charset={'x' * 20_000}{number}") for number in range(60)]
+    api = Api(*answers)
+    async with Client(Server.from_openapi(operation(), api.client()), timeout=WAIT) as client:
+        for _ in range(10):
+            await client.call("op")
+        api.requests.clear()
+        with measured() as growth:
+            for _ in range(50):
+                assert (await client.call("op")).text == "a"
+            api.requests.clear()
+        assert growth.bytes < 10 * 20_000
+
+
+def read(content: bytes, charset: str) -> str:
+    return ApiReply(200, {"content-type": f"text/plain; charset={charset}"}, content).text
+
+
+CHARSETS = "utf-8", "iso-2022-jp", "hz", "gb18030", "big5", "shift_jis", "euc-jp", "euc-kr", "punycode", "utf-16"
+
+
+@for_each(("charset", "piece"), itertools.product(CHARSETS, (b"\xff\x81", b"\x1b$B!", b"~{a~", b"a")))
+def test_replies_are_decoded_in_linear_time(charset: str, piece: bytes) -> None:
+    check_linear(lambda size: read(piece * size, charset), 8_000)
 
 
 async def test_text_replies_stay_text_blocks() -> None:

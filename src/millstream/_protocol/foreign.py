@@ -276,3 +276,105 @@ def _structs(annotation: Any) -> _Kinds:
     if get_origin(annotation) is dict:
         return ()
     return tuple(kind for part in get_args(annotation) for kind in _structs(part))
+
+
+def decode_text(content: bytes, charset: str = "") -> str:
+    """Return text in a charset that its sender names: ``decode_text(body, "iso-8859-1")``.
+
+    Bytes that don't belong to the charset are replaced, and a byte order mark is removed. An unknown charset counts as
+    none: the text is UTF-8, or what its first bytes say.
+
+    Args:
+        content: The bytes.
+        charset: Name of the charset, or empty.
+    """
+    import json  # noqa: PLC0415  few servers need it
+
+    codec = _codecs().get(charset.strip().lower(), "") or json.detect_encoding(content[:4])
+    return content.decode(codec, "replace").removeprefix("\ufeff")
+
+
+def encode_text(text: str, charset: str) -> bytes:
+    """Return text in a charset that its receiver names: ``encode_text("Zoë", "iso-8859-1")``.
+
+    Args:
+        text: The text.
+        charset: Name of the charset.
+
+    Raises:
+        ValueError: The charset is unknown, or lacks a character.
+    """
+    name = charset.strip().lower()
+    if name not in _codecs():
+        raise ValueError(f"{charset[:40]!r} isn't a charset.")
+    try:
+        return text.encode(name)  # a receiver may not read the superset that `_CHARSETS` names
+    except LookupError:
+        return text.encode(_codecs()[name])
+
+
+@cache
+def _codecs() -> dict[str, str]:
+    return {label: codec for codec, labels in _CHARSETS.items() for label in labels.split()}
+
+
+_CHARSETS = {
+    "utf-8": "unicode-1-1-utf-8 unicode11utf8 utf-8 utf8 x-unicode20utf8",
+    "cp866": "866 cp866 csibm866 ibm866",
+    "iso8859-2": "csisolatin2 iso-8859-2 iso-ir-101 iso8859-2 iso88592 iso_8859-2 iso_8859-2:1987 l2 latin2",
+    "iso8859-3": "csisolatin3 iso-8859-3 iso-ir-109 iso8859-3 iso88593 iso_8859-3 iso_8859-3:1988 l3 latin3",
+    "iso8859-4": "csisolatin4 iso-8859-4 iso-ir-110 iso8859-4 iso88594 iso_8859-4 iso_8859-4:1988 l4 latin4",
+    "iso8859-5": ("csisolatincyrillic cyrillic iso-8859-5 iso-ir-144 iso8859-5 iso88595 iso_8859-5 iso_8859-5:1988"),
+    "iso8859-6": (
+        "arabic asmo-708 csiso88596e csiso88596i csisolatinarabic ecma-114 iso-8859-6 iso-8859-6-e iso-8859-6-i "
+        "iso-ir-127 iso8859-6 iso88596 iso_8859-6 iso_8859-6:1987"
+    ),
+    "iso8859-7": (
+        "csisolatingreek ecma-118 elot_928 greek greek8 iso-8859-7 iso-ir-126 iso8859-7 iso88597 iso_8859-7 "
+        "iso_8859-7:1987 sun_eu_greek"
+    ),
+    "iso8859-8": (
+        "csiso88598e csiso88598i csisolatinhebrew hebrew iso-8859-8 iso-8859-8-e iso-8859-8-i iso-ir-138 iso8859-8 "
+        "iso88598 iso_8859-8 iso_8859-8:1988 logical visual"
+    ),
+    "iso8859-10": "csisolatin6 iso-8859-10 iso-ir-157 iso8859-10 iso885910 l6 latin6",
+    "iso8859-13": "iso-8859-13 iso8859-13 iso885913",
+    "iso8859-14": "iso-8859-14 iso8859-14 iso885914",
+    "iso8859-15": "csisolatin9 iso-8859-15 iso8859-15 iso885915 iso_8859-15 l9",
+    "iso8859-16": "iso-8859-16",
+    "koi8-r": "cskoi8r koi koi8 koi8-r koi8_r",
+    "koi8-u": "koi8-ru koi8-u",
+    "mac-roman": "csmacintosh mac macintosh x-mac-roman",
+    "mac-cyrillic": "x-mac-cyrillic x-mac-ukrainian",
+    "cp874": "dos-874 iso-8859-11 iso8859-11 iso885911 tis-620 windows-874",
+    "cp1250": "cp1250 windows-1250 x-cp1250",
+    "cp1251": "cp1251 windows-1251 x-cp1251",
+    "cp1252": (
+        "ansi_x3.4-1968 ascii cp1252 cp819 csisolatin1 ibm819 iso-8859-1 iso-ir-100 iso8859-1 iso88591 iso_8859-1 "
+        "iso_8859-1:1987 l1 latin-1 latin1 us-ascii windows-1252 x-cp1252"
+    ),
+    "cp1253": "cp1253 windows-1253 x-cp1253",
+    "cp1254": (
+        "cp1254 csisolatin5 iso-8859-9 iso-ir-148 iso8859-9 iso88599 iso_8859-9 iso_8859-9:1989 l5 latin5 windows-1254 "
+        "x-cp1254"
+    ),
+    "cp1255": "cp1255 windows-1255 x-cp1255",
+    "cp1256": "cp1256 windows-1256 x-cp1256",
+    "cp1257": "cp1257 windows-1257 x-cp1257",
+    "cp1258": "cp1258 windows-1258 x-cp1258",
+    "gb18030": "chinese csgb2312 csiso58gb231280 gb18030 gb2312 gb_2312 gb_2312-80 gbk iso-ir-58 x-gbk",
+    "big5hkscs": "big5 big5-hkscs cn-big5 csbig5 x-x-big5",
+    "euc-jp": "cseucpkdfmtjapanese euc-jp x-euc-jp",
+    "iso2022-jp": "csiso2022jp iso-2022-jp",
+    "cp932": "csshiftjis ms932 ms_kanji shift-jis shift_jis sjis windows-31j x-sjis",
+    "cp949": (
+        "cseuckr csksc56011987 euc-kr iso-ir-149 korean ks_c_5601-1987 ks_c_5601-1989 ksc5601 ksc_5601 windows-949"
+    ),
+    "utf-16": "csunicode iso-10646-ucs-2 ucs-2 unicode unicodefeff utf-16",
+    "utf-16-le": "utf-16le",
+    "utf-16-be": "unicodefffe utf-16be",
+}
+"""Codec -> the names of its charset, from https://encoding.spec.whatwg.org/#names-and-labels, and Python's ``latin-1``.
+
+A codec of Python isn't chosen by a foreign name: Python remembers each name, and some codecs take quadratic time.
+"""

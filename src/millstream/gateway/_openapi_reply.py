@@ -1,6 +1,5 @@
 """The tool result for an API's response, by its status and its content type."""
 
-import json
 import re
 from collections.abc import Mapping
 from http.client import responses
@@ -11,7 +10,7 @@ import msgspec
 from msgspec import UNSET, Struct
 
 from millstream import Audio, EmbeddedResource, Image, ResourceContents, ToolError, ToolResult
-from millstream._protocol.foreign import repair_json
+from millstream._protocol.foreign import decode_text, repair_json
 from millstream._protocol.jsonrpc import MALFORMED, exceeds_limits
 from millstream._server.functions.problems import MAX_DECIDING_STEPS, find_problems, problem_text
 from millstream.gateway._openapi_request import BINARY, JSON, RequestTemplate, charset_of, is_json, is_text, plain_media
@@ -50,11 +49,7 @@ class ApiReply(Confidential, Struct, frozen=True):
     @property
     def text(self) -> str:
         """The body in its charset. Bytes that don't belong there are replaced."""
-        charset = charset_of(self.headers.get("content-type", "")) or json.detect_encoding(self.content[:4])
-        try:
-            return self.content.decode(charset, "replace").removeprefix("\ufeff")
-        except (LookupError, UnicodeError):  # some codecs aren't for text, and some don't replace
-            return self.content.decode("utf-8", "replace")
+        return decode_text(self.content, charset_of(self.headers.get("content-type", "")))
 
     def read_json(self) -> tuple[Any, str] | None:
         """Return the value of a JSON body, and its text, which keeps numbers as the API wrote them.
