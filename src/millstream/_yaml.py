@@ -56,7 +56,7 @@ def read_yaml(text: str | bytes, *, what: str, extra: str, max_depth: int, allow
         return yaml.load(text, loader)
     except YamlError:
         raise
-    except (yaml.YAMLError, ValueError, RecursionError) as exc:
+    except Exception as exc:  # a tag whose value doesn't fit raises whatever its constructor raises
         raise YamlError(f"isn't YAML: {' '.join(str(exc).split())[:200]}") from exc
 
 
@@ -74,4 +74,6 @@ def _loader() -> Any:
 
 def _read_integer(loader: Any, node: Any) -> int:
     text: str = loader.construct_scalar(node)
-    return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+    number = int(text, 0 if text[:2] in ("0o", "0x") else 10)
+    str(number)  # raises ValueError if it has more digits than Python, and so JSON, can write
+    return number

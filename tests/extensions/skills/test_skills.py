@@ -167,6 +167,20 @@ def test_invalid_skills_prevent_startup(tmp_path: Path, text: str | bytes, probl
     assert f"skills{os.sep}bad" in str(refused.value)
 
 
+@for_each(
+    "value", ["!!bool foo", "!!timestamp foo", f"!!float '{'1:' * 400}1'", "!!int x", "!!set a", f"0x{'f' * 5_000}"]
+)
+def test_malformed_skill_does_not_affect_others(folder: Path, value: str) -> None:
+    now = [0.0]
+    skills = SkillFolder(str(folder), clock=lambda: now[0])
+    text = TEXT.format(name="later")
+    place = write(folder, "acme/refunds/later/SKILL.md", text.replace("---\n", f"---\nx: {value}\n", 1))
+    now[0] = 100.0
+    assert list(skills.snapshot().skills) == ["skill://acme/refunds/SKILL.md"]
+    assert skills.read("acme/refunds/SKILL.md")
+    place.write_text(text)
+
+
 def test_skill_size_and_file_count_are_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="There is no folder"):
         served(tmp_path / "none")
