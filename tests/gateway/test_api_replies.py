@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import json
+import logging
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -39,16 +40,25 @@ REPLIES: dict[str, tuple[str, str, bytes]] = {
 
 
 @asynccontextmanager
-async def raw_api(replies: dict[str, tuple[str, str, bytes]]) -> AsyncIterator[tuple[str, list[str]]]:
-    """Run a server without any library, and yield its URL and the first lines of its requests."""
+async def raw_api(
+    replies: dict[str, tuple[str, str, bytes]], secrets: dict[str, bool] | None = None
+) -> AsyncIterator[tuple[str, list[str]]]:
+    """Run a server without any library, and yield its URL and the first lines of its requests.
+
+    Args:
+        replies: Status, headers, and body of each path.
+        secrets: Gets the paths of the requests, and whether their headers contain a secret.
+    """
     asked: list[str] = []
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while True:
-                line = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").partition("\r\n")[0]
+                line, _, head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").partition("\r\n")
                 asked.append(line)
                 method, target, _ = line.split()
+                if secrets is not None:
+                    secrets[target[1:]] = "secret" in head
                 status, head, content = replies[target[1:].partition("?")[0]]
                 writer.write(f"HTTP/1.1 {status}\r\n{head}content-length: {len(content)}\r\n\r\n".encode())
                 writer.write(b"" if method == "HEAD" else content)
@@ -195,6 +205,100 @@ async def test_argument_names_from_other_servers_work_with_every_model() -> None
         (tool,) = await client.tools()
         assert tool.input_schema["required"] == ["top"]
         assert json.loads((await client.call("find", {"top": 3, "q": "x"})).text) == {"$top": 3, "q": "x"}
+
+
+def in_parts(*addresses: str) -> bytes:
+    """Return a document with an operation for each address of a path item."""
+    items = {f"/p{number}": {"$ref": address} for number, address in enumerate(addresses)}
+    return json.dumps({"openapi": "3.1.0", "servers": [{"url": "/"}], "paths": items}).encode()
+
+
+def part(name: str) -> tuple[str, str, bytes]:
+    return "200 OK", JSON, json.dumps({"get": {"operationId": name, "responses": {}}}).encode()
+
+
+@asynccontextmanager
+async def asked_with_key(
+    document: bytes, address: str, parts: dict[str, tuple[str, str, bytes]], **options: Any
+) -> AsyncIterator[tuple[set[str], dict[str, bool]]]:
+    """Yield the operations of a document, and whether each of its files was requested with the upstream's key."""
+    with_key: dict[str, bool] = {}
+    async with raw_api({address: ("200 OK", JSON, document), **parts}, with_key) as (url, _):
+        mcp = Server("front")
+        api = OpenApi(
+            document=f"{url}/{address}", **{name: [f"{url}{each}" for each in value] for name, value in options.items()}
+        )
+        mcp.upstream(
+            "api",
+            openapi=api,
+            prefix="",
+            auth=static_headers({"x-api-key": "secret"}),
+            headers={"x-own": "secret"},
+            start_timeout=WAIT,
+        )
+        async with Client(mcp, timeout=WAIT) as client:
+            yield {each.name for each in await client.tools()}, with_key
+
+
+async def test_references_below_the_folder_of_the_document_are_fetched_with_credentials() -> None:
+    parts = {
+        "docs/a.json": part("a"),
+        "docs/b/c.yaml": part("c"),
+        "docs/moved.json": ("302 Found", "location: a.json\r\n", b""),
+    }
+    document = in_parts("a.json", "./b/c.yaml", "/docs/moved.json")
+    async with asked_with_key(document, "docs/api.json", parts) as (found, with_key):
+        assert found == {"a", "c", "a_2"}
+        assert with_key == dict.fromkeys(["docs/api.json", *parts], True)
+
+
+async def test_references_at_the_root_are_fetched_without_credentials() -> None:
+    async with asked_with_key(in_parts("a.json"), "api.json", {"a.json": part("a")}) as (found, with_key):
+        assert found == {"a"}
+        assert with_key == {"api.json": True, "a.json": False}
+
+
+async def test_references_outside_of_the_folder_of_the_document_are_not_fetched(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    addresses = (
+        "/private.json", "../private.json", "%2e%2e/private.json", "..%2fprivate.json", "%252e%252e/private.json",
+        "..;/private.json", "..\\private.json", "..%5cprivate.json", "a.json?all=1", "a.json;x", "a", "a.txt",
+        ".a.json", ".git/a.json", "%2ea.json", "b/.a.json", "//127.0.0.2:9/docs/a.json", "http://127.0.0.2:9/docs/a.json",
+        "a%00.json", "file:///docs/a.json", "ftp://a/docs/b.json", "http://[", "/docs", "/docs/", "/docsa/a.json",
+        "//docs/a.json",
+    )  # fmt: skip
+    parts = dict.fromkeys([each.strip("./") for each in addresses] + ["docs/a.json"], part("a"))
+    leaving = {
+        "docs/out.json": "/private.json",
+        "docs/far.json": "http://127.0.0.2:9/docs/a.json",
+        "docs/up.json": "%2e%2e/private.json",
+    }
+    parts |= {name: ("302 Found", f"location: {where}\r\n", b"") for name, where in leaving.items()}
+    document = in_parts(*addresses, *(f"/{each}" for each in leaving))
+    async with asked_with_key(document, "docs/api.json", parts) as (found, with_key):
+        assert found == set()
+        assert with_key == dict.fromkeys(["docs/api.json", *leaving], True)
+    assert (
+        "private.json, because it isn't a .json, .yaml, or .yml file below the document's folder. If you" in caplog.text
+    )
+    assert "out.json, because it redirects to a file outside of its folder" in caplog.text
+
+
+async def test_allowed_references_are_fetched_without_credentials() -> None:
+    parts = {
+        "common/a.json": part("a"),
+        "common/b/c.json": part("c"),
+        "commonly/d.json": part("d"),
+        "e.json": part("e"),
+    }
+    parts["common/out.json"] = "302 Found", "location: /e.json\r\n", b""
+    document = in_parts(*(f"/{each}" for each in parts), "/common/%2e%2e/e.json", "/common/a.json?b")
+    async with asked_with_key(document, "docs/api.json", parts, references=["/common"]) as (found, with_key):
+        assert found == {"a", "c"}
+        without = ["common/a.json", "common/b/c.json", "common/out.json"]
+        assert with_key == {"docs/api.json": True, **dict.fromkeys(without, False)}
 
 
 async def test_documents_in_several_files_are_read_only_from_their_origin() -> None:

@@ -2,6 +2,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -13,12 +14,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from auth_world import ALICE, BOB, make_key_auth, run_guarded
+from cases import for_each
 from http_peer import serve
 from millstream import Client, Server, Text, auth, middleware
 from millstream._override import override
 from millstream.client import AccessDenied
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
 from millstream.gateway._credentials.source import UpstreamCredentials
+from millstream.gateway._openapi import Document
 from millstream.items import Call
 from millstream.protocol import BY_DATE
 from patience import WAIT
@@ -212,6 +215,45 @@ async def test_redirects_and_other_servers_are_rejected(caplog: pytest.LogCaptur
                 while not runtime.host.degraded_reasons():  # noqa: ASYNC110  no event says so
                     await asyncio.sleep(0.01)
             assert reason in caplog.text
+
+
+@for_each("broken", ["!!bool foo", "!!timestamp foo", "!!float '1:'", "!!int x", f"0x{'f' * 5_000}", "[", "!!pairs 1"])
+async def test_documents_are_read_again_after_malformed_yaml(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("millstream.gateway._openapi_upstream.reconnect_delay", lambda failures: 0)
+    mcp, reads = Server("api"), count(1)
+    mcp.route("/about.yaml")(
+        lambda given: Response(f"paths: {broken}") if next(reads) < 4 else JSONResponse(document(servers=[]))
+    )
+    async with mcp.running(), serve(mcp) as running:
+        front = Server("front")
+        front.upstream("shop", openapi=f"http://127.0.0.1:{running.port}/about.yaml", start_timeout=WAIT, prefix="")
+        async with Client(front, timeout=WAIT) as client, asyncio.timeout(WAIT):
+            while "get_item" not in {each.name for each in await client.tools(fresh=True)}:
+                pass
+
+
+async def test_unexpected_errors_do_not_end_refreshes_and_are_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("millstream.gateway._openapi_upstream.reconnect_delay", lambda failures: 0)
+    causes = [ZeroDivisionError("one"), ZeroDivisionError("one"), KeyError("two"), KeyError("two"), KeyError("two")]
+    read = Document.operations
+
+    def operations(self: Document) -> Any:
+        if causes:
+            raise causes.pop(0)
+        return read(self)
+
+    monkeypatch.setattr(Document, "operations", operations)
+    async with shop() as (url, _):
+        front = Server("front")
+        front.upstream("shop", openapi=f"{url}/about.json", start_timeout=WAIT, prefix="")
+        async with Client(front, timeout=WAIT) as client, asyncio.timeout(WAIT):
+            while "get_item" not in {each.name for each in await client.tools(fresh=True)}:
+                pass
+    traces = [record for record in caplog.records if record.exc_info]
+    assert [record.getMessage() for record in traces] == ["The document of shop can't be read"] * 2
+    assert caplog.text.count("can't be reached: ZeroDivisionError: one") == 1
 
 
 async def test_missing_documents_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

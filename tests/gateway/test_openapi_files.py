@@ -90,6 +90,63 @@ async def test_files_outside_the_folder_are_not_read(tmp_path: Path, caplog: pyt
     assert "skipped GET /link/{id}" in caplog.text
 
 
+SECRET = '{"description": "a secret", "type": "string"}'
+NOT_PART = {
+    ".hidden.json": SECRET,
+    ".vscode/mcp.json": SECRET,
+    "sub/.env.yaml": SECRET,
+    "prod.env": SECRET,
+    "gateway.toml": SECRET,
+    "store.db": SECRET,
+    "api.json.lock": SECRET,
+    "audit.jsonl": SECRET,
+    "key": SECRET,
+    "servers.json": f'{{"mcpServers": {{"x": {{"command": "uvx", "env": {SECRET}}}}}, "a": {SECRET}}}',
+    "zed.json": f'{{"context_servers": {{"x": {{"url": "http://127.0.0.1:9"}}}}, "a": {SECRET}}}',
+    "code.json": f'{{"servers": {{"x": {{"args": []}}}}, "a": {SECRET}}}',
+    "opencode.yaml": f"mcp: {{x: {{command: [uvx]}}}}\na: {SECRET}",
+    "users.json": f'{{"users": [{{"name": "ada", "password": "$argon2id$"}}], "a": {SECRET}}}',
+    "keys.json": f'{{"keys": [{{"name": "ada", "hash": "00", "created": 0}}], "a": {SECRET}}}',
+    "jwks.json": f'{{"keys": [{{"kty": "EC", "d": "x"}}], "a": {SECRET}}}',
+    "tokens.json": f'{{"tokens": {{"https://a.test": {{"access_token": "x"}}}}, "a": {SECRET}}}',
+    "a%00.json": "",
+    "a.json?b": "",
+}
+
+
+async def test_private_files_in_the_folder_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "api"
+    text = "openapi: 3.1.0\npaths:\n"
+    names = [*NOT_PART, "link.json", "linked/key.json", "file:///etc/hostname", "//host.test/x.json"]
+    for number, name in enumerate(names):
+        for end in ("", "#/a"):
+            field = f"{{type: object, properties: {{v: {{$ref: '{name}{end}'}}}}}}"
+            content = f"requestBody: {{content: {{application/json: {{schema: {field}}}}}}}"
+            text += f"  /p{number}{'a' * len(end)}: {{post: {{{content}, responses: {{}}}}}}\n"
+    files = {name: each for name, each in NOT_PART.items() if each}
+    path = write(folder, {"api.yaml": text, **files})
+    (folder / "link.json").symlink_to(folder / ".hidden.json")
+    (tmp_path / "key.json").write_text(SECRET, "utf-8")
+    (folder / "linked").symlink_to(tmp_path)
+    found = await tools(path)
+    assert len(found) == 2 * len(names)
+    assert "a secret" not in json.dumps([each.input_schema for each in found.values()])
+    assert f"skipped the reference to {(folder / 'servers.json').as_uri()}, because it's a conf" in caplog.text
+    assert f"skipped the reference to {(folder / 'key').as_uri()}, because it isn't a visible .json" in caplog.text
+
+
+async def test_members_that_are_no_schema_keywords_are_left_out(tmp_path: Path) -> None:
+    schema = '{"type": "object", "env": {"KEY": "a secret"}, "password": "x", "args": [1], "x-a": 1, "title": "T"}'
+    files = {"part.json": f'{{"Part": {schema}, "Service": {{"environment": {{"KEY": "a secret"}}}}}}'}
+    fields = "{v: {$ref: 'part.json#/Part'}, w: {$ref: 'part.json#/Service/environment'}, t: {type: string, env: 1}}"
+    body_of = f"requestBody: {{content: {{application/json: {{schema: {{type: object, properties: {fields}}}}}}}}}"
+    responses = "{'200': {description: ok, content: {application/json: {schema: {$ref: 'part.json#/Part'}}}}}"
+    text = f"openapi: 3.1.0\npaths: {{/p: {{post: {{operationId: op, {body_of}, responses: {responses}}}}}}}\n"
+    tool = (await tools(write(tmp_path, {**files, "api.yaml": text}), output_schemas=True))["op"]
+    assert tool.input_schema["properties"] == {"v": {"type": "object", "title": "T"}, "w": {}, "t": {"type": "string"}}
+    assert tool.output_schema == {"type": "object", "title": "T"}
+
+
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{name}: &{name} [{','.join([f'*{before}'] * 10)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
 )
@@ -109,6 +166,13 @@ BOMB_OF_PAIRS = "a0: &a0 [x]\n" + "".join(
         ("a: !!python/object/apply:os.getcwd []", "isn't YAML"),
         ("just text", "has no paths"),
         ("", "has no paths"),
+        ("paths: !!bool foo", "isn't YAML"),
+        ("paths: !!timestamp foo", "isn't YAML"),
+        ("paths: !!float '1:" + "1:" * 400 + "1'", "isn't YAML"),
+        ("paths: !!int foo", "isn't YAML"),
+        ("paths: !!binary é", "isn't YAML"),
+        ("paths: 0x" + "f" * 5_000, "isn't YAML"),
+        ("paths: " + "1" * 5_000, "isn't YAML"),
         ("\x00\x01", "isn't YAML"),
         (BOMB, "has more than"),
         (BOMB_OF_PAIRS, "has no paths"),

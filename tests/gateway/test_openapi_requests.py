@@ -22,6 +22,7 @@ from api_calls import (
     sent_json,
     tools,
 )
+from cases import for_each
 from millstream import Client, Server
 from patience import WAIT
 
@@ -577,20 +578,17 @@ async def test_json_is_preferred_among_media_types() -> None:
     ("servers", "own", "url"),
     [
         ([{"url": BASE}], [{"url": f"{BASE}/v2"}], f"{BASE}/v2/p"),
-        ([{"url": BASE}], [{"url": "http://shop.test/other"}], "http://shop.test/other/p"),
-        ([{"url": BASE}], [{"url": "/other"}], "http://shop.test/other/p"),
         ([{"url": "/api"}], [{"url": "/api/v2/"}], f"{BASE}/v2/p"),
         ([{"url": "https://elsewhere.test/v1"}], [{"url": "https://elsewhere.test/v1/beta"}], f"{BASE}/beta/p"),
-        ([], [{"url": "http://shop.test/x/{v}", "variables": {"v": {"default": "3"}}}], "http://shop.test/x/3/p"),
+        ([], [{"url": f"{BASE}/{{v}}", "variables": {"v": {"default": "3"}}}], f"{BASE}/3/p"),
         ([{"url": BASE}], [{"url": "v9"}], f"{BASE}/v9/p"),
         ([{"url": "//cluster.local"}], [{"url": "https://cluster.local/v1"}], f"{BASE}/v1/p"),
         ([{"url": BASE}], [{"url": "./v9/"}], f"{BASE}/v9/p"),
-        ([{"url": BASE}], [{"url": "../v9"}], "http://shop.test/v9/p"),
-        ([{"url": BASE}], [{"url": "/"}], "http://shop.test/p"),
         ([{"url": BASE}], [], f"{BASE}/p"),
         ([{"url": BASE}], [{"url": "https://upload.test/up"}], "https://upload.test/up/p"),
         ([{"url": BASE}], [{"url": "HTTPS://Upload.test:443/up"}], "https://upload.test/up/p"),
-        ([{"url": BASE}], [{"url": "http://shop.test:80/v2"}], "http://shop.test/v2/p"),
+        ([{"url": BASE}], [{"url": "http://shop.test:80/api/v2"}], f"{BASE}/v2/p"),
+        ([{"url": BASE}], [{"url": "/other"}, {"url": "/api/v2"}], f"{BASE}/v2/p"),
         ([{"url": BASE}], [{"url": "https://a.test"}, {"url": "https://upload.test/"}], "https://upload.test/p"),
         ([{"url": BASE}], [{"url": "https://a.test"}, {"url": f"{BASE}/v2"}], f"{BASE}/v2/p"),
     ],
@@ -618,10 +616,35 @@ async def test_base_urls_replace_only_the_origin_of_servers_that_operations_have
     assert str(api.requests[0].url) == f"{base.removesuffix('/v3')}/v3/p"
 
 
-async def test_servers_at_other_origins_are_skipped_with_the_reason(caplog: pytest.LogCaptureFixture) -> None:
-    document = {**operation(servers=[{"url": "https://upload.test/up"}]), "servers": [{"url": BASE}]}
+@for_each("url", [
+    "https://upload.test/up", "http://shop.test/other", "/other", "/", "../v9", "/api/../v9", "/apiary",
+    "v1/%2e%2e/%2E%2e/v9", f"{BASE}/../v9", f"{BASE}/v1/../../v9", f"{BASE}/%2e%2e/v9", f"{BASE}/%252e%252e/v9",
+    f"{BASE}/..%2fv9", f"{BASE}/..\\v9", f"{BASE}/..;x/v9", "http://shop.test:8080/api", "http://a@shop.test/api", "http://shop.test\\@evil.test/api",
+])  # fmt: skip
+@for_each("has_path", [False, True])
+async def test_servers_outside_of_the_base_url_are_skipped_with_the_reason(
+    url: str, has_path: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    document = {**operation(), "servers": [{"url": BASE}]}
+    item = document["paths"]["/p"]
+    (item if has_path else item["get"])["servers"] = [{"url": url}]
     assert await tools(document) == {}
-    assert "skipped GET /p, because it has its own server, https://upload.test/up. To use it" in caplog.text
+    reason = (
+        f"skipped GET /p, because it has its own server, {url}, which isn't below the base URL. To use it, set hosts"
+    )
+    assert reason in caplog.text
+
+
+async def test_hosts_can_contain_the_origin_of_the_api() -> None:
+    document = {**operation(servers=[{"url": "/other"}]), "servers": [{"url": BASE}]}
+    assert str((await sent(document, {}, hosts=["http://shop.test"])).url) == "http://shop.test/other/p"
+    document = {**operation(servers=[{"url": "http://shop.test/a/../b"}]), "servers": [{"url": BASE}]}
+    assert await tools(document, hosts=["http://shop.test"]) == {}
+
+
+@for_each("path", ["/a/../b", "/%2e%2e/b", "/..;/b", "/a\\..\\b"])
+async def test_paths_with_dot_segments_are_skipped(path: str) -> None:
+    assert await tools(operation(path=path)) == {}
 
 
 @pytest.mark.parametrize(("place", "style"), [("querystring", "form"), ("cookie", "cookie"), ("formdata", "form")])

@@ -474,7 +474,7 @@ def _for_clients(node: Schema) -> Schema:
 
 def _items(first: list[Any]) -> Schema:
     """Return a schema of any item of a tuple."""
-    kinds = [each for index, each in enumerate(first) if each not in first[:index]]
+    kinds = [*{repr(each): each for each in first}.values()]
     return {"anyOf": kinds} if len(kinds) > 1 else {**kinds[0]} if kinds and is_object(kinds[0]) else {}
 
 

@@ -92,6 +92,11 @@ _CHECKS: dict[str, Callable[[Any], bool]] = {
 """Keyword -> check of a value's type. Subschemas in the value aren't checked."""
 
 
+_REPAIRED = frozenset(("dependentRequired", "pattern", "required", "type"))
+KEYWORDS = frozenset((*_CHECKS, *_DATA, *_REPAIRED))
+"""Keywords of JSON Schema, 2020-12 and earlier, and of OpenAPI."""
+
+
 def fits_keyword(keyword: str, value: Any) -> bool:
     """Return whether a schema keyword can have a value: ``fits_keyword("type", "text")`` is False.
 
@@ -318,9 +323,6 @@ class _Repair:
 _HAS_LOCATORS = re.compile(rb'"\$(?:id|anchor|dynamicAnchor)":')
 _BAD_ESCAPE = re.compile(r"%(?:2[Ff]|(?![0-9A-Fa-f]{2}))")
 """Part of a fragment that validators decode differently, or not at all."""
-
-
-_REPAIRED = frozenset(("dependentRequired", "pattern", "required", "type"))
 
 
 def _repair_value(key: str, value: Any) -> Any:

@@ -6,7 +6,7 @@ components become references to ``$defs``.
 
 import logging
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from enum import Enum
@@ -23,13 +23,14 @@ from msgspec import Struct, structs
 
 from millstream import EmbeddedResource, ProtocolError, ToolError, ToolResult
 from millstream._protocol.json_schema import inline_references, is_integral, map_subschemas, value_at_pointer
-from millstream._protocol.schema_repair import fits_keyword
+from millstream._protocol.schema_repair import KEYWORDS, fits_keyword
 from millstream._server.calls.call import Call
 from millstream._server.features.resources import Resource, Template
 from millstream._server.features.sources import ItemSource
 from millstream._server.features.tools import Tool
 from millstream._server.functions.plan import ArgumentError
 from millstream._server.functions.problems import MAX_DECIDING_STEPS, describe_problems, find_problems
+from millstream.client import TargetError, parse_url
 from millstream.gateway._catalog import MAX_ITEM_BYTES
 from millstream.gateway._names import ascii_name, safe_names, unused_name, with_safe_names
 from millstream.gateway._openapi_files import COLLECTIONS, read_files, upgrade, upgrade_schema
@@ -37,6 +38,7 @@ from millstream.gateway._openapi_reply import ApiReply, check_reply, contents_of
 from millstream.gateway._openapi_request import (
     BINARY,
     BODIES,
+    DEEP,
     FILE_NAME,
     FORM,
     IN_BODY,
@@ -46,7 +48,8 @@ from millstream.gateway._openapi_request import (
     Argument,
     RequestTemplate,
     build_request,
-    find_others,
+    count_names,
+    has_dot_segment,
     is_media_type,
     items_of,
     kind_of_body,
@@ -78,7 +81,11 @@ _MAX_NESTING = 100
 """Maximum nesting depth of schemas."""
 
 _MAX_PARTS = 50
-"""Maximum number of an object's parts and variants to search for properties that are never sent."""
+"""Maximum number of an object's parts and variants to search for properties that are never sent, and for files."""
+_MAX_STEPS = 2_000_000
+"""Maximum schemas to look at for all operations together, because many operations can refer to the same large schemas.
+Real documents of 6 MB need 200,000.
+"""
 _MAX_NAME = 56
 """Maximum characters of a name."""
 _RESERVED_HEADERS = frozenset((name, "header") for name in (
@@ -165,6 +172,8 @@ class Document:
         if not str(spec.get("openapi", "")).startswith("3."):
             raise ValueError("The OpenAPI document must be version 2.0, 3.0, or 3.1.")
         self._spec: Json = spec
+        self._steps = 0
+        """Schemas looked at."""
         self.base = ""
         """Base URL of the API, if it isn't the first server."""
         self._hosts = {_origin(each) for each in hosts}
@@ -178,8 +187,14 @@ class Document:
         self._short_ids = Counter(each.split("__")[0] for each in ids if isinstance(each, str))
         self._request = _Conversion(self, "readOnly", _NOT_KEPT)
         self._response = _Conversion(self, "writeOnly", _NOT_KEPT | {"pattern", "format"})
+        self._members: dict[int, tuple[Json, frozenset[str] | None]] = {}
+        """Id of a schema -> the schema, and the properties that it declares. See `_query_members`."""
+        self._fields: dict[tuple[int, bool], tuple[Json, Json, Collection[str], list[str], Any]] = {}
+        """Id of a body's schema -> the schema, and its fields. See `_fields_of`."""
+        self._members_left = 0
+        """How many more properties the query parameters of the current operation can declare."""
         self.skipped: dict[str, str] = {}
-        """Method and path of each operation that isn't offered, and the reason."""
+        """Method and path of each operation that isn't offered, and the reason. The same for references to files."""
 
     @cached_property
     def url(self) -> str:
@@ -195,11 +210,16 @@ class Document:
 
         Each schema contains copies of the definitions that it refers to, so a small document can have huge ones. An
         operation whose schemas are too large has no output schema.
+
+        Raises:
+            ValueError: The operations need too many schemas together.
         """
         for path, item in self._spec["paths"].items():
             for method in members(members(item).get("additionalOperations")):
                 self.skip(method, path, "additionalOperations aren't supported")
             for method in map(str.upper, _METHODS if is_object(item) else ()):
+                if self._steps > _MAX_STEPS:
+                    raise ValueError(f"The document's operations have more than {_MAX_STEPS:,} schemas together.")
                 try:
                     shared = item | self._resolve(item)  # there may be operations beside a reference
                     if is_object(operation := shared.get(method.lower())):
@@ -214,7 +234,7 @@ class Document:
                     self.skip(method, path, f"it's malformed: {type(exc).__name__} ({exc})")
 
     def skip(self, method: str, path: str, reason: str) -> None:
-        """Record that an operation isn't offered."""
+        """Record that an operation isn't offered, or a reference isn't followed."""
         self.skipped[f"{method} {path}"[:_MAX_LOGGED_TEXT]] = reason[:_MAX_LOGGED_TEXT]
 
     def log_skipped(self, name: str = "") -> None:
@@ -224,15 +244,19 @@ class Document:
             level = logging.WARNING if number < MAX_LOGGED else logging.DEBUG
             logger.log(level, "%s: skipped %s, because %s", name, route, reason)
         if len(self.skipped) > MAX_LOGGED:
-            logger.warning("%s: skipped %d more operations", name, len(self.skipped) - MAX_LOGGED)
+            logger.warning("%s: skipped %d more", name, len(self.skipped) - MAX_LOGGED)
 
     def _operation(self, path: str, method: str, shared: Json, operation: Json) -> Operation:
+        if has_dot_segment(path):
+            raise _NotOffered("its path isn't below the API's base URL")
         parameters = [
             self._resolve(each) for holder in (operation, shared) for each in items_of(holder.get("parameters"))
         ]
+        self._members_left = _MAX_INLINED_NODES
         fields, template = self._body(operation, parameters)
         parameters = [each for each in parameters if each.get("in") not in ("body", "formData")]  # for version 2.0
-        arguments, schema = self._arguments(path_variables(path), parameters, fields, template)
+        unsent = template.pop("unsent", ())
+        arguments, schema = self._arguments(path_variables(path), parameters, fields, unsent, template)
         if (others := template.pop("others", False)) is not False:
             schema["additionalProperties"] = others
         output, wrapped = self._output(operation)
@@ -246,20 +270,21 @@ class Document:
         description = description or f"Executes {method} {path}"
         return Operation(
             path=path, method=method, operation_id=operation_id, summary=summary, description=description,
-            tags=[each for each in items_of(operation.get("tags")) if isinstance(each, str)], arguments=arguments,
+            tags=[each for each in items_of(operation.get("tags")) if isinstance(each, str)],
+            arguments=arguments,
             input_schema=self._request.schema(schema), output_schema=output, wrapped=wrapped,
             short_id=short_id if self._short_ids[short_id] == 1 else "", server=self._server(operation, shared),
             takes_members=others is not False, **template,
         )  # fmt: skip
 
     def _arguments(
-        self, variables: list[str], parameters: list[Json], fields: list[Json], template: Json
+        self, variables: list[str], parameters: list[Json], fields: list[Json], unsent: Collection[str], template: Json
     ) -> tuple[dict[str, Argument], Json]:
         """Return the arguments for the parameters and the parts of the body, and the schema of an object with them."""
         arguments: dict[str, Argument] = {}
         properties: Json = {}
         required: list[str] = []
-        unusable = set(self._fixed)
+        unusable = set[tuple[str, str]]()
         taken = {each["name"] for each in fields}
         undeclared = ({"name": each, "in": "path", "schema": {"type": "string"}} for each in variables)
         for parameter in (*parameters, *undeclared, *fields):
@@ -269,13 +294,19 @@ class Document:
             key = parameter_key(own_name, place)
             is_undeclared = place == "path" and own_name not in variables
             is_invalid = place in _IN_HEADER and _HEADER.fullmatch(own_name) is None
-            if is_undeclared or is_invalid or key in unusable or (place == "cookie" and not self._has_cookies):
+            if (
+                is_undeclared
+                or is_invalid
+                or key in unusable
+                or key in self._fixed
+                or (place == "cookie" and not self._has_cookies)
+            ):
                 continue
             unusable.add(key)
             name, described = own_name, Json()
             if place not in IN_BODY:
                 notes = str(parameter.get("description") or "")
-                if name in taken:
+                if name in taken or name in unsent:
                     name = unused_name(f"{name}__{place}", taken)
                     notes = f"{notes} ({place.capitalize()} parameter)".strip()
                 described = {"description": notes} if notes else {}
@@ -287,9 +318,10 @@ class Document:
             arguments[name], properties[name] = argument, schema | described
             if parameter.get("required") or place == "path":
                 required.append(name)
+        names = count_names(arguments.values())
         for name, each in arguments.items():
             if each.members != frozenset():
-                arguments[name] = structs.replace(each, others=find_others(each, arguments.values()))
+                arguments[name] = structs.replace(each, taken=names[each.place, each.style == DEEP])
         return arguments, {"type": "object", "properties": properties, "required": required}
 
     def _argument(self, name: str, place: str, parameter: Json, template: Json) -> tuple[Argument, Json]:
@@ -328,31 +360,44 @@ class Document:
         return (is_text and media != "" and kind_of_body(media.partition(",")[0]) == "bytes") or any(
             node.get("format") == "binary"
             or ("contentEncoding" not in node and kind_of_body(str(node.get("contentMediaType", JSON))) == "bytes")
-            for node in self.parts_of(schema, set(), "allOf", "anyOf", "oneOf", "items")
+            for node in islice(self.parts_of(schema, set(), "allOf", "anyOf", "oneOf", "items"), _MAX_PARTS)
         )
 
     def _server(self, operation: Json, shared: Json) -> str:
         """Return the URL of an operation's server.
 
         Raises:
-            _NotOffered: The server is at another origin, which would receive the credentials.
+            _NotOffered: The server isn't below the base URL, and would receive the credentials.
         """
-        servers, url = _servers_of(operation) or _servers_of(shared), next(iter(_servers_of(self._spec)), self.base)
-        base = re.sub("^//", "https://", url or self.url).rstrip("/")
-        usual = (self.base or self.url).partition("?")[0].rstrip("/")
-        for own in (urljoin(f"{base}/", each).rstrip("/") for each in servers):
-            if (origin := _origin(own)) in ("", _origin(self.url), _origin(self.base)):
-                is_below = f"{own}/".startswith(f"{base}/")
-                return usual + own.removeprefix(base) if is_below else _origin(usual) + urlsplit(own).path
+        base, usual = self._bases
+        servers = _servers_of(operation) or _servers_of(shared)
+        for own in (urljoin(f"{base}/", each) for each in servers):
+            origin, path = _origin(own), urlsplit(own).path.rstrip("/")
+            if has_dot_segment(path):
+                continue
+            is_here = origin in ("", _origin(self.url), _origin(self.base))
+            if is_here and origin in ("", _origin(base)) and _is_below(path, base):
+                return usual + path.removeprefix(urlsplit(base).path)
+            if is_here and _is_below(path, usual):
+                return _origin(usual) + path
             if origin in self._hosts:
-                return origin + urlsplit(own).path
+                return origin + path
         if servers:
-            raise _NotOffered(f"it has its own server, {servers[0]}. To use it, set hosts")
+            raise _NotOffered(
+                f"it has its own server, {servers[0]}, which isn't below the base URL. To use it, set hosts"
+            )
         return usual
+
+    @cached_property
+    def _bases(self) -> tuple[str, str]:
+        """The document's first server, and the base URL of all requests."""
+        url = next(iter(_servers_of(self._spec)), self.base) or self.url
+        usual = (self.base or self.url).partition("?")[0].rstrip("/")
+        return re.sub("^//", "https://", url).rstrip("/"), usual
 
     def _body(self, operation: Json, parameters: list[Json]) -> tuple[list[Json], Json]:
         """Return each part of the body that's an argument, described like a parameter, and the template's members."""
-        consumes = items_of(operation.get("consumes", self._spec.get("consumes")))
+        consumes = items_of(operation["consumes"]) if "consumes" in operation else self._consumes
         if fields := [{**each, "in": "field"} for each in parameters if each.get("in") == "formData"]:  # version 2.0
             has_file = any(each.get("type") == "file" for each in fields)
             media = MULTIPART if has_file or (MULTIPART in consumes and FORM not in consumes) else FORM
@@ -370,8 +415,8 @@ class Document:
             media = BINARY
         kind = kind_of_body(media)
         template, described = {"media": media, "kind": kind}, Json() if kind in ("text", "bytes") else schema
-        found, required = self.fields(described, kind == "multipart")
-        if not found:
+        found, unsent, required, others = self._fields_of(described, kind == "multipart")
+        if not (found or unsent):
             name = re.sub(r"\W+", "_", str(self.target(described).get("title", ""))).lower() or "body"
             return [{"name": name, "in": "body", "schema": schema, "required": is_required}], template
         encodings, needed = members(content.get("encoding")), required if is_required else []
@@ -379,10 +424,30 @@ class Document:
             {**members(encodings.get(name)), "name": name, "in": "field", "schema": each, "required": name in needed}
             for name, each in found.items()
         ]
-        own = [node for is_own, node in self.parts(schema) if is_own]
-        allowed = [node.get("additionalProperties", "patternProperties" in node or None) for node in own]
-        others = next((each for each in allowed if each is not None and False not in allowed), False)
-        return fields, {**template, "needs_body": is_required, "others": others}
+        return fields, {**template, "needs_body": is_required, "others": others, "unsent": unsent}
+
+    def _fields_of(self, schema: Json, has_fields: bool) -> tuple[Json, Collection[str], list[str], Any]:
+        """Return the fields of a body that are sent, the names of fields that aren't, and of required ones, and the
+        schema of other fields, or False.
+        """
+        target = self.target(schema)
+        key = id(target), has_fields
+        if key not in self._fields:
+            fields, required = self.fields(target, has_fields)
+            unsent = self._request.hidden_properties({"properties": fields})
+            sent = {name: each for name, each in fields.items() if name not in unsent}
+            own = [node for is_own, node in self.parts(target) if is_own]
+            allowed = [node.get("additionalProperties", "patternProperties" in node or None) for node in own]
+            others = next((each for each in allowed if each is not None and False not in allowed), False)
+            self._fields[key] = target, sent, unsent, required, others
+        return self._fields[key][1:]
+
+    @cached_property
+    def _consumes(self) -> list[Any]:
+        """Media types of bodies in version 2.0: the preferred ones of the document, which its operations share."""
+        media = [each for each in items_of(self._spec.get("consumes")) if isinstance(each, str)]
+        first = {kind_of_body(each): each for each in reversed(media)}
+        return [*first.values(), *{MULTIPART, FORM}.intersection(media)]
 
     def _content_of(self, holder: Json) -> tuple[str, Json]:
         """Return the media type and description of the body's preferred kind, or empty values."""
@@ -431,14 +496,28 @@ class Document:
         return fields, list(dict.fromkeys(each for each in names if isinstance(each, str)))
 
     def _query_members(self, schema: Json) -> frozenset[str] | None:
-        """Return the properties that a schema declares in any of its variants, or None if an object can have any."""
+        """Return the properties that a schema declares in any of its variants, or None if an object can have any.
+
+        Parameters with the same schema share the set.
+
+        Raises:
+            _NotOffered: The query parameters of an operation declare too many.
+        """
+        schema = self.target(schema)
+        if (known := self._members.get(id(schema))) is not None:
+            return known[1]
         names: set[str] = set()
         for _, node in self.parts(schema, has_fields=True):
             properties = members(node.get("properties"))
             if node.get("additionalProperties", not properties and node.get("type") == "object") is not False:
+                self._members[id(schema)] = schema, None
                 return None
             names |= properties.keys()
-        return frozenset(names)
+            self._members_left -= 1 + len(properties)
+            if self._members_left < 0:
+                raise _NotOffered(f"its query parameters have more than {_MAX_INLINED_NODES:,} properties")
+        self._members[id(schema)] = schema, frozenset(names)
+        return self._members[id(schema)][1]
 
     def _output(self, operation: Json) -> tuple[Json | None, bool]:
         responses = members(operation.get("responses")).items()
@@ -461,6 +540,7 @@ class Document:
         Raises:
             LookupError: The reference leaves the document, or its target doesn't exist.
         """
+        self._steps += 1
         for _ in range(20):
             if not is_object(node):
                 break
@@ -493,6 +573,8 @@ class _Conversion(Struct):
     definitions: Json = {}
     recursive: dict[int, bool] = {}
     """See `inline_references`."""
+    hidden: dict[int, tuple[Json, frozenset[str]]] = {}
+    """Id of a part of an object -> the part, and its own properties that aren't sent."""
 
     def schema(self, node: Json) -> Json:
         """Return a schema of the document as JSON Schema 2020-12, with its definitions."""
@@ -514,7 +596,7 @@ class _Conversion(Struct):
             raise RecursionError
         inside = partial(self.convert, depth=depth + 1)
         if hidden is None:
-            hidden = {} if node.keys().isdisjoint(_OF_OBJECTS) else self._hidden_properties(node)
+            hidden = {} if node.keys().isdisjoint(_OF_OBJECTS) else self.hidden_properties(node)
         shown = dict(node)
         if properties := members(node.get("properties")):
             shown["properties"] = {  # not booleans, because some clients accept only objects
@@ -525,24 +607,36 @@ class _Conversion(Struct):
         kept = {key: value for key, value in shown.items() if key not in self.dropped and _is_valid(key, value)}
         inner: list[Any] = kept.pop("allOf", [])
         result = self._reference(node) | map_subschemas(kept, inside)
-        for keyword in {"oneOf", "anyOf"} & kept.keys():
-            require_tag = partial(_require_tag, members(node.get("discriminator")))
-            result[keyword] = list(map(require_tag, kept[keyword], result[keyword]))
+        discriminator = members(node.get("discriminator"))
+        if isinstance(tag := discriminator.get("propertyName"), str):
+            require_tag = partial(_require_tag, tag, _tags_by_name(members(discriminator.get("mapping"))))
+            for keyword in {"oneOf", "anyOf"} & kept.keys():
+                result[keyword] = list(map(require_tag, kept[keyword], result[keyword]))
         if inner:  # all parts describe the same object
             result["allOf"] = [inside(each, hidden=hidden) for each in inner]
         for keyword in {"const", "default", "enum"} & result.keys():
             result[keyword] = _convert(result[keyword], result.get("type"))
         return _modernize(result, is_nullable=True in (node.get("nullable"), node.get("x-nullable")))
 
-    def _hidden_properties(self, node: Json) -> Collection[str]:
+    def hidden_properties(self, node: Json) -> Collection[str]:
         """Return the properties of an object that aren't sent. The first part that has a property decides."""
-        found: dict[str, bool] = {}
-        for _, part in islice(self.document.parts(node), _MAX_PARTS):
-            for name, own in members(part.get("properties")).items():
-                if name not in found:
-                    nodes = chain((members(own),), islice(self.document.parts_of(own, set(), "allOf"), _MAX_PARTS))
-                    found[name] = any(each.get(self.flag) is True for each in nodes)
-        return {name for name, is_hidden in found.items() if is_hidden}
+        parts = [part for _, part in islice(self.document.parts(node), _MAX_PARTS)]
+        own = [self._hidden_in(part) for part in parts]
+        hidden, decided = set[str](), set[str]()
+        for part, names in zip(parts, own, strict=True) if any(own) else ():
+            hidden |= names - decided
+            decided |= members(part.get("properties")).keys()
+        return hidden
+
+    def _hidden_in(self, part: Json) -> frozenset[str]:
+        if id(part) not in self.hidden:
+            nodes = {
+                name: chain((members(each),), islice(self.document.parts_of(each, set(), "allOf"), _MAX_PARTS))
+                for name, each in members(part.get("properties")).items()
+            }
+            found = (name for name, each in nodes.items() if any(node.get(self.flag) is True for node in each))
+            self.hidden[id(part)] = part, frozenset(found)
+        return self.hidden[id(part)][1]
 
     def _reference(self, node: Json) -> Json:
         target = self.document.target(node)
@@ -557,24 +651,28 @@ class _Conversion(Struct):
         return {"$ref": f"#/$defs/{self.names[id(target)]}"}
 
 
-def _require_tag(discriminator: Json, alternative: Any, converted: Any) -> Any:
+def _tags_by_name(mapping: Json) -> Mapping[str, list[str]]:
+    """Return the tags of each definition in the mapping of a discriminator."""
+    tags: dict[str, list[str]] = defaultdict(list)
+    for tag, each in mapping.items():
+        tags[str(each).rpartition("/")[2]].append(tag)
+    return tags
+
+
+def _require_tag(tag: str, tags: Mapping[str, list[str]], alternative: Any, converted: Any) -> Any:
     """Return an alternative of a union that requires its tag.
 
     The `discriminator` itself isn't kept, because its mapping leads into the document.
     """
-    if not isinstance(tag := discriminator.get("propertyName"), str):
-        return converted
-    name = str(members(alternative).get("$ref", "")).rpartition("/")[2]
-    mapping = members(discriminator.get("mapping")).items()
-    values = [key for key, each in mapping if str(each).rpartition("/")[2] == name]
+    values = tags.get(str(members(alternative).get("$ref", "")).rpartition("/")[2])
     properties = {"properties": {tag: {"enum": values}}} if values else {}
     return {"allOf": [converted], "required": [tag], **properties}
 
 
 def _is_valid(keyword: str, value: Any) -> bool:
     """Return whether a keyword of a document can be part of a schema for clients."""
-    if keyword.startswith(("x-", "$")) or (value == [] and keyword != "required"):
-        return False
+    if keyword.startswith("$") or keyword not in KEYWORDS or (value == [] and keyword != "required"):
+        return False  # a reference may lead to a file that isn't a schema
     return fits_keyword(keyword, value) or (isinstance(value, bool) and keyword.startswith("exclusive"))
 
 
@@ -644,6 +742,11 @@ def _origin(url: str) -> str:
     parts = urlsplit(urljoin("https:", url.lower()))  # without a scheme, it's the document's own
     host = parts.netloc.removesuffix({"http": ":80", "https": ":443"}.get(parts.scheme, ":"))
     return f"{parts.scheme}://{host}" if host else ""
+
+
+def _is_below(path: str, base: str) -> bool:
+    """Return whether a path is the one of a base URL without a slash at its end, or below it."""
+    return f"{path}/".startswith(f"{urlsplit(base).path}/")
 
 
 _TIMEOUT = 30.0
@@ -823,9 +926,13 @@ def register(
         ImportError: `client` isn't given, and neither httpx2 nor httpx is installed.
         MissingExtra: The document is YAML, and the extra isn't installed.
     """
+    refused: Mapping[str, str] = {}
     if isinstance(spec, str | Path):
-        spec = read_files(spec).document
+        files = read_files(spec)
+        spec, refused = files.document, files.refused
     document = Document(spec, hosts=hosts, output_schemas=output_schemas)
+    for address, reason in refused.items():
+        document.skip("the reference to", address, reason)
     if client is None:
         url = document.url
         if not url.startswith(("http://", "https://")):
@@ -888,6 +995,10 @@ class OpenApi(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, met
     """Base URL of the API, by default the first server of the document, which must have the document's own origin."""
     hosts: tuple[str, ...] = ()
     """Origins of other servers that operations may have: ``https://upload.example.com``. They get the credentials."""
+    references: tuple[str, ...] = ()
+    """URLs of folders with other files that the document may refer to: ``https://schemas.example.com/common/``. They
+    don't get the credentials.
+    """
     output_schemas: bool = False
     """Whether tools have output schemas. A response that doesn't match is then an error."""
     tags: tuple[str, ...] = ()
@@ -911,11 +1022,22 @@ def check_api(config: Any) -> None:
                 f"upstream {config.name!r}: an application in this process doesn't support auth and "
                 "headers. Remove them."
             )
+    elif isinstance(config.openapi, OpenApi) and (
+        bad := [each for each in config.openapi.references if not _is_url(each)]
+    ):
+        raise ValueError(f"upstream {config.name!r}: {bad[0]!r} in references isn't a URL.")
     elif not isinstance(document, str | Path | dict):
         raise ValueError(
             f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
             "FastAPI application."
         )
+
+
+def _is_url(text: str) -> bool:
+    try:
+        return bool(parse_url(text))
+    except TargetError:
+        return False
 
 
 def is_application(document: Any) -> bool:

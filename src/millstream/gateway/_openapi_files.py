@@ -1,19 +1,24 @@
 """The files of OpenAPI documents: JSON or YAML, references to other files, and version 2.0 as 3.0.
 
-A document may come from the network, so its depth, values, and files are limited.
+A document may come from the network, so its depth, values, and files are limited, and so is what it can refer to:
+only visible JSON and YAML files below its own folder that aren't configurations or accounts.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
-from urllib.parse import urldefrag, urljoin, urlsplit
+from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 from urllib.request import url2pathname
 
 import msgspec
 
 from millstream._protocol.jsonrpc import exceeds_limits
 from millstream._yaml import read_yaml
+from millstream.client._targets import SERVER_TABLES
+from millstream.files import find_file
 from millstream.gateway._openapi_reply import MAX_DEPTH
 from millstream.gateway._openapi_request import items_of
 from millstream.protocol import Json, encode, is_array, is_object, members
@@ -25,6 +30,16 @@ _MAX_VALUES = 1_000_000
 """Maximum values in a YAML file. An alias counts as the values that it repeats."""
 _FILES = "x-millstream-files"
 """Document member that contains the other files, by address."""
+_SUFFIXES = (".json", ".yaml", ".yml")
+"""Ends of the names of files that a document can refer to."""
+_VISIBLE = re.compile(r"(?:/[^./\\;?#%\x00-\x1f\x7f][^/\\;?#%\x00-\x1f\x7f]*+)+")
+"""Path, after decoding, that all servers read in the same way, and whose names don't begin with a dot."""
+_TABLES = (*SERVER_TABLES, "mcp", "tokens", "registrations")
+"""Members of configuration files and token files that contain entries by name."""
+_ENTRY = ("access_token", "args", "client_id", "command", "httpUrl", "serverUrl", "url")
+"""Members of these entries. In a schema, they would be objects."""
+_RECORD = ("hash", "kty", "password")
+"""Members of the records in key files, account files, and key sets."""
 
 
 def parse_file(data: bytes) -> Any:
@@ -80,7 +95,7 @@ class DocumentFiles:
     """A document's files, added when they're needed.
 
     Example:
-        ``while files.wanted: files.add(read_file(files.wanted, base))``
+        ``while files.wanted: files.add(read_file(files.wanted))``
     """
 
     def __init__(self, base: str, max_bytes: int = MAX_BYTES) -> None:
@@ -88,6 +103,8 @@ class DocumentFiles:
         """Address of the next file to add, or empty if the document is complete."""
         self._base, self._pending, self._values = base, list[str](), dict[str, Any]()
         self._digest, self._bytes_left, self._max_bytes = sha256(), max_bytes, max_bytes
+        self.refused: dict[str, str] = {}
+        """Address of each file that isn't part of the document, and the reason. References to it are dangling."""
 
     @property
     def digest(self) -> bytes:
@@ -102,7 +119,7 @@ class DocumentFiles:
         return {**root, _FILES: others} if others else root
 
     def add(self, data: bytes) -> None:
-        """Add the wanted file. If it isn't a document, references to it are dangling.
+        """Add the wanted file, or refuse it if it isn't part of a document.
 
         Raises:
             ValueError: It's the document itself and can't be used, or it's too large.
@@ -114,11 +131,16 @@ class DocumentFiles:
         if self._bytes_left < 0 or len(self._values) > _MAX_FILES:
             raise ValueError(f"The document has more than {self._max_bytes:,} bytes or {_MAX_FILES:,} files.")
         try:
-            value = self._values[address] = parse_file(data)
-        except ValueError:
+            value = parse_file(data)
+        except ValueError as exc:
             if address == self._base:
                 raise
-            value = self._values[address] = None
+            self.refuse(str(exc))
+            return
+        if address != self._base and _is_private(value):
+            self.refuse("it's a configuration or account file")
+            return
+        self._values[address] = value
         for holder, target, fragment in list(_references(value, address)):
             if target == self._base:
                 holder["$ref"] = f"#{fragment}"
@@ -129,42 +151,78 @@ class DocumentFiles:
             holder["$ref"] = f"#/{_FILES}/{key}{fragment}"
         self.wanted = self._pending.pop() if self._pending else ""
 
+    def refuse(self, reason: str) -> None:
+        """Leave out the wanted file.
+
+        Args:
+            reason: End of a sentence about the file, for the log.
+        """
+        self.refused[self.wanted], self._values[self.wanted] = reason, None
+        self.wanted = self._pending.pop() if self._pending else ""
+
 
 def read_files(path: str | Path, max_bytes: int = MAX_BYTES) -> DocumentFiles:
-    """Return a document from a file, including the files in its folder that it refers to.
+    """Return a document from a file, including the files below its folder that it refers to.
 
     Raises:
         ValueError: It can't be read. The message gives the reason.
         MissingExtra: It's YAML, and the extra isn't installed.
     """
-    base = Path(path).resolve().as_uri()
-    files = DocumentFiles(base, max_bytes)
+    path = Path(path).resolve()
+    files = DocumentFiles(path.as_uri(), max_bytes)
+    try:
+        files.add(_read_file(path))
+    except OSError as exc:
+        hint = "Check its path. To read it from a URL, write mcp.upstream(name, openapi=URL)."
+        raise ValueError(f"The document {path} can't be read: {exc.strerror}. {hint}") from exc
     while files.wanted:
-        files.add(_read_file(files.wanted, base))
+        file = _find_file(files.wanted, path.parent)
+        if file is None:
+            files.refuse("it isn't a visible .json, .yaml, or .yml file below the document's folder")
+            continue
+        try:
+            data = _read_file(file)
+        except OSError as exc:
+            files.refuse(f"it can't be read: {exc.strerror}")
+        else:
+            files.add(data)
     return files
 
 
-def _read_file(address: str, base: str) -> bytes:
-    """Return the bytes of a document's file, or no bytes if a referenced file can't be read.
+def _read_file(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES + 1)
+
+
+def _find_file(address: str, folder: Path) -> Path | None:
+    """Return the file at an address if a document in a folder can refer to it, or None."""
+    parts = urlsplit(address)
+    if parts.scheme != "file" or parts.netloc or parts.query:
+        return None
+    file = find_file(folder, Path(url2pathname(parts.path)))
+    return file if file is not None and file.suffix.lower() in _SUFFIXES else None
+
+
+def is_document_below(target: str, folder: str) -> bool:
+    """Return whether the path and query of a URL lead to a JSON or YAML file below a folder.
 
     Args:
-        address: Address of the file, which must be in the document's folder.
-        base: Address of the document.
-
-    Raises:
-        ValueError: The document can't be read, or is too large.
+        target: Path and query, in any spelling.
+        folder: Path, with a slash at its end.
     """
-    path, folder = (Path(url2pathname(urlsplit(each).path)).resolve() for each in (address, base))
-    try:
-        if not address.startswith("file:") or not path.is_relative_to(folder.parent):
-            return b""
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except OSError as exc:
-        if address != base:
-            return b""
-        hint = "Check its path. To read it from a URL, write mcp.upstream(name, openapi=URL)."
-        raise ValueError(f"The document {path} can't be read: {exc.strerror}. {hint}") from exc
+    rest = unquote("/" + target.removeprefix(folder)) if target.startswith(folder) else ""
+    return _VISIBLE.fullmatch(rest) is not None and rest.lower().endswith(_SUFFIXES)
+
+
+def _is_private(value: Any) -> bool:
+    """Return whether a value is the content of a file with MCP servers, tokens, keys, or users."""
+    if not is_object(value):
+        return False
+    entries = [each for name in _TABLES for each in members(value.get(name)).values() if is_object(each)]
+    records = [each for name in ("keys", "users") for each in items_of(value.get(name)) if is_object(each)]
+    return any(isinstance(each.get(name), str | list) for each in entries for name in _ENTRY) or any(
+        isinstance(each.get(name), str) for each in records for name in _RECORD
+    )
 
 
 def _references(node: Any, base: str) -> Iterator[tuple[Json, str, str]]:
@@ -174,8 +232,9 @@ def _references(node: Any, base: str) -> Iterator[tuple[Json, str, str]]:
         each = pending.pop()
         if is_object(each):
             if isinstance(reference := each.get("$ref"), str):
-                address, fragment = urldefrag(reference)
-                yield each, urljoin(base, address) if address else base, fragment
+                with suppress(ValueError):  # it's dangling if it isn't a URL
+                    address, fragment = urldefrag(reference)
+                    yield each, urljoin(base, address) if address else base, fragment
             pending += each.values()
         elif is_array(each):
             pending += each

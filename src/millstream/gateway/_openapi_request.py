@@ -7,6 +7,7 @@ import mimetypes
 import re
 import secrets
 from base64 import b64decode, b64encode
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatch
 from functools import partial
@@ -17,6 +18,7 @@ from msgspec import Struct
 
 from millstream import ToolError
 from millstream._http.client.request import encode_part
+from millstream._protocol.foreign import encode_text
 from millstream._protocol.json_schema import is_integral
 from millstream.protocol import Confidential, Json, encode, is_array, is_object
 
@@ -61,8 +63,8 @@ class Argument(Struct, frozen=True, eq=False):
     allows_reserved: bool = False
     is_binary: bool = False
     """Whether the value is base64, and sent as bytes."""
-    others: frozenset[str] = frozenset()
-    """Names that its members can't have, because they belong to other arguments. See `find_others`."""
+    taken: Mapping[str, int] = {}
+    """Names that its members can't have, because they belong to other arguments. See `count_names`."""
 
 
 class RequestTemplate(Struct, frozen=True, kw_only=True):
@@ -240,8 +242,8 @@ def _content(argument: Argument, value: Any, media: str = "") -> tuple[bytes, st
     media = media or argument.media
     kind = media or (JSON if is_object(value) or is_array(value) else "")
     try:
-        return _text(value).encode(charset_of(media) or "utf-8"), kind
-    except (LookupError, UnicodeEncodeError):
+        return encode_text(_text(value), charset_of(media) or "utf-8"), kind
+    except ValueError:
         raise ToolError(f"{argument.name} has characters that can't be sent as {media}.") from None
 
 
@@ -369,10 +371,20 @@ def _pairs(argument: Argument, value: Any, escape: _Escape) -> list[tuple[str, s
     return [(escape(key), escape(_text(each))) for key, each in pairs]
 
 
-def find_others(argument: Argument, arguments: Iterable[Argument]) -> frozenset[str]:
-    """Return the names that members of an argument can't have, because they could be read as other arguments."""
-    others = [each.name for each in arguments if each.place == argument.place and each is not argument]
-    return frozenset(map(str.casefold if argument.style == DEEP else plain_name, others))
+def count_names(arguments: Iterable[Argument]) -> Mapping[tuple[str, bool], Mapping[str, int]]:
+    """Return how many arguments have a name, as other arguments of their place could read it.
+
+    Args:
+        arguments: All arguments of an operation.
+
+    Returns:
+        Place, and whether its reader has the style `DEEP` -> name -> number of arguments.
+    """
+    names: dict[tuple[str, bool], Counter[str]] = defaultdict(Counter)
+    for each in arguments:
+        names[each.place, True][each.name.casefold()] += 1
+        names[each.place, False][plain_name(each.name)] += 1
+    return names
 
 
 def _check_members(argument: Argument, value: Json) -> None:
@@ -381,9 +393,11 @@ def _check_members(argument: Argument, value: Json) -> None:
     Raises:
         ToolError: One can.
     """
+    own = plain_name(argument.name)
     for key in value:
         name = f"{argument.name}[{key}]".casefold() if argument.style == DEEP else plain_name(key)
-        if name in argument.others or (argument.members is not None and key not in argument.members):
+        others = argument.taken.get(name, 0) - (argument.style != DEEP and name == own)
+        if others or (argument.members is not None and key not in argument.members):
             raise ToolError(f"{argument.name} can't contain {key[:_MAX_NAME]!r}. Remove it.")
 
 
@@ -447,9 +461,12 @@ def path_variables(path: str) -> list[str]:
 
 
 def has_dot_segment(path: str) -> bool:
-    """Return whether a path contains a segment such as ``..``, even after repeated decoding."""
+    """Return whether a path contains a segment such as ``..``, even after repeated decoding.
+
+    Some servers ignore what follows a semicolon in a segment.
+    """
     for _ in range(_MAX_DECODINGS):
-        if any(part in (".", "..") for part in re.split(r"[/\\]", path)):
+        if any(part.partition(";")[0] in (".", "..") for part in re.split(r"[/\\]", path)):
             return True
         decoded = unquote(path)
         if decoded == path:

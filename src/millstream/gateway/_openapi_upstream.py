@@ -1,7 +1,7 @@
 """An API as an upstream: its operations become tools, from its OpenAPI document or its FastAPI application.
 
-The document is untrusted and read again periodically: its size and depth are bounded, and its paths and servers can't
-leave the base URL. Requests use the outbound engine of the client.
+The document is untrusted and read again periodically: its size and depth are bounded, its paths and servers can't
+leave the base URL, and its references can't leave its folder. Requests use the outbound engine of the client.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from millstream._server.calls.call import Call
 from millstream._server.functions.engine import encode_result
 from millstream._server.pool import Pool
 from millstream.client import AccessDenied, ClientError, NotMcp, RequestTimeout, parse_url
-from millstream.client._endpoint import Endpoint
+from millstream.client._endpoint import Auth, Endpoint
 from millstream.gateway._bridge import no_response_error, refused_error
 from millstream.gateway._catalog import MAX_ITEM_BYTES, Catalog, Description
 from millstream.gateway._credentials import StaticHeaders
@@ -44,12 +44,13 @@ from millstream.gateway._openapi import (
     argument_reader,
     client_of_app,
     is_application,
+    logger,
     parameter_key,
     send_by,
 )
-from millstream.gateway._openapi_files import DocumentFiles, read_files
+from millstream.gateway._openapi_files import DocumentFiles, is_document_below, read_files
 from millstream.gateway._openapi_reply import ApiReply, check_reply, result_of
-from millstream.gateway._openapi_request import ApiRequest, build_request, has_dot_segment, without_pairs
+from millstream.gateway._openapi_request import ApiRequest, build_request, without_pairs
 from millstream.gateway._results import call_error
 from millstream.gateway._upstream import Gateway, Upstream, UpstreamConfig, reconnect_delay
 from millstream.protocol import NEWEST, encode
@@ -61,6 +62,36 @@ def _api_reply(reply: HttpReply) -> ApiReply:
     """Return a response with its headers as text."""
     headers = {name.decode("latin-1"): text.decode("latin-1") for name, text in reply.headers.items()}
     return ApiReply(reply.status, headers, reply.body)
+
+
+class _FolderAuth:
+    """Credentials for requests below a folder. A redirect out of it isn't followed.
+
+    Args:
+        folder: Path, with a slash at its end.
+        auth: Source of the credentials, or None for none.
+    """
+
+    def __init__(self, folder: str, auth: Auth | None) -> None:
+        self._folder, self._auth = folder, auth
+
+    async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
+        """See `Auth`.
+
+        Raises:
+            ValueError: The target isn't below the folder.
+        """
+        if not is_document_below(target, self._folder):
+            raise ValueError("it redirects to a file outside of its folder")
+        return {} if self._auth is None else await self._auth.headers(url, method, target)
+
+    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
+        """See `Auth`."""
+        return self._auth is not None and self._auth.learn_nonce(url, nonce, challenge)
+
+    async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
+        """See `Auth`."""
+        return self._auth is not None and await self._auth.handle_challenge(url, status, challenge)
 
 
 class ApiTool(UpstreamTool):
@@ -240,8 +271,12 @@ class ApiUpstream(Upstream):
             try:
                 await self._refresh()
                 failures, wait = 0, self.config.refresh_seconds * random.uniform(0.75, 1)  # noqa: S311  jitter
-            except (ValueError, ClientError, OSError, MissingExtra) as exc:
-                self._degrade(ValueError(str(exc) or type(exc).__name__))  # the API itself may be reachable
+            except Exception as exc:  # the document is foreign, and nothing in it may end this task
+                is_expected = isinstance(exc, ValueError | ClientError | OSError | MissingExtra)
+                reason = str(exc) if is_expected and str(exc) else f"{type(exc).__name__}: {exc}".removesuffix(": ")
+                if not is_expected and self.reason != reason:
+                    logger.exception("The document of %s can't be read", self.name)
+                self._degrade(ValueError(reason))  # the API itself may be reachable
                 failures += 1
                 wait = reconnect_delay(failures)
             self._refresh_event.clear()
@@ -269,12 +304,13 @@ class ApiUpstream(Upstream):
         if self.breaker.is_open and (error := await self._find_fault()) is not None:
             raise error
         source, digest = self.openapi.document, b""
+        refused: Mapping[str, str] = {}
         url: Url | None = None
         if isinstance(source, str | Path):
             url = parse_url(str(source)) if str(source).startswith(("http://", "https://")) else None
             limit = self.config.max_catalog_bytes
             files = await self._fetch_files(url) if url else await asyncio.to_thread(read_files, source, limit)
-            source, digest = files.document, files.digest
+            source, digest, refused = files.document, files.digest, files.refused
         elif is_application(source):
             try:
                 source = source.openapi()
@@ -287,37 +323,65 @@ class ApiUpstream(Upstream):
             )
             self._base = parse_url(LOCAL_URL) if is_local else self._base_of(document.url, url)
             document.base = str(self._base)
+            for address, reason in refused.items():
+                document.skip("the reference to", address, reason)
             self.operations, self._digest = await asyncio.to_thread(self._select, document), digest
         tools = {name: each.describe(name) for name, each in self.operations.items()}
         await self._offer(structs.replace(self.catalog, tools=tools, taken_at=time()))
         self._recover()
 
     async def _fetch_files(self, url: Url) -> DocumentFiles:
-        """Fetch the document, and the files at its origin that it refers to.
+        """Fetch the document, and the files that it refers to and may refer to.
 
         Raises:
-            ValueError: They can't be read.
-            ClientError: They can't be reached.
+            ValueError: The document can't be read.
+            ClientError: The document can't be reached.
         """
         files = DocumentFiles(str(url), self.config.max_catalog_bytes)
+        await asyncio.to_thread(files.add, await self._fetch(url))
         while address := files.wanted:
-            data = b""
-            if address == str(url):
-                data = await self._fetch(url)
+            try:
+                data = await self._fetch_reference(parse_url(address), url)
+            except (ValueError, ClientError) as exc:
+                files.refuse(str(exc))
             else:
-                with contextlib.suppress(ValueError, ClientError):  # the reference is then dangling
-                    if (other := parse_url(address)).origin == url.origin:
-                        data = await self._fetch(other)
-            await asyncio.to_thread(files.add, data)
+                await asyncio.to_thread(files.add, data)
         return files
 
-    async def _fetch(self, url: Url) -> bytes:
-        """Fetch the document, with credentials if the API has the same origin."""
+    async def _fetch_reference(self, url: Url, document: Url) -> bytes:
+        """Fetch a file that the document refers to, with credentials only if it's below the document's own folder.
+
+        Raises:
+            ValueError: The document can't refer to this file, or it can't be read.
+            ClientError: The file can't be reached.
+        """
+        own = document.target.partition("?")[0].rpartition("/")[0] + "/"
+        prefixes = [parse_url(each) for each in self.openapi.references]
+        folders = [each.target.rstrip("/") + "/" for each in prefixes if each.origin == url.origin]
+        for folder in [own, *folders] if url.origin == document.origin else folders:
+            if is_document_below(url.target, folder):
+                # At the root, the whole API would be below the folder.
+                has_credentials = folder == own != "/" and url.origin == document.origin
+                return await self._fetch(url, folder, has_credentials=has_credentials)
+        raise ValueError(
+            "it isn't a .json, .yaml, or .yml file below the document's folder. If you trust it, set references"
+        )
+
+    async def _fetch(self, url: Url, folder: str = "", *, has_credentials: bool = True) -> bytes:
+        """Fetch a file, with credentials if the API has the same origin.
+
+        Args:
+            url: URL of the file.
+            folder: Path that redirects can't leave, or empty.
+            has_credentials: Whether to send credentials at all.
+        """
         same_origin = not self.openapi.base_url or parse_url(self.openapi.base_url).origin == url.origin
-        credentials = self.credentials if same_origin else None
+        has_credentials = has_credentials and same_origin
+        credentials = self.credentials if has_credentials else None
         auth = None if credentials is None or credentials.personal else credentials.auth("")
         pool = self._pool(url, self.config.max_catalog_bytes)
-        endpoint = Endpoint(url, self.config.headers if same_origin else {}, pool, auth)
+        kept = _FolderAuth(folder, auth) if folder else auth
+        endpoint = Endpoint(url, self.config.headers if has_credentials else {}, pool, kept)
         async with asyncio.timeout(self.config.timeout):
             reply = await endpoint.send("GET", {"accept": "application/json"}, repeatable=True)
         reply.discard()
@@ -363,7 +427,7 @@ class ApiUpstream(Upstream):
                 continue
             if not (matches(own_name) or matches(f"{method} {path}")):
                 continue
-            if not _PATH.fullmatch(path) or has_dot_segment(path):
+            if not _PATH.fullmatch(path):
                 document.skip(method, path, "its path isn't below the API's base URL")
                 continue
 
