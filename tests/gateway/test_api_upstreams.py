@@ -21,7 +21,6 @@ from millstream._override import override
 from millstream.client import AccessDenied
 from millstream.gateway import OpenApi, ToolPolicy, UpstreamConfig, UpstreamPolicy, bearer
 from millstream.gateway._credentials.source import UpstreamCredentials
-from millstream.gateway._openapi import Document
 from millstream.items import Call
 from millstream.protocol import BY_DATE
 from patience import WAIT
@@ -237,20 +236,21 @@ async def test_unexpected_errors_do_not_end_refreshes_and_are_logged_once(
 ) -> None:
     monkeypatch.setattr("millstream.gateway._openapi_upstream.reconnect_delay", lambda failures: 0)
     causes = [ZeroDivisionError("one"), ZeroDivisionError("one"), KeyError("two"), KeyError("two"), KeyError("two")]
-    read = Document.operations
-
-    def operations(self: Document) -> Any:
-        if causes:
-            raise causes.pop(0)
-        return read(self)
-
-    monkeypatch.setattr(Document, "operations", operations)
     async with shop() as (url, _):
         front = Server("front")
         front.upstream("shop", openapi=f"{url}/about.json", start_timeout=WAIT, prefix="")
-        async with Client(front, timeout=WAIT) as client, asyncio.timeout(WAIT):
-            while "get_item" not in {each.name for each in await client.tools(fresh=True)}:
-                pass
+        with monkeypatch.context() as patch:
+
+            def fail(document: object) -> Any:
+                cause = causes.pop(0)
+                if not causes:
+                    patch.undo()
+                raise cause
+
+            patch.setattr("millstream.gateway._openapi.Document.operations", fail)
+            async with Client(front, timeout=WAIT) as client, asyncio.timeout(WAIT):
+                while "get_item" not in {each.name for each in await client.tools(fresh=True)}:
+                    pass
     traces = [record for record in caplog.records if record.exc_info]
     assert [record.getMessage() for record in traces] == ["The document of shop can't be read"] * 2
     assert caplog.text.count("can't be reached: ZeroDivisionError: one") == 1

@@ -1,5 +1,6 @@
 """The results for an API's responses: each status, content type, and deviation from the document."""
 
+import asyncio
 import base64
 import gzip
 import itertools
@@ -15,7 +16,6 @@ from cases import for_each
 from cpu import check_linear
 from growth import measured
 from millstream import Audio, Client, EmbeddedResource, Image, Server, Text
-from millstream.gateway._openapi_reply import ApiReply
 from patience import WAIT
 
 PNG = b"\x89PNG\r\n\x1a\n\xff\xfe"
@@ -291,16 +291,12 @@ async def test_unknown_charsets_are_not_kept() -> None:
         assert growth.bytes < 10 * 20_000
 
 
-def read(content: bytes, charset: str) -> str:
-    return ApiReply(200, {"content-type": f"text/plain; charset={charset}"}, content).text
-
-
 CHARSETS = "utf-8", "iso-2022-jp", "hz", "gb18030", "big5", "shift_jis", "euc-jp", "euc-kr", "punycode", "utf-16"
 
 
-@for_each(("charset", "piece"), itertools.product(CHARSETS, (b"\xff\x81", b"\x1b$B!", b"~{a~", b"a")))
+@for_each(("charset", "piece"), itertools.product(CHARSETS, (b"\xff\x81", b"\x1b$B!", b"ba")))
 def test_replies_are_decoded_in_linear_time(charset: str, piece: bytes) -> None:
-    check_linear(lambda size: read(piece * size, charset), 8_000)
+    check_linear(lambda size: asyncio.run(reply(answer(piece * size, f"text/plain; charset={charset}"))), 30_000)
 
 
 async def test_text_replies_stay_text_blocks() -> None:
