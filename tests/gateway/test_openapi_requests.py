@@ -642,6 +642,22 @@ async def test_hosts_can_contain_the_origin_of_the_api() -> None:
     assert await tools(document, hosts=["http://shop.test"]) == {}
 
 
+@for_each("charset", ["punycode", "unicode_escape", "utf-7", "base64", "no-such-charset", "iso-8859-1", "us-ascii"])
+async def test_bodies_that_a_charset_lacks_are_not_sent(charset: str) -> None:
+    media = f"text/plain; charset={charset}"
+    error = await refusal(operation(method="post", **body(TEXT, media)), {"body": "5 €"})
+    assert f"body has characters that can't be sent as {media}." in error
+
+
+@for_each(
+    ("charset", "text", "content"),
+    [("windows-1252", "€", b"\x80"), ("X-SJIS", "∠", b"\x81\xda"), ("utf-16le", "€", b"\xac\x20")],
+)
+async def test_bodies_are_sent_in_the_charset_of_their_media_type(charset: str, text: str, content: bytes) -> None:
+    document = operation(method="post", **body(TEXT, f"text/plain; charset={charset}"))
+    assert (await sent(document, {"body": text})).content == content
+
+
 @for_each("path", ["/a/../b", "/%2e%2e/b", "/..;/b", "/a\\..\\b"])
 async def test_paths_with_dot_segments_are_skipped(path: str) -> None:
     assert await tools(operation(path=path)) == {}
