@@ -18,7 +18,7 @@ import msgspec
 from millstream._protocol.jsonrpc import exceeds_limits
 from millstream._yaml import read_yaml
 from millstream.client._targets import SERVER_TABLES
-from millstream.files import find_file
+from millstream.files import find_file, open_file
 from millstream.gateway._openapi_reply import MAX_DEPTH
 from millstream.gateway._openapi_request import items_of
 from millstream.protocol import Json, encode, is_array, is_object, members
@@ -171,36 +171,35 @@ def read_files(path: str | Path, max_bytes: int = MAX_BYTES) -> DocumentFiles:
     path = Path(path).resolve()
     files = DocumentFiles(path.as_uri(), max_bytes)
     try:
-        files.add(_read_file(path))
+        with path.open("rb") as file:
+            files.add(file.read(MAX_BYTES + 1))
     except OSError as exc:
         hint = "Check its path. To read it from a URL, write mcp.upstream(name, openapi=URL)."
         raise ValueError(f"The document {path} can't be read: {exc.strerror}. {hint}") from exc
     while files.wanted:
-        file = _find_file(files.wanted, path.parent)
-        if file is None:
-            files.refuse("it isn't a visible .json, .yaml, or .yml file below the document's folder")
-            continue
         try:
-            data = _read_file(file)
+            data = _read_below(files.wanted, path.parent)
         except OSError as exc:
             files.refuse(f"it can't be read: {exc.strerror}")
+            continue
+        if data is None:
+            files.refuse("it isn't a visible .json, .yaml, or .yml file below the document's folder")
         else:
             files.add(data)
     return files
 
 
-def _read_file(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)
-
-
-def _find_file(address: str, folder: Path) -> Path | None:
+def _read_below(address: str, folder: Path) -> bytes | None:
     """Return the file at an address if a document in a folder can refer to it, or None."""
     parts = urlsplit(address)
     if parts.scheme != "file" or parts.netloc or parts.query:
         return None
-    file = find_file(folder, Path(url2pathname(parts.path)))
-    return file if file is not None and file.suffix.lower() in _SUFFIXES else None
+    path = find_file(folder, Path(url2pathname(parts.path)))
+    file = open_file(folder, path) if path is not None and path.suffix.lower() in _SUFFIXES else None
+    if file is None:
+        return None
+    with file:
+        return file.read(MAX_BYTES + 1)
 
 
 def is_document_below(target: str, folder: str) -> bool:
