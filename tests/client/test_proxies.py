@@ -64,7 +64,16 @@ def test_environment_selects_the_proxy_by_url(url: str, variables: dict[str, str
 
 @for_each(
     "value",
-    ["socks5://proxy:1080", "https://proxy:3128", "http://", "http://proxy:x", "http://a..b:3128", "http://[::1"],
+    [
+        "socks5://proxy:1080",
+        "https://proxy:3128",
+        "http://",
+        "http://proxy:x",
+        "http://a..b:3128",
+        "http://[::1",
+        "http://a\u00a0b:3128",
+        "http://\udc8a:p@proxy:3128",
+    ],
 )
 def test_unsupported_proxies_are_rejected(value: str) -> None:
     with pytest.raises(TargetError, match="HTTPS_PROXY isn't the URL of a supported proxy"):

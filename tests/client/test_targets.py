@@ -48,6 +48,7 @@ def test_url_targets_are_parsed(text: str, host: str, port: int, target: str) ->
         ("http://", "isn't a server URL"),
         ("http://exa mple.com", "control characters"),
         ("http://example.com/\r\nX: y", "control characters"),
+        ("http://example.com\u00a0HTTP\u30001.1", "host contains spaces"),
         ("http://example.com:99999/", "isn't a valid URL"),
         ("http://me:secret@example.com/", "must not contain a user name or password"),
         ("localhost:8000/mcp", "write http://localhost:8000/mcp"),

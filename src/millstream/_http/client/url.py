@@ -7,11 +7,12 @@
 
 import base64
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from http import HTTPStatus
 from ipaddress import ip_address, ip_network
-from urllib.parse import unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from msgspec import Struct
 
@@ -22,6 +23,21 @@ from millstream._override import override
 from millstream._protocol.errors import Confidential
 
 _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
+
+
+_FORBIDDEN = re.compile(r"[\x00-\x20\x7f]")
+
+
+def _ascii_host(parts: SplitResult) -> str:
+    """Return the host of a URL in ASCII.
+
+    Raises:
+        ValueError: It isn't a host.
+    """
+    host = (parts.hostname or "").encode("idna").decode()
+    if _FORBIDDEN.search(host):  # IDNA turns U+00A0 into a space, which would end the target of a request line
+        raise ValueError("its host contains spaces")
+    return host
 
 
 def _bracket(host: str) -> str:
@@ -79,7 +95,7 @@ def parse_url(text: str) -> Url:
     Raises:
         TargetError: It isn't an absolute http, https, ws, or wss URL, or it contains a password.
     """
-    if any(ord(letter) <= 0x20 or ord(letter) == 0x7F for letter in text):
+    if _FORBIDDEN.search(text):
         raise TargetError(f"{text!r} isn't a valid URL: it contains spaces or control characters.")
     try:
         parts = urlsplit(text)
@@ -87,7 +103,7 @@ def parse_url(text: str) -> Url:
             port = parts.port
         except ValueError:
             raise TargetError(f"{text} isn't a valid URL: its port isn't a number from 0 to 65535.") from None
-        host = (parts.hostname or "").encode("idna").decode()
+        host = _ascii_host(parts)
     except ValueError as exc:
         raise TargetError(f"{text} isn't a valid URL: {exc}.") from exc
     if parts.scheme not in _PORTS or not host:
@@ -151,15 +167,15 @@ def proxy_for(url: Url, environment: Mapping[str, str] | None = None) -> Proxy |
         return None
     try:
         parts = urlsplit(value if "://" in value else f"http://{value}")
-        host, port = (parts.hostname or "").encode("idna").decode(), parts.port or 80
+        host, port = _ascii_host(parts), parts.port or 80
         if parts.scheme != "http" or not host:
             raise ValueError
+        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
     except ValueError:
         raise TargetError(
             f"{name} isn't the URL of a supported proxy. Set it to a URL such as http://proxy.example.com:3128."
         ) from None
-    user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}"
-    credentials = f"Basic {base64.b64encode(user.encode()).decode()}" if parts.username else ""
+    credentials = f"Basic {base64.b64encode(user).decode()}" if parts.username else ""
     return Proxy(host, port, credentials, parts.geturl())
 
 
