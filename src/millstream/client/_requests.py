@@ -118,7 +118,7 @@ def with_meta(params: bytes, meta: bytes) -> bytes:
 
 def request_body(request_id: int, method: str, params: bytes) -> bytes:
     """Encode a request around encoded parameters."""
-    return b'{"jsonrpc":"2.0","id":%d,"method":"%b","params":%b}' % (request_id, method.encode(), params)
+    return b'{"jsonrpc":"2.0","id":%d,"method":%b,"params":%b}' % (request_id, encode(method), params)
 
 
 _logger = logging.getLogger(__name__)

@@ -116,12 +116,24 @@ class SkipLog(Struct):
             )
 
 
+_LINE_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+
+
+def one_line(message: bytes) -> bytes:
+    """Return a message without line breaks, which end messages on stdio and data in event streams.
+
+    JSON has them only between tokens, and a gateway forwards parts of messages as they were received.
+    """
+    return message.translate(_LINE_BREAKS) if b"\n" in message or b"\r" in message else message
+
+
 def messages_in(data: bytes) -> list[bytes]:
     """Return one message, or those of a batch, which 2025-03-26 allows and some servers always send.
 
     Raises:
         ProtocolError: The batch is malformed.
     """
+    data = one_line(data)
     start = data.removeprefix(BOM_UTF8).lstrip()
     return split_batch(start, _MAX_BATCH) if start[:1] == b"[" else [data]
 

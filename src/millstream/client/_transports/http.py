@@ -42,6 +42,7 @@ from millstream.client._transports import (
     TransportRequest,
     answered_id,
     messages_in,
+    one_line,
     send_cancellation,
 )
 
@@ -190,7 +191,7 @@ class StreamableTransport(Confidential, Struct, eq=False):
 
     def _answer(self, request: TransportRequest, reply: HttpReply) -> Envelope:
         """Return the response from a reply that isn't a stream."""
-        if reply.status == 200 and (message := read_result(reply.body, request.id)) is not None:
+        if reply.status == 200 and (message := read_result(one_line(reply.body), request.id)) is not None:
             return message
         if reply.status in (202, 204) and not reply.body:
             raise InvalidResponse(

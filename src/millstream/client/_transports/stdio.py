@@ -32,7 +32,7 @@ from millstream._protocol.redaction import (
 )
 from millstream._tasks import Tasks, is_canceled
 from millstream.client._errors import ClientError, ConnectFailed, ConnectionLost, InvalidResponse, TargetError
-from millstream.client._transports import DuplexTransport, Listener, TransportRequest
+from millstream.client._transports import DuplexTransport, Listener, TransportRequest, one_line
 
 _START = re.compile(r"Failed to validate request: \d+\b")
 _REST = re.compile(r"$|\w+Request(\.\S*)?$|\s+(?!\s|(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b)")
@@ -250,7 +250,7 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
                 async with asyncio.timeout(_OUTPUT_TIMEOUT):  # wait for the last output; a child may keep the pipe open
                     await self.output_ended.wait()
             raise self.report_exit()
-        stdin.write(message + b"\n")
+        stdin.write(one_line(message) + b"\n")
 
     # Events of the process
 
