@@ -833,3 +833,11 @@ async def test_errors_inside_an_application_are_not_shown() -> None:
     assert result.is_error
     assert "secret" not in result.text
     assert "Internal error" in result.text
+
+
+@for_each("name", ["a\0", "a\x1b"])
+async def test_parts_whose_names_cannot_be_sent_are_refused(name: str) -> None:
+    schema = {"type": "object", "properties": {name: TEXT}}
+    described = operation(method="post", **body(schema, "multipart/form-data"))
+    (argument,) = (await tools(described))["op"].input_schema["properties"]
+    assert "aren't allowed in headers" in await refusal(described, {argument: "x"})

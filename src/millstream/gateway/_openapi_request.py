@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote, unquote_to_bytes
 from msgspec import Struct
 
 from millstream import ToolError
+from millstream._http.client import UnsendableRequest
 from millstream._http.client.request import encode_part
 from millstream._protocol.foreign import encode_text
 from millstream._protocol.json_schema import is_integral
@@ -203,7 +204,10 @@ def _multipart_body(media: str, given: _Members, arguments: Mapping[str, Any]) -
                 file_name = file_name or name + (mimetypes.guess_extension(kind) or "")
                 disposition += f'; filename="{file_name.translate(_QUOTED)}"'
             headers = {"Content-Disposition": disposition, **({"Content-Type": kind} if kind else {})}
-            parts += f"--{boundary}\r\n".encode(), encode_part(headers, content), b"\r\n"
+            try:
+                parts += f"--{boundary}\r\n".encode(), encode_part(headers, content), b"\r\n"
+            except UnsendableRequest as exc:
+                raise ToolError(str(exc)) from None
     return b"".join(parts) + f"--{boundary}--\r\n".encode(), f"{plain_media(media)}; boundary={boundary}"
 
 

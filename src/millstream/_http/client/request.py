@@ -12,7 +12,7 @@ _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105  RFC 9110 §5.6.2
 _FRAMING = "(?!(?i:content-length|transfer-encoding):)"
 """Headers that say where a request ends, which `encode_request` writes."""
 _are_lines = re.compile(rf"(?:{_FRAMING}{_TOKEN}: [\t\x20-\x7e\x80-\xff]*\r\n)*").fullmatch
-_are_part_lines = re.compile(rf"(?:{_TOKEN}: [^\x00-\x08\x0a-\x1f\x7f]*\r\n)*").fullmatch
+_are_part_lines = re.compile(rf"(?:{_TOKEN}: [^\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]*\r\n)*").fullmatch
 """RFC 7578 §5.1 allows UTF-8 in the head of a part."""
 _is_start = re.compile(rf"{_TOKEN} [\x21-\x7e]+").fullmatch
 _line = "%s: %s\r\n".__mod__
