@@ -410,3 +410,58 @@ def dependencies() -> dict[str, str]:
     groups = project["optional-dependencies"]
     extras: list[str] = [item for name, items in groups.items() if name != "all" for item in items]
     return dict(re.fullmatch(r"([\w-]+)(.*?)(?:;.*)?", item).groups() for item in project["dependencies"] + extras)
+
+
+OUTBOUND = ("_http/client", "client", "gateway", "extensions", "agent", "_cli", "_web/inspector.py", "_oauth.py")
+"""Packages and modules that send requests."""
+LINE_BREAKS = {
+    "_http/client/request.py": "writes the heads of requests",
+    "client/_oauth/flow.py": "writes the page that ends a sign-in, whose head is constant",
+    "extensions/_host.py": "writes constant headers of a response",
+    "_web/inspector.py": "writes constant headers of responses",
+    "gateway/_bridge.py": "writes a constant header of responses",
+    "gateway/_jsonc.py": "keeps the line ends of a settings file",
+    "gateway/_links.py": "writes a constant header of responses",
+    "gateway/_openapi_request.py": "writes the boundaries of multipart bodies",
+}
+"""Module with CR LF in a literal, other than as an argument of a search -> the reason."""
+_SEARCHES = {"strip", "rstrip", "partition", "split", "maketrans", "removesuffix"}
+SENDERS = {
+    "_http/client/pool.py", "_web/inspector.py", "_app/server_process/session_forwarder.py", "client/_endpoint.py",
+}  # fmt: skip
+"""Modules that pass requests to a connection. All of them encode these with `encode_request`."""
+
+
+def test_only_one_module_writes_the_heads_of_requests() -> None:
+    found: set[str] = set()
+    for path in sources("src"):
+        name = path.relative_to(PACKAGE).as_posix()
+        if not any(name == each or name.startswith(f"{each}/") for each in OUTBOUND):
+            continue
+        searched = {
+            argument
+            for node in nodes_of(path)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _SEARCHES
+            for argument in node.args
+        }
+        for node in nodes_of(path):
+            if isinstance(node, ast.Constant) and node not in searched:
+                text = node.value.decode("latin-1") if isinstance(node.value, bytes) else node.value
+                if isinstance(text, str) and "\r\n" in text:
+                    found.add(name)
+    assert found == set(LINE_BREAKS)
+
+
+def test_connections_get_requests_from_that_module_only() -> None:
+    senders: set[str] = set()
+    for path in sources("src"):
+        name = path.relative_to(PACKAGE).as_posix()
+        for node in nodes_of(path):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "send"):
+                continue
+            # `ConnectionPool.send` takes one request, and `Endpoint.send` its parts.
+            if len(node.args) == 1 and any(each.arg == "repeatable" for each in node.keywords):
+                senders.add(name)
+    assert senders == SENDERS
+    for name in senders:
+        assert "millstream._http.client.request.encode_request" in imported(PACKAGE / name), name
