@@ -1,7 +1,10 @@
 """Texts from outside don't become lines of the requests that Millstream sends: CR LF injection and request smuggling.
 
 Each row is a place that a caller, an upstream, an API's document, an issuer, or a page fills. The peers record bytes.
-Every hostile text is either encoded or refused with an error that a person can read, and the next caller isn't affected.
+Each hostile text is either encoded or refused with an error that a person can read. The next caller isn't affected.
+
+Earlier checks refuse the texts of upstreams, issuers, credentials, WebSocket handshakes, and media types, so that those
+rows pass without the encoder's.
 """
 
 import asyncio
@@ -373,7 +376,11 @@ UPSTREAMS: dict[str, Callable[[str], Behave]] = {
 
 async def test_texts_of_an_upstream_add_nothing_to_requests() -> None:
     current: list[Behave] = [of_era(ERAS[0])]
-    async with run_raw_peer(lambda asked: current[0](asked)) as peer:
+
+    async def behave(asked: ReceivedRequest) -> None:
+        await current[0](asked)
+
+    async with run_raw_peer(behave) as peer:
 
         async def visit(make: Callable[[str], Behave], text: str) -> None:
             current[0] = make(text)
@@ -442,11 +449,14 @@ def issuing(kind: str, name: str, text: str) -> Behave:
 async def test_texts_of_an_issuer_add_nothing_to_requests() -> None:
     current: list[Behave] = [echo]
 
+    async def behave(asked: ReceivedRequest) -> None:
+        await current[0](asked)
+
     async def visit(url: str) -> str:
         query = parse_qs(urlsplit(url).query)
         return f"{query['redirect_uri'][0]}?code=c&state={query['state'][0]}"
 
-    async with run_raw_peer(lambda asked: current[0](asked)) as peer:
+    async with run_raw_peer(behave) as peer:
 
         async def sign_in(kind: str, name: str, text: str) -> None:
             current[0] = issuing(kind, name, text)
@@ -682,7 +692,7 @@ async def test_documents_add_nothing_to_requests_to_an_api(own_client: bool) -> 
             await check_plain(client)
             for tool in await client.tools():
                 members = dict(tool.input_schema.get("properties", {}))
-                for value in ("x", {"k": "x"}):
+                for value in ("eA==", {"k": "x"}):  # also a file
                     given = dict.fromkeys(members, value)
                     await attempt(client.call(tool.name, given, raise_on_error=False))
             peer.check({b"a"})
@@ -707,8 +717,7 @@ async def test_texts_of_credentials_add_nothing_to_requests(tmp_path: Path, monk
             try:
                 gateway.upstream("up", peer.url, prefix="", auth=auth, **options)
                 async with serve(gateway) as running:
-                    async with Client(f"http://127.0.0.1:{running.port}/mcp", headers=headers, timeout=WAIT) as client:
-                        await client.call("echo", word="x")
+                    await call_once(f"http://127.0.0.1:{running.port}/mcp", headers=headers)
             except LocalError as exc:
                 raise ToolError(str(exc)) from None
             finally:
