@@ -24,10 +24,12 @@ from client.misbehaving_servers import (
     with_discovery,
 )
 from millstream import Client
+from millstream._http.client.request import encode_headers, encode_request
 from millstream._http.client.url import parse_url, proxy_for
 from millstream.client import Options
 from millstream.client._errors import ClientError, ConnectFailed, TargetError
 from processes import free_port
+from raw_peer import TEXTS, check_head, split_requests
 
 HERE = "http://proxy.example:3128"
 
@@ -221,3 +223,20 @@ async def test_unreachable_proxies_are_explained(scheme: str, monkeypatch: pytes
     with pytest.raises(ConnectFailed, match=r"Can't connect to the proxy .* from the environment"):
         async with Client(f"{scheme}://mcp.test/mcp"):
             pass
+
+
+@for_each("text", TEXTS.values(), ids=TEXTS)
+def test_credentials_of_a_proxy_add_nothing_to_requests(text: str) -> None:
+    try:
+        proxy = proxy_for(parse_url("http://a.example/"), {"http_proxy": f"http://u{text}:{text}@127.0.0.1:1"})
+    except TargetError:
+        return
+    assert proxy is not None
+    usual = encode_request("GET", "/", encode_headers({"Host": "a.example"}))
+    for sent in (
+        proxy.connect(parse_url("https://a.example/")),
+        proxy.forward(parse_url("http://a.example/"), usual),
+    ):
+        ((head, _),), rest = split_requests(sent)
+        check_head(head, {b"host", b"proxy-authorization"}, {b"GET", b"CONNECT"})
+        assert rest == b""

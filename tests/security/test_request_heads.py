@@ -24,23 +24,16 @@ import pytest
 from client.misbehaving_servers import GREETING, OFFER, Behave, ReceivedRequest
 from http_peer import serve
 from millstream import Client, Server, Settings, ToolError
-from millstream._http.client.request import encode_request
-from millstream._http.client.url import Url, parse_url, proxy_for
-from millstream._protocol.errors import LocalError
 from millstream.client import AccessDenied, MemoryTokenStore, OAuth, Options
 from millstream.gateway import bearer, static_headers
 from patience import WAIT
 from raw_peer import (
-    NAMES,
     TEXTS,
-    VERBS,
     RawPeer,
     attack,
     attempt,
-    check_head,
     record_handshakes,
     run_raw_peer,
-    split_requests,
 )
 from wire import ask_asgi
 
@@ -209,15 +202,15 @@ class WrittenAuth:
     def __init__(self, headers: Mapping[str, str]) -> None:
         self._headers = headers
 
-    async def headers(self, url: Url, method: str, target: str) -> Mapping[str, str]:
+    async def headers(self, url: Any, method: str, target: str) -> Mapping[str, str]:
         """Return the hostile headers."""
         return self._headers
 
-    def learn_nonce(self, url: Url, nonce: str, challenge: str) -> bool:
+    def learn_nonce(self, url: Any, nonce: str, challenge: str) -> bool:
         """Ignore nonces."""
         return False
 
-    async def handle_challenge(self, url: Url, status: int, challenge: str) -> bool:
+    async def handle_challenge(self, url: Any, status: int, challenge: str) -> bool:
         """Have nothing better."""
         return False
 
@@ -718,7 +711,9 @@ async def test_texts_of_credentials_add_nothing_to_requests(tmp_path: Path, monk
                 gateway.upstream("up", peer.url, prefix="", auth=auth, **options)
                 async with serve(gateway) as running:
                     await call_once(f"http://127.0.0.1:{running.port}/mcp", headers=headers)
-            except LocalError as exc:
+            except Exception as exc:
+                if type(exc).__name__ != "LocalError":  # the configuration is refused
+                    raise
                 raise ToolError(str(exc)) from None
             finally:
                 await gateway.stop()
@@ -743,17 +738,6 @@ async def test_texts_of_credentials_add_nothing_to_requests(tmp_path: Path, monk
                 await client.call("echo", word="x")
             await gateway.stop()
 
-        async def in_proxy(text: str) -> None:
-            proxy = proxy_for(parse_url("http://a.example/"), {"http_proxy": f"http://u{text}:{text}@127.0.0.1:1"})
-            assert proxy is not None
-            for request in (
-                proxy.connect(parse_url("https://a.example/")),
-                proxy.forward(parse_url("http://a.example/"), encode_request("GET", "/", "Host: a.example\r\n")),
-            ):
-                ((head, _),), rest = split_requests(request)
-                check_head(head, {*NAMES, b"proxy-authorization"}, VERBS)
-                assert rest == b""
-
         async def forwarded(text: str) -> None:
             await through(headers={"x-tenant": text}, forward_headers=("x-tenant",))
 
@@ -767,7 +751,6 @@ async def test_texts_of_credentials_add_nothing_to_requests(tmp_path: Path, monk
                 "query": lambda text: through(static_headers(query={"key": text})),
                 "forwarded header": forwarded,
                 "name of a forwarded header": lambda text: through(forward_headers=(text,)),
-                "proxy": in_proxy,
             },
             peer,
             partial(call_once, peer.url),
