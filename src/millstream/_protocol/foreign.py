@@ -187,6 +187,9 @@ def _standard_base64(text: str) -> str:
     return text + "=" * (-len(text) % 4)
 
 
+_fields = cache(fields)
+
+
 def drop_misfits(value: Json, kind: type[Struct], warn: Callable[[str], object]) -> Json:
     """Return an object without the optional members, and the items of lists, that have the wrong type.
 
@@ -199,7 +202,7 @@ def drop_misfits(value: Json, kind: type[Struct], warn: Callable[[str], object])
         ``drop_misfits(description, ToolDescription, logger.warning)``
     """
     made = dict(value)
-    for each in fields(kind):
+    for each in _fields(kind):
         name = each.encode_name
         if name in made:
             fitting = _fit(made[name], each.type)
