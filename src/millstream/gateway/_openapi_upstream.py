@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 from msgspec import structs
 
 from millstream import ProtocolError, ToolError
-from millstream._http.client import Inflow, UnsendableRequest
+from millstream._http.client import Inflow
 from millstream._http.client.connection import HttpReply
 from millstream._http.client.pool import ConnectionPool
 from millstream._http.client.url import Url
@@ -175,10 +175,7 @@ class ApiUpstream(Upstream):
         credentials, recovered = self.credentials, False
         forwarded = {} if credentials is None else credentials.forwarded_headers(call)
         headers = {"accept": "application/json, */*;q=0.5"} if self._client is None else forwarded
-        try:
-            request = build_request(operation, arguments, headers)
-        except UnsendableRequest as exc:
-            raise call_error(call, str(exc)) from None
+        request = build_request(operation, arguments, headers)
         if self._client is not None:
             return await self._observe(partial(send_by, self._client, request), call, name)
         exchange, places = partial(self._exchange, request, call), self._places

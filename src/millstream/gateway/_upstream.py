@@ -719,7 +719,7 @@ class Upstream:
             target = structs.replace(target, caller=key.principal)
         credentials = self.credentials
         auth = None if credentials is None else credentials.auth(key.credentials)
-        forwarded = None if credentials is None else credentials.forwarded(key.credentials)
+        forwarded = None if credentials is None else credentials.headers_for_link(key.credentials)
         conversation = relays.conversation = Conversation(
             target,
             relays,

@@ -191,7 +191,10 @@ class StreamableTransport(Confidential, Struct, eq=False):
 
     def _answer(self, request: TransportRequest, reply: HttpReply) -> Envelope:
         """Return the response from a reply that isn't a stream."""
-        if reply.status == 200 and (message := read_result(one_line(reply.body), request.id)) is not None:
+        body = reply.body
+        if b"\n" in body or b"\r" in body:
+            body = one_line(body)
+        if reply.status == 200 and (message := read_result(body, request.id)) is not None:
             return message
         if reply.status in (202, 204) and not reply.body:
             raise InvalidResponse(

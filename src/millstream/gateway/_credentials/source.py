@@ -107,7 +107,7 @@ class UpstreamCredentials:
         """Return the source of headers for a new connection. The empty key belongs to the connection for lists."""
         return LinkAuth(self, self._callers.get(link_key) or LinkCaller(link_key.partition("\n")[0]))
 
-    def forwarded(self, link_key: str) -> Mapping[str, str]:
+    def headers_for_link(self, link_key: str) -> Mapping[str, str]:
         """Return the headers of callers that each request of a connection repeats."""
         caller = self._callers.get(link_key)
         return {} if caller is None else caller.headers
