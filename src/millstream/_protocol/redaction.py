@@ -11,6 +11,8 @@ from functools import lru_cache
 from typing import Any
 from urllib.parse import parse_qsl, unquote
 
+from millstream._protocol.json_schema import is_array, is_object
+
 REDACTED = "[redacted]"
 _SHORTEST = 4
 """Minimum characters of a secret. Replacing shorter texts would make errors unreadable."""
@@ -143,9 +145,9 @@ def redact_value(value: Any, secrets: Collection[str]) -> Any:
     """Return a value of JSON without secrets. See `redact`."""
     if isinstance(value, str):
         return redact(value, secrets)
-    if isinstance(value, list):
+    if is_array(value):
         return [redact_value(each, secrets) for each in value]
-    if isinstance(value, dict):
+    if is_object(value):
         return {redact(key, secrets): redact_value(each, secrets) for key, each in value.items()}
     return value
 

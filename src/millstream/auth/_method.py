@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeVar, cast, runtime_checkable
 from urllib.parse import urlsplit
 from weakref import WeakValueDictionary
 
@@ -57,7 +57,7 @@ def quote(value: object) -> str:
     """Return a value from a credential for `Rejection.details`: strings quoted, on one line, and shortened."""
     if value is None:
         return "missing"
-    given: Sequence[object] = value if isinstance(value, list | tuple) else [value]  # pyright: ignore[reportUnknownVariableType]
+    given = cast("Sequence[object]", value) if isinstance(value, list | tuple) else [value]
     some = [ascii(shorten(each, _MAX_SHOWN)) for each in given[:_MAX_SHOWN_ITEMS] if isinstance(each, str)]
     return (" and ".join(some) or "not a string") + (" and others" if len(given) > _MAX_SHOWN_ITEMS else "")
 

@@ -32,6 +32,7 @@ from millstream.client._errors import AccessDenied, ClientError, NotMcp, ServerE
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _KEEPS_METHOD = frozenset({307, 308})
+_NO_HEADERS: Mapping[str, str] = {}
 _MAX_REDIRECTS = 3
 _MAX_DETAIL = 300
 _MAX_COOKIES = 4096
@@ -166,7 +167,7 @@ class Endpoint:
         url = structs.replace(self.url, target=target) if target else self.url
         try:
             while True:
-                credentials = {} if auth is None else await auth.headers(self.url, method, url.target)
+                credentials = _NO_HEADERS if auth is None else await auth.headers(self.url, method, url.target)
                 if credentials != self._sent:
                     self._sent, self._sent_before = credentials, self._sent
                 sent = head + encode_headers(credentials) if credentials else head

@@ -85,5 +85,5 @@ def _refuse(headers: Collection[tuple[str, str]], *, of_part: bool = False) -> N
         if re.fullmatch(f"{_FRAMING}{_TOKEN}:", f"{name}:") is None:
             raise UnsendableRequest(f"{name!r:.100} can't be sent as the name of a header.")
         if fits(f"x: {value}\r\n") is None or "\n" in value:
-            break
-    raise UnsendableRequest(f"The header {name} contains characters that aren't allowed in headers.")
+            raise UnsendableRequest(f"The header {name:.100} contains characters that aren't allowed in headers.")
+    raise UnsendableRequest("The headers contain characters that aren't allowed in headers.")
