@@ -19,8 +19,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from client.misbehaving_servers import DONE, GREETING, OFFER, ReceivedRequest, misbehaving
 from issuer_world import run_issuer
 from millstream import Client, Server
-from millstream._http.client.url import parse_url
-from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, Options, ServerError
+from millstream.client import AccessDenied, ClientError, MemoryTokenStore, OAuth, Options, ServerError, parse_url
 from millstream.gateway import OpenApi, bearer, static_headers
 from patience import WAIT
 from processes import ROOT

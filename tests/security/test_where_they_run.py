@@ -51,6 +51,7 @@ ON_ONE_WORKER: dict[str, dict[str, str]] = {
     "here_only": {"": "it depends on what each worker is bound to, as test_behind_nginx checks on four"},
     "kept_capabilities": {"": INSIDE},
     "replaced_links": {"": "a hook of Python replaces files when this process opens them"},
+    "credentials_in_errors": {"": CLIENT},
     "request_heads": {"": CLIENT},
     "message_lines": {"": "each worker relays messages in the same way"},
     "second_tenant": {"": "shares count for one process; across workers, only the store limits"},
