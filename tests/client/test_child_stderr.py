@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from millstream import Client
-from millstream.client import Options
+from millstream.client import ConnectionLost, Options
 
 pytestmark = pytest.mark.server
 FILE = """
@@ -55,3 +55,32 @@ async def test_server_stderr_cannot_control_the_terminal(
     with pytest.raises(Exception, match="code 3"):
         await _said(path)
     assert "\ufffd[2Jgone\n" in capsys.readouterr().err
+
+
+CHUNKS = """
+import sys, time
+key = "k3y-of-the-operator"
+line = ("filler " * 700) + "key=" + key + " " + ("more " * 300) + key
+for at in range(0, len(line), 997):
+    sys.stderr.write(line[at : at + 997])
+    sys.stderr.flush()
+sys.stderr.write("\\n-----BEGIN PRIVATE KEY-----\\nMC4CAQAwBQYDK2VwBCIEIA\\n-----END PRIVATE KEY-----\\n")
+sys.stderr.write("RuntimeError: " + key)
+sys.exit(3)
+"""
+
+
+async def test_credentials_in_any_part_of_a_long_output_are_removed(tmp_path: Path) -> None:
+    path = tmp_path / "long"
+    path.write_text(CHUNKS, "utf-8")
+    lines: list[str] = []
+    pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIA\n-----END PRIVATE KEY-----"
+    options = Options(env={"SHOP_KEY": "k3y-of-the-operator", "SIGNING_KEY": pem}, stderr=lines.append)
+    with pytest.raises(ConnectionLost, match=r"RuntimeError: \[redacted\]"):
+        async with Client([sys.executable, str(path)], options=options):
+            pass
+    shown = "\n".join(lines)
+    assert shown.count("[redacted]") >= 3
+    for part in ("k3y-of", "operator", "MC4CAQ"):
+        assert part not in shown
+    assert shown.count("filler") == 700
