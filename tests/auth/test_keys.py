@@ -262,14 +262,23 @@ async def test_key_headers_with_extra_text_are_rejected_with_a_fix() -> None:
         for key in (f"Bearer {ALICE}", "", f"{ALICE}, {BOB}"):
             reply = await ask(world, None, x_api_key=key)
             assert (reply.status, "The X-Api-Key header must have only" in reply.message["detail"]) == (400, True)
+        reply = await ask(world, None, x_api_key="", authorization="Basic YWxpY2U6eA==")
+        assert "The X-Api-Key header must have only" in reply.message["detail"]
 
 
 async def test_repeated_key_headers_are_rejected() -> None:
     async with run_guarded(make_server(**KEY_HEADER)) as world:
         peer = await world.running.connect()
-        lines = "".join(f"x-api-key: {ALICE}\r\n" for _ in range(2))
-        await peer.send(f"POST /tools/who HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}content-length: 0\r\n\r\n".encode())
-        assert (await peer.reply())[0] == 400
+        for first, others, repeated in (
+            ("x-api-key", "", "X-Api-Key"),
+            ("authorization", "x-api-key", "Authorization"),
+        ):
+            lines = f"{others}: {ALICE}\r\n" if others else ""
+            lines += f"{first}: {ALICE}\r\n" * 2
+            head = f"POST /tools/who HTTP/1.1\r\nhost: 127.0.0.1\r\n{lines}content-length: 0\r\n\r\n"
+            await peer.send(head.encode())
+            status, _, body = await peer.reply()
+            assert (status, f"The {repeated} header is repeated" in body.decode()) == (400, True)
         peer.close()
 
 

@@ -108,6 +108,7 @@ NOT_PART = {
     "users.json": f'{{"users": [{{"name": "ada", "password": "$argon2id$"}}], "a": {SECRET}}}',
     "keys.json": f'{{"keys": [{{"name": "ada", "hash": "00", "created": 0}}], "a": {SECRET}}}',
     "jwks.json": f'{{"keys": [{{"kty": "EC", "d": "x"}}], "a": {SECRET}}}',
+    "environment.json": f'{{"mcpServers": {{"shop": {{"env": {{"KEY": "x"}}}}}}, "a": {SECRET}}}',
     "tokens.json": f'{{"tokens": {{"https://a.test": {{"access_token": "x"}}}}, "a": {SECRET}}}',
     "a%00.json": "",
     "a.json?b": "",

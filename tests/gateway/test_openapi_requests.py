@@ -630,7 +630,8 @@ async def test_servers_outside_of_the_base_url_are_skipped_with_the_reason(
     (item if has_path else item["get"])["servers"] = [{"url": url}]
     assert await tools(document) == {}
     reason = (
-        f"skipped GET /p, because it has its own server, {url}, which isn't below the base URL. To use it, set hosts"
+        f"skipped GET /p, because it has its own server, {url}, which isn't below the base URL. "
+        "To use it, add its origin to hosts"
     )
     assert reason in caplog.text
 

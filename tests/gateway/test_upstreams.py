@@ -12,6 +12,7 @@ from gateway.content_server import LINKED, PICTURE, SOUND, make_library
 from millstream import Audio, EmbeddedResource, Image, ResourceLink, Server, Text
 from millstream._override import override
 from millstream.client import Client, ServerError
+from millstream.gateway import OpenApi, UpstreamConfig
 from millstream.middleware import Middleware, Next, Request
 from millstream.protocol import BY_DATE
 from patience import WAIT
@@ -163,3 +164,20 @@ async def test_middleware_receives_gateway_uris() -> None:
         assert (await client.prompt("lib_pitch", title="Emma")).messages[1].content == ResourceLink(linked, "notes")
         assert (await client.read(linked))[0].uri == linked
     assert seen == [linked] * 3
+
+
+@for_each(
+    ("options", "problem"),
+    [
+        ({"openapi": OpenApi(document={}, hosts=("https://a.example/other/",))}, "in hosts isn't an origin"),
+        ({"openapi": OpenApi(document={}, hosts=("a.example:9173",))}, "in hosts isn't an origin"),
+        ({"openapi": OpenApi(document={}, hosts=("*",))}, "in hosts isn't an origin"),
+        ({"openapi": OpenApi(document={}, references=("../",))}, "in references isn't a URL"),
+        ({"headers": {"X-Tenant": "a\r\nX-Role: admin"}}, "X-Tenant contains characters"),
+        ({"headers": {"X: Role": "admin"}}, "isn't a valid header name"),
+    ],
+)
+def test_values_that_cannot_be_sent_stop_the_start(options: dict[str, Any], problem: str) -> None:
+    target = None if "openapi" in options else "http://127.0.0.1:9/mcp"
+    with pytest.raises(ValueError, match=problem):
+        UpstreamConfig(name="up", target=target, **options).check()

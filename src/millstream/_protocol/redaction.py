@@ -27,7 +27,7 @@ _MAX_REMEMBERED = 256
 """Maximum characters of a name whose result is cached, because callers choose the names of arguments."""
 _SECRET_NAME = re.compile(
     r"authorization|cookie|passwo?r?d|passphrase|secret|token(?!s)|credential|sessionid|requeststate"
-    r"|(?:api|access|private|signing)key|key$|.auth$|pass$|jwt"
+    r"|(?:api|access|private|signing)key|key$|.auth$|pass$|jwt|bearer|signature|accesscode"
 )
 _USER = re.compile(r"://([^\s/:@?#]{0,256}):([^\s/@?#]+)@")
 """Matches the user name and password in a URL."""

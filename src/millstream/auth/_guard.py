@@ -375,13 +375,14 @@ class AuthGuard:
         value = request.headers.get(b"authorization")
         names = [name for name, _ in request.raw_headers if name in (b"authorization", self._key_header)]
         # If a header is repeated, another parser could use the other value.
-        if len(names) > len(set(names)):
-            return self.challenges.for_malformed(request, f"The {names[0].decode().title()} header is repeated.")
+        if repeated := [name for name in names if names.count(name) > 1]:
+            return self.challenges.for_malformed(request, f"The {repeated[0].decode().title()} header is repeated.")
         if self._key_header and (key := request.headers.get(self._key_header)) is not None:
             # So both headers share cached verdicts, throttling, and the rules for their content.
             given = b"Bearer " + key.strip(b" ")
             if not _CREDENTIAL.fullmatch(given[7:]):
-                text = f"The {names[-1].decode().title()} header must have only the key or token, without Bearer."
+                name = self._key_header.decode().title()
+                text = f"The {name} header must have only the key or token, without Bearer."
                 return self.challenges.for_malformed(request, text)
             if value is not None and _is_bearer(value) and b"Bearer " + value.partition(b" ")[2].strip(b" ") != given:
                 return self.challenges.for_malformed(

@@ -176,6 +176,7 @@ class Document:
         """Schemas looked at."""
         self.base = ""
         """Base URL of the API, if it isn't the first server."""
+        check_hosts(hosts)
         self._hosts = {_origin(each) for each in hosts}
         self._output_schemas = output_schemas
         self._has_cookies = _COOKIE not in fixed
@@ -384,7 +385,8 @@ class Document:
                 return origin + path
         if servers:
             raise _NotOffered(
-                f"it has its own server, {servers[0]}, which isn't below the base URL. To use it, set hosts"
+                f"it has its own server, {servers[0]}, which isn't below the base URL. To use it, add its origin to "
+                "hosts. Your credentials are then sent there"
             )
         return usual
 
@@ -744,6 +746,18 @@ def _origin(url: str) -> str:
     return f"{parts.scheme}://{host}" if host else ""
 
 
+def check_hosts(hosts: Collection[str]) -> None:
+    """Check that each host is an origin, because operations can then use every path there.
+
+    Raises:
+        ValueError: One isn't.
+    """
+    for each in hosts:
+        parts = urlsplit(each)
+        if not (parts.scheme in ("http", "https") and parts.netloc and parts.path in ("", "/")) or parts.query:
+            raise ValueError(f"{each!r} in hosts isn't an origin. Write it without a path: https://api.example.com")
+
+
 def _is_below(path: str, base: str) -> bool:
     """Return whether a path is the one of a base URL without a slash at its end, or below it."""
     return f"{path}/".startswith(f"{urlsplit(base).path}/")
@@ -1022,15 +1036,18 @@ def check_api(config: Any) -> None:
                 f"upstream {config.name!r}: an application in this process doesn't support auth and "
                 "headers. Remove them."
             )
-    elif isinstance(config.openapi, OpenApi) and (
-        bad := [each for each in config.openapi.references if not _is_url(each)]
-    ):
-        raise ValueError(f"upstream {config.name!r}: {bad[0]!r} in references isn't a URL.")
     elif not isinstance(document, str | Path | dict):
         raise ValueError(
             f"upstream {config.name!r}: openapi= takes the URL or file of a document, the document as a dict, or a "
             "FastAPI application."
         )
+    if isinstance(config.openapi, OpenApi):
+        if bad := [each for each in config.openapi.references if not _is_url(each)]:
+            raise ValueError(f"upstream {config.name!r}: {bad[0]!r} in references isn't a URL.")
+        try:
+            check_hosts(config.openapi.hosts)
+        except ValueError as exc:
+            raise ValueError(f"upstream {config.name!r}: {exc}") from None
 
 
 def _is_url(text: str) -> bool:

@@ -219,8 +219,11 @@ def _is_private(value: Any) -> bool:
         return False
     entries = [each for name in _TABLES for each in members(value.get(name)).values() if is_object(each)]
     records = [each for name in ("keys", "users") for each in items_of(value.get(name)) if is_object(each)]
-    return any(isinstance(each.get(name), str | list) for each in entries for name in _ENTRY) or any(
-        isinstance(each.get(name), str) for each in records for name in _RECORD
+    return (
+        any(isinstance(each.get(name), str | list) for each in entries for name in _ENTRY)
+        or any(is_object(each.get(name)) for each in entries for name in ("env", "headers"))
+        or any(isinstance(members(each.get("command")).get("path"), str) for each in entries)
+        or any(isinstance(each.get(name), str) for each in records for name in _RECORD)
     )
 
 

@@ -361,7 +361,7 @@ class ApiUpstream(Upstream):
                 has_credentials = folder == own != "/" and url.origin == document.origin
                 return await self._fetch(url, folder, has_credentials=has_credentials)
         raise ValueError(
-            "it isn't a .json, .yaml, or .yml file below the document's folder. If you trust it, set references"
+            "it isn't a .json, .yaml, or .yml file below the document's folder, or below a folder in references"
         )
 
     async def _fetch(self, url: Url, folder: str = "", *, has_credentials: bool = True) -> bytes:

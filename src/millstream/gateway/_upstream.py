@@ -44,6 +44,7 @@ from millstream.client import (
     TooMuchArriving,
     TransportFactory,
 )
+from millstream.client._endpoint import check_headers
 from millstream.client._requests import NO_HANDSHAKE, Era
 from millstream.client._server_messages import Change
 from millstream.client._targets import Remote, find_server
@@ -251,6 +252,10 @@ class UpstreamConfig(ProcessOptions, frozen=True, kw_only=True, metaclass=Sugges
             )
         if problem := self.find_ignored_option()[1]:
             raise ValueError(f"upstream {self.name!r}: {problem}")
+        try:
+            check_headers(self.headers)
+        except TargetError as exc:
+            raise ValueError(f"upstream {self.name!r}: {exc}") from None
         if self.openapi is not None:
             from millstream.gateway._openapi import check_api  # noqa: PLC0415  few upstreams are APIs
 
