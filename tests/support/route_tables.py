@@ -57,14 +57,16 @@ Send = Callable[[str, Any], Awaitable[bool]]
 
 @asynccontextmanager
 async def running(
-    *, parts: str = "all", issuer: bool = True, accounts: bool = True, **options: Any
+    *, parts: str = "all", tokens: bool = True, issuer: bool = True, accounts: bool = True, **options: Any
 ) -> AsyncIterator[GuardedServer]:
-    """Run a server that requires a key, behind a proxy that names the client's address. Each caller may do all."""
+    """Run a server that requires a key, behind a proxy that names the client's address. Each caller has every scope."""
     with tempfile.TemporaryDirectory() as folder:
         for name in ("page.html", "users.json"):
             Path(folder, name).write_text("{}", "utf-8")  # noqa: ASYNC240  a few bytes
         keys = {f"caller{number}": (key_of(number), ["*"]) for number in range(_CALLERS)}
         methods: list[Any] = [auth.keys(named_keys=keys)]
+        if tokens:
+            methods.append(auth.jwt(issuer="https://issuer.example.com", audience=_URL, secret="s" * 40))
         if issuer:
             methods.append(auth.issuer(_URL, users=auth.users(file=Path(folder, "users.json"))))
         server = Server("everything", serve=parts, auth=methods, settings=Settings(**options))
@@ -320,11 +322,12 @@ async def limits_table() -> str:
 
 
 _PUBLIC_WITH: Mapping[str, Mapping[str, Any]] = {
-    "always": {"parts": "", "issuer": False, "accounts": False},
-    "`rest`": {"parts": "rest", "issuer": False, "accounts": False},
-    "`web`": {"issuer": False, "accounts": False},
-    "`card_url`": {"issuer": False, "accounts": False, "card_url": "https://mcp.example.com/mcp"},
-    "accounts at upstreams": {"issuer": False, "card_url": "https://mcp.example.com/mcp"},
+    "always": {"parts": "", "tokens": False, "issuer": False, "accounts": False},
+    "`rest`": {"parts": "rest", "tokens": False, "issuer": False, "accounts": False},
+    "`web`": {"tokens": False, "issuer": False, "accounts": False},
+    "`card_url`": {"tokens": False, "issuer": False, "accounts": False, "card_url": "https://mcp.example.com/mcp"},
+    "accounts at upstreams": {"tokens": False, "issuer": False, "card_url": "https://mcp.example.com/mcp"},
+    "tokens from an issuer": {"issuer": False, "card_url": "https://mcp.example.com/mcp"},
     "`auth.issuer(…)`": {"card_url": "https://mcp.example.com/mcp"},
 }
 """What a server has, each with everything before it."""
