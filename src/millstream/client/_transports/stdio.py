@@ -165,8 +165,8 @@ class StdioTransport(DuplexTransport, asyncio.SubprocessProtocol):
     ) -> None:
         super().__init__(listener, background)
         self._command = command
-        self._secrets = find_secrets(command.env, environment_secrets(os.environ))
-        self._secrets |= find_argument_secrets(command.argv)
+        known = environment_secrets(os.environ)
+        self._secrets = find_secrets(command.env, known) | find_argument_secrets(command.argv, known)
         self._max = max_bytes
         self._show = show
         self.process: asyncio.SubprocessTransport | None = None
